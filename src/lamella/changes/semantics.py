@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What whiteouts and opaque markers may hide: what lies below, never what the layer itself has put.
+
+OCI image-spec layer.md, "Whiteouts": a whiteout applies to lower layers only, wherever in the layer it stands. So the
+driver notes what a layer has put, and a place that has no markers of its own (a plain directory) removes by that note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import Protocol
+
+from lamella.changes.contracts import Mine
+from lamella.changes.model import Content, Entry, implied_directory
+from lamella.paths import LayerPath, join, split
+
+_NOTHING: AbstractSet[str] = frozenset()
+
+
+class PutRecord:
+    """The `Mine` of one layer, noted as it is applied.
+
+    Names are kept a directory at a time as one run of bytes, which costs a tenth of a set of strings, and are made a
+    set only where a marker asks for that directory.
+    """
+
+    __slots__ = ("_rows", "_stated")
+
+    def __init__(self) -> None:
+        self._rows: dict[LayerPath, bytearray | set[str]] = {}
+        self._stated: set[LayerPath] = set()
+
+    def add(self, directory: LayerPath, name: str) -> None:
+        """The layer has put ``name`` in ``directory``."""
+        row = self._rows.get(directory)
+        if row is None:
+            row = self.enter(directory)
+        if type(row) is bytearray:
+            row += name.encode("utf-8", "surrogateescape")
+            row += b"/"
+        else:
+            row.add(name)  # type: ignore[union-attr]
+
+    def state(self, path: LayerPath) -> None:
+        """The layer states the directory ``path`` itself."""
+        self._stated.add(path)
+
+    def enter(self, directory: LayerPath) -> bytearray | set[str]:
+        """The layer has something in ``directory``: note the way to it."""
+        rows = self._rows
+        row: bytearray | set[str] = rows.setdefault(directory, bytearray())
+        while directory:
+            parent, name = split(directory)
+            above = rows.get(parent)
+            known = above is not None
+            if above is None:
+                above = rows[parent] = bytearray()
+            if type(above) is bytearray:
+                above += name.encode("utf-8", "surrogateescape") + b"/"
+            else:
+                above.add(name)  # type: ignore[union-attr]
+            if known:
+                break
+            directory = parent
+        return row
+
+    def names(self, directory: LayerPath) -> AbstractSet[str]:
+        """See `Mine.names`."""
+        row = self._rows.get(directory)
+        if row is None:
+            return _NOTHING
+        if isinstance(row, bytearray):
+            row = self._rows[directory] = set(row.decode("utf-8", "surrogateescape").split("/")[:-1])
+        return row
+
+    def stated(self, path: LayerPath) -> bool:
+        """See `Mine.stated`."""
+        return path in self._stated
+
+
+class FlatPlace(Protocol):
+    """A place that holds files and no markers, so that to hide means to remove."""
+
+    def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
+        """What is in ``directory`` now: names, each with whether it is a directory."""
+        ...
+
+    def remove(self, path: LayerPath) -> None:
+        """Remove ``path`` and all beneath it."""
+        ...
+
+    def put(self, entry: Entry, content: Content | None) -> bool | None:
+        """See `Sink.put`."""
+        ...
+
+
+def prune(place: FlatPlace, directory: LayerPath, mine: Mine) -> None:
+    """Remove from ``directory`` all that the layer has not put.
+
+    A directory that stays only because the layer has something in it loses the metadata that it had below.
+    """
+    todo = [directory]
+    while todo:
+        parent = todo.pop()
+        keep = mine.names(parent)
+        for name, is_directory in list(place.names(parent)):
+            path = join(parent, name)
+            if name not in keep:
+                place.remove(path)
+            elif is_directory:
+                if not mine.stated(path):
+                    place.put(implied_directory(path), None)
+                todo.append(path)
