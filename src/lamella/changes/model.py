@@ -10,14 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias
 
 from lamella.paths import LayerPath
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-NO_XATTRS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+class _NoXattrs(dict[str, bytes]):
+    """An empty mapping that stays empty, so that all entries can share it."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a default of a dataclass must be hashable
+
+    def __setitem__(self, key: str, value: bytes) -> None:
+        raise TypeError("the shared empty mapping cannot be changed")
+
+
+NO_XATTRS: Final[Mapping[str, bytes]] = _NoXattrs()
 
 
 class Kind(Enum):
