@@ -1,2 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only home of system calls and ctypes bindings beyond the os module."""
+"""The only home of system calls and ctypes bindings beyond the os module; the same names for each system."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "linux":
+    from lamella.host.linux import (
+        HAS_XATTRS,
+        current_umask,
+        get_xattr,
+        list_xattrs,
+        path_beneath,
+        path_of,
+        remove_xattr,
+        rename_exclusive,
+        set_xattr,
+    )
+else:
+    from lamella.host.elsewhere import (
+        HAS_XATTRS,
+        current_umask,
+        get_xattr,
+        list_xattrs,
+        path_beneath,
+        path_of,
+        remove_xattr,
+        rename_exclusive,
+        set_xattr,
+    )
+
+__all__ = [
+    "HAS_XATTRS",
+    "current_umask",
+    "get_xattr",
+    "list_xattrs",
+    "path_beneath",
+    "path_of",
+    "remove_xattr",
+    "rename_exclusive",
+    "set_xattr",
+]

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux: extended attributes, the umask, exclusive renames."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+
+HAS_XATTRS = True
+
+
+def current_umask() -> int:
+    """The umask of this process, read without setting it, so that no other thread ever sees another one."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass
+    # All bits: whoever asks then sets every mode itself, which is slower and always right.
+    return 0o777
+
+
+def list_xattrs(file: int | str) -> list[str]:
+    """Names of the extended attributes of an open file, or of a path whose last component is not followed."""
+    return os.listxattr(file) if isinstance(file, int) else os.listxattr(file, follow_symlinks=False)
+
+
+def get_xattr(file: int | str, name: str) -> bytes:
+    """One extended attribute; see `list_xattrs`."""
+    return os.getxattr(file, name) if isinstance(file, int) else os.getxattr(file, name, follow_symlinks=False)
+
+
+def set_xattr(file: int | str, name: str, value: bytes) -> None:
+    """Set one extended attribute; see `list_xattrs`."""
+    if isinstance(file, int):
+        os.setxattr(file, name, value)
+    else:
+        os.setxattr(file, name, value, follow_symlinks=False)
+
+
+def remove_xattr(file: int | str, name: str) -> None:
+    """Remove one extended attribute; see `list_xattrs`."""
+    if isinstance(file, int):
+        os.removexattr(file, name)
+    else:
+        os.removexattr(file, name, follow_symlinks=False)
+
+
+def path_beneath(directory: int, name: str) -> str:
+    """A path to ``name`` in the open ``directory``, for calls that take no directory descriptor."""
+    return f"/proc/self/fd/{directory}/{name}"
+
+
+def path_of(descriptor: int) -> str:
+    """A path that the kernel resolves to the very file that is open, whatever has become of its names."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """Rename ``old`` to ``new``; FileExistsError where ``new`` is there, even as an empty directory (renameat2(2))."""
+    source, target = os.fsencode(old), os.fsencode(new)
+    renameat2 = getattr(_libc(), "renameat2", None)
+    code = errno.ENOSYS
+    if renameat2 is not None:
+        if renameat2(_AT_FDCWD, source, _AT_FDCWD, target, ctypes.c_uint(_RENAME_NOREPLACE)) == 0:
+            return
+        code = ctypes.get_errno()
+    if code not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(code, os.strerror(code), os.fspath(new))
+    # The file system cannot: the next best is to look first; a directory that is not empty is refused in any case.
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
+    os.rename(source, target)
