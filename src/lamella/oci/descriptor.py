@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors: what a blob is, how large, and its digest (image-spec, descriptor.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from lamella.digests import Digest
+from lamella.oci.documents import Document
+from lamella.oci.platform import Platform
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Bytes of a blob."""
+
+
+class Descriptor(Document, frozen=True, kw_only=True):
+    """Names a blob by digest and says its size and type. ``urls`` and ``data`` are kept, and never trusted."""
+
+    media_type: Annotated[str, msgspec.Meta(min_length=1)] = msgspec.field(name="mediaType")
+    digest: Digest
+    size: Size
+    urls: list[str] = msgspec.field(default_factory=list)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    data: str = ""
+    platform: Platform | None = None
+    artifact_type: str = msgspec.field(name="artifactType", default="")
+
+    def __str__(self) -> str:
+        return str(self.digest)
