@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plain directory as the place of a layer: what is below is in it already, and markers remove."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from lamella import host
+from lamella.changes.contracts import Mine, Seen
+from lamella.changes.losses import Loss, Losses
+from lamella.changes.model import Content, Entry, Kind, Posix
+from lamella.changes.semantics import prune
+from lamella.errors import Conflict, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
+from lamella.layers.descriptors import Descriptors, open_root, remove_tree
+from lamella.layers.policy import Devices, Owners, Policy, refusal
+from lamella.paths import LayerPath, split
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS: Final = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+_NODE_TYPES: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
+_SET_ID: Final = 0o7000
+
+
+class DirectorySink:
+    """Applies a layer onto a directory, in place.
+
+    Only `apply` may drive it. Every name is opened relative to the descriptor of its directory and without following
+    links, so a directory that somebody swaps for a link meanwhile is an error. Times of directories are set by
+    `commit`; those of directories that the layer does not state come out as they were. `abort` cannot take back what
+    is written: where that matters, apply to a fresh directory and rename it when done.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, policy: Policy | None = None, losses: Losses | None = None
+    ) -> None:
+        """Open ``root``, which must be a directory. ``losses`` collects what it cannot hold."""
+        self._policy = policy or Policy.default()
+        self._losses = losses if losses is not None else Losses()
+        self._descriptors = Descriptors(open_root(root), self._note)
+        self._known = self._descriptors.known
+        self._umask = host.current_umask()
+        self._special = self._umask | _SET_ID
+        self._uid, self._gid = os.geteuid(), os.getegid()
+        self._root_user = self._uid == 0
+        self._keep = self._policy.owners is Owners.KEEP
+        self._record = self._policy.owners is Owners.RECORD
+        self._inheriting: set[int] = set()
+        """Descriptors of directories that give their group or default ACL to what is made in them."""
+        self._times: dict[str, int] = {}
+        """Directory -> mtime that it must have in the end."""
+        self._modes: dict[str, int] = {}
+        """Directory -> mode that would lock us out until the end (never for root)."""
+        self._removed = False
+        with os.scandir(self._descriptors.root) as scan:
+            self._layered = next(scan, None) is not None
+        self._note("", self._descriptors.root)
+
+    @property
+    def view(self) -> DirectorySink:
+        """See `Sink.view`."""
+        return self
+
+    @property
+    def layered(self) -> bool:
+        """See `Sink.layered`."""
+        return self._layered
+
+    def seen(self, path: LayerPath) -> Seen | None:
+        """See `View.seen`."""
+        if not path:
+            return Seen(Kind.DIRECTORY)
+        parent, name = split(path)
+        try:
+            directory = self._known.get(parent)
+            if directory is None:
+                directory = self._open(parent)
+            mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+            kind = _KINDS.get(stat.S_IFMT(mode))
+            if kind is Kind.SYMLINK:
+                return Seen(kind, os.readlink(name, dir_fd=directory))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise from_os(error, f"look at {path!r}") from error
+        return Seen(kind if kind is not None else Kind.FIFO)  # a socket: in the way, and nothing to follow
+
+    def put(self, entry: Entry, content: Content | None) -> bool | None:
+        """See `Sink.put`. Raises MissingFacet, Exhausted (no space), Denied and the like."""
+        if entry.kind is not Kind.FILE:
+            return self._put_other(entry)
+        path = entry.path
+        posix = entry.posix
+        if posix is None:
+            raise MissingFacet(path, "POSIX")
+        parent, _, name = path.rpartition("/")
+        mode = posix.mode
+        reshaped: bool | None = None
+        try:
+            directory = self._known.get(parent)
+            if directory is None:
+                directory = self._open(parent)
+            try:
+                file = os.open(name, _CREATE, mode, dir_fd=directory)
+            except FileExistsError:
+                reshaped = self._clear(directory, name, path)
+                file = os.open(name, _CREATE, mode, dir_fd=directory)
+            try:
+                if content is not None:
+                    if content.extents is None:
+                        size = 0
+                        for chunk in content.chunks():
+                            done = os.write(file, chunk)
+                            if done != len(chunk):
+                                _write_rest(file, chunk, done)
+                            size += len(chunk)
+                        if size != entry.size:
+                            raise SizeMismatch(f"content of {path!r}", expected=entry.size, actual=size)
+                    else:
+                        _write_sparse(file, content)
+                inherits = directory in self._inheriting
+                if posix.uid != self._uid or posix.gid != self._gid or inherits:
+                    self._own(file, path, posix, inherits)
+                    if inherits:
+                        self._drop_xattrs(file, posix.xattrs)
+                if posix.xattrs:
+                    self._set_xattrs(file, path, posix.xattrs)
+                if mode & self._special or inherits:
+                    os.fchmod(file, mode)
+                mtime = posix.mtime
+                os.utime(file, ns=(mtime, mtime))
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise from_os(error, f"write {path!r}") from error
+        return reshaped
+
+    def link(self, path: LayerPath, target: LayerPath) -> bool | None:
+        """See `Sink.link`."""
+        parent, name = split(path)
+        from_parent, from_name = split(target)
+        reshaped: bool | None = None
+        try:
+            directory, source = self._open_both(parent, from_parent)
+            try:
+                mode = os.stat(from_name, dir_fd=source, follow_symlinks=False).st_mode
+            except FileNotFoundError:
+                raise NotFound(f"hard link {path!r}: its target {target!r} is not there") from None
+            if stat.S_ISDIR(mode):
+                raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
+            try:
+                os.link(from_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+            except FileExistsError:
+                if target.startswith(path + "/"):
+                    raise InvalidInput(f"hard link {path!r}: it would replace its own target {target!r}") from None
+                reshaped = self._clear(directory, name, path)
+                os.link(from_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            raise from_os(error, f"link {path!r} to {target!r}") from error
+        return reshaped
+
+    def stream(self, path: LayerPath, name: str, content: Content) -> None:  # noqa: ARG002
+        """Recorded as lost: a POSIX file system has no alternate data streams."""
+        self._losses.record(Loss(path, f"alternate data stream {name!r}", "this file system has none"))
+
+    def whiteout(self, path: LayerPath) -> bool | None:
+        """See `Sink.whiteout`."""
+        parent, name = split(path)
+        try:
+            return self._clear(self._open(parent), name, path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise from_os(error, f"remove {path!r}") from error
+
+    def opaque(self, path: LayerPath, mine: Mine) -> None:
+        """See `Sink.opaque`."""
+        prune(self, path, mine)
+
+    def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
+        """See `FlatPlace.names`."""
+        try:
+            with os.scandir(self._open(directory)) as scan:
+                return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
+        except OSError as error:
+            raise from_os(error, f"list {directory!r}") from error
+
+    def remove(self, path: LayerPath) -> None:
+        """See `FlatPlace.remove`."""
+        self.whiteout(path)
+
+    def commit(self) -> Losses:
+        """Set what has to wait for the end, and return what was lost."""
+        try:
+            self._finish_directories()
+        except OSError as error:
+            raise from_os(error, "set the times of directories") from error
+        self._descriptors.close()
+        return self._losses
+
+    def abort(self) -> None:
+        """Close. What was written stays; see the class."""
+        self._descriptors.close()
+
+    # Directories
+
+    def _open(self, path: str) -> int:
+        """The descriptor of a directory that is to be read or changed."""
+        descriptor = self._known.get(path)
+        if descriptor is not None:
+            return descriptor
+        try:
+            return self._descriptors.open(path)
+        except PermissionError:
+            if self._root_user:
+                raise
+            return self._unlock(path)
+
+    def _note(self, path: str, descriptor: int) -> None:
+        """Look at a directory once before anything in it changes: its times, and what it gives to new files."""
+        status = os.fstat(descriptor)
+        self._times.setdefault(path, status.st_mtime_ns)
+        if status.st_mode & stat.S_ISGID or self._has_default_acl(descriptor):
+            self._inheriting.add(descriptor)
+        else:
+            self._inheriting.discard(descriptor)
+        if not self._root_user and status.st_mode & 0o700 != 0o700 and status.st_uid == self._uid:
+            self._modes.setdefault(path, stat.S_IMODE(status.st_mode))
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | 0o700)
+
+    def _open_both(self, one: str, other: str) -> tuple[int, int]:
+        """Two directories at once, neither closed by the opening of the other."""
+        first = self._open(one)
+        second = self._open(other)
+        if self._known.get(one) != first:  # evicted; the cache has room now
+            first = self._open(one)
+        return first, second
+
+    def _unlock(self, path: str) -> int:
+        """Open a directory of our own whose mode keeps us out; the mode comes back at the end."""
+        parent, name = split(path)
+        directory = self._open(parent)
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            os.chmod(host.path_of(handle), mode | 0o700)
+        finally:
+            os.close(handle)
+        self._modes.setdefault(path, mode)
+        return self._descriptors.open(path)
+
+    def _has_default_acl(self, descriptor: int) -> bool:
+        try:
+            return "system.posix_acl_default" in host.list_xattrs(descriptor)
+        except OSError:
+            return False
+
+    def _put_directory(self, entry: Entry, posix: Posix) -> bool | None:
+        path = entry.path
+        mode = posix.mode
+        working = mode if self._root_user else mode | 0o700
+        reshaped: bool | None = None
+        existed = not path
+        if path:
+            parent, name = split(path)
+            directory = self._known.get(parent)
+            if directory is None:
+                directory = self._open(parent)
+            try:
+                os.mkdir(name, working, dir_fd=directory)
+            except FileExistsError:
+                if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    existed = True
+                else:
+                    self._clear(directory, name, path)
+                    os.mkdir(name, working, dir_fd=directory)
+                    reshaped = True
+            inherits = directory in self._inheriting
+        else:
+            inherits = False
+        self._times[path] = posix.mtime
+        if working != mode:
+            self._modes[path] = mode
+        else:
+            self._modes.pop(path, None)
+        if (
+            existed
+            or inherits
+            or posix.xattrs
+            or mode & self._special
+            or posix.uid != self._uid
+            or posix.gid != self._gid
+        ):
+            descriptor = self._open(path)
+            self._own(descriptor, path, posix, existed or inherits)
+            if existed or inherits:
+                self._drop_xattrs(descriptor, posix.xattrs)
+            if posix.xattrs:
+                self._set_xattrs(descriptor, path, posix.xattrs)
+            os.fchmod(descriptor, working)
+            if mode & stat.S_ISGID or "system.posix_acl_default" in posix.xattrs:
+                self._inheriting.add(descriptor)
+            elif not inherits:
+                self._inheriting.discard(descriptor)
+        return reshaped
+
+    def _finish_directories(self) -> None:
+        """Set times and late modes, through parents opened again without following links."""
+        descriptors, careful = self._descriptors, self._removed
+        for path, mtime in self._times.items():
+            if not path:
+                continue
+            parent, _, name = path.rpartition("/")
+            try:
+                directory = self._known.get(parent)
+                if directory is None:
+                    directory = descriptors.open(parent)
+                if careful and not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    continue
+                os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
+            except OSError as error:
+                # A directory that the layer itself has replaced since, or that lay in such a one.
+                if careful and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    continue
+                raise
+        self._finish_modes()
+        mtime = self._times[""]
+        os.utime(descriptors.root, ns=(mtime, mtime))
+
+    def _finish_modes(self) -> None:
+        """Give directories the modes that would have locked us out, the deepest first."""
+        for path in sorted(self._modes, key=lambda path: path.count("/") if path else -1, reverse=True):
+            try:
+                os.fchmod(self._descriptors.open(path), self._modes[path])
+            except OSError as error:
+                if self._removed and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    continue
+                raise
+
+    # Other kinds
+
+    def _put_other(self, entry: Entry) -> bool | None:
+        path, posix = entry.path, entry.posix
+        if posix is None:
+            raise MissingFacet(path, "POSIX")
+        try:
+            if entry.kind is Kind.DIRECTORY:
+                return self._put_directory(entry, posix)
+            parent, name = split(path)
+            directory = self._known.get(parent)
+            if directory is None:
+                directory = self._open(parent)
+            reshaped: bool | None = None
+            while True:
+                try:
+                    if entry.kind is Kind.SYMLINK:
+                        os.symlink(entry.target, name, dir_fd=directory)
+                    elif entry.kind is Kind.FIFO or self._policy.devices is Devices.CREATE:
+                        os.mknod(
+                            name, posix.mode | _NODE_TYPES[entry.kind], os.makedev(*posix.device), dir_fd=directory
+                        )
+                    elif self._policy.devices is Devices.RECORD:
+                        os.close(os.open(name, _CREATE, posix.mode, dir_fd=directory))
+                    else:
+                        self._losses.record(Loss(path, f"{entry.kind.value} device", "devices are skipped by choice"))
+                        return self.whiteout(path)
+                except FileExistsError:
+                    if reshaped is not None:
+                        raise
+                    reshaped = bool(self._clear(directory, name, path))
+                    continue
+                break
+            self._finish_node(directory, name, entry, posix)
+        except OSError as error:
+            raise from_os(error, f"make {entry.kind.value} {path!r}") from error
+        return reshaped
+
+    def _finish_node(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
+        """Owner, attributes, mode and times of what was just made and has no descriptor of its own."""
+        path = entry.path
+        if self._keep and (posix.uid != self._uid or posix.gid != self._gid or directory in self._inheriting):
+            os.chown(name, posix.uid, posix.gid, dir_fd=directory, follow_symlinks=False)
+        elif self._record and (posix.uid or posix.gid):
+            self._losses.record(
+                Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {entry.kind.value} takes no attribute")
+            )
+        recorded = entry.kind in (Kind.CHARACTER, Kind.BLOCK) and self._policy.devices is Devices.RECORD
+        if posix.xattrs or recorded:
+            at = host.path_beneath(directory, name)
+            if recorded:
+                from lamella.layers.recorded import OVERRIDE, encode_override
+
+                host.set_xattr(at, OVERRIDE, encode_override(entry.kind, posix))
+            self._set_xattrs(at, path, posix.xattrs)
+        if entry.kind is not Kind.SYMLINK and (posix.mode & self._special or directory in self._inheriting):
+            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                os.chmod(host.path_of(handle), posix.mode)
+            finally:
+                os.close(handle)
+        os.utime(name, ns=(posix.mtime, posix.mtime), dir_fd=directory, follow_symlinks=False)
+
+    def _own(self, file: int, path: str, posix: Posix, anyway: bool) -> None:
+        """Owner and group of an open file; ``anyway`` where those it has now are not known to be ours."""
+        if self._keep:
+            if anyway or posix.uid != self._uid or posix.gid != self._gid:
+                os.fchown(file, posix.uid, posix.gid)
+        elif self._record and (posix.uid or posix.gid):
+            from lamella.layers.recorded import ROOTLESS, encode_owner
+
+            try:
+                host.set_xattr(file, ROOTLESS, encode_owner(posix.uid, posix.gid))
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                    raise
+                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"not recorded: {error.strerror}"))
+
+    def _set_xattrs(self, file: int | str, path: str, xattrs: Mapping[str, bytes]) -> None:
+        for name, value in xattrs.items():
+            why = refusal(name)
+            if why is None:
+                try:
+                    host.set_xattr(file, name, value)
+                    continue
+                except OSError as error:
+                    if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EINVAL):
+                        raise
+                    why = error.strerror or str(error)
+            self._losses.record(Loss(path, f"extended attribute {name}", why))
+
+    def _drop_xattrs(self, file: int, keep: Mapping[str, bytes]) -> None:
+        """Remove attributes that a layer may set and this one does not: metadata is replaced as a whole."""
+        try:
+            for name in host.list_xattrs(file):
+                if name not in keep and (refusal(name) is None or name == "user.rootlesscontainers"):
+                    host.remove_xattr(file, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
+                raise
+
+    def _clear(self, directory: int, name: str, path: str) -> bool:
+        """Remove what is at ``path``; True for a directory or a link. FileNotFoundError where nothing is."""
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        if not stat.S_ISDIR(mode):
+            os.unlink(name, dir_fd=directory)
+            return stat.S_ISLNK(mode)
+        # Its own descriptor in the cache is not the parent's, which stays open.
+        self._descriptors.forget(path)
+        self._removed = True
+        try:
+            remove_tree(directory, name)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise Conflict(f"{path!r} cannot be replaced: something is mounted there") from error
+            raise
+        return True
+
+
+def _write_rest(file: int, chunk: bytes | bytearray | memoryview, done: int) -> None:
+    view = memoryview(chunk)
+    while done < len(view):
+        done += os.write(file, view[done:])
+
+
+def _write_sparse(file: int, content: Content) -> None:
+    extents = iter(content.extents or ())
+    left = 0
+    for chunk in content.chunks():
+        view = memoryview(chunk)
+        while view:
+            if not left:
+                offset, left = next(extents)
+                os.lseek(file, offset, os.SEEK_SET)
+                continue
+            part = view[:left]
+            done = os.write(file, part)
+            left -= done
+            view = view[done:]
+    os.ftruncate(file, content.size)
