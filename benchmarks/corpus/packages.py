@@ -36,7 +36,9 @@ def debian(names: tuple[str, ...], cache: Path, into: Path) -> None:
     have = {path.name.partition("_")[0]: path for path in cache.glob("*.deb")}
     missing = [name for name in names if name not in have]
     if missing:
-        known = set(re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: \d", run("apt-cache", "policy", *missing), re.M))
+        known = set(
+            re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: \d", run("apt-cache", "policy", *missing), re.MULTILINE)
+        )
         unknown = [name for name in missing if name not in known]
         if unknown:
             print(f"corpus: not in this release of Debian: {' '.join(unknown)}", file=sys.stderr)

@@ -1,0 +1,59 @@
+# Everything runs from .venv, which each target prepares by itself: Python 3.11 or newer, git and make are enough.
+
+PYTHON ?= python3
+FUZZ_SECONDS ?= 60
+BENCH ?= quick
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check format bench bench-corpus fuzz lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Lamella needs Python 3.11 or newer, and '$(PYTHON)' is not that; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed; some systems ship it as a package of its own, such as python3-venv" >&2; \
+	  rm -rf $(VENV); exit 1; }
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)
+	$(PY) demo/demo.py
+
+test: $(READY)
+	$(PY) -m pytest $(ARGS)
+
+check: $(READY)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/architecture
+
+format: $(READY)
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+# The peers' part needs root, since containerd does. BENCH=full adds the growth series and more rounds.
+bench: $(READY)
+	$(PY) -m benchmarks.run --$(BENCH) $(ARGS)
+
+bench-corpus: $(READY)
+	$(PY) -m benchmarks.corpus $(ARGS)
+
+fuzz: $(READY)
+	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) $(ARGS)
+
+# Resolves the dependencies anew, for every system and every Python that the project supports.
+lock:
+	printf 'editables\nhatchling\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
