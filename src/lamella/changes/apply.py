@@ -45,27 +45,39 @@ class Limits:
     """Components of a path."""
 
 
+@dataclass(slots=True)
+class Tally:
+    """What went by."""
+
+    changes: int = 0
+
+
 def apply(
     changes: Source,
     sink: Sink[R],
     *,
     limits: Limits | None = None,
     cancel: Cancellation | None = None,
+    tally: Tally | None = None,
 ) -> R:
     """Feed ``changes`` to ``sink`` and return what its `commit` returns; on any exception the sink is aborted.
+
+    ``tally`` is filled in when all changes have been taken.
 
     Raises UnsafePath, InvalidInput, NotFound (a hard link to nothing), Exhausted, Cancelled, and whatever the source
     and the sink raise.
     """
     try:
-        _feed(changes, sink, limits or Limits(), cancel)
+        count = _feed(changes, sink, limits or Limits(), cancel)
+        if tally is not None:
+            tally.changes = count
         return sink.commit()
     except BaseException:
         sink.abort()
         raise
 
 
-def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation | None) -> None:
+def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation | None) -> int:
     mine = PutRecord() if sink.layered and sink.view is not None else None
     walker = Walker(sink, mine, limits.depth)
     places, put, unsafe, directory = walker.places, sink.put, _UNSAFE, Kind.DIRECTORY
@@ -113,6 +125,7 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
                     raise TypeError("Put cannot be subclassed")
     if count > most:
         raise Exhausted(f"the layer has more than {most} entries")
+    return count
 
 
 def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath, target: LayerPath) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Posix, Put, Whiteout
 from lamella.errors import FormatError, UnsafePath
-from lamella.formats.tar import TarLimits, TarMember, TarReader
+from lamella.formats.tar.reader import TarLimits, TarMember, TarReader
 from lamella.paths import LayerPath, join, parse_path
 
 if TYPE_CHECKING:
@@ -27,12 +27,17 @@ _NODES: Final = {"3": Kind.CHARACTER, "4": Kind.BLOCK, "6": Kind.FIFO}
 
 
 def tar_changes(
-    next_buffer: Callable[[], memoryview], *, limits: TarLimits | None = None, stored: SeekableBlob | None = None
+    next_buffer: Callable[[], memoryview],
+    *,
+    limits: TarLimits | None = None,
+    stored: SeekableBlob | None = None,
+    end: Callable[[], object] | None = None,
 ) -> Iterator[Change]:
     """The changes that the tar states, in its order; content streams from the buffers without a copy.
 
     ``next_buffer`` is the contract of `lamella.formats.tar.TarReader`. With ``stored``, content is given as extents
-    of that blob instead, which can be opened again. Raises FormatError, UnsafePath, Exhausted.
+    of that blob instead, which can be opened again. ``end`` is called when the archive has ended and before the last
+    change is behind us, so that what it raises (a digest that differs) keeps the sink from committing. Raises FormatError, UnsafePath, Exhausted.
     """
     reader = TarReader(next_buffer, facet=Posix, limits=limits or TarLimits())
     parents: dict[str, LayerPath | None] = {}
@@ -69,6 +74,8 @@ def tar_changes(
                 yield Put(Entry(path, file, posix, size), content)
         else:
             yield _other(member, path, posix)
+    if end is not None:
+        end()
 
 
 def _parent(head: str) -> LayerPath | None:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One layer blob onto a directory: decompressed, checked and applied in one pass."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from lamella.changes.apply import Tally, apply
+from lamella.changes.losses import Losses
+from lamella.errors import from_os
+from lamella.layers import kinds
+from lamella.layers.tarball import tar_changes
+from lamella.streams.reading import BlobFacts, BlobLimits, BlobReader
+
+if TYPE_CHECKING:
+    from lamella.digests import Digest
+    from lamella.layers.policy import Policy
+    from lamella.progress import Cancellation, Progress
+
+
+@dataclass(slots=True, frozen=True)
+class Applied:
+    """What came of one layer."""
+
+    facts: BlobFacts
+    entries: int
+    """Changes that the layer states."""
+    losses: Losses
+    """What the place could not hold; shared by all layers of one call."""
+
+
+def apply_blob(
+    blob: Path | BinaryIO,
+    directory: Path,
+    *,
+    kind: str = "directory",
+    parents: Sequence[Path] = (),
+    policy: Policy | None = None,
+    losses: Losses | None = None,
+    compression: str | None = None,
+    digest: Digest | None = None,
+    size: int | None = None,
+    diff_id: Digest | None = None,
+    limits: BlobLimits | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Applied:
+    """Apply the layer ``blob`` to ``directory``, which is made where missing.
+
+    ``kind`` is a name of `lamella.layers.kinds`; ``parents`` are places of the same kind, nearest first. Whatever of
+    ``digest``, ``size`` (bytes of the blob), ``diff_id`` and ``compression`` is given must hold; all are compared
+    before the layer is committed. What was written before a failure stays in ``directory``.
+
+    Raises Integrity (digest, size), FormatError, UnsafePath, Exhausted, Denied, Cancelled and the like.
+    """
+    losses = losses if losses is not None else Losses()
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise from_os(error, f"make directory {os.fspath(directory)!r}") from error
+    tally = Tally()
+    with BlobReader(
+        blob,
+        compression=compression,
+        digest=digest,
+        size=size,
+        diff_id=diff_id,
+        limits=limits,
+        progress=None if progress is None else progress.advance,
+        cancel=cancel,
+    ) as reader:
+        sink = kinds.sink(kind, directory, parents, policy=policy, losses=losses)
+        apply(tar_changes(reader.next_buffer, end=reader.finish), sink, cancel=cancel, tally=tally)
+        return Applied(reader.finish(), tally.changes, losses)

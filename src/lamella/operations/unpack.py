@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image onto a directory: all of its layers, the base first."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamella import host
+from lamella.changes.losses import Losses
+from lamella.errors import AlreadyExists, LamellaError, from_os
+from lamella.layers.descriptors import remove_tree
+from lamella.operations.apply import Applied, apply_blob
+
+if TYPE_CHECKING:
+    from lamella.images.image import Image
+    from lamella.layers.policy import Policy
+    from lamella.progress import Cancellation, Progress
+
+
+@dataclass(slots=True, frozen=True)
+class Unpacked:
+    """What came of an image."""
+
+    directory: Path
+    layers: tuple[Applied, ...]
+    """The base first."""
+    losses: Losses
+
+
+def unpack(
+    image: Image,
+    directory: Path,
+    *,
+    policy: Policy | None = None,
+    merge: bool = False,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Unpacked:
+    """Unpack the layers of ``image`` into ``directory``.
+
+    The work is done in a hidden directory beside it, which gets the name when everything has been checked; a failure
+    leaves nothing. With ``merge`` the layers go straight into ``directory``, over what is in it, and what was written
+    before a failure stays.
+
+    Raises AlreadyExists where the directory is there and ``merge`` is false; else as `apply_blob`.
+    """
+    losses = losses if losses is not None else Losses()
+    if merge:
+        try:
+            return _unpack(image, directory, directory, policy, losses, progress, cancel)
+        except BaseException as error:
+            error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
+            raise
+    if os.path.lexists(directory):
+        raise AlreadyExists(
+            f"{os.fspath(directory)!r} exists", hint="choose a new directory, or give --merge to unpack over this one"
+        )
+    with _Aside(directory) as aside:
+        unpacked = _unpack(image, aside.path, directory, policy, losses, progress, cancel)
+        aside.commit()
+        return unpacked
+
+
+def _unpack(
+    image: Image,
+    where: Path,
+    directory: Path,
+    policy: Policy | None,
+    losses: Losses,
+    progress: Progress | None,
+    cancel: Cancellation | None,
+) -> Unpacked:
+    layers = image.layers
+    if progress is not None:
+        progress.start("unpack", sum(layer.descriptor.size for layer in layers))
+    applied = []
+    try:
+        for layer in layers:
+            applied.append(
+                apply_blob(
+                    layer.open(),
+                    where,
+                    policy=policy,
+                    losses=losses,
+                    compression=layer.compression,
+                    digest=layer.descriptor.digest,
+                    size=layer.descriptor.size,
+                    diff_id=layer.diff_id,
+                    progress=progress,
+                    cancel=cancel,
+                )
+            )
+    finally:
+        if progress is not None:
+            progress.finish()
+    return Unpacked(directory, tuple(applied), losses)
+
+
+class _Aside:
+    """A directory beside the wanted one, removed again unless it is committed to that name."""
+
+    def __init__(self, wanted: Path) -> None:
+        self._wanted = wanted
+        self._parent = wanted.absolute().parent
+        self.path = self._parent / f".{wanted.name[:200]}.unfinished-{secrets.token_hex(4)}"
+        self._committed = False
+
+    def __enter__(self) -> _Aside:
+        try:
+            os.mkdir(self.path, 0o755)
+            # An image without an entry for its root has this one, whatever our umask and the time of day.
+            os.chmod(self.path, 0o755)
+            os.utime(self.path, ns=(0, 0))
+        except OSError as error:
+            raise from_os(error, f"make a directory in {os.fspath(self._parent)!r}") from error
+        return self
+
+    def commit(self) -> None:
+        """Give the directory its name. Raises AlreadyExists where that has come to be taken."""
+        try:
+            host.rename_exclusive(self.path, self._wanted)
+        except OSError as error:
+            raise from_os(error, f"name the unpacked directory {os.fspath(self._wanted)!r}") from error
+        self._committed = True
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._committed:
+            return
+        try:
+            parent = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                remove_tree(parent, self.path.name)
+            finally:
+                os.close(parent)
+        except OSError as failure:
+            note = f"the unfinished directory {os.fspath(self.path)!r} is left: {failure}"
+            if isinstance(error, LamellaError) and error.hint is None:
+                error.hint = note
+            elif error is not None:
+                error.add_note(note)
