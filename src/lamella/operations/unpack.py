@@ -7,7 +7,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from lamella import host
 from lamella.changes.losses import Losses
@@ -78,12 +78,12 @@ def _unpack(
     layers = image.layers
     if progress is not None:
         progress.start("unpack", sum(layer.descriptor.size for layer in layers))
-    applied = []
+    applied: list[Applied] = []
     try:
         for layer in layers:
-            applied.append(
-                apply_blob(
-                    layer.open(),
+            with layer.open() as blob:
+                done = apply_blob(
+                    blob,
                     where,
                     policy=policy,
                     losses=losses,
@@ -94,7 +94,7 @@ def _unpack(
                     progress=progress,
                     cancel=cancel,
                 )
-            )
+            applied.append(done)
     finally:
         if progress is not None:
             progress.finish()
@@ -110,11 +110,11 @@ class _Aside:
         self.path = self._parent / f".{wanted.name[:200]}.unfinished-{secrets.token_hex(4)}"
         self._committed = False
 
-    def __enter__(self) -> _Aside:
+    def __enter__(self) -> Self:
         try:
             os.mkdir(self.path, 0o755)
             # An image without an entry for its root has this one, whatever our umask and the time of day.
-            os.chmod(self.path, 0o755)
+            os.chmod(self.path, 0o755)  # noqa: S103
             os.utime(self.path, ns=(0, 0))
         except OSError as error:
             raise from_os(error, f"make a directory in {os.fspath(self._parent)!r}") from error
