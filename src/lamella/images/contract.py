@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a place that holds images must offer: `ImageReader` to take from it, `ImageWriter` to put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self, TypeAlias
+
+from lamella.digests import Digest
+from lamella.errors import DigestMismatch, Exhausted, SizeMismatch
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.documents import MAX_DOCUMENT
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+@dataclass(slots=True, frozen=True)
+class StoredImage:
+    """One image, or index of images, that a place lists, with the names it has there."""
+
+    names: tuple[str, ...]
+    descriptor: Descriptor
+
+
+class ImageReader(Protocol):
+    """Gives what a place holds. Never follows a link out of it, and opens regular files alone.
+
+    Usable from several threads; the streams it has opened stay good after `close`.
+    """
+
+    where: str
+    """The place, for messages."""
+
+    def images(self) -> Sequence[StoredImage]:
+        """What is there, in the place's own order."""
+        ...
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        """The bytes as stored, of the promised size, their digest *not* yet checked; the caller closes it.
+
+        Raises NotFound, SizeMismatch, InvalidInput (what is there is no regular file).
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the place. May be called again."""
+        ...
+
+    def read_document(self, descriptor: Descriptor) -> bytes:
+        """A small blob, whole, with its size and digest checked. Raises as `open_blob`; Exhausted, DigestMismatch."""
+        what = f"{self.where}: {descriptor.digest}"
+        if descriptor.size > MAX_DOCUMENT:
+            raise Exhausted(f"{what}: {descriptor.size} bytes are more than the {MAX_DOCUMENT} of a document")
+        with self.open_blob(descriptor) as file:
+            raw = file.read(descriptor.size + 1)
+        if len(raw) != descriptor.size:
+            raise SizeMismatch(what, expected=descriptor.size, actual=len(raw))
+        actual = Digest.of(raw, descriptor.digest.algorithm)
+        if actual != descriptor.digest:
+            raise DigestMismatch(what, expected=descriptor.digest, actual=actual)
+        return raw
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class StagedBlob(Protocol):
+    """A blob in the making. Leaving its block without `keep` discards it."""
+
+    file: BinaryIO
+    """Unbuffered; write the bytes of the blob here."""
+
+    def keep(self, digest: Digest, size: int) -> None:
+        """The blob is complete. The caller vouches for the digest, which it came to while writing.
+
+        Raises SizeMismatch.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+class ImageWriter(Protocol):
+    """Takes the blobs of an image, then its name. Nothing is to be seen before `commit`.
+
+    Neither `commit` nor `abort` is followed by another call. Leaving its block without a commit aborts.
+    """
+
+    where: str
+    """The place, for messages."""
+    takes_indexes: bool
+    """Whether an index of several platforms can be committed."""
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the blob need not be put: it is there with the right size, or has been put already."""
+        ...
+
+    def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
+        """Store a blob whose size and digest are checked as it streams. Raises SizeMismatch, DigestMismatch."""
+        ...
+
+    def stage(self) -> StagedBlob:
+        """A place to write a blob whose digest is known at its end only."""
+        ...
+
+    def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
+        """Make the image visible under ``tag``, all at once; ``image`` is a manifest or index that has been put.
+
+        Returns the entry as written. Raises Conflict where a blob that it needs is missing.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Give up and leave nothing behind. May be called again, and after `commit`, to no effect."""
+        ...
+
+    def put_document(self, media_type: str, raw: bytes) -> Descriptor:
+        """Store a small blob and describe it."""
+        descriptor = Descriptor(media_type=media_type, digest=Digest.of(raw), size=len(raw))
+        if not self.has_blob(descriptor):
+            self.put_blob(descriptor, [raw])
+        return descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.abort()

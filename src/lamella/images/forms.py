@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forms that an image name can have, each with the module that reads and writes it, loaded when it is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final, cast
+
+from lamella.errors import InvalidInput, Unsupported
+from lamella.images.contract import ImageReader, ImageWriter
+from lamella.images.naming import ImageName
+
+_READERS: Final = {
+    "oci": "lamella.images.layout:open_directory",
+    "oci-archive": "lamella.images.archive:open_oci_archive",
+    "docker-archive": "lamella.images.docker_archive:open_docker_archive",
+}
+"""Form to a function of the path."""
+
+_WRITERS: Final = {
+    "oci": "lamella.images.layout_writer:LayoutWriter",
+    "oci-archive": "lamella.images.archive_writer:OciArchiveWriter",
+    "docker-archive": "lamella.images.archive_writer:DockerArchiveWriter",
+}
+"""Form to a function of the path, ``replace`` and ``durable``."""
+
+_LATER: Final = {
+    "docker": "images in registries",
+    "store": "the local store",
+    "containerd": "images of containerd",
+}
+
+
+def open_reader(name: ImageName) -> ImageReader:
+    """A reader of the place that ``name`` names. Raises NotFound, InvalidInput, Unsupported, Denied."""
+    return cast("ImageReader", _load(_READERS, name)(name.path))
+
+
+def open_writer(name: ImageName, *, replace: bool = False, durable: bool = False) -> ImageWriter:
+    """A writer to the place that ``name`` names.
+
+    With ``replace`` an archive that is there already gives way when the new one is complete; a layout keeps its other
+    images either way. With ``durable`` everything is on the disk, not in its cache alone, before `commit` returns.
+    Raises AlreadyExists, InvalidInput, Unsupported, Denied.
+    """
+    if name.position is not None:
+        raise InvalidInput(f"{name}: an image cannot be written at a number", hint="give it a tag")
+    return cast("ImageWriter", _load(_WRITERS, name)(name.path, replace=replace, durable=durable))
+
+
+def _load(table: dict[str, str], name: ImageName):  # type: ignore[no-untyped-def]
+    where = table.get(name.form)
+    if where is None:
+        what = _LATER.get(name.form, f"the form {name.form!r}")
+        raise Unsupported(
+            f"{name}: {what} cannot be used yet",
+            hint="copy the image to oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF] first",
+        )
+    module, _, function = where.partition(":")
+    return getattr(import_module(module), function)

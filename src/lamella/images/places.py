@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named files in one place, opened so that nothing outside of it can be reached."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO, Final, Protocol
+
+from lamella.errors import Exhausted, InvalidInput, NotFound, from_os
+from lamella.paths import LayerPath, parse_path
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""A fifo that is opened for reading without O_NONBLOCK hangs."""
+
+
+class Place(Protocol):
+    """Files by name: a directory, or the members of an archive."""
+
+    where: str
+    """For messages."""
+
+    def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
+        """A regular file and its size in bytes. Raises NotFound, InvalidInput."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; files that are open stay so."""
+        ...
+
+
+def read_small(place: Place, name: str, limit: int) -> bytes:
+    """A whole file of at most ``limit`` bytes. Raises NotFound, InvalidInput, Exhausted."""
+    file, size = place.open(parse_path(name))
+    with file:
+        if size > limit:
+            raise Exhausted(f"{place.where}: {name} has {size} bytes, more than the {limit} that it may have")
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise Exhausted(f"{place.where}: {name} grew beyond {limit} bytes while it was read")
+    return raw
+
+
+class DirectoryPlace:
+    """The files beneath a directory. The directory itself may be reached through links, nothing in it may be one."""
+
+    __slots__ = ("_root", "where")
+
+    def __init__(self, path: str, where: str) -> None:
+        self.where = where
+        try:
+            self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as problem:
+            raise from_os(problem, f"open the directory {path!r}") from problem
+
+    def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
+        """A regular file beneath the directory and its size; no component may be a symbolic link."""
+        *parents, name = path.split("/")
+        at = self._root
+        try:
+            for parent in parents:
+                inner = os.open(parent, _DIRECTORY, dir_fd=at)
+                self._leave(at)
+                at = inner
+            file = os.open(name, _FILE, dir_fd=at)
+        except FileNotFoundError:
+            raise NotFound(f"{self.where}: {path} is not there") from None
+        except OSError as problem:
+            if _is_link(at, path, problem):
+                raise InvalidInput(
+                    f"{self.where}: {path} is or lies behind a symbolic link",
+                    hint="copy the layout with 'cp -rL' to have the files themselves",
+                ) from None
+            raise from_os(problem, f"open {path!r} in {self.where}") from problem
+        finally:
+            self._leave(at)
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(file)
+            raise InvalidInput(f"{self.where}: {path} is not a regular file")
+        return open(file, "rb", buffering=0), status.st_size
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        root, self._root = self._root, -1
+        if root >= 0:
+            os.close(root)
+
+    def _leave(self, directory: int) -> None:
+        if directory != self._root:
+            os.close(directory)
+
+
+def _is_link(at: int, path: str, problem: OSError) -> bool:
+    import errno
+
+    if problem.errno == errno.ELOOP:
+        return True
+    if problem.errno != errno.ENOTDIR:
+        return False
+    # O_DIRECTORY with O_NOFOLLOW says ENOTDIR of a link too.
+    for name in path.split("/"):
+        try:
+            if stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                return True
+        except OSError:
+            continue
+    return False

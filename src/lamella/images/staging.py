@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Private directories in which things are made ready, beside where they will stand."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from types import TracebackType
+from typing import BinaryIO, Final, Self
+
+from lamella.digests import Digest
+from lamella.errors import DigestMismatch, SizeMismatch, from_os
+from lamella.images.contract import Buffer, StagedBlob
+from lamella.oci.descriptor import Descriptor
+
+PREFIX: Final = ".lamella-"
+
+
+class Staging:
+    """A directory of one writer, for its owner alone, gone after `remove`.
+
+    A lock on it lasts as long as the process; directories of processes that were killed are swept by the next writer.
+    The caller holds a lock on ``parent`` while one is made, so that no sweep meets a directory not yet locked.
+    """
+
+    def __init__(self, parent: str, prefix: str = PREFIX) -> None:
+        _sweep(parent, prefix)
+        try:
+            self.path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+        except OSError as problem:
+            raise from_os(problem, f"make a temporary directory in {parent!r}") from problem
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def file(self, name: str) -> str:
+        """The path of ``name`` in it."""
+        return os.path.join(self.path, name)
+
+    def remove(self) -> None:
+        """Remove the directory and all that is in it. May be called again."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(lock)
+
+
+class BlobStage:
+    """Blobs that are complete but not yet to be seen, in a staging directory, by digest."""
+
+    def __init__(self, staging: Staging, where: str, *, durable: bool) -> None:
+        self._staging = staging
+        self._where = where
+        self._durable = durable
+        self._count = 0
+        self.sizes: dict[Digest, int] = {}
+
+    def path(self, digest: Digest) -> str:
+        """The file of a blob that has been put."""
+        return self._staging.file(f"{digest.algorithm}-{digest.hex}")
+
+    def put(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
+        """Write a blob, checking size and digest. Raises SizeMismatch, DigestMismatch."""
+        what = f"{self._where}: blob {descriptor.digest}"
+        state = hashlib.new(descriptor.digest.algorithm)
+        promised, size = descriptor.size, 0
+        with self.stage() as blob:
+            write = blob.file.write
+            for chunk in chunks:
+                size += len(chunk)
+                if size > promised:
+                    raise SizeMismatch(what, expected=promised, actual="more")
+                state.update(chunk)
+                try:
+                    if write(chunk) != len(chunk):
+                        _write_rest(blob.file, chunk, size)
+                except OSError as problem:
+                    raise from_os(problem, f"write {what}") from problem
+            if size != promised:
+                raise SizeMismatch(what, expected=promised, actual=size)
+            actual = Digest.finish(state)
+            if actual != descriptor.digest:
+                raise DigestMismatch(what, expected=descriptor.digest, actual=actual)
+            blob.keep(actual, size)
+
+    def stage(self) -> _Staged:
+        """A file for a blob whose digest is not known yet."""
+        self._count += 1
+        return _Staged(self, self._staging.file(f"part-{self._count}"))
+
+    def take(self, path: str, file: BinaryIO, digest: Digest, size: int) -> None:
+        """Take in a file that is complete."""
+        actual = os.fstat(file.fileno()).st_size
+        if actual != size:
+            raise SizeMismatch(f"{self._where}: blob {digest}", expected=size, actual=actual)
+        if self._durable:
+            os.fsync(file.fileno())
+        os.rename(path, self.path(digest))
+        self.sizes[digest] = size
+
+
+class _Staged(StagedBlob):
+    def __init__(self, stage: BlobStage, path: str) -> None:
+        self._stage = stage
+        self._path: str | None = path
+        try:
+            self.file = open(path, "xb", buffering=0)  # noqa: SIM115 it stays open until the blob is kept
+        except OSError as problem:
+            raise from_os(problem, f"create {path!r}") from problem
+
+    def keep(self, digest: Digest, size: int) -> None:
+        if self._path is None:
+            raise ValueError("the blob was kept or discarded already")
+        self._stage.take(self._path, self.file, digest, size)
+        self._path = None
+        self.file.close()
+
+    def discard(self) -> None:
+        path, self._path = self._path, None
+        if path is not None:
+            self.file.close()
+            os.unlink(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.discard()
+
+
+def _write_rest(file: BinaryIO, chunk: Buffer, end: int) -> None:
+    """Finish a write that the system cut short (more than 2 GiB at once, or a disk that is nearly full)."""
+    view = memoryview(chunk)
+    start = end - len(view)
+    while (done := file.tell() - start) < len(view):
+        file.write(view[done:])
+
+
+def _sweep(parent: str, prefix: str) -> None:
+    for name in os.listdir(parent):
+        if not name.startswith(prefix):
+            continue
+        path = os.path.join(parent, name)
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # its writer is alive
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
