@@ -16,6 +16,7 @@ if sys.platform == "linux":
         remove_xattr,
         rename_exclusive,
         set_xattr,
+        xattr_lister,
     )
 else:
     from lamella.host.elsewhere import (
@@ -28,6 +29,7 @@ else:
         remove_xattr,
         rename_exclusive,
         set_xattr,
+        xattr_lister,
     )
 
 __all__ = [
@@ -40,4 +42,5 @@ __all__ = [
     "remove_xattr",
     "rename_exclusive",
     "set_xattr",
+    "xattr_lister",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 HAS_XATTRS = False
 
@@ -32,6 +33,11 @@ def set_xattr(file: int | str, name: str, value: bytes) -> None:
 def remove_xattr(file: int | str, name: str) -> None:
     """OSError (ENOTSUP)."""
     raise _unsupported()
+
+
+def xattr_lister(directory: int) -> Callable[[str], list[str]]:
+    """A function that gives no names."""
+    return lambda _name: []
 
 
 def path_beneath(directory: int, name: str) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
+from collections.abc import Callable
 from functools import cache
 
 HAS_XATTRS = True
@@ -58,6 +60,55 @@ def path_beneath(directory: int, name: str) -> str:
 def path_of(descriptor: int) -> str:
     """A path that the kernel resolves to the very file that is open, whatever has become of its names."""
     return f"/proc/self/fd/{descriptor}"
+
+
+def xattr_lister(directory: int) -> Callable[[str], list[str]]:
+    """A function that lists the extended attributes of a name in the open ``directory``, without following it.
+
+    Through /proc, or with listxattrat(2) where the kernel (6.13) has it, which takes a third of the time.
+    """
+    beneath = f"/proc/self/fd/{directory}/"
+    call = _listxattrat()
+    if call is None:
+        return lambda name: os.listxattr(beneath + name, follow_symlinks=False)
+    buffer = ctypes.create_string_buffer(_NAMES)
+    address = ctypes.addressof(buffer)
+    encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
+    def names_of(name: str) -> list[str]:
+        length = call(_LISTXATTRAT, directory, name.encode(encoding, errors), _AT_SYMLINK_NOFOLLOW, address, _NAMES)
+        if not length:
+            return []
+        if length < 0:  # more names than the buffer takes, or an error that this call tells properly
+            return os.listxattr(beneath + name, follow_symlinks=False)
+        return [os.fsdecode(one) for one in buffer.raw[: length - 1].split(b"\0")]
+
+    return names_of
+
+
+_LISTXATTRAT = 465
+_AT_SYMLINK_NOFOLLOW = 0x100
+_NAMES = 4096
+_COMMON_NUMBERS = frozenset({"x86_64", "aarch64", "riscv64", "ppc64le", "s390x", "loongarch64"})
+
+
+@cache
+def _listxattrat() -> Callable[..., int] | None:
+    """The system call, where this kernel has it and lets us use it."""
+    if os.uname().machine not in _COMMON_NUMBERS:
+        return None
+    syscall = ctypes.CFUNCTYPE(
+        ctypes.c_long,
+        ctypes.c_long,
+        ctypes.c_long,
+        ctypes.c_char_p,
+        ctypes.c_long,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+    )(("syscall", _libc()))
+    if syscall(_LISTXATTRAT, _AT_FDCWD, b"/", _AT_SYMLINK_NOFOLLOW, None, 0) < 0:
+        return None
+    return syscall
 
 
 @cache

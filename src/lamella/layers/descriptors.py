@@ -29,11 +29,13 @@ class Descriptors:
 
     __slots__ = ("_most", "_opened", "known")
 
-    def __init__(self, root: int, opened: Callable[[str, int], object] | None = None) -> None:
+    def __init__(
+        self, root: int, opened: Callable[[str, int], object] | None = None, *, most: int | None = None
+    ) -> None:
         self._opened = opened
         self.known: dict[str, int] = {"": root}
         """For hot loops to look into first; what is not in here is asked of `open`."""
-        self._most = _budget()
+        self._most = _budget() if most is None else most
 
     @property
     def root(self) -> int:
@@ -56,9 +58,9 @@ class Descriptors:
             at, _, name = at.rpartition("/")
             pending.append(name)
         temporary = -1
-        # Directories on the way are kept only while few are missing: a path of thousands of components must not
-        # push everything else out.
-        keep_all = len(pending) <= 16
+        # Of the directories on the way only the nearest are kept: a path of thousands of components must not push
+        # everything else out, and a walk that climbs back up such a path must not start at the root each time.
+        keep = max(16, self._most // 4)
         try:
             while pending:
                 name = pending.pop()
@@ -67,7 +69,7 @@ class Descriptors:
                     os.close(temporary)
                     temporary = -1
                 at = f"{at}/{name}" if at else name
-                if keep_all or not pending:
+                if len(pending) < keep:
                     known[at] = descriptor
                     if self._opened is not None:
                         self._opened(at, descriptor)
