@@ -142,6 +142,28 @@ EMPTY: Final = Inline(b"")
 
 
 @dataclass(slots=True)
+class Sparse:
+    """Content with holes, its data held in memory."""
+
+    size: int
+    extents: Sequence[tuple[int, int]]
+    """See `Content.extents`."""
+    data: bytes
+    """What the extents hold, in order."""
+
+    @property
+    def stored(self) -> bool:
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        view = memoryview(self.data)
+        at = 0
+        for _, length in self.extents:
+            yield view[at : at + length]
+            at += length
+
+
+@dataclass(slots=True)
 class Put:
     """A file is here with this metadata and content. A directory put over a directory keeps what is in it."""
 
