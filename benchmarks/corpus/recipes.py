@@ -25,9 +25,8 @@ class Layer:
 
 def named(*lists: str) -> tuple[str, ...]:
     """Return the packages of some of the lists beside this module."""
-    return tuple(
-        name for item in lists for name in Path(__file__).with_name("names").joinpath(f"{item}.txt").read_text().split()
-    )
+    folder = Path(__file__).with_name("names")
+    return tuple(name for item in lists for name in (folder / f"{item}.txt").read_text().split())
 
 
 RECIPES: dict[str, tuple[Layer, ...]] = {
