@@ -69,7 +69,7 @@ def check_kind(
     if declared is not None and declared not in allowed:
         raise Unsupported(f"{what}: media type {declared[:200]!r} is not one of {', '.join(sorted(allowed))}")
     own = document.get("mediaType")
-    if own is not None and (own not in allowed if declared is None else own != declared):
+    if own is not None and own not in ((declared,) if declared else tuple(allowed)):
         expected = declared or " or ".join(sorted(allowed))
         raise InvalidInput(f"{what}: mediaType: expected {expected}, got {str(own)[:200]!r}")
     for key in document:

@@ -41,7 +41,11 @@ class Reference:
         """As Docker's users write it: without ``docker.io/`` and ``library/``."""
         name = self.name
         if self.registry == DEFAULT_REGISTRY:
-            name = self.repository.removeprefix("library/") if self.repository.count("/") == 1 else self.repository
+            short = self.repository
+            if short.count("/") == 1:
+                short = short.removeprefix("library/")
+            if not _names_registry(short) and not _IDENTIFIER.fullmatch(short):
+                name = short
         return name + self._suffix()
 
     def with_default_tag(self) -> Reference:
@@ -70,8 +74,9 @@ def parse_reference(text: str) -> Reference:
             raise _malformed(text, f"{tag[:140]!r} is not a tag")
     if _IDENTIFIER.fullmatch(rest):
         raise _malformed(text, "64 hexadecimal digits would be taken for an identifier")
-    registry, slash, repository = rest.partition("/")
-    if not slash or not ("." in registry or ":" in registry or registry == "localhost" or registry != registry.lower()):
+    if _names_registry(rest):
+        registry, _, repository = rest.partition("/")
+    else:
         registry, repository = DEFAULT_REGISTRY, rest
     if registry == "index.docker.io":
         registry = DEFAULT_REGISTRY
@@ -86,6 +91,12 @@ def parse_reference(text: str) -> Reference:
     if len(registry) + 1 + len(repository) > MAX_NAME:
         raise _malformed(text, f"the name is longer than {MAX_NAME} characters")
     return Reference(registry, repository, tag, digest)
+
+
+def _names_registry(name: str) -> bool:
+    """Whether what stands before the first slash is a registry, as Docker tells it from a part of the repository."""
+    first, slash, _ = name.partition("/")
+    return bool(slash) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
 
 
 def _malformed(text: str, why: str) -> InvalidInput:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small images, built with the standard library alone, so that what reads them is tested against something else."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OCI = "application/vnd.oci.image."
+
+
+def digest(raw: bytes) -> str:
+    """The sha256 digest of ``raw``."""
+    return f"sha256:{hashlib.sha256(raw).hexdigest()}"
+
+
+def compact(value: object) -> bytes:
+    """``value`` as compact JSON."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def tar_of(files: Mapping[str, bytes | tuple[bytes, str]]) -> bytes:
+    """A tar whose members have the given names and contents; a pair is a typeflag and a link's target."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                member.type, member.linkname = content
+                archive.addfile(member)
+            else:
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return raw.getvalue()
+
+
+@dataclass(slots=True)
+class SmallImage:
+    """An image of one platform as blobs by digest, with the descriptor of its manifest."""
+
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def descriptor(self) -> dict[str, Any]:
+        """Names the manifest."""
+        raw = compact(self.manifest)
+        return {"mediaType": self.manifest["mediaType"], "digest": digest(raw), "size": len(raw)}
+
+    @property
+    def layers(self) -> list[bytes]:
+        """The layers' blobs, base first."""
+        return [self.blobs[layer["digest"]] for layer in self.manifest["layers"]]
+
+
+def small_image(
+    *layers: Mapping[str, bytes], platform: str = "linux/amd64", compress: bool = True, **config: object
+) -> SmallImage:
+    """An OCI image whose layers hold these files, base first."""
+    system, architecture, variant = (*platform.split("/"), "")[:3]
+    tars = [tar_of(files) for files in layers]
+    blobs = [gzip.compress(tar, mtime=0) if compress else tar for tar in tars]
+    document = {
+        "architecture": architecture,
+        "os": system,
+        **({"variant": variant} if variant else {}),
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [digest(tar) for tar in tars]},
+    }
+    raw_config = compact(document)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI + "manifest.v1+json",
+        "config": {"mediaType": OCI + "config.v1+json", "digest": digest(raw_config), "size": len(raw_config)},
+        "layers": [
+            {
+                "mediaType": OCI + ("layer.v1.tar+gzip" if compress else "layer.v1.tar"),
+                "digest": digest(blob),
+                "size": len(blob),
+            }
+            for blob in blobs
+        ],
+    }
+    everything = [raw_config, compact(manifest), *blobs]
+    return SmallImage(manifest, document, {digest(raw): raw for raw in everything})
+
+
+def index_of(*images: SmallImage) -> tuple[dict[str, Any], bytes]:
+    """The descriptor and the bytes of an index that has each image under the platform of its config."""
+    entries = [
+        {
+            **image.descriptor,
+            "platform": {key: image.config[key] for key in ("architecture", "os", "variant") if key in image.config},
+        }
+        for image in images
+    ]
+    raw = compact({"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": entries})
+    return {"mediaType": OCI + "index.v1+json", "digest": digest(raw), "size": len(raw)}, raw
+
+
+def tagged(descriptor: Mapping[str, Any], tag: str) -> dict[str, Any]:
+    """The entry of index.json that names ``descriptor``."""
+    return {**descriptor, "annotations": {"org.opencontainers.image.ref.name": tag}}
+
+
+def layout_files(entries: Iterable[Mapping[str, Any]], blobs: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of an OCI layout by name."""
+    return {
+        "oci-layout": compact({"imageLayoutVersion": "1.0.0"}),
+        "index.json": compact({"schemaVersion": 2, "manifests": list(entries)}),
+        **{f"blobs/{name.replace(':', '/')}": raw for name, raw in blobs.items()},
+    }
+
+
+def write_layout(path: str, entries: Iterable[Mapping[str, Any]], blobs: Mapping[str, bytes]) -> str:
+    """Write an OCI layout into the directory ``path``, which is returned."""
+    for name, raw in layout_files(entries, blobs).items():
+        target = os.path.join(path, name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(raw)
+    return path
