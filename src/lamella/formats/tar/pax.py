@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PAX extended headers: ``LENGTH KEY=VALUE`` lines (POSIX.1-2017, pax, "pax Extended Header")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from lamella.errors import Exhausted, FormatError, InvalidInput
+
+STRUCTURE: Final = "PAX header"
+
+XATTR: Final = "SCHILY.xattr."
+SPARSE: Final = "GNU.sparse."
+SPARSE_MAP: Final = "GNU.sparse.map"
+
+MAX_BYTES: Final = 1 << 20
+"""What Go and libarchive read at most of one extended header."""
+
+FIELDS: Final = frozenset({"path", "linkpath", "size", "uid", "gid", "mtime", "uname", "gname"})
+"""Keys that stand for a field of the header itself."""
+
+_C_STRINGS: Final = frozenset({"path", "linkpath", "uname", "gname"})
+
+
+def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
+    """The records of one extended header that begins at ``at``; the last of several with one key counts.
+
+    The offsets and lengths of GNU's sparse format 0.0, which repeats its keys, come out as the map that 0.1 would
+    have. Raises FormatError, and Exhausted beyond ``max_records``.
+    """
+    records: dict[str, bytes] = {}
+    fragments: list[bytes] = []
+    position, end = 0, len(data)
+    nul = b"\0" in data
+    left = max_records
+    while position < end:
+        space = data.find(b" ", position, position + 20)
+        digits = data[position:space]
+        if space < 0 or not digits.isdigit():
+            raise FormatError(STRUCTURE, at, f"no record length at byte {position} of its data")
+        stop = position + int(digits)
+        if stop > end or stop <= space + 1 or data[stop - 1] != 0x0A:
+            raise FormatError(STRUCTURE, at, f"the record at byte {position} of its data does not end where it says")
+        equals = data.find(b"=", space + 1, stop - 1)
+        if equals <= space + 1:
+            raise FormatError(STRUCTURE, at, f"the record at byte {position} of its data has no key")
+        key = data[space + 1 : equals].decode("utf-8", "surrogateescape")
+        value = data[equals + 1 : stop - 1]
+        if nul and ("\0" in key or (key in _C_STRINGS and b"\0" in value)):
+            raise FormatError(STRUCTURE, at, f"NUL in the record {key[:80]!r}")
+        left -= 1
+        if left < 0:
+            raise Exhausted(f"{STRUCTURE} at offset {at}: more than {max_records} records")
+        if key == "GNU.sparse.offset" or key == "GNU.sparse.numbytes":
+            if (key == "GNU.sparse.offset") != (len(fragments) % 2 == 0) or b"," in value:
+                raise FormatError(STRUCTURE, at, "sparse offsets and lengths do not alternate")
+            fragments.append(value)
+        else:
+            records[key] = value
+        position = stop
+    if fragments:
+        records[SPARSE_MAP] = b",".join(fragments)
+    return records
+
+
+def is_sparse(records: Mapping[str, bytes]) -> bool:
+    """Whether any record is one of GNU's for sparse files."""
+    for key in records:  # noqa: SIM110 - any() costs three times as much
+        if key.startswith(SPARSE):
+            return True
+    return False
+
+
+def format_record(key: bytes, value: bytes) -> bytes:
+    """One record, its length counting its own digits."""
+    size = len(key) + len(value) + 3
+    total = size + len(str(size))
+    if len(str(total)) > len(str(size)):
+        total += 1
+    return b"%d %b=%b\n" % (total, key, value)
+
+
+def format_records(records: Mapping[str, bytes]) -> bytes:
+    """The data of an extended header, sorted by the bytes of the keys.
+
+    Raises InvalidInput for what no reader would take: an empty key, one with ``=`` or NUL, NUL in a name, and a
+    header over 1 MiB.
+    """
+    lines = []
+    for key, value in sorted((key.encode("utf-8", "surrogateescape"), value) for key, value in records.items()):
+        if not key or b"=" in key or b"\0" in key:
+            raise InvalidInput(f"{key!r} cannot be the key of a PAX record")
+        if b"\0" in value and key.decode("utf-8", "surrogateescape") in _C_STRINGS:
+            raise InvalidInput(f"NUL in {key.decode()} {value[:80]!r}")
+        lines.append(format_record(key, value))
+    data = b"".join(lines)
+    if len(data) > MAX_BYTES:
+        raise InvalidInput(f"PAX records of {len(data)} bytes are over the {MAX_BYTES} that readers take")
+    return data
