@@ -44,7 +44,7 @@ def decode_owner(value: bytes) -> tuple[int | None, int | None]:
     while at < len(value):
         tag, at = _read_varint(value, at)
         field, form = tag >> 3, tag & 7
-        if form == 0:
+        if form == 0 and field:
             number, at = _read_varint(value, at)
             if field in (1, 2):
                 ids[field - 1] = number & 0xFFFFFFFF
@@ -54,9 +54,7 @@ def decode_owner(value: bytes) -> tuple[int | None, int | None]:
             at += length
         elif form in (1, 5):
             at += 8 if form == 1 else 4
-        else:
-            raise InvalidInput(f"{ROOTLESS}: wire type {form} in {value.hex()}")
-        if field in (0, 1, 2) or at > len(value):
+        if form not in (1, 2, 5) or field in (0, 1, 2) or at > len(value):
             raise InvalidInput(f"{ROOTLESS}: malformed record {value.hex()}")
     uid, gid = ids
     return None if uid == _SAME else uid, None if gid == _SAME else gid
