@@ -11,13 +11,13 @@ from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import NO_XATTRS, Buffer, Content, Entry, Kind, Posix, dense
 from lamella.errors import MissingFacet
-from lamella.formats.tar.pax import XATTR
 from lamella.formats.tar.writer import TarWriter
 from lamella.layers.policy import refusal
 from lamella.layers.tarball import OPAQUE, WHITEOUT
 from lamella.paths import LayerPath, join, split
 from lamella.times import SECOND
 
+_XATTR: Final = "SCHILY.xattr."
 _FLAGS: Final = {
     Kind.FILE: "0",
     Kind.SYMLINK: "2",
@@ -215,7 +215,7 @@ class TarSink:
             if why is None and "=" in name:
                 why = "a tar cannot hold a name with '='"
             if why is None:
-                records[XATTR + name] = value
+                records[_XATTR + name] = value
             else:
                 self._losses.record(Loss(path, f"extended attribute {name}", why))
         return records
