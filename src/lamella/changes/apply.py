@@ -5,12 +5,22 @@ Why nothing can escape:
 
 1. A name is taken apart here, and an empty, ``.`` or ``..`` component or a NUL is refused (`_checked`).
 2. Parents are walked here, one component at a time from the root, and links on the way are followed *by reading them*:
-   an absolute target starts again at the root, ``..`` stops at the root (`Walker.step`). So a sink is only ever given
+   an absolute target starts again at the root, ``..`` stops at the root (`Walker`). So a sink is only ever given
    paths whose parents are real directories beneath its root, and no sink has a reason to let the kernel follow a link.
 3. The last component is never followed: what is put at a link replaces the link.
 
 Sinks in turn open each component without following links, so that a link slipped in between by somebody else is an
 error and not a way out.
+
+What layers mean where the specification is silent:
+
+- A whiteout implies no parents: where the directory is gone, there is nothing to hide. An opaque marker does imply its
+  directory, unless a file is in the way when the layer ends.
+- An implied directory has mode 0755, owner 0:0 and time 0. One that is implied by something put in it replaces what is
+  in the way; one that is there already stays as it is.
+- A hard link to what an earlier marker of the same layer hides raises NotFound.
+
+Every step takes time in proportion to the length of the names in it, or to what it removes.
 """
 
 from __future__ import annotations
@@ -31,6 +41,9 @@ R = TypeVar("R")
 
 MAX_LINKS: Final = 40
 """Links followed on the way to one file, as on Linux."""
+
+MAX_LINK_TEXT: Final = 16384
+"""Characters of all links on the way to one file; Linux takes 4096 for a whole path, so no image comes near it."""
 
 _KNOWN_PLACES: Final = 16384
 _UNSAFE: Final = frozenset({"", ".", ".."})
@@ -81,6 +94,7 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
     mine = PutRecord() if sink.layered and sink.view is not None else None
     walker = Walker(sink, mine, limits.depth)
     places, put, unsafe, directory = walker.places, sink.put, _UNSAFE, Kind.DIRECTORY
+    opaque: dict[LayerPath, None] = {}
     count, most = 0, limits.entries
     for change in changes:
         count += 1
@@ -102,11 +116,13 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
                 continue
             where = places.get(parent)
             if where is None:
+                if not parent and path != name:
+                    raise _refusal(path)
                 where = walker.enter(parent)
             if where != parent:
                 entry = replace(entry, path=join(where, name))
             if put(entry, change.content):
-                walker.forget()
+                walker.gone(entry.path)
             if mine is not None:
                 mine.add(where, name)
                 if entry.kind is directory:
@@ -119,12 +135,16 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
                     _whiteout(sink, walker, mine, path)
                 case Opaque(path):
                     _opaque(sink, walker, mine, path)
+                    opaque[path] = None
                 case Stream(path, name, content):
                     sink.stream(walker.locate(path), name, content)
                 case Put():  # a subclass, which the quick test above passed over
                     raise TypeError("Put cannot be subclassed")
     if count > most:
         raise Exhausted(f"the layer has more than {most} entries")
+    # At the end, so that it does not matter where among the layer's files the markers stand.
+    for path in opaque:
+        walker.imply(path)
     return count
 
 
@@ -139,10 +159,16 @@ def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerP
         raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
     path, target = join(where, name), join(target_where, target_name)
     if path != target:
+        if target.startswith(path + "/"):
+            raise InvalidInput(f"hard link {path!r}: it would replace its own target {target!r}")
         if sink.link(path, target):
-            walker.forget()
-    elif walker.view is not None and walker.view.seen(path) is None:
-        raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
+            walker.gone(path)
+    elif walker.view is not None:
+        seen = walker.view.seen(path)
+        if seen is None:
+            raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
+        if seen.kind is Kind.DIRECTORY:
+            raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
     if mine is not None:
         mine.add(where, name)
 
@@ -158,36 +184,35 @@ def _whiteout(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: La
     path = join(where, name)
     if mine is None or walker.view is None or name not in mine.names(where):
         if sink.whiteout(path):
-            walker.forget()
+            walker.gone(path)
         return
     seen = walker.view.seen(path)
     if seen is not None and seen.kind is Kind.DIRECTORY:
-        sink.opaque(path, mine)
+        _hide(sink, walker, mine, path)
         if not mine.stated(path):
             sink.put(implied_directory(path), None)
-        walker.forget()
 
 
 def _opaque(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath) -> None:
-    """Hide what lies below in ``path``, which the marker implies as any file in it would."""
+    """Hide what lies below in ``path``. The marker implies that directory, which is seen to at the layer's end."""
     if path:
         _checked(path)
-    where = walker.imply(path)
-    if where is None or not sink.layered:
-        return
-    if mine is None:
-        mine = PutRecord()
-    mine.enter(where)
-    sink.opaque(where, mine)
-    walker.forget()
+    where = walker.find(path)
+    if where is not None and sink.layered:
+        _hide(sink, walker, mine or PutRecord(), where)
+
+
+def _hide(sink: Sink[R], walker: Walker[R], mine: PutRecord, directory: LayerPath) -> None:
+    if sink.opaque(directory, mine) is not False:
+        walker.emptied(directory)
 
 
 def _checked(path: LayerPath) -> tuple[LayerPath, str]:
     """Parent and last component of a path other than the root. Raises UnsafePath."""
-    parent, name = split(path)
-    if name in _UNSAFE or "\0" in name:
+    parent, slash, name = path.rpartition("/")
+    if name in _UNSAFE or "\0" in name or (slash and not parent):
         raise _refusal(path)
-    return parent, name
+    return LayerPath(parent), name
 
 
 def _refusal(path: str) -> UnsafePath:
@@ -195,22 +220,56 @@ def _refusal(path: str) -> UnsafePath:
 
 
 class Walker(Generic[R]):
-    """Finds the real directory that a spelling of it leads to, inside the root, and makes it where it is implied."""
+    """Finds the real directory that a spelling of it leads to, inside the root, and makes it where it is implied.
 
-    __slots__ = ("_depth", "_mine", "_sink", "places", "view")
+    It remembers what it found. A place whose spelling is its canonical path, as nearly all are, is forgotten exactly
+    when a directory on its way goes. Those that links lead to are forgotten together, whenever anything goes that one
+    of them may have come through.
+    """
+
+    __slots__ = ("_aliases", "_depth", "_inside", "_mine", "_passed", "_sink", "places", "view")
 
     def __init__(self, sink: Sink[R], mine: PutRecord | None, depth: int) -> None:
         self._sink = sink
         self._mine = mine
         self._depth = depth
         self.view: View | None = sink.view
-        self.places: dict[str, LayerPath] = {"": ROOT}
-        """Spelling of a directory -> its canonical path; what is not here has not been looked at."""
+        self.places: dict[str, LayerPath] = {}
+        """Spelling of a directory -> its canonical path. The root is not in it, nor what has not been looked at."""
+        self._inside: dict[str, set[str]] = {}
+        """Directory -> the places right in it that are spelled canonically. Whoever is a place has its parents here."""
+        self._aliases: list[str] = []
+        """The places that are not spelled canonically."""
+        self._passed: set[str] = set()
+        """Canonical paths of the links that were read for aliases, and of the directories beyond them."""
 
-    def forget(self) -> None:
-        """Something was replaced or removed that known places may have led through."""
-        self.places.clear()
-        self.places[""] = ROOT
+    def gone(self, path: LayerPath) -> None:
+        """The directory or link that was at ``path`` is gone."""
+        known = path in self.places
+        if known or path in self._passed:
+            self._forget_aliases()
+        if known:
+            self._forget(path)
+
+    def emptied(self, directory: LayerPath) -> None:
+        """Directories and links that were in ``directory`` are gone."""
+        self._forget_aliases()
+        for path in self._inside.pop(directory, ()):
+            self._forget(path)
+
+    def _forget(self, path: str) -> None:
+        places, inside = self.places, self._inside
+        todo = [path]
+        while todo:
+            path = todo.pop()
+            places.pop(path, None)
+            todo.extend(inside.pop(path, ()))
+
+    def _forget_aliases(self) -> None:
+        for path in self._aliases:
+            self.places.pop(path, None)
+        self._aliases.clear()
+        self._passed.clear()
 
     def enter(self, spelled: str) -> LayerPath:
         """The directory ``spelled``, made with its parents where missing, in place of whatever else is in the way."""
@@ -235,36 +294,50 @@ class Walker(Generic[R]):
         return join(where, name)
 
     def _walk(self, spelled: str, *, create: bool, replace: bool) -> LayerPath | None:
+        if not spelled:
+            return ROOT
         places = self.places
-        pending: list[str] = []
-        known = spelled
-        while (where := places.get(known)) is None:
-            known, _, name = known.rpartition("/")
-            pending.append(name)
-        if not pending:
+        where = places.get(spelled)
+        if where is not None:
             return where
         if parse_path(spelled) != spelled:
             raise _refusal(spelled)
         if spelled.count("/") >= self._depth:
             raise Exhausted(f"the path {spelled[:60]!r}... has more than {self._depth} components")
-        if len(places) > _KNOWN_PLACES:
-            self.forget()
-        for name in reversed(pending):
-            at = self.step(where, name, create=create, replace=replace)
-            if at is None:
+        if len(places) > _KNOWN_PLACES or len(self._passed) > _KNOWN_PLACES:
+            places.clear()
+            self._inside.clear()
+            self._forget_aliases()
+        known, at = spelled, ROOT
+        pending: list[str] = []
+        while known:
+            known, _, name = known.rpartition("/")
+            pending.append(name)
+            if known in places:
+                at = places[known]
+                break
+        way = _Way(spelled)
+        while pending:
+            name = pending.pop()
+            above, known = known, join(known, name)
+            found = self._step(at, name, way, create=create, replace=replace)
+            if found is None:
                 return None
-            where = at
-            known = f"{known}/{name}" if known else name
-            places[known] = where
-        return where
+            at = found
+            places[known] = at
+            if at == known:
+                self._inside.setdefault(above, set()).add(known)
+            else:
+                self._aliases.append(known)
+                self._passed.add(at)
+        return at
 
-    def step(self, where: LayerPath, name: str, *, create: bool, replace: bool) -> LayerPath | None:
+    def _step(self, where: LayerPath, name: str, way: _Way, *, create: bool, replace: bool) -> LayerPath | None:
         """The directory that ``name`` in the real directory ``where`` leads to, links read and followed in the root."""
         view = self.view
         if view is None:
             return join(where, name)
         todo = [name]
-        links = 0
         while todo:
             name = todo.pop()
             if name in ("", "."):
@@ -275,22 +348,19 @@ class Walker(Generic[R]):
             path = join(where, name)
             seen = view.seen(path)
             if seen is not None and seen.kind is Kind.SYMLINK:
-                links += 1
-                if links > MAX_LINKS:
-                    raise InvalidInput(f"{path!r}: more than {MAX_LINKS} links on the way")
+                way.follow(seen.target)
+                self._passed.add(path)
                 if seen.target.startswith("/"):
                     where = ROOT
                 todo.extend(reversed(seen.target.split("/")))
                 continue
-            if seen is None:
-                if not create:
+            if seen is None or seen.kind is not Kind.DIRECTORY:
+                # A file in the way is no place, and no place lies beyond it: nothing known goes with it.
+                if not (create if seen is None else replace):
                     return None
                 self._imply(path)
-            elif seen.kind is not Kind.DIRECTORY:
-                if not replace:
-                    return None
-                self._imply(path)
-                self.forget()
+            if way.links:
+                self._passed.add(path)
             where = path
         return where
 
@@ -298,3 +368,23 @@ class Walker(Generic[R]):
         self._sink.put(implied_directory(path), None)
         if self._mine is not None:
             self._mine.enter(path)
+
+
+class _Way:
+    """How many links were followed on the way to one file, and how long they were."""
+
+    __slots__ = ("_spelled", "_text", "links")
+
+    def __init__(self, spelled: str) -> None:
+        self._spelled = spelled
+        self._text = 0
+        self.links = 0
+
+    def follow(self, target: str) -> None:
+        """One link more. Raises InvalidInput where it is one too many."""
+        self.links += 1
+        self._text += len(target)
+        if self.links > MAX_LINKS:
+            raise InvalidInput(f"{self._spelled!r}: more than {MAX_LINKS} links on the way")
+        if self._text > MAX_LINK_TEXT:
+            raise InvalidInput(f"{self._spelled!r}: more than {MAX_LINK_TEXT} characters of links on the way")

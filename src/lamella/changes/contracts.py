@@ -37,6 +37,11 @@ class View(Protocol):
 class Mine(Protocol):
     """What the layer being applied has put so far."""
 
+    @property
+    def clean(self) -> set[LayerPath]:
+        """Directories of a place without markers in which nothing of the parents is left; kept by `prune`."""
+        ...
+
     def names(self, directory: LayerPath) -> AbstractSet[str]:
         """Names in ``directory`` that the layer has put, or that are on the way to something that it has put."""
         ...
@@ -51,7 +56,7 @@ class Sink(Protocol[R_co]):
 
     Paths come canonical: their parents are real directories in the sink's `view`, never links. A sink holds the
     result invisible or plainly unfinished until `commit`; `abort` leaves nothing of the layer behind, where the place
-    allows that. Neither is called twice, and no call follows either.
+    allows that. Neither is called twice; nothing follows `commit` but, where it raises, `abort`, and nothing `abort`.
     """
 
     @property
@@ -86,8 +91,11 @@ class Sink(Protocol[R_co]):
         """
         ...
 
-    def opaque(self, path: LayerPath, mine: Mine) -> None:
-        """What the parents have in the directory ``path`` is hidden; what is in ``mine`` stays."""
+    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
+        """What the parents have in the directory ``path`` is hidden; what is in ``mine`` stays.
+
+        False when there was nothing to hide, as far as the sink can tell.
+        """
         ...
 
     def commit(self) -> R_co:

@@ -25,11 +25,12 @@ class PutRecord:
     set only where a marker asks for that directory.
     """
 
-    __slots__ = ("_rows", "_stated")
+    __slots__ = ("_rows", "_stated", "clean")
 
     def __init__(self) -> None:
         self._rows: dict[LayerPath, bytearray | set[str]] = {}
         self._stated: set[LayerPath] = set()
+        self.clean: set[LayerPath] = set()
 
     def add(self, directory: LayerPath, name: str) -> None:
         """The layer has put ``name`` in ``directory``."""
@@ -49,7 +50,10 @@ class PutRecord:
     def enter(self, directory: LayerPath) -> bytearray | set[str]:
         """The layer has something in ``directory``: note the way to it."""
         rows = self._rows
-        row: bytearray | set[str] = rows.setdefault(directory, bytearray())
+        row = rows.get(directory)
+        if row is not None:  # then so is the way to it
+            return row
+        row = rows[directory] = bytearray()
         while directory:
             parent, name = split(directory)
             above = rows.get(parent)
@@ -95,20 +99,28 @@ class FlatPlace(Protocol):
         ...
 
 
-def prune(place: FlatPlace, directory: LayerPath, mine: Mine) -> None:
-    """Remove from ``directory`` all that the layer has not put.
+def prune(place: FlatPlace, directory: LayerPath, mine: Mine) -> bool:
+    """Remove from ``directory`` all that the layer has not put; False where there was nothing to remove.
 
-    A directory that stays only because the layer has something in it loses the metadata that it had below.
+    A directory that stays only because the layer has something in it loses the metadata that it had below. No
+    directory is looked through twice, however many markers the layer has: what once is gone does not come back.
     """
+    removed = False
+    clean = mine.clean
     todo = [directory]
     while todo:
         parent = todo.pop()
+        if parent in clean:
+            continue
+        clean.add(parent)
         keep = mine.names(parent)
         for name, is_directory in list(place.names(parent)):
             path = join(parent, name)
             if name not in keep:
                 place.remove(path)
+                removed = True
             elif is_directory:
                 if not mine.stated(path):
                     place.put(implied_directory(path), None)
                 todo.append(path)
+    return removed

@@ -46,10 +46,13 @@ class _Node:
 class MemoryTree:
     """A `Tree` in memory. It holds content that can be opened again only."""
 
-    __slots__ = ("_root",)
+    __slots__ = ("_near", "_near_path", "_root")
 
     def __init__(self) -> None:
         self._root = _Node(implied_directory(ROOT), None, {})
+        # The directory that was last come by: what is asked for next is often in it, and paths can be long.
+        self._near_path = ""
+        self._near = self._root
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """See `Tree.lookup`."""
@@ -59,7 +62,8 @@ class MemoryTree:
     def entries(self, directory: LayerPath) -> list[Entry]:
         """See `Tree.entries`."""
         children = self._directory(directory)
-        return [children[name].entry for name in sorted(children, key=_bytes)]
+        names = sorted(children) if "".join(children).isascii() else sorted(children, key=_bytes)
+        return [children[name].entry for name in names]
 
     def open(self, path: LayerPath) -> StoredContent:
         """See `Tree.open`."""
@@ -78,16 +82,27 @@ class MemoryTree:
         return id(node.names)
 
     def _find(self, path: str) -> _Node | None:
-        node = self._root
-        if path:
-            for name in path.split("/"):
-                if node.children is None:
-                    return None
-                found = node.children.get(name)
+        if not path:
+            return self._root
+        if path == self._near_path:
+            return self._near
+        parent, _, name = path.rpartition("/")
+        node = self._near
+        if parent != self._near_path:
+            node = self._root
+            for step in parent.split("/") if parent else ():
+                found = node.children.get(step) if node.children is not None else None
                 if found is None:
                     return None
                 node = found
-        return node
+        if node.children is None:
+            return None
+        found = node.children.get(name)
+        if found is not None and found.children is not None:
+            self._near_path, self._near = path, found
+        else:
+            self._near_path, self._near = parent, node
+        return found
 
     def _directory(self, path: LayerPath) -> dict[str, _Node]:
         node = self._find(path)
@@ -104,29 +119,30 @@ class MemoryTree:
         old = children.get(name)
         children[name] = node
         if old is not None:
-            _release(old)
+            self._release(old)
         return old
 
     def _remove(self, path: LayerPath) -> _Node | None:
         parent, name = split(path)
         old = self._directory(parent).pop(name, None)
         if old is not None:
-            _release(old)
+            self._release(old)
         return old
+
+    def _release(self, node: _Node) -> None:
+        if node.children is not None:
+            self._near_path, self._near = "", self._root
+        todo = [node]
+        while todo:
+            node = todo.pop()
+            if node.names is not None:
+                node.names.count -= 1
+            if node.children:
+                todo.extend(node.children.values())
 
 
 def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
-
-
-def _release(node: _Node) -> None:
-    todo = [node]
-    while todo:
-        node = todo.pop()
-        if node.names is not None:
-            node.names.count -= 1
-        if node.children:
-            todo.extend(node.children.values())
 
 
 class MemorySink:
@@ -192,9 +208,9 @@ class MemorySink:
         """See `Sink.whiteout`."""
         return _reshapes(self._tree._remove(path))  # noqa: SLF001
 
-    def opaque(self, path: LayerPath, mine: Mine) -> None:
+    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
         """See `Sink.opaque`."""
-        prune(self, path, mine)
+        return prune(self, path, mine)
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
         """See `FlatPlace.names`."""
