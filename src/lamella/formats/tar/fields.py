@@ -78,11 +78,12 @@ def parse_count(field: bytes) -> int:
 
 
 def parse_decimal(digits: bytes) -> int:
-    """A number written in at most 19 decimal digits and nothing else. Raises ValueError."""
-    if len(digits) > 19 or not digits.isdigit():
+    """A number written in decimal digits and nothing else. Raises ValueError."""
+    if not digits.isdigit():
         raise ValueError("not decimal")
-    value = int(digits)
-    if value > MAX_NUMBER:
+    if len(digits) > 19:
+        digits = digits.lstrip(b"0") or b"0"
+    if len(digits) > 19 or (value := int(digits)) > MAX_NUMBER:
         raise ValueError("beyond 64 bits")
     return value
 
@@ -90,6 +91,24 @@ def parse_decimal(digits: bytes) -> int:
 def text(field: bytes) -> str:
     """The name in a field, up to its first NUL; bytes that are not UTF-8 are kept as surrogate escapes."""
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def prefix(block: bytes) -> str:
+    """What a header says that stands before its name, without the slash between them."""
+    magic = block[MAGIC]
+    if magic.startswith(USTAR_MAGIC):
+        return text(block[STAR_PREFIX if block[STAR_TRAILER] == STAR_MARK else PREFIX])
+    if magic == GNU_MAGIC:
+        # GNU has its atime there. Go before 1.8 wrote a prefix into GNU headers all the same, and layers of that time
+        # are about; as Go does, take for a name what cannot be times and is ASCII.
+        try:
+            parse_number(block[GNU_ATIME])
+            if block[GNU_CTIME][0]:
+                parse_number(block[GNU_CTIME])
+        except ValueError:
+            stated = text(block[PREFIX])
+            return stated if stated.isascii() else ""
+    return ""
 
 
 def byte_sum(block: bytes) -> int:

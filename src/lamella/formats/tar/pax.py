@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from lamella.errors import Exhausted, FormatError, InvalidInput
+from lamella.formats.tar.fields import MAX_NUMBER, parse_decimal
+from lamella.times import SECOND, parse_pax_time
 
 STRUCTURE: Final = "PAX header"
+GLOBAL: Final = "PAX global header"
 
-XATTR: Final = "SCHILY.xattr."
 SPARSE: Final = "GNU.sparse."
 SPARSE_MAP: Final = "GNU.sparse.map"
 
@@ -19,6 +21,9 @@ MAX_BYTES: Final = 1 << 20
 
 FIELDS: Final = frozenset({"path", "linkpath", "size", "uid", "gid", "mtime", "uname", "gname"})
 """Keys that stand for a field of the header itself."""
+
+_NOT_GLOBAL: Final = ("SCHILY.xattr.", "LIBARCHIVE.xattr.", SPARSE, "GNU.volume.", "MSWINDOWS.")
+_MAX_TIME: Final = MAX_NUMBER * SECOND
 
 _C_STRINGS: Final = frozenset({"path", "linkpath", "uname", "gname"})
 
@@ -62,6 +67,38 @@ def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
     if fragments:
         records[SPARSE_MAP] = b",".join(fragments)
     return records
+
+
+def decimal(digits: bytes, what: str, at: int) -> int:
+    """The number in a record. Raises FormatError."""
+    try:
+        return parse_decimal(digits)
+    except ValueError as error:
+        raise FormatError(STRUCTURE, at, f"malformed {what} {digits[:40]!r}: {error}") from None
+
+
+def overrides(records: Mapping[str, bytes], at: int) -> tuple[int | None, int | None, int | None]:
+    """Uid, gid and mtime in nanoseconds; None where a record is empty or not there. Raises FormatError."""
+    uid, gid, mtime = records.get("uid"), records.get("gid"), records.get("mtime")
+    time = None
+    if mtime:
+        try:
+            time = parse_pax_time(mtime.decode("latin-1"))
+        except InvalidInput as error:
+            raise FormatError(STRUCTURE, at, str(error)) from None
+        if not -_MAX_TIME <= time <= _MAX_TIME:
+            raise FormatError(STRUCTURE, at, "mtime beyond 64 bits")
+    return decimal(uid, "uid", at) if uid else None, decimal(gid, "gid", at) if gid else None, time
+
+
+def check_global(records: Mapping[str, bytes], at: int) -> None:
+    """Make sure that a global header says nothing that only some readers would apply to every member.
+
+    Raises FormatError.
+    """
+    for key in records:
+        if key in ("path", "linkpath", "size") or key.startswith(_NOT_GLOBAL):
+            raise FormatError(GLOBAL, at, f"{key[:80]!r} cannot apply to every member alike")
 
 
 def is_sparse(records: Mapping[str, bytes]) -> bool:

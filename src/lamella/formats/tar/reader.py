@@ -11,26 +11,22 @@ pictures of one archive, the archive is refused. ``docs/formats/tar.md`` lists t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 from zlib import adler32
 
-from lamella.errors import Exhausted, FormatError, InvalidInput, StreamConsumed
+from lamella.errors import Exhausted, FormatError, StreamConsumed
 from lamella.formats.tar import fields, pax, sparse
-from lamella.formats.tar.fields import BLOCK, BLOCK_AT, HEADER, HEADER_ONLY, ZEROS
-from lamella.times import SECOND, parse_pax_time
+from lamella.formats.tar.blocks import DATA, STRUCTURE, Blocks
+from lamella.formats.tar.fields import BLOCK, BLOCK_AT, HEADER, HEADER_ONLY
+from lamella.formats.tar.known import REMEMBERED, KnownFields
+from lamella.formats.tar.known import device as device_of
 
 F = TypeVar("F")
-V = TypeVar("V")
 
-STRUCTURE: Final = "tar header"
 NO_DEVICE: Final = (0, 0)
 
-_MAX_TIME: Final = fields.MAX_NUMBER * SECOND
-_OVERRIDES: Final = ("uid", "gid", "mtime")
-
-_REMEMBERED: Final = 8192
-"""Field values kept parsed, by field; all are forgotten when there are more."""
+_OVERRIDES: Final = frozenset({"uid", "gid", "mtime"})
 
 _COMMON: Final = {b"%d" % digit: str(digit) for digit in range(7)} | {b"7": "0"}
 """Typeflags whose members need nothing but their one header. A contiguous file is a regular file."""
@@ -39,8 +35,6 @@ _NONE_COMMON: Final[dict[bytes, str]] = {}
 
 _VENDOR: Final = frozenset("ABCDEFGHIJNOPQRTUVWYZ")
 """Typeflags that POSIX leaves to vendors, less those with a meaning here (K, L, M, S, X)."""
-
-_REFUSED_GLOBALLY: Final = ("SCHILY.xattr.", "LIBARCHIVE.xattr.", "GNU.sparse.", "GNU.volume.", "MSWINDOWS.")
 
 
 @dataclass(slots=True, frozen=True)
@@ -87,7 +81,7 @@ class TarMember(Generic[F]):
     """Of the stored data, in the stream."""
     stored_size: int
     """Bytes of data in the stream."""
-    _reader: TarReader[F]
+    _reader: TarReader[F] = field(repr=False)
 
     def chunks(self) -> Iterable[memoryview]:
         """The stored data as views into the reader's buffers; each may be used until the next is asked for.
@@ -102,8 +96,9 @@ class TarMember(Generic[F]):
         size = self.stored_size
         if not size:
             return ()
-        buffer = reader._buffer
-        start = self.data_offset - reader._base
+        blocks = reader._blocks
+        buffer = blocks.buffer
+        start = self.data_offset - blocks.base
         if start + size <= len(buffer):
             return (buffer[start : start + size],)
         reader._streaming = self
@@ -124,23 +119,17 @@ class TarReader(Generic[F]):
     """
 
     __slots__ = (
-        "_base",
-        "_buffer",
+        "_blocks",
         "_common",
         "_facet",
         "_facets",
         "_facets_kept",
         "_globals",
+        "_known",
         "_limits",
         "_member",
-        "_mtimes",
-        "_next_buffer",
-        "_owners",
-        "_position",
-        "_sizes",
         "_started",
         "_streaming",
-        "_sums",
     )
 
     def __init__(
@@ -150,21 +139,15 @@ class TarReader(Generic[F]):
         facet: Callable[[int, int, int, int], F],
         limits: TarLimits = TarLimits(),
     ) -> None:
-        self._next_buffer = next_buffer
+        self._blocks = Blocks(next_buffer)
+        self._known = KnownFields()
         self._facet = facet
         self._limits = limits
         self._started = False
-        self._buffer = memoryview(b"")
-        self._base = 0  # offset of the buffer in the stream
-        self._position = 0  # in the buffer; kept up to date outside the common path only
         self._member: TarMember[F] | None = None  # whose data may still be asked for
         self._streaming: TarMember[F] | None = None  # whose data is being read across buffers
         self._common = _COMMON
         self._globals: dict[str, bytes] = {}
-        self._sums: dict[bytes, int] = {}
-        self._sizes: dict[bytes, int] = {}
-        self._owners: dict[bytes, tuple[int, int, int]] = {}
-        self._mtimes: dict[bytes, int] = {}
         self._facets: dict[bytes, dict[bytes, F]] = {}
         self._facets_kept = 0
 
@@ -179,33 +162,37 @@ class TarReader(Generic[F]):
     def _members(self) -> Iterator[TarMember[F]]:
         block_at = BLOCK_AT
         split = HEADER.unpack
-        sums, sizes, facets = self._sums, self._sizes, self._facets
+        blocks, known, facets = self._blocks, self._known, self._facets
+        sums, sizes = known.sums, known.sizes
         common = self._common
-        buffer = self._buffer
+        buffer = blocks.buffer
         base = position = end = offset = 0
         while True:
             if position >= end:
-                if not self._seek(base + position, offset):
+                self._member = self._streaming = None
+                if not blocks.seek(base + position, offset):
                     return
-                buffer, base, position = self._buffer, self._base, self._position
+                buffer, base, position = blocks.buffer, blocks.base, blocks.position
                 end = len(buffer) & -BLOCK
             offset = base + position
             block: bytes = block_at(buffer, position)[0]
             name, owner, size_field, mtime_field, stated, flag, prefix = split(block)
             # 512 ASCII bytes cannot reach the modulus of the Adler-32, so that its low half is their sum plus one
-            if not (block.isascii() and adler32(block) & 0xFFFF == sums.get(stated)) and not self._valid(block, offset):
-                self._position = position + BLOCK
-                self._end(offset)
+            if not (block.isascii() and adler32(block) & 0xFFFF == sums.get(stated)) and not known.valid(block, offset):
+                self._member = self._streaming = None
+                blocks.position = position + BLOCK
+                blocks.finish(offset)
                 return
             kind = common.get(flag)
             if kind is None or prefix != b"\0":
-                self._position = position + BLOCK
+                self._member = self._streaming = None
+                blocks.position = position + BLOCK
                 unusual = self._unusual(block, offset)
                 if unusual is None:
                     return
                 member = unusual
                 common = self._common
-                buffer, base, position = self._buffer, self._base, self._position
+                buffer, base, position = blocks.buffer, blocks.base, blocks.position
                 end = len(buffer) & -BLOCK
                 offset = member.header_offset
                 stored = member.stored_size
@@ -213,14 +200,14 @@ class TarReader(Generic[F]):
                 position += BLOCK
                 size = sizes.get(size_field)
                 if size is None:
-                    size = self._size(size_field, offset)
+                    size = known.size(size_field, offset)
                 linkname, device, stored = "", NO_DEVICE, size
                 if kind != "0":
                     size = stored = 0
                     if kind == "1" or kind == "2":
                         linkname = block[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
                     elif kind == "3" or kind == "4":
-                        device = self._device(block, offset)
+                        device = device_of(block, offset)
                 by_mtime = facets.get(owner)
                 facet = None if by_mtime is None else by_mtime.get(mtime_field)
                 if facet is None:
@@ -244,159 +231,30 @@ class TarReader(Generic[F]):
             if stored:
                 position += (stored + 511) & -BLOCK
 
-    # -- the stream ---------------------------------------------------------------------------------------------------
-
-    def _refill(self) -> bool:
-        """Go on to the next buffer; False at the end of the stream."""
-        self._base += len(self._buffer)
-        self._buffer = self._next_buffer()
-        self._position = 0
-        return len(self._buffer) > 0
-
-    def _seek(self, target: int, header: int) -> bool:
-        """Stand at the block at offset ``target``; False where the stream ends right there.
-
-        ``header`` is the offset that an error names.
-        """
-        self._member = self._streaming = None
-        while True:
-            left = self._base + len(self._buffer) - target
-            if left >= BLOCK:
-                self._position = target - self._base
-                return True
-            if left > 0:
-                raise FormatError(STRUCTURE, target, f"truncated: {left} of {BLOCK} bytes")
-            if not self._refill():
-                if left == 0:
-                    return False
-                raise FormatError("tar data", header, f"truncated: the stream ends {-left} bytes early")
-
-    def _next_block(self, header: int) -> bytes:
-        """The next block, which must be there."""
-        at = self._base + self._position
-        if not self._seek(at, header):
-            raise FormatError(STRUCTURE, header, "truncated: the stream ends inside the member's headers")
-        block: bytes = BLOCK_AT(self._buffer, self._position)[0]
-        self._position += BLOCK
-        return block
-
-    def _blocks(self, count: int, header: int) -> Iterator[bytes]:
-        for _ in range(count):
-            yield self._next_block(header)
-
-    def _data(self, size: int, header: int) -> bytes:
-        """The data of an extension header, its padding passed."""
-        stop = self._position + size
-        if stop <= len(self._buffer):
-            data = bytes(self._buffer[self._position : stop])
-            self._position = (stop + 511) & -BLOCK
-            return data
-        parts = []
-        left = size
-        while left:
-            if self._position >= len(self._buffer) and not self._refill():
-                raise FormatError("tar data", header, f"truncated: the stream ends {left} bytes early")
-            part = bytes(self._buffer[self._position : self._position + left])
-            self._position += len(part)
-            left -= len(part)
-            parts.append(part)
-        self._position += -size & (BLOCK - 1)
-        return b"".join(parts)
-
-    def _end(self, offset: int) -> None:
-        """Take the second zero block, and all that follows it."""
-        if self._seek(self._base + self._position, offset):
-            if BLOCK_AT(self._buffer, self._position)[0] != ZEROS:
-                raise FormatError(STRUCTURE, offset, "a single zero block stands before further data")
-            while self._refill():
-                pass
-
     def _stream(self, member: TarMember[F], start: int) -> Iterator[memoryview]:
         """Data that goes over the end of the buffer, from ``start`` in it."""
+        blocks = self._blocks
         left = member.stored_size
         while left:
             if self._streaming is not member:
                 raise StreamConsumed(f"the data of {member.name!r} was to be read before the next member was asked for")
-            if start == len(self._buffer):
-                if not self._refill():
-                    raise FormatError(
-                        "tar data", member.header_offset, f"truncated: the stream ends {left} bytes early"
-                    )
+            if start == len(blocks.buffer):
+                if not blocks.refill():
+                    raise FormatError(DATA, member.header_offset, f"truncated: the stream ends {left} bytes early")
                 start = 0
-            part = self._buffer[start : start + left]
+            part = blocks.buffer[start : start + left]
             start += len(part)
             left -= len(part)
             yield part
-
-    # -- fields that are remembered -----------------------------------------------------------------------------------
-
-    def _valid(self, block: bytes, offset: int) -> bool:
-        """Check the sum in full; False for a zero block. Raises FormatError."""
-        field = block[fields.CHECKSUM]
-        if block.isascii() and adler32(block) & 0xFFFF == self._sums.get(field):
-            return True
-        if block == ZEROS:
-            return False
-        try:
-            stated = fields.parse_octal(field)
-        except ValueError:
-            raise FormatError(STRUCTURE, offset, f"malformed checksum {field!r}") from None
-        if not fields.checksum_holds(block, stated):
-            raise FormatError(STRUCTURE, offset, "the checksum does not match")
-        _remember(self._sums, field, stated - 8 * 0x20 + sum(field) + 1)
-        return True
-
-    def _size(self, field: bytes, offset: int) -> int:
-        size = self._sizes.get(field)
-        if size is None:
-            size = self._count(field, "size", offset)
-            _remember(self._sizes, field, size)
-        return size
-
-    def _owner(self, field: bytes, offset: int) -> tuple[int, int, int]:
-        """Permission bits, uid and gid."""
-        owner = self._owners.get(field)
-        if owner is None:
-            owner = (
-                self._count(field[:8], "mode", offset) & 0o7777,
-                self._count(field[8:16], "uid", offset),
-                self._count(field[16:], "gid", offset),
-            )
-            _remember(self._owners, field, owner)
-        return owner
-
-    def _mtime(self, field: bytes, offset: int) -> int:
-        mtime = self._mtimes.get(field)
-        if mtime is None:
-            try:
-                mtime = fields.parse_number(field) * SECOND
-            except ValueError as error:
-                raise FormatError(STRUCTURE, offset, f"malformed mtime {field!r}: {error}") from None
-            _remember(self._mtimes, field, mtime)
-        return mtime
-
-    def _count(self, field: bytes, what: str, offset: int) -> int:
-        try:
-            return fields.parse_count(field)
-        except ValueError as error:
-            raise FormatError(STRUCTURE, offset, f"malformed {what} {field!r}: {error}") from None
-
-    def _device(self, block: bytes, offset: int) -> tuple[int, int]:
-        if not block[fields.MAGIC].startswith((fields.USTAR_MAGIC, fields.GNU_MAGIC)):
-            return NO_DEVICE
-        return (
-            self._count(block[fields.DEVMAJOR], "device major number", offset),
-            self._count(block[fields.DEVMINOR], "device minor number", offset),
-        )
 
     def _shared_facet(self, owner: bytes, mtime: bytes, offset: int) -> F:
         by_mtime = self._facets.get(owner)
         facet = None if by_mtime is None else by_mtime.get(mtime)
         if facet is not None:
             return facet
-        mode, uid, gid = self._owner(owner, offset)
-        facet = self._facet(mode, uid, gid, self._mtime(mtime, offset))
-        if self._facets_kept >= _REMEMBERED:
+        mode, uid, gid = self._known.owner(owner, offset)
+        facet = self._facet(mode, uid, gid, self._known.mtime(mtime, offset))
+        if self._facets_kept >= REMEMBERED:
             self._facets.clear()
             self._facets_kept = 0
         self._facets.setdefault(owner, {})[mtime] = facet
@@ -415,8 +273,8 @@ class TarReader(Generic[F]):
             flag = block[156:157]
             if flag == b"g":
                 if extensions:
-                    raise FormatError("PAX global header", offset, "stands between a member and its extension headers")
-                self._take_globals(self._records(block, offset, "PAX global header"), offset)
+                    raise FormatError(pax.GLOBAL, offset, "stands between a member and its extension headers")
+                self._take_globals(self._records(block, offset, pax.GLOBAL), offset)
             elif flag == b"x" or flag == b"X":
                 records = self._records(block, offset, pax.STRUCTURE)
             elif flag == b"L":
@@ -432,25 +290,24 @@ class TarReader(Generic[F]):
                         f"{STRUCTURE} at offset {first}: more than {self._limits.headers} extension headers "
                         "before one member"
                     )
-            here = self._base + self._position
-            if self._position + BLOCK <= len(self._buffer) or self._seek(here, offset):
-                block = BLOCK_AT(self._buffer, self._position)[0]
-                self._position += BLOCK
-                if self._valid(block, here):
-                    if not extensions:
-                        first = here
-                    offset = here
-                    continue
-                self._end(here)
+            here = self._blocks.offset
+            following = self._blocks.next_or_end(offset)
+            if following is not None and self._known.valid(following, here):
+                block, offset = following, here
+                if not extensions:
+                    first = here
+                continue
             if extensions:
                 raise FormatError(STRUCTURE, first, "truncated: an extension header has no member after it")
+            if following is not None:
+                self._blocks.finish(here)
             return None
 
     def _extension(self, block: bytes, offset: int, structure: str, limit: int) -> bytes:
-        size = self._size(block[124:136], offset)
+        size = self._known.size(block[124:136], offset)
         if size > limit:
             raise Exhausted(f"{structure} at offset {offset}: {size} bytes are over the limit of {limit}")
-        return self._data(size, offset)
+        return self._blocks.data(size, offset)
 
     def _records(self, block: bytes, offset: int, structure: str) -> dict[str, bytes]:
         data = self._extension(block, offset, structure, self._limits.pax)
@@ -460,16 +317,11 @@ class TarReader(Generic[F]):
         return fields.text(self._extension(block, offset, "GNU long name", self._limits.long_name))
 
     def _take_globals(self, records: Mapping[str, bytes], offset: int) -> None:
-        for key, value in records.items():
-            if key in ("path", "linkpath", "size") or key.startswith(_REFUSED_GLOBALLY):
-                raise FormatError("PAX global header", offset, f"{key!r} cannot apply to every member alike")
-            if key in _OVERRIDES:
-                if value:
-                    self._globals[key] = value
-                else:
-                    self._globals.pop(key, None)
-        _overrides(self._globals, offset)
-        self._common = _NONE_COMMON if self._globals else _COMMON
+        pax.check_global(records, offset)
+        for key in _OVERRIDES & records.keys():
+            self._globals[key] = records[key]
+        pax.overrides(self._globals, offset)
+        self._common = _NONE_COMMON if any(self._globals.values()) else _COMMON
 
     def _build(
         self,
@@ -481,18 +333,18 @@ class TarReader(Generic[F]):
         long_link: str,
     ) -> TarMember[F]:
         name_field, owner, size_field, mtime_field, _, flag, prefix = HEADER.unpack(block)
-        size = stored = self._size(size_field, offset)
+        size = stored = self._known.size(size_field, offset)
         path = linkpath = realsize = None
         if records:
             path, linkpath, realsize = records.get("path"), records.get("linkpath"), records.get("SCHILY.realsize")
             stated = records.get("size")
             if stated:
-                size = stored = _decimal(stated, "size", first)
+                size = stored = pax.decimal(stated, "size", first)
         name = long_name
         if not name:
             name = path.decode("utf-8", "surrogateescape") if path else fields.text(name_field)
             if prefix != b"\0" and not path:
-                directory = self._prefix(block)
+                directory = fields.prefix(block)
                 if directory:
                     name = f"{directory}/{name}"
 
@@ -506,14 +358,14 @@ class TarReader(Generic[F]):
             if kind != "0":
                 raise FormatError(sparse.STRUCTURE, first, f"a member of type {kind!r} cannot be sparse")
             name, extents, size, stored = self._pax_sparse(records, offset, first, name, size, stored)
-        if realsize and _decimal(realsize, "SCHILY.realsize", first) != size:
+        if realsize and pax.decimal(realsize, "SCHILY.realsize", first) != size:
             raise FormatError(pax.STRUCTURE, first, "SCHILY.realsize differs from the size")
 
         linkname, device = "", NO_DEVICE
         if kind == "1" or kind == "2":
             linkname = long_link or fields.text(linkpath or block[fields.LINKNAME])
         elif kind == "3" or kind == "4":
-            device = self._device(block, offset)
+            device = device_of(block, offset)
         return TarMember(
             name,
             kind,
@@ -524,16 +376,13 @@ class TarReader(Generic[F]):
             records or None,
             extents,
             first,
-            self._base + self._position,
+            self._blocks.offset,
             stored,
             self,
         )
 
     def _kind(self, flag: bytes, name: str, block: bytes, offset: int) -> str:
-        """The typeflag, normalised."""
-        kind = _COMMON.get(flag)
-        if kind is not None:
-            return kind
+        """A typeflag that is not among the common ones, normalised."""
         if flag == b"\0":
             return "5" if name.endswith("/") else "0"
         if flag == b"S":
@@ -547,43 +396,18 @@ class TarReader(Generic[F]):
             raise FormatError(STRUCTURE, offset, f"unknown typeflag {flag!r}")
         return letter
 
-    def _prefix(self, block: bytes) -> str:
-        """What stands before the name where the field at byte 345 is not empty."""
-        magic = block[fields.MAGIC]
-        if magic.startswith(fields.USTAR_MAGIC):
-            star = block[fields.STAR_TRAILER] == fields.STAR_MARK
-            return fields.text(block[fields.STAR_PREFIX if star else fields.PREFIX])
-        if magic == fields.GNU_MAGIC:
-            # GNU has its atime there. Go before 1.8 wrote a prefix into GNU headers all the same, and layers of that
-            # time are about; as Go does, take what cannot be times and is ASCII for a name.
-            try:
-                fields.parse_number(block[fields.GNU_ATIME])
-                if block[fields.GNU_CTIME][0]:
-                    fields.parse_number(block[fields.GNU_CTIME])
-            except ValueError:
-                prefix = block[fields.PREFIX].partition(b"\0")[0]
-                if prefix.isascii():
-                    return prefix.decode("ascii")
-        return ""
-
-    def _member_facet(
-        self, records: Mapping[str, bytes] | None, owner: bytes, mtime: bytes, first: int, offset: int
-    ) -> F:
+    def _member_facet(self, records: dict[str, bytes] | None, owner: bytes, mtime: bytes, first: int, offset: int) -> F:
         """The facet, where records win over the header; an empty record leaves the value to the header."""
         if self._globals:
-            records = (
-                self._globals | {key: records[key] for key in _OVERRIDES if key in records}
-                if records
-                else self._globals
-            )
+            records = self._globals | (records or {})
         if records and (records.get("mtime") or records.get("uid") or records.get("gid")):
-            uid, gid, time = _overrides(records, first)
-            mode, header_uid, header_gid = self._owner(owner, offset)
+            uid, gid, time = pax.overrides(records, first)
+            mode, header_uid, header_gid = self._known.owner(owner, offset)
             return self._facet(
                 mode,
                 header_uid if uid is None else uid,
                 header_gid if gid is None else gid,
-                self._mtime(mtime, offset) if time is None else time,
+                self._known.mtime(mtime, offset) if time is None else time,
             )
         return self._shared_facet(owner, mtime, offset)
 
@@ -598,7 +422,7 @@ class TarReader(Generic[F]):
             budget -= 21
             if budget < 0:
                 raise sparse.too_many(offset, self._limits.extents)
-            further, more = sparse.old_extents(sparse.extension_table(self._next_block(offset)), offset)
+            further, more = sparse.old_extents(sparse.extension_table(self._blocks.next(offset)), offset)
             extents += further
         return sparse.checked(extents, size, stored, offset), size
 
@@ -611,36 +435,9 @@ class TarReader(Generic[F]):
         if stated.size is not None:
             size = stated.size
         if stated.map_in_data:
-            blocks = self._blocks(-(-stored // BLOCK), offset)
+            blocks = self._blocks.take(-(-stored // BLOCK), offset)
             extents, length = sparse.read_map(blocks, offset, self._limits.extents)
             stored -= length
         else:
             extents = stated.extents(self._limits.extents)
         return name, sparse.checked(extents, size, stored, first), size, stored
-
-
-def _remember(known: dict[bytes, V], field: bytes, value: V) -> None:
-    if len(known) >= _REMEMBERED:
-        known.clear()
-    known[field] = value
-
-
-def _decimal(digits: bytes, what: str, offset: int) -> int:
-    try:
-        return fields.parse_decimal(digits)
-    except ValueError as error:
-        raise FormatError(pax.STRUCTURE, offset, f"malformed {what} {digits[:40]!r}: {error}") from None
-
-
-def _overrides(records: Mapping[str, bytes], offset: int) -> tuple[int | None, int | None, int | None]:
-    """Uid, gid and mtime in nanoseconds from PAX records, None where a record is empty or not there."""
-    uid, gid, mtime = records.get("uid"), records.get("gid"), records.get("mtime")
-    time = None
-    if mtime:
-        try:
-            time = parse_pax_time(mtime.decode("latin-1"))
-        except InvalidInput as error:
-            raise FormatError(pax.STRUCTURE, offset, str(error)) from None
-        if not -_MAX_TIME <= time <= _MAX_TIME:
-            raise FormatError(pax.STRUCTURE, offset, "mtime beyond 64 bits")
-    return _decimal(uid, "uid", offset) if uid else None, _decimal(gid, "gid", offset) if gid else None, time
