@@ -13,28 +13,34 @@ from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 from lamella.digests import Digest
-from lamella.errors import DigestMismatch, SizeMismatch, from_os
+from lamella.errors import DigestMismatch, SizeMismatch, Unavailable, from_os
 from lamella.images.contract import Buffer, StagedBlob
 from lamella.oci.descriptor import Descriptor
 
 PREFIX: Final = ".lamella-"
+
+_TRIES: Final = 8
+"""A sweep may take a directory for abandoned before its maker has locked it; the maker makes another then."""
 
 
 class Staging:
     """A directory of one writer, for its owner alone, gone after `remove`.
 
     A lock on it lasts as long as the process; directories of processes that were killed are swept by the next writer.
-    The caller holds a lock on ``parent`` while one is made, so that no sweep meets a directory not yet locked.
     """
 
     def __init__(self, parent: str, prefix: str = PREFIX) -> None:
-        _sweep(parent, prefix)
         try:
-            self.path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+            _sweep(parent, prefix)
+            for _ in range(_TRIES):
+                self.path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+                lock = _lock(self.path)
+                if lock is not None:
+                    self._held = lock
+                    return
         except OSError as problem:
             raise from_os(problem, f"make a temporary directory in {parent!r}") from problem
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise Unavailable(f"cannot lock the temporary directory {self.path!r}")
 
     def file(self, name: str) -> str:
         """The path of ``name`` in it."""
@@ -42,7 +48,7 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the directory and all that is in it. May be called again."""
-        lock, self._lock = self._lock, -1
+        lock, self._held = self._held, -1
         if lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(lock)
@@ -141,18 +147,25 @@ def _write_rest(file: BinaryIO, chunk: Buffer, end: int) -> None:
 
 def _sweep(parent: str, prefix: str) -> None:
     for name in os.listdir(parent):
-        if not name.startswith(prefix):
-            continue
-        path = os.path.join(parent, name)
-        try:
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue  # its writer is alive
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-        finally:
-            os.close(lock)
+        if name.startswith(prefix):
+            path = os.path.join(parent, name)
+            lock = _lock(path)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(path: str) -> int | None:
+    """A lock on a directory that is still there under its name; None where it is gone, or its writer is alive."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(directory), os.stat(path, follow_symlinks=False)):
+            return directory
+    except OSError:
+        pass
+    os.close(directory)
+    return None

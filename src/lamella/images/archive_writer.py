@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes one image as an archive: an OCI layout in a tar, or what ``docker load`` takes.
+
+Everything is gathered in a private directory beside the archive, and the archive is written there too; it gets its
+name when it is whole. The same image gives the same bytes: members are sorted, owned by 0, and dated by
+SOURCE_DATE_EPOCH or 0.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from lamella.digests import Digest
+from lamella.errors import AlreadyExists, Conflict, Unsupported, from_os
+from lamella.images.contract import Buffer, ImageWriter, StagedBlob
+from lamella.images.layout_writer import LayoutWriter, named_entry
+from lamella.images.staging import BlobStage, Staging
+from lamella.oci.config import decode_config, pair_layers
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.docker import SAVED_FILE
+from lamella.oci.documents import MAX_DOCUMENT, encode_json
+from lamella.oci.layout import BLOBS, INDEX_FILE, LAYOUT_FILE
+from lamella.oci.manifest import decode_manifest
+from lamella.oci.mediatypes import INDEXES, layer_compression
+from lamella.oci.reference import parse_reference
+from lamella.times import source_date_epoch
+
+_CHUNK: Final = 1 << 20
+
+
+class _Target:
+    """A file that gets its name when it is complete."""
+
+    def __init__(self, path: str, where: str, *, replace: bool, durable: bool) -> None:
+        self._path = path
+        self._where = where
+        self._replace = replace
+        self._durable = durable
+        if not replace and os.path.lexists(path):
+            raise self._exists()
+        parent, name = os.path.split(path)
+        self._parent = parent or "."
+        try:
+            os.makedirs(self._parent, exist_ok=True)
+        except OSError as problem:
+            raise from_os(problem, f"make the directory {self._parent!r}") from problem
+        self.staging = Staging(self._parent, prefix=f".{name[:100]}.lamella-")
+
+    def write(self, members: Mapping[str, str | bytes]) -> None:
+        """Write the archive of these members, each a file's path or its bytes, and give it its name."""
+        staged = self.staging.file("archive")
+        try:
+            with open(staged, "xb", buffering=_CHUNK) as file:
+                _write_tar(file, members)
+                if self._durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._name(staged)
+        except OSError as problem:
+            raise from_os(problem, f"write {self._where}") from problem
+
+    def _name(self, staged: str) -> None:
+        if self._replace:
+            os.rename(staged, self._path)
+        else:
+            try:
+                os.link(staged, self._path)
+            except FileExistsError:
+                raise self._exists() from None
+            except OSError as problem:
+                if problem.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                if os.path.lexists(self._path):  # there are no hard links here, so this is as good as it gets
+                    raise self._exists() from None
+                os.rename(staged, self._path)
+        if self._durable:
+            directory = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def _exists(self) -> AlreadyExists:
+        return AlreadyExists(f"{self._where}: the file exists", hint="remove it first, or ask for it to be replaced")
+
+
+class OciArchiveWriter(ImageWriter):
+    """Writes an OCI layout of one image, or one index of images, as a tar."""
+
+    takes_indexes = True
+
+    def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
+        self.where = f"oci-archive:{path}"
+        self._target = _Target(path, self.where, replace=replace, durable=durable)
+        try:
+            self._layout = LayoutWriter(self._target.staging.file("layout"))
+        except BaseException:
+            self._target.staging.remove()
+            raise
+        self._layout.where = self.where
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether it has been put."""
+        return self._layout.has_blob(descriptor)
+
+    def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
+        """Store a blob, checked."""
+        self._layout.put_blob(descriptor, chunks)
+
+    def stage(self) -> StagedBlob:
+        """A file beside the archive."""
+        return self._layout.stage()
+
+    def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
+        """Write the archive."""
+        entry = self._layout.commit(tag, image)
+        root = self._target.staging.file("layout")
+        members: dict[str, str | bytes] = {name: os.path.join(root, name) for name in (LAYOUT_FILE, INDEX_FILE)}
+        for directory, _, names in os.walk(os.path.join(root, BLOBS)):
+            members[os.path.relpath(directory, root) + "/"] = b""
+            for name in names:
+                path = os.path.join(directory, name)
+                members[os.path.relpath(path, root)] = path
+        self._target.write(members)
+        self.abort()
+        return entry
+
+    def abort(self) -> None:
+        """Remove what was gathered."""
+        self._layout.abort()
+        self._target.staging.remove()
+
+
+class DockerArchiveWriter(ImageWriter):
+    """Writes one image as ``docker load`` takes it: layers decompressed, no manifest with digests.
+
+    The form has no room for the manifest, so the image has another digest when it is read from there. Its config, and
+    with it Docker's id of the image, stays.
+    """
+
+    takes_indexes = False
+
+    def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
+        self.where = f"docker-archive:{path}"
+        self._target = _Target(path, self.where, replace=replace, durable=durable)
+        self._blobs = BlobStage(self._target.staging, self.where, durable=False)
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether it has been put."""
+        return self._blobs.sizes.get(descriptor.digest) == descriptor.size
+
+    def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
+        """Store a blob, checked."""
+        self._blobs.put(descriptor, chunks)
+
+    def stage(self) -> StagedBlob:
+        """A file beside the archive."""
+        return self._blobs.stage()
+
+    def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
+        """Decompress the layers, checking their diff ids, and write the archive."""
+        if image.media_type in INDEXES:
+            raise Unsupported(f"{self.where}: a Docker archive has no place for an index", hint="choose one platform")
+        reference = None if tag is None else parse_reference(tag).with_default_tag()
+        manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
+        raw_config = self._read(manifest.config)
+        config = decode_config(raw_config, f"{self.where}: config {manifest.config.digest}")
+        members: dict[str, str | bytes] = {}
+        names: list[str] = []
+        for layer, diff_id in pair_layers(manifest, config, f"{self.where}: {image.digest}"):
+            name = f"{diff_id.hex}.tar"
+            names.append(name)
+            if name not in members:
+                members[name] = self._plain(layer, diff_id)
+        config_name = f"{manifest.config.digest.hex}.json"
+        members[config_name] = raw_config
+        saved = {"Config": config_name, "RepoTags": reference and [str(reference)], "Layers": names}
+        members[SAVED_FILE] = encode_json([saved])
+        self._target.write(members)
+        self.abort()
+        return named_entry(image, None)
+
+    def abort(self) -> None:
+        """Remove what was gathered."""
+        self._target.staging.remove()
+
+    def _read(self, document: Descriptor) -> bytes:
+        with open(self._file(document), "rb") as file:
+            return file.read(MAX_DOCUMENT + 1)
+
+    def _file(self, blob: Descriptor) -> str:
+        if not self.has_blob(blob):
+            raise Conflict(f"{self.where}: {blob.digest}, a part of the image, was not put")
+        return self._blobs.path(blob.digest)
+
+    def _plain(self, layer: Descriptor, diff_id: Digest) -> str:
+        """The file of the layer's tar; the compressed one makes room for it."""
+        from lamella.streams.reading import BlobReader
+
+        source = self._file(layer)
+        compression = layer_compression(layer.media_type)
+        if compression == "none" and layer.digest == diff_id:
+            return source
+        target = self._target.staging.file(f"plain-{diff_id.algorithm}-{diff_id.hex}")
+        with BlobReader(Path(source), compression=compression, diff_id=diff_id) as reader, open(target, "xb") as file:
+            while buffer := reader.next_buffer():
+                file.write(buffer)
+            reader.finish()
+        os.unlink(source)
+        return target
+
+
+def _write_tar(file: BinaryIO, members: Mapping[str, str | bytes]) -> None:
+    from lamella.formats.tar.writer import TarWriter
+
+    writer = TarWriter(file.write)
+    mtime = source_date_epoch() or 0
+    room = memoryview(bytearray(_CHUNK))
+    for name in sorted(members):
+        content = members[name]
+        if isinstance(content, bytes):
+            directory = name.endswith("/")
+            mode, kind = (0o755, "5") if directory else (0o644, "0")
+            writer.member(name, kind, mode=mode, uid=0, gid=0, size=len(content), mtime=mtime)
+            writer.data(content)
+            continue
+        with open(content, "rb", buffering=0) as source:
+            size = os.fstat(source.fileno()).st_size
+            writer.member(name, "0", mode=0o644, uid=0, gid=0, size=size, mtime=mtime)
+            while count := source.readinto(room):
+                writer.data(room[:count])
+    writer.close()

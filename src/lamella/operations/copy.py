@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from one place to another, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from lamella.errors import InvalidInput, NotFound, Unsupported
+from lamella.images.contract import ImageReader, ImageWriter
+from lamella.images.image import foreign_layer
+from lamella.images.naming import ImageName, parse_image_name
+from lamella.images.resolve import find, read_manifest, resolve
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.index import decode_index
+from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
+from lamella.oci.platform import Platform, parse_platform
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+
+_CHUNK: Final = 1 << 20
+_MAX_DEPTH: Final = 8
+
+
+@dataclass(slots=True, frozen=True)
+class Copied:
+    """What came of a copy."""
+
+    entry: Descriptor
+    """What the target names: the manifest, or the index with all platforms."""
+    blobs: int
+    """Blobs that were written; documents are blobs too."""
+    size: int
+    """Bytes of them."""
+    present: int
+    """Blobs that the target had already."""
+
+
+def copy(
+    source: str | ImageName,
+    target: str | ImageName,
+    *,
+    platform: str | Platform | None = None,
+    all_platforms: bool = False,
+    replace: bool = False,
+    durable: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Copied:
+    """Copy the image that ``source`` names to ``target``, which is unchanged until all is there and checked.
+
+    ``replace`` lets an archive that exists give way; ``durable`` waits for the disk. The rest is `copy_image`.
+    Raises AlreadyExists, and as `copy_image` does.
+    """
+    from lamella.images.forms import open_reader, open_writer
+
+    source = parse_image_name(source) if isinstance(source, str) else source
+    target = parse_image_name(target) if isinstance(target, str) else target
+    with open_reader(source) as reader, open_writer(target, replace=replace, durable=durable) as writer:
+        return copy_image(
+            reader,
+            writer,
+            tag=source.tag,
+            position=source.position,
+            new_tag=target.tag,
+            platform=parse_platform(platform) if isinstance(platform, str) else platform,
+            all_platforms=all_platforms,
+            progress=progress,
+            cancel=cancel,
+        )
+
+
+def copy_image(
+    reader: ImageReader,
+    writer: ImageWriter,
+    *,
+    tag: str | None = None,
+    position: int | None = None,
+    new_tag: str | None = None,
+    platform: Platform | None = None,
+    all_platforms: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Copied:
+    """Copy one image, or with ``all_platforms`` an index and all that it leads to, and commit it as ``new_tag``.
+
+    Manifests are copied as they are, so that digests stay. Sizes and digests are checked as the bytes pass, and what
+    the target has is not read. Raises Integrity, NotFound, InvalidInput, Unsupported, Exhausted.
+    """
+    if all_platforms:
+        if platform is not None:
+            raise InvalidInput("one platform and all platforms exclude each other")
+        image = _whole(reader, writer, tag, position)
+    else:
+        image = resolve(reader, tag, platform, position).descriptor
+    blobs: dict[str, Descriptor] = {}
+    _collect(reader, image, blobs, 0)
+    missing = [blob for blob in blobs.values() if not writer.has_blob(blob)]
+    if progress is not None:
+        progress.start("copy", sum(blob.size for blob in missing))
+    try:
+        for blob in missing:
+            writer.put_blob(blob, _chunks(reader, blob, progress, cancel))
+    finally:
+        if progress is not None:
+            progress.finish()
+    bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
+    entry = writer.commit(new_tag, bare)
+    return Copied(entry, len(missing), sum(blob.size for blob in missing), len(blobs) - len(missing))
+
+
+def _whole(reader: ImageReader, writer: ImageWriter, tag: str | None, position: int | None) -> Descriptor:
+    found = find(reader, tag, position)
+    if len(found) > 1:
+        raise InvalidInput(
+            f"{reader.where}: {len(found)} images there have that name", hint="choose one by number, as in oci:DIR:@0"
+        )
+    if found[0].media_type in INDEXES and not writer.takes_indexes:
+        raise Unsupported(f"{writer.where}: there is no place for an index", hint="choose one platform")
+    return found[0]
+
+
+def _collect(reader: ImageReader, image: Descriptor, blobs: dict[str, Descriptor], depth: int) -> None:
+    """Note what ``image`` consists of, parts before what names them."""
+    if image.digest in blobs:
+        return
+    if image.media_type in INDEXES:
+        if depth >= _MAX_DEPTH:
+            raise Unsupported(f"{reader.where}: indexes are nested deeper than {_MAX_DEPTH} levels")
+        what = f"{reader.where}: index {image.digest}"
+        for entry in decode_index(reader.read_document(image), image.media_type, what).manifests:
+            _collect(reader, entry, blobs, depth + 1)
+    elif image.media_type in MANIFESTS:
+        manifest = read_manifest(reader, image).manifest
+        for part in (manifest.config, *manifest.layers):
+            blobs.setdefault(part.digest, part)
+    blobs[image.digest] = image
+
+
+def _chunks(
+    reader: ImageReader, blob: Descriptor, progress: Progress | None, cancel: Cancellation | None
+) -> Iterator[bytes]:
+    try:
+        file = reader.open_blob(blob)
+    except NotFound:
+        if blob.media_type in FOREIGN_LAYERS:
+            raise foreign_layer(reader, blob) from None
+        raise
+    with file:
+        while chunk := file.read(_CHUNK):
+            if cancel is not None:
+                cancel.check()
+            yield chunk
+            if progress is not None:
+                progress.advance(len(chunk))

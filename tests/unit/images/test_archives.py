@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives are read where they lie, whichever tool and whichever year they are from, and written the same each time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import stat
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.digests import Digest
+from lamella.errors import (
+    AlreadyExists,
+    Conflict,
+    DigestMismatch,
+    Integrity,
+    InvalidInput,
+    NotFound,
+    SizeMismatch,
+    Unsupported,
+)
+from lamella.images.archive import Archive, Window, open_oci_archive
+from lamella.images.contract import ImageWriter
+from lamella.images.docker_archive import open_docker_archive
+from lamella.images.forms import open_writer
+from lamella.images.image import open_image
+from lamella.images.naming import parse_image_name
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.mediatypes import OCI_LAYER, OCI_LAYER_GZIP
+from lamella.paths import LayerPath
+from lamella.testing.images import SmallImage, compact, digest, index_of, layout_files, small_image, tagged, tar_of
+
+PLAIN = small_image({"a": b"1"}, {"b": b"2"}, compress=False)
+ZIPPED = small_image({"a": b"1"}, {"b": b"2"})
+RAW_CONFIG = compact(PLAIN.config)
+CONFIG_NAME = f"{digest(RAW_CONFIG)[7:]}.json"
+
+
+def store(path: Path, files: dict[str, Any]) -> str:
+    path.write_bytes(tar_of(files))
+    return str(path)
+
+
+def saved(*layers: str, config: str = CONFIG_NAME, tags: list[str] | None = None) -> dict[str, Any]:
+    return {"Config": config, "RepoTags": tags, "Layers": list(layers)}
+
+
+def old_style(tags: list[str] | None = None) -> dict[str, Any]:
+    """What Docker 1.10 to 24 writes."""
+    first, second = PLAIN.layers
+    return {
+        "one/VERSION": b"1.0",
+        "one/json": b"{}",
+        "one/layer.tar": first,
+        "two/layer.tar": second,
+        CONFIG_NAME: RAW_CONFIG,
+        "manifest.json": compact([saved("one/layer.tar", "two/layer.tar", tags=tags)]),
+        "repositories": b"{}",
+    }
+
+
+def put(writer: ImageWriter, image: SmallImage, tag: str | None) -> Descriptor:
+    for name, raw in image.blobs.items():
+        writer.put_blob(Descriptor(media_type="a/b", digest=Digest(name), size=len(raw)), [raw])
+    entry = image.descriptor
+    return writer.commit(
+        tag, Descriptor(media_type=entry["mediaType"], digest=Digest(entry["digest"]), size=entry["size"])
+    )
+
+
+def contents(name: str) -> list[bytes]:
+    with open_image(name) as image:
+        opened = [layer.open() for layer in image.layers]
+    found = []
+    for blob in opened:
+        with blob:
+            found.append(blob.read())
+    return found
+
+
+class TestMembers:
+    def test_only_headers_are_read_when_it_is_opened(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.tar"
+        with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
+            for name in ("one", "two"):
+                member = tarfile.TarInfo(name)
+                member.size = 0
+                archive.addfile(member)
+        # 64 gigabytes of hole between the headers: whoever reads through it is not done soon.
+        raw = path.read_bytes()
+        size = 64 << 30
+        with open(path, "wb") as file:
+            big = tarfile.TarInfo("one")
+            big.size = size
+            file.write(big.tobuf(tarfile.GNU_FORMAT))
+            file.seek(size, os.SEEK_CUR)
+            file.write(raw[512:])
+        archive_there = Archive(str(path), "it")
+        opened, found = archive_there.open(LayerPath("one"))
+        opened.close()
+        archive_there.close()
+        assert size == found
+
+    def test_windows_share_no_position(self, tmp_path: Path) -> None:
+        archive = Archive(store(tmp_path / "a.tar", {"x": b"0123456789" * 100, "y": b"abc"}), "it")
+        one, size = archive.open(LayerPath("x"))
+        two, _ = archive.open(LayerPath("x"))
+        archive.close()
+        with one, two:
+            assert (size, one.read(4)) == (1000, b"0123")
+            assert two.read(5) == b"01234"
+            assert one.read(3) == b"456"
+            assert one.seek(-10, os.SEEK_END) == 990
+            assert one.read() == b"0123456789"
+            assert one.read(1) == b""
+
+    def test_a_window_reads_no_byte_outside_of_it(self, tmp_path: Path) -> None:
+        (tmp_path / "f").write_bytes(b"abcdefgh")
+        room = bytearray(8)
+        with Window(os.open(tmp_path / "f", os.O_RDONLY), 2, 3) as window:
+            assert window.readinto(room) == 3
+            assert room[:4] == b"cde\0"
+            with pytest.raises(ValueError, match="negative"):
+                window.seek(-1)
+            assert window.seek(9) == 9
+            assert window.read(5) == b""
+
+    def test_names_are_taken_relative_to_the_archive(self, tmp_path: Path) -> None:
+        archive = Archive(store(tmp_path / "a.tar", {"./x": b"1", "/y": b"2"}), "it")
+        assert [archive.open(LayerPath(name))[0].read() for name in "xy"] == [b"1", b"2"]
+
+    def test_a_name_twice_with_one_content_is_one_file(self, tmp_path: Path) -> None:
+        raw = tar_of({"x": b"1"})[:1024] * 2 + bytes(1024)
+        (tmp_path / "a.tar").write_bytes(raw)
+        archive = Archive(str(tmp_path / "a.tar"), "it")
+        assert archive.open(LayerPath("x"))[0].read() == b"1"
+
+    def test_another_compression_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tar").write_bytes(b"\xfd7zXZ\0" + bytes(600))
+        with pytest.raises(Unsupported, match="compressed with xz"):
+            open_image(f"oci-archive:{tmp_path}/a.tar")
+
+    def test_what_is_no_archive(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+        with pytest.raises(InvalidInput, match="not a tar archive"):
+            open_image(f"oci-archive:{tmp_path}/a.tar")
+        with pytest.raises(InvalidInput, match="not a regular file"):
+            open_image(f"oci-archive:{tmp_path}")
+        with pytest.raises(NotFound):
+            open_image(f"oci-archive:{tmp_path}/none")
+
+    @pytest.mark.parametrize("cut", [100, 600, 1500])
+    def test_an_archive_that_is_cut_off(self, tmp_path: Path, cut: int) -> None:
+        (tmp_path / "a.tar").write_bytes(tar_of({"x": b"1" * 2000})[:cut])
+        with pytest.raises(InvalidInput, match="damaged"):
+            Archive(str(tmp_path / "a.tar"), "it")
+
+
+class TestOciArchive:
+    def test_it_is_read_as_a_layout_is(self, tmp_path: Path) -> None:
+        path = store(tmp_path / "a.tar", layout_files([tagged(ZIPPED.descriptor, "v1")], ZIPPED.blobs))
+        assert ZIPPED.layers == contents(f"oci-archive:{path}:v1") == contents(f"oci-archive:{path}")
+        with open_oci_archive(path) as reader:
+            assert [image.names for image in reader.images()] == [("v1",)]
+
+    def test_it_may_be_compressed_as_a_whole(self, tmp_path: Path) -> None:
+        raw = tar_of(layout_files([tagged(ZIPPED.descriptor, "v1")], ZIPPED.blobs))
+        (tmp_path / "a.tar.gz").write_bytes(gzip.compress(raw))
+        assert ZIPPED.layers == contents(f"oci-archive:{tmp_path}/a.tar.gz:v1")
+
+    def test_a_docker_archive_is_told_from_it(self, tmp_path: Path) -> None:
+        path = store(tmp_path / "a.tar", old_style())
+        with pytest.raises(InvalidInput) as caught:
+            open_image(f"oci-archive:{path}")
+        assert f"it looks like docker-archive:{path}" == caught.value.hint
+
+    def test_a_blob_of_another_size(self, tmp_path: Path) -> None:
+        files = layout_files([ZIPPED.descriptor], ZIPPED.blobs)
+        layer = ZIPPED.manifest["layers"][0]["digest"]
+        files[f"blobs/{layer.replace(':', '/')}"] += b"x"
+        with (
+            open_image(f"oci-archive:{store(tmp_path / 'a.tar', files)}") as image,
+            pytest.raises(SizeMismatch, match=layer),
+        ):
+            image.layers[0].open()
+
+
+class TestDockerArchive:
+    def test_one_of_docker_before_25(self, tmp_path: Path) -> None:
+        path = store(tmp_path / "a.tar", old_style(["busybox:1", "x.io/b:2"]))
+        assert PLAIN.layers == contents(f"docker-archive:{path}") == contents(f"docker-archive:{path}:busybox:1")
+        with open_image(f"docker-archive:{path}:x.io/b:2") as image:
+            assert digest(RAW_CONFIG) == image.manifest.config.digest
+            assert [layer.descriptor.media_type for layer in image.layers] == [OCI_LAYER, OCI_LAYER]
+            assert [layer.diff_id for layer in image.layers] == [layer.descriptor.digest for layer in image.layers]
+            assert image.reader.images()[0].names == ("docker.io/library/busybox:1", "x.io/b:2")
+        with pytest.raises(NotFound) as caught:
+            open_image(f"docker-archive:{path}:busybox")
+        assert caught.value.hint == "named there: docker.io/library/busybox:1, x.io/b:2"
+
+    def test_a_layer_that_is_a_link_to_anothers(self, tmp_path: Path) -> None:
+        twice = small_image({"a": b"1"}, {"a": b"1"}, compress=False)
+        raw = compact(twice.config)
+        files: dict[str, Any] = {
+            "one/layer.tar": twice.layers[0],
+            "two/layer.tar": (tarfile.SYMTYPE, "../one/layer.tar"),
+            "c.json": raw,
+            "manifest.json": compact([saved("one/layer.tar", "two/layer.tar", config="c.json")]),
+        }
+        assert twice.layers == contents(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
+
+    def test_a_layer_that_is_a_hard_link(self, tmp_path: Path) -> None:
+        files = {**old_style(), "three/layer.tar": (tarfile.LNKTYPE, "two/layer.tar")}
+        files["manifest.json"] = compact([saved("one/layer.tar", "three/layer.tar")])
+        assert PLAIN.layers == contents(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
+
+    def test_one_of_docker_since_25(self, tmp_path: Path) -> None:
+        files: dict[str, Any] = layout_files([tagged(PLAIN.descriptor, "latest")], PLAIN.blobs)
+        names = [f"blobs/{name.replace(':', '/')}" for name in PLAIN.config["rootfs"]["diff_ids"]]
+        config = f"blobs/sha256/{digest(RAW_CONFIG)[7:]}"
+        files["manifest.json"] = compact([{**saved(*names, config=config, tags=["a:latest"]), "LayerSources": {}}])
+        path = store(tmp_path / "a.tar", files)
+        assert PLAIN.layers == contents(f"docker-archive:{path}:a") == contents(f"oci-archive:{path}:latest")
+
+    def test_layers_that_are_compressed_inside(self, tmp_path: Path) -> None:
+        first, second = ZIPPED.layers
+        files = {**old_style(), "one/layer.tar": first, "two/layer.tar": second}
+        path = store(tmp_path / "a.tar", files)
+        assert ZIPPED.layers == contents(f"docker-archive:{path}")
+        with open_image(f"docker-archive:{path}") as image:
+            assert [(OCI_LAYER_GZIP, digest(blob)) for blob in (first, second)] == [
+                (layer.descriptor.media_type, layer.descriptor.digest) for layer in image.layers
+            ]
+            assert PLAIN.config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]
+
+    def test_several_images_are_told_by_their_names(self, tmp_path: Path) -> None:
+        other = small_image({"a": b"1"}, compress=False, Cmd=["x"])
+        files = old_style()
+        files["other.json"] = compact(other.config)
+        files["manifest.json"] = compact(
+            [
+                saved("one/layer.tar", "two/layer.tar", tags=["a:1"]),
+                saved("one/layer.tar", config="other.json", tags=["b:1", "b:2"]),
+                saved("one/layer.tar", config="other.json"),
+            ]
+        )
+        path = store(tmp_path / "a.tar", files)
+        assert PLAIN.layers == contents(f"docker-archive:{path}:a:1")
+        assert PLAIN.layers[:1] == contents(f"docker-archive:{path}:b:2") == contents(f"docker-archive:{path}:@2")
+        with pytest.raises(InvalidInput, match="3 images") as caught:
+            open_image(f"docker-archive:{path}")
+        assert "docker.io/library/b:2" in (caught.value.hint or "")
+
+    def test_the_made_up_manifest_is_the_same_each_time(self, tmp_path: Path) -> None:
+        path = store(tmp_path / "a.tar", old_style())
+        with open_docker_archive(path) as one, open_docker_archive(path) as two:
+            assert one.images() == two.images()
+            assert Digest.of(one.read_document(one.images()[0].descriptor)) == one.images()[0].descriptor.digest
+
+    def test_an_oci_archive_is_told_from_it(self, tmp_path: Path) -> None:
+        path = store(tmp_path / "a.tar", layout_files([ZIPPED.descriptor], ZIPPED.blobs))
+        with pytest.raises(InvalidInput, match=r"no archive of 'docker save'") as caught:
+            open_image(f"docker-archive:{path}")
+        assert f"it looks like oci-archive:{path}" == caught.value.hint
+
+    def test_layers_and_diff_ids_that_differ_in_number(self, tmp_path: Path) -> None:
+        files = {**old_style(), "manifest.json": compact([saved("one/layer.tar")])}
+        with pytest.raises(InvalidInput, match="1 layers, but the config has 2 diff ids"):
+            open_image(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
+
+    def test_a_config_whose_name_is_another_digest(self, tmp_path: Path) -> None:
+        name = f"blobs/sha256/{'a' * 64}"
+        files = {**old_style(), name: RAW_CONFIG}
+        files["manifest.json"] = compact([saved("one/layer.tar", "two/layer.tar", config=name)])
+        with pytest.raises(DigestMismatch):
+            open_image(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
+
+
+@pytest.mark.parametrize("form", ["oci-archive", "docker-archive"])
+class TestWriting:
+    def test_what_is_written_is_read(self, tmp_path: Path, form: str) -> None:
+        name = parse_image_name(f"{form}:{tmp_path}/deep/a.tar:v1")
+        with open_writer(name) as writer:
+            put(writer, ZIPPED, name.tag)
+        expected = ZIPPED.layers if form == "oci-archive" else PLAIN.layers
+        assert expected == contents(str(name))
+        assert os.listdir(tmp_path / "deep") == ["a.tar"]
+
+    def test_the_same_image_gives_the_same_bytes(self, tmp_path: Path, form: str) -> None:
+        backwards = SmallImage(ZIPPED.manifest, ZIPPED.config, dict(reversed(ZIPPED.blobs.items())))
+        for path, image in (("a.tar", ZIPPED), ("b.tar", backwards)):
+            with open_writer(parse_image_name(f"{form}:{tmp_path}/{path}")) as writer:
+                put(writer, image, None)
+        assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+    def test_members_are_sorted_and_say_nothing_of_this_machine(
+        self, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+        with open_writer(parse_image_name(f"{form}:{tmp_path}/a.tar")) as writer:
+            put(writer, ZIPPED, None)
+        with tarfile.open(tmp_path / "a.tar") as archive:
+            members = archive.getmembers()
+        assert sorted(member.name for member in members) == [member.name for member in members]
+        assert {(0, 0, 1_700_000_000, "", "")} == {
+            (member.uid, member.gid, member.mtime, member.uname, member.gname) for member in members
+        }
+
+    def test_what_is_there_stays_unless_it_is_to_be_replaced(self, tmp_path: Path, form: str) -> None:
+        path = tmp_path / "a.tar"
+        path.write_bytes(b"precious")
+        name = parse_image_name(f"{form}:{path}")
+        with pytest.raises(AlreadyExists):
+            open_writer(name)
+        with open_writer(name, replace=True, durable=True) as writer:
+            assert path.read_bytes() == b"precious"
+            put(writer, ZIPPED, None)
+        assert len(contents(str(name))) == 2
+
+    def test_what_appears_meanwhile_stays_too(self, tmp_path: Path, form: str) -> None:
+        path = tmp_path / "a.tar"
+        with open_writer(parse_image_name(f"{form}:{path}")) as writer:
+            path.write_bytes(b"precious")
+            with pytest.raises(AlreadyExists):
+                put(writer, ZIPPED, None)
+        assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"precious"]
+
+    def test_a_failure_leaves_nothing(self, tmp_path: Path, form: str) -> None:
+        gone = ZIPPED.manifest["layers"][1]["digest"]
+        partial = SmallImage(ZIPPED.manifest, ZIPPED.config, {k: v for k, v in ZIPPED.blobs.items() if k != gone})
+        with pytest.raises(Conflict, match=gone), open_writer(parse_image_name(f"{form}:{tmp_path}/a.tar")) as writer:
+            put(writer, partial, None)
+        assert os.listdir(tmp_path) == []
+
+    def test_what_a_killed_writer_left_is_swept(self, tmp_path: Path, form: str) -> None:
+        (tmp_path / ".a.tar.lamella-dead").mkdir()
+        (tmp_path / ".a.tar.lamella-dead" / "archive").write_bytes(b"half")
+        with open_writer(parse_image_name(f"{form}:{tmp_path}/a.tar")) as writer:
+            assert stat.S_IMODE(os.stat(next(tmp_path.glob(".a.tar.lamella-*"))).st_mode) == 0o700
+            put(writer, ZIPPED, None)
+        assert os.listdir(tmp_path) == ["a.tar"]
+
+
+class TestWritingForDocker:
+    def test_the_members_are_those_that_docker_load_knows(self, tmp_path: Path) -> None:
+        name = parse_image_name(f"docker-archive:{tmp_path}/a.tar:busybox:1")
+        with open_writer(name) as writer:
+            put(writer, ZIPPED, name.tag)
+        with tarfile.open(tmp_path / "a.tar") as archive:
+            files = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+        layers = [f"{diff_id[7:]}.tar" for diff_id in ZIPPED.config["rootfs"]["diff_ids"]]
+        assert [{"Config": CONFIG_NAME, "RepoTags": ["docker.io/library/busybox:1"], "Layers": layers}] == json.loads(
+            files.pop("manifest.json")
+        )
+        assert {**dict(zip(layers, PLAIN.layers, strict=True)), CONFIG_NAME: RAW_CONFIG} == files
+
+    def test_a_layer_that_is_not_what_the_config_says(self, tmp_path: Path) -> None:
+        lying = small_image({"a": b"1"})
+        wrong = gzip.compress(tar_of({"a": b"2"}), mtime=0)
+        layer = {**lying.manifest["layers"][0], "digest": digest(wrong), "size": len(wrong)}
+        manifest = {**lying.manifest, "layers": [layer]}
+        blobs = {**lying.blobs, digest(wrong): wrong, digest(compact(manifest)): compact(manifest)}
+        with (
+            pytest.raises(Integrity),
+            open_writer(parse_image_name(f"docker-archive:{tmp_path}/a.tar")) as writer,
+        ):
+            put(writer, SmallImage(manifest, lying.config, blobs), None)
+        assert os.listdir(tmp_path) == []
+
+    def test_an_index_has_no_place_there(self, tmp_path: Path) -> None:
+        entry, raw = index_of(ZIPPED)
+        with open_writer(parse_image_name(f"docker-archive:{tmp_path}/a.tar")) as writer:
+            image = writer.put_document(entry["mediaType"], raw)
+            with pytest.raises(Unsupported, match="no place for an index"):
+                writer.commit(None, image)
+
+    def test_a_layer_that_two_places_of_the_image_share_is_there_once(self, tmp_path: Path) -> None:
+        twice = small_image({"a": b"1"}, {"a": b"1"})
+        name = parse_image_name(f"docker-archive:{tmp_path}/a.tar")
+        with open_writer(name) as writer:
+            put(writer, twice, None)
+        assert len(contents(str(name))) == 2
+        with tarfile.open(tmp_path / "a.tar") as archive:
+            assert len(archive.getnames()) == 3
+
+
+def test_bytes_in_memory_are_a_file_too(tmp_path: Path) -> None:
+    with open_docker_archive(store(tmp_path / "a.tar", old_style())) as reader:
+        descriptor = reader.images()[0].descriptor
+        opened = reader.open_blob(descriptor)
+    assert isinstance(opened, io.BytesIO)
+    assert descriptor.size == len(opened.read())

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of images are those that skopeo's users write."""
+
+from __future__ import annotations
+
+import pytest
+
+from lamella.errors import InvalidInput, Unsupported
+from lamella.images.forms import open_reader, open_writer
+from lamella.images.naming import ImageName, parse_image_name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("oci:dir", ImageName("oci", "dir")),
+        ("oci:dir:", ImageName("oci", "dir")),
+        ("oci:/a/b c:v1.0", ImageName("oci", "/a/b c", "v1.0")),
+        ("oci:dir:docker.io/library/x:1", ImageName("oci", "dir", "docker.io/library/x:1")),
+        ("oci:dir:@3", ImageName("oci", "dir", position=3)),
+        ("oci-archive:a.tar:v1", ImageName("oci-archive", "a.tar", "v1")),
+        ("docker-archive:a.tar", ImageName("docker-archive", "a.tar")),
+        ("docker-archive:a.tar:busybox", ImageName("docker-archive", "a.tar", "docker.io/library/busybox:latest")),
+        ("docker-archive:a.tar:x.io/a:t", ImageName("docker-archive", "a.tar", "x.io/a:t")),
+        ("docker-archive:a.tar:@0", ImageName("docker-archive", "a.tar", position=0)),
+        ("docker://busybox:1", ImageName("docker", "//busybox:1")),
+    ],
+)
+def test_forms_paths_and_tags(text: str, expected: ImageName) -> None:
+    assert expected == parse_image_name(text)
+    assert expected == parse_image_name(str(expected))
+
+
+@pytest.mark.parametrize("text", ["", "busybox", "busybox:latest", "./dir", "OCI:dir", "dir:a", "docker-daemon:x"])
+def test_a_name_without_a_form_gets_the_forms_as_a_hint(text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_image_name(text)
+    assert "oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF]" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text", ["oci:", "oci::tag", "oci:a\0b", "oci:a:@", "oci:a:@-1", "oci:a:@x", "docker-archive:a:Bad Ref"]
+)
+def test_malformed_names(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_image_name(text)
+
+
+def test_an_image_of_an_archive_is_not_named_by_its_digest() -> None:
+    with pytest.raises(InvalidInput, match="not by digests"):
+        parse_image_name(f"docker-archive:a.tar:busybox@sha256:{'a' * 64}")
+
+
+@pytest.mark.parametrize("text", ["docker://busybox", "store:busybox", "containerd:busybox"])
+def test_forms_that_are_names_only_say_so_when_used(text: str) -> None:
+    name = parse_image_name(text)
+    with pytest.raises(Unsupported, match="cannot be used yet"):
+        open_reader(name)
+    with pytest.raises(Unsupported, match="cannot be used yet"):
+        open_writer(name)
+
+
+def test_nothing_is_written_at_a_number() -> None:
+    with pytest.raises(InvalidInput, match="at a number"):
+        open_writer(parse_image_name("oci:dir:@0"))
+
+
+@pytest.mark.parametrize(("host", "path"), [("nt", "C:\\images"), ("posix", "C")])
+def test_a_windows_drive_is_a_part_of_the_path_on_windows_alone(
+    monkeypatch: pytest.MonkeyPatch, host: str, path: str
+) -> None:
+    monkeypatch.setattr("lamella.images.naming.os.name", host)
+    assert path == parse_image_name("oci:C:\\images:v1").path
