@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each test here runs beside files that it must leave alone; they are compared by all that can be known of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.security.surroundings import furnish, state_of
+
+TARGET = "room/out"
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One set of files for all tests, none of which may change it."""
+    base = tmp_path_factory.mktemp("base")
+    furnish(base)
+    return base
+
+
+@pytest.fixture(autouse=True)
+def base(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The parent of all that lies outside; the working directory is in there, for names that are relative to it."""
+    target = furnished / TARGET
+    target.mkdir()
+    target.chmod(0o755)
+    monkeypatch.chdir(furnished / "outside")
+    before = state_of(furnished, without=TARGET)
+    yield furnished
+    after = state_of(furnished, without=TARGET)
+    if os.path.lexists(target):
+        target.rename(tmp_path / "what-is-left-of-the-target")
+    assert before == after, "something outside of the target was touched"
+
+
+@pytest.fixture
+def outside(base: Path) -> Path:
+    """A directory that no layer may reach."""
+    return base / "outside"
+
+
+@pytest.fixture
+def target(base: Path) -> Path:
+    """The directory that layers are applied to; its path is a prefix of the path of a sibling."""
+    return base / TARGET
