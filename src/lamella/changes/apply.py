@@ -227,7 +227,7 @@ class Walker(Generic[R]):
     of them may have come through.
     """
 
-    __slots__ = ("_aliases", "_depth", "_inside", "_mine", "_passed", "_sink", "places", "view")
+    __slots__ = ("_aliases", "_depth", "_inside", "_links", "_mine", "_passed", "_sink", "_text", "places", "view")
 
     def __init__(self, sink: Sink[R], mine: PutRecord | None, depth: int) -> None:
         self._sink = sink
@@ -242,6 +242,8 @@ class Walker(Generic[R]):
         """The places that are not spelled canonically."""
         self._passed: set[str] = set()
         """Canonical paths of the links that were read for aliases, and of the directories beyond them."""
+        self._links = self._text = 0
+        """Of the walk under way: how many links were followed, and how long they were."""
 
     def gone(self, path: LayerPath) -> None:
         """The directory or link that was at ``path`` is gone."""
@@ -316,23 +318,27 @@ class Walker(Generic[R]):
             if known in places:
                 at = places[known]
                 break
-        way = _Way(spelled)
+        self._links = self._text = 0
         while pending:
             name = pending.pop()
             above, known = known, join(known, name)
-            found = self._step(at, name, way, create=create, replace=replace)
+            found = self._step(at, name, create=create, replace=replace)
             if found is None:
                 return None
             at = found
             places[known] = at
             if at == known:
-                self._inside.setdefault(above, set()).add(known)
+                row = self._inside.get(above)
+                if row is None:
+                    self._inside[above] = {known}
+                else:
+                    row.add(known)
             else:
                 self._aliases.append(known)
                 self._passed.add(at)
         return at
 
-    def _step(self, where: LayerPath, name: str, way: _Way, *, create: bool, replace: bool) -> LayerPath | None:
+    def _step(self, where: LayerPath, name: str, *, create: bool, replace: bool) -> LayerPath | None:
         """The directory that ``name`` in the real directory ``where`` leads to, links read and followed in the root."""
         view = self.view
         if view is None:
@@ -348,8 +354,7 @@ class Walker(Generic[R]):
             path = join(where, name)
             seen = view.seen(path)
             if seen is not None and seen.kind is Kind.SYMLINK:
-                way.follow(seen.target)
-                self._passed.add(path)
+                self._follow(path, seen.target)
                 if seen.target.startswith("/"):
                     where = ROOT
                 todo.extend(reversed(seen.target.split("/")))
@@ -359,32 +364,22 @@ class Walker(Generic[R]):
                 if not (create if seen is None else replace):
                     return None
                 self._imply(path)
-            if way.links:
+            if self._links:
                 self._passed.add(path)
             where = path
         return where
+
+    def _follow(self, path: LayerPath, target: str) -> None:
+        """Take note of a link that is read. Raises InvalidInput where it is one too many."""
+        self._passed.add(path)
+        self._links += 1
+        self._text += len(target)
+        if self._links > MAX_LINKS:
+            raise InvalidInput(f"{path!r}: more than {MAX_LINKS} links on the way")
+        if self._text > MAX_LINK_TEXT:
+            raise InvalidInput(f"{path!r}: more than {MAX_LINK_TEXT} characters of links on the way")
 
     def _imply(self, path: LayerPath) -> None:
         self._sink.put(implied_directory(path), None)
         if self._mine is not None:
             self._mine.enter(path)
-
-
-class _Way:
-    """How many links were followed on the way to one file, and how long they were."""
-
-    __slots__ = ("_spelled", "_text", "links")
-
-    def __init__(self, spelled: str) -> None:
-        self._spelled = spelled
-        self._text = 0
-        self.links = 0
-
-    def follow(self, target: str) -> None:
-        """One link more. Raises InvalidInput where it is one too many."""
-        self.links += 1
-        self._text += len(target)
-        if self.links > MAX_LINKS:
-            raise InvalidInput(f"{self._spelled!r}: more than {MAX_LINKS} links on the way")
-        if self._text > MAX_LINK_TEXT:
-            raise InvalidInput(f"{self._spelled!r}: more than {MAX_LINK_TEXT} characters of links on the way")
