@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella apply``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lamella.cli.console import Console, human_size
+from lamella.cli.documents import applied_document, losses_document
+from lamella.cli.frame import Verb
+from lamella.cli.options import devices_option, owner_option, policy, strict_option
+
+
+@click.command("apply", cls=Verb)
+@click.argument("blob", metavar="BLOB")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["directory", "overlay"]),
+    default="directory",
+    show_default=True,
+    help="DIR is a plain tree, which whiteouts remove from, or an overlay's upper directory.",
+)
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A layer below an upper directory, the nearest first; may be given again.",
+)
+@click.option("--expect", metavar="DIFF_ID", help="The digest that the uncompressed tar must have.")
+@click.option("--digest", metavar="DIGEST", help="The digest that BLOB must have.")
+@owner_option
+@devices_option
+@strict_option
+@click.pass_obj
+def command(
+    console: Console,
+    blob: str,
+    directory: Path,
+    kind: str,
+    parents: tuple[Path, ...],
+    expect: str | None,
+    digest: str | None,
+    owner: str | None,
+    devices: str | None,
+    strict: bool,
+) -> None:
+    """Apply a layer blob to a directory.
+
+    BLOB is a tar, plain or compressed with gzip or zstd; - is standard input. DIR is made where it is missing. What was
+    written before a failure is left in DIR.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.digests import parse_digest
+    from lamella.operations.apply import apply_blob
+
+    if parents and kind == "directory":
+        raise click.UsageError("--parent is for --as overlay; a plain directory has what is below in it")
+    losses = Losses(refuse=strict)
+    progress = console.progress()
+    if progress is not None:
+        progress.start("apply", None if blob == "-" else _size(blob))
+    try:
+        applied = apply_blob(
+            click.get_binary_stream("stdin") if blob == "-" else Path(blob),
+            directory,
+            kind=kind,
+            parents=parents,
+            policy=policy(owner, devices),
+            losses=losses,
+            digest=None if digest is None else parse_digest(digest),
+            diff_id=None if expect is None else parse_digest(expect),
+            progress=progress,
+            cancel=console.cancellation(),
+        )
+    finally:
+        if progress is not None:
+            progress.finish()
+    console.losses(losses)
+    if console.json:
+        console.document({**applied_document(applied), **losses_document(losses)})
+        return
+    facts = applied.facts
+    console.summary(f"{applied.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
+    console.summary(f"digest   {facts.digest}")
+    console.summary(f"diff id  {facts.diff_id}")
+
+
+def _size(blob: str) -> int | None:
+    try:
+        return Path(blob).stat().st_size
+    except OSError:
+        return None

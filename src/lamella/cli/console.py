@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a verb's words go: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+if TYPE_CHECKING:
+    from lamella.changes.losses import Losses
+    from lamella.progress import Cancellation, Progress
+
+_LOSSES_SHOWN: Final = 5
+
+
+class Console:
+    """How the results of one run are given. The three switches may be set until a verb starts to work."""
+
+    __slots__ = ("debug", "json", "quiet")
+
+    def __init__(self) -> None:
+        self.json = False
+        """One JSON document is the whole of standard output."""
+        self.quiet = False
+        """Neither progress nor summaries."""
+        self.debug = False
+        """Errors come with where they came from."""
+
+    def line(self, text: str = "") -> None:
+        """A line of what was asked for."""
+        sys.stdout.write(text + "\n")
+
+    def summary(self, text: str) -> None:
+        """A line about what was done."""
+        if not self.quiet and not self.json:
+            self.line(text)
+
+    def document(self, value: Any) -> None:
+        """The JSON document."""
+        import json
+
+        self.line(json.dumps(value, indent=2))
+
+    def warn(self, text: str) -> None:
+        """A line that does not make the result a failure."""
+        print(f"lamella: warning: {printable(text)}", file=sys.stderr)
+
+    def error(self, text: str, hint: str | None = None, notes: Iterable[str] = ()) -> None:
+        """What went wrong, what else there is to know, and the next step."""
+        message = [f"lamella: {printable(text)}", *(f"note: {printable(note)}" for note in notes)]
+        if hint:
+            message.append(f"hint: {printable(hint)}")
+        print("\n".join(message), file=sys.stderr)
+
+    def losses(self, losses: Losses) -> None:
+        """What could not be kept: the first few, and how many there are."""
+        count = len(losses)
+        if not count:
+            return
+        if not self.quiet:
+            for loss in losses.kept[:_LOSSES_SHOWN]:
+                self.warn(str(loss))
+        if self.quiet or count > _LOSSES_SHOWN:
+            self.warn(f"{count} {'thing was' if count == 1 else 'things were'} not kept in all; --json lists them")
+
+    def name(self, text: str) -> str:
+        """A file's name for standard output: exact in a file or a pipe, harmless on a terminal."""
+        return printable(text) if is_terminal(sys.stdout) else text
+
+    def binary(self) -> BinaryIO:
+        """Standard output for bytes."""
+        sys.stdout.flush()
+        return sys.stdout.buffer
+
+    def progress(self) -> Progress | None:
+        """A bar on the terminal; None where nobody would see it."""
+        if self.quiet or self.json or not is_terminal(sys.stderr):
+            return None
+        from lamella.cli.bar import Bar
+
+        return Bar()
+
+    def cancellation(self) -> Cancellation:
+        """What Ctrl-C sets from now on, so that the work stops between two steps and cleans up."""
+        from lamella.cli.signals import cancellation
+
+        return cancellation()
+
+    @staticmethod
+    def prepare_streams() -> None:
+        """Names of files may be any bytes: they go out as they came in, and no locale can make that fail."""
+        for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(encoding="utf-8", errors=errors)
+
+    @staticmethod
+    def abandon_output() -> None:
+        """Standard output takes no more: what is still buffered must not fail a second time at exit."""
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())
+                os.close(nowhere)
+            except (OSError, ValueError):
+                pass
+
+
+def is_terminal(stream: object) -> bool:
+    """Whether a person reads the stream; False for one that is closed or is none."""
+    try:
+        return bool(getattr(stream, "isatty", bool)())
+    except ValueError:
+        return False
+
+
+def printable(text: str) -> str:
+    """``text`` with whatever could move a cursor, hide or reorder it written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(_printable(letter) for letter in text)
+
+
+def _printable(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(letter) or (
+        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    )
+
+
+def human_size(size: int) -> str:
+    """``size`` bytes for people: three digits or so, in powers of 1024."""
+    if size < 1024:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 999.5:
+            return f"{value:.{1 if value < 99.95 else 0}f} {unit}"
+    return f"{value / 1024:.1f} PiB"
+
+
+def columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    """``rows`` as aligned lines; the columns numbered in ``right`` are flush right, nothing trails at the end."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(widths[at]) if at in right else cell.ljust(widths[at]) for at, cell in enumerate(row)]
+        yield "  ".join(cells).rstrip()

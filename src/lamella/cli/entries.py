@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a tree, as lines for people and as JSON."""
+
+from __future__ import annotations
+
+import stat
+from typing import Any, Final
+
+from lamella.changes.model import Entry, Kind
+from lamella.cli.console import Console
+from lamella.times import SECOND, format_pax_time
+
+_TYPE_BITS: Final = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.CHARACTER: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.FIFO: stat.S_IFIFO,
+}
+
+LONG_RIGHT: Final = frozenset({1, 2, 3})
+"""Columns of `long_row` that are flush right."""
+
+
+def long_row(entry: Entry, name: str, console: Console) -> list[str]:
+    """Mode, owner, group, size (device numbers), time in UTC, and name."""
+    posix = entry.posix
+    shown = console.name(name)
+    if entry.kind is Kind.SYMLINK:
+        shown += f" -> {console.name(entry.target)}"
+    if posix is None:
+        return ["?", "?", "?", str(entry.size), "?", shown]
+    device = entry.kind in (Kind.CHARACTER, Kind.BLOCK)
+    size = f"{posix.device[0]},{posix.device[1]}" if device else str(entry.size)
+    mode = stat.filemode(posix.mode | _TYPE_BITS[entry.kind]) + ("+" if posix.xattrs else "")
+    return [mode, str(posix.uid), str(posix.gid), size, utc(posix.mtime), shown]
+
+
+def utc(ns: int) -> str:
+    """A time for people, to the second."""
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromtimestamp(ns // SECOND, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"@{format_pax_time(ns)}"
+
+
+def entry_document(entry: Entry) -> dict[str, Any]:
+    """An entry for machines. The time is in seconds, as text, with all of its fraction."""
+    document: dict[str, Any] = {"path": f"/{entry.path}", "kind": entry.kind.value}
+    if entry.kind is Kind.FILE:
+        document["size"] = entry.size
+    if entry.kind is Kind.SYMLINK:
+        document["target"] = entry.target
+    posix = entry.posix
+    if posix is not None:
+        document |= {
+            "mode": f"{posix.mode:04o}",
+            "uid": posix.uid,
+            "gid": posix.gid,
+            "mtime": format_pax_time(posix.mtime),
+        }
+        if entry.kind in (Kind.CHARACTER, Kind.BLOCK):
+            document["device"] = list(posix.device)
+        if posix.xattrs:
+            from base64 import b64encode
+
+            document["xattrs"] = {name: b64encode(value).decode() for name, value in sorted(posix.xattrs.items())}
+    return document

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry of the command line: finds the verb, and turns whatever it raises into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+import click
+
+from lamella.cli.console import Console
+from lamella.cli.frame import CONTEXT, result_options
+from lamella.errors import LamellaError, exit_code, from_os
+
+SECTIONS: Final[dict[str, dict[str, str]]] = {
+    "Images": {
+        "unpack": "Unpack an image into a directory.",
+        "pack": "Make an image of one layer from a directory.",
+        "inspect": "Show an image's config, layers, history and sizes.",
+        "verify": "Check every digest, size and layer of an image.",
+        "copy": "Copy an image from one form on disk to another.",
+        "flatten": "Copy an image with its layers merged into one.",
+    },
+    "Layers": {
+        "apply": "Apply a layer blob to a directory.",
+        "diff": "List or write what changed between two directories.",
+        "dump": "Print a layer or a directory as canonical text.",
+    },
+    "Files in an image": {
+        "ls": "List files.",
+        "tree": "Draw a directory and what is in it.",
+        "cat": "Print the content of files.",
+        "find": "Find files by name, kind, size or time.",
+    },
+}
+"""Each verb is the module of its name in this package; its line here is the one its own help begins with."""
+
+VERBS: Final = {name: line for verbs in SECTIONS.values() for name, line in verbs.items()}
+
+_SIGINT: Final = 2
+_SIGPIPE: Final = 13
+
+
+class Verbs(click.Group):
+    """A group whose verbs are imported when they are called, and not to be listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The verbs, in the order of the help page."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The verb, from its module."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"lamella.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As the base does, with the verb that was perhaps meant."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], VERBS, 1)
+            raise click.UsageError(f"there is no verb {args[0]!r}{f'; is it {near[0]!r}?' if near else ''}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The table of verbs, without importing one."""
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(verbs.items()))
+
+
+def _start() -> None:
+    """Layer blobs to file trees and back, for container images.
+
+    An image is named by where it is: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF].
+    """
+
+
+def _show_version(context: click.Context, option: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if value:
+        from lamella import __version__
+
+        print(f"lamella {__version__}")
+        context.exit()
+
+
+cli: Final = Verbs(
+    name="lamella",
+    callback=_start,
+    help=_start.__doc__,
+    params=[
+        *result_options(),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the version.",
+        ),
+    ],
+    context_settings=CONTEXT,
+    epilog="'lamella VERB --help' tells about a verb; each takes --json, --quiet and --debug.",
+)
+
+
+def main() -> int:
+    """Run the command line of this process; the result is its exit code."""
+    if "_LAMELLA_COMPLETE" in os.environ:
+        cli.main(prog_name="lamella")
+    return run(sys.argv[1:])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``arguments`` and return the exit code; whatever goes wrong has been said on standard error.
+
+    The codes are those of `lamella.errors.EXIT_STATUS`; 1 for any other failure, 2 for wrong usage.
+    """
+    console = Console()
+    try:
+        code = _invoke(arguments, console)
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001  # the outermost frame: nobody is left to take it
+        return _fail(error, console)
+    except KeyboardInterrupt as error:
+        return _interrupted(error, console)
+    return code
+
+
+def _invoke(arguments: Sequence[str], console: Console) -> int:
+    console.prepare_streams()
+    try:
+        with cli.make_context("lamella", list(arguments), obj=console) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    return 0
+
+
+def _fail(error: Exception, console: Console) -> int:
+    if _pipe_closed(error):
+        console.abandon_output()
+        return 128 + _SIGPIPE
+    if console.debug:
+        from traceback import print_exception
+
+        print_exception(error)
+    if isinstance(error, click.ClickException):
+        return _usage(error, console)
+    if isinstance(error, MemoryError):
+        console.error("out of memory")
+        return 11
+    if isinstance(error, OSError):
+        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+        error = _with_notes(from_os(error, repr(where) if where else "the system refused"), error)
+        console.abandon_output()
+    if isinstance(error, LamellaError):
+        console.error(str(error), error.hint, getattr(error, "__notes__", ()))
+    else:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        hint = "please report it" if console.debug else "run again with --debug to see where, and please report it"
+        console.error(f"this is a bug: {what}", hint, getattr(error, "__notes__", ()))
+    return exit_code(error)
+
+
+def _with_notes(error: LamellaError, source: BaseException) -> LamellaError:
+    for note in getattr(source, "__notes__", ()):
+        error.add_note(note)
+    return error
+
+
+def _usage(error: click.ClickException, console: Console) -> int:
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return error.exit_code
+    message = error.format_message().strip().removesuffix(".")
+    hint = f"see '{context.command_path} --help'" if context is not None else None
+    console.error(message[:1].lower() + message[1:], hint)
+    return error.exit_code
+
+
+def _interrupted(error: KeyboardInterrupt, console: Console) -> int:
+    if console.debug:
+        from traceback import print_exception
+
+        print_exception(error)
+    console.error("interrupted", None, getattr(error, "__notes__", ()))
+    return 128 + getattr(error, "number", _SIGINT)
+
+
+def _pipe_closed(error: BaseException | None) -> bool:
+    """Whether the cause of it all is a reader that has gone, as ``head`` does."""
+    while error is not None:
+        if isinstance(error, BrokenPipeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several verbs have, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from lamella.layers.policy import Policy
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator: TypeAlias = Callable[[F], F]
+
+IMAGE_PATH: Final = "IMAGE[::PATH]"
+
+
+def platform_option(function: F) -> F:
+    """--platform"""
+    return click.option(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index.  [default: this machine's]"
+    )(function)
+
+
+def owner_option(function: F) -> F:
+    """--owner, for verbs that write files"""
+    return click.option(
+        "--owner",
+        type=click.Choice(["keep", "ignore", "record"]),
+        help="Give files their owners, or none, or record them in an attribute.  [default: keep for root, else record]",
+    )(function)
+
+
+def devices_option(function: F) -> F:
+    """--devices"""
+    return click.option(
+        "--devices",
+        type=click.Choice(["create", "skip", "record"]),
+        help="Make device nodes, or leave them out, or record them in an attribute.  "
+        "[default: create for root, else record]",
+    )(function)
+
+
+def strict_option(function: F) -> F:
+    """--strict"""
+    return click.option("--strict", is_flag=True, help="Fail when something cannot be kept.")(function)
+
+
+def compression_options(function: F) -> F:
+    """--compress and --level"""
+    function = click.option("--level", type=int, metavar="N", help="How hard to compress; more is smaller and slower.")(
+        function
+    )
+    choice = click.Choice(["gzip", "zstd", "none"])
+    return click.option("--compress", type=choice, default="gzip", show_default=True, help="Compression.")(function)
+
+
+def policy(owner: str | None, devices: str | None) -> Policy:
+    """The policy that --owner and --devices ask for, the rest as it fits the rights of this process."""
+    from lamella.layers.policy import Devices, Owners, Policy
+
+    default = Policy.default()
+    return Policy(
+        owners=default.owners if owner is None else Owners(owner),
+        devices=default.devices if devices is None else Devices(devices),
+    )
+
+
+def split_place(text: str) -> tuple[str, str]:
+    """The image and the path in it that ``IMAGE[::PATH]`` names.
+
+    The first ``::`` counts: files have it in their names (the manual pages of Perl modules), images hardly ever.
+    """
+    image, _, path = text.partition("::")
+    return image, path

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella unpack``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lamella.cli.console import Console, human_size
+from lamella.cli.documents import unpacked_document
+from lamella.cli.frame import Verb
+from lamella.cli.options import devices_option, owner_option, platform_option, policy, strict_option
+
+
+@click.command("unpack", cls=Verb)
+@click.argument("image", metavar="IMAGE")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@platform_option
+@owner_option
+@devices_option
+@click.option("--merge", is_flag=True, help="Unpack into DIR though it exists, over what is in it.")
+@click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
+@strict_option
+@click.pass_obj
+def command(
+    console: Console,
+    image: str,
+    directory: Path,
+    platform: str | None,
+    owner: str | None,
+    devices: str | None,
+    merge: bool,
+    bundle: bool,
+    strict: bool,
+) -> None:
+    """Unpack an image into a directory.
+
+    DIR must not exist. It gets its name when all is unpacked and checked, so a failure leaves none; with --merge it may
+    exist, and what was written before a failure is left in it.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.images.image import open_image
+    from lamella.operations.bundle import unpack_bundle
+    from lamella.operations.unpack import unpack
+
+    losses = Losses(refuse=strict)
+    with open_image(image, platform) as opened:
+        unpacked = (unpack_bundle if bundle else unpack)(
+            opened,
+            directory,
+            policy=policy(owner, devices),
+            merge=merge,
+            losses=losses,
+            progress=console.progress(),
+            cancel=console.cancellation(),
+        )
+        console.losses(losses)
+        if console.json:
+            console.document(unpacked_document(opened, unpacked))
+            return
+    entries = sum(layer.entries for layer in unpacked.layers)
+    written = sum(layer.facts.tar_size for layer in unpacked.layers)
+    count = len(unpacked.layers)
+    console.summary(
+        f"{directory}: {entries} entries of {count} {'layer' if count == 1 else 'layers'}, {human_size(written)}"
+    )

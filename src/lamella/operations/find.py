@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a tree that answer a description."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Final
+
+from lamella.changes.contracts import Tree
+from lamella.changes.model import Entry, Kind
+from lamella.errors import InvalidInput, NotFound
+from lamella.paths import ROOT, LayerPath
+
+_UNITS: Final = {"": 1, "c": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE: Final = re.compile(r"([+-]?)([0-9]{1,18})([ckMGT]?)")
+
+
+@dataclass(slots=True, frozen=True)
+class Sizes:
+    """Bounds on a size in bytes, both ends included; None is no bound."""
+
+    least: int | None = None
+    most: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Sizes:
+        """``N`` for exactly, ``+N`` for at least and ``-N`` for at most, with ``k``, ``M``, ``G`` or ``T`` for 1024s.
+
+        Raises InvalidInput.
+        """
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise InvalidInput(
+                f"malformed size {text[:40]!r}", hint="write it as in 512, +10k (or more), -2M (or less)"
+            )
+        sign, number, unit = match.groups()
+        size = int(number) * _UNITS[unit]
+        return cls(None if sign == "-" else size, None if sign == "+" else size)
+
+
+@dataclass(slots=True, frozen=True)
+class Wanted:
+    """What a file must be like, in all respects at once; None and empty stand for no wish."""
+
+    names: tuple[str, ...] = ()
+    """Globs; the last component must match one of them."""
+    paths: tuple[str, ...] = ()
+    """Globs for the whole path from ``/``, whose ``*`` goes across slashes."""
+    kinds: frozenset[Kind] = frozenset()
+    sizes: tuple[Sizes, ...] = ()
+    """Only regular files have a size."""
+    newer: int | None = None
+    """Nanoseconds since the epoch; the time of modification must be later."""
+    any_case: bool = False
+    """Globs match small and capital letters alike."""
+
+
+def find(tree: Tree, start: LayerPath = ROOT, wanted: Wanted | None = None) -> Iterator[Entry]:
+    """The entries at and beneath ``start`` that are as ``wanted``, directories before what is in them.
+
+    Links are not followed. Raises NotFound.
+    """
+    entry = tree.lookup(start)
+    if entry is None:
+        raise NotFound(f"'/{start}' is not there")
+    fits = _test(wanted or Wanted())
+    todo = [entry]
+    while todo:
+        entry = todo.pop()
+        if entry.kind is Kind.DIRECTORY:
+            todo.extend(reversed(tree.entries(entry.path)))
+        if fits(entry):
+            yield entry
+
+
+def _test(wanted: Wanted) -> Callable[[Entry], bool]:
+    flags = re.IGNORECASE if wanted.any_case else 0
+    names = [re.compile(translate(glob), flags).match for glob in wanted.names]
+    paths = [re.compile(translate(glob), flags).match for glob in wanted.paths]
+    kinds, sizes, newer = wanted.kinds, wanted.sizes, wanted.newer
+
+    def fits(entry: Entry) -> bool:
+        if kinds and entry.kind not in kinds:
+            return False
+        if names and not any(match(entry.path.rpartition("/")[2]) for match in names):
+            return False
+        if paths and not any(match(f"/{entry.path}") for match in paths):
+            return False
+        if newer is not None and (entry.posix is None or entry.posix.mtime <= newer):
+            return False
+        return not sizes or (entry.kind is Kind.FILE and all(_within(entry.size, one) for one in sizes))
+
+    return fits
+
+
+def _within(size: int, bounds: Sizes) -> bool:
+    return (bounds.least is None or size >= bounds.least) and (bounds.most is None or size <= bounds.most)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image says about itself, without reading its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lamella.images.image import Image, ImageLayer
+from lamella.oci.config import History
+from lamella.oci.descriptor import Descriptor
+
+
+@dataclass(slots=True, frozen=True)
+class Step:
+    """One step of an image's history, with the layer that it made where the two can be told to belong together."""
+
+    history: History
+    layer: int | None
+    """The number of the layer, from 0."""
+
+
+def steps(image: Image) -> tuple[Step, ...]:
+    """The history, oldest first. Layers are matched only where the history accounts for each of them."""
+    history = image.config.history
+    matched = sum(not one.empty_layer for one in history) == len(image.layers)
+    found: list[Step] = []
+    number = 0
+    for one in history:
+        makes = matched and not one.empty_layer
+        found.append(Step(one, number if makes else None))
+        number += makes
+    return tuple(found)
+
+
+def describe(image: Image) -> dict[str, Any]:
+    """The image as plain values: name, platform, the descriptors of manifest and layers, the config document.
+
+    ``size`` is that of all layers as stored, in bytes.
+    """
+    import json
+
+    from lamella.oci.documents import encode
+
+    document: dict[str, Any] = {
+        "name": str(image.name) if image.name is not None else None,
+        "platform": str(image.platform),
+        "manifest": describe_descriptor(image.descriptor),
+        "size": sum(layer.descriptor.size for layer in image.layers),
+        "layers": [describe_layer(layer) for layer in image.layers],
+        "config": json.loads(encode(image.config)),
+    }
+    if image.manifest.annotations:
+        document["annotations"] = dict(image.manifest.annotations)
+    return document
+
+
+def describe_layer(layer: ImageLayer) -> dict[str, Any]:
+    """A layer's descriptor with its diff id."""
+    return {**describe_descriptor(layer.descriptor), "diff_id": layer.diff_id}
+
+
+def describe_descriptor(descriptor: Descriptor) -> dict[str, Any]:
+    """What every descriptor says: media type, digest and size."""
+    return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
