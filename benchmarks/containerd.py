@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.measure import Sample, timed
+from benchmarks.measure import CommandFailed, Sample, timed
 
 # Garbage collection would remove, in the middle of a measurement, what the last one left.
 CONFIG = """\
@@ -48,6 +48,7 @@ class Containerd:
     def __init__(self, where: Path) -> None:
         self._where = where
         self._log = where / "ctr.log"
+        self._content = where / "root/io.containerd.content.v1.content/blobs/sha256"
         self._ctr = ("ctr", "--address", str(where / "socket"), "--namespace", "bench")
         self._daemon: subprocess.Popen[bytes] | None = None
         self._imported: set[Path] = set()
@@ -89,12 +90,12 @@ class Containerd:
             raise RuntimeError(f"ctr {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
-    def _timed(self, *arguments: str) -> Sample:
+    def _timed(self, *arguments: str, before_it: tuple[str, ...] = ()) -> Sample:
         """Time one call; the memory and the processor time are the daemon's, which does the work."""
         daemon = Path(f"/proc/{self._daemon.pid if self._daemon else 0}")
         (daemon / "clear_refs").write_text("5")  # resets the daemon's high-water mark
         before = _cpu_seconds(daemon)
-        sample = timed([[*self._ctr, *arguments]], self._log)
+        sample = timed([[*before_it, *self._ctr, *arguments]], self._log)
         peak = next(int(line.split()[1]) for line in (daemon / "status").open() if line.startswith("VmHWM"))
         return Sample(sample.wall, sample.cpu + _cpu_seconds(daemon) - before, peak)
 
@@ -140,15 +141,20 @@ class Containerd:
         before = self._blobs()
         order = (name,) if against is None else (against, name)
         arguments = ("snapshots", "--snapshotter", "native", "diff", "--media-type", media_type, "--keep", *order)
-        sample = self._timed(*arguments)
+        # ctr goes on to print the whole blob, which is not what is compared: it stops where that can't be written.
+        sample = self._timed(*arguments, before_it=("sh", "-c", '"$@" > /dev/full || :', "sh"))
         made = self._blobs().items() - before.items()
         for digest, _ in made:
             self._call("content", "rm", digest)
+            (self._content / digest.removeprefix("sha256:")).unlink(missing_ok=True)
+        if not made:
+            raise CommandFailed(f"ctr snapshots diff: {self._log.read_text().strip()}")
         return sample, sum(size for _, size in made)
 
     def _blobs(self) -> dict[str, int]:
-        folder = self._where / "root/io.containerd.content.v1.content/blobs/sha256"
-        return {f"sha256:{path.name}": path.stat().st_size for path in folder.iterdir()} if folder.exists() else {}
+        if not self._content.exists():
+            return {}
+        return {f"sha256:{path.name}": path.stat().st_size for path in self._content.iterdir()}
 
 
 def manifest_digest(layout: Path, tag: str) -> str:
