@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 import lamella
 
@@ -30,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "oci": BASICS,
     "images": IMAGES,
     "operations": IMAGES,
-    "cli": IMAGES | {"operations"},
+    "cli": IMAGES | {"operations", "lamella"},
+    "__main__": {"cli"},
     "testing": IMAGES | {"operations"},
 }
 # The front door hands out the names of every part; it imports none of them until a name is asked for.
@@ -44,9 +44,9 @@ HEAVY = (
 
 
 def part_of(module: str) -> str:
-    """Return the part of the package that a module belongs to."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else FRONT_DOOR
+    """Return the part of the package that a name belongs to; a name of the package itself is the front door's."""
+    part = module.split(".")[1:2]
+    return part[0] if part and any((PACKAGE / path).exists() for path in (part[0], f"{part[0]}.py")) else FRONT_DOOR
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -90,14 +90,14 @@ def test_imports_follow_the_arrows() -> None:
     assert wrong == []
 
 
-def test_the_arrows_have_no_circle() -> None:
-    above = {part: below - {part} - (BASICS if part in BASICS else set()) for part, below in MAY_IMPORT.items()}
-    placed: set[str] = set()
-    while above:
-        ready = {part for part, below in above.items() if below <= placed | (BASICS if part in BASICS else set())}
-        assert ready, f"these parts import each other in a circle: {sorted(above)}"
-        placed |= ready
-        above = {part: below for part, below in above.items() if part not in ready}
+def test_no_two_parts_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in modules():
+        part = part_of(module)
+        graph.setdefault(part, set()).update(part_of(name) for _, name in imported(module, path))
+    edges = {part: below - {part, FRONT_DOOR} for part, below in graph.items() if part != FRONT_DOOR}
+    order = list(TopologicalSorter(edges).static_order())
+    assert order.index("errors") < order.index("changes") < order.index("cli")
 
 
 def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:
@@ -123,23 +123,26 @@ def test_importing_lamella_loads_no_heavy_library() -> None:
     assert sorted(name for name in HEAVY if name in loaded) == []
 
 
-def best_of(rounds: int, command: list[str]) -> float:
-    """Return the shortest time that a command took, in milliseconds: noise only ever adds."""
+def fastest(command: list[str], enough: float) -> float:
+    """Return the shortest time that a command takes, in milliseconds.
+
+    Noise only ever adds, so the command runs until it was fast enough, or thirty times.
+    """
     best = float("inf")
-    for _ in range(rounds):
+    for _ in range(30):
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         best = min(best, (time.perf_counter() - start) * 1000)
+        if best < enough:
+            break
     return best
 
 
 def test_importing_lamella_takes_less_than_50_ms() -> None:
-    bare = best_of(7, [sys.executable, "-I", "-c", "pass"])
-    assert best_of(7, [sys.executable, "-I", "-c", "import lamella"]) - bare < 50
+    bare = fastest([sys.executable, "-I", "-c", "pass"], enough=0)
+    assert fastest([sys.executable, "-I", "-c", "import lamella"], bare + 50) < bare + 50
 
 
 def test_the_command_line_shows_its_help_in_less_than_150_ms() -> None:
     command = Path(sys.executable).with_name("lamella")
-    if not (PACKAGE / "cli" / "main.py").exists():
-        pytest.skip("there is no command line yet")
-    assert best_of(7, [str(command), "--help"]) < 150
+    assert fastest([str(command), "--help"], 150) < 150
