@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from lamella.digests import Digest
-from lamella.errors import AlreadyExists, Conflict, Unsupported, from_os
+from lamella.errors import AlreadyExists, Conflict, InvalidInput, Unsupported, from_os
 from lamella.images.contract import Buffer, ImageWriter, StagedBlob
 from lamella.images.layout_writer import LayoutWriter, named_entry
 from lamella.images.staging import BlobStage, Staging
@@ -40,9 +40,11 @@ class _Target:
         self._where = where
         self._replace = replace
         self._durable = durable
+        parent, name = os.path.split(path)
+        if not name:
+            raise InvalidInput(f"{where}: the path must be that of a file")
         if not replace and os.path.lexists(path):
             raise self._exists()
-        parent, name = os.path.split(path)
         self._parent = parent or "."
         try:
             os.makedirs(self._parent, exist_ok=True)
@@ -206,11 +208,17 @@ class DockerArchiveWriter(ImageWriter):
         if compression == "none" and layer.digest == diff_id:
             return source
         target = self._target.staging.file(f"plain-{diff_id.algorithm}-{diff_id.hex}")
-        with BlobReader(Path(source), compression=compression, diff_id=diff_id) as reader, open(target, "xb") as file:
-            while buffer := reader.next_buffer():
-                file.write(buffer)
-            reader.finish()
-        os.unlink(source)
+        try:
+            with (
+                BlobReader(Path(source), compression=compression, diff_id=diff_id) as reader,
+                open(target, "xb") as file,
+            ):
+                while buffer := reader.next_buffer():
+                    file.write(buffer)
+                reader.finish()
+            os.unlink(source)
+        except OSError as problem:
+            raise from_os(problem, f"decompress {layer.digest} for {self.where}") from problem
         return target
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from lamella.errors import InvalidInput, NotFound, SizeMismatch
 from lamella.images.contract import ImageReader, StoredImage
@@ -12,9 +12,11 @@ from lamella.images.places import DirectoryPlace, Place, read_small
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import MAX_DOCUMENT
 from lamella.oci.index import Index, decode_index
-from lamella.oci.layout import INDEX_FILE, LAYOUT_FILE, REF_NAME, blob_path, decode_layout
+from lamella.oci.layout import CONTAINERD_NAME, INDEX_FILE, LAYOUT_FILE, REF_NAME, blob_path, decode_layout
 from lamella.oci.mediatypes import OCI_INDEX
 from lamella.paths import LayerPath
+
+_NAMES: Final = (REF_NAME, CONTAINERD_NAME)
 
 
 class LayoutReader(ImageReader):
@@ -26,9 +28,9 @@ class LayoutReader(ImageReader):
         self.index = read_index(place)
 
     def images(self) -> Sequence[StoredImage]:
-        """The entries of index.json; each has one name or none."""
+        """The entries of index.json, with their tags and the references that Docker notes beside them."""
         return [
-            StoredImage((entry.annotations[REF_NAME],) if REF_NAME in entry.annotations else (), entry)
+            StoredImage(tuple(entry.annotations[key] for key in _NAMES if key in entry.annotations), entry)
             for entry in self.index.manifests
         ]
 

@@ -50,7 +50,7 @@ class LayoutWriter(ImageWriter):
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
         del replace  # the same tag always gives way, as skopeo's users know it
         self.where = f"oci:{path}"
-        self._path = path
+        path = self._path = path.rstrip("/") or "/"
         self._durable = durable
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

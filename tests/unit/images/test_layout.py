@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from lamella.digests import Digest
 from lamella.errors import (
     Conflict,
     DigestMismatch,
+    Exhausted,
     InvalidInput,
     LamellaError,
     NotFound,
@@ -108,6 +112,14 @@ class TestReading:
         write_layout(str(tmp_path), [tagged(AMD.descriptor, tag) for tag in ("a", "b")], AMD.blobs)
         with open_image(name_of(tmp_path)) as image:
             assert AMD.descriptor["digest"] == image.descriptor.digest
+
+    def test_references_that_docker_notes_are_names_too(self, tmp_path: Path) -> None:
+        entries = [tagged(AMD.descriptor, "latest"), tagged(ARM.descriptor, "latest")]
+        for entry, name in zip(entries, ("x.io/a:latest", "x.io/b:latest"), strict=True):
+            entry["annotations"]["io.containerd.image.name"] = name
+        write_layout(str(tmp_path), entries, AMD.blobs | ARM.blobs)
+        with open_image(name_of(tmp_path, "x.io/b:latest")) as image:
+            assert image.descriptor.digest == ARM.descriptor["digest"]
 
     def test_what_is_about_an_image_does_not_count(self, tmp_path: Path) -> None:
         signature = {**AMD.descriptor, "digest": digest(b"s"), "artifactType": "application/vnd.example"}
@@ -349,6 +361,44 @@ class TestWriting:
             put(writer, AMD, "a")
         assert (tmp_path / "l" / "blobs" / "sha256" / blob.digest.hex).read_bytes() == b"blob"
         assert len(AMD.blobs) + 1 == len(os.listdir(tmp_path / "l" / "blobs" / "sha256"))
+
+    def test_a_writer_that_is_killed_leaves_nothing_to_be_seen(self, tmp_path: Path) -> None:
+        layout = write_layout(str(tmp_path / "l"), [tagged(AMD.descriptor, "v1")], AMD.blobs)
+        before = snapshot(Path(layout))
+        script = (
+            "import sys, time\n"
+            "from lamella.images.layout_writer import LayoutWriter\n"
+            f"writer = LayoutWriter({layout!r})\n"
+            "writer.put_document('a/b', b'whole')\n"
+            "writer.stage().file.write(b'half')\n"
+            "print('ready', flush=True)\n"
+            "time.sleep(60)\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            with LayoutWriter(layout):
+                assert len(list(Path(layout).glob(".lamella-*"))) == 2
+            process.kill()
+        visible = {name: raw for name, raw in snapshot(Path(layout)).items() if not name.startswith(".lamella-")}
+        assert visible == before
+        with LayoutWriter(layout):
+            assert len(list(Path(layout).glob(".lamella-*"))) == 1
+        assert snapshot(Path(layout)) == before
+
+    def test_a_disk_that_is_full_leaves_nothing(self, tmp_path: Path) -> None:
+        raw = b"x" * 8192
+        blob = Descriptor(media_type="a/b", digest=Digest.of(raw), size=len(raw))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with LayoutWriter(str(tmp_path / "l")) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+            try:
+                with pytest.raises(Exhausted, match="write"):
+                    writer.put_blob(blob, [raw])
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert not writer.has_blob(blob)
+        assert os.listdir(tmp_path) == []
 
     def test_a_directory_with_other_things_in_it_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("mine")
