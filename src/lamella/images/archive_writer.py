@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -18,7 +19,7 @@ from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, Unsupported, from_os
 from lamella.images.contract import Buffer, ImageWriter, StagedBlob
 from lamella.images.layout_writer import LayoutWriter, named_entry
-from lamella.images.staging import BlobStage, Staging
+from lamella.images.staging import BlobStage, Staging, write_all
 from lamella.oci.config import decode_config, pair_layers
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.docker import SAVED_FILE
@@ -56,10 +57,9 @@ class _Target:
         """Write the archive of these members, each a file's path or its bytes, and give it its name."""
         staged = self.staging.file("archive")
         try:
-            with open(staged, "xb", buffering=_CHUNK) as file:
+            with open(staged, "xb", buffering=0) as file:
                 _write_tar(file, members)
                 if self._durable:
-                    file.flush()
                     os.fsync(file.fileno())
             self._name(staged)
         except OSError as problem:
@@ -225,7 +225,7 @@ class DockerArchiveWriter(ImageWriter):
 def _write_tar(file: BinaryIO, members: Mapping[str, str | bytes]) -> None:
     from lamella.formats.tar.writer import TarWriter
 
-    writer = TarWriter(file.write)
+    writer = TarWriter(partial(write_all, file))
     mtime = source_date_epoch() or 0
     room = memoryview(bytearray(_CHUNK))
     for name in sorted(members):

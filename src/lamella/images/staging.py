@@ -74,15 +74,13 @@ class BlobStage:
         state = hashlib.new(descriptor.digest.algorithm)
         promised, size = descriptor.size, 0
         with self.stage() as blob:
-            write = blob.file.write
             for chunk in chunks:
                 size += len(chunk)
                 if size > promised:
                     raise SizeMismatch(what, expected=promised, actual="more")
                 state.update(chunk)
                 try:
-                    if write(chunk) != len(chunk):
-                        _write_rest(blob.file, chunk, size)
+                    write_all(blob.file, chunk)
                 except OSError as problem:
                     raise from_os(problem, f"write {what}") from problem
             if size != promised:
@@ -137,12 +135,13 @@ class _Staged(StagedBlob):
         self.discard()
 
 
-def _write_rest(file: BinaryIO, chunk: Buffer, end: int) -> None:
-    """Finish a write that the system cut short (more than 2 GiB at once, or a disk that is nearly full)."""
-    view = memoryview(chunk)
-    start = end - len(view)
-    while (done := file.tell() - start) < len(view):
-        file.write(view[done:])
+def write_all(file: BinaryIO, chunk: Buffer) -> None:
+    """Write to an unbuffered file, again where the system cut it short: beyond 2 GiB, or on a disk nearly full."""
+    written = file.write(chunk)
+    if written != len(chunk):
+        rest = memoryview(chunk)[written:]
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def _sweep(parent: str, prefix: str) -> None:
