@@ -7,6 +7,7 @@ by bytes. Everything can be held by a Linux file system, so that the same layers
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Final
@@ -146,9 +147,28 @@ def _tree(root: Posix, stack: list[list[Change]]) -> MemoryTree:
 def tree_pairs(
     draw: st.DrawFn, *, symlinks: bool = True, times: tuple[int, ...] = TIMES
 ) -> tuple[MemoryTree, MemoryTree]:
-    """Two trees: the second is the first with a layer on top, or has nothing to do with it."""
+    """Two trees: the second is the first with a layer on top, or with other hard links, or an unrelated one."""
     lower = draw(trees(symlinks=symlinks, times=times))
-    layer = draw(st.one_of(st.none(), layers(symlinks=symlinks, times=times)))
-    if layer is not None and _applies([list(walk(lower)), layer]):
+    relation = draw(st.sampled_from(["layer", "links", "links", "none"]))
+    if relation == "links":
+        one, other = (fold(draw(_relinked(list(walk(lower))))) for _ in range(2))
+        return one, other
+    layer = draw(layers(symlinks=symlinks, times=times)) if relation == "layer" else []
+    if layer and _applies([list(walk(lower)), layer]):
         return lower, merge([walk(lower), layer])
     return lower, draw(trees(symlinks=symlinks, times=times))
+
+
+@st.composite
+def _relinked(draw: st.DrawFn, changes: list[Change]) -> list[Change]:
+    """The same tree with one more file under several names, some of them linked with each other."""
+    shared = Put(Entry(LayerPath(""), Kind.FILE, Posix(0o644, 0, 0, TIMES[-1]), 1), Inline(b"x"))
+    firsts: dict[int, LayerPath] = {}
+    for number, group in enumerate(draw(st.lists(st.sampled_from([0, 1, 2, None]), min_size=2, max_size=5))):
+        path = LayerPath(f"link{number}")
+        if group in firsts:
+            changes.append(Link(path, firsts[group]))
+        elif group is not None:
+            firsts[group] = path
+            changes.append(Put(replace(shared.entry, path=path), shared.content))
+    return changes

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What counts as a difference, and how it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from lamella.changes.apply import apply
+from lamella.changes.diff import CONTAINERD, Compare, diff, same_bytes
+from lamella.changes.dump import dump
+from lamella.changes.model import Buffer, Change, Content, Entry, Inline, Kind, Put, Sparse, StoredContent, Windows
+from lamella.changes.tree import MemorySink, MemoryTree, fold, walk
+from lamella.paths import LayerPath
+from lamella.testing.builders import WHEN, device, directory, fifo, file, link, sparse, symlink
+
+SECOND = 1_000_000_000
+
+
+def said(lower: Iterable[Change], upper: Iterable[Change], *, exact: bool = False, parents: bool = True) -> list[str]:
+    """The diff of two trees, a word and a path to each change, and what a link leads to."""
+    before, after = fold(lower), fold(upper)
+    changes = list(diff(before, after, exact=exact, parents=parents))
+    applied = apply(changes, MemorySink(fold(walk(before))))
+    assert list(dump(walk(after))) == list(dump(walk(applied)))
+    words = []
+    for change in changes:
+        match change:
+            case Put(entry, _):
+                words.append(f"put {entry.path or '/'}")
+            case _:
+                words.append(" ".join(next(dump([change])).replace("target=", "").split(" ")))
+    return words
+
+
+def test_a_new_file_is_put_after_the_directories_on_its_way() -> None:
+    below = [directory("a"), directory("a/b"), file("a/b/old")]
+
+    assert said(below, [*below, file("a/b/new")]) == ["put a", "put a/b", "put a/b/new"]
+    assert said(below, [*below, file("a/b/new")], parents=False) == ["put a/b/new"]
+
+
+def test_each_directory_is_stated_once() -> None:
+    below = [directory("a"), directory("a/b"), directory("c")]
+    new = [file("a/1"), file("a/b/1"), file("a/b/2"), file("a/z")]
+
+    assert said(below, [*below, *new]) == ["put a", "put a/1", "put a/b", "put a/b/1", "put a/b/2", "put a/z"]
+
+
+def test_what_is_gone_is_one_whiteout() -> None:
+    below = [directory("a"), directory("a/b"), file("a/b/c"), file("a/d"), file("e")]
+
+    assert said(below, [directory("a"), file("a/d"), file("e")]) == ["put a", "whiteout a/b"]
+    assert said(below, []) == ["whiteout a", "whiteout e"]
+
+
+def test_a_directory_replaced_by_a_file_is_one_put() -> None:
+    assert said([directory("a"), file("a/b"), file("a/c")], [file("a")]) == ["put a"]
+
+
+def test_a_file_replaced_by_a_directory_is_put_with_all_that_is_in_it() -> None:
+    new = [directory("a"), directory("a/b"), file("a/b/c"), file("a/d")]
+
+    assert said([file("a"), file("b")], [*new, file("b")]) == ["put a", "put a/b", "put a/b/c", "put a/d"]
+
+
+def test_changes_come_in_the_order_of_bytes_with_a_directory_before_its_content() -> None:
+    upper = [file("a-"), directory("a"), file("a/b"), file("a.b"), file("é"), file("\udc80")]
+
+    expected = ["put a", "put a/b", "put a-", "put a.b", "put \udc80", "put é"]
+    assert expected == said([], upper)
+    expected = ["whiteout a", "whiteout a-", "whiteout a.b", "whiteout \\x80", "whiteout \\xc3\\xa9"]
+    assert expected == said(upper, [])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        file("a", b"text", mode=0o600),
+        file("a", b"text", uid=1),
+        file("a", b"text", gid=1),
+        file("a", b"text", mtime=WHEN + 1),
+        file("a", b"text", xattrs={"user.a": b""}),
+        file("a", b"text", xattrs={"security.capability": b"\x01"}),
+        file("a", b"longer"),
+        file("a", b"text", windows=Windows(0)),
+        symlink("a", "text"),
+        fifo("a"),
+        device("a", 1, 3),
+        directory("a"),
+    ],
+)
+def test_whatever_tells_files_apart_is_a_change(changed: Put) -> None:
+    same = file("a", b"text")
+
+    assert said([same], [changed]) == ["put a"]
+    assert said([changed], [same]) == ["put a"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (symlink("a", "b"), symlink("a", "c")),
+        (device("a", 1, 3), device("a", 1, 5)),
+        (device("a", 8, 0), device("a", 8, 0, block=True)),
+        (directory("a"), directory("a", mtime=1)),
+        (directory("a"), directory("a", xattrs={"user.a": b""})),
+    ],
+)
+def test_so_it_is_with_files_of_other_kinds(one: Put, other: Put) -> None:
+    assert said([one], [other]) == ["put a"]
+
+
+def test_the_root_is_put_when_its_metadata_differs() -> None:
+    assert said([directory("")], [directory("", mode=0o700)]) == ["put /"]
+    assert said([directory("")], [directory(""), file("a")]) == ["put a"]
+
+
+def test_the_same_time_is_believed_only_where_it_has_a_fraction() -> None:
+    def changes(mtime: int, *, exact: bool = False) -> list[str]:
+        lower, upper = fold([file("a", b"one", mtime=mtime)]), fold([file("a", b"two", mtime=mtime)])
+        return [next(dump([change])).split(" ")[5] for change in diff(lower, upper, exact=exact)]
+
+    assert changes(5 * SECOND) == ["a"]
+    assert changes(5 * SECOND + 1) == []
+    assert changes(5 * SECOND + 1, exact=True) == ["a"]
+
+
+def test_content_that_is_the_same_is_no_change_however_it_is_compared() -> None:
+    for mtime in (5 * SECOND, 5 * SECOND + 1):
+        for content in (b"", b"one"):
+            assert said([file("a", content, mtime=mtime)], [file("a", content, mtime=mtime)], exact=True) == []
+
+
+def test_a_cut_off_fraction_is_a_change_as_it_is_for_containerd() -> None:
+    assert said([file("a", mtime=5 * SECOND)], [file("a", mtime=5 * SECOND + 1)]) == ["put a"]
+
+
+def test_containerd_leaves_out_attributes_and_the_times_of_directories() -> None:
+    lower = fold([directory("a"), file("b", xattrs={"security.capability": b"\x01"})])
+    same = fold([directory("a", mtime=1), file("b", xattrs={"security.capability": b"\x01", "user.a": b""})])
+    capable = fold([directory("a"), file("b", xattrs={"security.capability": b"\x02"})])
+
+    assert not list(diff(lower, same, compare=CONTAINERD))
+    assert len(list(diff(lower, same))) == 2
+    assert len(list(diff(lower, same, compare=Compare(xattrs=False)))) == 1
+    assert len(list(diff(lower, capable, compare=CONTAINERD))) == 1
+
+
+def test_of_a_new_file_the_first_name_is_put_and_the_others_are_links() -> None:
+    upper: list[Change] = [directory("d"), file("d/b"), link("c", "d/b"), link("e", "d/b")]
+
+    assert said([directory("d")], upper) == ["put c", "put d", "link d/b c", "link e c"]
+
+
+def test_unchanged_names_are_linked_right_behind_the_first_changed_one() -> None:
+    lower: list[Change] = [directory("d"), file("d/a"), link("m", "d/a"), file("o")]
+    upper: list[Change] = [directory("d"), file("d/a"), link("m", "d/a"), link("n", "d/a"), file("o"), link("p", "d/a")]
+
+    assert said(lower, upper) == ["put n", "put d", "link d/a n", "link m n", "link p n"]
+
+
+def test_files_that_became_one_have_changed() -> None:
+    assert said([file("a"), file("b")], [file("a"), link("b", "a")]) == ["put b", "link a b"]
+
+
+def test_files_that_are_no_longer_one_have_changed() -> None:
+    assert said([file("a"), link("b", "a")], [file("a"), file("b")]) == ["put b"]
+
+
+def test_a_file_that_became_two_files_with_two_names_each_has_changed() -> None:
+    lower: list[Change] = [file("a"), link("b", "a"), link("c", "a"), link("d", "a")]
+    upper: list[Change] = [file("a"), link("b", "a"), file("c"), link("d", "c")]
+
+    assert said(lower, upper) == ["put c", "link d c"]
+
+
+def test_a_file_that_lost_a_name_has_not_changed() -> None:
+    assert said([file("a"), link("b", "a"), link("c", "a")], [file("a"), link("c", "a")]) == ["whiteout b"]
+
+
+def test_names_that_swapped_partners_have_changed() -> None:
+    lower: list[Change] = [file("a"), link("b", "a"), file("c"), link("d", "c")]
+    upper: list[Change] = [file("a"), link("c", "a"), file("b"), link("d", "b")]
+
+    assert said(lower, upper) == ["put b", "put c", "link a c", "link d b"]
+
+
+def test_links_of_symlinks_and_devices_are_kept() -> None:
+    upper: list[Change] = [symlink("a", "x"), link("b", "a"), device("c", 1, 3), link("d", "c")]
+
+    assert said([], upper) == ["put a", "link b a", "put c", "link d c"]
+
+
+WINDOWS = Windows(0x20, 1, 2, 3, 4, b"sd", {"a": b"b"}, b"reparse")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(WINDOWS, attributes=0x21),
+        replace(WINDOWS, creation_time=None),
+        replace(WINDOWS, write_time=9),
+        replace(WINDOWS, security_descriptor=b""),
+        replace(WINDOWS, reparse=None),
+        replace(WINDOWS, extended_attributes={}),
+    ],
+)
+def test_windows_metadata_counts_too(changed: Windows) -> None:
+    assert said([file("a", windows=WINDOWS)], [file("a", windows=changed)]) == ["put a"]
+    assert said([directory("a", windows=WINDOWS)], [directory("a", windows=changed)]) == ["put a"]
+
+
+def test_times_that_move_by_themselves_do_not_count() -> None:
+    moved = replace(WINDOWS, access_time=9, change_time=9)
+
+    assert not list(diff(fold([file("a", windows=WINDOWS)]), fold([file("a", windows=moved)])))
+
+
+def test_the_time_of_writing_decides_where_there_is_no_posix_facet() -> None:
+    def tree(write_time: int | None, content: bytes) -> MemoryTree:
+        entry = Entry(LayerPath("a"), Kind.FILE, None, len(content), "", Windows(0x20, write_time=write_time))
+        return fold([Put(entry, Inline(content))])
+
+    assert not list(diff(tree(5, b"a"), tree(5, b"b")))
+    assert list(diff(tree(SECOND, b"a"), tree(SECOND, b"b")))
+    assert list(diff(tree(None, b"a"), tree(None, b"b")))
+
+
+def test_a_tree_can_compare_contents_in_its_own_way_with_trees_of_its_class() -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Comparing(MemoryTree):
+        __slots__ = ()
+
+        def same_content(self, path: LayerPath, other: Comparing, other_path: LayerPath) -> bool:
+            asked.append((path, other_path))
+            assert type(other) is Comparing
+            return False
+
+        def open(self, path: LayerPath) -> StoredContent:
+            asked.append(("open", path))
+            return MemoryTree.open(self, path)
+
+    def tree(kind: type[MemoryTree]) -> MemoryTree:
+        return apply([file("a", b"x", mtime=0)], MemorySink(kind()))
+
+    assert len(list(diff(tree(Comparing), tree(Comparing)))) == 1
+    assert asked == [("a", "a"), ("open", "a")]
+    asked.clear()
+    assert list(diff(tree(MemoryTree), tree(Comparing))) == []
+    assert asked == [("open", "a")]
+
+
+class Chopped:
+    """Stored content in chunks of a size of one's choice, each in the one buffer that is used again."""
+
+    def __init__(self, content: Content, step: int) -> None:
+        self.size = content.size
+        self.extents = content.extents
+        self._data = b"".join(map(bytes, content.chunks()))
+        self._step = step
+
+    @property
+    def stored(self) -> bool:
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        buffer = bytearray(self._step)
+        for at in range(0, len(self._data), self._step):
+            part = self._data[at : at + self._step]
+            buffer[: len(part)] = part
+            yield memoryview(buffer)[: len(part)]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 64])
+@pytest.mark.parametrize("other_step", [1, 5, 64])
+def test_contents_are_compared_across_chunks_and_holes(step: int, other_step: int) -> None:
+    content = sparse(20, [(2, b"abc"), (5, b"\0\0\0"), (12, b"d")])
+    flat = Inline(b"\0\0abc\0\0\0\0\0\0\0d\0\0\0\0\0\0\0")
+    wrong = Inline(b"\0\0abc\0\0\0\0\0\0\0e\0\0\0\0\0\0\0")
+    late = Inline(b"\0\0abc\0\0\0\0\0\0\0d\0\0\0\0\0\0x")
+
+    for same in (content, flat):
+        assert same_bytes(Chopped(same, step), Chopped(content, other_step))
+        assert same_bytes(Chopped(same, step), Chopped(flat, other_step))
+        assert not same_bytes(Chopped(same, step), Chopped(wrong, other_step))
+        assert not same_bytes(Chopped(late, step), Chopped(same, other_step))
+
+
+def test_holes_are_not_read_to_be_compared() -> None:
+    enormous = Sparse(1 << 60, ((1 << 50, 1),), b"x")
+
+    assert same_bytes(enormous, sparse(1 << 60, [(1 << 50, b"x")]))
+    assert not same_bytes(enormous, sparse(1 << 60, [(1 << 50, b"y")]))
+
+
+def test_comparing_stops_at_the_first_difference() -> None:
+    class Endless:
+        size = 1 << 60
+        extents = None
+        stored = True
+
+        def __init__(self, first: bytes) -> None:
+            self._first = first
+
+        def chunks(self) -> Iterable[Buffer]:
+            yield self._first
+            raise AssertionError("read on after a difference")
+
+    assert not same_bytes(Endless(b"x"), Endless(b"y"))
+
+
+def test_a_tree_as_deep_as_layers_may_be_is_no_problem() -> None:
+    deep = [directory("/".join(["d"] * depth)) for depth in range(1, 1500)]
+    below = fold(deep)
+
+    changes = list(diff(below, fold([*deep, file("/".join([*["d"] * 1499, "f"]))])))
+    assert len(changes) == 1500
