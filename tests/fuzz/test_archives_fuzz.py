@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import given, settings
@@ -22,6 +23,10 @@ SAVED: dict[str, Any] = {
     "manifest.json": compact([{"Config": "c.json", "RepoTags": ["a:b"], "Layers": ["1.tar", "2.tar"]}]),
 }
 SEEDS = (tar_of(layout_files([tagged(IMAGE.descriptor, "v1")], IMAGE.blobs)), tar_of(SAVED))
+
+
+def seeds() -> Iterator[bytes]:
+    yield from SEEDS
 
 
 def fuzz_archive(data: bytes) -> None:

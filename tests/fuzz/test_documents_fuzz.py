@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hypothesis import given, settings
@@ -82,6 +82,13 @@ WHOLE: list[dict[str, Any]] = [
     {"os": "linux", "architecture": "arm", "rootfs": {"type": "layers", "diff_ids": []}, "config": {}},
     {"imageLayoutVersion": "1.0.0"},
 ]
+
+
+def seeds() -> Iterator[bytes]:
+    for document in WHOLE:
+        yield json.dumps(document).encode()
+    yield b"registry.example:5000/some/name:tag@sha256:" + b"a" * 64
+    yield b"windows(10.0.20348.1+win32k)/amd64"
 
 
 @settings(max_examples=150)
