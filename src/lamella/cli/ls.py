@@ -41,7 +41,7 @@ def command(console: Console, place: str, long: bool, recursive: bool, directory
         if directory or entry.kind is not Kind.DIRECTORY:
             shown = [(entry, f"/{entry.path}")]
         elif recursive:
-            shown = [(one, f"/{one.path}") for one in find(tree, start) if one is not entry]
+            shown = [(one, f"/{one.path}") for one in find(tree, start) if one.path != start]
         else:
             shown = [(one, one.path.rpartition("/")[2]) for one in tree.entries(start)]
         if console.json:

@@ -93,6 +93,7 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
 
 cli: Final = Verbs(
     name="lamella",
+    subcommand_metavar="VERB ...",
     callback=_start,
     help=_start.__doc__,
     params=[

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 
 from lamella.changes.contracts import Tree
 from lamella.changes.tree import fold
-from lamella.errors import AlreadyExists, NotFound
+from lamella.errors import NotFound
 from lamella.oci.config import ContainerConfig, ImageConfig, RootFs
 from lamella.operations.bundle import IdRange, Rootless, runtime_config, write_runtime_config
 from lamella.testing.builders import file

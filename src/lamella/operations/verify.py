@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that an image promises about its bytes, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from lamella.changes.apply import apply
+from lamella.changes.contracts import Source
+from lamella.changes.model import EMPTY, Change, Put
+from lamella.changes.tree import MemorySink, MemoryTree
+from lamella.digests import Digest, parse_digest
+from lamella.errors import Cancelled, DigestMismatch, LamellaError, NotFound
+from lamella.images.contract import ImageReader
+from lamella.images.naming import ImageName, parse_image_name
+from lamella.layers.tarball import tar_changes
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, layer_compression
+from lamella.streams.reading import BlobReader
+
+if TYPE_CHECKING:
+    from lamella.oci.manifest import Manifest
+    from lamella.progress import Cancellation, Progress
+
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(slots=True, frozen=True)
+class Problem:
+    """One promise that does not hold."""
+
+    blob: Digest
+    """The blob that it was noticed at."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.blob}: {self.why}"
+
+
+@dataclass(slots=True)
+class Verified:
+    """What a check came to."""
+
+    images: int = 0
+    blobs: int = 0
+    size: int = 0
+    """Bytes that were read."""
+    problems: list[Problem] = field(default_factory=list)
+    foreign: list[Digest] = field(default_factory=list)
+    """Layers that need not be there, and are not."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether every promise holds."""
+        return not self.problems
+
+
+def verify(
+    name: str | ImageName,
+    *,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Verified:
+    """Check an image, for all its platforms; without a tag, every image of the place, and in a layout every blob.
+
+    Digest and size of each blob are compared, documents are read strictly, each layer's diff id is compared and its
+    tar applied to a tree in memory without content, on top of the layers below it. A problem is noted and does not
+    keep the rest from being checked. Raises what opening the place raises, and Cancelled.
+    """
+    from lamella.images.forms import open_reader
+    from lamella.images.resolve import find
+
+    name = parse_image_name(name) if isinstance(name, str) else name
+    with open_reader(name) as reader:
+        check = _Check(reader, progress, cancel)
+        if name.tag is None and name.position is None:
+            entries = [image.descriptor for image in reader.images()]
+        else:
+            entries = find(reader, name.tag, name.position)
+        for entry in entries:
+            check.entry(entry)
+        if name.form == "oci" and name.tag is None and name.position is None:
+            for blob in _stored_blobs(name.path):
+                check.blob(blob)
+        return check.found
+
+
+def _stored_blobs(layout: str) -> Iterator[Descriptor]:
+    """The blobs that lie in a layout, referred to or not."""
+    blobs = os.path.join(layout, "blobs")
+    for algorithm in sorted(os.listdir(blobs)) if os.path.isdir(blobs) else ():
+        directory = os.path.join(blobs, algorithm)
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            try:
+                digest = parse_digest(f"{algorithm}:{name}")
+            except LamellaError:
+                continue
+            size = os.stat(os.path.join(directory, name), follow_symlinks=False).st_size
+            yield Descriptor(media_type="application/octet-stream", digest=digest, size=size)
+
+
+class _Check:
+    """One run: what was found so far, and the blobs that have been read."""
+
+    def __init__(self, reader: ImageReader, progress: Progress | None, cancel: Cancellation | None) -> None:
+        self.found = Verified()
+        self._reader = reader
+        self._progress = progress
+        self._cancel = cancel
+        self._read: set[Digest] = set()
+
+    def entry(self, entry: Descriptor) -> None:
+        """Whatever an index lists, and what that leads to."""
+        from lamella.oci.index import decode_index
+        from lamella.oci.manifest import decode_manifest
+
+        if entry.digest in self._read:
+            return
+        if entry.media_type not in INDEXES | MANIFESTS:
+            self.blob(entry)
+            return
+        raw = self._document(entry)
+        if raw is None:
+            return
+        try:
+            if entry.media_type in INDEXES:
+                for inner in decode_index(raw, entry.media_type).manifests:
+                    self.entry(inner)
+            else:
+                self._image(entry, decode_manifest(raw, entry.media_type))
+        except LamellaError as error:
+            self._note(entry, error)
+
+    def blob(self, blob: Descriptor) -> None:
+        """A blob of which digest and size are all that is known."""
+        if blob.digest in self._read:
+            return
+        self._read.add(blob.digest)
+        try:
+            self._digest(blob)
+        except LamellaError as error:
+            self._note(blob, error)
+        else:
+            self._count(blob)
+
+    def _document(self, blob: Descriptor) -> bytes | None:
+        self._read.add(blob.digest)
+        try:
+            raw = self._reader.read_document(blob)
+        except LamellaError as error:
+            self._note(blob, error)
+            return None
+        self._count(blob)
+        return raw
+
+    def _image(self, entry: Descriptor, manifest: Manifest) -> None:
+        from lamella.oci.config import decode_config, pair_layers
+
+        self.found.images += 1
+        raw = self._document(manifest.config)
+        if manifest.config.media_type not in CONFIGS:
+            for layer in manifest.layers:  # an artifact: blobs of which nobody says what they are
+                self.blob(layer)
+            return
+        pairs: list[tuple[Descriptor, Digest | None]] = [(layer, None) for layer in manifest.layers]
+        if raw is not None:
+            try:
+                pairs = list(pair_layers(manifest, decode_config(raw)))
+            except LamellaError as error:
+                self._note(entry, error)
+        if self._progress is not None:
+            self._progress.start("verify", sum(layer.size for layer, _ in pairs))
+        try:
+            tree: MemoryTree | None = MemoryTree()
+            for layer, diff_id in pairs:
+                tree = self._layer(layer, diff_id, tree)
+        finally:
+            if self._progress is not None:
+                self._progress.finish()
+
+    def _layer(self, layer: Descriptor, diff_id: Digest | None, tree: MemoryTree | None) -> MemoryTree | None:
+        """The tree with ``layer`` on it; None once a layer is broken: what comes later cannot be tried on anything."""
+        new = layer.digest not in self._read
+        self._read.add(layer.digest)
+        try:
+            with (
+                self._reader.open_blob(layer) as file,
+                BlobReader(
+                    file,
+                    compression=layer_compression(layer.media_type),
+                    digest=layer.digest,
+                    size=layer.size,
+                    diff_id=diff_id,
+                    progress=None if self._progress is None else self._progress.advance,
+                    cancel=self._cancel,
+                ) as blob,
+            ):
+                changes = _without_content(tar_changes(blob.next_buffer, end=blob.finish))
+                if tree is not None:
+                    apply(changes, MemorySink(tree), cancel=self._cancel)
+                else:
+                    for _ in changes:
+                        pass
+                blob.finish()
+        except Cancelled:
+            raise
+        except NotFound as error:
+            if layer.media_type in FOREIGN_LAYERS:
+                self.found.foreign.append(layer.digest)
+            else:
+                self._note(layer, error)
+            return None
+        except LamellaError as error:
+            self._note(layer, self._cause(layer, error))
+            return None
+        if new:
+            self._count(layer)
+        return tree
+
+    def _cause(self, layer: Descriptor, error: LamellaError) -> LamellaError:
+        """Where the blob's bytes are not the promised ones, that; nobody needs to hear what they look like."""
+        try:
+            self._digest(layer)
+        except Cancelled:
+            raise
+        except LamellaError as deeper:
+            return deeper
+        return error
+
+    def _digest(self, blob: Descriptor) -> None:
+        state = hashlib.new(blob.digest.algorithm)
+        with self._reader.open_blob(blob) as file:
+            while chunk := file.read(_CHUNK):
+                if self._cancel is not None:
+                    self._cancel.check()
+                state.update(chunk)
+        actual = Digest.finish(state)
+        if actual != blob.digest:
+            raise DigestMismatch("its bytes", expected=blob.digest, actual=actual)
+
+    def _note(self, blob: Descriptor, error: LamellaError) -> None:
+        if isinstance(error, Cancelled):
+            raise error
+        self.found.problems.append(Problem(blob.digest, str(error)))
+
+    def _count(self, blob: Descriptor) -> None:
+        self.found.blobs += 1
+        self.found.size += blob.size
+
+
+def _without_content(changes: Source) -> Iterator[Change]:
+    """The same changes with files that take no memory; what a tar has of their content is passed over."""
+    for change in changes:
+        if type(change) is Put and change.content is not None:
+            yield Put(change.entry, EMPTY)
+        else:
+            yield change
