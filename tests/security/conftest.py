@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +49,16 @@ def outside(base: Path) -> Path:
 def target(base: Path) -> Path:
     """The directory that layers are applied to; its path is a prefix of the path of a sibling."""
     return base / TARGET
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where there is such a place, for what would wait for a disk."""
+    place = Path("/dev/shm")
+    if not os.access(place, os.W_OK) or shutil.disk_usage(place).free < 1 << 30:
+        yield tmp_path
+        return
+    top = Path(tempfile.mkdtemp(prefix="lamella-test-", dir=place))
+    yield top
+    # Not by shutil, which goes as deep into itself as the trees are.
+    subprocess.run(["rm", "-rf", top], check=True)

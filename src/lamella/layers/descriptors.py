@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
+from lamella import host
 from lamella.errors import Conflict, from_os
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -116,86 +118,102 @@ _NESTING: Final = 48
 def remove_tree(parent: int, name: str) -> None:
     """Remove ``name`` in the open directory ``parent``, with all beneath it if it is a directory.
 
-    Links are not followed.
-    Needs a bounded number of descriptors and linear time, however deep the tree: what lies deep is moved up first.
-    Raises OSError; EBUSY where something is mounted beneath.
+    Links are not followed, and nothing that is mounted beneath is looked into. Directories of our own that keep us
+    out are opened up first. Needs a bounded number of descriptors and linear time, however deep the tree: what lies
+    deep is moved up within it. Raises OSError; EBUSY where something is mounted.
     """
     try:
         os.unlink(name, dir_fd=parent)
+        return
     except IsADirectoryError:
         pass
     except PermissionError:  # what unlink(2) of a directory gives on some systems
-        if not _is_directory(parent, name):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise
-    else:
+    if _remove_empty(parent, name):
         return
-    lifted = 0
-    todo = [name]
-    while todo:
-        top = todo[-1]
-        lifted = _empty(parent, top, lifted, todo)
-        if todo[-1] == top:
-            os.rmdir(top, dir_fd=parent)
-            todo.pop()
-
-
-def _empty(parent: int, top: str, lifted: int, todo: list[str]) -> int:
-    """Empty the directory ``top``; directories too deep in it are moved beside it and noted in ``todo``."""
-    stack: list[tuple[int, str, list[str]]] = []
-    descriptor = os.open(top, _OPEN, dir_fd=parent)
+    top = _enter(parent, name)
+    stack: list[tuple[int, str, list[str]]] = [(top, name, [])]
     try:
-        stack.append((descriptor, top, _unlink_all(descriptor)))
+        stack[0][2].extend(_unlink_files(top))
         while stack:
             descriptor, name, directories = stack[-1]
-            if directories:
-                below = directories.pop()
-                if len(stack) >= _NESTING:
-                    lifted += 1
-                    moved = f".lamella-removing-{os.getpid()}-{lifted}"
-                    os.rename(below, moved, src_dir_fd=descriptor, dst_dir_fd=parent)
-                    todo.append(moved)
-                    continue
-                child = os.open(below, _OPEN, dir_fd=descriptor)
-                try:
-                    inside = _unlink_all(child)
-                except BaseException:
-                    os.close(child)
-                    raise
-                stack.append((child, below, inside))
+            if not directories:
+                os.rmdir(name, dir_fd=stack[-2][0] if len(stack) > 1 else parent)
+                stack.pop()
+                os.close(descriptor)
                 continue
-            stack.pop()
-            os.close(descriptor)
-            if stack:
-                os.rmdir(name, dir_fd=stack[-1][0])
+            below = directories.pop()
+            if _remove_empty(descriptor, below):
+                continue
+            child = _enter(descriptor, below)
+            if len(stack) < _NESTING:
+                inside: list[str] = []
+                stack.append((child, below, inside))
+                inside.extend(_unlink_files(child))
+            else:
+                os.close(child)
+                # A name that no layer can have guessed: renaming replaces an empty directory without a word.
+                lifted = f".lamella-{os.urandom(8).hex()}"
+                os.rename(below, lifted, src_dir_fd=descriptor, dst_dir_fd=top)
+                stack[0][2].append(lifted)
     finally:
         for descriptor, _, _ in stack:
             os.close(descriptor)
-    return lifted
 
 
-def _unlink_all(directory: int) -> list[str]:
-    """Unlink all but directories, whose names are returned."""
+def open_up(parent: int, name: str) -> int:
+    """Give us all rights to a directory of our own whose mode keeps us out; the mode that it had. Raises OSError."""
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
     try:
-        with os.scandir(directory) as scan:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        os.chmod(host.path_of(handle), mode | 0o700)
+    finally:
+        os.close(handle)
+    return mode
+
+
+def _remove_empty(parent: int, name: str) -> bool:
+    """Remove a directory if it is empty.
+
+    What is asked is whether something is mounted there: the system refuses that with EBUSY before anything else, and
+    there is no better way to know of a directory that is bound to another of the same file system.
+    """
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _enter(parent: int, name: str) -> int:
+    """Open a directory whose content is to be removed."""
+    try:
+        descriptor = os.open(name, _OPEN, dir_fd=parent)
     except PermissionError:
-        os.fchmod(directory, 0o700)
-        with os.scandir(directory) as scan:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
+        open_up(parent, name)
+        descriptor = os.open(name, _OPEN, dir_fd=parent)
+    user = os.geteuid()
+    if user:
+        try:
+            status = os.fstat(descriptor)
+            if status.st_mode & 0o300 != 0o300 and status.st_uid == user:
+                os.fchmod(descriptor, 0o700)
+        except OSError:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _unlink_files(directory: int) -> list[str]:
+    """Unlink all but directories, whose names are returned."""
     directories = []
-    for name, is_directory in found:
-        if is_directory:
-            directories.append(name)
-        else:
-            try:
-                os.unlink(name, dir_fd=directory)
-            except PermissionError:
-                os.fchmod(directory, 0o700)
-                os.unlink(name, dir_fd=directory)
+    with os.scandir(directory) as scan:
+        for entry in scan:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
     return directories
-
-
-def _is_directory(parent: int, name: str) -> bool:
-    import stat
-
-    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)

@@ -15,7 +15,7 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, Posix
 from lamella.changes.semantics import prune
 from lamella.errors import Conflict, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
-from lamella.layers.descriptors import Descriptors, open_root, remove_tree
+from lamella.layers.descriptors import Descriptors, open_root, open_up, remove_tree
 from lamella.layers.policy import Devices, Owners, Policy, refusal
 from lamella.paths import LayerPath, split
 
@@ -250,13 +250,7 @@ class DirectorySink:
         """Open a directory of our own whose mode keeps us out; the mode comes back at the end."""
         parent, name = split(path)
         directory = self._open(parent)
-        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            mode = stat.S_IMODE(os.fstat(handle).st_mode)
-            os.chmod(host.path_of(handle), mode | 0o700)
-        finally:
-            os.close(handle)
-        self._modes.setdefault(path, mode)
+        self._modes.setdefault(path, open_up(directory, name))
         return self._descriptors.open(path)
 
     def _has_default_acl(self, descriptor: int) -> bool:
@@ -451,17 +445,17 @@ class DirectorySink:
     def _clear(self, directory: int, name: str, path: str) -> bool:
         """Remove what is at ``path``; True for a directory or a link. FileNotFoundError where nothing is."""
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-        if not stat.S_ISDIR(mode):
-            os.unlink(name, dir_fd=directory)
-            return stat.S_ISLNK(mode)
-        # Its own descriptor in the cache is not the parent's, which stays open.
-        self._descriptors.forget(path)
-        self._removed = True
         try:
+            if not stat.S_ISDIR(mode):
+                os.unlink(name, dir_fd=directory)
+                return stat.S_ISLNK(mode)
+            # Its own descriptor in the cache is not the parent's, which stays open.
+            self._descriptors.forget(path)
+            self._removed = True
             remove_tree(directory, name)
         except OSError as error:
             if error.errno == errno.EBUSY:
-                raise Conflict(f"{path!r} cannot be replaced: something is mounted there") from error
+                raise Conflict(f"{path!r} cannot be removed: something is mounted there") from error
             raise
         return True
 

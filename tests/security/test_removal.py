@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removing trees: nothing beyond links and mounts, no trace beside, whatever the depth and the names."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.security.people import mount, with_mounts
+from tests.security.routes import apply_tar
+from tests.security.surroundings import listing
+from tests.security.tars import Tar
+
+from lamella.errors import Conflict
+from lamella.layers.descriptors import remove_tree
+
+
+def remove(parent: Path, name: str) -> None:
+    directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        remove_tree(directory, name)
+    finally:
+        os.close(directory)
+
+
+def dig(top: Path, depth: int, name: str = "d") -> None:
+    """Make directories one in another, deeper than a path can say."""
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        below = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_every_kind_of_file_goes_and_no_link_is_followed(target: Path, outside: Path) -> None:
+    top = target / "d"
+    (top / "e" / "empty").mkdir(parents=True)
+    (top / "to-file").symlink_to(outside / "secret")
+    (top / "e" / "to-directory").symlink_to(outside)
+    (top / "e" / "dangling").symlink_to("nowhere")
+    os.mkfifo(top / "e" / "fifo")
+    (top / "file").write_bytes(b"x")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(top / "socket"))
+    (target / "kept").touch()
+    remove(target, "d")
+    assert os.listdir(target) == ["kept"]
+
+
+def test_a_link_goes_and_not_what_it_leads_to(target: Path, outside: Path) -> None:
+    (target / "l").symlink_to(outside)
+    remove(target, "l")
+    assert os.listdir(target) == []
+
+
+def test_a_tree_deeper_than_a_path_can_say(memory: Path) -> None:
+    dig(memory / "d", 4000)
+    open_before = len(os.listdir("/proc/self/fd"))
+    remove(memory, "d")
+    assert os.listdir(memory) == []
+    assert open_before == len(os.listdir("/proc/self/fd"))
+
+
+def test_a_deep_tree_that_has_names_like_ours(memory: Path) -> None:
+    dig(memory / "d", 300, name=f".lamella-removing-{os.getpid()}-1")
+    for number in range(1, 4):
+        (memory / f".lamella-removing-{os.getpid()}-{number}").mkdir()
+    (memory / f".lamella-removing-{os.getpid()}-4").touch()
+    before = set(os.listdir(memory))
+    remove(memory, "d")
+    assert before - {"d"} == set(os.listdir(memory))
+
+
+def test_an_interrupted_removal_leaves_nothing_beside(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dig(memory / "d", 300)
+    real = os.rename
+    count = 0
+
+    def rename(old: str, new: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        nonlocal count
+        real(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", rename)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        remove(memory, "d")
+    assert os.listdir(memory) == ["d"]
+    assert open_before == len(os.listdir("/proc/self/fd"))
+    monkeypatch.undo()
+    remove(memory, "d")
+    assert os.listdir(memory) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("depth", [0, 1, 60])
+@pytest.mark.parametrize("kind", ["", "tmpfs"], ids=["bound", "tmpfs"])
+def test_what_is_mounted_beneath_is_not_emptied(target: Path, outside: Path, depth: int, kind: str) -> None:
+    at = target / "d" / "/".join("e" * depth)
+    at.mkdir(parents=True)
+
+    def work() -> bool:
+        mount(outside, at, kind)
+        if kind:
+            (at / "etc").mkdir()
+            (at / "etc" / "passwd").touch()
+        mounted = os.open(at, os.O_PATH)
+        with pytest.raises(Conflict, match="something is mounted there"):
+            apply_tar(Tar().whiteout("d"), target)
+        return stat.S_ISREG(os.stat("etc/passwd", dir_fd=mounted).st_mode)
+
+    assert with_mounts(work)
+
+
+@pytest.mark.root
+def test_a_file_that_is_mounted_over_one_beneath_stays(target: Path, outside: Path) -> None:
+    (target / "d").mkdir()
+    (target / "d" / "f").touch()
+
+    def work() -> None:
+        mount(outside / "passwd", target / "d" / "f")
+        for tar in (Tar().whiteout("d"), Tar().whiteout("d/f"), Tar().file("d/f"), Tar().opaque()):
+            with pytest.raises(Conflict, match="something is mounted there"):
+                apply_tar(tar, target)
+
+    with_mounts(work)
+
+
+@pytest.mark.root
+def test_what_is_mounted_can_be_written_to(target: Path) -> None:
+    """The twin: a mount point beneath the target is a directory like any other as long as nobody wants it gone."""
+    (target / "d").mkdir()
+
+    def work() -> dict[str, str]:
+        mount("none", target / "d", "tmpfs")
+        apply_tar(Tar().directory("d", 0o700, mtime=5).file("d/f").file("g"), target)
+        apply_tar(Tar().whiteout("d/f").file("d/h").file("g"), target)
+        return listing(target)
+
+    assert with_mounts(work) == {"d": "directory 700", "d/h": "644 layer", "g": "644 layer"}
+
+
+def test_a_removal_needs_few_descriptors(memory: Path) -> None:
+    dig(memory / "d", 500)
+    script = (
+        "import os, resource, sys; from lamella.layers.descriptors import remove_tree;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
+        "remove_tree(os.open(sys.argv[1], os.O_RDONLY), 'd')"
+    )
+    subprocess.run([sys.executable, "-P", "-c", script, memory], check=True)
+    assert os.listdir(memory) == []
