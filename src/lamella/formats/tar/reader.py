@@ -417,13 +417,14 @@ class TarReader(Generic[F]):
         except ValueError as error:
             raise FormatError(sparse.STRUCTURE, offset, f"malformed size: {error}") from None
         extents, more = sparse.old_extents(block[fields.GNU_SPARSE], offset)
-        budget = self._limits.extents
+        limit = self._limits.extents
+        blocks = 0
         while more:
-            budget -= 21
-            if budget < 0:
-                raise sparse.too_many(offset, self._limits.extents)
             further, more = sparse.old_extents(sparse.extension_table(self._blocks.next(offset)), offset)
             extents += further
+            blocks += 1
+            if len(extents) > limit or blocks > limit // 21 + 1:
+                raise sparse.too_many(offset, limit)
         return sparse.checked(extents, size, stored, offset), size
 
     def _pax_sparse(
