@@ -30,6 +30,8 @@ _KINDS: Final = {
 }
 _NODE_TYPES: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
 _SET_ID: Final = 0o7000
+_MOST_ID: Final = 0xFFFFFFFE
+"""The number after it says "leave it as it is" to the system."""
 
 
 class DirectorySink:
@@ -53,6 +55,8 @@ class DirectorySink:
         self._special = self._umask | _SET_ID
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._root_user = self._uid == 0
+        self._writable = 0 if self._root_user else stat.S_IWUSR
+        """Mode bits without which our files take no attributes from us."""
         self._keep = self._policy.owners is Owners.KEEP
         self._record = self._policy.owners is Owners.RECORD
         self._inheriting: set[int] = set()
@@ -105,16 +109,18 @@ class DirectorySink:
             raise MissingFacet(path, "POSIX")
         parent, _, name = path.rpartition("/")
         mode = posix.mode
+        # Set-id bits come last, when the owner is right and the content is there.
+        working = mode & 0o777 | self._writable
         reshaped: bool | None = None
         try:
             directory = self._known.get(parent)
             if directory is None:
                 directory = self._open(parent)
             try:
-                file = os.open(name, _CREATE, mode, dir_fd=directory)
+                file = os.open(name, _CREATE, working, dir_fd=directory)
             except FileExistsError:
                 reshaped = self._clear(directory, name, path)
-                file = os.open(name, _CREATE, mode, dir_fd=directory)
+                file = os.open(name, _CREATE, working, dir_fd=directory)
             try:
                 if content is not None:
                     if content.extents is None:
@@ -130,12 +136,12 @@ class DirectorySink:
                         _write_sparse(file, content)
                 inherits = directory in self._inheriting
                 if posix.uid != self._uid or posix.gid != self._gid or inherits:
-                    self._own(file, path, posix, inherits)
                     if inherits:
                         self._drop_xattrs(file, posix.xattrs)
+                    self._own(file, path, posix, inherits)
                 if posix.xattrs:
                     self._set_xattrs(file, path, posix.xattrs)
-                if mode & self._special or inherits:
+                if mode != working or mode & self._umask or inherits or posix.xattrs:
                     os.fchmod(file, mode)
                 mtime = posix.mtime
                 os.utime(file, ns=(mtime, mtime))
@@ -282,11 +288,6 @@ class DirectorySink:
             inherits = directory in self._inheriting
         else:
             inherits = False
-        self._times[path] = posix.mtime
-        if working != mode:
-            self._modes[path] = mode
-        else:
-            self._modes.pop(path, None)
         if (
             existed
             or inherits
@@ -296,9 +297,9 @@ class DirectorySink:
             or posix.gid != self._gid
         ):
             descriptor = self._open(path)
-            self._own(descriptor, path, posix, existed or inherits)
             if existed or inherits:
                 self._drop_xattrs(descriptor, posix.xattrs)
+            self._own(descriptor, path, posix, existed or inherits)
             if posix.xattrs:
                 self._set_xattrs(descriptor, path, posix.xattrs)
             os.fchmod(descriptor, working)
@@ -306,6 +307,12 @@ class DirectorySink:
                 self._inheriting.add(descriptor)
             elif not inherits:
                 self._inheriting.discard(descriptor)
+        # After it was opened, which notes what a directory has.
+        self._times[path] = posix.mtime
+        if working != mode:
+            self._modes[path] = mode
+        else:
+            self._modes.pop(path, None)
         return reshaped
 
     def _finish_directories(self) -> None:
@@ -323,13 +330,19 @@ class DirectorySink:
                     continue
                 os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
             except OSError as error:
+                if error.errno == errno.EPERM:  # somebody else's, in which we may write
+                    self._losses.record(Loss(path, "modification time", "the directory belongs to somebody else"))
+                    continue
                 # A directory that the layer itself has replaced since, or that lay in such a one.
                 if careful and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     continue
                 raise
         self._finish_modes()
         mtime = self._times[""]
-        os.utime(descriptors.root, ns=(mtime, mtime))
+        try:
+            os.utime(descriptors.root, ns=(mtime, mtime))
+        except PermissionError:
+            self._losses.record(Loss("", "modification time", "the directory belongs to somebody else"))
 
     def _finish_modes(self) -> None:
         """Give directories the modes that would have locked us out, the deepest first."""
@@ -360,11 +373,11 @@ class DirectorySink:
                     if entry.kind is Kind.SYMLINK:
                         os.symlink(entry.target, name, dir_fd=directory)
                     elif entry.kind is Kind.FIFO or self._policy.devices is Devices.CREATE:
-                        os.mknod(
-                            name, posix.mode | _NODE_TYPES[entry.kind], os.makedev(*posix.device), dir_fd=directory
-                        )
+                        major, minor = _device(path, posix)
+                        os.mknod(name, posix.mode | _NODE_TYPES[entry.kind], os.makedev(major, minor), dir_fd=directory)
                     elif self._policy.devices is Devices.RECORD:
-                        os.close(os.open(name, _CREATE, posix.mode, dir_fd=directory))
+                        self._record_device(directory, name, entry, posix)
+                        return reshaped
                     else:
                         self._losses.record(Loss(path, f"{entry.kind.value} device", "devices are skipped by choice"))
                         return self.whiteout(path)
@@ -382,21 +395,21 @@ class DirectorySink:
     def _finish_node(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
         """Owner, attributes, mode and times of what was just made and has no descriptor of its own."""
         path = entry.path
+        if posix.uid > _MOST_ID or posix.gid > _MOST_ID:
+            raise _no_such_owner(path, posix)
         if self._keep and (posix.uid != self._uid or posix.gid != self._gid or directory in self._inheriting):
             os.chown(name, posix.uid, posix.gid, dir_fd=directory, follow_symlinks=False)
         elif self._record and (posix.uid or posix.gid):
             self._losses.record(
                 Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {entry.kind.value} takes no attribute")
             )
-        recorded = entry.kind in (Kind.CHARACTER, Kind.BLOCK) and self._policy.devices is Devices.RECORD
-        if posix.xattrs or recorded:
+        inherits = directory in self._inheriting and entry.kind is not Kind.SYMLINK
+        if posix.xattrs or inherits:
             at = host.path_beneath(directory, name)
-            if recorded:
-                from lamella.layers.recorded import OVERRIDE, encode_override
-
-                host.set_xattr(at, OVERRIDE, encode_override(entry.kind, posix))
+            if inherits:
+                self._drop_xattrs(at, posix.xattrs)
             self._set_xattrs(at, path, posix.xattrs)
-        if entry.kind is not Kind.SYMLINK and (posix.mode & self._special or directory in self._inheriting):
+        if entry.kind is not Kind.SYMLINK and (posix.mode & self._special or posix.xattrs or inherits):
             handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
                 os.chmod(host.path_of(handle), posix.mode)
@@ -404,8 +417,37 @@ class DirectorySink:
                 os.close(handle)
         os.utime(name, ns=(posix.mtime, posix.mtime), dir_fd=directory, follow_symlinks=False)
 
+    def _record_device(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
+        """An empty file that says what it stands for; nothing where the file system takes no such record."""
+        from lamella.layers.recorded import OVERRIDE, encode_override
+
+        path = entry.path
+        _device(path, posix)
+        inherits = directory in self._inheriting
+        file = os.open(name, _CREATE, 0o600, dir_fd=directory)
+        try:
+            if inherits:
+                self._drop_xattrs(file, posix.xattrs)
+            if self._keep or posix.uid > _MOST_ID or posix.gid > _MOST_ID:
+                self._own(file, path, posix, inherits)
+            try:
+                host.set_xattr(file, OVERRIDE, encode_override(entry.kind, posix))
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                    raise
+                os.unlink(name, dir_fd=directory)
+                self._losses.record(Loss(path, f"{entry.kind.value} device", f"not recorded: {error.strerror}"))
+                return
+            self._set_xattrs(file, path, posix.xattrs)
+            os.fchmod(file, posix.mode)
+            os.utime(file, ns=(posix.mtime, posix.mtime))
+        finally:
+            os.close(file)
+
     def _own(self, file: int, path: str, posix: Posix, anyway: bool) -> None:
         """Owner and group of an open file; ``anyway`` where those it has now are not known to be ours."""
+        if posix.uid > _MOST_ID or posix.gid > _MOST_ID:
+            raise _no_such_owner(path, posix)
         if self._keep:
             if anyway or posix.uid != self._uid or posix.gid != self._gid:
                 os.fchown(file, posix.uid, posix.gid)
@@ -432,11 +474,11 @@ class DirectorySink:
                     why = error.strerror or str(error)
             self._losses.record(Loss(path, f"extended attribute {name}", why))
 
-    def _drop_xattrs(self, file: int, keep: Mapping[str, bytes]) -> None:
+    def _drop_xattrs(self, file: int | str, keep: Mapping[str, bytes]) -> None:
         """Remove attributes that a layer may set and this one does not: metadata is replaced as a whole."""
         try:
             for name in host.list_xattrs(file):
-                if name not in keep and (refusal(name) is None or name == "user.rootlesscontainers"):
+                if name == "user.rootlesscontainers" or (name not in keep and refusal(name) is None):
                     host.remove_xattr(file, name)
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
@@ -458,6 +500,18 @@ class DirectorySink:
                 raise Conflict(f"{path!r} cannot be removed: something is mounted there") from error
             raise
         return True
+
+
+def _device(path: str, posix: Posix) -> tuple[int, int]:
+    """The device numbers, which Linux keeps in 12 and 20 bits."""
+    major, minor = posix.device
+    if major >= 1 << 12 or minor >= 1 << 20:
+        raise InvalidInput(f"{path!r}: device {major}:{minor}: numbers end at 4095:1048575")
+    return major, minor
+
+
+def _no_such_owner(path: str, posix: Posix) -> InvalidInput:
+    return InvalidInput(f"{path!r}: owner {posix.uid}:{posix.gid}: ids end at {_MOST_ID}")
 
 
 def _write_rest(file: int, chunk: bytes | bytearray | memoryview, done: int) -> None:
