@@ -41,6 +41,7 @@ class TooSlow(Exception):
 
 def modules() -> Iterator[ModuleType]:
     """Yield the modules that hold targets."""
+    sys.path.insert(0, str(HERE.parents[1]))  # they share what other tests have
     for path in sorted(HERE.glob("test_*_fuzz.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.formats.tar.archives import (
@@ -27,6 +28,26 @@ from lamella.errors import Exhausted, FormatError
 from lamella.formats.tar import TarMember, TarReader
 
 TYPES = frozenset("0123456ABCDEFGHIJNOPQRTUVWYZ")
+
+
+def seeds() -> Iterator[bytes]:
+    """Good archives to start from: one of each kind of header."""
+    for magic in (b"ustar\x0000", GNU, V7):
+        yield (
+            file(b"a/b", b"hello", magic=magic)
+            + block(b"d/", b"5", magic=magic)
+            + block(b"l", b"2", linkname=b"t")
+            + END
+        )
+    yield pax((b"path", b"p"), (b"uid", b"1"), (b"mtime", b"1.5")) + file(b"f", b"x" * 600) + END
+    yield pax((b"comment", b"c"), (b"mtime", b"1"), flag=b"g") + block(b"c", b"3", devmajor=1, devminor=3) + END
+    yield long_name(b"n" * 200) + long_name(b"t" * 200, b"K") + block(b"l", b"1", magic=GNU) + END
+    cell = b"00000000000\x0000000000005\0"
+    yield block(b"s", b"S", magic=GNU, size=5, at={386: cell, 483: b"00000000010\0"}) + padded(b"hello") + END
+    records = (b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9")
+    yield pax(*records) + file(b"s", padded(b"1\n4\n5\n") + b"hello") + END
+    records = (b"GNU.sparse.size", b"9"), (b"GNU.sparse.numblocks", b"1"), (b"GNU.sparse.map", b"4,5")
+    yield pax(*records) + file(b"s", b"hello") + END
 
 
 def check_member(member: TarMember[Facet], length: int) -> None:
@@ -143,6 +164,14 @@ def archives(draw: st.DrawFn) -> bytes:
 @settings(max_examples=300)
 @given(archives())
 def test_archives_made_to_be_almost_right(data: bytes) -> None:
+    fuzz_tar(data)
+
+
+@pytest.mark.parametrize("data", list(seeds()))
+def test_the_seeds_are_good_archives(data: bytes) -> None:
+    members, problem = outcome(data, 1024, 1)
+    assert problem == ""
+    assert members != []
     fuzz_tar(data)
 
 
