@@ -19,7 +19,8 @@ So a diff applied to its lower tree gives the upper tree, metadata, holes aside,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
@@ -46,11 +47,28 @@ CONTAINERD: Final = Compare(xattrs=False, directory_times=False)
 """What containerd's diff takes for a difference."""
 
 
-class Comparing(Protocol):
-    """What a tree may have besides: a faster way to compare its files with those of a tree of the same class."""
+class Comparison(Protocol):
+    """Compares the content of files in two trees, and may do so while the walk goes on.
 
-    def same_content(self, path: LayerPath, other: Comparing, other_path: LayerPath) -> bool:
-        """Whether two regular files hold the same bytes."""
+    A tree that knows a faster way than to open both files has a method ``comparison(other)``, asked of the upper tree
+    where both are of one class.
+    """
+
+    @property
+    def ahead(self) -> int:
+        """How many files may be asked about before the first answer is taken; at least 1."""
+        ...
+
+    def ask(self, path: LayerPath) -> None:
+        """The regular files at ``path``, of one size in both trees, are to be compared."""
+        ...
+
+    def answer(self) -> bool:
+        """Whether the files that were asked about longest ago, and not answered yet, hold the same bytes."""
+        ...
+
+    def close(self) -> None:
+        """No answer is wanted any more."""
         ...
 
 
@@ -192,25 +210,58 @@ def _trusted(entry: Entry) -> bool:
 
 
 def _decided(lower: Tree, upper: Tree, found: Iterable[_Found]) -> Iterator[_Found]:
-    """``found`` with a verdict on each."""
-    same = _comparison(lower, upper)
-    for item in found:
-        if item[2] is not None:
-            yield item
-            continue
-        low, up, _, one, other = item
-        assert up is not None  # noqa: S101  # what is gone is always decided
-        if not same(up.path):
-            yield low, up, False, None, None
-        elif one is not None or other is not None:
-            yield low, up, True, one, other
+    """``found`` with a verdict on each, without those that are the same in all respects."""
+    make = getattr(upper, "comparison", None)
+    comparison: Comparison = make(lower) if make and type(lower) is type(upper) else _OneByOne(lower, upper)
+    waiting: deque[_Found] = deque()
+    ahead = comparison.ahead
+
+    def ready(most: int) -> Iterator[_Found]:
+        while len(waiting) > most or (waiting and waiting[0][2] is not None):
+            item = waiting.popleft()
+            if item[2] is not None:
+                yield item
+                continue
+            low, up, _, one, other = item
+            if not comparison.answer():
+                yield low, up, False, None, None
+            elif one is not None or other is not None:
+                yield low, up, True, one, other
+
+    try:
+        for item in found:
+            if item[2] is None:
+                assert item[1] is not None  # noqa: S101  # what is gone is decided
+                comparison.ask(item[1].path)
+            elif not waiting:
+                yield item
+                continue
+            waiting.append(item)
+            if len(waiting) >= ahead:
+                yield from ready(ahead // 2)
+        yield from ready(0)
+    finally:
+        comparison.close()
 
 
-def _comparison(lower: Tree, upper: Tree) -> Callable[[LayerPath], bool]:
-    hook = getattr(upper, "same_content", None)
-    if hook is not None and type(lower) is type(upper):
-        return lambda path: bool(hook(path, lower, path))
-    return lambda path: same_bytes(lower.open(path), upper.open(path))
+class _OneByOne:
+    """Compares two files when the answer is wanted."""
+
+    ahead = 1
+
+    def __init__(self, lower: Tree, upper: Tree) -> None:
+        self._lower, self._upper = lower, upper
+        self._asked: deque[LayerPath] = deque()
+
+    def ask(self, path: LayerPath) -> None:
+        self._asked.append(path)
+
+    def answer(self) -> bool:
+        path = self._asked.popleft()
+        return same_bytes(self._lower.open(path), self._upper.open(path))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @dataclass(slots=True)

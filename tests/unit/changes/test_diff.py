@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from lamella.changes.apply import apply
 from lamella.changes.diff import CONTAINERD, Compare, diff, same_bytes
 from lamella.changes.dump import dump
-from lamella.changes.model import Buffer, Change, Content, Entry, Inline, Kind, Put, Sparse, StoredContent, Windows
+from lamella.changes.model import Buffer, Change, Content, Entry, Inline, Kind, Put, Sparse, Windows
 from lamella.changes.tree import MemorySink, MemoryTree, fold, walk
 from lamella.paths import LayerPath
 from lamella.testing.builders import WHEN, device, directory, fifo, file, link, sparse, symlink
@@ -229,29 +229,77 @@ def test_the_time_of_writing_decides_where_there_is_no_posix_facet() -> None:
     assert list(diff(tree(None, b"a"), tree(None, b"b")))
 
 
-def test_a_tree_can_compare_contents_in_its_own_way_with_trees_of_its_class() -> None:
-    asked: list[tuple[str, str]] = []
+class Asked:
+    """A comparison that lets the walk go on for some files, and finds that ``different`` differ."""
 
-    class Comparing(MemoryTree):
-        __slots__ = ()
+    def __init__(self, ahead: int, different: set[str], seen: list[str]) -> None:
+        self.ahead = ahead
+        self._different = different
+        self._seen = seen
+        self._asked: list[LayerPath] = []
 
-        def same_content(self, path: LayerPath, other: Comparing, other_path: LayerPath) -> bool:
-            asked.append((path, other_path))
-            assert type(other) is Comparing
-            return False
+    def ask(self, path: LayerPath) -> None:
+        self._seen.append(f"ask {path}")
+        self._asked.append(path)
 
-        def open(self, path: LayerPath) -> StoredContent:
-            asked.append(("open", path))
-            return MemoryTree.open(self, path)
+    def answer(self) -> bool:
+        path = self._asked.pop(0)
+        self._seen.append(f"answer {path}")
+        return path not in self._different
 
-    def tree(kind: type[MemoryTree]) -> MemoryTree:
-        return apply([file("a", b"x", mtime=0)], MemorySink(kind()))
+    def close(self) -> None:
+        self._seen.append("close")
 
-    assert len(list(diff(tree(Comparing), tree(Comparing)))) == 1
-    assert asked == [("a", "a"), ("open", "a")]
-    asked.clear()
-    assert list(diff(tree(MemoryTree), tree(Comparing))) == []
-    assert asked == [("open", "a")]
+
+class Comparing(MemoryTree):
+    """A tree with a comparison of its own."""
+
+    def __init__(self, changes: Iterable[Change], ahead: int = 1, different: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.ahead = ahead
+        self.different = set(different)
+        self.seen: list[str] = []
+        apply(changes, MemorySink(self))
+
+    def comparison(self, other: Comparing) -> Asked:
+        assert type(other) is Comparing
+        return Asked(self.ahead, self.different, self.seen)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3, 4, 5, 100])
+def test_a_tree_can_compare_contents_in_its_own_way_while_the_walk_goes_on(ahead: int) -> None:
+    every = [file(name, b"x", mtime=0) for name in "bdfh"]
+    lower = Comparing([*every, file("a"), link("hh", "h")])
+    upper = Comparing([*every, file("c"), file("e"), link("hh", "h"), file("i")], ahead, {"b", "h"})
+
+    changes = diff(lower, upper)
+    paths = [change.entry.path if isinstance(change, Put) else change.path for change in changes]
+    assert paths == ["a", "b", "c", "e", "h", "hh", "i"]
+    asked = [word for word in upper.seen if word.startswith("ask")]
+    assert asked == ["ask b", "ask d", "ask f", "ask h", "ask hh"]
+    assert [word.replace("ask", "answer") for word in asked] == [word for word in upper.seen if word[:2] == "an"]
+    assert upper.seen[-1] == "close"
+
+
+def test_what_needs_no_comparison_waits_for_none() -> None:
+    lower = Comparing([file("b", b"x", mtime=0)])
+    upper = Comparing([file("a"), file("b", b"x", mtime=0), file("c")], 100)
+
+    changes = diff(lower, upper)
+    assert isinstance(changes, Generator)
+    next(changes)
+    assert upper.seen == []
+    next(changes)
+    assert upper.seen == ["ask b", "answer b"]
+    changes.close()
+    assert upper.seen == ["ask b", "answer b", "close"]
+
+
+def test_trees_of_two_classes_are_compared_by_opening_their_files() -> None:
+    upper = Comparing([file("a", b"x", mtime=0)])
+
+    assert not list(diff(fold([file("a", b"x", mtime=0)]), upper))
+    assert len(list(diff(fold([file("a", b"y", mtime=0)]), upper))) == 1
 
 
 class Chopped:
