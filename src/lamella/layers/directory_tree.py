@@ -73,14 +73,13 @@ class DirectoryTree:
         self._known = self._descriptors.known
         self._recorded = (os.geteuid() != 0) if owners is None else owners == "recorded"
         self._xattrs = xattrs
-        self._asks = host.HAS_XATTRS and (xattrs != "none" or self._recorded)
         self._mute: set[int] = set()
         """Devices whose file system has no extended attributes."""
         self._listings: dict[str, _Listing] = {}
         self._facts = 0
         self._near = ""
-        self.steering: dict[LayerPath, list[str]] | None = None
-        """Where a dict is put here, `entries` and `lookup` note the overlay's own attributes in it, by path."""
+        self.marks: tuple[str, dict[LayerPath, dict[str, bytes]]] | None = None
+        """A prefix of attributes' names, and where `entries` and `lookup` note those that have it: by path, by rest."""
         self._own_users: frozenset[int] = frozenset()
         self._own_groups: frozenset[int] = frozenset()
         if self._recorded:
@@ -228,7 +227,7 @@ class DirectoryTree:
         """The entries of ``names``; the hot loop of every walk. Raises OSError."""
         prefix = f"{directory}/" if directory else ""
         look, attributes = os.lstat, host.xattr_lister(descriptor)
-        asks, mute, recorded = self._asks, self._mute, self._recorded
+        asks, mute, recorded = self._asks(), self._mute, self._recorded
         directory_kind, file_kind, nothing = Kind.DIRECTORY, Kind.FILE, NO_XATTRS
         files, linked = listing.files, listing.linked
         found: list[Entry] = []
@@ -282,7 +281,7 @@ class DirectoryTree:
         entry = Entry(ROOT, Kind.DIRECTORY, posix)
         if self._recorded:
             self._own(posix)
-        if self._asks and status.st_dev not in self._mute:
+        if self._asks() and status.st_dev not in self._mute:
             held: list[str] = []
             try:
                 held = host.list_xattrs(descriptor)
@@ -291,6 +290,9 @@ class DirectoryTree:
             if held:
                 self._describe(entry, posix, held, descriptor, _Listing())
         return entry
+
+    def _asks(self) -> bool:
+        return host.HAS_XATTRS and (self._xattrs != "none" or self._recorded or self.marks is not None)
 
     def _own(self, posix: Posix) -> None:
         """Without a record, what is ours stands for root's."""
@@ -314,8 +316,9 @@ class DirectoryTree:
         path = entry.path
         try:
             for name in sorted(held):
-                if self.steering is not None and ".overlay." in name:
-                    self.steering.setdefault(path, []).append(name)
+                if self.marks is not None and name.startswith(self.marks[0]):
+                    prefix, noted = self.marks
+                    noted.setdefault(path, {})[name[len(prefix) :]] = host.get_xattr(file, name)
                 if refusal(name) is not None:
                     continue
                 if self._xattrs == "all" or (self._xattrs == "capability" and name == "security.capability"):

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of place that a layer can live in, by name. Each is loaded when it is used, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from lamella.changes.contracts import Sink
+from lamella.changes.losses import Losses
+from lamella.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from lamella.layers.policy import Policy
+
+
+def sink(
+    kind: str,
+    place: Path,
+    parents: Sequence[Path] = (),
+    *,
+    policy: Policy | None = None,
+    losses: Losses | None = None,
+) -> Sink[Losses]:
+    """The sink that applies a layer to the directory ``place`` as ``kind`` has it.
+
+    ``parents`` are places of the same kind, nearest first; where the kind keeps layers apart, none means that they are
+    not known. Raises InvalidInput for an unknown kind, and for parents where the kind has none.
+    """
+    try:
+        make = SINKS[kind]
+    except KeyError:
+        raise InvalidInput(f"no kind of layer is called {kind!r}; there are {', '.join(SINKS)}") from None
+    return make(place, parents, policy, losses)
+
+
+def _directory(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+    from lamella.layers.directory import DirectorySink
+
+    if parents:
+        raise InvalidInput("a plain directory has what is below in it; it takes no parents")
+    return DirectorySink(place, policy=policy, losses=losses)
+
+
+def _overlay(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+    from lamella.layers.overlay import OverlayLayer, OverlaySink
+    from lamella.layers.stack import LayerStack
+
+    stack = LayerStack.from_nearest(OverlayLayer(parent) for parent in parents) if parents else None
+    return OverlaySink(OverlayLayer(place), parents=stack, policy=policy, losses=losses)
+
+
+MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], Policy | None, Losses | None], Sink[Losses]]"
+
+SINKS: Final[dict[str, MakeSink]] = {
+    "directory": _directory,
+    "overlay": _overlay,
+}
+"""Kind of layer -> what makes its sink from the arguments of `sink`."""

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers in the form of upper directories, read: one as the changes that it states, a stack as the tree it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, Whiteout
+from lamella.errors import InvalidInput, NotFound, Unsupported
+from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.files_on_disk import FileOnDisk
+from lamella.layers.overlay import OverlayLayer
+from lamella.layers.stack import LayerStack
+from lamella.paths import ROOT, LayerPath, split
+
+_KNOWN: Final = 4096
+
+
+class _Upper:
+    """One layer: its files, and what its attributes say to an overlay mount."""
+
+    __slots__ = ("marks", "prefix", "tree")
+
+    def __init__(
+        self,
+        layer: OverlayLayer,
+        owners: Literal["actual", "recorded"] | None,
+        xattrs: Literal["all", "capability", "none"],
+    ) -> None:
+        self.prefix = layer.prefix()
+        self.tree = DirectoryTree(layer.path, owners=owners, xattrs=xattrs)
+        self.marks: dict[LayerPath, dict[str, bytes]] = {}
+        """By path, what the last call found; see `DirectoryTree.marks`."""
+        self.tree.marks = (self.prefix, self.marks)
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """The entry, whiteouts included; its marks are in ``marks`` then."""
+        self.marks.clear()
+        entry = self.tree.lookup(path)
+        if entry is not None:
+            self._check(path)
+        return entry
+
+    def entries(self, directory: LayerPath) -> list[Entry]:
+        """The entries, whiteouts included; their marks are in ``marks`` then."""
+        self.marks.clear()
+        found = self.tree.entries(directory)
+        if self.marks:
+            for path in self.marks:
+                self._check(path)
+        return found
+
+    def is_opaque(self, path: LayerPath) -> bool:
+        """Whether the directory looked at last hides what is below. The kernel takes no such mark on the root."""
+        return bool(path) and self.marks.get(path, {}).get("opaque") == b"y"
+
+    def whiteouts(self, directory: LayerPath, found: list[Entry]) -> set[LayerPath]:
+        """Which of the entries listed last are whiteouts."""
+        gone = {entry.path for entry in found if _is_device(entry)}
+        marked = [path for path, marks in self.marks.items() if "whiteout" in marks]
+        if marked and self.expects_marked(directory):
+            files = {entry.path for entry in found if entry.kind is Kind.FILE and not entry.size}
+            gone.update(files.intersection(marked))
+        return gone
+
+    def is_whiteout(self, entry: Entry) -> bool:
+        """Whether the entry looked at last is a whiteout."""
+        if _is_device(entry):
+            return True
+        if entry.kind is not Kind.FILE or entry.size or "whiteout" not in self.marks.get(entry.path, {}):
+            return False
+        return self.expects_marked(split(entry.path)[0])
+
+    def expects_marked(self, directory: LayerPath) -> bool:
+        """Whether the kernel looks for whiteouts that are marked files there."""
+        self.marks.clear()
+        self.tree.lookup(directory)
+        return self.marks.get(directory, {}).get("opaque") == b"x"
+
+    def _check(self, path: LayerPath) -> None:
+        for mark in ("metacopy", "redirect"):
+            if mark in self.marks.get(path, ()):
+                raise Unsupported(
+                    f"{path or '/'!r} has the attribute {self.prefix}{mark}: the layer does not stand for itself",
+                    hint="mount overlays with metacopy=off,redirect_dir=off, or read the mounted tree",
+                )
+
+
+def _is_device(entry: Entry) -> bool:
+    return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
+
+
+def overlay_changes(
+    layer: OverlayLayer,
+    *,
+    owners: Literal["actual", "recorded"] | None = None,
+    xattrs: Literal["all", "capability", "none"] = "all",
+) -> Iterator[Change]:
+    """What an upper directory states, in the order of a walk: each directory, its opaque marker, what is in it.
+
+    Directories that were merely copied up on the way to something are stated too: nothing tells them apart. Content
+    can be opened while the iteration lasts. Raises Unsupported for a layer with ``metacopy`` or ``redirect`` marks,
+    and as `DirectoryTree` does.
+    """
+    upper = _Upper(layer, owners, xattrs)
+    with upper.tree as tree:
+        root = upper.lookup(ROOT)
+        assert root is not None  # noqa: S101  # the tree is open
+        firsts: dict[Hashable, LayerPath] = {}
+        todo: list[tuple[Entry, bool]] = [(root, False)]
+        while todo:
+            entry, opaque = todo.pop()
+            path = entry.path
+            if entry.kind is Kind.DIRECTORY:
+                yield Put(entry, None)
+                if opaque:
+                    yield Opaque(path)
+                found = upper.entries(path)
+                below = [(one, one.kind is Kind.DIRECTORY and upper.is_opaque(one.path)) for one in found]
+                gone = upper.whiteouts(path, found)
+                for one in found:
+                    if one.path in gone:
+                        yield Whiteout(one.path)
+                todo.extend(one for one in reversed(below) if one[0].path not in gone)
+                continue
+            identity = tree.identity(path)
+            if identity is not None:
+                first = firsts.setdefault(identity, path)
+                if first != path:
+                    yield Link(path, first)
+                    continue
+            yield Put(entry, tree.open(path) if entry.kind is Kind.FILE else None)
+
+
+class OverlayTree:
+    """The tree that a mount of the stack would show. `close` it, or use it as a context manager.
+
+    Raises what `DirectoryTree` does, and Unsupported for layers with ``metacopy`` or ``redirect`` marks.
+    """
+
+    def __init__(
+        self,
+        stack: LayerStack[OverlayLayer],
+        *,
+        owners: Literal["actual", "recorded"] | None = None,
+        xattrs: Literal["all", "capability", "none"] = "all",
+    ) -> None:
+        self._layers: list[_Upper] = []
+        self._merged: dict[str, tuple[_Upper, ...]] = {}
+        """Directory -> the layers that show in it, the nearest first."""
+        self._from: dict[str, dict[LayerPath, _Upper]] = {}
+        """The directories listed last that several layers show in -> whose each file is."""
+        try:
+            for layer in stack.nearest_first():
+                self._layers.append(_Upper(layer, owners, xattrs))
+        except BaseException:
+            self.close()
+            raise
+        if not self._layers:
+            raise InvalidInput("a tree needs at least one layer")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all layers."""
+        for layer in self._layers:
+            layer.tree.close()
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """See `Tree.lookup`."""
+        if not path:
+            return self._layers[0].lookup(path)
+        found = self._find(path)
+        return None if found is None else found[1]
+
+    def entries(self, directory: LayerPath) -> list[Entry]:
+        """See `Tree.entries`."""
+        layers = self._showing(directory)
+        if not layers:
+            entry = self.lookup(directory)
+            if entry is None:
+                raise NotFound(f"{directory!r} is not there")
+            raise InvalidInput(f"{directory!r} is a {entry.kind.value}, not a directory")
+        merged: list[Entry] = []
+        whose: dict[LayerPath, _Upper] = {}
+        hidden: set[LayerPath] = set()
+        for layer in layers:
+            found = layer.entries(directory)
+            gone = layer.whiteouts(directory, found)
+            for entry in found:
+                path = entry.path
+                if path not in hidden:
+                    hidden.add(path)
+                    if path not in gone:
+                        merged.append(entry)
+                        whose[path] = layer
+        if len(layers) > 1:
+            merged.sort(key=_order)
+            if len(self._from) >= 256:
+                self._from.pop(next(iter(self._from)))
+            self._from[directory] = whose
+        return merged
+
+    def open(self, path: LayerPath) -> FileOnDisk:
+        """See `Tree.open`."""
+        layer = self._whose(path)
+        if layer is None:
+            raise NotFound(f"{path!r} is not there")
+        return layer.tree.open(path)
+
+    def identity(self, path: LayerPath) -> Hashable:
+        """See `Tree.identity`: of one layer, that is; a name further up or down is another file."""
+        layer = self._whose(path)
+        found = None if layer is None else layer.tree.identity(path)
+        return None if found is None else (id(layer), found)
+
+    def _whose(self, path: LayerPath) -> _Upper | None:
+        """The layer that shows at ``path``."""
+        parent = path.rpartition("/")[0]
+        listed = self._from.get(parent)
+        if listed is not None:
+            return listed.get(path)
+        layers = self._showing(LayerPath(parent))
+        if len(layers) == 1:
+            return layers[0]
+        found = self._find(path)
+        return None if found is None else found[0]
+
+    def _find(self, path: LayerPath) -> tuple[_Upper, Entry] | None:
+        for layer in self._showing(split(path)[0]):
+            entry = layer.lookup(path)
+            if entry is not None:
+                return None if layer.is_whiteout(entry) else (layer, entry)
+        return None
+
+    def _showing(self, directory: LayerPath) -> tuple[_Upper, ...]:
+        """The layers that show in ``directory``, nearest first; none where it is not there, or no directory."""
+        known = self._merged
+        if not directory:
+            return tuple(self._layers)
+        showing = known.get(directory)
+        if showing is not None:
+            return showing
+        if len(known) > _KNOWN:
+            known.clear()
+        way: list[LayerPath] = []
+        at = directory
+        while at and at not in known:
+            way.append(at)
+            at = split(at)[0]
+        showing = known[at] if at else tuple(self._layers)
+        for at in reversed(way):
+            showing = known[at] = tuple(_directories(showing, at))
+        return showing
+
+
+def _directories(layers: tuple[_Upper, ...], path: LayerPath) -> Iterator[_Upper]:
+    for layer in layers:
+        entry = layer.lookup(path)
+        if entry is None:
+            continue
+        if entry.kind is not Kind.DIRECTORY:
+            return
+        yield layer
+        if layer.is_opaque(path):
+            return
+
+
+def _order(entry: Entry) -> bytes:
+    return entry.path.encode("utf-8", "surrogateescape")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ordered layers of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+L = TypeVar("L")
+
+
+class LayerStack(Generic[L]):
+    """Layers that lie one on the other. Every use says in which order it wants them: there is no bare iteration."""
+
+    __slots__ = ("_layers",)
+
+    def __init__(self, base_first: Iterable[L]) -> None:
+        self._layers = tuple(base_first)
+
+    @classmethod
+    def from_nearest(cls, nearest_first: Iterable[L]) -> LayerStack[L]:
+        """The stack whose top is the first of ``nearest_first``, as ``lowerdir=`` of an overlay mount lists them."""
+        return cls(reversed(tuple(nearest_first)))
+
+    def base_first(self) -> tuple[L, ...]:
+        """From the bottom up."""
+        return self._layers
+
+    def nearest_first(self) -> tuple[L, ...]:
+        """From the top down: as a child of the stack looks for what it does not have itself."""
+        return self._layers[::-1]
+
+    def with_top(self, layer: L) -> LayerStack[L]:
+        """A stack with ``layer`` on top of this one."""
+        return LayerStack((*self._layers, layer))
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerStack) and self._layers == other._layers
+
+    def __hash__(self) -> int:
+        return hash(self._layers)
+
+    def __repr__(self) -> str:
+        return f"LayerStack({self._layers!r})"
