@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def write_image(layout: Path, layers: int, entries: int) -> None:
         plain = hashlib.sha256()
         with gzip.GzipFile(blob, "wb", compresslevel=1, mtime=0) as out:
             buffered = io.BufferedWriter(out, 1 << 20)
-            for block in (*_members(number * entries, entries), bytes(1024)):
+            for block in itertools.chain(_members(number * entries, entries), [bytes(1024)]):
                 plain.update(block)
                 buffered.write(block)
             buffered.flush()

@@ -125,6 +125,8 @@ def main() -> int:
         parser.error(f"no work is named {', '.join(sorted(unknown))}")
     rounds = options.rounds or (5 if options.full else 3)
     options.corpus.mkdir(parents=True, exist_ok=True)
+    if os.getloadavg()[0] > 0.5:
+        say(f"something else is at work here (load {os.getloadavg()[0]:.1f}); the ratios will be rough")
 
     done: list[Workload] = []
     grown: list[tuple[Workload, int]] = []
