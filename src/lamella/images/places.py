@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import BinaryIO, Final, Protocol
@@ -57,21 +58,24 @@ class DirectoryPlace:
     def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
         """A regular file beneath the directory and its size; no component may be a symbolic link."""
         *parents, name = path.split("/")
-        at = self._root
+        part, at = name, self._root
         try:
-            for parent in parents:
-                inner = os.open(parent, _DIRECTORY, dir_fd=at)
+            for part in parents:
+                inner = os.open(part, _DIRECTORY, dir_fd=at)
                 self._leave(at)
                 at = inner
-            file = os.open(name, _FILE, dir_fd=at)
+            part = name
+            file = os.open(part, _FILE, dir_fd=at)
         except FileNotFoundError:
             raise NotFound(f"{self.where}: {path} is not there") from None
         except OSError as problem:
-            if _is_link(at, path, problem):
+            if _is_link(at, part):
                 raise InvalidInput(
                     f"{self.where}: {path} is or lies behind a symbolic link",
                     hint="copy the layout with 'cp -rL' to have the files themselves",
                 ) from None
+            if problem.errno == errno.ENXIO:
+                raise InvalidInput(f"{self.where}: {path} is not a regular file") from None  # a socket
             raise from_os(problem, f"open {path!r} in {self.where}") from problem
         finally:
             self._leave(at)
@@ -92,18 +96,9 @@ class DirectoryPlace:
             os.close(directory)
 
 
-def _is_link(at: int, path: str, problem: OSError) -> bool:
-    import errno
-
-    if problem.errno == errno.ELOOP:
-        return True
-    if problem.errno != errno.ENOTDIR:
+def _is_link(directory: int, name: str) -> bool:
+    """Ask after a failure, since O_NOFOLLOW says ELOOP of a link to a file and ENOTDIR of one to a directory."""
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except OSError:
         return False
-    # O_DIRECTORY with O_NOFOLLOW says ENOTDIR of a link too.
-    for name in path.split("/"):
-        try:
-            if stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
-                return True
-        except OSError:
-            continue
-    return False

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import json
 import os
 import stat
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,13 @@ from lamella.errors import (
     SizeMismatch,
     Unsupported,
 )
-from lamella.images.archive import Archive, Window, open_oci_archive
+from lamella.images.archive import Archive, open_oci_archive
 from lamella.images.contract import ImageWriter
 from lamella.images.docker_archive import open_docker_archive
 from lamella.images.forms import open_writer
 from lamella.images.image import open_image
 from lamella.images.naming import parse_image_name
+from lamella.images.windows import Window
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_LAYER, OCI_LAYER_GZIP
 from lamella.paths import LayerPath
@@ -160,6 +163,55 @@ class TestMembers:
         (tmp_path / "a.tar").write_bytes(tar_of({"x": b"1" * 2000})[:cut])
         with pytest.raises(InvalidInput, match="damaged"):
             Archive(str(tmp_path / "a.tar"), "it")
+
+
+class TestCompressedMembers:
+    @pytest.fixture(params=["gzip", "zstd"])
+    def packed(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        raw = tar_of({"x": bytes(range(256)) * 4000, "y": b"abc"})
+        path = tmp_path / "a.tar.packed"
+        if request.param == "gzip":
+            path.write_bytes(gzip.compress(raw[:700]) + gzip.compress(raw[700:]))
+        else:
+            zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+            path.write_bytes(zstd.compress(raw))
+        return path
+
+    def test_members_are_read_from_any_position_on(self, packed: Path) -> None:
+        archive = Archive(str(packed), "it")
+        one, size = archive.open(LayerPath("x"))
+        two, _ = archive.open(LayerPath("x"))
+        small, _ = archive.open(LayerPath("y"))
+        archive.close()
+        archive.close()
+        with one, two, small:
+            assert (size, one.read(3)) == (256 * 4000, b"\0\1\2")
+            assert two.read(2) == b"\0\1"
+            assert one.read(2) == b"\3\4"
+            assert one.seek(-2, os.SEEK_END) == size - 2
+            assert one.read() == b"\xfe\xff"
+            assert one.seek(5) == 5
+            assert one.read() == (bytes(range(256)) * 4000)[5:]
+            assert small.read() == b"abc"
+            assert small.read() == b""
+
+    def test_damage_is_found_when_it_is_opened(self, packed: Path) -> None:
+        raw = packed.read_bytes()
+        for damaged in (raw[:-5], raw[: len(raw) // 2], raw[:20]):
+            packed.write_bytes(damaged)
+            with pytest.raises(InvalidInput, match="damaged"):
+                Archive(str(packed), "it")
+
+    def test_what_is_compressed_but_no_archive(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(gzip.compress(b"x" * 2000))
+        with pytest.raises(InvalidInput, match="not a tar archive"):
+            Archive(str(tmp_path / "a"), "it")
+
+    def test_a_docker_archive_with_compressed_layers_inside(self, tmp_path: Path) -> None:
+        first, second = ZIPPED.layers
+        raw = tar_of({**old_style(), "one/layer.tar": first, "two/layer.tar": second})
+        (tmp_path / "a.tgz").write_bytes(gzip.compress(raw))
+        assert contents(f"docker-archive:{tmp_path}/a.tgz") == ZIPPED.layers
 
 
 class TestOciArchive:
