@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lamella: a layer engine for OCI container images.
 
-The names here are all that most programs need; each is loaded when it is first used::
+The names here are what most programs need; each is loaded when it is first used::
 
     import lamella
 
     with lamella.open_image("oci:images:app") as image:
         image.unpack("rootfs")
-    lamella.diff("old", "new", "change.tar.gz")
+    lamella.diff("before", "after", "change.tar.gz")
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -20,9 +19,14 @@ if TYPE_CHECKING:
     from lamella.digests import Digest, parse_digest
     from lamella.errors import LamellaError
     from lamella.layers.policy import Devices, Owners, Policy
+    from lamella.operations.apply import apply_blob as apply
+    from lamella.operations.copy import copy
+    from lamella.operations.diff import diff, list_changes
     from lamella.operations.filesystem import Filesystem, TreePath
+    from lamella.operations.flatten import flatten
     from lamella.operations.opened import Image, open_image
-    from lamella.operations.verbs import apply, copy, diff, flatten, list_changes, pack, unpack, verify
+    from lamella.operations.pack import pack
+    from lamella.operations.verify import verify
     from lamella.progress import Cancellation, Progress
 
 __version__: Final = "0.1.0"
@@ -48,28 +52,44 @@ __all__ = [
     "open_image",
     "pack",
     "parse_digest",
-    "unpack",
     "verify",
 ]
 
 _HOMES: Final = {
-    "changes.losses": ("Loss", "Losses"),
-    "digests": ("Digest", "parse_digest"),
-    "errors": ("LamellaError",),
-    "layers.policy": ("Devices", "Owners", "Policy"),
-    "operations.filesystem": ("Filesystem", "TreePath"),
-    "operations.opened": ("Image", "open_image"),
-    "operations.verbs": ("apply", "copy", "diff", "flatten", "list_changes", "pack", "unpack", "verify"),
-    "progress": ("Cancellation", "Progress"),
+    "Cancellation": "progress",
+    "Devices": "layers.policy",
+    "Digest": "digests",
+    "Filesystem": "operations.filesystem",
+    "Image": "operations.opened",
+    "LamellaError": "errors",
+    "Loss": "changes.losses",
+    "Losses": "changes.losses",
+    "Owners": "layers.policy",
+    "Policy": "layers.policy",
+    "Progress": "progress",
+    "TreePath": "operations.filesystem",
+    "apply": "operations.apply:apply_blob",
+    "copy": "operations.copy",
+    "diff": "operations.diff",
+    "flatten": "operations.flatten",
+    "list_changes": "operations.diff",
+    "open_image": "operations.opened",
+    "pack": "operations.pack",
+    "parse_digest": "digests",
+    "verify": "operations.verify",
 }
+"""Name -> the module that has it, with its name there where that is another."""
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"lamella.{home}"), name)
-            return value
-    raise AttributeError(f"module 'lamella' has no attribute {name!r}")
+    try:
+        home, _, real = _HOMES[name].partition(":")
+    except KeyError:
+        raise AttributeError(f"module 'lamella' has no attribute {name!r}") from None
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"lamella.{home}"), real or name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -67,7 +68,7 @@ def command(
         progress.start("apply", None if blob == "-" else _size(blob))
     try:
         applied = apply_blob(
-            click.get_binary_stream("stdin") if blob == "-" else Path(blob),
+            sys.stdin.buffer if blob == "-" else Path(blob),
             directory,
             kind=kind,
             parents=parents,

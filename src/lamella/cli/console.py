@@ -74,6 +74,14 @@ class Console:
         sys.stdout.flush()
         return sys.stdout.buffer
 
+    def blob_output(self) -> BinaryIO:
+        """Standard output for a blob. Raises InvalidInput where that is a terminal."""
+        if is_terminal(sys.stdout):
+            from lamella.errors import InvalidInput
+
+            raise InvalidInput("a blob is nothing for a terminal", hint="redirect standard output, or name a file")
+        return self.binary()
+
     def progress(self) -> Progress | None:
         """A bar on the terminal; None where nobody would see it."""
         if self.quiet or self.json or not is_terminal(sys.stderr):

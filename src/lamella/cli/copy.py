@@ -7,7 +7,7 @@ import click
 
 from lamella.cli.console import Console, human_size
 from lamella.cli.frame import Verb
-from lamella.cli.options import platform_option
+from lamella.cli.options import platform_option, replace_option
 
 
 @click.command("copy", cls=Verb)
@@ -15,7 +15,7 @@ from lamella.cli.options import platform_option
 @click.argument("target", metavar="IMAGE")
 @click.option("--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms.")
 @platform_option
-@click.option("--replace", is_flag=True, help="Let an archive that exists give way to the new one.")
+@replace_option
 @click.pass_obj
 def command(
     console: Console, source: str, target: str, all_platforms: bool, platform: str | None, replace: bool

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from lamella.cli.console import Console, human_size
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
     from lamella.images.image import Image
+    from lamella.oci.mediatypes import Compression
     from lamella.operations.apply import Applied
+    from lamella.operations.pack import Packed
     from lamella.operations.unpack import Unpacked
+    from lamella.operations.write_layer import Written
 
 
 def losses_document(losses: Losses) -> dict[str, Any]:
@@ -32,6 +37,43 @@ def applied_document(applied: Applied) -> dict[str, Any]:
         "tar_size": facts.tar_size,
         "entries": applied.entries,
     }
+
+
+def written_document(written: Written) -> dict[str, Any]:
+    """A layer that was written."""
+    from lamella.oci.mediatypes import oci_layer
+
+    facts = written.facts
+    return {
+        "mediaType": oci_layer(cast("Compression", facts.compression)),
+        "digest": facts.digest,
+        "size": facts.size,
+        "diff_id": facts.diff_id,
+        "tar_size": facts.tar_size,
+        "entries": written.entries,
+    }
+
+
+def packed_document(image: str, packed: Packed) -> dict[str, Any]:
+    """An image of one layer that was written."""
+    from lamella.operations.inspect import describe_descriptor
+
+    return {
+        "image": image,
+        **describe_descriptor(packed.descriptor),
+        "layers": [written_document(packed.written)],
+        **losses_document(packed.written.losses),
+    }
+
+
+def packed_summary(console: Console, image: str, packed: Packed) -> None:
+    """The same for people."""
+    facts = packed.written.facts
+    console.summary(f"{image}: {packed.descriptor.digest}")
+    console.summary(
+        f"{packed.written.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar), "
+        f"diff id {facts.diff_id}"
+    )
 
 
 def unpacked_document(image: Image, unpacked: Unpacked) -> dict[str, Any]:

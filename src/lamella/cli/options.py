@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -12,20 +12,19 @@ if TYPE_CHECKING:
     from lamella.layers.policy import Policy
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator: TypeAlias = Callable[[F], F]
 
 IMAGE_PATH: Final = "IMAGE[::PATH]"
 
 
 def platform_option(function: F) -> F:
-    """--platform"""
+    """--platform."""
     return click.option(
         "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index.  [default: this machine's]"
     )(function)
 
 
 def owner_option(function: F) -> F:
-    """--owner, for verbs that write files"""
+    """--owner, for verbs that write files."""
     return click.option(
         "--owner",
         type=click.Choice(["keep", "ignore", "record"]),
@@ -33,8 +32,28 @@ def owner_option(function: F) -> F:
     )(function)
 
 
+def read_owner_option(function: F) -> F:
+    """--owner, for verbs that read files."""
+    return click.option(
+        "--owner",
+        type=click.Choice(["keep", "ignore", "record"]),
+        help="Take the owners of files as they are, or all as 0, or as recorded in an attribute.  "
+        "[default: keep for root, else record]",
+    )(function)
+
+
+def subsecond_option(function: F) -> F:
+    """--subsecond."""
+    return click.option("--subsecond", is_flag=True, help="Keep the fractions of seconds that times have.")(function)
+
+
+def replace_option(function: F) -> F:
+    """--replace."""
+    return click.option("--replace", is_flag=True, help="Let an archive that exists give way to the new one.")(function)
+
+
 def devices_option(function: F) -> F:
-    """--devices"""
+    """--devices."""
     return click.option(
         "--devices",
         type=click.Choice(["create", "skip", "record"]),
@@ -44,12 +63,12 @@ def devices_option(function: F) -> F:
 
 
 def strict_option(function: F) -> F:
-    """--strict"""
+    """--strict."""
     return click.option("--strict", is_flag=True, help="Fail when something cannot be kept.")(function)
 
 
 def compression_options(function: F) -> F:
-    """--compress and --level"""
+    """--compress and --level."""
     function = click.option("--level", type=int, metavar="N", help="How hard to compress; more is smaller and slower.")(
         function
     )

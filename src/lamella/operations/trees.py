@@ -3,18 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.changes.contracts import Tree
+from lamella.errors import InvalidInput, from_os
+from lamella.images.naming import ON_DISK, RESERVED
+from lamella.streams.reading import BlobReader
+from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
+    from lamella.changes.tree import MemoryTree
+    from lamella.images.image import Image
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
 
-DIRECTORY = "dir:"
-BLOB = "blob:"
+_FORMS: Final = ("dir", "blob", *ON_DISK, *RESERVED)
+
+
+def names_a_tree(text: str) -> bool:
+    """Whether ``text`` begins with a form that `open_tree` knows."""
+    form, colon, _ = text.partition(":")
+    return bool(colon) and form in _FORMS
 
 
 @contextmanager
@@ -29,10 +41,94 @@ def open_tree(
 
     Raises InvalidInput, NotFound and what reading the place raises.
     """
-    if place.startswith(DIRECTORY):
+    form, _, path = place.partition(":")
+    if form in ("dir", "blob") and not path:
+        raise InvalidInput(f"{place!r} has no path")
+    if form == "dir":
         from lamella.layers.directory_tree import DirectoryTree
 
-        with DirectoryTree(place[len(DIRECTORY) :]) as tree:
+        with DirectoryTree(path) as directory:
+            yield directory
+    elif form == "blob":
+        with blob_tree(Path(path), progress=progress, cancel=cancel) as tree:
             yield tree
-        return
-    raise NotImplementedError
+    else:
+        from lamella.images.image import open_image
+
+        with open_image(place, platform) as image, image_tree(image, progress=progress, cancel=cancel) as tree:
+            yield tree
+
+
+@contextmanager
+def image_tree(
+    image: Image, *, progress: Progress | None = None, cancel: Cancellation | None = None
+) -> Iterator[MemoryTree]:
+    """The merged view of an image, good until the block ends.
+
+    The layers are read once, whole, and checked as they are when unpacked; the content of a file is read from its layer
+    when it is asked for. Raises as unpacking does.
+    """
+    from lamella.changes.tree import MemoryTree
+
+    tree = MemoryTree()
+    with ExitStack() as stack:
+        if progress is not None:
+            progress.start("read", sum(layer.descriptor.size for layer in image.layers))
+            stack.callback(progress.finish)
+        for layer in image.layers:
+            stored = _stored(layer.open, layer.compression, stack)
+            promised = layer.descriptor
+            with (
+                layer.open() as file,
+                BlobReader(
+                    file,
+                    compression=layer.compression,
+                    digest=promised.digest,
+                    size=promised.size,
+                    diff_id=layer.diff_id,
+                    progress=None if progress is None else progress.advance,
+                    cancel=cancel,
+                ) as reader,
+            ):
+                _apply(reader, stored, tree, cancel)
+        if progress is not None:
+            progress.finish()
+        yield tree
+
+
+@contextmanager
+def blob_tree(
+    blob: Path, *, progress: Progress | None = None, cancel: Cancellation | None = None
+) -> Iterator[MemoryTree]:
+    """What a single layer comes to with nothing below it, good until the block ends. Raises as applying it does."""
+    from lamella.changes.tree import MemoryTree
+
+    def opened() -> BinaryIO:
+        try:
+            return open(blob, "rb", buffering=0)
+        except OSError as error:
+            raise from_os(error, f"open {str(blob)!r}") from error
+
+    tree = MemoryTree()
+    with ExitStack() as stack:
+        with (
+            opened() as file,
+            BlobReader(file, progress=None if progress is None else progress.advance, cancel=cancel) as reader,
+        ):
+            _apply(reader, _stored(opened, None, stack), tree, cancel)
+        yield tree
+
+
+def _stored(opened: Callable[[], BinaryIO], compression: str | None, stack: ExitStack) -> SeekableBlob:
+    stored = SeekableBlob(opened, compression)
+    stack.callback(stored.close)
+    return stored
+
+
+def _apply(reader: BlobReader, stored: SeekableBlob, tree: MemoryTree, cancel: Cancellation | None) -> None:
+    from lamella.changes.apply import apply
+    from lamella.changes.tree import MemorySink
+    from lamella.layers.tarball import tar_changes
+
+    apply(tar_changes(reader.next_buffer, stored=stored, end=reader.finish), MemorySink(tree), cancel=cancel)
+    reader.finish()

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella flatten``."""
+
+from __future__ import annotations
+
+import click
+
+from lamella.cli.console import Console
+from lamella.cli.documents import packed_document, packed_summary
+from lamella.cli.frame import Verb
+from lamella.cli.options import compression_options, platform_option, replace_option, strict_option
+
+
+@click.command("flatten", cls=Verb)
+@click.argument("source", metavar="IMAGE")
+@click.argument("target", metavar="IMAGE")
+@platform_option
+@compression_options
+@replace_option
+@strict_option
+@click.pass_obj
+def command(
+    console: Console,
+    source: str,
+    target: str,
+    platform: str | None,
+    compress: str,
+    level: int | None,
+    replace: bool,
+    strict: bool,
+) -> None:
+    """Copy an image with its layers merged into one.
+
+    The first IMAGE goes to the second. What upper layers hide or remove is in no layer any more; the config stays.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.operations.flatten import flatten
+
+    losses = Losses(refuse=strict)
+    packed = flatten(
+        source,
+        target,
+        platform=platform,
+        compression=compress,
+        level=level,
+        replace=replace,
+        losses=losses,
+        progress=console.progress(),
+        cancel=console.cancellation(),
+    )
+    console.losses(losses)
+    if console.json:
+        console.document(packed_document(target, packed))
+    else:
+        packed_summary(console, target, packed)

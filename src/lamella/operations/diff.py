@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changed between two directories: as a list, or as a layer blob."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+
+from lamella.changes.contracts import Source, Tree
+from lamella.changes.diff import EVERYTHING, Compare
+from lamella.changes.diff import diff as changes_between
+from lamella.changes.model import Change, Entry, Link, Opaque, Put, Stream, Whiteout
+from lamella.errors import InvalidInput
+from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.policy import Owners
+from lamella.operations.write_layer import Written, write_layer
+from lamella.paths import LayerPath
+
+if TYPE_CHECKING:
+    from lamella.changes.losses import Losses
+    from lamella.progress import Cancellation, Progress
+
+_FOR_PEOPLE: Final = Compare(directory_times=False)
+"""A directory's time changes with whatever is in it, which is listed anyway."""
+
+
+def diff(
+    lower: str | os.PathLike[str] | None,
+    upper: str | os.PathLike[str],
+    output: str | os.PathLike[str] | BinaryIO,
+    *,
+    kind: str = "directory",
+    compression: str = "gzip",
+    level: int | None = None,
+    threads: int | None = None,
+    exact: bool = False,
+    subsecond: bool = False,
+    owners: Owners | None = None,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Written:
+    """Write the layer that makes the directory ``lower`` into ``upper``; without a lower one, all of the upper one.
+
+    A path ``output`` gets its name when the blob is complete; an open file is written from where it stands. With the
+    ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed.
+
+    The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
+    than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
+    `sourced` for ``owners``.
+
+    Raises NotFound, Conflict (something changed meanwhile), Denied, Exhausted, Cancelled and the like.
+    """
+    if isinstance(output, (str, os.PathLike)):
+        from lamella.operations.output import replacing
+
+        opened: Any = replacing(Path(output))
+    else:
+        opened = nullcontext(output)
+    with sourced(lower, upper, kind=kind, exact=exact, owners=owners) as (changes, lookup), opened as file:
+        return write_layer(
+            changes,
+            file,
+            lookup=lookup,
+            compression=compression,
+            level=level,
+            threads=threads,
+            subsecond=subsecond,
+            losses=losses,
+            progress=progress,
+            cancel=cancel,
+        )
+
+
+@contextmanager
+def sourced(
+    lower: str | os.PathLike[str] | None,
+    upper: str | os.PathLike[str],
+    *,
+    kind: str = "directory",
+    exact: bool = False,
+    owners: Owners | None = None,
+) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None] | None]]:
+    """The changes, and what tells of the targets of their hard links; both are good until the block ends.
+
+    ``owners``: KEEP takes the ids on disk, IGNORE makes them all 0, RECORD honours recorded ones. The default is KEEP
+    for root and RECORD for everybody else.
+    """
+    how: dict[Owners | None, Literal["actual", "recorded"] | None]
+    how = {None: None, Owners.KEEP: "actual", Owners.IGNORE: "actual", Owners.RECORD: "recorded"}
+    changes: Source
+    lookup: Callable[[LayerPath], Entry | None] | None = None
+    with ExitStack() as stack:
+        if kind == "overlay":
+            from lamella.layers.overlay import OverlayLayer
+            from lamella.layers.overlay_tree import overlay_changes
+
+            if lower is not None:
+                raise InvalidInput("an overlay's upper directory says itself what changed: it is given alone")
+            changes = overlay_changes(OverlayLayer(Path(upper)), owners=how[owners])
+        elif kind == "directory":
+            below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=how[owners]))
+            tree = stack.enter_context(DirectoryTree(upper, owners=how[owners]))
+            changes, lookup = changes_between(below, tree, exact=exact), tree.lookup
+        else:
+            raise InvalidInput(f"no kind of layer is called {kind!r}; there are directory and overlay")
+        if owners is Owners.IGNORE:
+            yield map(_of_root, changes), None
+        else:
+            yield changes, lookup
+
+
+def _of_root(change: Change) -> Change:
+    if not isinstance(change, Put) or change.entry.posix is None:
+        return change
+    return Put(replace(change.entry, posix=replace(change.entry.posix, uid=0, gid=0)), change.content)
+
+
+# For people ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class Difference:
+    """One line of a list of changes."""
+
+    sign: Literal["A", "M", "D"]
+    """Added, modified, deleted."""
+    path: LayerPath
+    old: Entry | None
+    new: Entry | None
+    """None for what is gone."""
+    link: LayerPath | None = None
+    """The file that this is a further name of."""
+    opaque: bool = False
+    """All that was in the directory is gone, and not the directory."""
+
+
+def list_changes(
+    lower: str | os.PathLike[str] | None,
+    upper: str | os.PathLike[str],
+    *,
+    kind: str = "directory",
+    exact: bool = False,
+) -> Iterator[Difference]:
+    """What changed, in the order of a walk.
+
+    Directories of which the time alone changed are left out, unless ``exact`` is set; it also compares the content of
+    all files, and not only where times leave it open. Of what is gone with its directory, only that is listed. Raises
+    as `diff`.
+    """
+    if kind == "overlay":
+        with sourced(lower, upper, kind=kind) as (changes, _):
+            yield from _differences(changes, None, None)
+        return
+    with ExitStack() as stack:
+        below = None if lower is None else stack.enter_context(DirectoryTree(lower))
+        tree = stack.enter_context(DirectoryTree(upper))
+        compare = EVERYTHING if exact else _FOR_PEOPLE
+        yield from _differences(changes_between(below, tree, exact=exact, compare=compare, parents=False), below, tree)
+
+
+def _differences(changes: Source, lower: Tree | None, upper: Tree | None) -> Iterator[Difference]:
+    def before(path: LayerPath) -> Entry | None:
+        return None if lower is None else lower.lookup(path)
+
+    for change in changes:
+        match change:
+            case Put(entry, _):
+                old = before(entry.path)
+                yield Difference("M" if old is not None else "A", entry.path, old, entry)
+            case Link(path, target):
+                old = before(path)
+                new = upper.lookup(path) if upper is not None else None
+                yield Difference("M" if old is not None else "A", path, old, new, link=target)
+            case Whiteout(path):
+                yield Difference("D", path, before(path), None)
+            case Opaque(path):
+                yield Difference("D", path, None, None, opaque=True)
+            case Stream():
+                raise InvalidInput(f"{change.path!r}: directories have no alternate data streams")

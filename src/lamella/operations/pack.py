@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory as an image of one layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
+
+from lamella.changes.contracts import Source
+from lamella.changes.model import Entry
+from lamella.errors import InvalidInput
+from lamella.images.contract import ImageWriter
+from lamella.images.forms import open_writer
+from lamella.images.naming import ImageName, parse_image_name
+from lamella.layers.policy import Owners
+from lamella.oci.config import History, ImageConfig, RootFs
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.documents import encode
+from lamella.oci.manifest import new_manifest
+from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
+from lamella.oci.platform import Platform, host_platform, parse_platform
+from lamella.operations.diff import sourced
+from lamella.operations.write_layer import Written, write_layer
+from lamella.paths import LayerPath
+from lamella.times import SECOND, source_date_epoch
+
+if TYPE_CHECKING:
+    from lamella.changes.losses import Losses
+    from lamella.oci.mediatypes import Compression
+    from lamella.progress import Cancellation, Progress
+
+_BY: Final = "lamella pack"
+
+
+@dataclass(slots=True, frozen=True)
+class Packed:
+    """What came of an image that was written."""
+
+    descriptor: Descriptor
+    """Of the manifest, as the place lists it."""
+    layer: Descriptor
+    written: Written
+    """The one layer."""
+
+
+def pack(
+    directory: str | os.PathLike[str],
+    image: str | ImageName,
+    *,
+    base: ImageConfig | None = None,
+    entrypoint: Sequence[str] | None = None,
+    cmd: Sequence[str] | None = None,
+    env: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    user: str | None = None,
+    working_dir: str | None = None,
+    platform: str | Platform | None = None,
+    compression: str = "gzip",
+    level: int | None = None,
+    threads: int | None = None,
+    subsecond: bool = False,
+    owners: Owners | None = None,
+    replace: bool = False,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Packed:
+    """Write the files in ``directory`` as the image ``image``, which appears when it is complete.
+
+    ``base`` is a config to take over, less its layers and history; what else is given counts more. ``env`` are
+    ``NAME=VALUE``, each in the place of the one of its name. The platform is that of the base, or of this machine.
+
+    The same tree always gives the same digest on one platform: the image is dated by SOURCE_DATE_EPOCH, or 1970 where
+    that is not set. See `lamella.operations.diff.diff` for the options of the layer, and `open_writer` for
+    ``replace``. Raises AlreadyExists, InvalidInput, and as `diff` does.
+    """
+    name = parse_image_name(image) if isinstance(image, str) else image
+    if isinstance(platform, str):
+        platform = parse_platform(platform)
+    config = _configured(
+        base, platform, entrypoint=entrypoint, cmd=cmd, env=env, labels=labels, user=user, working_dir=working_dir
+    )
+    with sourced(None, directory, owners=owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
+        return write_image(
+            writer,
+            name.tag,
+            config,
+            changes,
+            lookup,
+            compression=compression,
+            level=level,
+            threads=threads,
+            subsecond=subsecond,
+            losses=losses,
+            progress=progress,
+            cancel=cancel,
+        )
+
+
+def write_image(
+    writer: ImageWriter,
+    tag: str | None,
+    config: ImageConfig,
+    changes: Source,
+    lookup: Callable[[LayerPath], Entry | None] | None = None,
+    *,
+    annotations: dict[str, str] | None = None,
+    compression: str = "gzip",
+    level: int | None = None,
+    threads: int | None = None,
+    subsecond: bool = False,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Packed:
+    """Write an image of one layer, ``changes``, and commit it as ``tag``. The layer's diff id goes into ``config``."""
+    with writer.stage() as blob:
+        written = write_layer(
+            changes,
+            blob.file,
+            lookup=lookup,
+            compression=compression,
+            level=level,
+            threads=threads,
+            subsecond=subsecond,
+            losses=losses,
+            progress=progress,
+            cancel=cancel,
+        )
+        facts = written.facts
+        blob.keep(facts.digest, facts.size)
+    layer = Descriptor(
+        media_type=oci_layer(cast("Compression", facts.compression)), digest=facts.digest, size=facts.size
+    )
+    config = msgspec.structs.replace(config, rootfs=RootFs(diff_ids=[facts.diff_id]))
+    document = writer.put_document(OCI_CONFIG, encode(config))
+    manifest = writer.put_document(OCI_MANIFEST, encode(new_manifest(document, [layer], annotations)))
+    return Packed(writer.commit(tag, manifest), layer, written)
+
+
+def _configured(
+    base: ImageConfig | None,
+    platform: Platform | None,
+    *,
+    entrypoint: Sequence[str] | None,
+    cmd: Sequence[str] | None,
+    env: Iterable[str],
+    labels: Mapping[str, str] | None,
+    user: str | None,
+    working_dir: str | None,
+) -> ImageConfig:
+    created = _created()
+    history = [History(created=created, created_by=_BY)]
+    if base is None:
+        place = platform or host_platform()
+        base = ImageConfig(architecture=place.architecture, os=place.os, rootfs=RootFs(diff_ids=[]))
+        platform = place
+    if platform is not None:
+        base = msgspec.structs.replace(
+            base,
+            architecture=platform.architecture,
+            os=platform.os,
+            os_version=platform.os_version,
+            os_features=platform.os_features,
+            variant=platform.variant,
+        )
+    process = base.config
+    process = msgspec.structs.replace(
+        process,
+        entrypoint=process.entrypoint if entrypoint is None else list(entrypoint),
+        cmd=process.cmd if cmd is None else list(cmd),
+        env=_environment(process.env, env),
+        labels={**process.labels, **(labels or {})},
+        user=process.user if user is None else user,
+        working_dir=process.working_dir if working_dir is None else working_dir,
+    )
+    return msgspec.structs.replace(base, created=created, config=process, history=history)
+
+
+def _environment(stated: list[str], wanted: Iterable[str]) -> list[str]:
+    """Each wanted variable in the place of the one of its name, or at the end."""
+    by_name = {entry.partition("=")[0]: entry for entry in stated}
+    for entry in wanted:
+        name, equals, _ = entry.partition("=")
+        if not name or not equals:
+            raise InvalidInput(f"malformed variable {entry[:100]!r}", hint="write it as NAME=VALUE")
+        by_name[name] = entry
+    return list(by_name.values())
+
+
+def _created() -> str:
+    from datetime import UTC, datetime
+
+    seconds = (source_date_epoch() or 0) // SECOND
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        raise InvalidInput(f"SOURCE_DATE_EPOCH {seconds} is no time that an image can have") from None

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes to a layer blob: tar, compressed, with both digests, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from lamella.changes.apply import Tally, apply
+from lamella.changes.contracts import Source
+from lamella.changes.losses import Losses
+from lamella.changes.model import Buffer, Entry
+from lamella.layers.tar_sink import TarSink
+from lamella.paths import LayerPath
+from lamella.streams.writing import BlobWriter
+from lamella.times import source_date_epoch
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+    from lamella.streams.reading import BlobFacts
+
+
+@dataclass(slots=True, frozen=True)
+class Written:
+    """What came of one layer."""
+
+    facts: BlobFacts
+    entries: int
+    """Changes that the layer states."""
+    losses: Losses
+    """What a tar could not hold."""
+
+
+def write_layer(
+    changes: Source,
+    output: BinaryIO,
+    *,
+    lookup: Callable[[LayerPath], Entry | None] | None = None,
+    compression: str = "gzip",
+    level: int | None = None,
+    threads: int | None = None,
+    subsecond: bool = False,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Written:
+    """Write ``changes`` to ``output`` as a layer; what was written before a failure is no layer.
+
+    ``lookup`` tells the metadata of hard links' targets; see `TarSink`. No time is later than SOURCE_DATE_EPOCH.
+    ``progress`` counts bytes of the tar. Raises as `apply` and the source do; Exhausted where there is no space.
+    """
+    losses = losses if losses is not None else Losses()
+    tally = Tally()
+    if progress is not None:
+        progress.start("write", None)
+    try:
+        with BlobWriter(output, compression=compression, level=level, threads=threads) as writer:
+            sink = TarSink(
+                writer.write if progress is None else _counting(writer.write, progress),
+                lookup=lookup,
+                root=True,
+                clamp=source_date_epoch(),
+                subsecond=subsecond,
+                losses=losses,
+            )
+            apply(changes, sink, cancel=cancel, tally=tally)
+            return Written(writer.finish(), tally.changes, losses)
+    finally:
+        if progress is not None:
+            progress.finish()
+
+
+def _counting(write: Callable[[Buffer], object], progress: Progress) -> Callable[[Buffer], object]:
+    def counted(data: Buffer) -> None:
+        write(data)
+        progress.advance(len(data))
+
+    return counted
