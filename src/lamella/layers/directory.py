@@ -133,7 +133,7 @@ class DirectorySink:
                         if size != entry.size:
                             raise SizeMismatch(f"content of {path!r}", expected=entry.size, actual=size)
                     else:
-                        _write_sparse(file, content)
+                        _write_sparse(file, content, path)
                 inherits = directory in self._inheriting
                 if posix.uid != self._uid or posix.gid != self._gid or inherits:
                     if inherits:
@@ -520,18 +520,25 @@ def _write_rest(file: int, chunk: bytes | bytearray | memoryview, done: int) -> 
         done += os.write(file, view[done:])
 
 
-def _write_sparse(file: int, content: Content) -> None:
-    extents = iter(content.extents or ())
-    left = 0
+def _write_sparse(file: int, content: Content, path: str) -> None:
+    extents = content.extents or ()
+    wanted = sum(length for _, length in extents)
+    written = left = 0
+    places = iter(extents)
     for chunk in content.chunks():
         view = memoryview(chunk)
         while view:
             if not left:
-                offset, left = next(extents)
+                place = next(places, None)
+                if place is None:
+                    raise SizeMismatch(f"content of {path!r}", expected=wanted, actual="more")
+                offset, left = place
                 os.lseek(file, offset, os.SEEK_SET)
                 continue
-            part = view[:left]
-            done = os.write(file, part)
+            done = os.write(file, view[:left])
             left -= done
+            written += done
             view = view[done:]
+    if written != wanted:
+        raise SizeMismatch(f"content of {path!r}", expected=wanted, actual=written)
     os.ftruncate(file, content.size)
