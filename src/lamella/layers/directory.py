@@ -30,6 +30,7 @@ _KINDS: Final = {
 }
 _NODE_TYPES: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
 _SET_ID: Final = 0o7000
+_NOT_HELD: Final = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
 _MOST_ID: Final = 0xFFFFFFFE
 """The number after it says "leave it as it is" to the system."""
 
@@ -469,10 +470,18 @@ class DirectorySink:
                     host.set_xattr(file, name, value)
                     continue
                 except OSError as error:
-                    if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EINVAL):
+                    why = self._why_not_held(error)
+                    if why is None:
                         raise
-                    why = error.strerror or str(error)
             self._losses.record(Loss(path, f"extended attribute {name}", why))
+
+    def _why_not_held(self, error: OSError) -> str | None:
+        """Why the file system refused an attribute, if that is a matter of the attribute."""
+        if error.errno in _NOT_HELD:
+            return error.strerror or str(error)
+        if error.errno == errno.ENOSPC and os.fstatvfs(self._descriptors.root).f_bavail:
+            return "the file system has no room for it beside the file's other attributes"
+        return None
 
     def _drop_xattrs(self, file: int | str, keep: Mapping[str, bytes]) -> None:
         """Remove attributes that a layer may set and this one does not: metadata is replaced as a whole."""
