@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extended attributes: those that would steer the host are refused, those that images need are kept, losses are told."""
+"""Extended attributes: what would steer the host is refused, what images need is kept, and losses are told."""
 
 from __future__ import annotations
 
