@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("lamella.testing")
+
 IN_CI = bool(os.environ.get("CI"))
 
 # A shared machine is no stopwatch; and CI tries the same examples each time, so that a red run is the change's doing.
