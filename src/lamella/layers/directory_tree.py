@@ -12,7 +12,7 @@ from typing import Final, Literal, Self
 
 from lamella import host
 from lamella.changes.model import NO_XATTRS, Entry, Kind, Posix
-from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, Unsupported, from_os
+from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, StreamConsumed, Unsupported, from_os
 from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.files_on_disk import Facts, FileOnDisk, same_bytes
 from lamella.layers.policy import refusal
@@ -106,7 +106,7 @@ class DirectoryTree:
             return self._root()
         parent, name = split(path)
         try:
-            found = self._read(parent, self._descriptors.open(parent), [name], _Listing())
+            found = self._read(parent, self._open(parent), [name], _Listing())
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return None
@@ -147,7 +147,7 @@ class DirectoryTree:
             return listing.linked.get(path)
         listing = _Listing()
         try:
-            self._read(parent, self._descriptors.open(parent), [split(path)[1]], listing)
+            self._read(parent, self._open(parent), [split(path)[1]], listing)
         except OSError as error:
             raise from_os(error, f"look at {path!r}") from error
         return listing.linked.get(path)
@@ -165,11 +165,16 @@ class DirectoryTree:
         if descriptor is not None:
             return descriptor
         try:
-            return self._descriptors.open(directory)
+            return self._open(directory)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise self._no_directory(LayerPath(directory)) from error
             raise from_os(error, f"open directory {directory!r}") from error
+
+    def _open(self, directory: str) -> int:
+        if not self._known:
+            raise StreamConsumed("the tree is closed")
+        return self._descriptors.open(directory)
 
     def _no_directory(self, path: LayerPath) -> LamellaError:
         entry = self.lookup(path)
@@ -208,7 +213,7 @@ class DirectoryTree:
         entry = self._root() if not path else None
         if path:
             try:
-                found = self._read(parent, self._descriptors.open(parent), [split(path)[1]], listing)
+                found = self._read(parent, self._open(parent), [split(path)[1]], listing)
             except OSError as error:
                 if error.errno in _NOT_THERE:
                     raise NotFound(f"{path!r} is not there") from error
@@ -275,7 +280,7 @@ class DirectoryTree:
         return found
 
     def _root(self) -> Entry:
-        descriptor = self._known[""]
+        descriptor = self._open("")
         status = os.fstat(descriptor)
         posix = Posix(status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns)
         entry = Entry(ROOT, Kind.DIRECTORY, posix)

@@ -129,20 +129,18 @@ class OverlaySink(DirectorySink):
             if reshaped and self._below_is_directory(path):
                 # It came in the place of a whiteout or a file, which hid what is below: so must it.
                 self._mark_opaque(path)
-            return True
+            return reshaped or self._reshapes_below(path, kind)
         if kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0):
             self._losses.record(Loss(path, "character device 0:0", "an overlay would take it for a whiteout"))
-            self._lose(path)
-            return True
-        super().put(entry, content)
-        return True
+            return self._lose(path)
+        reshaped = super().put(entry, content)
+        return self._reshapes_below(path, kind) if reshaped is None else reshaped
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
         """See `Sink.link`. What only the parents have is copied up first."""
         if target in self._lost:
             self._losses.record(Loss(path, "hard link", f"its target {target!r} is not kept"))
-            self._lose(path)
-            return True
+            return self._lose(path)
         if self.seen(target) is None:
             raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
         if not self._in_upper(*split(target)):
@@ -155,21 +153,20 @@ class OverlaySink(DirectorySink):
             if entry.kind is Kind.DIRECTORY:
                 raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
             self._copy_up(entry)
-        super().link(path, target)
-        return True
+        reshaped = super().link(path, target)
+        return self._reshapes_below(path, Kind.FILE) if reshaped is None else reshaped
 
     def whiteout(self, path: LayerPath) -> bool | None:
         """See `Sink.whiteout`."""
         parent, name = split(path)
         try:
-            if not self._anything_below(path):
-                if self._in_upper(parent, name):
-                    super().whiteout(path)
-                return None
+            below = self._seen_below(path)
+            if below is None:
+                return super().whiteout(path) if self._in_upper(parent, name) else None
             self._make_whiteout(self._open(parent), parent, name, path)
         except OSError as error:
             raise from_os(error, f"make the whiteout {path!r}") from error
-        return True
+        return below.kind in (Kind.DIRECTORY, Kind.SYMLINK)
 
     def opaque(self, path: LayerPath, mine: Mine) -> bool:
         """See `Sink.opaque`."""
@@ -185,10 +182,10 @@ class OverlaySink(DirectorySink):
         prune(self, path, mine)
         return True
 
-    def _lose(self, path: LayerPath) -> None:
+    def _lose(self, path: LayerPath) -> bool | None:
         """Let nothing be at ``path``, where the layer has something that cannot be kept."""
         self._lost.add(path)
-        self.whiteout(path)
+        return self.whiteout(path)
 
     def remove(self, path: LayerPath) -> None:
         """See `FlatPlace.remove`."""
@@ -227,8 +224,14 @@ class OverlaySink(DirectorySink):
             return None if entry is None else Seen(entry.kind, entry.target)
         return None if self._parents_known else Seen(Kind.DIRECTORY)
 
-    def _anything_below(self, path: LayerPath) -> bool:
-        return self._seen_below(path) is not None
+    def _reshapes_below(self, path: LayerPath, kind: Kind) -> bool:
+        """Whether a file of ``kind``, put where the upper directory had nothing, is what `Sink.put` tells about."""
+        below = self._seen_below(path)
+        if below is None:
+            return False
+        if Kind.DIRECTORY in (kind, below.kind):
+            return below.kind is not kind
+        return below.kind is Kind.SYMLINK
 
     def _below_is_directory(self, path: LayerPath) -> bool:
         """Whether there is something in ``path`` below, as far as is known."""

@@ -92,22 +92,44 @@ def _is_device(entry: Entry) -> bool:
     return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
 
 
-def overlay_changes(
-    layer: OverlayLayer,
-    *,
-    owners: Literal["actual", "recorded"] | None = None,
-    xattrs: Literal["all", "capability", "none"] = "all",
-) -> Iterator[Change]:
+class OverlayChanges:
     """What an upper directory states, in the order of a walk: each directory, its opaque marker, what is in it.
 
     Directories that were merely copied up on the way to something are stated too: nothing tells them apart. Content
-    can be opened while the iteration lasts. Raises Unsupported for a layer with ``metacopy`` or ``redirect`` marks,
-    and as `DirectoryTree` does.
+    can be opened until `close`, or the end of the block where this is used as a context manager.
+
+    To iterate raises Unsupported for a layer with ``metacopy`` or ``redirect`` marks, and what `DirectoryTree` raises.
     """
-    upper = _Upper(layer, owners, xattrs)
-    with upper.tree as tree:
+
+    def __init__(
+        self,
+        layer: OverlayLayer,
+        *,
+        owners: Literal["actual", "recorded"] | None = None,
+        xattrs: Literal["all", "capability", "none"] = "all",
+    ) -> None:
+        self._upper = _Upper(layer, owners, xattrs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the directory."""
+        self._upper.tree.close()
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """What the layer has at ``path``, a whiteout as the device that it is."""
+        return self._upper.tree.lookup(path)
+
+    def __iter__(self) -> Iterator[Change]:
+        upper, tree = self._upper, self._upper.tree
         root = upper.lookup(ROOT)
-        assert root is not None  # noqa: S101  # the tree is open
+        assert root is not None  # noqa: S101  # a tree has a root
         firsts: dict[Hashable, LayerPath] = {}
         todo: list[tuple[Entry, bool]] = [(root, False)]
         while todo:
@@ -118,12 +140,12 @@ def overlay_changes(
                 if opaque:
                     yield Opaque(path)
                 found = upper.entries(path)
-                below = [(one, one.kind is Kind.DIRECTORY and upper.is_opaque(one.path)) for one in found]
+                inside = [(one, one.kind is Kind.DIRECTORY and upper.is_opaque(one.path)) for one in found]
                 gone = upper.whiteouts(path, found)
                 for one in found:
                     if one.path in gone:
                         yield Whiteout(one.path)
-                todo.extend(one for one in reversed(below) if one[0].path not in gone)
+                todo.extend(one for one in reversed(inside) if one[0].path not in gone)
                 continue
             identity = tree.identity(path)
             if identity is not None:

@@ -97,11 +97,12 @@ def sourced(
     with ExitStack() as stack:
         if kind == "overlay":
             from lamella.layers.overlay import OverlayLayer
-            from lamella.layers.overlay_tree import overlay_changes
+            from lamella.layers.overlay_tree import OverlayChanges
 
             if lower is not None:
                 raise InvalidInput("an overlay's upper directory says itself what changed: it is given alone")
-            changes = overlay_changes(OverlayLayer(Path(upper)), owners=how[owners])
+            changes = stated = stack.enter_context(OverlayChanges(OverlayLayer(Path(upper)), owners=how[owners]))
+            lookup = stated.lookup
         elif kind == "directory":
             below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=how[owners]))
             tree = stack.enter_context(DirectoryTree(upper, owners=how[owners]))
