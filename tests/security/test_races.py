@@ -20,7 +20,7 @@ from tests.security.tars import Tar
 
 from lamella.errors import LamellaError
 
-SECONDS = 1.2
+SECONDS = 1.0
 WIDTH = 6
 
 
@@ -29,7 +29,7 @@ def swap(target: Path, victims: list[str], links: list[str], swapped: mmap.mmap)
     os.chdir(target)
     for number in itertools.count():
         victim, link = victims[number % len(victims)], links[number % len(links)]
-        aside = f".aside-{number % 3}"
+        aside = f".aside-{number}"
         for step, one, other in (
             (os.rename, victim, aside),
             (os.symlink, link, victim),
