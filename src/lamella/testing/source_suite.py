@@ -9,7 +9,7 @@ from pathlib import Path
 from lamella.changes.contracts import Source
 from lamella.changes.dump import dump
 from lamella.changes.model import Change, Content, Kind, Put
-from lamella.errors import StreamConsumed
+from lamella.errors import Conflict
 from lamella.paths import parse_path
 from lamella.testing.builders import directory, fifo, file, link, opaque, sparse, symlink, whiteout
 
@@ -82,7 +82,7 @@ class SourceTests:
         for content, expected in late:
             try:
                 again = _read(content)
-            except StreamConsumed:
+            except Conflict:
                 continue
             assert expected == again
 
@@ -94,7 +94,7 @@ class SourceTests:
                 continue
             try:
                 found = _read(change.content)
-            except StreamConsumed:
+            except Conflict:
                 continue
             original = expected[change.entry.path]
             assert original is not None
