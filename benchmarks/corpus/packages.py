@@ -22,7 +22,10 @@ DAY = 1_760_000_000
 
 def run(*args: str, cwd: Path | None = None) -> str:
     """Return what a program printed; raise with its error output if it failed."""
-    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise SystemExit(f"building the images needs {args[0]}, which is not installed") from None
     if done.returncode:
         raise SystemExit(f"{args[0]} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
     return done.stdout
@@ -40,6 +43,8 @@ def debian(names: tuple[str, ...], cache: Path, into: Path) -> None:
             re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: \d", run("apt-cache", "policy", *missing), re.MULTILINE)
         )
         unknown = [name for name in missing if name not in known]
+        if len(unknown) > len(names) // 4:
+            raise SystemExit("apt knows too few of the packages: run 'apt-get update' first, on Debian 13")
         if unknown:
             print(f"corpus: not in this release of Debian: {' '.join(unknown)}", file=sys.stderr)
         wanted = [name for name in missing if name in known]
