@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from lamella.changes.apply import Limits, apply
+from lamella.changes.apply import MAX_LINK_TEXT, MAX_LINKS, Limits, apply
 from lamella.changes.contracts import Mine, Seen, Source, Tree
 from lamella.changes.model import (
     EMPTY,
@@ -283,11 +283,9 @@ def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
 
     ``follow`` says whether a link at the very end is followed too. Raises NotFound, InvalidInput (too many links).
     """
-    from lamella.changes.apply import MAX_LINKS
-
     where = ROOT
     todo = list(reversed(path.split("/"))) if path else []
-    links = 0
+    links = length = 0
     while todo:
         name = todo.pop()
         if name in ("", "."):
@@ -301,8 +299,9 @@ def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
             raise NotFound(f"{path!r} is not there")
         if entry.kind is Kind.SYMLINK and (todo or follow):
             links += 1
-            if links > MAX_LINKS:
-                raise InvalidInput(f"{path!r}: more than {MAX_LINKS} links on the way")
+            length += len(entry.target)
+            if links > MAX_LINKS or length > MAX_LINK_TEXT:
+                raise InvalidInput(f"{path!r}: too many links on the way, or too long ones")
             if entry.target.startswith("/"):
                 where = ROOT
             todo.extend(reversed(entry.target.split("/")))

@@ -151,7 +151,7 @@ def tree_pairs(
     lower = draw(trees(symlinks=symlinks, times=times))
     relation = draw(st.sampled_from(["layer", "links", "links", "none"]))
     if relation == "links":
-        one, other = (fold(draw(_relinked(list(walk(lower))))) for _ in range(2))
+        one, other = (fold(draw(_relinked(list(walk(lower)), times[-1]))) for _ in range(2))
         return one, other
     layer = draw(layers(symlinks=symlinks, times=times)) if relation == "layer" else []
     if layer and _applies([list(walk(lower)), layer]):
@@ -160,9 +160,9 @@ def tree_pairs(
 
 
 @st.composite
-def _relinked(draw: st.DrawFn, changes: list[Change]) -> list[Change]:
+def _relinked(draw: st.DrawFn, changes: list[Change], mtime: int) -> list[Change]:
     """The same tree with one more file under several names, some of them linked with each other."""
-    shared = Put(Entry(LayerPath(""), Kind.FILE, Posix(0o644, 0, 0, TIMES[-1]), 1), Inline(b"x"))
+    shared = Put(Entry(LayerPath(""), Kind.FILE, Posix(0o644, 0, 0, mtime), 1), Inline(b"x"))
     firsts: dict[int, LayerPath] = {}
     for number, group in enumerate(draw(st.lists(st.sampled_from([0, 1, 2, None]), min_size=2, max_size=5))):
         path = LayerPath(f"link{number}")
