@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a layer's blob: decompressed in full buffers, with every promise about it checked in the same pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self, TypeAlias
+
+from lamella.digests import Digest
+from lamella.errors import DigestMismatch, FormatError, SizeMismatch, from_os
+from lamella.progress import Cancellation
+from lamella.streams.blob import DEFAULT_LIMITS, BlobFacts, BlobLimits, identify
+from lamella.streams.blocks import BUFFER_SIZE, NOTHING
+from lamella.streams.decoding import Bounded, Source
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+__all__ = ["BlobFacts", "BlobLimits", "BlobReader"]
+
+BUFFERS: Final = 16
+"""Buffers in the ring: with all of them in use reading takes 16 MiB; a caller that keeps up needs three or four."""
+
+SMALL_BLOB: Final = 256 << 10
+"""A blob of at most this many bytes is read without threads, whose start would cost more than they gain."""
+
+_PIECES: Final = 8
+"""Pieces of the blob on their way to be hashed."""
+
+_PATIENCE: Final = 1.0
+"""Seconds that `BlobReader.close` waits for a thread; only a read that blocks takes as long."""
+
+_POLL: Final = 0.1
+"""Seconds between two looks at the cancellation while waiting for a buffer."""
+
+
+class BlobReader:
+    """One pass over a blob: its uncompressed stream in buffers, then `finish` says whether all was as promised.
+
+    Nothing is read before the first buffer is asked for. A blob above `SMALL_BLOB` is read by two threads: one
+    decompresses, one hashes both what goes in and what comes out; the caller's thread parses. Leaving the block closes
+    the reader at any point without reading further. The digest stands only once `finish` has returned: whatever the
+    buffers led to must not become visible before.
+
+    gzip may have several members, zstd several frames and skippable ones; bytes after the last that belong to none
+    are an error, zeros too.
+
+    ``source`` need not be seekable and may give short reads; a path is opened here, an open file stays the caller's.
+    ``compression`` is what the media type says, None to go by the magic alone. ``digest``, ``size`` (of the blob) and
+    ``diff_id`` are what was promised. Without ``check`` nothing is hashed and no digest may be promised.
+    ``progress`` is called in the caller's thread with the bytes of the blob read since it was last called.
+    ``buffers`` bounds the ring; fewer than four cost speed.
+
+    Raises, from `next_buffer` and `finish`: FormatError for damaged or truncated data, SizeMismatch and
+    DigestMismatch (rather than FormatError where the blob as a whole is not the promised one), Exhausted for a limit,
+    InvalidInput and Unsupported for the compression, Cancelled, and whatever the source raises.
+    """
+
+    def __init__(
+        self,
+        source: BinaryIO | Path,
+        *,
+        compression: str | None = None,
+        digest: Digest | None = None,
+        size: int | None = None,
+        diff_id: Digest | None = None,
+        limits: BlobLimits | None = None,
+        check: bool = True,
+        progress: Callable[[int], object] | None = None,
+        cancel: Cancellation | None = None,
+        buffers: int = BUFFERS,
+    ) -> None:
+        if not check and (digest or diff_id):
+            raise ValueError("a digest is promised but nothing is to be hashed")
+        self._from = source
+        self._expected = compression
+        self._digest = digest
+        self._size = size
+        self._diff_id = diff_id
+        self._limits = limits or DEFAULT_LIMITS
+        self._check = check
+        self._progress = progress
+        self._told = 0
+        self._cancel = cancel
+        self._buffers = buffers
+        self._opened: BinaryIO | None = None
+        self._pass: _Pass | None = None
+        self._failure: BaseException | None = None
+        self._facts: BlobFacts | None = None
+        self._closed = False
+
+    def next_buffer(self) -> memoryview:
+        """The next of the uncompressed stream, `BUFFER_SIZE` bytes save for the last; empty at the end.
+
+        Valid until the next call. After an error every further call raises the same error.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            if self._cancel is not None:
+                self._cancel.check()
+            reading = self._begun()
+            buffer = reading.feed.next_buffer()
+            if self._progress is not None and (news := reading.source.count - self._told):
+                self._told += news
+                self._progress(news)
+        except Exception as error:
+            better = self._failure = self._better(error)
+            if better is error:
+                raise
+            raise better from error
+        return buffer
+
+    def finish(self) -> BlobFacts:
+        """Read what is left of the stream and of the blob, check what was promised, and tell what was found."""
+        if self._facts is not None:
+            return self._facts
+        while self.next_buffer():
+            pass
+        reading = self._begun()
+        try:
+            self._check_blob(reading)
+            diff_id = _digest(reading.tar_hash)
+            if self._diff_id is not None and diff_id != self._diff_id:
+                raise DigestMismatch("uncompressed layer (diff id)", expected=self._diff_id, actual=diff_id)
+        except Exception as error:
+            self._failure = error
+            raise
+        facts = BlobFacts(
+            _digest(reading.blob_hash), reading.source.count, diff_id, reading.decoder.size, reading.compression
+        )
+        self.close()
+        self._facts = facts
+        return facts
+
+    def close(self) -> None:
+        """Stop the threads and let go of the blob; what was not read raises nothing. May be called again.
+
+        Waits for no more than a step of a thread. One that is stuck reading a source which gives nothing is left
+        behind and ends as soon as that read does.
+        """
+        self._closed = True
+        stopped = self._pass is None or self._pass.feed.stop()
+        self._pass = None
+        if self._opened is not None and stopped:
+            self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begun(self) -> _Pass:
+        if self._closed:
+            raise ValueError("the reader is closed")
+        if self._pass is None:
+            raw = self._from
+            if isinstance(raw, Path):
+                raw = self._opened = _open(raw)
+            source = Source(raw, size=self._size, cancel=self._cancel)
+            hashes = (_new_hash(self._digest), _new_hash(self._diff_id)) if self._check else None
+            self._pass = _Pass(source, self._expected, hashes, self._limits, self._buffers, self._cancel)
+        return self._pass
+
+    def _check_blob(self, reading: _Pass) -> None:
+        if self._size is not None and reading.source.count != self._size:
+            raise SizeMismatch("layer blob", expected=self._size, actual=reading.source.count)
+        if self._digest is not None and (actual := _digest(reading.blob_hash)) != self._digest:
+            raise DigestMismatch("layer blob", expected=self._digest, actual=actual)
+
+    def _better(self, error: Exception) -> Exception:
+        # Damaged on its way is a better answer than broken at some offset.
+        if isinstance(error, FormatError) and self._pass is not None and self._pass.source.ended:
+            try:
+                self._check_blob(self._pass)
+            except (SizeMismatch, DigestMismatch) as mismatch:
+                return mismatch
+        return error
+
+
+class _Pass:
+    """What one pass over a blob consists of, set up once its first bytes are there."""
+
+    def __init__(
+        self,
+        source: Source,
+        expected: str | None,
+        hashes: tuple[_Hash, _Hash] | None,
+        limits: BlobLimits,
+        buffers: int,
+        cancel: Cancellation | None,
+    ) -> None:
+        head = source.peek(SMALL_BLOB + 1)
+        self.source = source
+        self.compression = identify(head, expected)
+        self.decoder = Bounded(source, self.compression, limits)
+        self.blob_hash: _Hash | None = None
+        self.tar_hash: _Hash | None = None
+        if hashes is not None:
+            self.blob_hash, self.tar_hash = hashes
+        pieces, stream = self.blob_hash, [] if self.tar_hash is None else [self.tar_hash]
+        if hashes and self.compression == "none":
+            # The blob is the stream: hashed once, unless the two digests are of different kinds.
+            pieces = None
+            if hashes[0].name == hashes[1].name:
+                self.blob_hash = self.tar_hash
+            else:
+                stream = [*hashes]
+        self.feed: _Feed
+        if len(head) <= SMALL_BLOB:
+            self.feed = _Direct(source, self.decoder, pieces, stream)
+        else:
+            self.feed = _Threaded(source, self.decoder, pieces, stream, buffers, cancel)
+
+
+class _Feed(Protocol):
+    def next_buffer(self) -> memoryview: ...
+
+    def stop(self) -> bool:
+        """Whether nothing reads from the source any more."""
+        ...
+
+
+class _Direct:
+    """All in the caller's thread."""
+
+    def __init__(self, source: Source, decoder: Bounded, blob: _Hash | None, stream: list[_Hash]) -> None:
+        source.taken = None if blob is None else blob.update
+        self._source = source
+        self._decoder = decoder
+        self._hashes = stream
+        self._buffer = memoryview(bytearray(BUFFER_SIZE))
+        self._ended = False
+
+    def next_buffer(self) -> memoryview:
+        if self._ended:
+            return NOTHING
+        try:
+            filled = self._decoder.fill(self._buffer)
+        except FormatError:
+            self._source.drain()
+            raise
+        self._ended = filled < len(self._buffer)
+        buffer = self._buffer[:filled]
+        for state in self._hashes:
+            state.update(buffer)
+        return buffer
+
+    def stop(self) -> bool:
+        self._ended = True
+        return True
+
+
+class _Stopped(Exception):
+    """Nobody wants the rest."""
+
+
+class _End:
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+_Item: TypeAlias = tuple[memoryview, list["_Hash"], memoryview | None]
+"""Bytes, what they are to be hashed into, and the buffer that they lie in: None for a piece of the blob itself."""
+
+
+class _Threaded:
+    """A chain: fill a buffer, hash it, parse it, fill it again. What goes wrong travels along it, in its place."""
+
+    def __init__(
+        self,
+        source: Source,
+        decoder: Bounded,
+        blob: _Hash | None,
+        stream: list[_Hash],
+        buffers: int,
+        cancel: Cancellation | None,
+    ) -> None:
+        self._source = source
+        self._decoder = decoder
+        self._blob = [] if blob is None else [blob]
+        self._stream = stream
+        self._to_make = buffers
+        self._cancel = cancel
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._filled: queue.SimpleQueue[_Item | _End] = queue.SimpleQueue()
+        self._hashed: queue.SimpleQueue[_Item | _End] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopping = False
+        self._current: memoryview | None = None
+        self._end: _End | None = None
+        targets = [self._fill]
+        if blob is None and not stream:
+            self._hashed = self._filled
+        else:
+            targets.append(self._hash)
+        if blob is not None:
+            source.taken = self._pass_on
+            for _ in range(_PIECES):
+                self._room.put(None)
+        self._threads = [threading.Thread(target=t, name=f"lamella{t.__name__}", daemon=True) for t in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def next_buffer(self) -> memoryview:
+        if self._end is None:
+            if self._current is not None:
+                self._free.put(self._current)
+                self._current = None
+            item = self._wait()
+            if not isinstance(item, _End):
+                part, _, self._current = item
+                return part
+            self._end = item
+        if self._end.error is not None:
+            raise self._end.error
+        return NOTHING
+
+    def stop(self) -> bool:
+        self._stopping = True
+        # Whatever a thread waits for comes now.
+        self._free.put(None)
+        self._room.put(None)
+        self._filled.put(_End(None))
+        for thread in self._threads:
+            thread.join(_PATIENCE)
+        if self._threads[0].is_alive():
+            return False
+        self._source.taken = None  # the way round through it would keep the ring in memory
+        return True
+
+    def _wait(self) -> _Item | _End:
+        if self._cancel is None:
+            return self._hashed.get()
+        while True:
+            try:
+                return self._hashed.get(timeout=_POLL)
+            except queue.Empty:
+                self._cancel.check()
+
+    def _fill(self) -> None:
+        decoder, put = self._decoder, self._filled.put
+        end = _End(None)
+        try:
+            while True:
+                buffer = self._take()
+                filled = decoder.fill(buffer)
+                if filled:
+                    put((buffer[:filled], self._stream, buffer))
+                if filled < len(buffer):
+                    break
+        except FormatError as error:
+            end.error = error
+            try:
+                self._source.drain()
+            except BaseException as worse:  # noqa: BLE001 - raised in the caller's thread
+                end.error = worse
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            end.error = error
+        put(end)
+
+    def _hash(self) -> None:
+        get, put, more = self._filled.get, self._hashed.put, self._room.put
+        try:
+            while not isinstance(item := get(), _End):
+                part, states, buffer = item
+                for state in states:
+                    state.update(part)
+                if buffer is None:
+                    more(None)
+                else:
+                    put(item)
+            put(item)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            put(_End(error))
+
+    def _take(self) -> memoryview:
+        try:
+            buffer = self._free.get_nowait()
+        except queue.Empty:
+            if self._to_make and not self._stopping:
+                self._to_make -= 1
+                return memoryview(bytearray(BUFFER_SIZE))
+            buffer = self._free.get()
+        if buffer is None or self._stopping:
+            raise _Stopped
+        return buffer
+
+    def _pass_on(self, piece: bytes) -> None:
+        self._room.get()
+        if self._stopping:
+            raise _Stopped
+        self._filled.put((memoryview(piece), self._blob, None))
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        raw = path.open("rb", buffering=0)
+    except OSError as error:
+        raise from_os(error, f"open {str(path)!r}") from error
+    if hasattr(os, "posix_fadvise"):
+        try:
+            os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        except OSError:  # a pipe has no use for it
+            pass
+    return raw
+
+
+def _new_hash(promised: Digest | None) -> _Hash:
+    return hashlib.new(promised.algorithm if promised else "sha256")
+
+
+def _digest(state: _Hash | None) -> Digest:
+    return Digest("") if state is None else Digest.finish(state)
