@@ -244,17 +244,22 @@ def _gzip_reader(source: Source) -> Callable[[memoryview], int]:
 class _Zstd:
     """Frames one after the other, skippable ones among them (RFC 8878), none with a window above the cap."""
 
-    __slots__ = ("_cap", "_frame", "_pending", "_source")
+    __slots__ = ("_at", "_cap", "_chunk", "_fed", "_frame", "_source", "_step")
 
-    # Small pieces in and out: what follows a frame is copied once a frame, and the output stays in the cache.
-    _IN: Final = 128 << 10
     _OUT: Final = 256 << 10
+    """Uncompressed bytes asked for at once: what stays in the cache until it is copied to its place."""
+    _SMALLEST_STEP: Final = 1 << 10
     _HEADER: Final = 18
 
     def __init__(self, source: Source, window_log_max: int) -> None:
         self._source = source
         self._cap = window_log_max
-        self._pending = b""
+        self._chunk = memoryview(b"")
+        self._at = 0
+        # What follows a frame in the bytes that it is fed is copied. Frames tend to be like the one before them, so
+        # twice its size is a good first helping; each further one is twice as large.
+        self._step = READ_SIZE
+        self._fed = 0
         self._frame: ZstdDecompressor | None = None
 
     def fill(self, view: memoryview) -> int:
@@ -267,12 +272,7 @@ class _Zstd:
                 frame = self._frame = self._next_frame()
                 if frame is None:
                     break
-            piece = b""
-            if frame.needs_input:
-                piece = self._pending or self._source.read(self._IN)
-                self._pending = b""
-                if not piece:
-                    raise FormatError("zstd stream", self._source.count, "truncated: the blob ends inside a frame")
+            piece = self._feed() if frame.needs_input else b""
             try:
                 out = frame.decompress(piece, min(len(view) - filled, self._OUT))
             except zstd.ZstdError as error:
@@ -281,15 +281,28 @@ class _Zstd:
             view[filled : filled + len(out)] = out
             filled += len(out)
             if frame.eof:
-                self._pending = frame.unused_data
+                unused = len(frame.unused_data)
+                self._at -= unused
+                self._step = min(max(2 * (self._fed - unused), self._SMALLEST_STEP), READ_SIZE)
                 self._frame = None
         return filled
 
+    def _feed(self) -> memoryview:
+        if self._at == len(self._chunk):
+            self._chunk, self._at = memoryview(self._source.read(READ_SIZE)), 0
+            if not self._chunk:
+                raise FormatError("zstd stream", self._source.count, "truncated: the blob ends inside a frame")
+        piece = self._chunk[self._at : self._at + self._step]
+        self._at += len(piece)
+        self._fed += len(piece)
+        self._step = min(2 * self._step, READ_SIZE)
+        return piece
+
     def _next_frame(self) -> ZstdDecompressor | None:
-        head = self._pending
-        while len(head) < self._HEADER and (piece := self._source.read(self._IN)):
-            head += piece
-        self._pending = head
+        head = self._peek()
+        while len(head) >= 8 and head[0] >> 4 == 5 and head[1:4] == b"\x2a\x4d\x18":
+            self._skip(8 + int.from_bytes(head[4:8], "little"))
+            head = self._peek()
         if not head:
             return None
         window = _zstd_window(head)
@@ -300,7 +313,22 @@ class _Zstd:
             )
         from lamella.streams.zstandard import zstd
 
+        self._fed = 0
         return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: self._cap})
+
+    def _peek(self) -> bytes:
+        """The next bytes, as many as tell what they are; fewer only where the blob ends."""
+        while len(self._chunk) - self._at < self._HEADER and (more := self._source.read(READ_SIZE)):
+            self._chunk, self._at = memoryview(bytes(self._chunk[self._at :]) + more), 0
+        return bytes(self._chunk[self._at : self._at + self._HEADER])
+
+    def _skip(self, size: int) -> None:
+        while size > (there := len(self._chunk) - self._at):
+            size -= there
+            self._chunk, self._at = memoryview(self._source.read(READ_SIZE)), 0
+            if not self._chunk:
+                raise FormatError("zstd stream", self._source.count, "truncated: the blob ends inside a frame")
+        self._at += size
 
 
 def _zstd_window(head: bytes) -> int:
