@@ -19,7 +19,6 @@ So a diff applied to its lower tree gives the upper tree, metadata, holes aside,
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
@@ -27,7 +26,7 @@ from typing import Final, Protocol, TypeAlias
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Change, Content, Entry, Kind, Link, Posix, Put, Whiteout, Windows
 from lamella.changes.tree import walk
-from lamella.errors import NotFound
+from lamella.errors import Conflict, NotFound
 from lamella.paths import ROOT, LayerPath
 from lamella.times import SECOND
 
@@ -48,27 +47,28 @@ CONTAINERD: Final = Compare(xattrs=False, directory_times=False)
 
 
 class Comparison(Protocol):
-    """Compares the content of files in two trees, and may do so while the walk goes on.
+    """Looks at two trees side by side, faster than through the methods of each.
 
-    A tree that knows a faster way than to open both files has a method ``comparison(other)``, asked of the upper tree
-    where both are of one class.
+    A tree that knows how has a method ``comparison(lower, exact=...)``, which is asked of the upper tree where both are
+    of one class, and which gives None where these two cannot be compared so.
     """
 
-    @property
-    def ahead(self) -> int:
-        """How many files may be asked about before the first answer is taken; at least 1."""
+    def entries(self, directory: LayerPath) -> tuple[list[Entry], list[Entry], bool]:
+        """What the lower and the upper tree have in ``directory``, as `Tree.entries` gives it, and a verdict on it.
+
+        The verdict is true where all metadata of the directory itself is known to be the same. Regular files that are
+        in both may be left out of both lists, where all of their metadata and all their bytes are the same and neither
+        has a second name; bytes need not be looked at where the time is believed. Directories that are in both may be
+        given without their metadata.
+        """
         ...
 
-    def ask(self, path: LayerPath) -> None:
-        """The regular files at ``path``, of one size in both trees, are to be compared."""
-        ...
-
-    def answer(self) -> bool:
-        """Whether the files that were asked about longest ago, and not answered yet, hold the same bytes."""
+    def same(self, path: LayerPath) -> bool:
+        """Whether the regular files at ``path``, of one size, hold the same bytes."""
         ...
 
     def close(self) -> None:
-        """No answer is wanted any more."""
+        """Nothing more is asked."""
         ...
 
 
@@ -90,25 +90,34 @@ def diff(
     """
     if lower is None:
         return walk(upper)
-    return _Changes(upper, parents=parents).all(_decided(lower, upper, _found(lower, upper, exact, compare)))
+    return _Changes(upper, parents=parents).all(_found(lower, upper, exact, compare))
 
 
-_Verdict: TypeAlias = bool | None
-"""Whether a file is the same; None where its content must tell."""
-
-_Found: TypeAlias = tuple[Entry | None, Entry | None, _Verdict, Hashable, Hashable]
-"""Lower and upper entry, the verdict, and both identities where it could be that nothing changed."""
+_Found: TypeAlias = tuple[Entry | None, Entry | None, bool, Hashable, Hashable]
+"""Lower and upper entry, whether the file is the same by itself, and if so, both identities."""
 
 
 def _found(lower: Tree, upper: Tree, exact: bool, compare: Compare) -> Iterator[_Found]:
-    """Walk both trees in step; all that differs or might, and what has other names."""
+    """Walk both trees in step; all that differs, and all that does not and has other names."""
+    make = getattr(upper, "comparison", None) if type(lower) is type(upper) else None
+    comparison: Comparison | None = make(lower, exact=exact) if make is not None else None
+    if comparison is None:
+        comparison = _SideBySide(lower, upper)
+    try:
+        yield from _differences(lower, upper, comparison, exact, compare)
+    finally:
+        comparison.close()
+
+
+def _differences(lower: Tree, upper: Tree, comparison: Comparison, exact: bool, compare: Compare) -> Iterator[_Found]:
     low, up = _root(lower), _root(upper)
     if not _same_facts(low, up, compare):
         yield low, up, False, None, None
     directory, file = Kind.DIRECTORY, Kind.FILE
     lower_identity, upper_identity = lower.identity, upper.identity
     nothing: tuple[Entry, ...] = ()
-    lows, ups = iter(lower.entries(ROOT)), iter(upper.entries(ROOT))
+    listed, others, _ = comparison.entries(ROOT)
+    lows, ups = iter(listed), iter(others)
     above: list[tuple[Iterator[Entry], Iterator[Entry], Entry | None]] = []
     first = next(lows, None)
     while True:
@@ -131,22 +140,29 @@ def _found(lower: Tree, upper: Tree, exact: bool, compare: Compare) -> Iterator[
                 above.append((lows, ups, first))
                 lows, ups, first = iter(nothing), iter(upper.entries(path)), None
             continue
-        same = _same_facts(first, second, compare)
         if second.kind is directory:
-            if not same:
-                yield first, second, False, None, None
             above.append((lows, ups, next(lows, None)))
-            lows = iter(lower.entries(path) if first.kind is directory else nothing)
-            ups, first = iter(upper.entries(path)), next(lows, None)
+            if first.kind is directory:
+                listed, others, same = comparison.entries(path)
+                if not same:
+                    low, up = _whole(lower, first), _whole(upper, second)
+                    if not _same_facts(low, up, compare):
+                        yield low, up, False, None, None
+                lows, ups = iter(listed), iter(others)
+            else:
+                yield first, second, False, None, None
+                lows, ups = iter(nothing), iter(upper.entries(path))
+            first = next(lows, None)
             continue
-        if same:
-            one, other = lower_identity(path), upper_identity(path)
-            if second.kind is file and second.size and (exact or not _trusted(second)):
-                yield first, second, None, one, other
-            elif one is not None or other is not None:
-                yield first, second, True, one, other
-        else:
+        same = _same_facts(first, second, compare)
+        if same and second.kind is file and second.size and (exact or not _trusted(second)):
+            same = comparison.same(path)
+        if not same:
             yield first, second, False, None, None
+        else:
+            one, other = lower_identity(path), upper_identity(path)
+            if one is not None or other is not None:
+                yield first, second, True, one, other
         first = next(lows, None)
 
 
@@ -155,6 +171,16 @@ def _root(tree: Tree) -> Entry:
     if entry is None:
         raise NotFound("the tree has no root")
     return entry
+
+
+def _whole(tree: Tree, entry: Entry) -> Entry:
+    """An entry that may have come without its metadata, with it."""
+    if entry.posix is not None or entry.windows is not None:
+        return entry
+    found = tree.lookup(entry.path)
+    if found is None:
+        raise Conflict(f"{entry.path!r} changed while it was looked at")
+    return found
 
 
 def _key(path: str) -> bytes:
@@ -209,55 +235,16 @@ def _trusted(entry: Entry) -> bool:
     return written is not None and written % SECOND != 0
 
 
-def _decided(lower: Tree, upper: Tree, found: Iterable[_Found]) -> Iterator[_Found]:
-    """``found`` with a verdict on each, without those that are the same in all respects."""
-    make = getattr(upper, "comparison", None)
-    comparison: Comparison = make(lower) if make and type(lower) is type(upper) else _OneByOne(lower, upper)
-    waiting: deque[_Found] = deque()
-    ahead = comparison.ahead
-
-    def ready(most: int) -> Iterator[_Found]:
-        while len(waiting) > most or (waiting and waiting[0][2] is not None):
-            item = waiting.popleft()
-            if item[2] is not None:
-                yield item
-                continue
-            low, up, _, one, other = item
-            if not comparison.answer():
-                yield low, up, False, None, None
-            elif one is not None or other is not None:
-                yield low, up, True, one, other
-
-    try:
-        for item in found:
-            if item[2] is None:
-                assert item[1] is not None  # noqa: S101  # what is gone is decided
-                comparison.ask(item[1].path)
-            elif not waiting:
-                yield item
-                continue
-            waiting.append(item)
-            if len(waiting) >= ahead:
-                yield from ready(ahead // 2)
-        yield from ready(0)
-    finally:
-        comparison.close()
-
-
-class _OneByOne:
-    """Compares two files when the answer is wanted."""
-
-    ahead = 1
+class _SideBySide:
+    """Compares any two trees."""
 
     def __init__(self, lower: Tree, upper: Tree) -> None:
         self._lower, self._upper = lower, upper
-        self._asked: deque[LayerPath] = deque()
 
-    def ask(self, path: LayerPath) -> None:
-        self._asked.append(path)
+    def entries(self, directory: LayerPath) -> tuple[list[Entry], list[Entry], bool]:
+        return self._lower.entries(directory), self._upper.entries(directory), False
 
-    def answer(self) -> bool:
-        path = self._asked.popleft()
+    def same(self, path: LayerPath) -> bool:
         return same_bytes(self._lower.open(path), self._upper.open(path))
 
     def close(self) -> None:

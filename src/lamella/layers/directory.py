@@ -190,9 +190,9 @@ class DirectorySink:
         except OSError as error:
             raise from_os(error, f"remove {path!r}") from error
 
-    def opaque(self, path: LayerPath, mine: Mine) -> None:
+    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
         """See `Sink.opaque`."""
-        prune(self, path, mine)
+        return prune(self, path, mine)
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
         """See `FlatPlace.names`."""

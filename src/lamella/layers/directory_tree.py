@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Hashable
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from lamella import host
 from lamella.changes.model import NO_XATTRS, Entry, Kind, Posix
@@ -18,6 +18,9 @@ from lamella.layers.files_on_disk import Facts, FileOnDisk, same_bytes
 from lamella.layers.policy import refusal
 from lamella.layers.recorded import OVERRIDE, ROOTLESS, Override, decode_override, decode_owner
 from lamella.paths import ROOT, LayerPath, split
+
+if TYPE_CHECKING:
+    from lamella.layers.comparing import DirectoriesComparison
 
 _OPEN_DIRECTORIES: Final = 128
 _KEPT_LISTINGS: Final = 256
@@ -115,10 +118,17 @@ class DirectoryTree:
 
     def entries(self, directory: LayerPath) -> list[Entry]:
         """See `Tree.entries`. Raises Conflict where something in it vanishes meanwhile."""
+        return self.listed(directory, None)
+
+    def listed(self, directory: LayerPath, names: list[str] | None) -> list[Entry]:
+        """What of ``names``, or None for all, is in ``directory``; as `entries`. It is not looked for other names."""
+        if names is not None and not names:
+            return []
         descriptor = self.descriptor(directory)
         listing = _Listing()
         try:
-            names = os.listdir(descriptor)
+            if names is None:
+                names = os.listdir(descriptor)
             if "".join(names).isascii():
                 names.sort()
             else:
@@ -158,6 +168,19 @@ class DirectoryTree:
             FileOnDisk(self, path, self._facts_of(path)),
             FileOnDisk(other, other_path, other._facts_of(other_path)),
         )
+
+    def comparison(self, lower: DirectoryTree, *, exact: bool) -> DirectoriesComparison | None:
+        """What a diff from ``lower`` looks at both with; see `lamella.changes.diff.Comparison`.
+
+        None where the same bytes and metadata on disk would not stand for the same entries.
+        """
+        from lamella.layers.comparing import DirectoriesComparison
+
+        if (self._recorded, self._xattrs, self._own_users, self._own_groups) != (
+            *(lower._recorded, lower._xattrs, lower._own_users, lower._own_groups),
+        ):
+            return None
+        return DirectoriesComparison(lower, self, exact=exact, xattrs=self._asks())
 
     def descriptor(self, directory: str) -> int:
         """The open directory, until the next call of any method. Raises NotFound, InvalidInput (no directory)."""

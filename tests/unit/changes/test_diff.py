@@ -229,77 +229,80 @@ def test_the_time_of_writing_decides_where_there_is_no_posix_facet() -> None:
     assert list(diff(tree(None, b"a"), tree(None, b"b")))
 
 
-class Asked:
-    """A comparison that lets the walk go on for some files, and finds that ``different`` differ."""
-
-    def __init__(self, ahead: int, different: set[str], seen: list[str]) -> None:
-        self.ahead = ahead
-        self._different = different
-        self._seen = seen
-        self._asked: list[LayerPath] = []
-
-    def ask(self, path: LayerPath) -> None:
-        self._seen.append(f"ask {path}")
-        self._asked.append(path)
-
-    def answer(self) -> bool:
-        path = self._asked.pop(0)
-        self._seen.append(f"answer {path}")
-        return path not in self._different
-
-    def close(self) -> None:
-        self._seen.append("close")
-
-
 class Comparing(MemoryTree):
-    """A tree with a comparison of its own."""
+    """A tree that compares itself with others of its class, and leaves out files whose names are in ``same``."""
 
-    def __init__(self, changes: Iterable[Change], ahead: int = 1, different: Iterable[str] = ()) -> None:
+    def __init__(self, changes: Iterable[Change], same: str = "", *, able: bool = True) -> None:
         super().__init__()
-        self.ahead = ahead
-        self.different = set(different)
-        self.seen: list[str] = []
+        self.left_out = same
+        self.able = able
+        self.asked: list[str] = []
         apply(changes, MemorySink(self))
 
-    def comparison(self, other: Comparing) -> Asked:
-        assert type(other) is Comparing
-        return Asked(self.ahead, self.different, self.seen)
+    def comparison(self, lower: Comparing, *, exact: bool) -> Beside | None:
+        assert type(lower) is Comparing
+        return Beside(lower, self, exact=exact) if self.able else None
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 3, 4, 5, 100])
-def test_a_tree_can_compare_contents_in_its_own_way_while_the_walk_goes_on(ahead: int) -> None:
-    every = [file(name, b"x", mtime=0) for name in "bdfh"]
-    lower = Comparing([*every, file("a"), link("hh", "h")])
-    upper = Comparing([*every, file("c"), file("e"), link("hh", "h"), file("i")], ahead, {"b", "h"})
+class Beside:
+    def __init__(self, lower: Comparing, upper: Comparing, *, exact: bool) -> None:
+        self._lower, self._upper = lower, upper
+        upper.asked.append(f"exact {exact}")
 
-    changes = diff(lower, upper)
-    paths = [change.entry.path if isinstance(change, Put) else change.path for change in changes]
-    assert paths == ["a", "b", "c", "e", "h", "hh", "i"]
-    asked = [word for word in upper.seen if word.startswith("ask")]
-    assert asked == ["ask b", "ask d", "ask f", "ask h", "ask hh"]
-    assert [word.replace("ask", "answer") for word in asked] == [word for word in upper.seen if word[:2] == "an"]
-    assert upper.seen[-1] == "close"
+    def entries(self, directory: LayerPath) -> tuple[list[Entry], list[Entry], bool]:
+        self._upper.asked.append(f"entries {directory}")
+        lows, ups = (
+            [
+                Entry(entry.path, entry.kind, None) if entry.kind is Kind.DIRECTORY else entry
+                for entry in tree.entries(directory)
+                if entry.path[-1] not in self._upper.left_out
+            ]
+            for tree in (self._lower, self._upper)
+        )
+        return lows, ups, directory in self._upper.left_out
+
+    def same(self, path: LayerPath) -> bool:
+        self._upper.asked.append(f"same {path}")
+        return False
+
+    def close(self) -> None:
+        self._upper.asked.append("close")
 
 
-def test_what_needs_no_comparison_waits_for_none() -> None:
-    lower = Comparing([file("b", b"x", mtime=0)])
-    upper = Comparing([file("a"), file("b", b"x", mtime=0), file("c")], 100)
+def test_a_tree_can_compare_itself_with_one_of_its_class() -> None:
+    every = [file(f"d/{name}", b"x", mtime=0) for name in "123"]
+    upper = Comparing([*every, file("d/new/a")], "12")
+    changes = diff(Comparing(every), upper, exact=True)
 
-    changes = diff(lower, upper)
+    assert isinstance(changes, Generator)
+    assert [change.entry.path for change in changes if isinstance(change, Put)] == ["d", "d/3", "d/new", "d/new/a"]
+    assert upper.asked == ["exact True", "entries ", "entries d", "same d/3", "close"]
+
+
+def test_directories_may_come_without_their_metadata() -> None:
+    lower = [directory("a"), directory("b", mode=0o700), directory("c", mode=0o700), directory("d")]
+    upper = Comparing([*(directory(name) for name in "abc"), file("d")], "c")
+
+    changes = list(diff(Comparing(lower), upper))
+    assert changes == [directory("b"), file("d")]
+
+
+def test_a_comparison_is_closed_when_nobody_wants_to_hear_more() -> None:
+    upper = Comparing([file("a"), file("b")])
+    changes = diff(Comparing([]), upper)
+
     assert isinstance(changes, Generator)
     next(changes)
-    assert upper.seen == []
-    next(changes)
-    assert upper.seen == ["ask b", "answer b"]
     changes.close()
-    assert upper.seen == ["ask b", "answer b", "close"]
+    assert upper.asked == ["exact False", "entries ", "close"]
 
 
-def test_trees_of_two_classes_are_compared_by_opening_their_files() -> None:
-    upper = Comparing([file("a", b"x", mtime=0)])
+def test_trees_that_do_not_know_each_other_are_compared_by_opening_their_files() -> None:
+    one, other = file("a", b"x", mtime=0), file("a", b"y", mtime=0)
 
-    assert not list(diff(fold([file("a", b"x", mtime=0)]), upper))
-    assert len(list(diff(fold([file("a", b"y", mtime=0)]), upper))) == 1
+    assert not list(diff(fold([one]), Comparing([one], "a")))
+    assert len(list(diff(fold([other]), Comparing([one], "a")))) == 1
+    assert len(list(diff(Comparing([other]), Comparing([one], "a", able=False)))) == 1
 
 
 class Chopped:
