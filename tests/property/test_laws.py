@@ -12,6 +12,7 @@ from lamella.changes.diff import diff, same_bytes
 from lamella.changes.dump import dump, escape, parse_dump, unescape
 from lamella.changes.model import Change, Content, Entry, Kind, Link, Opaque, Put, Whiteout, dense
 from lamella.changes.tree import MemorySink, MemoryTree, fold, merge, walk
+from lamella.errors import InvalidInput
 from lamella.paths import LayerPath
 from lamella.testing.strategies import WHOLE_TIMES, contents, layers, posix, stacks, tree_pairs, trees
 
@@ -132,3 +133,46 @@ def test_any_bytes_can_stand_in_a_dump(raw: bytes, facet: object) -> None:
     assert escape(text).isascii()
     assert " " not in escape(text)
     assert [Whiteout(LayerPath(text))] == list(parse_dump(dump([Whiteout(LayerPath(text))])))
+
+
+WORDS = (
+    "put",
+    "link",
+    "opaque",
+    "file",
+    "directory",
+    "0644",
+    "0:0",
+    "1.5",
+    "-",
+    "a",
+    ".",
+    "\\x41",
+    "\\",
+    "size=3",
+    "data=0+3",
+)
+MORE = (
+    "text=abc",
+    "base64=YWJj",
+    "sha256=" + "0" * 64,
+    "target=b",
+    "attributes=0x20",
+    "xattr.a=b",
+    "=",
+    "é",
+    "device=1:3",
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(["", "put file 0644 0:0 1.5 a", "put symlink - - - a", "link a", "stream a"]),
+    st.lists(st.one_of(st.sampled_from(MORE), st.sampled_from(WORDS), st.text(max_size=5)), max_size=5),
+)
+def test_a_line_is_read_or_refused(start: str, words: list[str]) -> None:
+    try:
+        changes = list(parse_dump([" ".join([start, *words])]))
+    except InvalidInput:
+        return
+    assert list(dump(changes)) == list(dump(parse_dump(dump(changes))))

@@ -15,7 +15,6 @@ import marshal
 import os
 import select
 import stat
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -329,6 +328,8 @@ class DirectoriesComparison:
 
     def _start(self) -> None:
         wanted, self._wanted = self._wanted, 0
+        if not sys.executable or getattr(sys, "frozen", False):  # what would be started is not an interpreter
+            return
         roots = (self._lower.descriptor(ROOT), self._upper.descriptor(ROOT))
         try:
             for _ in range(wanted):
@@ -396,6 +397,8 @@ class _Worker:
     """A process that looks at directories."""
 
     def __init__(self, roots: tuple[int, int], *, exact: bool, xattrs: bool) -> None:
+        import subprocess
+
         code = "import sys; sys.path[:] = sys.argv[5:]; from lamella.layers.comparing import serve; serve()"
         options = (*roots, int(exact), int(xattrs))
         # In a session of its own: Ctrl-C is for the process that the user sees, which ends this one.
