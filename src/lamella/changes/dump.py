@@ -182,7 +182,9 @@ def _base64(data: bytes) -> str:
 
 def _content(entry: Entry, content: Content | None, inline: int, *, extents: bool) -> list[str]:
     if content is None:
-        return [f"size={entry.size}"] if entry.size or entry.kind is Kind.FILE else []
+        if entry.kind is not Kind.FILE:
+            return []
+        content = EMPTY
     if content.size != entry.size:
         raise SizeMismatch(f"content of {entry.path!r}", expected=entry.size, actual=content.size)
     return _bytes_of(entry.path, content, inline, extents=extents)
@@ -304,12 +306,10 @@ def _put(kind: Kind, mode: str, owner: str, time: str, path: LayerPath, fields: 
                 _pair(fields.get("device") or "0:0"),
             )
         windows = _windows(fields)
-        content = _read_content(fields)
+        content: Content | None = None
+        if kind is Kind.FILE:
+            content = _read_content(fields) or EMPTY
         size = 0 if content is None else content.size
-        if kind is not Kind.FILE:
-            content = None
-        elif content is None:
-            content = EMPTY
         return Put(Entry(path, kind, posix, size, unescape(target or ""), windows), content)
 
 

@@ -143,6 +143,8 @@ def test_content_that_is_not_as_long_as_it_says_is_an_error() -> None:
     with pytest.raises(SizeMismatch):
         list(dump([Put(Entry(LayerPath("a"), Kind.FILE, Posix(0, 0, 0, 0), 5), Inline(b"abc"))]))
     with pytest.raises(SizeMismatch):
+        list(dump([Put(Entry(LayerPath("a"), Kind.FILE, Posix(0, 0, 0, 0), 5), None)]))
+    with pytest.raises(SizeMismatch):
         list(dump([Stream(LayerPath("a"), "s", Short(b"abc"))]))
 
 
@@ -169,6 +171,8 @@ def test_content_that_is_not_as_long_as_it_says_is_an_error() -> None:
         "put file 0644 0:0 0 a word",
         "put file 0644  0:0 0 a",
         "put file - - - a device=1:3",
+        "put symlink 0777 0:0 0 a target=b size=1 text=x",
+        "put directory 0755 0:0 0 a size=0",
         "link a",
         "link a target=b target2=c",
         "whiteout",
