@@ -308,10 +308,13 @@ class _Threaded:
             for _ in range(_PIECES):
                 self._room.put(None)
             self._hashers.append(_thread(self._hash_blob, blob))
-        for thread in (self._filler, *self._hashers):
-            thread.start()
+        self._started = False
 
     def next_buffer(self) -> memoryview:
+        if not self._started:
+            self._started = True
+            for thread in (self._filler, *self._hashers):
+                thread.start()
         if self._end is None:
             if self._current is not None:
                 self._free.put(self._current)
@@ -330,7 +333,8 @@ class _Threaded:
     def stop(self) -> bool:
         self._let_go()
         for thread in (self._filler, *self._hashers):
-            thread.join(_PATIENCE)
+            if thread.ident is not None:  # an interrupt may come before all have started
+                thread.join(_PATIENCE)
         if self._filler.is_alive():
             return False
         self._source.taken = None  # the way round through it would keep the ring in memory
