@@ -70,8 +70,8 @@ class OverlaySink(DirectorySink):
         losses: Losses | None = None,
     ) -> None:
         """Open the directory. Raises Conflict where it is not empty."""
-        super().__init__(layer.path, policy=policy, losses=losses)
         self._below: OverlayTree | None = None
+        super().__init__(layer.path, policy=policy, losses=losses)
         try:
             if self._layered:
                 raise Conflict(f"{os.fspath(layer.path)!r} is not empty: an upper directory takes a single layer")
@@ -95,7 +95,7 @@ class OverlaySink(DirectorySink):
                 if root is not None:
                     super().put(root, None)
         except BaseException:
-            self._close()
+            self.abort()
             raise
 
     @property
