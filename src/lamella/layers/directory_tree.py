@@ -116,6 +116,19 @@ class DirectoryTree:
             raise from_os(error, f"look at {path!r}") from error
         return found[0] if found else None
 
+    def status(self, path: LayerPath) -> os.stat_result | None:
+        """What the file system says of ``path``, which is not the root; None where nothing is."""
+        parent, _, name = path.rpartition("/")
+        try:
+            descriptor = self._known.get(parent)
+            if descriptor is None:
+                descriptor = self._open(parent)
+            return os.lstat(name, dir_fd=descriptor)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise from_os(error, f"look at {path!r}") from error
+
     def entries(self, directory: LayerPath) -> list[Entry]:
         """See `Tree.entries`. Raises Conflict where something in it vanishes meanwhile."""
         return self.listed(directory, None)

@@ -220,8 +220,7 @@ class OverlaySink(DirectorySink):
         if self._is_hidden(split(path)[0]):
             return None
         if self._below is not None:
-            entry = self._below.lookup(path)
-            return None if entry is None else Seen(entry.kind, entry.target)
+            return self._below.seen(path)
         return None if self._parents_known else Seen(Kind.DIRECTORY)
 
     def _reshapes_below(self, path: LayerPath, kind: Kind) -> bool:
