@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lamella.digests import Digest, parse_digest
     from lamella.errors import LamellaError
     from lamella.layers.policy import Devices, Owners, Policy
+    from lamella.operations.append import append
     from lamella.operations.apply import apply_blob as apply
     from lamella.operations.copy import copy
     from lamella.operations.diff import diff, list_changes
@@ -44,6 +45,7 @@ __all__ = [
     "Policy",
     "Progress",
     "TreePath",
+    "append",
     "apply",
     "copy",
     "diff",
@@ -68,6 +70,7 @@ _HOMES: Final = {
     "Policy": "layers.policy",
     "Progress": "progress",
     "TreePath": "operations.filesystem",
+    "append": "operations.append",
     "apply": "operations.apply:apply_blob",
     "copy": "operations.copy",
     "diff": "operations.diff",

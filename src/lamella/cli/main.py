@@ -13,7 +13,7 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.frame import CONTEXT, result_options
-from lamella.errors import LamellaError, exit_code, from_os
+from lamella.errors import Cancelled, LamellaError, exit_code, from_os
 
 SECTIONS: Final[dict[str, dict[str, str]]] = {
     "Images": {
@@ -22,6 +22,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "inspect": "Show an image's config, layers, history and sizes.",
         "verify": "Check every digest, size and layer of an image.",
         "copy": "Copy an image from one form on disk to another.",
+        "append": "Copy an image with one more layer on top.",
         "flatten": "Copy an image with its layers merged into one.",
     },
     "Layers": {
@@ -164,6 +165,8 @@ def _fail(error: Exception, console: Console) -> int:
         console.abandon_output()
     if isinstance(error, LamellaError):
         console.error(str(error), error.hint, getattr(error, "__notes__", ()))
+        if isinstance(error, Cancelled):
+            return 128 + getattr(error, "number", _SIGINT)
     else:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         hint = "please report it" if console.debug else "run again with --debug to see where, and please report it"

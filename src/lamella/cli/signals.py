@@ -23,14 +23,23 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-class _Asked(Cancellation):
-    """Knows whether the work has seen that it is to stop."""
+class Stopped(Cancelled):
+    """Work that has seen that a signal asks it to stop; the exit code tells which."""
 
-    __slots__ = ("noticed",)
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted")
+        self.number = number
+
+
+class _Asked(Cancellation):
+    """Knows which signal asks the work to stop, and whether the work has seen it."""
+
+    __slots__ = ("noticed", "number")
 
     def __init__(self) -> None:
         super().__init__()
         self.noticed = False
+        self.number = int(signal.SIGINT)
 
     def check(self) -> None:
         """As the base does."""
@@ -38,7 +47,7 @@ class _Asked(Cancellation):
             super().check()
         except Cancelled:
             self.noticed = True
-            raise Cancelled("interrupted") from None
+            raise Stopped(self.number) from None
 
 
 def cancellation() -> Cancellation:
@@ -51,6 +60,7 @@ def cancellation() -> Cancellation:
     numbers = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        cancel.number = number
         cancel.cancel()
         for one in numbers:
             signal.signal(one, insist)

@@ -37,7 +37,9 @@ def tar_changes(
 
     ``next_buffer`` is the contract of `lamella.formats.tar.TarReader`. With ``stored``, content is given as extents
     of that blob instead, which can be opened again. ``end`` is called when the archive has ended and before the last
-    change is behind us, so that what it raises (a digest that differs) keeps the sink from committing. Raises FormatError, UnsafePath, Exhausted.
+    change is behind us, so that what it raises (a digest that differs) keeps the sink from committing.
+
+    Raises FormatError, UnsafePath, Exhausted.
     """
     reader = TarReader(next_buffer, facet=Posix, limits=limits or TarLimits())
     parents: dict[str, LayerPath | None] = {}

@@ -153,7 +153,7 @@ def _configured(
     user: str | None,
     working_dir: str | None,
 ) -> ImageConfig:
-    created = _created()
+    created = creation_time()
     history = [History(created=created, created_by=_BY)]
     if base is None:
         place = platform or host_platform()
@@ -192,7 +192,8 @@ def _environment(stated: list[str], wanted: Iterable[str]) -> list[str]:
     return list(by_name.values())
 
 
-def _created() -> str:
+def creation_time() -> str:
+    """When an image says that it was made: SOURCE_DATE_EPOCH, or 1970. Raises InvalidInput."""
     from datetime import UTC, datetime
 
     seconds = (source_date_epoch() or 0) // SECOND
