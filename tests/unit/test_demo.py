@@ -32,10 +32,10 @@ def test_the_demo_proves_its_trees_equal_and_leaves_nothing(tmp_path: Path) -> N
     ran = subprocess.run(
         [sys.executable, DEMO, "--quick"], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
     )
-    assert (0, "") == (ran.returncode, ran.stderr)
+    assert (ran.returncode, ran.stderr) == (0, "")
     assert "after/ and again/ are equal" in ran.stdout
-    assert 3 == ran.stdout.count("\nlayer    sha256:")
-    assert [] == os.listdir(tmp_path)
+    assert ran.stdout.count("\nlayer    sha256:") == 3
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_demo_fails_where_the_trees_differ(
@@ -49,11 +49,11 @@ def test_the_demo_fails_where_the_trees_differ(
         return result
 
     monkeypatch.setattr(demo, "compare", spoiled)
-    assert 1 == demo.main(["--quick"])
+    assert demo.main(["--quick"]) == 1
     output = capsys.readouterr()
     assert "M /etc/motd" in output.err
     assert "are equal" not in output.out
-    assert [] == os.listdir(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_difference_in_content_alone_is_found(demo: ModuleType, tmp_path: Path) -> None:
@@ -63,5 +63,5 @@ def test_a_difference_in_content_alone_is_found(demo: ModuleType, tmp_path: Path
         for path in (tmp_path / name / "file", tmp_path / name):
             os.utime(path, ns=(0, 1))
     count, differences = demo.compare(tmp_path / "left", tmp_path / "right")
-    assert 2 == count
-    assert ["M /file", "- put", "+ put"] == [" ".join(line.split()[:2]) for line in differences]
+    assert count == 2
+    assert [" ".join(line.split()[:2]) for line in differences] == ["M /file", "- put", "+ put"]
