@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""unpack: whole or not at all, whatever comes in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.oci.config import ContainerConfig
+from lamella.testing.builders import device, directory, file, symlink, whiteout
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+MakeImage = Callable[..., str]
+
+LAYERS = (
+    [
+        directory("", mode=0o755),
+        directory("etc"),
+        file("etc/passwd", b"app:x:7:8::/srv:/bin/sh\n", mode=0o640, uid=5, gid=6),
+        file("old", b"old"),
+        symlink("link", "etc/passwd"),
+    ],
+    [whiteout("old"), file("new", b"new", mode=0o4755)],
+)
+
+
+@pytest.fixture
+def image(make_image: MakeImage) -> str:
+    """Return the name of a small image of two layers."""
+    return make_image(*LAYERS, config=ContainerConfig(user="app", cmd=["/bin/true"]))
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_an_image_becomes_a_directory(lamella: Run, image: str, tmp_path: Path) -> None:
+    done = lamella("unpack", image, tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path}/out: 7 entries of 2 layers, ")
+    assert sorted(os.listdir(tmp_path / "out")) == ["etc", "link", "new"]
+    assert (tmp_path / "out/new").stat().st_mode & 0o7777 == 0o4755
+    assert sorted(os.listdir(tmp_path)) == ["image", "out"]
+
+
+def test_the_json_has_the_descriptors(lamella: Run, image: str, tmp_path: Path) -> None:
+    unpacked = document(lamella("unpack", image, tmp_path / "out", "--json"))
+    about = document(lamella("inspect", image, "--json"))
+    assert unpacked["directory"] == str(tmp_path / "out")
+    assert unpacked["manifest"] == about["manifest"]
+    layers = [{key: layer[key] for key in about["layers"][0]} for layer in unpacked["layers"]]
+    assert layers == about["layers"]
+    assert [layer["entries"] for layer in unpacked["layers"]] == [5, 2]
+
+
+def test_quiet_is_silent(lamella: Run, image: str, tmp_path: Path) -> None:
+    done = lamella("unpack", "-q", image, tmp_path / "out")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_existing_directory_is_left_alone(lamella: Run, image: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    done = lamella("unpack", image, tmp_path / "out")
+    assert done.returncode == 5
+    assert "--merge" in done.stderr.partition("hint: ")[2]
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_merge_unpacks_over_what_is_there(lamella: Run, image: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("mine")
+    (tmp_path / "out/old").write_text("gone by the whiteout")
+    assert lamella("unpack", image, tmp_path / "out", "--merge").returncode == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["etc", "link", "mine", "new"]
+
+
+@pytest.mark.root
+def test_owners_are_kept_ignored_or_recorded(lamella: Run, image: str, tmp_path: Path) -> None:
+    found = {}
+    for owner in ("keep", "ignore", "record"):
+        assert lamella("unpack", image, tmp_path / owner, "--owner", owner).returncode == 0
+        path = tmp_path / owner / "etc/passwd"
+        found[owner] = (path.stat().st_uid, "user.rootlesscontainers" in os.listxattr(path))
+    assert found == {"keep": (5, False), "ignore": (0, False), "record": (0, True)}
+    # What was recorded is honoured when packing: the same image comes out.
+    digests = [
+        document(lamella("pack", tmp_path / owner, f"oci:{tmp_path}/packed:{owner}", "--owner", owner, "--json"))
+        for owner in ("keep", "record")
+    ]
+    assert digests[0]["digest"] == digests[1]["digest"]
+
+
+def test_devices_are_skipped_with_a_warning(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
+    name = make_image([device("null", 1, 3)])
+    done = lamella("unpack", name, tmp_path / "out", "--devices", "skip")
+    assert done.returncode == 0
+    assert done.stderr.startswith("lamella: warning: null: ")
+    assert os.listdir(tmp_path / "out") == []
+    assert lamella("unpack", name, tmp_path / "strict", "--devices", "skip", "--strict").returncode == 7
+    assert not (tmp_path / "strict").exists()
+
+
+# Bundles ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_has_a_root_and_a_config_for_this_user_alone(lamella: Run, image: str, tmp_path: Path) -> None:
+    assert lamella("unpack", image, tmp_path / "bundle", "--bundle").returncode == 0
+    assert sorted(os.listdir(tmp_path / "bundle")) == ["config.json", "rootfs"]
+    assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o700
+    process = json.loads((tmp_path / "bundle/config.json").read_text())["process"]
+    assert process["args"] == ["/bin/true"]
+    assert process["user"] == {"uid": 7, "gid": 8}
+    assert lamella("unpack", image, tmp_path / "bundle", "--bundle").returncode == 5
+    assert lamella("unpack", image, tmp_path / "bundle", "--bundle", "--merge").returncode == 0
+
+
+def test_a_bundle_whose_user_is_not_there_is_not_made(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
+    name = make_image(*LAYERS, config=ContainerConfig(user="somebody"))
+    done = lamella("unpack", name, tmp_path / "bundle", "--bundle")
+    assert done.returncode == 4
+    assert "somebody" in done.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+# Failures --------------------------------------------------------------------------------------------------------
+
+
+def last_layer(lamella: Run, image: str) -> Path:
+    digest = document(lamella("inspect", image, "--json"))["layers"][-1]["digest"]
+    return Path(image.split(":")[1]) / "blobs/sha256" / digest.removeprefix("sha256:")
+
+
+def test_a_truncated_layer_leaves_nothing(lamella: Run, image: str, tmp_path: Path) -> None:
+    blob = last_layer(lamella, image)
+    blob.write_bytes(blob.read_bytes()[:-20])
+    done = lamella("unpack", image, tmp_path / "out")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["image"]
+
+
+def test_a_layer_that_is_another_leaves_nothing(lamella: Run, image: str, tmp_path: Path) -> None:
+    blob = last_layer(lamella, image)
+    raw = bytearray(blob.read_bytes())
+    raw[4] ^= 1
+    blob.write_bytes(raw)
+    done = lamella("unpack", image, tmp_path / "out")
+    assert done.returncode == 8
+    assert "expected digest" in done.stderr
+    assert os.listdir(tmp_path) == ["image"]
+
+
+def test_a_failed_merge_says_what_is_left(lamella: Run, image: str, tmp_path: Path) -> None:
+    blob = last_layer(lamella, image)
+    blob.write_bytes(blob.read_bytes()[:-20])
+    done = lamella("unpack", image, tmp_path / "out", "--merge")
+    assert done.returncode == 8
+    assert f"is left in '{tmp_path}/out'" in done.stderr
+
+
+def test_a_missing_parent_is_said(lamella: Run, image: str, tmp_path: Path) -> None:
+    assert lamella("unpack", image, tmp_path / "gone/out").returncode == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a file system of 1 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("options", [[], ["--bundle"]])
+def test_a_full_disk_leaves_nothing(lamella: Run, make_image: MakeImage, small_disk: Path, options: list[str]) -> None:
+    name = make_image([file(f"file{number}", bytes(100_000)) for number in range(20)])
+    done = lamella("unpack", name, small_disk / "out", *options)
+    assert done.returncode == 11
+    assert "No space left on device" in done.stderr
+    assert "hint: free some space" in done.stderr
+    assert os.listdir(small_disk) == []
+    assert shutil.disk_usage(small_disk).free > 900_000
+
+
+@pytest.mark.root
+def test_a_blob_or_an_image_that_does_not_fit_leaves_nothing(lamella: Run, small_disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/random").write_bytes(os.urandom(2 << 20))
+    assert lamella("diff", tmp_path / "in", "-o", small_disk / "blob").returncode == 11
+    assert lamella("pack", tmp_path / "in", f"oci:{small_disk}/image:t").returncode == 11
+    assert lamella("pack", tmp_path / "in", f"oci-archive:{small_disk}/image.tar:t").returncode == 11
+    assert os.listdir(small_disk) == []
+
+
+# Being stopped ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_image(make_image: MakeImage) -> str:
+    """Return the name of an image that takes a while to unpack."""
+    return make_image([file(f"d{number % 100}/f{number}", b"x" * 100) for number in range(30_000)])
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+)
+def test_an_unpack_that_is_stopped_leaves_nothing(
+    program: str, slow_image: str, tmp_path: Path, number: int, code: int
+) -> None:
+    with subprocess.Popen(
+        [program, "unpack", slow_image, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: any(path.name.startswith(".out") and any(path.iterdir()) for path in tmp_path.iterdir()))
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (code, "")
+    assert errors.splitlines()[0] == "lamella: interrupted"
+    assert "Traceback" not in errors
+    assert os.listdir(tmp_path) == ["image"]
+
+
+def test_a_merge_that_is_stopped_says_what_is_left(program: str, slow_image: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [program, "unpack", slow_image, tmp_path / "out", "--merge"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for((tmp_path / "out/d5").exists)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines() == [
+        "lamella: interrupted",
+        f"note: what was unpacked so far is left in '{tmp_path}/out'",
+    ]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+# The bar ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "drawn"), [([], True), (["-q"], False), (["--json"], False)])
+def test_a_bar_is_drawn_on_a_terminal_for_work_that_takes_a_while(
+    program: str, tmp_path: Path, options: list[str], drawn: bool
+) -> None:
+    import pty
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/random").write_bytes(os.urandom(1 << 20))
+    subprocess.run([program, "diff", tmp_path / "in", "-o", tmp_path / "blob"], check=True, stdout=subprocess.DEVNULL)
+    blob = (tmp_path / "blob").read_bytes()
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [program, "apply", "-", tmp_path / "out", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        assert process.stdin is not None
+        process.stdin.write(blob[:300_000])
+        process.stdin.flush()
+        wait_for((tmp_path / "out").exists)
+        time.sleep(0.5)
+        process.stdin.write(blob[300_000:])
+        process.stdin.close()
+        shown = b""
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:  # what a terminal gives when its last writer is gone
+            pass
+        os.close(ours)
+    assert process.returncode == 0
+    assert (b"apply" in shown) == drawn
