@@ -62,7 +62,7 @@ class Descriptors:
         temporary = -1
         # Of the directories on the way only the nearest are kept: a path of thousands of components must not push
         # everything else out, and a walk that climbs back up such a path must not start at the root each time.
-        keep = max(16, self._most // 4)
+        keep = max(1, self._most // 4)
         try:
             while pending:
                 name = pending.pop()
@@ -98,7 +98,7 @@ class Descriptors:
 
     def _evict(self) -> None:
         known = self.known
-        for key in [key for key in known if key][: self._most // 2]:
+        for key in [key for key in known if key][: len(known) - self._most // 2]:
             os.close(known.pop(key))
 
 

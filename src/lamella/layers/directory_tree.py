@@ -22,7 +22,6 @@ from lamella.paths import ROOT, LayerPath, split
 if TYPE_CHECKING:
     from lamella.layers.comparing import DirectoriesComparison
 
-_OPEN_DIRECTORIES: Final = 128
 _KEPT_LISTINGS: Final = 256
 _KEPT_FACTS: Final = 65536
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
@@ -68,11 +67,12 @@ class DirectoryTree:
         *,
         owners: Literal["actual", "recorded"] | None = None,
         xattrs: Literal["all", "capability", "none"] = "all",
+        open_directories: int = 128,
     ) -> None:
-        """Open ``root``. Raises NotFound, Conflict (no directory), Denied."""
+        """Open ``root``; never more than ``open_directories`` are. Raises NotFound, Conflict (no directory), Denied."""
         if os.stat not in os.supports_dir_fd:
             raise Unsupported("this system cannot open files relative to a directory")
-        self._descriptors = Descriptors(open_root(root), most=_OPEN_DIRECTORIES)
+        self._descriptors = Descriptors(open_root(root), most=open_directories)
         self._known = self._descriptors.known
         self._recorded = (os.geteuid() != 0) if owners is None else owners == "recorded"
         self._xattrs = xattrs

@@ -18,6 +18,8 @@ from lamella.layers.stack import LayerStack
 from lamella.paths import ROOT, LayerPath, split
 
 _KNOWN: Final = 4096
+_OPEN_DIRECTORIES: Final = 256
+"""Of all layers together, so that a stack of 127 fits into the usual limit of 1,024 files."""
 
 
 class _Upper:
@@ -30,9 +32,10 @@ class _Upper:
         layer: OverlayLayer,
         owners: Literal["actual", "recorded"] | None,
         xattrs: Literal["all", "capability", "none"],
+        open_directories: int,
     ) -> None:
         self.prefix = layer.prefix()
-        self.tree = DirectoryTree(layer.path, owners=owners, xattrs=xattrs)
+        self.tree = DirectoryTree(layer.path, owners=owners, xattrs=xattrs, open_directories=open_directories)
         self.marks: dict[LayerPath, dict[str, bytes]] = {}
         """By path, what the last call found; see `DirectoryTree.marks`."""
         self.tree.marks = (self.prefix, self.marks)
@@ -110,7 +113,7 @@ class OverlayChanges:
         owners: Literal["actual", "recorded"] | None = None,
         xattrs: Literal["all", "capability", "none"] = "all",
     ) -> None:
-        self._upper = _Upper(layer, owners, xattrs)
+        self._upper = _Upper(layer, owners, xattrs, 128)
 
     def __enter__(self) -> Self:
         return self
@@ -176,9 +179,10 @@ class OverlayTree:
         """Directory -> the layers that show in it, the nearest first."""
         self._from: dict[str, dict[LayerPath, _Upper]] = {}
         """The directories listed last that several layers show in -> whose each file is."""
+        each = max(3, _OPEN_DIRECTORIES // max(2, len(stack)))
         try:
             for layer in stack.nearest_first():
-                self._layers.append(_Upper(layer, owners, xattrs))
+                self._layers.append(_Upper(layer, owners, xattrs, each))
         except BaseException:
             self.close()
             raise

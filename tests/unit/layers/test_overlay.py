@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -336,3 +337,18 @@ def test_lookup_and_listing_agree_in_a_stack(layers: Layers) -> None:
             tree.entries(LayerPath("d"))
         with pytest.raises(InvalidInput):
             OverlayTree(LayerStack([]))
+
+
+def test_a_stack_of_127_layers_needs_few_descriptors(tmp_path: Path) -> None:
+    layers = Layers(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        for number in range(126):
+            path = f"a/{number % 5}/{number % 7}/{number % 11}/f{number}"
+            layers.add_blindly([file(path), whiteout(f"a/{number % 5}/gone")])
+        layers.add([file("a/0/0/0/new"), *(whiteout(f"a/{n % 5}/{n % 7}/{n % 11}/f{n}") for n in range(125))])
+        found = [path for path, words in layers.outline().items() if words == "file"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == ["a/0/0/0/new", "a/0/6/4/f125"]
