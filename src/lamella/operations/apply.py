@@ -34,8 +34,8 @@ class Applied:
 
 
 def apply_blob(
-    blob: Path | BinaryIO,
-    directory: Path,
+    blob: str | os.PathLike[str] | BinaryIO,
+    directory: str | os.PathLike[str],
     *,
     kind: str = "directory",
     parents: Sequence[Path] = (),
@@ -64,7 +64,7 @@ def apply_blob(
         raise from_os(error, f"make directory {os.fspath(directory)!r}") from error
     tally = Tally()
     with BlobReader(
-        blob,
+        Path(blob) if isinstance(blob, (str, os.PathLike)) else blob,
         compression=compression,
         digest=digest,
         size=size,
@@ -73,6 +73,6 @@ def apply_blob(
         progress=None if progress is None else progress.advance,
         cancel=cancel,
     ) as reader:
-        sink = kinds.sink(kind, directory, parents, policy=policy, losses=losses)
+        sink = kinds.sink(kind, Path(directory), parents, policy=policy, losses=losses)
         apply(tar_changes(reader.next_buffer, end=reader.finish), sink, cancel=cancel, tally=tally)
         return Applied(reader.finish(), tally.changes, losses)

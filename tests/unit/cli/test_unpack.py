@@ -136,7 +136,7 @@ def test_a_bundle_whose_user_is_not_there_is_not_made(lamella: Run, make_image: 
 
 
 def last_layer(lamella: Run, image: str) -> Path:
-    digest = document(lamella("inspect", image, "--json"))["layers"][-1]["digest"]
+    digest: str = document(lamella("inspect", image, "--json"))["layers"][-1]["digest"]
     return Path(image.split(":")[1]) / "blobs/sha256" / digest.removeprefix("sha256:")
 
 
