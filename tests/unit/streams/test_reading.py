@@ -425,6 +425,15 @@ def test_cancelling_does_not_wait_for_a_source_that_gives_nothing(way: str) -> N
         assert gone()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is Python's own affair, whatever else runs in this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_wait_for_a_source_that_gives_nothing() -> None:
     source, theirs = stuck()
     with source:
