@@ -21,7 +21,8 @@ Facts: TypeAlias = tuple[int, int, int, int, bool]
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _AT_ONCE: Final = 256 << 10
 """Files up to this size are read by a single call, and so are the steps through larger ones when comparing."""
-_STEP: Final = 1 << 20
+_STEP: Final = 128 << 10
+"""Of larger files: so little that what is read is in the processor's cache still when it is used."""
 
 
 class FileOnDisk:
@@ -63,25 +64,35 @@ class FileOnDisk:
 
     def chunks(self) -> Iterable[Buffer]:
         """See `Content.chunks`."""
-        if self.size <= _AT_ONCE and not self.facts[4]:
-            return (self.whole(),) if self.size else ()
-        return self._steps()
+        facts = self.facts
+        if facts[0] > _AT_ONCE or facts[4]:
+            return self._steps()
+        return (self.whole(),) if facts[0] else ()
 
     def whole(self) -> bytes:
         """All bytes of a small file, read by as few calls as can be."""
-        size = self.size
-        file = self.open()
+        size, mtime, inode, device, _ = self.facts
+        parent, _, name = self.path.rpartition("/")
+        directory = self._tree.descriptor(parent)
         try:
-            # One byte more than there should be tells a file that has grown.
-            content = os.read(file, size + 1)
-            while len(content) < size and (more := os.read(file, size - len(content))):
-                content += more
-            self.check(file)
+            file = os.open(name, _OPEN, dir_fd=directory)
+            try:
+                # One byte more than there should be tells a file that has grown.
+                content = os.read(file, size + 1)
+                while len(content) < size and (more := os.read(file, size - len(content))):
+                    content += more
+                status = os.fstat(file)
+            finally:
+                os.close(file)
         except OSError as error:
             raise self.failure(error) from error
-        finally:
-            os.close(file)
-        if len(content) != size:
+        if (
+            len(content) != size
+            or status[6] != size
+            or status.st_mtime_ns != mtime
+            or status[1] != inode
+            or status[2] != device
+        ):
             raise self.changed()
         return content
 
