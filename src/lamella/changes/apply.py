@@ -46,6 +46,8 @@ MAX_LINK_TEXT: Final = 16384
 """Characters of all links on the way to one file; Linux takes 4096 for a whole path, so no image comes near it."""
 
 _KNOWN_PLACES: Final = 16384
+_KNOWN_TEXT: Final = 1 << 25
+"""Characters of their paths: a deep one has thousands of long parents."""
 _UNSAFE: Final = frozenset({"", ".", ".."})
 
 
@@ -56,6 +58,8 @@ class Limits:
     entries: int = 50_000_000
     depth: int = 5_000
     """Components of a path."""
+    length: int = 8_192
+    """Characters of a path; twice what Linux takes at once."""
 
 
 @dataclass(slots=True)
@@ -92,7 +96,7 @@ def apply(
 
 def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation | None) -> int:
     mine = PutRecord() if sink.layered and sink.view is not None else None
-    walker = Walker(sink, mine, limits.depth)
+    walker = Walker(sink, mine, limits)
     places, put, unsafe, directory = walker.places, sink.put, _UNSAFE, Kind.DIRECTORY
     opaque: dict[LayerPath, None] = {}
     count, most = 0, limits.entries
@@ -227,12 +231,24 @@ class Walker(Generic[R]):
     of them may have come through.
     """
 
-    __slots__ = ("_aliases", "_depth", "_inside", "_links", "_mine", "_passed", "_sink", "_text", "places", "view")
+    __slots__ = (
+        "_aliases",
+        "_held",
+        "_inside",
+        "_limits",
+        "_links",
+        "_mine",
+        "_passed",
+        "_sink",
+        "_text",
+        "places",
+        "view",
+    )
 
-    def __init__(self, sink: Sink[R], mine: PutRecord | None, depth: int) -> None:
+    def __init__(self, sink: Sink[R], mine: PutRecord | None, limits: Limits) -> None:
         self._sink = sink
         self._mine = mine
-        self._depth = depth
+        self._limits = limits
         self.view: View | None = sink.view
         self.places: dict[str, LayerPath] = {}
         """Spelling of a directory -> its canonical path. The root is not in it, nor what has not been looked at."""
@@ -244,6 +260,8 @@ class Walker(Generic[R]):
         """Canonical paths of the links that were read for aliases, and of the directories beyond them."""
         self._links = self._text = 0
         """Of the walk under way: how many links were followed, and how long they were."""
+        self._held = 0
+        """Characters of all places that were added."""
 
     def gone(self, path: LayerPath) -> None:
         """The directory or link that was at ``path`` is gone."""
@@ -302,14 +320,18 @@ class Walker(Generic[R]):
         where = places.get(spelled)
         if where is not None:
             return where
+        limits = self._limits
+        if len(spelled) > limits.length:
+            raise Exhausted(f"the path {spelled[:60]!r}... has more than {limits.length} characters")
         if parse_path(spelled) != spelled:
             raise _refusal(spelled)
-        if spelled.count("/") >= self._depth:
-            raise Exhausted(f"the path {spelled[:60]!r}... has more than {self._depth} components")
-        if len(places) > _KNOWN_PLACES or len(self._passed) > _KNOWN_PLACES:
+        if spelled.count("/") >= limits.depth:
+            raise Exhausted(f"the path {spelled[:60]!r}... has more than {limits.depth} components")
+        if len(places) > _KNOWN_PLACES or len(self._passed) > _KNOWN_PLACES or self._held > _KNOWN_TEXT:
             places.clear()
             self._inside.clear()
             self._forget_aliases()
+            self._held = 0
         known, at = spelled, ROOT
         pending: list[str] = []
         while known:
@@ -327,6 +349,7 @@ class Walker(Generic[R]):
                 return None
             at = found
             places[known] = at
+            self._held += len(at)
             if at == known:
                 row = self._inside.get(above)
                 if row is None:
@@ -372,6 +395,7 @@ class Walker(Generic[R]):
     def _follow(self, path: LayerPath, target: str) -> None:
         """Take note of a link that is read. Raises InvalidInput where it is one too many."""
         self._passed.add(path)
+        self._held += len(path)
         self._links += 1
         self._text += len(target)
         if self._links > MAX_LINKS:

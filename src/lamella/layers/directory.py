@@ -17,7 +17,7 @@ from lamella.changes.semantics import prune
 from lamella.errors import Conflict, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.layers.descriptors import Descriptors, open_root, open_up, remove_tree
 from lamella.layers.policy import Devices, Owners, Policy, refusal
-from lamella.paths import LayerPath, split
+from lamella.paths import LayerPath, join, split
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS: Final = {
@@ -62,8 +62,8 @@ class DirectorySink:
         self._record = self._policy.owners is Owners.RECORD
         self._inheriting: set[int] = set()
         """Descriptors of directories that give their group or default ACL to what is made in them."""
-        self._times: dict[str, int] = {}
-        """Directory -> mtime that it must have in the end."""
+        self._times: dict[str, dict[str, int]] = {}
+        """Parent -> directory in it -> mtime that it must have in the end. The root is "" in ""."""
         self._modes: dict[str, int] = {}
         """Directory -> mode that would lock us out until the end (never for root)."""
         self._removed = False
@@ -236,7 +236,8 @@ class DirectorySink:
     def _note(self, path: str, descriptor: int) -> None:
         """Look at a directory once before anything in it changes: its times, and what it gives to new files."""
         status = os.fstat(descriptor)
-        self._times.setdefault(path, status.st_mtime_ns)
+        parent, _, name = path.rpartition("/")
+        self._times.setdefault(parent, {}).setdefault(name, status.st_mtime_ns)
         if status.st_mode & stat.S_ISGID or self._has_default_acl(descriptor):
             self._inheriting.add(descriptor)
         else:
@@ -247,11 +248,11 @@ class DirectorySink:
 
     def _open_both(self, one: str, other: str) -> tuple[int, int]:
         """Two directories at once, neither closed by the opening of the other."""
-        first = self._open(one)
-        second = self._open(other)
-        if self._known.get(one) != first:  # evicted; the cache has room now
-            first = self._open(one)
-        return first, second
+        known = self._known
+        while True:
+            first, second = self._open(one), self._open(other)
+            if known.get(one) == first and known.get(other) == second:
+                return first, second
 
     def _unlock(self, path: str) -> int:
         """Open a directory of our own whose mode keeps us out; the mode comes back at the end."""
@@ -272,8 +273,8 @@ class DirectorySink:
         working = mode if self._root_user else mode | 0o700
         reshaped: bool | None = None
         existed = not path
+        parent, _, name = path.rpartition("/")
         if path:
-            parent, name = split(path)
             directory = self._known.get(parent)
             if directory is None:
                 directory = self._open(parent)
@@ -309,7 +310,10 @@ class DirectorySink:
             elif not inherits:
                 self._inheriting.discard(descriptor)
         # After it was opened, which notes what a directory has.
-        self._times[path] = posix.mtime
+        row = self._times.get(parent)
+        if row is None:
+            row = self._times[parent] = {}
+        row[name] = posix.mtime
         if working != mode:
             self._modes[path] = mode
         else:
@@ -318,32 +322,36 @@ class DirectorySink:
 
     def _finish_directories(self) -> None:
         """Set times and late modes, through parents opened again without following links."""
-        descriptors, careful = self._descriptors, self._removed
-        for path, mtime in self._times.items():
-            if not path:
-                continue
-            parent, _, name = path.rpartition("/")
+        root = self._times[""].pop("")
+        for parent, row in list(self._times.items()):
             try:
-                directory = self._known.get(parent)
-                if directory is None:
-                    directory = descriptors.open(parent)
+                self._finish_times(self._known.get(parent) or self._descriptors.open(parent), parent, row)
+            except OSError as error:
+                if not self._is_gone(error):
+                    raise
+        self._finish_modes()
+        try:
+            os.utime(self._descriptors.root, ns=(root, root))
+        except PermissionError:
+            self._losses.record(Loss("", "modification time", "the directory belongs to somebody else"))
+
+    def _finish_times(self, directory: int, parent: str, row: Mapping[str, int]) -> None:
+        careful = self._removed
+        for name, mtime in row.items():
+            try:
                 if careful and not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     continue
                 os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
             except OSError as error:
                 if error.errno == errno.EPERM:  # somebody else's, in which we may write
-                    self._losses.record(Loss(path, "modification time", "the directory belongs to somebody else"))
-                    continue
-                # A directory that the layer itself has replaced since, or that lay in such a one.
-                if careful and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    continue
-                raise
-        self._finish_modes()
-        mtime = self._times[""]
-        try:
-            os.utime(descriptors.root, ns=(mtime, mtime))
-        except PermissionError:
-            self._losses.record(Loss("", "modification time", "the directory belongs to somebody else"))
+                    why = "the directory belongs to somebody else"
+                    self._losses.record(Loss(join(parent, name), "modification time", why))
+                elif not self._is_gone(error):
+                    raise
+
+    def _is_gone(self, error: OSError) -> bool:
+        """Whether a directory was not found because the layer itself has replaced it since, or one on its way."""
+        return self._removed and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
     def _finish_modes(self) -> None:
         """Give directories the modes that would have locked us out, the deepest first."""
@@ -351,9 +359,8 @@ class DirectorySink:
             try:
                 os.fchmod(self._descriptors.open(path), self._modes[path])
             except OSError as error:
-                if self._removed and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    continue
-                raise
+                if not self._is_gone(error):
+                    raise
 
     # Other kinds
 

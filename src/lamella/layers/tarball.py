@@ -23,6 +23,8 @@ _AUFS: Final = ".wh..wh."
 _XATTR: Final = "SCHILY.xattr."
 _LIBARCHIVE_XATTR: Final = "LIBARCHIVE.xattr."
 _KNOWN_PARENTS: Final = 16384
+_KNOWN_LENGTH: Final = 1024
+"""Characters of a parent that is worth keeping."""
 _NODES: Final = {"3": Kind.CHARACTER, "4": Kind.BLOCK, "6": Kind.FIFO}
 
 
@@ -52,9 +54,11 @@ def tar_changes(
         try:
             where = parents[head]
         except KeyError:
-            if len(parents) >= _KNOWN_PARENTS:
-                parents.clear()
-            where = parents[head] = _parent(head)
+            where = _parent(head)
+            if len(head) <= _KNOWN_LENGTH:
+                if len(parents) >= _KNOWN_PARENTS:
+                    parents.clear()
+                parents[head] = where
         if where is None:
             continue
         if base[:4] == WHITEOUT:
