@@ -99,10 +99,12 @@ class Console:
     @staticmethod
     def prepare_streams() -> None:
         """Names of files may be any bytes: they go out as they came in, and no locale can make that fail."""
-        for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
-            reconfigure = getattr(stream, "reconfigure", None)
-            if reconfigure is not None:
-                reconfigure(encoding="utf-8", errors=errors)
+        for name, errors in (("stdout", "surrogateescape"), ("stderr", "backslashreplace")):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by whoever started us
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors=errors))  # noqa: SIM115
+            elif hasattr(stream, "reconfigure"):
+                stream.reconfigure(encoding="utf-8", errors=errors)
 
     @staticmethod
     def abandon_output() -> None:

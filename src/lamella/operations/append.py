@@ -12,14 +12,14 @@ import msgspec
 
 from lamella.errors import from_os
 from lamella.images.forms import open_writer
-from lamella.images.image import Image, open_image
+from lamella.images.image import Image, ImageLayer, open_image
 from lamella.images.naming import ImageName, parse_image_name
 from lamella.layers.tarball import tar_changes
 from lamella.oci.config import History, ImageConfig, RootFs
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
 from lamella.oci.manifest import new_manifest
-from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
+from lamella.oci.mediatypes import DOCKER_LAYER, FOREIGN_LAYERS, OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.platform import Platform
 from lamella.operations.pack import creation_time
 from lamella.streams.reading import BlobFacts, BlobReader
@@ -71,7 +71,7 @@ def append(
             media_type=oci_layer(cast("Compression", facts.compression)), digest=facts.digest, size=facts.size
         )
         with open_writer(target, replace=replace) as writer:
-            below = [one.descriptor for one in image.layers]
+            below = [_of_oci(one) for one in image.layers]
             missing = [one for one in image.layers if not writer.has_blob(one.descriptor)]
             if progress is not None:
                 progress.start("copy", sum(one.descriptor.size for one in missing) + layer.size)
@@ -89,6 +89,14 @@ def append(
             manifest = new_manifest(config, [*below, layer], dict(image.manifest.annotations))
             entry = writer.commit(target.tag, writer.put_document(OCI_MANIFEST, encode(manifest)))
             return Appended(entry, layer, facts)
+
+
+def _of_oci(layer: ImageLayer) -> Descriptor:
+    """The descriptor as an OCI manifest has it: Docker's media types are not for those."""
+    media_type = layer.descriptor.media_type
+    if not media_type.startswith(DOCKER_LAYER) or media_type in FOREIGN_LAYERS:
+        return layer.descriptor
+    return msgspec.structs.replace(layer.descriptor, media_type=oci_layer(layer.compression))
 
 
 def _extended(image: Image, facts: BlobFacts) -> ImageConfig:

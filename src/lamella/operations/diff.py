@@ -53,11 +53,13 @@ def diff(
     than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
     `sourced` for ``owners``.
 
-    Raises NotFound, Conflict (something changed meanwhile), Denied, Exhausted, Cancelled and the like.
+    Raises NotFound, InvalidInput (``output`` would lie in ``upper``), Conflict (something changed meanwhile), Denied,
+    Exhausted, Cancelled and the like.
     """
     if isinstance(output, (str, os.PathLike)):
-        from lamella.operations.output import replacing
+        from lamella.operations.output import refuse_within, replacing
 
+        refuse_within(upper, output, "the blob")
         opened: Any = replacing(Path(output))
     else:
         opened = nullcontext(output)

@@ -10,10 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from lamella.errors import AlreadyExists, Conflict, from_os
+from lamella.errors import AlreadyExists, Conflict, InvalidInput, from_os
 
 _LONGEST: Final = 50
 """Characters of the wanted name that the temporary one repeats: names end at 255 bytes, characters have up to four."""
+
+
+def refuse_within(directory: str | os.PathLike[str], output: str | os.PathLike[str], what: str) -> None:
+    """Raise InvalidInput where ``output`` would lie in ``directory``, which it is made from."""
+    root = os.path.realpath(directory)
+    parent = os.path.dirname(os.path.realpath(output))
+    if os.path.commonpath((root, parent)) == root:
+        raise InvalidInput(
+            f"{what} {os.fspath(output)!r} would lie in {os.fspath(directory)!r}, which it is made from",
+            hint="write it to another place",
+        )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from lamella.oci.manifest import new_manifest
 from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.platform import Platform, host_platform, parse_platform
 from lamella.operations.diff import sourced
+from lamella.operations.output import refuse_within
 from lamella.operations.write_layer import Written, write_layer
 from lamella.paths import LayerPath
 from lamella.times import SECOND, source_date_epoch
@@ -79,6 +80,7 @@ def pack(
     ``replace``. Raises AlreadyExists, InvalidInput, and as `diff` does.
     """
     name = parse_image_name(image) if isinstance(image, str) else image
+    refuse_within(directory, name.path, "the image")
     if isinstance(platform, str):
         platform = parse_platform(platform)
     config = _configured(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lamella.digests import Digest
 from lamella.oci.config import ContainerConfig
 from lamella.testing.builders import directory, file, link, opaque, symlink, whiteout
 
@@ -60,6 +61,21 @@ def layout_of(image: str) -> Path:
 
 def blob_of(image: str, digest: str) -> Path:
     return layout_of(image) / "blobs/sha256" / digest.removeprefix("sha256:")
+
+
+def rewrite(image: str, change: Callable[[Any, Any], None]) -> Any:
+    """Let ``change`` change manifest and config, and return the manifest; every digest is right again."""
+    index_file = layout_of(image) / "index.json"
+    index = json.loads(index_file.read_text())
+    manifest = json.loads(blob_of(image, index["manifests"][0]["digest"]).read_text())
+    config = json.loads(blob_of(image, manifest["config"]["digest"]).read_text())
+    change(manifest, config)
+    for holder, key, value in (manifest, "config", config), (index["manifests"], 0, manifest):
+        raw = json.dumps(value).encode()
+        holder[key] |= {"digest": str(Digest.of(raw)), "size": len(raw)}
+        blob_of(image, Digest.of(raw)).write_bytes(raw)
+    index_file.write_text(json.dumps(index))
+    return manifest
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:
@@ -281,6 +297,19 @@ def test_a_layer_is_appended_with_its_history(lamella: Run, image: str, tree: Pa
     assert lamella("verify", image).returncode == 0
 
 
+def test_an_oci_image_has_no_layers_of_dockers_types(lamella: Run, image: str, tree: Path, tmp_path: Path) -> None:
+    def to_docker(manifest: Any, config: Any) -> None:
+        for layer in manifest["layers"]:
+            layer["mediaType"] = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+    rewrite(image, to_docker)
+    lamella("diff", tree, "-o", tmp_path / "blob")
+    assert lamella("append", image, tmp_path / "blob", image).returncode == 0
+    types = {layer["mediaType"] for layer in document(lamella("inspect", image, "--json"))["layers"]}
+    assert types == {"application/vnd.oci.image.layer.v1.tar+gzip"}
+    assert lamella("verify", image).returncode == 0
+
+
 def test_what_is_no_layer_is_not_appended(lamella: Run, image: str, tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(b"something else " * 100)
     before = document(lamella("inspect", image, "--json"))
@@ -376,23 +405,14 @@ def test_verify_goes_on_after_a_problem(lamella: Run, image: str) -> None:
 
 def test_verify_finds_a_diff_id_that_is_another(lamella: Run, image: str) -> None:
     """The config promises a tar that the layer is not, though each blob is what its name says."""
-    from lamella.digests import Digest
 
-    index_file = layout_of(image) / "index.json"
-    index = json.loads(index_file.read_text())
-    manifest = json.loads(blob_of(image, index["manifests"][0]["digest"]).read_text())
-    config = json.loads(blob_of(image, manifest["config"]["digest"]).read_text())
-    config["rootfs"]["diff_ids"].reverse()
-    for holder, key, value in (manifest, "config", config), (index["manifests"], 0, manifest):
-        raw = json.dumps(value).encode()
-        holder[key] |= {"digest": str(Digest.of(raw)), "size": len(raw)}
-        blob_of(image, Digest.of(raw)).write_bytes(raw)
-    index_file.write_text(json.dumps(index))
+    def swap(manifest: Any, config: Any) -> None:
+        config["rootfs"]["diff_ids"].reverse()
+
+    layers = rewrite(image, swap)["layers"]
     done = lamella("verify", image)
     assert done.returncode == 8
-    assert [line.split()[0] for line in done.stdout.splitlines()[:2]] == [
-        f"{layer['digest']}:" for layer in manifest["layers"]
-    ]
+    assert [line.split()[0] for line in done.stdout.splitlines()[:2]] == [f"{layer['digest']}:" for layer in layers]
     assert lamella("unpack", image, layout_of(image).with_name("out")).returncode == 8
 
 

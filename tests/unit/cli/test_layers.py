@@ -177,6 +177,13 @@ def test_a_blob_is_not_written_to_a_terminal(lower: Path, program: str) -> None:
     assert "terminal" in done.stderr
 
 
+def test_a_blob_is_not_written_into_what_it_is_made_from(lamella: Run, lower: Path) -> None:
+    done = lamella("diff", lower, "-o", lower / "etc/blob")
+    assert done.returncode == 3
+    assert lamella("pack", lower, f"oci:{lower}/image:t").returncode == 3
+    assert sorted(os.listdir(lower)) == ["bin", "etc", "sh"]
+
+
 def test_a_diff_that_fails_leaves_no_blob(lamella: Run, lower: Path, tmp_path: Path) -> None:
     (tmp_path / "blob").write_text("before")
     assert lamella("diff", lower, "/nowhere", "-o", tmp_path / "blob").returncode == 4

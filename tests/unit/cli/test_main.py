@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -286,6 +287,20 @@ def test_a_full_standard_output_is_said_once(program: str) -> None:
     assert done.returncode == 11
     assert "No space left" in done.stderr.splitlines()[0]
     assert "Exception" not in done.stderr
+
+
+def test_closed_streams_are_no_bug(program: str) -> None:
+    for closed, code in ("1>&-", 0), ("2>&-", 0), ("1>&- 2>&-", 0):
+        done = subprocess.run(["sh", "-c", f"'{program}' --help {closed}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, "")
+    done = subprocess.run(["sh", "-c", f"'{program}' ls oci:/nowhere 2>&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (4, "")
+
+
+def test_the_shell_is_told_how_to_complete(program: str) -> None:
+    environment = {"_LAMELLA_COMPLETE": "bash_complete", "COMP_WORDS": "lamella un", "COMP_CWORD": "1"}
+    done = subprocess.run([program], capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.stdout == "plain,unpack\n"
 
 
 def test_json_without_surrogates_is_plain_ascii(lamella: Run, tmp_path: Path) -> None:

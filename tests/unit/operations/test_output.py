@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import AlreadyExists, Conflict, Exhausted, NotFound
-from lamella.operations.output import replacing
+from lamella.errors import AlreadyExists, Conflict, Exhausted, InvalidInput, NotFound
+from lamella.operations.output import refuse_within, replacing
 
 
 def test_a_file_appears_at_the_end_and_alone(tmp_path: Path) -> None:
@@ -32,6 +32,15 @@ def test_an_exclusive_file_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     with pytest.raises(AlreadyExists), replacing(tmp_path / "out", exclusive=True):
         pass
+
+
+@pytest.mark.parametrize("place", ["in", "in/deeper", "link", "link/.."])
+def test_what_is_read_does_not_take_its_own_result(tmp_path: Path, place: str) -> None:
+    (tmp_path / "in/deeper").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("in/deeper")
+    with pytest.raises(InvalidInput, match="would lie in"):
+        refuse_within(tmp_path / "in", tmp_path / place / "blob", "it")
+    refuse_within(tmp_path / "in", tmp_path / "in-stead", "it")
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:
