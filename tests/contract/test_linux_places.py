@@ -156,10 +156,13 @@ class TestTar(contract.SourceTests):
 
 @pytest.mark.root
 class TestWalkOfDirectory(contract.SourceTests):
+    def changes(self, tree: DirectoryTree) -> Source:
+        return walk(tree)
+
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Iterator[Change]:
         root = bare(tmp_path / "root")
         apply(changes, DirectorySink(root))
-        found = walk(DirectoryTree(root))
+        found = iter(self.changes(DirectoryTree(root)))
         assert next(found).entry.path == ROOT  # type: ignore[union-attr]
         return found
 
@@ -169,3 +172,9 @@ class TestWalkOfDirectory(contract.SourceTests):
         order = {put.entry.path: put for put in found if isinstance(put, Put) and put.entry.kind is Kind.DIRECTORY}
         assert list(order) == ["a", "h"]
         return list(dump(found, inline=64, extents=False))
+
+
+@pytest.mark.root
+class TestChangesOfDirectory(TestWalkOfDirectory):
+    def changes(self, tree: DirectoryTree) -> Source:
+        return tree.changes()

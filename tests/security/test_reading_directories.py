@@ -13,7 +13,7 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.changes.dump import dump
-from lamella.changes.model import Kind
+from lamella.changes.model import Kind, Put
 from lamella.changes.tree import walk
 from lamella.errors import Conflict, InvalidInput, LamellaError, NotFound
 from lamella.layers.directory_tree import DirectoryTree
@@ -56,7 +56,8 @@ def test_nothing_but_directories_and_files_is_opened(tmp_path: Path, monkeypatch
         pieces: list[bytes] = []
         with DirectoryTree(root) as tree:
             apply(walk(tree), TarSink(lambda piece: pieces.append(bytes(piece)), lookup=tree.lookup))
-    assert opened == [str(root), "d", "f"]
+            apply(tree.changes(), TarSink(lambda piece: pieces.append(bytes(piece)), lookup=tree.lookup))
+    assert opened == [str(root), "d", "f", "f"]
 
 
 def test_links_to_directories_outside_are_never_followed(tmp_path: Path) -> None:
@@ -276,3 +277,59 @@ def test_a_fifo_in_the_place_of_a_file_does_not_make_reading_wait(root: Path) ->
                 list(content.chunks())
         finally:
             os.close(writer)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_a_file_that_changes_when_its_turn_comes_is_read_whole_or_an_error(
+    root: Path, size: int, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the calls that one file takes, whichever they are, somebody changes it."""
+    real = {name: getattr(os, name) for name in ("scandir", "open", "fstat", "readv", "lstat", "preadv", "read")}
+    for at in range(1, 12):
+        for old in root.iterdir():
+            old.rmdir() if old.is_dir() and not old.is_symlink() else old.unlink()
+        (root / "f").write_bytes(b"x" * size)
+        calls = 0
+
+        def counted(name: str, at: int = at) -> Callable[..., object]:
+            def call(*arguments: object, **options: object) -> object:
+                nonlocal calls
+                calls += 1
+                result = real[name](*arguments, **options)
+                if calls == at:
+                    change(root / "f")
+                return result
+
+            return call
+
+        with DirectoryTree(root) as tree:
+            changes = iter(tree.changes())
+            next(changes)
+            with monkeypatch.context() as patch:
+                for name in real:
+                    patch.setattr(os, name, counted(name))
+                try:
+                    for put in changes:
+                        assert isinstance(put, Put)
+                        if put.content is not None:
+                            data = b"".join(map(bytes, put.content.chunks()))
+                            assert len(data) == put.entry.size
+                            assert set(data) <= set(b"xmore")
+                except LamellaError:
+                    continue
+
+
+def test_content_that_was_held_is_read_again_when_it_is_late(root: Path) -> None:
+    for name in "abc":
+        (root / name).write_bytes(name.encode() * 1000)
+    with DirectoryTree(root) as tree:
+        puts = [change for change in tree.changes() if isinstance(change, Put) and change.content is not None]
+        for put in puts:
+            assert put.content is not None
+            assert b"".join(map(bytes, put.content.chunks())) == put.entry.path.encode() * 1000
+        grow(root / "a")
+        first = puts[0].content
+        assert first is not None
+        with pytest.raises(Conflict):
+            list(first.chunks())

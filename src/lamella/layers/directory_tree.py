@@ -21,6 +21,7 @@ from lamella.paths import ROOT, LayerPath, split
 
 if TYPE_CHECKING:
     from lamella.layers.comparing import DirectoriesComparison
+    from lamella.layers.reading_along import Walk
 
 _KEPT_LISTINGS: Final = 256
 _KEPT_FACTS: Final = 65536
@@ -155,6 +156,28 @@ class DirectoryTree:
             raise from_os(error, f"list {directory or '/'!r}") from error
         self._remember(directory, listing)
         return found
+
+    def changes(self) -> Walk:
+        """The changes of `lamella.changes.tree.walk`, faster where the content of each file is read as it comes."""
+        from lamella.layers.reading_along import Walk
+
+        return Walk(self)
+
+    def described(self, path: LayerPath, status: os.stat_result, file: int) -> Entry:
+        """The entry of a regular file that is open, which must not be asked for by name then. Raises OSError."""
+        posix = Posix(status[0] & 0o7777, status[4], status[5], status.st_mtime_ns)
+        entry = Entry(path, Kind.FILE, posix, status[6])
+        if self._recorded:
+            self._own(posix)
+        if self._asks() and not (self._mute and status[2] in self._mute):
+            held: list[str] = []
+            try:
+                held = host.list_xattrs(file)
+            except OSError as error:
+                self._no_attributes(error, status[2])
+            if held:
+                self._describe(entry, posix, held, file, _Listing())
+        return entry
 
     def open(self, path: LayerPath) -> FileOnDisk:
         """See `Tree.open`. Nothing is opened before the content is asked for."""
@@ -391,7 +414,7 @@ class DirectoryTree:
         if entry.kind is not Kind.FILE or kind not in _STANDS_FOR:
             raise Unsupported(f"{entry.path!r} is a {entry.kind.value}, and is recorded as a {kind.value}")
         entry.kind, entry.size, posix.device = kind, 0, override.device
-        del listing.files[entry.path]
+        listing.files.pop(entry.path, None)
 
 
 def _bytes(name: str) -> bytes:

@@ -18,7 +18,7 @@ Facts: TypeAlias = tuple[int, int, int, int, bool]
 """Of a regular file: size, mtime in ns, inode, device, and whether it may have holes."""
 
 # Not waiting: a fifo that somebody puts in the place of a file must not stop us.
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _AT_ONCE: Final = 256 << 10
 """Files up to this size are read by a single call, and so are the steps through larger ones when comparing."""
 _STEP: Final = 128 << 10
@@ -75,7 +75,7 @@ class FileOnDisk:
         parent, _, name = self.path.rpartition("/")
         directory = self._tree.descriptor(parent)
         try:
-            file = os.open(name, _OPEN, dir_fd=directory)
+            file = os.open(name, OPEN, dir_fd=directory)
             try:
                 # One byte more than there should be tells a file that has grown.
                 content = os.read(file, size + 1)
@@ -123,7 +123,7 @@ class FileOnDisk:
         """A descriptor, which the caller closes. Raises Conflict, Denied."""
         parent, _, name = self.path.rpartition("/")
         try:
-            return os.open(name, _OPEN, dir_fd=self._tree.descriptor(parent))
+            return os.open(name, OPEN, dir_fd=self._tree.descriptor(parent))
         except OSError as error:
             raise self.failure(error) from error
 

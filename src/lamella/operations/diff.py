@@ -108,7 +108,8 @@ def sourced(
         elif kind == "directory":
             below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=how[owners]))
             tree = stack.enter_context(DirectoryTree(upper, owners=how[owners]))
-            changes, lookup = changes_between(below, tree, exact=exact), tree.lookup
+            changes = tree.changes() if below is None else changes_between(below, tree, exact=exact)
+            lookup = tree.lookup
         else:
             raise InvalidInput(f"no kind of layer is called {kind!r}; there are directory and overlay")
         if owners is Owners.IGNORE:
