@@ -7,53 +7,60 @@ from pathlib import Path
 
 import pytest
 from tests.security.attacks import HARD_LINKS, LINKS, NAMES, TWINS, WHITEOUTS, Case
-from tests.security.routes import ROUTES
-from tests.security.surroundings import listing
+from tests.security.routes import ROUTES, CommandFailed, category
+
+routes = pytest.mark.parametrize("route", ROUTES)
 
 
-def check(case: Case, target: Path, outside: Path, route: str) -> None:
-    layers = case.layers(outside)
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    place = tmp_path / "work"
+    place.mkdir()
+    return place
+
+
+def check(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+    tars = [layer.done() for layer in case.layers(outside)]
     if case.refused is None:
-        ROUTES[route](target, layers)
+        held = ROUTES[route](target, work, tars)
         assert case.holds is not None
-        assert dict(case.holds(outside)) == listing(target)
-    else:
-        with pytest.raises(case.refused):
-            ROUTES[route](target, layers)
+        assert dict(case.holds(outside)) == held
+        return
+    with pytest.raises((case.refused, CommandFailed)) as caught:
+        ROUTES[route](target, work, tars)
+    if isinstance(caught.value, CommandFailed):
+        assert category(case.refused) == caught.value.code
 
 
 def cases(table: dict[str, Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", table.values(), ids=table)
 
 
-routes = pytest.mark.parametrize("route", ROUTES)
-
-
 @routes
 @cases(NAMES)
-def test_a_name_leads_nowhere_else(case: Case, route: str, target: Path, outside: Path) -> None:
-    check(case, target, outside, route)
+def test_a_name_leads_nowhere_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+    check(case, route, target, outside, work)
 
 
 @routes
 @cases(LINKS)
-def test_a_link_leads_nowhere_else(case: Case, route: str, target: Path, outside: Path) -> None:
-    check(case, target, outside, route)
+def test_a_link_leads_nowhere_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+    check(case, route, target, outside, work)
 
 
 @routes
 @cases(WHITEOUTS)
-def test_a_whiteout_removes_nothing_else(case: Case, route: str, target: Path, outside: Path) -> None:
-    check(case, target, outside, route)
+def test_a_whiteout_removes_nothing_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+    check(case, route, target, outside, work)
 
 
 @routes
 @cases(HARD_LINKS)
-def test_a_hard_link_reaches_nothing_else(case: Case, route: str, target: Path, outside: Path) -> None:
-    check(case, target, outside, route)
+def test_a_hard_link_reaches_nothing_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+    check(case, route, target, outside, work)
 
 
 @routes
 @cases(TWINS)
-def test_what_real_images_have_works(case: Case, route: str, target: Path, outside: Path) -> None:
-    check(case, target, outside, route)
+def test_what_real_images_have_works(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+    check(case, route, target, outside, work)
