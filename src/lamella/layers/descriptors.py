@@ -162,7 +162,7 @@ def remove_tree(parent: int, name: str) -> None:
             os.close(descriptor)
 
 
-def open_up(parent: int, name: str) -> int:
+def open_up(parent: int | None, name: str | os.PathLike[str]) -> int:
     """Give us all rights to a directory of our own whose mode keeps us out; the mode that it had. Raises OSError."""
     handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
     try:

@@ -14,7 +14,7 @@ from lamella.changes.contracts import Mine, Seen
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, Posix
 from lamella.changes.semantics import prune
-from lamella.errors import Conflict, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
+from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.layers.descriptors import Descriptors, open_root, open_up, remove_tree
 from lamella.layers.policy import Devices, Owners, Policy, refusal
 from lamella.paths import LayerPath, join, split
@@ -50,12 +50,14 @@ class DirectorySink:
         """Open ``root``, which must be a directory. ``losses`` collects what it cannot hold."""
         self._policy = policy or Policy.default()
         self._losses = losses if losses is not None else Losses()
-        self._descriptors = Descriptors(open_root(root), self._note)
+        self._uid, self._gid = os.geteuid(), os.getegid()
+        self._root_user = self._uid == 0
+        self._modes: dict[str, int] = {}
+        """Directory -> mode that would lock us out until the end (never for root)."""
+        self._descriptors = Descriptors(self._open_root(root), self._note)
         self._known = self._descriptors.known
         self._umask = host.current_umask()
         self._special = self._umask | _SET_ID
-        self._uid, self._gid = os.geteuid(), os.getegid()
-        self._root_user = self._uid == 0
         self._writable = 0 if self._root_user else stat.S_IWUSR
         """Mode bits without which our files take no attributes from us."""
         self._keep = self._policy.owners is Owners.KEEP
@@ -64,8 +66,6 @@ class DirectorySink:
         """Descriptors of directories that give their group or default ACL to what is made in them."""
         self._times: dict[str, dict[str, int]] = {}
         """Parent -> directory in it -> mtime that it must have in the end. The root is "" in ""."""
-        self._modes: dict[str, int] = {}
-        """Directory -> mode that would lock us out until the end (never for root)."""
         self._removed = False
         with os.scandir(self._descriptors.root) as scan:
             self._layered = next(scan, None) is not None
@@ -220,6 +220,18 @@ class DirectorySink:
         self._descriptors.close()
 
     # Directories
+
+    def _open_root(self, root: str | os.PathLike[str]) -> int:
+        try:
+            return open_root(root)
+        except Denied:
+            if self._root_user:
+                raise
+            try:
+                self._modes[""] = open_up(None, root)
+            except OSError:
+                pass  # not ours to open up: the second try says what the first did
+            return open_root(root)
 
     def _open(self, path: str) -> int:
         """The descriptor of a directory that is to be read or changed."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from lamella import host
 from lamella.changes.losses import Losses
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from lamella.images.image import Image
     from lamella.layers.policy import Policy
     from lamella.progress import Cancellation, Progress
+
+_LONGEST: Final = 200
+"""Bytes of the wanted name that the temporary one repeats."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -102,31 +106,55 @@ def _unpack(
 
 
 class _Aside:
-    """A directory beside the wanted one, removed again unless it is committed to that name."""
+    """A directory that gets the wanted name when it is committed, and is removed when it is not.
+
+    Until then it lies in a hidden directory that nobody else may enter: neither is half an image to be seen, nor are
+    its set-id files of use to anybody, whatever mode the image gives its root.
+    """
 
     def __init__(self, wanted: Path) -> None:
         self._wanted = wanted
         self._parent = wanted.absolute().parent
-        self.path = self._parent / f".{wanted.name[:200]}.unfinished-{secrets.token_hex(4)}"
+        name = os.fsdecode(os.fsencode(wanted.name)[:_LONGEST])
+        self._hidden = self._parent / f".{name}.unfinished-{secrets.token_hex(4)}"
+        self.path = self._hidden / "root"
         self._committed = False
 
     def __enter__(self) -> Self:
         try:
-            os.mkdir(self.path, 0o755)
+            os.mkdir(self._hidden, 0o700)
+        except OSError as error:
+            raise from_os(error, f"make a directory in {os.fspath(self._parent)!r}") from error
+        try:
+            os.mkdir(self.path)
             # An image without an entry for its root has this one, whatever our umask and the time of day.
             os.chmod(self.path, 0o755)  # noqa: S103
             os.utime(self.path, ns=(0, 0))
-        except OSError as error:
-            raise from_os(error, f"make a directory in {os.fspath(self._parent)!r}") from error
+        except BaseException as error:
+            self.__exit__(None, error, None)
+            if isinstance(error, OSError):
+                raise from_os(error, f"make a directory in {os.fspath(self._hidden)!r}") from error
+            raise
         return self
 
     def commit(self) -> None:
         """Give the directory its name. Raises AlreadyExists where that has come to be taken."""
         try:
-            host.rename_exclusive(self.path, self._wanted)
+            mode = stat.S_IMODE(os.lstat(self.path).st_mode)
+            if os.geteuid() and not mode & stat.S_IWUSR:
+                # The system writes to a directory that changes its parent, and asks whether we may.
+                os.chmod(self.path, mode | stat.S_IWUSR)
+                host.rename_exclusive(self.path, self._wanted)
+                os.chmod(self._wanted, mode)
+            else:
+                host.rename_exclusive(self.path, self._wanted)
         except OSError as error:
             raise from_os(error, f"name the unpacked directory {os.fspath(self._wanted)!r}") from error
         self._committed = True
+        try:
+            os.rmdir(self._hidden)
+        except OSError:
+            pass  # empty and harmless; what was asked for is done
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._committed:
@@ -134,11 +162,11 @@ class _Aside:
         try:
             parent = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                remove_tree(parent, self.path.name)
+                remove_tree(parent, self._hidden.name)
             finally:
                 os.close(parent)
         except OSError as failure:
-            note = f"the unfinished directory {os.fspath(self.path)!r} is left: {failure}"
+            note = f"the unfinished directory {os.fspath(self._hidden)!r} is left: {failure}"
             if isinstance(error, LamellaError) and error.hint is None:
                 error.hint = note
             elif error is not None:
