@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -50,7 +51,17 @@ def own() -> Iterator[Path]:
     shutil.rmtree(top)
 
 
-def test_a_stack_without_rights_shows_what_root_would_see(own: Path) -> None:
+def refuse(*arguments: object, **more: object) -> None:
+    raise PermissionError(errno.EPERM, "no devices here")
+
+
+@pytest.mark.parametrize("devices", [True, False], ids=["", "where devices are refused"])
+def test_a_stack_without_rights_shows_what_root_would_see(
+    devices: bool, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not devices:
+        monkeypatch.setattr(os, "mknod", refuse)
+
     def work() -> tuple[list[str], list[str]]:
         layers: list[OverlayLayer] = []
         losses = Losses()
@@ -65,6 +76,7 @@ def test_a_stack_without_rights_shows_what_root_would_see(own: Path) -> None:
     shown, losses = as_nobody(work)
     assert losses == []
     assert text(merge(STACK)) == shown
-    assert stat.S_ISCHR((own / "1" / "gone").lstat().st_mode)
+    gone = own / "1" / "gone"
+    assert stat.S_ISCHR(gone.lstat().st_mode) if devices else os.getxattr(gone, USER + "whiteout") == b"y"
     assert os.getxattr(own / "1" / "e", USER + "opaque") == b"y"
     assert (own / "1" / "d" / "old").stat().st_uid == person()[0]

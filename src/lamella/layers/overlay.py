@@ -367,7 +367,7 @@ class OverlaySink(DirectorySink):
                 return
         if self._in_upper(parent, name):
             self._clear(directory, name, path)
-        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o000, dir_fd=directory)
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
             host.set_xattr(file, self._prefix + "whiteout", b"y")
         finally:
