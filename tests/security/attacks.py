@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from tests.security.tars import Tar
+from tests.security.tars import Tar, header, padded, pax
 
 from lamella.errors import FormatError, InvalidInput, LamellaError, NotFound, UnsafePath
 
@@ -104,8 +104,6 @@ NAMES: Final[dict[str, Case]] = {
 
 
 def _prefixed(prefix: bytes, name: bytes) -> bytes:
-    from tests.security.tars import header
-
     return header(name, prefix=prefix)
 
 
@@ -329,6 +327,55 @@ HARD_LINKS: Final[dict[str, Case]] = {
         lambda t, o: t.symlink("l", f"{o}/secret").link("h", "l", mode=0o4777, mtime=7),
     ),
 }
+
+PARSERS: Final[dict[str, Case]] = {
+    "a size in a record that differs from the header's": _confined(
+        lambda o: {"outer": "644 " + "S" * 64, "after": "644 layer"},
+        lambda t, o: t.raw(pax({"size": b"1536"}) + header(b"outer", size=0) + b"S" * 512 + _smuggled()).file("after"),
+    ),
+    "a size in the header that a record makes smaller": _confined(
+        lambda o: {"outer": "644 " + "S" * 64, "after": "644 layer"},
+        lambda t, o: t.raw(pax({"size": b"512"}) + header(b"outer", size=1536) + b"S" * 512).file("after"),
+    ),
+    "a directory that claims to have data": _confined(
+        lambda o: {"d": "directory 644", "after": "644 layer"},
+        lambda t, o: t.raw(header(b"d", b"5", size=1024)).file("after"),
+    ),
+    "a hard link that claims to have data": _confined(
+        lambda o: {"f": "644 layer", "h": "644 layer", "after": "644 layer"},
+        lambda t, o: t.file("f").raw(header(b"h", b"1", linkname=b"f", size=1024)).file("after"),
+    ),
+    "a long name that leads out, after a record that does not": _refused(
+        UnsafePath, lambda t, o: t.raw(pax({"path": b"fine"}) + _long_name(b"../../outside/new")).file("f")
+    ),
+    "a record that leads out, which a long name overrules": _confined(
+        lambda o: {"fine": "644 layer"},
+        lambda t, o: t.raw(_long_name(b"fine")).add("f", b"0", data=b"layer", records={"path": b"../../outside/new"}),
+    ),
+    "a second header of records, without the first one's path": _confined(
+        lambda o: {"f": "644 layer"}, lambda t, o: t.raw(pax({"path": b"../x"}) + pax({"mtime": b"1"})).file("f")
+    ),
+    "a path for all members": _refused(FormatError, lambda t, o: t.raw(pax({"path": b"../x"}, b"g")).file("f")),
+    "a negative size": _refused(FormatError, lambda t, o: t.raw(header(b"f", size=-512)).file("g")),
+    "what follows the end": _confined(
+        lambda o: {"f": "644 layer"}, lambda t, o: t.file("f").raw(bytes(1024)).file("../../outside/new")
+    ),
+    "a link whose record leads out": _refused(
+        UnsafePath, lambda t, o: t.file("a").add("h", b"1", target="a", records={"linkpath": b"../../outside/secret"})
+    ),
+    "a sparse file whose name leads out": _refused(
+        UnsafePath, lambda t, o: t.sparse("../../outside/new", 10, [(0, b"x")])
+    ),
+}
+
+
+def _smuggled() -> bytes:
+    return Tar().file("../../outside/new").unended()
+
+
+def _long_name(name: bytes) -> bytes:
+    return header(b"././@LongLink", b"L", size=len(name) + 1, magic=b"ustar  \0") + padded(name + b"\0")
+
 
 TWINS: Final[dict[str, Case]] = {
     "absolute names": _confined(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.security.attacks import HARD_LINKS, LINKS, NAMES, TWINS, WHITEOUTS, Case
+from tests.security.attacks import HARD_LINKS, LINKS, NAMES, PARSERS, TWINS, WHITEOUTS, Case
 from tests.security.routes import ROUTES, CommandFailed, category
 
 routes = pytest.mark.parametrize("route", ROUTES)
@@ -57,6 +57,12 @@ def test_a_whiteout_removes_nothing_else(case: Case, route: str, target: Path, o
 @routes
 @cases(HARD_LINKS)
 def test_a_hard_link_reaches_nothing_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+    check(case, route, target, outside, work)
+
+
+@routes
+@cases(PARSERS)
+def test_a_header_has_one_meaning(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
     check(case, route, target, outside, work)
 
 

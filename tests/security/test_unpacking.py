@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.security.people import NOBODY, as_nobody, person
-from tests.security.routes import gzipped, image_of
+from tests.security.people import NOBODY, as_nobody, mount, person, with_mounts
+from tests.security.routes import apply_tar, gzipped, image_of
 from tests.security.surroundings import listing
 from tests.security.tars import Tar
 
-from lamella.errors import AlreadyExists, Cancelled, UnsafePath
+from lamella.errors import AlreadyExists, Cancelled, Exhausted, UnsafePath
 from lamella.images.image import open_image
 from lamella.operations.unpack import unpack
 from lamella.progress import Cancellation
@@ -217,3 +217,35 @@ def test_merging_keeps_what_is_there(room: Path, tmp_path: Path) -> None:
     with open_image(image(tmp_path / "image", Tar().file("d/f").whiteout("d/other"))) as opened:
         unpack(opened, room / "new", merge=True)
     assert listing(room / "new") == {"d": "directory 755", "d/f": "644 layer", "d/mine": "644 mine"}
+
+
+def test_names_are_not_written_in_another_encoding(room: Path, tmp_path: Path) -> None:
+    name = image(tmp_path / "image", Tar().file("é"))
+    command = [*PROGRAM, "unpack", "-q", name, str(room / "new")]
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env=plain, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.splitlines()[1]) == (7, "hint: set PYTHONUTF8=1 in the environment")
+    assert around(room) == set()
+    subprocess.run(command, env={**plain, "PYTHONUTF8": "1"}, check=True)
+    assert os.listdir(room / "new") == ["é"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("options", ["size=1m", "nr_inodes=20"])
+def test_a_full_disk_says_so(options: str, target: Path) -> None:
+    """What was written of a layer that is applied in place stays, and everything around it is as it was."""
+    tar = Tar().symlink("l", "..")
+    for number in range(100):
+        tar.file(f"l/f{number}", b"x" * 50_000)
+
+    def work() -> tuple[bool, int]:
+        mount("none", target, "tmpfs", options)
+        with pytest.raises(Exhausted, match="No space left"):
+            apply_tar(tar, target)
+        written = os.listdir(target)
+        open_files = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(Exhausted, match="No space left"):
+            apply_tar(Tar().directory("d", 0o700).sparse("s", 1 << 40, [(0, b"x" * 2_000_000)]).file("d/f"), target)
+        return 0 < len(written) < 100, len(os.listdir("/proc/self/fd")) - open_files
+
+    assert with_mounts(work) == (True, 0)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable
 from typing import Final
 
 from lamella import host
-from lamella.errors import Conflict, from_os
+from lamella.errors import Conflict, Unsupported, from_os
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST: Final = 800
@@ -103,7 +104,15 @@ class Descriptors:
 
 
 def open_root(root: str | os.PathLike[str]) -> int:
-    """Open the directory that is to be a root; a link that leads to it is followed. Raises LamellaError."""
+    """Open the directory that is to be a root; a link that leads to it is followed.
+
+    Raises LamellaError; Unsupported where Python would write the names of files in another encoding than they have.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        raise Unsupported(
+            f"the names of files would be written in the encoding {sys.getfilesystemencoding()!r}",
+            hint="set PYTHONUTF8=1 in the environment",
+        )
     try:
         return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
