@@ -142,7 +142,7 @@ def from_os(error: OSError, doing: str) -> LamellaError:
     code = error.errno
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Exhausted(text, hint="free some space in the target's file system and run again")
-    if code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+    if code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EMLINK):
         return Exhausted(text)
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Denied(text)

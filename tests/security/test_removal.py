@@ -160,3 +160,21 @@ def test_a_removal_needs_few_descriptors(memory: Path) -> None:
     )
     subprocess.run([sys.executable, "-P", "-c", script, memory], check=True)
     assert os.listdir(memory) == []
+
+
+def test_what_changes_while_it_is_removed_does_not_pass_for_removed(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (target / "d" / "e").mkdir(parents=True)
+    (target / "d" / "f").touch()
+    real = os.unlink
+
+    def unlink(name: str, *, dir_fd: int | None = None) -> None:
+        real(name, dir_fd=dir_fd)
+        if name == "f":
+            real(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(Conflict, match="changed while it was removed"):
+        apply_tar(Tar().whiteout("d"), target)
+    assert os.listdir(target) == ["d"]

@@ -526,6 +526,8 @@ class DirectorySink:
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise Conflict(f"{path!r} cannot be removed: something is mounted there") from error
+            if error.errno == errno.ENOENT:
+                raise Conflict(f"{path!r} changed while it was removed") from error
             raise
         return True
 
