@@ -41,12 +41,15 @@ def command(
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
-    from lamella.operations.bundle import unpack_bundle
-    from lamella.operations.unpack import unpack
+
+    if bundle:
+        from lamella.operations.bundle import unpack_bundle as unpack
+    else:
+        from lamella.operations.unpack import unpack
 
     losses = Losses(refuse=strict)
     with open_image(image, platform) as opened:
-        unpacked = (unpack_bundle if bundle else unpack)(
+        unpacked = unpack(
             opened,
             directory,
             policy=policy(owner, devices),

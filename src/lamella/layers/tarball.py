@@ -7,7 +7,6 @@ import binascii
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Posix, Put, Whiteout
 from lamella.errors import FormatError, UnsafePath
@@ -139,6 +138,8 @@ def _with_xattrs(posix: Posix, records: Mapping[str, bytes], offset: int) -> Pos
         if key.startswith(_XATTR):
             xattrs[key[len(_XATTR) :]] = value
         elif key.startswith(_LIBARCHIVE_XATTR):
+            from urllib.parse import unquote
+
             name = unquote(key[len(_LIBARCHIVE_XATTR) :])
             if _XATTR + name not in records:
                 try:
