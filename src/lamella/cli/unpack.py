@@ -41,15 +41,17 @@ def command(
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
+    from lamella.operations.unpack import unpack
 
+    work = unpack
     if bundle:
-        from lamella.operations.bundle import unpack_bundle as unpack
-    else:
-        from lamella.operations.unpack import unpack
+        from lamella.operations.bundle import unpack_bundle
+
+        work = unpack_bundle  # type: ignore[assignment]  # differs in the name of one parameter
 
     losses = Losses(refuse=strict)
     with open_image(image, platform) as opened:
-        unpacked = unpack(
+        unpacked = work(
             opened,
             directory,
             policy=policy(owner, devices),
