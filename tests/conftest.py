@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Generator
 
 import pytest
@@ -39,6 +40,17 @@ def needs() -> Needs:
         return paths[0][1] or ""
 
     return find
+
+
+def pytest_configure() -> None:
+    """Heed the signals that a job in the background ignores: programs that the tests start and stop inherit that."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
