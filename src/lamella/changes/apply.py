@@ -223,6 +223,28 @@ def _refusal(path: str) -> UnsafePath:
     return UnsafePath(path, "a component is empty, '.' or '..', or has a NUL")
 
 
+@dataclass(slots=True)
+class LinksPassed:
+    """The links followed on the way to one file, no more and no longer than there may be."""
+
+    count: int = 0
+    length: int = 0
+
+    def follow(self, path: LayerPath, target: str, where: LayerPath, todo: list[str]) -> LayerPath:
+        """Put the components of the link at ``path``, in the directory ``where``, on ``todo``, the next one last.
+
+        The result is where they start: the root for an absolute target. Raises InvalidInput for one link too many.
+        """
+        self.count += 1
+        self.length += len(target)
+        if self.count > MAX_LINKS:
+            raise InvalidInput(f"{path!r}: more than {MAX_LINKS} links on the way")
+        if self.length > MAX_LINK_TEXT:
+            raise InvalidInput(f"{path!r}: more than {MAX_LINK_TEXT} characters of links on the way")
+        todo.extend(reversed(target.split("/")))
+        return ROOT if target.startswith("/") else where
+
+
 class Walker(Generic[R]):
     """Finds the real directory that a spelling of it leads to, inside the root, and makes it where it is implied.
 
@@ -240,7 +262,6 @@ class Walker(Generic[R]):
         "_mine",
         "_passed",
         "_sink",
-        "_text",
         "places",
         "view",
     )
@@ -258,8 +279,8 @@ class Walker(Generic[R]):
         """The places that are not spelled canonically."""
         self._passed: set[str] = set()
         """Canonical paths of the links that were read for aliases, and of the directories beyond them."""
-        self._links = self._text = 0
-        """Of the walk under way: how many links were followed, and how long they were."""
+        self._links = LinksPassed()
+        """On the walk under way."""
         self._held = 0
         """Characters of all places that were added."""
 
@@ -340,7 +361,7 @@ class Walker(Generic[R]):
             if known in places:
                 at = places[known]
                 break
-        self._links = self._text = 0
+        self._links = LinksPassed()
         while pending:
             name = pending.pop()
             above, known = known, join(known, name)
@@ -377,31 +398,19 @@ class Walker(Generic[R]):
             path = join(where, name)
             seen = view.seen(path)
             if seen is not None and seen.kind is Kind.SYMLINK:
-                self._follow(path, seen.target)
-                if seen.target.startswith("/"):
-                    where = ROOT
-                todo.extend(reversed(seen.target.split("/")))
+                self._passed.add(path)
+                self._held += len(path)
+                where = self._links.follow(path, seen.target, where, todo)
                 continue
             if seen is None or seen.kind is not Kind.DIRECTORY:
                 # A file in the way is no place, and no place lies beyond it: nothing known goes with it.
                 if not (create if seen is None else replace):
                     return None
                 self._imply(path)
-            if self._links:
+            if self._links.count:
                 self._passed.add(path)
             where = path
         return where
-
-    def _follow(self, path: LayerPath, target: str) -> None:
-        """Take note of a link that is read. Raises InvalidInput where it is one too many."""
-        self._passed.add(path)
-        self._held += len(path)
-        self._links += 1
-        self._text += len(target)
-        if self._links > MAX_LINKS:
-            raise InvalidInput(f"{path!r}: more than {MAX_LINKS} links on the way")
-        if self._text > MAX_LINK_TEXT:
-            raise InvalidInput(f"{path!r}: more than {MAX_LINK_TEXT} characters of links on the way")
 
     def _imply(self, path: LayerPath) -> None:
         self._sink.put(implied_directory(path), None)

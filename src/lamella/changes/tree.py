@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from lamella.changes.apply import MAX_LINK_TEXT, MAX_LINKS, Limits, apply
+from lamella.changes.apply import Limits, LinksPassed, apply
 from lamella.changes.contracts import Mine, Seen, Source, Tree
 from lamella.changes.model import (
     EMPTY,
@@ -285,7 +285,7 @@ def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
     """
     where = ROOT
     todo = list(reversed(path.split("/"))) if path else []
-    links = length = 0
+    links = LinksPassed()
     while todo:
         name = todo.pop()
         if name in ("", "."):
@@ -298,13 +298,7 @@ def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
         if entry is None or (entry.kind not in (Kind.DIRECTORY, Kind.SYMLINK) and todo):
             raise NotFound(f"{path!r} is not there")
         if entry.kind is Kind.SYMLINK and (todo or follow):
-            links += 1
-            length += len(entry.target)
-            if links > MAX_LINKS or length > MAX_LINK_TEXT:
-                raise InvalidInput(f"{path!r}: too many links on the way, or too long ones")
-            if entry.target.startswith("/"):
-                where = ROOT
-            todo.extend(reversed(entry.target.split("/")))
+            where = links.follow(at, entry.target, where, todo)
             continue
         where = at
     return where
