@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.digests import Digest
 from lamella.errors import Exhausted, FormatError, InvalidInput, LamellaError, NotFound, Unsupported, from_os
-from lamella.images.windows import ArchiveSource, CompressedSource, PlainSource
+from lamella.images.parts import ArchiveSource, CompressedSource, PlainSource
 from lamella.paths import LayerPath, parse_path
 
 if TYPE_CHECKING:

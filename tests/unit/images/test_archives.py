@@ -33,7 +33,7 @@ from lamella.images.docker_archive import open_docker_archive
 from lamella.images.forms import open_writer
 from lamella.images.image import open_image
 from lamella.images.naming import parse_image_name
-from lamella.images.windows import Window
+from lamella.images.parts import Window
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_LAYER, OCI_LAYER_GZIP
 from lamella.paths import LayerPath
