@@ -47,7 +47,7 @@ def command(
     if bundle:
         from lamella.operations.bundle import unpack_bundle
 
-        work = unpack_bundle  # type: ignore[assignment]  # differs in the name of one parameter
+        work = unpack_bundle
 
     losses = Losses(refuse=strict)
     with open_image(image, platform) as opened:

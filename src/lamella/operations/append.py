@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from lamella.errors import from_os
 from lamella.images.forms import open_writer
 from lamella.images.image import Image, ImageLayer, open_image
 from lamella.images.naming import ImageName, parse_image_name
@@ -21,16 +19,15 @@ from lamella.oci.documents import encode
 from lamella.oci.manifest import new_manifest
 from lamella.oci.mediatypes import DOCKER_LAYER, FOREIGN_LAYERS, OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.platform import Platform
+from lamella.operations.copy import relayed
 from lamella.operations.pack import creation_time
-from lamella.streams.reading import BlobFacts, BlobReader
+from lamella.streams.reading import BlobFacts, BlobReader, open_blob
 
 if TYPE_CHECKING:
     import os
 
     from lamella.oci.mediatypes import Compression
     from lamella.progress import Cancellation, Progress
-
-_CHUNK: Final = 1 << 20
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,7 +60,7 @@ def append(
     target = parse_image_name(target) if isinstance(target, str) else target
     path = Path(blob)
     with open_image(source, platform) as image:
-        with _opened(path) as file, BlobReader(file, cancel=cancel) as reader:
+        with BlobReader(path, cancel=cancel) as reader:
             for _ in tar_changes(reader.next_buffer, end=reader.finish):
                 pass
             facts = reader.finish()
@@ -78,10 +75,10 @@ def append(
             try:
                 for one in missing:
                     with one.open() as file:
-                        writer.put_blob(one.descriptor, _chunks(file, progress, cancel))
+                        writer.put_blob(one.descriptor, relayed(file, progress, cancel))
                 if not writer.has_blob(layer):
-                    with _opened(path) as file:
-                        writer.put_blob(layer, _chunks(file, progress, cancel))
+                    with open_blob(path) as file:
+                        writer.put_blob(layer, relayed(file, progress, cancel))
             finally:
                 if progress is not None:
                     progress.finish()
@@ -107,19 +104,3 @@ def _extended(image: Image, facts: BlobFacts) -> ImageConfig:
         history = [*history, History(created=created, created_by="lamella append")]
     diff_ids = [*config.rootfs.diff_ids, facts.diff_id]
     return msgspec.structs.replace(config, created=created, rootfs=RootFs(diff_ids=diff_ids), history=history)
-
-
-def _opened(blob: Path) -> BinaryIO:
-    try:
-        return open(blob, "rb", buffering=0)
-    except OSError as error:
-        raise from_os(error, f"open {str(blob)!r}") from error
-
-
-def _chunks(file: BinaryIO, progress: Progress | None, cancel: Cancellation | None) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        if cancel is not None:
-            cancel.check()
-        yield chunk
-        if progress is not None:
-            progress.advance(len(chunk))

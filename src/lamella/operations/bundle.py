@@ -100,7 +100,7 @@ def runtime_config(config: ImageConfig, rootfs: Tree, *, rootless: Rootless | No
 
 def unpack_bundle(
     image: Image,
-    bundle: Path,
+    directory: Path,
     *,
     policy: Policy | None = None,
     merge: bool = False,
@@ -108,7 +108,7 @@ def unpack_bundle(
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Unpacked:
-    """Unpack ``image`` into ``bundle``/rootfs and write ``bundle``/config.json, so that a runtime can start it.
+    """Unpack ``image`` into ``directory``/rootfs and write ``directory``/config.json, so that a runtime can start it.
 
     The bundle is for this user alone (mode 0700): an image may have set-id programs. A failure removes what was made;
     with ``merge``, the bundle may exist. Raises as `unpack` and `runtime_config`.
@@ -117,18 +117,18 @@ def unpack_bundle(
 
     rootless = None if os.geteuid() == 0 else Rootless.of_this_user()
     if merge:
-        _make(bundle, exist_ok=True)
+        _make(directory, exist_ok=True)
         unpacked = unpack(
-            image, bundle / ROOTFS, policy=policy, merge=True, losses=losses, progress=progress, cancel=cancel
+            image, directory / ROOTFS, policy=policy, merge=True, losses=losses, progress=progress, cancel=cancel
         )
-        write_runtime_config(bundle, image.config, rootless=rootless)
+        write_runtime_config(directory, image.config, rootless=rootless)
         return unpacked
-    _make(bundle, exist_ok=False)
+    _make(directory, exist_ok=False)
     try:
-        unpacked = unpack(image, bundle / ROOTFS, policy=policy, losses=losses, progress=progress, cancel=cancel)
-        write_runtime_config(bundle, image.config, rootless=rootless)
+        unpacked = unpack(image, directory / ROOTFS, policy=policy, losses=losses, progress=progress, cancel=cancel)
+        write_runtime_config(directory, image.config, rootless=rootless)
     except BaseException as error:
-        _remove(bundle, error)
+        _remove(directory, error)
         raise
     return unpacked
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
@@ -149,9 +149,14 @@ def _chunks(
             raise foreign_layer(reader, blob) from None
         raise
     with file:
-        while chunk := file.read(_CHUNK):
-            if cancel is not None:
-                cancel.check()
-            yield chunk
-            if progress is not None:
-                progress.advance(len(chunk))
+        yield from relayed(file, progress, cancel)
+
+
+def relayed(file: BinaryIO, progress: Progress | None, cancel: Cancellation | None) -> Iterator[bytes]:
+    """What is left of ``file``, in pieces; what was taken is told to ``progress``. Raises Cancelled."""
+    while chunk := file.read(_CHUNK):
+        if cancel is not None:
+            cancel.check()
+        yield chunk
+        if progress is not None:
+            progress.advance(len(chunk))

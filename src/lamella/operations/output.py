@@ -12,8 +12,14 @@ from typing import BinaryIO, Final
 
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, from_os
 
-_LONGEST: Final = 50
-"""Characters of the wanted name that the temporary one repeats: names end at 255 bytes, characters have up to four."""
+_LONGEST: Final = 200
+"""Bytes of the wanted name that the temporary one repeats: names end at 255."""
+
+
+def unfinished(wanted: Path) -> Path:
+    """A hidden name beside ``wanted``, for what is to have that name when it is complete."""
+    name = os.fsdecode(os.fsencode(wanted.name)[:_LONGEST])
+    return wanted.with_name(f".{name}.unfinished-{secrets.token_hex(4)}")
 
 
 def refuse_within(directory: str | os.PathLike[str], output: str | os.PathLike[str], what: str) -> None:
@@ -45,7 +51,7 @@ def replacing(target: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
             with open(real, "wb") as file:
                 yield file
             return
-        aside = real.with_name(f".{real.name[:_LONGEST]}.unfinished-{secrets.token_hex(4)}")
+        aside = unfinished(real)
         file = open(aside, "xb")  # noqa: SIM115  # closed before it gets its name
         try:
             with file:

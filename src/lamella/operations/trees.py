@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.changes.contracts import Tree
-from lamella.errors import InvalidInput, from_os
+from lamella.errors import InvalidInput
 from lamella.images.naming import ON_DISK, RESERVED
-from lamella.streams.reading import BlobReader
+from lamella.streams.reading import BlobReader, open_blob
 from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
@@ -74,25 +74,26 @@ def image_tree(
     with ExitStack() as stack:
         if progress is not None:
             progress.start("read", sum(layer.descriptor.size for layer in image.layers))
-            stack.callback(progress.finish)
-        for layer in image.layers:
-            stored = _stored(layer.open, layer.compression, stack)
-            promised = layer.descriptor
-            with (
-                layer.open() as file,
-                BlobReader(
-                    file,
-                    compression=layer.compression,
-                    digest=promised.digest,
-                    size=promised.size,
-                    diff_id=layer.diff_id,
-                    progress=None if progress is None else progress.advance,
-                    cancel=cancel,
-                ) as reader,
-            ):
-                _apply(reader, stored, tree, cancel)
-        if progress is not None:
-            progress.finish()
+        try:
+            for layer in image.layers:
+                stored = _stored(layer.open, layer.compression, stack)
+                promised = layer.descriptor
+                with (
+                    layer.open() as file,
+                    BlobReader(
+                        file,
+                        compression=layer.compression,
+                        digest=promised.digest,
+                        size=promised.size,
+                        diff_id=layer.diff_id,
+                        progress=None if progress is None else progress.advance,
+                        cancel=cancel,
+                    ) as reader,
+                ):
+                    _apply(reader, stored, tree, cancel)
+        finally:
+            if progress is not None:
+                progress.finish()
         yield tree
 
 
@@ -103,19 +104,10 @@ def blob_tree(
     """What a single layer comes to with nothing below it, good until the block ends. Raises as applying it does."""
     from lamella.changes.tree import MemoryTree
 
-    def opened() -> BinaryIO:
-        try:
-            return open(blob, "rb", buffering=0)
-        except OSError as error:
-            raise from_os(error, f"open {str(blob)!r}") from error
-
     tree = MemoryTree()
     with ExitStack() as stack:
-        with (
-            opened() as file,
-            BlobReader(file, progress=None if progress is None else progress.advance, cancel=cancel) as reader,
-        ):
-            _apply(reader, _stored(opened, None, stack), tree, cancel)
+        with BlobReader(blob, progress=None if progress is None else progress.advance, cancel=cancel) as reader:
+            _apply(reader, _stored(lambda: open_blob(blob), None, stack), tree, cancel)
         yield tree
 
 

@@ -4,25 +4,22 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from lamella import host
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, LamellaError, from_os
 from lamella.layers.descriptors import remove_tree
 from lamella.operations.apply import Applied, apply_blob
+from lamella.operations.output import unfinished
 
 if TYPE_CHECKING:
     from lamella.images.image import Image
     from lamella.layers.policy import Policy
     from lamella.progress import Cancellation, Progress
-
-_LONGEST: Final = 200
-"""Bytes of the wanted name that the temporary one repeats."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -115,8 +112,7 @@ class _Aside:
     def __init__(self, wanted: Path) -> None:
         self._wanted = wanted
         self._parent = wanted.absolute().parent
-        name = os.fsdecode(os.fsencode(wanted.name)[:_LONGEST])
-        self._hidden = self._parent / f".{name}.unfinished-{secrets.token_hex(4)}"
+        self._hidden = unfinished(wanted.absolute())
         self.path = self._hidden / "root"
         self._committed = False
 

@@ -21,7 +21,7 @@ from lamella.streams.decoding import Bounded, Source
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-__all__ = ["BlobFacts", "BlobLimits", "BlobReader"]
+__all__ = ["BlobFacts", "BlobLimits", "BlobReader", "open_blob"]
 
 BUFFERS: Final = 16
 """Buffers in the ring: with all of them in use reading takes 16 MiB; a caller that keeps up needs three or four."""
@@ -162,7 +162,7 @@ class BlobReader:
         if self._pass is None:
             raw = self._from
             if isinstance(raw, Path):
-                raw = self._opened = _open(raw)
+                raw = self._opened = open_blob(raw)
             source = Source(raw, size=self._size, cancel=self._cancel)
             hashes = (_new_hash(self._digest), _new_hash(self._diff_id)) if self._check else None
             self._pass = _Pass(source, self._expected, hashes, self._limits, self._buffers, self._cancel)
@@ -425,7 +425,8 @@ def _thread(work: Callable[..., None], *arguments: object) -> threading.Thread:
     return threading.Thread(target=work, args=arguments, name=f"lamella{work.__name__}", daemon=True)
 
 
-def _open(path: Path) -> BinaryIO:
+def open_blob(path: Path) -> BinaryIO:
+    """The file ``path``, to be read once from start to end. Raises NotFound, Denied and the like."""
     try:
         raw = path.open("rb", buffering=0)
     except OSError as error:
