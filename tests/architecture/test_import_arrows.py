@@ -16,7 +16,7 @@ import lamella
 PACKAGE = Path(lamella.__file__ or "").parent
 
 # Each part and the parts that it may import besides itself: basics <- formats, changes <- layers <- oci, images <-
-# operations <- cli. A part that is new here must be given its place.
+# store, registry <- operations <- cli. A part that is new here must be given its place.
 BASICS = {"digests", "errors", "paths", "progress", "streams", "times"}
 LAYERS = BASICS | {"changes", "formats", "host", "layers"}
 IMAGES = LAYERS | {"oci", "images"}
@@ -28,10 +28,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": LAYERS,
     "oci": BASICS,
     "images": IMAGES,
-    "operations": IMAGES,
-    "cli": IMAGES | {"operations", "lamella"},
+    "store": IMAGES,
+    "registry": IMAGES,
+    "operations": IMAGES | {"store", "registry"},
+    "cli": IMAGES | {"store", "registry", "operations", "lamella"},
     "__main__": {"cli"},
-    "testing": IMAGES | {"operations"},
+    "testing": IMAGES | {"store", "registry", "operations"},
 }
 # The front door hands out the names of every part; it imports none of them until a name is asked for.
 FRONT_DOOR = "lamella"

@@ -112,6 +112,13 @@ class ImageWriter(Protocol):
         """Store a blob whose size and digest are checked as it streams. Raises SizeMismatch, DigestMismatch."""
         ...
 
+    def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:  # noqa: ARG002
+        """Take a blob from ``source`` without its bytes passing through here, where the two places know a way.
+
+        False where they do not: the blob is to be put then.
+        """
+        return False
+
     def stage(self) -> StagedBlob:
         """A place to write a blob whose digest is known at its end only."""
         ...

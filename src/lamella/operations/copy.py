@@ -97,7 +97,7 @@ def copy_image(
         image = resolve(reader, tag, platform, position).descriptor
     blobs: dict[str, Descriptor] = {}
     _collect(reader, image, blobs, 0)
-    missing = [blob for blob in blobs.values() if not writer.has_blob(blob)]
+    missing = [blob for blob in blobs.values() if not (writer.has_blob(blob) or writer.adopt(blob, reader))]
     if progress is not None:
         progress.start("copy", sum(blob.size for blob in missing))
     try:

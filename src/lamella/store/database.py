@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store's metadata: one SQLite file, one writer at a time, and every change whole or not at all.
+
+Times are in nanoseconds since the Unix epoch, labels are JSON objects. Files come before the rows that name them, and
+rows go before the files they named; files are put in place and taken away only inside `Database.write`, so that the
+two cannot cross.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lamella.errors import Denied, Exhausted, Integrity, LamellaError, NotFound, Unavailable, Unsupported, from_os
+
+VERSION: Final = 1
+"""Of the schema. A store of a higher one is refused, a store of a lower one is brought up to it."""
+
+PATIENCE: Final = 120.0
+"""Seconds to wait for another process's change."""
+
+_FIRST: Final = """
+CREATE TABLE namespace (
+    name TEXT PRIMARY KEY,
+    labels TEXT NOT NULL DEFAULT '{}'
+) WITHOUT ROWID;
+
+CREATE TABLE blob (
+    namespace TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    labels TEXT NOT NULL DEFAULT '{}',
+    PRIMARY KEY (namespace, digest)
+) WITHOUT ROWID;
+CREATE INDEX blob_by_digest ON blob (digest);
+
+CREATE TABLE ingest (
+    namespace TEXT NOT NULL,
+    ref TEXT NOT NULL,
+    folder TEXT NOT NULL UNIQUE,           -- below ingest/
+    total INTEGER NOT NULL DEFAULT 0,
+    expected TEXT NOT NULL DEFAULT '',
+    started INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    expires INTEGER,                       -- NULL while a lease holds it
+    PRIMARY KEY (namespace, ref)
+) WITHOUT ROWID;
+
+CREATE TABLE image (
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    target TEXT NOT NULL,                  -- a descriptor, as JSON
+    labels TEXT NOT NULL DEFAULT '{}',
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    PRIMARY KEY (namespace, name)
+) WITHOUT ROWID;
+
+CREATE TABLE lease (
+    namespace TEXT NOT NULL,
+    id TEXT NOT NULL,
+    labels TEXT NOT NULL DEFAULT '{}',
+    created INTEGER NOT NULL,
+    PRIMARY KEY (namespace, id)
+) WITHOUT ROWID;
+
+CREATE TABLE held (
+    namespace TEXT NOT NULL,
+    lease TEXT NOT NULL,
+    type TEXT NOT NULL,                    -- content, ingests, images, snapshots/NAME
+    id TEXT NOT NULL,
+    PRIMARY KEY (namespace, lease, type, id),
+    FOREIGN KEY (namespace, lease) REFERENCES lease (namespace, id) ON DELETE CASCADE
+) WITHOUT ROWID;
+
+CREATE TABLE snapshot (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,   -- names its directory
+    namespace TEXT NOT NULL,
+    snapshotter TEXT NOT NULL,
+    name TEXT NOT NULL,
+    parent INTEGER REFERENCES snapshot (number),
+    kind TEXT NOT NULL CHECK (kind IN ('view', 'active', 'committed')),
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    labels TEXT NOT NULL DEFAULT '{}',
+    size INTEGER,                          -- of a committed one
+    inodes INTEGER,
+    UNIQUE (namespace, snapshotter, name)
+);
+CREATE INDEX snapshot_by_parent ON snapshot (parent);
+"""
+
+_STEPS: Final = (_FIRST,)
+"""The change that leads to each version from the one before it."""
+
+
+class Database:
+    """The file, with a connection for each thread that uses it."""
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        """Open the file at ``path``, made where it is missing, and bring its schema up to date.
+
+        Raises NotFound (missing, and ``readonly``), Denied, Exhausted, Integrity, Unsupported (a newer schema).
+        """
+        self._path = path
+        self._readonly = readonly
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        try:
+            if readonly:
+                if not path.exists():
+                    raise NotFound(f"there is no store at {str(path.parent)!r}")
+            else:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as problem:
+            raise from_os(problem, f"open the store's database {str(path)!r}") from problem
+        self._migrate()
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """One unchanging picture of the store, as long as the block lasts; inside `write`, that change's own."""
+        connection = self._connection()
+        if connection.in_transaction:
+            yield connection
+            return
+        with _told(self._path):
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.rollback()
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One change, which nobody else's crosses. It is on the disk when the block ends; an exception undoes it.
+
+        Not to be nested. Raises Unavailable where another process does not come to an end, Exhausted, Denied.
+        """
+        connection = self._connection()
+        if connection.in_transaction:
+            raise RuntimeError("a change of the store within another")
+        with _told(self._path):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+
+    def close(self) -> None:
+        """Close the connections of all threads. May be called again."""
+        with self._lock:
+            self._closed = True
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is not None:
+            return found
+        with self._lock, _told(self._path):
+            if self._closed:
+                raise RuntimeError("the store is closed")
+            mode = "ro" if self._readonly else "rw"
+            connection = sqlite3.connect(
+                f"{self._path.absolute().as_uri()}?mode={mode}",
+                uri=True,
+                timeout=PATIENCE,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._all.append(connection)
+            connection.execute("PRAGMA foreign_keys = ON")
+            if not self._readonly:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
+        self._local.connection = connection
+        return connection
+
+    def _migrate(self) -> None:
+        with self.read() as connection:
+            version = _version(connection)
+        if version > VERSION:
+            raise Unsupported(
+                f"the store {str(self._path.parent)!r} has schema {version}, and this Lamella knows up to {VERSION}",
+                hint="use the Lamella that wrote it, or a newer one",
+            )
+        if version == VERSION:
+            return
+        if self._readonly:
+            raise Unsupported(
+                f"the store {str(self._path.parent)!r} has schema {version}, and is to be opened for reading only",
+                hint="open it once for writing, which brings it up to date",
+            )
+        with self.write() as connection:
+            for number in range(_version(connection), VERSION):  # asked again: another process may have been first
+                for statement in _statements(_STEPS[number]):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {number + 1}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    row = connection.execute("PRAGMA user_version").fetchone()
+    return int(row[0])
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Each statement by itself, since executescript would commit."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Put SQLite's failures into the categories."""
+    try:
+        yield
+    except sqlite3.Error as problem:
+        raise _error(problem, path) from problem
+
+
+def _error(problem: sqlite3.Error, path: Path) -> LamellaError:
+    code = getattr(problem, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    text = f"the store's database {str(path)!r}: {problem}"
+    if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and not _is_reading(code):
+        return Exhausted(text, hint="free some space in the store's file system and run again")
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Unavailable(text, hint="another process is changing the store; try again later")
+    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
+        return Denied(text)
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR):
+        return Integrity(text)
+    return LamellaError(text)
+
+
+def _is_reading(code: int | None) -> bool:
+    return code in (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
