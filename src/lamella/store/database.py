@@ -15,8 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
-from lamella.errors import Denied, Exhausted, Integrity, LamellaError, NotFound, Unavailable, Unsupported, from_os
+from lamella.errors import (
+    Conflict,
+    Denied,
+    Exhausted,
+    Integrity,
+    LamellaError,
+    NotFound,
+    Unavailable,
+    Unsupported,
+    from_os,
+)
 
 VERSION: Final = 1
 """Of the schema. A store of a higher one is refused, a store of a lower one is brought up to it."""
@@ -112,7 +123,7 @@ class Database:
         self._path = path
         self._readonly = readonly
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: WeakSet[_Held] = WeakSet()
         self._lock = threading.Lock()
         self._closed = False
         try:
@@ -140,57 +151,77 @@ class Database:
                 connection.rollback()
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """One change, which nobody else's crosses. It is on the disk when the block ends; an exception undoes it.
 
+        A change that is not ``durable`` may be lost with power, and never alone: all that came after it goes too.
         Not to be nested. Raises Unavailable where another process does not come to an end, Exhausted, Denied.
         """
+        if self._readonly:
+            raise Denied(f"the store {str(self._path.parent)!r} is open for reading only")
         connection = self._connection()
         if connection.in_transaction:
             raise RuntimeError("a change of the store within another")
         with _told(self._path):
-            connection.execute("BEGIN IMMEDIATE")
+            if not durable:
+                connection.execute("PRAGMA synchronous = NORMAL")
             try:
-                yield connection
-                connection.commit()
-            except BaseException:
-                connection.rollback()
-                raise
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.commit()
+                except BaseException:
+                    connection.rollback()
+                    raise
+            finally:
+                if not durable:
+                    connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
         """Close the connections of all threads. May be called again."""
         with self._lock:
             self._closed = True
-            for connection in self._all:
-                connection.close()
+            for held in self._all:
+                held.close()
             self._all.clear()
 
     def _connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is not None:
-            return found
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is None or held.process != os.getpid():  # SQLite's connections do not survive a fork
+            if held is not None:
+                _INHERITED.append(held)
+            held = self._local.held = self._connect()
+        return held.connection
+
+    def _connect(self) -> _Held:
         with self._lock, _told(self._path):
             if self._closed:
                 raise RuntimeError("the store is closed")
-            mode = "ro" if self._readonly else "rw"
-            connection = sqlite3.connect(
-                f"{self._path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=PATIENCE,
-                isolation_level=None,
-                check_same_thread=False,
+            mode = "mode=ro" if self._readonly else "mode=rw"
+            if self._readonly and not os.access(self._path.parent, os.W_OK) and not _exists(f"{self._path}-wal"):
+                mode += "&immutable=1"  # even a reader of WAL wants to write beside it, unless told that nobody does
+            held = _Held(
+                sqlite3.connect(
+                    f"{self._path.absolute().as_uri()}?{mode}",
+                    uri=True,
+                    timeout=PATIENCE,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
             )
-            self._all.append(connection)
+            connection = held.connection
             connection.execute("PRAGMA foreign_keys = ON")
             if not self._readonly:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
-        self._local.connection = connection
-        return connection
+            self._all.add(held)
+        return held
 
     def _migrate(self) -> None:
         with self.read() as connection:
             version = _version(connection)
+            if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise Conflict(f"{str(self._path)!r} is the database of something else")
         if version > VERSION:
             raise Unsupported(
                 f"the store {str(self._path.parent)!r} has schema {version}, and this Lamella knows up to {VERSION}",
@@ -208,6 +239,34 @@ class Database:
                 for statement in _statements(_STEPS[number]):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number + 1}")
+
+
+_INHERITED: Final[list[_Held]] = []
+"""Connections of the process that this one was forked from, kept so that nothing closes them here."""
+
+
+class _Held:
+    """A thread's connection, which is closed when the thread is gone."""
+
+    __slots__ = ("__weakref__", "connection", "process")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.process = os.getpid()
+
+    def close(self) -> None:
+        if self.process == os.getpid():
+            self.connection.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -70,13 +70,13 @@ def is_label(field: str) -> bool:
     return field.startswith(_PREFIX) and len(field) > len(_PREFIX)
 
 
-def encode_labels(labels: Labels) -> str:
+def encode(labels: Labels) -> str:
     """How the database holds ``labels``; equal ones are held alike."""
     return _ENCODER.encode(dict(labels)).decode() if labels else "{}"
 
 
-def decode_labels(text: str) -> dict[str, str]:
-    """What `encode_labels` has written. Raises Integrity."""
+def decode(text: str) -> dict[str, str]:
+    """What `encode` has written. Raises Integrity."""
     if text == "{}":
         return {}
     try:

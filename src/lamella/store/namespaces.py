@@ -11,7 +11,7 @@ from typing import Final
 from lamella.errors import AlreadyExists, Conflict, NotFound
 from lamella.store.contract import NO_LABELS, Labels, Namespace
 from lamella.store.database import Database
-from lamella.store.labels import check_namespace, decode_labels, encode_labels, merge, settled
+from lamella.store.labels import check_namespace, decode, encode, merge, settled
 
 SHAREABLE: Final = "containerd.io/namespace.shareable"
 """The label whose value ``true`` lets other namespaces have this one's blobs, whatever the store's policy."""
@@ -42,7 +42,7 @@ class Namespaces:
         """By name."""
         with self._database.read() as connection:
             rows = connection.execute("SELECT name, labels FROM namespace ORDER BY name").fetchall()
-        return [Namespace(name, decode_labels(labels)) for name, labels in rows]
+        return [Namespace(name, decode(labels)) for name, labels in rows]
 
     def create(self, name: str, labels: Labels = NO_LABELS) -> Namespace:
         """Raises AlreadyExists, InvalidInput."""
@@ -78,11 +78,11 @@ class Namespaces:
 
 def _labels(connection: sqlite3.Connection, name: str) -> dict[str, str] | None:
     row = connection.execute("SELECT labels FROM namespace WHERE name = ?", (name,)).fetchone()
-    return None if row is None else decode_labels(row[0])
+    return None if row is None else decode(row[0])
 
 
 def _put(connection: sqlite3.Connection, name: str, labels: Labels) -> None:
     connection.execute(
         "INSERT INTO namespace (name, labels) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET labels = excluded.labels",
-        (name, encode_labels(labels)),
+        (name, encode(labels)),
     )
