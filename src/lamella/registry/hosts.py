@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which hosts serve a registry: mirrors and TLS settings, from containerd's ``hosts.toml`` or ``registries.toml``.
 
-``registries.toml`` is Lamella's own: it has the tables of many ``hosts.toml`` in one file, each under ``[registry."HOST[:PORT]"]``, and
-refuses what it does not know. A ``hosts.toml`` is another program's file: what is unknown there is left alone.
+``registries.toml`` is Lamella's own. It has the tables of many ``hosts.toml`` in one file, each under
+``[registry."HOST[:PORT]"]``, and what is unknown in it is refused. A ``hosts.toml`` is another program's file: what is
+unknown there is left alone.
 """
 
 from __future__ import annotations
