@@ -11,6 +11,9 @@ from lamella.errors import InvalidInput
 
 SECOND: Final = 1_000_000_000
 
+_RFC3339: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,]([0-9]+))?(Z|[+-][0-9]{2}:[0-9]{2})"
+)
 _PAX_TIME: Final = re.compile(r"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 
 
@@ -32,6 +35,38 @@ def format_pax_time(ns: int) -> str:
     seconds, fraction = divmod(abs(ns), SECOND)
     text = f"{'-' if ns < 0 else ''}{seconds}"
     return f"{text}.{fraction:09d}".rstrip("0") if fraction else text
+
+
+def parse_rfc3339(text: str) -> int:
+    """Nanoseconds of a time as in ``2030-01-31T12:00:00.5+01:00``; digits past the ninth are dropped.
+
+    Raises InvalidInput.
+    """
+    from datetime import datetime
+
+    match = _RFC3339.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError
+        date, fraction, zone = match.groups()
+        when = datetime.fromisoformat(date + ("+00:00" if zone == "Z" else zone))
+        since = when - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"malformed time {text[:40]!r}: expected one as in 2030-01-31T12:00:00Z") from None
+    return (since.days * 86400 + since.seconds) * SECOND + int((fraction or "")[:9].ljust(9, "0"))
+
+
+def format_rfc3339(ns: int) -> str:
+    """``ns`` as a time in UTC, with as many digits of a fraction as it takes. Raises InvalidInput beyond year 9999."""
+    from datetime import UTC, datetime, timedelta
+
+    seconds, fraction = divmod(ns, SECOND)
+    try:
+        when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    except OverflowError:
+        raise InvalidInput(f"{ns} ns lie beyond the years that can be written") from None
+    digits = f".{fraction:09d}".rstrip("0") if fraction else ""
+    return f"{when:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + f"{digits}Z"
 
 
 def source_date_epoch() -> int | None:
