@@ -24,8 +24,6 @@ _REFUSED: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENODEV, errno.
 """What a kernel says that makes no overlay for us, or not of these directories."""
 
 _RIGHTS: Final = "it takes root, or a user namespace of one's own, as `unshare --user --map-root-user --mount` makes"
-    "mounting takes root, or a user namespace of one's own as `unshare --user --map-root-user --mount` makes"
-)
 
 
 def mount_all(mounts: Sequence[Mount], target: Path) -> None:
