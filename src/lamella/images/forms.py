@@ -8,41 +8,53 @@ from typing import Final, cast
 
 from lamella.errors import InvalidInput, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
-from lamella.images.naming import ImageName
+from lamella.images.naming import REGISTRY, ImageName
+from lamella.images.options import RegistryOptions
 
 _READERS: Final = {
     "oci": "lamella.images.layout:open_directory",
     "oci-archive": "lamella.images.archive:open_oci_archive",
     "docker-archive": "lamella.images.docker_archive:open_docker_archive",
+    REGISTRY: "lamella.registry.reader:open_registry",
 }
-"""Form to a function of the path."""
+"""Form to a function of the path; for a registry, of the name and the options."""
 
 _WRITERS: Final = {
     "oci": "lamella.images.layout_writer:LayoutWriter",
     "oci-archive": "lamella.images.archive_writer:OciArchiveWriter",
     "docker-archive": "lamella.images.archive_writer:DockerArchiveWriter",
+    REGISTRY: "lamella.registry.writer:open_registry",
 }
-"""Form to a function of the path, ``replace`` and ``durable``."""
+"""Form to a function of the path, ``replace`` and ``durable``; for a registry, of the name and the options."""
 
 _LATER: Final = {
-    "docker": "images in registries",
     "store": "the local store",
     "containerd": "images of containerd",
 }
 
 
-def open_reader(name: ImageName) -> ImageReader:
-    """A reader of the place that ``name`` names. Raises NotFound, InvalidInput, Unsupported, Denied."""
+def open_reader(name: ImageName, *, registry: RegistryOptions | None = None) -> ImageReader:
+    """A reader of the place that ``name`` names; ``registry`` says how one is talked to.
+
+    Raises NotFound, InvalidInput, Unsupported, Denied; for a registry Unavailable and Integrity too.
+    """
+    if name.form == REGISTRY:
+        return cast("ImageReader", _load(_READERS, name)(name, registry))
     return cast("ImageReader", _load(_READERS, name)(name.path))
 
 
-def open_writer(name: ImageName, *, replace: bool = False, durable: bool = False) -> ImageWriter:
+def open_writer(
+    name: ImageName, *, replace: bool = False, durable: bool = False, registry: RegistryOptions | None = None
+) -> ImageWriter:
     """A writer to the place that ``name`` names.
 
     With ``replace`` an archive that is there already gives way when the new one is complete; a layout keeps its other
-    images either way. With ``durable`` everything is on the disk, not in its cache alone, before `commit` returns.
+    images either way. With ``durable`` everything is on the disk, not in its cache alone, before `commit` returns. A
+    registry is talked to as ``registry`` says; a tag there always gives way.
     Raises AlreadyExists, InvalidInput, Unsupported, Denied.
     """
+    if name.form == REGISTRY:
+        return cast("ImageWriter", _load(_WRITERS, name)(name, registry))
     if name.position is not None:
         raise InvalidInput(f"{name}: an image cannot be written at a number", hint="give it a tag")
     return cast("ImageWriter", _load(_WRITERS, name)(name.path, replace=replace, durable=durable))

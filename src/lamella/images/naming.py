@@ -8,13 +8,15 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from lamella.digests import Digest
 from lamella.errors import InvalidInput
 
 ON_DISK: Final = ("oci", "oci-archive", "docker-archive")
-RESERVED: Final = ("docker", "store", "containerd")
+REGISTRY: Final = "docker"
+RESERVED: Final = ("store", "containerd")
 """Forms that are names already, but that nothing reads yet."""
 
-_HINT: Final = "write oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF]"
+_HINT: Final = "write oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF], or docker://HOST/NAME[:TAG]"
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,13 +25,18 @@ class ImageName:
 
     form: str
     path: str
-    """A directory or file; for the forms that are reserved, all that follows the form."""
+    """A directory or file; registry and repository; for the forms that are reserved, all that follows the form."""
     tag: str | None = None
-    """The tag of an OCI layout, the full reference of a Docker archive."""
+    """The tag of an OCI layout or in a registry, the full reference of a Docker archive."""
     position: int | None = None
     """The number of the image there, from 0, where that was asked for (``@0``)."""
+    digest: Digest | None = None
+    """What the image in a registry must be; it is fetched by it, whatever the tag names by now."""
 
     def __str__(self) -> str:
+        if self.form == REGISTRY:
+            suffix = (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+            return f"{self.form}://{self.path}{suffix}"
         which = self.tag if self.position is None else f"@{self.position}"
         return f"{self.form}:{self.path}" + (f":{which}" if which is not None else "")
 
@@ -37,11 +44,15 @@ class ImageName:
 def parse_image_name(text: str) -> ImageName:
     """The image that ``text`` names, as in ``oci:DIR:TAG``; ``oci:DIR:@0`` is the first one there, whatever its tag.
 
-    The path ends at its first colon, so it cannot have one. Raises InvalidInput, with a hint that names the forms.
+    The path ends at its first colon, so it cannot have one. ``docker://HOST/NAME[:TAG][@DIGEST]`` is an image in a
+    registry, short forms made full as Docker does; with neither tag nor digest it is ``latest``. Raises InvalidInput,
+    with a hint that names the forms; Unsupported (a digest's algorithm).
     """
     form, colon, rest = text.partition(":")
-    if not colon or form not in ON_DISK + RESERVED:
+    if not colon or form not in (*ON_DISK, REGISTRY, *RESERVED):
         raise InvalidInput(f"{text[:300]!r} does not say what kind of place the image is in", hint=_HINT)
+    if form == REGISTRY:
+        return _in_registry(text, rest)
     if form in RESERVED:
         return ImageName(form, rest)
     drive = re.match(r"[A-Za-z]:(?=[\\/])", rest) if os.name == "nt" else None
@@ -64,3 +75,12 @@ def parse_image_name(text: str) -> ImageName:
             raise InvalidInput(f"{text[:300]!r}: an archive's images are named by tags, not by digests")
         which = str(reference)
     return ImageName(form, path, which)
+
+
+def _in_registry(text: str, rest: str) -> ImageName:
+    from lamella.oci.reference import parse_reference
+
+    if not rest.startswith("//"):
+        raise InvalidInput(f"{text[:300]!r}: two slashes must follow the form", hint="write docker://HOST/NAME[:TAG]")
+    reference = parse_reference(rest[2:]).with_default_tag()
+    return ImageName(REGISTRY, reference.name, reference.tag, digest=reference.digest)

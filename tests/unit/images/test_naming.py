@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from lamella.digests import Digest
 from lamella.errors import InvalidInput, Unsupported
 from lamella.images.forms import open_reader, open_writer
 from lamella.images.naming import ImageName, parse_image_name
+
+DIGEST = Digest.of(b"")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +26,10 @@ from lamella.images.naming import ImageName, parse_image_name
         ("docker-archive:a.tar:busybox", ImageName("docker-archive", "a.tar", "docker.io/library/busybox:latest")),
         ("docker-archive:a.tar:x.io/a:t", ImageName("docker-archive", "a.tar", "x.io/a:t")),
         ("docker-archive:a.tar:@0", ImageName("docker-archive", "a.tar", position=0)),
-        ("docker://busybox:1", ImageName("docker", "//busybox:1")),
+        ("docker://busybox", ImageName("docker", "docker.io/library/busybox", "latest")),
+        ("docker://localhost:5000/a/b:1", ImageName("docker", "localhost:5000/a/b", "1")),
+        (f"docker://x.io/a@{DIGEST}", ImageName("docker", "x.io/a", digest=DIGEST)),
+        (f"docker://[::1]:5000/a:t@{DIGEST}", ImageName("docker", "[::1]:5000/a", "t", digest=DIGEST)),
     ],
 )
 def test_forms_paths_and_tags(text: str, expected: ImageName) -> None:
@@ -39,7 +45,11 @@ def test_a_name_without_a_form_gets_the_forms_as_a_hint(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["oci:", "oci::tag", "oci:a\0b", "oci:a:@", "oci:a:@-1", "oci:a:@x", "docker-archive:a:Bad Ref"]
+    "text",
+    [
+        *("oci:", "oci::tag", "oci:a\0b", "oci:a:@", "oci:a:@-1", "oci:a:@x", "docker-archive:a:Bad Ref"),
+        *("docker:busybox", "docker://", "docker://Bad", "docker://a:b:c", "docker://x.io/a@sha256:1", "docker:///a"),
+    ],
 )
 def test_malformed_names(text: str) -> None:
     with pytest.raises(InvalidInput):
@@ -51,7 +61,7 @@ def test_an_image_of_an_archive_is_not_named_by_its_digest() -> None:
         parse_image_name(f"docker-archive:a.tar:busybox@sha256:{'a' * 64}")
 
 
-@pytest.mark.parametrize("text", ["docker://busybox", "store:busybox", "containerd:busybox"])
+@pytest.mark.parametrize("text", ["store:busybox", "containerd:busybox"])
 def test_forms_that_are_names_only_say_so_when_used(text: str) -> None:
     name = parse_image_name(text)
     with pytest.raises(Unsupported, match="cannot be used yet"):

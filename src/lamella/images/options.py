@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How registries are talked to, as values that travel from a caller to the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from lamella.progress import Cancellation
+
+
+class Credential(Protocol):
+    """What somebody proves with who they are. Empty or None is what there is not."""
+
+    @property
+    def username(self) -> str | None:
+        """The name, in the clear."""
+        ...
+
+    @property
+    def password(self) -> str | None:
+        """A password or an access token."""
+        ...
+
+    @property
+    def identity_token(self) -> str | None:
+        """A refresh token, which is exchanged for short-lived ones."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class RegistryOptions:
+    """How registries are talked to. Times are in seconds, sizes in bytes.
+
+    What is not said comes from where other tools look too: credentials from login files, mirrors and certificates from
+    hosts.toml, proxies from the environment.
+    """
+
+    plain_http: bool | None = None
+    """Whether to do without TLS; None leaves it to the configuration, by which loopback hosts alone do."""
+    credential: Credential | None = None
+    """Who to be, instead of whom the login files say."""
+    anonymous: bool = False
+    """Use no credentials even where the login files have some."""
+    foreign_urls: bool = False
+    """Fetch layers that the registry itself does not have from the addresses that their descriptors give."""
+    streams: int = 3
+    """Requests that fetch ranges of one large blob at the same time; 1 for one request a blob."""
+    connect_timeout: float = 10
+    read_timeout: float = 60
+    """The longest silence while an answer is waited for."""
+    rate_window: float = 30
+    slowest_rate: int = 1024
+    """Bytes a second that a response must bring over each window of waiting."""
+    tries: int = 6
+    """How often a request is made before a failure that may pass is taken for an answer."""
+    retry_wait: float = 120
+    """All pauses between the tries of one request together."""
+    cancel: Cancellation | None = None
+    """Looked at while waiting."""
+
+
+DEFAULT_OPTIONS: Final = RegistryOptions()
