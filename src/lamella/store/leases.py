@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lamella.errors import AlreadyExists, NotFound, Unsupported
 from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, Resource
@@ -20,6 +20,9 @@ from lamella.store.labels import check_key, decode, encode, settled
 from lamella.store.namespaces import ensure
 from lamella.store.references import CONTENT, EXPIRE, IMAGES, INGESTS, SNAPSHOTS
 from lamella.times import SECOND, format_rfc3339
+
+if TYPE_CHECKING:
+    from lamella.store.store import Space
 
 _HOUR: Final = 3600 * SECOND
 _SNAPSHOTTER: Final = re.compile(re.escape(SNAPSHOTS) + "[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -136,6 +139,16 @@ def temporary_lease(
             leases.delete(lease.id)
         except NotFound:  # it took longer than that, and the lease was collected
             pass
+
+
+@contextmanager
+def under_lease(space: Space, *, hours: float = 24) -> Iterator[Space]:
+    """A view of the same namespace whose new objects stay as long as the block lasts; ``space`` if it has a lease."""
+    if space.lease is not None:
+        yield space
+        return
+    with temporary_lease(space.leases, hours=hours, clock=space.store.clock) as lease:
+        yield space.store.namespace(space.name, lease.id)
 
 
 def _is_there(connection: sqlite3.Connection, namespace: str, lease: str) -> bool:

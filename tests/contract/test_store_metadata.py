@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images and leases in the store's database keep the contracts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lamella.store.images import Images
+from lamella.store.leases import Leases
+from lamella.store.store import Space, Store
+from lamella.testing.image_store_suite import ImageStoreTests
+from lamella.testing.lease_suite import LeaseTests
+
+
+class _OnDisk:
+    def space(self, tmp_path: Path) -> Space:
+        self.store = Store.open(tmp_path / "store")
+        return self.store.namespace("default")
+
+    def teardown_method(self) -> None:
+        self.store.close()
+
+
+class TestImages(_OnDisk, ImageStoreTests):
+    def make(self, tmp_path: Path) -> Images:
+        return self.space(tmp_path).images
+
+
+class TestLeases(_OnDisk, LeaseTests):
+    def make(self, tmp_path: Path) -> Leases:
+        return self.space(tmp_path).leases
