@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a registry can be told to do instead of serving well; see `Registry.misbehave`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from tests.registry.hostile import Behaviour, Registry, Serve
+from tests.registry.wire import Answer, Request, head
+
+
+def say(answer: Answer) -> Behaviour:
+    """The same answer each time; the request's body is read, so that it is the answer that is seen."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        request.body()
+        return replace(answer, headers=dict(answer.headers))
+
+    return act
+
+
+def redirect(url: str, status: int = 307) -> Behaviour:
+    """Send elsewhere; ``{path}`` in the URL is the path asked for."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        request.body()
+        return Answer(status, {"Location": url.replace("{path}", request.path)})
+
+    return act
+
+
+def with_body(change: Callable[[bytes], bytes]) -> Behaviour:
+    """The right answer with a body that is changed, and a length that fits it."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        answer = serve()
+        return replace(answer, body=change(_whole(answer)))
+
+    return act
+
+
+def with_headers(**headers: str | None) -> Behaviour:
+    """The right answer with headers replaced, or left out where None; ``_`` stands for a hyphen."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        answer = serve()
+        for name, value in headers.items():
+            name = name.replace("_", "-")
+            answer.headers = {key: old for key, old in answer.headers.items() if key.lower() != name.lower()}
+            if value is not None:
+                answer.headers[name] = value
+        return answer
+
+    return act
+
+
+def cut_body(after: int) -> Behaviour:
+    """The right answer, and a reset after so many bytes of its body."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        return replace(serve(), cut=after)
+
+    return act
+
+
+def short_body(missing: int) -> Behaviour:
+    """The right length, fewer bytes, and an orderly end of the connection."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        answer = serve()
+        raw = _whole(answer)
+        start = head(answer.status, {**answer.headers, "Content-Length": str(len(raw))})
+        return Answer(answer.status, raw=start + raw[: len(raw) - missing])
+
+    return act
+
+
+def endless(piece: bytes = b"\0" * 65536) -> Behaviour:
+    """The right headers, then zeros until the other side has had enough."""
+
+    def forever() -> Iterator[bytes]:
+        while True:
+            yield piece
+
+    def act(request: Request, serve: Serve) -> Answer:
+        return replace(serve(), body=forever(), chunked=True)
+
+    return act
+
+
+def drip(seconds: float, count: int = 1) -> Behaviour:
+    """The right answer, so many bytes at a time, with a pause after each."""
+
+    def slowly(raw: bytes) -> Iterator[bytes]:
+        for at in range(0, len(raw), count):
+            yield raw[at : at + count]
+            time.sleep(seconds)
+
+    def act(request: Request, serve: Serve) -> Answer:
+        answer = serve()
+        raw = _whole(answer)
+        return replace(answer, body=slowly(raw), headers={**answer.headers, "Content-Length": str(len(raw))})
+
+    return act
+
+
+def lying_chunks(request: Request, serve: Serve) -> Answer:
+    """A chunk that says it is longer than what follows."""
+    answer = serve()
+    raw = _whole(answer)
+    start = head(answer.status, {**answer.headers, "Transfer-Encoding": "chunked"})
+    return Answer(answer.status, raw=start + b"%x\r\n" % (len(raw) + 100) + raw + b"\r\n0\r\n\r\n")
+
+
+def reset(request: Request, serve: Serve) -> Answer:
+    """A connection that breaks before anything is said."""
+    return Answer(0, cut=0, raw=b"")
+
+
+def cut_upload(after: int, registry: Registry, *, keep: bool = True) -> Behaviour:
+    """Read so many bytes of a body, keep them in the upload or not, and break the connection."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        taken = b""
+        while len(taken) < after and (part := request.take(after - len(taken))):
+            taken += part
+        session = request.path.rpartition("/")[2]
+        if keep and session in registry.uploads:
+            registry.uploads[session] += taken
+        return Answer(0, cut=0, raw=b"")
+
+    return act
+
+
+def lose_upload(registry: Registry) -> Behaviour:
+    """Forget the session before it is used."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        registry.uploads.pop(request.path.rpartition("/")[2], None)
+        request.body()
+        return serve()
+
+    return act
+
+
+def _whole(answer: Answer) -> bytes:
+    assert isinstance(answer.body, bytes)
+    return answer.body
