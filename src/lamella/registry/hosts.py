@@ -8,7 +8,6 @@ unknown there is left alone.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import tomllib
@@ -19,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from lamella.errors import Denied, Exhausted, InvalidInput, from_os
+from lamella.registry.addresses import is_loopback
 
 CAPABILITIES: Final = frozenset({"pull", "resolve", "push", "referrers"})
 MAX_FILE: Final = 1 << 20
@@ -93,17 +93,6 @@ def hosts_for(
                 last = replace(last, scheme="http")
             return (*mirrors, last)
     return (own,)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``HOST[:PORT]`` is this very machine by its name or number."""
-    name = _split_port(host)[0]
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class _Registries:
@@ -352,7 +341,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _own_host(registry: str, plain_http: bool) -> HostConfig:
     host = _HUB_HOST if registry in (_HUB, "index.docker.io") else registry
-    plain = plain_http or (is_loopback(host) and _split_port(host)[1] != "443")
+    name, port = _split_port(host)
+    plain = plain_http or (port != "443" and is_loopback(name.strip("[]")))
     return HostConfig("http" if plain else "https", host)
 
 
