@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to one host of a registry: signed, repeated where that is safe, and refused in Lamella's own errors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from lamella.errors import Denied
+from lamella.registry.addresses import origin_of
+from lamella.registry.auth import Authorizer
+from lamella.registry.failures import failure
+from lamella.registry.retries import PASSING, Patience, retry_after
+from lamella.registry.transport import Interrupted, Payload, Response, Transport
+
+if TYPE_CHECKING:
+    from lamella.images.options import Credential, RegistryOptions
+    from lamella.registry.hosts import HostConfig
+
+_NOTHING_DONE: Final = frozenset({429, 503})
+"""Statuses by which a server says that it did not begin with a request."""
+
+
+class Endpoint:
+    """One host that serves a registry, be it a mirror."""
+
+    def __init__(
+        self, host: HostConfig, registry: str, credential: Credential | None, options: RegistryOptions
+    ) -> None:
+        self.host = host
+        self.registry = registry
+        self._options = options
+        self._transport = Transport(host, options)
+        self._authorizer = Authorizer(self._transport, registry, credential, options)
+
+    def can(self, capability: str) -> bool:
+        """Whether the settings let it be used for that."""
+        return capability in self.host.capabilities
+
+    def url(self, path: str) -> str:
+        """The URL of a path below ``/v2/``."""
+        return f"{self.host.url}/{path}"
+
+    def location(self, response: Response) -> str | None:
+        """Where ``response`` says to go on.
+
+        A registry behind a proxy that ends TLS may take itself for one without: its own address is mended.
+        """
+        text = response.headers.get("Location")
+        if text is None:
+            return None
+        url = urljoin(response.url, text)
+        origin, own = origin_of(url), self._transport.origin
+        if origin.scheme == "http" and own.scheme == "https":
+            if origin.host != own.host:
+                raise Denied(f"{self.registry}: refused to go on without TLS at {origin}")
+            parts = urlsplit(url)
+            url = urlunsplit(("https", urlsplit(self.host.url).netloc, parts.path, parts.query, ""))
+        return url
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        doing: str,
+        scopes: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+        body: Payload | None = None,
+        accept: Collection[int] = (200,),
+        repeat: bool = True,
+    ) -> Response:
+        """The answer to a request, whose status is one of ``accept``.
+
+        With ``repeat`` a request is made again where it failed in a way that may pass; without, only where it cannot
+        have been carried out. ``doing`` is for messages. A body that is not bytes is sent once.
+        Raises as `failure` says, and Interrupted, Cancelled.
+        """
+        once = body is not None and not isinstance(body, (bytes, bytearray, memoryview))
+        patience = Patience(self._options)
+        signed_again = False
+        while True:
+            if self._options.cancel is not None:
+                self._options.cancel.check()
+            own = origin_of(url) == self._transport.origin
+            authorization = self._authorizer.header(scopes) if own else None
+            try:
+                response = self._transport.send(
+                    method, url, headers=headers or {}, authorization=authorization, body=body
+                )
+            except Interrupted as problem:
+                if once or (problem.sent and not repeat):
+                    raise
+                patience.pause(problem)
+                continue
+            if response.status in accept:
+                return response
+            # What another host asks for is none of the registry's business: it gets no credentials.
+            asked = response.status == 401 and origin_of(response.url) == self._transport.origin
+            if asked and not signed_again and not once and self._authorizer.learn(response, scopes, authorization):
+                signed_again = True
+                response.drop()
+                continue
+            refused = failure(response, doing, self.registry, secrets=self._authorizer.secrets())
+            passing = response.status in (PASSING if repeat else _NOTHING_DONE)
+            if once or not passing:
+                raise refused
+            patience.pause(refused, retry_after(response.headers))
+
+    def send(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Response:
+        """One unsigned request to wherever; for what a registry keeps elsewhere."""
+        return self._transport.send(method, url, headers=headers or {})
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._transport.close()
