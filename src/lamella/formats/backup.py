@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Win32 backup streams: what BackupRead gives of a file and BackupWrite takes (WIN32_STREAM_ID).
+
+A file is a sequence of streams: its security descriptor, its data, its alternate streams and so on, each with a
+header. Bodies are not held; they pass by as they are read and written.
+"""
+
+# ruff: noqa: SLF001 - a stream and its reader are one mechanism in two classes
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from lamella.errors import FormatError, InvalidInput, SizeMismatch, StreamConsumed
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+STRUCTURE: Final = "WIN32_STREAM_ID"
+BODY: Final = "backup stream"
+
+DATA: Final = 1
+EA_DATA: Final = 2
+SECURITY_DATA: Final = 3
+ALTERNATE_DATA: Final = 4
+LINK: Final = 5
+PROPERTY_DATA: Final = 6
+OBJECT_ID: Final = 7
+REPARSE_DATA: Final = 8
+SPARSE_BLOCK: Final = 9
+TXFS_DATA: Final = 10
+
+IDS: Final = range(1, 11)
+
+MODIFIED_WHEN_READ: Final = 1
+CONTAINS_SECURITY: Final = 2
+CONTAINS_PROPERTIES: Final = 4
+SPARSE_ATTRIBUTE: Final = 8
+
+MAX_NAME: Final = 0x10000
+"""Bytes of a stream's name."""
+
+SMALL: Final = 0x10000
+"""Bytes that a security descriptor, a list of extended attributes or a reparse point may take in `survey`."""
+
+_HEADER: Final = struct.Struct("<IIqI")
+_OFFSET: Final = struct.Struct("<q")
+_STEP: Final = 1 << 20
+_MAX: Final = (1 << 63) - 1
+
+_DATA_SUFFIX: Final = ":$DATA"
+
+
+@dataclass(slots=True, eq=False)
+class BackupStream:
+    """The header of one stream; its body can be read once, until the next stream is asked for."""
+
+    id: int
+    size: int
+    """Bytes of the body; of a sparse block, without the offset that stands before it."""
+    attributes: int = 0
+    name: str = ""
+    """``:name:$DATA`` for an alternate stream, empty for others."""
+    offset: int = 0
+    """Where in the file a sparse block lies."""
+    body_at: int = 0
+    """Where the body begins in the whole sequence of streams."""
+    _reader: BackupReader | None = field(default=None, repr=False)
+
+    def chunks(self) -> Iterable[bytes]:
+        """The body in pieces. Raises StreamConsumed, and FormatError (while iterating) where the input ends early."""
+        reader = self._reader
+        if reader is None or reader._current is not self:
+            raise StreamConsumed("the body of a backup stream can be read once, before the next stream is asked for")
+        reader._current = None
+        reader._streaming = self
+        return reader._stream(self)
+
+    def read(self, limit: int = SMALL) -> bytes:
+        """The whole body. Raises FormatError where it is over ``limit`` bytes."""
+        if self.size > limit:
+            raise FormatError(BODY, self.body_at, f"{self.size} bytes are over the {limit} of a stream of id {self.id}")
+        return b"".join(self.chunks())
+
+
+class BackupReader:
+    """The streams of one file, in order.
+
+    ``read`` gives at most as many bytes as asked for, none at the end. With ``skip``, bodies that nobody reads are
+    passed by calling it with their size; it must raise or return the bytes passed. ``at`` is the offset of the first
+    header.
+
+    Raises FormatError for unknown ids, malformed headers and early ends.
+    """
+
+    __slots__ = ("_current", "_left", "_position", "_read", "_skip", "_started", "_streaming")
+
+    def __init__(self, read: Callable[[int], bytes], *, skip: Callable[[int], int] | None = None, at: int = 0) -> None:
+        self._read = read
+        self._skip = skip
+        self._position = at
+        self._left = 0
+        self._started = False
+        self._current: BackupStream | None = None  # whose body may still be asked for
+        self._streaming: BackupStream | None = None  # whose body is being read
+
+    def __iter__(self) -> Iterator[BackupStream]:
+        if self._started:
+            raise StreamConsumed("backup streams can be read once")
+        self._started = True
+        return self._streams()
+
+    def _streams(self) -> Iterator[BackupStream]:
+        while True:
+            at = self._position
+            header = self._take(_HEADER.size, at, empty=True)
+            if not header:
+                return
+            id_, attributes, size, name_size = _HEADER.unpack(header)
+            if id_ not in IDS:
+                raise FormatError(STRUCTURE, at, f"unknown stream id {id_}")
+            if size < 0:
+                raise FormatError(STRUCTURE, at, f"the size {size} is negative")
+            if name_size % 2 or name_size > MAX_NAME:
+                raise FormatError(STRUCTURE, at, f"malformed size of the name, {name_size}")
+            name = self._take(name_size, at).decode("utf-16-le", "surrogatepass") if name_size else ""
+            offset = 0
+            if id_ == SPARSE_BLOCK:
+                if size < _OFFSET.size:
+                    raise FormatError(STRUCTURE, at, f"a sparse block of {size} bytes has no offset")
+                (offset,) = _OFFSET.unpack(self._take(_OFFSET.size, at))
+                size -= _OFFSET.size
+                if not 0 <= offset <= _MAX - size:
+                    raise FormatError(STRUCTURE, at, f"a sparse block of {size} bytes cannot lie at {offset}")
+            self._left = size
+            self._current = stream = BackupStream(id_, size, attributes, name, offset, self._position, self)
+            yield stream
+            self._current = self._streaming = None
+            self._pass()
+
+    def _take(self, count: int, at: int, *, empty: bool = False) -> bytes:
+        data = self._read(count)
+        while 0 < len(data) < count:
+            more = self._read(count - len(data))
+            if not more:
+                break
+            data += more
+        self._position += len(data)
+        if len(data) != count and not (empty and not data):
+            raise FormatError(STRUCTURE, at, f"truncated: {len(data)} of {count} bytes")
+        return data
+
+    def _stream(self, stream: BackupStream) -> Iterator[bytes]:
+        while self._left:
+            if self._streaming is not stream:
+                raise StreamConsumed("the body of a backup stream was to be read before the next stream was asked for")
+            part = self._read(min(self._left, _STEP))
+            if not part:
+                raise self._truncated()
+            self._left -= len(part)
+            self._position += len(part)
+            yield part
+
+    def _pass(self) -> None:
+        if self._left and self._skip is not None:
+            passed = self._skip(self._left)
+            self._position += passed
+            self._left -= passed
+            if self._left:
+                raise self._truncated()
+        while self._left:
+            part = self._read(min(self._left, _STEP))
+            if not part:
+                raise self._truncated()
+            self._left -= len(part)
+            self._position += len(part)
+
+    def _truncated(self) -> FormatError:
+        return FormatError(BODY, self._position, f"truncated: {self._left} bytes are missing")
+
+
+class BackupWriter:
+    """Writes streams one after the other: `stream`, then its body by `data`; `finish` at the end."""
+
+    __slots__ = ("_left", "_size", "_write")
+
+    def __init__(self, write: Callable[[Buffer], object]) -> None:
+        self._write = write
+        self._left = self._size = 0
+
+    def stream(self, id_: int, size: int, *, attributes: int = 0, name: str = "", offset: int = 0) -> None:
+        """Begin a stream; the arguments are the fields of `BackupStream`.
+
+        Raises InvalidInput, and SizeMismatch where the stream before has not all of its body.
+        """
+        self.finish()
+        block = b""
+        if id_ not in IDS or size < 0 or not 0 <= attributes <= 0xFFFFFFFF:
+            raise InvalidInput(f"no backup stream can have the id {id_}, the size {size}, the attributes {attributes}")
+        if id_ == SPARSE_BLOCK:
+            if not 0 <= offset <= _MAX - size - _OFFSET.size:
+                raise InvalidInput(f"a sparse block of {size} bytes cannot lie at {offset}")
+            block = _OFFSET.pack(offset)
+        elif offset:
+            raise InvalidInput("only a sparse block has an offset")
+        if size > _MAX - len(block):
+            raise InvalidInput(f"a backup stream of {size} bytes is too long")
+        try:
+            encoded = name.encode("utf-16-le", "surrogatepass")
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"malformed name of a stream {name[:80]!r}: {error.reason}") from None
+        if len(encoded) > MAX_NAME:
+            raise InvalidInput(f"the name of a stream has {len(encoded)} bytes, over {MAX_NAME}")
+        self._write(_HEADER.pack(id_, attributes, size + len(block), len(encoded)) + encoded + block)
+        self._left = self._size = size
+
+    def data(self, buffer: Buffer) -> None:
+        """The next bytes of the stream begun last. Raises SizeMismatch where they are more than its size."""
+        count = len(buffer)
+        if count > self._left:
+            raise SizeMismatch(
+                "the body of a backup stream", expected=self._size, actual=f"at least {self._size - self._left + count}"
+            )
+        self._left -= count
+        self._write(buffer)
+
+    def small(self, id_: int, body: bytes) -> None:
+        """A whole stream with neither attributes nor a name."""
+        self.stream(id_, len(body))
+        self.data(body)
+
+    def finish(self) -> None:
+        """Make sure that the stream begun last has all of its body. Raises SizeMismatch."""
+        if self._left:
+            raise SizeMismatch("the body of a backup stream", expected=self._size, actual=self._size - self._left)
+
+
+def data_streams(size: int, extents: Sequence[tuple[int, int]] | None) -> Iterator[BackupStream]:
+    """The headers in which a file's content stands; its data goes after them, an extent to each.
+
+    ``extents`` are (offset, length) in rising order, None for a file without holes. Followed as BackupRead does: a
+    sparse file has an empty data stream with the sparse attribute, a block for each extent, and an empty block at its
+    end; where one extent covers the file it is written as if it had no holes.
+    """
+    if extents is None or list(extents) == [(0, size)]:
+        yield BackupStream(DATA, size)
+        return
+    yield BackupStream(DATA, 0, SPARSE_ATTRIBUTE)
+    if size:
+        for offset, length in extents:
+            yield BackupStream(SPARSE_BLOCK, length, offset=offset)
+        yield BackupStream(SPARSE_BLOCK, 0, offset=size)
+
+
+def stream_name(name: str) -> str:
+    """What the header of the alternate stream ``name`` says."""
+    return f":{name}{_DATA_SUFFIX}"
+
+
+@dataclass(slots=True)
+class Surveyed:
+    """What the streams of one file say, content left where it is: each place is an offset in the input."""
+
+    security_descriptor: bytes | None = None
+    extended_attributes: bytes | None = None
+    reparse: bytes | None = None
+    size: int = 0
+    """Bytes of the file, holes included."""
+    has_data: bool = False
+    """Whether there is a data stream; an empty file may have none."""
+    sparse: bool = False
+    pieces: list[tuple[int, int, int]] = field(default_factory=list)
+    """Of the content: offset in the file, length, and place."""
+    alternates: list[tuple[str, int, int]] = field(default_factory=list)
+    """Alternate streams: name without colons and type, length, and place."""
+    ignored: list[int] = field(default_factory=list)
+    """Ids of streams that a layer has no use for (links, properties, object ids, transactions)."""
+
+
+def survey(reader: BackupReader) -> Surveyed:
+    """Go through the streams of one file without reading its content.
+
+    Raises FormatError also for what is there twice, sparse blocks that go backwards or have no end, and alternate
+    streams that are no data.
+    """
+    found = Surveyed()
+    blocks_end: int | None = None  # where the last sparse block ended, while the empty one is still to come
+    for stream in reader:
+        at = stream.body_at
+        if blocks_end is not None and stream.id != SPARSE_BLOCK and (found.pieces or stream.id == DATA):
+            raise FormatError(BODY, at, "the sparse blocks before this have no end")
+        match stream.id:
+            case 3:
+                if found.security_descriptor is not None:
+                    raise FormatError(BODY, at, "a second security descriptor")
+                found.security_descriptor = stream.read()
+            case 2:
+                if found.extended_attributes is not None:
+                    raise FormatError(BODY, at, "a second list of extended attributes")
+                found.extended_attributes = stream.read(1 << 20)
+            case 8:
+                if found.reparse is not None:
+                    raise FormatError(BODY, at, "a second reparse point")
+                found.reparse = stream.read()
+            case 1:
+                if found.has_data:
+                    raise FormatError(BODY, at, "a second data stream")
+                found.has_data = True
+                found.sparse = bool(stream.attributes & SPARSE_ATTRIBUTE)
+                found.size = stream.size
+                if stream.size:
+                    found.pieces.append((0, stream.size, at))
+                elif found.sparse:
+                    blocks_end = 0
+            case 9:
+                if blocks_end is None:
+                    raise FormatError(BODY, at, "a sparse block outside a sparse file, or after the last one")
+                if stream.offset < blocks_end:
+                    raise FormatError(BODY, at, f"a sparse block at {stream.offset} lies before {blocks_end}")
+                if stream.size:
+                    found.pieces.append((stream.offset, stream.size, at))
+                    blocks_end = stream.offset + stream.size
+                else:
+                    found.size = stream.offset
+                    blocks_end = None
+            case 4:
+                found.alternates.append((_alternate(stream), stream.size, at))
+            case other:
+                found.ignored.append(other)
+    if blocks_end is not None and found.pieces:
+        raise FormatError(BODY, reader._position, "the sparse blocks have no end")
+    return found
+
+
+def _alternate(stream: BackupStream) -> str:
+    if stream.attributes & SPARSE_ATTRIBUTE:
+        raise FormatError(BODY, stream.body_at, f"the alternate stream {stream.name[:80]!r} is sparse")
+    name = stream.name
+    if not name.startswith(":") or not name.endswith(_DATA_SUFFIX) or len(name) <= 1 + len(_DATA_SUFFIX):
+        raise FormatError(BODY, stream.body_at, f"{name[:80]!r} is not the name of an alternate data stream")
+    return name[1 : -len(_DATA_SUFFIX)]
