@@ -151,7 +151,7 @@ class Space:
         """Its blobs."""
         from lamella.store.content import Content
 
-        return Content(self.store, self.name, self.lease)
+        return Content(self)
 
     @cached_property
     def images(self) -> Images:

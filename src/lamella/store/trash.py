@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removal in two steps: out of sight at once, which is quick and can be done while others wait, and then for good."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Final
+
+_TRASH: Final = "trash"
+
+
+def discard(root: Path, path: str) -> bool:
+    """Move a file or a directory of the store at ``root`` out of sight; false where it is not there."""
+    try:
+        os.rename(path, os.path.join(root, _TRASH, secrets.token_hex(8)))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def empty_trash(root: Path) -> None:
+    """Remove what was moved out of sight, by whomever. What cannot be removed waits for the next time."""
+    trash = os.path.join(root, _TRASH)
+    for name in os.listdir(trash):
+        path = os.path.join(trash, name)
+        try:
+            os.unlink(path)
+        except IsADirectoryError:
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass
