@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hives, read key by key."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from lamella.errors import FormatError, NotFound
+from lamella.formats.regf import layout
+from lamella.formats.regf.cells import ROOT, SHARED, Cells
+from lamella.formats.regf.layout import KEY, NIL, SEGMENT, TAG, VALUE
+from lamella.formats.regf.model import Layering, Value
+from lamella.formats.regf.names import fold, split_path
+
+_WIDTHS: Final = {b"lf": 2, b"lh": 2, b"li": 1}
+"""Words of an element of each kind of list; the first is the offset, the second a hint that is not relied on."""
+
+_LAYERINGS: Final = tuple(Layering)
+_VALUE_SIZE: Final = VALUE.size
+_KEY_SIZE: Final = KEY.size
+
+
+class Hive(Cells):
+    """A hive of the versions 1.3 to 1.6 in memory; each key is read when it is asked for.
+
+    ``layered`` is whether keys and values may bear the marks of a delta: a hive's base block says so, unless it is
+    given here; without it the bits mean nothing. The constructor reads the base block and the headers of the bins.
+    Raises FormatError for what is malformed, here and wherever keys are read, and Unsupported for logs, other versions
+    and, unless ``dirty`` is given, for a hive whose last changes are in its log alone.
+    """
+
+    __slots__ = ("_descriptors",)
+
+    def __init__(self, data: bytes, *, dirty: bool = False, layered: bool | None = None) -> None:
+        super().__init__(data, dirty=dirty)
+        if layered is not None:
+            self.layered = layered
+        self._descriptors: dict[int, bytes] = {}
+
+    @property
+    def root_key(self) -> HiveKey:
+        """The root, whose name means nothing."""
+        return HiveKey(self, self.root, ROOT, 0)
+
+    def key(self, path: str) -> HiveKey:
+        """The key at ``path``, whose names stand between backslashes, or slashes. Raises NotFound."""
+        key = self.root_key
+        for name in split_path(path):
+            found = key.subkey(name)
+            if found is None:
+                raise NotFound(f"there is no key {path!r}: {name!r} is not in {key.name!r}")
+            key = found
+        return key
+
+    def _descriptor(self, offset: int) -> bytes:
+        found = self._descriptors.get(offset)
+        if found is None:
+            at, end = self.claim(offset, SHARED, "sk")
+            if end - at < layout.SECURITY.size:
+                raise FormatError("sk", offset, f"it has {end - at} bytes")
+            signature, _, _, _, size = layout.SECURITY.unpack_from(self._data, at)
+            at += layout.SECURITY.size
+            if signature != b"sk":
+                raise FormatError("sk", offset, f"the signature is {signature!r}")
+            if size > end - at:
+                raise FormatError("sk", offset, f"a descriptor of {size} bytes in a cell that has {end - at}")
+            found = self._descriptors[offset] = self._data[at : at + size]
+        return found
+
+    def _value(self, offset: int, key: int) -> Value:
+        at, end = self.claim(offset, key, "vk")
+        if end - at < _VALUE_SIZE:
+            raise FormatError("vk", offset, f"it has {end - at} bytes")
+        signature, name_size, size, where, kind, flags = VALUE.unpack_from(self._data, at)
+        if signature != b"vk":
+            raise FormatError("vk", offset, f"the signature is {signature!r}")
+        at += _VALUE_SIZE
+        if name_size > end - at:
+            raise FormatError("vk", offset, f"a name of {name_size} bytes in a cell that has {end - at} for it")
+        raw = self._data[at : at + name_size]
+        name = raw.decode("latin-1") if flags & layout.VALUE_COMPRESSED_NAME else _utf16(raw, "vk", offset)
+        if flags & layout.VALUE_TOMBSTONE and self.layered:
+            return Value(name, kind, b"", True)
+        if size & layout.INLINE:
+            size ^= layout.INLINE
+            if size > 4:
+                raise FormatError("vk", offset, f"{size} bytes of data in place of an offset")
+            return Value(name, kind, self._data[at - 12 : at - 12 + size])
+        return Value(name, kind, self._content(where, size, offset) if size else b"")
+
+    def _content(self, offset: int, size: int, value: int) -> bytes:
+        at, end = self.claim(offset, value, "data")
+        if size <= end - at:
+            return self._data[at : at + size]
+        # A cell that could hold the data holds it, whatever the version says of larger data: so other writers have it.
+        if size <= SEGMENT or self.minor < 4 or end - at < layout.BIG.size:
+            raise FormatError("data", offset, f"the value has {size} bytes and the cell {end - at}")
+        signature, count, where = layout.BIG.unpack_from(self._data, at)
+        if signature != b"db":
+            raise FormatError("db", offset, f"the signature is {signature!r}")
+        if count != -(-size // SEGMENT):
+            raise FormatError("db", offset, f"{count} segments for {size} bytes")
+        parts = []
+        for segment in self._words(where, count, 1, value, "db"):
+            at, end = self.claim(segment, value, "db segment")
+            part = min(size, SEGMENT)
+            if part > end - at:
+                raise FormatError("db segment", segment, f"it has {end - at} bytes of {part}")
+            parts.append(self._data[at : at + part])
+            size -= part
+        return b"".join(parts)
+
+    def _words(self, offset: int, count: int, width: int, owner: int, what: str, skip: int = 0) -> tuple[int, ...]:
+        """The first of each ``width`` words in a cell, which must differ; ``skip`` bytes stand before them."""
+        at, end = self.claim(offset, owner, what)
+        if skip + count * width * 4 > end - at:
+            raise FormatError(what, offset, f"{count} elements in a cell of {end - at} bytes")
+        words = struct.unpack_from(f"<{count * width}I", self._data, at + skip)[::width]
+        if len(set(words)) != count:
+            raise FormatError(what, offset, "two of its elements lead to the same cell")
+        return words
+
+    def _subkeys(self, offset: int, key: int, *, leaf: bool = False) -> tuple[int, ...]:
+        """The offsets of keys in a list of them, or in those that a list of lists leads to."""
+        at, _ = self.claim(offset, key, "subkeys")
+        signature, count = TAG.unpack_from(self._data, at)  # no cell is too small for it
+        width = _WIDTHS.get(signature)
+        if width is not None:
+            return self._words(offset, count, width, key, signature.decode(), TAG.size)
+        if signature != b"ri" or leaf:
+            raise FormatError("subkeys", offset, f"the signature is {signature!r}")
+        lists = self._words(offset, count, 1, key, "ri", TAG.size)
+        return tuple(found for one in lists for found in self._subkeys(one, key, leaf=True))
+
+
+class HiveKey:
+    """A key of a hive. What it has is read anew, and checked, each time that it is asked for."""
+
+    __slots__ = (
+        "_class",
+        "_class_size",
+        "_hive",
+        "_security",
+        "_subkey_count",
+        "_subkeys",
+        "_value_count",
+        "_values",
+        "control",
+        "depth",
+        "flags",
+        "inherit_class",
+        "layering",
+        "name",
+        "offset",
+        "time",
+    )
+
+    def __init__(self, hive: Hive, offset: int, parent: int, depth: int) -> None:
+        at, end = hive.claim(offset, parent, "nk")
+        if end - at < _KEY_SIZE:
+            raise FormatError("nk", offset, f"it has {end - at} bytes")
+        if depth > layout.DEEPEST:
+            raise FormatError("nk", offset, f"it is deeper than {layout.DEEPEST} levels")
+        data = hive._data  # noqa: SLF001  # a hive and its keys are one reader
+        (
+            signature,
+            flags,
+            self.time,
+            layer,
+            _,
+            self._subkey_count,
+            _,
+            self._subkeys,
+            _,
+            self._value_count,
+            self._values,
+            self._security,
+            self._class,
+            _,
+            self.control,
+            _,
+            _,
+            _,
+            name_size,
+            self._class_size,
+        ) = KEY.unpack_from(data, at)
+        if signature != b"nk":
+            raise FormatError("nk", offset, f"the signature is {signature!r}")
+        at += _KEY_SIZE
+        if name_size > end - at:
+            raise FormatError("nk", offset, f"a name of {name_size} bytes in a cell that has {end - at} for it")
+        if not name_size and depth:
+            raise FormatError("nk", offset, "its name is empty")
+        raw = data[at : at + name_size]
+        self.name = raw.decode("latin-1") if flags & layout.KEY_COMPRESSED_NAME else _utf16(raw, "nk", offset)
+        if flags & layout.KEY_PREDEFINED:
+            self._value_count = 0  # it is a handle
+        self.flags = flags & layout.KEY_OWN_FLAGS
+        if hive.layered and layer:
+            self.layering = _LAYERINGS[layer & layout.LAYER_SEMANTICS]
+            self.inherit_class = bool(layer & layout.INHERIT_CLASS)
+        else:
+            self.layering = Layering.MERGE
+            self.inherit_class = False
+        self.offset = offset
+        self.depth = depth
+        self._hive = hive
+
+    @property
+    def security(self) -> bytes:
+        """The self-relative security descriptor."""
+        return self._hive._descriptor(self._security)  # noqa: SLF001
+
+    @property
+    def class_name(self) -> str:
+        """The class, often empty."""
+        size = self._class_size
+        if not size or self._class == NIL:
+            return ""
+        at, end = self._hive.claim(self._class, self.offset, "class name")
+        if size > end - at:
+            raise FormatError("class name", self._class, f"{size} bytes in a cell that has {end - at}")
+        return _utf16(self._hive._data[at : at + size], "class name", self._class)  # noqa: SLF001
+
+    def subkeys(self) -> list[HiveKey]:
+        """The subkeys, as they are listed: in the order of their folded names, in a sound hive."""
+        if not self._subkey_count:
+            return []
+        hive, offset, depth = self._hive, self.offset, self.depth + 1
+        found = hive._subkeys(self._subkeys, offset)  # noqa: SLF001
+        if len(found) != self._subkey_count:
+            raise FormatError("nk", offset, f"it has {self._subkey_count} subkeys and lists {len(found)}")
+        if len(set(found)) != len(found):
+            raise FormatError("nk", offset, "one of its subkeys is listed twice")
+        return [HiveKey(hive, one, offset, depth) for one in found]
+
+    def subkey(self, name: str) -> HiveKey | None:
+        """The subkey of that name, in whatever case, or None."""
+        wanted = fold(name)
+        return next((key for key in self.subkeys() if fold(key.name) == wanted), None)
+
+    def values(self) -> list[Value]:
+        """The values with their data, in the order of the hive."""
+        count = self._value_count
+        if not count:
+            return []
+        value, offset = self._hive._value, self.offset  # noqa: SLF001
+        words = self._hive._words(self._values, count, 1, offset, "values")  # noqa: SLF001
+        return [value(one, offset) for one in words]
+
+    def value(self, name: str) -> Value | None:
+        """The value of that name, in whatever case, or None."""
+        wanted = fold(name)
+        return next((value for value in self.values() if fold(value.name) == wanted), None)
+
+    def __repr__(self) -> str:
+        return f"<HiveKey {self.name!r} at {self.offset}>"
+
+
+def _utf16(raw: bytes, what: str, offset: int) -> str:
+    if len(raw) % 2:
+        raise FormatError(what, offset, f"a name in UTF-16 of {len(raw)} bytes")
+    return raw.decode("utf-16-le", "surrogatepass")
