@@ -199,8 +199,8 @@ class _Reader:
             found.append(self._host(self._base(url, where), settings, where))
         if self._strict:
             for url in self._texts(table, "mirrors", at):
-                base = self._base(url, _dotted(at, "mirrors"))
-                found.append(replace(base, capabilities=frozenset({"pull", "resolve"})))
+                where = _dotted(at, "mirrors")
+                found.append(self._host(self._base(url, where), {"capabilities": ["pull", "resolve"]}, where))
         last = self._host(own, table, at)
         if "server" in table:
             url = self._text(table, "server", at)
