@@ -7,40 +7,73 @@ from pathlib import Path
 
 import click
 
-from lamella.cli.console import Console, human_size
+from lamella.cli.console import Console
+from lamella.cli.documents import finished_document, finished_summary, losses_document
 from lamella.cli.frame import Verb
-from lamella.cli.options import platform_option, replace_option
+from lamella.cli.options import (
+    compression_options,
+    platform_option,
+    read_owner_option,
+    replace_option,
+    strict_option,
+    subsecond_option,
+)
 
 
 @click.command("append", cls=Verb)
 @click.argument("source", metavar="IMAGE")
-@click.argument("blob", metavar="BLOB", type=click.Path(path_type=Path))
+@click.argument("layers", metavar="LAYER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("target", metavar="IMAGE")
+@click.option("--created-by", metavar="TEXT", help="What the history says of the layers.")
 @platform_option
+@compression_options
+@subsecond_option
+@read_owner_option
 @replace_option
+@strict_option
 @click.pass_obj
-def command(console: Console, source: str, blob: Path, target: str, platform: str | None, replace: bool) -> None:
-    """Copy an image with one more layer on top.
+def command(
+    console: Console,
+    source: str,
+    layers: tuple[Path, ...],
+    target: str,
+    created_by: str | None,
+    platform: str | None,
+    compress: str,
+    level: int | None,
+    subsecond: bool,
+    owner: str | None,
+    replace: bool,
+    strict: bool,
+) -> None:
+    """Copy an image with further layers on top.
 
-    BLOB, as 'lamella diff -o' writes it, is stored as it is. The second IMAGE may be the first one, whose tag then
-    names the new image. It is dated by SOURCE_DATE_EPOCH, or 1970 where that is not set.
+    LAYER is a blob, as 'lamella diff -o' writes it, which is stored as it is, or a directory, whose files become a
+    layer; directories in it get the metadata that they have there, the root keeps its own. The last IMAGE may be the
+    first one, whose tag then names the new image. It is dated by SOURCE_DATE_EPOCH, or 1970 where that is not set.
     """
-    from lamella.operations.append import append
-    from lamella.operations.inspect import describe_descriptor
+    from lamella.changes.losses import Losses
+    from lamella.layers.policy import Owners
+    from lamella.operations.append import BY, append
 
+    losses = Losses(refuse=strict)
     appended = append(
         source,
-        blob,
+        layers,
         target,
+        created_by=BY if created_by is None else created_by,
         platform=platform,
+        compression=compress,
+        level=level,
+        subsecond=subsecond,
+        owners=None if owner is None else Owners(owner),
         replace=replace,
+        losses=losses,
         progress=console.progress(),
         cancel=console.cancellation(),
     )
-    facts = appended.facts
+    console.losses(losses)
     if console.json:
-        layer = {**describe_descriptor(appended.layer), "diff_id": facts.diff_id, "tar_size": facts.tar_size}
-        console.document({"image": target, **describe_descriptor(appended.descriptor), "layers": [layer]})
-        return
-    console.summary(f"{target}: {appended.descriptor.digest}")
-    console.summary(f"layer of {human_size(facts.size)}, diff id {facts.diff_id}")
+        console.document({**finished_document(target, appended), **losses_document(losses)})
+    else:
+        finished_summary(console, target, appended)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lamella.images.image import Image
     from lamella.oci.mediatypes import Compression
     from lamella.operations.apply import Applied
+    from lamella.operations.draft import Finished, StoredLayer
     from lamella.operations.pack import Packed
     from lamella.operations.unpack import Unpacked
     from lamella.operations.write_layer import Written
@@ -52,6 +53,37 @@ def written_document(written: Written) -> dict[str, Any]:
         "tar_size": facts.tar_size,
         "entries": written.entries,
     }
+
+
+def layer_document(layer: StoredLayer) -> dict[str, Any]:
+    """A layer that was made for an image."""
+    from lamella.operations.inspect import describe_descriptor
+
+    facts = layer.facts
+    document = {**describe_descriptor(layer.descriptor), "diff_id": facts.diff_id, "tar_size": facts.tar_size}
+    return document if layer.entries is None else {**document, "entries": layer.entries}
+
+
+def layer_summary(console: Console, layer: StoredLayer) -> None:
+    """The same for people."""
+    console.summary(f"layer of {human_size(layer.facts.size)}, diff id {layer.facts.diff_id}")
+
+
+def finished_document(image: str, finished: Finished) -> dict[str, Any]:
+    """An image that was written, with the layers that were made for it."""
+    from lamella.operations.inspect import describe_descriptor
+
+    document = {"image": image, **describe_descriptor(finished.descriptor)}
+    if finished.made:
+        document["layers"] = [layer_document(layer) for layer in finished.made]
+    return document
+
+
+def finished_summary(console: Console, image: str, finished: Finished) -> None:
+    """The same for people."""
+    console.summary(f"{image}: {finished.descriptor.digest}")
+    for layer in finished.made:
+        layer_summary(console, layer)
 
 
 def packed_document(image: str, packed: Packed) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported
 from lamella.images.contract import ImageReader
 from lamella.images.naming import ImageName, parse_image_name
-from lamella.images.resolve import read_config, resolve
+from lamella.images.resolve import Resolved, read_config, resolve
 from lamella.oci.config import ImageConfig, pair_layers
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.manifest import Manifest
@@ -93,6 +93,11 @@ def open_image(name: str | ImageName, platform: str | Platform | None = None) ->
 def image_from(reader: ImageReader, name: ImageName | None = None, platform: Platform | None = None) -> Image:
     """The image in ``reader`` that ``name`` (its tag or position) and ``platform`` choose."""
     resolved = resolve(reader, name.tag if name else None, platform, name.position if name else None)
+    return image_of(reader, resolved, name)
+
+
+def image_of(reader: ImageReader, resolved: Resolved, name: ImageName | None = None) -> Image:
+    """The image whose manifest has been read from ``reader``. Raises InvalidInput, Unsupported, Integrity."""
     manifest = resolved.manifest
     config = read_config(reader, manifest)
     layers = tuple(

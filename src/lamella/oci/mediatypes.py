@@ -57,6 +57,7 @@ _LAYERS: Final[dict[str, Compression]] = {
 }
 
 _OCI_LAYER_OF: Final[dict[Compression, str]] = {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
+_DOCKER_SUFFIX: Final[dict[Compression, str]] = {"none": "", "gzip": ".gzip", "zstd": ".zstd"}
 
 
 def is_layer(media_type: str) -> bool:
@@ -77,3 +78,15 @@ def layer_compression(media_type: str) -> Compression:
 def oci_layer(compression: Compression) -> str:
     """The OCI media type of a tar layer compressed like this."""
     return _OCI_LAYER_OF[compression]
+
+
+def retyped_layer(media_type: str, *, docker: bool) -> str:
+    """The media type that the same layer has in an image of Docker's format, or of OCI's. Raises Unsupported."""
+    compression = layer_compression(media_type)
+    if media_type.startswith("application/vnd.docker.") == docker:
+        return media_type
+    if docker:
+        return (_DOCKER_FOREIGN if media_type in FOREIGN_LAYERS else DOCKER_LAYER) + _DOCKER_SUFFIX[compression]
+    if media_type in FOREIGN_LAYERS:
+        return _OCI_FOREIGN + ("" if compression == "none" else f"+{compression}")
+    return oci_layer(compression)

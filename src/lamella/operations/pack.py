@@ -12,7 +12,6 @@ import msgspec
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Entry
-from lamella.errors import InvalidInput
 from lamella.images.contract import ImageWriter
 from lamella.images.forms import open_writer
 from lamella.images.naming import ImageName, parse_image_name
@@ -25,9 +24,9 @@ from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.platform import Platform, host_platform, parse_platform
 from lamella.operations.diff import sourced
 from lamella.operations.output import refuse_within
+from lamella.operations.settings import Settings, configured, creation_time, new_config, parse_variables
 from lamella.operations.write_layer import Written, write_layer
 from lamella.paths import LayerPath
-from lamella.times import SECOND, source_date_epoch
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
@@ -81,11 +80,17 @@ def pack(
     """
     name = parse_image_name(image) if isinstance(image, str) else image
     refuse_within(directory, name.path, "the image")
-    if isinstance(platform, str):
-        platform = parse_platform(platform)
-    config = _configured(
-        base, platform, entrypoint=entrypoint, cmd=cmd, env=env, labels=labels, user=user, working_dir=working_dir
+    settings = Settings(
+        env=parse_variables(env),
+        cmd=cmd,
+        entrypoint=entrypoint,
+        labels=labels,
+        user=user,
+        working_dir=working_dir,
+        platform=platform,
+        created=creation_time(),
     )
+    config = _configured(base, settings)
     with sourced(None, directory, owners=owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
         return write_image(
             writer,
@@ -144,62 +149,10 @@ def write_image(
     return Packed(writer.commit(tag, manifest), layer, written)
 
 
-def _configured(
-    base: ImageConfig | None,
-    platform: Platform | None,
-    *,
-    entrypoint: Sequence[str] | None,
-    cmd: Sequence[str] | None,
-    env: Iterable[str],
-    labels: Mapping[str, str] | None,
-    user: str | None,
-    working_dir: str | None,
-) -> ImageConfig:
-    created = creation_time()
-    history = [History(created=created, created_by=_BY)]
+def _configured(base: ImageConfig | None, settings: Settings) -> ImageConfig:
     if base is None:
-        place = platform or host_platform()
-        base = ImageConfig(architecture=place.architecture, os=place.os, rootfs=RootFs(diff_ids=[]))
-        platform = place
-    if platform is not None:
-        base = msgspec.structs.replace(
-            base,
-            architecture=platform.architecture,
-            os=platform.os,
-            os_version=platform.os_version,
-            os_features=platform.os_features,
-            variant=platform.variant,
-        )
-    process = base.config
-    process = msgspec.structs.replace(
-        process,
-        entrypoint=process.entrypoint if entrypoint is None else list(entrypoint),
-        cmd=process.cmd if cmd is None else list(cmd),
-        env=_environment(process.env, env),
-        labels={**process.labels, **(labels or {})},
-        user=process.user if user is None else user,
-        working_dir=process.working_dir if working_dir is None else working_dir,
-    )
-    return msgspec.structs.replace(base, created=created, config=process, history=history)
-
-
-def _environment(stated: list[str], wanted: Iterable[str]) -> list[str]:
-    """Each wanted variable in the place of the one of its name, or at the end."""
-    by_name = {entry.partition("=")[0]: entry for entry in stated}
-    for entry in wanted:
-        name, equals, _ = entry.partition("=")
-        if not name or not equals:
-            raise InvalidInput(f"malformed variable {entry[:100]!r}", hint="write it as NAME=VALUE")
-        by_name[name] = entry
-    return list(by_name.values())
-
-
-def creation_time() -> str:
-    """When an image says that it was made: SOURCE_DATE_EPOCH, or 1970. Raises InvalidInput."""
-    from datetime import UTC, datetime
-
-    seconds = (source_date_epoch() or 0) // SECOND
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):
-        raise InvalidInput(f"SOURCE_DATE_EPOCH {seconds} is no time that an image can have") from None
+        place = settings.platform or host_platform()
+        base = new_config(parse_platform(place) if isinstance(place, str) else place)
+    history = [History(created=creation_time(), created_by=_BY)]
+    config: ImageConfig = msgspec.structs.replace(configured(base, settings), history=history)
+    return config
