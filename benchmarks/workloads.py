@@ -201,7 +201,7 @@ def pack(bench: Bench, tree: Path, snapshot: str) -> Iterator[Workload]:
         "pack gzip",
         present(
             lamella(LAMELLA, "--compress", "gzip"),
-            lamella("lamella fast", "--compress", "gzip", "--level", "3"),
+            lamella("lamella fast", "--compress", "gzip", "--level", "4"),
             tar("bsdtar", "bsdtar", "--format=pax", "-cz"),
             tar("GNU tar", "tar", "--format=pax", "-cz"),
             *_containerd_diff(bench.containerd, snapshot, None, f"{TAR_LAYER}+gzip"),

@@ -64,6 +64,8 @@ class DirectorySink:
         self._record = self._policy.owners is Owners.RECORD
         self._inheriting: set[int] = set()
         """Descriptors of directories that give their group or default ACL to what is made in them."""
+        self._plain: set[str] = set()
+        """Directories that this layer has made, and that give nothing to what is made in them: nothing to look at."""
         self._times: dict[str, dict[str, int]] = {}
         """Parent -> directory in it -> mtime that it must have in the end. The root is "" in ""."""
         self._removed = False
@@ -247,6 +249,9 @@ class DirectorySink:
 
     def _note(self, path: str, descriptor: int) -> None:
         """Look at a directory once before anything in it changes: its times, and what it gives to new files."""
+        if path in self._plain:
+            self._inheriting.discard(descriptor)
+            return
         status = os.fstat(descriptor)
         parent, _, name = path.rpartition("/")
         self._times.setdefault(parent, {}).setdefault(name, status.st_mtime_ns)
@@ -310,6 +315,7 @@ class DirectorySink:
             or posix.uid != self._uid
             or posix.gid != self._gid
         ):
+            self._plain.discard(path)
             descriptor = self._open(path)
             if existed or inherits:
                 self._drop_xattrs(descriptor, posix.xattrs)
@@ -321,6 +327,8 @@ class DirectorySink:
                 self._inheriting.add(descriptor)
             elif not inherits:
                 self._inheriting.discard(descriptor)
+        else:
+            self._plain.add(path)
         # After it was opened, which notes what a directory has.
         row = self._times.get(parent)
         if row is None:
