@@ -4,8 +4,8 @@
 What the two read differently is rewritten: ``$`` is the end of the text and never before a last newline, ``\\z`` is
 that end too, ``\\d \\w \\s \\b`` know ASCII alone, and ``[[:alpha:]]`` are classes. What RE2 has not (references back,
 looking around, possessive repeats) is no pattern here either. What Python has not (``\\p{Greek}``, ``(?U)``) is not
-supported. RE2 searches in linear time and Python by trying, so that a repeat of something that repeats or has
-alternatives is refused unless the outer one is bounded; that is where trying grows without bound.
+supported. RE2 searches in linear time and Python by trying, so that what would be tried without end is refused: the
+repeat of a group that itself repeats or has alternatives, unless it is a few times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lamella.errors import InvalidInput
 MAX_PATTERN: Final = 512
 """Characters in a pattern."""
 
-MAX_REPEATS: Final = 6
+MAX_REPEATS: Final = 4
 """Repeats without an upper bound in one pattern; each multiplies the time of a search by the length of the text."""
 
 _CLASSES: Final = {
@@ -41,6 +41,9 @@ _GROUP: Final = re.compile(r"\(\?(?:P?<[A-Za-z_][A-Za-z0-9_]*>|[ims]*(?:-[ims]+)
 _FLAGS: Final = re.compile(r"\(\?([ims]+)\)")
 _REPEAT: Final = re.compile(r"(?:([*+])|(\?)|\{([0-9]{1,4})(,?)([0-9]{0,4})\})(\??)")
 _MAX_COUNT: Final = 1000
+_FEW: Final = 4
+_FIXED, _VARIES, _NESTED = range(3)
+"""In how many ways a part can be tried: one, some, or some for each of a few times."""
 
 
 class _NoPatternError(Exception):
@@ -75,10 +78,10 @@ class _Rewriter:
             prefix = f"(?{flags[1]})"
             # With m, $ keeps its meaning of the end of a line, which both read alike.
         self._lines = flags is not None and "m" in flags[1]
-        restless = [False]
-        """Of each group that is open: whether it repeats something without bound or has alternatives."""
-        last: bool | None = None
-        """Whether what the next repeat would apply to is restless; None where there is nothing to repeat."""
+        ways = [_FIXED]
+        """Of each group that is open."""
+        last: int | None = None
+        """Of what the next repeat would apply to; None where there is nothing to repeat."""
         repeats = 0
         while self._at < len(self._pattern):
             character = self._pattern[self._at]
@@ -86,59 +89,60 @@ class _Rewriter:
             if repeat is not None:
                 if last is None:
                     raise _NoPatternError
-                unbounded = self._repeat(repeat)
-                repeats += unbounded
-                if unbounded and (last or repeats > MAX_REPEATS):
+                times = self._repeat(repeat)
+                repeats += times is None
+                if repeats > MAX_REPEATS or (times != 1 and (last == _NESTED or (last and (times or 99) > _FEW))):
                     raise InvalidInput(
-                        f"the pattern {self._pattern!r} repeats what repeats or has alternatives",
-                        hint="write it without a repeat of a group that holds *, + or |",
+                        f"the pattern {self._pattern!r} could be searched for without end",
+                        hint="write it with fewer repeats, and none of a group that holds a repeat or a |",
                     )
-                restless[-1] |= unbounded
+                ways[-1] = max(ways[-1], last + 1 if times != 1 else last or _VARIES)
                 last = None
                 continue
             if character == "(":
                 self._group()
-                restless.append(False)
+                ways.append(_FIXED)
                 last = None
             elif character == ")":
-                if len(restless) == 1:
+                if len(ways) == 1:
                     raise _NoPatternError
-                last = restless.pop()
-                restless[-1] |= last
+                last = ways.pop()
+                ways[-1] = max(ways[-1], last)
                 self._take(1)
             elif character == "|":
-                restless[-1] = True
+                ways[-1] = max(ways[-1], _VARIES)
                 last = None
                 self._take(1)
             elif character == "[":
                 self._class()
-                last = False
+                last = _FIXED
             elif character == "\\":
                 self._escape()
-                last = False
+                last = _FIXED
+            elif character == "{":
+                self._take(1, r"\{")  # where no count follows it stands for itself
+                last = _FIXED
             elif character == "$" and not self._lines:
                 self._take(1, r"\Z")
-                last = False
+                last = _FIXED
             else:
                 self._take(1)
-                last = False
+                last = _FIXED
         return prefix + "".join(self._out)
 
     def _take(self, count: int, text: str | None = None) -> None:
         self._out.append(self._pattern[self._at : self._at + count] if text is None else text)
         self._at += count
 
-    def _repeat(self, match: re.Match[str]) -> bool:
-        """Whether it has no upper bound to speak of."""
+    def _repeat(self, match: re.Match[str]) -> int | None:
+        """How often at most; None where there is no bound."""
         star, _, least, comma, most, _ = match.groups()
         if max(int(least or 0), int(most or 0)) > _MAX_COUNT:
             raise _NoPatternError
         self._take(len(match[0]))
-        if star is not None:
-            return True
-        if least is None:
-            return False
-        return (bool(comma) and not most) or int(most or least) > 1
+        if star is not None or (comma and not most):
+            return None
+        return 1 if least is None else int(most or least)
 
     def _group(self) -> None:
         match = _GROUP.match(self._pattern, self._at)
