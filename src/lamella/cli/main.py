@@ -36,6 +36,10 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "cat": "Print the content of files.",
         "find": "Find files by name, kind, size or time.",
     },
+    "Registries": {
+        "login": "Keep a user and a password for a registry.",
+        "logout": "Forget the user and the password for a registry.",
+    },
 }
 """Each verb is the module of its name in this package; its line here is the one its own help begins with."""
 
