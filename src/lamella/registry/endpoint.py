@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from lamella.errors import Denied
 from lamella.registry.addresses import origin_of
 from lamella.registry.auth import Authorizer
 from lamella.registry.failures import failure
 from lamella.registry.retries import PASSING, Patience, retry_after
-from lamella.registry.transport import Interrupted, Payload, Response, Transport
+from lamella.registry.transport import Buffer, Interrupted, Response, Transport
 
 if TYPE_CHECKING:
     from lamella.images.options import Credential, RegistryOptions
@@ -26,11 +26,18 @@ class Endpoint:
     """One host that serves a registry, be it a mirror."""
 
     def __init__(
-        self, host: HostConfig, registry: str, credential: Credential | None, options: RegistryOptions
+        self,
+        host: HostConfig,
+        registry: str,
+        credential: Credential | None,
+        options: RegistryOptions,
+        *,
+        mirror: bool = False,
     ) -> None:
         self.host = host
         self.registry = registry
-        self._options = options
+        self.mirror = mirror
+        self.options = options
         self._transport = Transport(host, options)
         self._authorizer = Authorizer(self._transport, registry, credential, options)
 
@@ -39,8 +46,9 @@ class Endpoint:
         return capability in self.host.capabilities
 
     def url(self, path: str) -> str:
-        """The URL of a path below ``/v2/``."""
-        return f"{self.host.url}/{path}"
+        """The URL of a path below ``/v2/``; a mirror is told what it stands for."""
+        url = f"{self.host.url}/{path}"
+        return f"{url}{'&' if '?' in path else '?'}ns={quote(self.registry)}" if self.mirror else url
 
     def location(self, response: Response) -> str | None:
         """Where ``response`` says to go on.
@@ -67,22 +75,21 @@ class Endpoint:
         doing: str,
         scopes: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
-        body: Payload | None = None,
+        body: Buffer | None = None,
         accept: Collection[int] = (200,),
         repeat: bool = True,
     ) -> Response:
         """The answer to a request, whose status is one of ``accept``.
 
         With ``repeat`` a request is made again where it failed in a way that may pass; without, only where it cannot
-        have been carried out. ``doing`` is for messages. A body that is not bytes is sent once.
+        have been carried out. ``doing`` is for messages.
         Raises as `failure` says, and Interrupted, Cancelled.
         """
-        once = body is not None and not isinstance(body, (bytes, bytearray, memoryview))
-        patience = Patience(self._options)
+        patience = Patience(self.options)
         signed_again = False
         while True:
-            if self._options.cancel is not None:
-                self._options.cancel.check()
+            if self.options.cancel is not None:
+                self.options.cancel.check()
             own = origin_of(url) == self._transport.origin
             authorization = self._authorizer.header(scopes) if own else None
             try:
@@ -90,7 +97,7 @@ class Endpoint:
                     method, url, headers=headers or {}, authorization=authorization, body=body
                 )
             except Interrupted as problem:
-                if once or (problem.sent and not repeat):
+                if problem.sent and not repeat:
                     raise
                 patience.pause(problem)
                 continue
@@ -98,13 +105,13 @@ class Endpoint:
                 return response
             # What another host asks for is none of the registry's business: it gets no credentials.
             asked = response.status == 401 and origin_of(response.url) == self._transport.origin
-            if asked and not signed_again and not once and self._authorizer.learn(response, scopes, authorization):
+            if asked and not signed_again and self._authorizer.learn(response, scopes, authorization):
                 signed_again = True
                 response.drop()
                 continue
             refused = failure(response, doing, self.registry, secrets=self._authorizer.secrets())
             passing = response.status in (PASSING if repeat else _NOTHING_DONE)
-            if once or not passing:
+            if not passing:
                 raise refused
             patience.pause(refused, retry_after(response.headers))
 

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions
     from lamella.registry.hosts import HostConfig
 
-Payload: TypeAlias = bytes | bytearray | memoryview | Iterable[bytes | bytearray | memoryview]
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAX_REDIRECTS: Final = 5
 CONNECTIONS: Final = 8
 """Idle connections kept to one host; what runs at once is bounded by those who ask."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_SEND_SIZE: Final = 256 << 10
+
 _HEADER_TIME: Final = 2.0
 """How many times the longest silence all lines of a header may take together."""
 
@@ -148,7 +150,7 @@ class Transport:
         *,
         headers: Mapping[str, str],
         authorization: str | None = None,
-        body: Payload | None = None,
+        body: Buffer | None = None,
         follow: bool = True,
     ) -> Response:
         """The answer to one request, whatever its status; redirects are followed where that is safe.
@@ -189,17 +191,21 @@ class Transport:
         if origin.host != self.origin.host:
             check_address(origin.host, loopback=self._local)
 
-    def _once(
-        self, method: str, url: str, origin: Origin, headers: Mapping[str, str], body: Payload | None
-    ) -> Response:
+    def _once(self, method: str, url: str, origin: Origin, headers: Mapping[str, str], body: Buffer | None) -> Response:
         options = self._options
         connect = self._host.connect_timeout or options.connect_timeout
         manager = self._manager(origin)
+        pieces: Iterable[Buffer] | None = None
+        if body is not None:
+            view = memoryview(body)
+            headers = {**headers, "Content-Length": str(len(view))}
+            # Each piece has its time to be sent, rather than all of them together.
+            pieces = (view[at : at + _SEND_SIZE] for at in range(0, len(view), _SEND_SIZE))
         try:
             raw = manager.urlopen(
                 method,
                 url,
-                body=body,
+                body=pieces,
                 headers=headers,
                 redirect=False,
                 retries=False,
@@ -239,7 +245,7 @@ class Transport:
             sign_in = urllib3.make_headers(proxy_basic_auth=parsed.auth) if parsed.auth else None
             manager = urllib3.ProxyManager(proxy, proxy_headers=sign_in, **settings)
         guard = None if own or proxy else self._check_peer
-        manager.pool_classes_by_scheme = _pool_classes(guard, _HEADER_TIME * self._options.read_timeout)
+        manager.pool_classes_by_scheme = _pool_classes(guard, self._options.read_timeout)
         return manager
 
     def _check_peer(self, peer: str) -> None:
@@ -267,11 +273,13 @@ class Transport:
         return context
 
 
-def _pool_classes(guard: Callable[[str], None] | None, header_time: float) -> dict[str, Any]:
+def _pool_classes(guard: Callable[[str], None] | None, patience: float) -> dict[str, Any]:
     """Connection pools whose connections show their peer to ``guard`` before anything is sent.
 
-    Asking for the name's address first would not do: it may be another one a moment later.
+    Asking for the name's address first would not do: it may be another one a moment later. ``patience`` bounds each
+    step of sending, for which the library would go by the time that connecting may take.
     """
+    header_time = _HEADER_TIME * patience
 
     def checked(connected: socket.socket) -> socket.socket:
         if guard is not None:
@@ -286,6 +294,10 @@ def _pool_classes(guard: Callable[[str], None] | None, header_time: float) -> di
         def _new_conn(self) -> socket.socket:
             return checked(super()._new_conn())
 
+        def connect(self) -> None:
+            super().connect()
+            self.sock.settimeout(patience)
+
         def getresponse(self) -> Any:
             with _watched(self.sock, header_time):
                 return super().getresponse()
@@ -293,6 +305,10 @@ def _pool_classes(guard: Callable[[str], None] | None, header_time: float) -> di
     class Tls(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
             return checked(super()._new_conn())
+
+        def connect(self) -> None:
+            super().connect()
+            self.sock.settimeout(patience)
 
         def getresponse(self) -> Any:
             with _watched(self.sock, header_time):
