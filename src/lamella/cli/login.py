@@ -53,7 +53,7 @@ def command(console: Console, registry: str, username: str | None, password_stdi
     else:
         raise InvalidInput("there is nobody to ask for a password", hint="pipe it in with --password-stdin")
     options = RegistryOptions(plain_http=plain_http or None, tries=3, cancel=console.cancellation())
-    kept = log_in(registry, Credential(username, password), options=options)
+    kept = log_in(registry, Credential(username, password), options)
     if console.json:
         console.document({"registry": registry, "username": username, "kept": kept})
         return

@@ -3,49 +3,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lamella.errors import InvalidInput, LamellaError
-from lamella.images.options import DEFAULT_OPTIONS, RegistryOptions
+from lamella.images.options import RegistryOptions
 from lamella.oci.reference import parse_reference
 
 if TYPE_CHECKING:
     from lamella.registry.credentials import Credential
 
 
-def log_in(
-    registry: str,
-    credential: Credential,
-    *,
-    options: RegistryOptions = DEFAULT_OPTIONS,
-    environ: Mapping[str, str] | None = None,
-) -> str:
+def log_in(registry: str, credential: Credential, options: RegistryOptions | None = None) -> str:
     """Show ``credential`` to ``registry`` and, where it is taken, keep it; the result says where.
 
     The registry itself is asked, none of its mirrors. Raises Denied where it refuses; InvalidInput, NotFound,
     Unavailable, Cancelled, and as `lamella.registry.credentials.login`.
     """
+    from lamella.registry.client import check_login
     from lamella.registry.credentials import login
-    from lamella.registry.endpoint import Endpoint
-    from lamella.registry.hosts import hosts_for
 
     registry = registry_name(registry)
-    host = hosts_for(registry, plain_http=bool(options.plain_http), environ=environ)[-1]
-    endpoint = Endpoint(host, registry, credential, replace(options, credential=credential, anonymous=False))
-    try:
-        endpoint.request("GET", endpoint.url(""), doing="log in").close()
-    finally:
-        endpoint.close()
-    return login(registry, credential, environ=environ)
+    check_login(registry, credential, options)
+    return login(registry, credential)
 
 
-def log_out(registry: str, *, environ: Mapping[str, str] | None = None) -> None:
+def log_out(registry: str) -> None:
     """Forget what is kept for ``registry``. Raises as `lamella.registry.credentials.logout`."""
     from lamella.registry.credentials import logout
 
-    logout(registry_name(registry), environ=environ)
+    logout(registry_name(registry))
 
 
 def registry_name(text: str) -> str:
