@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of snapshotter, by name. Each is loaded when it is used, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from lamella.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from lamella.store.snapshotters.forms import Form
+    from lamella.store.snapshotters.graph import Snapshots
+    from lamella.store.store import Space
+
+
+def open_snapshotter(name: str, space: Space, *, verity: str = "") -> Snapshots:
+    """The snapshots of a namespace that the kind ``name`` keeps: `SNAPSHOTTERS` or an alias.
+
+    ``verity`` asks for committed layers that the kernel checks as they are read (``fs-verity``). Nothing is made
+    before it is needed. Raises InvalidInput (no such kind), Unsupported (not on this system, no such ``verity``).
+    """
+    from lamella.store.snapshotters.graph import Snapshots
+
+    return Snapshots(space, SNAPSHOTTERS[canonical(name)](verity))
+
+
+def canonical(name: str) -> str:
+    """Containerd's name for a kind, which an alias stands for too. Raises InvalidInput."""
+    name = ALIASES.get(name, name)
+    if name not in SNAPSHOTTERS:
+        raise InvalidInput(f"there is no snapshotter {name!r}", hint=f"there are {', '.join(SNAPSHOTTERS)}")
+    return name
+
+
+def _overlay(verity: str) -> Form:
+    from lamella.store.snapshotters.overlay import OverlayForm
+
+    _without(verity, OverlayForm.name)
+    return OverlayForm()
+
+
+def _directory(verity: str) -> Form:
+    from lamella.store.snapshotters.directory import DirectoryForm
+
+    _without(verity, DirectoryForm.name)
+    return DirectoryForm()
+
+
+def _erofs(verity: str) -> Form:
+    from lamella.store.snapshotters.erofs import ErofsForm
+
+    return ErofsForm(verity)
+
+
+def _without(verity: str, name: str) -> None:
+    if verity:
+        from lamella.errors import Unsupported
+
+        raise Unsupported(f"the snapshotter {name!r} keeps no images that could have {verity}")
+
+
+SNAPSHOTTERS: Final[dict[str, Callable[[str], Form]]] = {
+    "overlayfs": _overlay,
+    "native": _directory,
+    "erofs": _erofs,
+}
+"""Containerd's name of a kind -> what makes its form, given the verity that is asked for."""
+
+ALIASES: Final = {"overlay": "overlayfs", "directory": "native"}
+"""Lamella's names of kinds of layer -> containerd's of snapshotters that keep them."""

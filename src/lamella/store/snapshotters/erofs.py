@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots whose committed layers are EROFS images, made by ``mkfs.erofs`` and laid over each other by the kernel.
+
+An active snapshot is an upper directory as `overlay` has it; committing makes ``layer.erofs`` of it, with whiteouts
+and opaque directories in the overlay's form. The same tree comes to the same image. Images are mounted at ``mnt`` of
+their places when something lies on them, and let go when the snapshot is removed. That needs the rights to mount.
+
+An image is not made from the layer's tar itself: mkfs.erofs knows neither what lies below nor the rules of
+`lamella.changes`, so that the result could be another one than all else here shows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from lamella.errors import Conflict, Exhausted, LamellaError, Unsupported, from_os
+from lamella.layers.stack import LayerStack
+from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
+from lamella.store.mounting import mount_all, unmount
+from lamella.store.snapshotters.copying import measure
+from lamella.store.snapshotters.overlay import UPPER, WORK, OverlayForm
+from lamella.store.snapshotters.places import locked
+
+IMAGE: Final = "layer.erofs"
+SHOWN: Final = "mnt"
+
+FS_VERITY: Final = "fs-verity"
+
+_PROGRAM: Final = "mkfs.erofs"
+_HINT: Final = "install erofs-utils, 1.8 or newer"
+_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
+_CHUNK: Final = 1 << 16
+"""Bytes of the smallest hole that an image keeps."""
+
+
+class ErofsForm(OverlayForm):
+    """Each committed snapshot is an image."""
+
+    name = "erofs"
+
+    def __init__(self, verity: str = "") -> None:
+        if verity not in ("", FS_VERITY):
+            raise Unsupported(f"layers are not sealed with {verity!r}", hint=f"{FS_VERITY} is what there is")
+        self._verity = verity == FS_VERITY
+
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> None:
+        """See `Form.make`. Raises Denied, Unsupported where the parents cannot be mounted."""
+        super().make(place, kind, parents)
+        (place / SHOWN).mkdir(mode=0o700)
+
+    def shown(self, parents: LayerStack[Path]) -> tuple[Mount, ...]:
+        """See `OverlayForm.shown`. The image of a single one is mounted as it is."""
+        if len(parents) == 1:
+            image = parents.nearest_first()[0] / IMAGE
+            self._check_seal(image)
+            return (ErofsMount(image),)
+        return super().shown(parents)
+
+    def seal(self, place: Path) -> None:
+        """See `Form.seal`. Raises Unsupported, where there is no mkfs.erofs among others, and Exhausted."""
+        image, unfinished = place / IMAGE, place / f"{IMAGE}.new"
+        try:
+            unfinished.unlink(missing_ok=True)
+            _make_image(place / UPPER, unfinished)
+            descriptor = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, 0o400)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if self._verity:
+                _enable_verity(unfinished)
+            os.rename(unfinished, image)
+        except OSError as error:
+            raise from_os(error, f"make the image {os.fspath(image)!r}") from error
+
+    def settle(self, place: Path) -> Sequence[Path]:
+        """See `Form.settle`."""
+        return [path for path in (place / UPPER, place / WORK) if path.exists()]
+
+    def release(self, place: Path) -> None:
+        """See `Form.release`."""
+        if _is_shown(place):
+            unmount(place / SHOWN, lazy=True)
+
+    def usage(self, place: Path, kind: SnapshotKind) -> Usage:
+        """See `Form.usage`: of a committed one that of its image, which is one file."""
+        if kind is not SnapshotKind.COMMITTED:
+            return super().usage(place, kind)
+        try:
+            return Usage(os.stat(place / IMAGE).st_blocks * 512, 1)
+        except OSError as error:
+            raise from_os(error, f"measure {os.fspath(place / IMAGE)!r}") from error
+
+    def lower(self, place: Path) -> Path:
+        """See `OverlayForm.lower`. Mounts the image where that has not been done."""
+        shown = place / SHOWN
+        if not _is_shown(place):
+            try:
+                with locked(place):
+                    if not _is_shown(place):
+                        self._check_seal(place / IMAGE)
+                        mount_all((ErofsMount(place / IMAGE),), shown)
+            except OSError as error:
+                raise from_os(error, f"mount the layer {os.fspath(place)!r}") from error
+        return shown
+
+    def _check_seal(self, image: Path) -> None:
+        """Let no image be mounted unchecked where checks are asked for."""
+        if self._verity:
+            from lamella.host.files import verity_digest
+
+            try:
+                sealed = verity_digest(os.fspath(image)) is not None
+            except OSError as error:
+                raise from_os(error, f"open the image {os.fspath(image)!r}") from error
+            if not sealed:
+                raise Conflict(
+                    f"the image {os.fspath(image)!r} is not sealed with {FS_VERITY}",
+                    hint="remove the snapshot and unpack it again, or do without",
+                )
+
+
+def _is_shown(place: Path) -> bool:
+    """Whether the image is mounted, as this process sees it: another file system begins there."""
+    try:
+        return os.lstat(place / SHOWN).st_dev != os.lstat(place).st_dev
+    except FileNotFoundError:
+        return False
+
+
+def _make_image(tree: Path, image: Path) -> None:
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        raise Unsupported(f"there is no {_PROGRAM} on this system, which makes the images of layers", hint=_HINT)
+    options = ["--quiet", "-T0", "--mkfs-time", "--preserve-mtime", "-U", _NO_UUID]
+    if measure(tree).sparse:
+        options.append(f"--chunksize={_CHUNK}")  # holes would be written out else
+    # What the environment says of times must not reach the image, nor its language the messages.
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        [program, *options, os.fspath(image), os.fspath(tree)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        image.unlink(missing_ok=True)
+        raise _failure(done.stderr.decode(errors="replace"), done.returncode)
+
+
+def _failure(said: str, status: int) -> LamellaError:
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
+    text = f"{_PROGRAM}: {lines[-1] if lines else f'exit status {status}'}"
+    if os.strerror(errno.ENOSPC).lower() in said.lower():
+        return Exhausted(text, hint="free some space in the store's file system and run again")
+    if "unrecognized option" in said or "Usage:" in said:
+        return Unsupported(text, hint=_HINT)
+    return LamellaError(text)
+
+
+def _enable_verity(image: Path) -> None:
+    from lamella.host.files import enable_verity
+
+    try:
+        enable_verity(os.fspath(image))
+    except OSError as error:
+        image.unlink(missing_ok=True)
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
+            raise Unsupported(
+                f"the store's file system cannot seal files with {FS_VERITY}: {error.strerror}",
+                hint="ext4 (feature verity), f2fs and btrfs can, where the kernel has CONFIG_FS_VERITY",
+            ) from error
+        raise

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tells one kind of snapshotter from another: how it keeps a snapshot in a directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from lamella.changes.contracts import Sink, Tree
+from lamella.changes.losses import Losses
+from lamella.layers.policy import Policy
+from lamella.layers.stack import LayerStack
+from lamella.store.contract import Mount, SnapshotKind, Usage
+
+
+class OpenTree(Tree, Protocol):
+    """A tree that holds files open until it is closed, or the block ends for which it is entered."""
+
+    def close(self) -> None:
+        """Nothing can be asked any more."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Unpacks(Protocol):
+    """A snapshotter that layers can be unpacked into without mounting anything."""
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether a layer can be unpacked before those below are: prepared without a parent, committed with one."""
+        ...
+
+    def sink(
+        self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
+    ) -> Sink[Losses]:
+        """The sink that applies one layer to the active snapshot ``key``, in which nothing is yet.
+
+        With ``parents_known`` false it will get its parent when it is committed (`side_by_side`).
+        Raises NotFound, Conflict (not active, or not empty), Unsupported (parents must be known).
+        """
+        ...
+
+    def tree(self, key: str) -> OpenTree:
+        """What a mount of the snapshot ``key``, of whatever kind, shows. Raises NotFound."""
+        ...
+
+
+class Form(Protocol):
+    """How a kind keeps its snapshots. A snapshot has a directory of its own, its place, which no one else may enter.
+
+    Nothing here knows of names, of the database, or of who else is at work.
+    """
+
+    name: str
+    """Containerd's name for the kind."""
+    side_by_side: bool
+    """See `Unpacks.side_by_side`."""
+
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> None:
+        """Fill the new directory ``place``, which gets another name afterwards."""
+        ...
+
+    def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
+        """What to mount to see a view or an active one."""
+        ...
+
+    def seal(self, place: Path) -> None:
+        """Write what a committed snapshot needs; may be broken off and done again, and what it is made from stays."""
+        ...
+
+    def settle(self, place: Path) -> Sequence[Path]:
+        """Of a snapshot that is committed, the directories that are there and only an active one needs."""
+        ...
+
+    def release(self, place: Path) -> None:
+        """Let go of what is mounted in a place that is about to be removed."""
+        ...
+
+    def usage(self, place: Path, kind: SnapshotKind) -> Usage:
+        """What a snapshot takes; for a committed one, what it will take once it is settled."""
+        ...
+
+    def sink(
+        self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
+    ) -> Sink[Losses]:
+        """See `Unpacks.sink`; without parents they are not known."""
+        ...
+
+    def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
+        """See `Unpacks.tree`."""
+        ...
+
+
+def new_root(path: Path) -> None:
+    """Make the directory that is the root of an empty snapshot: the one that an image has which states none."""
+    path.mkdir(mode=0o755)
+    path.chmod(0o755)  # whatever the umask
+    os.utime(path, ns=(0, 0))

@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots in a store's database: all that is the same for every kind of snapshotter.
+
+A row comes after its directory and goes before it, so that no row ever names a directory that is not there. What may
+take long (to copy a parent, to make an image, to measure) is done outside of the database's changes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from lamella.changes.contracts import Sink
+from lamella.changes.losses import Losses
+from lamella.errors import AlreadyExists, Conflict, Denied, InvalidInput, NotFound, Unsupported, from_os
+from lamella.layers.policy import Policy
+from lamella.layers.stack import LayerStack
+from lamella.store.contract import NO_LABELS, Labels, Mount, SnapshotKind, SnapshotRecord, Usage
+from lamella.store.filters import label_at, parse_filters
+from lamella.store.labels import check_key, decode, encode, merge, settled
+from lamella.store.leases import hold
+from lamella.store.namespaces import ensure
+from lamella.store.snapshotters.forms import Form, OpenTree
+from lamella.store.snapshotters.places import Places, locked
+
+if TYPE_CHECKING:
+    from lamella.store.store import Space
+
+SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
+"""The label by which a client that prepares says what it will commit; where that is there, its work is done."""
+
+_SELECT: Final = """
+SELECT s.number, s.parent, s.name, COALESCE(p.name, ''), s.kind, s.created, s.updated, s.labels, s.size, s.inodes
+FROM snapshot s LEFT JOIN snapshot p ON p.number = s.parent
+WHERE s.namespace = ? AND s.snapshotter = ?
+"""
+
+_CHAIN: Final = """
+WITH RECURSIVE chain (number, parent, depth) AS (
+    SELECT number, parent, 0 FROM snapshot WHERE number = ?
+    UNION ALL
+    SELECT s.number, s.parent, depth + 1 FROM snapshot s JOIN chain c ON s.number = c.parent WHERE depth < 100000
+)
+SELECT number FROM chain ORDER BY depth
+"""
+
+
+@dataclass(slots=True, frozen=True)
+class _Row:
+    number: int
+    parent: int | None
+    record: SnapshotRecord
+    usage: Usage | None
+
+
+class Snapshots:
+    """The snapshots of one kind in one namespace (`lamella.store.contract.Snapshotter`, `forms.Unpacks`)."""
+
+    def __init__(self, space: Space, form: Form) -> None:
+        self._store = space.store
+        self._database = space.store.database
+        self._namespace = space.name
+        self._lease = space.lease
+        self._form = form
+        self.name = form.name
+        """Containerd's name for the kind."""
+        self._places = Places(space.store.root / "snapshots" / form.name, space.store.root / "trash")
+
+    # Looking
+
+    def stat(self, key: str) -> SnapshotRecord:
+        """See `Snapshotter.stat`."""
+        with self._database.read() as connection:
+            return self._row(connection, key).record
+
+    def list(self, filters: Sequence[str] = ()) -> list[SnapshotRecord]:
+        """See `Snapshotter.list`; filters know ``name``, ``parent``, ``kind`` and ``labels.KEY``."""
+        wanted = parse_filters(filters)
+        with self._database.read() as connection:
+            rows = connection.execute(f"{_SELECT} ORDER BY s.name", (self._namespace, self.name)).fetchall()
+        records = [_row(row).record for row in rows]
+        return [one for one in records if wanted.matches(partial(_field, one))]
+
+    def usage(self, key: str) -> Usage:
+        """See `Snapshotter.usage`. Of a committed one it is what was measured then."""
+        with self._database.read() as connection:
+            row = self._row(connection, key)
+        if row.usage is not None:
+            return row.usage
+        return self._form.usage(self._places.of(row.number), row.record.kind)
+
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        """See `Snapshotter.mounts`. Raises Denied, Unsupported where layers must be mounted for it and cannot be."""
+        with self._database.read() as connection:
+            row = self._row(connection, key)
+            parents = self._chain(connection, row.parent)
+        if row.record.kind is SnapshotKind.COMMITTED:
+            raise Conflict(
+                f"snapshot {key!r} is committed and is not mounted itself", hint="make a view of it, and mount that"
+            )
+        return self._form.mounts(self._places.of(row.number), row.record.kind, parents)
+
+    # Changing
+
+    def update(self, key: str, labels: Labels, fields: Sequence[str] = ()) -> SnapshotRecord:
+        """See `Snapshotter.update`."""
+        self._check_writable()
+        with self._database.write() as connection:
+            row = self._row(connection, key)
+            changed = merge(row.record.labels, labels, fields)
+            connection.execute(
+                "UPDATE snapshot SET labels = ?, updated = ? WHERE number = ?",
+                (encode(changed), self._store.clock(), row.number),
+            )
+            return self._row(connection, key).record
+
+    def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
+        """See `Snapshotter.prepare`. AlreadyExists also where what the label `SNAPSHOT_REF` names is committed."""
+        return self._make(SnapshotKind.ACTIVE, key, parent, labels)
+
+    def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
+        """See `Snapshotter.view`."""
+        return self._make(SnapshotKind.VIEW, key, parent, labels)
+
+    def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
+        """See `Snapshotter.commit`. All that was written is on the disk first.
+
+        Raises also Unsupported (a parent for a snapshot of a kind that must know it before), Exhausted.
+        """
+        check_key(name, "the name of a snapshot")
+        settled(labels)
+        self._check_writable()
+        form = self._form
+        with self._database.read() as connection:
+            row = self._active(connection, key)
+        place = self._places.of(row.number)
+        with _told(f"commit snapshot {key!r}"), self._sole(place, key):
+            with self._database.read() as connection:
+                row = self._active(connection, key, row.number)
+                self._parent_at_last(connection, row, parent)
+                taken = self._find(connection, name) is not None
+            if taken:
+                self._give_up(name)
+            form.seal(place)
+            usage = form.usage(place, SnapshotKind.COMMITTED)
+            _sync(place)
+            with self._database.write() as connection:
+                row = self._active(connection, key, row.number)
+                number = self._parent_at_last(connection, row, parent)
+                taken = self._find(connection, name) is not None
+                if not taken:
+                    self._turn(connection, row, name, number, labels, usage)
+            if taken:
+                self._give_up(name)
+            for unneeded in form.settle(place):
+                self._places.discard(unneeded)
+
+    def remove(self, key: str) -> None:
+        """See `Snapshotter.remove`."""
+        self._check_writable()
+        with self._database.write() as connection:
+            row = self._row(connection, key)
+            (children,) = connection.execute("SELECT count(*) FROM snapshot WHERE parent = ?", (row.number,)).fetchone()
+            if children:
+                raise Conflict(
+                    f"cannot remove snapshot {key!r}: {children} other{'s lie' if children > 1 else ' lies'} on it",
+                    hint="remove what lies on it first",
+                )
+            connection.execute("DELETE FROM snapshot WHERE number = ?", (row.number,))
+            self._let_go(connection, key)
+        place = self._places.of(row.number)
+        self._form.release(place)
+        self._places.discard(place)
+
+    def cleanup(self) -> None:
+        """See `Snapshotter.cleanup`. Raises Denied, Conflict and the like where something resists."""
+        self._check_writable()
+        with _told("clean up after snapshots"):
+            with self._database.write() as connection:
+                numbers: dict[int, str] = dict(
+                    connection.execute("SELECT number, kind FROM snapshot WHERE snapshotter = ?", (self.name,))
+                )
+                self._places.evict(numbers, self._form.release)
+            for number, kind in numbers.items():
+                if kind == SnapshotKind.COMMITTED.value:
+                    for unneeded in self._form.settle(self._places.of(number)):
+                        self._places.discard(unneeded)
+            self._places.sweep()
+
+    # Unpacking
+
+    @property
+    def side_by_side(self) -> bool:
+        """See `Unpacks.side_by_side`."""
+        return self._form.side_by_side
+
+    def sink(
+        self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
+    ) -> Sink[Losses]:
+        """See `Unpacks.sink`."""
+        with self._database.read() as connection:
+            row = self._active(connection, key)
+            parents = self._chain(connection, row.parent)
+        if not parents_known and not self._form.side_by_side:
+            raise Unsupported(f"the snapshotter {self.name!r} unpacks a layer over those below alone")
+        return self._form.sink(self._places.of(row.number), parents if parents_known else None, policy, losses)
+
+    def tree(self, key: str) -> OpenTree:
+        """See `Unpacks.tree`."""
+        with self._database.read() as connection:
+            row = self._row(connection, key)
+            parents = self._chain(connection, row.parent)
+        return self._form.tree(self._places.of(row.number), row.record.kind, parents)
+
+    def place(self, key: str) -> Path:
+        """The directory that the snapshot's files are in; what lies there is the kind's own. Raises NotFound."""
+        with self._database.read() as connection:
+            return self._places.of(self._row(connection, key).number)
+
+    # Within
+
+    def _make(self, kind: SnapshotKind, key: str, parent: str, labels: Labels) -> tuple[Mount, ...]:
+        check_key(key, "the key of a snapshot")
+        labels = settled(labels)
+        self._check_writable()
+        form = self._form
+        wanted = labels.get(SNAPSHOT_REF) if kind is SnapshotKind.ACTIVE else None
+        with self._database.read() as connection:
+            taken = self._taken(connection, key, wanted)
+            above = None if taken else self._committed(connection, parent)
+            parents = self._chain(connection, above)
+        if taken:
+            self._give_up(taken)
+        number: int | None = None
+        with _told(f"make snapshot {key!r}"), self._places.fresh() as fresh:
+            form.make(fresh, kind, parents)
+            with self._database.write() as connection:
+                taken = self._taken(connection, key, wanted)
+                if not taken:
+                    if above != self._committed(connection, parent):
+                        raise NotFound(f"parent snapshot {parent!r} was removed, and another has its name now")
+                    number = self._insert(connection, kind, key, above, labels)
+                    self._places.put(fresh, number)
+        if number is None:
+            self._give_up(taken)
+        return form.mounts(self._places.of(number), kind, parents)
+
+    def _insert(
+        self, connection: sqlite3.Connection, kind: SnapshotKind, key: str, parent: int | None, labels: Labels
+    ) -> int:
+        ensure(connection, self._namespace)
+        hold(connection, self._namespace, self._lease, self._type, key)
+        now = self._store.clock()
+        made = connection.execute(
+            "INSERT INTO snapshot (namespace, snapshotter, name, parent, kind, created, updated, labels)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self._namespace, self.name, key, parent, kind.value, now, now, encode(labels)),
+        )
+        assert made.lastrowid is not None  # noqa: S101  # what was inserted has a number
+        return made.lastrowid
+
+    def _turn(
+        self,
+        connection: sqlite3.Connection,
+        row: _Row,
+        name: str,
+        parent: int | None,
+        labels: Labels,
+        usage: Usage,
+    ) -> None:
+        """Let an active snapshot be a committed one."""
+        now = self._store.clock()
+        connection.execute(
+            "UPDATE snapshot SET name = ?, parent = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?,"
+            " inodes = ? WHERE number = ?",
+            (
+                *(name, parent, SnapshotKind.COMMITTED.value, now, now, encode(settled(labels))),
+                *(usage.size, usage.inodes, row.number),
+            ),
+        )
+        self._let_go(connection, row.record.name)
+        hold(connection, self._namespace, self._lease, self._type, name)
+
+    def _give_up(self, name: str) -> NoReturn:
+        """Raise AlreadyExists; whoever wanted to make it holds what is there."""
+        if self._lease is not None:
+            with self._database.write() as connection:
+                if self._find(connection, name) is not None:
+                    hold(connection, self._namespace, self._lease, self._type, name)
+        raise AlreadyExists(f"snapshot {name!r} exists already")
+
+    def _let_go(self, connection: sqlite3.Connection, key: str) -> None:
+        connection.execute(
+            "DELETE FROM held WHERE namespace = ? AND lease = ? AND type = ? AND id = ?",
+            (self._namespace, self._lease, self._type, key),
+        )
+
+    @property
+    def _type(self) -> str:
+        return f"snapshots/{self.name}"
+
+    def _find(self, connection: sqlite3.Connection, key: str) -> _Row | None:
+        found = connection.execute(f"{_SELECT} AND s.name = ?", (self._namespace, self.name, key)).fetchone()
+        return None if found is None else _row(found)
+
+    def _row(self, connection: sqlite3.Connection, key: str) -> _Row:
+        found = self._find(connection, key)
+        if found is None:
+            raise NotFound(f"snapshot {key!r} does not exist")
+        return found
+
+    def _active(self, connection: sqlite3.Connection, key: str, number: int | None = None) -> _Row:
+        """The row of an active snapshot, the same as before where its ``number`` is known."""
+        row = self._row(connection, key)
+        if number is not None and row.number != number:
+            raise NotFound(f"snapshot {key!r} was removed, and another has its key now")
+        if row.record.kind is not SnapshotKind.ACTIVE:
+            raise Conflict(f"snapshot {key!r} is {_WORDS[row.record.kind]}, not active")
+        return row
+
+    def _committed(self, connection: sqlite3.Connection, parent: str) -> int | None:
+        """The number of a parent; None for none."""
+        if not parent:
+            return None
+        found = self._find(connection, parent)
+        if found is None:
+            raise NotFound(f"parent snapshot {parent!r} does not exist")
+        if found.record.kind is not SnapshotKind.COMMITTED:
+            raise InvalidInput(f"parent snapshot {parent!r} is not committed")
+        return found.number
+
+    def _parent_at_last(self, connection: sqlite3.Connection, row: _Row, parent: str) -> int | None:
+        """The number of the parent that a snapshot is to have once it is committed."""
+        if not parent or parent == row.record.parent:
+            return row.parent
+        if row.parent is not None:
+            raise Conflict(f"snapshot {row.record.name!r} has the parent {row.record.parent!r} already")
+        if not self._form.side_by_side:
+            raise Unsupported(
+                f"the snapshotter {self.name!r} cannot give a snapshot another parent",
+                hint="prepare it with the parent that it is to have",
+            )
+        return self._committed(connection, parent)
+
+    def _taken(self, connection: sqlite3.Connection, key: str, wanted: str | None) -> str:
+        """The snapshot that is in the way of making ``key``; empty where none is."""
+        if wanted:
+            found = self._find(connection, wanted)
+            if found is not None and found.record.kind is SnapshotKind.COMMITTED:
+                return wanted
+        return key if self._find(connection, key) is not None else ""
+
+    def _chain(self, connection: sqlite3.Connection, nearest: int | None) -> LayerStack[Path]:
+        if nearest is None:
+            return LayerStack(())
+        rows = connection.execute(_CHAIN, (nearest,)).fetchall()
+        return LayerStack.from_nearest(self._places.of(number) for (number,) in rows)
+
+    def _check_writable(self) -> None:
+        if self._store.readonly:
+            raise Denied("the store is open for reading only")
+
+    @contextmanager
+    def _sole(self, place: Path, key: str) -> Iterator[None]:
+        """Have an active snapshot for oneself among those who would commit it."""
+        try:
+            with locked(place):
+                yield
+        except FileNotFoundError as error:
+            if os.path.lexists(place):
+                raise
+            raise NotFound(f"snapshot {key!r} does not exist") from error
+
+
+_WORDS: Final = {SnapshotKind.VIEW: "a view", SnapshotKind.COMMITTED: "committed", SnapshotKind.ACTIVE: "active"}
+
+
+def _row(row: tuple[int, int | None, str, str, str, int, int, str, int | None, int | None]) -> _Row:
+    number, parent, name, parent_name, kind, created, updated, labels, size, inodes = row
+    record = SnapshotRecord(name, parent_name, SnapshotKind(kind), created, updated, decode(labels))
+    return _Row(number, parent, record, None if size is None else Usage(size, inodes or 0))
+
+
+def _field(record: SnapshotRecord, path: tuple[str, ...]) -> str | None:
+    match path:
+        case ("name",):
+            return record.name
+        case ("parent",):
+            return record.parent
+        case ("kind",):
+            return record.kind.value
+        case ("labels", *rest):
+            return label_at(record.labels, tuple(rest))
+        case _:
+            return None
+
+
+def _sync(place: Path) -> None:
+    from lamella.host.files import sync_file_system
+
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_file_system(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _told(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os(error, doing) from error
