@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.errors import InvalidInput, NotFound, Unsupported
@@ -95,8 +96,27 @@ def copy_image(
         image = _whole(reader, writer, tag, position)
     else:
         image = resolve(reader, tag, platform, position).descriptor
+    moved = move_blobs(reader, writer, [image], progress=progress, cancel=cancel)
+    bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
+    entry = writer.commit(new_tag, bare)
+    return replaced(moved, entry=entry)
+
+
+def move_blobs(
+    reader: ImageReader,
+    writer: ImageWriter,
+    images: Sequence[Descriptor],
+    *,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Copied:
+    """Put all that ``images``, manifests and indexes, consist of into ``writer``, as far as it is not there already.
+
+    Nothing is committed. The entry of the result is the last image. Raises as `copy_image` does.
+    """
     blobs: dict[str, Descriptor] = {}
-    _collect(reader, image, blobs, 0)
+    for image in images:
+        _collect(reader, image, blobs, 0)
     missing = [blob for blob in blobs.values() if not (writer.has_blob(blob) or writer.adopt(blob, reader))]
     if progress is not None:
         progress.start("copy", sum(blob.size for blob in missing))
@@ -106,9 +126,7 @@ def copy_image(
     finally:
         if progress is not None:
             progress.finish()
-    bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
-    entry = writer.commit(new_tag, bare)
-    return Copied(entry, len(missing), sum(blob.size for blob in missing), len(blobs) - len(missing))
+    return Copied(images[-1], len(missing), sum(blob.size for blob in missing), len(blobs) - len(missing))
 
 
 def _whole(reader: ImageReader, writer: ImageWriter, tag: str | None, position: int | None) -> Descriptor:
