@@ -36,6 +36,9 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "cat": "Print the content of files.",
         "find": "Find files by name, kind, size or time.",
     },
+    "Windows": {
+        "hive": "Look into registry hives, and merge them.",
+    },
     "Registries": {
         "login": "Keep a user and a password for a registry.",
         "logout": "Forget the user and the password for a registry.",

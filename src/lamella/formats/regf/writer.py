@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 from lamella.errors import Exhausted, InvalidInput
@@ -115,7 +116,7 @@ class _Encoder:
         return at
 
     def _words(self, words: list[int]) -> int:
-        return self._filled(b"".join(map(U32.pack, words)))
+        return self._filled(struct.pack(f"<{len(words)}I", *words))
 
     # Records ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +130,7 @@ class _Encoder:
         stack = [(root, root_at, NIL, root.class_name, 0)]
         while stack:
             key, at, parent, class_name, depth = stack.pop()
-            raw, compressed = encode(key.name)
+            _, raw, compressed = self._spelled(key.name)
             flags = (key.flags & layout.KEY_OWN_FLAGS) | (layout.KEY_COMPRESSED_NAME if compressed else 0)
             if not depth:
                 flags |= layout.KEY_HIVE_ENTRY | 0x8  # a root cannot be deleted
@@ -212,13 +213,13 @@ class _Encoder:
         leaves = []
         for start in range(0, len(listed), _LEAF):
             part = listed[start : start + _LEAF]
-            words = [word for pair in part for word in pair]
-            leaves.append(self._filled(layout.TAG.pack(b"lh", len(part)) + b"".join(map(U32.pack, words))))
+            words = struct.pack(f"<{2 * len(part)}I", *chain.from_iterable(part))
+            leaves.append(self._filled(layout.TAG.pack(b"lh", len(part)) + words))
         if len(leaves) == 1:
             return leaves[0]
         if len(leaves) > 0xFFFF:
             raise InvalidInput(f"{len(listed)} subkeys in one key")
-        return self._filled(layout.TAG.pack(b"ri", len(leaves)) + b"".join(map(U32.pack, leaves)))
+        return self._filled(layout.TAG.pack(b"ri", len(leaves)) + struct.pack(f"<{len(leaves)}I", *leaves))
 
     def _values(self, values: Sequence[Value], key: str) -> tuple[int, int, int]:
         """The offset of a list of values, the length of the longest name, and the size of the largest data."""

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Keys and values as canonical text.
+
+::
+
+    [\] time=2024-03-01T12:00:00Z security=5e1ca7fe03b1
+    @=REG_SZ:"the default value"
+
+    [\ControlSet001\Services\Disk] time=2024-03-01T12:00:00.1234567Z security=5e1ca7fe03b1 class="x" layer=supersede
+    "Start"=REG_DWORD:0x00000000
+    "Group"=REG_MULTI_SZ:["a", "b"]
+    "Blob"=REG_BINARY:0001ff
+    "Gone"=-
+
+Keys come parents first, sorted by their folded names, values as the hive has them. ``security`` begins the SHA-256 of
+the descriptor. ``class``, ``flags`` and ``control`` follow where there is something to say, then ``layer`` and
+``inherit-class`` where a delta marks the key; ``-`` is a tombstone of a value. Data is shown by its type where that
+tells each of its bytes, and else in hexadecimal. All is visible ASCII, escaped as in JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from lamella.formats.regf.model import (
+    REG_DWORD,
+    REG_DWORD_BIG_ENDIAN,
+    REG_EXPAND_SZ,
+    REG_LINK,
+    REG_MULTI_SZ,
+    REG_QWORD,
+    REG_SZ,
+    TYPE_NAMES,
+    Key,
+    Layering,
+    Value,
+)
+from lamella.formats.regf.names import fold
+
+_TICKS: Final = 10_000_000
+_EPOCH: Final = datetime(1601, 1, 1)  # noqa: DTZ001  # FILETIMEs are UTC, and only printed here
+_NUMBERS: Final = {REG_DWORD: (4, "little"), REG_DWORD_BIG_ENDIAN: (4, "big"), REG_QWORD: (8, "little")}
+LAYER_NAMES: Final = {
+    Layering.TOMBSTONE: "tombstone",
+    Layering.SUPERSEDE_LOCAL: "supersede",
+    Layering.SUPERSEDE_TREE: "supersede-tree",
+}
+
+
+def walk(key: Key, path: str = "") -> Iterator[tuple[str, Key]]:
+    """``key`` and all keys below it with their paths, parents first, each read when its turn comes."""
+    stack: list[tuple[str, Key]] = [(path, key)]
+    while stack:
+        path, key = stack.pop()
+        yield path or "\\", key
+        subkeys = sorted(key.subkeys(), key=lambda one: fold(one.name), reverse=True)
+        stack += [(f"{path}\\{_escaped(one.name)}", one) for one in subkeys]
+
+
+def dump(key: Key, path: str = "") -> Iterator[str]:
+    """The lines of ``key``, which is at ``path``, and of all that is below it."""
+    for number, (place, one) in enumerate(walk(key, path)):
+        if number:
+            yield ""
+        yield f"[{place}] {' '.join(_facts(one))}"
+        for value in one.values():
+            yield value_line(value)
+
+
+def _facts(key: Key) -> Iterator[str]:
+    yield f"time={time_text(key.time)}"
+    yield f"security={hashlib.sha256(key.security).hexdigest()[:12]}"
+    if key.class_name:
+        yield f"class={_quoted(key.class_name)}"
+    if key.flags:
+        yield f"flags={key.flags:#06x}"
+    if key.control:
+        yield f"control={key.control:#04x}"
+    if key.layering is not Layering.MERGE:
+        yield f"layer={LAYER_NAMES[key.layering]}"
+    if key.inherit_class:
+        yield "inherit-class"
+
+
+def value_line(value: Value) -> str:
+    """One value."""
+    name = _quoted(value.name) if value.name else "@"
+    if value.tombstone:
+        return f"{name}=-"
+    match meaning(value):
+        case str() as text:
+            shown = _quoted(text)
+        case list() as texts:
+            shown = f"[{', '.join(map(_quoted, texts))}]"
+        case int() as number:
+            shown = f"{number:#0{2 + 2 * len(value.data)}x}"
+        case _:
+            shown = value.data.hex()
+    return f"{name}={type_name(value.type)}:{shown}"
+
+
+def meaning(value: Value) -> str | list[str] | int | None:
+    """What the data means by its type; None where that would not tell each of its bytes, or the type has no meaning."""
+    data = value.data
+    if value.type in _NUMBERS:
+        size, order = _NUMBERS[value.type]
+        return int.from_bytes(data, "little" if order == "little" else "big") if len(data) == size else None
+    if value.type not in (REG_SZ, REG_EXPAND_SZ, REG_LINK, REG_MULTI_SZ) or len(data) % 2:
+        return None
+    text = data.decode("utf-16-le", "surrogatepass")
+    if value.type == REG_LINK:
+        return text
+    if not text.endswith("\0"):
+        return None
+    text = text[:-1]
+    if value.type != REG_MULTI_SZ:
+        return text
+    if not text:
+        return []
+    texts = text.split("\0")
+    return texts[:-1] if texts[-1] == "" and all(texts[:-1]) else None
+
+
+def type_name(kind: int) -> str:
+    """The name of a type of values; the number where it has none."""
+    return TYPE_NAMES.get(kind) or f"REG_{kind:#x}"
+
+
+def time_text(ticks: int) -> str:
+    """A FILETIME as UTC, with as many digits as it needs; the number where there is no such year."""
+    seconds, rest = divmod(ticks, _TICKS)
+    try:
+        text = (_EPOCH + timedelta(seconds=seconds)).isoformat()
+    except OverflowError:
+        return str(ticks)
+    fraction = f".{rest:07d}".rstrip("0") if rest else ""
+    return f"{text}{fraction}Z"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+def _escaped(name: str) -> str:
+    return _quoted(name)[1:-1]
