@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a store may be, who may open it, and the time it goes by."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import Conflict, Denied, InvalidInput, NotFound
+from lamella.store.clock import Clock, steady_time
+from lamella.store.store import Store, default_root
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_store_is_made_with_its_parents_and_for_its_owner_alone(tmp_path: Path) -> None:
+    root = tmp_path / "a" / "b" / "store"
+    with Store.open(root) as store:
+        assert store.root == root
+        assert store.namespaces.list() == []
+    assert mode(root) == 0o700
+    assert sorted(os.listdir(root)) == ["blobs", "ingest", "lamella.db", "locks", "snapshots", "trash"]
+    assert mode(root / "lamella.db") == 0o600
+
+
+def test_an_empty_directory_becomes_a_store(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    (root / "lost+found").mkdir(parents=True)
+    root.chmod(0o755)
+    Store.open(root).close()
+    assert mode(root) == 0o700
+
+
+def test_a_store_that_was_opened_up_on_purpose_stays_so(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    Store.open(root).close()
+    root.chmod(0o711)
+    Store.open(root).close()
+    assert mode(root) == 0o711
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("text")
+    tmp_path.chmod(0o755)
+    for readonly in (False, True):
+        with pytest.raises((Conflict, NotFound)):
+            Store.open(tmp_path, readonly=readonly)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+    assert mode(tmp_path) == 0o755
+
+
+def test_what_is_no_directory_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(InvalidInput):
+        Store.open(tmp_path / "file")
+    with pytest.raises((Conflict, InvalidInput)):
+        Store.open(tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("bits", [0o770, 0o702, 0o777])
+def test_a_root_that_others_can_write_to_is_refused(tmp_path: Path, bits: int) -> None:
+    root = tmp_path / "store"
+    root.mkdir()
+    root.chmod(bits)
+    with pytest.raises(Denied, match="can be written by others"):
+        Store.open(root)
+    assert os.listdir(root) == []
+
+
+@pytest.mark.root
+def test_a_root_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    Store.open(root).close()
+    os.chown(root, 12345, 12345)
+    for readonly in (False, True):
+        with pytest.raises(Denied, match="belongs to user 12345"):
+            Store.open(root, readonly=readonly)
+
+
+def test_a_link_to_the_root_is_resolved_once(tmp_path: Path) -> None:
+    root, other, link = tmp_path / "store", tmp_path / "other", tmp_path / "link"
+    other.mkdir()
+    link.symlink_to("store")
+    with Store.open(link) as store:
+        assert store.root == root
+        link.unlink()
+        link.symlink_to("other")
+        with store.namespace("one").content.ingest("a") as ingest:
+            ingest.write(b"text")
+            ingest.commit()
+    assert os.listdir(other) == []
+
+
+def test_a_store_that_is_not_there_is_not_made_where_it_is_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for root in (tmp_path / "none", tmp_path / "empty"):
+        with pytest.raises(NotFound):
+            Store.open(root, create=False)
+        with pytest.raises(NotFound):
+            Store.open(root, readonly=True)
+    assert os.listdir(tmp_path) == ["empty"]
+    assert os.listdir(tmp_path / "empty") == []
+
+
+def test_making_that_was_broken_off_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / "lamella.db").touch()
+    tmp_path.chmod(0o700)
+    with Store.open(tmp_path) as store:
+        assert store.namespaces.list() == []
+
+
+def test_a_namespace_has_a_name_and_a_lease_that_is_not_empty(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        for name in ("", "a/b", ".."):
+            with pytest.raises(InvalidInput):
+                store.namespace(name)
+        with pytest.raises(InvalidInput):
+            store.namespace("a", lease="")
+        with pytest.raises(NotFound, match="lease 'none' does not exist"):
+            store.namespace("a", lease="none").content.ingest("a")
+        assert store.namespaces.list() == []
+
+
+def test_the_root_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.setenv("LAMELLA_ROOT", "")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_root() == Path("/var/lib/lamella")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    assert default_root() == tmp_path / "share" / "lamella"
+
+
+# Time
+
+
+def test_the_clock_goes_forward_whatever_its_source_does() -> None:
+    times: Iterator[int] = iter([10, 5, 5, 20, 20, 0, 30])
+    clock = Clock(lambda: next(times))
+    assert [clock() for _ in range(7)] == [10, 11, 12, 20, 21, 22, 30]
+
+
+def test_setting_the_systems_clock_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(steady_time())
+    before = clock()
+    assert abs(before - time.time_ns()) < 10**9
+    for jump in (10**18, -(10**18)):
+        monkeypatch.setattr(time, "time_ns", lambda jump=jump: before + jump)
+        assert 0 < clock() - before < 60 * 10**9
+
+
+def test_no_two_threads_get_the_same_time() -> None:
+    clock = Clock(lambda: 7)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.extend(clock() for _ in range(1000))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == list(range(7, 4007))
+
+
+def test_a_clock_that_jumps_back_between_two_runs_loses_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", clock=lambda: 2_000_000_000_000_000_000) as store:
+        content = store.namespace("one").content
+        with content.ingest("a") as ingest:
+            ingest.write(b"text")
+            made = ingest.commit(labels={"a": "b"})
+        content.ingest("b").close()
+    with Store.open(tmp_path / "store", clock=lambda: 1_000_000_000_000_000_000) as store:
+        content = store.namespace("one").content
+        assert content.info(made.digest) == made
+        assert content.update(made.digest, {"c": "d"}).updated_at > made.updated_at
+        content.ingest("b").close()
