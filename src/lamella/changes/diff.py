@@ -362,6 +362,8 @@ def same_bytes(one: Content, other: Content) -> bool:
     """Whether two contents are the same bytes; holes are zeros, and are not read. Stops at the first difference."""
     if one.size != other.size:
         return False
+    if one is other:  # of a layer that both trees have
+        return True
     pieces, others = _pieces(one), _pieces(other)
     left = right = 0
     view: memoryview | None = None

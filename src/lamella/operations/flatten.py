@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image with all of its layers merged into one."""
+"""An image with layers that follow each other merged into one."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import replace as replaced
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from lamella.changes.tree import walk
+from lamella.changes.diff import diff
+from lamella.changes.losses import Losses
+from lamella.errors import InvalidInput
 from lamella.images.forms import open_writer
-from lamella.images.image import open_image
+from lamella.images.image import Image, ImageLayer, open_image
 from lamella.images.naming import ImageName, parse_image_name
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
-from lamella.operations.pack import Packed, write_image
-from lamella.operations.trees import image_tree
+from lamella.operations.draft import BlobTaker, Draft, DraftLayer, StoredLayer, draft_of, write_draft
+from lamella.operations.layer_reading import lower_and_upper
+from lamella.operations.new_layers import DEFAULT_OPTIONS, LayerOptions, Opened, TarredLayer
+from lamella.operations.pack import Packed
+from lamella.operations.write_layer import Written
 
 if TYPE_CHECKING:
-    from lamella.changes.losses import Losses
     from lamella.progress import Cancellation, Progress
 
 
@@ -25,6 +34,7 @@ def flatten(
     source: str | ImageName,
     target: str | ImageName,
     *,
+    layers: range | str | None = None,
     platform: str | Platform | None = None,
     compression: str = "gzip",
     level: int | None = None,
@@ -36,33 +46,100 @@ def flatten(
 ) -> Packed:
     """Write the image ``source`` as ``target`` with one layer, which has the merged view and nothing that it hides.
 
-    The config stays, but for layers and history; so do annotations of the manifest, and times to the nanosecond. See
-    `open_writer` for ``replace``. Raises as unpacking ``source`` does, and AlreadyExists.
+    With ``layers``, only those are merged, and the image stays the same to whoever unpacks it: a range of numbers that
+    count from 0 at the base, or a text as for `parse_layers`. The config stays, but for layers and history; so do
+    annotations of the manifest, and times to the nanosecond. Layers below the merged ones are read too, those above
+    them are not. See `open_writer` for ``replace``. Raises as unpacking ``source`` does, InvalidInput (no such
+    layers), and AlreadyExists.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
-    with (
-        open_image(source, platform) as image,
-        image_tree(image, progress=progress, cancel=cancel) as tree,
-        open_writer(target, replace=replace) as writer,
+    losses = losses if losses is not None else Losses()
+    options = LayerOptions(compression, level, threads, True, None, losses)
+    with open_image(source, platform) as image:
+        draft = flattened(image, layers, options)
+        with open_writer(target, replace=replace) as writer:
+            finished = write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
+    made = finished.made[0]
+    return Packed(finished.descriptor, made.descriptor, Written(made.facts, made.entries or 0, losses))
+
+
+def flattened(image: Image, layers: range | str | None = None, options: LayerOptions = DEFAULT_OPTIONS) -> Draft:
+    """``image`` with some of its layers, or all, merged into one. Raises InvalidInput."""
+    count = len(image.layers)
+    if isinstance(layers, str):
+        layers = parse_layers(layers, count)
+    chosen = range(count) if layers is None else layers
+    if (
+        chosen.step != 1
+        or (chosen and not 0 <= chosen.start < chosen.stop <= count)
+        or (layers is not None and not chosen)
     ):
-        count = len(image.layers)
-        made = History(
-            created=image.config.created,
-            created_by="lamella flatten",
-            comment=f"{count} {'layer' if count == 1 else 'layers'} merged",
-        )
-        return write_image(
-            writer,
-            target.tag,
-            msgspec.structs.replace(image.config, history=[made]),
-            walk(tree),
-            tree.lookup,
-            annotations=dict(image.manifest.annotations),
-            compression=compression,
-            level=level,
-            threads=threads,
-            subsecond=True,
-            losses=losses,
-            progress=progress,
-            cancel=cancel,
-        )
+        raise InvalidInput(f"there are no layers {chosen.start}..{chosen.stop - 1} to merge", hint=_numbers(count))
+    draft = draft_of(image)
+    merged = _MergedLayers(image.layers[: chosen.stop], chosen.start, replaced(options, subsecond=True))
+    kept: tuple[DraftLayer, ...] = (*image.layers[: chosen.start], merged, *image.layers[chosen.stop :])
+    config = msgspec.structs.replace(draft.config, history=_history(draft, chosen))
+    return replaced(draft, config=config, layers=kept)
+
+
+def parse_layers(text: str, count: int) -> range:
+    """The layers that ``text`` names, of ``count``: ``2..5`` with both ends, ``2..``, ``..5``, or a single ``3``.
+
+    Numbers count from 0 at the base, as ``lamella inspect`` shows them. Raises InvalidInput.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})|([0-9]{1,6})?\.\.([0-9]{1,6})?", text)
+    if match is None:
+        raise InvalidInput(f"malformed layers {text[:60]!r}", hint="write them as in 2..5, 2.. or ..5")
+    first = int(match[1] or match[2] or 0)
+    last = int(match[1] or match[3] or count - 1)
+    if not first <= last < count:
+        raise InvalidInput(f"there are no layers {text} to merge", hint=_numbers(count))
+    return range(first, last + 1)
+
+
+def _numbers(count: int) -> str:
+    return f"the image has {count} {'layer' if count == 1 else 'layers'}, which count from 0 at the base"
+
+
+def _history(draft: Draft, chosen: range) -> list[History]:
+    """The history with one step for all merged layers, in the place of the last; steps without a layer stay."""
+    count = len(chosen)
+    made = History(
+        created=draft.config.created,
+        created_by="lamella flatten",
+        comment=f"{count} {'layer' if count == 1 else 'layers'} merged",
+    )
+    if count == len(draft.layers):
+        return [made]
+    if not draft.accounted:
+        return list(draft.config.history)
+    result: list[History] = []
+    number = 0
+    for step in draft.config.history:
+        if step.empty_layer or number not in chosen:
+            result.append(step)
+        elif number == chosen.stop - 1:
+            result.append(made)
+        number += not step.empty_layer
+    return result
+
+
+@dataclass(slots=True, frozen=True)
+class _MergedLayers:
+    """The last of some layers as one: all that they change in what the first ``below`` come to."""
+
+    layers: tuple[ImageLayer, ...]
+    below: int
+    options: LayerOptions
+
+    def store(
+        self, place: BlobTaker, *, progress: Progress | None = None, cancel: Cancellation | None = None
+    ) -> StoredLayer:
+        """See `LayerSource.store`."""
+
+        @contextmanager
+        def opened() -> Iterator[Opened]:
+            with lower_and_upper(self.layers, self.below, progress=progress, cancel=cancel) as (lower, upper):
+                yield diff(lower, upper, exact=True), upper.lookup
+
+        return TarredLayer(opened, self.options).store(place, progress=progress, cancel=cancel)
