@@ -33,12 +33,13 @@ class Endpoint:
         options: RegistryOptions,
         *,
         mirror: bool = False,
+        chosen: bool = True,
     ) -> None:
         self.host = host
         self.registry = registry
         self.mirror = mirror
         self.options = options
-        self._transport = Transport(host, options)
+        self._transport = Transport(host, options, chosen=chosen)
         self._authorizer = Authorizer(self._transport, registry, credential, options)
 
     def can(self, capability: str) -> bool:
@@ -114,10 +115,6 @@ class Endpoint:
             if not passing:
                 raise refused
             patience.pause(refused, retry_after(response.headers))
-
-    def send(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Response:
-        """One unsigned request to wherever; for what a registry keeps elsewhere."""
-        return self._transport.send(method, url, headers=headers or {})
 
     def close(self) -> None:
         """Close idle connections."""

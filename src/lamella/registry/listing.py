@@ -58,7 +58,7 @@ def next_page(response: Response) -> str | None:
     """The URL of the page after this one, by ``Link`` (RFC 8288)."""
     for match in _LINK.finditer(response.headers.get("Link", "")[:8192]):
         if _NEXT.search(match[2]):
-            return urljoin(response.url, match[1])
+            return urljoin(response.url, str(match[1]))
     return None
 
 

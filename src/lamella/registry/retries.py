@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that another try may be spared."""
 
+ENOUGH: Final = 1 << 20
+"""Bytes of a body by which a failure after them does not add to those before."""
+
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 15.0
 _GLANCE: Final = 0.1
@@ -30,6 +33,7 @@ class Patience:
         self._options = options
         self._tries = 1
         self._left = options.retry_wait
+        self._come = 0
 
     def pause(self, error: LamellaError, after: float | None = None) -> None:
         """Wait before the next try: ``after`` seconds as the server asked, or longer from try to try.
@@ -48,9 +52,16 @@ class Patience:
         self._left -= wait
         sleep(wait, self._options.cancel)
 
-    def progress(self) -> None:
-        """What was asked for has come nearer, so that the next failure is the first again."""
-        self._tries = 1
+    def progress(self, size: int) -> None:
+        """``size`` bytes have come; after enough of them the next failure is the first again.
+
+        A few do not count, or somebody who gives one at a time could go on for ever.
+        """
+        self._come += size
+        if self._come >= ENOUGH:
+            self._come = 0
+            self._tries = 1
+            self._left = self._options.retry_wait
 
 
 def sleep(seconds: float, cancel: Cancellation | None) -> None:

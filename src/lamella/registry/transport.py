@@ -131,15 +131,24 @@ class Transport:
 
     A redirect is followed five times at most, never from TLS to plain HTTP, and never into networks where a machine's
     own services answer; nothing that proves who we are goes with it to another host or port. ``loopback`` servers are
-    reached from a registry that is on this machine itself.
+    reached from a registry that is on this machine itself. The host itself may be anywhere where a person has ``chosen``
+    it; where a document names it, it is checked as the target of a redirect is.
     """
 
-    def __init__(self, host: HostConfig, options: RegistryOptions, *, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        host: HostConfig,
+        options: RegistryOptions,
+        *,
+        chosen: bool = True,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.origin = origin_of(host.url)
+        self._chosen = chosen
         self._host = host
         self._options = options
         self._environ = os.environ if environ is None else environ
-        self._local = is_loopback(self.origin.host)
+        self._local = chosen and is_loopback(self.origin.host)
         self._managers: dict[tuple[bool, str | None], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
@@ -188,8 +197,8 @@ class Transport:
             manager.clear()
 
     def _check(self, origin: Origin) -> None:
-        if origin.host != self.origin.host:
-            check_address(origin.host, loopback=self._local)
+        if origin.host != self.origin.host or not self._chosen:
+            self._check_peer(origin.host)
 
     def _once(self, method: str, url: str, origin: Origin, headers: Mapping[str, str], body: Buffer | None) -> Response:
         options = self._options
@@ -244,7 +253,7 @@ class Transport:
             parsed = urllib3.util.parse_url(proxy)
             sign_in = urllib3.make_headers(proxy_basic_auth=parsed.auth) if parsed.auth else None
             manager = urllib3.ProxyManager(proxy, proxy_headers=sign_in, **settings)
-        guard = None if own or proxy else self._check_peer
+        guard = None if (own and self._chosen) or proxy else self._check_peer
         manager.pool_classes_by_scheme = _pool_classes(guard, self._options.read_timeout)
         return manager
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers whose bytes are not in the registry, but at addresses that their descriptors give (image-spec, layer.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from lamella.errors import LamellaError, NotFound
+from lamella.registry.addresses import origin_of
+from lamella.registry.endpoint import Endpoint
+from lamella.registry.hosts import HostConfig
+from lamella.registry.transport import Response
+
+if TYPE_CHECKING:
+    from lamella.images.options import RegistryOptions
+    from lamella.oci.descriptor import Descriptor
+
+
+def fetch_from(descriptor: Descriptor, options: RegistryOptions, start: int = 0, stop: int | None = None) -> Response:
+    """The bytes at the first of the descriptor's addresses that gives them, asked for without any credentials.
+
+    Addresses without TLS and those of this machine's own networks are passed over. Raises NotFound, Unavailable.
+    """
+    problem: LamellaError | None = None
+    headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+    for url in descriptor.urls:
+        try:
+            origin = origin_of(url)
+            if origin.scheme != "https":
+                continue
+            host = HostConfig("https", urlsplit(url).netloc)
+            endpoint = Endpoint(host, origin.host, None, options, chosen=False)
+            doing = f"get the layer {descriptor.digest}"
+            return endpoint.request("GET", url, doing=doing, headers=headers, accept=(200, 206))
+        except LamellaError as refused:
+            problem = refused
+    raise problem or NotFound(f"{descriptor.digest}: the layer gives no address that it could be fetched from")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads images from a registry."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import BinaryIO, Final, cast
+
+from lamella.digests import Digest
+from lamella.errors import Exhausted, NotFound, SizeMismatch
+from lamella.images.contract import ImageReader, StoredImage
+from lamella.images.naming import ImageName
+from lamella.images.options import RegistryOptions
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.documents import MAX_DOCUMENT
+from lamella.oci.mediatypes import FOREIGN_LAYERS
+from lamella.registry.client import DOCUMENTS, Client
+from lamella.registry.streaming import BlobStream, Budget, Fetch
+
+_SPARE_PIECES: Final = 5
+"""Ranges that all open blobs together may hold besides the one that each is being read from."""
+
+_KEPT: Final = 16 << 20
+"""Bytes of documents that are kept rather than fetched again."""
+
+
+class RegistryReader(ImageReader):
+    """The image that a tag or a digest names in a repository, and whatever can be reached from it by digest.
+
+    The image is asked for when it is first wanted, and is the same from then on though the tag may move. Blobs are
+    streamed: nothing of them is kept.
+    """
+
+    def __init__(self, client: Client, tag: str | None = None, digest: Digest | None = None) -> None:
+        self.client = client
+        self.where = f"docker://{client.name}"
+        self._tag = tag
+        self._digest = digest
+        self._budget = Budget(_SPARE_PIECES)
+        self._lock = threading.Lock()
+        self._image: StoredImage | None = None
+        self._documents: dict[Digest, bytes] = {}
+        self._kept = 0
+
+    def images(self) -> Sequence[StoredImage]:
+        """The one image that the name names; by its digest where it has one."""
+        with self._lock:
+            if self._image is None:
+                reference = self._digest or self._tag
+                if reference is None:
+                    raise NotFound(f"{self.where}: no image is named")
+                descriptor, raw = self.client.manifest(reference)
+                self._keep(descriptor.digest, raw)
+                self._image = StoredImage((self._tag,) if self._tag else (), descriptor)
+            return [self._image]
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        """A stream of the blob, which is already coming. Raises Denied, Unavailable, Cancelled too."""
+        raw = self._documents.get(descriptor.digest)
+        if raw is None and descriptor.media_type in DOCUMENTS:
+            raw = self._manifest(descriptor)
+        if raw is not None:
+            if len(raw) != descriptor.size:
+                raise SizeMismatch(f"{self.where}: {descriptor.digest}", expected=descriptor.size, actual=len(raw))
+            return io.BytesIO(raw)
+        try:
+            return self._stream(descriptor, partial(self.client.blob, descriptor.digest))
+        except NotFound:
+            if not (descriptor.media_type in FOREIGN_LAYERS and descriptor.urls and self.client.options.foreign_urls):
+                raise
+        from lamella.registry.foreign import fetch_from
+
+        return self._stream(descriptor, partial(fetch_from, descriptor, self.client.options))
+
+    def read_document(self, descriptor: Descriptor) -> bytes:
+        """A small blob, whole and checked; it is kept, as documents are wanted more than once."""
+        raw = super().read_document(descriptor)
+        with self._lock:
+            self._keep(descriptor.digest, raw)
+        return raw
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self.client.close()
+
+    def _manifest(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size > MAX_DOCUMENT:
+            raise Exhausted(f"{self.where}: {descriptor.digest}: more than the {MAX_DOCUMENT} bytes of a document")
+        return self.client.manifest(descriptor.digest)[1]
+
+    def _stream(self, descriptor: Descriptor, fetch: Fetch) -> BinaryIO:
+        stream = BlobStream(fetch, descriptor, self.where, self.client.options, self._budget)
+        return cast("BinaryIO", stream)
+
+    def _keep(self, digest: Digest, raw: bytes) -> None:
+        if digest not in self._documents and self._kept + len(raw) <= _KEPT:
+            self._documents[digest] = raw
+            self._kept += len(raw)
+
+
+def open_registry(name: ImageName, options: RegistryOptions | None = None) -> RegistryReader:
+    """A reader of the repository that ``name`` names; nothing is asked of the registry yet."""
+    registry, _, repository = name.path.partition("/")
+    return RegistryReader(Client(registry, repository, options), name.tag, name.digest)

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bytes of a blob as they arrive: by one request, or for a large one by several for ranges of it at once.
+
+Either way a cut is mended by asking for the rest. Nothing is written down on the way, so that a layer is decompressed
+and applied while it is still arriving.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from lamella.errors import SizeMismatch
+from lamella.registry.retries import Patience
+from lamella.registry.transport import Interrupted, Response
+
+if TYPE_CHECKING:
+    from lamella.images.options import RegistryOptions
+    from lamella.oci.descriptor import Descriptor
+
+PIECE: Final = 4 << 20
+"""Bytes of one range."""
+
+ALONE: Final = 8 << 20
+"""A blob of at most this many bytes is fetched by one request."""
+
+READ: Final = 256 << 10
+"""Bytes asked of the connection at once."""
+
+_POLL: Final = 0.1
+
+Fetch = Callable[[int, int | None], Response]
+"""Gives the bytes of the blob from one offset to before another, or to its end: status 206, or 200 and all of it."""
+
+
+class Budget:
+    """Pieces that all streams together may hold besides the one that each is being read from."""
+
+    def __init__(self, pieces: int) -> None:
+        self._free = threading.Semaphore(pieces)
+
+    def take(self) -> bool:
+        """Whether there was one left."""
+        return self._free.acquire(blocking=False)
+
+    def give(self) -> None:
+        """One is free again."""
+        self._free.release()
+
+
+class Part:
+    """The bytes of a blob from ``start`` to before ``stop``, in order, whatever number of answers that takes."""
+
+    def __init__(
+        self, fetch: Fetch, descriptor: Descriptor, where: str, options: RegistryOptions, start: int, stop: int
+    ) -> None:
+        self._fetch = fetch
+        self._size = descriptor.size
+        self._what = f"{where}: {descriptor.digest}"
+        self._options = options
+        self._patience = Patience(options)
+        self._at = start
+        self._stop = stop
+        self._response: Response | None = None
+        self.whole = False
+        """Whether the last answer was all of the blob rather than the part that was asked for."""
+
+    def open(self) -> None:
+        """Ask for the bytes. Raises NotFound, SizeMismatch, Denied, Unavailable."""
+        # Without a range where everything is wanted: there are registries that know none.
+        everything = self._at == 0 and self._stop == self._size
+        response = self._fetch(self._at, None if self._stop == self._size else self._stop) if not everything else None
+        response = response or self._fetch(0, None)
+        try:
+            self.whole = response.status == 200
+            self._check(response)
+            skip = self._at if self.whole else 0
+            while skip and (piece := response.read(min(skip, READ))):
+                skip -= len(piece)
+        except BaseException:
+            response.close()
+            raise
+        self._response = response
+
+    def read(self, amount: int) -> bytes:
+        """At most ``amount`` bytes of what is left, empty at the end. Raises Unavailable, SizeMismatch."""
+        while self._at < self._stop:
+            if self._options.cancel is not None:
+                self._options.cancel.check()
+            try:
+                if self._response is None:
+                    self.open()
+                assert self._response is not None  # noqa: S101 opened above
+                piece = self._response.read(min(amount, self._stop - self._at))
+                if not piece:
+                    raise Interrupted(f"{self._what}: the answer ended {self._stop - self._at} bytes early")
+            except Interrupted as problem:
+                self.close()
+                self._patience.pause(problem)
+                continue
+            self._at += len(piece)
+            self._patience.progress(len(piece))
+            if self._at == self._stop:
+                self._end()
+            return piece
+        return b""
+
+    def widen(self, stop: int) -> None:
+        """Read on to ``stop`` where all of the blob is coming anyway."""
+        self._stop = stop
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+    def _end(self) -> None:
+        """Look whether the answer has ended too; one that goes on for ever is not to be read on."""
+        response, self._response = self._response, None
+        assert response is not None  # noqa: S101 it has just been read
+        more = b""
+        try:
+            if self._stop == self._size and response.length is None:
+                more = response.read(1)
+        except Interrupted:
+            pass  # all that was promised is here
+        finally:
+            response.close()
+        if more:
+            raise SizeMismatch(self._what, expected=self._size, actual="more")
+
+    def _check(self, response: Response) -> None:
+        """Refuse an answer that is about another blob than the descriptor. Raises SizeMismatch."""
+        if self.whole:
+            length = response.length
+            if length is not None and length != self._size:
+                raise SizeMismatch(self._what, expected=self._size, actual=length)
+            return
+        text = response.headers.get("Content-Range", "")
+        span, _, total = text.removeprefix("bytes").strip().partition("/")
+        if total.isdigit() and total != "*" and int(total[:20]) != self._size:
+            raise SizeMismatch(self._what, expected=self._size, actual=int(total[:20]))
+        if span.partition("-")[0] != str(self._at):
+            raise Interrupted(f"{self._what}: asked for bytes from {self._at}, got {text[:60]!r}")
+
+
+class BlobStream(io.RawIOBase):
+    """A blob in order, of exactly the promised size. Reads may be short; the digest is for the reader to check.
+
+    Made open: the first answer is there. Raises NotFound, SizeMismatch, Denied, Unavailable, Cancelled.
+    """
+
+    def __init__(
+        self, fetch: Fetch, descriptor: Descriptor, where: str, options: RegistryOptions, budget: Budget
+    ) -> None:
+        super().__init__()
+        self._size = size = descriptor.size
+        self._source: Part | _Window
+
+        def part(start: int, stop: int) -> Part:
+            return Part(fetch, descriptor, where, options, start, stop)
+
+        several = options.streams > 1 and size > ALONE
+        first = part(0, PIECE if several else size)
+        first.open()
+        if several and first.whole:
+            first.widen(size)
+        self._source = _Window(part, first, size, options, budget) if several and not first.whole else first
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes, as many as there are at hand."""
+        view = memoryview(buffer).cast("B")
+        piece = self._next(len(view))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most ``size`` of the next bytes; all that is left for a negative size."""
+        if size is None or size < 0:
+            return self.readall()
+        return bytes(self._next(size)) if size else b""
+
+    def close(self) -> None:
+        """Stop what is under way."""
+        if not self.closed:
+            self._rest = memoryview(b"")
+            self._source.close()
+        super().close()
+
+    def _next(self, amount: int) -> bytes | memoryview:
+        if self.closed:
+            raise ValueError("the blob is closed")
+        if isinstance(self._source, Part):
+            return self._source.read(min(amount, READ))
+        return self._source.read(amount)
+
+
+class _Piece:
+    """One range: bytes that have arrived, and how it ended."""
+
+    __slots__ = ("budgeted", "buffer", "error", "filled", "read", "size")
+
+    def __init__(self, buffer: bytearray, size: int, budgeted: bool) -> None:
+        self.buffer = buffer
+        self.size = size
+        self.budgeted = budgeted
+        self.filled = 0
+        self.read = 0
+        self.error: BaseException | None = None
+
+
+class _Window:
+    """Ranges of a blob that arrive side by side and are read in order."""
+
+    def __init__(
+        self, part: Callable[[int, int], Part], first: Part, size: int, options: RegistryOptions, budget: Budget
+    ) -> None:
+        self._part = part
+        self._size = size
+        self._options = options
+        self._budget = budget
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._spare: list[bytearray] = []
+        beginning = _Piece(bytearray(PIECE), PIECE, budgeted=False)
+        self._pieces = deque([beginning])
+        self._begun = PIECE
+        threading.Thread(target=self._work, args=(first, beginning), name="lamella-range", daemon=True).start()
+        for _ in range(min(options.streams, -(-size // PIECE)) - 1):
+            threading.Thread(target=self._work, name="lamella-range", daemon=True).start()
+
+    def read(self, amount: int) -> memoryview:
+        """What is at hand of the next bytes, good until the next call."""
+        with self._changed:
+            while True:
+                piece = self._pieces[0] if self._pieces else None
+                if piece is None:
+                    if self._begun >= self._size:
+                        return memoryview(b"")
+                elif piece.read < piece.filled:
+                    start = piece.read
+                    piece.read = min(start + amount, piece.filled)
+                    return memoryview(piece.buffer)[start : piece.read]
+                elif piece.read == piece.size:
+                    self._pieces.popleft()
+                    self._spare.append(piece.buffer)
+                    self._give_back(piece)
+                    self._changed.notify_all()
+                    continue
+                elif piece.error is not None:
+                    raise piece.error
+                self._changed.wait(_POLL)
+                if self._options.cancel is not None:
+                    self._options.cancel.check()
+
+    def close(self) -> None:
+        """Stop the threads: none is waited for, and each ends with the bytes that come next."""
+        with self._changed:
+            self._stopped = True
+            for piece in self._pieces:
+                self._give_back(piece)
+            self._pieces.clear()
+            self._spare.clear()
+            self._changed.notify_all()
+
+    def _work(self, part: Part | None = None, piece: _Piece | None = None) -> None:
+        while True:
+            if part is None or piece is None:
+                begun = self._begin()
+                if begun is None:
+                    return
+                part, piece = begun
+            try:
+                self._fill(part, piece)
+            except BaseException as error:  # noqa: BLE001 - raised in the reader's thread
+                with self._changed:
+                    piece.error = error
+                    self._changed.notify_all()
+                return
+            finally:
+                part.close()
+            part = None
+
+    def _begin(self) -> tuple[Part, _Piece] | None:
+        """The next range; None where there is no more to do."""
+        with self._changed:
+            while True:
+                if self._stopped or self._begun >= self._size:
+                    return None
+                # One range must always be under way; others, as long as there is memory for them.
+                needed = not self._pieces
+                if needed or self._budget.take():
+                    break
+                self._changed.wait(_POLL)
+            start, stop = self._begun, min(self._begun + PIECE, self._size)
+            self._begun = stop
+            buffer = self._spare.pop() if self._spare else bytearray(PIECE)
+            piece = _Piece(buffer, stop - start, budgeted=not needed)
+            self._pieces.append(piece)
+            return self._part(start, stop), piece
+
+    def _fill(self, part: Part, piece: _Piece) -> None:
+        buffer, changed = piece.buffer, self._changed
+        while data := part.read(READ):
+            end = piece.filled + len(data)
+            buffer[piece.filled : end] = data
+            with changed:
+                if self._stopped:
+                    return
+                piece.filled = end
+                changed.notify_all()
+
+    def _give_back(self, piece: _Piece) -> None:
+        if piece.budgeted:
+            piece.budgeted = False
+            self._budget.give()

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes images to a registry."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import BinaryIO, Final, Self, cast
+
+from lamella.digests import Digest
+from lamella.errors import Conflict, Denied, DigestMismatch, InvalidInput, SizeMismatch, Unsupported, from_os
+from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob
+from lamella.images.naming import ImageName
+from lamella.images.options import RegistryOptions
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.index import decode_index
+from lamella.oci.manifest import decode_manifest
+from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES
+from lamella.registry.client import DOCUMENTS, Client
+from lamella.registry.reader import RegistryReader
+from lamella.registry.uploads import Upload, UploadLost
+
+PIECE: Final = 8 << 20
+"""Bytes that are sent by one request, and kept until they have arrived; stores behind registries want 5 MiB or more."""
+
+_ANEW: Final = 3
+"""How often a blob is begun again that a registry lost."""
+
+_CHUNK: Final = 1 << 20
+
+
+class RegistryWriter(ImageWriter):
+    """Puts an image into a repository: blobs as they come, manifests and the tag at the end.
+
+    A registry shows blobs to those who know their digests as soon as they are there; that is all of the image that is
+    to be seen before `commit`. What a broken-off push has put is there for the next one.
+    """
+
+    takes_indexes = True
+
+    def __init__(self, client: Client, digest: Digest | None = None) -> None:
+        self.client = client
+        self.where = f"docker://{client.name}"
+        self._digest = digest
+        self._there: dict[Digest, int] = {}
+        self._documents: dict[Digest, tuple[Descriptor, bytes]] = {}
+        self._begun: dict[Digest, Upload] = {}
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the repository has it; the registry is asked once."""
+        digest = descriptor.digest
+        if digest in self._documents:
+            return True
+        if digest not in self._there:
+            if descriptor.media_type in DOCUMENTS:
+                found = self.client.find_manifest(digest)
+                size = None if found is None else found.size
+            else:
+                size = self.client.blob_size(digest)
+            if size is None:
+                return False
+            self._there[digest] = descriptor.size if size < 0 else size
+        return self._there[digest] == descriptor.size
+
+    def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:
+        """Let the registry take the blob over from another of its repositories, where ``source`` is one."""
+        if not isinstance(source, RegistryReader) or descriptor.media_type in DOCUMENTS:
+            return False
+        theirs = source.client
+        if theirs.registry != self.client.registry or theirs.repository == self.client.repository:
+            return False
+        try:
+            upload = self.client.mount_blob(descriptor.digest, theirs.repository)
+        except (Denied, InvalidInput, Unsupported):
+            return False
+        if upload is not None:
+            self._begun[descriptor.digest] = upload
+            return False
+        self._there[descriptor.digest] = descriptor.size
+        return True
+
+    def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
+        """Send a blob, checked, in pieces that are sent again where they get lost.
+
+        Where the registry loses the whole upload, it is begun again if ``chunks`` can be gone through again. Raises
+        Denied, Unavailable, Exhausted, Unsupported too.
+        """
+        if descriptor.media_type in DOCUMENTS:
+            raw = b"".join(bytes(piece) for piece in _checked(descriptor, chunks, self._what(descriptor)))
+            self._documents[descriptor.digest] = (descriptor, raw)
+            return
+        once = isinstance(chunks, Iterator)
+        for left in reversed(range(_ANEW)):
+            try:
+                self._send(descriptor, _checked(descriptor, chunks, self._what(descriptor)))
+                break
+            except UploadLost:
+                if once or not left:
+                    raise
+        self._there[descriptor.digest] = descriptor.size
+
+    def stage(self) -> StagedBlob:
+        """A temporary file, which is sent when it is complete."""
+        return _Staged(self)
+
+    def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
+        """Put the manifests, parts before what names them, and the tag with the last."""
+        if self._digest is not None and self._digest != image.digest:
+            raise Conflict(
+                f"{self.where}: the image is {image.digest}, and not the {self._digest} that its name says",
+                hint="push to a tag",
+            )
+        raw = self._document(image)
+        self._check_complete(image, raw, set())
+        self._put_parts(image, raw, set())
+        self.client.put_manifest(tag or image.digest, image.media_type, raw)
+        self.abort()
+        return image
+
+    def abort(self) -> None:
+        """Tell the registry to forget what was begun; blobs that are there stay for its own cleaning up."""
+        uploads, self._begun = list(self._begun.values()), {}
+        for upload in uploads:
+            upload.cancel()
+        self._documents.clear()
+        self.client.close()
+
+    def _send(self, descriptor: Descriptor, chunks: Iterator[memoryview]) -> None:
+        """Send a blob: a small one by a single request, a larger one in pieces."""
+        digest = descriptor.digest
+        upload = self._begun.pop(digest, None)
+        buffer = bytearray(min(descriptor.size, max(PIECE, upload.least if upload else 0)))
+        try:
+            filled = 0
+            for chunk in chunks:
+                rest = chunk
+                while rest:
+                    if filled == len(buffer):
+                        if upload is None:
+                            upload = self.client.start_upload()
+                            if upload.least > len(buffer):
+                                buffer += bytes(upload.least - len(buffer))
+                                continue
+                        upload.send(memoryview(buffer))
+                        filled = 0
+                    count = min(len(rest), len(buffer) - filled)
+                    buffer[filled : filled + count] = rest[:count]
+                    filled += count
+                    rest = rest[count:]
+            if upload is None:
+                upload = self.client.start_upload()
+            upload.finish(digest, memoryview(buffer)[:filled])
+        except BaseException as problem:
+            if upload is not None and not isinstance(problem, UploadLost):
+                upload.cancel()
+            raise
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        known = self._documents.get(descriptor.digest)
+        if known is not None:
+            return known[1]
+        # Another push has put it. Only its bytes can be given a further tag.
+        if not self.has_blob(descriptor):
+            raise Conflict(f"{self.where}: {descriptor.digest} was not put")
+        return self.client.manifest(descriptor.digest)[1]
+
+    def _check_complete(self, image: Descriptor, raw: bytes, seen: set[Digest]) -> None:
+        """Refuse to name an image of which a part is missing: not every registry looks. Raises Conflict."""
+        for part in self._parts(image, raw):
+            if part.digest in seen:
+                continue
+            seen.add(part.digest)
+            if not self.has_blob(part) and part.media_type not in FOREIGN_LAYERS:
+                raise Conflict(f"{self.where}: {part.digest}, a part of {image.digest}, was not put")
+            if part.digest in self._documents:
+                self._check_complete(part, self._documents[part.digest][1], seen)
+
+    def _put_parts(self, image: Descriptor, raw: bytes, done: set[Digest]) -> None:
+        if image.media_type not in INDEXES:
+            return
+        for part in self._parts(image, raw):
+            known = self._documents.get(part.digest)
+            if known is None or part.digest in done:
+                continue
+            done.add(part.digest)
+            self._put_parts(part, known[1], done)
+            self.client.put_manifest(part.digest, part.media_type, known[1])
+
+    def _parts(self, image: Descriptor, raw: bytes) -> list[Descriptor]:
+        if image.media_type in INDEXES:
+            return decode_index(raw, image.media_type, f"{self.where}: index {image.digest}").manifests
+        manifest = decode_manifest(raw, image.media_type, f"{self.where}: manifest {image.digest}")
+        return [manifest.config, *manifest.layers]
+
+    def _what(self, descriptor: Descriptor) -> str:
+        return f"{self.where}: blob {descriptor.digest}"
+
+
+class _Staged(StagedBlob):
+    """A blob in a temporary file without a name."""
+
+    def __init__(self, writer: RegistryWriter) -> None:
+        self._writer = writer
+        self._open = True
+        try:
+            self.file = cast("BinaryIO", tempfile.TemporaryFile(buffering=0, prefix="lamella-"))  # noqa: SIM115
+        except OSError as problem:
+            raise from_os(problem, "make a temporary file") from problem
+
+    def keep(self, digest: Digest, size: int) -> None:
+        """Send the blob."""
+        if not self._open:
+            raise ValueError("the blob was kept or discarded already")
+        actual = self.file.seek(0, 2)
+        if actual != size:
+            raise SizeMismatch(f"{self._writer.where}: blob {digest}", expected=size, actual=actual)
+        descriptor = Descriptor(media_type="application/octet-stream", digest=digest, size=size)
+        if not self._writer.has_blob(descriptor):
+            self._writer.put_blob(descriptor, _FileChunks(self.file))
+        self.discard()
+
+    def discard(self) -> None:
+        """Drop the file."""
+        if self._open:
+            self._open = False
+            self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.discard()
+
+
+class _FileChunks:
+    """All of a file, as often as it is gone through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        while chunk := self._file.read(_CHUNK):
+            yield chunk
+
+
+def open_registry(name: ImageName, options: RegistryOptions | None = None) -> RegistryWriter:
+    """A writer to the repository that ``name`` names; nothing is asked of the registry yet."""
+    registry, _, repository = name.path.partition("/")
+    return RegistryWriter(Client(registry, repository, options), name.digest)
+
+
+def _checked(descriptor: Descriptor, chunks: Iterable[Buffer], what: str) -> Iterator[memoryview]:
+    """The chunks, whose size and digest together are those promised. Raises SizeMismatch, DigestMismatch."""
+    state = hashlib.new(descriptor.digest.algorithm)
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > descriptor.size:
+            raise SizeMismatch(what, expected=descriptor.size, actual="more")
+        state.update(chunk)
+        yield memoryview(chunk)
+    if size != descriptor.size:
+        raise SizeMismatch(what, expected=descriptor.size, actual=size)
+    actual = Digest.finish(state)
+    if actual != descriptor.digest:
+        raise DigestMismatch(what, expected=descriptor.digest, actual=actual)
