@@ -66,6 +66,8 @@ def unwrap(ns: int) -> int:
 
     FILETIMEs are whole ticks and 2**64 is not, so that a wrapped time tells itself by what is under a tick.
     """
+    if not ns % TICK:
+        return ns
     for back in (-_WORD, _WORD):
         true = ns + back
         if true % TICK == 0 and 0 <= ticks_from_ns(true) <= _MAX_TICKS and wrap(true) == ns:

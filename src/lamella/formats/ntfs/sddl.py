@@ -70,7 +70,9 @@ _ALIASES: Final = {
     **{alias: Sid(5, (32, rid)) for alias, rid in _BUILTIN.items()},
 }
 _ALIAS_OF: Final = {sid: alias for alias, sid in _ALIASES.items()}
-_OF_A_DOMAIN: Final = frozenset("AP CA CN DA DC DD DG DU EA EK KA LA LG PA RO RS SA".split())
+_OF_A_DOMAIN: Final = frozenset(
+    ["AP", "CA", "CN", "DA", "DC", "DD", "DG", "DU", "EA", "EK", "KA", "LA", "LG", "PA", "RO", "RS", "SA"]
+)
 
 _BITS: Final = {
     "CC": 0x1,
@@ -109,7 +111,7 @@ _TYPES: Final = {
     "TL": security.PROCESS_TRUST_LABEL,
 }
 _TYPE_NAMES: Final = {number: name for name, number in _TYPES.items()}
-_RAW_TYPES: Final = frozenset("OA OD OU OL XA XD XU ZA RA FL".split())
+_RAW_TYPES: Final = frozenset(["OA", "OD", "OU", "OL", "XA", "XD", "XU", "ZA", "RA", "FL"])
 
 _DACL_FLAGS: Final = {
     "P": security.DACL_PROTECTED,
@@ -127,6 +129,7 @@ _PART: Final = re.compile(r"([OGDS]):")
 _SID: Final = re.compile(r"S-1-[0-9A-FX]+(?:-[0-9]+)*|[A-Z]{2}", re.ASCII)
 _ACL_FLAGS: Final = re.compile(rf"{_NULL_ACL}|P|AR|AI")
 _ACE: Final = re.compile(r"\(([^()]*)\)")
+_RAW_ACE: Final = re.compile(rf"\(({'|'.join(sorted(_RAW_TYPES))});")
 _NUMBER: Final = re.compile(r"0X[0-9A-F]{1,8}|[0-9]{1,11}", re.ASCII)
 
 
@@ -173,6 +176,9 @@ def _acl(text: str, folded: str, at: int, names: dict[str, int]) -> tuple[int, l
     while (match := _ACE.match(folded, at)) is not None:
         aces.append(_ace(match[1]))
         at = match.end()
+    raw = _RAW_ACE.match(folded, at)
+    if raw is not None:
+        raise _unsupported(raw[1])
     if null and aces:
         raise _malformed(text, at)
     return flags, aces, null, at
@@ -181,16 +187,17 @@ def _acl(text: str, folded: str, at: int, names: dict[str, int]) -> tuple[int, l
 def _ace(text: str) -> Ace:
     fields = [field.strip() for field in text.split(";")]
     if fields[0] in _RAW_TYPES:
-        raise Unsupported(f"entries of type {fields[0]!r} are kept as bytes only, not as SDDL")
+        raise _unsupported(fields[0])
     if len(fields) != 6 or fields[0] not in _TYPES or fields[3] or fields[4]:
         raise InvalidInput(f"malformed entry of an access list ({text[:80]})")
     kind = _TYPES[fields[0]]
     flags = _letters(fields[1], _FLAGS, "flags")
-    if kind == security.MANDATORY_LABEL:
-        mask = _mask(fields[2], _LABEL)
-    else:
-        mask = _mask(fields[2], _RIGHTS)
+    mask = _mask(fields[2], _LABEL if kind == security.MANDATORY_LABEL else _RIGHTS)
     return Ace.simple(kind, flags, mask, _sid(fields[5]))
+
+
+def _unsupported(kind: str) -> Unsupported:
+    return Unsupported(f"entries of type {kind!r} are kept as bytes only, not as SDDL")
 
 
 def _mask(text: str, names: dict[str, int]) -> int:

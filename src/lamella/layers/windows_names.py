@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of a Windows layer: what NTFS cannot hold is refused, and two spellings of one name are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from lamella.errors import InvalidInput, UnsafePath
+from lamella.formats.ntfs import names
+from lamella.paths import ROOT, LayerPath, join, parse_path
+
+WHITEOUT: Final = ".wh."
+
+_KNOWN: Final = 16384
+_KNOWN_LENGTH: Final = 1024
+
+
+@dataclass(slots=True, frozen=True)
+class NameRules:
+    """Which names are taken though a usual Windows program could not reach all of the files."""
+
+    awkward: bool = False
+    """Names of devices, and a dot or a space at the end: a program can only open them by a ``\\\\?\\`` path."""
+    clashes: bool = False
+    """Names in one directory that differ in case only: for directories in which NTFS tells them apart."""
+
+
+class Directory:
+    """A directory of the layer, and what it has been seen to hold."""
+
+    __slots__ = ("_path", "above", "inside", "name", "spelled")
+
+    def __init__(self, above: Directory | None, name: str) -> None:
+        self.above = above
+        self.name = name
+        self.spelled: dict[str, str] = {}
+        """A name as NTFS compares it -> as it was first written."""
+        self.inside: dict[str, Directory] = {}
+        self._path: LayerPath | None = None if above is not None else ROOT
+
+    @property
+    def path(self) -> LayerPath:
+        """Its path, each component as it was first written."""
+        if self._path is None:
+            parts = []
+            at: Directory | None = self
+            while at is not None and at.above is not None:
+                parts.append(at.name)
+                at = at.above
+            self._path = LayerPath("/".join(reversed(parts)))
+        return self._path
+
+
+class LayerNames:
+    """The names of one layer, as far as it has been read or written. Time and memory are in proportion to them."""
+
+    __slots__ = ("_awkward", "_known", "_root", "fold")
+
+    def __init__(self, rules: NameRules = NameRules()) -> None:
+        self._root = Directory(None, "")
+        self._known: dict[str, Directory] = {}
+        self._awkward = rules.awkward
+        self.fold: Callable[[str], str] = str if rules.clashes else names.folded
+
+    def directory(self, spelled: str) -> Directory:
+        """The directory that ``spelled`` names, in whatever case. Raises UnsafePath."""
+        known = self._known.get(spelled)
+        if known is not None:
+            return known
+        if names.units(spelled) > names.MAX_PATH:
+            raise UnsafePath(spelled[:80], f"it has more than {names.MAX_PATH} UTF-16 units")
+        at = self._root
+        fold = self.fold
+        for part in parse_path(spelled).split("/") if spelled else ():
+            if not part:
+                break
+            key = fold(part)
+            inner = at.inside.get(key)
+            if inner is None:
+                if part.startswith(WHITEOUT):
+                    raise UnsafePath(spelled, "a component reads as a whiteout")
+                self.check(spelled, part)
+                inner = at.inside[key] = Directory(at, at.spelled.setdefault(key, part))
+            at = inner
+        if len(spelled) <= _KNOWN_LENGTH:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[spelled] = at
+        return at
+
+    def check(self, path: str, name: str) -> None:
+        """Make sure that NTFS can have ``name``, the last or another component of ``path``. Raises UnsafePath."""
+        if names.plain(name):
+            return
+        problem = names.illegal(name)
+        if problem is None and not self._awkward:
+            problem = names.awkward(name)
+        if problem is not None:
+            raise UnsafePath(path, f"{name!r}: {problem}" if name != path else problem)
+
+    def claim(self, directory: Directory, name: str) -> None:
+        """Say that the layer puts ``name`` into ``directory``.
+
+        Raises UnsafePath, and InvalidInput where it has put the same name there in another case.
+        """
+        if not names.plain(name):
+            self.check(join(directory.path, name), name)
+        spelled = directory.spelled.setdefault(self.fold(name), name)
+        if spelled != name:
+            raise InvalidInput(
+                f"{join(directory.path, name)!r} and {spelled!r} differ in case only, which is one name to NTFS"
+            )
+
+    def resolve(self, path: str) -> LayerPath:
+        """``path`` as this layer first wrote it, as far as it did. Raises UnsafePath."""
+        parsed = parse_path(path)
+        if names.units(parsed) > names.MAX_PATH:
+            raise UnsafePath(path[:80], f"it has more than {names.MAX_PATH} UTF-16 units")
+        parts = []
+        at: Directory | None = self._root
+        for part in parsed.split("/"):
+            if not names.plain(part):
+                self.check(path, part)
+            if at is None:
+                parts.append(part)
+                continue
+            key = self.fold(part)
+            parts.append(at.spelled.get(key, part))
+            at = at.inside.get(key)
+        return LayerPath("/".join(parts))
