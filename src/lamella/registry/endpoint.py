@@ -38,6 +38,7 @@ class Endpoint:
         self.host = host
         self.registry = registry
         self.mirror = mirror
+        self._answered = False
         self.options = options
         self._transport = Transport(host, options, chosen=chosen)
         self._authorizer = Authorizer(self._transport, registry, credential, options)
@@ -98,10 +99,12 @@ class Endpoint:
                     method, url, headers=headers or {}, authorization=authorization, body=body
                 )
             except Interrupted as problem:
-                if problem.sent and not repeat:
+                # Nobody waits for a host that has never been there, which is more often a slip than a pause.
+                if (problem.sent and not repeat) or not (problem.sent or self._answered):
                     raise
                 patience.pause(problem)
                 continue
+            self._answered = True
             if response.status in accept:
                 return response
             # What another host asks for is none of the registry's business: it gets no credentials.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 PIECE: Final = 4 << 20
 """Bytes of one range."""
+
+FAST: Final = 150e6
+"""Bytes a second that one connection brings where others beside it would only cost time."""
 
 ALONE: Final = 8 << 20
 """A blob of at most this many bytes is fetched by one request."""
@@ -65,6 +69,8 @@ class Part:
         self._at = start
         self._stop = stop
         self._response: Response | None = None
+        self._waited = 0.0
+        self._got = 0
         self.whole = False
         """Whether the last answer was all of the blob rather than the part that was asked for."""
 
@@ -90,6 +96,7 @@ class Part:
         while self._at < self._stop:
             if self._options.cancel is not None:
                 self._options.cancel.check()
+            began = time.monotonic()
             try:
                 if self._response is None:
                     self.open()
@@ -101,12 +108,19 @@ class Part:
                 self.close()
                 self._patience.pause(problem)
                 continue
+            self._waited += time.monotonic() - began
+            self._got += len(piece)
             self._at += len(piece)
             self._patience.progress(len(piece))
             if self._at == self._stop:
                 self._end()
             return piece
         return b""
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second while somebody waited for them."""
+        return self._got / (self._waited or 1e-9)
 
     def widen(self, stop: int) -> None:
         """Read on to ``stop`` where all of the blob is coming anyway."""
@@ -151,26 +165,30 @@ class Part:
 class BlobStream(io.RawIOBase):
     """A blob in order, of exactly the promised size. Reads may be short; the digest is for the reader to check.
 
-    Made open: the first answer is there. Raises NotFound, SizeMismatch, Denied, Unavailable, Cancelled.
+    Made open: the first answer is there. A large blob begins with one range. Where that comes so fast that more
+    connections have nothing to add, the rest is one request too; else its ranges are fetched side by side, ahead of
+    whoever reads. Raises NotFound, SizeMismatch, Denied, Unavailable, Cancelled.
     """
 
     def __init__(
         self, fetch: Fetch, descriptor: Descriptor, where: str, options: RegistryOptions, budget: Budget
     ) -> None:
         super().__init__()
+        self._options = options
+        self._budget = budget
         self._size = size = descriptor.size
-        self._source: Part | _Window
+        self._at = 0
 
         def part(start: int, stop: int) -> Part:
             return Part(fetch, descriptor, where, options, start, stop)
 
+        self._part = part
         several = options.streams > 1 and size > ALONE
         first = part(0, PIECE if several else size)
         first.open()
         if several and first.whole:
             first.widen(size)
-        self._source = _Window(part, first, size, options, budget) if several and not first.whole else first
-        self._rest = memoryview(b"")
+        self._source: Part | _Window = first
 
     def readable(self) -> bool:
         """Yes."""
@@ -192,16 +210,25 @@ class BlobStream(io.RawIOBase):
     def close(self) -> None:
         """Stop what is under way."""
         if not self.closed:
-            self._rest = memoryview(b"")
             self._source.close()
         super().close()
 
     def _next(self, amount: int) -> bytes | memoryview:
         if self.closed:
             raise ValueError("the blob is closed")
-        if isinstance(self._source, Part):
-            return self._source.read(min(amount, READ))
-        return self._source.read(amount)
+        piece = self._source.read(min(amount, READ))
+        if not piece and self._at < self._size:
+            self._source = self._rest()
+            piece = self._source.read(min(amount, READ))
+        self._at += len(piece)
+        return piece
+
+    def _rest(self) -> Part | _Window:
+        """What is left after the first range."""
+        assert isinstance(self._source, Part)  # noqa: S101 a window reads to the end
+        if self._source.rate > FAST:
+            return self._part(self._at, self._size)
+        return _Window(self._part, self._at, self._size, self._options, self._budget)
 
 
 class _Piece:
@@ -222,7 +249,7 @@ class _Window:
     """Ranges of a blob that arrive side by side and are read in order."""
 
     def __init__(
-        self, part: Callable[[int, int], Part], first: Part, size: int, options: RegistryOptions, budget: Budget
+        self, part: Callable[[int, int], Part], start: int, size: int, options: RegistryOptions, budget: Budget
     ) -> None:
         self._part = part
         self._size = size
@@ -231,11 +258,9 @@ class _Window:
         self._changed = threading.Condition()
         self._stopped = False
         self._spare: list[bytearray] = []
-        beginning = _Piece(bytearray(PIECE), PIECE, budgeted=False)
-        self._pieces = deque([beginning])
-        self._begun = PIECE
-        threading.Thread(target=self._work, args=(first, beginning), name="lamella-range", daemon=True).start()
-        for _ in range(min(options.streams, -(-size // PIECE)) - 1):
+        self._pieces: deque[_Piece] = deque()
+        self._begun = start
+        for _ in range(min(options.streams, -(-(size - start) // PIECE))):
             threading.Thread(target=self._work, name="lamella-range", daemon=True).start()
 
     def read(self, amount: int) -> memoryview:
@@ -272,13 +297,9 @@ class _Window:
             self._spare.clear()
             self._changed.notify_all()
 
-    def _work(self, part: Part | None = None, piece: _Piece | None = None) -> None:
-        while True:
-            if part is None or piece is None:
-                begun = self._begin()
-                if begun is None:
-                    return
-                part, piece = begun
+    def _work(self) -> None:
+        while (begun := self._begin()) is not None:
+            part, piece = begun
             try:
                 self._fill(part, piece)
             except BaseException as error:  # noqa: BLE001 - raised in the reader's thread
@@ -288,7 +309,6 @@ class _Window:
                 return
             finally:
                 part.close()
-            part = None
 
     def _begin(self) -> tuple[Part, _Piece] | None:
         """The next range; None where there is no more to do."""

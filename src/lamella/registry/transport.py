@@ -131,7 +131,7 @@ class Transport:
 
     A redirect is followed five times at most, never from TLS to plain HTTP, and never into networks where a machine's
     own services answer; nothing that proves who we are goes with it to another host or port. ``loopback`` servers are
-    reached from a registry that is on this machine itself. The host itself may be anywhere where a person has ``chosen``
+    reached from a registry that is on this machine itself. The host may be anywhere where a person has ``chosen``
     it; where a document names it, it is checked as the target of a redirect is.
     """
 
