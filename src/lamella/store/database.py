@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,14 +127,8 @@ class Database:
         self._all: WeakSet[_Held] = WeakSet()
         self._lock = threading.Lock()
         self._closed = False
-        try:
-            if readonly:
-                if not path.exists():
-                    raise NotFound(f"there is no store at {str(path.parent)!r}")
-            else:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as problem:
-            raise from_os(problem, f"open the store's database {str(path)!r}") from problem
+        if readonly and not path.exists():
+            raise NotFound(f"there is no store at {str(path.parent)!r}")
         self._migrate()
 
     @contextmanager
@@ -186,6 +181,8 @@ class Database:
             self._all.clear()
 
     def _connection(self) -> sqlite3.Connection:
+        if self._closed:
+            raise RuntimeError("the store is closed")
         held: _Held | None = getattr(self._local, "held", None)
         if held is None or held.process != os.getpid():  # SQLite's connections do not survive a fork
             if held is not None:
@@ -193,13 +190,12 @@ class Database:
             held = self._local.held = self._connect()
         return held.connection
 
-    def _connect(self) -> _Held:
+    def _connect(self, mode: str = "mode=rw") -> _Held:
         with self._lock, _told(self._path):
-            if self._closed:
-                raise RuntimeError("the store is closed")
-            mode = "mode=ro" if self._readonly else "mode=rw"
-            if self._readonly and not os.access(self._path.parent, os.W_OK) and not _exists(f"{self._path}-wal"):
-                mode += "&immutable=1"  # even a reader of WAL wants to write beside it, unless told that nobody does
+            if self._readonly:
+                mode = "mode=ro"
+                if not os.access(self._path.parent, os.W_OK) and not _exists(f"{self._path}-wal"):
+                    mode += "&immutable=1"  # even a reader of WAL wants to write beside it, unless nobody does
             held = _Held(
                 sqlite3.connect(
                     f"{self._path.absolute().as_uri()}?{mode}",
@@ -211,13 +207,14 @@ class Database:
             )
             connection = held.connection
             connection.execute("PRAGMA foreign_keys = ON")
-            if not self._readonly:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
+            connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
             self._all.add(held)
         return held
 
     def _migrate(self) -> None:
+        if not self._readonly and not self._path.exists():
+            # SQLite makes the file: to open and close it here would end the locks that other threads have on it.
+            self._local.held = self._connect("mode=rwc")
         with self.read() as connection:
             version = _version(connection)
             if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -234,11 +231,31 @@ class Database:
                 f"the store {str(self._path.parent)!r} has schema {version}, and is to be opened for reading only",
                 hint="open it once for writing, which brings it up to date",
             )
+        if version == 0:
+            self._prepare()
         with self.write() as connection:
             for number in range(_version(connection), VERSION):  # asked again: another process may have been first
                 for statement in _statements(_STEPS[number]):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number + 1}")
+
+    def _prepare(self) -> None:
+        """What holds for the file from its beginning."""
+        try:
+            os.chmod(self._path, 0o600)
+        except OSError as problem:
+            raise from_os(problem, f"make the store's database {str(self._path)!r}") from problem
+        connection = self._connection()
+        patience = time.monotonic() + PATIENCE
+        while True:  # SQLite does not wait by itself here
+            try:
+                with _told(self._path):
+                    connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except Unavailable:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(0.01)
 
 
 _INHERITED: Final[list[_Held]] = []

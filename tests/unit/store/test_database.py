@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metadata: changes whole or not at all, by one at a time, in a file of a version."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import Conflict, Denied, Exhausted, Integrity, NotFound, Unavailable, Unsupported
+from lamella.store import database as module
+from lamella.store.database import VERSION, Database
+
+from .conftest import Mount, fill
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lamella.db"
+
+
+@pytest.fixture
+def database(path: Path) -> Iterator[Database]:
+    opened = Database(path)
+    yield opened
+    opened.close()
+
+
+def add(database: Database, name: str, *, durable: bool = True) -> None:
+    with database.write(durable=durable) as connection:
+        connection.execute("INSERT INTO namespace (name) VALUES (?)", (name,))
+
+
+def names(database: Database) -> list[str]:
+    with database.read() as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM namespace ORDER BY name")]
+
+
+def pragma(path: Path, text: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA {text}")
+    connection.commit()
+    connection.close()
+
+
+# Changes
+
+
+def test_a_change_is_there_when_its_block_ends(database: Database, path: Path) -> None:
+    add(database, "a")
+    add(database, "b", durable=False)
+    assert names(database) == ["a", "b"]
+    other = Database(path, readonly=True)
+    assert names(other) == ["a", "b"]
+    other.close()
+
+
+def test_an_exception_undoes_a_change(database: Database) -> None:
+    def fail() -> None:
+        with database.write() as connection:
+            connection.execute("INSERT INTO namespace (name) VALUES ('a')")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert names(database) == []
+    add(database, "b")
+    assert names(database) == ["b"]
+
+
+def test_a_change_within_another_is_a_mistake(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute("INSERT INTO namespace (name) VALUES ('a')")
+        assert names(database) == ["a"]
+        with pytest.raises(RuntimeError), database.write():
+            pass
+    assert names(database) == ["a"]
+
+
+def test_reading_sees_one_picture(database: Database, path: Path) -> None:
+    other = Database(path)
+    with database.read():
+        assert names(database) == []
+        add(other, "a")
+        assert names(database) == []
+    assert names(database) == ["a"]
+    other.close()
+
+
+def test_every_change_is_on_the_disk_but_those_that_need_not(database: Database) -> None:
+    with database.write(durable=False) as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+    with pytest.raises(ZeroDivisionError), database.write(durable=False):
+        raise ZeroDivisionError
+    with database.write() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
+
+
+def test_one_changes_after_the_other(database: Database) -> None:
+    def work(start: int) -> None:
+        for n in range(start, start + 25):
+            add(database, f"{n:03}")
+
+    threads = [threading.Thread(target=work, args=(n * 25,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names(database) == [f"{n:03}" for n in range(100)]
+
+
+def test_whoever_waits_too_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    one, two = Database(path), Database(path)
+    with one.write(), pytest.raises(Unavailable), two.write():
+        pass
+    add(two, "a")
+    one.close()
+    two.close()
+
+
+def test_a_closed_database_is_closed_for_all(database: Database) -> None:
+    errors: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            names(database)
+        except RuntimeError as error:
+            errors.append(error)
+
+    database.close()
+    database.close()
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    look()
+    assert [str(error) for error in errors] == ["the store is closed"] * 2
+
+
+def test_connections_end_with_their_threads(database: Database) -> None:
+    for n in range(20):
+        thread = threading.Thread(target=add, args=(database, str(n)))
+        thread.start()
+        thread.join()
+    assert len(database._all) == 1
+
+
+def test_a_forked_child_has_a_connection_of_its_own(database: Database) -> None:
+    add(database, "parent")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            add(database, "child")
+            code = 0 if names(database) == ["child", "parent"] else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    add(database, "parent again")
+    assert names(database) == ["child", "parent", "parent again"]
+
+
+# Versions
+
+
+def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+    Database(path).close()
+    pragma(path, f"user_version = {VERSION + 1}")
+    before = path.read_bytes()
+    for readonly in (False, True):
+        with pytest.raises(Unsupported, match=f"schema {VERSION + 1}") as caught:
+            Database(path, readonly=readonly)
+        assert caught.value.hint is not None
+    assert path.read_bytes() == before
+
+
+def test_an_older_schema_is_brought_up_to_date_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Database(path)
+    add(first, "a")
+    first.close()
+    monkeypatch.setattr(module, "VERSION", VERSION + 1)
+    monkeypatch.setattr(module, "_STEPS", (*module._STEPS, "ALTER TABLE namespace ADD COLUMN more TEXT;\n"))
+    with pytest.raises(Unsupported, match="for reading only"):
+        Database(path, readonly=True)
+    for _ in range(2):
+        later = Database(path)
+        with later.read() as connection:
+            assert connection.execute("SELECT name, more FROM namespace").fetchall() == [("a", None)]
+            assert connection.execute("PRAGMA user_version").fetchone() == (VERSION + 1,)
+        later.close()
+
+
+def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Database(path).close()
+    monkeypatch.setattr(module, "VERSION", VERSION + 1)
+    monkeypatch.setattr(module, "_STEPS", (*module._STEPS, "CREATE TABLE new (x);\nCREATE TABLE namespace (x);\n"))
+    with pytest.raises(Exception, match="already exists"):
+        Database(path)
+    monkeypatch.undo()
+    database = Database(path)
+    with database.read() as connection:
+        assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'new'").fetchone() is None
+    database.close()
+
+
+def test_the_database_of_something_else_is_left_alone(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE bookmarks (x)")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(Conflict, match="something else"):
+        Database(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("garbage", [b"not a database at all" * 500, b"SQLite format 3\0" + b"\xff" * 8176])
+def test_a_file_that_is_no_database_is_told(path: Path, garbage: bytes) -> None:
+    path.write_bytes(garbage)
+    for readonly in (False, True):
+        with pytest.raises(Integrity):
+            Database(path, readonly=readonly)
+    assert path.read_bytes() == garbage
+
+
+def test_a_damaged_page_is_told(path: Path) -> None:
+    database = Database(path)
+    with database.write() as connection:
+        connection.executemany("INSERT INTO namespace (name) VALUES (?)", ((f"name {n:06}",) for n in range(5000)))
+    database.close()
+    with open(path, "r+b") as file:
+        for at in range(8192, path.stat().st_size, 4096):
+            file.seek(at)
+            file.write(b"\xa5" * 4096)
+    damaged = Database(path)
+    with pytest.raises(Integrity):
+        names(damaged)
+    damaged.close()
+
+
+# Rights and space
+
+
+def test_reading_only_changes_nothing(path: Path) -> None:
+    with pytest.raises(NotFound):
+        Database(path, readonly=True)
+    Database(path).close()
+    database = Database(path, readonly=True)
+    assert names(database) == []
+    with pytest.raises(Denied, match="for reading only"):
+        add(database, "a")
+    database.close()
+
+
+@pytest.mark.root
+def test_a_file_system_that_cannot_be_written_to_can_be_read(tmpfs: Mount) -> None:
+    place = tmpfs("size=4m")
+    database = Database(place / "lamella.db")
+    add(database, "a")
+    database.close()
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    reader = Database(place / "lamella.db", readonly=True)
+    assert names(reader) == ["a"]
+    reader.close()
+    with pytest.raises(Denied):
+        Database(place / "lamella.db")
+
+
+@pytest.mark.root
+def test_a_full_disk_undoes_the_change_alone(tmpfs: Mount) -> None:
+    place = tmpfs("size=1m")
+    database = Database(place / "lamella.db")
+    add(database, "a")
+    filler = fill(place)
+
+    def change() -> None:
+        for n in range(1000):
+            with database.write() as connection:
+                connection.execute("INSERT INTO namespace VALUES (?, ?)", (f"b{n}", "x" * 4000))
+
+    with pytest.raises(Exhausted) as caught:
+        change()
+    assert caught.value.hint is not None
+    known = names(database)
+    assert "a" in known
+    filler.unlink()
+    add(database, "c")
+    assert names(database) == [*known, "c"]
+    database.close()
+    again = Database(place / "lamella.db")
+    assert names(again) == [*known, "c"]
+    again.close()
+
+
+# Processes
+
+ADD = """
+import sys
+from pathlib import Path
+from lamella.store.database import Database
+database = Database(Path(sys.argv[1]))
+for n in range(40):
+    with database.write() as connection:
+        connection.execute("INSERT INTO namespace (name) VALUES (?)", (f"{sys.argv[2]}{n:02}",))
+database.close()
+"""
+
+
+def test_processes_make_and_change_one_database_together(path: Path) -> None:
+    children = [subprocess.Popen([sys.executable, "-c", ADD, path, name]) for name in "abc"]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
+    database = Database(path)
+    assert names(database) == [f"{name}{n:02}" for name in "abc" for n in range(40)]
+    database.close()
