@@ -52,6 +52,10 @@ class DirectoryForm:
         """See `Form.mounts`."""
         return (BindMount(_tree(place, kind, parents), readonly=kind is SnapshotKind.VIEW),)
 
+    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
+        """See `Form.rebase`: never, since it is not `side_by_side`."""
+        raise NotImplementedError
+
     def seal(self, place: Path) -> None:
         """See `Form.seal`: it is as it was written."""
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from lamella.changes.contracts import Sink, Tree
 from lamella.changes.losses import Losses
@@ -72,6 +73,10 @@ class Form(Protocol):
         """What to mount to see a view or an active one."""
         ...
 
+    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
+        """Give an active snapshot that was made without parents those that it gets, before it is sealed."""
+        ...
+
     def seal(self, place: Path) -> None:
         """Write what a committed snapshot needs; may be broken off and done again, and what it is made from stays."""
         ...
@@ -99,8 +104,18 @@ class Form(Protocol):
         ...
 
 
+_ROOT_MODE: Final = 0o755
+
+
 def new_root(path: Path) -> None:
     """Make the directory that is the root of an empty snapshot: the one that an image has which states none."""
-    path.mkdir(mode=0o755)
-    path.chmod(0o755)  # whatever the umask
+    path.mkdir(mode=_ROOT_MODE)
+    path.chmod(_ROOT_MODE)  # whatever the umask
     os.utime(path, ns=(0, 0))
+
+
+def is_unstated(path: Path) -> bool:
+    """Whether the metadata of a root are still those of `new_root`, so that no layer has stated others."""
+    status = path.stat()
+    ours = status.st_uid == os.geteuid() and status.st_mtime_ns == 0
+    return ours and stat.S_IMODE(status.st_mode) == _ROOT_MODE

@@ -143,16 +143,20 @@ class Snapshots:
         with _told(f"commit snapshot {key!r}"), self._sole(place, key):
             with self._database.read() as connection:
                 row = self._active(connection, key, row.number)
-                self._parent_at_last(connection, row, parent)
+                number = self._parent_at_last(connection, row, parent)
+                parents = self._chain(connection, number)
                 taken = self._find(connection, name) is not None
             if taken:
                 self._give_up(name)
+            if number != row.parent:
+                form.rebase(place, parents)
             form.seal(place)
             usage = form.usage(place, SnapshotKind.COMMITTED)
             _sync(place)
             with self._database.write() as connection:
                 row = self._active(connection, key, row.number)
-                number = self._parent_at_last(connection, row, parent)
+                if number != self._parent_at_last(connection, row, parent):
+                    raise NotFound(f"parent snapshot {parent!r} was removed, and another has its name now")
                 taken = self._find(connection, name) is not None
                 if not taken:
                     self._turn(connection, row, name, number, labels, usage)

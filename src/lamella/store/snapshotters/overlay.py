@@ -20,7 +20,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BindMount, Mount, OverlayMount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import copy_root_metadata, measure
-from lamella.store.snapshotters.forms import OpenTree, new_root
+from lamella.store.snapshotters.forms import OpenTree, is_unstated, new_root
 
 UPPER: Final = "fs"
 WORK: Final = "work"
@@ -62,6 +62,11 @@ class OverlayForm:
         if len(lowers) == 1:
             return (BindMount(lowers[0], readonly=True),)
         return (OverlayMount(lowers, options=self._options),)
+
+    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
+        """See `Form.rebase`. A root that nobody has stated is the parent's."""
+        if is_unstated(place / UPPER):
+            copy_root_metadata(self.lower(parents.nearest_first()[0]), place / UPPER)
 
     def seal(self, place: Path) -> None:
         """See `Form.seal`: it is as it was written."""

@@ -56,7 +56,9 @@ class Places:
     @contextmanager
     def fresh(self) -> Iterator[Path]:
         """A new directory that is gone when the block ends, unless `put` has given it its place. Raises OSError."""
-        self._home.mkdir(mode=0o700, exist_ok=True)
+        if not self._home.exists():
+            self._home.mkdir(mode=0o700, exist_ok=True)
+            _fsync(self._home.parent)
         with ExitStack() as held:
             path = self._new(held)
             try:

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each kind of snapshotter keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lamella.host.mounting import mount_points, unmount
+from lamella.store.snapshotters import open_snapshotter
+from lamella.store.snapshotters.graph import Snapshots
+from lamella.store.store import Store
+from lamella.testing import snapshotter_suite
+
+pytestmark = [pytest.mark.root, pytest.mark.interop]
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
+    yield
+    for point in reversed(mount_points(str(tmp_path))):
+        unmount(point, lazy=True)
+
+
+def snapshots(kind: str, tmp_path: Path) -> Snapshots:
+    return open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests"))
+
+
+class TestOverlay(snapshotter_suite.SnapshotterTests):
+    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+        return snapshots("overlay", tmp_path)
+
+
+class TestDirectory(snapshotter_suite.SnapshotterTests):
+    copies = True
+
+    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+        return snapshots("directory", tmp_path)
+
+
+class TestErofs(snapshotter_suite.SnapshotterTests):
+    @pytest.fixture(autouse=True)
+    def program(self, needs: Callable[..., str]) -> None:
+        needs("mkfs.erofs")
+
+    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+        return snapshots("erofs", tmp_path)
