@@ -364,13 +364,13 @@ def same_bytes(one: Content, other: Content) -> bool:
         return False
     if one is other:  # of a layer that both trees have
         return True
-    pieces, others = _pieces(one), _pieces(other)
+    ours, others = pieces(one), pieces(other)
     left = right = 0
     view: memoryview | None = None
     against: memoryview | None = None
     while True:
         if not left:
-            left, view = next(pieces, (0, None))
+            left, view = next(ours, (0, None))
         if not right:
             right, against = next(others, (0, None))
         if not left or not right:
@@ -392,7 +392,7 @@ def same_bytes(one: Content, other: Content) -> bool:
             against = against[length:]
 
 
-def _pieces(content: Content) -> Iterator[tuple[int, memoryview | None]]:
+def pieces(content: Content) -> Iterator[tuple[int, memoryview | None]]:
     """The content from its start to its end, as pieces of data and holes (None) that are not empty."""
     extents = content.extents
     if extents is None:

@@ -14,6 +14,7 @@ from lamella.cli.options import compression_options, platform_option, replace_op
 @click.command("flatten", cls=Verb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
+@click.option("--layers", metavar="A..B", help="Merge these only; they count from 0 at the base.")
 @platform_option
 @compression_options
 @replace_option
@@ -23,6 +24,7 @@ def command(
     console: Console,
     source: str,
     target: str,
+    layers: str | None,
     platform: str | None,
     compress: str,
     level: int | None,
@@ -32,6 +34,8 @@ def command(
     """Copy an image with its layers merged into one.
 
     The first IMAGE goes to the second. What upper layers hide or remove is in no layer any more; the config stays.
+    With --layers 2..5, the layers with these numbers are merged, both ends included, and the others stay; 2.. and ..5
+    leave an end open. 'lamella inspect' shows the numbers.
     """
     from lamella.changes.losses import Losses
     from lamella.operations.flatten import flatten
@@ -40,6 +44,7 @@ def command(
     packed = flatten(
         source,
         target,
+        layers=layers,
         platform=platform,
         compression=compress,
         level=level,

@@ -94,3 +94,33 @@ def split_place(text: str) -> tuple[str, str]:
     """
     image, _, path = text.partition("::")
     return image, path
+
+
+def words(option: str, text: str | None) -> list[str] | None:
+    """A JSON list of strings, or words split as a shell does."""
+    if text is None:
+        return None
+    if text.lstrip().startswith("["):
+        import json
+
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise click.UsageError(f"{option}: not a JSON list: {error}") from error
+        if not all(isinstance(word, str) for word in found):
+            raise click.UsageError(f"{option}: not a JSON list of strings")
+        return list(found)
+    import shlex
+
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+
+
+def pair(what: str, text: str) -> tuple[str, str]:
+    """The name and the value that ``NAME=VALUE`` has."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.UsageError(f"malformed {what} {text!r}; write it as NAME=VALUE")
+    return name, value

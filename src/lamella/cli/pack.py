@@ -12,11 +12,13 @@ from lamella.cli.documents import packed_document, packed_summary
 from lamella.cli.frame import Verb
 from lamella.cli.options import (
     compression_options,
+    pair,
     platform_option,
     read_owner_option,
     replace_option,
     strict_option,
     subsecond_option,
+    words,
 )
 
 
@@ -75,10 +77,10 @@ def command(
         directory,
         image,
         base=base,
-        entrypoint=_words("--entrypoint", entrypoint),
-        cmd=_words("--cmd", cmd),
+        entrypoint=words("--entrypoint", entrypoint),
+        cmd=words("--cmd", cmd),
         env=env,
-        labels=dict(_pair(label) for label in labels),
+        labels=dict(pair("label", label) for label in labels),
         user=user,
         working_dir=workdir,
         platform=platform,
@@ -96,32 +98,3 @@ def command(
         console.document(packed_document(image, packed))
     else:
         packed_summary(console, image, packed)
-
-
-def _words(option: str, text: str | None) -> list[str] | None:
-    """A JSON list of strings, or words split as a shell does."""
-    if text is None:
-        return None
-    if text.lstrip().startswith("["):
-        import json
-
-        try:
-            words = json.loads(text)
-        except ValueError as error:
-            raise click.UsageError(f"{option}: not a JSON list: {error}") from error
-        if not all(isinstance(word, str) for word in words):
-            raise click.UsageError(f"{option}: not a JSON list of strings")
-        return list(words)
-    import shlex
-
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise click.UsageError(f"{option}: {error}") from error
-
-
-def _pair(label: str) -> tuple[str, str]:
-    name, equals, value = label.partition("=")
-    if not name or not equals:
-        raise click.UsageError(f"malformed label {label!r}; write it as NAME=VALUE")
-    return name, value

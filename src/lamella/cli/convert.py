@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella convert``."""
+
+from __future__ import annotations
+
+import click
+
+from lamella.cli.console import Console
+from lamella.cli.documents import layer_document, layer_summary, losses_document
+from lamella.cli.frame import Verb
+from lamella.cli.options import platform_option, replace_option, strict_option
+
+
+@click.command("convert", cls=Verb)
+@click.argument("source", metavar="IMAGE")
+@click.argument("target", metavar="IMAGE")
+@click.option("--compress", type=click.Choice(["gzip", "zstd", "none"]), help="Compression of the layers.")
+@click.option("--level", type=int, metavar="N", help="How hard to compress; more is smaller and slower.")
+@click.option("--again", is_flag=True, help="Compress those too that are compressed this way already.")
+@click.option("--format", "format_", type=click.Choice(["oci", "docker"]), help="Media types of the documents.")
+@click.option("--all", "all_platforms", is_flag=True, help="Convert an index with the images of all platforms.")
+@platform_option
+@replace_option
+@strict_option
+@click.pass_obj
+def command(
+    console: Console,
+    source: str,
+    target: str,
+    compress: str | None,
+    level: int | None,
+    again: bool,
+    format_: str | None,
+    all_platforms: bool,
+    platform: str | None,
+    replace: bool,
+    strict: bool,
+) -> None:
+    """Copy an image with its layers compressed another way.
+
+    The tars in the layers stay, and with them the diff ids and the config; what is compressed this way already is not
+    written again. With --format, the manifest is written in the other of the two formats.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.operations.convert import convert
+    from lamella.operations.inspect import describe_descriptor
+
+    if compress is None and format_ is None:
+        raise click.UsageError("say what to convert to with --compress or --format")
+    losses = Losses(refuse=strict)
+    done = convert(
+        source,
+        target,
+        compression=compress,
+        level=level,
+        again=again,
+        format=format_,
+        platform=platform,
+        all_platforms=all_platforms,
+        replace=replace,
+        losses=losses,
+        progress=console.progress(),
+        cancel=console.cancellation(),
+    )
+    console.losses(losses)
+    if console.json:
+        document = {"image": target, **describe_descriptor(done.descriptor), "images": done.images}
+        document |= {"layers": [layer_document(layer) for layer in done.layers], "kept": done.kept}
+        console.document({**document, **losses_document(losses)})
+        return
+    console.summary(f"{target}: {done.descriptor.digest}")
+    for layer in done.layers:
+        layer_summary(console, layer)
+    if done.kept:
+        console.summary(f"{done.kept} {'layer' if done.kept == 1 else 'layers'} kept")
