@@ -138,9 +138,9 @@ def get(console: Console, place: str, name: str | None, raw: bool, dirty: bool, 
 @platform_option
 @click.pass_obj
 def merge(console: Console, base: str, deltas: tuple[str, ...], output: str, dirty: bool, platform: str | None) -> None:
-    """Lay deltas of layers over a hive, the lowest first, and write the hive that results.
+    """Lay deltas over a hive, and write the result.
 
-    BASE and DELTA are hives as FILE is. The result has the marks of no delta any more.
+    DELTAs are those of layers, the lowest first; each is a hive as FILE is. The result bears no marks of a delta.
     """
     from lamella.operations.hive import merge_hives
 
@@ -204,5 +204,5 @@ def _value_name(value: Value) -> str:
 
 
 def _exact(console: Console, text: str) -> str:
-    """``text`` for standard output; halves of letters, which have no encoding, come as question marks."""
+    """``text`` for standard output; halves of letters, which have no encoding, are replaced."""
     return console.name(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))

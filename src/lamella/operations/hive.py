@@ -49,8 +49,9 @@ def open_hive(
 
     Raises NotFound, InvalidInput, Unsupported and what reading the place raises.
     """
+    content = _content(place, platform, progress)
     try:
-        return Hive(_content(place, platform, progress), dirty=dirty, layered=layered)
+        return Hive(content, dirty=dirty, layered=layered)
     except InvalidInput as error:
         if isinstance(place, (str, os.PathLike)):
             error.add_note(f"read from {os.fspath(place)!r}")

@@ -49,7 +49,7 @@ class Cells:
         if self.dirty and not dirty:
             raise Unsupported(
                 f"the hive is dirty (sequence numbers {primary} and {secondary}): its last changes are only in its log",
-                hint="read it as it stands by saying that it may be dirty",
+                hint="dirty=True, or --dirty on the command line, reads it as it stands",
             )
         if not 0 < self._size <= len(data) - BASE_BLOCK:
             raise FormatError("regf", 40, f"bins of {self._size} bytes in a file of {len(data)}")

@@ -46,10 +46,12 @@ class Hive(Cells):
     def key(self, path: str) -> HiveKey:
         """The key at ``path``, whose names stand between backslashes, or slashes. Raises NotFound."""
         key = self.root_key
-        for name in split_path(path):
+        names = split_path(path)
+        for number, name in enumerate(names):
             found = key.subkey(name)
             if found is None:
-                raise NotFound(f"there is no key {path!r}: {name!r} is not in {key.name!r}")
+                above = "\\" + "\\".join(names[:number])
+                raise NotFound(f"there is no key {name!r} in {above!r}")
             key = found
         return key
 
@@ -196,7 +198,7 @@ class HiveKey:
         self.name = raw.decode("latin-1") if flags & layout.KEY_COMPRESSED_NAME else _utf16(raw, "nk", offset)
         if flags & layout.KEY_PREDEFINED:
             self._value_count = 0  # it is a handle
-        self.flags = flags & layout.KEY_OWN_FLAGS
+        self.flags = flags & (layout.KEY_OWN_FLAGS if depth else layout.KEY_OWN_FLAGS & ~layout.KEY_NO_DELETE)
         if hive.layered and layer:
             self.layering = _LAYERINGS[layer & layout.LAYER_SEMANTICS]
             self.inherit_class = bool(layer & layout.INHERIT_CLASS)

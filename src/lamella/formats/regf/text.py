@@ -24,6 +24,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from lamella.formats.regf.model import (
@@ -73,7 +74,7 @@ def dump(key: Key, path: str = "") -> Iterator[str]:
 
 def _facts(key: Key) -> Iterator[str]:
     yield f"time={time_text(key.time)}"
-    yield f"security={hashlib.sha256(key.security).hexdigest()[:12]}"
+    yield f"security={_digest(key.security)}"
     if key.class_name:
         yield f"class={_quoted(key.class_name)}"
     if key.flags:
@@ -84,6 +85,11 @@ def _facts(key: Key) -> Iterator[str]:
         yield f"layer={LAYER_NAMES[key.layering]}"
     if key.inherit_class:
         yield "inherit-class"
+
+
+@lru_cache(256)
+def _digest(descriptor: bytes) -> str:
+    return hashlib.sha256(descriptor).hexdigest()[:12]
 
 
 def value_line(value: Value) -> str:

@@ -21,6 +21,9 @@ _LONGEST_KEY: Final = 255
 _LONGEST_VALUE: Final = 16383
 """UTF-16 units that names of keys and of values can have."""
 
+_ROOMS: Final = 8
+"""Bins with room in them that are kept in mind."""
+
 _REMEMBERED: Final = 1 << 16
 """Names whose spellings are kept: few names are many keys' and values'."""
 
@@ -41,12 +44,13 @@ def encode_hive(root: Key, *, file_name: str = "") -> bytes:
 class _Encoder:
     """The bins as they grow. Offsets are those of the hive."""
 
-    __slots__ = ("_at", "_bins", "_end", "_marked", "_securities", "_spellings")
+    __slots__ = ("_at", "_bins", "_end", "_marked", "_rooms", "_securities", "_spellings")
 
     def __init__(self) -> None:
         self._bins = bytearray()
         self._at = 0
         self._end = 0
+        self._rooms: list[tuple[int, int]] = []
         self._marked = False
         self._securities: dict[bytes, list[int]] = {}
         self._spellings: dict[str, _Spelling] = {}
@@ -62,7 +66,8 @@ class _Encoder:
         at = self._cell(KEY.size + len(name))
         self._keys(root, at)
         self._close_ring()
-        self._seal(self._at, self._end)
+        for room in (*self._rooms, (self._at, self._end)):
+            self._seal(room)
         layout.BIN.pack_into(self._bins, 0, b"hbin", 0, U32.unpack_from(self._bins, 8)[0], root.time)
         base = bytearray(layout.BASE_BLOCK)
         label = file_name.encode("utf-16-le", "surrogatepass")[-62:]
@@ -80,33 +85,43 @@ class _Encoder:
         length = (size + 11) & -8
         at = self._at
         if at + length > self._end:
-            at = self._cell_in_new_bin(length)
+            at = self._cell_elsewhere(length)
         else:
             self._at = at + length
         I32.pack_into(self._bins, at, -length)
         return at
 
-    def _cell_in_new_bin(self, length: int) -> int:
-        """A cell never crosses bins. Of the new bin and the old one, the one with more room is gone on with."""
-        bins = self._bins
-        start = len(bins)
+    def _cell_elsewhere(self, length: int) -> int:
+        """The offset of a cell in another bin than the one that is filled now, which may be gone on with later.
+
+        A cell never crosses bins, and a segment of large data leaves a page of its bin: smaller cells go there.
+        """
+        rooms = self._rooms
+        for number, (at, end) in enumerate(rooms):
+            if at + length <= end:
+                rooms[number] = (self._at, self._end)
+                self._at = at + length
+                self._end = end
+                return at
+        rooms.append((self._at, self._end))
+        if len(rooms) > _ROOMS:
+            least = min(rooms, key=_room)
+            rooms.remove(least)
+            self._seal(least)
+        start = len(self._bins)
         size = -(-(BIN_HEADER + length) // PAGE) * PAGE
         if start + size > layout.LARGEST:
             raise Exhausted("a hive has at most 2 GiB")
-        bins += bytes(size)
-        layout.BIN.pack_into(bins, start, b"hbin", start, size, 0)
+        self._bins += bytes(size)
+        layout.BIN.pack_into(self._bins, start, b"hbin", start, size, 0)
         at = start + BIN_HEADER
-        end = start + size
-        if end - (at + length) > self._end - self._at:
-            self._seal(self._at, self._end)
-            self._at = at + length
-            self._end = end
-        else:
-            self._seal(at + length, end)
+        self._at = at + length
+        self._end = start + size
         return at
 
-    def _seal(self, at: int, end: int) -> None:
+    def _seal(self, room: tuple[int, int]) -> None:
         """Make what is left of a bin a free cell."""
+        at, end = room
         if at < end:
             I32.pack_into(self._bins, at, end - at)
 
@@ -133,7 +148,7 @@ class _Encoder:
             _, raw, compressed = self._spelled(key.name)
             flags = (key.flags & layout.KEY_OWN_FLAGS) | (layout.KEY_COMPRESSED_NAME if compressed else 0)
             if not depth:
-                flags |= layout.KEY_HIVE_ENTRY | 0x8  # a root cannot be deleted
+                flags |= layout.KEY_HIVE_ENTRY | layout.KEY_NO_DELETE
             layer = 0
             if key.layering or key.inherit_class:
                 layer = key.layering | (layout.INHERIT_CLASS if key.inherit_class else 0)
@@ -152,7 +167,7 @@ class _Encoder:
                 spelled = sorted([(self._spelled(one.name), one) for one in subkeys], key=_folded)
                 listed: list[tuple[int, int]] = []
                 children = []
-                previous = ""
+                previous = None
                 for (folded, name, _), one in spelled:
                     if folded == previous:
                         raise InvalidInput(
@@ -289,3 +304,7 @@ class _Encoder:
 
 def _folded(item: tuple[_Spelling, Key]) -> str:
     return item[0][0]
+
+
+def _room(room: tuple[int, int]) -> int:
+    return room[1] - room[0]
