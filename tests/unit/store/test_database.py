@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.store.conftest import Mount, fill
 
 from lamella.errors import Conflict, Denied, Exhausted, Integrity, NotFound, Unavailable, Unsupported
 from lamella.store import database as module
 from lamella.store.database import VERSION, Database
-
-from .conftest import Mount, fill
 
 
 @pytest.fixture
