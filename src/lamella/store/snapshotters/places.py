@@ -59,14 +59,17 @@ class Places:
         if not self._home.exists():
             self._home.mkdir(mode=0o700, exist_ok=True)
             _fsync(self._home.parent)
-        with ExitStack() as held:
-            path = self._new(held)
-            try:
-                yield path
-            finally:
-                left = self.to_trash(path)
-        if left is not None:
-            self._empty(left)
+        left: str | None = None
+        try:
+            with ExitStack() as held:
+                path = self._new(held)
+                try:
+                    yield path
+                finally:
+                    left = self.to_trash(path)
+        finally:
+            if left is not None:
+                self._empty(left)  # which is nobody's only when the lock is gone
 
     def _new(self, held: ExitStack) -> Path:
         """A new directory, locked as long as ``held`` lasts."""
