@@ -14,6 +14,7 @@ SECOND: Final = 1_000_000_000
 _RFC3339: Final = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,]([0-9]+))?(Z|[+-][0-9]{2}:[0-9]{2})"
 )
+_SCALES: Final[tuple[int, ...]] = tuple(10 ** (9 - digits) for digits in range(10))
 _PAX_TIME: Final = re.compile(r"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 
 
@@ -22,11 +23,14 @@ def parse_pax_time(text: str) -> int:
 
     Raises InvalidInput.
     """
+    seconds, _, fraction = text.partition(".")
+    if seconds.isdigit() and fraction.isdigit() and len(fraction) < 10 and len(seconds) < 20 and text.isascii():
+        return int(seconds) * SECOND + int(fraction) * _SCALES[len(fraction)]
     match = _PAX_TIME.fullmatch(text)
     if match is None:
         raise InvalidInput(f"malformed PAX time {text[:40]!r}")
-    sign, seconds, fraction = match.groups()
-    value = int(seconds) * SECOND + int((fraction or "")[:9].ljust(9, "0"))
+    sign, seconds, fraction = match.groups("")
+    value = int(seconds) * SECOND + int(fraction[:9].ljust(9, "0"))
     return -value if sign else value
 
 

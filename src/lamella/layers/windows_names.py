@@ -30,7 +30,7 @@ class NameRules:
 class Directory:
     """A directory of the layer, and what it has been seen to hold."""
 
-    __slots__ = ("_path", "above", "inside", "name", "spelled")
+    __slots__ = ("above", "inside", "name", "path", "spelled")
 
     def __init__(self, above: Directory | None, name: str) -> None:
         self.above = above
@@ -38,35 +38,26 @@ class Directory:
         self.spelled: dict[str, str] = {}
         """A name as NTFS compares it -> as it was first written."""
         self.inside: dict[str, Directory] = {}
-        self._path: LayerPath | None = None if above is not None else ROOT
-
-    @property
-    def path(self) -> LayerPath:
-        """Its path, each component as it was first written."""
-        if self._path is None:
-            parts = []
-            at: Directory | None = self
-            while at is not None and at.above is not None:
-                parts.append(at.name)
-                at = at.above
-            self._path = LayerPath("/".join(reversed(parts)))
-        return self._path
+        self.path: LayerPath
+        """Each component as it was first written; set once the directory itself is asked for."""
 
 
 class LayerNames:
     """The names of one layer, as far as it has been read or written. Time and memory are in proportion to them."""
 
-    __slots__ = ("_awkward", "_known", "_root", "fold")
+    __slots__ = ("_awkward", "_root", "fold", "known")
 
     def __init__(self, rules: NameRules = NameRules()) -> None:
         self._root = Directory(None, "")
-        self._known: dict[str, Directory] = {}
+        self._root.path = ROOT
+        self.known: dict[str, Directory] = {}
+        """Directories by their spelling, as far as they were asked for lately."""
         self._awkward = rules.awkward
         self.fold: Callable[[str], str] = str if rules.clashes else names.folded
 
     def directory(self, spelled: str) -> Directory:
         """The directory that ``spelled`` names, in whatever case. Raises UnsafePath."""
-        known = self._known.get(spelled)
+        known = self.known.get(spelled)
         if known is not None:
             return known
         if names.units(spelled) > names.MAX_PATH:
@@ -84,10 +75,12 @@ class LayerNames:
                 self.check(spelled, part)
                 inner = at.inside[key] = Directory(at, at.spelled.setdefault(key, part))
             at = inner
+        if not hasattr(at, "path"):
+            at.path = _path(at)
         if len(spelled) <= _KNOWN_LENGTH:
-            if len(self._known) >= _KNOWN:
-                self._known.clear()
-            self._known[spelled] = at
+            if len(self.known) >= _KNOWN:
+                self.known.clear()
+            self.known[spelled] = at
         return at
 
     def check(self, path: str, name: str) -> None:
@@ -130,3 +123,12 @@ class LayerNames:
             parts.append(at.spelled.get(key, part))
             at = at.inside.get(key)
         return LayerPath("/".join(parts))
+
+
+def _path(directory: Directory) -> LayerPath:
+    parts = []
+    at: Directory | None = directory
+    while at is not None and at.above is not None:
+        parts.append(at.name)
+        at = at.above
+    return LayerPath("/".join(reversed(parts)))

@@ -47,9 +47,51 @@ def windows_tar_changes(
     """
     write_time = _unwrapped_mtime if unwrap_times else _mtime
     reader = TarReader(next_buffer, facet=write_time, limits=limits or TarLimits())
-    source = _Members(LayerNames(rules or NameRules()), RecordReader(unwrap=unwrap_times), stored)
+    layer_names = LayerNames(rules or NameRules())
+    known, fold, plain = layer_names.known, layer_names.fold, names.plain
+    source = _Unusual(layer_names, stored)
+    read_records = RecordReader(unwrap=unwrap_times).read
+    file = Kind.FILE
     for member in reader:
-        yield source.change(member)
+        head, _, base = member.name.rpartition("/")
+        directory = known.get(head)
+        if directory is None or base[:4] == WHITEOUT or not plain(base):
+            change, directory, base = source.named(member)
+            if change is not None:
+                yield change
+                continue
+        key = fold(base)
+        if directory.spelled.setdefault(key, base) != base:
+            layer_names.claim(directory, base)
+        where = directory.path
+        path = LayerPath(f"{where}/{base}" if where else base)
+        flag = member.typeflag
+        if flag == "1":
+            source.owner = None
+            yield source.link(member, path)
+            continue
+        records = member.records
+        if records is None:
+            windows = Windows(0, None, None, member.facet)
+        else:
+            attributes, creation, access, change_time, descriptor, extended = read_records(
+                records, member.header_offset
+            )
+            windows = Windows(
+                attributes or 0,
+                creation,
+                access,
+                member.facet,
+                change_time,
+                descriptor,
+                NO_XATTRS if extended is None else extended,
+            )
+        source.owner = path
+        if flag == "0" and not windows.attributes & DIRECTORY:
+            content = member if stored is None else source.content(member)
+            yield Put(Entry(path, file, None, member.size, "", windows), content)
+        else:
+            yield source.other(member, path, windows)
     if end is not None:
         end()
 
@@ -62,86 +104,63 @@ def _unwrapped_mtime(mode: int, uid: int, gid: int, mtime: int) -> int:  # noqa:
     return filetime.unwrap(mtime) if mtime % filetime.TICK else mtime
 
 
-class _Members:
-    """Turns members into changes. A stream belongs to the file right before it, so the last one is remembered."""
+class _Unusual:
+    """What is not a plain file: made apart, so that the loop for those stays short."""
 
-    __slots__ = ("_names", "_owner", "_records", "_stored")
+    __slots__ = ("_names", "_stored", "owner")
 
-    def __init__(self, layer_names: LayerNames, records: RecordReader, stored: SeekableBlob | None) -> None:
+    def __init__(self, layer_names: LayerNames, stored: SeekableBlob | None) -> None:
         self._names = layer_names
-        self._records = records
         self._stored = stored
-        self._owner: LayerPath | None = None
+        self.owner: LayerPath | None = None
+        """The file right before, whose streams may follow."""
 
-    def change(self, member: TarMember[int]) -> Change:
-        head, _, base = member.name.rpartition("/")
+    def named(self, member: TarMember[int]) -> tuple[Change | None, Directory, str]:
+        """The change where the name alone tells that it is a whiteout or a stream; else directory and last component.
+
+        The root is an empty name in itself.
+        """
+        path: str = member.name
+        base = path.rpartition("/")[2]
         if not base or base == "." or base == "..":
-            path = parse_path(member.name)
-            if not path:
-                return self._root(member)
-            head, _, base = path.rpartition("/")
+            path = parse_path(path)
+        head, _, base = path.rpartition("/")
         directory = self._names.directory(head)
-        if base[:4] == WHITEOUT:
-            return self._whiteout(directory, base)
-        if ":" in base:
-            return self._stream(member, directory, base)
-        self._names.claim(directory, base)
-        where = directory.path
-        path = LayerPath(f"{where}/{base}" if where else base)
+        if not path:
+            if member.typeflag != "5":
+                raise UnsafePath(member.name, "the root can be a directory only")
+        elif base[:4] == WHITEOUT:
+            return self._whiteout(directory, base), directory, base
+        elif ":" in base:
+            return self._stream(member, directory, base), directory, base
+        else:
+            self._names.check(join(directory.path, base), base)
+        return None, directory, base
+
+    def other(self, member: TarMember[int], path: LayerPath, windows: Windows) -> Change:
+        """A file that is neither plain nor a hard link."""
         flag = member.typeflag
-        if flag == "1":
-            self._owner = None
-            return self._link(member, path)
-        windows = self._facet(member)
-        self._owner = path
-        if flag == "0":
-            if windows.attributes & DIRECTORY:
-                raise FormatError(
-                    _STRUCTURE,
-                    member.header_offset,
-                    f"{path!r} is a file by its type and a directory by its attributes",
-                )
-            return Put(Entry(path, Kind.FILE, None, member.size, "", windows), self._content(member))
         if flag == "5":
+            if not path:
+                self.owner = None
             windows.attributes |= DIRECTORY
             return Put(Entry(path, Kind.DIRECTORY, None, 0, "", windows), None)
         if flag == "2":
             return self._symlink(member, path, windows)
-        raise FormatError(
-            _STRUCTURE, member.header_offset, f"{path!r} has the type {flag!r}, which no Windows layer may have"
-        )
+        if flag == "0":
+            problem = f"{path!r} is a file by its type and a directory by its attributes"
+        else:
+            problem = f"{path!r} has the type {flag!r}, which no Windows layer may have"
+        raise FormatError(_STRUCTURE, member.header_offset, problem)
 
-    def _facet(self, member: TarMember[int]) -> Windows:
-        if member.records is None:
-            return Windows(0, write_time=member.facet)
-        attributes, creation, access, change, descriptor, extended = self._records.read(
-            member.records, member.header_offset
-        )
-        return Windows(
-            attributes or 0,
-            creation,
-            access,
-            member.facet,
-            change,
-            descriptor,
-            NO_XATTRS if extended is None else extended,
-        )
-
-    def _content(self, member: TarMember[int]) -> Content:
+    def content(self, member: TarMember[int]) -> Content:
+        """What the file holds."""
         if self._stored is None:
             return member
         return BlobExtent(self._stored, member.size, member.data_offset, member.stored_size, member.extents)
 
-    def _root(self, member: TarMember[int]) -> Change:
-        if member.typeflag != "5":
-            raise UnsafePath(member.name, "the root can be a directory only")
-        windows = self._facet(member)
-        windows.attributes |= DIRECTORY
-        self._owner = None
-        return Put(Entry(LayerPath(""), Kind.DIRECTORY, None, 0, "", windows), None)
-
     def _whiteout(self, directory: Directory, base: str) -> Change:
-        self._owner = None
+        self.owner = None
         name = base[len(WHITEOUT) :]
         if name in ("", ".", ".."):
             raise UnsafePath(join(directory.path, base), "this whiteout names its own directory or the one above")
@@ -151,7 +170,7 @@ class _Members:
 
     def _stream(self, member: TarMember[int], directory: Directory, base: str) -> Change:
         path = join(directory.path, base)
-        owner = self._owner
+        owner = self.owner
         if owner is None or not path.startswith(owner + ":"):
             raise UnsafePath(path, "it reads as an alternate data stream, but does not follow the file that has it")
         name = path[len(owner) + 1 :]
@@ -164,9 +183,10 @@ class _Members:
             raise FormatError(
                 _STRUCTURE, member.header_offset, f"the alternate data stream {path!r} has the type {member.typeflag!r}"
             )
-        return Stream(owner, name, self._content(member))
+        return Stream(owner, name, self.content(member))
 
-    def _link(self, member: TarMember[int], path: LayerPath) -> Change:
+    def link(self, member: TarMember[int], path: LayerPath) -> Change:
+        """A further name of a file."""
         target = self._names.resolve(member.linkname)
         if not target:
             raise UnsafePath(member.linkname, f"{path!r} is a hard link to the root")

@@ -75,9 +75,11 @@ def folded(name: str) -> str:
 
     NTFS has a table of its own on each volume; for what was assigned to Unicode lately it may differ from this.
     """
-    if name.isascii():
-        return name.upper()
-    return "".join(
-        upper if character <= "\uffff" and len(upper := character.upper()) == 1 and upper <= "\uffff" else character
-        for character in name
-    )
+    return name.upper() if name.isascii() else "".join(map(_upper, name))
+
+
+def _upper(character: str) -> str:
+    upper = character.upper()
+    if len(upper) > 1 or character > "\uffff" or character in "\u0131\u017f":
+        return character
+    return upper

@@ -27,6 +27,12 @@ _MAX_TIME: Final = MAX_NUMBER * SECOND
 
 _C_STRINGS: Final = frozenset({"path", "linkpath", "uname", "gname"})
 
+_LENGTHS: Final = {b"%d" % length: length - 1 for length in range(1, 2048)}
+"""What a record of a usual length writes before its space -> its bytes without the line end."""
+
+_KEYS_KEPT: Final = 1024
+_keys: dict[bytes, str] = {}
+
 
 def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
     """The records of one extended header that begins at ``at``; the last of several with one key counts.
@@ -34,10 +40,14 @@ def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
     The offsets and lengths of GNU's sparse format 0.0, which repeats its keys, come out as the map that 0.1 would
     have. Raises FormatError, and Exhausted beyond ``max_records``.
     """
+    nul = b"\0" in data
+    if not nul and b"GNU.sparse." not in data:
+        usual = _parse_usual(data, max_records)
+        if usual is not None:
+            return usual
     records: dict[str, bytes] = {}
     fragments: list[bytes] = []
     position, end = 0, len(data)
-    nul = b"\0" in data
     left = max_records
     while position < end:
         space = data.find(b" ", position, position + 20)
@@ -66,6 +76,32 @@ def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
         position = stop
     if fragments:
         records[SPARSE_MAP] = b",".join(fragments)
+    return records
+
+
+def _parse_usual(data: bytes, max_records: int) -> dict[str, bytes] | None:
+    """The records where each is one line with its length in the shortest form; None where that is not so."""
+    lines = data.split(b"\n")
+    if lines.pop() or len(lines) > max_records:
+        return None
+    records: dict[str, bytes] = {}
+    for line in lines:
+        length, _, record = line.partition(b" ")
+        if _LENGTHS.get(length) != len(line):
+            return None
+        key, equals, value = record.partition(b"=")
+        name = _keys.get(key)
+        if name is None:
+            if not key or not equals:
+                return None
+            name = key.decode("utf-8", "surrogateescape")
+            if len(key) < 64:
+                if len(_keys) >= _KEYS_KEPT:
+                    _keys.clear()
+                _keys[key] = name
+        elif not equals:
+            return None
+        records[name] = value
     return records
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Mapping
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from lamella.errors import FormatError, InvalidInput, Unsupported
 from lamella.formats.ntfs import extended_attributes, filetime
@@ -29,20 +29,16 @@ ACCESS: Final = "atime"
 CHANGE: Final = "ctime"
 
 _REMEMBERED: Final = 8192
+_SHAPES: Final = 64
 _LONGEST: Final = 2048
 """Bytes of a value that is worth remembering."""
 
 
-class WindowsRecords(NamedTuple):
-    """What the records of one member say; None for what they do not."""
-
-    attributes: int | None
-    creation_time: int | None
-    access_time: int | None
-    change_time: int | None
-    security_descriptor: bytes | None
-    """Self-relative, not looked into."""
-    extended_attributes: Mapping[str, bytes] | None
+WindowsRecords: TypeAlias = tuple[
+    int | None, int | None, int | None, int | None, bytes | None, Mapping[str, bytes] | None
+]
+"""Attributes; creation, access and change time in nanoseconds; security descriptor in self-relative form, not looked
+into; extended attributes. None for what the records do not say."""
 
 
 class RecordReader:
@@ -51,7 +47,7 @@ class RecordReader:
     ``unwrap`` takes back what go-winio does to times that 64 bits of nanoseconds cannot hold.
     """
 
-    __slots__ = ("_attributes", "_descriptors", "_legacy", "_times", "_unwrap")
+    __slots__ = ("_attributes", "_descriptors", "_extended", "_legacy", "_times", "_unwrap")
 
     def __init__(self, *, unwrap: bool = True) -> None:
         self._unwrap = unwrap
@@ -59,50 +55,57 @@ class RecordReader:
         self._times: dict[bytes, int] = {}
         self._descriptors: dict[bytes, bytes] = {}
         self._legacy: dict[bytes, bytes] = {}
+        self._extended: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def read(self, records: Mapping[str, bytes], at: int) -> WindowsRecords:
         """What ``records``, of the member at the offset ``at``, say. Raises FormatError, Unsupported."""
         get = records.get
+        known_time = self._times.get
+        attributes = creation = access = change = descriptor = extended = None
         value = get(ATTRIBUTES)
-        attributes = None
         if value is not None:
             attributes = self._attributes.get(value)
             if attributes is None:
                 attributes = self._attribute_bits(value, at)
-        times = self._times
         value = get(CREATION)
-        creation = None
         if value is not None:
-            creation = times.get(value)
+            creation = known_time(value)
             if creation is None:
                 creation = self._time(CREATION, value, at)
         # As with all keys that stand for a field, an empty value means that nothing is said.
-        access = change = None
         value = get(ACCESS)
         if value:
-            access = times.get(value)
+            access = known_time(value)
             if access is None:
                 access = self._time(ACCESS, value, at)
         value = get(CHANGE)
         if value:
-            change = times.get(value)
+            change = known_time(value)
             if change is None:
                 change = self._time(CHANGE, value, at)
         value = get(SECURITY)
-        descriptor: bytes | None = None
         if value is not None:
             descriptor = self._descriptors.get(value)
             if descriptor is None:
                 descriptor = _remember(self._descriptors, value, _unbase64(SECURITY, value, at))
         elif SDDL in records:
             descriptor = self._from_sddl(records[SDDL], at)
-        extended: dict[str, bytes] | None = None
-        for key in records:
-            if key[:16] == EXTENDED:
-                if extended is None:
-                    extended = {}
-                extended[key[16:]] = _extended(key, records[key], at)
-        return WindowsRecords(attributes, creation, access, change, descriptor or None, extended)
+        keys = tuple(records)
+        named = self._extended.get(keys)
+        if named is None:
+            named = self._extended_keys(keys)
+        if named:
+            extended = {key[len(EXTENDED) :]: _extended(key, records[key], at) for key in named}
+        return attributes, creation, access, change, descriptor or None, extended
+
+    def _extended_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of ``keys`` that name extended attributes; most members have one of a few sets of keys."""
+        named = tuple(key for key in keys if key.startswith(EXTENDED))
+        if len(keys) < 16:
+            if len(self._extended) >= _SHAPES:
+                self._extended.clear()
+            self._extended[keys] = named
+        return named
 
     def _attribute_bits(self, value: bytes, at: int) -> int:
         try:
