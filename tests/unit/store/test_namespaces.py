@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces come with their first object and go when they are empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamella.errors import AlreadyExists, Conflict, InvalidInput, NotFound
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.mediatypes import OCI_MANIFEST
+from lamella.store.contract import ImageRecord, Namespace
+from lamella.store.store import Space, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+def put(space: Space) -> None:
+    with space.content.ingest("put") as ingest:
+        ingest.write(b"text")
+        ingest.commit()
+
+
+def test_a_namespace_that_is_not_known_has_no_labels(store: Store) -> None:
+    assert store.namespaces.get("a") == Namespace("a", {})
+    assert store.namespaces.list() == []
+    with pytest.raises(InvalidInput):
+        store.namespaces.get("a/b")
+
+
+def test_a_namespace_is_made_once(store: Store) -> None:
+    assert store.namespaces.create("b", {"k": "v", "none": ""}) == Namespace("b", {"k": "v"})
+    assert store.namespaces.create("a") == Namespace("a", {})
+    with pytest.raises(AlreadyExists):
+        store.namespaces.create("b")
+    with pytest.raises(InvalidInput):
+        store.namespaces.create("b..c")
+    with pytest.raises(InvalidInput):
+        store.namespaces.create("c", {"k": "v" * 5000})
+    assert store.namespaces.list() == [Namespace("a", {}), Namespace("b", {"k": "v"})]
+
+
+def test_labels_change_and_make_the_namespace(store: Store) -> None:
+    assert store.namespaces.update("a", {"x": "1", "y": "2"}, ["labels.x"]) == Namespace("a", {"x": "1"})
+    assert store.namespaces.update("a", {"y": "2"}, ["labels.y"]) == Namespace("a", {"x": "1", "y": "2"})
+    assert store.namespaces.update("a", {}, ["labels.x"]) == Namespace("a", {"y": "2"})
+    assert store.namespaces.get("a") == Namespace("a", {"y": "2"})
+    with pytest.raises(InvalidInput):
+        store.namespaces.update("a", {}, ["name"])
+    with pytest.raises(InvalidInput):
+        store.namespaces.update("..", {})
+
+
+def test_a_namespace_comes_with_its_first_object(store: Store) -> None:
+    store.namespace("nothing yet".replace(" ", "-"))
+    put(store.namespace("blob"))
+    store.namespace("ingest").content.ingest("a").close()
+    store.namespace("lease").leases.create("a")
+    assert [one.name for one in store.namespaces.list()] == ["blob", "ingest", "lease"]
+    assert store.namespaces.update("blob", {"k": "v"}).labels == {"k": "v"}
+
+
+def test_only_an_empty_namespace_is_deleted(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.namespaces.delete("a")
+    space = store.namespace("a")
+    put(space)
+    digest = next(space.content.walk()).digest
+    space.images.create(ImageRecord("name", Descriptor(media_type=OCI_MANIFEST, digest=digest, size=4)))
+    with pytest.raises(Conflict, match="images"):
+        store.namespaces.delete("a")
+    space.images.delete("name")
+    with pytest.raises(Conflict, match="blobs"):
+        store.namespaces.delete("a")
+    space.content.delete(digest)
+    store.namespaces.delete("a")
+    assert store.namespaces.list() == []
+
+
+def test_leases_and_ingests_go_with_their_namespace(store: Store) -> None:
+    store.namespace("a").leases.create("lease")
+    put(store.namespace("b"))
+    with store.namespace("a", "lease").content.ingest("ref") as ingest:
+        ingest.write(b"te")
+    store.namespaces.delete("a")
+    assert store.namespace("a").leases.list() == []
+    assert store.namespace("a").content.statuses() == []
+    assert store.namespace("b").content.sweep().size >= 2
+    assert list((store.root / "ingest").iterdir()) == []
+    assert [one.name for one in store.namespaces.list()] == ["b"]
