@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a CIM: nothing is read before it is asked for, and every offset and count is checked against what is there."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+from uuid import UUID
+
+from lamella.errors import FormatError, NotFound
+from lamella.formats.cim import structures as on_disk
+from lamella.formats.cim.structures import (
+    COUNTED,
+    HEADER,
+    IMAGE,
+    LINKS,
+    MAPPING,
+    OBJECT,
+    RECORDS_IN_TABLE,
+    REGION,
+    STREAM,
+    TABLE,
+    FileKind,
+    FileRecord,
+    FilesystemFile,
+    Stream,
+    StreamType,
+    parse_filesystem_file,
+    parse_record,
+    place,
+    stream_from,
+)
+from lamella.formats.cim.upcase import Upcase, parse_upcase
+
+STEP: Final = 1 << 20
+"""Bytes of a stream that are read at once."""
+
+_TABLES_KEPT: Final = 64
+_RECORD_AT_MOST: Final = 4096
+"""Bytes; the one of version 2 has 96."""
+
+
+class Region(Protocol):
+    """A region file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``; fewer only where the file has become shorter meanwhile."""
+        ...
+
+
+class CimReader:
+    """One image. ``open_region`` gives a region file by its set's GUID and its number in that set.
+
+    Methods raise FormatError, which names the structure and its offset in its region, Unsupported for a version, and
+    what ``open_region`` raises.
+    """
+
+    def __init__(self, filesystem: bytes, open_region: Callable[[UUID, int], Region]) -> None:
+        """Read what the bytes of ``NAME.cim`` and the file system object say."""
+        self.filesystem: FilesystemFile = parse_filesystem_file(filesystem)
+        self._open_region = open_region
+        self._names = [(each.guid, number) for each in self.filesystem.sets for number in range(each.count)]
+        self._regions: dict[int, Region] = {}
+        self._tables: dict[int, bytes] = {}
+        self._upcase: Upcase | None = None
+        raw = self._read(self.filesystem.root, OBJECT.size, "CIM file system object")
+        self.upcase_offset: int
+        self.root: int
+        self.upcase_offset, self._directory_at, count, self.root = OBJECT.unpack(raw)
+        size = count * TABLE.size
+        self.tables = list(TABLE.iter_unpack(self._read(self._directory_at, size, "CIM file table directory")))
+        """Region offset, number of records and size of a record of each file table."""
+        for number, (_, records, length) in enumerate(self.tables):
+            if records > RECORDS_IN_TABLE or not 0 < length <= _RECORD_AT_MOST:
+                raise FormatError(
+                    "CIM file table directory",
+                    place(self._directory_at)[1] + number * TABLE.size,
+                    f"{records} records of {length} bytes, where a table has up to {RECORDS_IN_TABLE}",
+                )
+        if not self.record(self.root).is_directory:
+            raise FormatError("CIM file system object", place(self.filesystem.root)[1] + 20, "the root is no directory")
+
+    @property
+    def upcase(self) -> Upcase:
+        """The image's own table."""
+        if self._upcase is None:
+            self._upcase = parse_upcase(self._read(self.upcase_offset, on_disk.UPCASE_SIZE, "CIM upcase table"))
+        return self._upcase
+
+    @property
+    def count(self) -> int:
+        """File ids that there can be; they start at 1."""
+        if not self.tables:
+            return 0
+        return (len(self.tables) - 1) * RECORDS_IN_TABLE + int(self.tables[-1][1])
+
+    def record(self, file: int) -> FileRecord:
+        """The record of a file id."""
+        number, index = divmod(file - 1, RECORDS_IN_TABLE)
+        if file < 1 or number >= len(self.tables) or index >= self.tables[number][1]:
+            raise FormatError("CIM file table directory", place(self._directory_at)[1], f"there is no file {file}")
+        length = self.tables[number][2]
+        table = self._table(number)
+        return parse_record(table[index * length : (index + 1) * length])
+
+    def _table(self, number: int) -> bytes:
+        found = self._tables.get(number)
+        if found is None:
+            offset, records, length = self.tables[number]
+            found = self._read(offset, records * length, "CIM file table")
+            if len(self._tables) >= _TABLES_KEPT:
+                self._tables.pop(next(iter(self._tables)))
+            self._tables[number] = found
+        return found
+
+    # Directories
+
+    def links(self, directory: FileRecord) -> list[tuple[str, int]]:
+        """The names in a directory and the file ids that they stand for, in the order of the table.
+
+        Names are as they are stored; lone surrogates are kept. Raises FormatError for a name twice (case apart), an
+        empty one, and ``.`` and ``..``.
+        """
+        stream = directory.data
+        if stream.kind != StreamType.LINKS:
+            raise FormatError("CIM link table", place(stream.offset)[1], "the file is no directory")
+        if not stream.length:
+            return []
+        ids, names = self._link_table(stream.offset, stream.length, 4, "CIM link table")
+        return list(zip(names, struct.unpack(f"<{len(names)}I", ids), strict=True))
+
+    def streams(self, record: FileRecord) -> list[tuple[str, Stream]]:
+        """The alternate data streams of a file, by name without colons.
+
+        Two forms of the table are read, since which one Windows writes is not known (docs/formats/cim.md).
+        """
+        if not record.streams:
+            return []
+        at = record.streams
+        first, second = LINKS.unpack(self._read(at, LINKS.size, "CIM stream table"))
+        plain = LINKS.size + (STREAM.size + 4) * second <= first
+        if not plain:
+            if first != second:
+                raise FormatError(
+                    "CIM stream table", place(at)[1], f"{second} streams cannot be in a table of {first} bytes"
+                )
+            at, size = at + 4, first
+        else:
+            size = first
+        descriptors, names = self._link_table(at, size, STREAM.size, "CIM stream table")
+        found = []
+        for number, name in enumerate(names):
+            stream = stream_from(*STREAM.unpack_from(descriptors, number * STREAM.size))
+            if stream.kind != StreamType.DATA:
+                where = place(at)[1] + LINKS.size + number * STREAM.size
+                raise FormatError(
+                    "CIM stream table", where, f"stream {name!r} is of type {stream.kind}, not plain data"
+                )
+            found.append((name, stream))
+        return found
+
+    def _link_table(self, offset: int, size: int, width: int, structure: str) -> tuple[bytes, list[str]]:
+        """The values and the names of a table that has at most ``size`` bytes."""
+        start = place(offset)[1]
+        if size < LINKS.size:
+            raise FormatError(structure, start, f"{size} bytes are too few for a table")
+        raw = self._read(offset, LINKS.size, structure)
+        length, count = LINKS.unpack(raw)
+        if not LINKS.size <= length <= size:
+            raise FormatError(structure, start, f"the table says that it has {length} bytes, and there are {size}")
+        end = LINKS.size + count * (width + 4)
+        if end > length:
+            raise FormatError(structure, start + 4, f"{count} links cannot be in a table of {length} bytes")
+        raw = self._read(offset, length, structure)
+        values = raw[LINKS.size : LINKS.size + count * width]
+        places = struct.unpack_from(f"<{count}I", raw, LINKS.size + count * width)
+        names = []
+        unpack = COUNTED.unpack_from
+        for number, at in enumerate(places):
+            if at > length - 2:
+                where = start + LINKS.size + count * width + number * 4
+                raise FormatError(structure, where, f"the name at {at} lies outside of the table's {length} bytes")
+            stop = at + 2 + 2 * unpack(raw, at)[0]
+            if stop > length:
+                raise FormatError(structure, start + at, f"the name ends beyond the table's {length} bytes")
+            name = raw[at + 2 : stop].decode("utf-16-le", "surrogatepass")
+            if name in ("", ".", "..") or "\0" in name or "/" in name or "\\" in name:
+                raise FormatError(structure, start + at, f"{name!r} cannot be a name")
+            names.append(name)
+        fold = self.upcase.fold
+        if len({fold(name) for name in names}) != count:
+            raise FormatError(structure, start, "two names differ in case alone")
+        return values, names
+
+    # What is attached to a file
+
+    def security(self, record: FileRecord) -> bytes | None:
+        """The self-relative security descriptor."""
+        return self._counted(record.security, "CIM security descriptor")
+
+    def reparse(self, record: FileRecord) -> bytes | None:
+        """The reparse point's buffer, from the tag on."""
+        return self._counted(record.reparse, "CIM reparse data")
+
+    def extended_attributes(self, record: FileRecord) -> bytes | None:
+        """The list as it is stored."""
+        if not record.ea or not record.ea_length:
+            return None
+        return self._read(record.ea, record.ea_length, "CIM extended attributes")
+
+    def _counted(self, offset: int, structure: str) -> bytes | None:
+        if not offset:
+            return None
+        (size,) = COUNTED.unpack(self._read(offset, COUNTED.size, structure))
+        return self._read(offset + COUNTED.size, size, structure)
+
+    # Streams
+
+    def read(self, stream: Stream, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        """The bytes of a stream from ``offset``, at most ``size`` of them, in pieces of up to `STEP`."""
+        end = stream.length if size is None else min(stream.length, offset + size)
+        if stream.sparse:
+            zeros = bytes(min(STEP, max(0, end - offset)))
+            while offset < end:
+                piece = zeros[: end - offset]
+                offset += len(piece)
+                yield piece
+        elif offset >= end:
+            return
+        elif stream.kind == StreamType.DATA:
+            yield from self._stored(stream.offset, offset, end, "CIM data", stream.length)
+        elif stream.kind == StreamType.IMAGE:
+            yield from self._image(stream, offset, end)
+        else:
+            raise FormatError("CIM stream", place(stream.offset)[1], f"type {stream.kind} has no bytes to be read")
+
+    def check(self, stream: Stream) -> None:
+        """Whether all of a plain stream lies where there is something. Raises FormatError."""
+        if stream.kind == StreamType.DATA and not stream.sparse and stream.length:
+            self._within(stream.offset, stream.length, "CIM data")
+
+    def _stored(self, where: int, offset: int, end: int, structure: str, length: int) -> Iterator[bytes]:
+        self._within(where, length, structure)
+        while offset < end:
+            piece = self._read(where + offset, min(STEP, end - offset), structure)
+            offset += len(piece)
+            yield piece
+
+    def _image(self, stream: Stream, offset: int, end: int) -> Iterator[bytes]:
+        """A PE image whose sections lie apart: each mapping says how far those after its file offset are moved."""
+        structure, start = "CIM PE image", place(stream.offset)[1]
+        at, word, _, count, _ = IMAGE.unpack(self._read(stream.offset, IMAGE.size, structure))
+        length = word & ~(1 << 63)
+        mappings = list(MAPPING.iter_unpack(self._read(stream.offset + IMAGE.size, count * MAPPING.size, structure)))
+        if [first for first, _ in mappings] != sorted(first for first, _ in mappings):
+            raise FormatError(structure, start + IMAGE.size, "the mappings are not in order")
+        if end > length:
+            raise FormatError(structure, start + 8, f"the mappings end at {length}, before the stream's end at {end}")
+        bounds = [(0, 0), *mappings]
+        for number, (first, delta) in enumerate(bounds):
+            stop = min(end, bounds[number + 1][0] if number + 1 < len(bounds) else length)
+            begin = max(offset, first)
+            while begin < stop:
+                piece = self._read(at + begin + delta, min(STEP, stop - begin), structure)
+                begin += len(piece)
+                yield piece
+
+    # Regions
+
+    def _read(self, offset: int, length: int, structure: str) -> bytes:
+        byte = self._within(offset, length, structure)
+        if not length:
+            return b""
+        raw = self._region(offset >> 48, structure).read(byte, length)
+        if len(raw) != length:
+            raise FormatError(structure, byte, f"{len(raw)} bytes of {length} could be read")
+        return raw
+
+    def _within(self, offset: int, length: int, structure: str) -> int:
+        region, byte = place(offset)
+        if not byte:
+            raise FormatError(structure, 0, "there is no offset" if not offset else "it lies at the start of a region")
+        size = self._region(region, structure).size
+        if byte + length > size:
+            raise FormatError(structure, byte, f"{length} bytes end beyond the {size} of region {region}")
+        return byte
+
+    def _region(self, number: int, structure: str) -> Region:
+        found = self._regions.get(number)
+        if found is not None:
+            return found
+        if number >= len(self._names):
+            raise FormatError(structure, 0, f"region {number}, where the image has {len(self._names)}")
+        guid, index = self._names[number]
+        try:
+            region = self._open_region(guid, index)
+        except NotFound as problem:
+            raise NotFound(f"{problem}, region {number} of the image, which holds a {structure}") from problem
+        size = HEADER.size + REGION.size
+        if region.size < size:
+            raise FormatError(f"CIM region {number}", 0, f"{region.size} bytes are too few for a header of {size}")
+        on_disk.check_header(region.read(0, size), FileKind.REGION, f"CIM region {number}")
+        self._regions[number] = region
+        return region
