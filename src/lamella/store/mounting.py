@@ -131,19 +131,21 @@ def _mount_overlay(mount: OverlayMount, target: str) -> None:
 def _mount_fuse(
     program: str, target: str, lower: Sequence[str], upper: str | None, work: str | None, refusal: OSError
 ) -> None:
-    def escaped(path: str, special: str) -> str:
-        for one in "\\" + special:
-            path = path.replace(one, f"\\{one}")
-        return path
-
-    options = [f"lowerdir={':'.join(escaped(path, ':,') for path in lower)}"]
+    # It knows no way to write a colon, so that what the names begin with is left to the working directory.
+    above = os.path.commonpath([os.path.dirname(path) for path in lower]) if lower else "/"
+    names = [os.path.relpath(path, above) for path in lower]
+    if any(":" in name for name in names):
+        raise refusal
+    options = [f"lowerdir={':'.join(names)}"]
     if upper is not None and work is not None:
-        options += [f"upperdir={escaped(upper, ',')}", f"workdir={escaped(work, ',')}"]
+        options += [f"upperdir={upper}", f"workdir={work}"]
     else:
         options.append("ro")
+    options = [option.replace("\\", "\\\\").replace(",", "\\,") for option in options]
     try:
         done = subprocess.run(
-            [program, "-o", ",".join(options), target],
+            [program, "-o", ",".join(options), os.path.abspath(target)],
+            cwd=above,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -129,7 +129,7 @@ def test_where_one_mount_fails_none_is_left(where: Path) -> None:
 def test_an_error_says_what_and_where(where: Path) -> None:
     target = directory(where / "target")
     (where / "not an image").write_bytes(b"\0" * 8192)
-    with pytest.raises(LamellaError, match="EROFS image at .*target"):
+    with pytest.raises(LamellaError, match=r"EROFS image at .*target"):
         mount_all([ErofsMount(where / "not an image")], target)
     with pytest.raises(NotFound):
         mount_all([BindMount(target)], where / "missing")
@@ -178,9 +178,8 @@ def test_an_image_is_mounted_as_a_file_or_by_a_loop_device(
     monkeypatch.setattr(host_mounting, "_mount", older)
     mount_all([ErofsMount(image)], target)
     assert os.listdir(target) == ["f"]
-    assert [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{target} " in line][0].count(
-        "/dev/loop"
-    )
+    shown = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {target} " in line)
+    assert "/dev/loop" in shown
     unmount(target)
 
 
@@ -188,8 +187,9 @@ def test_fuse_lays_directories_over_each_other_where_the_kernel_refuses(
     where: Path, needs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("fuse-overlayfs")
-    lower = (directory(where / "lower, one", "1"), directory(where / "lower: two", "2"))
-    over, work = upper(where)
+    odd = where / "co:lon, comma"
+    lower = (directory(odd / "lower, \\ one", "1"), directory(odd / "two", "2"))
+    over, work = upper(odd)
     outer = directory(where / "outer")
     mount_all([OverlayMount(lower, over, work)], outer)
     # The upper directory of an overlay cannot lie in another one.
@@ -202,10 +202,13 @@ def test_fuse_lays_directories_over_each_other_where_the_kernel_refuses(
         (root / "1").unlink()
     assert sorted(os.listdir(outer / "upper")) == ["1", "3"]
     assert sorted(os.listdir(lower[0])) == ["1"]
+    colon = directory(where / "with: a colon")
+    with pytest.raises(Unsupported):
+        mount_all([OverlayMount((colon, *lower), outer / "upper", outer / "work")], directory(where / "again"))
     real = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "fuse-overlayfs" else real(name))
     with pytest.raises(Unsupported, match="overlay") as caught:
-        mount_all([mount], directory(where / "again"))
+        mount_all([mount], where / "again")
     assert "upper directory" in (caught.value.hint or "")
 
 
