@@ -8,6 +8,7 @@ The names here are what most programs need; each is loaded when it is first used
     with lamella.open_image("oci:images:app") as image:
         image.unpack("rootfs")
     lamella.diff("before", "after", "change.tar.gz")
+    lamella.Image.open("oci:images:app").append({"etc/motd": "hello\\n"}).write("oci:images:more")
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ if TYPE_CHECKING:
     from lamella.layers.policy import Devices, Owners, Policy
     from lamella.operations.append import append
     from lamella.operations.apply import apply_blob as apply
+    from lamella.operations.compare import compare
+    from lamella.operations.convert import convert
     from lamella.operations.copy import copy
     from lamella.operations.diff import diff, list_changes
     from lamella.operations.filesystem import Filesystem, TreePath
     from lamella.operations.flatten import flatten
+    from lamella.operations.index import index
+    from lamella.operations.mutate import mutate
+    from lamella.operations.new_layers import Directory, File, Symlink
     from lamella.operations.opened import Image, open_image
     from lamella.operations.pack import pack
+    from lamella.operations.rebase import rebase
+    from lamella.operations.settings import Settings
+    from lamella.operations.subset import subset
     from lamella.operations.verify import verify
     from lamella.progress import Cancellation, Progress
 
@@ -36,6 +45,8 @@ __all__ = [
     "Cancellation",
     "Devices",
     "Digest",
+    "Directory",
+    "File",
     "Filesystem",
     "Image",
     "LamellaError",
@@ -44,16 +55,24 @@ __all__ = [
     "Owners",
     "Policy",
     "Progress",
+    "Settings",
+    "Symlink",
     "TreePath",
     "append",
     "apply",
+    "compare",
+    "convert",
     "copy",
     "diff",
     "flatten",
+    "index",
     "list_changes",
+    "mutate",
     "open_image",
     "pack",
     "parse_digest",
+    "rebase",
+    "subset",
     "verify",
 ]
 
@@ -61,6 +80,8 @@ _HOMES: Final = {
     "Cancellation": "progress",
     "Devices": "layers.policy",
     "Digest": "digests",
+    "Directory": "operations.new_layers",
+    "File": "operations.new_layers",
     "Filesystem": "operations.filesystem",
     "Image": "operations.opened",
     "LamellaError": "errors",
@@ -69,16 +90,24 @@ _HOMES: Final = {
     "Owners": "layers.policy",
     "Policy": "layers.policy",
     "Progress": "progress",
+    "Settings": "operations.settings",
+    "Symlink": "operations.new_layers",
     "TreePath": "operations.filesystem",
     "append": "operations.append",
     "apply": "operations.apply:apply_blob",
+    "compare": "operations.compare",
+    "convert": "operations.convert",
     "copy": "operations.copy",
     "diff": "operations.diff",
     "flatten": "operations.flatten",
+    "index": "operations.index",
     "list_changes": "operations.diff",
+    "mutate": "operations.mutate",
     "open_image": "operations.opened",
     "pack": "operations.pack",
     "parse_digest": "digests",
+    "rebase": "operations.rebase",
+    "subset": "operations.subset",
     "verify": "operations.verify",
 }
 """Name -> the module that has it, with its name there where that is another."""

@@ -20,14 +20,14 @@ def _several(name: str, what: str, metavar: str) -> Callable[[F], F]:
     """Two options, of which one sets and the other takes away."""
 
     def decorate(function: F) -> F:
-        unset = f"Take a {what} away."
+        unset = f"Remove {what}; may be given again."
         variable = name.replace("-", "_")
         plain = metavar.partition("=")[0]
         function = click.option(f"--unset-{name}", f"unset_{variable}", multiple=True, metavar=plain, help=unset)(
             function
         )
         return click.option(
-            f"--{name}", f"set_{variable}", multiple=True, metavar=metavar, help=f"A {what}; may be given again."
+            f"--{name}", f"set_{variable}", multiple=True, metavar=metavar, help=f"Set {what}; may be given again."
         )(function)
 
     return decorate
@@ -36,18 +36,18 @@ def _several(name: str, what: str, metavar: str) -> Callable[[F], F]:
 @click.command("mutate", cls=Verb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
-@_several("env", "variable", "NAME=VALUE")
+@_several("env", "a variable", "NAME=VALUE")
 @click.option("--entrypoint", metavar="WORDS", help="The program: a JSON list, or words as in a shell.")
 @click.option("--cmd", metavar="WORDS", help="Its arguments, or program and arguments: as for --entrypoint.")
-@_several("label", "label", "NAME=VALUE")
+@_several("label", "a label", "NAME=VALUE")
 @click.option("--user", metavar="USER[:GROUP]", help="Who the program runs as.")
 @click.option("--workdir", metavar="PATH", help="Where the program starts.")
-@_several("port", "port that the program listens at", "PORT[/PROTOCOL]")
-@_several("volume", "directory for data that outlives a container", "PATH")
+@_several("port", "a port to listen at", "PORT[/PROTOCOL]")
+@_several("volume", "a directory for data", "PATH")
 @click.option("--stop-signal", metavar="SIGNAL", help="The signal that stops the program.")
 @click.option("--set-platform", metavar="OS/ARCH[/VARIANT]", help="What the image is for.")
 @click.option("--os-version", metavar="VERSION", help="The version of the operating system that it needs.")
-@_several("annotation", "annotation of the manifest", "NAME=VALUE")
+@_several("annotation", "an annotation", "NAME=VALUE")
 @click.option("--created", metavar="TIME", help="When it was made, as in 2024-01-31T12:00:00Z.")
 @click.option("--author", metavar="TEXT", help="Who made it.")
 @click.option("--history", metavar="TEXT", help="Add a step that made no layer to the history.")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace as replaced
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -18,26 +18,26 @@ from lamella.operations.settings import Pairs, Settings, configured, merged, pai
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
+NOTHING: Final = Settings()
+
 
 def mutate(
     source: str | ImageName,
     target: str | ImageName,
-    settings: Settings | None = None,
+    settings: Settings = NOTHING,
     *,
     annotations: Pairs | None = None,
     platform: str | Platform | None = None,
     replace: bool = False,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
-    **more: Any,
 ) -> Finished:
-    """Write the image ``source`` as ``target`` with what ``settings`` says; they may be given as keywords as well.
+    """Write the image ``source`` as ``target`` with what ``settings`` say of its config.
 
     ``annotations`` are those of the manifest. Fields of the documents that are not known stay, and where nothing
     changes the digest stays. ``platform`` chooses from an index; see `open_writer` for ``replace``. Only the documents
     of ``source`` are read, unless the target lacks its layers. Raises InvalidInput, NotFound, AlreadyExists.
     """
-    settings = replaced(settings or Settings(), **more)
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_image(source, platform) as image:
         draft = with_annotations(with_settings(draft_of(image), settings), annotations or {})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypedDict
 
 import msgspec
 
@@ -79,6 +79,25 @@ class Settings:
         given = getattr(self, name)
         if given is not None:
             object.__setattr__(self, name, make(name, given))
+
+
+class SettingsGiven(TypedDict, total=False):
+    """The fields of `Settings` as keywords of a function."""
+
+    env: Pairs | None
+    cmd: Sequence[str] | None
+    entrypoint: Sequence[str] | None
+    labels: Pairs | None
+    user: str | None
+    working_dir: str | None
+    exposed_ports: Members | None
+    volumes: Members | None
+    stop_signal: str | None
+    platform: str | Platform | None
+    os_version: str | None
+    created: str | datetime | None
+    author: str | None
+    history: str | None
 
 
 def configured(config: ImageConfig, settings: Settings) -> ImageConfig:
