@@ -51,7 +51,7 @@ fuzz: $(READY)
 
 # Resolves the dependencies anew, for every system and every Python that the project supports.
 lock:
-	printf 'editables\nhatchling\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+	printf 'editables\nhatchling\n' | uv pip compile pyproject.toml - --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' -o requirements.lock
 
 clean:
