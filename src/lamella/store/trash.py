@@ -28,7 +28,7 @@ def empty_trash(root: Path) -> None:
         path = os.path.join(trash, name)
         try:
             os.unlink(path)
-        except IsADirectoryError:
+        except (IsADirectoryError, PermissionError):  # what unlink says of directories differs
             shutil.rmtree(path, ignore_errors=True)
         except OSError:
             pass
