@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from lamella.errors import Denied, InvalidInput
 
@@ -51,6 +51,14 @@ def origin_of(url: str) -> Origin:
     if "%" in host or any(letter.isspace() or not letter.isprintable() for letter in url):
         raise InvalidInput(f"the address of {host[:200]!r} has letters that no address has")
     return Origin(parts.scheme, host.lower().rstrip(".") or host, port if port is not None else _PORTS[parts.scheme])
+
+
+def joined(base: str, location: str) -> str:
+    """The URL that ``location`` means, seen from ``base``. Raises InvalidInput where that is none."""
+    try:
+        return urljoin(base, location)
+    except ValueError:
+        raise InvalidInput(f"{shown(base)} points to {shown(location)!r}, which is no address") from None
 
 
 def shown(url: str) -> str:

@@ -88,8 +88,8 @@ class Client:
     def _manifest(self, endpoint: Endpoint, reference: str) -> tuple[Descriptor, bytes]:
         response = self._ask_manifest(endpoint, "GET", reference)
         what = f"{self.name}: {reference}"
-        promised = _promised_digest(response, reference, what)
         raw = response.document()
+        promised = _promised_digest(response, reference, what)
         actual = Digest.of(raw, promised.algorithm if promised else "sha256")
         if promised and promised != actual:
             raise DigestMismatch(what, expected=promised, actual=actual)

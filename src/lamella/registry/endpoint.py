@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from lamella.errors import Denied
-from lamella.registry.addresses import origin_of
+from lamella.registry.addresses import joined, origin_of
 from lamella.registry.auth import Authorizer
 from lamella.registry.failures import failure
 from lamella.registry.retries import PASSING, Patience, retry_after
@@ -60,7 +60,7 @@ class Endpoint:
         text = response.headers.get("Location")
         if text is None:
             return None
-        url = urljoin(response.url, text)
+        url = joined(response.url, text)
         origin, own = origin_of(url), self._transport.origin
         if origin.scheme == "http" and own.scheme == "https":
             if origin.host != own.host:
@@ -109,7 +109,12 @@ class Endpoint:
                 return response
             # What another host asks for is none of the registry's business: it gets no credentials.
             asked = response.status == 401 and origin_of(response.url) == self._transport.origin
-            if asked and not signed_again and self._authorizer.learn(response, scopes, authorization):
+            try:
+                again = asked and not signed_again and self._authorizer.learn(response, scopes, authorization)
+            except BaseException:
+                response.close()
+                raise
+            if again:
                 signed_again = True
                 response.drop()
                 continue

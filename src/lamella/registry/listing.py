@@ -6,11 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin
 
 from lamella.errors import Denied, Exhausted, InvalidInput
 from lamella.oci.documents import load
-from lamella.registry.addresses import origin_of
+from lamella.registry.addresses import joined, origin_of
 from lamella.registry.transport import Response
 
 if TYPE_CHECKING:
@@ -37,9 +36,8 @@ def pages(
     while url is not None:
         seen.add(url)
         response = endpoint.request("GET", url, doing="read a list", scopes=scopes)
+        document = load(response.document(), what)
         following = next_page(response)
-        raw = response.document()
-        document = load(raw, what)
         if not isinstance(document, dict):
             raise InvalidInput(f"{what}: expected a JSON object")
         yield document, what
@@ -58,7 +56,7 @@ def next_page(response: Response) -> str | None:
     """The URL of the page after this one, by ``Link`` (RFC 8288)."""
     for match in _LINK.finditer(response.headers.get("Link", "")[:8192]):
         if _NEXT.search(match[2]):
-            return urljoin(response.url, str(match[1]))
+            return joined(response.url, str(match[1]))
     return None
 
 

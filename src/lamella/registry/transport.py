@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import urljoin
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -22,7 +22,7 @@ from urllib3.exceptions import TimeoutError as TooLate
 from lamella import errors
 from lamella.errors import Denied, Exhausted, InvalidInput, LamellaError, Unavailable
 from lamella.oci.documents import MAX_DOCUMENT
-from lamella.registry.addresses import Origin, check_address, is_loopback, origin_of, shown
+from lamella.registry.addresses import Origin, check_address, is_loopback, joined, origin_of, shown
 from lamella.registry.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -64,13 +64,9 @@ class Response:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body as the header has it. Raises InvalidInput where that is no number."""
+        """Bytes of the body as the header has it."""
         text = self.headers.get("Content-Length")
-        if text is None:
-            return None
-        if not (text.isascii() and text.isdigit()) or len(text) > 18:
-            raise InvalidInput(f"{shown(self.url)}: the answer has a malformed Content-Length")
-        return int(text)
+        return None if text is None else int(text)
 
     def read(self, amount: int) -> bytes:
         """What has arrived, at most ``amount`` bytes; empty at the end of the body alone.
@@ -97,16 +93,17 @@ class Response:
 
     def document(self, limit: int = MAX_DOCUMENT) -> bytes:
         """The whole body. Raises Exhausted beyond ``limit`` bytes."""
-        length = self.length
         pieces: list[bytes] = []
-        size = 0
         try:
-            while size <= limit and (length is None or length <= limit) and (piece := self.read(64 << 10)):
-                pieces.append(piece)
-                size += len(piece)
+            size = self.length or 0
+            if size <= limit:
+                size = 0
+                while size <= limit and (piece := self.read(64 << 10)):
+                    pieces.append(piece)
+                    size += len(piece)
         finally:
-            self._raw.close() if size > limit or (length or 0) > limit else self.close()
-        if size > limit or (length or 0) > limit:
+            self.close()
+        if size > limit:
             raise Exhausted(f"{shown(self.url)}: the answer has more than the {limit} bytes that it may have")
         return b"".join(pieces)
 
@@ -183,7 +180,7 @@ class Transport:
             response.drop()
             if body is not None or method not in ("GET", "HEAD"):
                 raise errors.Unsupported(f"{shown(url)}: the registry wants a {method} request to be sent elsewhere")
-            target = urljoin(url, location)
+            target = joined(url, location)
             if origin.scheme == "https" and origin_of(target).scheme != "https":
                 raise Denied(f"{shown(url)}: refused to be redirected from TLS to plain HTTP, {shown(target)}")
             url = target
@@ -194,6 +191,10 @@ class Transport:
         with self._lock:
             managers, self._managers = list(self._managers.values()), {}
         for manager in managers:
+            for key in manager.pools.keys():  # noqa: SIM118 it cannot be iterated itself
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
             manager.clear()
 
     def _check(self, origin: Origin) -> None:
@@ -222,6 +223,8 @@ class Transport:
                 decode_content=False,
                 timeout=urllib3.Timeout(connect=connect, read=options.read_timeout),
             )
+        except InvalidInput as problem:
+            raise InvalidInput(f"{shown(url)}: {problem}") from None
         except LamellaError:
             raise
         except (HTTPError, OSError, ValueError) as problem:
@@ -299,7 +302,17 @@ def _pool_classes(guard: Callable[[str], None] | None, patience: float) -> dict[
                 raise
         return connected
 
+    class Answer(HTTPResponse):
+        def begin(self) -> None:
+            super().begin()
+            # Two lengths, or one that is none, are read differently by different programs.
+            for text in self.headers.get_all("Content-Length", ()):
+                if not (text.isascii() and text.strip().isdigit()) or len(text) > 18:
+                    raise InvalidInput("the answer has a malformed Content-Length")
+
     class Plain(HTTPConnection):
+        response_class = Answer
+
         def _new_conn(self) -> socket.socket:
             return checked(super()._new_conn())
 
@@ -312,6 +325,8 @@ def _pool_classes(guard: Callable[[str], None] | None, patience: float) -> dict[
                 return super().getresponse()
 
     class Tls(HTTPSConnection):
+        response_class = Answer
+
         def _new_conn(self) -> socket.socket:
             return checked(super()._new_conn())
 

@@ -53,6 +53,8 @@ class Upload:
             headers = {**_BYTES, "Content-Range": f"{self.offset}-{end - 1}"}
             try:
                 response = self._request("PATCH", self._url, rest, headers, (202, 201, 204), "send a piece of a blob")
+            except NotFound as problem:
+                raise UploadLost(str(problem), hint="try again") from None
             except (Interrupted, Unavailable, Conflict) as problem:
                 patience.pause(problem)
                 self._ask(start, end)
@@ -78,8 +80,9 @@ class Upload:
                 headers["Content-Range"] = f"{self.offset}-{total - 1}"
             try:
                 response = self._request("PUT", url, rest, headers, (201, 204), f"put the blob {digest}")
-            except (Interrupted, Unavailable, Conflict) as problem:
-                patience.pause(problem)
+            except (NotFound, Interrupted, Unavailable, Conflict) as problem:
+                if not isinstance(problem, NotFound):
+                    patience.pause(problem)
                 try:
                     self._ask(total - (len(body) if body is not None else 0), total)
                 except UploadLost:
