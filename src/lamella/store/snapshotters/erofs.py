@@ -51,6 +51,7 @@ class ErofsForm(OverlayForm):
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> None:
         """See `Form.make`. Raises Denied, Unsupported where the parents cannot be mounted."""
+        self.mounts(place, kind, parents)  # mounts them now, before anybody is told that there is a snapshot
         super().make(place, kind, parents)
         (place / SHOWN).mkdir(mode=0o700)
 

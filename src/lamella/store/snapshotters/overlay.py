@@ -38,7 +38,7 @@ class OverlayForm:
         """See `Form.make`. The root is that of the parent, since the nearest one is what a mount shows."""
         upper = place / UPPER
         new_root(upper)
-        if len(parents):
+        if len(parents) and kind is SnapshotKind.ACTIVE:
             try:
                 copy_root_metadata(self.lower(parents.nearest_first()[0]), upper)
             except OSError as error:

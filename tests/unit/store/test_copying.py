@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees copied exactly, and measured."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+
+from lamella.changes.apply import apply
+from lamella.changes.dump import dump
+from lamella.changes.model import Change
+from lamella.changes.tree import MemoryTree, walk
+from lamella.errors import AlreadyExists, NotFound
+from lamella.layers.descriptors import remove_tree
+from lamella.layers.directory import DirectorySink
+from lamella.layers.directory_tree import DirectoryTree
+from lamella.store.snapshotters import copying
+from lamella.store.snapshotters.copying import copy_tree, measure
+from lamella.testing.builders import directory, file, link, sparse
+from lamella.testing.strategies import trees
+
+
+def lines(root: Path) -> list[str]:
+    with DirectoryTree(root) as tree:
+        return list(dump(walk(tree), inline=64))
+
+
+def tree(root: Path, *changes: Change) -> Path:
+    root.mkdir()
+    apply(changes, DirectorySink(root))
+    return root
+
+
+@settings(max_examples=60)
+@given(made=trees())
+def test_a_copy_is_like_what_was_copied(made: MemoryTree) -> None:
+    with tempfile.TemporaryDirectory() as where:
+        source = Path(where, "source")
+        source.mkdir()
+        apply(walk(made), DirectorySink(source))
+        before = lines(source)
+        copy_tree(source, Path(where, "copy"))
+        assert before == lines(Path(where, "copy"))
+        assert before == lines(source)
+        assert measure(source).usage == measure(Path(where, "copy")).usage
+
+
+def test_names_of_one_file_stay_names_of_one_file(tmp_path: Path) -> None:
+    source = tree(tmp_path / "source", file("a", b"1"), directory("d"), link("d/b", "a"), link("c", "a"))
+    copy_tree(source, tmp_path / "copy")
+    copied = {(tmp_path / "copy" / name).stat().st_ino for name in ("a", "d/b", "c")}
+    assert (len(copied), copied & {(source / "a").stat().st_ino}) == (1, set())
+
+
+def test_holes_are_kept_and_data_between_them(tmp_path: Path) -> None:
+    pieces = [(0, b"start"), (3 << 20, b"x" * 5000), ((64 << 20) - 10, b"end")]
+    source = tree(tmp_path / "source", file("holes", sparse(64 << 20, pieces)), file("nothing", sparse(1 << 20)))
+    copy_tree(source, tmp_path / "copy")
+    assert lines(source) == lines(tmp_path / "copy")
+    assert measure(tmp_path / "copy").sparse
+    assert measure(tmp_path / "copy").usage.size < 1 << 20
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["by the kernel", "by hand"])
+def test_large_files_are_copied_whole(tmp_path: Path, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(18, "Invalid cross-device link")
+
+    if not kernel:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    content = os.urandom(3_333_333)
+    source = tree(tmp_path / "source", file("a", content), file("b", content))
+    copy_tree(source, tmp_path / "copy")
+    assert (tmp_path / "copy" / "a").read_bytes() == content
+    assert (tmp_path / "copy" / "b").read_bytes() == content
+
+
+def test_blocks_are_shared_where_the_file_system_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloned: list[str] = []
+
+    def clone(source: int, target: int) -> bool:
+        cloned.append(os.path.basename(os.readlink(f"/proc/self/fd/{source}")))
+        os.write(target, os.pread(source, 100, 0))
+        return True
+
+    monkeypatch.setattr(copying, "clone_file", clone)
+    source = tree(tmp_path / "source", file("a", b"1"), file("b", b"2"), file("empty"))
+    copy_tree(source, tmp_path / "copy")
+    assert sorted(cloned) == ["a", "b"]
+    assert lines(source) == lines(tmp_path / "copy")
+
+
+def test_sockets_and_marks_of_overlays_are_copied_too(tmp_path: Path) -> None:
+    source = tree(tmp_path / "source", directory("d"))
+    os.setxattr(source / "d", "user.overlay.opaque", b"y")
+    with socket.socket(socket.AF_UNIX) as one:
+        here = os.getcwd()
+        os.chdir(source)
+        try:
+            one.bind("socket")
+        finally:
+            os.chdir(here)
+    copy_tree(source, tmp_path / "copy")
+    assert (tmp_path / "copy" / "socket").is_socket()
+    assert os.getxattr(tmp_path / "copy" / "d", "user.overlay.opaque") == b"y"
+
+
+def test_a_tree_deeper_than_paths_reach_is_copied(tmp_path: Path) -> None:
+    deep = "/".join(["deep"] * 1500)
+    source = tree(tmp_path / "source", file(f"{deep}/f", b"at the bottom"))
+    try:
+        copy_tree(source, tmp_path / "copy")
+        assert lines(source) == lines(tmp_path / "copy")
+        assert measure(source).usage.inodes == 1502
+    finally:
+        parent = os.open(tmp_path, os.O_RDONLY)
+        for name in ("source", "copy"):
+            remove_tree(parent, name)
+        os.close(parent)
+
+
+def test_nothing_is_copied_over_something(tmp_path: Path) -> None:
+    source = tree(tmp_path / "source", file("a"))
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(AlreadyExists):
+        copy_tree(source, tmp_path / "copy")
+    with pytest.raises(NotFound):
+        copy_tree(tmp_path / "missing", tmp_path / "other")
+    assert os.listdir(tmp_path / "copy") == []
+
+
+def test_links_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    source = tree(tmp_path / "source")
+    (source / "link").symlink_to(tmp_path / "outside")
+    copy_tree(source, tmp_path / "copy")
+    assert os.readlink(tmp_path / "copy" / "link") == str(tmp_path / "outside")
+    assert measure(source).usage.inodes == 2
