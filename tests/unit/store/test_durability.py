@@ -183,8 +183,8 @@ def test_a_sweep_takes_what_no_row_names(store: Store) -> None:
         (store.root / "blobs" / "sha256" / "strange").mkdir()
         (store.root / "ingest" / "strange").mkdir()
         (store.root / "ingest" / "strange" / "data").write_bytes(b"123")
-        (store.root / "trash" / "left").mkdir()
-        (store.root / "trash" / "left" / "over").touch()
+        (store.root / "trash" / "content-left").mkdir()
+        (store.root / "trash" / "content-left" / "over").touch()
 
         swept = content.sweep()
         assert swept.files == 3
