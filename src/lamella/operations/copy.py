@@ -122,7 +122,7 @@ def move_blobs(
         progress.start("copy", sum(blob.size for blob in missing))
     try:
         for blob in missing:
-            writer.put_blob(blob, _chunks(reader, blob, progress, cancel))
+            writer.put_blob(blob, _Chunks(reader, blob, progress, cancel))
     finally:
         if progress is not None:
             progress.finish()
@@ -157,17 +157,26 @@ def _collect(reader: ImageReader, image: Descriptor, blobs: dict[str, Descriptor
     blobs[image.digest] = image
 
 
-def _chunks(
-    reader: ImageReader, blob: Descriptor, progress: Progress | None, cancel: Cancellation | None
-) -> Iterator[bytes]:
-    try:
-        file = reader.open_blob(blob)
-    except NotFound:
-        if blob.media_type in FOREIGN_LAYERS:
-            raise foreign_layer(reader, blob) from None
-        raise
-    with file:
-        yield from relayed(file, progress, cancel)
+class _Chunks:
+    """The bytes of a blob, read anew each time that they are gone through: a registry may lose what it was sent."""
+
+    def __init__(
+        self, reader: ImageReader, blob: Descriptor, progress: Progress | None, cancel: Cancellation | None
+    ) -> None:
+        self._reader = reader
+        self._blob = blob
+        self._progress = progress
+        self._cancel = cancel
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            file = self._reader.open_blob(self._blob)
+        except NotFound:
+            if self._blob.media_type in FOREIGN_LAYERS:
+                raise foreign_layer(self._reader, self._blob) from None
+            raise
+        with file:
+            yield from relayed(file, self._progress, self._cancel)
 
 
 def relayed(file: BinaryIO, progress: Progress | None, cancel: Cancellation | None) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from lamella.errors import Denied
-from lamella.registry.addresses import joined, origin_of
+from lamella.registry.addresses import Origin, joined, origin_of
 from lamella.registry.auth import Authorizer
 from lamella.registry.failures import failure
 from lamella.registry.retries import PASSING, Patience, retry_after
@@ -33,15 +33,20 @@ class Endpoint:
         options: RegistryOptions,
         *,
         mirror: bool = False,
-        chosen: bool = True,
+        near: Origin | None = None,
     ) -> None:
         self.host = host
         self.registry = registry
         self.mirror = mirror
         self._answered = False
         self.options = options
-        self._transport = Transport(host, options, chosen=chosen)
+        self._transport = Transport(host, options, near=near)
         self._authorizer = Authorizer(self._transport, registry, credential, options)
+
+    @property
+    def origin(self) -> Origin:
+        """Who it is."""
+        return self._transport.origin
 
     def can(self, capability: str) -> bool:
         """Whether the settings let it be used for that."""
@@ -61,7 +66,7 @@ class Endpoint:
         if text is None:
             return None
         url = joined(response.url, text)
-        origin, own = origin_of(url), self._transport.origin
+        origin, own = origin_of(url), self.origin
         if origin.scheme == "http" and own.scheme == "https":
             if origin.host != own.host:
                 raise Denied(f"{self.registry}: refused to go on without TLS at {origin}")
@@ -92,7 +97,7 @@ class Endpoint:
         while True:
             if self.options.cancel is not None:
                 self.options.cancel.check()
-            own = origin_of(url) == self._transport.origin
+            own = origin_of(url) == self.origin
             authorization = self._authorizer.header(scopes) if own else None
             try:
                 response = self._transport.send(
@@ -108,7 +113,7 @@ class Endpoint:
             if response.status in accept:
                 return response
             # What another host asks for is none of the registry's business: it gets no credentials.
-            asked = response.status == 401 and origin_of(response.url) == self._transport.origin
+            asked = response.status == 401 and origin_of(response.url) == self.origin
             try:
                 again = asked and not signed_again and self._authorizer.learn(response, scopes, authorization)
             except BaseException:

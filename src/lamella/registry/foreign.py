@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from lamella.errors import LamellaError, NotFound
-from lamella.registry.addresses import origin_of
+from lamella.errors import Denied, LamellaError, NotFound
+from lamella.registry.addresses import Origin, origin_of
 from lamella.registry.endpoint import Endpoint
 from lamella.registry.hosts import HostConfig
 from lamella.registry.transport import Response
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor
 
 
-def fetch_from(descriptor: Descriptor, options: RegistryOptions, start: int = 0, stop: int | None = None) -> Response:
+def fetch_from(
+    descriptor: Descriptor, near: Origin, options: RegistryOptions, start: int = 0, stop: int | None = None
+) -> Response:
     """The bytes at the first of the descriptor's addresses that gives them, asked for without any credentials.
 
-    Addresses without TLS and those of this machine's own networks are passed over. Raises NotFound, Unavailable.
+    Addresses without TLS are passed over unless the registry at ``near`` does without too; those of a machine's own
+    services are as they are for redirects. Raises NotFound, Denied, Unavailable.
     """
     problem: LamellaError | None = None
     headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
     for url in descriptor.urls:
         try:
             origin = origin_of(url)
-            if origin.scheme != "https":
-                continue
-            host = HostConfig("https", urlsplit(url).netloc)
-            endpoint = Endpoint(host, origin.host, None, options, chosen=False)
+            if origin.scheme != "https" and near.scheme == "https":
+                raise Denied(f"refused to fetch a layer without TLS from {origin}")
+            host = HostConfig(origin.scheme, urlsplit(url).netloc)
+            endpoint = Endpoint(host, origin.host, None, options, near=near)
             doing = f"get the layer {descriptor.digest}"
             return endpoint.request("GET", url, doing=doing, headers=headers, accept=(200, 206))
         except LamellaError as refused:

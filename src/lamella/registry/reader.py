@@ -73,7 +73,7 @@ class RegistryReader(ImageReader):
                 raise
         from lamella.registry.foreign import fetch_from
 
-        return self._stream(descriptor, partial(fetch_from, descriptor, self.client.options))
+        return self._stream(descriptor, partial(fetch_from, descriptor, self.client.own.origin, self.client.options))
 
     def read_document(self, descriptor: Descriptor) -> bytes:
         """A small blob, whole and checked; it is kept, as documents are wanted more than once."""

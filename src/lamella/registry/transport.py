@@ -127,9 +127,9 @@ class Transport:
     """Sends requests to one host, and to those it redirects to. Usable from several threads.
 
     A redirect is followed five times at most, never from TLS to plain HTTP, and never into networks where a machine's
-    own services answer; nothing that proves who we are goes with it to another host or port. ``loopback`` servers are
-    reached from a registry that is on this machine itself. The host may be anywhere where a person has ``chosen``
-    it; where a document names it, it is checked as the target of a redirect is.
+    own services answer; nothing that proves who we are goes with it to another host or port. Servers of this machine
+    are reached from a registry that is on it itself. The host may be anywhere where a person has named it; where a
+    document did, which came from ``near``, it is checked as the target of a redirect is.
     """
 
     def __init__(
@@ -137,15 +137,15 @@ class Transport:
         host: HostConfig,
         options: RegistryOptions,
         *,
-        chosen: bool = True,
+        near: Origin | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.origin = origin_of(host.url)
-        self._chosen = chosen
+        self._chosen = near is None
         self._host = host
         self._options = options
         self._environ = os.environ if environ is None else environ
-        self._local = chosen and is_loopback(self.origin.host)
+        self._local = is_loopback((near or self.origin).host)
         self._managers: dict[tuple[bool, str | None], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 

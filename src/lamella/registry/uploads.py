@@ -114,9 +114,11 @@ class Upload:
         response.drop()
         self._follow(response)
         arrived = _arrived(response) or 0
-        if not start <= arrived <= end:
+        if arrived > end:
+            raise Conflict(f"{self._where}: counts {arrived} bytes of an upload where there are {end}")
+        if arrived < start:
             raise UploadLost(
-                f"{self._where}: has {arrived} bytes of an upload that had come to {start}", hint="try again"
+                f"{self._where}: has {arrived} bytes of an upload of which it had {start}", hint="try again"
             )
         self.offset = arrived
 

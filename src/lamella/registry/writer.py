@@ -131,27 +131,33 @@ class RegistryWriter(ImageWriter):
         """Send a blob: a small one by a single request, a larger one in pieces."""
         digest = descriptor.digest
         upload = self._begun.pop(digest, None)
-        buffer = bytearray(min(descriptor.size, max(PIECE, upload.least if upload else 0)))
+        buffer = bytearray(min(descriptor.size, PIECE))
+        filled = 0
+        sent = False
         try:
-            filled = 0
             for chunk in chunks:
                 rest = chunk
                 while rest:
                     if filled == len(buffer):
-                        if upload is None:
-                            upload = self.client.start_upload()
-                            if upload.least > len(buffer):
-                                buffer += bytes(upload.least - len(buffer))
-                                continue
-                        upload.send(memoryview(buffer))
-                        filled = 0
+                        upload = upload or self.client.start_upload()
+                        if upload.least > filled:
+                            buffer += bytes(upload.least - filled)
+                        else:
+                            upload.send(memoryview(buffer))
+                            filled, sent = 0, True
                     count = min(len(rest), len(buffer) - filled)
                     buffer[filled : filled + count] = rest[:count]
                     filled += count
                     rest = rest[count:]
-            if upload is None:
-                upload = self.client.start_upload()
-            upload.finish(digest, memoryview(buffer)[:filled])
+            for left in reversed(range(_ANEW)):
+                upload = upload or self.client.start_upload()
+                try:
+                    upload.finish(digest, memoryview(buffer)[:filled])
+                    return
+                except UploadLost:
+                    if sent or not left:
+                        raise
+                    upload = None
         except BaseException as problem:
             if upload is not None and not isinstance(problem, UploadLost):
                 upload.cancel()
