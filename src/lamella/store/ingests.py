@@ -100,7 +100,7 @@ class FileIngest:
                     written += os.pwrite(self._file.fileno(), rest[written:], offset + written)
                 self._state.update(rest)
         except OSError as problem:
-            os.ftruncate(self._file.fileno(), offset)
+            self._cut(offset)
             raise from_os(problem, f"write to the ingest {self.ref!r}") from problem
         self._offset = offset + written
         self._updated = self._space.store.clock()
@@ -179,12 +179,19 @@ class FileIngest:
                 at += os.pwrite(self._file.fileno(), chunk, at)
                 lent.seek(at)
         except OSError as problem:
-            os.ftruncate(self._file.fileno(), 0)
+            self._cut(0)
             raise from_os(problem, f"write to the ingest {self.ref!r}") from problem
         self._lent = None
         self._offset = size
         self._state = state
         lent.close()
+
+    def _cut(self, offset: int) -> None:
+        """Drop what a failed write has left. Should even that fail, the next write goes over it."""
+        try:
+            os.ftruncate(self._file.fileno(), offset)
+        except OSError:
+            pass
 
     def _checked(self, total: int, expected: Digest | None) -> Digest:
         if total > 0 and total != self._offset:
