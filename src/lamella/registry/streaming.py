@@ -204,8 +204,12 @@ class BlobStream(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """At most ``size`` of the next bytes; all that is left for a negative size."""
         if size is None or size < 0:
-            return self.readall()
+            return b"".join(iter(lambda: bytes(self._next(READ)), b""))
         return bytes(self._next(size)) if size else b""
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return self.read()
 
     def close(self) -> None:
         """Stop what is under way."""

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where requests may go, and by which proxy."""
+
+from __future__ import annotations
+
+import pytest
+
+from lamella.errors import Denied, InvalidInput
+from lamella.registry.addresses import Origin, check_address, joined, origin_of, shown
+from lamella.registry.proxies import proxy_for
+
+HTTPS = Origin("https", "registry.example", 443)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected", "text"),
+    [
+        ("https://Registry.Example/v2/", HTTPS, "registry.example"),
+        ("https://registry.example:443", HTTPS, "registry.example"),
+        ("https://registry.example.:443/", HTTPS, "registry.example"),
+        ("http://registry.example:443/", Origin("http", "registry.example", 443), "registry.example:443"),
+        ("http://[::1]:5000/a?b", Origin("http", "::1", 5000), "[::1]:5000"),
+    ],
+)
+def test_who_answers_for_a_url(url: str, expected: Origin, text: str) -> None:
+    assert expected == origin_of(url)
+    assert text == str(origin_of(url))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "registry.example", "ftp://a/b", "file:///etc/passwd", "https://", "https://a:b/", "https://a:99999/"),
+        *("https://user@a/", "https://user:secret@a/", "https://[::1/", "https://a b/", "https://a/\nb", "https://ä/"),
+    ],
+)
+def test_what_is_no_address_of_a_registry(url: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        origin_of(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_what_is_shown_of_a_url_has_no_secrets() -> None:
+    assert shown("https://u:p@a.example:1/b/c?signature=x#y") == "https://a.example:1/b/c"
+
+
+def test_a_location_is_seen_from_where_it_was_said() -> None:
+    assert joined("https://a.example/v2/x?y", "/v2/z") == "https://a.example/v2/z"
+    with pytest.raises(InvalidInput):
+        joined("https://a.example/", "http://[::1")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "169.254.0.1", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"),
+        *("2002:a9fe:a9fe::1", "fd00:ec2::254", "100.100.100.200", "0.0.0.0", "::", "224.0.0.1"),
+    ],
+)
+def test_networks_of_a_machines_own_services_are_out_of_bounds(address: str) -> None:
+    for loopback in (False, True):
+        with pytest.raises(Denied):
+            check_address(address, loopback=loopback)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_this_machine_is_reached_from_itself_alone(address: str) -> None:
+    check_address(address, loopback=True)
+    with pytest.raises(Denied):
+        check_address(address, loopback=False)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "192.168.1.1", "172.16.0.1", "fd12::1", "8.8.8.8", "storage.example"])
+def test_private_networks_are_where_private_registries_keep_their_blobs(address: str) -> None:
+    check_address(address, loopback=False)
+
+
+PROXY = "http://proxy.example:3128"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        ({"HTTPS_PROXY": PROXY}, PROXY),
+        ({"https_proxy": "proxy.example:3128"}, PROXY),
+        ({"HTTP_PROXY": PROXY}, None),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "*"}, None),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "registry.example"}, None),
+        ({"HTTPS_PROXY": PROXY, "no_proxy": "a, .example"}, None),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "example"}, None),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "registry.example:443"}, None),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "registry.example:5000"}, PROXY),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": ".registry.example,ample,10.0.0.0/8,,"}, PROXY),
+    ],
+)
+def test_the_proxy_is_the_environments(environ: dict[str, str], expected: str | None) -> None:
+    assert expected == proxy_for(HTTPS, environ)
+
+
+@pytest.mark.parametrize("exceptions", ["10.0.0.0/8", "10.1.2.3", "10.1.2.3:5000", "fd00::/8,10.1.0.0/16"])
+def test_networks_are_excepted_from_the_proxy(exceptions: str) -> None:
+    environ = {"HTTP_PROXY": PROXY, "NO_PROXY": exceptions}
+    assert None is proxy_for(Origin("http", "10.1.2.3", 5000), environ)
+    assert proxy_for(Origin("http", "11.1.2.3", 5000), environ) == PROXY
+
+
+def test_this_machine_is_not_reached_by_a_proxy() -> None:
+    for host in ("localhost", "127.0.0.1", "::1"):
+        assert None is proxy_for(Origin("http", host, 5000), {"HTTP_PROXY": PROXY})
+
+
+def test_a_proxy_that_a_web_request_could_have_named_is_not_used() -> None:
+    environ = {"HTTP_PROXY": PROXY, "REQUEST_METHOD": "GET"}
+    assert None is proxy_for(Origin("http", "registry.example", 80), environ)
+
+
+def test_other_kinds_of_proxies_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="HTTPS_PROXY"):
+        proxy_for(HTTPS, {"HTTPS_PROXY": "socks5://u:secret@a"})
