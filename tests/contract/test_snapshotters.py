@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from lamella.changes.apply import apply
 from lamella.host.mounting import mount_points, unmount
 from lamella.store.snapshotters import open_snapshotter
 from lamella.store.snapshotters.graph import Snapshots
 from lamella.store.store import Store
 from lamella.testing import snapshotter_suite
+from lamella.testing.builders import file
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
 
@@ -26,6 +28,16 @@ def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
 
 def snapshots(kind: str, tmp_path: Path) -> Snapshots:
     return open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests"))
+
+
+def readonly(kind: str, tmp_path: Path) -> Snapshots:
+    with Store.open(tmp_path / "store") as store:
+        writable = open_snapshotter(kind, store.namespace("tests"))
+        writable.prepare("key")
+        apply([file("f")], writable.sink("key"))
+        writable.commit("base", "key")
+        writable.view("view", "base")
+    return open_snapshotter(kind, Store.open(tmp_path / "store", readonly=True).namespace("tests"))
 
 
 class TestOverlay(snapshotter_suite.SnapshotterTests):
@@ -47,3 +59,18 @@ class TestErofs(snapshotter_suite.SnapshotterTests):
 
     def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
         return snapshots("erofs", tmp_path)
+
+
+class TestReadOnlyOverlay(snapshotter_suite.ReadOnlySnapshotterTests):
+    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+        return readonly("overlay", tmp_path)
+
+
+class TestReadOnlyDirectory(snapshotter_suite.ReadOnlySnapshotterTests):
+    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+        return readonly("directory", tmp_path)
+
+
+class TestReadOnlyErofs(snapshotter_suite.ReadOnlySnapshotterTests):
+    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+        return readonly("erofs", tmp_path)

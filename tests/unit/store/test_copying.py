@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,12 +113,12 @@ def test_sockets_and_marks_of_overlays_are_copied_too(tmp_path: Path) -> None:
 
 
 def test_a_tree_deeper_than_paths_reach_is_copied(tmp_path: Path) -> None:
-    deep = "/".join(["deep"] * 1500)
+    deep = "/".join(["d" * 40] * 150)
     source = tree(tmp_path / "source", file(f"{deep}/f", b"at the bottom"))
     try:
         copy_tree(source, tmp_path / "copy")
         assert lines(source) == lines(tmp_path / "copy")
-        assert measure(source).usage.inodes == 1502
+        assert measure(source).usage.inodes == 152
     finally:
         parent = os.open(tmp_path, os.O_RDONLY)
         for name in ("source", "copy"):
@@ -132,6 +134,29 @@ def test_nothing_is_copied_over_something(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         copy_tree(tmp_path / "missing", tmp_path / "other")
     assert os.listdir(tmp_path / "copy") == []
+
+
+def test_what_vanishes_while_it_is_measured_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tree(tmp_path / "source", file("a", b"1" * 5000), directory("d"), file("d/b"))
+    scandir = os.scandir
+
+    @contextmanager
+    def meanwhile(descriptor: int) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(descriptor) as scan:
+            found = list(scan)
+        for name in ("a", "d/b", "d"):
+            if name != "a" or (source / name).exists():
+                remove(source / name)
+        yield found
+
+    def remove(path: Path) -> None:
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+
+    monkeypatch.setattr(os, "scandir", meanwhile)
+    assert measure(source).usage.inodes == 1
 
 
 def test_links_lead_nowhere(tmp_path: Path) -> None:

@@ -260,6 +260,34 @@ def test_of_many_who_make_the_same_snapshot_one_does(store: Store, snapshots: Sn
     assert len(places(store)) == len(rows)
 
 
+def test_cleaning_up_beside_writers_takes_nothing_of_theirs(store: Store, snapshots: Snapshots) -> None:
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def clean() -> None:
+        try:
+            while not done.is_set():
+                open_snapshotter("overlay", store.namespace("tests")).cleanup()
+        except BaseException as failure:  # noqa: BLE001  # whatever it is, the test is to fail
+            failures.append(failure)
+
+    cleaners = [threading.Thread(target=clean) for _ in range(2)]
+    for cleaner in cleaners:
+        cleaner.start()
+    try:
+        for number in range(20):
+            make(snapshots, f"layer {number}", f"layer {number - 1}" if number else "")
+        snapshots.remove("layer 19")
+    finally:
+        done.set()
+        for cleaner in cleaners:
+            cleaner.join()
+    assert failures == []
+    with snapshots.tree("layer 18") as tree:
+        assert len(outline(tree)) == 19
+    assert len(places(store)) == 19
+
+
 def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Store, snapshots: Snapshots) -> None:
     make(snapshots, "base")
 

@@ -23,6 +23,7 @@ _SMALL: Final = 1 << 16
 _STEP: Final = 1 << 30
 _OPEN_DIRECTORIES: Final = 128
 _NO_COPY_IN_KERNEL: Final = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+_GONE: Final = (FileNotFoundError, NotADirectoryError)
 _OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.")
 
 
@@ -74,7 +75,7 @@ class Measured:
 def measure(root: Path) -> Measured:
     """What the tree at ``root`` takes, each file counted once however many names it has, and ``root`` too.
 
-    What is in a directory that keeps us out is not counted. Raises NotFound, Denied.
+    What is in a directory that keeps us out is not counted, nor what vanishes meanwhile. Raises NotFound, Denied.
     """
     size, inodes, sparse = os.lstat(root).st_blocks * 512, 1, False
     seen: set[tuple[int, int]] = set()
@@ -85,12 +86,17 @@ def measure(root: Path) -> Measured:
             directory = todo.pop()
             try:
                 descriptor = directories.open(directory)
-            except PermissionError:
+            except (PermissionError, *_GONE):
+                if not directory:
+                    raise
                 continue
             prefix = f"{directory}/" if directory else ""
             with os.scandir(descriptor) as scan:
                 for entry in scan:
-                    status = entry.stat(follow_symlinks=False)
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
                     if stat.S_ISDIR(status.st_mode):
                         todo.append(prefix + entry.name)
                     elif status.st_nlink > 1:
@@ -118,7 +124,7 @@ class _Copy:
         self._clones = True
         self._in_kernel = True
         self._root = os.geteuid() == 0
-        self._uid, self._gid = os.geteuid(), os.getegid()
+        self._uid = os.geteuid()
         self._links: dict[tuple[int, int], str] = {}
         self._directories: list[tuple[str, os.stat_result, list[tuple[str, bytes]]]] = []
         self._opened_up: list[tuple[str, int]] = []
@@ -230,7 +236,8 @@ class _Copy:
 
     def _finish(self, directory: int, name: str, status: os.stat_result, attributes: list[tuple[str, bytes]]) -> None:
         """Metadata of what is neither a file nor a directory."""
-        if self._root or (status.st_uid, status.st_gid) != (self._uid, self._gid):
+        actual = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if (actual.st_uid, actual.st_gid) != (status.st_uid, status.st_gid):
             os.chown(name, status.st_uid, status.st_gid, dir_fd=directory, follow_symlinks=False)
         at = host.path_beneath(directory, name)
         for key, value in attributes:
@@ -240,8 +247,11 @@ class _Copy:
         os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory, follow_symlinks=False)
 
     def _own(self, descriptor: int, status: os.stat_result) -> None:
-        if self._root or (status.st_uid, status.st_gid) != (self._uid, self._gid):
-            os.fchown(descriptor, status.st_uid, status.st_gid)
+        if not self._root:  # then it is ours already, but for a group that its directory may give it
+            actual = os.fstat(descriptor)
+            if (actual.st_uid, actual.st_gid) == (status.st_uid, status.st_gid):
+                return
+        os.fchown(descriptor, status.st_uid, status.st_gid)
 
     def _attributes(self, file: int | str, names: Iterable[str]) -> list[tuple[str, bytes]]:
         return [(name, host.get_xattr(file, name)) for name in names]
