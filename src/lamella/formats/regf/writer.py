@@ -278,7 +278,8 @@ class _Encoder:
     def _big(self, data: bytes, name: str) -> int:
         if len(data) > 0xFFFF * SEGMENT:
             raise InvalidInput(f"value {name!r} is too large with {len(data)} bytes")
-        segments = [self._filled(data[start : start + SEGMENT]) for start in range(0, len(data), SEGMENT)]
+        # Some readers take the last four bytes of a segment's cell for no data, which they are not in a full segment.
+        segments = [self._filled(data[at : at + SEGMENT] + bytes(4)) for at in range(0, len(data), SEGMENT)]
         return self._filled(layout.BIG.pack(b"db", len(segments), self._words(segments)))
 
     def _security(self, descriptor: bytes) -> int:
