@@ -53,6 +53,8 @@ class TestDirectory(snapshotter_suite.SnapshotterTests):
 
 
 class TestErofs(snapshotter_suite.SnapshotterTests):
+    depth = 64
+
     @pytest.fixture(autouse=True)
     def program(self, needs: Callable[..., str]) -> None:
         needs("mkfs.erofs")
