@@ -96,6 +96,8 @@ def _config(found: Compared) -> Iterator[str]:
 def _value(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        return f"{len(value)} {'step' if len(value) == 1 else 'steps'}"
     import json
 
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

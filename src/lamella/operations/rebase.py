@@ -12,7 +12,7 @@ import msgspec
 from lamella.errors import Conflict, InvalidInput
 from lamella.images.forms import open_writer
 from lamella.images.image import Image, open_image
-from lamella.images.naming import ImageName, parse_image_name
+from lamella.images.naming import REGISTRY, ImageName, parse_image_name
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.oci.reference import parse_reference
@@ -43,7 +43,7 @@ def rebase(
 
     Where a base is not given, the annotations tell it by which builders note what an image was built on: the old one
     by name and digest, the new one by name. No layer is read, unless the target lacks it, and nothing is merged: the
-    image's own layers must make sense on the new base. Of `rebased`, see what comes of config and history.
+    image's own layers must make sense on the new base. `rebased` tells what comes of config and history.
 
     Raises Conflict where the image is not built on ``old_base``, InvalidInput where no base is known, NotFound also
     where a base is not there for the image's platform.
@@ -65,7 +65,7 @@ def rebased(image: Image, old: Image, new: Image) -> Draft:
 
     Its config stays, variables included: what the new base sets in its own config does not get in. Only the version of
     the operating system is the new base's. The history is the new base's with the steps that followed the old one,
-    and empty where one of the three does not account for its layers. The date is SOURCE_DATE_EPOCH, or stays.
+    and empty where one of the two does not account for its layers. The date is SOURCE_DATE_EPOCH, or stays.
     """
     _check_built_on(image, old)
     _check_platform(image, new)
@@ -80,10 +80,9 @@ def rebased(image: Image, old: Image, new: Image) -> Draft:
     if source_date_epoch() is not None:
         config = msgspec.structs.replace(config, created=creation_time())
     annotations = {key: to for key, to in draft.manifest.annotations.items() if key not in (BASE_NAME, BASE_DIGEST)}
-    if new.name is not None and new.name.form == "docker":
+    if new.name is not None and new.name.form == REGISTRY:
         # A name in another place would tell nobody anything who has the image only.
-        reference = parse_reference(new.name.path.removeprefix("//"))
-        annotations[BASE_NAME] = str(replaced(reference, digest=None).with_default_tag())
+        annotations[BASE_NAME] = new.name.path + (f":{new.name.tag}" if new.name.tag else "")
         annotations[BASE_DIGEST] = str(new.descriptor.digest)
     manifest = msgspec.structs.replace(draft.manifest, annotations=annotations)
     return replaced(draft, config=config, layers=layers, manifest=manifest)
@@ -113,7 +112,7 @@ def _check_platform(image: Image, new: Image) -> None:
 def _own_history(image: Image, old: Image) -> list[History]:
     """The steps behind those of the old base."""
     history, below = image.config.history, old.config.history
-    if history[: len(below)] == below:
+    if draft_of(old).accounted and history[: len(below)] == below:
         return list(history[len(below) :])
     # The old base tells its history differently; what follows its last layer is taken for the image's own.
     count = len(old.layers)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of surgery share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.digests import Digest
+from lamella.operations.trees import open_tree
+from lamella.testing.reading import text
+
+Rewrite = Callable[[str, Callable[[Any, Any], None]], None]
+
+
+@pytest.fixture
+def view() -> Callable[[str], list[str]]:
+    """Return a function that gives the merged view of an image as text."""
+
+    def of(name: str) -> list[str]:
+        with open_tree(name) as tree:
+            return list(text(tree))
+
+    return of
+
+
+@pytest.fixture
+def rewrite() -> Rewrite:
+    """Return a function that lets another change manifest and config of the only image of a layout."""
+
+    def change_of(name: str, change: Callable[[Any, Any], None]) -> None:
+        root = Path(name.split(":")[1])
+        blobs = root / "blobs/sha256"
+        index = json.loads((root / "index.json").read_text())
+        manifest = json.loads((blobs / index["manifests"][0]["digest"][7:]).read_text())
+        config = json.loads((blobs / manifest["config"]["digest"][7:]).read_text())
+        change(manifest, config)
+        index["manifests"][0]["mediaType"] = manifest["mediaType"]
+        for holder, key, value in (manifest, "config", config), (index["manifests"], 0, manifest):
+            raw = json.dumps(value).encode()
+            holder[key] |= {"digest": str(Digest.of(raw)), "size": len(raw)}
+            (blobs / Digest.of(raw).hex).write_bytes(raw)
+        (root / "index.json").write_text(json.dumps(index))
+
+    return change_of
