@@ -62,19 +62,15 @@ class LayerNames:
             return known
         if names.units(spelled) > names.MAX_PATH:
             raise UnsafePath(spelled[:80], f"it has more than {names.MAX_PATH} UTF-16 units")
-        at = self._root
-        fold = self.fold
-        for part in parse_path(spelled).split("/") if spelled else ():
-            if not part:
-                break
-            key = fold(part)
-            inner = at.inside.get(key)
-            if inner is None:
-                if part.startswith(WHITEOUT):
-                    raise UnsafePath(spelled, "a component reads as a whiteout")
-                self.check(spelled, part)
-                inner = at.inside[key] = Directory(at, at.spelled.setdefault(key, part))
-            at = inner
+        head, _, last = spelled.rpartition("/")
+        above = self.known.get(head)
+        if above is not None and names.plain(last) and last[:4] != WHITEOUT:
+            at = self._inside(above, last, spelled)
+        else:
+            at = self._root
+            for part in parse_path(spelled).split("/"):
+                if part:
+                    at = self._inside(at, part, spelled)
         if not hasattr(at, "path"):
             at.path = _path(at)
         if len(spelled) <= _KNOWN_LENGTH:
@@ -82,6 +78,16 @@ class LayerNames:
                 self.known.clear()
             self.known[spelled] = at
         return at
+
+    def _inside(self, above: Directory, name: str, spelled: str) -> Directory:
+        key = self.fold(name)
+        inner = above.inside.get(key)
+        if inner is None:
+            if name.startswith(WHITEOUT):
+                raise UnsafePath(spelled, "a component reads as a whiteout")
+            self.check(spelled, name)
+            inner = above.inside[key] = Directory(above, above.spelled.setdefault(key, name))
+        return inner
 
     def check(self, path: str, name: str) -> None:
         """Make sure that NTFS can have ``name``, the last or another component of ``path``. Raises UnsafePath."""
@@ -108,6 +114,10 @@ class LayerNames:
 
     def resolve(self, path: str) -> LayerPath:
         """``path`` as this layer first wrote it, as far as it did. Raises UnsafePath."""
+        head, _, base = path.rpartition("/")
+        directory = self.known.get(head)
+        if directory is not None and names.plain(base):
+            return join(directory.path, directory.spelled.get(self.fold(base), base))
         parsed = parse_path(path)
         if names.units(parsed) > names.MAX_PATH:
             raise UnsafePath(path[:80], f"it has more than {names.MAX_PATH} UTF-16 units")
@@ -126,6 +136,8 @@ class LayerNames:
 
 
 def _path(directory: Directory) -> LayerPath:
+    if directory.above is not None and hasattr(directory.above, "path"):
+        return join(directory.above.path, directory.name)
     parts = []
     at: Directory | None = directory
     while at is not None and at.above is not None:

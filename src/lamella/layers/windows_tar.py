@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lamella.streams.seekable import SeekableBlob
 
 _STRUCTURE: Final = "tar header"
+_NAMES_KEPT: Final = 16384
 _DATA_TYPE: Final = ":$DATA"
 
 
@@ -49,18 +50,27 @@ def windows_tar_changes(
     reader = TarReader(next_buffer, facet=write_time, limits=limits or TarLimits())
     layer_names = LayerNames(rules or NameRules())
     known, fold, plain = layer_names.known, layer_names.fold, names.plain
+    keys: dict[str, str] = {}  # of names that are nothing special, as they stand
     source = _Unusual(layer_names, stored)
     read_records = RecordReader(unwrap=unwrap_times).read
     file = Kind.FILE
     for member in reader:
         head, _, base = member.name.rpartition("/")
         directory = known.get(head)
-        if directory is None or base[:4] == WHITEOUT or not plain(base):
-            change, directory, base = source.named(member)
-            if change is not None:
-                yield change
-                continue
-        key = fold(base)
+        key = keys.get(base)
+        if directory is None or key is None:
+            if base[:4] != WHITEOUT and plain(base):
+                directory = layer_names.directory(head)
+                key = fold(base)
+                if len(keys) >= _NAMES_KEPT:
+                    keys.clear()
+                keys[base] = key
+            else:
+                change, directory, base = source.named(member)
+                if change is not None:
+                    yield change
+                    continue
+                key = fold(base)
         if directory.spelled.setdefault(key, base) != base:
             layer_names.claim(directory, base)
         where = directory.path

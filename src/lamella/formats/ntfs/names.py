@@ -15,7 +15,7 @@ MAX_PATH: Final = 32767
 _FORBIDDEN: Final = frozenset({*map(chr, range(32)), *'"*/:<>?\\|'})
 _DEVICE: Final = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[1-9¹²³]) *(?:\.|\Z)", re.IGNORECASE)
 
-_SUSPECT: Final = re.compile(r'[\0-\x1f"*/:<>?\\|\ud800-\udfff]|[. ]\Z')
+_suspect: Final = re.compile(r'[\0-\x1f"*/:<>?\\|\ud800-\udfff]').search
 _DEVICE_INITIALS: Final = frozenset("acnlpACNLP")
 
 
@@ -44,9 +44,7 @@ def awkward(name: str) -> str | None:
 
 def plain(name: str) -> bool:
     """Whether neither `illegal` nor `awkward` finds anything; much quicker than asking them."""
-    if len(name) > MAX_NAME >> 1 and units(name) > MAX_NAME:
-        return False
-    if not name or _SUSPECT.search(name) is not None:
+    if not name or _suspect(name) or name[-1] in ". " or (len(name) > MAX_NAME >> 1 and units(name) > MAX_NAME):
         return False
     return name[0] not in _DEVICE_INITIALS or _DEVICE.match(name) is None
 

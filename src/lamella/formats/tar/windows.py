@@ -71,7 +71,7 @@ class RecordReader:
         if value is not None:
             creation = known_time(value)
             if creation is None:
-                creation = self._time(CREATION, value, at)
+                creation = _remember(self._times, value, self._time(CREATION, value, at))
         # As with all keys that stand for a field, an empty value means that nothing is said.
         value = get(ACCESS)
         if value:
@@ -121,7 +121,7 @@ class RecordReader:
             time = parse_pax_time(value.decode("latin-1"))
         except InvalidInput as error:
             raise FormatError(STRUCTURE, at, f"{key}: {error}") from None
-        return _remember(self._times, value, filetime.unwrap(time) if self._unwrap else time)
+        return filetime.unwrap(time) if time % filetime.TICK and self._unwrap else time
 
     def _from_sddl(self, value: bytes, at: int) -> bytes:
         descriptor = self._legacy.get(value)
