@@ -39,3 +39,15 @@ class Verb(click.Command):
         settings.setdefault("context_settings", CONTEXT)
         super().__init__(*args, **settings)
         self.params += result_options()
+
+
+class VerbGroup(Verb, click.Group):
+    """A verb that has verbs of its own, listed in the order in which they were added."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        settings.setdefault("subcommand_metavar", "VERB ...")
+        super().__init__(*args, **settings)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The verbs."""
+        return list(self.commands)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lamella.cli.console import Console, columns, human_size
-from lamella.cli.frame import CONTEXT, Verb, result_options
+from lamella.cli.frame import Verb, VerbGroup
 from lamella.cli.options import platform_option
 
 if TYPE_CHECKING:
@@ -23,17 +23,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FILE_KEY = "FILE[::KEY]"
 
-command = click.Group(
-    "hive",
-    help="""Look into registry hives, and merge them.
+
+@click.group("hive", cls=VerbGroup)
+def command() -> None:
+    """Look into registry hives, and merge them.
 
     FILE is a file, - for standard input, or a file in an image as IMAGE::PATH, for example
     oci:DIR:TAG::Files/Windows/System32/config/SYSTEM. KEY is the path of a key below the root, with backslashes or,
-    where there is none, slashes between the names; case does not matter.""",
-    params=result_options(),
-    subcommand_metavar="VERB ...",
-    context_settings=CONTEXT,
-)
+    where there is none, slashes between the names; case does not matter.
+    """
 
 
 def _dirty_option(function: F) -> F:
