@@ -100,6 +100,8 @@ def _mount(mount: Mount, target: Path) -> None:
         match mount:
             case BindMount(source, readonly):
                 mounting.bind(os.fspath(source), where, readonly=readonly)
+            case OverlayMount((), Path() as upper, _, _):
+                mounting.bind(os.fspath(upper), where)
             case OverlayMount(lower, None, _, _) if len(lower) == 1:
                 # An overlay of one directory, which the kernel does not make, is that directory.
                 mounting.bind(os.fspath(lower[0]), where, readonly=True)

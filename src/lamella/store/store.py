@@ -28,11 +28,11 @@ from lamella.store.labels import check_key, check_namespace
 
 if TYPE_CHECKING:
     from lamella.store.content import Content
-    from lamella.store.contract import Snapshotter
     from lamella.store.database import Database
     from lamella.store.images import Images
     from lamella.store.leases import Leases
     from lamella.store.namespaces import Namespaces
+    from lamella.store.snapshotters.graph import Snapshots
 
 ROOT: Final = "LAMELLA_ROOT"
 """The variable that says where the store is."""
@@ -144,7 +144,7 @@ class Space:
         self.store = store
         self.name = name
         self.lease = lease
-        self._snapshotters: dict[str, Snapshotter] = {}
+        self._snapshotters: dict[str, Snapshots] = {}
 
     @cached_property
     def content(self) -> Content:
@@ -167,7 +167,7 @@ class Space:
 
         return Leases(self.store.database, self.name, self.store.clock)
 
-    def snapshots(self, name: str) -> Snapshotter:
+    def snapshots(self, name: str) -> Snapshots:
         """Its snapshots that the snapshotter ``name`` keeps. Raises InvalidInput, Unsupported."""
         found = self._snapshotters.get(name)
         if found is None:

@@ -89,6 +89,13 @@ def test_an_overlay_of_one_directory_is_that_directory_read_only(where: Path) ->
             (root / "f").unlink()
 
 
+def test_an_overlay_of_its_upper_directory_alone_is_that_directory(where: Path) -> None:
+    over, work = upper(where)
+    with mounted([OverlayMount((), over, work)]) as root:
+        (root / "new").touch()
+    assert os.listdir(over) == ["new"]
+
+
 def test_a_bind_is_read_only_where_it_is_asked_for(where: Path) -> None:
     source = directory(where / "source", "f")
     with mounted([BindMount(source)]) as root:

@@ -68,8 +68,8 @@ class Measured:
     """What a tree takes."""
 
     usage: Usage
-    sparse: bool
-    """Whether a file in it has holes of some size."""
+    sparse: int
+    """Bytes of the largest file that has holes of some size; 0 where there is none."""
 
 
 def measure(root: Path) -> Measured:
@@ -77,7 +77,7 @@ def measure(root: Path) -> Measured:
 
     What is in a directory that keeps us out is not counted, nor what vanishes meanwhile. Raises NotFound, Denied.
     """
-    size, inodes, sparse = os.lstat(root).st_blocks * 512, 1, False
+    size, inodes, sparse = os.lstat(root).st_blocks * 512, 1, 0
     seen: set[tuple[int, int]] = set()
     directories = Descriptors(open_root(root), most=_OPEN_DIRECTORIES)
     todo = [""]
@@ -107,7 +107,7 @@ def measure(root: Path) -> Measured:
                     size += status.st_blocks * 512
                     inodes += 1
                     if status.st_size - status.st_blocks * 512 >= _SMALL:
-                        sparse = True
+                        sparse = max(sparse, status.st_size)
     except OSError as error:
         raise from_os(error, f"measure {os.fspath(root)!r}") from error
     finally:

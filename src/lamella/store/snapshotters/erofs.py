@@ -36,7 +36,9 @@ _PROGRAM: Final = "mkfs.erofs"
 _HINT: Final = "install erofs-utils, 1.8 or newer"
 _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 _CHUNK: Final = 1 << 16
-"""Bytes of the smallest hole that an image keeps."""
+"""Bytes of the smallest hole that an image keeps, in files that are not huge."""
+_MOST_CHUNKS: Final = 1 << 20
+"""In one file: each takes four bytes of the image."""
 
 
 class ErofsForm(OverlayForm):
@@ -141,10 +143,18 @@ def _make_image(tree: Path, image: Path) -> None:
     if program is None:
         raise Unsupported(f"there is no {_PROGRAM} on this system, which makes the images of layers", hint=_HINT)
     options = ["--quiet", "-T0", "--mkfs-time", "--preserve-mtime", "-U", _NO_UUID]
-    if measure(tree).sparse:
-        options.append(f"--chunksize={_CHUNK}")  # holes would be written out else
+    sparse = measure(tree).sparse
+    if sparse:  # holes would be written out else
+        chunk = _CHUNK
+        while sparse > chunk * _MOST_CHUNKS:
+            chunk *= 2
+        options.append(f"--chunksize={chunk}")
     # What the environment says of times must not reach the image, nor its language the messages.
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "TMPDIR": os.fspath(image.parent),
+        "LC_ALL": "C.UTF-8",
+    }
     done = subprocess.run(
         [program, *options, os.fspath(image), os.fspath(tree)],
         stdin=subprocess.DEVNULL,
