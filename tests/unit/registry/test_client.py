@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests of the distribution specification, against a registry in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tests.registry.hostile import Registry, error
+from tests.registry.misbehaviour import cut_upload, lose_upload, reset, say, with_body, with_headers
+from tests.registry.wire import Answer, Request
+
+from lamella.digests import Digest, parse_digest
+from lamella.errors import (
+    Cancelled,
+    Conflict,
+    Denied,
+    DigestMismatch,
+    Exhausted,
+    InvalidInput,
+    LamellaError,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+from lamella.images.options import RegistryOptions
+from lamella.oci.mediatypes import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from lamella.progress import Cancellation
+from lamella.registry import listing
+from lamella.registry.client import Client
+from lamella.registry.referrers import fallback_tag
+from lamella.registry.retries import Patience, retry_after
+from lamella.testing.images import compact, digest, small_image
+
+IMAGE = small_image({"a": b"b"})
+NAME = IMAGE.descriptor["digest"]
+RAW = compact(IMAGE.manifest)
+OPTIONS = RegistryOptions(tries=3, retry_wait=3, anonymous=True)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamella.registry.retries._FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry() as server:
+        server.add("team/app", "v1", IMAGE)
+        yield server
+
+
+@pytest.fixture
+def client(registry: Registry) -> Iterator[Client]:
+    one = Client(registry.host, "team/app", OPTIONS)
+    yield one
+    one.close()
+
+
+class TestManifests:
+    @pytest.mark.parametrize("reference", ["v1", NAME])
+    def test_by_tag_and_by_digest(self, client: Client, reference: str) -> None:
+        descriptor, raw = client.manifest(reference)
+        assert raw == RAW
+        assert (descriptor.digest, descriptor.size, descriptor.media_type) == (NAME, len(RAW), OCI_MANIFEST)
+        assert client.find_manifest(reference) == descriptor
+
+    def test_what_is_not_there(self, client: Client) -> None:
+        with pytest.raises(NotFound, match="MANIFEST_UNKNOWN"):
+            client.manifest("v2")
+        assert client.find_manifest("v2") is None
+
+    def test_every_kind_is_asked_for(self, client: Client, registry: Registry) -> None:
+        client.manifest("v1")
+        (request,) = registry.asked("GET", "/manifests/")
+        assert all(kind in request.headers["Accept"] for kind in (OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST))
+
+    def test_a_registry_that_does_not_say_what_it_found_is_asked_for_all_of_it(
+        self, client: Client, registry: Registry
+    ) -> None:
+        registry.misbehave("HEAD", "/manifests/", with_headers(Docker_Content_Digest=None))
+        found = client.find_manifest("v1")
+        assert found is not None
+        assert found.digest == NAME
+
+    def test_put_and_delete(self, client: Client, registry: Registry) -> None:
+        assert client.put_manifest("v2", OCI_MANIFEST, RAW).digest == NAME
+        assert registry.manifests["team/app", "v2"] == (OCI_MANIFEST, RAW)
+        client.delete_manifest("v2")
+        assert ("team/app", "v2") not in registry.manifests
+        with pytest.raises(NotFound):
+            client.delete_manifest("v2")
+
+    def test_a_registry_that_deletes_no_tags_says_how_else(self, client: Client, registry: Registry) -> None:
+        registry.misbehave("DELETE", "/manifests/v1", say(error(405, "UNSUPPORTED")))
+        with pytest.raises(Unsupported) as caught:
+            client.delete_manifest("v1")
+        assert "by digest alone" in (caught.value.hint or "")
+
+    def test_another_manifest_than_was_put_is_found_out(self, client: Client, registry: Registry) -> None:
+        registry.misbehave("PUT", "/manifests/", with_headers(Docker_Content_Digest=digest(b"")))
+        with pytest.raises(DigestMismatch):
+            client.put_manifest("v2", OCI_MANIFEST, RAW)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("answer", "expected"),
+        [
+            (error(404, "NAME_UNKNOWN"), NotFound),
+            (error(404, ""), NotFound),
+            (Answer(404, {}, b"<html>not found"), NotFound),
+            (error(400, "MANIFEST_INVALID"), InvalidInput),
+            (error(400, "DIGEST_INVALID"), LamellaError),
+            (error(403, "DENIED"), Denied),
+            (error(401, "UNAUTHORIZED"), Denied),
+            (error(405, "UNSUPPORTED"), Unsupported),
+            (error(413, ""), Exhausted),
+            (error(429, "TOOMANYREQUESTS"), Unavailable),
+            (error(502, "NAME_UNKNOWN"), Unavailable),
+            (Answer(418, {}, b'{"errors": [[]]}'), LamellaError),
+        ],
+    )
+    def test_refusals_have_categories(
+        self, client: Client, registry: Registry, answer: Answer, expected: type[LamellaError]
+    ) -> None:
+        registry.misbehave("GET", "/manifests/", say(answer))
+        with pytest.raises(expected) as caught:
+            client.manifest("v1")
+        assert str(caught.value).startswith(f"{registry.host}: look for the manifest v1: ")
+
+    def test_what_a_registry_says_is_one_short_line(self, client: Client, registry: Registry) -> None:
+        text = "line\nline\x1b[31m\u202e" + "x" * 5000
+        registry.misbehave("GET", "/manifests/", say(error(404, "NAME_UNKNOWN", text)))
+        with pytest.raises(NotFound) as caught:
+            client.manifest("v1")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
+
+
+class TestPatience:
+    @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+    def test_failures_that_may_pass_do(self, client: Client, registry: Registry, status: int) -> None:
+        registry.misbehave("GET", "/manifests/", say(error(status, "")), times=2)
+        assert client.manifest("v1")[1] == RAW
+
+    def test_resets_pass(self, client: Client, registry: Registry) -> None:
+        registry.misbehave("GET", "/manifests/", reset, times=2)
+        assert client.manifest("v1")[1] == RAW
+
+    @pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+    def test_an_answer_is_an_answer(self, client: Client, registry: Registry, status: int) -> None:
+        registry.misbehave("GET", "/manifests/", say(error(status, "")))
+        with pytest.raises(LamellaError):
+            client.manifest("v1")
+        assert len(registry.requests) == 1
+
+    def test_a_host_that_was_never_there_is_not_waited_for(self) -> None:
+        start = time.monotonic()
+        with pytest.raises(Unavailable):
+            Client("127.0.0.1:1", "a", RegistryOptions()).manifest("v1")
+        assert time.monotonic() - start < 2
+
+    def test_a_wish_to_stop_ends_a_pause(self) -> None:
+        cancel = Cancellation()
+        cancel.cancel()
+        with pytest.raises(Cancelled):
+            Patience(RegistryOptions(cancel=cancel)).pause(Unavailable("x"), 100)
+
+    def test_retry_after_is_seconds_or_a_date(self) -> None:
+        assert retry_after({}) is None
+        assert retry_after({"Retry-After": " 7 "}) == 7
+        assert retry_after({"Retry-After": "soon"}) is None
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+        seconds = retry_after({"Retry-After": date})
+        assert seconds is not None
+        assert 50 < seconds <= 60
+        assert retry_after({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
+
+    def test_bytes_give_new_patience_when_there_are_enough(self) -> None:
+        patience = Patience(RegistryOptions(tries=2))
+        for _ in range(3):
+            patience.pause(Unavailable("x"), 0)
+            patience.progress(1 << 20)
+        patience.pause(Unavailable("x"), 0)
+        patience.progress(1000)
+        with pytest.raises(Unavailable):
+            patience.pause(Unavailable("x"), 0)
+
+
+class TestBlobs:
+    RAW = bytes(range(256)) * 100
+
+    def test_size_part_and_delete(self, client: Client, registry: Registry) -> None:
+        name = parse_digest(registry.add_blob("team/app", self.RAW))
+        assert client.blob_size(name) == len(self.RAW)
+        assert client.blob_size(Digest.of(b"other")) is None
+        answer = client.blob(name, 10, 20)
+        assert (206, self.RAW[10:20]) == (answer.status, answer.document())
+        client.delete_blob(name)
+        assert client.blob_size(name) is None
+
+    def test_an_upload_in_pieces(self, client: Client, registry: Registry) -> None:
+        upload = client.start_upload()
+        view = memoryview(self.RAW)
+        upload.send(view[:10_000])
+        upload.send(view[10_000:20_000])
+        upload.finish(Digest.of(self.RAW), view[20_000:])
+        assert registry.blobs[digest(self.RAW)] == self.RAW
+        sent = [request.headers.get("Content-Range") for request in registry.asked("PATCH|PUT", "/uploads/")]
+        assert sent == ["0-9999", "10000-19999", f"20000-{len(self.RAW) - 1}"]
+
+    @pytest.mark.parametrize("keep", [True, False])
+    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
+    def test_a_cut_piece_goes_on_where_it_was_cut(
+        self, client: Client, registry: Registry, method: str, keep: bool
+    ) -> None:
+        registry.misbehave(method, "/uploads/", cut_upload(3000, registry, keep=keep), times=1)
+        upload = client.start_upload()
+        view = memoryview(self.RAW)
+        upload.send(view[:10_000])
+        upload.finish(Digest.of(self.RAW), view[10_000:])
+        assert registry.blobs[digest(self.RAW)] == self.RAW
+
+    def test_an_upload_whose_last_answer_got_lost_is_done(self, client: Client, registry: Registry) -> None:
+        def lose_answer(request: Request, serve: object) -> Answer:
+            assert callable(serve)
+            serve()
+            return Answer(0, cut=0, raw=b"")
+
+        registry.misbehave("PUT", "/uploads/", lose_answer, times=1)
+        upload = client.start_upload()
+        upload.finish(Digest.of(self.RAW), self.RAW)
+        assert len(registry.asked("PUT", "/uploads/")) == 1
+
+    def test_an_upload_that_is_lost_says_so(self, client: Client, registry: Registry) -> None:
+        upload = client.start_upload()
+        upload.send(memoryview(self.RAW)[:10])
+        registry.misbehave("PATCH", "/uploads/", lose_upload(registry))
+        with pytest.raises(Unavailable):
+            upload.send(memoryview(self.RAW)[10:])
+
+    def test_an_upload_that_is_given_up_is_forgotten(self, client: Client, registry: Registry) -> None:
+        client.start_upload().cancel()
+        assert registry.uploads == {}
+
+    def test_a_mount_moves_no_bytes(self, client: Client, registry: Registry) -> None:
+        name = parse_digest(registry.add_blob("other/app", self.RAW))
+        assert client.mount_blob(name, "other/app") is None
+        assert client.blob_size(name) == len(self.RAW)
+        upload = client.mount_blob(Digest.of(b"absent"), "other/app")
+        assert upload is not None
+        upload.finish(Digest.of(b"absent"), b"absent")
+        assert registry.blobs[digest(b"absent")] == b"absent"
+
+    def test_a_registry_behind_a_proxy_may_take_itself_for_one_without_tls(self, registry: Registry) -> None:
+        client = Client("registry.example", "a", OPTIONS)
+
+        said = SimpleNamespace(url="https://registry.example/v2/a/blobs/uploads/", headers={})
+        said.headers["Location"] = "http://registry.example/v2/a/blobs/uploads/1?x=y"
+        assert client.own.location(said) == "https://registry.example/v2/a/blobs/uploads/1?x=y"  # type: ignore[arg-type]
+        said.headers["Location"] = "http://other.example/v2/"
+        with pytest.raises(Denied):
+            client.own.location(said)  # type: ignore[arg-type]
+
+
+class TestLists:
+    def test_tags_page_by_page(self, client: Client, registry: Registry) -> None:
+        registry.page = 2
+        for number in range(5):
+            registry.add_manifest("team/app", f"t{number}", OCI_MANIFEST, RAW)
+        assert list(client.tags()) == ["t0", "t1", "t2", "t3", "t4", "v1"]
+        assert len(registry.asked("GET", "/tags/list")) == 3
+
+    def test_a_repository_without_tags(self, client: Client, registry: Registry) -> None:
+        registry.misbehave("GET", "/tags/list", say(Answer(200, {}, b'{"name": "a", "tags": null}')))
+        assert list(client.tags()) == []
+
+    @pytest.mark.parametrize("document", [b"[]", b'{"tags": "a"}', b'{"tags": [1]}', b'{"tags": ["a\\u001b[31m"]}'])
+    def test_names_that_are_none(self, client: Client, registry: Registry, document: bytes) -> None:
+        registry.misbehave("GET", "/tags/list", say(Answer(200, {}, document)))
+        with pytest.raises(InvalidInput):
+            list(client.tags())
+
+    def test_there_is_an_end_to_pages(
+        self, client: Client, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def more(request: Request, serve: object) -> Answer:
+            last = int(request.query.get("last", "0")) + 1
+            return Answer(200, {"Link": f'</v2/team/app/tags/list?last={last}>; rel="next"'}, b'{"tags": ["a"]}')
+
+        monkeypatch.setattr(listing, "MAX_PAGES", 10)
+        registry.misbehave("GET", "/tags/list", more)
+        with pytest.raises(Exhausted):
+            list(client.tags())
+
+    def test_the_catalog(self, registry: Registry) -> None:
+        registry.repositories["b/c"] = set()
+        assert list(Client(registry.host, options=OPTIONS).catalog()) == ["b/c", "team/app"]
+
+    def test_ping(self, client: Client, registry: Registry) -> None:
+        client.ping()
+        registry.misbehave("GET", "/v2/", say(Answer(404)))
+        with pytest.raises(NotFound):
+            client.ping()
+
+
+class TestReferrers:
+    SIGNATURE = compact(
+        {
+            **IMAGE.manifest,
+            "artifactType": "application/x.signature",
+            "subject": IMAGE.descriptor,
+            "annotations": {"k": "v"},
+        }
+    )
+
+    def test_by_the_api(self, client: Client, registry: Registry) -> None:
+        registry.add_manifest("team/app", "s", OCI_MANIFEST, self.SIGNATURE)
+        (found,) = client.referrers(parse_digest(NAME))
+        assert found.digest == digest(self.SIGNATURE)
+        assert client.referrers(parse_digest(NAME), "application/x.signature") == [found]
+        assert client.referrers(parse_digest(NAME), "application/x.other") == []
+
+    def test_by_the_tag_that_stands_in(self, client: Client, registry: Registry) -> None:
+        registry.misbehave("GET", "/referrers/", say(Answer(404, {}, b"404 page not found")))
+        assert client.referrers(parse_digest(NAME)) == []
+        for _ in range(2):  # the second time changes nothing
+            client.put_manifest(digest(self.SIGNATURE), OCI_MANIFEST, self.SIGNATURE)
+        assert ("team/app", fallback_tag(parse_digest(NAME))) in registry.manifests
+        (found,) = client.referrers(parse_digest(NAME))
+        assert (found.digest, found.artifact_type) == (digest(self.SIGNATURE), "application/x.signature")
+        assert found.annotations == {"k": "v"}
+
+    def test_a_registry_that_keeps_the_list_itself_is_not_helped(self, client: Client, registry: Registry) -> None:
+        registry.misbehave("PUT", "/manifests/", with_headers(OCI_Subject=NAME))
+        client.put_manifest(digest(self.SIGNATURE), OCI_MANIFEST, self.SIGNATURE)
+        assert ("team/app", fallback_tag(parse_digest(NAME))) not in registry.manifests
+
+    def test_an_answer_that_is_no_index(self, client: Client, registry: Registry) -> None:
+        registry.misbehave("GET", "/referrers/", with_body(lambda _: b'{"manifests": 1}'))
+        with pytest.raises(InvalidInput):
+            client.referrers(parse_digest(NAME))
+
+
+class TestMirrors:
+    @pytest.fixture
+    def through(self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+        """Another registry that is set up as a mirror of the first."""
+        with Registry() as mirror:
+            directory = tmp_path / registry.host
+            directory.mkdir()
+            text = f'server = "{registry.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]\n'
+            (directory / "hosts.toml").write_text(text)
+            monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path))
+            yield mirror
+
+    def test_a_mirror_is_asked_first_and_told_what_for(self, registry: Registry, through: Registry) -> None:
+        through.add("team/app", "v1", IMAGE)
+        assert Client(registry.host, "team/app", OPTIONS).manifest("v1")[1] == RAW
+        assert registry.requests == []
+        assert [request.query for request in through.requests] == [{"ns": registry.host}]
+
+    @pytest.mark.parametrize("status", [404, 403, 500])
+    def test_what_a_mirror_has_not_is_asked_of_the_registry(
+        self, registry: Registry, through: Registry, status: int
+    ) -> None:
+        through.misbehave(".*", "", say(Answer(status)))
+        assert Client(registry.host, "team/app", OPTIONS).manifest("v1")[1] == RAW
+
+    def test_a_mirror_that_is_down_is_left_alone(self, registry: Registry, through: Registry) -> None:
+        through.misbehave(".*", "", reset)
+        client = Client(registry.host, "team/app", OPTIONS)
+        for _ in range(3):
+            client.manifest("v1")
+        assert len(through.requests) <= 2
+
+    def test_nothing_is_pushed_to_a_mirror(self, registry: Registry, through: Registry) -> None:
+        client = Client(registry.host, "team/app", OPTIONS)
+        client.put_manifest("v3", OCI_MANIFEST, RAW)
+        assert client.find_manifest("v3") is not None
+        assert through.requests == []
+
+
+def test_a_conflict_is_one(client: Client, registry: Registry) -> None:
+    registry.misbehave("PUT", "/manifests/", say(error(400, "MANIFEST_BLOB_UNKNOWN")))
+    with pytest.raises(Conflict):
+        client.put_manifest("v2", OCI_MANIFEST, RAW)

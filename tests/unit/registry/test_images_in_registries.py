@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registries are places for images like any other: by the same names, readers and writers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.registry.hostile import Registry
+from tests.registry.misbehaviour import cut_upload, lose_upload
+
+from lamella.digests import Digest, parse_digest
+from lamella.errors import Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
+from lamella.images.forms import open_reader, open_writer
+from lamella.images.image import open_image
+from lamella.images.naming import parse_image_name
+from lamella.images.options import RegistryOptions
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.mediatypes import OCI_MANIFEST
+from lamella.operations.copy import copy
+from lamella.registry import writer as writing
+from lamella.registry.writer import RegistryWriter
+from lamella.testing.images import compact, digest, index_of, small_image, tagged, write_layout
+
+NOISE = random.Random(5).randbytes(300_000)
+IMAGE = small_image({"etc/name": b"lamella"}, {"noise": NOISE}, compress=False)
+ARM = small_image({"etc/name": b"arm"}, platform="linux/arm64")
+ENTRY, INDEX = index_of(IMAGE, ARM)
+LAYER = IMAGE.manifest["layers"][1]["digest"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamella.registry.retries._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(writing, "PIECE", 100_000)
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry() as server:
+        yield server
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> str:
+    blobs = {**IMAGE.blobs, **ARM.blobs, digest(INDEX): INDEX}
+    entries = [tagged(ENTRY, "all"), tagged(IMAGE.descriptor, "one")]
+    return f"oci:{write_layout(str(tmp_path / 'layout'), entries, blobs)}"
+
+
+def new_writer(registry: Registry, suffix: str = ":v1") -> RegistryWriter:
+    found = open_writer(parse_image_name(f"docker://{registry.host}/a{suffix}"))
+    assert isinstance(found, RegistryWriter)
+    return found
+
+
+def described(raw: bytes, media_type: str = "application/octet-stream") -> Descriptor:
+    return Descriptor(media_type=media_type, digest=Digest.of(raw), size=len(raw))
+
+
+def test_there_and_back(registry: Registry, layout: str, tmp_path: Path) -> None:
+    name = f"docker://{registry.host}/team/app:v1"
+    there = copy(f"{layout}:all", name, all_platforms=True)
+    assert (there.entry.digest, there.present) == (ENTRY["digest"], 0)
+    back = copy(name, f"oci:{tmp_path}/back:v1", all_platforms=True)
+    assert back.entry.digest == ENTRY["digest"]
+    assert back.size == there.size
+
+
+def test_what_is_there_is_not_sent_again(registry: Registry, layout: str) -> None:
+    copy(f"{layout}:all", f"docker://{registry.host}/a:v1", all_platforms=True)
+    sent = len(registry.asked("PATCH|PUT"))
+    again = copy(f"{layout}:all", f"docker://{registry.host}/a:v2", all_platforms=True)
+    assert (again.blobs, len(registry.asked("PATCH|PUT"))) == (0, sent + 1)
+
+
+def test_the_platform_is_chosen_and_nothing_else_is_read(registry: Registry, layout: str) -> None:
+    name = f"docker://{registry.host}/a:v1"
+    copy(f"{layout}:all", name, all_platforms=True)
+    before = len(registry.requests)
+    with open_image(name, "linux/arm64") as image:
+        assert image.descriptor.digest == ARM.descriptor["digest"]
+    assert len(registry.requests) == before + 3  # index, manifest, config
+
+
+def test_by_digest_and_under_a_tag_that_has_moved(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    registry.add("a", "v1", ARM)
+    wanted = IMAGE.descriptor["digest"]
+    for suffix in (f"@{wanted}", f":v1@{wanted}"):
+        with open_image(f"docker://{registry.host}/a{suffix}") as image:
+            assert image.descriptor.digest == wanted
+    with open_image(f"docker://{registry.host}/a:v1", "linux/arm64") as image:
+        assert image.descriptor.digest == ARM.descriptor["digest"]
+
+
+def test_between_repositories_of_one_registry_blobs_are_mounted(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    copied = copy(f"docker://{registry.host}/a:v1", f"docker://{registry.host}/b:v1")
+    assert copied.entry.digest == IMAGE.descriptor["digest"]
+    assert registry.asked("GET", "/layer|/blobs/" + LAYER) == []
+    assert len(registry.asked("POST", "/blobs/uploads/")) == 3
+    assert LAYER in registry.repositories["b"]
+
+
+def test_between_registries_blobs_are_streamed(registry: Registry) -> None:
+    with Registry() as other:
+        registry.add("a", "v1", IMAGE)
+        copy(f"docker://{registry.host}/a:v1", f"docker://{other.host}/b:v1")
+        assert other.blobs[LAYER] == registry.blobs[LAYER]
+
+
+def test_the_tag_is_put_last_and_parts_before_what_names_them(registry: Registry, layout: str) -> None:
+    copy(f"{layout}:all", f"docker://{registry.host}/a:v1", all_platforms=True)
+    puts = [request.path.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
+    assert puts == [IMAGE.descriptor["digest"], ARM.descriptor["digest"], "v1"]
+    assert registry.asked()[-1].path.endswith("/manifests/v1")
+
+
+def test_nothing_is_tagged_before_the_commit(registry: Registry) -> None:
+    with new_writer(registry) as writer:
+        for raw in IMAGE.blobs.values():
+            kind = OCI_MANIFEST if raw == compact(IMAGE.manifest) else "application/octet-stream"
+            writer.put_blob(described(raw, kind), [raw])
+    assert registry.manifests == {}
+
+
+def test_an_image_of_which_a_part_is_missing_is_not_named(registry: Registry) -> None:
+    with new_writer(registry) as writer:
+        image = writer.put_document(OCI_MANIFEST, compact(IMAGE.manifest))
+        with pytest.raises(Conflict, match="was not put"):
+            writer.commit("v1", image)
+    assert registry.manifests == {}
+
+
+def test_a_name_with_a_digest_takes_that_image_alone(registry: Registry, layout: str) -> None:
+    with pytest.raises(Conflict, match="and not the"):
+        copy(f"{layout}:one", f"docker://{registry.host}/a@{digest(b'')}")
+    assert registry.manifests == {}
+    copy(f"{layout}:one", f"docker://{registry.host}/a@{IMAGE.descriptor['digest']}")
+    assert list(registry.manifests) == [("a", IMAGE.descriptor["digest"])]
+
+
+@pytest.mark.parametrize("size", [0, 1, 99_999, 100_000, 100_001, 250_000])
+def test_blobs_of_any_size_arrive(registry: Registry, size: int) -> None:
+    raw = NOISE[:size]
+    with new_writer(registry) as writer:
+        writer.put_blob(described(raw), (raw[at : at + 30_000] for at in range(0, size, 30_000)))
+        assert writer.has_blob(described(raw))
+    assert registry.blobs[digest(raw)] == raw
+
+
+def test_what_is_not_as_promised_is_given_up(registry: Registry) -> None:
+    with new_writer(registry) as writer:
+        for raw, error in (
+            (NOISE[:-1], SizeMismatch),
+            (NOISE + b"x", SizeMismatch),
+            (NOISE[:-1] + b"\0", DigestMismatch),
+        ):
+            with pytest.raises(error):
+                writer.put_blob(described(NOISE), [raw])
+    assert (registry.blobs, registry.uploads) == ({}, {})
+
+
+def test_a_blob_whose_digest_is_known_at_its_end(registry: Registry) -> None:
+    with new_writer(registry) as writer:
+        with writer.stage() as blob:
+            blob.file.write(NOISE)
+            with pytest.raises(SizeMismatch):
+                blob.keep(Digest.of(NOISE), 5)
+            blob.keep(Digest.of(NOISE), len(NOISE))
+        with writer.stage() as blob:
+            blob.file.write(b"not kept")
+    assert registry.blobs == {digest(NOISE): NOISE}
+
+
+def test_a_blob_that_is_cut_and_one_that_is_lost_arrive(registry: Registry, layout: str) -> None:
+    registry.misbehave("PATCH", "/uploads/", cut_upload(50_000, registry), times=1)
+    registry.misbehave("PATCH", "/uploads/", lose_upload(registry), times=1)
+    copied = copy(f"{layout}:one", f"docker://{registry.host}/a:v1")
+    assert copied.entry.digest == IMAGE.descriptor["digest"]
+    assert registry.blobs[LAYER] == IMAGE.blobs[LAYER]
+
+
+def test_a_reader_keeps_to_the_image_it_has_found(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    with open_reader(parse_image_name(f"docker://{registry.host}/a:v1")) as reader:
+        first = reader.images()
+        registry.add("a", "v1", ARM)
+        assert reader.images() == first
+
+
+def test_streams_stay_good_when_the_reader_is_closed(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    layer = IMAGE.manifest["layers"][1]
+    wanted = Descriptor(media_type=layer["mediaType"], digest=parse_digest(layer["digest"]), size=layer["size"])
+    with open_reader(parse_image_name(f"docker://{registry.host}/a:v1")) as reader:
+        stream = reader.open_blob(wanted)
+    with stream:
+        assert stream.read() == IMAGE.blobs[LAYER]
+
+
+def test_documents_are_read_once(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    with open_reader(parse_image_name(f"docker://{registry.host}/a:v1")) as reader:
+        for _ in range(3):
+            reader.read_document(reader.images()[0].descriptor)
+    assert len(registry.requests) == 1
+
+
+def test_a_size_that_is_another_is_found_before_anything_is_read(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    with open_reader(parse_image_name(f"docker://{registry.host}/a:v1")) as reader:
+        wrong = Descriptor(media_type="x", digest=parse_digest(LAYER), size=5)
+        with pytest.raises(SizeMismatch):
+            reader.open_blob(wrong)
+        manifest = reader.images()[0].descriptor
+        wrong = Descriptor(media_type=manifest.media_type, digest=manifest.digest, size=5)
+        with pytest.raises(SizeMismatch):
+            reader.open_blob(wrong)
+
+
+def test_an_image_that_is_not_there(registry: Registry) -> None:
+    with pytest.raises(NotFound):
+        open_image(f"docker://{registry.host}/a:v1")
+
+
+def test_nothing_is_written_at_a_number_or_a_bad_name(registry: Registry) -> None:
+    for name in (f"docker://{registry.host}/A:v1", f"docker://{registry.host}/a:b c"):
+        with pytest.raises(InvalidInput):
+            parse_image_name(name)
+
+
+def test_plain_http_is_said_or_configured(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    name = parse_image_name(f"docker://{registry.host}/a:v1")
+    with open_reader(name, registry=RegistryOptions(plain_http=True)) as reader:
+        assert reader.images()[0].descriptor.digest == IMAGE.descriptor["digest"]
