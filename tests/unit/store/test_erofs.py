@@ -174,3 +174,19 @@ def test_this_systems_answer_about_seals_is_understood(tmp_path: Path) -> None:
         assert files.verity_digest(str(tmp_path / "file")) is None
     else:
         assert len(files.verity_digest(str(tmp_path / "file")) or b"") == 32
+
+
+@pytest.mark.root
+def test_what_was_mounted_again_while_it_was_removed_goes_too(tmp_path: Path) -> None:
+    snapshots = opened(tmp_path)
+    commit(snapshots, "base", file("f", b"1"))
+    snapshots.prepare("key", "base")
+    place = snapshots.place("base")
+    assert mount_points(str(tmp_path)) == [str(place / "mnt")]
+    snapshots.remove("key")
+    place.rename(tmp_path / "store" / "trash" / "snapshot-left")
+    assert mount_points(str(tmp_path)) == [str(tmp_path / "store" / "trash" / "snapshot-left" / "mnt")]
+    snapshots.remove("base")
+    snapshots.cleanup()
+    assert mount_points(str(tmp_path)) == []
+    assert os.listdir(tmp_path / "store" / "trash") == []

@@ -86,7 +86,7 @@ class Form(Protocol):
         ...
 
     def release(self, place: Path) -> None:
-        """Let go of what is mounted in a place that is about to be removed."""
+        """Let go of what is mounted in a place that was moved away to be removed; also where it never was a place."""
         ...
 
     def usage(self, place: Path, kind: SnapshotKind) -> Usage:

@@ -70,7 +70,7 @@ class Snapshots:
         self._form = form
         self.name = form.name
         """Containerd's name for the kind."""
-        self._places = Places(space.store.root / "snapshots" / form.name, space.store.root / "trash")
+        self._places = Places(space.store.root / "snapshots" / form.name, space.store.root / "trash", form.release)
 
     # Looking
 
@@ -178,9 +178,7 @@ class Snapshots:
                 )
             connection.execute("DELETE FROM snapshot WHERE number = ?", (row.number,))
             self._let_go(connection, key)
-        place = self._places.of(row.number)
-        self._form.release(place)
-        self._places.discard(place)
+        self._places.discard(self._places.of(row.number))
 
     def cleanup(self) -> None:
         """See `Snapshotter.cleanup`. Raises Denied, Conflict and the like where something resists."""
@@ -190,7 +188,7 @@ class Snapshots:
                 numbers: dict[int, str] = dict(
                     connection.execute("SELECT number, kind FROM snapshot WHERE snapshotter = ?", (self.name,))
                 )
-                self._places.evict(numbers, self._form.release)
+                self._places.evict(numbers)
             for number, kind in numbers.items():
                 if kind == SnapshotKind.COMMITTED.value:
                     for unneeded in self._form.settle(self._places.of(number)):

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from lamella.errors import LamellaError
 from lamella.layers.descriptors import remove_tree
 
 _NEW: Final = "new-"
@@ -45,9 +46,11 @@ def locked(directory: Path, *, wait: bool = True) -> Iterator[bool]:
 class Places:
     """The directories of one snapshotter's snapshots."""
 
-    def __init__(self, home: Path, trash: Path) -> None:
+    def __init__(self, home: Path, trash: Path, release: Callable[[Path], None]) -> None:
+        """``release`` is called with each directory that is about to be removed, where nobody reaches it any more."""
         self._home = home
         self._trash = trash
+        self._release = release
 
     def of(self, number: int) -> Path:
         """Where the snapshot with this number is."""
@@ -106,10 +109,10 @@ class Places:
         """Remove a directory that no row names (any more). What resists stays in the trash, for `sweep` to tell of."""
         try:
             self._discard(path)
-        except OSError:
+        except (OSError, LamellaError):
             pass
 
-    def evict(self, numbers: Container[int], release: Callable[[Path], None]) -> None:
+    def evict(self, numbers: Container[int]) -> None:
         """Move to the trash what belongs to none of ``numbers``, and that nobody is at work on.
 
         Inside a change of the database, so that nothing is given its place meanwhile. Raises OSError.
@@ -122,7 +125,6 @@ class Places:
             path = self._home / name
             if name.isascii() and name.isdigit():
                 if int(name) not in numbers:
-                    release(path)
                     self.to_trash(path)
             elif name.startswith(_NEW):
                 try:
@@ -156,6 +158,7 @@ class Places:
         try:
             with locked(self._trash / name, wait=False) as ours:
                 if ours:
+                    self._release(self._trash / name)
                     trash = os.open(self._trash, _OPEN)
                     try:
                         remove_tree(trash, name)
