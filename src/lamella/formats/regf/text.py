@@ -27,6 +27,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
+from lamella.errors import Exhausted
 from lamella.formats.regf.model import (
     REG_DWORD,
     REG_DWORD_BIG_ENDIAN,
@@ -42,6 +43,7 @@ from lamella.formats.regf.model import (
 )
 from lamella.formats.regf.names import fold
 
+_LONGEST: Final = 1 << 30
 _TICKS: Final = 10_000_000
 _EPOCH: Final = datetime(1601, 1, 1)  # noqa: DTZ001  # FILETIMEs are UTC, and only printed here
 _NUMBERS: Final = {REG_DWORD: (4, "little"), REG_DWORD_BIG_ENDIAN: (4, "big"), REG_QWORD: (8, "little")}
@@ -53,13 +55,25 @@ LAYER_NAMES: Final = {
 
 
 def walk(key: Key, path: str = "") -> Iterator[tuple[str, Key]]:
-    """``key`` and all keys below it with their paths, parents first, each read when its turn comes."""
-    stack: list[tuple[str, Key]] = [(path, key)]
+    """``key`` and all keys below it with their paths, parents first, each read when its turn comes.
+
+    Raises Exhausted where the paths come to more than 1 GiB of text, as a small file of deep keys can make them.
+    """
+    yield path or "\\", key
+    stack: list[tuple[str, Key]] = [(path, one) for one in _last_first(key)]
+    total = 0
     while stack:
-        path, key = stack.pop()
-        yield path or "\\", key
-        subkeys = sorted(key.subkeys(), key=lambda one: fold(one.name), reverse=True)
-        stack += [(f"{path}\\{_escaped(one.name)}", one) for one in subkeys]
+        above, key = stack.pop()
+        path = f"{above}\\{_escaped(key.name)}"
+        total += len(path)
+        if total > _LONGEST:
+            raise Exhausted(f"the paths of all keys come to more than {_LONGEST >> 20} MiB of text")
+        yield path, key
+        stack += [(path, one) for one in _last_first(key)]
+
+
+def _last_first(key: Key) -> list[Key]:
+    return sorted(key.subkeys(), key=lambda one: fold(one.name), reverse=True)
 
 
 def dump(key: Key, path: str = "") -> Iterator[str]:

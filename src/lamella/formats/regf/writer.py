@@ -17,7 +17,7 @@ from lamella.formats.regf.names import encode, fold, name_hash, units
 _LEAF: Final = 506
 """Subkeys that one list names: what fits in the smallest bin."""
 
-_LONGEST_KEY: Final = 255
+_LONGEST_KEY: Final = 256
 _LONGEST_VALUE: Final = 16383
 """UTF-16 units that names of keys and of values can have."""
 

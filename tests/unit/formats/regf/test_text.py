@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from tests.unit.formats.regf.hives import TIME, small, utf16
 
-from lamella.formats.regf import Layering, MemoryKey, Value
+from lamella.errors import Exhausted
+from lamella.formats.regf import Layering, MemoryKey, Value, text
 from lamella.formats.regf.text import dump, time_text, value_line
 
 DUMP = """\
@@ -24,11 +25,11 @@ DUMP = """\
 def test_a_dump_tells_all_that_keys_have() -> None:
     root = small()
     lines = list(dump(root))
-    text = "\n".join(line for line in lines if not line.startswith('"Blob"'))
-    assert text.startswith(DUMP)
-    assert text.isascii()
-    assert "[\\services] time=2024-01-17T21:20:00Z security=" in text
-    assert " flags=0x0010\n" in text
+    shown = "\n".join(line for line in lines if not line.startswith('"Blob"'))
+    assert shown.startswith(DUMP)
+    assert shown.isascii()
+    assert "[\\services] time=2024-01-17T21:20:00Z security=" in shown
+    assert " flags=0x0010\n" in shown
     assert lines[-1] == "[\\\\u65e5\\u672c\\\\ud83d\\udcbe] time=2024-01-17T21:20:00.0000001Z security=e9fe1e9abe13"
     assert time_text(TIME) == "2024-01-17T21:20:00Z"
 
@@ -95,3 +96,12 @@ def test_data_is_shown_by_its_type_where_that_tells_each_byte(kind: int, data: b
 def test_times_without_a_year_are_numbers() -> None:
     assert time_text(0) == "1601-01-01T00:00:00Z"
     assert time_text((1 << 64) - 1) == str((1 << 64) - 1)
+
+
+def test_paths_of_deep_keys_are_not_printed_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_LONGEST", 100_000)
+    root = key = MemoryKey("")
+    for _ in range(100):
+        key = key.make("x" * 255)
+    with pytest.raises(Exhausted, match="the paths of all keys come to more than"):
+        list(dump(root))

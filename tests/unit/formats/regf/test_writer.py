@@ -207,12 +207,12 @@ class TestWhatAHiveCannotHold:
     def test_an_empty_name(self) -> None:
         root = MemoryKey("")
         root.make("")
-        assert self.refused(root) == "a key's name has 1 to 255 letters, not 0"
+        assert self.refused(root) == "a key's name has 1 to 256 letters, not 0"
 
     def test_a_name_that_is_too_long(self) -> None:
         root = MemoryKey("")
-        root.make("\U0001f4be" * 128)
-        assert self.refused(root) == "a key's name has 1 to 255 letters, not 256"
+        root.make("\U0001f4be" * 129)
+        assert self.refused(root) == "a key's name has 1 to 256 letters, not 258"
         root = MemoryKey("")
         root.put("x" * 16384, REG_SZ, b"")
         assert self.refused(root) == "a value's name has at most 16383 letters, not 16384"
