@@ -261,7 +261,7 @@ class _Window:
         self._budget = budget
         self._changed = threading.Condition()
         self._stopped = False
-        self._spare: list[bytearray] = []
+        self._spare: bytearray | None = None
         self._pieces: deque[_Piece] = deque()
         self._begun = start
         for _ in range(min(options.streams, -(-(size - start) // PIECE))):
@@ -281,7 +281,7 @@ class _Window:
                     return memoryview(piece.buffer)[start : piece.read]
                 elif piece.read == piece.size:
                     self._pieces.popleft()
-                    self._spare.append(piece.buffer)
+                    self._spare = piece.buffer
                     self._give_back(piece)
                     self._changed.notify_all()
                     continue
@@ -298,7 +298,7 @@ class _Window:
             for piece in self._pieces:
                 self._give_back(piece)
             self._pieces.clear()
-            self._spare.clear()
+            self._spare = None
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -327,7 +327,7 @@ class _Window:
                 self._changed.wait(_POLL)
             start, stop = self._begun, min(self._begun + PIECE, self._size)
             self._begun = stop
-            buffer = self._spare.pop() if self._spare else bytearray(PIECE)
+            buffer, self._spare = self._spare or bytearray(PIECE), None
             piece = _Piece(buffer, stop - start, budgeted=not needed)
             self._pieces.append(piece)
             return self._part(start, stop), piece
