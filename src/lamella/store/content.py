@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, Integrity, InvalidInput, LamellaError, NotFound, from_os
-from lamella.store.blobs import DATA, Swept, ingest_path, open_blob, remove_unnamed, sweep
+from lamella.store.blobs import DATA, Swept, ingest_path, is_whole, open_blob, remove_unnamed, sweep
 from lamella.store.contract import ContentRecord, IngestStatus, Labels
 from lamella.store.filters import Lookup, Path, label_at, parse_filters
 from lamella.store.ingests import (
@@ -218,10 +218,14 @@ class Content:
         remove_folder(path)
 
     def _is_there(self, ref: str, digest: Digest) -> bool:
-        """Whether the namespace has a blob that an ingest is opened for; then the lease holds it, and no ingest is."""
+        """Whether the namespace has a blob that an ingest is opened for; then the lease holds it, and no ingest is.
+
+        One whose file is damaged may be sent again.
+        """
         with self._database.read() as connection:
-            if find_blob(connection, self._name, digest) is None:
-                return False
+            row = find_blob(connection, self._name, digest)
+        if row is None or not is_whole(self._store.root, digest, row[0]):
+            return False
         if self._space.lease is not None:
             with self._database.write() as connection:
                 if find_blob(connection, self._name, digest) is None:

@@ -221,14 +221,14 @@ class FileIngest:
                 ensure(connection, space.name)
                 hold(connection, space.name, space.lease, CONTENT, digest)
                 drop_ingest(connection, space.name, self.ref, self._folder)
-                if find_blob(connection, space.name, digest) is not None:
-                    return None
                 named = is_named(connection, digest)
                 if self._lent is not None and not named:
                     raise _LenderGoneError
                 if self._lent is None and not (named and is_whole(root, digest, self._offset)):
                     moved = True
                     put_in_place(root, self._path, digest)
+                if named and find_blob(connection, space.name, digest) is not None:
+                    return None
                 now = space.store.clock()
                 connection.execute(
                     "INSERT INTO blob (namespace, digest, size, created, updated, labels) VALUES (?, ?, ?, ?, ?, ?)",

@@ -147,16 +147,28 @@ def test_a_file_that_is_missing_cut_or_replaced_is_told(store: Store, tmp_path: 
     assert content.info(TEXT).size == 4
 
 
-def test_sending_a_blob_again_elsewhere_makes_its_file_whole(store: Store) -> None:
+@pytest.mark.parametrize("damage", [b"", b"longer than it was", None])
+def test_sending_a_blob_again_makes_its_file_whole(store: Store, damage: bytes | None) -> None:
     one, two = store.namespace("one").content, store.namespace("two").content
     put(one)
-    (store.root / blob(TEXT)).unlink()
-    with two.ingest("a", expected=TEXT) as ingest:
-        assert ingest.status().offset == 0
-        ingest.write(b"text")
-        ingest.commit()
-    with one.open(TEXT) as file:
-        assert file.read() == b"text"
+    for sender in (one, two):
+        (store.root / blob(TEXT)).unlink()
+        if damage is not None:
+            (store.root / blob(TEXT)).write_bytes(damage)
+        with sender.ingest("a", expected=TEXT) as ingest:
+            assert ingest.status().offset == 0
+            ingest.write(b"text")
+            if sender is one:
+                with pytest.raises(AlreadyExists):
+                    ingest.commit()
+            else:
+                ingest.commit()
+        for content in (one, sender):
+            with content.open(TEXT) as file:
+                assert file.read() == b"text"
+        with pytest.raises(AlreadyExists):
+            sender.ingest("a", expected=TEXT)
+    assert files(store) == [blob(TEXT)]
 
 
 def test_the_file_goes_with_the_last_namespace_that_has_it(store: Store) -> None:
