@@ -64,7 +64,8 @@ def wrap(ns: int) -> int:
 def unwrap(ns: int) -> int:
     """The FILETIME's nanoseconds that `wrap` made ``ns`` of; ``ns`` itself where it is as a FILETIME gives it.
 
-    FILETIMEs are whole ticks and 2**64 is not, so that a wrapped time tells itself by what is under a tick.
+    FILETIMEs are whole ticks and 2**64 is not, so that a wrapped time tells itself by what is under a tick. Times
+    after the year 2846, which overflow more than once, are not looked for.
     """
     if not ns % TICK:
         return ns

@@ -126,7 +126,7 @@ _SACL_FLAGS: Final = {
 _NULL_ACL: Final = "NO_ACCESS_CONTROL"
 
 _PART: Final = re.compile(r"([OGDS]):")
-_SID: Final = re.compile(r"S-1-[0-9A-FX]+(?:-[0-9]+)*|[A-Z]{2}", re.ASCII)
+_SID: Final = re.compile(r"S-1-(?:0X[0-9A-F]{1,12}|[0-9]+)(?:-[0-9]+)*|[A-Z]{2}", re.ASCII)
 _ACL_FLAGS: Final = re.compile(rf"{_NULL_ACL}|P|AR|AI")
 _ACE: Final = re.compile(r"\(([^()]*)\)")
 _RAW_ACE: Final = re.compile(rf"\(({'|'.join(sorted(_RAW_TYPES))});")
@@ -138,7 +138,10 @@ def parse(text: str) -> SecurityDescriptor:
     control = security.SELF_RELATIVE
     sids: dict[str, Sid] = {}
     acls: dict[str, Acl | None] = {}
-    folded = text.strip().upper() if text.isascii() else ""
+    if not text.isascii():
+        raise InvalidInput(f"SDDL is ASCII, unlike {text[:40]!r}")
+    text = text.strip()
+    folded = text.upper()
     at = 0
     while at < len(folded):
         match = _PART.match(folded, at)
@@ -155,8 +158,6 @@ def parse(text: str) -> SecurityDescriptor:
         flags, aces, null, at = _acl(text, folded, at, _DACL_FLAGS if part == "D" else _SACL_FLAGS)
         control |= flags | (security.DACL_PRESENT if part == "D" else security.SACL_PRESENT)
         acls[part] = None if null else Acl(tuple(aces))
-    if not folded and text.strip():
-        raise _malformed(text, 0)
     return SecurityDescriptor(control, sids.get("O"), sids.get("G"), acls.get("S"), acls.get("D"))
 
 
