@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logging in tries a password before it keeps it, takes it from where nobody reads along, and never prints it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import click
+import pytest
+from tests.registry.hostile import PASSWORD, SECRETS, USER, Registry, error
+from tests.registry.misbehaviour import say
+
+Run = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file that logins are kept in; nothing of the user's own counts."""
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path / "certs.d"))
+    monkeypatch.setenv("LAMELLA_REGISTRIES", str(tmp_path / "registries.toml"))
+    return tmp_path / "docker/config.json"
+
+
+@pytest.fixture(params=["basic", "bearer"])
+def registry(request: pytest.FixtureRequest) -> Iterator[Registry]:
+    with Registry(auth=request.param) as server:
+        yield server
+
+
+def login(lamella: Run, registry: Registry, *options: str, password: str = PASSWORD) -> CompletedProcess[str]:
+    words = ("login", registry.host, "--username", USER, "--password-stdin", *options)
+    return lamella(*words, stdin=f"{password}\n".encode())
+
+
+def test_a_password_that_is_taken_is_kept(lamella: Run, registry: Registry, kept: Path) -> None:
+    done = login(lamella, registry)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{registry.host}: logged in as {USER}, kept in {kept}\n"
+    expected = {"auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}
+    assert {"auths": {registry.host: expected}} == json.loads(kept.read_text())
+
+
+def test_what_was_kept_is_used_until_it_is_forgotten(lamella: Run, registry: Registry) -> None:
+    login(lamella, registry)
+    name = f"docker://{registry.host}/team/app:v1"
+    assert lamella("inspect", name).returncode == 4  # it may look, and there is nothing
+    assert lamella("logout", registry.host).returncode == 0
+    assert lamella("inspect", name).returncode == 9
+    assert lamella("logout", registry.host).returncode == 4
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"], ["--json"]])
+def test_a_password_that_is_refused_is_not_kept(
+    lamella: Run, registry: Registry, kept: Path, options: list[str]
+) -> None:
+    done = login(lamella, registry, *options, password="another password")
+    assert (done.returncode, done.stdout) == (9, "")
+    assert "another password" not in done.stderr
+    assert base64.b64encode(f"{USER}:another password".encode()).decode() not in done.stderr
+    assert not kept.exists()
+
+
+def test_a_refusal_that_quotes_the_password_is_not_quoted(lamella: Run, kept: Path) -> None:
+    with Registry(auth="basic") as registry:
+        registry.misbehave("GET", "", say(error(403, "DENIED", " ".join(SECRETS))))
+        done = login(lamella, registry, "--debug")
+    assert done.returncode == 9
+    assert not kept.exists()
+
+
+def test_the_document_says_where_and_not_what(lamella: Run, registry: Registry, kept: Path) -> None:
+    done = login(lamella, registry, "--json")
+    assert {"registry": registry.host, "username": USER, "kept": str(kept)} == json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("option", ["--password=s3cret", "-ps3cret"])
+def test_a_password_on_the_command_line_is_refused_with_a_hint(lamella: Run, option: str, kept: Path) -> None:
+    done = lamella("login", "registry.example", "-u", "ada", option)
+    assert done.returncode == 3
+    assert "--password-stdin" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "expected"),
+    [
+        (["quay", "-u", "ada", "--password-stdin"], b"x", "'quay' is not a registry"),
+        (["https://quay.io", "-u", "ada", "--password-stdin"], b"x", "'https://quay.io' is not a registry"),
+        (["quay.io/team", "-u", "ada", "--password-stdin"], b"x", "'quay.io/team' is not a registry"),
+        (["quay.io"], b"", "nobody to ask for a user"),
+        (["quay.io", "--password-stdin"], b"x", "nobody to ask for a user"),
+        (["quay.io", "-u", "ada"], b"", "nobody to ask for a password"),
+        (["quay.io", "-u", "ada", "--password-stdin"], b"\n", "no password on standard input"),
+        (["quay.io", "-u", "ada", "--password-stdin"], b"\xff", "not UTF-8"),
+    ],
+)
+def test_wrong_use_is_told_in_a_line(lamella: Run, words: list[str], stdin: bytes, expected: str) -> None:
+    done = lamella("login", *words, stdin=stdin)
+    assert done.returncode == 3
+    assert expected in done.stderr.splitlines()[0]
+
+
+def test_a_person_is_asked(lamella: Run, registry: Registry, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(what: str, *, hide_input: bool, err: bool) -> str:
+        asked.append((what, hide_input))
+        return {"Username": USER, "Password": PASSWORD}[what]
+
+    monkeypatch.setattr("lamella.cli.login.is_terminal", lambda stream: True)
+    monkeypatch.setattr(click, "prompt", answer)
+    assert lamella("login", registry.host).returncode == 0
+    assert asked == [("Username", False), ("Password", True)]
+    assert kept.exists()
+
+
+def test_who_changes_their_mind_is_not_told_of_a_bug(lamella: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(*_: object, **__: object) -> str:
+        raise click.Abort
+
+    monkeypatch.setattr("lamella.cli.login.is_terminal", lambda stream: True)
+    monkeypatch.setattr(click, "prompt", give_up)
+    done = lamella("login", "registry.example")
+    assert (done.returncode, done.stderr) == (130, "lamella: interrupted\n")
