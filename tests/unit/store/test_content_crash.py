@@ -14,7 +14,7 @@ from lamella.digests import Digest
 from lamella.store.blobs import Swept
 from lamella.store.store import Store
 
-ROUNDS = 12
+ROUNDS = 8
 
 WORK = """
 import random, sys

@@ -306,7 +306,7 @@ import sys
 from pathlib import Path
 from lamella.store.database import Database
 database = Database(Path(sys.argv[1]))
-for n in range(40):
+for n in range(15):
     with database.write() as connection:
         connection.execute("INSERT INTO namespace (name) VALUES (?)", (f"{sys.argv[2]}{n:02}",))
 database.close()
@@ -317,5 +317,5 @@ def test_processes_make_and_change_one_database_together(path: Path) -> None:
     children = [subprocess.Popen([sys.executable, "-c", ADD, path, name]) for name in "abc"]
     assert [child.wait(60) for child in children] == [0, 0, 0]
     database = Database(path)
-    assert names(database) == [f"{name}{n:02}" for name in "abc" for n in range(40)]
+    assert names(database) == [f"{name}{n:02}" for name in "abc" for n in range(15)]
     database.close()

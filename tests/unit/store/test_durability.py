@@ -437,7 +437,7 @@ from lamella.errors import AlreadyExists, Unavailable
 from lamella.store.store import Store
 content = Store.open(sys.argv[1]).namespace("one").content
 made = 0
-for n in range(60):
+for n in range(24):
     while True:
         try:
             with content.ingest(sys.argv[2] or f"ref{n}") as ingest:
@@ -462,9 +462,9 @@ def test_of_two_processes_with_one_blob_one_makes_it(store: Store, refs: list[st
     ]
     made = [int(child.communicate(timeout=120)[0]) for child in children]
     assert [child.returncode for child in children] == [0, 0]
-    assert sum(made) == 60
+    assert sum(made) == 24
     content = store.namespace("one").content
-    assert {one.digest for one in content.walk()} == {Digest.of(b"%d" % n * 1000) for n in range(60)}
+    assert {one.digest for one in content.walk()} == {Digest.of(b"%d" % n * 1000) for n in range(24)}
     for one in content.walk():
         with content.open(one.digest) as file:
             assert Digest.of(file.read()) == one.digest
@@ -480,7 +480,7 @@ def test_putting_and_deleting_beside_each_other_loses_no_file(store: Store) -> N
     def work(name: str) -> None:
         content = store.namespace(name).content
         try:
-            for _ in range(60):
+            for _ in range(24):
                 put(content)
                 with content.open(TEXT) as file:
                     assert file.read() == b"text"
