@@ -13,7 +13,7 @@ from tests.registry.docker_registry import PASSWORD, USER, DockerRegistry, runni
 from tests.registry.token_server import IDENTITY_TOKEN, TokenServer
 
 from lamella.cli.main import run as lamella
-from lamella.errors import Denied, Unavailable
+from lamella.errors import Denied, InvalidInput, Unavailable
 from lamella.images.image import open_image
 from lamella.operations.copy import copy
 from lamella.operations.login import log_in
@@ -197,8 +197,9 @@ class TestTls:
         assert not (tmp_path / "docker/config.json").exists()
 
     def test_a_registry_with_tls_that_is_asked_without_says_so(self, secure: DockerRegistry) -> None:
-        with pytest.raises(Exception) as caught:
+        with pytest.raises(InvalidInput) as caught:
             log_in(secure.host, ADA)
+        assert f'server = "https://{secure.host}"' in str(caught.value.hint)
         assert PASSWORD not in str(caught.value)
 
 

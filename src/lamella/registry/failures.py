@@ -81,7 +81,12 @@ def failure(response: Response, doing: str, registry: str, *, secrets: Iterable[
     decided = status >= 500 or status in (401, 403, 408, 429)
     category = by_status if decided else _BY_CODE.get(code, by_status)
     said = ": ".join(part for part in (_plain(code, ()), _plain(text, secrets)) if part) or f"status {status}"
-    return category(f"{registry}: {doing}: {said}", hint=_hint(category, status, code, registry))
+    hint = _hint(category, status, code, registry)
+    if status == 400 and not code and response.url.startswith("http:"):
+        hint = (
+            f"the registry may want TLS: say so by 'server = \"https://{registry}\"' in certs.d/{registry}/hosts.toml"
+        )
+    return category(f"{registry}: {doing}: {said}", hint=hint)
 
 
 def _hint(category: type[LamellaError], status: int, code: str, registry: str) -> str | None:
