@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages between a source and a sink that give entries the metadata of another system, where a caller asks for it.
+
+Nothing else in Lamella makes up a facet. Each stage passes content through, so that one-shot content stays so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from lamella.changes.contracts import Source
+from lamella.changes.losses import Loss, Losses
+from lamella.changes.model import Change, Entry, Kind, Link, Posix, Put, Windows
+from lamella.errors import FormatError, InvalidInput
+from lamella.formats.ntfs import reparse
+from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, READONLY, REPARSE_POINT
+from lamella.paths import LayerPath
+
+_DIRECTORY_SDDL: Final = (
+    "O:BAG:SYD:(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)(A;;FA;;;BA)(A;OICIIO;GA;;;CO)"
+    "(A;OICI;0x1200a9;;;BU)(A;CI;LC;;;BU)(A;CI;DC;;;BU)"
+)
+_FILE_SDDL: Final = "O:BAG:SYD:(A;;FA;;;BA)(A;;FA;;;SY)(A;;0x1200a9;;;BU)"
+
+_DRIVE: Final = re.compile(r"(?:\\\\\?\\)?[cC]:(?=\\|\Z)")
+_NO_WRITING: Final = ~0o222
+
+
+@dataclass(slots=True, frozen=True)
+class SecurityTemplate:
+    """The security descriptors that directories and all other files get; None for none at all."""
+
+    directory: bytes | None = None
+    file: bytes | None = None
+
+
+@cache
+def usual_security() -> SecurityTemplate:
+    """What BuildKit gives to what it builds on Linux: administrators and the system own it, users read and run it.
+
+    Without a descriptor files inherit one where they are unpacked; programs may then not be allowed to run.
+    """
+    from lamella.formats.ntfs import sddl
+
+    return SecurityTemplate(sddl.parse(_DIRECTORY_SDDL).encode(), sddl.parse(_FILE_SDDL).encode())
+
+
+def windows_from_posix(
+    changes: Source,
+    *,
+    security: SecurityTemplate | None = None,
+    leads_to_directory: Callable[[LayerPath, str], bool] | None = None,
+    losses: Losses | None = None,
+) -> Iterator[Change]:
+    """``changes`` with a Windows facet on each entry that had a POSIX one alone; that one stays too.
+
+    All four times are the modification time, attributes say what kind of file it is, ``security`` is `usual_security`
+    where None is given. Owners and modes mean nothing to Windows. Symbolic links get backslashes, and a target from
+    the root stays one on the current drive. Windows tells links to directories from others: ``leads_to_directory`` is
+    asked with path and target; without it only a target that ends with a slash is one.
+
+    Devices, fifos, links to those, and extended attributes are recorded as lost. Names are left to the sink.
+    Raises InvalidInput for a target that no reparse point can hold.
+    """
+    template = usual_security() if security is None else security
+    losses = Losses() if losses is None else losses
+    gone: set[LayerPath] = set()
+    for change in changes:
+        if isinstance(change, Put):
+            entry = change.entry
+            if entry.kind not in (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK):
+                gone.add(entry.path)
+                losses.record(Loss(entry.path, entry.kind.value, "Windows has none"))
+                continue
+            gone.discard(entry.path)
+            if entry.windows is None and entry.posix is not None:
+                for name in entry.posix.xattrs:
+                    losses.record(Loss(entry.path, f"extended attribute {name}", "it is one of another system"))
+                leads = leads_to_directory is not None and leads_to_directory(entry.path, entry.target)
+                yield Put(_with_windows(entry, entry.posix, template, directory=leads), change.content)
+                continue
+        elif isinstance(change, Link) and change.target in gone:
+            gone.add(change.path)
+            losses.record(Loss(change.path, "hard link", f"its target {change.target!r} is not kept"))
+            continue
+        yield change
+
+
+def _with_windows(entry: Entry, posix: Posix, template: SecurityTemplate, *, directory: bool) -> Entry:
+    kind, time = entry.kind, posix.mtime
+    target = entry.target
+    attributes, descriptor, point = ARCHIVE, template.file, None
+    if kind is Kind.DIRECTORY:
+        attributes, descriptor = DIRECTORY, template.directory
+    elif kind is Kind.SYMLINK:
+        directory = directory or target.endswith("/")
+        target = target.replace("/", "\\")
+        attributes = REPARSE_POINT | (DIRECTORY if directory else ARCHIVE)
+        try:
+            point = reparse.encode(reparse.symlink(target))
+        except InvalidInput as error:
+            raise InvalidInput(f"{entry.path!r}: {error}") from None
+    windows = Windows(attributes, time, time, time, time, descriptor, reparse=point)
+    return Entry(entry.path, kind, posix, entry.size, target, windows)
+
+
+def posix_from_windows(
+    changes: Source, *, file_mode: int = 0o644, directory_mode: int = 0o755, losses: Losses | None = None
+) -> Iterator[Change]:
+    """``changes`` with a POSIX facet on each entry that had a Windows one alone; that one stays too.
+
+    Everything belongs to 0:0. The write time is the modification time, 1970 where there is none. A read-only file
+    gets nobody's right to write. Links and mount points become symbolic links with slashes; a target on drive C is
+    one from the root, as it is for a tree whose root is `Files`.
+
+    Extended attributes and reparse points of other kinds are recorded as lost; alternate streams are left to the sink.
+    """
+    losses = Losses() if losses is None else losses
+    for change in changes:
+        if isinstance(change, Put) and change.entry.posix is None and change.entry.windows is not None:
+            entry, windows = change.entry, change.entry.windows
+            for name in windows.extended_attributes:
+                losses.record(Loss(entry.path, f"extended attribute {name}", "it is one of Windows"))
+            mode = directory_mode if entry.kind is Kind.DIRECTORY else file_mode
+            if entry.kind is Kind.FILE and windows.attributes & READONLY:
+                mode &= _NO_WRITING
+            kind, target = entry.kind, entry.target
+            if windows.reparse is not None:
+                kind, target = _link(entry, windows.reparse, losses)
+            if kind is Kind.SYMLINK:
+                mode, target = 0o777, _posix_target(target)
+            posix = Posix(mode, 0, 0, windows.write_time or 0)
+            content = change.content if kind is Kind.FILE else None
+            yield Put(Entry(entry.path, kind, posix, entry.size, target, windows), content)
+        else:
+            yield change
+
+
+def _link(entry: Entry, buffer: bytes, losses: Losses) -> tuple[Kind, str]:
+    try:
+        point = reparse.decode(buffer)
+    except FormatError as error:
+        raise InvalidInput(f"{entry.path!r}: {error}") from None
+    if not isinstance(point, reparse.Unknown):
+        return Kind.SYMLINK, reparse.target(point)
+    losses.record(Loss(entry.path, f"reparse point with the tag {point.tag:#x}", "only Windows knows what it means"))
+    return entry.kind, entry.target
+
+
+def _posix_target(target: str) -> str:
+    drive = _DRIVE.match(target)
+    if drive is not None:
+        target = target[drive.end() :] or "\\"
+    return target.replace("\\", "/") or "."
