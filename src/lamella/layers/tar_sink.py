@@ -13,6 +13,7 @@ from lamella.changes.model import NO_XATTRS, Buffer, Content, Entry, Kind, Posix
 from lamella.errors import MissingFacet
 from lamella.formats.tar.writer import TarWriter
 from lamella.layers.policy import refusal
+from lamella.layers.remembered import Remembered
 from lamella.layers.tarball import OPAQUE, WHITEOUT
 from lamella.paths import LayerPath, join, split
 from lamella.times import SECOND
@@ -225,59 +226,34 @@ _PACKED: Final = struct.Struct("<HQQq")
 
 
 class _Remembered:
-    """Metadata of the files put so far, a directory at a time and packed, since few of them are ever linked to."""
+    """Metadata of the files put so far, packed, since few of them are ever linked to."""
 
-    __slots__ = ("_odd", "_rows")
+    __slots__ = ("_odd", "_packed")
 
     def __init__(self) -> None:
-        self._rows: dict[str, _Row] = {}
+        self._packed = Remembered(_PACKED.size)
         self._odd: dict[str, Posix] = {}
 
     def add(self, path: LayerPath, posix: Posix) -> None:
         """Remember; what was remembered of ``path`` before no longer counts."""
-        parent, _, name = path.rpartition("/")
-        row = self._rows.get(parent)
-        if row is None:
-            row = self._rows[parent] = _Row()
-        row.names += name.encode("utf-8", "surrogateescape")
-        row.names += b"/"
         if posix.xattrs or posix.device != (0, 0):
             self._odd[path] = posix
         elif self._odd:
             self._odd.pop(path, None)
         try:
-            row.packed += _PACKED.pack(posix.mode, posix.uid, posix.gid, posix.mtime)
+            record = _PACKED.pack(posix.mode, posix.uid, posix.gid, posix.mtime)
         except struct.error:
-            row.packed += bytes(_PACKED.size)
+            record = bytes(_PACKED.size)
             self._odd[path] = posix
+        self._packed.add(path, record)
 
     def find(self, path: LayerPath) -> Posix | None:
         """What was remembered last of ``path``."""
         posix = self._odd.get(path)
         if posix is not None:
             return posix
-        parent, name = split(path)
-        row = self._rows.get(parent)
-        return None if row is None else row.find(name)
-
-
-class _Row:
-    __slots__ = ("_done", "_places", "names", "packed")
-
-    def __init__(self) -> None:
-        self.names = bytearray()
-        self.packed = bytearray()
-        self._places: dict[bytes, int] = {}
-        self._done = 0
-
-    def find(self, name: str) -> Posix | None:
-        if self._done < len(self.names):
-            new = self.names[self._done :].split(b"/")[:-1]
-            first = len(self.packed) // _PACKED.size - len(new)
-            self._places.update((bytes(one), at) for at, one in enumerate(new, first))
-            self._done = len(self.names)
-        at = self._places.get(name.encode("utf-8", "surrogateescape"))
-        if at is None:
+        record = self._packed.find(path)
+        if record is None:
             return None
-        mode, uid, gid, mtime = _PACKED.unpack_from(self.packed, at * _PACKED.size)
+        mode, uid, gid, mtime = _PACKED.unpack(record)
         return Posix(mode, uid, gid, mtime)
