@@ -14,6 +14,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Self, TypeAlias
 from urllib.parse import parse_qs
 
@@ -57,6 +58,7 @@ class Registry:
         """In place of the usual one."""
         self.page = 100
         self._rules: list[_Rule] = []
+        self._sessions = count()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._server = Server(("127.0.0.1", 0), handler(self.answer, self._stopped))
@@ -221,7 +223,7 @@ class Registry:
             if mount in self.repositories.get(request.query.get("from", ""), ()):
                 self.repositories.setdefault(name, set()).add(mount)
                 return Answer(201, {"Location": f"/v2/{name}/blobs/{mount}", "Docker-Content-Digest": mount})
-            session = f"session-{len(self.uploads)}"
+            session = f"session-{next(self._sessions)}"
             self.uploads[session] = bytearray()
             if "digest" not in request.query:
                 return self._session(202, name, session)

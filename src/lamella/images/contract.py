@@ -103,6 +103,8 @@ class ImageWriter(Protocol):
     """The place, for messages."""
     takes_indexes: bool
     """Whether an index of several platforms can be committed."""
+    lanes: int = 1
+    """How many threads may put blobs at once."""
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the blob need not be put: it is there with the right size, or has been put already."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from itertools import count
 from types import TracebackType
 from typing import BinaryIO, Final, Self
 
@@ -55,13 +56,13 @@ class Staging:
 
 
 class BlobStage:
-    """Blobs that are complete but not yet to be seen, in a staging directory, by digest."""
+    """Blobs that are complete but not yet to be seen, in a staging directory, by digest; for several threads."""
 
     def __init__(self, staging: Staging, where: str, *, durable: bool) -> None:
         self._staging = staging
         self._where = where
         self._durable = durable
-        self._count = 0
+        self._numbers = count()
         self.sizes: dict[Digest, int] = {}
 
     def path(self, digest: Digest) -> str:
@@ -92,8 +93,7 @@ class BlobStage:
 
     def stage(self) -> _Staged:
         """A file for a blob whose digest is not known yet."""
-        self._count += 1
-        return _Staged(self, self._staging.file(f"part-{self._count}"))
+        return _Staged(self, self._staging.file(f"part-{next(self._numbers)}"))
 
     def take(self, path: str, file: BinaryIO, digest: Digest, size: int) -> None:
         """Take in a file that is complete."""

@@ -17,6 +17,7 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import decode_index
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
 from lamella.oci.platform import Platform, parse_platform
+from lamella.operations.lanes import for_each
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -121,8 +122,12 @@ def move_blobs(
     if progress is not None:
         progress.start("copy", sum(blob.size for blob in missing))
     try:
-        for blob in missing:
-            writer.put_blob(blob, _Chunks(reader, blob, progress, cancel))
+        for_each(
+            missing,
+            lambda blob, stop: writer.put_blob(blob, _Chunks(reader, blob, progress, stop)),
+            min(writer.lanes, len(missing)),
+            cancel,
+        )
     finally:
         if progress is not None:
             progress.finish()

@@ -39,6 +39,7 @@ class RegistryWriter(ImageWriter):
     """
 
     takes_indexes = True
+    lanes = 3
 
     def __init__(self, client: Client, digest: Digest | None = None) -> None:
         self.client = client
