@@ -233,3 +233,21 @@ def test_layers_made_to_be_almost_right(members: list[bytes]) -> None:
 def test_any_time(ns: int) -> None:
     refused(lambda: filetime.decode(filetime.encode(ns)), InvalidInput)
     assert filetime.wrap(filetime.unwrap(ns)) in (ns, filetime.wrap(ns))
+
+
+def test_no_part_of_a_layer_is_gone_over_again_and_again() -> None:
+    """Each of these would take minutes, were any step to go over what came before it again."""
+    deep = b"/".join([b"d"] * 4000)
+    many = [
+        b"".join(pax((b"path", deep[: 2 * depth + 1])) + file(b"d", b"", b"5") for depth in range(0, 4000, 4)),
+        b"".join(pax((b"path", deep[: 2 * depth + 1] + b"/f")) + file() for depth in range(0, 4000, 4)),
+        b"".join(file(b"Files/%d" % number) for number in range(20_000)),
+        b"".join(file(b"Files/.wh.%d" % number) for number in range(20_000)),
+        file(b"Files/a") + b"".join(file(b"Files/a:%d" % number) for number in range(20_000)),
+        file(b"Files/a")
+        + b"".join(file(b"Files/l%d" % number, b"", b"1", linkname=b"FILES/A") for number in range(20_000)),
+        pax(*((b"MSWINDOWS.xattr.%d" % number, b"AA==") for number in range(20_000))) + file(),
+        b"".join(pax((b"MSWINDOWS.sd", b"D:" + b"(A;;FA;;;BA)" * 2000)) + file(b"%d" % number) for number in range(20)),
+    ]
+    for data in many:
+        fuzz_windows_tar(data + END)

@@ -190,7 +190,7 @@ def _ace(text: str) -> Ace:
     if fields[0] in _RAW_TYPES:
         raise _unsupported(fields[0])
     if len(fields) != 6 or fields[0] not in _TYPES or fields[3] or fields[4]:
-        raise InvalidInput(f"malformed entry of an access list ({text[:80]})")
+        raise InvalidInput(f"malformed entry of an access list {text[:80]!r}")
     kind = _TYPES[fields[0]]
     flags = _letters(fields[1], _FLAGS, "flags")
     mask = _mask(fields[2], _LABEL if kind == security.MANDATORY_LABEL else _RIGHTS)
