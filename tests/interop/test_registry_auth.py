@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 from tests.registry.docker_registry import PASSWORD, USER, DockerRegistry, running
+from tests.registry.isolation import isolate
 from tests.registry.token_server import IDENTITY_TOKEN, TokenServer
 
 from lamella.cli.main import run as lamella
@@ -68,14 +69,7 @@ def by_token(
 @pytest.fixture(autouse=True)
 def certs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a directory for certificates; nothing of the user's own settings and logins counts."""
-    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path / "certs.d"))
-    monkeypatch.setenv("LAMELLA_REGISTRIES", str(tmp_path / "registries.toml"))
-    return tmp_path / "certs.d"
+    return isolate(monkeypatch, tmp_path)
 
 
 @pytest.fixture

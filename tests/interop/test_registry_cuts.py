@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.registry.docker_registry import DockerRegistry, running
+from tests.registry.isolation import isolate
 
 from lamella.digests import Digest
 from lamella.errors import Unavailable
@@ -46,8 +47,7 @@ def layout(image: SmallImage, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def registry(needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerRegistry]:
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path / "certs.d"))
+    isolate(monkeypatch, tmp_path)
     with running(DockerRegistry(needs("docker-registry"), tmp_path / "registry")) as server:
         yield server
 

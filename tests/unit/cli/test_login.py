@@ -12,6 +12,7 @@ from subprocess import CompletedProcess
 import click
 import pytest
 from tests.registry.hostile import PASSWORD, SECRETS, USER, Registry, error
+from tests.registry.isolation import isolate
 from tests.registry.misbehaviour import say
 
 Run = Callable[..., CompletedProcess[str]]
@@ -20,13 +21,7 @@ Run = Callable[..., CompletedProcess[str]]
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the file that logins are kept in; nothing of the user's own counts."""
-    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path / "certs.d"))
-    monkeypatch.setenv("LAMELLA_REGISTRIES", str(tmp_path / "registries.toml"))
+    isolate(monkeypatch, tmp_path)
     return tmp_path / "docker/config.json"
 
 

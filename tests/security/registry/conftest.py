@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registries on loopback, each with the image that all tests want."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from tests.registry.hostile import Registry
+from tests.registry.isolation import isolate
+from tests.security.registry.pulling import IMAGE, trust
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory for hosts.toml; nothing of the user's own settings and logins counts."""
+    return isolate(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """One that asks for tokens and has the image."""
+    with Registry(auth="bearer") as server:
+        server.add("team/app", "v1", IMAGE)
+        yield server
+
+
+@pytest.fixture
+def other() -> Iterator[Registry]:
+    """Another host, which has the image and asks for nothing."""
+    with Registry() as server:
+        server.add("team/app", "v1", IMAGE)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def secure(tls: ssl.SSLContext, authority: trustme.CA, settings: Path) -> Iterator[Registry]:
+    """One with TLS, which is trusted."""
+    with Registry(tls=tls, auth="bearer") as server:
+        trust(server, authority, settings)
+        server.add("team/app", "v1", IMAGE)
+        yield server
+
+
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the addresses that connections were made to, or tried."""
+    made: list[Any] = []
+    connect = socket.socket.connect
+
+    def note(self: socket.socket, address: Any) -> None:
+        made.append(address[0] if isinstance(address, tuple) else address)
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", note)
+    return made
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return a table of names and their addresses, for this test."""
+    table: dict[str, str] = {}
+    ask = socket.getaddrinfo
+
+    def answer(host: Any, *rest: Any, **more: Any) -> Any:
+        return ask(table.get(host, host), *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    return table

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image, pulled from and pushed to registries of which nothing good is to be expected."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import trustme
+from tests.registry.hostile import PASSWORD, SECRETS, USER, Registry
+
+from lamella.digests import Digest
+from lamella.errors import LamellaError
+from lamella.images.forms import open_reader, open_writer
+from lamella.images.naming import parse_image_name
+from lamella.images.options import RegistryOptions
+from lamella.operations.copy import copy_image
+from lamella.registry.credentials import Credential
+from lamella.testing.images import SmallImage, small_image
+
+NOISE = random.Random(7).randbytes(600_000)
+IMAGE = small_image({"etc/name": b"lamella"}, {"noise": NOISE}, compress=False)
+LAYER = IMAGE.manifest["layers"][1]["digest"]
+MANIFESTS, BLOBS, UPLOADS = "/manifests/", f"/blobs/{LAYER}", "/blobs/uploads/"
+
+OPTIONS = RegistryOptions(
+    credential=Credential(USER, PASSWORD),
+    tries=3,
+    retry_wait=3,
+    connect_timeout=2,
+    read_timeout=2,
+    rate_window=1,
+    slowest_rate=20_000,
+)
+MOST = 3 * OPTIONS.tries
+"""Requests for one thing, at most, whatever is answered: each try may be signed anew."""
+
+
+def trust(server: Registry, authority: trustme.CA, settings: Path) -> None:
+    (settings / server.host).mkdir(parents=True)
+    authority.cert_pem.write_to_path(str(settings / server.host / "ca.crt"))
+
+
+def name_in(server: Registry, which: str = ":v1") -> str:
+    return f"docker://{server.host}/team/app{which}"
+
+
+def pull(server: Registry | str, target: Path, options: RegistryOptions = OPTIONS) -> Digest:
+    """Copy the image into a layout and return its digest; a layout that was not committed has no image."""
+    source = parse_image_name(server if isinstance(server, str) else name_in(server))
+    with (
+        open_reader(source, registry=options) as reader,
+        open_writer(parse_image_name(f"oci:{target}/layout:v1")) as writer,
+    ):
+        return copy_image(reader, writer, tag=source.tag, new_tag="v1").entry.digest
+
+
+def push(server: Registry, tmp_path: Path, options: RegistryOptions = OPTIONS, image: SmallImage = IMAGE) -> Digest:
+    """Copy the image into a registry, as team/new:v1."""
+    from lamella.testing.images import tagged, write_layout
+
+    source = parse_image_name(
+        f"oci:{write_layout(str(tmp_path / 'source'), [tagged(image.descriptor, 'v1')], image.blobs)}:v1"
+    )
+    target = parse_image_name(f"docker://{server.host}/team/new:v1")
+    with open_reader(source) as reader, open_writer(target, registry=options) as writer:
+        return copy_image(reader, writer, tag="v1", new_tag="v1").entry.digest
+
+
+def refuse_to_pull(
+    server: Registry | str, target: Path, *categories: type[LamellaError], options: RegistryOptions = OPTIONS
+) -> LamellaError:
+    """Expect an error of one of the categories, with no secret in it, and nothing to be seen in the target."""
+    with pytest.raises(categories) as caught:
+        pull(server, target, options)
+    index = target / "layout/index.json"
+    assert not index.exists() or json.loads(index.read_text())["manifests"] == []
+    keep_quiet(caught.value)
+    return caught.value
+
+
+def keep_quiet(error: BaseException) -> None:
+    """Assert that no secret is in an error, nor in those that it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        told = f"{seen!r} {seen} {getattr(seen, 'hint', '')} {getattr(seen, '__notes__', '')}"
+        assert [secret for secret in SECRETS if secret in told] == []
+        seen = seen.__cause__ or seen.__context__

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What proves who we are goes to the registry and to nobody else; and what all attacks here are variations of."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.registry import hostile
+from tests.registry.hostile import TOKEN, Registry, error
+from tests.registry.misbehaviour import cut_body, redirect, say, with_headers
+from tests.registry.wire import Answer, Request
+from tests.security.registry.pulling import (
+    BLOBS,
+    IMAGE,
+    LAYER,
+    MANIFESTS,
+    OPTIONS,
+    UPLOADS,
+    keep_quiet,
+    name_in,
+    pull,
+    push,
+    refuse_to_pull,
+)
+
+from lamella.digests import parse_digest
+from lamella.errors import Denied, LamellaError, NotFound, Unavailable, Unsupported
+from lamella.images.forms import open_reader
+from lamella.images.naming import parse_image_name
+from lamella.oci.descriptor import Descriptor
+from lamella.registry.client import Client
+from lamella.testing.images import compact
+
+
+class TestTwins:
+    """What the attacks below are variations of."""
+
+    def test_an_image_comes_whole(self, registry: Registry, tmp_path: Path) -> None:
+        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert registry.asked("GET", "/token") != []
+
+    def test_an_image_goes_whole(self, registry: Registry, tmp_path: Path) -> None:
+        assert IMAGE.descriptor["digest"] == push(registry, tmp_path)
+        assert compact(IMAGE.manifest) == registry.manifests["team/new", "v1"][1]
+        assert registry.repositories["team/new"] >= set(IMAGE.blobs) - {IMAGE.descriptor["digest"]}
+
+    def test_tls_works_with_the_authority_that_is_set_up_and_no_other(
+        self, secure: Registry, tmp_path: Path, settings: Path
+    ) -> None:
+        assert IMAGE.descriptor["digest"] == pull(secure, tmp_path)
+        before = len(secure.requests)
+        (settings / secure.host / "ca.crt").unlink()
+        (settings / secure.host / "hosts.toml").write_text(f'server = "{secure.url}"')
+        refused = refuse_to_pull(secure, tmp_path / "again", Unavailable)
+        assert "certificate" in str(refused)
+        assert len(secure.requests) == before
+
+    def test_basic_authentication_works(self, tmp_path: Path) -> None:
+        with Registry(auth="basic") as server:
+            server.add("team/app", "v1", IMAGE)
+            assert IMAGE.descriptor["digest"] == pull(server, tmp_path)
+
+
+class TestCredentialsStay:
+    def test_blobs_kept_at_another_host_come_without_credentials(
+        self, registry: Registry, other: Registry, tmp_path: Path
+    ) -> None:
+        registry.misbehave("GET", BLOBS, redirect(other.url + "{path}?signature=x"))
+        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert other.asked("GET", BLOBS) != []
+        assert other.credentials_seen() == []
+
+    def test_a_resumed_blob_at_another_host_comes_without_credentials(
+        self, registry: Registry, other: Registry, tmp_path: Path
+    ) -> None:
+        registry.misbehave("GET", BLOBS, redirect(other.url + "{path}"))
+        other.misbehave("GET", BLOBS, cut_body(200_000), times=1)
+        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert len(other.asked("GET", BLOBS)) == 2
+        assert other.credentials_seen() == []
+
+    @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
+    def test_the_same_machine_by_another_name_is_another_host(
+        self, registry: Registry, tmp_path: Path, path: str
+    ) -> None:
+        with Registry(name="localhost") as elsewhere:
+            elsewhere.add("team/app", "v1", IMAGE)
+            registry.misbehave("GET", path, redirect(elsewhere.url + "{path}"))
+            assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+            assert elsewhere.asked("GET", path) != []
+            assert elsewhere.credentials_seen() == []
+
+    @pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
+    def test_another_host_asks_in_vain(self, registry: Registry, other: Registry, tmp_path: Path, scheme: str) -> None:
+        registry.misbehave("GET", BLOBS, redirect(other.url + "{path}"))
+        wanted = f'{scheme} realm="{other.url if scheme == "Bearer" else "x"}/token",service="tests"'
+        other.misbehave(".*", BLOBS, say(Answer(401, {"WWW-Authenticate": wanted})))
+        refuse_to_pull(registry, tmp_path, Denied)
+        assert other.credentials_seen() == []
+        assert other.asked(path="/token") == []
+
+    def test_settings_of_a_host_do_not_go_elsewhere(
+        self, registry: Registry, other: Registry, tmp_path: Path, settings: Path
+    ) -> None:
+        (settings / registry.host).mkdir(parents=True)
+        (settings / registry.host / "hosts.toml").write_text('header = {x-key = "for the registry alone"}')
+        registry.misbehave("GET", BLOBS, redirect(other.url + "{path}"))
+        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert "x-key" in {name.lower() for name in registry.asked("GET", MANIFESTS)[0].headers}
+        assert "x-key" not in {name.lower() for one in other.requests for name in one.headers}
+
+    def test_cookies_are_not_kept(self, registry: Registry, tmp_path: Path) -> None:
+        registry.misbehave(".*", "", with_headers(Set_Cookie="session=x; Path=/"))
+        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert [one for one in registry.requests if "cookie" in map(str.lower, one.headers)] == []
+
+    def test_a_mirror_does_not_get_what_is_for_the_registry(
+        self, registry: Registry, tmp_path: Path, settings: Path
+    ) -> None:
+        with Registry(auth="basic") as mirror:
+            (settings / registry.host).mkdir(parents=True)
+            (settings / registry.host / "hosts.toml").write_text(
+                f'[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]'
+            )
+            assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+            assert mirror.asked("GET", MANIFESTS) != []
+            assert mirror.credentials_seen() == []
+
+    def test_a_realm_without_tls_elsewhere_gets_nothing(
+        self, registry: Registry, tmp_path: Path, names: dict[str, str]
+    ) -> None:
+        with Registry() as thief:
+            names["thief.example"] = "127.0.0.1"
+            port = thief.host.rpartition(":")[2]
+            registry.challenge = f'Bearer realm="http://thief.example:{port}/token",service="tests"'
+            refuse_to_pull(registry, tmp_path, Denied)
+            assert thief.requests == []
+
+    def test_a_realm_without_tls_gets_nothing_of_a_registry_with_tls(
+        self, secure: Registry, other: Registry, tmp_path: Path
+    ) -> None:
+        secure.challenge = f'Bearer realm="{other.url}/token",service="tests"'
+        refuse_to_pull(secure, tmp_path, Denied)
+        assert other.requests == []
+
+    def test_a_realm_with_tls_elsewhere_gives_tokens(
+        self, secure: Registry, tls: ssl.SSLContext, tmp_path: Path
+    ) -> None:
+        with Registry(tls=tls) as service:
+            secure.challenge = f'Bearer realm="{service.url}/token?kind=pull",service="tests"'
+            assert IMAGE.descriptor["digest"] == pull(secure, tmp_path)
+            (asked, *_) = service.asked(path="/token")
+            assert (asked.query["kind"], asked.query["service"]) == ("pull", "tests")
+            assert asked.query["scope"] == "repository:team/app:pull"
+            assert TOKEN not in " ".join(service.credentials_seen())
+
+    def test_a_service_of_tokens_that_sends_elsewhere_takes_nobody_along(
+        self, registry: Registry, other: Registry, tmp_path: Path
+    ) -> None:
+        registry.misbehave(".*", "/token", redirect(other.url + "/token"))
+        other.misbehave(".*", "/token", say(error(401, "UNAUTHORIZED")))
+        refuse_to_pull(registry, tmp_path, Denied)
+        assert other.credentials_seen() == []
+
+    def test_an_upload_that_goes_on_elsewhere_goes_without_credentials(
+        self, registry: Registry, other: Registry, tmp_path: Path
+    ) -> None:
+        where = f"{other.url}/v2/team/new/blobs/uploads/session-x"
+        registry.misbehave("POST", UPLOADS, say(Answer(202, {"Location": where, "Range": "0-0"})))
+        with pytest.raises(LamellaError) as caught:
+            push(registry, tmp_path)
+        keep_quiet(caught.value)
+        assert other.asked("PUT|PATCH", UPLOADS) != []
+        assert other.credentials_seen() == []
+
+    def test_a_storage_that_takes_uploads_directly_works_without_credentials(
+        self, registry: Registry, other: Registry, tmp_path: Path
+    ) -> None:
+        def elsewhere(request: Request, serve: hostile.Serve) -> Answer:
+            answer = serve()
+            session = answer.headers["Location"].rpartition("/")[2]
+            other.uploads[session] = bytearray()
+            registry.repositories["team/new"] = other.repositories.setdefault("team/new", set())
+            registry.blobs = other.blobs
+            return replace(answer, headers={**answer.headers, "Location": other.url + answer.headers["Location"]})
+
+        registry.misbehave("POST", UPLOADS, elsewhere)
+        assert IMAGE.descriptor["digest"] == push(registry, tmp_path)
+        assert other.credentials_seen() == []
+
+    def test_pages_elsewhere_are_not_read(self, registry: Registry, other: Registry) -> None:
+        registry.misbehave("GET", "/tags/list", with_headers(Link=f'<{other.url}/v2/team/app/tags/list>; rel="next"'))
+        with pytest.raises(Denied):
+            list(Client(registry.host, "team/app", OPTIONS).tags())
+        assert other.requests == []
+
+    @pytest.mark.parametrize("allowed", [False, True])
+    def test_layers_at_foreign_addresses_are_fetched_by_policy_alone_and_without_credentials(
+        self, registry: Registry, other: Registry, tmp_path: Path, allowed: bool
+    ) -> None:
+        foreign = {
+            **IMAGE.manifest["layers"][1],
+            "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar",
+            "urls": [f"{other.url}/v2/team/app/blobs/{LAYER}"],
+        }
+        raw = compact({**IMAGE.manifest, "layers": [IMAGE.manifest["layers"][0], foreign]})
+        registry.add_manifest("team/app", "foreign", IMAGE.manifest["mediaType"], raw)
+        registry.repositories["team/app"].discard(LAYER)
+        options = replace(OPTIONS, foreign_urls=allowed)
+        descriptor = Descriptor(
+            media_type=foreign["mediaType"], digest=parse_digest(LAYER), size=foreign["size"], urls=foreign["urls"]
+        )
+        name = parse_image_name(name_in(registry, ":foreign"))
+        with open_reader(name, registry=options) as reader:
+            if allowed:
+                with reader.open_blob(descriptor) as file:
+                    assert IMAGE.blobs[LAYER] == file.read()
+            else:
+                with pytest.raises((NotFound, Unsupported)):
+                    reader.open_blob(descriptor)
+        assert bool(other.requests) is allowed
+        assert other.credentials_seen() == []

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A registry leads to where it has no business: it is not followed there."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.registry.hostile import Registry
+from tests.registry.misbehaviour import redirect, say
+from tests.registry.wire import Answer
+from tests.security.registry.pulling import (
+    BLOBS,
+    IMAGE,
+    MANIFESTS,
+    MOST,
+    OPTIONS,
+    UPLOADS,
+    name_in,
+    pull,
+    push,
+    refuse_to_pull,
+)
+
+from lamella.digests import Digest
+from lamella.errors import Denied, InvalidInput, LamellaError, NotFound, Unavailable
+from lamella.images.forms import open_reader
+from lamella.images.naming import parse_image_name
+from lamella.oci.descriptor import Descriptor
+
+LINK_LOCAL = [
+    "http://169.254.169.254/latest/meta-data",
+    "http://[fe80::1]/x",
+    "http://[::ffff:169.254.169.254]/x",
+    "http://[fd00:ec2::254]/x",
+]
+
+
+class TestLedAstray:
+    @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
+    @pytest.mark.parametrize("url", [*LINK_LOCAL, "http://0.0.0.0/x"])
+    def test_services_of_the_machine_are_not_asked(
+        self, registry: Registry, tmp_path: Path, connected: list[Any], url: str, path: str
+    ) -> None:
+        registry.misbehave("GET", path, redirect(url))
+        refuse_to_pull(registry, tmp_path, Denied)
+        assert set(connected) == {"127.0.0.1"}
+
+    @pytest.mark.parametrize("url", LINK_LOCAL)
+    def test_nor_for_tokens_uploads_and_foreign_layers(
+        self, registry: Registry, tmp_path: Path, connected: list[Any], url: str
+    ) -> None:
+        registry.misbehave("POST", UPLOADS, say(Answer(202, {"Location": url})))
+        with pytest.raises(LamellaError):
+            push(registry, tmp_path)
+        registry.challenge = f'Bearer realm="{url}",service="x"'
+        refuse_to_pull(registry, tmp_path, Denied)
+        foreign = Descriptor(
+            media_type="application/vnd.docker.image.rootfs.foreign.diff.tar",
+            digest=Digest.of(b"x"),
+            size=1,
+            urls=[url],
+        )
+        registry.challenge = None
+        options = replace(OPTIONS, foreign_urls=True)
+        with (
+            open_reader(parse_image_name(name_in(registry)), registry=options) as reader,
+            pytest.raises((Denied, NotFound)),
+        ):
+            reader.open_blob(foreign)
+        assert set(connected) == {"127.0.0.1"}
+
+    def test_a_name_that_leads_inside_is_found_out_before_anything_is_sent(
+        self, names: dict[str, str], tmp_path: Path, other: Registry
+    ) -> None:
+        names.update({"registry.example": "127.0.0.1", "inner.example": "127.0.0.1"})
+        options = replace(OPTIONS, plain_http=True, credential=None)
+        with Registry(name="registry.example") as outer:
+            outer.add("team/app", "v1", IMAGE)
+            assert IMAGE.descriptor["digest"] == pull(outer, tmp_path / "twin", options)
+            port = other.host.rpartition(":")[2]
+            outer.misbehave("GET", BLOBS, redirect(f"http://inner.example:{port}" + "{path}"))
+            refuse_to_pull(outer, tmp_path, Denied, options=options)
+        assert other.requests == []
+
+    @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
+    def test_tls_is_not_given_up(self, secure: Registry, other: Registry, tmp_path: Path, path: str) -> None:
+        secure.misbehave("GET", path, redirect(other.url + "{path}"))
+        refuse_to_pull(secure, tmp_path, Denied)
+        assert other.requests == []
+
+    def test_tls_is_not_given_up_for_uploads(self, secure: Registry, other: Registry, tmp_path: Path) -> None:
+        where = f"http://localhost:{other.host.rpartition(':')[2]}/v2/team/new/blobs/uploads/session-x"
+        secure.misbehave("POST", UPLOADS, say(Answer(202, {"Location": where})))
+        with pytest.raises(Denied):
+            push(secure, tmp_path)
+        assert other.requests == []
+
+    def test_tls_elsewhere_is_fine(self, secure: Registry, tls: ssl.SSLContext, tmp_path: Path) -> None:
+        with Registry(tls=tls) as storage:
+            storage.add("team/app", "v1", IMAGE)
+            secure.misbehave("GET", BLOBS, redirect(storage.url + "{path}"))
+            assert IMAGE.descriptor["digest"] == pull(secure, tmp_path)
+            assert storage.credentials_seen() == []
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "file:///etc/passwd",
+            "ftp://x.example/x",
+            "gopher://x",
+            "http://ada:pw@x.example/",
+            "http://",
+            "//",
+            "http://[::1",
+            "\\\\x\\y",
+        ],
+    )
+    def test_no_other_protocol_is_spoken(
+        self, registry: Registry, tmp_path: Path, connected: list[Any], url: str
+    ) -> None:
+        registry.misbehave("GET", BLOBS, redirect(url))
+        refuse_to_pull(registry, tmp_path, Denied, InvalidInput, NotFound, Unavailable)
+        assert set(connected) == {"127.0.0.1"}
+        assert len(registry.asked("GET", BLOBS)) <= MOST
+
+    def test_redirects_in_a_circle_end(self, registry: Registry, tmp_path: Path) -> None:
+        registry.misbehave("GET", BLOBS, redirect("{path}"))
+        refuse_to_pull(registry, tmp_path, Denied)
+        assert len(registry.asked("GET", BLOBS)) <= 7

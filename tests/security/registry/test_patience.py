@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may pass is waited for, and not for ever."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.registry.hostile import Registry, error
+from tests.registry.misbehaviour import reset, say
+from tests.registry.wire import Answer
+from tests.security.registry.pulling import BLOBS, IMAGE, MANIFESTS, MOST, OPTIONS, pull, refuse_to_pull
+
+from lamella.errors import Denied, LamellaError, Unavailable
+
+
+class TestPatience:
+    def test_a_burst_of_errors_passes(self, registry: Registry, tmp_path: Path) -> None:
+        registry.misbehave("GET", MANIFESTS, say(error(503, "UNAVAILABLE")), times=2)
+        registry.misbehave("GET", BLOBS, reset, times=2)
+        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+
+    @pytest.mark.parametrize("path", [MANIFESTS, BLOBS, "/token"])
+    @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+    def test_errors_without_end_are_given_up(self, registry: Registry, tmp_path: Path, status: int, path: str) -> None:
+        registry.misbehave("GET", path, say(error(status, "TOOMANYREQUESTS" if status == 429 else "UNKNOWN")))
+        refuse_to_pull(registry, tmp_path, Unavailable, options=replace(OPTIONS, tries=2))
+        assert len(registry.asked("GET", path)) <= MOST
+
+    def test_retry_after_is_heeded(self, registry: Registry, tmp_path: Path) -> None:
+        answer = error(429, "TOOMANYREQUESTS")
+        answer.headers["Retry-After"] = "1"
+        registry.misbehave("GET", MANIFESTS, say(answer), times=1)
+        start = time.monotonic()
+        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert 1 <= time.monotonic() - start < 4
+
+    @pytest.mark.parametrize("after", ["86400", "Fri, 31 Dec 2999 23:59:59 GMT", "9" * 400])
+    def test_a_wait_that_is_too_long_is_not_begun(self, registry: Registry, tmp_path: Path, after: str) -> None:
+        answer = error(429, "TOOMANYREQUESTS")
+        answer.headers["Retry-After"] = after
+        registry.misbehave("GET", MANIFESTS, say(answer))
+        start = time.monotonic()
+        refused = refuse_to_pull(registry, tmp_path, Unavailable)
+        assert time.monotonic() - start < 2
+        assert refused.hint is not None
+
+    @pytest.mark.parametrize(
+        "after", ["-5", "soon", "nan", "inf", "1e9", "", "Fri, 99 Foo 2999", "Sat, 01 Jan 2000 00:00:00 GMT"]
+    )
+    def test_a_wait_that_is_nonsense_is_replaced(self, registry: Registry, tmp_path: Path, after: str) -> None:
+        answer = error(429, "TOOMANYREQUESTS")
+        answer.headers["Retry-After"] = after
+        registry.misbehave("GET", MANIFESTS, say(answer), times=1)
+        start = time.monotonic()
+        try:
+            assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        except Unavailable:
+            pass
+        assert time.monotonic() - start < 4
+
+    @pytest.mark.parametrize("auth", ["basic", "bearer"])
+    def test_a_registry_that_is_never_content_with_who_we_are_is_given_up(self, tmp_path: Path, auth: str) -> None:
+        with Registry(auth=auth) as server:
+            server.add("team/app", "v1", IMAGE)
+            server._allowed = lambda request: False  # type: ignore[method-assign]
+            refused = refuse_to_pull(server, tmp_path, Denied)
+            assert "lamella login" in str(refused.hint)
+            assert len(server.requests) <= 6
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Answer(200, {}, b'{"token": "a\\r\\nHost: evil"}'),
+            Answer(200, {}, b'{"token": 5}'),
+            Answer(200, {}, b"[]"),
+            Answer(200, {}, b"{"),
+            Answer(200, {}, b'{"token": "' + b"x" * (1 << 20) + b'"}'),
+            Answer(302, {"Location": "file:///etc/passwd"}),
+        ],
+        ids=["two lines", "a number", "a list", "not JSON", "huge", "a file"],
+    )
+    def test_a_token_that_is_none_is_refused(self, registry: Registry, tmp_path: Path, answer: Answer) -> None:
+        registry.misbehave("GET", "/token", say(answer))
+        refuse_to_pull(registry, tmp_path, LamellaError)
+        assert len(registry.asked("GET", "/token")) <= MOST
+
+    @pytest.mark.parametrize(
+        "challenge",
+        [
+            "Bearer",
+            'Bearer realm=""',
+            'Bearer realm="not a url"',
+            "Negotiate",
+            'Digest realm="x"',
+            "=" * 5000,
+            'Bearer realm="' + "\\" * 5000,
+            "Bearer " + "a=b," * 20_000,
+        ],
+        ids=["bare", "empty", "no URL", "unknown", "digest", "signs", "unclosed", "long"],
+    )
+    def test_challenges_that_are_none_are_refused_at_once(
+        self, registry: Registry, tmp_path: Path, challenge: str
+    ) -> None:
+        registry.challenge = challenge[:60_000]
+        start = time.monotonic()
+        refuse_to_pull(registry, tmp_path, LamellaError)
+        assert time.monotonic() - start < 6
+        assert [seen for seen in registry.credentials_seen() if "Bearer" in seen] == []
