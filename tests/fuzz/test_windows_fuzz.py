@@ -239,8 +239,8 @@ def test_no_part_of_a_layer_is_gone_over_again_and_again() -> None:
     """Each of these would take minutes, were any step to go over what came before it again."""
     deep = b"/".join([b"d"] * 4000)
     many = [
-        b"".join(pax((b"path", deep[: 2 * depth + 1])) + file(b"d", b"", b"5") for depth in range(0, 4000, 4)),
-        b"".join(pax((b"path", deep[: 2 * depth + 1] + b"/f")) + file() for depth in range(0, 4000, 4)),
+        b"".join(pax((b"path", deep[: 2 * depth + 1])) + file(b"d", b"", b"5") for depth in range(0, 4000, 40)),
+        b"".join(pax((b"path", deep[: 2 * depth + 1] + b"/f")) + file() for depth in range(0, 4000, 40)),
         b"".join(file(b"Files/%d" % number) for number in range(20_000)),
         b"".join(file(b"Files/.wh.%d" % number) for number in range(20_000)),
         file(b"Files/a") + b"".join(file(b"Files/a:%d" % number) for number in range(20_000)),
