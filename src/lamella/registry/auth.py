@@ -7,9 +7,9 @@ import base64
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from lamella.errors import Denied, InvalidInput, LamellaError, Unavailable, Unsupported
@@ -30,6 +30,10 @@ _LEAST_LIFE: Final = 60.0
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PART: Final = re.compile(rf'\s*({_WORD})(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?\s*(,?)')
+
+
+FindCredential: TypeAlias = "Callable[[], Credential | None]"
+"""Asked when a host first wants to know who we are: a keychain may have to be unlocked for it."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -79,11 +83,12 @@ class Authorizer:
     """
 
     def __init__(
-        self, transport: Transport, registry: str, credential: Credential | None, options: RegistryOptions
+        self, transport: Transport, registry: str, find_credential: FindCredential, options: RegistryOptions
     ) -> None:
         self._transport = transport
         self._registry = registry
-        self._credential = credential
+        self._find_credential = find_credential
+        self._credential: Credential | None = None
         self._options = options
         self._lock = threading.Lock()
         self._challenge: Challenge | None = None
@@ -113,11 +118,11 @@ class Authorizer:
                 if kept is not None and shown_before != f"Bearer {kept.value}":
                     return True  # another thread has been faster
                 self._tokens.pop(key, None)
-                self._challenge = bearer
+                self._take(bearer)
                 self._token(key)
                 return True
             if basic is not None:
-                self._challenge = basic
+                self._take(basic)
                 return self._has_password() and shown_before is None
             if challenges and not by_scheme.keys() & {"bearer", "basic"}:
                 scheme = challenges[0].scheme[:40]
@@ -132,6 +137,11 @@ class Authorizer:
             if self._has_password():
                 yield self._basic().removeprefix("Basic ")
         yield from [token.value for token in list(self._tokens.values())]
+
+    def _take(self, challenge: Challenge) -> None:
+        if self._challenge is None:
+            self._credential = self._find_credential()
+        self._challenge = challenge
 
     def _has_password(self) -> bool:
         return self._credential is not None and bool(self._credential.password)

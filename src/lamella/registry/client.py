@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from lamella.digests import Digest, parse_digest
@@ -309,13 +310,16 @@ def _endpoints(registry: str, repository: str, options: RegistryOptions) -> list
     if options.plain_http is False:
         own = replace(own, scheme="https")
     known = Credentials() if options.anonymous else Credentials.load()
-    credential = options.credential or known.for_registry(registry, repository)
     # Whoever asks a mirror should not wait for it long: there is another to ask.
     brief = replace(options, tries=min(options.tries, 2))
     found = [
-        Endpoint(host, registry, known.for_registry(host.host, repository), brief, mirror=True) for host in mirrors
+        Endpoint(host, registry, partial(known.for_registry, host.host, repository), brief, mirror=True)
+        for host in mirrors
     ]
-    return [*found, Endpoint(own, registry, credential, options)]
+    return [
+        *found,
+        Endpoint(own, registry, lambda: options.credential or known.for_registry(registry, repository), options),
+    ]
 
 
 def _content_type(response: Response) -> str:

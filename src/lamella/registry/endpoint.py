@@ -9,13 +9,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from lamella.errors import Denied
 from lamella.registry.addresses import Origin, joined, origin_of
-from lamella.registry.auth import Authorizer
+from lamella.registry.auth import Authorizer, FindCredential
 from lamella.registry.failures import failure
 from lamella.registry.retries import PASSING, Patience, retry_after
 from lamella.registry.transport import Buffer, Interrupted, Response, Transport
 
 if TYPE_CHECKING:
-    from lamella.images.options import Credential, RegistryOptions
+    from lamella.images.options import RegistryOptions
     from lamella.registry.hosts import HostConfig
 
 _NOTHING_DONE: Final = frozenset({429, 503})
@@ -29,7 +29,7 @@ class Endpoint:
         self,
         host: HostConfig,
         registry: str,
-        credential: Credential | None,
+        find_credential: FindCredential,
         options: RegistryOptions,
         *,
         mirror: bool = False,
@@ -41,7 +41,7 @@ class Endpoint:
         self._answered = False
         self.options = options
         self._transport = Transport(host, options, near=near)
-        self._authorizer = Authorizer(self._transport, registry, credential, options)
+        self._authorizer = Authorizer(self._transport, registry, find_credential, options)
 
     @property
     def origin(self) -> Origin:

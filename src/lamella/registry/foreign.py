@@ -33,7 +33,7 @@ def fetch_from(
             if origin.scheme != "https" and near.scheme == "https":
                 raise Denied(f"refused to fetch a layer without TLS from {origin}")
             host = HostConfig(origin.scheme, urlsplit(url).netloc)
-            endpoint = Endpoint(host, origin.host, None, options, near=near)
+            endpoint = Endpoint(host, origin.host, lambda: None, options, near=near)
             doing = f"get the layer {descriptor.digest}"
             return endpoint.request("GET", url, doing=doing, headers=headers, accept=(200, 206))
         except LamellaError as refused:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.registry import hostile
-from tests.registry.hostile import TOKEN, Registry, error
+from tests.registry.hostile import PASSWORD, TOKEN, USER, Registry, error
 from tests.registry.misbehaviour import cut_body, redirect, say, with_headers
 from tests.registry.wire import Answer, Request
 from tests.security.registry.pulling import (
@@ -223,3 +224,21 @@ class TestCredentialsStay:
                     reader.open_blob(descriptor)
         assert bool(other.requests) is allowed
         assert other.credentials_seen() == []
+
+    @pytest.mark.parametrize("wanted", [False, True])
+    def test_a_keychain_is_asked_where_a_registry_wants_to_know_and_nowhere_else(
+        self, registry: Registry, other: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+    ) -> None:
+        (tmp_path / "docker").mkdir()
+        (tmp_path / "docker/config.json").write_text('{"credsStore": "chain"}')
+        program = tmp_path / "docker-credential-chain"
+        program.write_text(
+            f"#!/bin/sh\ncat >> {tmp_path}/asked\n"
+            f"""echo '{{"ServerURL": "", "Username": "{USER}", "Secret": "{PASSWORD}"}}'\n"""
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        server = registry if wanted else other
+        assert IMAGE.descriptor["digest"] == pull(server, tmp_path, replace(OPTIONS, credential=None))
+        asked = tmp_path / "asked"
+        assert (asked.read_text() if asked.exists() else "") == (registry.host if wanted else "")
