@@ -9,7 +9,7 @@ from typing import Final, cast
 from lamella.errors import InvalidInput, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.naming import REGISTRY, ImageName
-from lamella.images.options import RegistryOptions
+from lamella.images.options import RegistryOptions, current_options
 
 _READERS: Final = {
     "oci": "lamella.images.layout:open_directory",
@@ -34,12 +34,12 @@ _LATER: Final = {
 
 
 def open_reader(name: ImageName, *, registry: RegistryOptions | None = None) -> ImageReader:
-    """A reader of the place that ``name`` names; ``registry`` says how one is talked to.
+    """A reader of the place that ``name`` names; ``registry`` says how one is talked to, else `registry_options`.
 
     Raises NotFound, InvalidInput, Unsupported, Denied; for a registry Unavailable and Integrity too.
     """
     if name.form == REGISTRY:
-        return cast("ImageReader", _load(_READERS, name)(name, registry))
+        return cast("ImageReader", _load(_READERS, name)(name, registry or current_options()))
     return cast("ImageReader", _load(_READERS, name)(name.path))
 
 
@@ -54,7 +54,7 @@ def open_writer(
     Raises AlreadyExists, InvalidInput, Unsupported, Denied.
     """
     if name.form == REGISTRY:
-        return cast("ImageWriter", _load(_WRITERS, name)(name, registry))
+        return cast("ImageWriter", _load(_WRITERS, name)(name, registry or current_options()))
     if name.position is not None:
         raise InvalidInput(f"{name}: an image cannot be written at a number", hint="give it a tag")
     return cast("ImageWriter", _load(_WRITERS, name)(name.path, replace=replace, durable=durable))

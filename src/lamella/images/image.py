@@ -11,6 +11,7 @@ from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported
 from lamella.images.contract import ImageReader
 from lamella.images.naming import ImageName, parse_image_name
+from lamella.images.options import RegistryOptions
 from lamella.images.resolve import Resolved, read_config, resolve
 from lamella.oci.config import ImageConfig, pair_layers
 from lamella.oci.descriptor import Descriptor
@@ -71,10 +72,13 @@ class Image:
         self.close()
 
 
-def open_image(name: str | ImageName, platform: str | Platform | None = None) -> Image:
+def open_image(
+    name: str | ImageName, platform: str | Platform | None = None, *, registry: RegistryOptions | None = None
+) -> Image:
     """The image that ``name`` names, for ``platform`` or this host; its layers are not read yet.
 
-    Raises InvalidInput, NotFound, Unsupported, Integrity.
+    ``registry`` says how a registry is talked to. Raises InvalidInput, NotFound, Unsupported, Integrity; for a registry
+    Denied and Unavailable too.
     """
     from lamella.images.forms import open_reader
 
@@ -82,7 +86,7 @@ def open_image(name: str | ImageName, platform: str | Platform | None = None) ->
         name = parse_image_name(name)
     if isinstance(platform, str):
         platform = parse_platform(platform)
-    reader = open_reader(name)
+    reader = open_reader(name, registry=registry)
     try:
         return image_from(reader, name, platform)
     except BaseException:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -61,3 +64,23 @@ class RegistryOptions:
 
 
 DEFAULT_OPTIONS: Final = RegistryOptions()
+
+_current: ContextVar[RegistryOptions] = ContextVar("registry options", default=DEFAULT_OPTIONS)
+
+
+@contextmanager
+def registry_options(options: RegistryOptions) -> Iterator[RegistryOptions]:
+    """Let ``options`` count for all registries that are opened in the block, by this thread or task.
+
+    For programs whose operations name images by text; what is given to a call itself comes first.
+    """
+    token = _current.set(options)
+    try:
+        yield options
+    finally:
+        _current.reset(token)
+
+
+def current_options() -> RegistryOptions:
+    """What counts where nothing is given."""
+    return _current.get()

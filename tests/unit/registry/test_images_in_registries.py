@@ -12,11 +12,11 @@ from tests.registry.hostile import Registry
 from tests.registry.misbehaviour import cut_upload, lose_upload
 
 from lamella.digests import Digest, parse_digest
-from lamella.errors import Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
+from lamella.errors import Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch, Unavailable
 from lamella.images.forms import open_reader, open_writer
 from lamella.images.image import open_image
 from lamella.images.naming import parse_image_name
-from lamella.images.options import RegistryOptions
+from lamella.images.options import RegistryOptions, registry_options
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_MANIFEST
 from lamella.operations.copy import copy
@@ -238,3 +238,15 @@ def test_plain_http_is_said_or_configured(registry: Registry) -> None:
     name = parse_image_name(f"docker://{registry.host}/a:v1")
     with open_reader(name, registry=RegistryOptions(plain_http=True)) as reader:
         assert reader.images()[0].descriptor.digest == IMAGE.descriptor["digest"]
+
+
+def test_options_of_a_block_count_for_what_is_opened_in_it(registry: Registry) -> None:
+    registry.add("a", "v1", IMAGE)
+    name = f"docker://{registry.host}/a:v1"
+    with registry_options(RegistryOptions(plain_http=False, tries=1)):
+        with pytest.raises(Unavailable):
+            open_image(name)
+        with open_image(name, registry=RegistryOptions()) as image:
+            assert image.descriptor.digest == IMAGE.descriptor["digest"]
+    with open_image(name) as image:
+        assert len(image.layers) == 2
