@@ -118,20 +118,32 @@ def move_blobs(
     blobs: dict[str, Descriptor] = {}
     for image in images:
         _collect(reader, image, blobs, 0)
-    missing = [blob for blob in blobs.values() if not (writer.has_blob(blob) or writer.adopt(blob, reader))]
+    missing = put_missing(writer, [(reader, blob) for blob in blobs.values()], progress=progress, cancel=cancel)
+    return Copied(images[-1], len(missing), sum(blob.size for blob in missing), len(blobs) - len(missing))
+
+
+def put_missing(
+    writer: ImageWriter,
+    blobs: Sequence[tuple[ImageReader, Descriptor]],
+    *,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> list[Descriptor]:
+    """Put what ``writer`` neither has nor can adopt, several blobs at once where it takes them; what was put."""
+    missing = [(reader, blob) for reader, blob in blobs if not (writer.has_blob(blob) or writer.adopt(blob, reader))]
     if progress is not None:
-        progress.start("copy", sum(blob.size for blob in missing))
+        progress.start("copy", sum(blob.size for _, blob in missing))
     try:
         for_each(
             missing,
-            lambda blob, stop: writer.put_blob(blob, _Chunks(reader, blob, progress, stop)),
+            lambda part, stop: writer.put_blob(part[1], _Chunks(*part, progress, stop)),
             min(writer.lanes, len(missing)),
             cancel,
         )
     finally:
         if progress is not None:
             progress.finish()
-    return Copied(images[-1], len(missing), sum(blob.size for blob in missing), len(blobs) - len(missing))
+    return [blob for _, blob in missing]
 
 
 def _whole(reader: ImageReader, writer: ImageWriter, tag: str | None, position: int | None) -> Descriptor:

@@ -28,7 +28,7 @@ from lamella.oci.mediatypes import (
     oci_layer,
     retyped_layer,
 )
-from lamella.operations.copy import relayed
+from lamella.operations.copy import put_missing
 
 if TYPE_CHECKING:
     from lamella.images.naming import ImageName
@@ -124,22 +124,8 @@ def write_draft(
     What the writer has is not read, and what it can adopt does not pass through here. Raises Integrity, NotFound,
     Unsupported, Exhausted, Cancelled and what making the layers raises.
     """
-    kept: dict[Digest, ImageLayer] = {one.descriptor.digest: one for one in draft.layers if isinstance(one, ImageLayer)}
-    missing = [
-        one
-        for one in kept.values()
-        if not (writer.has_blob(one.descriptor) or writer.adopt(one.descriptor, one.reader))
-    ]
-    if missing:
-        if progress is not None:
-            progress.start("copy", sum(one.descriptor.size for one in missing))
-        try:
-            for one in missing:
-                with one.open() as file:
-                    writer.put_blob(one.descriptor, relayed(file, progress, cancel))
-        finally:
-            if progress is not None:
-                progress.finish()
+    kept = {one.descriptor.digest: one for one in draft.layers if isinstance(one, ImageLayer)}
+    put_missing(writer, [(one.reader, one.descriptor) for one in kept.values()], progress=progress, cancel=cancel)
     finished = finish(draft, writer, progress=progress, cancel=cancel)
     if commit:
         return replace(finished, descriptor=writer.commit(tag, finished.descriptor))

@@ -16,7 +16,7 @@ from lamella.changes.apply import apply
 from lamella.changes.dump import dump
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput, LamellaError, LossRefused, NotFound
-from lamella.images.image import ImageLayer, open_image
+from lamella.images.image import open_image
 from lamella.layers.policy import Owners
 from lamella.layers.tar_sink import TarSink
 from lamella.operations.new_layers import Directory, File, FileLike, Symlink, changes_of
@@ -163,9 +163,9 @@ def test_the_same_layers_give_the_same_digest_whatever_the_number_of_threads(bas
 
 
 def test_of_the_base_only_documents_are_read_where_the_target_has_its_layers(
-    base: str, monkeypatch: pytest.MonkeyPatch
+    base: str, spoil_layers: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr(ImageLayer, "open", lambda self: pytest.fail(f"{self.descriptor.digest} was opened"))
+    spoil_layers(base)
     lamella.append(base, {"new": b""}, base)
     lamella.mutate(base, base, lamella.Settings(user="app"))
     with open_image(base) as image:

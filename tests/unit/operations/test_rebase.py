@@ -11,7 +11,7 @@ import pytest
 
 import lamella
 from lamella.errors import Conflict, InvalidInput, NotFound
-from lamella.images.image import ImageLayer, open_image
+from lamella.images.image import open_image
 from lamella.oci.config import ContainerConfig, History
 from lamella.operations.rebase import BASE_DIGEST, BASE_NAME, rebased
 from lamella.testing.builders import directory, file
@@ -49,11 +49,12 @@ def test_the_layers_of_the_base_change_and_the_rest_stays(images: tuple[str, str
 
 
 def test_no_layer_is_read_where_the_target_has_them(
-    images: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+    images: tuple[str, str, str], spoil_layers: Callable[[str], None]
 ) -> None:
     app, old, new = images
     lamella.copy(new, app.replace(":it", ":new"))
-    monkeypatch.setattr(ImageLayer, "open", lambda self: pytest.fail(f"{self.descriptor.digest} was opened"))
+    for name in images:
+        spoil_layers(name)
     lamella.rebase(f"{app}", app, old_base=old, new_base=new)
 
 
