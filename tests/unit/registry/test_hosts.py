@@ -254,3 +254,18 @@ def test_settings_that_may_not_be_read_are_an_error(certs: Path, monkeypatch: py
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(Denied, match=r"hosts\.toml"):
         hosts_for("quay.io", directory=certs)
+
+
+def test_the_settings_in_the_documentation_mean_what_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/registries.md").read_text()
+    write(tmp_path / "registries.toml", page.partition("```toml\n")[2].partition("```")[0])
+    environ = {"LAMELLA_REGISTRIES": str(tmp_path / "registries.toml"), "LAMELLA_CERTS_DIR": "/nowhere"}
+    hub, plain, local, quay, others = (
+        hosts_for(registry, environ=environ)
+        for registry in ("docker.io", HOST, "localhost:5001", "quay.io", "else.example")
+    )
+    assert urls(hub) == ["https://mirror.example/v2", "https://registry-1.docker.io/v2"]
+    assert urls(plain) == ["http://registry.example:5000/v2"]
+    assert (urls(local), local[0].ca) == (["https://localhost:5001/v2"], (tmp_path / "authority.pem",))
+    assert urls(quay) == ["https://near.example/quay/v2", "https://quay.io/v2"]
+    assert (urls(others), others[0].connect_timeout) == (["https://else.example/v2"], 5)
