@@ -90,6 +90,10 @@ class OverlaySink(DirectorySink):
             self._opaque: set[str] = set()
             self._hidden: dict[str, bool] = {}
             self._lost: set[LayerPath] = set()
+            self.assumed: set[LayerPath] = set()
+            """Where the parents are not known: directories that were taken to be there, as the layer states them not."""
+            self.covered: set[LayerPath] = set()
+            """Where the parents are not known: what whiteouts were made for."""
             if self._below is not None:
                 root = self._below.lookup(ROOT)
                 if root is not None:
@@ -114,7 +118,10 @@ class OverlaySink(DirectorySink):
                 directory = self._descriptors.open(parent)
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
-            return self._seen_below(path)
+            below = self._seen_below(path)
+            if not self._parents_known and below is not None:
+                self.assumed.add(path)
+            return below
         except OSError as error:
             raise from_os(error, f"look at {path!r}") from error
         if self._is_whiteout(directory, name, parent, status):
@@ -164,6 +171,8 @@ class OverlaySink(DirectorySink):
             if below is None:
                 return super().whiteout(path) if self._in_upper(parent, name) else None
             self._make_whiteout(self._open(parent), parent, name, path)
+            if not self._parents_known:
+                self.covered.add(path)
         except OSError as error:
             raise from_os(error, f"make the whiteout {path!r}") from error
         return below.kind in (Kind.DIRECTORY, Kind.SYMLINK)
