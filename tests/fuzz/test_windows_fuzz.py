@@ -241,12 +241,12 @@ def test_no_part_of_a_layer_is_gone_over_again_and_again() -> None:
     many = [
         b"".join(pax((b"path", deep[: 2 * depth + 1])) + file(b"d", b"", b"5") for depth in range(0, 4000, 40)),
         b"".join(pax((b"path", deep[: 2 * depth + 1] + b"/f")) + file() for depth in range(0, 4000, 40)),
-        b"".join(file(b"Files/%d" % number) for number in range(20_000)),
-        b"".join(file(b"Files/.wh.%d" % number) for number in range(20_000)),
-        file(b"Files/a") + b"".join(file(b"Files/a:%d" % number) for number in range(20_000)),
+        b"".join(file(b"Files/%d" % number) for number in range(10_000)),
+        b"".join(file(b"Files/.wh.%d" % number) for number in range(10_000)),
+        file(b"Files/a") + b"".join(file(b"Files/a:%d" % number) for number in range(10_000)),
         file(b"Files/a")
-        + b"".join(file(b"Files/l%d" % number, b"", b"1", linkname=b"FILES/A") for number in range(20_000)),
-        pax(*((b"MSWINDOWS.xattr.%d" % number, b"AA==") for number in range(20_000))) + file(),
+        + b"".join(file(b"Files/l%d" % number, b"", b"1", linkname=b"FILES/A") for number in range(10_000)),
+        pax(*((b"MSWINDOWS.xattr.%d" % number, b"AA==") for number in range(10_000))) + file(),
         b"".join(pax((b"MSWINDOWS.sd", b"D:" + b"(A;;FA;;;BA)" * 2000)) + file(b"%d" % number) for number in range(20)),
     ]
     for data in many:
