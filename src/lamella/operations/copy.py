@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.image import foreign_layer
 from lamella.images.naming import ImageName, parse_image_name
-from lamella.images.resolve import find, read_manifest, resolve
+from lamella.images.resolve import read_manifest, resolve
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import decode_index
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
 from lamella.oci.platform import Platform, parse_platform
+from lamella.operations.indexes import one_image
 from lamella.operations.lanes import for_each
 
 if TYPE_CHECKING:
@@ -136,7 +138,7 @@ def put_missing(
     try:
         for_each(
             missing,
-            lambda part, stop: writer.put_blob(part[1], _Chunks(*part, progress, stop)),
+            lambda part, stop: writer.put_blob(part[1], Relay(partial(_opened, *part), progress, stop)),
             min(writer.lanes, len(missing)),
             cancel,
         )
@@ -147,14 +149,10 @@ def put_missing(
 
 
 def _whole(reader: ImageReader, writer: ImageWriter, tag: str | None, position: int | None) -> Descriptor:
-    found = find(reader, tag, position)
-    if len(found) > 1:
-        raise InvalidInput(
-            f"{reader.where}: {len(found)} images there have that name", hint="choose one by number, as in oci:DIR:@0"
-        )
-    if found[0].media_type in INDEXES and not writer.takes_indexes:
+    found = one_image(reader, tag, position)
+    if found.media_type in INDEXES and not writer.takes_indexes:
         raise Unsupported(f"{writer.where}: there is no place for an index", hint="choose one platform")
-    return found[0]
+    return found
 
 
 def _collect(reader: ImageReader, image: Descriptor, blobs: dict[str, Descriptor], depth: int) -> None:
@@ -174,33 +172,31 @@ def _collect(reader: ImageReader, image: Descriptor, blobs: dict[str, Descriptor
     blobs[image.digest] = image
 
 
-class _Chunks:
-    """The bytes of a blob, read anew each time that they are gone through: a registry may lose what it was sent."""
+class Relay:
+    """The bytes of a blob, read anew each time that they are gone through: a registry may lose what it was sent.
 
-    def __init__(
-        self, reader: ImageReader, blob: Descriptor, progress: Progress | None, cancel: Cancellation | None
-    ) -> None:
-        self._reader = reader
-        self._blob = blob
+    What was taken is told to ``progress``; going through them raises Cancelled.
+    """
+
+    def __init__(self, opened: Callable[[], BinaryIO], progress: Progress | None, cancel: Cancellation | None) -> None:
+        self._opened = opened
         self._progress = progress
         self._cancel = cancel
 
     def __iter__(self) -> Iterator[bytes]:
-        try:
-            file = self._reader.open_blob(self._blob)
-        except NotFound:
-            if self._blob.media_type in FOREIGN_LAYERS:
-                raise foreign_layer(self._reader, self._blob) from None
-            raise
-        with file:
-            yield from relayed(file, self._progress, self._cancel)
+        with self._opened() as file:
+            while chunk := file.read(_CHUNK):
+                if self._cancel is not None:
+                    self._cancel.check()
+                yield chunk
+                if self._progress is not None:
+                    self._progress.advance(len(chunk))
 
 
-def relayed(file: BinaryIO, progress: Progress | None, cancel: Cancellation | None) -> Iterator[bytes]:
-    """What is left of ``file``, in pieces; what was taken is told to ``progress``. Raises Cancelled."""
-    while chunk := file.read(_CHUNK):
-        if cancel is not None:
-            cancel.check()
-        yield chunk
-        if progress is not None:
-            progress.advance(len(chunk))
+def _opened(reader: ImageReader, blob: Descriptor) -> BinaryIO:
+    try:
+        return reader.open_blob(blob)
+    except NotFound:
+        if blob.media_type in FOREIGN_LAYERS:
+            raise foreign_layer(reader, blob) from None
+        raise

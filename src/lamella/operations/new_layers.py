@@ -27,7 +27,7 @@ from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.images.naming import ON_DISK, ImageName
 from lamella.layers.policy import Owners
 from lamella.layers.tarball import WHITEOUT, tar_changes
-from lamella.operations.copy import relayed
+from lamella.operations.copy import Relay
 from lamella.operations.diff import sourced
 from lamella.operations.draft import BlobTaker, LayerSource, StoredLayer, described
 from lamella.operations.output import refuse_within
@@ -163,8 +163,7 @@ class BlobLayer:
             if progress is not None:
                 progress.start("copy", layer.size)
             try:
-                with open_blob(self.path) as file:
-                    place.put_blob(layer, relayed(file, progress, cancel))
+                place.put_blob(layer, Relay(lambda: open_blob(self.path), progress, cancel))
             finally:
                 if progress is not None:
                     progress.finish()
