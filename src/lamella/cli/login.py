@@ -27,7 +27,15 @@ def _refuse(context: click.Context, option: click.Parameter, value: str | None) 
 @click.argument("registry", metavar="REGISTRY")
 @click.option("-u", "--username", metavar="NAME", help="Who to be.  [default: is asked]")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
-@click.option("-p", "--password", hidden=True, expose_value=False, is_eager=True, callback=_refuse)
+@click.option(
+    "-p",
+    "--password",
+    hidden=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_refuse,
+    help="Is refused, with a hint.",
+)
 @click.option("--plain-http", is_flag=True, help="The registry has no TLS.")
 @click.pass_obj
 def command(console: Console, registry: str, username: str | None, password_stdin: bool, plain_http: bool) -> None:

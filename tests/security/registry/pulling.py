@@ -29,8 +29,8 @@ OPTIONS = RegistryOptions(
     credential=Credential(USER, PASSWORD),
     tries=3,
     retry_wait=3,
-    connect_timeout=2,
-    read_timeout=2,
+    connect_timeout=5,
+    read_timeout=5,
     rate_window=1,
     slowest_rate=20_000,
 )
