@@ -42,8 +42,11 @@ SPARSE_ATTRIBUTE: Final = 8
 MAX_NAME: Final = 0x10000
 """Bytes of a stream's name."""
 
-SMALL: Final = 0x10000
-"""Bytes that a security descriptor, a list of extended attributes or a reparse point may take in `survey`."""
+SMALL: Final = 0x20000
+"""Bytes that a security descriptor, a list of extended attributes or a reparse point may take in `survey`.
+
+NTFS has 64 KiB for the largest; a list takes more here, as each of its entries is padded.
+"""
 
 _HEADER: Final = struct.Struct("<IIqI")
 _OFFSET: Final = struct.Struct("<q")
@@ -51,6 +54,13 @@ _STEP: Final = 1 << 20
 _MAX: Final = (1 << 63) - 1
 
 _DATA_SUFFIX: Final = ":$DATA"
+
+_WHOLE: Final = {
+    SECURITY_DATA: "security descriptor",
+    EA_DATA: "list of extended attributes",
+    REPARSE_DATA: "reparse point",
+}
+"""Streams that are small enough to hold."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,12 +105,13 @@ class BackupReader:
     Raises FormatError for unknown ids, malformed headers and early ends.
     """
 
-    __slots__ = ("_current", "_left", "_position", "_read", "_skip", "_started", "_streaming")
+    __slots__ = ("_current", "_left", "_read", "_skip", "_started", "_streaming", "position")
 
     def __init__(self, read: Callable[[int], bytes], *, skip: Callable[[int], int] | None = None, at: int = 0) -> None:
         self._read = read
         self._skip = skip
-        self._position = at
+        self.position = at
+        """Where the reader stands in the input."""
         self._left = 0
         self._started = False
         self._current: BackupStream | None = None  # whose body may still be asked for
@@ -114,7 +125,7 @@ class BackupReader:
 
     def _streams(self) -> Iterator[BackupStream]:
         while True:
-            at = self._position
+            at = self.position
             header = self._take(_HEADER.size, at, empty=True)
             if not header:
                 return
@@ -135,7 +146,7 @@ class BackupReader:
                 if not 0 <= offset <= _MAX - size:
                     raise FormatError(STRUCTURE, at, f"a sparse block of {size} bytes cannot lie at {offset}")
             self._left = size
-            self._current = stream = BackupStream(id_, size, attributes, name, offset, self._position, self)
+            self._current = stream = BackupStream(id_, size, attributes, name, offset, self.position, self)
             yield stream
             self._current = self._streaming = None
             self._pass()
@@ -147,7 +158,7 @@ class BackupReader:
             if not more:
                 break
             data += more
-        self._position += len(data)
+        self.position += len(data)
         if len(data) != count and not (empty and not data):
             raise FormatError(STRUCTURE, at, f"truncated: {len(data)} of {count} bytes")
         return data
@@ -160,13 +171,13 @@ class BackupReader:
             if not part:
                 raise self._truncated()
             self._left -= len(part)
-            self._position += len(part)
+            self.position += len(part)
             yield part
 
     def _pass(self) -> None:
         if self._left and self._skip is not None:
             passed = self._skip(self._left)
-            self._position += passed
+            self.position += passed
             self._left -= passed
             if self._left:
                 raise self._truncated()
@@ -175,10 +186,10 @@ class BackupReader:
             if not part:
                 raise self._truncated()
             self._left -= len(part)
-            self._position += len(part)
+            self.position += len(part)
 
     def _truncated(self) -> FormatError:
-        return FormatError(BODY, self._position, f"truncated: {self._left} bytes are missing")
+        return FormatError(BODY, self.position, f"truncated: {self._left} bytes are missing")
 
 
 class BackupWriter:
@@ -286,52 +297,52 @@ def survey(reader: BackupReader) -> Surveyed:
     streams that are no data.
     """
     found = Surveyed()
+    whole: dict[int, bytes] = {}
     blocks_end: int | None = None  # where the last sparse block ended, while the empty one is still to come
     for stream in reader:
         at = stream.body_at
-        if blocks_end is not None and stream.id != SPARSE_BLOCK and (found.pieces or stream.id == DATA):
+        if blocks_end is not None and stream.id != SPARSE_BLOCK and found.pieces:
             raise FormatError(BODY, at, "the sparse blocks before this have no end")
-        match stream.id:
-            case 3:
-                if found.security_descriptor is not None:
-                    raise FormatError(BODY, at, "a second security descriptor")
-                found.security_descriptor = stream.read()
-            case 2:
-                if found.extended_attributes is not None:
-                    raise FormatError(BODY, at, "a second list of extended attributes")
-                found.extended_attributes = stream.read(1 << 20)
-            case 8:
-                if found.reparse is not None:
-                    raise FormatError(BODY, at, "a second reparse point")
-                found.reparse = stream.read()
-            case 1:
-                if found.has_data:
-                    raise FormatError(BODY, at, "a second data stream")
-                found.has_data = True
-                found.sparse = bool(stream.attributes & SPARSE_ATTRIBUTE)
-                found.size = stream.size
-                if stream.size:
-                    found.pieces.append((0, stream.size, at))
-                elif found.sparse:
-                    blocks_end = 0
-            case 9:
-                if blocks_end is None:
-                    raise FormatError(BODY, at, "a sparse block outside a sparse file, or after the last one")
-                if stream.offset < blocks_end:
-                    raise FormatError(BODY, at, f"a sparse block at {stream.offset} lies before {blocks_end}")
-                if stream.size:
-                    found.pieces.append((stream.offset, stream.size, at))
-                    blocks_end = stream.offset + stream.size
-                else:
-                    found.size = stream.offset
-                    blocks_end = None
-            case 4:
-                found.alternates.append((_alternate(stream), stream.size, at))
-            case other:
-                found.ignored.append(other)
+        if stream.id in _WHOLE:
+            if stream.id in whole:
+                raise FormatError(BODY, at, f"a second {_WHOLE[stream.id]}")
+            whole[stream.id] = stream.read()
+        elif stream.id == DATA:
+            if found.has_data:
+                raise FormatError(BODY, at, "a second data stream")
+            found.has_data = True
+            found.sparse = bool(stream.attributes & SPARSE_ATTRIBUTE)
+            found.size = stream.size
+            if stream.size:
+                found.pieces.append((0, stream.size, at))
+            elif found.sparse:
+                blocks_end = 0
+        elif stream.id == SPARSE_BLOCK:
+            blocks_end = _block(found, stream, blocks_end)
+        elif stream.id == ALTERNATE_DATA:
+            found.alternates.append((_alternate(stream), stream.size, at))
+        else:
+            found.ignored.append(stream.id)
     if blocks_end is not None and found.pieces:
-        raise FormatError(BODY, reader._position, "the sparse blocks have no end")
+        raise FormatError(BODY, reader.position, "the sparse blocks have no end")
+    found.security_descriptor = whole.get(SECURITY_DATA)
+    found.extended_attributes = whole.get(EA_DATA)
+    found.reparse = whole.get(REPARSE_DATA)
     return found
+
+
+def _block(found: Surveyed, stream: BackupStream, blocks_end: int | None) -> int | None:
+    """Take a sparse block, and return where it ends; None for the empty one after the last."""
+    at = stream.body_at
+    if blocks_end is None:
+        raise FormatError(BODY, at, "a sparse block outside a sparse file, or after the last one")
+    if stream.offset < blocks_end:
+        raise FormatError(BODY, at, f"a sparse block at {stream.offset} lies before {blocks_end}")
+    if not stream.size:
+        found.size = stream.offset
+        return None
+    found.pieces.append((stream.offset, stream.size, at))
+    return stream.offset + stream.size
 
 
 def _alternate(stream: BackupStream) -> str:

@@ -165,7 +165,7 @@ class TestReading:
             header(1, 0, attributes=8) + header(9, 2, offset=4) + b"ab" + header(9, 0, offset=5),
             header(4, 0, name=":a:$DATA", attributes=8),
             *(header(4, 0, name=name) for name in ("", ":a", "a:$DATA", "::$DATA", ":$DATA")),
-            header(3, 1 << 17) + bytes(1 << 17),
+            header(3, 1 << 18) + bytes(1 << 18),
         ],
     )
     def test_streams_that_make_no_file_are_refused(self, data: bytes) -> None:
