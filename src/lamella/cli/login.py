@@ -34,7 +34,7 @@ def _refuse(context: click.Context, option: click.Parameter, value: str | None) 
     expose_value=False,
     is_eager=True,
     callback=_refuse,
-    help="Is refused, with a hint.",
+    help="Is refused.",
 )
 @click.option("--plain-http", is_flag=True, help="The registry has no TLS.")
 @click.pass_obj
