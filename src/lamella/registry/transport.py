@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPResponse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import urllib3
@@ -66,7 +68,7 @@ class Response:
     def length(self) -> int | None:
         """Bytes of the body as the header has it."""
         text = self.headers.get("Content-Length")
-        return None if text is None else int(text)
+        return None if text is None else int(text.partition(",")[0])  # the same twice is well-formed
 
     def read(self, amount: int) -> bytes:
         """What has arrived, at most ``amount`` bytes; empty at the end of the body alone.
@@ -267,22 +269,27 @@ class Transport:
         """What is trusted; exceptions and certificates of ours are for the host itself."""
         context = ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            for path in self._host.ca:
+        for path in self._host.ca:
+            with self._named(path):
                 context.load_verify_locations(path)
-            if own:
-                for certificate, key in self._host.client:
-                    context.load_cert_chain(certificate, key)
-        except ssl.SSLError as problem:
-            raise InvalidInput(
-                f"{self.origin}: a certificate in the settings cannot be read: {problem.reason}"
-            ) from None
-        except OSError as problem:
-            raise errors.from_os(problem, f"read {problem.filename or 'a certificate'!r} for {self.origin}") from None
+        for certificate, key in self._host.client if own else ():
+            with self._named(certificate):
+                context.load_cert_chain(certificate, key, password="")  # or OpenSSL would ask for one
         if own and self._host.skip_verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+    @contextmanager
+    def _named(self, path: Path) -> Iterator[None]:
+        """Errors that say which of the files in the settings is meant, as OpenSSL does not."""
+        try:
+            yield
+        except ssl.SSLError as problem:
+            why = (problem.reason or "malformed").replace("_", " ").lower()
+            raise InvalidInput(f"{path}: the certificate for {self.origin} cannot be read: {why}") from None
+        except OSError as problem:
+            raise errors.from_os(problem, f"read {str(path)!r}, a certificate for {self.origin}") from None
 
 
 def _pool_classes(guard: Callable[[str], None] | None, patience: float) -> dict[str, Any]:
@@ -306,9 +313,9 @@ def _pool_classes(guard: Callable[[str], None] | None, patience: float) -> dict[
         def begin(self) -> None:
             super().begin()
             # Two lengths, or one that is none, are read differently by different programs.
-            for text in self.headers.get_all("Content-Length", ()):
-                if not (text.isascii() and text.strip().isdigit()) or len(text) > 18:
-                    raise InvalidInput("the answer has a malformed Content-Length")
+            lengths = {text.strip() for text in self.headers.get_all("Content-Length", ())}
+            if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", text) for text in lengths):
+                raise InvalidInput("the answer has a malformed Content-Length")
 
     class Plain(HTTPConnection):
         response_class = Answer
