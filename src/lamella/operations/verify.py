@@ -159,10 +159,12 @@ class _Check:
 
     def _image(self, entry: Descriptor, manifest: Manifest) -> None:
         from lamella.oci.config import decode_config, pair_layers
+        from lamella.oci.index import is_image_entry
 
-        self.found.images += 1
+        image = is_image_entry(entry)  # what is about one, as attestations are, has its media types all the same
+        self.found.images += image
         raw = self._document(manifest.config)
-        if manifest.config.media_type not in CONFIGS:
+        if manifest.config.media_type not in CONFIGS or not image:
             for layer in manifest.layers:  # an artifact: blobs of which nobody says what they are
                 self.blob(layer)
             return
