@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": IMAGES,
     "registry": IMAGES,
     "operations": IMAGES | {"store", "registry"},
-    "cli": IMAGES | {"store", "registry", "operations", "lamella"},
+    "service": IMAGES | {"store", "registry", "operations", "lamella"},
+    "cli": IMAGES | {"store", "registry", "operations", "service", "lamella"},
     "__main__": {"cli"},
     "testing": IMAGES | {"store", "registry", "operations"},
 }

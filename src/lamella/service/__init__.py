@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gRPC edge: containerd's services over a store, on a unix socket."""

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The direct endpoint: a store as containerd's clients see a containerd, and what its services share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lamella.service.bus import Bus
+from lamella.service.calls import Call, Method
+from lamella.service.collector import Collector
+from lamella.store.store import Space, Store
+
+
+class Direct:
+    """A store that is served, with its events and its collector."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.bus = Bus()
+        self.collector = Collector(store, self.bus)
+
+    def space(self, call: Call) -> Space:
+        """The namespace that a call is about, under its lease. Raises Conflict where it names none, InvalidInput."""
+        return self.store.namespace(call.namespace, call.lease)
+
+    def methods(self) -> Mapping[str, Method]:
+        """What is served, by path."""
+        from lamella.service import services
+
+        return services.direct(self)
+
+    def close(self) -> None:
+        """End what goes on by itself. The store stays open."""
+        self.bus.close()
+        self.collector.close()

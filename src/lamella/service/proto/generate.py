@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the modules of this package anew from its .proto files; needs ``grpcio-tools``.
+
+What the compiler says of its own version is left out: it would change with each release of it, and it would shut out
+earlier releases of protobuf, which read these plain descriptors as well.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+PACKAGE: Final = Path(__file__).parent
+_IMPORTS: Final = PACKAGE.parents[2]
+"""The directory that the names in ``import`` start from."""
+
+_LICENCE: Final = "# SPDX-License-Identifier: Apache-2.0\n"
+_VERSIONS: Final = (
+    re.compile(r"^# -\*- coding.*\n", re.MULTILINE),
+    re.compile(r"^# NO CHECKED-IN PROTOBUF GENCODE\n", re.MULTILINE),
+    re.compile(r"^# Protobuf Python Version: .*\n", re.MULTILINE),
+    re.compile(r"^from google\.protobuf import runtime_version .*\n", re.MULTILINE),
+    re.compile(r"^_runtime_version\.ValidateProtobufRuntimeVersion\((?:\n    .*)*\n\)\n", re.MULTILINE),
+)
+
+
+def generated() -> dict[str, str]:
+    """The text of each module and its stub, by file name. Raises RuntimeError where a file does not compile."""
+    from grpc_tools import protoc
+
+    sources = sorted(str(path.relative_to(_IMPORTS)) for path in PACKAGE.glob("*.proto"))
+    included = Path(protoc.__file__).parent / "_proto"
+    with TemporaryDirectory() as folder:
+        code = protoc.main(
+            ["protoc", f"-I{_IMPORTS}", f"-I{included}", f"--python_out={folder}", f"--pyi_out={folder}", *sources]
+        )
+        if code:
+            raise RuntimeError(f"protoc failed with code {code}")
+        return {path.name: _settled(path.read_text()) for path in sorted(Path(folder).rglob("*_pb2.py*"))}
+
+
+def _settled(text: str) -> str:
+    for pattern in _VERSIONS:
+        text = pattern.sub("", text)
+    return _LICENCE + text
+
+
+def main() -> int:
+    """Write the files."""
+    for name, text in generated().items():
+        (PACKAGE / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

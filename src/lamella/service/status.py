@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors as gRPC statuses: the one place where a category becomes a code, and what a client gets to read."""
+
+from __future__ import annotations
+
+import logging
+from enum import IntEnum
+
+from lamella.errors import EXIT_STATUS, InvalidInput, LamellaError, from_os
+
+LOG = logging.getLogger("lamella.service")
+
+_LONGEST = 4096
+"""Characters of a message to a client; headers have no room for more."""
+
+
+class Code(IntEnum):
+    """The codes of gRPC (statuscodes.md)."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+
+
+class OutOfRange(InvalidInput):
+    """An offset that is not where the object stands."""
+
+
+def status_of(error: BaseException, method: str) -> tuple[Code, str]:
+    """The code and the text that a client gets for ``error``, which is logged where it is nobody's but ours."""
+    if isinstance(error, OSError):
+        told = from_os(error, "the system refused")
+        LOG.error("%s failed: %s", method, error, exc_info=error)
+        return _code(told), str(told)[:_LONGEST]
+    if isinstance(error, LamellaError):
+        code = _code(error)
+        level = logging.ERROR if code in (Code.UNKNOWN, Code.DATA_LOSS, Code.PERMISSION_DENIED) else logging.DEBUG
+        LOG.log(level, "%s: %s: %s", method, code.name, error)
+        text = f"{error} ({error.hint})" if error.hint else str(error)
+        return code, text[:_LONGEST]
+    if isinstance(error, MemoryError):
+        LOG.error("%s: out of memory", method)
+        return Code.RESOURCE_EXHAUSTED, "out of memory"
+    LOG.error("%s failed: this is a bug", method, exc_info=error)
+    return Code.UNKNOWN, f"internal error: {type(error).__name__}"
+
+
+def _code(error: LamellaError) -> Code:
+    if isinstance(error, OutOfRange):
+        return Code.OUT_OF_RANGE
+    for category, _, name in EXIT_STATUS:
+        if isinstance(error, category):
+            return Code[name]
+    return Code.UNKNOWN
