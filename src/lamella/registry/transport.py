@@ -4,20 +4,15 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 from urllib3.exceptions import TimeoutError as TooLate
 
@@ -25,6 +20,7 @@ from lamella import errors
 from lamella.errors import Denied, Exhausted, InvalidInput, LamellaError, Unavailable
 from lamella.oci.documents import MAX_DOCUMENT
 from lamella.registry.addresses import Origin, check_address, is_loopback, joined, origin_of, shown
+from lamella.registry.connections import pool_classes
 from lamella.registry.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -39,9 +35,6 @@ CONNECTIONS: Final = 8
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _SEND_SIZE: Final = 256 << 10
-
-_HEADER_TIME: Final = 2.0
-"""How many times the longest silence all lines of a header may take together."""
 
 
 class Interrupted(Unavailable):
@@ -259,7 +252,7 @@ class Transport:
             sign_in = urllib3.make_headers(proxy_basic_auth=parsed.auth) if parsed.auth else None
             manager = urllib3.ProxyManager(proxy, proxy_headers=sign_in, **settings)
         guard = None if (own and self._chosen) or proxy else self._check_peer
-        manager.pool_classes_by_scheme = _pool_classes(guard, self._options.read_timeout)
+        manager.pool_classes_by_scheme = pool_classes(guard, self._options.read_timeout)
         return manager
 
     def _check_peer(self, peer: str) -> None:
@@ -290,93 +283,6 @@ class Transport:
             raise InvalidInput(f"{path}: the certificate for {self.origin} cannot be read: {why}") from None
         except OSError as problem:
             raise errors.from_os(problem, f"read {str(path)!r}, a certificate for {self.origin}") from None
-
-
-def _pool_classes(guard: Callable[[str], None] | None, patience: float) -> dict[str, Any]:
-    """Connection pools whose connections show their peer to ``guard`` before anything is sent.
-
-    Asking for the name's address first would not do: it may be another one a moment later. ``patience`` bounds each
-    step of sending, for which the library would go by the time that connecting may take.
-    """
-    header_time = _HEADER_TIME * patience
-
-    def checked(connected: socket.socket) -> socket.socket:
-        if guard is not None:
-            try:
-                guard(connected.getpeername()[0])
-            except BaseException:
-                connected.close()
-                raise
-        return connected
-
-    class Answer(HTTPResponse):
-        def begin(self) -> None:
-            super().begin()
-            # Two lengths, or one that is none, are read differently by different programs.
-            lengths = {text.strip() for text in self.headers.get_all("Content-Length", ())}
-            if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", text) for text in lengths):
-                raise InvalidInput("the answer has a malformed Content-Length")
-
-    class Plain(HTTPConnection):
-        response_class = Answer
-
-        def _new_conn(self) -> socket.socket:
-            return checked(super()._new_conn())
-
-        def connect(self) -> None:
-            super().connect()
-            self.sock.settimeout(patience)
-
-        def getresponse(self) -> Any:
-            with _watched(self.sock, header_time):
-                return super().getresponse()
-
-    class Tls(HTTPSConnection):
-        response_class = Answer
-
-        def _new_conn(self) -> socket.socket:
-            return checked(super()._new_conn())
-
-        def connect(self) -> None:
-            super().connect()
-            self.sock.settimeout(patience)
-
-        def getresponse(self) -> Any:
-            with _watched(self.sock, header_time):
-                return super().getresponse()
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class TlsPool(HTTPSConnectionPool):
-        ConnectionCls = Tls
-
-        def _validate_conn(self, conn: Any) -> None:
-            # As the pool does, without its warning where verification is off: that was asked for.
-            if conn.is_closed:
-                conn.connect()
-
-    return {"http": PlainPool, "https": TlsPool}
-
-
-@contextmanager
-def _watched(connected: Any, seconds: float) -> Iterator[None]:
-    """Cut the connection after ``seconds``: the socket's own timeout begins anew with each byte that drips in."""
-    watch = threading.Timer(seconds, _cut, [connected])
-    watch.daemon = True
-    watch.start()
-    try:
-        yield
-    finally:
-        watch.cancel()
-
-
-def _cut(connected: socket.socket | None) -> None:
-    try:
-        if connected is not None:
-            connected.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
 
 
 def _failure(problem: Exception, url: str) -> LamellaError:
