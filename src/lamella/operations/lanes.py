@@ -12,6 +12,8 @@ from lamella.progress import Cancellation
 
 T = TypeVar("T")
 
+_POLL: Final = 0.1
+
 _PATIENCE: Final = 1.0
 """Seconds that an interrupted caller waits for each lane to come to its end."""
 
@@ -76,7 +78,10 @@ def for_each(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(_POLL)
+                if cancel is not None:
+                    cancel.check()  # a lane may be waiting for a network that has fallen silent
     except BaseException:
         stop.cancel()
         for thread in threads:

@@ -61,3 +61,17 @@ def test_a_wish_to_stop_reaches_every_lane(lanes: int) -> None:
 
     with pytest.raises(Cancelled):
         for_each(range(1000), work, lanes, cancel)
+
+
+def test_a_lane_that_is_stuck_does_not_keep_the_caller() -> None:
+    cancel, free = Cancellation(), threading.Event()
+
+    def work(thing: int, stop: Cancellation) -> None:
+        cancel.cancel()
+        free.wait(30)
+
+    start = time.monotonic()
+    with pytest.raises(Cancelled):
+        for_each(range(2), work, 2, cancel)
+    assert time.monotonic() - start < 10
+    free.set()
