@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
@@ -19,6 +19,7 @@ from lamella.images.image import Image, ImageLayer, image_from, image_of
 from lamella.images.naming import ImageName, parse_image_name
 from lamella.images.resolve import read_manifest
 from lamella.oci.descriptor import Descriptor
+from lamella.oci.index import Index
 from lamella.oci.mediatypes import DOCKER_LIST, DOCKER_MANIFEST, FOREIGN_LAYERS, INDEXES, OCI_INDEX, Compression
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.copy import move_blobs
@@ -224,8 +225,7 @@ class _Run:
 
     def index(self, reader: ImageReader, index: Descriptor) -> Descriptor:
         """Convert an index with its images and describe it."""
-        media_type = {"oci": OCI_INDEX, "docker": DOCKER_LIST, None: None}[self.how.format]
-        return rewrite_index(reader, self.writer, index, _IndexRewriting(self, reader, media_type))
+        return rewrite_index(reader, self.writer, index, _IndexRewriting(self, reader))
 
 
 @dataclass(slots=True, frozen=True)
@@ -234,7 +234,18 @@ class _IndexRewriting(Rewriting):
 
     run: _Run
     reader: ImageReader
-    media_type: str | None
+
+    def index(self, index: Index) -> Index:
+        wanted = self.run.how.format
+        if wanted is None:
+            return index
+        changed: dict[str, Any] = {"media_type": OCI_INDEX}
+        if wanted == "docker":
+            for name in index.annotations:
+                self.run.losses.record(Loss("index", f"annotation {name}", "Docker's manifest lists have none"))
+            changed = {"media_type": DOCKER_LIST, "annotations": {}}
+        new: Index = msgspec.structs.replace(index, **changed)
+        return new
 
     def image(self, entry: Descriptor) -> Descriptor | None:
         return self.run.image(image_of(self.reader, read_manifest(self.reader, entry)))

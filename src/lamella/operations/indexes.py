@@ -26,9 +26,8 @@ ABOUT: Final = "vnd.docker.reference.digest"
 class Rewriting(Protocol):
     """What becomes of the entries of an index. Whatever stays is to be put into the writer."""
 
-    @property
-    def media_type(self) -> str | None:
-        """Of the new index; None for that of the old one."""
+    def index(self, index: Index) -> Index:
+        """What takes the place of an index, but for its entries."""
         ...
 
     def image(self, entry: Descriptor) -> Descriptor | None:
@@ -83,9 +82,7 @@ def _rewritten(
         entries.append(entry)
     if not entries:
         return None
-    new_index: Index = msgspec.structs.replace(old, manifests=entries)
-    if rewriting.media_type is not None and rewriting.media_type != index.media_type:
-        new_index = msgspec.structs.replace(new_index, media_type=rewriting.media_type)
+    new_index: Index = msgspec.structs.replace(rewriting.index(old), manifests=entries)
     if new_index == old:
         if not writer.has_blob(index):
             writer.put_blob(index, [raw])

@@ -12,6 +12,7 @@ from lamella.images.contract import ImageReader
 from lamella.images.forms import open_reader, open_writer
 from lamella.images.naming import ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
+from lamella.oci.index import Index
 from lamella.oci.mediatypes import INDEXES
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.copy import move_blobs
@@ -78,10 +79,12 @@ class _Choice(Rewriting):
 
     reader: ImageReader
     wanted: Sequence[Platform]
-    media_type = None
     stays: list[Descriptor] = field(default_factory=list)
     kept: list[Platform] = field(default_factory=list)
     left_out: list[Platform] = field(default_factory=list)
+
+    def index(self, index: Index) -> Index:
+        return index
 
     def image(self, entry: Descriptor) -> Descriptor | None:
         offered = platform_of(self.reader, entry)
