@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages between a source and a sink that give entries the metadata of another system, where a caller asks for it.
+"""Stages between a source and a sink, for callers to ask for: metadata of another system, a directory as the root.
 
 Nothing else in Lamella makes up a facet. Each stage passes content through, so that one-shot content stays so.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
 from lamella.changes.contracts import Source
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Change, Entry, Kind, Link, Posix, Put, Windows
+from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Posix, Put, Stream, Whiteout, Windows
 from lamella.errors import FormatError, InvalidInput
 from lamella.formats.ntfs import reparse
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, READONLY, REPARSE_POINT
-from lamella.paths import LayerPath
+from lamella.paths import LayerPath, beneath
 
 _DIRECTORY_SDDL: Final = (
     "O:BAG:SYD:(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)(A;;FA;;;BA)(A;OICIIO;GA;;;CO)"
@@ -106,6 +106,44 @@ def _with_windows(entry: Entry, posix: Posix, template: SecurityTemplate, *, dir
             raise InvalidInput(f"{entry.path!r}: {error}") from None
     windows = Windows(attributes, time, time, time, time, descriptor, reparse=point)
     return Entry(entry.path, kind, posix, entry.size, target, windows)
+
+
+def inside(changes: Source, directory: LayerPath, *, losses: Losses | None = None) -> Iterator[Change]:
+    """What ``changes`` say about ``directory``, as if that were the root: drive C of a Windows image is its `Files`.
+
+    The rest is left out. A whiteout of the directory, or of one above it, hides all that lies below. Hard links to
+    files outside, and alternate streams of the directory itself, are recorded as lost.
+    """
+    losses = Losses() if losses is None else losses
+    cut = len(directory) + 1
+
+    def moved(path: LayerPath) -> LayerPath | None:
+        return LayerPath(path[cut:] if directory else path) if beneath(path, directory) else None
+
+    for change in changes:
+        path = moved(change.entry.path if isinstance(change, Put) else change.path)
+        match change:
+            case Whiteout(stated) | Opaque(stated) if not path and beneath(directory, stated):
+                yield Opaque(LayerPath(""))
+            case _ if path is None:
+                pass
+            case Put(entry, content):
+                yield Put(replace(entry, path=path), content)
+            case Link(stated, target):
+                there = moved(target)
+                if there:
+                    yield Link(path, there)
+                else:
+                    losses.record(Loss(stated, "hard link", f"its target {target!r} is not in {directory!r}"))
+            case Stream(stated, name, content):
+                if path:
+                    yield Stream(path, name, content)
+                else:
+                    losses.record(Loss(stated, f"alternate data stream {name!r}", "a root has none"))
+            case Whiteout():
+                yield Whiteout(path)
+            case Opaque():
+                yield Opaque(path)
 
 
 def posix_from_windows(

@@ -10,9 +10,9 @@ from lamella.changes.model import EMPTY, Change, Entry, Inline, Kind, Link, Posi
 from lamella.errors import InvalidInput
 from lamella.formats.ntfs import reparse, sddl
 from lamella.formats.ntfs.security import SecurityDescriptor
-from lamella.layers.facets import SecurityTemplate, posix_from_windows, usual_security, windows_from_posix
+from lamella.layers.facets import SecurityTemplate, inside, posix_from_windows, usual_security, windows_from_posix
 from lamella.paths import LayerPath
-from lamella.testing.builders import device, directory, fifo, file, symlink, whiteout
+from lamella.testing.builders import device, directory, fifo, file, link, opaque, stream, symlink, whiteout
 
 WHEN = 1_700_000_000_123_456_700
 
@@ -135,3 +135,39 @@ class TestPosixFromWindows:
     def test_what_has_a_facet_keeps_it_and_other_changes_pass(self) -> None:
         changes: list[Change] = [file("a", b"x"), Whiteout(LayerPath("w")), Stream(LayerPath("a"), "s", EMPTY)]
         assert list(posix_from_windows(changes)) == changes
+
+
+class TestInside:
+    FILES = LayerPath("Files")
+
+    def test_what_is_in_the_directory_moves_to_the_root(self) -> None:
+        changes: list[Change] = [
+            *(directory("Files"), directory("Hives"), file("Files/a", b"x"), file("FilesX/a", b"")),
+            *(link("Files/d/l", "Files/a"), stream("Files/a", "s", b"y"), whiteout("Files/w"), whiteout("UtilityVM/w")),
+            *(opaque("Files/d"), stream("Hives", "s", b"")),
+        ]
+        assert list(inside(changes, self.FILES)) == [
+            *(directory(""), file("a", b"x"), link("d/l", "a"), stream("a", "s", b"y"), whiteout("w"), opaque("d")),
+        ]
+
+    @pytest.mark.parametrize("marker", [whiteout("a"), whiteout("a/b"), opaque("a"), opaque("a/b"), opaque("")])
+    def test_a_directory_that_is_gone_is_empty_below(self, marker: Change) -> None:
+        assert list(inside([marker], LayerPath("a/b"))) == [opaque("")]
+
+    @pytest.mark.parametrize("marker", [whiteout("a/c"), opaque("a/bc"), whiteout("b")])
+    def test_another_directory_that_is_gone_does_not_matter(self, marker: Change) -> None:
+        assert list(inside([marker], LayerPath("a/b"))) == []
+
+    def test_what_leads_outside_is_reported_lost(self) -> None:
+        losses = Losses()
+        changes: list[Change] = [
+            link("Files/l", "UtilityVM/Files/a"),
+            link("Files/m", "Files"),
+            stream("Files", "s", b""),
+        ]
+        assert list(inside(changes, self.FILES, losses=losses)) == []
+        assert [loss.path for loss in losses] == ["Files/l", "Files/m", "Files"]
+
+    def test_the_root_itself_changes_nothing(self) -> None:
+        changes: list[Change] = [directory(""), file("a", b""), link("b", "a"), whiteout("c"), opaque("")]
+        assert list(inside(changes, LayerPath(""))) == changes
