@@ -42,6 +42,12 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "cat": "Print the content of files.",
         "find": "Find files by name, kind, size or time.",
     },
+    "Store": {
+        "store": "Keep images, and what is unpacked of them, in a store.",
+        "mount": "Show an image of the store at a directory.",
+        "umount": "End what 'lamella mount' has begun.",
+        "run": "Run a container of an image of the store.",
+    },
     "Windows": {
         "hive": "Look into registry hives, and merge them.",
     },
@@ -54,6 +60,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
 
 VERBS: Final = {name: line for verbs in SECTIONS.values() for name, line in verbs.items()}
 
+_ROOT: Final = "LAMELLA_ROOT"
 _SIGINT: Final = 2
 _SIGPIPE: Final = 13
 
@@ -93,8 +100,26 @@ class Verbs(click.Group):
 def _start() -> None:
     """Layer blobs to file trees and back, for container images.
 
-    An image is named by where it is: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF].
+    An image is named by where it is: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], store:REF or
+    docker://HOST/NAME[:TAG].
     """
+
+
+def _set_root(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Say where the store is in the way in which all parts and all programs that are started look for it."""
+    if value is None:
+        return
+    if not value:
+        raise click.BadParameter("a directory is needed", context, option)
+    before = os.environ.get(_ROOT)
+    os.environ[_ROOT] = os.path.abspath(value)
+
+    @context.call_on_close
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(_ROOT, None)
+        else:
+            os.environ[_ROOT] = before
 
 
 def _show_version(context: click.Context, option: click.Parameter, value: bool) -> None:  # noqa: ARG001
@@ -111,6 +136,14 @@ cli: Final = Verbs(
     callback=_start,
     help=_start.__doc__,
     params=[
+        click.Option(
+            ["--root"],
+            metavar="DIR",
+            is_eager=True,
+            expose_value=False,
+            callback=_set_root,
+            help="Where the store is.  [default: LAMELLA_ROOT, or where this system keeps such things]",
+        ),
         *result_options(),
         click.Option(
             ["--version"],

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella store leases``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lamella.cli.console import Console
+from lamella.cli.frame import Verb, VerbGroup
+from lamella.cli.store.opening import labels_text, namespace_option, opened_space, table, when
+
+if TYPE_CHECKING:
+    from lamella.store.contract import Lease
+    from lamella.store.store import Space
+
+
+@click.group("leases", cls=VerbGroup, invoke_without_command=True)
+@namespace_option
+@click.pass_context
+def command(context: click.Context) -> None:
+    """List, create and remove leases.
+
+    What a lease holds is not collected. Without a verb, list them.
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(ls, filters=())
+
+
+@command.command("ls", cls=Verb)
+@click.argument("filters", metavar="[FILTER]...", nargs=-1)
+@namespace_option
+@click.pass_obj
+def ls(console: Console, filters: tuple[str, ...]) -> None:
+    """List leases.
+
+    A FILTER is one of containerd's, as in 'id==mine' or 'labels.KEY'. HOLDS is how many objects a lease holds.
+    """
+    with opened_space(readonly=True) as space:
+        leases = space.leases.list(filters)
+        if console.json:
+            console.document([_document(space, lease) for lease in leases])
+            return
+        table(
+            console,
+            ("ID", "HOLDS", "CREATED", "LABELS"),
+            [
+                (
+                    lease.id,
+                    str(len(space.leases.resources(lease.id))),
+                    when(lease.created_at),
+                    labels_text(lease.labels.items()),
+                )
+                for lease in leases
+            ],
+            {1},
+        )
+
+
+@command.command("create", cls=Verb)
+@click.argument("id_", metavar="[ID]", default="")
+@click.option("--expires", "hours", type=click.FloatRange(min=0), metavar="HOURS", help="Let it end in so many hours.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="A label; may be given several times.")
+@namespace_option
+@click.pass_obj
+def create(console: Console, id_: str, hours: float | None, labels: tuple[str, ...]) -> None:
+    """Create a lease, and print its id.
+
+    Without ID one is made up. 'lamella store leases rm' ends it.
+    """
+    from lamella.cli.options import pair
+    from lamella.store.references import EXPIRE
+    from lamella.times import SECOND, format_rfc3339
+
+    given = dict(pair("label", text) for text in labels)
+    with opened_space(create=True) as space:
+        if hours is not None:
+            given[EXPIRE] = format_rfc3339(space.store.clock() + int(hours * 3600) * SECOND)
+        lease = space.leases.create(id_, given)
+        if console.json:
+            console.document(_document(space, lease))
+            return
+    console.line(console.name(lease.id))
+
+
+@command.command("rm", cls=Verb)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@namespace_option
+@click.pass_obj
+def rm(console: Console, ids: tuple[str, ...]) -> None:
+    """End leases; what they alone held goes with the next 'lamella store gc'."""
+    with opened_space() as space:
+        for id_ in ids:
+            space.leases.delete(id_)
+            console.summary(f"removed {console.name(id_)}")
+    if console.json:
+        console.document({"removed": list(ids)})
+
+
+def _document(space: Space, lease: Lease) -> dict[str, Any]:
+    from lamella.times import format_rfc3339
+
+    return {
+        "id": lease.id,
+        "created": format_rfc3339(lease.created_at),
+        "labels": dict(lease.labels),
+        "resources": [{"type": one.type, "id": one.id} for one in space.leases.resources(lease.id)],
+    }

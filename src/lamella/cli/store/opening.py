@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store that a verb works on, and options that several verbs about it have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from lamella.cli.console import Console, columns
+
+if TYPE_CHECKING:
+    from lamella.store.store import Space, Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_NAMESPACE: Final = "default"
+_NAMESPACE: Final = "lamella.namespace"
+
+
+def _note_namespace(context: click.Context, option: click.Parameter, value: str | None) -> None:  # noqa: ARG001
+    if value is not None:
+        context.meta[_NAMESPACE] = value
+
+
+def namespace_option(function: F) -> F:
+    """--namespace, which may stand before or behind the verbs of a group."""
+    return click.option(
+        "-n",
+        "--namespace",
+        metavar="NAME",
+        expose_value=False,
+        callback=_note_namespace,
+        help="The namespace of the store.  [default: default]",
+    )(function)
+
+
+def snapshotter_option(function: F) -> F:
+    """--snapshotter."""
+    return click.option(
+        "--snapshotter", metavar="NAME", help="What keeps unpacked layers: overlay, directory or erofs."
+    )(function)
+
+
+def chosen_namespace() -> str | None:
+    """The namespace that was asked for, if one was."""
+    found: str | None = click.get_current_context().meta.get(_NAMESPACE)
+    return found
+
+
+@contextmanager
+def opened_store(*, create: bool = False, readonly: bool = False) -> Iterator[Store]:
+    """The store of this run, as long as the block lasts. Raises as `Store.open`."""
+    from lamella.errors import NotFound
+    from lamella.store.store import Store, default_root
+
+    try:
+        store = Store.open(default_root(), create=create, readonly=readonly)
+    except NotFound as missing:
+        missing.hint = missing.hint or "'lamella store import' makes one; --root and LAMELLA_ROOT say where it is"
+        raise
+    with store:
+        yield store
+
+
+@contextmanager
+def opened_space(*, create: bool = False, readonly: bool = False) -> Iterator[Space]:
+    """The namespace of this run, as long as the block lasts."""
+    with opened_store(create=create, readonly=readonly) as store:
+        yield store.namespace(chosen_namespace() or DEFAULT_NAMESPACE)
+
+
+def table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
+    """Print ``rows`` beneath ``header``; the columns numbered in ``right`` are flush right."""
+    cells = [[console.name(cell) for cell in row] for row in rows]
+    for line in columns([header, *cells], set(right)):
+        console.line(line)
+
+
+def labels_text(labels: Iterable[tuple[str, str]]) -> str:
+    """Labels as a cell of a table."""
+    return ",".join(f"{key}={value}" if value else key for key, value in sorted(labels)) or "-"
+
+
+def when(time: int) -> str:
+    """A time of the store as a cell of a table, to the second."""
+    from lamella.times import SECOND, format_rfc3339
+
+    return format_rfc3339(time - time % SECOND)
+
+
+def store_reference(text: str) -> str:
+    """What follows ``store:`` in the name of an image. Raises InvalidInput for an image that is somewhere else."""
+    from lamella.errors import InvalidInput
+
+    form, colon, reference = text.partition(":")
+    if form == "store" and colon and reference:
+        return reference
+    raise InvalidInput(
+        f"{text[:300]!r} is not an image of the store, as in store:REF",
+        hint=f"bring it there first: lamella store import {text[:300]} --name REF",
+    )

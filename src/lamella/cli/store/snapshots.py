@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella store snapshots``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lamella.cli.console import Console, human_size
+from lamella.cli.frame import Verb, VerbGroup
+from lamella.cli.store.opening import namespace_option, opened_space, snapshotter_option, table, when
+
+if TYPE_CHECKING:
+    from lamella.store.snapshotters.graph import Snapshots
+    from lamella.store.store import Space
+
+
+@click.group("snapshots", cls=VerbGroup, invoke_without_command=True)
+@namespace_option
+@click.pass_context
+def command(context: click.Context) -> None:
+    """List and remove snapshots.
+
+    Without a verb, list them.
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(ls, filters=(), snapshotter=None)
+
+
+@command.command("ls", cls=Verb)
+@click.argument("filters", metavar="[FILTER]...", nargs=-1)
+@snapshotter_option
+@namespace_option
+@click.pass_obj
+def ls(console: Console, filters: tuple[str, ...], snapshotter: str | None) -> None:
+    """List snapshots.
+
+    A FILTER is one of containerd's, as in 'kind==active'. SIZE is what the snapshot takes itself, without its parents.
+    """
+    from lamella.times import format_rfc3339
+
+    with opened_space(readonly=True) as space:
+        found = [(one, record) for one in _kept_by(space, snapshotter) for record in one.list(filters)]
+        if console.json:
+            console.document(
+                [
+                    {
+                        "snapshotter": one.name,
+                        "name": record.name,
+                        "parent": record.parent,
+                        "kind": record.kind.value,
+                        "size": (usage := one.usage(record.name)).size,
+                        "inodes": usage.inodes,
+                        "labels": dict(record.labels),
+                        "created": format_rfc3339(record.created_at),
+                        "updated": format_rfc3339(record.updated_at),
+                    }
+                    for one, record in found
+                ]
+            )
+            return
+        table(
+            console,
+            ("SNAPSHOTTER", "NAME", "KIND", "SIZE", "CREATED", "PARENT"),
+            [
+                (
+                    one.name,
+                    record.name,
+                    record.kind.value,
+                    human_size(one.usage(record.name).size),
+                    when(record.created_at),
+                    record.parent or "-",
+                )
+                for one, record in found
+            ],
+            {3},
+        )
+
+
+@command.command("rm", cls=Verb)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@snapshotter_option
+@namespace_option
+@click.pass_obj
+def rm(console: Console, names: tuple[str, ...], snapshotter: str | None) -> None:
+    """Remove snapshots on which no others lie.
+
+    Without --snapshotter, the one that has a snapshot of that name.
+    """
+    from lamella.errors import InvalidInput, NotFound
+
+    with opened_space() as space:
+        for name in names:
+            having = [one for one in _kept_by(space, snapshotter) if _has(one, name)]
+            if not having:
+                raise NotFound(f"snapshot {name!r} does not exist")
+            if len(having) > 1:
+                raise InvalidInput(
+                    f"there is a snapshot {name!r} of {' and of '.join(one.name for one in having)}",
+                    hint="choose one with --snapshotter",
+                )
+            having[0].remove(name)
+            console.summary(f"removed {console.name(name)}")
+    if console.json:
+        console.document({"removed": list(names)})
+
+
+def _kept_by(space: Space, snapshotter: str | None) -> list[Snapshots]:
+    from lamella.store.snapshotters import SNAPSHOTTERS
+
+    return [space.snapshots(name) for name in (SNAPSHOTTERS if snapshotter is None else (snapshotter,))]
+
+
+def _has(snapshots: Snapshots, name: str) -> bool:
+    from lamella.errors import NotFound
+
+    try:
+        snapshots.stat(name)
+    except NotFound:
+        return False
+    return True
