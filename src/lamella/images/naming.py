@@ -13,10 +13,14 @@ from lamella.errors import InvalidInput
 
 ON_DISK: Final = ("oci", "oci-archive", "docker-archive")
 REGISTRY: Final = "docker"
-RESERVED: Final = ("store", "containerd")
+STORE: Final = "store"
+RESERVED: Final = ("containerd",)
 """Forms that are names already, but that nothing reads yet."""
 
-_HINT: Final = "write oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF], or docker://HOST/NAME[:TAG]"
+_HINT: Final = (
+    "write oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker://HOST/NAME[:TAG] or "
+    "store:NAME[:TAG]"
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,18 +29,18 @@ class ImageName:
 
     form: str
     path: str
-    """A directory or file; registry and repository; for the forms that are reserved, all that follows the form."""
+    """A directory or file; registry and repository, in the store too; for a reserved form all that follows it."""
     tag: str | None = None
-    """The tag of an OCI layout or in a registry, the full reference of a Docker archive."""
+    """The tag of an OCI layout, in a registry or the store, the full reference of a Docker archive."""
     position: int | None = None
     """The number of the image there, from 0, where that was asked for (``@0``)."""
     digest: Digest | None = None
-    """What the image in a registry must be; it is fetched by it, whatever the tag names by now."""
+    """What the image in a registry or the store must be; a registry is asked for it, whatever the tag names by now."""
 
     def __str__(self) -> str:
-        if self.form == REGISTRY:
+        if self.form in (REGISTRY, STORE):
             suffix = (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
-            return f"{self.form}://{self.path}{suffix}"
+            return f"{self.form}:{'//' if self.form == REGISTRY else ''}{self.path}{suffix}"
         which = self.tag if self.position is None else f"@{self.position}"
         return f"{self.form}:{self.path}" + (f":{which}" if which is not None else "")
 
@@ -45,14 +49,17 @@ def parse_image_name(text: str) -> ImageName:
     """The image that ``text`` names, as in ``oci:DIR:TAG``; ``oci:DIR:@0`` is the first one there, whatever its tag.
 
     The path ends at its first colon, so it cannot have one. ``docker://HOST/NAME[:TAG][@DIGEST]`` is an image in a
-    registry, short forms made full as Docker does; with neither tag nor digest it is ``latest``. Raises InvalidInput,
-    with a hint that names the forms; Unsupported (a digest's algorithm).
+    registry, short forms made full as Docker does; with neither tag nor digest it is ``latest``. ``store:`` goes before
+    the same name of an image in the store. Raises InvalidInput, with a hint that names the forms; Unsupported (a
+    digest's algorithm).
     """
     form, colon, rest = text.partition(":")
-    if not colon or form not in (*ON_DISK, REGISTRY, *RESERVED):
+    if not colon or form not in (*ON_DISK, REGISTRY, STORE, *RESERVED):
         raise InvalidInput(f"{text[:300]!r} does not say what kind of place the image is in", hint=_HINT)
     if form == REGISTRY:
         return _in_registry(text, rest)
+    if form == STORE:
+        return _in_store(rest)
     if form in RESERVED:
         return ImageName(form, rest)
     drive = re.match(r"[A-Za-z]:(?=[\\/])", rest) if os.name == "nt" else None
@@ -84,3 +91,10 @@ def _in_registry(text: str, rest: str) -> ImageName:
         raise InvalidInput(f"{text[:300]!r}: two slashes must follow the form", hint="write docker://HOST/NAME[:TAG]")
     reference = parse_reference(rest[2:]).with_default_tag()
     return ImageName(REGISTRY, reference.name, reference.tag, digest=reference.digest)
+
+
+def _in_store(rest: str) -> ImageName:
+    from lamella.oci.reference import parse_reference
+
+    reference = parse_reference(rest).with_default_tag()
+    return ImageName(STORE, reference.name, reference.tag, digest=reference.digest)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How registries are talked to, as values that travel from a caller to the client."""
+"""How registries are talked to and where the store is, as values that travel from a caller to who needs them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from lamella.progress import Cancellation
@@ -84,3 +85,12 @@ def registry_options(options: RegistryOptions) -> Iterator[RegistryOptions]:
 def current_options() -> RegistryOptions:
     """What counts where nothing is given."""
     return _current.get()
+
+
+@dataclass(slots=True, frozen=True)
+class StoreOptions:
+    """Which store is meant, and what in it."""
+
+    root: Path | None = None
+    """None for ``LAMELLA_ROOT``, or where the platform keeps such things."""
+    namespace: str = "default"

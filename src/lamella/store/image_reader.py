@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that the store keeps, read as from any other place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from lamella.errors import Conflict, InvalidInput, NotFound, SizeMismatch
+from lamella.images.contract import ImageReader, StoredImage
+from lamella.images.naming import ImageName
+from lamella.images.options import StoreOptions
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.reference import parse_reference
+from lamella.store.store import Store, default_root
+
+if TYPE_CHECKING:
+    from lamella.store.store import Space
+
+_HINT: Final = "lamella store images tells what there is"
+
+
+class StoreReader(ImageReader):
+    """The image that a name names in a namespace, and whatever can be reached from it by digest.
+
+    Neither given, there is nothing to list, and blobs can be read all the same. With ``owns`` the store is closed too.
+    """
+
+    def __init__(self, space: Space, name: ImageName | None = None, *, owns: bool = False) -> None:
+        self.space = space
+        self.where = "store:" if name is None else str(name)
+        self._name = name
+        self._owns = owns
+
+    def images(self) -> Sequence[StoredImage]:
+        """The one image, as the store's record has it now. Raises NotFound, Conflict (another digest)."""
+        name = self._name
+        if name is None:
+            return []
+        if name.tag is None:
+            target = self._by_digest(name)
+            return [StoredImage((), target)]
+        try:
+            target = self.space.images.get(f"{name.path}:{name.tag}").target
+        except NotFound:
+            raise NotFound(f"{self.where}: there is no such image in the store", hint=_HINT) from None
+        if name.digest is not None and name.digest != target.digest:
+            raise Conflict(f"{self.where}: by that tag the store has {target.digest}")
+        return [StoredImage((name.tag,), target)]
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        """The file of the blob."""
+        content = self.space.content
+        try:
+            size = content.info(descriptor.digest).size
+        except NotFound:
+            raise NotFound(f"{self.where}: {descriptor.digest} is not there") from None
+        if size != descriptor.size:
+            raise SizeMismatch(f"{self.where}: {descriptor.digest}", expected=descriptor.size, actual=size)
+        return content.open(descriptor.digest)
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._owns:
+            self.space.store.close()
+
+    def _by_digest(self, name: ImageName) -> Descriptor:
+        for image in self.space.images.list():
+            if image.target.digest == name.digest and _repository(image.name) == name.path:
+                return image.target
+        raise NotFound(f"{self.where}: there is no such image in the store", hint=_HINT)
+
+
+def open_store_reader(name: ImageName, options: StoreOptions | None = None) -> StoreReader:
+    """A reader of the image that ``name`` names, in a store that is only looked at. Raises as `Store.open` does."""
+    space = open_space(options, readonly=True)
+    try:
+        return StoreReader(space, name, owns=True)
+    except BaseException:
+        space.store.close()
+        raise
+
+
+def open_space(options: StoreOptions | None = None, *, readonly: bool = False) -> Space:
+    """The namespace that ``options`` say, whose store is to be closed. Raises as `Store.open` does."""
+    options = options or StoreOptions()
+    store = Store.open(options.root or default_root(), readonly=readonly, create=not readonly)
+    try:
+        return store.namespace(options.namespace)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _repository(name: str) -> str:
+    try:
+        return parse_reference(name).name
+    except InvalidInput:
+        return ""

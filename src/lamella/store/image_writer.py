@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts images into the store, as into any other place."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
+
+from lamella.digests import Digest
+from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
+from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob
+from lamella.images.naming import ImageName
+from lamella.images.options import StoreOptions
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.index import decode_index
+from lamella.oci.manifest import decode_manifest
+from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, is_layer
+from lamella.store.blobs import is_whole
+from lamella.store.contract import ImageRecord, Ingest, Resource
+from lamella.store.image_reader import StoreReader, open_space
+from lamella.store.leases import under_lease
+from lamella.store.putting import put_blob
+from lamella.store.references import CONTENT, REF_CONTENT
+
+if TYPE_CHECKING:
+    from lamella.store.store import Space
+
+_STAGED: Final = "staged-"
+
+
+class StoreWriter(ImageWriter):
+    """Puts an image into a namespace under a name: blobs as they come, what they need of each other, then the name.
+
+    A lease holds them until there is the name, so that no collection can come between; of what a broken-off writer
+    has put, the next one finds what is there. A name that has another image already gives way with ``replace`` alone.
+    With ``owns`` the store is closed at the end.
+    """
+
+    takes_indexes = True
+    lanes = 3
+
+    def __init__(
+        self, space: Space, name: ImageName | None = None, *, replace: bool = False, owns: bool = False
+    ) -> None:
+        self.where = "store:" if name is None else str(name)
+        self._name = name
+        self._replace = replace
+        self._lock = threading.Lock()
+        self._there: dict[Digest, int] = {}
+        with ExitStack() as stack:
+            if owns:
+                stack.callback(space.store.close)
+            self.space = stack.enter_context(under_lease(space))
+            self._undo = stack.pop_all()
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the namespace has it; then it stays until the writer is done."""
+        digest = descriptor.digest
+        if digest not in self._there:
+            content, lease = self.space.content, self.space.lease
+            try:
+                if content.info(digest).size != descriptor.size:
+                    return False
+                assert lease is not None  # noqa: S101  # that is what `under_lease` is for
+                self.space.leases.add(lease, Resource(CONTENT, digest))
+                size = content.info(digest).size  # it may have been collected before it was held
+            except NotFound:
+                return False
+            if not is_whole(self.space.store.root, digest, size):
+                return False
+            self._there[digest] = size
+        return self._there[digest] == descriptor.size
+
+    def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
+        """Store a blob, checked, going on from where an earlier attempt was broken off. Raises Exhausted too."""
+        put_blob(self.space.content, descriptor, _from(chunks), ref=ingest_ref(descriptor))
+        self._there[descriptor.digest] = descriptor.size
+
+    def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:
+        """Share the blob with another namespace of the same store, where the store's policy lets it."""
+        if not isinstance(source, StoreReader) or source.space.store.root != self.space.store.root:
+            return False
+        try:
+            with self.space.content.ingest(
+                ingest_ref(descriptor), total=descriptor.size, expected=descriptor.digest
+            ) as ingest:
+                if ingest.status().offset != descriptor.size:
+                    return False
+                ingest.commit(descriptor.size, descriptor.digest)
+        except AlreadyExists:
+            return self.has_blob(descriptor)
+        except Conflict:
+            return False
+        self._there[descriptor.digest] = descriptor.size
+        return True
+
+    def stage(self) -> StagedBlob:
+        """An ingest."""
+        return _Staged(self)
+
+    def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
+        """Give the image its name. Raises AlreadyExists, Conflict (of which a part is missing, or another digest)."""
+        name = self._name
+        if name is None:
+            raise InvalidInput(f"{self.where}: the image has no name")
+        if name.digest is not None and name.digest != image.digest:
+            raise Conflict(
+                f"{self.where}: the image is {image.digest}, and not the {name.digest} that its name says",
+                hint="give it a tag",
+            )
+        self.give_name(f"{name.path}:{tag}" if tag else f"{name.path}@{image.digest}", image)
+        self.abort()
+        return image
+
+    def abort(self) -> None:
+        """Let go of what was put, which goes with the next collection unless it has a name."""
+        self._undo.close()
+
+    def check_name(self, name: str, image: Descriptor) -> None:
+        """Raise AlreadyExists where ``name`` has another image and may not be given to this one."""
+        try:
+            found = self.space.images.get(name)
+        except NotFound:
+            return
+        if not self._replace and found.target.digest != image.digest:
+            raise AlreadyExists(
+                f"the store has another image {name!r}: {found.target.digest}",
+                hint="choose another name, or ask for it to be replaced",
+            )
+
+    def give_name(self, name: str, image: Descriptor) -> None:
+        """Let ``name`` be the name of an image that has been put, all of it. Raises AlreadyExists, Conflict."""
+        self.check_name(name, image)
+        self._connect(image, set())
+        bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
+        record = ImageRecord(name, bare)
+        images = self.space.images
+        while True:
+            try:
+                images.create(record)
+                return
+            except AlreadyExists:
+                pass
+            self.check_name(name, image)
+            try:
+                if images.get(name).target != bare:
+                    images.update(record, ["target"])
+                return
+            except NotFound:
+                continue  # deleted meanwhile
+
+    def _connect(self, image: Descriptor, seen: set[Digest]) -> None:
+        """Label each manifest and index with what it needs, parts before what names them. Raises Conflict."""
+        if image.digest in seen:
+            return
+        seen.add(image.digest)
+        if not self.has_blob(image):
+            raise Conflict(f"{self.where}: {image.digest} was not put")
+        needs: dict[str, Digest] = {}
+        if image.media_type in INDEXES:
+            inner = decode_index(self._read(image), image.media_type, f"{self.where}: index {image.digest}")
+            for number, entry in enumerate(inner.manifests):
+                self._connect(entry, seen)
+                needs[f"m.{number}"] = entry.digest
+        elif image.media_type in MANIFESTS:
+            manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
+            parts = {"config": manifest.config, **{f"l.{at}": layer for at, layer in enumerate(manifest.layers)}}
+            for key, part in parts.items():
+                if self.has_blob(part):
+                    needs[key] = part.digest
+                elif part.media_type not in FOREIGN_LAYERS:
+                    raise Conflict(f"{self.where}: {part.digest}, a part of {image.digest}, was not put")
+        self._label(image, {f"{REF_CONTENT}.{key}": digest for key, digest in needs.items()})
+
+    def _label(self, image: Descriptor, wanted: dict[str, Digest]) -> None:
+        content = self.space.content
+        present = content.info(image.digest).labels
+        missing = {key: value for key, value in wanted.items() if present.get(key) != value}
+        if missing:
+            content.update(image.digest, missing, [f"labels.{key}" for key in missing])
+
+    def _read(self, document: Descriptor) -> bytes:
+        return StoreReader(self.space).read_document(document)
+
+    def staged(self, ingest: Ingest, digest: Digest, size: int) -> None:
+        """Take in an ingest that is complete. Raises SizeMismatch, DigestMismatch."""
+        what = f"{self.where}: blob {digest}"
+        actual = ingest.status().offset
+        if actual != size:
+            raise SizeMismatch(what, expected=size, actual=actual)
+        try:
+            ingest.commit(size, digest)
+        except AlreadyExists:
+            pass
+        except Conflict as problem:
+            raise DigestMismatch(what, expected=digest, actual=ingest.digest()) from problem
+        self._there[digest] = size
+
+
+class _Staged(StagedBlob):
+    """An ingest that is written to as a file."""
+
+    def __init__(self, writer: StoreWriter) -> None:
+        import secrets
+
+        self._writer = writer
+        self._ref = _STAGED + secrets.token_hex(8)
+        self._ingest: Ingest | None = writer.space.content.ingest(self._ref)
+        self.file = cast("BinaryIO", _IngestFile(self._ingest))
+
+    def keep(self, digest: Digest, size: int) -> None:
+        if self._ingest is None:
+            raise ValueError("the blob was kept or discarded already")
+        self._writer.staged(self._ingest, digest, size)
+        self._ingest = None
+
+    def discard(self) -> None:
+        ingest, self._ingest = self._ingest, None
+        if ingest is not None:
+            ingest.close()
+            try:
+                self._writer.space.content.abort(self._ref)
+            except NotFound:
+                pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.discard()
+
+
+class _IngestFile(io.RawIOBase):
+    """What is written is appended to an ingest."""
+
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest = ingest
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Buffer, /) -> int:  # type: ignore[override]
+        """Append all of ``data``."""
+        self._ingest.write(data)
+        return memoryview(data).nbytes
+
+    def tell(self) -> int:
+        """Bytes so far."""
+        return self._ingest.status().offset
+
+
+def open_store_writer(name: ImageName, options: StoreOptions | None = None, *, replace: bool = False) -> StoreWriter:
+    """A writer of the image that ``name`` names, in a store that is made where there is none."""
+    space = open_space(options)
+    try:
+        return StoreWriter(space, name, replace=replace, owns=True)
+    except BaseException:
+        space.store.close()
+        raise
+
+
+def ingest_ref(descriptor: Descriptor) -> str:
+    """The reference under which containerd's clients bring a blob, so that nobody brings it beside them."""
+    kind = "unknown"
+    if descriptor.media_type in MANIFESTS:
+        kind = "manifest"
+    elif descriptor.media_type in INDEXES:
+        kind = "index"
+    elif descriptor.media_type in CONFIGS:
+        kind = "config"
+    elif is_layer(descriptor.media_type):
+        kind = "layer"
+    return f"{kind}-{descriptor.digest}"
+
+
+def _from(chunks: Iterable[Buffer]) -> Callable[[int], Iterator[Buffer]]:
+    """What gives the chunks from an offset on, by passing over those before."""
+
+    def rest(start: int) -> Iterator[Buffer]:
+        at = 0
+        for chunk in chunks:
+            size = memoryview(chunk).nbytes
+            if at + size > start:
+                yield memoryview(chunk)[start - at :] if at < start else chunk
+            at += size
+
+    return rest

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work that several processes would do is done by one of them at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lamella.errors import from_os
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation
+
+_FOLDER: Final = "locks"
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_SHORTEST: Final = 0.005
+_LONGEST: Final = 0.1
+"""Seconds between two tries."""
+
+
+@contextmanager
+def sole(root: Path, work: str, cancel: Cancellation | None = None) -> Iterator[None]:
+    """Be the only one, in this and all processes, who does ``work`` in the store at ``root`` until the block ends.
+
+    Waits for who is at it, whose end the kernel tells of, however it comes. Raises Cancelled, Denied, Exhausted.
+    """
+    path = f"{root}/{_FOLDER}/{hashlib.sha256(work.encode()).hexdigest()[:32]}"
+    try:
+        file = _wait(path, cancel)
+    except OSError as problem:
+        raise from_os(problem, f"lock {path!r}") from problem
+    try:
+        yield
+    finally:
+        try:
+            os.unlink(path)  # while it is held: whoever has it open looks again whether it is still there
+        except OSError:
+            pass
+        os.close(file)
+
+
+def _wait(path: str, cancel: Cancellation | None) -> int:
+    import fcntl
+
+    pause = _SHORTEST
+    while True:
+        file = os.open(path, _FLAGS, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):
+                return file
+        except BlockingIOError:
+            if cancel is not None:
+                cancel.check()
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST)
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _is_at(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
