@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server on unix sockets: takes connections, and ends them in order."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import selectors
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lamella.errors import Conflict, InvalidInput, from_os
+from lamella.service.calls import Method
+from lamella.service.connection import Connection
+from lamella.service.workers import Workers
+
+LOG = logging.getLogger("lamella.service")
+
+MODE: Final = 0o660
+GRACE: Final = 10.0
+"""Seconds that calls which are under way have to come to their end."""
+
+_LONGEST: Final = 107
+"""Bytes of the path of a socket."""
+
+_BUFFER: Final = 4 << 20
+_BACKLOG: Final = 128
+
+
+class Server:
+    """Serves methods on sockets until `stop` is called."""
+
+    def __init__(self) -> None:
+        self._workers = Workers()
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._waker = socket.socketpair()
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._connections: set[Connection] = set()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def serve(self, listener: socket.socket, methods: Mapping[str, Method]) -> None:
+        """Take connections from ``listener``, which listens, as soon as `run` is called."""
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, methods)
+
+    def run(self, grace: float = GRACE) -> None:
+        """Serve until `stop` is called, and then until the calls under way are done, ``grace`` seconds at most."""
+        while not self._stopping:
+            for key, _ in self._selector.select():
+                if key.data is not None and isinstance(key.fileobj, socket.socket):
+                    self._accept(key.fileobj, key.data)
+        for key in tuple(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+        self._leave(grace)
+        self._selector.close()
+        self._bell.close()
+
+    def stop(self) -> None:
+        """Have `run` come to its end. From any thread, and from a signal's handler."""
+        self._stopping = True
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            pass
+
+    def _accept(self, listener: socket.socket, methods: Mapping[str, Method]) -> None:
+        try:
+            peer, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            if problem.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED):
+                raise
+            LOG.error("a client could not be let in: %s", problem)
+            time.sleep(0.1)  # it keeps knocking
+            return
+        peer.setblocking(True)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        connection = Connection(peer, methods, self._workers)
+        thread = threading.Thread(target=self._attend, args=(connection,), name="connection", daemon=True)
+        with self._lock:
+            self._connections.add(connection)
+            self._threads.add(thread)
+        thread.start()
+
+    def _attend(self, connection: Connection) -> None:
+        try:
+            connection.run()
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+                self._threads.discard(threading.current_thread())
+
+    def _leave(self, grace: float) -> None:
+        with self._lock:
+            connections = tuple(self._connections)
+            threads = tuple(self._threads)
+        for connection in connections:
+            connection.leave()
+        end = time.monotonic() + grace
+        while any(connection.busy for connection in connections) and time.monotonic() < end:
+            time.sleep(0.01)
+        for connection in connections:
+            connection.cancel()
+            connection.close()
+        for thread in threads:
+            thread.join(1)
+        self._workers.wait(1)
+
+
+@contextmanager
+def listening(address: str | os.PathLike[str], mode: int = MODE) -> Iterator[socket.socket]:
+    """A socket that listens at ``address`` while the block lasts, in place of one that nobody answers at.
+
+    Raises Conflict where somebody answers there, or where it is no socket; InvalidInput, Denied.
+    """
+    path = Path(os.path.abspath(address))
+    if len(os.fsencode(path)) > _LONGEST:
+        raise InvalidInput(f"the address {str(path)!r} has more than {_LONGEST} bytes", hint="name a shorter path")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as problem:
+        raise from_os(problem, f"listen at {str(path)!r}") from problem
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # nobody else is to look and replace meanwhile
+            _clear(path)
+            before = os.umask(0o777 & ~mode)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(before)
+            ours = os.stat(path, follow_symlinks=False)
+            listener.listen(_BACKLOG)
+        except OSError as problem:
+            raise from_os(problem, f"listen at {str(path)!r}") from problem
+        finally:
+            os.close(directory)
+        try:
+            yield listener
+        finally:
+            _remove(path, ours)
+    finally:
+        listener.close()
+
+
+def _clear(path: Path) -> None:
+    """Make room for a socket. Raises Conflict."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise Conflict(f"{str(path)!r} is there, and it is no socket", hint="name another address, or remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except (BlockingIOError, TimeoutError):  # it listens, and is busy
+            pass
+    raise Conflict(f"a server answers at {str(path)!r} already", hint="stop it, or name another address")
+
+
+def _remove(path: Path, ours: os.stat_result) -> None:
+    try:
+        if os.path.samestat(os.stat(path, follow_symlinks=False), ours):
+            path.unlink()
+    except OSError:
+        pass
+
+
+def inherited() -> Sequence[socket.socket]:
+    """The sockets that the system's manager has opened for this process (sd_listen_fds(3)); mostly none."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return ()
+    try:
+        count = int(os.environ.get("LISTEN_FDS", "0"))
+    except ValueError:
+        return ()
+    found = []
+    for number in range(3, 3 + count):
+        os.set_inheritable(number, False)
+        found.append(socket.socket(fileno=number))
+    return found
