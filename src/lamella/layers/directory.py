@@ -64,8 +64,11 @@ class DirectorySink:
         self._record = self._policy.owners is Owners.RECORD
         self._inheriting: set[int] = set()
         """Descriptors of directories that give their group or default ACL to what is made in them."""
-        self._plain: set[str] = set()
-        """Directories that this layer has made, and that give nothing to what is made in them: nothing to look at."""
+        self._plain: dict[str, set[str]] = {}
+        """Parent -> directories in it that this layer made, and that give nothing to what is made in them.
+
+        There is nothing to look at in them. By parent, since paths can be long.
+        """
         self._times: dict[str, dict[str, int]] = {}
         """Parent -> directory in it -> mtime that it must have in the end. The root is "" in ""."""
         self._removed = False
@@ -249,11 +252,11 @@ class DirectorySink:
 
     def _note(self, path: str, descriptor: int) -> None:
         """Look at a directory once before anything in it changes: its times, and what it gives to new files."""
-        if path in self._plain:
+        parent, _, name = path.rpartition("/")
+        if name in self._plain.get(parent, ()):
             self._inheriting.discard(descriptor)
             return
         status = os.fstat(descriptor)
-        parent, _, name = path.rpartition("/")
         self._times.setdefault(parent, {}).setdefault(name, status.st_mtime_ns)
         if status.st_mode & stat.S_ISGID or self._has_default_acl(descriptor):
             self._inheriting.add(descriptor)
@@ -315,7 +318,8 @@ class DirectorySink:
             or posix.uid != self._uid
             or posix.gid != self._gid
         ):
-            self._plain.discard(path)
+            if parent in self._plain:
+                self._plain[parent].discard(name)
             descriptor = self._open(path)
             if existed or inherits:
                 self._drop_xattrs(descriptor, posix.xattrs)
@@ -327,8 +331,10 @@ class DirectorySink:
                 self._inheriting.add(descriptor)
             elif not inherits:
                 self._inheriting.discard(descriptor)
+        elif parent in self._plain:
+            self._plain[parent].add(name)
         else:
-            self._plain.add(path)
+            self._plain[parent] = {name}
         # After it was opened, which notes what a directory has.
         row = self._times.get(parent)
         if row is None:
