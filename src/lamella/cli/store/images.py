@@ -72,7 +72,7 @@ def tag(console: Console, source: str, names: tuple[str, ...], replace: bool) ->
     """Give an image further names."""
     from lamella.errors import AlreadyExists
     from lamella.store.contract import ImageRecord
-    from lamella.store.image_place import full_name
+    from lamella.operations.store_unpacked import full_name
 
     with opened_space() as space:
         found = _find(space, source)
@@ -138,7 +138,7 @@ def label(console: Console, name: str, labels: tuple[str, ...]) -> None:
 
 
 def _find(space: Space, text: str) -> ImageRecord:
-    from lamella.store.image_place import find_image
+    from lamella.operations.store_unpacked import find_image
 
     return find_image(space, text)
 

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether all that a store says is there is there, and undamaged. Nothing is changed.
+
+Others may be at work meanwhile: what looks wrong is looked at again within a change of the database, outside of which
+no file of a blob and no directory of a snapshot comes or goes. What work that was broken off has left behind is not
+wrong; it is told of, and the next collection takes it away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from lamella.digests import Digest, parse_digest
+from lamella.errors import LamellaError, from_os
+from lamella.store.blobs import open_blob
+from lamella.store.contract import SnapshotKind, SnapshotRecord
+from lamella.store.references import CONTENT, IMAGES, SNAPSHOTS
+from lamella.store.store import BLOBS, INGEST, TRASH
+from lamella.store.store import SNAPSHOTS as SNAPSHOT_FOLDER
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+    from lamella.store.snapshotters.graph import Snapshots
+    from lamella.store.store import Space, Store
+
+DATABASE: Final = "database"
+ROOT: Final = "root"
+"""Types of findings beside those that leases name."""
+
+_CHUNK: Final = 1 << 20
+_LEFT_SHOWN: Final = 5
+
+
+class Verdict(Enum):
+    """What came of comparing a snapshot with its layer."""
+
+    SAME = "same"
+    DIFFERENT = "different"
+    UNKNOWN = "cannot tell"
+
+
+@dataclass(slots=True, frozen=True)
+class Compared:
+    """A snapshot that was compared with its layer."""
+
+    verdict: Verdict
+    why: str = ""
+    """What differs first, or why nothing can be told."""
+
+
+Differ: TypeAlias = "Callable[[Space, Snapshots, SnapshotRecord], Compared]"
+"""Compares a committed snapshot with the layer that it was unpacked from."""
+
+
+@dataclass(slots=True, frozen=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    namespace: str
+    """Empty where it concerns all."""
+    type: str
+    """As leases name it, or `DATABASE`, `ROOT`."""
+    id: str
+    problem: str
+    missing: tuple[Digest, ...] = ()
+    """What is to be fetched again."""
+
+    def __str__(self) -> str:
+        where = f" (namespace {self.namespace})" if self.namespace else ""
+        return f"{self.type} {self.id}{where}: {self.problem}"
+
+
+@dataclass(slots=True, frozen=True)
+class Report:
+    """What a check has found."""
+
+    faults: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+    """What is worth knowing, and no fault of the store: images that are not there whole, leftovers."""
+    blobs: int
+    """Files of blobs that are whole."""
+    size: int
+    """Bytes of them."""
+    snapshots: int
+    """That have their directories."""
+    same: int = 0
+    """Snapshots that are what their layers say."""
+    undecided: tuple[Finding, ...] = ()
+    """Snapshots that could not be compared, and why."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether all is well."""
+        return not self.faults
+
+
+def check(
+    store: Store,
+    *,
+    threads: int | None = None,
+    differ: Differ | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Report:
+    """Look at all of a store: the database, each blob's bytes, each snapshot's directory, what images need.
+
+    ``differ`` compares committed snapshots with their layers besides. Raises Cancelled, and what the database raises
+    where it cannot be read at all.
+    """
+    faults: list[Finding] = list(_root(store))
+    broken = list(_database(store))
+    faults += broken
+    bad, blobs, size = _blobs(store, threads or min(4, os.cpu_count() or 1), progress, cancel)
+    faults += bad
+    damaged = {finding.id for finding in bad}
+    lost, snapshots = _snapshots(store)
+    faults += lost
+    incomplete, notes = _images(store, damaged)
+    faults += incomplete
+    notes += _leftovers(store)
+    undecided: list[Finding] = []
+    same = 0
+    if differ is not None:
+        for finding, verdict in _compared(store, differ, {(one.namespace, one.type, one.id) for one in lost}, cancel):
+            match verdict:
+                case Verdict.SAME:
+                    same += 1
+                case Verdict.DIFFERENT:
+                    faults.append(finding)
+                case Verdict.UNKNOWN:
+                    undecided.append(finding)
+    return Report(tuple(faults), tuple(notes), blobs, size, snapshots, same, tuple(undecided))
+
+
+@contextmanager
+def certain(store: Store) -> Iterator[sqlite3.Connection]:
+    """A picture of the store in which files agree with rows, since nobody can change either."""
+    with store.database.read() if store.readonly else store.database.write(durable=False) as connection:
+        yield connection
+
+
+def _root(store: Store) -> Iterator[Finding]:
+    mode = stat.S_IMODE(store.root.stat().st_mode)
+    if mode & 0o077:
+        yield Finding("", ROOT, os.fspath(store.root), f"other users can get in: mode {mode:04o}, not 0700")
+
+
+def _database(store: Store) -> Iterator[Finding]:
+    with store.database.read() as connection:
+        for (text,) in connection.execute("PRAGMA integrity_check(20)"):
+            if text != "ok":
+                yield Finding("", DATABASE, "integrity", str(text))
+        for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+            yield Finding("", DATABASE, str(table), f"row {row} refers to a {parent} that is not there")
+
+
+# Blobs
+
+
+def _blobs(
+    store: Store, threads: int, progress: Progress | None, cancel: Cancellation | None
+) -> tuple[list[Finding], int, int]:
+    with store.database.read() as connection:
+        rows: list[tuple[str, int]] = connection.execute(
+            "SELECT digest, max(size) FROM blob GROUP BY digest ORDER BY digest"
+        ).fetchall()
+    if progress is not None:
+        progress.start("check", sum(size for _, size in rows))
+    faults: list[Finding] = []
+    whole = total = 0
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            waiting: dict[Future[str], tuple[Digest, int]] = {}
+            todo = iter(rows)
+            try:
+                while True:
+                    while len(waiting) < 2 * threads and (row := next(todo, None)) is not None:
+                        digest = parse_digest(row[0])
+                        waiting[pool.submit(_problem, store, digest, row[1], progress, cancel)] = (digest, row[1])
+                    if not waiting:
+                        break
+                    for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        digest, size = waiting.pop(done)
+                        problem = done.result()
+                        if problem:
+                            faults += _still(store, digest)
+                        else:
+                            whole += 1
+                            total += size
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    finally:
+        if progress is not None:
+            progress.finish()
+    return faults, whole, total
+
+
+def _problem(
+    store: Store, digest: Digest, size: int, progress: Progress | None = None, cancel: Cancellation | None = None
+) -> str:
+    """What is wrong with the file of a blob; nothing where nothing is."""
+    state = hashlib.new(digest.algorithm)
+    try:
+        with open_blob(store.root, digest, size) as file:
+            while chunk := file.read(_CHUNK):
+                if cancel is not None:
+                    cancel.check()
+                state.update(chunk)
+                if progress is not None:
+                    progress.advance(len(chunk))
+    except FileNotFoundError:
+        return "its file is missing"
+    except OSError as problem:
+        return str(from_os(problem, "read its file"))
+    except LamellaError as problem:
+        if cancel is not None:
+            cancel.check()
+        return str(problem)
+    actual = Digest.finish(state)
+    return "" if actual == digest else f"its file is damaged: the digest is {actual}"
+
+
+def _still(store: Store, digest: Digest) -> list[Finding]:
+    """A blob that looked wrong, looked at again while nobody can put or remove it."""
+    with certain(store) as connection:
+        rows = connection.execute(
+            "SELECT namespace, size FROM blob WHERE digest = ? ORDER BY namespace", (digest,)
+        ).fetchall()
+        problem = _problem(store, digest, rows[0][1]) if rows else ""
+    return [Finding(namespace, CONTENT, digest, problem, (digest,)) for namespace, _ in rows] if problem else []
+
+
+# Snapshots
+
+
+def missing_part(store: Store, snapshotter: str, number: int, kind: str, parent: int | None) -> str:
+    """What a snapshot's directory lacks; nothing where it is all there."""
+    place = store.root / SNAPSHOT_FOLDER / snapshotter / str(number)
+    if not place.is_dir():
+        return "its directory is missing"
+    committed = kind == SnapshotKind.COMMITTED.value
+    if snapshotter == "erofs" and committed:
+        needed = place / "layer.erofs"
+    elif snapshotter == "native" and kind == SnapshotKind.VIEW.value and parent is not None:
+        return ""
+    else:
+        needed = place / "fs"
+    return "" if needed.exists() else f"{needed.name!r} is missing in its directory"
+
+
+_SNAPSHOTS: Final = "SELECT namespace, snapshotter, name, number, kind, parent FROM snapshot"
+
+
+def _snapshots(store: Store) -> tuple[list[Finding], int]:
+    with store.database.read() as connection:
+        rows = connection.execute(f"{_SNAPSHOTS} ORDER BY number").fetchall()
+    faults = []
+    for _, snapshotter, _, number, kind, parent in rows:
+        if missing_part(store, snapshotter, number, kind, parent):
+            with certain(store) as connection:
+                again = connection.execute(f"{_SNAPSHOTS} WHERE number = ?", (number,)).fetchone()
+                problem = again and missing_part(store, snapshotter, number, again[4], again[5])
+            if problem:
+                faults.append(Finding(again[0], f"{SNAPSHOTS}{snapshotter}", again[2], problem))
+    return faults, len(rows) - len(faults)
+
+
+def _compared(
+    store: Store, differ: Differ, lost: set[tuple[str, str, str]], cancel: Cancellation | None
+) -> Iterator[tuple[Finding, Verdict]]:
+    with store.database.read() as connection:
+        rows = connection.execute(
+            "SELECT namespace, snapshotter, name FROM snapshot WHERE kind = ? ORDER BY number",
+            (SnapshotKind.COMMITTED.value,),
+        ).fetchall()
+    for namespace, snapshotter, name in rows:
+        if cancel is not None:
+            cancel.check()
+        kind = f"{SNAPSHOTS}{snapshotter}"
+        if (namespace, kind, name) in lost:
+            continue
+        space = store.namespace(namespace)
+        snapshots = space.snapshots(snapshotter)
+        try:
+            record = snapshots.stat(name)
+            came = differ(space, snapshots, record)
+        except LamellaError as problem:
+            try:
+                snapshots.stat(name)
+            except LamellaError:
+                continue  # removed meanwhile
+            came = Compared(Verdict.UNKNOWN, str(problem))
+        yield Finding(namespace, kind, name, came.why), came.verdict
+
+
+# Images
+
+
+def _images(store: Store, damaged: set[str]) -> tuple[list[Finding], list[Finding]]:
+    """Images that are not there whole: those that cannot be used, and those that somebody chose to have in part."""
+    from lamella.store.image_parts import parts_of
+
+    faults, notes = [], []
+    with store.database.read() as connection:
+        names = connection.execute("SELECT DISTINCT namespace FROM image ORDER BY 1").fetchall()
+    for (namespace,) in names:
+        space = store.namespace(namespace)
+        for image in space.images.list():
+            parts = parts_of(space, image.target, damaged)
+            if parts.missing:
+                problem = f"{len(parts.missing)} of its blobs {'is' if len(parts.missing) == 1 else 'are'} missing"
+                faults.append(Finding(namespace, IMAGES, image.name, problem, tuple(parts.missing)))
+            elif parts.absent:
+                problem = f"{len(parts.absent)} blobs that it names are not here, which it can be used without"
+                notes.append(Finding(namespace, IMAGES, image.name, problem, tuple(parts.absent)))
+    return faults, notes
+
+
+# What is left over
+
+
+def _leftovers(store: Store) -> list[Finding]:
+    """Files that no row names. Those of work that goes on are among them at times, so that this is no fault."""
+    root = store.root
+    with certain(store) as connection:
+        named = {digest for (digest,) in connection.execute("SELECT DISTINCT digest FROM blob")}
+        folders = {folder for (folder,) in connection.execute("SELECT folder FROM ingest")}
+        numbers = {
+            (snapshotter, str(number))
+            for snapshotter, number in connection.execute("SELECT snapshotter, number FROM snapshot")
+        }
+        left = [f"{TRASH}/{name}" for name in _names(root / TRASH)]
+        left += [f"{INGEST}/{name}" for name in _names(root / INGEST) if name not in folders]
+        for algorithm in _names(root / BLOBS):
+            left += [
+                f"{BLOBS}/{algorithm}/{name}"
+                for name in _names(root / BLOBS / algorithm)
+                if f"{algorithm}:{name}" not in named
+            ]
+        for snapshotter in _names(root / SNAPSHOT_FOLDER):
+            left += [
+                f"{SNAPSHOT_FOLDER}/{snapshotter}/{name}"
+                for name in _names(root / SNAPSHOT_FOLDER / snapshotter)
+                if (snapshotter, name) not in numbers
+            ]
+    if not left:
+        return []
+    shown = ", ".join(left[:_LEFT_SHOWN]) + (", ..." if len(left) > _LEFT_SHOWN else "")
+    return [Finding("", ROOT, os.fspath(root), f"{len(left)} left over, for the next collection: {shown}")]
+
+
+def _names(folder: os.PathLike[str]) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
