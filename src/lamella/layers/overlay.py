@@ -91,9 +91,11 @@ class OverlaySink(DirectorySink):
             self._hidden: dict[str, bool] = {}
             self._lost: set[LayerPath] = set()
             self.assumed: set[LayerPath] = set()
-            """Where the parents are not known: directories that were taken to be there, as the layer states them not."""
+            """Where the parents are not known: directories that the layer does not state, taken to be there."""
             self.covered: set[LayerPath] = set()
             """Where the parents are not known: what whiteouts were made for."""
+            self.root: Entry | None = None
+            """Where the parents are not known: the root as the layer states it."""
             if self._below is not None:
                 root = self._below.lookup(ROOT)
                 if root is not None:
@@ -132,6 +134,8 @@ class OverlaySink(DirectorySink):
         """See `Sink.put`. A device 0/0 is recorded as lost, since it would be a whiteout, and is made one."""
         kind, path = entry.kind, entry.path
         if kind is Kind.DIRECTORY:
+            if not path and not self._parents_known:
+                self.root = entry
             reshaped = super().put(entry, None)
             if reshaped and self._below_is_directory(path):
                 # It came in the place of a whiteout or a file, which hid what is below: so must it.

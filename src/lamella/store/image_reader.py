@@ -23,20 +23,24 @@ _HINT: Final = "lamella store images tells what there is"
 class StoreReader(ImageReader):
     """The image that a name names in a namespace, and whatever can be reached from it by digest.
 
-    Neither given, there is nothing to list, and blobs can be read all the same. With ``owns`` the store is closed too.
+    ``target`` is an image without a name. Neither given, there is nothing to list, and blobs can be read all the same.
+    With ``owns`` the store is closed too.
     """
 
-    def __init__(self, space: Space, name: ImageName | None = None, *, owns: bool = False) -> None:
+    def __init__(
+        self, space: Space, name: ImageName | None = None, *, target: Descriptor | None = None, owns: bool = False
+    ) -> None:
         self.space = space
-        self.where = "store:" if name is None else str(name)
+        self.where = str(name) if name is not None else "the store"
         self._name = name
+        self._target = target
         self._owns = owns
 
     def images(self) -> Sequence[StoredImage]:
         """The one image, as the store's record has it now. Raises NotFound, Conflict (another digest)."""
         name = self._name
         if name is None:
-            return []
+            return [] if self._target is None else [StoredImage((), self._target)]
         if name.tag is None:
             target = self._by_digest(name)
             return [StoredImage((), target)]

@@ -174,9 +174,9 @@ class StoreWriter(ImageWriter):
                     needs[key] = part.digest
                 elif part.media_type not in FOREIGN_LAYERS:
                     raise Conflict(f"{self.where}: {part.digest}, a part of {image.digest}, was not put")
-        self._label(image, {f"{REF_CONTENT}.{key}": digest for key, digest in needs.items()})
+        self._label(image, {f"{REF_CONTENT}.{key}": str(digest) for key, digest in needs.items()})
 
-    def _label(self, image: Descriptor, wanted: dict[str, Digest]) -> None:
+    def _label(self, image: Descriptor, wanted: dict[str, str]) -> None:
         content = self.space.content
         present = content.info(image.digest).labels
         missing = {key: value for key, value in wanted.items() if present.get(key) != value}
