@@ -23,6 +23,13 @@ class Direct:
         """The namespace that a call is about, under its lease. Raises Conflict where it names none, InvalidInput."""
         return self.store.namespace(call.namespace, call.lease)
 
+    def collect(self, *, wait: bool) -> None:
+        """Collect after a deletion: soon, or now where the client waits for it. Raises what a collection raises."""
+        if wait:
+            self.collector.collect()
+        else:
+            self.collector.ask()
+
     def methods(self) -> Mapping[str, Method]:
         """What is served, by path."""
         from lamella.service import services

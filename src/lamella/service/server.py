@@ -132,28 +132,30 @@ def listening(address: str | os.PathLike[str], mode: int = MODE) -> Iterator[soc
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as problem:
         raise from_os(problem, f"listen at {str(path)!r}") from problem
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX)  # nobody else is to look and replace meanwhile
-            _clear(path)
-            before = os.umask(0o777 & ~mode)
-            try:
-                listener.bind(str(path))
-            finally:
-                os.umask(before)
-            ours = os.stat(path, follow_symlinks=False)
-            listener.listen(_BACKLOG)
-        except OSError as problem:
-            raise from_os(problem, f"listen at {str(path)!r}") from problem
-        finally:
-            os.close(directory)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        ours = _bind(listener, path, directory, mode)
         try:
             yield listener
         finally:
             _remove(path, ours)
+
+
+def _bind(listener: socket.socket, path: Path, directory: int, mode: int) -> os.stat_result:
+    """Have ``listener`` listen at ``path`` in the open ``directory``, which is closed."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)  # nobody else is to look and replace meanwhile
+        _clear(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+        return os.stat(path, follow_symlinks=False)
+    except OSError as problem:
+        raise from_os(problem, f"listen at {str(path)!r}") from problem
     finally:
-        listener.close()
+        os.close(directory)
 
 
 def _clear(path: Path) -> None:

@@ -13,11 +13,33 @@ if TYPE_CHECKING:
 
 def direct(shared: Direct) -> dict[str, Method]:
     """All methods of the direct endpoint, by path."""
+    from lamella.service.content import Content
+    from lamella.service.events import Events
+    from lamella.service.images import Images
+    from lamella.service.introspection import Introspection
+    from lamella.service.leases import Leases
+    from lamella.service.namespaces import Namespaces
     from lamella.service.plain import Containers, Health, Version
-    from lamella.service.proto import containers_pb2, health_pb2, version_pb2
+    from lamella.service.proto import (
+        containers_pb2,
+        content_pb2,
+        events_pb2,
+        health_pb2,
+        images_pb2,
+        introspection_pb2,
+        leases_pb2,
+        namespaces_pb2,
+        version_pb2,
+    )
 
     return {
         **methods(version_pb2.DESCRIPTOR, Version()),
+        **methods(introspection_pb2.DESCRIPTOR, Introspection(shared)),
+        **methods(namespaces_pb2.DESCRIPTOR, Namespaces(shared)),
+        **methods(content_pb2.DESCRIPTOR, Content(shared)),
+        **methods(images_pb2.DESCRIPTOR, Images(shared)),
+        **methods(leases_pb2.DESCRIPTOR, Leases(shared)),
+        **methods(events_pb2.DESCRIPTOR, Events(shared)),
         **methods(containers_pb2.DESCRIPTOR, Containers()),
         **methods(health_pb2.DESCRIPTOR, Health(), name="grpc.health.v1.Health"),
     }

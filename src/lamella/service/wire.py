@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -16,6 +16,8 @@ from lamella.errors import InvalidInput, Unsupported
 from lamella.oci.descriptor import Descriptor
 from lamella.service.proto import types_pb2
 from lamella.times import SECOND
+
+M = TypeVar("M", bound=Message)
 
 _MAX_SIZE: Final = (1 << 63) - 1
 
@@ -75,7 +77,7 @@ def type_name(value: Any) -> str:
     return value.type_url.rpartition("/")[2]
 
 
-def pages(records: Sequence[Message], size: int = 100) -> Sequence[Sequence[Message]]:
+def pages(records: Sequence[M], size: int = 100) -> list[Sequence[M]]:
     """``records`` in messages' worth."""
     return [records[at : at + size] for at in range(0, len(records), size)]
 
