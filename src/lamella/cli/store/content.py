@@ -7,7 +7,7 @@ import click
 
 from lamella.cli.console import Console, human_size
 from lamella.cli.frame import Verb, VerbGroup
-from lamella.cli.store.opening import labels_text, namespace_option, opened_space, table, when
+from lamella.cli.store.opening import namespace_option, opened_space, table, when
 
 
 @click.group("content", cls=VerbGroup, invoke_without_command=True)
@@ -29,7 +29,7 @@ def command(context: click.Context) -> None:
 def ls(console: Console, filters: tuple[str, ...]) -> None:
     """List blobs.
 
-    A FILTER is one of containerd's, as in 'digest==sha256:...' or 'labels.KEY'.
+    A FILTER is one of containerd's, as in 'digest==sha256:...' or 'labels.KEY'. Labels are shown with --json.
     """
     from lamella.times import format_rfc3339
 
@@ -50,9 +50,9 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
             return
         table(
             console,
-            ("DIGEST", "SIZE", "CREATED", "LABELS"),
+            ("DIGEST", "SIZE", "CREATED"),
             [
-                (record.digest, human_size(record.size), when(record.created_at), labels_text(record.labels.items()))
+                (record.digest, human_size(record.size), when(record.created_at))
                 for record in space.content.walk(filters)
             ],
             {1},

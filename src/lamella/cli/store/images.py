@@ -71,8 +71,8 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
 def tag(console: Console, source: str, names: tuple[str, ...], replace: bool) -> None:
     """Give an image further names."""
     from lamella.errors import AlreadyExists
-    from lamella.store.contract import ImageRecord
     from lamella.operations.store_unpacked import full_name
+    from lamella.store.contract import ImageRecord
 
     with opened_space() as space:
         found = _find(space, source)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella store import``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lamella.cli.console import Console, human_size
+from lamella.cli.documents import losses_document
+from lamella.cli.frame import Verb
+from lamella.cli.options import platform_option, strict_option
+from lamella.cli.store.opening import namespace_option, opened_space, snapshotter_option
+
+
+@click.command("import", cls=Verb)
+@click.argument("image", metavar="IMAGE")
+@click.option("--name", metavar="REF", help="The name in the store.  [default: those that the images have]")
+@click.option("--unpack", is_flag=True, help="Unpack the layers into snapshots too.")
+@snapshotter_option
+@click.option("--all", "all_platforms", is_flag=True, help="Take an index with the images of all platforms.")
+@click.option("--replace", is_flag=True, help="Let a name that has another image give way.")
+@platform_option
+@strict_option
+@namespace_option
+@click.pass_obj
+def command(
+    console: Console,
+    image: str,
+    name: str | None,
+    unpack: bool,
+    snapshotter: str | None,
+    all_platforms: bool,
+    replace: bool,
+    platform: str | None,
+    strict: bool,
+) -> None:
+    """Put an image into the store.
+
+    What the store has already is not read again. Without --name, all images of an archive or a layout are taken that
+    have a full name there. 'store:REF' names them afterwards.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.operations.inspect import describe_descriptor
+    from lamella.operations.store_import import import_image
+    from lamella.store.unpacking import DEFAULT_SNAPSHOTTER
+
+    if snapshotter is not None and not unpack:
+        raise click.UsageError("--snapshotter says where to unpack to; give --unpack too")
+    losses = Losses(refuse=strict)
+    with opened_space(create=True) as space:
+        done = import_image(
+            space,
+            image,
+            name=name,
+            platform=platform,
+            all_platforms=all_platforms,
+            unpack=unpack,
+            snapshotter=snapshotter or DEFAULT_SNAPSHOTTER,
+            losses=losses,
+            replace=replace,
+            progress=console.progress(),
+            cancel=console.cancellation(),
+        )
+    console.losses(losses)
+    if console.json:
+        images: list[dict[str, Any]] = []
+        for one in done.images:
+            document: dict[str, Any] = {"name": one.name, "target": describe_descriptor(one.target)}
+            if one.unpacked is not None:
+                document |= {
+                    "snapshotter": one.unpacked.snapshotter,
+                    "snapshot": one.unpacked.snapshot,
+                    "layers": [
+                        {"chain_id": layer.chain_id, "diff_id": layer.diff_id, "skipped": layer.skipped}
+                        for layer in one.unpacked.layers
+                    ],
+                }
+            images.append(document)
+        totals = {"blobs": done.blobs, "bytes": done.size, "present": done.present}
+        console.document({"images": images, **totals, **losses_document(losses)})
+        return
+    for one in done.images:
+        console.summary(f"{one.name}: {one.target.digest}")
+        if one.unpacked is not None:
+            made = sum(not layer.skipped for layer in one.unpacked.layers)
+            console.summary(f"{made} of {len(one.unpacked.layers)} layers unpacked into {one.unpacked.snapshotter}")
+    console.summary(f"{done.blobs} blobs written, {human_size(done.size)}; {done.present} were there already")
