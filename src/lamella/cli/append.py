@@ -9,7 +9,7 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.documents import finished_document, finished_summary, losses_document
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import (
     compression_options,
     platform_option,
@@ -20,7 +20,7 @@ from lamella.cli.options import (
 )
 
 
-@click.command("append", cls=Verb)
+@click.command("append", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("layers", metavar="LAYER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("target", metavar="IMAGE")

@@ -6,11 +6,11 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option, split_place
 
 
-@click.command("cat", cls=Verb)
+@click.command("cat", cls=ImageVerb)
 @click.argument("place", metavar="IMAGE::PATH")
 @click.argument("more", metavar="[PATH]...", nargs=-1)
 @platform_option

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console, columns, human_size, printable
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ DIFFERENT = 1
 """The exit code of a comparison that found something."""
 
 
-@click.command("compare", cls=Verb)
+@click.command("compare", cls=ImageVerb)
 @click.argument("old", metavar="IMAGE")
 @click.argument("new", metavar="IMAGE")
 @click.option(

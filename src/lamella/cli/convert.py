@@ -7,11 +7,11 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.documents import layer_document, layer_summary, losses_document
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option, replace_option, strict_option
 
 
-@click.command("convert", cls=Verb)
+@click.command("convert", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
 @click.option("--compress", type=click.Choice(["gzip", "zstd", "none"]), help="Compression of the layers.")

@@ -8,11 +8,11 @@ import sys
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option
 
 
-@click.command("dump", cls=Verb)
+@click.command("dump", cls=ImageVerb)
 @click.argument("place", metavar="BLOB|DIR|IMAGE")
 @click.option(
     "--as",

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import IMAGE_PATH, platform_option, split_place
 
 if TYPE_CHECKING:
     from lamella.changes.contracts import Tree
 
 
-@click.command("find", cls=Verb)
+@click.command("find", cls=ImageVerb)
 @click.argument("place", metavar=IMAGE_PATH)
 @click.option("--name", "names", multiple=True, metavar="GLOB", help="The name matches; may be given again.")
 @click.option("--path", "paths", multiple=True, metavar="GLOB", help="The whole path, from /, matches.")

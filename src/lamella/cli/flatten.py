@@ -7,11 +7,11 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.documents import packed_document, packed_summary
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import compression_options, platform_option, replace_option, strict_option
 
 
-@click.command("flatten", cls=Verb)
+@click.command("flatten", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
 @click.option("--layers", metavar="A..B", help="Merge these only; they count from 0 at the base.")

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import click
 
@@ -32,13 +33,59 @@ def result_options() -> list[click.Parameter]:
     ]
 
 
+_REGISTRY_OPTIONS: Final = ("plain_http", "auth_file", "certs_dir")
+
+
+def registry_flags() -> list[click.Parameter]:
+    """Options of verbs that talk to registries."""
+    return [
+        click.Option(["--plain-http"], is_flag=True, help="Do without TLS, for each registry that is named."),
+        click.Option(
+            ["--authfile", "auth_file"],
+            metavar="FILE",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="Take logins from this file alone.",
+        ),
+        click.Option(
+            ["--certs-dir"],
+            metavar="DIR",
+            type=click.Path(path_type=Path, exists=True, file_okay=False),
+            help="Take mirrors and certificates from DIR/HOST[:PORT] alone.",
+        ),
+    ]
+
+
 class Verb(click.Command):
     """A verb of the command line; the first line of its help is its line in the list of verbs."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         settings.setdefault("context_settings", CONTEXT)
         super().__init__(*args, **settings)
-        self.params += result_options()
+        self.params += self.common_options()
+
+    def common_options(self) -> list[click.Parameter]:
+        """The options that all verbs of the kind have, behind their own."""
+        return result_options()
+
+
+class ImageVerb(Verb):
+    """A verb that names images, which may be in registries: its options about these count for all that it opens."""
+
+    def common_options(self) -> list[click.Parameter]:
+        """Those about registries too."""
+        return [*registry_flags(), *super().common_options()]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As the base does, with registries as the options have them."""
+        given: dict[str, Any] = {name: ctx.params.pop(name) or None for name in _REGISTRY_OPTIONS}
+        if not any(given.values()):
+            return super().invoke(ctx)  # what talks to registries is not even loaded
+        from dataclasses import replace
+
+        from lamella.images.options import current_options, registry_options
+
+        with registry_options(replace(current_options(), **given)):
+            return super().invoke(ctx)
 
 
 class VerbGroup(Verb, click.Group):

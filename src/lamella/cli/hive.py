@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lamella.cli.console import Console, columns, human_size
-from lamella.cli.frame import Verb, VerbGroup
+from lamella.cli.frame import ImageVerb, VerbGroup
 from lamella.cli.options import platform_option
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _dirty_option(function: F) -> F:
     )(function)
 
 
-@command.command("ls", cls=Verb)
+@command.command("ls", cls=ImageVerb)
 @click.argument("place", metavar=FILE_KEY)
 @click.option("-l", "long", is_flag=True, help="Show types, sizes of data, and times of keys (UTC).")
 @_dirty_option
@@ -77,7 +77,7 @@ def ls(console: Console, place: str, long: bool, dirty: bool, platform: str | No
             console.line(line)
 
 
-@command.command("get", cls=Verb)
+@command.command("get", cls=ImageVerb)
 @click.argument("place", metavar=FILE_KEY)
 @click.argument("name", metavar="[VALUE]", required=False)
 @click.option("--raw", is_flag=True, help="Write the data of VALUE as the bytes that it is.")
@@ -128,7 +128,7 @@ def get(console: Console, place: str, name: str | None, raw: bool, dirty: bool, 
         console.line(_exact(console, str(known)))
 
 
-@command.command("merge", cls=Verb)
+@command.command("merge", cls=ImageVerb)
 @click.argument("base", metavar="BASE")
 @click.argument("deltas", metavar="DELTA...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="The new hive; - is standard output.")
@@ -160,7 +160,7 @@ def merge(console: Console, base: str, deltas: tuple[str, ...], output: str, dir
         console.summary(f"{console.name(output)}: {human_size(size)}")
 
 
-@command.command("dump", cls=Verb)
+@command.command("dump", cls=ImageVerb)
 @click.argument("place", metavar=FILE_KEY)
 @_dirty_option
 @platform_option

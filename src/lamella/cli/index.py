@@ -6,11 +6,11 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import pair, replace_option, split_place
 
 
-@click.command("index", cls=Verb)
+@click.command("index", cls=ImageVerb)
 @click.argument("sources", metavar="IMAGE[::PLATFORM]...", nargs=-1, required=True)
 @click.argument("target", metavar="IMAGE")
 @click.option(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from lamella.cli.console import Console, columns, human_size, printable
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option
 
 if TYPE_CHECKING:
     from lamella.images.image import Image
 
 
-@click.command("inspect", cls=Verb)
+@click.command("inspect", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
 @platform_option
 @click.pass_obj

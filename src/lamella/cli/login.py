@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Final
 
 import click
 
 from lamella.cli.console import Console, is_terminal
 from lamella.cli.frame import Verb
+from lamella.cli.options import auth_file_option
 from lamella.errors import Cancelled, Exhausted, InvalidInput
 
 _MAX_PASSWORD: Final = 1 << 16
@@ -37,8 +39,16 @@ def _refuse(context: click.Context, option: click.Parameter, value: str | None) 
     help="Is refused.",
 )
 @click.option("--plain-http", is_flag=True, help="The registry has no TLS.")
+@auth_file_option
 @click.pass_obj
-def command(console: Console, registry: str, username: str | None, password_stdin: bool, plain_http: bool) -> None:
+def command(
+    console: Console,
+    registry: str,
+    username: str | None,
+    password_stdin: bool,
+    plain_http: bool,
+    auth_file: Path | None,
+) -> None:
     """Keep a user and a password for a registry.
 
     They are tried first, and kept where Docker, Podman and skopeo find them too: in the file that has a login for
@@ -61,7 +71,7 @@ def command(console: Console, registry: str, username: str | None, password_stdi
     else:
         raise InvalidInput("there is nobody to ask for a password", hint="pipe it in with --password-stdin")
     options = RegistryOptions(plain_http=plain_http or None, tries=3, cancel=console.cancellation())
-    kept = log_in(registry, Credential(username, password), options)
+    kept = log_in(registry, Credential(username, password), options, path=auth_file)
     if console.json:
         console.document({"registry": registry, "username": username, "kept": kept})
         return

@@ -6,11 +6,11 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import IMAGE_PATH, platform_option, split_place
 
 
-@click.command("ls", cls=Verb)
+@click.command("ls", cls=ImageVerb)
 @click.argument("place", metavar=IMAGE_PATH)
 @click.option("-l", "long", is_flag=True, help="Show mode, owner, group, size and time (UTC).")
 @click.option("-R", "--recursive", is_flag=True, help="List what is in directories too, as whole paths.")

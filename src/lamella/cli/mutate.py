@@ -10,7 +10,7 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.documents import finished_document, finished_summary
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import pair, platform_option, replace_option, words
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,7 +33,7 @@ def _several(name: str, what: str, metavar: str) -> Callable[[F], F]:
     return decorate
 
 
-@click.command("mutate", cls=Verb)
+@click.command("mutate", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
 @_several("env", "a variable", "NAME=VALUE")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -21,6 +22,24 @@ def platform_option(function: F) -> F:
     return click.option(
         "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index.  [default: this machine's]"
     )(function)
+
+
+def auth_file_option(function: F) -> F:
+    """--authfile, for verbs that change it."""
+    return click.option(
+        "--authfile",
+        "auth_file",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Keep logins in this file, and look into no other.",
+    )(function)
+
+
+def all_option(function: F) -> F:
+    """--all."""
+    return click.option("--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms.")(
+        function
+    )
 
 
 def owner_option(function: F) -> F:

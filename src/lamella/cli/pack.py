@@ -9,7 +9,7 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.documents import packed_document, packed_summary
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import (
     compression_options,
     pair,
@@ -22,7 +22,7 @@ from lamella.cli.options import (
 )
 
 
-@click.command("pack", cls=Verb)
+@click.command("pack", cls=ImageVerb)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("image", metavar="IMAGE")
 @click.option("--config-from", metavar="IMAGE", help="Take over the config of this image, less layers and history.")

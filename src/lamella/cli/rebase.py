@@ -7,11 +7,11 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.documents import finished_document, finished_summary
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option, replace_option
 
 
-@click.command("rebase", cls=Verb)
+@click.command("rebase", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
 @click.option("--old-base", metavar="IMAGE", help="What the image was built on.  [default: as its annotations say]")

@@ -6,11 +6,11 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import replace_option
 
 
-@click.command("subset", cls=Verb)
+@click.command("subset", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
 @click.option(

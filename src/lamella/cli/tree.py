@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import IMAGE_PATH, platform_option, split_place
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lamella.changes.model import Entry
 
 
-@click.command("tree", cls=Verb)
+@click.command("tree", cls=ImageVerb)
 @click.argument("place", metavar=IMAGE_PATH)
 @click.option("-L", "--depth", type=click.IntRange(min=1), help="Go down so many levels only.")
 @click.option("-d", "--directories", is_flag=True, help="Draw directories only.")

@@ -9,11 +9,11 @@ import click
 
 from lamella.cli.console import Console, human_size
 from lamella.cli.documents import unpacked_document
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import devices_option, owner_option, platform_option, policy, strict_option
 
 
-@click.command("unpack", cls=Verb)
+@click.command("unpack", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @platform_option

@@ -6,10 +6,10 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 
 
-@click.command("verify", cls=Verb)
+@click.command("verify", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE|DIR")
 @click.pass_obj
 def command(console: Console, image: str) -> None:

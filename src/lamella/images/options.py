@@ -46,6 +46,10 @@ class RegistryOptions:
     """Who to be, instead of whom the login files say."""
     anonymous: bool = False
     """Use no credentials even where the login files have some."""
+    auth_file: Path | None = None
+    """The login file to look into, and no other; None for those of other tools."""
+    certs_dir: Path | None = None
+    """The directory of mirrors and certificates, one directory a registry, and no other settings; None for all."""
     foreign_urls: bool = False
     """Fetch layers that the registry itself does not have from the addresses that their descriptors give."""
     streams: int = 3

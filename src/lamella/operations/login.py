@@ -10,11 +10,15 @@ from lamella.images.options import RegistryOptions
 from lamella.oci.reference import parse_reference
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lamella.registry.credentials import Credential
 
 
-def log_in(registry: str, credential: Credential, options: RegistryOptions | None = None) -> str:
-    """Show ``credential`` to ``registry`` and, where it is taken, keep it; the result says where.
+def log_in(
+    registry: str, credential: Credential, options: RegistryOptions | None = None, *, path: Path | None = None
+) -> str:
+    """Show ``credential`` to ``registry`` and, where it is taken, keep it, in the file ``path`` if given; return where.
 
     The registry itself is asked, none of its mirrors. Raises Denied where it refuses; InvalidInput, NotFound,
     Unavailable, Cancelled, and as `lamella.registry.credentials.login`.
@@ -24,14 +28,17 @@ def log_in(registry: str, credential: Credential, options: RegistryOptions | Non
 
     registry = registry_name(registry)
     check_login(registry, credential, options)
-    return login(registry, credential)
+    return login(registry, credential, path)
 
 
-def log_out(registry: str) -> None:
-    """Forget what is kept for ``registry``. Raises as `lamella.registry.credentials.logout`."""
+def log_out(registry: str, path: Path | None = None) -> None:
+    """Forget what is kept for ``registry``, in ``path`` or wherever it is.
+
+    Raises as `lamella.registry.credentials.logout`.
+    """
     from lamella.registry.credentials import logout
 
-    logout(registry_name(registry))
+    logout(registry_name(registry), path)
 
 
 def registry_name(text: str) -> str:

@@ -303,13 +303,19 @@ def check_login(registry: str, credential: Credential, options: RegistryOptions 
 
 
 def _endpoints(registry: str, repository: str, options: RegistryOptions) -> list[Endpoint]:
+    from lamella.registry.auth_file import AuthFile
     from lamella.registry.credentials import Credentials
     from lamella.registry.hosts import hosts_for
 
-    *mirrors, own = hosts_for(registry, plain_http=bool(options.plain_http))
+    *mirrors, own = hosts_for(registry, plain_http=bool(options.plain_http), directory=options.certs_dir)
     if options.plain_http is False:
         own = replace(own, scheme="https")
-    known = Credentials() if options.anonymous else Credentials.load()
+    if options.anonymous:
+        known = Credentials()
+    elif options.auth_file is not None:
+        known = Credentials([AuthFile(options.auth_file)])
+    else:
+        known = Credentials.load()
     # Whoever asks a mirror should not wait for it long: there is another to ask.
     brief = replace(options, tries=min(options.tries, 2))
     found = [
