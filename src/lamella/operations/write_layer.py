@@ -34,20 +34,22 @@ class Written:
 
 def write_layer(
     changes: Source,
-    output: BinaryIO,
+    output: BinaryIO | Callable[[Buffer], object],
     *,
     lookup: Callable[[LayerPath], Entry | None] | None = None,
     compression: str = "gzip",
     level: int | None = None,
     threads: int | None = None,
     subsecond: bool = False,
+    clamp: int | None = None,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Written:
     """Write ``changes`` to ``output`` as a layer; what was written before a failure is no layer.
 
-    ``lookup`` tells the metadata of hard links' targets; see `TarSink`. No time is later than SOURCE_DATE_EPOCH.
+    ``lookup`` tells the metadata of hard links' targets; see `TarSink`. No time is later than ``clamp``, in
+    nanoseconds, or SOURCE_DATE_EPOCH where that is not given.
     ``progress`` counts bytes of the tar. Raises as `apply` and the source do; Exhausted where there is no space.
     """
     losses = losses if losses is not None else Losses()
@@ -60,7 +62,7 @@ def write_layer(
                 writer.write if progress is None else _counting(writer.write, progress),
                 lookup=lookup,
                 root=True,
-                clamp=source_date_epoch(),
+                clamp=source_date_epoch() if clamp is None else clamp,
                 subsecond=subsecond,
                 losses=losses,
             )

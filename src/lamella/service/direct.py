@@ -4,11 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+from typing import TYPE_CHECKING
 
 from lamella.service.bus import Bus
 from lamella.service.calls import Call, Method
 from lamella.service.collector import Collector
 from lamella.store.store import Space, Store
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from lamella.service.diff import Blobs
+    from lamella.store.contract import Snapshotter
 
 
 class Direct:
@@ -29,6 +38,26 @@ class Direct:
             self.collector.collect()
         else:
             self.collector.ask()
+
+    def snapshotter(self, name: str, call: Call) -> Snapshotter:
+        """See `lamella.service.snapshots.Snapshotting`."""
+        return self.space(call).snapshots(name)
+
+    def happened(self, call: Call, topic: str, event: Message) -> None:
+        """See `lamella.service.snapshots.Snapshotting`."""
+        self.bus.publish(call.namespace, topic, event)
+
+    def freed(self) -> None:
+        """See `lamella.service.snapshots.Snapshotting`."""
+        self.collector.ask()
+
+    def reading(self, call: Call) -> AbstractContextManager[Blobs]:
+        """See `lamella.service.diff.Diffing`."""
+        return nullcontext(self.space(call).content)
+
+    def writing(self, call: Call) -> AbstractContextManager[Blobs]:
+        """See `lamella.service.diff.Diffing`. Whoever calls has a lease, if what is made is to last."""
+        return nullcontext(self.space(call).content)
 
     def methods(self) -> Mapping[str, Method]:
         """What is served, by path."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def direct(shared: Direct) -> dict[str, Method]:
     """All methods of the direct endpoint, by path."""
     from lamella.service.content import Content
+    from lamella.service.diff import Diff
     from lamella.service.events import Events
     from lamella.service.images import Images
     from lamella.service.introspection import Introspection
@@ -23,14 +24,17 @@ def direct(shared: Direct) -> dict[str, Method]:
     from lamella.service.proto import (
         containers_pb2,
         content_pb2,
+        diff_pb2,
         events_pb2,
         health_pb2,
         images_pb2,
         introspection_pb2,
         leases_pb2,
         namespaces_pb2,
+        snapshots_pb2,
         version_pb2,
     )
+    from lamella.service.snapshots import Snapshots
 
     return {
         **methods(version_pb2.DESCRIPTOR, Version()),
@@ -40,6 +44,8 @@ def direct(shared: Direct) -> dict[str, Method]:
         **methods(images_pb2.DESCRIPTOR, Images(shared)),
         **methods(leases_pb2.DESCRIPTOR, Leases(shared)),
         **methods(events_pb2.DESCRIPTOR, Events(shared)),
+        **methods(snapshots_pb2.DESCRIPTOR, Snapshots(shared)),
+        **methods(diff_pb2.DESCRIPTOR, Diff(shared)),
         **methods(containers_pb2.DESCRIPTOR, Containers()),
         **methods(health_pb2.DESCRIPTOR, Health(), name="grpc.health.v1.Health"),
     }
