@@ -18,8 +18,8 @@ RESERVED: Final = ("containerd",)
 """Forms that are names already, but that nothing reads yet."""
 
 _HINT: Final = (
-    "write oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker://HOST/NAME[:TAG] or "
-    "store:NAME[:TAG]"
+    "write oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF], or docker://HOST/NAME[:TAG], "
+    "or store:NAME[:TAG]"
 )
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +65,14 @@ def small_image(
     *layers: Mapping[str, bytes], platform: str = "linux/amd64", compress: bool = True, **config: object
 ) -> SmallImage:
     """An OCI image whose layers hold these files, base first."""
+    return image_of_tars([tar_of(files) for files in layers], platform, compress=compress, **config)
+
+
+def image_of_tars(
+    tars: Sequence[bytes], platform: str = "linux/amd64", *, compress: bool = True, **config: object
+) -> SmallImage:
+    """An OCI image of these layers, base first."""
     system, architecture, variant = (*platform.split("/"), "")[:3]
-    tars = [tar_of(files) for files in layers]
     blobs = [gzip.compress(tar, mtime=0) if compress else tar for tar in tars]
     document = {
         "architecture": architecture,

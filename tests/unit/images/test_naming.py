@@ -61,9 +61,8 @@ def test_an_image_of_an_archive_is_not_named_by_its_digest() -> None:
         parse_image_name(f"docker-archive:a.tar:busybox@sha256:{'a' * 64}")
 
 
-@pytest.mark.parametrize("text", ["store:busybox", "containerd:busybox"])
-def test_forms_that_are_names_only_say_so_when_used(text: str) -> None:
-    name = parse_image_name(text)
+def test_forms_that_are_names_only_say_so_when_used() -> None:
+    name = parse_image_name("containerd:busybox")
     with pytest.raises(Unsupported, match="cannot be used yet"):
         open_reader(name)
     with pytest.raises(Unsupported, match="cannot be used yet"):
@@ -81,3 +80,12 @@ def test_a_windows_drive_is_a_part_of_the_path_on_windows_alone(
 ) -> None:
     monkeypatch.setattr("lamella.images.naming.os.name", host)
     assert path == parse_image_name("oci:C:\\images:v1").path
+
+
+def test_an_image_of_the_store_is_named_as_in_a_registry() -> None:
+    assert ImageName("store", "docker.io/library/busybox", "latest") == parse_image_name("store:busybox")
+    named = parse_image_name(f"store:localhost:5000/a/b:1@sha256:{'a' * 64}")
+    assert ("localhost:5000/a/b", "1", f"sha256:{'a' * 64}") == (named.path, named.tag, named.digest)
+    assert str(named) == f"store:localhost:5000/a/b:1@sha256:{'a' * 64}"
+    with pytest.raises(InvalidInput):
+        parse_image_name("store:")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that are unpacked side by side come to the tree that one after the other makes."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+
+from lamella.changes.apply import apply
+from lamella.changes.dump import dump
+from lamella.changes.model import Buffer, Change, Link
+from lamella.changes.tree import walk
+from lamella.errors import LamellaError
+from lamella.layers.tar_sink import TarSink
+from lamella.store.store import Store
+from lamella.store.unpacking import Unpacked, _Lane, _Unpacking, unpack_image
+from lamella.testing import builders as b
+from lamella.testing.images import image_of_tars, tar_of
+from lamella.testing.store import put_image
+from lamella.testing.strategies import stacks
+
+
+@contextmanager
+def nobody_knows_what_is_below(layers: int) -> Iterator[None]:
+    """Let no layer be committed before all have been unpacked as far as they can be without."""
+    barrier = threading.Barrier(layers, timeout=20)
+    make, wait = _Unpacking._make, _Unpacking._wait_for
+    met: set[int] = set()
+
+    def make_later(self: _Unpacking, at: int, lane: _Lane) -> object:
+        if at == 0:
+            barrier.wait()
+        return make(self, at, lane)
+
+    def wait_together(self: _Unpacking, at: int) -> None:
+        if at not in met:
+            met.add(at)
+            barrier.wait()
+        wait(self, at)
+
+    with patch.object(_Unpacking, "_make", make_later), patch.object(_Unpacking, "_wait_for", wait_together):
+        yield
+
+
+def written(changes: list[Change]) -> bytes:
+    out = bytearray()
+
+    def write(piece: Buffer) -> None:
+        out.extend(piece)
+
+    apply(changes, TarSink(write, root=True))
+    return bytes(out)
+
+
+def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], list[str], Unpacked]:
+    """The tree of an image unpacked a layer at a time, and side by side, and what came of the latter."""
+    trees = []
+    unpacked: Unpacked | None = None
+    with tempfile.TemporaryDirectory() as root, Store.open(Path(root) / "store") as store:
+        for lanes in (1, len(tars)):
+            space = store.namespace(f"lanes{lanes}")
+            target = put_image(space, image_of_tars(tars, compress=False), "image")
+            if lanes == 1:
+                unpacked = unpack_image(space, target, snapshotter, lanes=1)
+            else:
+                with nobody_knows_what_is_below(lanes):
+                    unpacked = unpack_image(space, target, snapshotter, lanes=lanes)
+            with space.snapshots(snapshotter).tree(unpacked.snapshot) as tree:
+                trees.append(list(dump(walk(tree), inline=16, extents=False)))
+            assert [one for one in space.snapshots(snapshotter).list() if one.name.startswith("extract")] == []
+            assert not space.leases.list()
+    assert unpacked is not None
+    return trees[0], trees[1], unpacked
+
+
+@pytest.mark.root
+@settings(max_examples=40)
+@given(stacks().filter(lambda stack: 2 <= len(stack) <= 4))
+def test_any_layers_come_to_the_same_tree(stack: list[list[Change]]) -> None:
+    try:
+        tars = [written(layer) for layer in stack]
+    except LamellaError:  # a link to what a lower layer has
+        tars = [written([change for change in layer if not isinstance(change, Link)]) for layer in stack]
+    one, beside, _ = both(tars)
+    assert one == beside
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("upper", "again"),
+    [
+        pytest.param([b.directory("a"), b.file("a/new", b"2")], False, id="all stated"),
+        pytest.param([b.file("a/new", b"2")], True, id="a directory that is only implied has its metadata below"),
+        pytest.param([b.file("l/new", b"2")], True, id="a link below leads elsewhere"),
+        pytest.param([b.directory("a"), b.whiteout("a/file")], False, id="a whiteout of something"),
+        pytest.param([b.directory("a"), b.whiteout("a/nothing")], True, id="a whiteout of nothing would show"),
+        pytest.param([b.whiteout("none/x")], True, id="a whiteout where there is no directory"),
+        pytest.param([b.link("hard", "a/file")], True, id="a link to a file below"),
+        pytest.param([b.opaque("")], True, id="the root made opaque"),
+        pytest.param([b.directory("a"), b.opaque("a"), b.file("a/x", b"3")], False, id="opaque"),
+        pytest.param([b.file("a", b"now a file")], False, id="a file in a directory's place"),
+        pytest.param([b.directory("a/file"), b.file("a/file/x", b"3")], True, id="a directory in a file's place"),
+        pytest.param([b.directory("", mode=0o755, mtime=0), b.file("x")], True, id="a root stated as if it were not"),
+        pytest.param([b.directory("", mode=0o711), b.file("x")], False, id="a root of its own"),
+    ],
+)
+def test_what_depends_on_the_layer_below_is_unpacked_over_it(upper: list[Change], again: bool) -> None:
+    lower: list[Change] = [
+        b.directory("", mode=0o700),
+        b.directory("a", mode=0o750),
+        b.file("a/file", b"1"),
+        b.symlink("l", "a"),
+        b.directory("d"),
+        b.file("d/x"),
+    ]
+    raw = [written(lower)]
+    raw.append(tar_with_links(upper))
+    one, beside, unpacked = both(raw)
+    assert one == beside
+    assert [False, again] == [layer.again for layer in unpacked.layers]
+
+
+def tar_with_links(changes: list[Change]) -> bytes:
+    """A tar that may have a hard link to a file that is not in it."""
+    links = [change for change in changes if isinstance(change, Link)]
+    if not links:
+        return written(changes)
+    return tar_of({change.path: (b"1", change.target) for change in links})
