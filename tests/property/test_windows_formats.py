@@ -250,7 +250,7 @@ def held(content: Content) -> Inline:
 
 def read(data: bytes, step: int) -> list[Change]:
     found: list[Change] = []
-    for change in windows_tar_changes(buffers(data, step), unwrap_times=False):
+    for change in windows_tar_changes(buffers(data, step)):
         match change:
             case Put(entry, content) if content is not None:
                 found.append(Put(entry, held(content)))

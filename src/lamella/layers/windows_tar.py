@@ -6,10 +6,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lamella.changes.model import NO_XATTRS, Change, Content, Entry, Kind, Link, Put, Stream, Whiteout, Windows
+from lamella.changes.model import (
+    NO_XATTRS,
+    Buffer,
+    Change,
+    Content,
+    Entry,
+    Kind,
+    Link,
+    Put,
+    Stream,
+    Whiteout,
+    Windows,
+)
 from lamella.errors import FormatError, InvalidInput, UnsafePath
 from lamella.formats.ntfs import filetime, names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
@@ -25,6 +37,44 @@ if TYPE_CHECKING:
 _STRUCTURE: Final = "tar header"
 _NAMES_KEPT: Final = 16384
 _DATA_TYPE: Final = ":$DATA"
+_DATA_MODE: Final = 0o100000
+
+
+class EmptyData(Content):
+    """The content of an empty file that has a data stream nevertheless, as the tar of a Windows layer can say.
+
+    NTFS gives back no data stream of most empty files. To everybody else this is content of no bytes.
+    """
+
+    __slots__ = ()
+
+    @property
+    def size(self) -> int:
+        """0."""
+        return 0
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        """See `Content.extents`."""
+        return None
+
+    @property
+    def stored(self) -> bool:
+        """True."""
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """None."""
+        return ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EmptyData)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+EMPTY_DATA: Final = EmptyData()
 
 
 def windows_tar_changes(
@@ -35,19 +85,22 @@ def windows_tar_changes(
     end: Callable[[], object] | None = None,
     rules: NameRules | None = None,
     unwrap_times: bool = True,
+    linked: Callable[[LayerPath, Windows], object] | None = None,
 ) -> Iterator[Change]:
     """The changes that the tar of a Windows layer states, in its order. Entries have a Windows facet and no other.
 
     ``next_buffer``, ``stored`` and ``end`` are those of `lamella.layers.tarball.tar_changes`. Alternate data streams
     follow their file. Links and mount points have their reparse buffer, made of the target. Times that the tar does
     not state are None; the write time is always stated. ``rules`` says which odd names are taken. ``unwrap_times``
-    takes back the overflow of go-winio's times, which gives a FILETIME of 0 as the year 2185.
+    takes back the overflow of go-winio's times, which gives a FILETIME of 0 as the year 2185. ``linked`` is told the
+    attributes and times that the tar repeats for a hard link, before the link is given. An empty file that has a data
+    stream has `EMPTY_DATA` for its content.
 
     Raises FormatError, UnsafePath, InvalidInput (names that differ in case only), Unsupported (a security descriptor
     in words about a domain's accounts), Exhausted.
     """
-    write_time = _unwrapped_mtime if unwrap_times else _mtime
-    reader = TarReader(next_buffer, facet=write_time, limits=limits or TarLimits())
+    facet = _unwrapped_facet if unwrap_times else _facet
+    reader = TarReader(next_buffer, facet=facet, limits=limits or TarLimits(), mode_bits=_DATA_MODE)
     layer_names = LayerNames(rules or NameRules())
     known, fold, plain = layer_names.known, layer_names.fold, names.plain
     keys: dict[str, str] = {}  # of names that are nothing special, as they stand
@@ -76,13 +129,14 @@ def windows_tar_changes(
         where = directory.path
         path = LayerPath(f"{where}/{base}" if where else base)
         flag = member.typeflag
-        if flag == "1":
+        if flag == "1" and linked is None:
             source.owner = None
             yield source.link(member, path)
             continue
         records = member.records
+        write_time, has_data = member.facet
         if records is None:
-            windows = Windows(0, None, None, member.facet)
+            windows = Windows(0, None, None, write_time)
         else:
             attributes, creation, access, change_time, descriptor, extended = read_records(
                 records, member.header_offset
@@ -91,27 +145,37 @@ def windows_tar_changes(
                 attributes or 0,
                 creation,
                 access,
-                member.facet,
+                write_time,
                 change_time,
                 descriptor,
                 NO_XATTRS if extended is None else extended,
             )
         source.owner = path
         if flag == "0" and not windows.attributes & DIRECTORY:
-            content = member if stored is None else source.content(member)
-            yield Put(Entry(path, file, None, member.size, "", windows), content)
+            size = member.size
+            content: Content = member if stored is None else source.content(member)
+            if not size and has_data:
+                content = EMPTY_DATA
+            yield Put(Entry(path, file, None, size, "", windows), content)
+        elif flag == "1":
+            source.owner = None
+            link = source.link(member, path)
+            if linked is not None:
+                linked(path, windows)
+            yield link
         else:
             yield source.other(member, path, windows)
     if end is not None:
         end()
 
 
-def _mtime(mode: int, uid: int, gid: int, mtime: int) -> int:  # noqa: ARG001
-    return mtime
+def _facet(mode: int, uid: int, gid: int, mtime: int) -> tuple[int, bool]:  # noqa: ARG001
+    """The write time, and whether the file has a data stream."""
+    return mtime, bool(mode)
 
 
-def _unwrapped_mtime(mode: int, uid: int, gid: int, mtime: int) -> int:  # noqa: ARG001
-    return filetime.unwrap(mtime) if mtime % filetime.TICK else mtime
+def _unwrapped_facet(mode: int, uid: int, gid: int, mtime: int) -> tuple[int, bool]:  # noqa: ARG001
+    return filetime.unwrap(mtime) if mtime % filetime.TICK else mtime, bool(mode)
 
 
 class _Unusual:
@@ -125,7 +189,7 @@ class _Unusual:
         self.owner: LayerPath | None = None
         """The file right before, whose streams may follow."""
 
-    def named(self, member: TarMember[int]) -> tuple[Change | None, Directory, str]:
+    def named(self, member: TarMember[tuple[int, bool]]) -> tuple[Change | None, Directory, str]:
         """The change where the name alone tells that it is a whiteout or a stream; else directory and last component.
 
         The root is an empty name in itself.
@@ -147,7 +211,7 @@ class _Unusual:
             self._names.check(join(directory.path, base), base)
         return None, directory, base
 
-    def other(self, member: TarMember[int], path: LayerPath, windows: Windows) -> Change:
+    def other(self, member: TarMember[tuple[int, bool]], path: LayerPath, windows: Windows) -> Change:
         """A file that is neither plain nor a hard link."""
         flag = member.typeflag
         if flag == "5":
@@ -163,7 +227,7 @@ class _Unusual:
             problem = f"{path!r} has the type {flag!r}, which no Windows layer may have"
         raise FormatError(_STRUCTURE, member.header_offset, problem)
 
-    def content(self, member: TarMember[int]) -> Content:
+    def content(self, member: TarMember[tuple[int, bool]]) -> Content:
         """What the file holds."""
         if self._stored is None:
             return member
@@ -178,7 +242,7 @@ class _Unusual:
         self._names.check(path, name)
         return Whiteout(path)
 
-    def _stream(self, member: TarMember[int], directory: Directory, base: str) -> Change:
+    def _stream(self, member: TarMember[tuple[int, bool]], directory: Directory, base: str) -> Change:
         path = join(directory.path, base)
         owner = self.owner
         if owner is None or not path.startswith(owner + ":"):
@@ -195,14 +259,14 @@ class _Unusual:
             )
         return Stream(owner, name, self.content(member))
 
-    def link(self, member: TarMember[int], path: LayerPath) -> Change:
+    def link(self, member: TarMember[tuple[int, bool]], path: LayerPath) -> Change:
         """A further name of a file."""
         target = self._names.resolve(member.linkname)
         if not target:
             raise UnsafePath(member.linkname, f"{path!r} is a hard link to the root")
         return Link(path, target)
 
-    def _symlink(self, member: TarMember[int], path: LayerPath, windows: Windows) -> Change:
+    def _symlink(self, member: TarMember[tuple[int, bool]], path: LayerPath, windows: Windows) -> Change:
         target = member.linkname.replace("/", "\\")
         mounted = member.records is not None and MOUNT_POINT in member.records
         if "\0" in target or not (target or mounted):

@@ -19,6 +19,7 @@ from lamella.formats.tar.writer import TarWriter
 from lamella.layers.remembered import Remembered
 from lamella.layers.tarball import WHITEOUT
 from lamella.layers.windows_names import LayerNames, NameRules
+from lamella.layers.windows_tar import EmptyData
 from lamella.paths import LayerPath, join, split
 
 _DIRECTORY_MODE: Final = 0o040000
@@ -33,10 +34,11 @@ class WindowsTarSink:
     ``write``, ``lookup`` and ``clamp`` are those of `lamella.layers.tar_sink.TarSink`. ``rules`` says which odd names
     are written; `windows_tar_changes` must be told the same to take them.
 
-    What go-winio does and a layer can do without has to be asked for, where the same bytes must come out:
-    ``wrap_times`` lets times overflow as its do. With ``print_names_only``, a mount point without a print name has no
-    target, where else the name that Windows follows is written. ``empty_sparse_data`` says that an empty file with
-    the sparse attribute had a data stream, as BackupRead has it on newer Windows.
+    ``wrap_times`` lets times overflow as go-winio's do, which `windows_tar_changes` takes back; go-winio itself reads a
+    true time with the same overflow. What else it does and a layer can do without has to be asked for: with
+    ``print_names_only``, a mount point without a print name has no target, where else the name that Windows follows is
+    written; ``empty_sparse_data`` says that an empty file with the sparse attribute had a data stream, as BackupRead
+    has it on newer Windows. An empty file whose content is `EMPTY_DATA` has one in any case.
 
     Holes are written out. What the tar cannot say is recorded as lost: names that NTFS cannot have, devices, other
     reparse points than links and mount points. An opaque marker raises Unsupported. `commit` ends the archive and
@@ -65,7 +67,7 @@ class WindowsTarSink:
         lookup: Callable[[LayerPath], Entry | None] | None = None,
         clamp: int | None = None,
         rules: NameRules | None = None,
-        wrap_times: bool = False,
+        wrap_times: bool = True,
         print_names_only: bool = False,
         empty_sparse_data: bool = False,
         losses: Losses | None = None,
@@ -74,7 +76,7 @@ class WindowsTarSink:
         self._records = RecordWriter()
         self._names = LayerNames(rules or NameRules())
         self._lookup = lookup
-        self._remembered = _Facets() if lookup is None else None
+        self._remembered = Facets() if lookup is None else None
         self._clamp = clamp
         self._wrap_times = wrap_times
         self._print_names_only = print_names_only
@@ -129,7 +131,7 @@ class WindowsTarSink:
             size = entry.size
             if attributes & DIRECTORY:
                 raise InvalidInput(f"{path!r} is a file by its kind and a directory by its attributes")
-            if size or (self._empty_sparse_data and attributes & SPARSE_FILE):
+            if size or type(content) is EmptyData or (self._empty_sparse_data and attributes & SPARSE_FILE):
                 mode = _DATA_MODE
         self._writer.member(
             path,
@@ -312,13 +314,17 @@ class WindowsTarSink:
             return None
         if self._clamp is not None and ns > self._clamp:
             ns = self._clamp
-        return filetime.wrap(ns) if self._wrap_times else ns
+        if not self._wrap_times:
+            return ns
+        wrapped = filetime.wrap(ns)
+        # What overflows more than once would not be found again.
+        return wrapped if wrapped == ns or filetime.unwrap(wrapped) == ns else ns
 
 
 _PACKED: Final = struct.Struct("<IBqqqq")
 
 
-class _Facets:
+class Facets:
     """Attributes and times of the files put so far, which hard links repeat."""
 
     __slots__ = ("_odd", "_packed")
@@ -328,6 +334,7 @@ class _Facets:
         self._odd: dict[str, Windows] = {}
 
     def add(self, path: LayerPath, windows: Windows) -> None:
+        """Remember those of the file just put."""
         stated = windows.creation_time, windows.access_time, windows.write_time, windows.change_time
         present = sum(1 << place for place, time in enumerate(stated) if time is not None)
         if self._odd:
@@ -340,6 +347,7 @@ class _Facets:
         self._packed.add(path, record)
 
     def find(self, path: LayerPath) -> Windows | None:
+        """Attributes and times of the file that was put last at ``path``."""
         odd = self._odd.get(path)
         if odd is not None:
             return odd

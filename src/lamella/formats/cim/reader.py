@@ -31,7 +31,7 @@ from lamella.formats.cim.structures import (
     place,
     stream_from,
 )
-from lamella.formats.cim.upcase import Upcase, parse_upcase
+from lamella.formats.ntfs.upcase import TABLE_SIZE, Upcase, parse_upcase
 
 STEP: Final = 1 << 20
 """Bytes of a stream that are read at once."""
@@ -90,7 +90,7 @@ class CimReader:
     def upcase(self) -> Upcase:
         """The image's own table."""
         if self._upcase is None:
-            self._upcase = parse_upcase(self._read(self.upcase_offset, on_disk.UPCASE_SIZE, "CIM upcase table"))
+            self._upcase = parse_upcase(self._read(self.upcase_offset, TABLE_SIZE, "CIM upcase table"))
         return self._upcase
 
     @property

@@ -45,7 +45,6 @@ COUNTED: Final = struct.Struct("<H")
 """The length before a security descriptor, reparse data or a name (in UTF-16 units there)."""
 
 RECORDS_IN_TABLE: Final = 1024
-UPCASE_SIZE: Final = 131072
 MAX_NAME: Final = 255
 """UTF-16 units."""
 MAX_COUNTED: Final = 65535

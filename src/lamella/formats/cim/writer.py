@@ -35,7 +35,7 @@ from lamella.formats.cim.structures import (
     region_header,
     region_offset,
 )
-from lamella.formats.cim.upcase import Upcase, pack_upcase, usual_upcase
+from lamella.formats.ntfs.upcase import Upcase, pack_upcase, usual_upcase
 
 SMALL: Final = 4096
 """Files of fewer bytes go to the region of small files. Where Windows draws the line is not known."""
@@ -72,12 +72,14 @@ class Metadata:
 
 
 class _Region:
-    __slots__ = ("_number", "_output", "kind", "size")
+    __slots__ = ("_number", "_output", "digest", "kind", "size")
 
     def __init__(self, kind: RegionType, number: int, output: Output) -> None:
         self.kind = kind
         self._number = number
         self._output = output
+        self.digest = hashlib.sha256()
+        """Of all that was appended to metadata, which is never taken back."""
         output.write(region_header(kind, kind))
         self.size = _START
 
@@ -91,6 +93,8 @@ class _Region:
     def append(self, data: bytes | bytearray | memoryview) -> None:
         self._output.write(data)
         self.size += len(data)
+        if self.kind is RegionType.METADATA:
+            self.digest.update(data)
 
     def put(self, data: bytes) -> int:
         """An object; its region offset."""
@@ -263,6 +267,15 @@ class CimWriter:
         parent = self._parent
         upcase = parent.upcase_offset if parent is not None else metadata.put(pack_upcase(self._upcase))
         return metadata.put(OBJECT.pack(upcase, directory, len(tables) // TABLE.size, self._root))
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are the same for images with the same bytes, once `write_tables` has been called."""
+        state = self._metadata.digest.copy()
+        for known in self._stored:
+            state.update(known)
+        for parent in self._parent.filesystem.sets if self._parent is not None else ():
+            state.update(parent.pack())
+        return state.digest()
 
     def file(self, root: int, guid: UUID) -> bytes:
         """The bytes of ``NAME.cim`` once `write_tables` has said where the ``root`` is."""

@@ -73,11 +73,11 @@ def folded(name: str) -> str:
 
     NTFS has a table of its own on each volume; for what was assigned to Unicode lately it may differ from this.
     """
-    return name.upper() if name.isascii() else "".join(map(_upper, name))
+    if name.isascii():
+        return name.upper()
+    from lamella.formats.ntfs.upcase import usual_upcase
 
-
-def _upper(character: str) -> str:
-    upper = character.upper()
-    if len(upper) > 1 or character > "\uffff" or character in "\u0131\u017f":
-        return character
-    return upper
+    upper = usual_upcase().fold(name)
+    if len(upper) == len(name):
+        return upper
+    return upper.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")

@@ -21,9 +21,10 @@ V = TypeVar("V")
 class KnownFields:
     """What each header field says, by its bytes. The methods raise FormatError; ``at`` is the header's offset."""
 
-    __slots__ = ("mtimes", "owners", "sizes", "sums")
+    __slots__ = ("_mode_bits", "mtimes", "owners", "sizes", "sums")
 
-    def __init__(self) -> None:
+    def __init__(self, mode_bits: int = 0o7777) -> None:
+        self._mode_bits = mode_bits
         self.sums: dict[bytes, int] = {}
         """The low half of the Adler-32 of an ASCII header with this checksum field."""
         self.sizes: dict[bytes, int] = {}
@@ -55,11 +56,11 @@ class KnownFields:
         return size
 
     def owner(self, field: bytes, at: int) -> tuple[int, int, int]:
-        """Permission bits, uid and gid."""
+        """The wanted bits of the mode, uid and gid."""
         owner = self.owners.get(field)
         if owner is None:
             owner = (
-                _count(field[:8], "mode", at) & 0o7777,
+                _count(field[:8], "mode", at) & self._mode_bits,
                 _count(field[8:16], "uid", at),
                 _count(field[16:], "gid", at),
             )

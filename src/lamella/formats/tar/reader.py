@@ -113,7 +113,7 @@ class TarReader(Generic[F]):
     follows is read and left alone, so that a digest taken on the way covers the entire stream.
 
     ``facet`` makes the caller's metadata of (permission bits, uid, gid, mtime in nanoseconds). Members whose headers
-    agree in these share one object.
+    agree in these share one object. ``mode_bits`` are those of the mode that it is given.
 
     Raises FormatError, with the offset of the header in the stream, and Exhausted.
     """
@@ -138,9 +138,10 @@ class TarReader(Generic[F]):
         *,
         facet: Callable[[int, int, int, int], F],
         limits: TarLimits = TarLimits(),
+        mode_bits: int = 0o7777,
     ) -> None:
         self._blocks = Blocks(next_buffer)
-        self._known = KnownFields()
+        self._known = KnownFields(mode_bits)
         self._facet = facet
         self._limits = limits
         self._started = False

@@ -16,8 +16,8 @@ from lamella.errors import Conflict, FormatError, InvalidInput, NotFound, SizeMi
 from lamella.formats.cim import structures as on_disk
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import FileRecord, RegionType, Stream, StreamType, place
-from lamella.formats.cim.upcase import usual_upcase
 from lamella.formats.cim.writer import CimWriter, Metadata
+from lamella.formats.ntfs.upcase import TABLE_SIZE, usual_upcase
 
 FILE = Metadata(flags=8, creation_time=1, write_time=2, change_time=3, access_time=4)
 
@@ -409,7 +409,7 @@ def test_every_field_of_a_small_image_broken_gives_an_error_or_the_same_tree() -
     files.write("a", fill)
     region = files.regions[GUIDS[0], RegionType.METADATA]
     upcase = place(files.read("a").upcase_offset)[1]
-    places = [at for at in range(0, region.size - 3, 4) if not upcase <= at < upcase + on_disk.UPCASE_SIZE]
+    places = [at for at in range(0, region.size - 3, 4) if not upcase <= at < upcase + TABLE_SIZE]
     refused = 0
     for at in places:
         (value,) = struct.unpack_from("<I", region.data, at)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upper case as names in an image are compared by: a table of one UTF-16 unit for each."""
+"""Upper case as names of NTFS and of CIMs are compared by: a table with one UTF-16 unit for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from array import array
 from functools import cache
 from typing import Final
 
-from lamella.formats.cim.structures import UPCASE_SIZE
+TABLE_SIZE: Final = 1 << 17
+"""Bytes of a table."""
 
 _RUNS: Final = (
     # (first, last, step, what to add): the simple upper case of Unicode 3.2 in the basic plane, less U+0131 and U+017F,
@@ -153,8 +154,8 @@ def parse_upcase(raw: bytes) -> Upcase:
 
 @cache
 def usual_upcase() -> Upcase:
-    """The table that is written into images without a parent."""
-    table = array("H", range(UPCASE_SIZE // 2))
+    """What is gone by where there is no volume or image with a table of its own."""
+    table = array("H", range(TABLE_SIZE // 2))
     for c in range(ord("a"), ord("z") + 1):
         table[c] = c - 32
     for first, last, step, delta in _RUNS:
