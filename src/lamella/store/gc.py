@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lamella.errors import LamellaError
+from lamella.errors import LamellaError, from_os
+from lamella.store import locks
 from lamella.store.marking import Cause, Picture, chain, mark, picture
 from lamella.store.references import CONTENT, IMAGES, INGESTS, LEASES, SNAPSHOTS, Node
 from lamella.store.store import INGEST
@@ -253,6 +254,10 @@ def sweep_files(store: Store) -> None:
         sweep(store)
     except LamellaError as problem:
         failures.append(problem)
+    try:
+        locks.sweep(store.root)
+    except OSError as problem:
+        failures.append(from_os(problem, "remove locks that nobody holds"))
     for snapshotter in sorted(os.listdir(store.root / SNAPSHOT_FOLDER)):
         try:
             store.namespace(_ANY).snapshots(snapshotter).cleanup()

@@ -70,3 +70,24 @@ def _is_at(file: int, path: str) -> bool:
         return os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
         return False
+
+
+def sweep(root: Path) -> None:
+    """Remove the files of locks that nobody holds: what was killed has left them. Raises OSError."""
+    import fcntl
+
+    folder = f"{root}/{_FOLDER}"
+    for name in os.listdir(folder):
+        path = f"{folder}/{name}"
+        try:
+            file = os.open(path, _FLAGS & ~os.O_CREAT)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):
+                os.unlink(path)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(file)

@@ -63,6 +63,6 @@ def command(console: Console, dry_run: bool) -> None:
         )
     for kind, count in done.counts.items():
         console.summary(f"{kind}: {count} {'would go' if dry_run else 'gone'}")
-    console.summary(
-        f"{human_size(done.size)} {'would be freed' if dry_run else 'freed'}, {done.kept} {'object' if done.kept == 1 else 'objects'} kept"
-    )
+    freed = "would be freed" if dry_run else "freed"
+    kept = f"{done.kept} {'object' if done.kept == 1 else 'objects'} kept"
+    console.summary(f"{human_size(done.size)} {freed}, {kept}")
