@@ -107,7 +107,8 @@ class Connection:
         """Stream, flags and what has come of a block of headers that goes on in the next frame."""
         self._sending = threading.Lock()
         self._pending: deque[bytes] = deque()
-        self._flow = threading.Condition()
+        self._flow = threading.Lock()
+        self._grown = threading.Condition(self._flow)
         self._window = http2.DEFAULT_WINDOW
         self.initial_window = http2.DEFAULT_WINDOW
         self._frame = http2.DEFAULT_FRAME
@@ -198,6 +199,8 @@ class Connection:
             elif start and len(buffer) - start < _FRAME + http2.HEAD_SIZE:
                 view[: end - start] = bytes(view[start:end])
                 start, end = 0, end - start
+            if self._pending:
+                self._flush()
             got = receive(view[end:])
             if not got:
                 return
@@ -222,11 +225,11 @@ class Connection:
             if len(payload) != 8:
                 raise ConnectionBroken(http2.FRAME_SIZE_ERROR, "a ping of a wrong size")
             if not flags & http2.ACK:
-                self._control(http2.frame(http2.PING, http2.ACK, 0, bytes(payload)))
+                self._note(http2.frame(http2.PING, http2.ACK, 0, bytes(payload)))
         elif kind == http2.SETTINGS:
             if not flags & http2.ACK:
                 self._settings(payload)
-                self._control(http2.frame(http2.SETTINGS, http2.ACK, 0))
+                self._note(http2.frame(http2.SETTINGS, http2.ACK, 0))
         elif kind == http2.RST_STREAM:
             http2.number(payload)
             stream = self._streams.pop(number, None)
@@ -246,7 +249,7 @@ class Connection:
                     for stream in tuple(self._streams.values()):
                         stream.window += value - self.initial_window
                     self.initial_window = value
-                    self._flow.notify_all()
+                    self._grown.notify_all()
             elif name == http2.MAX_FRAME_SIZE:
                 if not http2.DEFAULT_FRAME <= value < 1 << 24:
                     raise ConnectionBroken(http2.PROTOCOL_ERROR, f"frames of {value} bytes")
@@ -265,7 +268,7 @@ class Connection:
                 if stream is None:
                     return
                 stream.window += amount
-            self._flow.notify_all()
+            self._grown.notify_all()
 
     def _continuation(self, flags: int, payload: memoryview) -> None:
         if self._block is None:
@@ -291,7 +294,7 @@ class Connection:
             raise ConnectionBroken(http2.PROTOCOL_ERROR, f"stream {number} cannot be a client's")
         self._last = number
         if self._leaving or len(self._streams) >= MAX_STREAMS:
-            self._control(http2.reset(number, http2.REFUSED_STREAM))
+            self._note(http2.reset(number, http2.REFUSED_STREAM))
             return
         path = headers.get(":path", "")
         method = self._methods.get(path)
@@ -300,7 +303,7 @@ class Connection:
             answer = http2.frame(http2.HEADERS, _LAST, number, block)
             if not flags & http2.END_STREAM:
                 answer += http2.reset(number, http2.NO_ERROR)
-            self._control(answer)
+            self._note(answer)
             return
         stream = self._streams[number] = Stream(self, number, method, headers)
         if method.takes_many:
@@ -312,7 +315,7 @@ class Connection:
         size = len(payload)
         self._owed += size
         if self._owed >= _WINDOW // 4:
-            self._control(http2.window_update(0, self._owed))
+            self._note(http2.window_update(0, self._owed))
             self._owed = 0
         stream = self._streams.get(number)
         if stream is None:
@@ -513,7 +516,7 @@ class Connection:
     def wake(self) -> None:
         """Have those who wait to send look again whether they still should."""
         with self._flow:
-            self._flow.notify_all()
+            self._grown.notify_all()
 
     def _transmit(self, stream: Stream, parts: Sequence[Part], size: int) -> None:
         """Send messages, as fast as the client takes them. Raises Cancelled where it takes no more."""
@@ -540,7 +543,7 @@ class Connection:
                     self._window -= amount
                     stream.window -= amount
                     return amount
-                self._flow.wait()
+                self._grown.wait()
 
     def _reserve_at_once(self, stream: Stream, wanted: int) -> bool:
         with self._flow:
@@ -570,11 +573,15 @@ class Connection:
                     parts[0] = view[length:]
                     length = 0
 
-    def _control(self, frame: bytes) -> None:
-        """Send a frame with the next ones, at once if nobody is sending."""
+    def _note(self, frame: bytes) -> None:
+        """Have a frame sent with the next ones: the reader sees to it before it waits."""
         self._pending.append(frame)
         if len(self._pending) > _PENDING:
             raise ConnectionBroken(http2.ENHANCE_YOUR_CALM, "a client that does not read")
+
+    def _control(self, frame: bytes) -> None:
+        """Send a frame at once, or have whoever is sending do it."""
+        self._pending.append(frame)
         self._flush()
 
     def _flush(self) -> None:
