@@ -112,6 +112,18 @@ class Containerd:
             )
         self._imported.add(layout)
 
+    def take_archive(self, archive: Path) -> Sample:
+        """Time the import of an archive, nothing unpacked."""
+        return self._timed("images", "import", "--local", "--no-unpack", "--all-platforms", str(archive))
+
+    def forget(self, name: str) -> None:
+        """Remove an image and all blobs, which no collection does here."""
+        self._call("images", "rm", name)
+        for digest in self._blobs():
+            self._call("content", "rm", digest)
+            (self._content / digest.removeprefix("sha256:")).unlink(missing_ok=True)
+        self._imported.clear()
+
     def unpack(self, layout: Path, tag: str, snapshotter: str) -> Sample:
         """Time the unpacking of an image that was imported."""
         digest = manifest_digest(layout, tag)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import growth, report, workloads
+from benchmarks import growth, report, stores, workloads
 from benchmarks.containerd import Containerd
 from benchmarks.corpus.__main__ import default_place, ensure
 from benchmarks.measure import take_turns
@@ -28,7 +28,9 @@ UNPACK: dict[str, tuple[str, str, tuple[Bar, ...]]] = {
     "many-small": ("many-small", "gzip", (Bar("containerd", 0.30),)),
     "debian": ("debian", "gzip", (Bar("containerd", 0.42),)),
 }
-NAMES = (*UNPACK, "pack", "diff", "start", "growth")
+STORE_UNPACK = ("debian", "large")
+SIDE_BY_SIDE = ("many-small",)
+NAMES = (*UNPACK, "pack", "diff", "start", "growth", "store-import", "store-unpack", "side-by-side")
 QUICK = ("large-gzip", "few-big", "debian", "start")
 VERSIONS = {
     "bsdtar": ("bsdtar", "--version"),
@@ -78,6 +80,17 @@ def chosen(bench: Bench, corpus: Path, names: Sequence[str]) -> Iterator[Workloa
             with on_tmpfs(ensure(image, corpus), bench.work) as layout:
                 # The native snapshotter copies the layers below each layer, which is only fair where there are none.
                 yield workloads.unpack(bench, layout, tag, bars, native=image == "debian")
+    if "store-import" in names:
+        with (
+            on_tmpfs(ensure("few-big", corpus), bench.work) as layout,
+            stores.archive_of(bench, layout, "gzip") as archive,
+        ):
+            yield stores.store_import(bench, archive)
+    for name in STORE_UNPACK if "store-unpack" in names else ():
+        with on_tmpfs(ensure(name, corpus), bench.work) as layout:
+            yield stores.store_unpack(bench, layout, "gzip")
+    for name in SIDE_BY_SIDE if "side-by-side" in names else ():
+        yield stores.side_by_side(bench, ensure(name, corpus), "gzip")
     if "pack" in names or "diff" in names:
         yield from _trees(bench, corpus, names)
     if "start" in names:
