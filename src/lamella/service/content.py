@@ -75,7 +75,7 @@ class Content:
         space.content.delete(which)
         self._blobs.forget(space.name, which)
         self._shared.bus.publish(space.name, "/content/delete", ContentDelete(digest=which))
-        self._shared.collector.ask()
+        self._shared.collect(wait=False)
         return Empty()
 
     @quick(lambda request: 0 < request.size <= QUICK)

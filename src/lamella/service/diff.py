@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
@@ -51,15 +51,19 @@ Lookup: TypeAlias = Callable[[LayerPath], Entry | None]
 Mounts: TypeAlias = tuple[Mount, ...]
 
 
+class ReadableBlobs(Protocol):
+    """What is needed to apply a layer."""
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """The bytes, in order. Raises NotFound."""
+        ...
+
+
 class Blobs(Protocol):
-    """What the service needs of a content store (`lamella.store.contract.ContentStore`)."""
+    """What is needed to make one (see `lamella.store.contract.ContentStore`)."""
 
     def info(self, digest: Digest) -> ContentRecord:
         """Raises NotFound."""
-        ...
-
-    def open(self, digest: Digest) -> BinaryIO:
-        """The bytes. Raises NotFound."""
         ...
 
     def update(self, digest: Digest, labels: Labels, fields: tuple[str, ...] = ()) -> object:
@@ -78,12 +82,12 @@ class Blobs(Protocol):
 class Diffing(Protocol):
     """Where a service's blobs are."""
 
-    def reading(self, call: Call) -> AbstractContextManager[Blobs]:
+    def reading(self, call: Call) -> AbstractContextManager[ReadableBlobs]:
         """The blobs that ``call`` may read."""
         ...
 
-    def writing(self, call: Call) -> AbstractContextManager[Blobs]:
-        """Where new blobs of ``call`` go, to be kept until whoever calls has made use of them."""
+    def writing(self, call: Call, mounts: Sequence[Mount]) -> AbstractContextManager[Blobs]:
+        """Where new blobs of ``call``, made from ``mounts``, go, to be kept until the client has made use of them."""
         ...
 
 
@@ -132,7 +136,7 @@ class Diff:
         left, right = typed(request.left), typed(request.right)
         epoch = wire.nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
         ref = request.ref or f"lamella-diff-{secrets.token_hex(8)}"
-        with self._shared.writing(call) as blobs:
+        with self._shared.writing(call, (*right, *left)) as blobs:
             try:
                 with blobs.ingest(ref) as ingest:
                     written = _written(left, right, ingest, compression, epoch, call)

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-
 from typing import TYPE_CHECKING
 
 from lamella.service.bus import Bus
@@ -16,8 +15,8 @@ from lamella.store.store import Space, Store
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from lamella.service.diff import Blobs
-    from lamella.store.contract import Snapshotter
+    from lamella.service.diff import Blobs, ReadableBlobs
+    from lamella.store.contract import Mount, Snapshotter
 
 
 class Direct:
@@ -47,15 +46,11 @@ class Direct:
         """See `lamella.service.snapshots.Snapshotting`."""
         self.bus.publish(call.namespace, topic, event)
 
-    def freed(self) -> None:
-        """See `lamella.service.snapshots.Snapshotting`."""
-        self.collector.ask()
-
-    def reading(self, call: Call) -> AbstractContextManager[Blobs]:
+    def reading(self, call: Call) -> AbstractContextManager[ReadableBlobs]:
         """See `lamella.service.diff.Diffing`."""
         return nullcontext(self.space(call).content)
 
-    def writing(self, call: Call) -> AbstractContextManager[Blobs]:
+    def writing(self, call: Call, mounts: Sequence[Mount]) -> AbstractContextManager[Blobs]:  # noqa: ARG002
         """See `lamella.service.diff.Diffing`. Whoever calls has a lease, if what is made is to last."""
         return nullcontext(self.space(call).content)
 

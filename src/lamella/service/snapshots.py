@@ -36,7 +36,7 @@ class Snapshotting(Protocol):
         """Something is done that others may want to know of."""
         ...
 
-    def freed(self) -> None:
+    def collect(self, *, wait: bool) -> None:
         """Something is gone, and with it maybe the only need for other things."""
         ...
 
@@ -79,7 +79,7 @@ class Snapshots:
         self._named(request.snapshotter, call).remove(request.key)
         event = SnapshotRemove(key=request.key, snapshotter=request.snapshotter)
         self._shared.happened(call, "/snapshot/remove", event)
-        self._shared.freed()
+        self._shared.collect(wait=False)
         return Empty()
 
     @quick()
