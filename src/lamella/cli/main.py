@@ -47,6 +47,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "mount": "Show an image of the store at a directory.",
         "umount": "End what 'lamella mount' has begun.",
         "run": "Run a container of an image of the store.",
+        "serve": "Serve the store to containerd's clients.",
     },
     "Windows": {
         "hive": "Look into registry hives, and merge them.",

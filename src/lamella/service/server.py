@@ -12,7 +12,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -47,14 +47,19 @@ class Server:
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._stopping = False
+        self._once = False
 
     def serve(self, listener: socket.socket, methods: Mapping[str, Method]) -> None:
         """Take connections from ``listener``, which listens, as soon as `run` is called."""
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, methods)
 
-    def run(self, grace: float = GRACE) -> None:
-        """Serve until `stop` is called, and then until the calls under way are done, ``grace`` seconds at most."""
+    def run(self, grace: float = GRACE, *, once: bool = False) -> None:
+        """Serve until `stop` is called, and then until the calls under way are done, ``grace`` seconds at most.
+
+        With ``once`` the end comes by itself, when the last of the clients that came has gone.
+        """
+        self._once = once
         while not self._stopping:
             for key, _ in self._selector.select():
                 if key.data is not None and isinstance(key.fileobj, socket.socket):
@@ -64,6 +69,7 @@ class Server:
         self._leave(grace)
         self._selector.close()
         self._bell.close()
+        self._waker.close()
 
     def stop(self) -> None:
         """Have `run` come to its end. From any thread, and from a signal's handler."""
@@ -100,6 +106,9 @@ class Server:
             with self._lock:
                 self._connections.discard(connection)
                 self._threads.discard(threading.current_thread())
+                last = not self._connections
+            if last and self._once:
+                self.stop()
 
     def _leave(self, grace: float) -> None:
         with self._lock:
@@ -184,18 +193,3 @@ def _remove(path: Path, ours: os.stat_result) -> None:
             path.unlink()
     except OSError:
         pass
-
-
-def inherited() -> Sequence[socket.socket]:
-    """The sockets that the system's manager has opened for this process (sd_listen_fds(3)); mostly none."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return ()
-    try:
-        count = int(os.environ.get("LISTEN_FDS", "0"))
-    except ValueError:
-        return ()
-    found = []
-    for number in range(3, 3 + count):
-        os.set_inheritable(number, False)
-        found.append(socket.socket(fileno=number))
-    return found

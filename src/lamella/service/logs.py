@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a service writes about itself: a line for each thing that happens, for people or for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Final
+
+from lamella.times import SECOND, format_rfc3339
+
+FORMATS: Final = ("text", "json")
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _Text(logging.Formatter):
+    """A line for people, with where an error came from beneath it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_time(record)} {record.levelname.lower()}: {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _time(record: logging.LogRecord) -> str:
+    ns = int(record.created * 1000) * (SECOND // 1000)
+    return format_rfc3339(ns)
+
+
+def start(form: str, *, debug: bool = False) -> None:
+    """Have the log of this process written to standard error, one line at a time."""
+    out = logging.StreamHandler(sys.stderr)
+    out.setFormatter(_Json() if form == "json" else _Text())
+    root = logging.getLogger("lamella")
+    root.handlers[:] = [out]
+    root.propagate = False
+    root.setLevel(logging.DEBUG if debug else logging.INFO)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that serves a store: who may, on which sockets, and how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from lamella.errors import Conflict, from_os
+from lamella.service.calls import Method
+from lamella.service.server import Server, listening
+from lamella.service.supervisor import notify
+
+LOG = logging.getLogger("lamella.service")
+
+_LOCK: Final = "service"
+_PATIENCE: Final = 1.0
+"""Seconds in which a collector that looks through the locks lets go of this one."""
+
+
+@contextmanager
+def sole_server(root: Path) -> Iterator[None]:
+    """Be the one server of the store at ``root`` until the block ends. Raises Conflict where there is one."""
+    path = f"{root}/locks/{_LOCK}"
+    try:
+        lock = _lock(path, time.monotonic() + _PATIENCE)
+    except OSError as problem:
+        raise from_os(problem, f"lock {path!r}") from problem
+    if lock is None:
+        raise Conflict(
+            f"the store {str(root)!r} is being served already", hint="stop that server, or name another root"
+        )
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(path: str, end: float) -> int | None:
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(path, follow_symlinks=False)):
+                return lock
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.05)
+
+
+def serve(endpoints: Sequence[tuple[str | socket.socket, Mapping[str, Method]]], *, once: bool = False) -> None:
+    """Serve each endpoint at its address, or on its listening socket, until SIGTERM or SIGINT asks to stop.
+
+    For the main thread. With ``once`` the end comes when the clients that came have gone. Raises as `listening`.
+    """
+    server = Server()
+    with ExitStack() as stack:
+        for place, methods in endpoints:
+            listener = stack.enter_context(place if isinstance(place, socket.socket) else listening(place))
+            server.serve(listener, methods)
+            LOG.info("serving at %s", listener.getsockname())
+        stack.enter_context(_stopped_by_signals(server))
+        notify("READY=1")
+        server.run(once=once)
+        LOG.info("stopped")
+
+
+@contextmanager
+def _stopped_by_signals(server: Server) -> Iterator[None]:
+    """The first signal asks to stop, a further one does what it always does."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        restore()
+        notify("STOPPING=1")
+        server.stop()
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
