@@ -62,15 +62,11 @@ def wrap(ns: int) -> int:
 
 
 def unwrap(ns: int) -> int:
-    """The FILETIME's nanoseconds that `wrap` made ``ns`` of; ``ns`` itself where it is as a FILETIME gives it.
+    """The FILETIME's nanoseconds that `wrap` made ``ns`` of; ``ns`` itself where it is as it should be.
 
-    FILETIMEs are whole ticks and 2**64 is not, so that a wrapped time tells itself by what is under a tick. Times
-    after the year 2846, which overflow more than once, are not looked for.
+    FILETIMEs are whole ticks and 2**64 is not, so that a wrapped time tells itself by what is under a tick. Only times
+    before 1677 are looked for, which come out after 2185: an empty FILETIME is one. To take back those after 2262 would
+    hit times of our days that another system gave with all of their nanoseconds.
     """
-    if not ns % TICK:
-        return ns
-    for back in (-_WORD, _WORD):
-        true = ns + back
-        if true % TICK == 0 and 0 <= ticks_from_ns(true) <= _MAX_TICKS and wrap(true) == ns:
-            return true
-    return ns
+    true = ns - _WORD
+    return true if ns % TICK and true % TICK == 0 and true >= ZERO and wrap(true) == ns else ns
