@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build recipes: all of a layer's blob but the content of its files.
+
+A recipe is 8 bytes of magic, the last of them the version, and one zstd frame with a checksum. In it stand a head and
+the segments of the uncompressed tar in their order. Numbers are little-endian groups of seven bits, the last without
+the high bit; text is UTF-8 with surrogate escapes and has its length in bytes before it.
+
+====  ====================================================================================================
+head  a JSON document of `RecipeHead`'s fields, with its length before it
+0     the end; nothing follows
+1     bytes as they are: headers, padding, what stands behind the end; a length, then the bytes
+2     the data of a file: path, bytes in the tar, number of extents, those as pairs (0 for the file from its
+      start to its end), then the CRC-32 in four bytes, little-endian
+====  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
+
+from lamella.digests import Digest, parse_digest
+from lamella.errors import FormatError, LamellaError, Unsupported
+from lamella.streams.zstandard import zstd
+
+if TYPE_CHECKING:
+    from lamella.streams.blob import Buffer
+
+MAGIC: Final = b"LAYRECP"
+VERSION: Final = 1
+
+MAX_HEAD: Final = 64 << 20
+MAX_PATH: Final = 1 << 16
+MAX_EXTENTS: Final = 1 << 17
+MAX_RAW: Final = 1 << 20
+"""Bytes of one segment; more of them make more segments."""
+
+_END, _RAW, _FILE = range(3)
+_STRUCTURE: Final = "recipe"
+_LEVEL: Final = 12
+_WINDOW_LOG: Final = 23
+_STEP: Final = 256 << 10
+_MAX_NUMBER: Final = 9
+"""Bytes of a number, which make 63 bits."""
+
+
+@dataclass(slots=True, frozen=True)
+class RecipeMember:
+    """One compressed piece of the blob, such as a member of a gzip file."""
+
+    by: str
+    """Which compressor gives its bytes again, by a name of `lamella.streams.compressors`."""
+    size: int
+    """Uncompressed bytes."""
+    head: bytes = b""
+    """The bytes before the compressed ones."""
+
+
+@dataclass(slots=True, frozen=True)
+class RecipeHead:
+    """What a recipe says of the blob as a whole. Sizes are in bytes."""
+
+    digest: Digest
+    size: int
+    diff_id: Digest
+    tar_size: int
+    compression: str
+    """``gzip``, ``zstd`` or ``none``."""
+    members: tuple[RecipeMember, ...]
+    """Empty for an uncompressed blob."""
+
+
+@dataclass(slots=True, frozen=True)
+class FileSegment:
+    """The data of a file in the place where it stands in the tar."""
+
+    path: str
+    """As in a layer: relative, clean, without ``..``."""
+    size: int
+    """Bytes in the tar."""
+    crc32: int
+    extents: tuple[tuple[int, int], ...] | None
+    """Which parts of the file they are, as (offset, length); None for the file from its start to its end."""
+
+
+Segment: TypeAlias = bytes | FileSegment
+
+
+class RecipeWriter:
+    """Writes a recipe piece by piece; the same pieces give the same bytes with one version of zstd.
+
+    ``write`` takes the bytes. What is not ended by `finish` is no recipe.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], head: RecipeHead) -> None:
+        parameter = zstd.CompressionParameter
+        self._compressor = zstd.ZstdCompressor(
+            options={
+                parameter.compression_level: _LEVEL,
+                parameter.window_log: _WINDOW_LOG,
+                parameter.checksum_flag: 1,
+            }
+        )
+        self._write = write
+        self._raw = bytearray()
+        write(MAGIC + bytes([VERSION]))
+        document = json.dumps(_document(head), separators=(",", ":"), sort_keys=True).encode("ascii")
+        self._put(_number(len(document)) + document)
+
+    def raw(self, data: Buffer) -> None:
+        """Bytes of the tar as they are."""
+        rest = memoryview(data)
+        while rest:
+            room = MAX_RAW - len(self._raw)
+            self._raw += rest[:room]
+            rest = rest[room:]
+            if len(self._raw) == MAX_RAW:
+                self._flush()
+
+    def file(self, segment: FileSegment) -> None:
+        """The data of a file."""
+        self._flush()
+        path = segment.path.encode("utf-8", "surrogateescape")
+        extents = segment.extents or ()
+        parts = [bytes([_FILE]), _number(len(path)), path, _number(segment.size), _number(len(extents))]
+        for offset, length in extents:
+            parts += (_number(offset), _number(length))
+        parts.append(segment.crc32.to_bytes(4, "little"))
+        self._put(b"".join(parts))
+
+    def finish(self) -> None:
+        """Write the end."""
+        self._flush()
+        self._put(bytes([_END]))
+        self._write(self._compressor.flush())
+
+    def _flush(self) -> None:
+        if self._raw:
+            self._put(bytes([_RAW]) + _number(len(self._raw)) + self._raw)
+            self._raw.clear()
+
+    def _put(self, data: bytes) -> None:
+        out = self._compressor.compress(data)
+        if out:
+            self._write(out)
+
+
+class RecipeReader:
+    """Reads a recipe: the head at once, then the segments, once.
+
+    Memory is bounded by the limits of this module, whatever the bytes say. Raises FormatError for what is damaged or
+    no recipe, Unsupported for a version to come.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._bytes = _Bytes(file)
+        self.head: Final = _head(self._bytes)
+
+    def segments(self) -> Iterator[Segment]:
+        """The segments of the tar; their sizes add up to the one that the head states. Raises FormatError."""
+        source = self._bytes
+        left = self.head.tar_size
+        while (kind := source.take(1)[0]) != _END:
+            segment: Segment
+            if kind == _RAW:
+                segment = source.take(source.number("bytes", MAX_RAW))
+                size = len(segment)
+            elif kind == _FILE:
+                segment = self._file()
+                size = segment.size
+            else:
+                raise source.error(f"a segment of the unknown kind {kind}")
+            left -= size
+            if left < 0:
+                raise source.error("the segments are longer than the tar")
+            yield segment
+        if left:
+            raise source.error(f"the segments are {left} bytes shorter than the tar")
+        source.expect_end()
+
+    def _file(self) -> FileSegment:
+        source = self._bytes
+        path = source.take(source.number("path", MAX_PATH)).decode("utf-8", "surrogateescape")
+        if not path or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise source.error(f"the path {path[:80]!r} is none of a layer")
+        size = source.number("size")
+        count = source.number("extents", MAX_EXTENTS)
+        extents = tuple((source.number("offset"), source.number("length")) for _ in range(count))
+        if extents and (size != sum(length for _, length in extents) or not _rising(extents)):
+            raise source.error(f"the extents of {path[:80]!r} are not in order, or not its size")
+        return FileSegment(path, size, int.from_bytes(source.take(4), "little"), extents or None)
+
+
+class _Bytes:
+    """The bytes in the frame, as many as are asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._have = bytearray()
+        self._at = 0
+        self._before = 0
+        magic = file.read(len(MAGIC) + 1)
+        if magic[:-1] != MAGIC:
+            raise FormatError(_STRUCTURE, 0, "this is no recipe")
+        if magic[-1] != VERSION:
+            raise Unsupported(f"a recipe of version {magic[-1]}", hint="read it with a newer lamella")
+        self._frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
+
+    def error(self, problem: str) -> FormatError:
+        """The error for what was just read."""
+        return FormatError(_STRUCTURE, self._before + self._at, problem)
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes. Raises FormatError."""
+        while len(self._have) - self._at < count:
+            self._before += self._at
+            del self._have[: self._at]
+            self._at = 0
+            piece = self._more()
+            if not piece and self._frame.eof:
+                raise self.error("truncated: the stream ends inside a segment")
+            self._have += piece
+        data = bytes(self._have[self._at : self._at + count])
+        self._at += count
+        return data
+
+    def number(self, what: str, most: int | None = None) -> int:
+        """The next number. Raises FormatError."""
+        value = 0
+        for shift in range(0, 7 * _MAX_NUMBER, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if not byte & 0x80:
+                if most is not None and value > most:
+                    raise self.error(f"{what}: {value} is above the limit of {most}")
+                return value
+        raise self.error(f"{what}: too large a number")
+
+    def expect_end(self) -> None:
+        """Raise FormatError where something follows."""
+        while not self._frame.eof and len(self._have) == self._at:
+            self._have += self._more()
+        if len(self._have) > self._at or self._frame.unused_data or self._file.read(1):
+            raise self.error("something follows the end")
+
+    def _more(self) -> bytes:
+        if self._frame.eof:
+            return b""
+        piece = b""
+        if self._frame.needs_input:
+            piece = self._file.read(_STEP)
+            if not piece:
+                raise self.error("truncated: the file ends early")
+        try:
+            return self._frame.decompress(piece, _STEP)
+        except zstd.ZstdError as error:
+            raise self.error(f"not valid at this point or shortly before: {error}") from error
+
+
+def _rising(extents: Sequence[tuple[int, int]]) -> bool:
+    return all(one[0] + one[1] <= other[0] for one, other in itertools.pairwise(extents))
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _document(head: RecipeHead) -> dict[str, Any]:
+    return {
+        "digest": head.digest,
+        "size": head.size,
+        "diff_id": head.diff_id,
+        "tar_size": head.tar_size,
+        "compression": head.compression,
+        "members": [
+            {"by": member.by, "size": member.size, "head": base64.b64encode(member.head).decode("ascii")}
+            for member in head.members
+        ],
+    }
+
+
+def _head(source: _Bytes) -> RecipeHead:
+    try:
+        document = json.loads(source.take(source.number("head", MAX_HEAD)))
+        members = tuple(
+            RecipeMember(
+                _text(member["by"]), _size(member["size"]), base64.b64decode(_text(member["head"]), validate=True)
+            )
+            for member in document["members"]
+        )
+        head = RecipeHead(
+            parse_digest(_text(document["digest"])),
+            _size(document["size"]),
+            parse_digest(_text(document["diff_id"])),
+            _size(document["tar_size"]),
+            _text(document["compression"]),
+            members,
+        )
+    except LamellaError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise source.error(f"the head is not as it should be: {error!r}"[:300]) from error
+    if members and sum(member.size for member in members) != head.tar_size:
+        raise source.error("the members do not add up to the tar")
+    return head
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise TypeError(f"{value!r} is no size")
+    return value
