@@ -142,7 +142,7 @@ class Diff:
                     written = _written(left, right, ingest, compression, epoch, call)
                     labels = wire.labels(request.labels)
                     if compression != "none":
-                        labels[UNCOMPRESSED] = written.facts.diff_id
+                        labels[UNCOMPRESSED] = str(written.facts.diff_id)
                     _commit(blobs, ingest, written, labels)
             except BaseException:
                 if not request.ref:  # nobody else knows of it
