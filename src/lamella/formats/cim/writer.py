@@ -185,6 +185,11 @@ class CimWriter:
         file = self._find(path)
         return None if file is None else self._record(file)
 
+    def touched(self, path: str) -> bool:
+        """Whether this image has put what is at ``path``, or changed the names in it."""
+        file = self._find(path)
+        return file is not None and (file in self._records or file in self._changed)
+
     def names(self, path: str) -> Iterator[tuple[str, FileRecord]]:
         """What is in the directory ``path`` so far. Raises NotFound, InvalidInput."""
         for name, file in list(self._children(self._directory(path)).values()):
@@ -379,17 +384,29 @@ class CimWriter:
         return found
 
     def _find(self, path: str) -> int | None:
-        file = self._root
         if not path:
-            return file
-        for name in path.split("/"):
-            if not self._record(file).is_directory:
+            return self._root
+        parent, _, name = path.rpartition("/")
+        if parent != self._near[0]:
+            file: int = self._root
+            for part in parent.split("/") if parent else ():
+                child = self._child(file, part)
+                if child is None:
+                    return None
+                file = child
+            if not self._is_directory(file):
                 return None
-            child = self._children(file).get(self._upcase.fold(name))
-            if child is None:
-                return None
-            file = child[1]
-        return file
+            self._near = parent, file
+        return self._child(self._near[1], name)
+
+    def _child(self, directory: int, name: str) -> int | None:
+        if not self._is_directory(directory):
+            return None
+        child = self._children(directory).get(self._upcase.fold(name))
+        return None if child is None else child[1]
+
+    def _is_directory(self, file: int) -> bool:
+        return file in self._directories or self._record(file).is_directory
 
     def _must_find(self, path: str) -> int:
         file = self._find(path)
@@ -399,7 +416,7 @@ class CimWriter:
 
     def _directory(self, path: str) -> int:
         file = self._must_find(path)
-        if not self._record(file).is_directory:
+        if not self._is_directory(file):
             raise InvalidInput(f"{path!r} is no directory")
         return file
 

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of CIMs in a directory, read and written; names are looked up without regard to case."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+from uuid import UUID
+
+from lamella.errors import AlreadyExists, InvalidInput, NotFound, from_os
+from lamella.formats.cim.reader import CimReader
+from lamella.formats.cim.structures import RegionType, objects_file
+from lamella.formats.cim.writer import CimWriter
+
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST: Final = 2 << 20
+"""Bytes of a file system file: 65,536 parent sets."""
+_PENDING: Final = 1 << 18
+_SUFFIX: Final = ".cim"
+
+
+@dataclass(slots=True, frozen=True)
+class CimLayer:
+    """The layer in the image ``path``, a file ``NAME.cim`` whose regions lie beside it."""
+
+    path: Path
+
+    @property
+    def directory(self) -> Path:
+        """Where the files of the image are, and those of all images that it is forked from."""
+        return self.path.parent
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are that the host needs outside of the image: registry hives and boot files."""
+        return self.path.with_suffix("")
+
+    @property
+    def name(self) -> str:
+        """Of the image."""
+        return self.path.stem
+
+    def check(self) -> None:
+        """Raise InvalidInput where the path is not that of an image."""
+        if self.path.suffix.lower() != _SUFFIX or not self.name:
+            raise InvalidInput(
+                f"{os.fspath(self.path)!r} is not the path of a CIM", hint="give a path like DIR/NAME.cim"
+            )
+
+
+class _RegionFile:
+    """A region that is open."""
+
+    __slots__ = ("_file", "size")
+
+    def __init__(self, path: Path) -> None:
+        self._file = _open(path)
+        self.size = os.fstat(self._file).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `lamella.formats.cim.reader.Region`."""
+        return os.pread(self._file, length, offset)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class OpenCim:
+    """An image that is open for reading; close it, or use it as a context manager."""
+
+    def __init__(self, layer: CimLayer) -> None:
+        """Open it. Raises NotFound, FormatError, Unsupported (a version), Denied."""
+        layer.check()
+        self.layer = layer
+        self._regions: list[_RegionFile] = []
+        self._names: dict[str, Path] | None = None
+        try:
+            file = _open(layer.path)
+            try:
+                raw = os.pread(file, _MOST, 0)
+            finally:
+                os.close(file)
+            self.reader = CimReader(raw, self._region)
+        except BaseException:
+            self.close()
+            raise
+
+    def _region(self, guid: UUID, number: int) -> _RegionFile:
+        region = _RegionFile(self._find(f"region_{guid}_{number}"))
+        self._regions.append(region)
+        return region
+
+    def _find(self, name: str) -> Path:
+        exact = self.layer.directory / name
+        if exact.exists():
+            return exact
+        if self._names is None:
+            self._names = {path.name.lower(): path for path in self.layer.directory.iterdir()}
+        try:
+            return self._names[name.lower()]
+        except KeyError:
+            raise NotFound(
+                f"{os.fspath(exact)!r} is not there",
+                hint="the regions of an image, and of those it is forked from, lie in its directory",
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for region in self._regions:
+            region.close()
+        self._regions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _RegionOutput:
+    """A region file in the making, written in larger pieces."""
+
+    __slots__ = ("_file", "_pending", "_size", "path")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending = bytearray()
+        self._size = 0
+        try:
+            self._file = os.open(path, _NEW, 0o600)
+        except OSError as problem:
+            raise from_os(problem, f"make {os.fspath(path)!r}") from problem
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """See `lamella.formats.cim.writer.Output`."""
+        if len(data) < _PENDING:
+            self._pending += data
+            if len(self._pending) >= _PENDING:
+                self._flush()
+            return
+        self._flush()
+        self._whole(memoryview(data))
+
+    def truncate(self, size: int) -> None:
+        """See `lamella.formats.cim.writer.Output`."""
+        if size >= self._size:
+            del self._pending[size - self._size :]
+            return
+        self._pending.clear()
+        try:
+            os.ftruncate(self._file, size)
+            os.lseek(self._file, size, os.SEEK_SET)
+        except OSError as problem:
+            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
+        self._size = size
+
+    def finish(self, *, durable: bool) -> None:
+        self._flush()
+        if durable:
+            os.fsync(self._file)
+        self.close()
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._whole(memoryview(self._pending))
+            self._pending = bytearray()
+
+    def _whole(self, data: memoryview) -> None:
+        try:
+            while data:
+                done = os.write(self._file, data)
+                self._size += done
+                data = data[done:]
+        except OSError as problem:
+            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
+
+
+class NewCim:
+    """An image in the making: its files have hidden names until `commit`, and ``NAME.cim`` comes last."""
+
+    def __init__(self, layer: CimLayer, parent: CimLayer | None = None) -> None:
+        """Start the image ``layer``, forked from ``parent`` in the same directory.
+
+        Raises AlreadyExists, NotFound (parent), InvalidInput (a parent elsewhere).
+        """
+        layer.check()
+        if os.path.lexists(layer.path):
+            raise AlreadyExists(f"{os.fspath(layer.path)!r} exists")
+        self.layer = layer
+        self._mark = f".{layer.name}.unfinished-{secrets.token_hex(4)}"
+        self._outputs: dict[RegionType, _RegionOutput] = {}
+        self._parent: OpenCim | None = None
+        try:
+            if parent is not None:
+                if parent.directory.resolve() != layer.directory.resolve():
+                    raise InvalidInput(
+                        f"{os.fspath(layer.path)!r} cannot be forked from {os.fspath(parent.path)!r}",
+                        hint="an image and those it is forked from lie in one directory",
+                    )
+                self._parent = OpenCim(parent)
+            self.writer = CimWriter(self._region, parent=self._parent.reader if self._parent is not None else None)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _region(self, kind: RegionType) -> _RegionOutput:
+        output = self._outputs[kind] = _RegionOutput(self.layer.directory / f"{self._mark}-{int(kind)}")
+        return output
+
+    def commit(self, *, guid: UUID | None = None, durable: bool = False) -> None:
+        """Give the files their names. Without ``guid`` it follows from the content, so that equal images are equal."""
+        root = self.writer.write_tables()
+        guid = guid or UUID(bytes=self.writer.fingerprint()[:16], version=5)
+        raw = self.writer.file(root, guid)
+        directory = self.layer.directory
+        image = directory / self._mark
+        try:
+            for kind, output in self._outputs.items():
+                output.finish(durable=durable)
+                _write(image, objects_file(kind, kind), durable=durable)
+                os.replace(image, directory / f"objectid_{guid}_{int(kind)}")
+                os.replace(output.path, directory / f"region_{guid}_{int(kind)}")
+            self._outputs.clear()
+            _write(image, raw, durable=durable)
+            os.link(image, self.layer.path)  # fails where somebody else was first
+            os.unlink(image)
+            if durable:
+                file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                os.fsync(file)
+                os.close(file)
+        except OSError as problem:
+            raise from_os(problem, f"write the image {os.fspath(self.layer.path)!r}") from problem
+        finally:
+            self._leave()
+
+    def abort(self) -> None:
+        """Remove what was written. May be called again."""
+        for output in self._outputs.values():
+            output.close()
+            output.path.unlink(missing_ok=True)
+        self._outputs.clear()
+        (self.layer.directory / self._mark).unlink(missing_ok=True)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._parent is not None:
+            self._parent.close()
+            self._parent = None
+
+
+def image_names(directory: Path) -> list[str]:
+    """The images in a directory."""
+    return sorted(path.stem for path in directory.iterdir() if path.suffix.lower() == _SUFFIX)
+
+
+def is_cim_path(text: str) -> bool:
+    """Whether a path reads as that of an image."""
+    return re.fullmatch(r".*[^/\\]\.cim", text, re.IGNORECASE | re.DOTALL) is not None
+
+
+def _open(path: Path) -> int:
+    try:
+        file = os.open(path, _FILE)
+    except OSError as problem:
+        raise from_os(problem, f"open {os.fspath(path)!r}") from problem
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise InvalidInput(f"{os.fspath(path)!r} is not a regular file")
+    return file
+
+
+def _write(path: Path, raw: bytes, *, durable: bool) -> None:
+    file = os.open(path, _NEW, 0o600)
+    try:
+        view = memoryview(raw)
+        while view:
+            view = view[os.write(file, view) :]
+        if durable:
+            os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image as a tree, and its files as changes: all of them, or those against the image that it was forked from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from lamella.changes.model import (
+    NO_XATTRS,
+    Buffer,
+    Change,
+    Entry,
+    Kind,
+    Link,
+    Put,
+    StoredContent,
+    Stream,
+    Whiteout,
+    Windows,
+)
+from lamella.errors import Exhausted, FormatError, InvalidInput, NotFound
+from lamella.formats.cim.reader import CimReader
+from lamella.formats.cim.structures import FileRecord, Flag
+from lamella.formats.cim.structures import Stream as CimStream
+from lamella.formats.ntfs import attributes as bits
+from lamella.formats.ntfs import extended_attributes, filetime, reparse
+from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.paths import ROOT, LayerPath, join
+
+ATTRIBUTES: Final = (
+    (Flag.READ_ONLY, bits.READONLY),
+    (Flag.HIDDEN, bits.HIDDEN),
+    (Flag.SYSTEM, bits.SYSTEM),
+    (Flag.ARCHIVE, bits.ARCHIVE),
+    (Flag.SPARSE, bits.SPARSE_FILE),
+)
+"""A bit of a file record, and the attribute that it stands for."""
+
+_KNOWN: Final = 4096
+"""Directories that a tree remembers."""
+_DEEPEST: Final = 300
+"""Levels that are walked; Windows' own programs end at 260 characters."""
+_Links = dict[str, tuple[str, int]]
+
+
+@dataclass(slots=True)
+class CimContent:
+    """The bytes of a file in an image, good as long as the image is open."""
+
+    reader: CimReader
+    stream: CimStream
+
+    @property
+    def size(self) -> int:
+        """See `Content.size`."""
+        return self.stream.length
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        """See `Content.extents`: nothing for a stream of zeros."""
+        return () if self.stream.sparse else None
+
+    @property
+    def stored(self) -> bool:
+        """True."""
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """See `Content.chunks`. Raises FormatError."""
+        return () if self.stream.sparse else self.reader.read(self.stream)
+
+
+class CimTree:
+    """The files of an image (`Tree`); names are found without regard to case, and entries have a Windows facet."""
+
+    def __init__(self, image: OpenCim | CimLayer) -> None:
+        """Open the image, or read from one that is open and stays the caller's."""
+        self._owned = isinstance(image, CimLayer)
+        self.image = OpenCim(image) if isinstance(image, CimLayer) else image
+        self.reader = self.image.reader
+        self._directories: dict[int, _Links] = {}
+        self._near: tuple[str, int] = ("", self.reader.root)
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """See `Tree.lookup`."""
+        file = self.find(path)
+        return None if file is None else entry_of(self.reader, path, self.reader.record(file))
+
+    def entries(self, directory: LayerPath) -> list[Entry]:
+        """See `Tree.entries`."""
+        file = self.find(directory)
+        if file is None:
+            raise NotFound(f"{directory!r} is not there")
+        if not self.reader.record(file).is_directory:
+            raise InvalidInput(f"{directory!r} is no directory")
+        found = sorted(self.links(file).values(), key=lambda link: link[0].encode("utf-8", "surrogatepass"))
+        record = self.reader.record
+        return [entry_of(self.reader, join(directory, name), record(child)) for name, child in found]
+
+    def open(self, path: LayerPath) -> StoredContent:
+        """See `Tree.open`."""
+        file = self.find(path)
+        if file is None:
+            raise NotFound(f"{path!r} is not there")
+        record = self.reader.record(file)
+        if record.is_directory or record.reparse:
+            raise InvalidInput(f"{path!r} is not a file with content")
+        return CimContent(self.reader, record.data)
+
+    def identity(self, path: LayerPath) -> Hashable:
+        """See `Tree.identity`. An image has no count of links, so every file may have a second name."""
+        return self.find(path)
+
+    def streams(self, path: LayerPath) -> list[tuple[str, CimContent]]:
+        """The alternate data streams of a file, by name. Raises NotFound."""
+        file = self.find(path)
+        if file is None:
+            raise NotFound(f"{path!r} is not there")
+        found = self.reader.streams(self.reader.record(file))
+        return [(name, CimContent(self.reader, stream)) for name, stream in found]
+
+    def find(self, path: str) -> int | None:
+        """The file id at ``path``."""
+        parent, _, name = path.rpartition("/")
+        if not path:
+            return self.reader.root
+        if parent != self._near[0]:
+            file: int | None = self.reader.root
+            for part in parent.split("/") if parent else ():
+                file = None if file is None else self._child(file, part)
+            if file is None:
+                return None
+            self._near = parent, file
+        return self._child(self._near[1], name)
+
+    def _child(self, directory: int, name: str) -> int | None:
+        if not self.reader.record(directory).is_directory:
+            return None
+        found = self.links(directory).get(self.reader.upcase.fold(name))
+        return None if found is None else found[1]
+
+    def links(self, directory: int) -> _Links:
+        """What is in a directory: folded name -> name, file id."""
+        found = self._directories.get(directory)
+        if found is None:
+            if len(self._directories) >= _KNOWN:
+                self._directories.clear()
+            found = self._directories[directory] = links_of(self.reader, directory)
+        return found
+
+    def close(self) -> None:
+        """Let go of the image, where it was opened here."""
+        if self._owned:
+            self.image.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def links_of(reader: CimReader, directory: int) -> _Links:
+    """What is in a directory: folded name -> name, file id."""
+    fold = reader.upcase.fold
+    return {fold(name): (name, child) for name, child in reader.links(reader.record(directory))}
+
+
+def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
+    """The metadata of a file."""
+    attributes = sum(attribute for flag, attribute in ATTRIBUTES if record.flags & flag)
+    windows = Windows(
+        attributes,
+        filetime.ns_from_ticks(record.creation_time),
+        filetime.ns_from_ticks(record.access_time),
+        filetime.ns_from_ticks(record.write_time),
+        filetime.ns_from_ticks(record.change_time),
+        reader.security(record),
+    )
+    if record.ea_length:
+        listed = extended_attributes.decode(reader.extended_attributes(record) or b"")
+        windows.extended_attributes = {each.name.decode("latin-1"): each.value for each in listed}
+    else:
+        windows.extended_attributes = NO_XATTRS
+    kind, size, target = Kind.FILE, record.data.length, ""
+    if record.is_directory:
+        kind, size = Kind.DIRECTORY, 0
+        windows.attributes |= bits.DIRECTORY
+    if record.reparse:
+        windows.attributes |= bits.REPARSE_POINT
+        windows.reparse = reader.reparse(record)
+        point = reparse.decode(windows.reparse or b"")
+        if isinstance(point, (reparse.Symlink, reparse.MountPoint)):
+            kind, size, target = Kind.SYMLINK, 0, reparse.target(point)
+    return Entry(path, kind, None, size, target, windows)
+
+
+def all_changes(image: OpenCim) -> Iterator[Change]:
+    """Every file of an image as a layer without parents states it: parents first, names by their bytes."""
+    yield from _Walk(image.reader, None).changes()
+
+
+def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
+    """What an image states against the one that it was forked from, told from the file tables alone.
+
+    No content is read: a file whose record is the parent's is the parent's file. Whiteouts come right after their
+    directory, before what is in it.
+    """
+    yield from _Walk(image.reader, parent.reader).changes()
+
+
+class _Walk:
+    def __init__(self, image: CimReader, parent: CimReader | None) -> None:
+        self._image = image
+        self._parent = parent
+        self._paths: dict[int, LayerPath] = {}
+        """The first name of each file that was stated."""
+        self._unchanged: dict[int, LayerPath] | None = None
+        self._tables = frozenset(parent.tables) if parent is not None else frozenset()
+        self._on_the_way: set[int] = set()
+
+    def changes(self) -> Iterator[Change]:
+        image, parent = self._image, self._parent
+        if parent is None:
+            yield from self._added(ROOT, image.root)
+        elif self._differs(image.root, parent.root):
+            yield from self._one(ROOT, image.root)
+            yield from self._inside(ROOT, image.root, parent.root)
+        else:
+            yield from self._inside(ROOT, image.root, parent.root)
+
+    def _added(self, path: LayerPath, file: int) -> Iterator[Change]:
+        yield from self._one(path, file)
+        record = self._image.record(file)
+        if record.is_directory:
+            with self._entering(file, path):
+                for name, child in _sorted(links_of(self._image, file)):
+                    yield from self._added(join(path, name), child)
+
+    def _inside(self, path: LayerPath, file: int, old: int) -> Iterator[Change]:
+        """What changed in a directory that is a directory on both sides."""
+        assert self._parent is not None  # noqa: S101  # there is another side
+        here, there = links_of(self._image, file), links_of(self._parent, old)
+        for key in sorted(there.keys() - here.keys()):
+            yield Whiteout(join(path, there[key][0]))
+        fold = self._image.upcase.fold
+        with self._entering(file, path):
+            for name, child in _sorted(here):
+                inner = join(path, name)
+                before = there.get(fold(name))
+                if before is None:
+                    yield from self._added(inner, child)
+                    continue
+                was, is_now = self._parent.record(before[1]), self._image.record(child)
+                if before[0] != name or child != before[1] or self._differs(child, before[1]):
+                    yield from self._one(inner, child)
+                if is_now.is_directory and not is_now.reparse:
+                    if was.is_directory and not was.reparse:
+                        yield from self._inside(inner, child, before[1])
+                    else:
+                        for other, grandchild in _sorted(links_of(self._image, child)):
+                            yield from self._added(join(inner, other), grandchild)
+
+    def _one(self, path: LayerPath, file: int) -> Iterator[Change]:
+        image = self._image
+        record = image.record(file)
+        if not record.is_directory:
+            first = self._paths.get(file) or self._kept(file)
+            if first is not None and first != path:
+                yield Link(path, first)
+                return
+            self._paths[file] = path
+        entry = entry_of(image, path, record)
+        yield Put(entry, CimContent(image, record.data) if entry.kind is Kind.FILE else None)
+        for name, stream in image.streams(record):
+            yield Stream(path, name, CimContent(image, stream))
+
+    def _differs(self, file: int, old: int) -> bool:
+        """Whether a file with the parent's id has another record than there; of a directory, apart from its names."""
+        assert self._parent is not None  # noqa: S101  # there is another side
+        number = (file - 1) >> 10
+        if file == old and number < len(self._image.tables) and self._image.tables[number] in self._tables:
+            return False
+        new, before = self._image.record(file), self._parent.record(old)
+        if new.is_directory and before.is_directory:
+            new.data = before.data
+        return new != before
+
+    def _kept(self, file: int) -> LayerPath | None:
+        """A name under which the parent's file is still there unchanged, for one that gets a further name."""
+        parent = self._parent
+        if parent is None or file > parent.count or self._differs(file, file):
+            return None
+        if self._unchanged is None:
+            self._unchanged = {}
+            self._note(ROOT, self._image.root, parent.root, self._unchanged)
+        return self._unchanged.get(file)
+
+    def _note(self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath]) -> None:
+        assert self._parent is not None  # noqa: S101  # there is another side
+        there = links_of(self._parent, old)
+        fold = self._image.upcase.fold
+        for name, child in _sorted(links_of(self._image, file)):
+            before = there.get(fold(name))
+            if before is None or before[1] != child:
+                continue
+            inner = join(path, name)
+            if self._image.record(child).is_directory:
+                self._note(inner, child, before[1], found)
+            else:
+                found.setdefault(child, inner)
+
+    def _entering(self, file: int, path: LayerPath) -> _Entering:
+        return _Entering(self._on_the_way, file, path)
+
+
+class _Entering:
+    """Being in a directory: one that is met again on the way down is a circle."""
+
+    def __init__(self, on_the_way: set[int], file: int, path: LayerPath) -> None:
+        if len(on_the_way) >= _DEEPEST:
+            raise Exhausted(f"the directory {path[:200]!r} is more than {_DEEPEST} levels deep")
+        if file in on_the_way:
+            raise FormatError("CIM link table", 0, f"the directory {path[:200]!r} (file {file}) lies in itself")
+        self._on_the_way = on_the_way
+        self._file = file
+
+    def __enter__(self) -> None:
+        self._on_the_way.add(self._file)
+
+    def __exit__(self, *_: object) -> None:
+        self._on_the_way.discard(self._file)
+
+
+def _sorted(links: _Links) -> list[tuple[str, int]]:
+    return sorted(links.values(), key=lambda link: link[0].encode("utf-8", "surrogatepass"))
