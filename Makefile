@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
+CRASH_ROUNDS ?= 200
 BENCH ?= quick
 
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench bench-corpus fuzz lock clean
+.PHONY: setup demo test crash check format bench bench-corpus fuzz lock clean
 
 setup: $(READY)
 
@@ -28,6 +29,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest $(ARGS)
+
+# Each run kills at other moments; a failure says how to have the same ones again.
+crash: $(READY)
+	LAMELLA_CRASH_ROUNDS=$(CRASH_ROUNDS) LAMELLA_CRASH_SEED=$${LAMELLA_CRASH_SEED:-$$(date +%s)} \
+	  $(PY) -m pytest -q -o timeout=3600 tests/crash $(ARGS)
 
 check: $(READY)
 	$(PY) -m ruff check

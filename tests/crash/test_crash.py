@@ -111,14 +111,14 @@ class Told:
                 raise AssertionError(f"not understood: {verb} {words}")
 
 
-def start(root: Path, seed: int, images: Path, namespace: str = "work", count: int = 10**9) -> subprocess.Popen[str]:
+def start(root: Path, seed: int, images: Path, namespace: str = "work", count: int = 10**9) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
         [sys.executable, WORK, root, str(seed), namespace, images, str(count), *KINDS],
         stdout=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # so that no line after the first is taken from `communicate`
     )
     assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
+    assert child.stdout.readline() == b"ready\n"
     return child
 
 
@@ -219,7 +219,7 @@ def test_nothing_is_lost_when_a_process_is_killed(root: Path, images: Path) -> N
         child = start(root, seed, images)
         time.sleep(random.Random(seed).random() * 0.5)
         child.send_signal(signal.SIGKILL)
-        text, _ = child.communicate(timeout=60)
+        text = child.communicate(timeout=60)[0].decode()
         assert "end\n" not in text
         orphans_end(root)
         told.hear(text)
@@ -233,7 +233,7 @@ def test_nothing_is_lost_when_a_process_is_killed(root: Path, images: Path) -> N
 def test_two_processes_at_once_lose_nothing_of_each_other(root: Path, images: Path) -> None:
     children = [start(root, number, images, f"space{number}", 25) for number in range(2)]
     for child in children:
-        text, _ = child.communicate(timeout=120)
+        text = child.communicate(timeout=120)[0].decode()
         assert text.endswith("end\n"), text
         assert child.returncode == 0
     with Store.open(root) as store, Rediff() as differ:
@@ -243,7 +243,7 @@ def test_two_processes_at_once_lose_nothing_of_each_other(root: Path, images: Pa
 def test_two_processes_in_one_namespace_leave_it_whole(root: Path, images: Path) -> None:
     children = [start(root, number, images, "work", 25) for number in (3, 4)]
     for child in children:
-        text, _ = child.communicate(timeout=120)
+        text = child.communicate(timeout=120)[0].decode()
         assert text.endswith("end\n"), text
     with Store.open(root, clock=lambda: time.time_ns() + LATER) as store, Rediff() as differ:
         assert check(store, differ=differ).faults == ()

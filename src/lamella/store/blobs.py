@@ -90,7 +90,7 @@ def is_named(connection: sqlite3.Connection, digest: Digest) -> bool:
 
 def remove_unnamed(store: Store, digest: Digest) -> None:
     """Remove the file of a blob whose row is gone, unless another namespace has the blob, or has it again."""
-    with store.database.write(durable=False) as connection:
+    with store.database.write(durable=False, frees=True) as connection:
         if is_named(connection, digest) or not discard(store.root, blob_path(store.root, digest)):
             return
     empty_trash(store.root)
@@ -113,7 +113,7 @@ def sweep(store: Store) -> Swept:
     files = size = 0
     root = store.root
     try:
-        with store.database.write(durable=False) as connection:
+        with store.database.write(durable=False, frees=True) as connection:
             rows = connection.execute("SELECT DISTINCT digest FROM blob")
             named = {f"{root}/{_BLOBS}/{digest.replace(':', '/', 1)}" for (digest,) in rows}
             unnamed = [

@@ -117,7 +117,7 @@ class Content:
 
     def delete(self, digest: Digest) -> None:
         """The blob is gone from this namespace; nobody is asked whether it is needed. Raises NotFound."""
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             gone = connection.execute("DELETE FROM blob WHERE namespace = ? AND digest = ?", (self._name, digest))
             if not gone.rowcount:
                 raise _no_blob(digest)
@@ -206,7 +206,7 @@ class Content:
     def abort(self, ref: str) -> None:
         """Drop an ingest. Raises NotFound, Unavailable while somebody has it open."""
         try:
-            with self._database.write(durable=False) as connection:
+            with self._database.write(durable=False, frees=True) as connection:
                 row = connection.execute(f"{_SELECT} AND ref = ?", (self._name, ref)).fetchone()
                 if row is None:
                     raise _no_ingest(ref)

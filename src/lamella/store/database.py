@@ -29,6 +29,7 @@ from lamella.errors import (
     Unsupported,
     from_os,
 )
+from lamella.store.reserve import spend_reserve
 
 VERSION: Final = 1
 """Of the schema. A store of a higher one is refused, a store of a lower one is brought up to it."""
@@ -146,10 +147,11 @@ class Database:
                 connection.rollback()
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(self, *, durable: bool = True, frees: bool = False) -> Iterator[sqlite3.Connection]:
         """One change, which nobody else's crosses. It is on the disk when the block ends; an exception undoes it.
 
         A change that is not ``durable`` may be lost with power, and never alone: all that came after it goes too.
+        One that ``frees`` space is given some where there is none, for a change of the database takes some first.
         Not to be nested. Raises Unavailable where another process does not come to an end, Exhausted, Denied.
         """
         if self._readonly:
@@ -157,6 +159,8 @@ class Database:
         connection = self._connection()
         if connection.in_transaction:
             raise RuntimeError("a change of the store within another")
+        if frees:
+            spend_reserve(self._path.parent)
         with _told(self._path):
             if not durable:
                 connection.execute("PRAGMA synchronous = NORMAL")

@@ -20,6 +20,7 @@ from lamella.errors import LamellaError, from_os
 from lamella.store import locks
 from lamella.store.marking import Cause, Picture, chain, mark, picture
 from lamella.store.references import CONTENT, IMAGES, INGESTS, LEASES, SNAPSHOTS, Node
+from lamella.store.reserve import keep_reserve
 from lamella.store.store import INGEST
 from lamella.store.store import SNAPSHOTS as SNAPSHOT_FOLDER
 
@@ -97,7 +98,7 @@ def collect(store: Store, *, namespaces: Sequence[str] | None = None, dry_run: b
     """
     unneeded = []
     kept = 0
-    with store.database.read() if dry_run else store.database.write() as connection:
+    with store.database.read() if dry_run else store.database.write(frees=True) as connection:
         now = store.clock()
         for namespace in _namespaces(connection, namespaces):
             found = picture(connection, namespace, now)
@@ -116,6 +117,7 @@ def collect(store: Store, *, namespaces: Sequence[str] | None = None, dry_run: b
             gone.append(Gone(namespace, *node, size if isinstance(size, int) else allocated(size), _end(found, node)))
     if not dry_run:
         sweep_files(store)
+        keep_reserve(store.root)
     return Collection(tuple(gone), kept, dry_run)
 
 

@@ -90,7 +90,7 @@ class Images:
 
     def delete(self, name: str, target: Digest | None = None) -> None:
         """See `ImageStore.delete`."""
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             found = self._get(connection, name)
             if target is not None and found.target.digest != target:
                 raise NotFound(f"image {name!r} with target {target} is not there: it has {found.target.digest} now")

@@ -56,7 +56,7 @@ class Leases:
 
     def delete(self, id: str) -> None:  # noqa: A002
         """See `LeaseStore.delete`."""
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             gone = connection.execute("DELETE FROM lease WHERE namespace = ? AND id = ?", (self._namespace, id))
             if not gone.rowcount:
                 raise _missing(id)

@@ -61,7 +61,7 @@ def repair(store: Store, report: Report) -> Repaired:
             left.append(finding)
         elif finding.type == IMAGES:
             left.append(finding)  # whole again once what is missing has been fetched
-    with store.database.write() as connection:
+    with store.database.write(frees=True) as connection:
         gone = connection.execute(
             "DELETE FROM held WHERE NOT EXISTS"
             " (SELECT 1 FROM lease WHERE lease.namespace = held.namespace AND lease.id = held.lease)"
@@ -82,7 +82,7 @@ def _drop_blob(store: Store, digest: Digest) -> str:
     folder = store.root / QUARANTINE
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        with store.database.write() as connection:
+        with store.database.write(frees=True) as connection:
             where = ""
             if os.path.lexists(path):
                 kept = folder / f"{digest.algorithm}-{digest.hex}-{secrets.token_hex(4)}"
@@ -99,7 +99,7 @@ def _drop_blob(store: Store, digest: Digest) -> str:
 def _drop_snapshot(store: Store, finding: Finding) -> str:
     """Remove a snapshot and all that lies on it; nothing, and no words, where changes of somebody would go with it."""
     kind = finding.type.removeprefix(SNAPSHOTS)
-    with store.database.write() as connection:
+    with store.database.write(frees=True) as connection:
         row = connection.execute(
             "SELECT number, kind FROM snapshot WHERE namespace = ? AND snapshotter = ? AND name = ?",
             (finding.namespace, kind, finding.id),

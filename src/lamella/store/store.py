@@ -9,6 +9,7 @@
     snapshots/SNAPSHOTTER/NUMBER/       files of snapshots
     locks/                              of work that is to be done once
     trash/                              what is being removed
+    reserve                             room that a full disk leaves to what frees space
 
 The database says what there is. A file that no row names is left over from work that was broken off, and is swept.
 """
@@ -101,6 +102,7 @@ class Store:
         Unsupported (written by a newer Lamella), Integrity, Exhausted.
         """
         from lamella.store.database import Database
+        from lamella.store.reserve import keep_reserve
 
         path = Path(os.path.realpath(root))
         try:
@@ -109,6 +111,7 @@ class Store:
                 # The database comes first: without it the directory would be somebody else's.
                 database = Database(path / DATABASE)
                 _make_folders(path)
+                keep_reserve(path)
             else:
                 database = Database(path / DATABASE, readonly=True)
         except OSError as problem:

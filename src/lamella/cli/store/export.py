@@ -6,12 +6,12 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option, replace_option
 from lamella.cli.store.opening import namespace_option, opened_space
 
 
-@click.command("export", cls=Verb)
+@click.command("export", cls=ImageVerb)
 @click.argument("name", metavar="REF")
 @click.argument("target", metavar="IMAGE")
 @click.option("--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms.")

@@ -9,12 +9,12 @@ import click
 
 from lamella.cli.console import Console, human_size
 from lamella.cli.documents import losses_document
-from lamella.cli.frame import Verb
+from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option, strict_option
 from lamella.cli.store.opening import namespace_option, opened_space, snapshotter_option
 
 
-@click.command("import", cls=Verb)
+@click.command("import", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
 @click.option("--name", metavar="REF", help="The name in the store.  [default: those that the images have]")
 @click.option("--unpack", is_flag=True, help="Unpack the layers into snapshots too.")

@@ -168,7 +168,7 @@ class Snapshots:
     def remove(self, key: str) -> None:
         """See `Snapshotter.remove`."""
         self._check_writable()
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             row = self._row(connection, key)
             (children,) = connection.execute("SELECT count(*) FROM snapshot WHERE parent = ?", (row.number,)).fetchone()
             if children:
@@ -184,7 +184,7 @@ class Snapshots:
         """See `Snapshotter.cleanup`. Raises Denied, Conflict and the like where something resists."""
         self._check_writable()
         with _told("clean up after snapshots"):
-            with self._database.write() as connection:
+            with self._database.write(frees=True) as connection:
                 numbers: dict[int, str] = dict(
                     connection.execute("SELECT number, kind FROM snapshot WHERE snapshotter = ?", (self.name,))
                 )
