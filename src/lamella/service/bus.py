@@ -27,6 +27,11 @@ class Bus:
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def subscribers(self) -> int:
+        """How many listen."""
+        return len(self._subscribers)
+
     def publish(self, namespace: str, topic: str, event: Message) -> None:
         """Tell of ``event``, which has just happened in ``namespace``."""
         if self._subscribers:

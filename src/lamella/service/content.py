@@ -196,13 +196,15 @@ class _Writer:
         elif request.action != pb.STAT:
             raise InvalidInput(f"there is no action {request.action}")
         status = self._ingest.status()
+        running = self._ingest.digest()
         answer = pb.WriteContentResponse(
             action=request.action,
             started_at=timestamp(status.started_at),
             updated_at=timestamp(status.updated_at),
             offset=status.offset,
-            total=self._total or status.total,
-            digest=self._ingest.digest(),
+            # One that is as it should be, as another namespace's blob is from the start, has all it is to have.
+            total=self._total or status.total or (status.offset if running == status.expected else 0),
+            digest=running,
         )
         if request.action == pb.COMMIT:
             record = self._ingest.commit(self._total, self._expected, labels(request.labels))
