@@ -27,7 +27,8 @@ def test_a_store_is_made_with_its_parents_and_for_its_owner_alone(tmp_path: Path
         assert store.root == root
         assert store.namespaces.list() == []
     assert mode(root) == 0o700
-    assert sorted(os.listdir(root)) == ["blobs", "ingest", "lamella.db", "locks", "snapshots", "trash"]
+    made = ["blobs", "ingest", "lamella.db", "locks", "reserve", "snapshots", "trash"]
+    assert sorted(os.listdir(root)) == made
     assert mode(root / "lamella.db") == 0o600
 
 
