@@ -51,6 +51,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
     },
     "Windows": {
         "hive": "Look into registry hives, and merge them.",
+        "cim": "Look into composite images, check them, and take layers out of them.",
     },
     "Registries": {
         "pull": "Copy an image from a registry to this machine.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
 
-_FORMS: Final = ("dir", "blob", *ON_DISK, REGISTRY, STORE, *RESERVED)
+_FORMS: Final = ("dir", "blob", "cim", *ON_DISK, REGISTRY, STORE, *RESERVED)
 
 
 def names_a_tree(text: str) -> bool:
@@ -37,12 +37,14 @@ def open_tree(
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Iterator[Tree]:
-    """The tree that ``place`` names, good until the block ends: ``dir:PATH``, ``blob:FILE`` or the name of an image.
+    """The tree that ``place`` names, good until the block ends.
+
+    That is ``dir:PATH``, ``blob:FILE``, ``cim:DIR/NAME.cim`` or the name of an image.
 
     Raises InvalidInput, NotFound and what reading the place raises.
     """
     form, _, path = place.partition(":")
-    if form in ("dir", "blob") and not path:
+    if form in ("dir", "blob", "cim") and not path:
         raise InvalidInput(f"{place!r} has no path")
     if form == "dir":
         from lamella.layers.directory_tree import DirectoryTree
@@ -52,6 +54,12 @@ def open_tree(
     elif form == "blob":
         with blob_tree(Path(path), progress=progress, cancel=cancel) as tree:
             yield tree
+    elif form == "cim":
+        from lamella.layers.cim.files import CimLayer
+        from lamella.layers.cim.tree import CimTree
+
+        with CimTree(CimLayer(Path(path))) as image_file:
+            yield image_file
     else:
         from lamella.images.image import open_image
 

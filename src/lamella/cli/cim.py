@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella cim``: verbs of their own for Windows' composite images."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from lamella.cli.console import Console, human_size
+from lamella.cli.documents import losses_document
+from lamella.cli.frame import Verb, VerbGroup
+from lamella.cli.options import compression_options, strict_option
+
+_IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=click.Path(path_type=Path))
+
+
+@click.group("cim", cls=VerbGroup)
+def command() -> None:
+    """Look into composite images, check them, and take layers out of them.
+
+    A composite image of Windows (CIM) is the file NAME.cim; the files of its regions, and of those it is forked from,
+    lie beside it. The usual verbs take one as cim:DIR/NAME.cim, as in 'lamella find cim:layers/base.cim'.
+    """
+
+
+@command.command("info", cls=Verb)
+@_IMAGE
+@click.pass_obj
+def info(console: Console, image: Path) -> None:
+    """Show what the image says about itself: version, regions, parents, file tables."""
+    from lamella.operations.cim import describe
+
+    document = describe(image)
+    if console.json:
+        console.document(document)
+        return
+    console.line(f"version      {document['version']}")
+    console.line(f"regions      {document['regions']} of {document['guid']}")
+    for parent in document["parents"]:
+        console.line(f"parent       {parent['regions']} of {parent['guid']}")
+    ids = f"{document['file_ids']} file ids, the root is {document['root']}"
+    console.line(f"file tables  {document['file_tables']} with {ids}")
+
+
+@command.command("ls", cls=Verb)
+@_IMAGE
+@click.argument("path", metavar="[PATH]", default="")
+@click.option("-l", "long", is_flag=True, help="Show attributes, size and time.")
+@click.option("-R", "--recursive", is_flag=True, help="List what is in directories too, as whole paths.")
+@click.pass_context
+def ls(context: click.Context, image: Path, path: str, long: bool, recursive: bool) -> None:
+    """List files; case does not matter in PATH."""
+    from lamella.cli.ls import command as verb
+
+    place = _place(image, path)
+    _as(context, verb, place=place, long=long, recursive=recursive, directory=False, platform=None)
+
+
+@command.command("tree", cls=Verb)
+@_IMAGE
+@click.argument("path", metavar="[PATH]", default="")
+@click.option("-L", "--depth", type=click.IntRange(1), metavar="N", help="Go no deeper than N levels.")
+@click.pass_context
+def tree(context: click.Context, image: Path, path: str, depth: int | None) -> None:
+    """Draw a directory and what is in it."""
+    from lamella.cli.tree import command as verb
+
+    _as(context, verb, place=_place(image, path), depth=depth, directories=False, platform=None)
+
+
+@command.command("cat", cls=Verb)
+@_IMAGE
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.pass_context
+def cat(context: click.Context, image: Path, paths: tuple[str, ...]) -> None:
+    """Print the content of files."""
+    from lamella.cli.cat import command as verb
+
+    first, *more = paths
+    _as(context, verb, place=_place(image, first), more=tuple(more), platform=None)
+
+
+@command.command("extract", cls=Verb)
+@_IMAGE
+@click.argument("directory", metavar="TARGET", type=click.Path(path_type=Path))
+@click.option("--only", default="", metavar="PATH", help="Take what is in PATH alone, as Files, a container's drive C.")
+@strict_option
+@click.pass_obj
+def extract(console: Console, image: Path, directory: Path, only: str, strict: bool) -> None:
+    """Write the files to the new directory TARGET, as far as its file system can hold them."""
+    from lamella.changes.losses import Losses
+    from lamella.operations.cim import extract_cim
+
+    losses = Losses(refuse=strict)
+    below = only.replace("\\", "/").strip("/")
+    entries = extract_cim(image, directory, below=below, losses=losses, cancel=console.cancellation())
+    console.losses(losses)
+    if console.json:
+        console.document({"entries": entries, **losses_document(losses)})
+        return
+    console.summary(f"{entries} entries")
+
+
+@command.command("verify", cls=Verb)
+@_IMAGE
+@click.pass_obj
+def verify(console: Console, image: Path) -> None:
+    """Read everything that the image leads to, and say the structure and offset of what is wrong."""
+    from lamella.operations.cim import verify_cim
+
+    found = verify_cim(image, progress=console.progress(), cancel=console.cancellation())
+    if console.json:
+        console.document(
+            {"files": found.files, "directories": found.directories, "streams": found.streams, "size": found.size}
+        )
+        return
+    console.summary(f"{found.files} files and {found.directories} directories, {human_size(found.size)}: all readable")
+
+
+@command.command("diff", cls=Verb)
+@_IMAGE
+@click.option("--parent", type=click.Path(path_type=Path), metavar="CIM", help="The image that it was forked from.")
+@click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
+@compression_options
+@strict_option
+@click.pass_obj
+def diff(
+    console: Console,
+    image: Path,
+    parent: Path | None,
+    output: str | None,
+    compress: str,
+    level: int | None,
+    strict: bool,
+) -> None:
+    """List the changes of an image's layer, or write them as a blob in the tar dialect of Windows.
+
+    Without --parent that is everything in it. What an import derives (cumulative hives) is left out.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.cli.documents import written_document
+    from lamella.operations.cim import list_cim_changes, write_cim_layer
+    from lamella.operations.output import replacing
+
+    if output is None:
+        found = list_cim_changes(image, parent)
+        if console.json:
+            console.document([{"change": sign, "path": f"/{path}"} for sign, path in found])
+            return
+        for sign, path in found:
+            console.line(f"{sign}  {console.name(f'/{path}')}")
+        return
+    if output == "-" and console.json:
+        raise click.UsageError("--json and -o - both want standard output")
+    losses = Losses(refuse=strict)
+    with nullcontext(console.blob_output()) if output == "-" else replacing(Path(output)) as file:
+        written = write_cim_layer(
+            image,
+            file,
+            parent=parent,
+            compression=compress,
+            level=level,
+            losses=losses,
+            progress=console.progress(),
+            cancel=console.cancellation(),
+        )
+    console.losses(losses)
+    if console.json:
+        console.document({**written_document(written), **losses_document(losses)})
+    elif output != "-":
+        facts = written.facts
+        console.summary(f"{written.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
+        console.summary(f"digest   {facts.digest}")
+        console.summary(f"diff id  {facts.diff_id}")
+
+
+def _place(image: Path, path: str) -> str:
+    path = path.replace("\\", "/").strip("/")
+    return f"cim:{image}" + (f"::{path}" if path else "")
+
+
+def _as(context: click.Context, verb: click.Command, **values: Any) -> None:
+    """Do what another verb does, without its options about registries."""
+    assert verb.callback is not None  # noqa: S101  # every verb has one
+    context.invoke(verb.callback, **values)

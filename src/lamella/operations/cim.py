@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Composite images (CIM) looked into, checked, extracted, and written out as layers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from lamella.changes.apply import Tally, apply
+from lamella.changes.losses import Losses
+from lamella.changes.model import Buffer, Change, Link, Put, Stream
+from lamella.errors import AlreadyExists, FormatError, from_os
+from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.layers.cim.special import HIVES
+from lamella.layers.cim.tree import CimTree, all_changes, changes_since
+from lamella.operations.write_layer import Written
+from lamella.paths import LayerPath, beneath
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+
+_DERIVED: Final = frozenset(f"HIVES/{stem}_BASE" for stem in HIVES.values())
+
+
+@dataclass(slots=True, frozen=True)
+class Verified:
+    """What an image was found to hold."""
+
+    files: int
+    directories: int
+    streams: int
+    """Alternate data streams."""
+    size: int
+    """Bytes of all contents that were read, each once for each of its names."""
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the structures of an image say about it, for people and as JSON. Raises as `OpenCim` does."""
+    with OpenCim(CimLayer(path)) as image:
+        reader = image.reader
+        filesystem = reader.filesystem
+        return {
+            "name": image.layer.name,
+            "version": ".".join(map(str, filesystem.version)),
+            "guid": str(filesystem.own.guid),
+            "regions": filesystem.own.count,
+            "parents": [{"guid": str(each.guid), "regions": each.count} for each in filesystem.parents],
+            "file_tables": len(reader.tables),
+            "file_ids": reader.count,
+            "root": reader.root,
+        }
+
+
+def verify_cim(path: Path, *, progress: Progress | None = None, cancel: Cancellation | None = None) -> Verified:
+    """Read all that an image leads to, its parents' regions included.
+
+    Raises FormatError, which names the structure and the offset, NotFound for a region that is missing.
+    """
+    files = directories = streams = size = 0
+    if progress is not None:
+        progress.start("verify", None)
+    try:
+        with OpenCim(CimLayer(path)) as image:
+            for change in all_changes(image):
+                if cancel is not None:
+                    cancel.check()
+                match change:
+                    case Put(entry, None):
+                        directories += entry.kind.value == "directory"
+                        files += entry.kind.value != "directory"
+                        continue
+                    case Put(_, content) if content is not None:
+                        files += 1
+                    case _:
+                        content = getattr(change, "content", None)
+                        if content is None:
+                            continue
+                        streams += 1
+                done = 0
+                for chunk in content.chunks():
+                    done += len(chunk)
+                if content.extents is None and done != content.size:
+                    raise FormatError("CIM stream", 0, f"{done} bytes of {content.size} could be read")
+                size += done
+                if progress is not None:
+                    progress.advance(done)
+    finally:
+        if progress is not None:
+            progress.finish()
+    return Verified(files, directories, streams, size)
+
+
+def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
+    """The changes that a layer of Windows has in a tar: without what an import derives from them.
+
+    Those are the cumulative hives, the file ``layout``, and in a base layer all of ``Hives``.
+    """
+    changes = all_changes(image) if parent is None else changes_since(image, parent)
+    for change in changes:
+        path = change.entry.path if isinstance(change, Put) else change.path
+        upper = path.upper()
+        if not path or upper in _DERIVED or upper == "LAYOUT" or (parent is None and beneath(upper, "HIVES")):
+            continue
+        yield change
+
+
+def list_cim_changes(path: Path, parent: Path | None = None) -> list[tuple[str, LayerPath]]:
+    """What `cim_changes` tells, each as A for added, M for modified or D for deleted, and a path."""
+    with ExitStack() as stack:
+        image = stack.enter_context(OpenCim(CimLayer(path)))
+        below = stack.enter_context(OpenCim(CimLayer(parent))) if parent is not None else None
+        before = stack.enter_context(_tree(below))
+        found: list[tuple[str, LayerPath]] = []
+        for change in cim_changes(image, below):
+            match change:
+                case Put(entry):
+                    found.append(("M" if before is not None and before.lookup(entry.path) else "A", entry.path))
+                case Stream(owner, name):
+                    found.append(("A", LayerPath(f"{owner}:{name}")))
+                case Link(link):
+                    found.append(("A", link))
+                case _:
+                    found.append(("D", change.path))
+        return found
+
+
+@contextmanager
+def _tree(image: OpenCim | None) -> Iterator[CimTree | None]:
+    yield None if image is None else CimTree(image)
+
+
+def write_cim_layer(
+    path: Path,
+    output: BinaryIO,
+    *,
+    parent: Path | None = None,
+    compression: str = "gzip",
+    level: int | None = None,
+    threads: int | None = None,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Written:
+    """Write the image's layer to ``output``, in the tar dialect of Windows: what it has against ``parent``, or all.
+
+    Raises FormatError, NotFound, Exhausted.
+    """
+    from lamella.layers.windows_tar_sink import WindowsTarSink
+    from lamella.streams.writing import BlobWriter
+
+    losses = losses if losses is not None else Losses()
+    tally = Tally()
+    if progress is not None:
+        progress.start("write", None)
+    try:
+        with ExitStack() as stack:
+            image = stack.enter_context(OpenCim(CimLayer(path)))
+            below = stack.enter_context(OpenCim(CimLayer(parent))) if parent is not None else None
+            writer = stack.enter_context(BlobWriter(output, compression=compression, level=level, threads=threads))
+
+            def write(data: Buffer) -> None:
+                writer.write(data)
+                if progress is not None:
+                    progress.advance(len(data))
+
+            apply(cim_changes(image, below), WindowsTarSink(write, losses=losses), cancel=cancel, tally=tally)
+            return Written(writer.finish(), tally.changes, losses)
+    finally:
+        if progress is not None:
+            progress.finish()
+
+
+def extract_cim(
+    path: Path,
+    directory: Path,
+    *,
+    below: str = "",
+    losses: Losses | None = None,
+    cancel: Cancellation | None = None,
+) -> int:
+    """Write an image's files to the new directory ``directory``, as far as a POSIX file system can hold them.
+
+    ``below`` takes only what is in that directory, as ``Files``, which a container sees as its drive C. The result is
+    the number of entries. Raises AlreadyExists, NotFound, FormatError, Denied.
+    """
+    from lamella.layers.directory import DirectorySink
+    from lamella.layers.facets import inside, posix_from_windows
+
+    losses = losses if losses is not None else Losses()
+    tally = Tally()
+    with OpenCim(CimLayer(path)) as image:
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            raise AlreadyExists(f"{os.fspath(directory)!r} exists", hint="choose a new directory") from None
+        except OSError as problem:
+            raise from_os(problem, f"make {os.fspath(directory)!r}") from problem
+        changes = posix_from_windows(all_changes(image), losses=losses)
+        if below:
+            changes = inside(changes, LayerPath(below), losses=losses)
+        apply(changes, DirectorySink(directory, losses=losses), cancel=cancel, tally=tally)
+    return tally.changes

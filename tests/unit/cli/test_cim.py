@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Composite images on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from tests.unit.cli.conftest import Run
+from tests.unit.layers.cim.test_cim_layer import directory, file, link, stream, tree, whiteout, write
+
+from lamella.changes.model import Change
+from lamella.layers.cim.files import CimLayer
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[CimLayer, CimLayer]:
+    """A base and a layer over it."""
+    base = write(tmp_path / "base.cim", tree(file("Files/Windows/a.txt", b"hello\n"), file("Files/old", b"1")))
+    changes: list[Change] = [
+        file("Files/Windows/b.txt", b"new\n"),
+        stream("Files/Windows/b.txt", "ads", b"s"),
+        link("Files/c", "Files/Windows/b.txt"),
+        whiteout("Files/old"),
+        directory("Files/d"),
+    ]
+    return base, write(tmp_path / "child.cim", changes, base)
+
+
+def test_info_tells_regions_and_parents(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    said = json.loads(lamella("cim", "info", str(images[1].path), "--json").stdout)
+    base = json.loads(lamella("cim", "info", str(images[0].path), "--json").stdout)
+    assert said["parents"] == [{"guid": base["guid"], "regions": 3}]
+    assert base["guid"] in lamella("cim", "info", str(images[1].path)).stdout
+
+
+def test_the_usual_verbs_take_an_image_as_a_tree(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    place = f"cim:{images[1].path}"
+    assert lamella("ls", f"{place}::files/WINDOWS").stdout.split() == ["a.txt", "b.txt"]
+    assert lamella("cat", f"{place}::Files/Windows/A.TXT").stdout == "hello\n"
+    assert "/Files/c" in lamella("find", place).stdout
+
+
+def test_the_verbs_of_its_own_do_the_same(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    image = str(images[1].path)
+    assert lamella("cim", "ls", image, "Files\\Windows").stdout.split() == ["a.txt", "b.txt"]
+    assert lamella("cim", "cat", image, "Files/Windows/a.txt", "Files/c").stdout == "hello\nnew\n"
+    assert "Windows" in lamella("cim", "tree", image).stdout
+
+
+def test_diff_lists_the_changes_against_the_parent(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    base, child = images
+    out = lamella("cim", "diff", str(child.path), "--parent", str(base.path)).stdout
+    assert out.splitlines() == [
+        "D  /Files/old",
+        "A  /Files/Windows/b.txt",
+        "A  /Files/Windows/b.txt:ads",
+        "A  /Files/c",
+        "A  /Files/d",
+    ]
+
+
+def test_diff_writes_a_layer(lamella: Run, images: tuple[CimLayer, CimLayer], tmp_path: Path) -> None:
+    base, child = images
+    blob = tmp_path / "layer.tar"
+    done = lamella(
+        "cim", "diff", str(child.path), "--parent", str(base.path), "-o", str(blob), "--compress", "none", "--json"
+    )
+    said = json.loads(done.stdout)
+    assert said["digest"] == f"sha256:{hashlib.sha256(blob.read_bytes()).hexdigest()}"
+    assert b"MSWINDOWS.fileattr" in blob.read_bytes()
+
+
+def test_extract_gives_plain_files(lamella: Run, images: tuple[CimLayer, CimLayer], tmp_path: Path) -> None:
+    lamella("cim", "extract", str(images[1].path), str(tmp_path / "out"), "--only", "Files")
+    assert (tmp_path / "out" / "Windows" / "a.txt").read_bytes() == b"hello\n"
+    assert (tmp_path / "out" / "c").samefile(tmp_path / "out" / "Windows" / "b.txt")
+
+
+def test_verify_reads_everything_and_names_what_is_wrong(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    said = json.loads(lamella("cim", "verify", str(images[1].path), "--json").stdout)
+    assert (said["files"], said["streams"]) == (2, 1)
+    for region in images[1].directory.glob("region_*_2"):
+        region.write_bytes(region.read_bytes()[:41])
+    done = lamella("cim", "verify", str(images[1].path))
+    assert done.returncode == 3
+    assert "CIM data at offset" in done.stderr
+
+
+def test_what_is_no_image_is_told(lamella: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.cim").write_bytes(b"not an image at all, but long enough for a header")
+    done = lamella("cim", "info", str(tmp_path / "x.cim"))
+    assert (done.returncode, "magic" in done.stderr) == (3, True)
+    assert lamella("cim", "info", str(tmp_path / "none.cim")).returncode == 4
