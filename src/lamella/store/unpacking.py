@@ -22,9 +22,19 @@ from typing import TYPE_CHECKING, Final
 
 from lamella.changes.losses import Losses
 from lamella.digests import Digest
-from lamella.errors import AlreadyExists, Cancelled, FormatError, InvalidInput, LamellaError, NotFound, UnsafePath
+from lamella.errors import (
+    AlreadyExists,
+    Cancelled,
+    Exhausted,
+    FormatError,
+    InvalidInput,
+    LamellaError,
+    NotFound,
+    UnsafePath,
+)
 from lamella.images.image import Image, image_of
 from lamella.images.resolve import resolve
+from lamella.layers.descriptors import remove_tree
 from lamella.oci.chain import chain_ids
 from lamella.paths import ROOT
 from lamella.progress import Cancellation
@@ -39,6 +49,8 @@ from lamella.store.snapshotters.graph import SNAPSHOT_REF
 from lamella.streams.reading import BUFFERS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lamella.changes.model import Entry
     from lamella.layers.policy import Policy
     from lamella.oci.descriptor import Descriptor
@@ -281,8 +293,18 @@ class _Unpacking:
         try:
             yield key
         finally:
-            with suppress(LamellaError):
+            self._discard(key)
+
+    def _discard(self, key: str) -> None:
+        """Remove an active snapshot, if it is there. What resists goes with the lease."""
+        try:
+            self._snapshots.remove(key)
+        except Exhausted:  # a full disk takes no change of the database either
+            with suppress(LamellaError, OSError):
+                _empty(self._snapshots.place(key))
                 self._snapshots.remove(key)
+        except LamellaError:
+            pass
 
     def _work(self, at: int, key: str, *, known: bool) -> LayerWork:
         layer = self._layers[at]
@@ -374,6 +396,17 @@ class _Lane:
         process, self._process = self._process, None
         if process is not None:
             process.close()
+
+
+def _empty(place: Path) -> None:
+    """Remove what lies in the directories of a snapshot's place."""
+    for directory in os.listdir(place):
+        opened = os.open(place / directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(opened):
+                remove_tree(opened, name)
+        finally:
+            os.close(opened)
 
 
 def _looks_unstated(root: Entry) -> bool:

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of the store read and written as those of any other place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamella.digests import Digest, parse_digest
+from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
+from lamella.images.forms import open_reader, open_writer
+from lamella.images.image import open_image
+from lamella.images.naming import parse_image_name
+from lamella.oci.descriptor import Descriptor
+from lamella.operations.copy import copy
+from lamella.operations.flatten import flatten
+from lamella.operations.store_export import export_image
+from lamella.operations.store_import import import_image
+from lamella.store.check import check
+from lamella.store.gc import collect
+from lamella.store.image_reader import StoreReader
+from lamella.store.image_writer import StoreWriter
+from lamella.store.store import Space, Store
+from lamella.testing.images import compact, digest, index_of, small_image, tagged, tar_of, write_layout
+from lamella.testing.store import descriptor_of, put_image
+
+ONE = small_image({"a": b"1"}, {"b": b"2"})
+OTHER = small_image({"a": b"1"}, {"c": b"3"})
+NAME = "docker.io/library/one:latest"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def space(store: Store) -> Space:
+    return store.namespace("default")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> str:
+    """A layout with two images; the second has a full name."""
+    entries = [tagged(ONE.descriptor, "one"), tagged(OTHER.descriptor, "example.org/other:2")]
+    return write_layout(str(tmp_path / "layout"), entries, {**ONE.blobs, **OTHER.blobs})
+
+
+def blobs(space: Space) -> set[str]:
+    return {record.digest for record in space.content.walk()}
+
+
+def images(space: Space) -> dict[str, str]:
+    return {image.name: image.target.digest for image in space.images.list()}
+
+
+def test_an_image_goes_in_and_comes_out_byte_for_byte(store: Store, space: Space, layout: str, tmp_path: Path) -> None:
+    assert ONE.descriptor["digest"] == copy(f"oci:{layout}:one", "store:one").entry.digest
+    assert {NAME: ONE.descriptor["digest"]} == images(space)
+    assert set(ONE.blobs) == blobs(space)
+    assert ONE.descriptor["digest"] == copy("store:one", f"oci:{tmp_path}/out:x").entry.digest
+    for name, raw in ONE.blobs.items():
+        assert raw == (tmp_path / "out" / "blobs" / name.replace(":", "/")).read_bytes()
+    assert check(store).sound
+    assert space.leases.list() == []
+
+
+def test_what_is_needed_is_labelled_so_that_a_collection_leaves_it(store: Store, space: Space, layout: str) -> None:
+    copy(f"oci:{layout}:one", "store:one")
+    labels = space.content.info(parse_digest(ONE.descriptor["digest"])).labels
+    assert {
+        "containerd.io/gc.ref.content.config": ONE.manifest["config"]["digest"],
+        "containerd.io/gc.ref.content.l.0": ONE.manifest["layers"][0]["digest"],
+        "containerd.io/gc.ref.content.l.1": ONE.manifest["layers"][1]["digest"],
+    } == labels
+    collect(store)
+    assert set(ONE.blobs) == blobs(space)
+    space.images.delete(NAME)
+    collect(store)
+    assert set() == blobs(space)
+
+
+def test_an_index_is_labelled_with_its_manifests(space: Space, store: Store, tmp_path: Path) -> None:
+    arm = small_image({"a": b"arm"}, platform="linux/arm64")
+    descriptor, raw = index_of(ONE, arm)
+    place = write_layout(
+        str(tmp_path / "many"), [tagged(descriptor, "many")], {**ONE.blobs, **arm.blobs, descriptor["digest"]: raw}
+    )
+    copy(f"oci:{place}:many", "store:many", all_platforms=True)
+    labels = space.content.info(parse_digest(descriptor["digest"])).labels
+    assert [ONE.descriptor["digest"], arm.descriptor["digest"]] == [
+        labels[f"containerd.io/gc.ref.content.m.{number}"] for number in range(2)
+    ]
+    collect(store)
+    assert {descriptor["digest"], *ONE.blobs, *arm.blobs} == blobs(space)
+
+
+def test_a_name_that_has_another_image_gives_way_only_when_asked(space: Space, layout: str) -> None:
+    copy(f"oci:{layout}:one", "store:one")
+    copy(f"oci:{layout}:one", "store:one")  # the same is no harm
+    with pytest.raises(AlreadyExists, match="another image"):
+        copy(f"oci:{layout}:@1", "store:one")
+    assert {NAME: ONE.descriptor["digest"]} == images(space)
+    copy(f"oci:{layout}:@1", "store:one", replace=True)
+    assert {NAME: OTHER.descriptor["digest"]} == images(space)
+
+
+def test_nothing_that_is_being_written_is_collected(store: Store, space: Space) -> None:
+    with StoreWriter(space, parse_image_name("store:one")) as writer:
+        for name, raw in ONE.blobs.items():
+            writer.put_blob(Descriptor(media_type="", digest=parse_digest(name), size=len(raw)), [raw])
+            collect(store)
+        writer.commit("latest", descriptor_of(ONE))
+    assert set(ONE.blobs) == blobs(space)
+
+
+def test_what_a_writer_found_there_is_not_collected_either(store: Store, space: Space) -> None:
+    put_image(space, ONE, "one")
+    with StoreWriter(space) as writer:
+        manifest = descriptor_of(ONE)
+        assert writer.has_blob(manifest)
+        space.images.delete("one")
+        collect(store)
+        assert writer.has_blob(manifest)
+        assert set(ONE.blobs) == blobs(space)  # all that the manifest needs
+        writer.give_name("two", manifest)
+    collect(store)
+    assert set(ONE.blobs) == blobs(space)
+
+
+def test_a_writer_that_gives_up_leaves_nothing_to_stay(store: Store, space: Space) -> None:
+    with StoreWriter(space, parse_image_name("store:one")) as writer:
+        raw = b"blob"
+        writer.put_blob(Descriptor(media_type="", digest=Digest.of(raw), size=4), [raw])
+    assert space.leases.list() == []
+    collect(store)
+    assert set() == blobs(space)
+
+
+@pytest.mark.parametrize(
+    ("raw", "size", "error"), [(b"blub", 4, DigestMismatch), (b"bl", 4, SizeMismatch), (b"blobb", 4, SizeMismatch)]
+)
+def test_a_blob_that_is_another_is_refused(space: Space, raw: bytes, size: int, error: type[Exception]) -> None:
+    blob = Descriptor(media_type="", digest=Digest.of(b"blob"), size=size)
+    with StoreWriter(space) as writer:
+        with pytest.raises(error):
+            writer.put_blob(blob, [raw])
+        assert not writer.has_blob(blob)
+        writer.put_blob(blob, iter([b"bl", b"ob"]))
+        assert writer.has_blob(blob)
+
+
+def test_an_image_of_which_a_part_is_missing_gets_no_name(space: Space) -> None:
+    with StoreWriter(space, parse_image_name("store:one")) as writer:
+        manifest = descriptor_of(ONE)
+        with pytest.raises(Conflict, match="was not put"):
+            writer.give_name(NAME, manifest)
+        writer.put_blob(manifest, [ONE.blobs[manifest.digest]])
+        with pytest.raises(Conflict, match="was not put"):
+            writer.commit("latest", manifest)
+    assert images(space) == {}
+
+
+def test_a_digest_in_the_name_must_be_that_of_the_image(space: Space, layout: str) -> None:
+    right, wrong = ONE.descriptor["digest"], OTHER.descriptor["digest"]
+    with pytest.raises(Conflict):
+        copy(f"oci:{layout}:one", f"store:one@{wrong}")
+    copy(f"oci:{layout}:one", f"store:one@{right}")
+    assert {f"docker.io/library/one@{right}": right} == images(space)
+    with open_image(f"store:one@{right}") as image:
+        assert right == image.descriptor.digest
+    with pytest.raises(NotFound):
+        open_reader(parse_image_name(f"store:one@{wrong}")).images()
+    copy(f"oci:{layout}:one", "store:one")
+    with pytest.raises(Conflict):
+        open_reader(parse_image_name(f"store:one:latest@{wrong}")).images()
+
+
+@pytest.mark.usefixtures("store")
+def test_a_name_that_is_not_there_is_not_found() -> None:
+    with pytest.raises(NotFound, match="no such image"):
+        open_image("store:nothing")
+
+
+def test_another_namespace_shares_blobs_without_their_bytes(store: Store, space: Space) -> None:
+    put_image(space, ONE, "one")
+    there = store.namespace("there")
+    with StoreReader(space) as reader, StoreWriter(there) as writer:
+        for name, raw in ONE.blobs.items():
+            blob = Descriptor(media_type="", digest=parse_digest(name), size=len(raw))
+            assert writer.adopt(blob, reader)
+        writer.give_name("one", descriptor_of(ONE))
+    assert blobs(space) == blobs(there)
+
+
+def test_a_staged_blob_is_there_when_it_is_kept(space: Space) -> None:
+    with StoreWriter(space) as writer:
+        with writer.stage() as staged:
+            staged.file.write(b"blo")
+            staged.file.write(b"b")
+            staged.keep(Digest.of(b"blob"), 4)
+        assert writer.has_blob(Descriptor(media_type="", digest=Digest.of(b"blob"), size=4))
+        with writer.stage() as staged:
+            staged.file.write(b"other")
+    assert {Digest.of(b"blob")} == blobs(space)
+    assert space.content.statuses() == []
+
+
+def test_an_image_is_flattened_within_the_store(space: Space, layout: str) -> None:
+    copy(f"oci:{layout}:one", "store:one")
+    flatten("store:one", "store:flat")
+    with open_image("store:flat") as image:
+        assert len(image.layers) == 1
+
+
+def test_all_images_of_an_archive_keep_their_names(space: Space, tmp_path: Path) -> None:
+    layer = tar_of({"a": b"1"})
+    config = compact(
+        {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest(layer)]}}
+    )
+    saved = [
+        {"Config": "c.json", "RepoTags": ["busybox:1", "example.org/b:2"], "Layers": ["l.tar"]},
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_of({"manifest.json": compact(saved), "c.json": config, "l.tar": layer}))
+    done = import_image(space, f"docker-archive:{tmp_path}/a.tar")
+    assert [image.name for image in done.images] == ["docker.io/library/busybox:1", "example.org/b:2"]
+    assert set(images(space)) == {image.name for image in done.images}
+
+
+def test_of_a_layout_only_images_with_full_names_are_taken(space: Space, layout: str) -> None:
+    assert [image.name for image in import_image(space, f"oci:{layout}").images] == ["example.org/other:2"]
+    with pytest.raises(InvalidInput, match="no full name"):
+        import_image(space, f"oci:{layout}:one")
+    assert [image.name for image in import_image(space, f"oci:{layout}:one", name="one").images] == [NAME]
+
+
+def test_an_archive_does_not_take_a_name_in_silence(space: Space, layout: str) -> None:
+    put_image(space, ONE, "example.org/other:2")
+    with pytest.raises(AlreadyExists, match="another image"):
+        import_image(space, f"oci:{layout}")
+    assert set(ONE.blobs) == blobs(space)  # it was seen before anything was copied
+    import_image(space, f"oci:{layout}", replace=True)
+    assert {"example.org/other:2": OTHER.descriptor["digest"]} == images(space)
+
+
+def test_two_images_of_one_name_are_refused(space: Space, tmp_path: Path) -> None:
+    name = "example.org/a:1"
+    place = write_layout(
+        str(tmp_path / "twice"),
+        [tagged(ONE.descriptor, name), tagged(OTHER.descriptor, name)],
+        {**ONE.blobs, **OTHER.blobs},
+    )
+    with pytest.raises(InvalidInput, match="two images"):
+        import_image(space, f"oci:{place}")
+    assert images(space) == {}
+
+
+@pytest.mark.root
+def test_an_import_may_unpack_too(store: Store, space: Space, layout: str) -> None:
+    (image,) = import_image(space, f"oci:{layout}:one", name="one", unpack=True).images
+    assert image.unpacked is not None
+    assert len(space.snapshots("overlayfs").list()) == 2
+    collect(store)
+    assert image.unpacked.snapshot == space.snapshots("overlayfs").stat(image.unpacked.snapshot).name
+
+
+def test_what_is_exported_can_be_imported_under_its_name(store: Store, space: Space, tmp_path: Path) -> None:
+    put_image(space, ONE, NAME)
+    for form in ("oci-archive", "docker-archive", "oci"):
+        export_image(space, "one", f"{form}:{tmp_path}/{form}")
+        other = store.namespace(form)
+        assert [image.name for image in import_image(other, f"{form}:{tmp_path}/{form}").images] == [NAME]
+    assert space.leases.list() == []
+
+
+def test_a_store_that_is_only_read_can_be_exported_from(store: Store, space: Space, tmp_path: Path) -> None:
+    put_image(space, ONE, NAME)
+    with Store.open(store.root, readonly=True) as readonly:
+        export_image(readonly.namespace("default"), "one", f"oci:{tmp_path}/out")
+    assert (tmp_path / "out" / "index.json").exists()
+
+
+def test_a_writer_goes_on_where_another_was_broken_off(space: Space) -> None:
+    blob = Descriptor(media_type="", digest=Digest.of(b"0123456789"), size=10)
+    with space.content.ingest(f"unknown-{blob.digest}", total=10, expected=blob.digest) as ingest:
+        ingest.write(b"01234")
+    with StoreWriter(space) as writer:
+        writer.put_blob(blob, [b"012", b"3456", b"789"])
+        assert writer.has_blob(blob)
+
+
+def test_a_store_is_written_through_its_form(space: Space) -> None:
+    with open_writer(parse_image_name("store:one")) as writer:
+        assert writer.where == "store:docker.io/library/one:latest"
+    assert images(space) == {}

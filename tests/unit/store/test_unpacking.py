@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of the store unpacked into snapshots."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lamella.changes.dump import dump
+from lamella.changes.losses import Losses
+from lamella.changes.tree import walk
+from lamella.digests import parse_digest
+from lamella.errors import Cancelled, DigestMismatch, Exhausted, Integrity, LamellaError, LossRefused, NotFound
+from lamella.oci.chain import chain_ids
+from lamella.paths import ROOT
+from lamella.progress import Cancellation
+from lamella.store import layer_work, unpacking
+from lamella.store.blobs import blob_path
+from lamella.store.gc import collect
+from lamella.store.locks import sole
+from lamella.store.store import Space, Store
+from lamella.store.unpacking import DIFF_ID, UNCOMPRESSED, Unpacked, unpack_image
+from lamella.testing.images import SmallImage, compact, digest, image_of_tars, small_image, tar_of
+from lamella.testing.store import put_image
+
+pytestmark = pytest.mark.root
+
+LAYERS: tuple[dict[str, bytes], ...] = ({"a": b"1", "b": b"2"}, {"a": b"3"}, {".wh.b": b"", "c": b"4"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def space(store: Store) -> Space:
+    return store.namespace("test")
+
+
+@pytest.fixture
+def own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small layers too be given to processes."""
+    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
+
+
+def chain(image: SmallImage) -> list[str]:
+    return [str(one) for one in chain_ids([parse_digest(diff_id) for diff_id in image.config["rootfs"]["diff_ids"]])]
+
+
+def names(space: Space, snapshotter: str = "overlayfs") -> set[str]:
+    return {one.name for one in space.snapshots(snapshotter).list()}
+
+
+def tree(space: Space, unpacked: Unpacked) -> list[str]:
+    with space.snapshots(unpacked.snapshotter).tree(unpacked.snapshot) as found:
+        return list(dump(walk(found), inline=16, extents=False))
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_each_layer_becomes_a_snapshot_that_is_named_by_its_chain_id(space: Space, snapshotter: str) -> None:
+    image = small_image(*LAYERS)
+    unpacked = unpack_image(space, put_image(space, image, "image"), snapshotter)
+    assert set(chain(image)) == names(space, snapshotter)
+    assert chain(image)[-1] == unpacked.snapshot
+    with space.snapshots(snapshotter).tree(unpacked.snapshot) as found:
+        assert [entry.path for entry in found.entries(ROOT)] == ["a", "c"]
+    for name, diff_id in zip(chain(image), image.config["rootfs"]["diff_ids"], strict=True):
+        assert diff_id == space.snapshots(snapshotter).stat(name).labels[DIFF_ID]
+    for layer, diff_id in zip(image.manifest["layers"], image.config["rootfs"]["diff_ids"], strict=True):
+        assert diff_id == space.content.info(parse_digest(layer["digest"])).labels[UNCOMPRESSED]
+
+
+def test_snapshots_live_as_long_as_the_image(store: Store, space: Space) -> None:
+    image = small_image(*LAYERS)
+    unpack_image(space, put_image(space, image, "image"))
+    collect(store)
+    assert set(chain(image)) == names(space)
+    space.images.delete("image")
+    collect(store)
+    assert set() == names(space)
+
+
+def test_layers_that_are_there_are_not_unpacked_again(space: Space) -> None:
+    one, other = small_image(*LAYERS[:2]), small_image(*LAYERS[:2], {"other": b""})
+    assert [layer.skipped for layer in unpack_image(space, put_image(space, one, "one")).layers] == [False, False]
+    second = put_image(space, other, "other")
+    for digest_ in one.manifest["layers"]:
+        Path(blob_path(space.store.root, parse_digest(digest_["digest"]))).unlink()  # they are not even read
+    assert [layer.skipped for layer in unpack_image(space, second).layers] == [True, True, False]
+    assert [layer.skipped for layer in unpack_image(space, second).layers] == [True] * 3
+
+
+def test_an_image_without_layers_has_no_snapshot(space: Space) -> None:
+    unpacked = unpack_image(space, put_image(space, small_image(), "image"))
+    assert (unpacked.snapshot, unpacked.layers) == ("", ())
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, space: Space, lanes: int) -> None:
+    image = small_image(*LAYERS)
+    config = {**image.config, "rootfs": {"type": "layers", "diff_ids": [*image.config["rootfs"]["diff_ids"]]}}
+    config["rootfs"]["diff_ids"][1] = digest(b"something else")
+    raw = compact(config)
+    manifest = {**image.manifest, "config": {**image.manifest["config"], "digest": digest(raw), "size": len(raw)}}
+    wrong = SmallImage(
+        manifest, config, {**image.blobs, digest(raw): raw, digest(compact(manifest)): compact(manifest)}
+    )
+    target = put_image(space, wrong, "image")
+    with pytest.raises(DigestMismatch, match="diff id"):
+        unpack_image(space, target, lanes=lanes)
+    assert names(space) <= set(chain(image)[:1])
+    collect(store)
+    assert set() == names(space)
+    assert os.listdir(store.root / "snapshots" / "overlayfs") == []
+    assert space.leases.list() == []
+    assert os.listdir(store.root / "locks") == []
+
+
+@pytest.mark.usefixtures("own_processes")
+def test_processes_make_the_same_tree_and_raise_the_same_errors(store: Store, space: Space) -> None:
+    image = small_image(*LAYERS, *({f"f{number}": bytes(100)} for number in range(4)))
+    one = unpack_image(space, put_image(space, image, "image"), lanes=1)
+    other = store.namespace("other")
+    many = unpack_image(other, put_image(other, image, "image"), lanes=3)
+    assert tree(space, one) == tree(other, many)
+    assert [layer.entries for layer in one.layers] == [layer.entries for layer in many.layers]
+
+    third = store.namespace("third")
+    target = put_image(third, image, "image")
+    path = Path(blob_path(store.root, parse_digest(image.manifest["layers"][3]["digest"])))
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-4] + b"1234")
+    with pytest.raises(Integrity) as caught:
+        unpack_image(third, target, lanes=3)
+    assert image.manifest["layers"][3]["digest"] in str(caught.value)
+    assert all(not name.startswith("extract") for name in names(third))
+
+
+def test_a_process_that_was_killed_is_an_error(space: Space) -> None:
+    process = layer_work.LayerProcess(space, "overlayfs")
+    process._process.send_signal(signal.SIGKILL)
+    process._process.wait()
+    some = parse_digest(digest(b""))
+    work = layer_work.LayerWork("key", some, 0, some, "none", None, parents_known=True, buffers=4)
+    with pytest.raises(LamellaError, match="ended before"):
+        process.do(work, lambda _: None, None)
+    process.close()
+
+
+SHARE = """
+import sys
+from lamella.store.store import Store
+from lamella.store.unpacking import unpack_image
+with Store.open(sys.argv[1]) as store:
+    sys.stdin.read(1)
+    unpacked = unpack_image(store.namespace("test"), "image")
+    print(sum(not layer.skipped for layer in unpacked.layers), unpacked.snapshot)
+"""
+
+
+def test_processes_that_unpack_the_same_image_do_the_work_once(store: Store, space: Space) -> None:
+    image = small_image(*LAYERS, *({f"d/f{number}": bytes(1 << 16)} for number in range(8)))
+    put_image(space, image, "image")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARE, str(store.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = []
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("x")
+        worker.stdin.flush()
+    for worker in workers:
+        out, _ = worker.communicate(timeout=60)
+        assert worker.returncode == 0
+        said.append(out.split())
+    assert len(chain(image)) == sum(int(count) for count, _ in said)
+    assert {chain(image)[-1]} == {top for _, top in said}
+    assert set(chain(image)) == names(space)
+
+
+def test_threads_that_unpack_the_same_image_do_the_work_once(space: Space) -> None:
+    image = small_image(*LAYERS, *({f"d/f{number}": bytes(1 << 16)} for number in range(8)))
+    target = put_image(space, image, "image")
+    results: list[Unpacked] = []
+    threads = [threading.Thread(target=lambda: results.append(unpack_image(space, target))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 3
+    assert len(chain(image)) == sum(not layer.skipped for result in results for layer in result.layers)
+
+
+def test_who_waits_for_another_can_be_told_to_stop(store: Store, space: Space) -> None:
+    image = small_image(*LAYERS)
+    target = put_image(space, image, "image")
+    cancel = Cancellation()
+    with sole(store.root, f"unpack test overlayfs {chain(image)[0]}"):
+        threading.Timer(0.2, cancel.cancel).start()
+        with pytest.raises(Cancelled):
+            unpack_image(space, target, cancel=cancel)
+    assert set() == names(space)
+    assert space.leases.list() == []
+    assert [layer.skipped for layer in unpack_image(space, target).layers] == [False] * 3
+
+
+def test_a_lock_is_for_one_at_a_time_and_leaves_no_file(store: Store) -> None:
+    inside: list[int] = []
+
+    def work() -> None:
+        for _ in range(10):
+            with sole(store.root, "work"):
+                inside.append(1)
+                assert len(inside) == 1
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert os.listdir(store.root / "locks") == []
+
+
+def test_a_loss_that_is_refused_leaves_no_snapshot(space: Space) -> None:
+    raw = image_of_tars([tar_of({"a": b"1"}), _with_xattr()])
+    target = put_image(space, raw, "image")
+    losses = Losses()
+    unpack_image(space, target, "native", losses=losses)
+    assert [loss.path for loss in losses] == ["b"]
+    with pytest.raises(LossRefused):
+        unpack_image(space, target, losses=Losses(refuse=True), lanes=2)
+    assert set(chain(raw)[:1]) == names(space)
+
+
+def test_a_blob_that_is_not_there_is_told_and_leaves_nothing(space: Space) -> None:
+    image = small_image(*LAYERS)
+    target = put_image(space, image, "image")
+    space.content.delete(parse_digest(image.manifest["layers"][1]["digest"]))
+    with pytest.raises(NotFound):
+        unpack_image(space, target, lanes=3)
+    assert names(space) <= set(chain(image)[:1])
+
+
+def test_a_full_disk_loses_nothing_and_work_can_go_on(tmpfs: Callable[[str], Path]) -> None:
+    place = tmpfs("size=12m")
+    with Store.open(place / "store") as store:
+        space = store.namespace("test")
+        image = small_image({"a": b"1"}, {"big": bytes(4 << 20)})
+        target = put_image(space, image, "image")
+        filler = place / "keep"
+        filler.write_bytes(bytes(9 << 20))
+        with pytest.raises(Exhausted):
+            unpack_image(space, target)
+        assert names(space) <= set(chain(image)[:1])
+        filler.unlink()
+        assert chain(image)[-1] == unpack_image(space, target).snapshot
+
+
+def _with_xattr() -> bytes:
+    import io
+    import tarfile
+
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("b")
+        member.pax_headers = {"SCHILY.xattr.trusted.overlay.opaque": "y"}
+        archive.addfile(member)
+    return raw.getvalue()
