@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import FormatError, LamellaError, Unsupported
+from lamella.streams.compressors import RecipeMember
 from lamella.streams.zstandard import zstd
 
 if TYPE_CHECKING:
     from lamella.streams.blob import Buffer
+
+__all__ = ["FileSegment", "RecipeHead", "RecipeMember", "RecipeReader", "RecipeWriter", "Segment"]
 
 MAGIC: Final = b"LAYRECP"
 VERSION: Final = 1
@@ -46,18 +49,6 @@ _WINDOW_LOG: Final = 23
 _STEP: Final = 256 << 10
 _MAX_NUMBER: Final = 9
 """Bytes of a number, which make 63 bits."""
-
-
-@dataclass(slots=True, frozen=True)
-class RecipeMember:
-    """One compressed piece of the blob, such as a member of a gzip file."""
-
-    by: str
-    """Which compressor gives its bytes again, by a name of `lamella.streams.compressors`."""
-    size: int
-    """Uncompressed bytes."""
-    head: bytes = b""
-    """The bytes before the compressed ones."""
 
 
 @dataclass(slots=True, frozen=True)

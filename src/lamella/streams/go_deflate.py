@@ -127,7 +127,7 @@ class GoDeflate:
                     limit = lowest
                 there = before[at]
                 if there >= limit:
-                    nice = most_nice if most_nice < longest else longest
+                    nice = min(most_nice, longest)
                     tries = most_tries
                     wanted = data[at + 3]
                     begin = data[at : at + 4]
@@ -136,7 +136,7 @@ class GoDeflate:
                             found = length + 1
                             while found < longest:
                                 step = 16 if found < 20 else 256
-                                stop = found + step if found + step < longest else longest
+                                stop = min(found + step, longest)
                                 mine, theirs = data[at + found : at + stop], data[there + found : there + stop]
                                 if mine != theirs:
                                     differ = number(mine, "little") ^ number(theirs, "little")
