@@ -324,6 +324,8 @@ class Connection:
             return
         with self._flow:
             stream.owed += size
+        if stream.owed > _STREAM_WINDOW:
+            raise ConnectionBroken(http2.FLOW_CONTROL_ERROR, "a client that sends more than it may")
         try:
             self._feed(stream, http2.unpadded(flags, payload))
         except LamellaError as problem:

@@ -23,7 +23,7 @@ from lamella.service.supervisor import notify
 LOG = logging.getLogger("lamella.service")
 
 _LOCK: Final = "service"
-_PATIENCE: Final = 1.0
+_PATIENCE: Final = 0.5
 """Seconds in which a collector that looks through the locks lets go of this one."""
 
 
@@ -70,11 +70,11 @@ def serve(endpoints: Sequence[tuple[str | socket.socket, Mapping[str, Method]]],
     """
     server = Server()
     with ExitStack() as stack:
+        stack.enter_context(_stopped_by_signals(server))
         for place, methods in endpoints:
             listener = stack.enter_context(place if isinstance(place, socket.socket) else listening(place))
             server.serve(listener, methods)
             LOG.info("serving at %s", listener.getsockname())
-        stack.enter_context(_stopped_by_signals(server))
         notify("READY=1")
         server.run(once=once)
         LOG.info("stopped")

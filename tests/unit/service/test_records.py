@@ -327,9 +327,9 @@ class Listener:
     """A subscription whose beginning is waited for: events go to those who listen already."""
 
     def __init__(self, served: Served, *filters: str) -> None:
+        before = served.shared.bus.subscribers
         self._call: Any = served.client.events.Subscribe(events_pb2.SubscribeRequest(filters=filters))
         end = time.monotonic() + 10
-        before = served.shared.bus.subscribers
         while served.shared.bus.subscribers == before and time.monotonic() < end:
             time.sleep(0.005)
 
