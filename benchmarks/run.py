@@ -29,7 +29,7 @@ UNPACK: dict[str, tuple[str, str, tuple[Bar, ...]]] = {
     "debian": ("debian", "gzip", (Bar("containerd", 0.42),)),
 }
 STORE_UNPACK = ("debian", "large")
-SIDE_BY_SIDE = ("many-small",)
+SIDE_BY_SIDE = ("debian",)
 NAMES = (*UNPACK, "pack", "diff", "start", "growth", "store-import", "store-unpack", "side-by-side")
 QUICK = ("large-gzip", "few-big", "debian", "start")
 VERSIONS = {
