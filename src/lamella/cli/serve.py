@@ -3,29 +3,61 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from lamella.cli.console import Console
 from lamella.cli.frame import Verb
 from lamella.cli.store.opening import opened_store
 
+if TYPE_CHECKING:
+    from socket import socket
+
+    from lamella.service.calls import Method
+
 
 @click.command("serve", cls=Verb)
 @click.option("--address", metavar="SOCKET", help="The unix socket to listen at.")
+@click.option("--plugin", metavar="SOCKET", help="The unix socket to be containerd's plugin at.")
+@click.option(
+    "--containerd", metavar="SOCKET", help="Where the containerd is whose plugin this is.  [default: its usual socket]"
+)
+@click.option(
+    "--print-containerd-config",
+    "config_for",
+    type=click.Choice(["1.7", "2"]),
+    is_flag=False,
+    flag_value="2",
+    help="Print what makes this the plugin of such a containerd, 2 by default, and stop.",
+)
 @click.option("--once", is_flag=True, help="Stop when the clients that came have gone.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How the log looks."
 )
 @click.pass_obj
-def command(console: Console, address: str | None, once: bool, log_format: str) -> None:
-    """Serve the store to containerd's clients.
+def command(
+    console: Console,
+    address: str | None,
+    plugin: str | None,
+    containerd: str | None,
+    config_for: str | None,
+    once: bool,
+    log_format: str,
+) -> None:
+    """Serve the store to containerd's clients, or to a containerd.
 
     They talk to SOCKET as they do to containerd: ctr --address SOCKET images ls. A socket that nobody answers at is
     replaced. A service manager may hand over an open socket in place of SOCKET. SIGTERM and SIGINT stop the server
     once the calls under way are done; the log goes to standard error.
-    """
-    from socket import socket
 
+    With --plugin, a containerd has its layers unpacked and its snapshots kept here, in a store of their own beneath
+    the other one. What its configuration needs for it is printed on request.
+    """
     from lamella.errors import Unsupported
 
     try:
@@ -36,22 +68,42 @@ def command(console: Console, address: str | None, once: bool, log_format: str) 
             f"to serve, the package {missing.name} is needed", hint="pip install 'lamella[containerd]'"
         ) from missing
 
+    if config_for is not None:
+        _print_config(console, config_for, plugin)
+        return
+
     from lamella.service import logs
     from lamella.service.direct import Direct
+    from lamella.service.plugin import CONTAINERD, opened_plugin
     from lamella.service.serving import serve, sole_server
     from lamella.service.supervisor import inherited
 
     sockets = inherited()
-    if address is None and not sockets:
-        raise click.UsageError("--address is missing")
+    if address is None and plugin is None and not sockets:
+        raise click.UsageError("--address or --plugin is missing")
     logs.start(log_format, debug=console.debug)
-    with opened_store(create=True) as store, sole_server(store.root):
-        shared = Direct(store)
-        try:
+    with ExitStack() as stack:
+        store = stack.enter_context(opened_store(create=True))
+        stack.enter_context(sole_server(store.root))
+        endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
+        if address is not None or sockets:
+            shared = Direct(store)
+            stack.callback(shared.close)
             methods = shared.methods()
-            places: list[str | socket] = [*sockets]
+            endpoints += [(place, methods) for place in sockets]
             if address is not None:
-                places.append(address)
-            serve([(place, methods) for place in places], once=once)
-        finally:
-            shared.close()
+                endpoints.append((address, methods))
+        if plugin is not None:
+            served = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD))
+            endpoints.append((plugin, served.methods()))
+        serve(endpoints, once=once)
+
+
+def _print_config(console: Console, version: str, plugin: str | None) -> None:
+    from lamella.oci.platform import host_platform
+    from lamella.service.plugin import SOCKET, containerd_config
+    from lamella.store.store import default_root
+
+    address = Path(os.path.abspath(plugin or SOCKET))
+    root = Path(os.path.abspath(default_root()))
+    console.line(containerd_config(address, root, 2 if version == "1.7" else 3, str(host_platform())).rstrip("\n"))

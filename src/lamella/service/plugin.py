@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FOLDER: Final = "plugin"
 """Where the plugins' store is in the other one."""
 
+SOCKET: Final = "/run/lamella/plugin.sock"
 CONTAINERD: Final = "/run/containerd/containerd.sock"
 
 SNAPSHOTTERS: Final = {"lamella": "overlayfs", "lamella-native": "native", "lamella-erofs": "erofs"}
@@ -38,6 +39,17 @@ DIFFER: Final = "lamella-diff"
 CONTENT: Final = "lamella-content"
 
 _SPACE: Final = "plugin"
+
+
+@contextmanager
+def opened_plugin(root: Path, containerd: str = CONTAINERD) -> Iterator[Plugin]:
+    """The plugins whose store is beneath the one at ``root``, made where it is missing. Raises as `Store.open`."""
+    with Store.open(root / FOLDER) as store:
+        plugin = Plugin(store, containerd)
+        try:
+            yield plugin
+        finally:
+            plugin.close()
 
 
 class Plugin(Direct):
