@@ -94,7 +94,7 @@ class OciArchiveWriter(ImageWriter):
     """Writes an OCI layout of one image, or one index of images, as a tar."""
 
     takes_indexes = True
-    lanes = 3
+    lanes = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
         self.where = f"oci-archive:{path}"
@@ -146,7 +146,7 @@ class DockerArchiveWriter(ImageWriter):
     """
 
     takes_indexes = False
-    lanes = 3
+    lanes = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
         self.where = f"docker-archive:{path}"

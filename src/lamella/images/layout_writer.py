@@ -46,7 +46,7 @@ class LayoutWriter(ImageWriter):
     """
 
     takes_indexes = True
-    lanes = 3
+    lanes = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
         del replace  # the same tag always gives way, as skopeo's users know it

@@ -102,7 +102,7 @@ def delete(image: str, *, whole: bool = False) -> Deleted:
             return Deleted(reference.name, None, digest)
         try:
             client.delete_manifest(str(reference.tag))
-        except (Unsupported, InvalidInput) as problem:
+        except Unsupported as problem:
             problem.hint = "many registries delete images alone, and each tag of them: do so with --image"
             raise
         return Deleted(reference.name, reference.tag, None)

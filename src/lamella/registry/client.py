@@ -12,6 +12,7 @@ from lamella.digests import Digest, parse_digest
 from lamella.errors import (
     Denied,
     DigestMismatch,
+    Integrity,
     InvalidInput,
     LamellaError,
     NotFound,
@@ -142,10 +143,12 @@ class Client:
         """Delete a manifest by digest, or a tag. Raises NotFound, Unsupported, Denied."""
         try:
             self._delete(f"manifests/{reference}", f"delete {reference}")
-        except (Unsupported, InvalidInput) as problem:
-            if ":" not in reference:
-                problem.hint = "many registries delete by digest alone, and then every tag of the image"
-            raise
+        except (Unsupported, InvalidInput, Integrity) as problem:
+            if ":" in reference:
+                raise
+            # A registry that takes digests alone says so in many ways, one of them that a tag is a wrong digest.
+            hint = "many registries delete by digest alone, and then every tag of the image"
+            raise Unsupported(str(problem), hint=hint) from None
 
     def _ask_manifest(self, endpoint: Endpoint, method: str, reference: str) -> Response:
         return endpoint.request(

@@ -22,7 +22,7 @@ from lamella.registry.client import DOCUMENTS, Client
 from lamella.registry.reader import RegistryReader
 from lamella.registry.uploads import Upload, UploadLost
 
-PIECE: Final = 8 << 20
+PIECE: Final = 6 << 20
 """Bytes that are sent by one request, and kept until they have arrived; stores behind registries want 5 MiB or more."""
 
 _ANEW: Final = 3
@@ -39,7 +39,7 @@ class RegistryWriter(ImageWriter):
     """
 
     takes_indexes = True
-    lanes = 3
+    lanes = 4
 
     def __init__(self, client: Client, digest: Digest | None = None) -> None:
         self.client = client
