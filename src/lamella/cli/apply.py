@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from lamella.cli.documents import applied_document, losses_document
 from lamella.cli.frame import Verb
 from lamella.cli.options import devices_option, owner_option, policy, strict_option
 
+if TYPE_CHECKING:
+    from lamella.layers.policy import Policy
+
 
 @click.command("apply", cls=Verb)
 @click.argument("blob", metavar="BLOB")
@@ -20,10 +24,10 @@ from lamella.cli.options import devices_option, owner_option, policy, strict_opt
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "overlay"]),
+    type=click.Choice(["directory", "overlay", "windows"]),
     default="directory",
     show_default=True,
-    help="DIR is a plain tree, which whiteouts remove from, or an overlay's upper directory.",
+    help="DIR is a plain tree, which whiteouts remove from, an overlay's upper directory, or a Windows layer's folder.",
 )
 @click.option(
     "--parent",
@@ -31,7 +35,7 @@ from lamella.cli.options import devices_option, owner_option, policy, strict_opt
     multiple=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="A layer below an upper directory, the nearest first; may be given again.",
+    help="A layer below an upper directory or a Windows layer, the nearest first; may be given again.",
 )
 @click.option("--expect", metavar="DIFF_ID", help="The digest that the uncompressed tar must have.")
 @click.option("--digest", metavar="DIGEST", help="The digest that BLOB must have.")
@@ -54,14 +58,16 @@ def command(
     """Apply a layer blob to a directory.
 
     BLOB is a tar, plain or compressed with gzip or zstd; - is standard input. DIR is made where it is missing. What was
-    written before a failure is left in DIR.
+    written before a failure is left in DIR; the folder of a Windows layer appears when it is complete.
     """
     from lamella.changes.losses import Losses
     from lamella.digests import parse_digest
     from lamella.operations.apply import apply_blob
 
     if parents and kind == "directory":
-        raise click.UsageError("--parent is for --as overlay; a plain directory has what is below in it")
+        raise click.UsageError(
+            "--parent is for --as overlay and --as windows; a plain directory has what is below in it"
+        )
     losses = Losses(refuse=strict)
     progress = console.progress()
     if progress is not None:
@@ -72,7 +78,7 @@ def command(
             directory,
             kind=kind,
             parents=parents,
-            policy=policy(owner, devices),
+            policy=_policy(kind, owner, devices),
             losses=losses,
             digest=None if digest is None else parse_digest(digest),
             diff_id=None if expect is None else parse_digest(expect),
@@ -90,6 +96,14 @@ def command(
     console.summary(f"{applied.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
     console.summary(f"digest   {facts.digest}")
     console.summary(f"diff id  {facts.diff_id}")
+
+
+def _policy(kind: str, owner: str | None, devices: str | None) -> Policy | None:
+    if kind != "windows":
+        return policy(owner, devices)
+    if owner is not None or devices is not None:
+        raise click.UsageError("--owner and --devices are for POSIX layers; a Windows layer keeps what it has")
+    return None
 
 
 def _size(blob: str) -> int | None:

@@ -24,10 +24,10 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "overlay"]),
+    type=click.Choice(["directory", "overlay", "windows"]),
     default="directory",
     show_default=True,
-    help="UPPER is a plain tree, or an overlay's upper directory, which says itself what changed.",
+    help="UPPER is a plain tree; or an overlay's upper directory or a Windows layer's folder, which say what changed.",
 )
 @compression_options
 @click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
@@ -58,8 +58,9 @@ def command(
     if not 1 <= len(places) <= 2:
         raise click.UsageError("give one directory, or two, the lower one first")
     lower, upper = places if len(places) == 2 else (None, places[0])
-    if lower is not None and kind == "overlay":
-        raise click.UsageError("an overlay's upper directory says itself what changed; give it alone")
+    if lower is not None and kind != "directory":
+        whose = "an overlay's upper directory" if kind == "overlay" else "the folder of a Windows layer"
+        raise click.UsageError(f"{whose} says itself what changed; give it alone")
     if output is None:
         _list(console, lower, upper, kind, exact)
         return

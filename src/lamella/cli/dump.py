@@ -17,10 +17,10 @@ from lamella.cli.options import platform_option
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "overlay"]),
+    type=click.Choice(["directory", "overlay", "windows"]),
     default="directory",
     show_default=True,
-    help="DIR is a plain tree, or an overlay's upper directory.",
+    help="DIR is a plain tree, an overlay's upper directory, or a Windows layer's folder.",
 )
 @click.option("--inline", type=click.IntRange(min=0), default=0, metavar="N", help="Show content of up to N bytes.")
 @click.option("--holes", is_flag=True, help="Tell where files have holes, in place of reading them as zeros.")

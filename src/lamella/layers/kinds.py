@@ -25,8 +25,9 @@ def sink(
 ) -> Sink[Losses]:
     """The sink that applies a layer to the directory ``place`` as ``kind`` has it.
 
-    ``parents`` are places of the same kind, nearest first; where the kind keeps layers apart, none means that they are
-    not known. Raises InvalidInput for an unknown kind, and for parents where the kind has none.
+    ``parents`` are places of the same kind, nearest first. None means that they are not known where the kind keeps
+    layers apart; of kind ``"windows"``, that the layer is a base layer. Raises InvalidInput for an unknown kind, and
+    for parents where the kind has none.
     """
     try:
         make = SINKS[kind]
@@ -51,10 +52,22 @@ def _overlay(place: Path, parents: Sequence[Path], policy: Policy | None, losses
     return OverlaySink(OverlayLayer(place), parents=stack, policy=policy, losses=losses)
 
 
+def _windows(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+    from lamella.layers.stack import LayerStack
+    from lamella.layers.windows.place import WindowsLayer
+    from lamella.layers.windows.sink import WindowsSink
+
+    if policy is not None:
+        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
+    stack = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
+    return WindowsSink(WindowsLayer(place), parents=stack, losses=losses)
+
+
 MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], Policy | None, Losses | None], Sink[Losses]]"
 
 SINKS: Final[dict[str, MakeSink]] = {
     "directory": _directory,
     "overlay": _overlay,
+    "windows": _windows,
 }
 """Kind of layer -> what makes its sink from the arguments of `sink`."""

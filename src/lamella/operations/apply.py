@@ -53,11 +53,29 @@ def apply_blob(
 
     ``kind`` is a name of `lamella.layers.kinds`; ``parents`` are places of the same kind, nearest first. Whatever of
     ``digest``, ``size`` (bytes of the blob), ``diff_id`` and ``compression`` is given must hold; all are compared
-    before the layer is committed. What was written before a failure stays in ``directory``.
+    before the layer is committed. What was written before a failure stays in ``directory``; of the kind ``"windows"``,
+    which takes the tar of a Windows layer, nothing stays, and the directory must be empty or not exist.
 
     Raises Integrity (digest, size), FormatError, UnsafePath, Exhausted, Denied, Cancelled and the like.
     """
     losses = losses if losses is not None else Losses()
+    if kind == "windows":
+        from lamella.operations.windows import apply_layer
+
+        return apply_layer(
+            blob,
+            Path(directory),
+            parents=parents,
+            policy=policy,
+            losses=losses,
+            compression=compression,
+            digest=digest,
+            size=size,
+            diff_id=diff_id,
+            limits=limits,
+            progress=progress,
+            cancel=cancel,
+        ).applied
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:

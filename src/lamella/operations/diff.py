@@ -47,7 +47,9 @@ def diff(
     """Write the layer that makes the directory ``lower`` into ``upper``; without a lower one, all of the upper one.
 
     A path ``output`` gets its name when the blob is complete; an open file is written from where it stands. With the
-    ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed.
+    ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed. So does the
+    folder of a Windows layer, of the kind ``"windows"``, whose tar has the entries in the order and with the times that
+    the folder was made of: a layer that Lamella or go-winio wrote comes out with the same diff id.
 
     The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
     than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
@@ -68,6 +70,7 @@ def diff(
             changes,
             file,
             lookup=lookup,
+            windows=kind == "windows",
             compression=compression,
             level=level,
             threads=threads,
@@ -105,13 +108,21 @@ def sourced(
                 raise InvalidInput("an overlay's upper directory says itself what changed: it is given alone")
             changes = stated = stack.enter_context(OverlayChanges(OverlayLayer(Path(upper)), owners=how[owners]))
             lookup = stated.lookup
+        elif kind == "windows":
+            from lamella.operations.windows import layer_source
+
+            if lower is not None:
+                raise InvalidInput("a Windows layer says itself what changed: it is given alone")
+            if owners is not None:
+                raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
+            changes, lookup = stack.enter_context(layer_source(Path(upper)))
         elif kind == "directory":
             below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=how[owners]))
             tree = stack.enter_context(DirectoryTree(upper, owners=how[owners]))
             changes = tree.changes() if below is None else changes_between(below, tree, exact=exact)
             lookup = tree.lookup
         else:
-            raise InvalidInput(f"no kind of layer is called {kind!r}; there are directory and overlay")
+            raise InvalidInput(f"no kind of layer is called {kind!r}; there are directory, overlay and windows")
         if owners is Owners.IGNORE:
             yield map(_of_root, changes), None
         else:
@@ -156,7 +167,7 @@ def list_changes(
     all files, and not only where times leave it open. Of what is gone with its directory, only that is listed. Raises
     as `diff`.
     """
-    if kind == "overlay":
+    if kind != "directory":
         with sourced(lower, upper, kind=kind) as (changes, _):
             yield from _differences(changes, None, None)
         return
@@ -185,4 +196,4 @@ def _differences(changes: Source, lower: Tree | None, upper: Tree | None) -> Ite
             case Opaque(path):
                 yield Difference("D", path, None, None, opaque=True)
             case Stream():
-                raise InvalidInput(f"{change.path!r}: directories have no alternate data streams")
+                pass  # a part of the file that was named right before

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from lamella.changes.apply import Tally, apply
-from lamella.changes.contracts import Source
+from lamella.changes.contracts import Sink, Source
 from lamella.changes.losses import Losses
 from lamella.changes.model import Buffer, Entry
 from lamella.layers.tar_sink import TarSink
@@ -17,6 +17,7 @@ from lamella.streams.writing import BlobWriter
 from lamella.times import source_date_epoch
 
 if TYPE_CHECKING:
+    from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
     from lamella.streams.reading import BlobFacts
 
@@ -42,6 +43,8 @@ def write_layer(
     threads: int | None = None,
     subsecond: bool = False,
     clamp: int | None = None,
+    windows: bool = False,
+    rules: NameRules | None = None,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
@@ -49,7 +52,10 @@ def write_layer(
     """Write ``changes`` to ``output`` as a layer; what was written before a failure is no layer.
 
     ``lookup`` tells the metadata of hard links' targets; see `TarSink`. No time is later than ``clamp``, in
-    nanoseconds, or SOURCE_DATE_EPOCH where that is not given.
+    nanoseconds, or SOURCE_DATE_EPOCH where that is not given. With ``windows`` it is the tar of a Windows layer, of
+    entries with a Windows facet, whose names are by ``rules``: times have all of their fraction, and without ``clamp``
+    they stay as they are.
+
     ``progress`` counts bytes of the tar. Raises as `apply` and the source do; Exhausted where there is no space.
     """
     losses = losses if losses is not None else Losses()
@@ -58,14 +64,15 @@ def write_layer(
         progress.start("write", None)
     try:
         with BlobWriter(output, compression=compression, level=level, threads=threads) as writer:
-            sink = TarSink(
-                writer.write if progress is None else _counting(writer.write, progress),
-                lookup=lookup,
-                root=True,
-                clamp=source_date_epoch() if clamp is None else clamp,
-                subsecond=subsecond,
-                losses=losses,
-            )
+            write = writer.write if progress is None else _counting(writer.write, progress)
+            sink: Sink[Losses]
+            if windows:
+                from lamella.layers.windows_tar_sink import WindowsTarSink
+
+                sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=rules, losses=losses)
+            else:
+                clamp = source_date_epoch() if clamp is None else clamp
+                sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=subsecond, losses=losses)
             apply(changes, sink, cancel=cancel, tally=tally)
             return Written(writer.finish(), tally.changes, losses)
     finally:

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows layers applied and compared as containerd does on Windows, over folders on any host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from lamella.changes.apply import Tally, apply
+from lamella.changes.contracts import Source
+from lamella.changes.losses import Losses
+from lamella.changes.model import Entry
+from lamella.errors import InvalidInput, from_os
+from lamella.layers.stack import LayerStack
+from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.sink import WindowsSink
+from lamella.layers.windows.source import WindowsChanges
+from lamella.layers.windows_tar import windows_tar_changes
+from lamella.operations.apply import Applied
+from lamella.paths import LayerPath
+from lamella.streams.reading import BlobLimits, BlobReader
+
+if TYPE_CHECKING:
+    from lamella.digests import Digest
+    from lamella.layers.policy import Policy
+    from lamella.layers.windows_names import NameRules
+    from lamella.progress import Cancellation, Progress
+
+
+@dataclass(slots=True, frozen=True)
+class Imported:
+    """What came of a layer."""
+
+    applied: Applied
+    size: int
+    """Bytes of its files, as hcsshim counts them: without alternate streams, each file once."""
+
+
+def apply_layer(
+    blob: str | os.PathLike[str] | BinaryIO,
+    folder: Path,
+    *,
+    parents: Sequence[Path] | LayerStack[WindowsLayer] = (),
+    policy: Policy | None = None,
+    rules: NameRules | None = None,
+    losses: Losses | None = None,
+    compression: str | None = None,
+    digest: Digest | None = None,
+    size: int | None = None,
+    diff_id: Digest | None = None,
+    limits: BlobLimits | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Imported:
+    """Make ``folder`` the Windows layer whose tar is ``blob``; a failure leaves nothing there.
+
+    Paths of ``parents`` come nearest first; without any it is a base layer. What else can be given must hold, as for
+    `apply_blob`. Raises Conflict (the folder is there), NotFound (a parent is not, or a link's target), InvalidInput,
+    UnsafePath, FormatError, Integrity, Exhausted, Cancelled.
+    """
+    if policy is not None:
+        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
+    losses = losses if losses is not None else Losses()
+    stack = parents if isinstance(parents, LayerStack) else LayerStack.from_nearest(map(WindowsLayer, parents))
+    try:
+        os.makedirs(folder.absolute().parent, exist_ok=True)
+    except OSError as error:
+        raise from_os(error, f"make directory {os.fspath(folder.parent)!r}") from error
+    tally = Tally()
+    with BlobReader(
+        Path(blob) if isinstance(blob, (str, os.PathLike)) else blob,
+        compression=compression,
+        digest=digest,
+        size=size,
+        diff_id=diff_id,
+        limits=limits,
+        progress=None if progress is None else progress.advance,
+        cancel=cancel,
+    ) as reader:
+        sink = WindowsSink(WindowsLayer(folder), parents=stack if len(stack) else None, rules=rules, losses=losses)
+        changes = windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules, linked=sink.link_facet)
+        apply(changes, sink, cancel=cancel, tally=tally)
+        return Imported(Applied(reader.finish(), tally.changes, losses), sink.size)
+
+
+@contextmanager
+def layer_source(folder: Path) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None]]]:
+    """What the folder of a Windows layer states, and what tells of its links' targets; good until the block ends."""
+    with WindowsChanges(WindowsLayer(folder)) as changes:
+        yield changes, changes.lookup
+
+
+@dataclass(slots=True, frozen=True)
+class WindowsMount:
+    """A layer as containerd mounts it: writable, or to be looked at."""
+
+    layer: WindowsLayer | None
+    """None for what shows nothing: a view of no layer."""
+    parents: LayerStack[WindowsLayer]
+
+    @classmethod
+    def of(cls, source: WindowsLayer, parents: LayerStack[WindowsLayer], *, read_only: bool) -> WindowsMount:
+        """What a mount of type ``windows-layer`` means: a read-only one shows its parents, and is a dummy itself."""
+        if not read_only:
+            return cls(source, parents)
+        nearest = parents.nearest_first()
+        if not nearest:
+            return cls(None, parents)
+        return cls(nearest[0], LayerStack.from_nearest(nearest[1:]))
+
+
+def layer_to_diff(lower: WindowsMount, upper: WindowsMount) -> tuple[WindowsLayer, LayerStack[WindowsLayer]]:
+    """The layer that tells how ``upper`` differs from ``lower``, with its parents.
+
+    A Windows layer says itself what changed, against its parents alone, so ``lower`` must be the nearest of them, with
+    the same parents in turn. Raises InvalidInput where it is not.
+    """
+    if upper.layer is None:
+        raise InvalidInput("the upper mount shows no layer")
+    above = upper.parents.nearest_first()
+    if lower.layer is None:
+        if above:
+            raise InvalidInput("the upper layer has parents, and is to be compared with nothing")
+        return upper.layer, upper.parents
+    if not above:
+        raise InvalidInput("the upper layer has no parents, and is to be compared with a layer")
+    if above[0] != lower.layer:
+        raise InvalidInput(
+            f"{os.fspath(lower.layer.path)!r} is not the nearest parent of {os.fspath(upper.layer.path)!r}",
+            hint="a Windows layer can be compared with its parent alone",
+        )
+    if above[1:] != lower.parents.nearest_first():
+        raise InvalidInput("the two layers do not have the same layers below")
+    return upper.layer, upper.parents
