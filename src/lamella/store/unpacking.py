@@ -43,7 +43,7 @@ from lamella.store.image_reader import StoreReader
 from lamella.store.layer_work import LayerDone, LayerProcess, LayerWork, do
 from lamella.store.leases import under_lease
 from lamella.store.locks import sole
-from lamella.store.references import REF_SNAPSHOT, snapshots
+from lamella.store.references import CONTENT, REF_SNAPSHOT, snapshots
 from lamella.store.snapshotters import canonical
 from lamella.store.snapshotters.graph import SNAPSHOT_REF
 from lamella.streams.reading import BUFFERS
@@ -132,6 +132,8 @@ def unpack_image(
     with under_lease(space) as held:
         reader = StoreReader(held, target=target)
         image = image_of(reader, resolve(reader, platform=platform))
+        assert held.lease is not None  # noqa: S101  # that is what `under_lease` is for
+        held.leases.add(held.lease, Resource(CONTENT, image.descriptor.digest))  # and so all that it needs
         work = _Unpacking(held, name, image, policy, losses, progress, cancel)
         layers = work.run(lanes)
         top = layers[-1].chain_id if layers else ""
