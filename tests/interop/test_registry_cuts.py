@@ -137,13 +137,13 @@ def test_a_push_that_is_killed_while_a_piece_is_on_its_way_goes_on(
         """Kill it when the first bytes of a piece are on its disk."""
         end = time.monotonic() + 20
         while time.monotonic() < end:
-            for path in (registry.directory / "data").rglob("_uploads/*/data"):
-                try:
+            try:
+                for path in (registry.directory / "data").rglob("_uploads/*/data"):
                     if path.stat().st_size > MIB:
                         killer.advance(1)
                         return
-                except FileNotFoundError:
-                    pass
+            except FileNotFoundError:
+                pass  # an upload has ended while we looked
 
     watching = threading.Thread(target=watch)
     watching.start()
