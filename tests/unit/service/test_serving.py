@@ -178,7 +178,7 @@ def test_a_second_server_of_a_store_and_one_at_the_same_socket_refuse(start: Sta
 def test_without_an_address_usage_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lamella", "--root", str(tmp_path / "root"), "serve"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "lamella: --address is missing")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "lamella: --address or --plugin is missing")
     assert not (tmp_path / "root").exists()
 
 
