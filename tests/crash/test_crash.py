@@ -231,7 +231,7 @@ def test_nothing_is_lost_when_a_process_is_killed(root: Path, images: Path) -> N
 
 
 def test_two_processes_at_once_lose_nothing_of_each_other(root: Path, images: Path) -> None:
-    children = [start(root, number, images, f"space{number}", 25) for number in range(2)]
+    children = [start(root, number, images, f"space{number}", 15) for number in range(2)]
     for child in children:
         text = child.communicate(timeout=120)[0].decode()
         assert text.endswith("end\n"), text
@@ -241,7 +241,7 @@ def test_two_processes_at_once_lose_nothing_of_each_other(root: Path, images: Pa
 
 
 def test_two_processes_in_one_namespace_leave_it_whole(root: Path, images: Path) -> None:
-    children = [start(root, number, images, "work", 25) for number in (3, 4)]
+    children = [start(root, number, images, "work", 15) for number in (3, 4)]
     for child in children:
         text = child.communicate(timeout=120)[0].decode()
         assert text.endswith("end\n"), text

@@ -98,19 +98,38 @@ def _mount(mount: Mount, target: Path) -> None:
     where = os.fspath(target)
     with _told(mount, where):
         match mount:
-            case BindMount(source, readonly):
-                mounting.bind(os.fspath(source), where, readonly=readonly)
+            case BindMount(source, True):
+                _show(os.fspath(source), where)
+            case BindMount(source):
+                mounting.bind(os.fspath(source), where)
             case OverlayMount((), Path() as upper, _, _):
                 mounting.bind(os.fspath(upper), where)
             case OverlayMount(lower, None, _, _) if len(lower) == 1:
                 # An overlay of one directory, which the kernel does not make, is that directory.
-                mounting.bind(os.fspath(lower[0]), where, readonly=True)
+                _show(os.fspath(lower[0]), where)
             case OverlayMount():
                 _mount_overlay(mount, where)
             case ErofsMount(image, options):
                 mounting.erofs(os.fspath(image), where, options)
             case _:
                 assert_never(mount)
+
+
+def _show(source: str, target: str) -> None:
+    """A directory that can only be looked at."""
+    from lamella.host import mounting
+
+    try:
+        mounting.bind(source, target, readonly=True)
+    except OSError as error:
+        program = _fuse_overlayfs()
+        if error.errno not in (errno.EPERM, errno.EACCES) or program is None:
+            raise
+        _mount_fuse(program, target, [source], None, None, error)
+
+
+def _fuse_overlayfs() -> str | None:
+    return shutil.which("fuse-overlayfs") if os.path.exists("/dev/fuse") else None
 
 
 def _mount_overlay(mount: OverlayMount, target: str) -> None:
@@ -124,8 +143,8 @@ def _mount_overlay(mount: OverlayMount, target: str) -> None:
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-        program = shutil.which("fuse-overlayfs")
-        if program is None or not os.path.exists("/dev/fuse"):
+        program = _fuse_overlayfs()
+        if program is None:
             raise
         _mount_fuse(program, target, lower, upper, work, error)
 

@@ -228,3 +228,21 @@ def test_a_refusal_for_want_of_rights_says_what_to_do(where: Path, monkeypatch: 
     with pytest.raises(Denied) as caught:
         mount_all([BindMount(where)], directory(where / "target"))
     assert "unshare" in (caught.value.hint or "")
+
+
+def test_fuse_shows_a_single_directory_where_the_kernel_refuses_to(
+    where: Path, needs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("fuse-overlayfs")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(host_mounting, "bind", refuse)
+    lower = directory(where / "lower", "f")
+    for mount in (BindMount(lower, readonly=True), OverlayMount((lower,))):
+        with mounted([mount]) as root:
+            assert os.listdir(root) == ["f"]
+            with pytest.raises(OSError, match="Read-only"):
+                (root / "new").touch()
+    assert os.listdir(lower) == ["f"]
