@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from lamella.changes.contracts import Tree
-from lamella.changes.model import Change, Content, Entry, Kind, Link, Posix, Put, Whiteout, Windows
-from lamella.changes.tree import walk
+from lamella.changes.model import Change, Content, Entry, Kind, Link, Posix, Put, Stream, Whiteout, Windows
+from lamella.changes.tree import streams_of, walk
 from lamella.errors import Conflict, NotFound
 from lamella.paths import ROOT, LayerPath
 from lamella.times import SECOND
@@ -116,6 +116,7 @@ def _differences(lower: Tree, upper: Tree, comparison: Comparison, exact: bool, 
     directory, file = Kind.DIRECTORY, Kind.FILE
     lower_identity, upper_identity = lower.identity, upper.identity
     nothing: tuple[Entry, ...] = ()
+    has_streams = hasattr(upper, "streams")
     listed, others, _ = comparison.entries(ROOT)
     lows, ups = iter(listed), iter(others)
     above: list[tuple[Iterator[Entry], Iterator[Entry], Entry | None]] = []
@@ -146,7 +147,7 @@ def _differences(lower: Tree, upper: Tree, comparison: Comparison, exact: bool, 
                 listed, others, same = comparison.entries(path)
                 if not same:
                     low, up = _whole(lower, first), _whole(upper, second)
-                    if not _same_facts(low, up, compare):
+                    if not _same_facts(low, up, compare) or (has_streams and not _same_streams(lower, upper, path)):
                         yield low, up, False, None, None
                 lows, ups = iter(listed), iter(others)
             else:
@@ -157,6 +158,8 @@ def _differences(lower: Tree, upper: Tree, comparison: Comparison, exact: bool, 
         same = _same_facts(first, second, compare)
         if same and second.kind is file and second.size and (exact or not _trusted(second)):
             same = comparison.same(path)
+        if same and has_streams:
+            same = _same_streams(lower, upper, path)
         if not same:
             yield first, second, False, None, None
         else:
@@ -164,6 +167,13 @@ def _differences(lower: Tree, upper: Tree, comparison: Comparison, exact: bool, 
             if one is not None or other is not None:
                 yield first, second, True, one, other
         first = next(lows, None)
+
+
+def _same_streams(lower: Tree, upper: Tree, path: LayerPath) -> bool:
+    ours, others = streams_of(lower, path), streams_of(upper, path)
+    return (not ours and not others) or (
+        ours.keys() == others.keys() and all(same_bytes(ours[name], others[name]) for name in ours)
+    )
 
 
 def _root(tree: Tree) -> Entry:
@@ -277,6 +287,7 @@ class _Changes:
 
     def all(self, found: Iterable[_Found]) -> Iterator[Change]:
         upper, stated, parents = self._upper, self._stated, self._parents
+        has_streams = hasattr(upper, "streams")
         for low, up, same, one, other in found:
             if up is None:
                 assert low is not None  # noqa: S101
@@ -290,6 +301,8 @@ class _Changes:
                     yield from self._lead_to(path)
                     stated.add(path)
                 yield Put(up, None)
+                if has_streams:
+                    yield from self._streams(path)
                 continue
             if same:
                 if self._stays(path, one, other):
@@ -328,6 +341,7 @@ class _Changes:
                 return
             names.put = path
         yield Put(entry, self._upper.open(path) if entry.kind is Kind.FILE else None)
+        yield from self._streams(path)
         if names is not None:
             for earlier in names.waiting:
                 if self._parents:
@@ -335,7 +349,11 @@ class _Changes:
                 yield Link(earlier, path)
             names.waiting.clear()
 
-    def _lead_to(self, path: str) -> Iterator[Put]:
+    def _streams(self, path: LayerPath) -> Iterator[Stream]:
+        for name, content in streams_of(self._upper, path).items():
+            yield Stream(path, name, content)
+
+    def _lead_to(self, path: str) -> Iterator[Change]:
         """The directories on the way to ``path`` that are not stated yet."""
         stated = self._stated
         parent = path.rpartition("/")[0]
@@ -351,6 +369,7 @@ class _Changes:
                 raise NotFound(f"{parent!r} is not there any more")
             stated.add(parent)
             yield Put(entry, None)
+            yield from self._streams(LayerPath(parent))
 
 
 # Content

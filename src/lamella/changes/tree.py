@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lamella.changes.apply import Limits, LinksPassed, apply
@@ -17,6 +17,7 @@ from lamella.changes.model import (
     Link,
     Put,
     StoredContent,
+    Stream,
     implied_directory,
 )
 from lamella.changes.semantics import prune
@@ -41,14 +42,17 @@ class _Node:
     """None for all but directories."""
     names: _Names | None = None
     """Shared by all names of one file; None where it never had a second one."""
+    streams: dict[str, StoredContent] | None = None
+    """Alternate data streams, shared by all names of one file."""
 
 
 class MemoryTree:
-    """A `Tree` in memory. It holds content that can be opened again only."""
+    """A `Tree` in memory. It holds content that can be opened again only; alternate data streams with ``streams``."""
 
-    __slots__ = ("_near", "_near_path", "_root")
+    __slots__ = ("_near", "_near_path", "_root", "_streams")
 
-    def __init__(self) -> None:
+    def __init__(self, *, streams: bool = False) -> None:
+        self._streams = streams
         self._root = _Node(implied_directory(ROOT), None, {})
         # The directory that was last come by: what is asked for next is often in it, and paths can be long.
         self._near_path = ""
@@ -80,6 +84,11 @@ class MemoryTree:
         if node is None or node.names is None or node.names.count < 2:
             return None
         return id(node.names)
+
+    def streams(self, path: LayerPath) -> Mapping[str, StoredContent]:
+        """The alternate data streams of a file, by their names; none where nothing is."""
+        node = self._find(path)
+        return node.streams if node is not None and node.streams else _NO_STREAMS
 
     def _find(self, path: str) -> _Node | None:
         if not path:
@@ -178,7 +187,7 @@ class MemorySink:
         if entry.kind is Kind.DIRECTORY:
             old = tree._find(path)  # noqa: SLF001
             if old is not None and old.children is not None:
-                old.entry = entry
+                old.entry, old.streams = entry, None
                 return False
             return tree._set(path, _Node(entry, None, {})) is not None  # noqa: SLF001
         stored: StoredContent | None = None
@@ -197,12 +206,19 @@ class MemorySink:
         if node.names is None:
             node.names = _Names()
         node.names.count += 1
-        further = _Node(replace(node.entry, path=path), node.content, None, node.names)
+        further = _Node(replace(node.entry, path=path), node.content, None, node.names, node.streams)
         return _reshapes(tree._set(path, further))  # noqa: SLF001
 
-    def stream(self, path: LayerPath, name: str, content: Content) -> None:  # noqa: ARG002
-        """Refused: trees of alternate streams come with the Windows kinds."""
-        raise Unsupported(f"{path!r}: a tree in memory holds no alternate data stream ({name!r})")
+    def stream(self, path: LayerPath, name: str, content: Content) -> None:
+        """See `Sink.stream`. Raises Unsupported where the tree was not made for that, StreamConsumed, NotFound."""
+        if not self._tree._streams:  # noqa: SLF001
+            raise Unsupported(f"{path!r}: this tree in memory holds no alternate data stream ({name!r})")
+        node = self._tree._find(path)  # noqa: SLF001
+        if node is None:
+            raise NotFound(f"{path!r}, which has the alternate data stream {name!r}, is not there")
+        if node.streams is None:
+            node.streams = {}
+        node.streams[name] = _stored(path, content)
 
     def whiteout(self, path: LayerPath) -> bool | None:
         """See `Sink.whiteout`."""
@@ -252,6 +268,16 @@ def merge(layers: Iterable[Source], *, limits: Limits | None = None) -> MemoryTr
     return tree
 
 
+_NO_STREAMS: Mapping[str, StoredContent] = {}
+
+
+def streams_of(tree: Tree, path: LayerPath) -> Mapping[str, StoredContent]:
+    """The alternate data streams of the file ``path``; none of a tree that cannot have any."""
+    streams = getattr(tree, "streams", None)
+    found: Mapping[str, StoredContent] = _NO_STREAMS if streams is None else streams(path)
+    return found
+
+
 def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
     """``tree`` as the changes of one layer without parents: the root first, directories before what is in them.
 
@@ -261,12 +287,15 @@ def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
     if entry is None:
         raise NotFound(f"{start!r} is not there")
     firsts: dict[Hashable, LayerPath] = {}
+    has_streams = hasattr(tree, "streams")
     todo = [entry]
     while todo:
         entry = todo.pop()
         path = entry.path
         if entry.kind is Kind.DIRECTORY:
             yield Put(entry, None)
+            if has_streams:
+                yield from (Stream(path, name, content) for name, content in streams_of(tree, path).items())
             todo.extend(reversed(tree.entries(path)))
             continue
         identity = tree.identity(path)
@@ -276,13 +305,17 @@ def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
                 yield Link(path, first)
                 continue
         yield Put(entry, tree.open(path) if entry.kind is Kind.FILE else None)
+        if has_streams:
+            yield from (Stream(path, name, content) for name, content in streams_of(tree, path).items())
 
 
 def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
     """The canonical path that ``path`` leads to, links followed inside the root as if chrooted there.
 
-    ``follow`` says whether a link at the very end is followed too. Raises NotFound, InvalidInput (too many links).
+    ``follow`` says whether a link at the very end is followed too. A tree in which an absolute link does not start at
+    the root has a method ``link_root``, which tells where. Raises NotFound, InvalidInput (too many links).
     """
+    link_root = getattr(tree, "link_root", None)
     where = ROOT
     todo = list(reversed(path.split("/"))) if path else []
     links = LinksPassed()
@@ -299,6 +332,8 @@ def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
             raise NotFound(f"{path!r} is not there")
         if entry.kind is Kind.SYMLINK and (todo or follow):
             where = links.follow(at, entry.target, where, todo)
+            if link_root is not None and entry.target.startswith("/"):
+                where = link_root(at)
             continue
-        where = at
+        where = at if link_root is None else entry.path
     return where
