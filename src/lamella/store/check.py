@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether all that a store says is there is there, and undamaged. Nothing is changed.
 
-Others may be at work meanwhile: what looks wrong is looked at again within a change of the database, outside of which
-no file of a blob and no directory of a snapshot comes or goes. What work that was broken off has left behind is not
-wrong; it is told of, and the next collection takes it away.
+Others may be at work meanwhile. Files come before the rows that name them, and go after them; so what looks wrong is
+looked at again, and is wrong if its row is the same before and after that. What work that was broken off has left
+behind is not wrong; it is told of, and the next collection takes it away.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lamella.digests import Digest, parse_digest
-from lamella.errors import LamellaError, from_os
+from lamella.errors import Cancelled, LamellaError, NotFound, from_os
 from lamella.store.blobs import open_blob
 from lamella.store.contract import SnapshotKind, SnapshotRecord
 from lamella.store.references import CONTENT, IMAGES, SNAPSHOTS
@@ -141,13 +139,6 @@ def check(
     return Report(tuple(faults), tuple(notes), blobs, size, snapshots, same, tuple(undecided))
 
 
-@contextmanager
-def certain(store: Store) -> Iterator[sqlite3.Connection]:
-    """A picture of the store in which files agree with rows, since nobody can change either."""
-    with store.database.read() if store.readonly else store.database.write(durable=False) as connection:
-        yield connection
-
-
 def _root(store: Store) -> Iterator[Finding]:
     mode = stat.S_IMODE(store.root.stat().st_mode)
     if mode & 0o077:
@@ -231,13 +222,21 @@ def _problem(
 
 
 def _still(store: Store, digest: Digest) -> list[Finding]:
-    """A blob that looked wrong, looked at again while nobody can put or remove it."""
-    with certain(store) as connection:
-        rows = connection.execute(
-            "SELECT namespace, size FROM blob WHERE digest = ? ORDER BY namespace", (digest,)
+    """A blob that looked wrong, looked at again between two looks at its rows."""
+    while rows := _blob_rows(store, digest):
+        problem = _problem(store, digest, rows[0][1])
+        if not problem:
+            return []
+        if rows == _blob_rows(store, digest):
+            return [Finding(namespace, CONTENT, digest, problem, (digest,)) for namespace, _, _ in rows]
+    return []
+
+
+def _blob_rows(store: Store, digest: Digest) -> list[tuple[str, int, int]]:
+    with store.database.read() as connection:
+        return connection.execute(
+            "SELECT namespace, size, created FROM blob WHERE digest = ? ORDER BY namespace", (digest,)
         ).fetchall()
-        problem = _problem(store, digest, rows[0][1]) if rows else ""
-    return [Finding(namespace, CONTENT, digest, problem, (digest,)) for namespace, _ in rows] if problem else []
 
 
 # Snapshots
@@ -258,21 +257,34 @@ def missing_part(store: Store, snapshotter: str, number: int, kind: str, parent:
     return "" if needed.exists() else f"{needed.name!r} is missing in its directory"
 
 
+_SnapshotRow: TypeAlias = tuple[str, str, str, int, str, int | None]
 _SNAPSHOTS: Final = "SELECT namespace, snapshotter, name, number, kind, parent FROM snapshot"
 
 
 def _snapshots(store: Store) -> tuple[list[Finding], int]:
     with store.database.read() as connection:
-        rows = connection.execute(f"{_SNAPSHOTS} ORDER BY number").fetchall()
+        rows: list[_SnapshotRow] = connection.execute(f"{_SNAPSHOTS} ORDER BY number").fetchall()
     faults = []
-    for _, snapshotter, _, number, kind, parent in rows:
-        if missing_part(store, snapshotter, number, kind, parent):
-            with certain(store) as connection:
-                again = connection.execute(f"{_SNAPSHOTS} WHERE number = ?", (number,)).fetchone()
-                problem = again and missing_part(store, snapshotter, number, again[4], again[5])
-            if problem:
-                faults.append(Finding(again[0], f"{SNAPSHOTS}{snapshotter}", again[2], problem))
+    for row in rows:
+        problem = _missing_still(store, row) if missing_part(store, row[1], *row[3:]) else ""
+        if problem:
+            faults.append(Finding(row[0], f"{SNAPSHOTS}{row[1]}", row[2], problem))
     return faults, len(rows) - len(faults)
+
+
+def _missing_still(store: Store, row: _SnapshotRow) -> str:
+    """What a snapshot lacks that looked wrong, looked at again between two looks at its row, whose number is unique."""
+    while now := _snapshot_row(store, row[3]):
+        problem = missing_part(store, now[1], *now[3:])
+        if not problem or now == _snapshot_row(store, row[3]):
+            return problem
+    return ""
+
+
+def _snapshot_row(store: Store, number: int) -> _SnapshotRow | None:
+    with store.database.read() as connection:
+        found: _SnapshotRow | None = connection.execute(f"{_SNAPSHOTS} WHERE number = ?", (number,)).fetchone()
+    return found
 
 
 def _compared(
@@ -293,13 +305,16 @@ def _compared(
         snapshots = space.snapshots(snapshotter)
         try:
             record = snapshots.stat(name)
-            came = differ(space, snapshots, record)
-        except LamellaError as problem:
             try:
-                snapshots.stat(name)
-            except LamellaError:
-                continue  # removed meanwhile
-            came = Compared(Verdict.UNKNOWN, str(problem))
+                came = differ(space, snapshots, record)
+            except Cancelled:
+                raise
+            except LamellaError as problem:
+                came = Compared(Verdict.UNKNOWN, str(problem))
+            if came.verdict is not Verdict.SAME and snapshots.stat(name).created_at != record.created_at:
+                continue  # another has its name now
+        except NotFound:
+            continue  # removed meanwhile
         yield Finding(namespace, kind, name, came.why), came.verdict
 
 
@@ -318,6 +333,11 @@ def _images(store: Store, damaged: set[str]) -> tuple[list[Finding], list[Findin
         for image in space.images.list():
             parts = parts_of(space, image.target, damaged)
             if parts.missing:
+                try:
+                    parts = parts_of(space, space.images.get(image.name).target, damaged)
+                except NotFound:
+                    continue  # removed meanwhile
+            if parts.missing:
                 problem = f"{len(parts.missing)} of its blobs {'is' if len(parts.missing) == 1 else 'are'} missing"
                 faults.append(Finding(namespace, IMAGES, image.name, problem, tuple(parts.missing)))
             elif parts.absent:
@@ -332,7 +352,7 @@ def _images(store: Store, damaged: set[str]) -> tuple[list[Finding], list[Findin
 def _leftovers(store: Store) -> list[Finding]:
     """Files that no row names. Those of work that goes on are among them at times, so that this is no fault."""
     root = store.root
-    with certain(store) as connection:
+    with store.database.read() as connection:
         named = {digest for (digest,) in connection.execute("SELECT DISTINCT digest FROM blob")}
         folders = {folder for (folder,) in connection.execute("SELECT folder FROM ingest")}
         numbers = {

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A check beside others who are at work finds nothing wrong, and finds what is."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from lamella.changes.apply import apply
+from lamella.errors import Cancelled
+from lamella.operations.store_import import import_image
+from lamella.operations.store_rediff import Rediff
+from lamella.progress import Cancellation
+from lamella.store.check import Verdict, check
+from lamella.store.gc import collect
+from lamella.store.repair import repair
+from lamella.store.store import Store
+from lamella.testing.builders import file
+from lamella.testing.images import small_image, tagged, write_layout
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    """Return the name of a small image."""
+    made = small_image({"a": b"a", "d/b": b"b"}, {"d/.wh.b": b"", "c": b"c" * 5000})
+    return f"oci:{write_layout(str(tmp_path / 'layout'), [tagged(made.descriptor, 'it')], made.blobs)}:it"
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_there_is_no_false_alarm_beside_writers(image: str, tmp_path: Path, readonly: bool) -> None:
+    problems: list[object] = []
+    with Store.open(tmp_path / "store") as store:
+        done = threading.Event()
+
+        def work() -> None:
+            space = store.namespace("default")
+            try:
+                for _ in range(8):
+                    import_image(space, image, name="it", unpack=True, snapshotter="native")
+                    space.images.delete("docker.io/library/it:latest")
+                    collect(store)
+            except BaseException as problem:
+                problems.append(problem)
+                raise
+            finally:
+                done.set()
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        with Store.open(tmp_path / "store", readonly=readonly) as looking:
+            while not done.is_set():
+                with Rediff() as differ:
+                    problems += check(looking, differ=differ).faults
+        worker.join()
+    assert problems == []
+
+
+def test_a_snapshot_that_no_layer_made_cannot_be_told_of(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        space = store.namespace("default")
+        snapshots = space.snapshots("native")
+        snapshots.prepare("key")
+        apply([file("f")], snapshots.sink("key"))
+        snapshots.commit("own", "key")
+        with Rediff() as differ:
+            assert differ(space, snapshots, snapshots.stat("own")).verdict is Verdict.UNKNOWN
+            found = check(store, differ=differ)
+        assert (found.sound, len(found.undecided)) == (True, 1)
+
+
+def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        space = store.namespace("default")
+        (made,) = import_image(space, image, name="it", unpack=True, snapshotter="overlayfs").images
+        assert made.unpacked is not None
+        snapshots = space.snapshots("overlayfs")
+        snapshots.prepare("mine", made.unpacked.snapshot)
+        (snapshots.place(made.unpacked.snapshot) / "fs/c").write_bytes(b"changed")
+        with Rediff() as differ:
+            found = check(store, differ=differ)
+        assert [finding.id for finding in found.faults] == [made.unpacked.snapshot]
+        assert [finding.id for finding in repair(store, found).left] == [made.unpacked.snapshot]
+        assert snapshots.stat("mine").parent == made.unpacked.snapshot
+        snapshots.remove("mine")
+        assert repair(store, found).left == ()
+        assert [one.name for one in snapshots.list()] == [made.unpacked.layers[0].chain_id]
+
+
+def test_a_check_stops_when_asked_to(image: str, tmp_path: Path) -> None:
+    cancel = Cancellation()
+    cancel.cancel()
+    with Store.open(tmp_path / "store") as store:
+        import_image(store.namespace("default"), image, name="it")
+        with pytest.raises(Cancelled):
+            check(store, cancel=cancel)
