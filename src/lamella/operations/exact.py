@@ -65,7 +65,8 @@ def make_recipe(
     """Write the recipe of a layer's ``blob`` to ``output``: all that it takes to make it again but its files' content.
 
     The blob is read several times; an open file that cannot go back is copied to an unnamed temporary file first. The
-    compressor is found by trying, and that it gives all bytes again is checked here. A path ``output`` gets its name when the recipe is complete.
+    compressor is found by trying, and that it gives all bytes again is checked here. A path ``output`` gets its name
+    when the recipe is complete.
 
     What a later entry of the layer replaces is kept in the recipe, since nothing that it is unpacked to has it; so is
     what stands for no file. Raises Unsupported where no compressor known gives the bytes again, and what reading the

@@ -401,7 +401,8 @@ def _inflated(file: BinaryIO, start: int) -> tuple[int, int]:
     while not stream.eof:
         piece = stream.unconsumed_tail or file.read(_STEP)
         size += len(_decompress(stream, piece, start))
-        packed += len(piece) - len(stream.unconsumed_tail) - len(stream.unused_data)
+        # At the end, what is not used may stand in both.
+        packed += len(piece) - len(stream.unused_data if stream.eof else stream.unconsumed_tail)
     return packed, size
 
 
@@ -502,11 +503,34 @@ def _identify_zstd(file: BinaryIO, tar_size: int, check: Callable[[], object]) -
             flags += " sized"
         names = [f"lamella-zstd {level}" for level in _ZSTD_LEVELS]
         names += [f"zstd {level}{flags}{worker}" for worker in ("", " worker") for level in _ZSTD_LEVELS]
+        file.seek(0)
+        start = file.read(_ZSTD_HEAD)
         for name in names:
-            if _repeats_zstd(file, tar_size, name, check):
+            check()
+            if _may_begin(start, name, tar_size) and _repeats_zstd(file, tar_size, name, check):
                 return RecipeMember(name, tar_size)
     raise _cannot("zstd", "the blob")
 
+
+_ZSTD_HEAD: Final = 6
+"""Bytes that show the window or the first byte of the size, which most of the others differ in."""
+
+
+def _may_begin(start: bytes, name: str, size: int) -> bool:
+    """Whether a frame of the compressor begins so: a cheap way to rule most of them out."""
+    from lamella.streams.encoding import BLOCK_SIZE
+    from lamella.streams.zstandard import zstd
+
+    if name.startswith("lamella"):
+        return size <= BLOCK_SIZE or start[4:] == _OUR_FRAME
+    stream: Any = new_compressor(name, size)
+    mode = zstd.ZstdCompressor.FLUSH_BLOCK if size > 1 else zstd.ZstdCompressor.FLUSH_FRAME
+    head: bytes = stream.compress(bytes(min(size, 1)), mode)
+    return head[:_ZSTD_HEAD] == start
+
+
+_OUR_FRAME: Final = b"\x04\x68"
+"""A checksum, no size, a window of 8 MiB."""
 
 _ZSTD_LEVELS: Final = (3, *(level for level in range(1, 20) if level != 3))
 

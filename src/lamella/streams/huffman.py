@@ -35,12 +35,12 @@ def _ranges(first: int, extra: Sequence[int]) -> list[tuple[int, int]]:
 _LENGTHS: Final = [*_ranges(3, [0] * 8 + [n for n in range(1, 6) for _ in range(4)])[:28], (258, 0)]
 _DISTANCE: Final = _ranges(1, [0, 0, *(n for n in range(14) for _ in range(2))])
 _LENGTH_CODE: Final = [0] * 259
-for _code, (_first, _bits) in enumerate(_LENGTHS):
-    for _value in range(_first, min(_first + (1 << _bits), 259)):
+for _code, (_first, _extra) in enumerate(_LENGTHS):
+    for _value in range(_first, min(_first + (1 << _extra), 259)):
         _LENGTH_CODE[_value] = _code
 _NEAR: Final = [0] * 257
-for _code, (_first, _bits) in enumerate(_DISTANCE):
-    for _value in range(_first, min(_first + (1 << _bits), 257)):
+for _code, (_first, _extra) in enumerate(_DISTANCE):
+    for _value in range(_first, min(_first + (1 << _extra), 257)):
         _NEAR[_value] = _code
 
 
