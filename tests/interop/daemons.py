@@ -77,9 +77,16 @@ class Ctr:
 
     def refused(self, *words: str | Path) -> str:
         """What it says when it fails."""
-        done = subprocess.run([*self._call, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-        assert done.returncode == 1, f"ctr {words}: {done.stdout.decode()}"
-        return done.stderr.decode()
+        said = self.said(*words)
+        assert said, f"ctr {words} did not fail"
+        return said
+
+    def said(self, *words: str | Path) -> str:
+        """What it says when it fails, and nothing when it does not."""
+        done = subprocess.run(
+            [*self._call, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+        return done.stderr.decode() if done.returncode else ""
 
     def table(self, *words: str | Path) -> list[list[str]]:
         """The words of each line but the first."""
