@@ -141,7 +141,7 @@ class Transport:
         self._options = options
         self._environ = os.environ if environ is None else environ
         self._local = is_loopback((near or self.origin).host)
-        self._managers: dict[tuple[bool, str | None], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[bool, str | None, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def send(
@@ -229,19 +229,17 @@ class Transport:
     def _manager(self, origin: Origin) -> urllib3.PoolManager:
         own = origin.host == self.origin.host
         proxy = proxy_for(origin, self._environ)
+        tls = origin.scheme == "https" or (proxy is not None and proxy.startswith("https:"))
         with self._lock:
-            manager = self._managers.get((own, proxy))
+            manager = self._managers.get((own, proxy, tls))
             if manager is None:
-                manager = self._managers[own, proxy] = self._new_manager(own, proxy)
+                manager = self._managers[own, proxy, tls] = self._new_manager(own, proxy, tls)
         return manager
 
-    def _new_manager(self, own: bool, proxy: str | None) -> urllib3.PoolManager:
-        settings: dict[str, Any] = {
-            "num_pools": 16,
-            "maxsize": CONNECTIONS,
-            "ssl_context": self._tls(own),
-            "blocksize": 1 << 20,
-        }
+    def _new_manager(self, own: bool, proxy: str | None, tls: bool) -> urllib3.PoolManager:
+        settings: dict[str, Any] = {"num_pools": 16, "maxsize": CONNECTIONS, "blocksize": 1 << 20}
+        if tls:  # what is trusted takes a while to load
+            settings["ssl_context"] = self._tls(own)
         if own and self._host.skip_verify:
             settings.update(assert_hostname=False, cert_reqs="CERT_NONE")
         manager: urllib3.PoolManager
