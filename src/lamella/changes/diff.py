@@ -223,6 +223,19 @@ def _same_xattrs(one: Posix, other: Posix, compare: Compare) -> bool:
     return one.xattrs.get("security.capability") == other.xattrs.get("security.capability")
 
 
+def same_windows(low: Entry, up: Entry) -> bool:
+    """Whether two entries of one kind agree in what their Windows facets say beside times."""
+    one, other = low.windows, up.windows
+    if one is None or other is None:
+        return one is other
+    return (
+        one.attributes == other.attributes
+        and one.security_descriptor == other.security_descriptor
+        and one.reparse == other.reparse
+        and one.extended_attributes == other.extended_attributes
+    )
+
+
 def _same_windows(one: Windows | None, other: Windows | None, compare: Compare, kind: Kind) -> bool:
     """The times of the last access and of the last change to metadata do not count: they move without a change."""
     if one is None or other is None:

@@ -29,6 +29,7 @@ from lamella.cli.options import (
 @compression_options
 @subsecond_option
 @read_owner_option
+@click.option("--windows", is_flag=True, help="Make sure that the image is for Windows, and its new layers too.")
 @replace_option
 @strict_option
 @click.pass_obj
@@ -43,6 +44,7 @@ def command(
     level: int | None,
     subsecond: bool,
     owner: str | None,
+    windows: bool,
     replace: bool,
     strict: bool,
 ) -> None:
@@ -51,6 +53,9 @@ def command(
     LAYER is a blob, as 'lamella diff -o' writes it, which is stored as it is, or a directory, whose files become a
     layer; directories in it get the metadata that they have there, the root keeps its own. The last IMAGE may be the
     first one, whose tag then names the new image. It is dated by SOURCE_DATE_EPOCH, or 1970 where that is not set.
+
+    Upon a Windows image a directory becomes a Windows layer, of which it is drive C: links have backslashes, files are
+    for everybody to read and run.
     """
     from lamella.changes.losses import Losses
     from lamella.layers.policy import Owners
@@ -67,6 +72,7 @@ def command(
         level=level,
         subsecond=subsecond,
         owners=None if owner is None else Owners(owner),
+        windows=windows or None,
         replace=replace,
         losses=losses,
         progress=console.progress(),

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,9 @@ from lamella.cli.console import Console, human_size
 from lamella.cli.documents import unpacked_document
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import devices_option, owner_option, platform_option, policy, strict_option
+
+if TYPE_CHECKING:
+    from lamella.operations.unpack import WindowsForm
 
 
 @click.command("unpack", cls=ImageVerb)
@@ -21,6 +26,11 @@ from lamella.cli.options import devices_option, owner_option, platform_option, p
 @devices_option
 @click.option("--merge", is_flag=True, help="Unpack into DIR though it exists, over what is in it.")
 @click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
+@click.option(
+    "--windows",
+    type=click.Choice(["files", "layers"]),
+    help="Of a Windows image: drive C as a plain tree, or the folder of each layer.",
+)
 @strict_option
 @click.pass_obj
 def command(
@@ -32,29 +42,35 @@ def command(
     devices: str | None,
     merge: bool,
     bundle: bool,
+    windows: WindowsForm | None,
     strict: bool,
 ) -> None:
     """Unpack an image into a directory.
 
     DIR must not exist. It gets its name when all is unpacked and checked, so a failure leaves none; with --merge it may
     exist, and what was written before a failure is left in it.
+
+    A Windows image is unpacked with --windows files, which gives what its containers have as drive C, or with --windows
+    layers, which gives a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base.
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
     from lamella.operations.unpack import unpack
 
-    work = unpack
+    work = partial(unpack, windows=windows)
     if bundle:
         from lamella.operations.bundle import unpack_bundle
 
-        work = unpack_bundle
+        if windows is not None:
+            raise click.UsageError("--bundle is for Linux; give --windows alone")
+        work = partial(unpack_bundle)
 
     losses = Losses(refuse=strict)
     with open_image(image, platform) as opened:
         unpacked = work(
             opened,
             directory,
-            policy=policy(owner, devices),
+            policy=policy(owner or ("ignore" if windows else None), devices),
             merge=merge,
             losses=losses,
             progress=console.progress(),

@@ -108,6 +108,82 @@ def _with_windows(entry: Entry, posix: Posix, template: SecurityTemplate, *, dir
     return Entry(entry.path, kind, posix, entry.size, target, windows)
 
 
+def container_layer(
+    changes: Source,
+    *,
+    security: SecurityTemplate | None = None,
+    leads_to_directory: Callable[[LayerPath, str], bool] | None = None,
+    clamp: int | None = None,
+    losses: Losses | None = None,
+) -> Iterator[Change]:
+    """``changes``, whose root is drive C, as a Windows layer above others: in `Files`, with `Files` and `Hives` stated.
+
+    Directories on the way to a file that ``changes`` do not state are stated too, unless they were before. Entries
+    get a Windows facet as by `windows_from_posix`; the two directories have the latest time that ``clamp`` allows, or
+    1970. An opaque marker raises InvalidInput, since Windows has none.
+    """
+    time = clamp or 0
+    top = Posix(0o755, 0, 0, time)
+    stages = windows_from_posix(
+        _in_files(changes, top), security=security, leads_to_directory=leads_to_directory, losses=losses
+    )
+    yield from (_clamped(change, clamp) for change in stages) if clamp is not None else stages
+
+
+def _in_files(changes: Source, top: Posix) -> Iterator[Change]:
+    for name in ("Hives", "Files"):
+        yield Put(Entry(LayerPath(name), Kind.DIRECTORY, top), None)
+    stated = {"Files"}
+
+    def moved(path: LayerPath) -> LayerPath:
+        return LayerPath(f"Files/{path}")
+
+    for change in changes:
+        path = change.entry.path if isinstance(change, Put) else change.path
+        if not path:
+            if isinstance(change, Put):
+                continue
+            raise InvalidInput("a Windows layer cannot say that all below is hidden")
+        if not isinstance(change, Whiteout):
+            # Windows makes no directory of its own accord.
+            parent = moved(path).rpartition("/")[0]
+            missing = []
+            while parent not in stated:
+                missing.append(parent)
+                parent = parent.rpartition("/")[0]
+            for parent in reversed(missing):
+                stated.add(parent)
+                yield Put(Entry(LayerPath(parent), Kind.DIRECTORY, top), None)
+        match change:
+            case Put(entry, content):
+                if entry.kind is Kind.DIRECTORY:
+                    stated.add(moved(path))
+                yield Put(replace(entry, path=moved(path)), content)
+            case Link(_, target):
+                yield Link(moved(path), moved(target))
+            case Stream(_, name, content):
+                yield Stream(moved(path), name, content)
+            case Whiteout():
+                yield Whiteout(moved(path))
+            case Opaque():
+                raise InvalidInput(
+                    f"{path!r}: a Windows layer cannot say that all in a directory is hidden",
+                    hint="give each name that is gone a whiteout of its own",
+                )
+
+
+def _clamped(change: Change, latest: int) -> Change:
+    if not isinstance(change, Put) or change.entry.windows is None:
+        return change
+    windows = change.entry.windows
+    times = (windows.creation_time, windows.access_time, windows.write_time, windows.change_time)
+    if all(time is None or time <= latest for time in times):
+        return change
+    creation, access, write, changed = (None if time is None else min(time, latest) for time in times)
+    facet = replace(windows, creation_time=creation, access_time=access, write_time=write, change_time=changed)
+    return Put(replace(change.entry, windows=facet), change.content)
+
+
 def inside(changes: Source, directory: LayerPath, *, losses: Losses | None = None) -> Iterator[Change]:
     """What ``changes`` say about ``directory``, as if that were the root: drive C of a Windows image is its `Files`.
 

@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, StoredContent, Stream, Whiteout
 from lamella.changes.tree import MemoryTree
 from lamella.errors import InvalidInput
 from lamella.formats.ntfs import names
+from lamella.layers.facets import posix_from_windows
+from lamella.layers.windows_names import NameRules
+from lamella.layers.windows_tar import windows_tar_changes
 from lamella.paths import ROOT, LayerPath, join
+
+if TYPE_CHECKING:
+    from lamella.changes.losses import Losses
+    from lamella.streams.seekable import SeekableBlob
 
 _ROOTS = ("UtilityVM/Files", "Files")
 
@@ -73,6 +81,7 @@ class Spelling:
         found = self._claim(path)
         if entry.kind is Kind.SYMLINK:
             self._links.add(names.folded(path))
+            self._directories.clear()
         elif self._links:
             self._links.discard(names.folded(path))
         return found
@@ -102,6 +111,23 @@ class Spelling:
                 self._directories.clear()
             self._directories[path] = found
         return found
+
+
+def view_changes(
+    next_buffer: Callable[[], memoryview],
+    spelling: Spelling,
+    *,
+    stored: SeekableBlob | None = None,
+    end: Callable[[], object] | None = None,
+    losses: Losses | None = None,
+) -> Iterator[Change]:
+    """The tar of a Windows layer as a merged view needs it: with ``spelling``, and a POSIX facet on each entry too.
+
+    The arguments are those of `windows_tar_changes` and `posix_from_windows`, and so are the errors.
+    """
+    rules = NameRules(awkward=True)
+    changes = windows_tar_changes(next_buffer, stored=stored, end=end, rules=rules)
+    return posix_from_windows(spelling.respelled(changes), losses=losses)
 
 
 class WindowsTree:

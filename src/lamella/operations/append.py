@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from lamella.errors import InvalidInput
 from lamella.images.forms import open_writer
 from lamella.images.image import open_image
 from lamella.images.naming import ImageName, parse_image_name
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.operations.draft import Draft, Finished, LayerSource, draft_of, write_draft
+from lamella.operations.layer_reading import is_windows
 from lamella.operations.new_layers import LayerLike, LayerOptions, new_layers, refuse_own_source
 from lamella.operations.settings import creation_time
 
@@ -38,6 +40,7 @@ def append(
     threads: int | None = None,
     subsecond: bool = False,
     owners: Owners | None = None,
+    windows: bool | None = None,
     replace: bool = False,
     losses: Losses | None = None,
     progress: Progress | None = None,
@@ -48,16 +51,21 @@ def append(
     A layer is a directory, a blob, which is stored as it is, or a mapping of paths to files (see `FileLike`), in
     whatever order: the same files give the same layer. Of ``source`` only the documents are read, unless the target
     lacks its layers. The image is dated by SOURCE_DATE_EPOCH, or 1970; ``created_by`` is for the history. See `diff`
-    for the other options of layers and `open_writer` for ``replace``.
+    for the other options of layers and `open_writer` for ``replace``. Upon an image for Windows, files and directories
+    become Windows layers whose `Files` have them, as `container_layer` does; ``windows`` makes sure of that.
 
     Raises FormatError, Integrity, NotFound, AlreadyExists, Exhausted, Cancelled and the like.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
-    made = new_layers(layers, LayerOptions(compression, level, threads, subsecond, owners, losses))
-    refuse_own_source(made, target)
-    with open_image(source, platform) as image, open_writer(target, replace=replace) as writer:
-        draft = appended(draft_of(image), made, created_by=created_by)
-        return write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
+    with open_image(source, platform) as image:
+        built_for = is_windows(image)
+        if windows is not None and windows is not built_for:
+            raise InvalidInput(f"the image is for {image.config.os}, and so must its layers be")
+        made = new_layers(layers, LayerOptions(compression, level, threads, subsecond, owners, losses, built_for))
+        refuse_own_source(made, target)
+        with open_writer(target, replace=replace) as writer:
+            draft = appended(draft_of(image), made, created_by=created_by)
+            return write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
 
 
 def appended(draft: Draft, layers: Sequence[LayerSource], *, created_by: str = BY) -> Draft:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from lamella.changes.diff import same_windows
 from lamella.changes.model import Entry, Kind
-from lamella.changes.tree import MemoryTree
+from lamella.changes.tree import MemoryTree, streams_of
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
 from lamella.images.image import Image, ImageLayer, open_image
@@ -19,13 +20,14 @@ from lamella.images.naming import ImageName
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
 from lamella.operations.fingerprints import fingerprinted_trees
+from lamella.operations.layer_reading import is_windows
 from lamella.paths import ROOT, LayerPath
 
 if TYPE_CHECKING:
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
 
-OF_FILES: Final = ("content", "mode", "owner", "mtime", "xattrs", "target", "device", "links")
+OF_FILES: Final = ("content", "mode", "owner", "mtime", "xattrs", "target", "device", "links", "windows")
 OF_IMAGES: Final = ("created", "history", "annotations", "config")
 IGNORABLE: Final = OF_FILES + OF_IMAGES
 """What a comparison can be told to ignore."""
@@ -124,7 +126,10 @@ def compare_images(
     walk = _Walk(frozenset(ignore), [pattern.strip("/") for pattern in exclude], depth)
     ours, theirs = _diff_ids(old), _diff_ids(new)
     if ours != theirs:
-        walk.compare(*fingerprinted_trees(old.layers, new.layers, progress=progress, cancel=cancel))
+        windows = is_windows(old)
+        if windows is not is_windows(new):
+            raise InvalidInput("one of the images is for Windows and the other is not: they have no files in common")
+        walk.compare(*fingerprinted_trees(old.layers, new.layers, windows=windows, progress=progress, cancel=cancel))
     return Compared(
         old.descriptor,
         new.descriptor,
@@ -241,6 +246,7 @@ class _Walk:
             "target": low.target != up.target,
             "device": one.device != other.device,
             "links": not linked_alike,
+            "windows": not same_windows(low, up) or streams_of(old, low.path) != streams_of(new, up.path),
         }
         yield from (name for name in OF_FILES if differs[name] and name not in self.ignore)
 

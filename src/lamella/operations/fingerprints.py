@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.diff import pieces
-from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Put, dense
+from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Put, Stream, dense
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest
 from lamella.errors import Unsupported
 from lamella.images.image import ImageLayer
+from lamella.layers.windows_view import Spelling
 from lamella.operations.layer_reading import layer_changes
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def fingerprinted(changes: Source) -> Iterator[Change]:
     for change in changes:
         if isinstance(change, Put) and change.entry.kind is Kind.FILE:
             yield Put(change.entry, fingerprint(EMPTY if change.content is None else change.content))
+        elif isinstance(change, Stream):
+            yield Stream(change.path, change.name, fingerprint(change.content))
         else:
             yield change
 
@@ -107,14 +110,20 @@ def fingerprinted_trees(
     one: Sequence[ImageLayer],
     other: Sequence[ImageLayer],
     *,
+    windows: bool = False,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> tuple[MemoryTree, MemoryTree]:
-    """What two stacks of layers come to. A layer that both have is read once. Raises as unpacking does."""
+    """What two stacks of layers come to, both of Windows or neither. A layer that both have is read once.
+
+    Raises as unpacking does.
+    """
+    # One for both, so that what differs in case alone is not taken for two files.
+    spelling = Spelling() if windows else None
     shared = {layer.diff_id for layer in one} & {layer.diff_id for layer in other}
     to_read = [*one, *(layer for layer in other if layer.diff_id not in shared)]
     known: dict[Digest, list[Change]] = {}
-    trees = MemoryTree(), MemoryTree()
+    trees = MemoryTree(streams=windows), MemoryTree(streams=windows)
     if progress is not None:
         progress.start("read", sum(layer.descriptor.size for layer in to_read))
     try:
@@ -124,7 +133,7 @@ def fingerprinted_trees(
                 if changes is not None:
                     apply(changes, MemorySink(tree), cancel=cancel)
                     continue
-                with layer_changes(layer, None, progress, cancel) as stated:
+                with layer_changes(layer, None, progress, cancel, spelling) as stated:
                     found: Source = fingerprinted(stated)
                     if layer.diff_id in shared:
                         found = known[layer.diff_id] = list(found)

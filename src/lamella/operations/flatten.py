@@ -21,7 +21,7 @@ from lamella.images.naming import ImageName, parse_image_name
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.operations.draft import BlobTaker, Draft, DraftLayer, StoredLayer, draft_of, write_draft
-from lamella.operations.layer_reading import lower_and_upper
+from lamella.operations.layer_reading import is_windows, lower_and_upper
 from lamella.operations.new_layers import DEFAULT_OPTIONS, LayerOptions, Opened, TarredLayer
 from lamella.operations.pack import Packed
 from lamella.operations.write_layer import Written
@@ -49,8 +49,8 @@ def flatten(
     With ``layers``, only those are merged, and the image stays the same to whoever unpacks it: a range of numbers that
     count from 0 at the base, or a text as for `parse_layers`. The config stays, but for layers and history; so do
     annotations of the manifest, and times to the nanosecond. Layers below the merged ones are read too, those above
-    them are not. See `open_writer` for ``replace``. Raises as unpacking ``source`` does, InvalidInput (no such
-    layers), and AlreadyExists.
+    them are not. A Windows image has the deltas of its registry merged too; see `merged_windows_layers`. See
+    `open_writer` for ``replace``. Raises as unpacking ``source`` does, InvalidInput (no such layers), AlreadyExists.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     losses = losses if losses is not None else Losses()
@@ -76,7 +76,8 @@ def flattened(image: Image, layers: range | str | None = None, options: LayerOpt
     ):
         raise InvalidInput(f"there are no layers {chosen.start}..{chosen.stop - 1} to merge", hint=_numbers(count))
     draft = draft_of(image)
-    merged = _MergedLayers(image.layers[: chosen.stop], chosen.start, replaced(options, subsecond=True))
+    options = replaced(options, subsecond=True, windows=is_windows(image))
+    merged = _MergedLayers(image.layers[: chosen.stop], chosen.start, options)
     kept: tuple[DraftLayer, ...] = (*image.layers[: chosen.start], merged, *image.layers[chosen.stop :])
     config = msgspec.structs.replace(draft.config, history=_history(draft, chosen))
     return replaced(draft, config=config, layers=kept)
@@ -139,6 +140,12 @@ class _MergedLayers:
 
         @contextmanager
         def opened() -> Iterator[Opened]:
+            if self.options.windows:
+                from lamella.operations.flatten_windows import merged_windows_layers
+
+                with merged_windows_layers(self.layers, self.below, progress=progress, cancel=cancel) as merged:
+                    yield merged, None
+                return
             with lower_and_upper(self.layers, self.below, progress=progress, cancel=cancel) as (lower, upper):
                 yield diff(lower, upper, exact=True), upper.lookup
 

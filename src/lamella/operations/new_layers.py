@@ -104,6 +104,8 @@ class LayerOptions:
     subsecond: bool = False
     owners: Owners | None = None
     losses: Losses | None = None
+    windows: bool = False
+    """Whether they are to be Windows layers; their changes have a Windows facet then."""
 
 
 DEFAULT_OPTIONS: Final = LayerOptions()
@@ -132,6 +134,7 @@ class TarredLayer:
                 level=options.level,
                 threads=options.threads,
                 subsecond=options.subsecond,
+                windows=options.windows,
                 losses=options.losses,
                 progress=progress,
                 cancel=cancel,
@@ -178,10 +181,10 @@ def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS) -> Laye
     """
     if isinstance(given, Mapping):
         changes = changes_of(given)
-        return TarredLayer(lambda: _given(changes), options)
+        return TarredLayer(lambda: _for_options(_given(changes), options, None), options)
     path = Path(given)
     if path.is_dir():
-        return TarredLayer(lambda: _directory(path, options.owners), options, path)
+        return TarredLayer(lambda: _for_options(_directory(path, options.owners), options, path), options, path)
     return BlobLayer(path)
 
 
@@ -198,6 +201,36 @@ def refuse_own_source(layers: Iterable[object], target: ImageName) -> None:
         for layer in layers:
             if isinstance(layer, TarredLayer) and layer.directory is not None:
                 refuse_within(layer.directory, target.path, "the image")
+
+
+@contextmanager
+def _for_options(
+    opened: AbstractContextManager[Opened], options: LayerOptions, directory: Path | None
+) -> Iterator[Opened]:
+    with opened as (changes, lookup):
+        if options.windows:
+            from lamella.layers.facets import container_layer
+
+            def leads_to_directory(path: LayerPath, target: str) -> bool:
+                """As Windows must be told; what leads out of the directory does not count."""
+                if directory is None:
+                    return False
+                root = os.path.realpath(directory)
+                start = root if target.startswith("/") else os.path.join(root, os.path.dirname(path[len("Files/") :]))
+                found = os.path.realpath(os.path.join(start, target.lstrip("/")))
+                return os.path.commonpath((root, found)) == root and os.path.isdir(found)
+
+            yield (
+                container_layer(
+                    changes,
+                    leads_to_directory=leads_to_directory,
+                    clamp=source_date_epoch(),
+                    losses=options.losses,
+                ),
+                None,
+            )
+        else:
+            yield changes, lookup
 
 
 @contextmanager

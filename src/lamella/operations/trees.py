@@ -17,6 +17,7 @@ from lamella.streams.seekable import SeekableBlob
 if TYPE_CHECKING:
     from lamella.changes.tree import MemoryTree
     from lamella.images.image import Image
+    from lamella.layers.windows_view import Spelling
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
 
@@ -68,21 +69,24 @@ def open_tree(
 
 
 @contextmanager
-def image_tree(
-    image: Image, *, progress: Progress | None = None, cancel: Cancellation | None = None
-) -> Iterator[MemoryTree]:
+def image_tree(image: Image, *, progress: Progress | None = None, cancel: Cancellation | None = None) -> Iterator[Tree]:
     """The merged view of an image, good until the block ends.
 
     The layers are read once, whole, and checked as they are when unpacked; the content of a file is read from its layer
-    when it is asked for. Raises as unpacking does.
+    when it is asked for. That of a Windows image finds files in whatever case, and its entries have a POSIX facet too,
+    as `posix_from_windows` makes it. Raises as unpacking does.
     """
     from lamella.changes.tree import MemoryTree
+    from lamella.layers.windows_view import Spelling, WindowsTree
+    from lamella.operations.layer_reading import is_windows
 
-    tree = MemoryTree()
+    windows = is_windows(image)
+    tree = MemoryTree(streams=windows)
     with ExitStack() as stack:
         if progress is not None:
             progress.start("read", sum(layer.descriptor.size for layer in image.layers))
         try:
+            spelling = Spelling() if windows else None
             for layer in image.layers:
                 stored = _stored(layer.open, layer.compression, stack)
                 promised = layer.descriptor
@@ -98,11 +102,11 @@ def image_tree(
                         cancel=cancel,
                     ) as reader,
                 ):
-                    _apply(reader, stored, tree, cancel)
+                    _apply(reader, stored, tree, cancel, spelling)
         finally:
             if progress is not None:
                 progress.finish()
-        yield tree
+        yield WindowsTree(tree) if windows else tree
 
 
 @contextmanager
@@ -125,10 +129,17 @@ def _stored(opened: Callable[[], BinaryIO], compression: str | None, stack: Exit
     return stored
 
 
-def _apply(reader: BlobReader, stored: SeekableBlob, tree: MemoryTree, cancel: Cancellation | None) -> None:
+def _apply(
+    reader: BlobReader,
+    stored: SeekableBlob,
+    tree: MemoryTree,
+    cancel: Cancellation | None,
+    spelling: Spelling | None = None,
+) -> None:
     from lamella.changes.apply import apply
     from lamella.changes.tree import MemorySink
-    from lamella.layers.tarball import tar_changes
+    from lamella.operations.layer_reading import changes_of_blob
 
-    apply(tar_changes(reader.next_buffer, stored=stored, end=reader.finish), MemorySink(tree), cancel=cancel)
+    changes = changes_of_blob(reader, stored=stored, spelling=spelling)
+    apply(changes, MemorySink(tree), cancel=cancel)
     reader.finish()

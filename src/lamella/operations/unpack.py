@@ -7,11 +7,11 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from lamella import host
 from lamella.changes.losses import Losses
-from lamella.errors import AlreadyExists, LamellaError, from_os
+from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
 from lamella.layers.descriptors import remove_tree
 from lamella.operations.apply import Applied, apply_blob
 from lamella.operations.output import unfinished
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from lamella.images.image import Image
     from lamella.layers.policy import Policy
     from lamella.progress import Cancellation, Progress
+
+
+WindowsForm: TypeAlias = Literal["files", "layers"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,6 +41,7 @@ def unpack(
     *,
     policy: Policy | None = None,
     merge: bool = False,
+    windows: WindowsForm | None = None,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
@@ -48,12 +52,19 @@ def unpack(
     leaves nothing. With ``merge`` the layers go straight into ``directory``, over what is in it, and what was written
     before a failure stays.
 
-    Raises AlreadyExists where the directory is there and ``merge`` is false; else as `apply_blob`.
+    Of a Windows image ``windows`` says what is wanted: ``"files"`` for what its containers have as drive C, as a plain
+    tree, or ``"layers"`` for a folder of each layer, named by its number from 0 at the base.
+
+    Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``windows`` does not
+    fit the image; else as `apply_blob`.
     """
     losses = losses if losses is not None else Losses()
+    _check_form(image, windows)
+    if merge and windows == "layers":
+        raise InvalidInput("the folders of layers cannot be merged into a directory")
     if merge:
         try:
-            return _unpack(image, directory, directory, policy, losses, progress, cancel)
+            return _unpack(image, directory, directory, policy, windows, losses, progress, cancel)
         except BaseException as error:
             error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
             raise
@@ -62,7 +73,7 @@ def unpack(
             f"{os.fspath(directory)!r} exists", hint="choose a new directory, or give --merge to unpack over this one"
         )
     with _Aside(directory) as aside:
-        unpacked = _unpack(image, aside.path, directory, policy, losses, progress, cancel)
+        unpacked = _unpack(image, aside.path, directory, policy, windows, losses, progress, cancel)
         aside.commit()
         return unpacked
 
@@ -72,6 +83,7 @@ def _unpack(
     where: Path,
     directory: Path,
     policy: Policy | None,
+    windows: WindowsForm | None,
     losses: Losses,
     progress: Progress | None,
     cancel: Cancellation | None,
@@ -81,6 +93,14 @@ def _unpack(
         progress.start("unpack", sum(layer.descriptor.size for layer in layers))
     applied: list[Applied] = []
     try:
+        if windows is not None:
+            from lamella.operations.unpack_windows import files_applied, layers_applied
+
+            if windows == "files":
+                applied.extend(files_applied(layers, where, policy, losses, progress, cancel))
+            else:
+                applied.extend(layers_applied(layers, where, losses, progress, cancel))
+            layers = ()
         for layer in layers:
             with layer.open() as blob:
                 done = apply_blob(
@@ -100,6 +120,17 @@ def _unpack(
         if progress is not None:
             progress.finish()
     return Unpacked(directory, tuple(applied), losses)
+
+
+def _check_form(image: Image, windows: WindowsForm | None) -> None:
+    built_for = image.config.os
+    if windows is None and built_for == "windows":
+        raise InvalidInput(
+            "the image is for Windows, and can be unpacked in two ways",
+            hint="--windows files gives drive C as a plain tree, --windows layers a folder for each layer",
+        )
+    if windows is not None and built_for != "windows":
+        raise InvalidInput(f"the image is for {built_for}, not for Windows")
 
 
 class _Aside:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of a Windows image merged into one, the deltas of their registry hives included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from lamella.changes.apply import apply
+from lamella.changes.contracts import Source
+from lamella.changes.diff import diff
+from lamella.changes.model import Change, Entry, Inline, Kind, Put, StoredContent, Whiteout, dense
+from lamella.changes.tree import MemorySink, MemoryTree
+from lamella.errors import InvalidInput, Unsupported
+from lamella.layers.facets import windows_from_posix
+from lamella.layers.windows.place import CONFIG, HIVE_NAMES, HIVES
+from lamella.layers.windows_view import Spelling, WindowsTree
+from lamella.operations.layer_reading import layer_changes
+from lamella.paths import LayerPath, beneath
+from lamella.streams.seekable import SeekableBlob
+
+if TYPE_CHECKING:
+    from lamella.images.image import ImageLayer
+    from lamella.progress import Cancellation, Progress
+
+_DELTAS: Final = {f"{HIVES}/{called}_delta".lower(): name for name, called in HIVE_NAMES.items()}
+"""Path of a delta, in lower case -> name of the hive in a base layer."""
+
+
+@contextmanager
+def merged_windows_layers(
+    layers: Sequence[ImageLayer],
+    below: int,
+    *,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Iterator[Source]:
+    """All that ``layers`` change in what the first ``below`` of them come to; content is good until the block ends.
+
+    Without any below it is a base layer: its hives have all deltas merged into them, and it has no `Hives`. Deltas of
+    several layers cannot be made one without the hive below them, so else each hive may have one.
+
+    Raises Unsupported, InvalidInput, FormatError (malformed hives) and what unpacking raises.
+    """
+    spelling = Spelling()
+    lower, upper = MemoryTree(streams=True) if below else None, MemoryTree(streams=True)
+    deltas: dict[str, list[StoredContent]] = {}
+    with ExitStack() as stack:
+        if progress is not None:
+            progress.start("read", sum(layer.descriptor.size for layer in layers))
+        try:
+            for at, layer in enumerate(layers):
+                stored = SeekableBlob(layer.open, layer.compression)
+                stack.callback(stored.close)
+                with layer_changes(layer, stored, progress, cancel, spelling) as stated:
+                    found = list(stated) if at < below else stated
+                    if lower is not None and at < below:
+                        apply(found, MemorySink(lower), cancel=cancel)
+                    apply(found if at < below else _noting(found, deltas), MemorySink(upper), cancel=cancel)
+        finally:
+            if progress is not None:
+                progress.finish()
+        changes: Source = diff(lower, upper, exact=True)
+        if below:
+            for name, several in deltas.items():
+                if len(several) > 1:
+                    raise Unsupported(
+                        f"{len(several)} of the layers change the hive {name}, and no hive below is merged with them",
+                        hint="merge all layers of the image, from the base on",
+                    )
+        else:
+            changes = _without_deltas(changes, _merged_hives(WindowsTree(upper), deltas))
+        yield windows_from_posix(changes)
+
+
+def _noting(changes: Source, deltas: dict[str, list[StoredContent]]) -> Iterator[Change]:
+    for change in changes:
+        if isinstance(change, Put) and change.entry.size:
+            name = _DELTAS.get(change.entry.path.lower())
+            if name is not None and change.content is not None:
+                deltas.setdefault(name, []).append(change.content)  # type: ignore[arg-type]  # it lies in a blob
+        yield change
+
+
+def _merged_hives(tree: WindowsTree, deltas: dict[str, list[StoredContent]]) -> dict[LayerPath, bytes]:
+    """The hives of the base with the deltas, the lowest first, by their paths."""
+    from lamella.formats.regf import Hive, Key, encode_hive, merged
+
+    found: dict[LayerPath, bytes] = {}
+    for name, several in deltas.items():
+        entry = tree.lookup(LayerPath(CONFIG + name))
+        if entry is None or entry.kind is not Kind.FILE:
+            raise InvalidInput(f"the layers change the hive {name}, and the base layer has none")
+        base = _bytes(tree.open(entry.path))
+        hive = Hive(base) if base else None
+        root: Key | None = None if hive is None else hive.root_key
+        for delta in several:
+            root = merged(root, Hive(_bytes(delta), layered=True).root_key)
+        assert root is not None  # noqa: S101  # there is at least one delta
+        found[entry.path] = encode_hive(root, file_name="" if hive is None else hive.file_name)
+    return found
+
+
+def _bytes(content: StoredContent) -> bytes:
+    return b"".join(map(bytes, dense(content)))
+
+
+def _without_deltas(changes: Source, hives: dict[LayerPath, bytes]) -> Iterator[Change]:
+    for change in changes:
+        if isinstance(change, Put):
+            entry: Entry = change.entry
+            if beneath(entry.path, HIVES):
+                continue
+            merged = hives.get(entry.path)
+            if merged is not None:
+                yield Put(replace(entry, size=len(merged)), Inline(merged))
+                continue
+        elif isinstance(change, Whiteout) or beneath(change.path, HIVES):
+            continue
+        yield change
