@@ -35,6 +35,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "apply": "Apply a layer blob to a directory.",
         "diff": "List or write what changed between two directories.",
         "dump": "Print a layer or a directory as canonical text.",
+        "recipe": "Give back the very blob of a layer that was unpacked or converted.",
     },
     "Files in an image": {
         "ls": "List files.",
@@ -47,7 +48,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "mount": "Show an image of the store at a directory.",
         "umount": "End what 'lamella mount' has begun.",
         "run": "Run a container of an image of the store.",
-        "serve": "Serve the store to containerd's clients.",
+        "serve": "Serve the store to containerd's clients, or to a containerd.",
     },
     "Windows": {
         "hive": "Look into registry hives, and merge them.",
