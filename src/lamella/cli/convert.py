@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from lamella.cli.console import Console
@@ -19,6 +21,12 @@ from lamella.cli.options import platform_option, replace_option, strict_option
 @click.option("--again", is_flag=True, help="Compress those too that are compressed this way already.")
 @click.option("--format", "format_", type=click.Choice(["oci", "docker"]), help="Media types of the documents.")
 @click.option("--all", "all_platforms", is_flag=True, help="Convert an index with the images of all platforms.")
+@click.option(
+    "--recipes",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write what gives the old blobs back, a file for each.",
+)
 @platform_option
 @replace_option
 @strict_option
@@ -34,6 +42,7 @@ def command(
     all_platforms: bool,
     platform: str | None,
     replace: bool,
+    recipes: Path | None,
     strict: bool,
 ) -> None:
     """Copy an image with its layers compressed another way.
@@ -58,6 +67,7 @@ def command(
         platform=platform,
         all_platforms=all_platforms,
         replace=replace,
+        recipes=recipes,
         losses=losses,
         progress=console.progress(),
         cancel=console.cancellation(),

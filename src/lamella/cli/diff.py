@@ -33,6 +33,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 @click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
 @subsecond_option
 @read_owner_option
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write what gives the blob back, too.")
 @strict_option
 @click.pass_obj
 def command(
@@ -45,6 +46,7 @@ def command(
     exact: bool,
     subsecond: bool,
     owner: str | None,
+    recipe: Path | None,
     strict: bool,
 ) -> None:
     """List or write what changed between two directories.
@@ -61,6 +63,8 @@ def command(
     if lower is not None and kind != "directory":
         whose = "an overlay's upper directory" if kind == "overlay" else "the folder of a Windows layer"
         raise click.UsageError(f"{whose} says itself what changed; give it alone")
+    if recipe is not None and output in (None, "-"):
+        raise click.UsageError("--recipe is for a blob with a name; give one with -o")
     if output is None:
         _list(console, lower, upper, kind, exact)
         return
@@ -82,6 +86,7 @@ def command(
         exact=exact,
         subsecond=subsecond,
         owners=None if owner is None else Owners(owner),
+        recipe=recipe,
         losses=losses,
         progress=console.progress(),
         cancel=console.cancellation(),

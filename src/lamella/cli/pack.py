@@ -37,6 +37,9 @@ from lamella.cli.options import (
 @subsecond_option
 @read_owner_option
 @replace_option
+@click.option(
+    "--recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write what gives the layer's blob back, too."
+)
 @strict_option
 @click.pass_obj
 def command(
@@ -56,6 +59,7 @@ def command(
     subsecond: bool,
     owner: str | None,
     replace: bool,
+    recipe: Path | None,
     strict: bool,
 ) -> None:
     """Make an image of one layer from a directory.
@@ -89,6 +93,7 @@ def command(
         subsecond=subsecond,
         owners=None if owner is None else Owners(owner),
         replace=replace,
+        recipe=recipe,
         losses=losses,
         progress=console.progress(),
         cancel=console.cancellation(),

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
 from lamella.changes.losses import Loss, Losses
 from lamella.digests import Digest
-from lamella.errors import InvalidInput, Unsupported
+from lamella.errors import InvalidInput, LossRefused, Unsupported, from_os
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.forms import open_reader, open_writer
 from lamella.images.image import Image, ImageLayer, image_from, image_of
@@ -76,6 +78,8 @@ class Conversion:
     threads: int | None = None
     again: bool = False
     format: Format | None = None
+    recipes: Path | None = None
+    """A directory for the recipes of the layers that are written anew."""
 
     def __post_init__(self) -> None:
         if self.compression is not None and self.compression not in get_args(Compression):
@@ -100,6 +104,7 @@ def convert(
     platform: str | Platform | None = None,
     all_platforms: bool = False,
     replace: bool = False,
+    recipes: str | os.PathLike[str] | None = None,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
@@ -111,9 +116,20 @@ def convert(
     given; what Docker's cannot hold goes to ``losses``. With ``all_platforms`` an index is converted with all of its
     images. Each layer is checked as it is read. See `open_writer` for ``replace``.
 
+    ``recipes`` is a directory that gets a file ``DIGEST.recipe`` for each layer that is written anew, from which and
+    from its new blob the old one can be made again; see `lamella.operations.exact`. What no recipe can be made of goes
+    to ``losses``.
+
     Raises Integrity, NotFound, InvalidInput, Unsupported, AlreadyExists, Exhausted.
     """
-    how = Conversion(cast("Compression | None", compression), level, threads, again, cast("Format | None", format))
+    how = Conversion(
+        cast("Compression | None", compression),
+        level,
+        threads,
+        again,
+        cast("Format | None", format),
+        None if recipes is None else Path(recipes),
+    )
     losses = losses if losses is not None else Losses()
     source = parse_image_name(source) if isinstance(source, str) else source
     target = parse_image_name(target) if isinstance(target, str) else target
@@ -136,7 +152,8 @@ def convert(
 
 def converted(image: Image, how: Conversion, losses: Losses | None = None) -> Draft:
     """``image`` as ``how`` wants it. Raises Unsupported, LossRefused."""
-    return _converted(image, how, losses if losses is not None else Losses(), _Recompressed)
+    losses = losses if losses is not None else Losses()
+    return _converted(image, how, losses, lambda layer, how: _Recompressed(layer, how, losses))
 
 
 def _converted(
@@ -171,12 +188,15 @@ class _Recompressed:
 
     layer: ImageLayer
     how: Conversion
+    losses: Losses
 
     def store(
         self, place: BlobTaker, *, progress: Progress | None = None, cancel: Cancellation | None = None
     ) -> StoredLayer:
         """See `LayerSource.store`."""
         layer, how = self.layer, self.how
+        if how.recipes is not None:
+            _record(layer, how.recipes, self.losses, progress, cancel)
         if progress is not None:
             progress.start("convert", layer.descriptor.size)
         try:
@@ -217,7 +237,8 @@ class _Run:
 
     def image(self, image: Image) -> Descriptor:
         """Convert one image and describe its manifest."""
-        draft = _converted(image, self.how, self.losses, lambda layer, how: _Once(_Recompressed(layer, how), self.made))
+        losses, made = self.losses, self.made
+        draft = _converted(image, self.how, losses, lambda layer, how: _Once(_Recompressed(layer, how, losses), made))
         finished: Finished = write_draft(draft, self.writer, commit=False, progress=self.progress, cancel=self.cancel)
         self.images += 1
         self.kept += sum(isinstance(layer, ImageLayer) for layer in draft.layers)
@@ -276,3 +297,24 @@ class _Once:
         if stored is None:
             stored = self.made[digest] = self.source.store(place, progress=progress, cancel=cancel)
         return stored
+
+
+def _record(
+    layer: ImageLayer, recipes: Path, losses: Losses, progress: Progress | None, cancel: Cancellation | None
+) -> None:
+    """Write the recipe of a layer; what cannot be repeated is a loss."""
+    from lamella.operations.exact import make_recipe
+
+    digest = layer.descriptor.digest
+    try:
+        recipes.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os(error, f"make the directory {str(recipes)!r}") from error
+    try:
+        with layer.open() as blob:
+            target = recipes / f"{digest.replace(':', '-')}.recipe"
+            make_recipe(blob, target, compression=layer.compression, progress=progress, cancel=cancel)
+    except LossRefused:
+        raise
+    except Unsupported as error:
+        losses.record(Loss(str(digest), "its very bytes", str(error)))

@@ -40,6 +40,7 @@ def diff(
     exact: bool = False,
     subsecond: bool = False,
     owners: Owners | None = None,
+    recipe: str | os.PathLike[str] | None = None,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
@@ -53,11 +54,36 @@ def diff(
 
     The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
     than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
-    `sourced` for ``owners``.
+    `sourced` for ``owners``. ``recipe`` is a file that gets what it takes to make the blob again, once it has its name;
+    see `lamella.operations.exact`.
 
     Raises NotFound, InvalidInput (``output`` would lie in ``upper``), Conflict (something changed meanwhile), Denied,
     Exhausted, Cancelled and the like.
     """
+    if recipe is not None:
+        if not isinstance(output, (str, os.PathLike)):
+            raise InvalidInput("a recipe is made of a blob with a name, not of one in an open file")
+        from lamella.operations.exact import make_recipe
+        from lamella.operations.output import refuse_within
+
+        refuse_within(upper, recipe, "the recipe")
+        written = diff(
+            lower,
+            upper,
+            output,
+            kind=kind,
+            compression=compression,
+            level=level,
+            threads=threads,
+            exact=exact,
+            subsecond=subsecond,
+            owners=owners,
+            losses=losses,
+            progress=progress,
+            cancel=cancel,
+        )
+        make_recipe(output, recipe, compression=compression, progress=progress, cancel=cancel)
+        return written
     if isinstance(output, (str, os.PathLike)):
         from lamella.operations.output import refuse_within, replacing
 

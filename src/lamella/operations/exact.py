@@ -126,7 +126,7 @@ def restore_blob(
                 progress.finish()
 
 
-def read_head(recipe: str | os.PathLike[str]) -> RecipeMade:
+def read_recipe(recipe: str | os.PathLike[str]) -> RecipeMade:
     """What a recipe says, all of it read and checked. Raises FormatError, NotFound."""
     with open_for_reading(Path(recipe)) as file:
         reader = RecipeReader(file)

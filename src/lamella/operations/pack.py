@@ -13,7 +13,7 @@ import msgspec
 from lamella.changes.contracts import Source
 from lamella.changes.model import Entry
 from lamella.images.contract import ImageWriter
-from lamella.images.forms import open_writer
+from lamella.images.forms import open_reader, open_writer
 from lamella.images.naming import ImageName, parse_image_name
 from lamella.layers.policy import Owners
 from lamella.oci.config import History, ImageConfig, RootFs
@@ -65,6 +65,7 @@ def pack(
     subsecond: bool = False,
     owners: Owners | None = None,
     replace: bool = False,
+    recipe: str | os.PathLike[str] | None = None,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
@@ -76,10 +77,13 @@ def pack(
 
     The same tree always gives the same digest on one platform: the image is dated by SOURCE_DATE_EPOCH, or 1970 where
     that is not set. See `lamella.operations.diff.diff` for the options of the layer, and `open_writer` for
-    ``replace``. Raises AlreadyExists, InvalidInput, and as `diff` does.
+    ``replace``. ``recipe`` is a file that gets what it takes to make the layer's blob again, once the image is there.
+    Raises AlreadyExists, InvalidInput, and as `diff` does.
     """
     name = parse_image_name(image) if isinstance(image, str) else image
     refuse_within(directory, name.path, "the image")
+    if recipe is not None:
+        refuse_within(directory, recipe, "the recipe")
     settings = Settings(
         env=parse_variables(env),
         cmd=cmd,
@@ -92,7 +96,7 @@ def pack(
     )
     config = _configured(base, settings)
     with sourced(None, directory, owners=owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
-        return write_image(
+        packed = write_image(
             writer,
             name.tag,
             config,
@@ -106,6 +110,22 @@ def pack(
             progress=progress,
             cancel=cancel,
         )
+    if recipe is not None:
+        _record(name, packed, recipe, progress, cancel)
+    return packed
+
+
+def _record(
+    name: ImageName,
+    packed: Packed,
+    recipe: str | os.PathLike[str],
+    progress: Progress | None,
+    cancel: Cancellation | None,
+) -> None:
+    from lamella.operations.exact import make_recipe
+
+    with open_reader(name) as reader, reader.open_blob(packed.layer) as blob:
+        make_recipe(blob, recipe, compression=packed.written.facts.compression, progress=progress, cancel=cancel)
 
 
 def write_image(

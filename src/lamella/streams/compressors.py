@@ -209,8 +209,8 @@ def _zstd(level: int, flags: Sequence[str], size: int) -> Compressor:
 
 
 _DEFLATE: Final[dict[str, tuple[Callable[[int], Compressor], range]]] = {
-    "zlib": (_zlib, range(10)),
     "lamella": (_Lamella, range(1, 10)),
+    "zlib": (_zlib, range(10)),
     "pigz": (_Pigz, range(1, 10)),
     "zlib-ng": (_zlib_ng, range(1, 10)),
     "isal": (_isal, range(4)),
@@ -402,7 +402,7 @@ def _inflated(file: BinaryIO, start: int) -> tuple[int, int]:
         piece = stream.unconsumed_tail or file.read(_STEP)
         size += len(_decompress(stream, piece, start))
         # At the end, what is not used may stand in both.
-        packed += len(piece) - len(stream.unused_data if stream.eof else stream.unconsumed_tail)
+        packed += len(piece) - len(stream.unused_data or stream.unconsumed_tail)
     return packed, size
 
 
