@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lamella.cli.console import Console, human_size
+
+if TYPE_CHECKING:
+    from lamella.operations.copy import Copied
 
 
 def copy_and_tell(
@@ -27,7 +32,13 @@ def copy_and_tell(
         console.document({"image": target, **document, "blobs": copied.blobs, "bytes": copied.size})
         return
     console.summary(f"{target}: {copied.entry.digest}")
-    console.summary(f"{copied.blobs} blobs written, {human_size(copied.size)}; {copied.present} were there already")
+    console.summary(copied_summary(copied))
+
+
+def copied_summary(copied: Copied) -> str:
+    """What was moved, for people."""
+    blobs = f"{copied.blobs} {'blob' if copied.blobs == 1 else 'blobs'} written, {human_size(copied.size)}"
+    return f"{blobs}; {copied.present} {'was' if copied.present == 1 else 'were'} there already"
 
 
 def check_direction(verb: str, image: str, *, in_registry: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import click
 
-from lamella.cli.console import Console, human_size
+from lamella.cli.console import Console
+from lamella.cli.copying import copied_summary
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import pair, replace_option, split_place
 
@@ -45,4 +46,4 @@ def command(
         console.document({"image": target, **describe_descriptor(made.entry), "blobs": made.blobs, "bytes": made.size})
         return
     console.summary(f"{target}: {made.entry.digest}")
-    console.summary(f"{made.blobs} blobs written, {human_size(made.size)}; {made.present} were there already")
+    console.summary(copied_summary(made))
