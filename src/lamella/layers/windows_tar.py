@@ -264,6 +264,8 @@ class _Unusual:
         target = self._names.resolve(member.linkname)
         if not target:
             raise UnsafePath(member.linkname, f"{path!r} is a hard link to the root")
+        if target == path:
+            raise InvalidInput(f"{path!r} is a hard link to itself")
         return Link(path, target)
 
     def _symlink(self, member: TarMember[tuple[int, bool]], path: LayerPath, windows: Windows) -> Change:

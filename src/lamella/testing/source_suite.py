@@ -36,24 +36,27 @@ SOME: tuple[Change, ...] = (
 class SourceTests:
     """Bind with ``make``, which gives a source of changes as a place has them."""
 
+    some: tuple[Change, ...] = SOME
+    """What the sources are made from; override where a place holds no POSIX metadata. The last file holds "last"."""
+
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Source:
         """A source; ``tmp_path`` is an empty directory for it."""
         raise NotImplementedError
 
     def expected(self) -> list[str]:
-        """The canonical text of what a place makes of `SOME`; override where it has an order of its own."""
-        return list(dump(SOME, inline=64, extents=False))
+        """The canonical text of what a place makes of `some`; override where it has an order of its own."""
+        return list(dump(self.some, inline=64, extents=False))
 
     def test_a_source_gives_what_its_place_was_given(self, tmp_path: Path) -> None:
-        assert self.expected() == list(dump(self.make(tmp_path, SOME), inline=64, extents=False))
+        assert self.expected() == list(dump(self.make(tmp_path, self.some), inline=64, extents=False))
 
     def test_paths_are_canonical(self, tmp_path: Path) -> None:
-        for change in self.make(tmp_path, SOME):
+        for change in self.make(tmp_path, self.some):
             path = change.entry.path if isinstance(change, Put) else change.path
             assert path == parse_path(path)
 
     def test_files_have_content_of_their_size_and_nothing_else_has(self, tmp_path: Path) -> None:
-        for change in self.make(tmp_path, SOME):
+        for change in self.make(tmp_path, self.some):
             if isinstance(change, Put):
                 assert (change.content is not None) == (change.entry.kind is Kind.FILE)
                 if change.content is not None:
@@ -63,12 +66,12 @@ class SourceTests:
                     assert data == sum(map(len, change.content.chunks()))
 
     def test_content_need_not_be_read(self, tmp_path: Path) -> None:
-        paths = [change.entry.path for change in self.make(tmp_path, SOME) if isinstance(change, Put)]
-        assert sorted(paths) == sorted(change.entry.path for change in SOME if isinstance(change, Put))
+        paths = [change.entry.path for change in self.make(tmp_path, self.some) if isinstance(change, Put)]
+        assert sorted(paths) == sorted(change.entry.path for change in self.some if isinstance(change, Put))
 
     def test_content_need_not_be_read_to_its_end(self, tmp_path: Path) -> None:
         last = b""
-        for change in self.make(tmp_path, SOME):
+        for change in self.make(tmp_path, self.some):
             if isinstance(change, Put) and change.content is not None:
                 for chunk in change.content.chunks():
                     last = bytes(chunk[:4])
@@ -76,9 +79,9 @@ class SourceTests:
         assert last == b"last"
 
     def test_content_that_is_read_too_late_or_twice_is_right_or_an_error(self, tmp_path: Path) -> None:
-        puts = (change for change in self.make(tmp_path, SOME) if isinstance(change, Put))
+        puts = (change for change in self.make(tmp_path, self.some) if isinstance(change, Put))
         late = [(put.content, _read(put.content)) for put in puts if put.content is not None]
-        assert len(late) == sum(isinstance(change, Put) and change.content is not None for change in SOME)
+        assert len(late) == sum(isinstance(change, Put) and change.content is not None for change in self.some)
         for content, expected in late:
             try:
                 again = _read(content)
@@ -87,8 +90,8 @@ class SourceTests:
             assert expected == again
 
     def test_content_that_was_passed_over_is_right_or_an_error(self, tmp_path: Path) -> None:
-        passed = [change for change in self.make(tmp_path, SOME) if isinstance(change, Put)]
-        expected = {change.entry.path: change.content for change in SOME if isinstance(change, Put)}
+        passed = [change for change in self.make(tmp_path, self.some) if isinstance(change, Put)]
+        expected = {change.entry.path: change.content for change in self.some if isinstance(change, Put)}
         for change in passed:
             if change.content is None:
                 continue

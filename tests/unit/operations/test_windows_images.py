@@ -31,7 +31,7 @@ from lamella.operations.compare import compare
 from lamella.operations.diff import diff, list_changes
 from lamella.operations.filesystem import Filesystem
 from lamella.operations.flatten import flatten
-from lamella.operations.new_layers import Symlink
+from lamella.operations.new_layers import FileLike, Symlink
 from lamella.operations.trees import open_tree
 from lamella.operations.unpack import unpack
 from lamella.operations.windows import WindowsMount, apply_layer, layer_to_diff
@@ -233,7 +233,7 @@ class TestAppend:
             assert (Filesystem(tree) / "files/app/RUN.EXE").read_bytes() == b"program"
 
     def test_files_by_path_bring_their_directories(self, name: str, tmp_path: Path) -> None:
-        files = {"App/bin/a.txt": "text", "App/b": Symlink("bin/a.txt"), "Windows/new.txt": None}
+        files: dict[str, FileLike] = {"App/bin/a.txt": "text", "App/b": Symlink("bin/a.txt"), "Windows/new.txt": None}
         append(name, files, f"oci:{tmp_path}/new:v", platform="windows/amd64")
         with open_tree(f"oci:{tmp_path}/new:v", platform="windows/amd64") as tree:
             assert (Filesystem(tree) / "Files/App/b").read_text() == "text"

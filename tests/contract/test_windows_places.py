@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The places of Windows layers keep the contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lamella.changes.apply import apply
+from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
+from lamella.changes.tree import fold
+from lamella.layers.stack import LayerStack
+from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.sink import WindowsSink
+from lamella.layers.windows.source import WindowsChanges
+from lamella.layers.windows_view import WindowsTree
+from lamella.paths import LayerPath
+from lamella.testing import contract
+from lamella.testing.builders import sparse
+
+
+def put(path: str, kind: Kind, data: bytes = b"") -> Put:
+    attributes = 0x10 if kind is Kind.DIRECTORY else 0x20
+    facet = Windows(attributes, 1, 2, 3, 4, b"\1\0\4\x80" + bytes(16), {"A": b"\0\xff"})
+    content = Inline(data) if kind is Kind.FILE else None
+    return Put(Entry(LayerPath(path), kind, None, len(data), "", facet), content)
+
+
+HOLES = sparse(2 << 20, [(1 << 20, b"x" * 4096)])
+SOME: tuple[Change, ...] = (
+    put("Files", Kind.DIRECTORY),
+    put("Files/a", Kind.FILE, b"text"),
+    Stream(LayerPath("Files/a"), "zone", Inline(b"stream")),
+    Link(LayerPath("Files/b"), LayerPath("Files/a")),
+    put("Files/c", Kind.FILE, bytes(range(256)) * 5000),
+    put("Files/é", Kind.FILE),
+    Put(Entry(LayerPath("Files/s"), Kind.FILE, None, HOLES.size, "", Windows(0x220, 1, 2, 3, 4)), HOLES),
+    put("Hives", Kind.DIRECTORY),
+    put("Hives/x", Kind.FILE, b"hive"),
+    put("Files/z", Kind.FILE, b"last"),
+)
+
+
+class TestBaseLayer(contract.SourceTests):
+    some = SOME
+
+    def make(self, tmp_path: Path, changes: Iterable[Change]) -> WindowsChanges:
+        layer = WindowsLayer(tmp_path / "base")
+        apply(changes, WindowsSink(layer))
+        return WindowsChanges(layer)
+
+    def expected(self) -> list[str]:
+        from lamella.changes.dump import dump
+
+        return list(dump(self.some, inline=64, extents=False))
+
+
+class TestLayerWithParents(TestBaseLayer):
+    some = (*SOME[:-1], Whiteout(LayerPath("Files/gone")), SOME[-1])
+
+    def make(self, tmp_path: Path, changes: Iterable[Change]) -> WindowsChanges:
+        base, layer = WindowsLayer(tmp_path / "base"), WindowsLayer(tmp_path / "above")
+        apply(SOME[:1], WindowsSink(base))
+        apply(changes, WindowsSink(layer, parents=LayerStack([base])))
+        return WindowsChanges(layer)
+
+
+class TestMergedView(contract.TreeTests):
+    def make(self, tmp_path: Path, changes: Iterable[Change]) -> WindowsTree:
+        return WindowsTree(fold(changes))
