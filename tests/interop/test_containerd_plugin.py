@@ -189,4 +189,13 @@ def test_what_is_printed_is_a_configuration(version: str, number: int, where: Pa
     assert number == config["version"]
     assert {str(where / "p.sock")} == {plugin["address"] for plugin in config["proxy_plugins"].values()}
     assert [*KINDS, "lamella-diff"] == list(config["proxy_plugins"])
-    assert (number == 3) == ("io.containerd.transfer.v1.local" in config["plugins"])
+    unpacking = config["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"]
+    assert [*KINDS, "overlayfs"] == [row["snapshotter"] for row in unpacking]
+
+
+def test_containerd_takes_all_of_it(ctr: Ctr, where: Path) -> None:
+    states = {row[1]: row[-1] for row in ctr.table("plugins", "ls")}
+    assert {"ok"} == {states[name] for name in (*KINDS, "lamella-diff", "walking", "local")}
+    described = ctr("plugins", "ls", "-d", "id==lamella")
+    assert str(where / "store/plugin/snapshots/overlayfs") in described
+    assert "multiple differs" not in (where / "containerd/containerd.log").read_text()

@@ -196,21 +196,20 @@ def containerd_config(address: Path, root: Path, version: int, platform: str) ->
         "",
     ]
     for name, kind in SNAPSHOTTERS.items():
+        place = root / FOLDER / SNAPSHOTS / kind
         lines += [f"[proxy_plugins.{name}]", '  type = "snapshot"', f"  address = {socket}"]
-        if version > 2:
-            place = root / FOLDER / SNAPSHOTS / kind
-            lines += [f"  [proxy_plugins.{name}.exports]", f"    root = {_quoted(str(place))}"]
+        lines += [f"  [proxy_plugins.{name}.exports]", f"    root = {_quoted(str(place))}"]
     lines += [f"[proxy_plugins.{DIFFER}]", '  type = "diff"', f"  address = {socket}", ""]
     lines += ['[plugins."io.containerd.service.v1.diff-service"]', f'  default = ["{DIFFER}", "walking"]']
-    if version > 2:
-        for name, differ in (*((name, DIFFER) for name in SNAPSHOTTERS), ("overlayfs", "walking")):
-            lines += [
-                "",
-                '[[plugins."io.containerd.transfer.v1.local".unpack_config]]',
-                f'  platform = "{platform}"',
-                f'  snapshotter = "{name}"',
-                f'  differ = "{differ}"',
-            ]
+    # A list of these replaces the one that containerd has by itself, which is the last of them.
+    for name, differ in (*((name, DIFFER) for name in SNAPSHOTTERS), ("overlayfs", "walking")):
+        lines += [
+            "",
+            '[[plugins."io.containerd.transfer.v1.local".unpack_config]]',
+            f'  platform = "{platform}"',
+            f'  snapshotter = "{name}"',
+            f'  differ = "{differ}"',
+        ]
     return "\n".join(lines) + "\n"
 
 
