@@ -78,9 +78,13 @@ def test_containerds_blob_comes_back_from_the_directory(needs: Needs, tmp_path: 
     tree.mkdir()
     for at in range(4):
         (tree / f"file{at}").write_bytes(tar_like(150_000, at))
+
+    def fill(place: Path) -> None:
+        shutil.copytree(tree, place, dirs_exist_ok=True)
+
     try:
         with Containerd(where / "containerd") as running, (tmp_path / "blob").open("wb") as file:
-            running.commit_tree("t", lambda place: shutil.copytree(tree, place, dirs_exist_ok=True) and None)
+            running.commit_tree("t", fill)
             media_type = "application/vnd.oci.image.layer.v1.tar+gzip"
             ctr = ("ctr", "--address", str(where / "containerd/socket"), "--namespace", "bench")
             subprocess.run(

@@ -241,8 +241,8 @@ class Recompressor:
     def __init__(self, compression: str, members: Sequence[RecipeMember]) -> None:
         if compression not in ("gzip", "zstd", "none") or (compression == "none") != (not members):
             raise InvalidInput(f"a recipe of {len(members)} members compressed with {compression[:80]!r}")
-        for member in members:
-            new_compressor(member.by, 0 if compression == "gzip" else member.size)
+        for name in {member.by for member in members}:
+            new_compressor(name, 0)
         self._gzip = compression == "gzip"
         self._members = iter(members)
         self._member = next(self._members, None)

@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
 
 def layer_of(layout: Path) -> Path:
     manifest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"].partition(":")[2]
-    layer = json.loads((layout / "blobs/sha256" / manifest).read_text())["layers"][0]["digest"].partition(":")[2]
+    layer: str = json.loads((layout / "blobs/sha256" / manifest).read_text())["layers"][0]["digest"].partition(":")[2]
     return layout / "blobs/sha256" / layer
 
 
