@@ -63,7 +63,7 @@ def agree(shown: str, printed: str) -> bool:
     return re.fullmatch(re.escape(shown).replace("…", ".*"), printed) is not None
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/store.md", "docs/surgery.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/store.md", "docs/surgery.md", "docs/windows.md"])
 def test_what_a_document_shows_is_what_happens(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any Windows layer that can be applied comes back from its folder with the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, reject, settings
+from tests.property.test_windows_formats import layers, written
+from tests.unit.formats.tar.archives import buffers
+
+from lamella.changes.apply import apply
+from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Put, Stream, Whiteout, Windows
+from lamella.errors import InvalidInput
+from lamella.layers.stack import LayerStack
+from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.sink import WindowsSink
+from lamella.layers.windows.source import WindowsChanges
+from lamella.layers.windows_tar import windows_tar_changes
+from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.paths import LayerPath
+
+REFUSED = ("cannot be in", "is there twice", "has files in it", "is a directory")
+"""What NTFS cannot do with some layers: files in links or files, hard links to directories."""
+
+TOP = Put(Entry(LayerPath("Files"), Kind.DIRECTORY, None, 0, "", Windows(0x10, write_time=0)), None)
+
+
+def in_files(change: Change) -> Change:
+    def moved(path: LayerPath) -> LayerPath:
+        return LayerPath(f"Files/{path}")
+
+    match change:
+        case Put(entry, content):
+            return Put(replace(entry, path=moved(entry.path)), content)
+        case Link(path, target):
+            return Link(moved(path), moved(target))
+        case Stream(path, name, content):
+            return Stream(moved(path), name, content)
+        case Whiteout(path):
+            return Whiteout(moved(path))
+        case Opaque():
+            raise AssertionError("Windows has none")
+
+
+@pytest.mark.parametrize("base", [True, False])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(changes=layers())
+def test_a_layer_keeps_its_bytes_in_a_folder(
+    base: bool, changes: list[Change], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if base:
+        changes = [change for change in changes if not isinstance(change, Whiteout)]
+    data = written([TOP, *(in_files(change) for change in changes)])
+    place = tmp_path_factory.mktemp("folder")
+    below = WindowsLayer(place / "below")
+    apply([TOP], WindowsSink(below))
+    layer = WindowsLayer(place / "layer")
+    sink = WindowsSink(layer, parents=None if base else LayerStack([below]))
+    try:
+        apply(windows_tar_changes(buffers(data, 4096), linked=sink.link_facet), sink)
+    except InvalidInput as error:
+        if not any(words in str(error) for words in REFUSED):
+            raise
+        reject()
+    out = bytearray()
+
+    def take(piece: Buffer) -> None:
+        out.extend(piece)
+
+    with WindowsChanges(layer) as found:
+        apply(found, WindowsTarSink(take, lookup=found.lookup))
+    assert data == bytes(out)
