@@ -209,28 +209,28 @@ def _for_options(
 ) -> Iterator[Opened]:
     with opened as (changes, lookup):
         if options.windows:
-            from lamella.layers.facets import container_layer
-
-            def leads_to_directory(path: LayerPath, target: str) -> bool:
-                """As Windows must be told; what leads out of the directory does not count."""
-                if directory is None:
-                    return False
-                root = os.path.realpath(directory)
-                start = root if target.startswith("/") else os.path.join(root, os.path.dirname(path[len("Files/") :]))
-                found = os.path.realpath(os.path.join(start, target.lstrip("/")))
-                return os.path.commonpath((root, found)) == root and os.path.isdir(found)
-
-            yield (
-                container_layer(
-                    changes,
-                    leads_to_directory=leads_to_directory,
-                    clamp=source_date_epoch(),
-                    losses=options.losses,
-                ),
-                None,
-            )
+            yield windows_layer(changes, directory, options.losses), None
         else:
             yield changes, lookup
+
+
+def windows_layer(changes: Source, directory: Path | None = None, losses: Losses | None = None) -> Source:
+    """``changes`` as a Windows layer whose drive C they are; ``directory`` is where they come from.
+
+    Links there tell which of them lead to directories, as Windows must be told. See `container_layer`.
+    """
+    from lamella.layers.facets import container_layer
+
+    root = None if directory is None else os.path.realpath(directory)
+
+    def leads_to_directory(path: LayerPath, target: str) -> bool:
+        if root is None:
+            return False
+        start = root if target.startswith("/") else os.path.join(root, os.path.dirname(path[len("Files/") :]))
+        found = os.path.realpath(os.path.join(start, target.lstrip("/")))
+        return os.path.commonpath((root, found)) == root and os.path.isdir(found)
+
+    return container_layer(changes, leads_to_directory=leads_to_directory, clamp=source_date_epoch(), losses=losses)
 
 
 @contextmanager

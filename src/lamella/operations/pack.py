@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -73,7 +74,8 @@ def pack(
     """Write the files in ``directory`` as the image ``image``, which appears when it is complete.
 
     ``base`` is a config to take over, less its layers and history; what else is given counts more. ``env`` are
-    ``NAME=VALUE``, each in the place of the one of its name. The platform is that of the base, or of this machine.
+    ``NAME=VALUE``, each in the place of the one of its name. The platform is that of the base, or of this machine; for
+    Windows the directory is drive C, and becomes a Windows layer.
 
     The same tree always gives the same digest on one platform: the image is dated by SOURCE_DATE_EPOCH, or 1970 where
     that is not set. See `lamella.operations.diff.diff` for the options of the layer, and `open_writer` for
@@ -95,7 +97,12 @@ def pack(
         created=creation_time(),
     )
     config = _configured(base, settings)
+    windows = config.os == "windows"
     with sourced(None, directory, owners=owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
+        if windows:
+            from lamella.operations.new_layers import windows_layer
+
+            changes, lookup = windows_layer(changes, Path(directory), losses), None
         packed = write_image(
             writer,
             name.tag,
@@ -106,6 +113,7 @@ def pack(
             level=level,
             threads=threads,
             subsecond=subsecond,
+            windows=windows,
             losses=losses,
             progress=progress,
             cancel=cancel,
@@ -140,6 +148,7 @@ def write_image(
     level: int | None = None,
     threads: int | None = None,
     subsecond: bool = False,
+    windows: bool = False,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
@@ -154,6 +163,7 @@ def write_image(
             level=level,
             threads=threads,
             subsecond=subsecond,
+            windows=windows,
             losses=losses,
             progress=progress,
             cancel=cancel,

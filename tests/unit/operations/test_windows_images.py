@@ -32,6 +32,7 @@ from lamella.operations.diff import diff, list_changes
 from lamella.operations.filesystem import Filesystem
 from lamella.operations.flatten import flatten
 from lamella.operations.new_layers import FileLike, Symlink
+from lamella.operations.pack import pack
 from lamella.operations.trees import open_tree
 from lamella.operations.unpack import unpack
 from lamella.operations.windows import WindowsMount, apply_layer, layer_to_diff
@@ -244,6 +245,16 @@ class TestAppend:
         with open_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
             unpack(opened, tmp_path / "out", windows="layers")
         assert (tmp_path / "out/2/Files/App/a").exists()
+
+    def test_pack_makes_a_windows_layer_for_windows(self, tmp_path: Path) -> None:
+        (tmp_path / "source/App").mkdir(parents=True)
+        (tmp_path / "source/App/a").write_text("text")
+        pack(tmp_path / "source", f"oci:{tmp_path}/new:v", platform="windows/amd64")
+        with open_tree(f"oci:{tmp_path}/new:v", platform="windows/amd64") as tree:
+            assert (Filesystem(tree) / "files/app/A").read_text() == "text"
+            entry = (Filesystem(tree) / "Files/App/a").entry()
+            assert entry.windows is not None
+            assert entry.windows.security_descriptor == usual_security().file
 
     def test_an_image_for_something_else_is_refused(self, tmp_path: Path) -> None:
         posix = image(tmp_path, [], system="linux")
