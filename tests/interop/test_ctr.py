@@ -231,14 +231,16 @@ def test_leases_are_made_listed_and_removed(ctr: Ctr) -> None:
 
 
 def test_events_are_told_while_they_happen(ctr: Ctr) -> None:
-    with subprocess.Popen(["ctr", "-a", str(ctr.address), "events"], stdout=subprocess.PIPE, text=True) as listener:
-        assert listener.stdout is not None
-        end = time.monotonic() + 20
-        os.set_blocking(listener.stdout.fileno(), False)
-        said = ""
-        while "/namespaces/create" not in said:
-            assert time.monotonic() < end
-            ctr("namespaces", "create", f"n{time.monotonic_ns()}")
-            said += listener.stdout.read() or ""
-        listener.kill()
-    assert '"name":"n' in said
+    with subprocess.Popen(["ctr", "-a", str(ctr.address), "events"], stdout=subprocess.PIPE) as listener:
+        try:
+            assert listener.stdout is not None
+            end = time.monotonic() + 60
+            os.set_blocking(listener.stdout.fileno(), False)
+            said = b""
+            while b"/namespaces/create" not in said:
+                assert time.monotonic() < end
+                ctr("namespaces", "create", f"n{time.monotonic_ns()}")
+                said += listener.stdout.read() or b""
+        finally:
+            listener.kill()
+    assert b'"name":"n' in said
