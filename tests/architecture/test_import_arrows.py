@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": IMAGES,
     "operations": IMAGES | {"store", "registry"},
     "service": IMAGES | {"store", "registry", "operations", "lamella"},
+    "client": IMAGES | {"store", "service"},
     "cli": IMAGES | {"store", "registry", "operations", "service", "lamella"},
     "__main__": {"cli"},
     "testing": IMAGES | {"store", "registry", "operations"},

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store at the other end of a socket keeps the contracts: here with Lamella's own server."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.unit.service.serving import serving
+
+from lamella.client.remote import RemoteStore
+from lamella.digests import Digest
+from lamella.errors import Unsupported
+from lamella.store.contract import ContentStore, ImageStore, LeaseStore
+from lamella.testing.content_suite import BIG, Contents, ContentStoreTests, SharedContentTests, put
+from lamella.testing.image_store_suite import ImageStoreTests
+from lamella.testing.lease_suite import LeaseTests
+
+
+class _Served:
+    def remote(self, tmp_path: Path) -> RemoteStore:
+        served = self.stack.enter_context(serving(tmp_path))
+        return self.stack.enter_context(RemoteStore(served.address))
+
+    def setup_method(self) -> None:
+        self.stack = ExitStack()
+
+    def teardown_method(self) -> None:
+        self.stack.close()
+
+
+class TestContent(_Served, ContentStoreTests, SharedContentTests):
+    def make(self, tmp_path: Path) -> Contents:
+        remote = self.remote(tmp_path)
+
+        def content(namespace: str) -> ContentStore:
+            return remote.namespace(namespace).content
+
+        return content
+
+    def test_an_ingest_can_be_cut(self, tmp_path: Path) -> None:
+        """To nothing alone: the protocol has no message for anything else."""
+        store = self.make(tmp_path)("one")
+        with store.ingest("a") as ingest:
+            ingest.write(b"some text")
+            ingest.truncate(9)
+            with pytest.raises(Unsupported):
+                ingest.truncate(5)
+            ingest.truncate()
+            assert ingest.status().offset == 0
+            ingest.write(b"other")
+            assert ingest.commit().size == 5
+
+    def test_it_can_be_written_to_and_cut(self, tmp_path: Path) -> None:
+        """See `test_an_ingest_can_be_cut`."""
+        contents = self.make(tmp_path)
+        one, two = contents("one"), contents("two")
+        digest = put(one, BIG).digest
+        with two.ingest("longer", expected=digest) as ingest:
+            assert ingest.write(b"more") == len(BIG) + 4
+            assert ingest.commit(expected=Digest.of(BIG + b"more")).size == len(BIG) + 4
+
+
+class TestImages(_Served, ImageStoreTests):
+    def make(self, tmp_path: Path) -> ImageStore:
+        return self.remote(tmp_path).namespace("default").images
+
+
+class TestLeases(_Served, LeaseTests):
+    def make(self, tmp_path: Path) -> LeaseStore:
+        return self.remote(tmp_path).namespace("default").leases
