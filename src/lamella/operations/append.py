@@ -17,7 +17,7 @@ from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.operations.draft import Draft, Finished, LayerSource, draft_of, write_draft
 from lamella.operations.layer_reading import is_windows
-from lamella.operations.new_layers import LayerLike, LayerOptions, new_layers, refuse_own_source
+from lamella.operations.new_layers import LayerLike, LayerOptions, TarredLayer, new_layers, refuse_own_source
 from lamella.operations.settings import creation_time
 
 if TYPE_CHECKING:
@@ -58,10 +58,9 @@ def append(
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_image(source, platform) as image:
-        built_for = is_windows(image)
-        if windows is not None and windows is not built_for:
+        if windows is not None and windows is not is_windows(image):
             raise InvalidInput(f"the image is for {image.config.os}, and so must its layers be")
-        made = new_layers(layers, LayerOptions(compression, level, threads, subsecond, owners, losses, built_for))
+        made = new_layers(layers, LayerOptions(compression, level, threads, subsecond, owners, losses))
         refuse_own_source(made, target)
         with open_writer(target, replace=replace) as writer:
             draft = appended(draft_of(image), made, created_by=created_by)
@@ -71,6 +70,8 @@ def append(
 def appended(draft: Draft, layers: Sequence[LayerSource], *, created_by: str = BY) -> Draft:
     """``draft`` with ``layers`` on top, and a step of the history for each."""
     created = creation_time()
+    system = draft.config.os
+    layers = [layer.for_system(system) if isinstance(layer, TarredLayer) else layer for layer in layers]
     history = draft.config.history
     # A history that does not account for the layers below would account for these wrongly.
     if draft.accounted:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -119,6 +119,12 @@ class TarredLayer:
     options: LayerOptions = DEFAULT_OPTIONS
     directory: Path | None = None
     """What it is made from, where that is a directory."""
+    posix: bool = False
+    """Whether the changes are of a POSIX tree, and still to become a Windows layer where one is wanted."""
+
+    def for_system(self, system: str) -> TarredLayer:
+        """This layer, for an image whose config names this operating system."""
+        return replace(self, options=replace(self.options, windows=system == "windows"))
 
     def store(
         self, place: BlobTaker, *, progress: Progress | None = None, cancel: Cancellation | None = None
@@ -126,6 +132,8 @@ class TarredLayer:
         """See `LayerSource.store`."""
         options = self.options
         with self.opened() as (changes, lookup), place.stage() as blob:
+            if self.posix and options.windows:
+                changes, lookup = windows_layer(changes, self.directory, options.losses), None
             written = write_layer(
                 changes,
                 blob.file,
@@ -181,10 +189,10 @@ def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS) -> Laye
     """
     if isinstance(given, Mapping):
         changes = changes_of(given)
-        return TarredLayer(lambda: _for_options(_given(changes), options, None), options)
+        return TarredLayer(lambda: _given(changes), options, posix=True)
     path = Path(given)
     if path.is_dir():
-        return TarredLayer(lambda: _for_options(_directory(path, options.owners), options, path), options, path)
+        return TarredLayer(lambda: _directory(path, options.owners), options, path, posix=True)
     return BlobLayer(path)
 
 
@@ -201,17 +209,6 @@ def refuse_own_source(layers: Iterable[object], target: ImageName) -> None:
         for layer in layers:
             if isinstance(layer, TarredLayer) and layer.directory is not None:
                 refuse_within(layer.directory, target.path, "the image")
-
-
-@contextmanager
-def _for_options(
-    opened: AbstractContextManager[Opened], options: LayerOptions, directory: Path | None
-) -> Iterator[Opened]:
-    with opened as (changes, lookup):
-        if options.windows:
-            yield windows_layer(changes, directory, options.losses), None
-        else:
-            yield changes, lookup
 
 
 def windows_layer(changes: Source, directory: Path | None = None, losses: Losses | None = None) -> Source:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.unit.layers.test_windows_dialect import SD, T, file_at, link_at, windows, with_stream, write
 
+import lamella
 from lamella.changes.model import Change, Entry, Kind, Link, Put, Whiteout
 from lamella.cli.main import run as main
 from lamella.digests import Digest
@@ -255,6 +256,11 @@ class TestAppend:
             entry = (Filesystem(tree) / "Files/App/a").entry()
             assert entry.windows is not None
             assert entry.windows.security_descriptor == usual_security().file
+
+    def test_an_image_as_a_value_does_so_too(self, name: str) -> None:
+        with lamella.open_image(name, platform="windows/amd64") as opened:
+            files = opened.append({"App/a": "text"}).filesystem()
+            assert (files / "files/app/A").read_text() == "text"
 
     def test_an_image_for_something_else_is_refused(self, tmp_path: Path) -> None:
         posix = image(tmp_path, [], system="linux")
