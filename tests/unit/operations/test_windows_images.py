@@ -259,8 +259,8 @@ class TestAppend:
 
     def test_an_image_as_a_value_does_so_too(self, name: str) -> None:
         with lamella.open_image(name, platform="windows/amd64") as opened:
-            files = opened.append({"App/a": "text"}).filesystem()
-            assert (files / "files/app/A").read_text() == "text"
+            made = opened.append({"App/a": "text"})
+            assert (made.filesystem() / "files/app/A").read_text() == "text"
 
     def test_an_image_for_something_else_is_refused(self, tmp_path: Path) -> None:
         posix = image(tmp_path, [], system="linux")
