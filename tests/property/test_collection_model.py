@@ -203,3 +203,31 @@ def test_what_is_needed_stays_and_nothing_else(database: Database, world: World)
         assert node == way[0][0]
         assert way[-1][1].by is None
         assert len(way) == len({at for at, _ in way})
+
+
+def test_a_flat_lease_holds_the_target_of_an_image_and_not_what_its_labels_name(database: Database) -> None:
+    image, target, labelled, lease = IMAGES[0], BLOBS[0], BLOBS[1], LEASES[0]
+    labels = {"containerd.io/gc.expire": PAST, "containerd.io/gc.ref.content.l.0": labelled[1]}
+    world = {
+        image: Thing(labels, target),
+        target: Thing(),
+        labelled: Thing(),
+        lease: Thing({"containerd.io/gc.flat": "true"}, holds=[image]),
+    }
+    write(world, database)
+    with database.read() as connection:
+        alive = set(mark(picture(connection, "space", NOW)))
+    assert {image, target, lease} == alive == model(world)
+
+
+def test_what_names_a_living_object_as_its_keeper_stays_with_it(database: Database) -> None:
+    keeper, kept, other = IMAGES[0], BLOBS[1], BLOBS[2]
+    world = {
+        keeper: Thing(target=BLOBS[0]),
+        kept: Thing({"containerd.io/gc.bref.image": keeper[1]}),
+        other: Thing({"containerd.io/gc.bref.image": IMAGES[1][1]}),
+    }
+    write(world, database)
+    with database.read() as connection:
+        alive = set(mark(picture(connection, "space", NOW))) & set(world)
+    assert {keeper, kept} == alive == model(world)
