@@ -12,7 +12,7 @@ from lamella.errors import NotFound, from_os
 from lamella.formats.ntfs import names
 from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.windows.index import IndexReader, LinkFact, PutFact, WhiteoutFact
-from lamella.layers.windows.place import HIVES, INDEX, UTILITY, UTILITY_FILES, WindowsLayer
+from lamella.layers.windows.place import HIVES, INDEX, UTILITY_FILES, WindowsLayer
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
@@ -145,6 +145,3 @@ def _entries(layer: WindowsLayer) -> tuple[dict[str, Entry], set[str]]:
             elif isinstance(fact, WhiteoutFact):
                 hidden.add(names.folded(fact.path))
     return entries, hidden
-
-
-__all__ = ["UTILITY", "Parents", "open_index"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lamella.changes.contracts import Mine
@@ -141,7 +142,8 @@ class WindowsSink:
         if entry.kind is Kind.FILE and windows.attributes & DIRECTORY:
             raise InvalidInput(f"{entry.path!r} is a file by its kind and a directory by its attributes")
         if entry.kind is Kind.SYMLINK and windows.reparse is None:
-            windows.reparse = reparse.encode(reparse.symlink(entry.target))
+            windows = replace(windows, reparse=reparse.encode(reparse.symlink(entry.target)))
+            entry = replace(entry, windows=windows)
         folder = directory or bool(windows.attributes & DIRECTORY)
         path, key = self._claim(entry.path, folder=folder)
         if path != entry.path:
@@ -477,10 +479,7 @@ class WindowsSink:
         for path, directory in self._parents.clone_utility(self._descriptors, copied):
             at = names.folded(path)
             self._kinds[at] = _CLONED if directory else _CLONED_FILE
-            if directory:
-                self._spelled[at] = path
-            else:
-                self._spelled[at] = path
+            self._spelled[at] = path
 
     def _displace(self, key: str) -> None:
         """Remove what was cloned at the path, with all beneath it."""
