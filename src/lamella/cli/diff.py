@@ -24,10 +24,11 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "overlay", "windows"]),
+    type=click.Choice(["directory", "overlay", "windows", "cim"]),
     default="directory",
     show_default=True,
-    help="UPPER is a plain tree; or an overlay's upper directory or a Windows layer's folder, which say what changed.",
+    help="UPPER is a plain tree; or an overlay's upper directory or a Windows layer's folder, which say what changed; "
+    "or the path of a composite image, and LOWER that of its parent.",
 )
 @compression_options
 @click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")

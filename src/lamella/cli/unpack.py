@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
 @click.option(
     "--windows",
-    type=click.Choice(["files", "layers"]),
-    help="Of a Windows image: drive C as a plain tree, or the folder of each layer.",
+    type=click.Choice(["files", "layers", "cims"]),
+    help="Of a Windows image: drive C as a plain tree, or the folder or the composite image of each layer.",
 )
 @strict_option
 @click.pass_obj
@@ -51,7 +51,8 @@ def command(
     exist, and what was written before a failure is left in it.
 
     A Windows image is unpacked with --windows files, which gives what its containers have as drive C, or with --windows
-    layers, which gives a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base.
+    layers, which gives a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base. With --windows
+    cims there is 0.cim for the base, 1.cim forked from it, and so on.
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image

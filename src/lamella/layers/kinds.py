@@ -26,8 +26,8 @@ def sink(
     """The sink that applies a layer to the directory ``place`` as ``kind`` has it.
 
     ``parents`` are places of the same kind, nearest first. None means that they are not known where the kind keeps
-    layers apart; of kind ``"windows"``, that the layer is a base layer. Raises InvalidInput for an unknown kind, and
-    for parents where the kind has none.
+    layers apart; of the kinds ``"windows"`` and ``"cim"``, that the layer is a base layer. Raises InvalidInput for an
+    unknown kind, and for parents where the kind has none.
     """
     try:
         make = SINKS[kind]
@@ -63,11 +63,23 @@ def _windows(place: Path, parents: Sequence[Path], policy: Policy | None, losses
     return WindowsSink(WindowsLayer(place), parents=stack, losses=losses)
 
 
+def _cim(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+    from lamella.layers.cim.files import CimLayer
+    from lamella.layers.cim.sink import CimSink
+    from lamella.layers.stack import LayerStack
+
+    if policy is not None:
+        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
+    stack = LayerStack.from_nearest(CimLayer(parent) for parent in parents) if parents else None
+    return CimSink(CimLayer(place), parents=stack, losses=losses)
+
+
 MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], Policy | None, Losses | None], Sink[Losses]]"
 
 SINKS: Final[dict[str, MakeSink]] = {
     "directory": _directory,
     "overlay": _overlay,
     "windows": _windows,
+    "cim": _cim,
 }
 """Kind of layer -> what makes its sink from the arguments of `sink`."""

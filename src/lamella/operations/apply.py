@@ -54,7 +54,8 @@ def apply_blob(
     ``kind`` is a name of `lamella.layers.kinds`; ``parents`` are places of the same kind, nearest first. Whatever of
     ``digest``, ``size`` (bytes of the blob), ``diff_id`` and ``compression`` is given must hold; all are compared
     before the layer is committed. What was written before a failure stays in ``directory``; of the kind ``"windows"``,
-    which takes the tar of a Windows layer, nothing stays, and the directory must be empty or not exist.
+    which takes the tar of a Windows layer, nothing stays, and the directory must be empty or not exist. Of the kind
+    ``"cim"`` it is the path of an image, ``DIR/NAME.cim``, that must not exist.
 
     Raises Integrity (digest, size), FormatError, UnsafePath, Exhausted, Denied, Cancelled and the like.
     """
@@ -76,10 +77,11 @@ def apply_blob(
             progress=progress,
             cancel=cancel,
         ).applied
+    made = Path(directory).parent if kind == "cim" else Path(directory)
     try:
-        os.makedirs(directory, exist_ok=True)
+        os.makedirs(made, exist_ok=True)
     except OSError as error:
-        raise from_os(error, f"make directory {os.fspath(directory)!r}") from error
+        raise from_os(error, f"make directory {os.fspath(made)!r}") from error
     tally = Tally()
     with BlobReader(
         Path(blob) if isinstance(blob, (str, os.PathLike)) else blob,
@@ -92,5 +94,11 @@ def apply_blob(
         cancel=cancel,
     ) as reader:
         sink = kinds.sink(kind, Path(directory), parents, policy=policy, losses=losses)
-        apply(tar_changes(reader.next_buffer, end=reader.finish), sink, cancel=cancel, tally=tally)
+        if kind == "cim":
+            from lamella.layers.windows_tar import windows_tar_changes
+
+            changes = windows_tar_changes(reader.next_buffer, end=reader.finish)
+        else:
+            changes = tar_changes(reader.next_buffer, end=reader.finish)
+        apply(changes, sink, cancel=cancel, tally=tally)
         return Applied(reader.finish(), tally.changes, losses)

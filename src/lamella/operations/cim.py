@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
-from lamella.changes.model import Buffer, Change, Link, Put, Stream
+from lamella.changes.model import Buffer, Change, Entry, Link, Put, Stream
 from lamella.errors import AlreadyExists, FormatError, from_os
 from lamella.layers.cim.files import CimLayer, OpenCim
 from lamella.layers.cim.special import HIVES
@@ -106,6 +106,17 @@ def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
         if not path or upper in _DERIVED or upper == "LAYOUT" or (parent is None and beneath(upper, "HIVES")):
             continue
         yield change
+
+
+@contextmanager
+def cim_source(
+    path: Path, parent: Path | None = None
+) -> Iterator[tuple[Iterator[Change], Callable[[LayerPath], Entry | None]]]:
+    """`cim_changes` of the image at ``path``, and what tells of the targets of its hard links."""
+    with ExitStack() as stack:
+        image = stack.enter_context(OpenCim(CimLayer(path)))
+        below = stack.enter_context(OpenCim(CimLayer(parent))) if parent is not None else None
+        yield cim_changes(image, below), CimTree(image).lookup
 
 
 def list_cim_changes(path: Path, parent: Path | None = None) -> list[tuple[str, LayerPath]]:

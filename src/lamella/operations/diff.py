@@ -96,7 +96,7 @@ def diff(
             changes,
             file,
             lookup=lookup,
-            windows=kind == "windows",
+            windows=kind in ("windows", "cim"),
             compression=compression,
             level=level,
             threads=threads,
@@ -142,13 +142,20 @@ def sourced(
             if owners is not None:
                 raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
             changes, lookup = stack.enter_context(layer_source(Path(upper)))
+        elif kind == "cim":
+            from lamella.operations.cim import cim_source
+
+            if owners is not None:
+                raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
+            parent = None if lower is None else Path(lower)
+            changes, lookup = stack.enter_context(cim_source(Path(upper), parent))
         elif kind == "directory":
             below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=how[owners]))
             tree = stack.enter_context(DirectoryTree(upper, owners=how[owners]))
             changes = tree.changes() if below is None else changes_between(below, tree, exact=exact)
             lookup = tree.lookup
         else:
-            raise InvalidInput(f"no kind of layer is called {kind!r}; there are directory, overlay and windows")
+            raise InvalidInput(f"no kind of layer is called {kind!r}; there are directory, overlay, windows, cim")
         if owners is Owners.IGNORE:
             yield map(_of_root, changes), None
         else:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-WindowsForm: TypeAlias = Literal["files", "layers"]
+WindowsForm: TypeAlias = Literal["files", "layers", "cims"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -94,10 +94,12 @@ def _unpack(
     applied: list[Applied] = []
     try:
         if windows is not None:
-            from lamella.operations.unpack_windows import files_applied, layers_applied
+            from lamella.operations.unpack_windows import cims_applied, files_applied, layers_applied
 
             if windows == "files":
                 applied.extend(files_applied(layers, where, policy, losses, progress, cancel))
+            elif windows == "cims":
+                applied.extend(cims_applied(layers, where, losses, progress, cancel))
             else:
                 applied.extend(layers_applied(layers, where, losses, progress, cancel))
             layers = ()
@@ -126,8 +128,8 @@ def _check_form(image: Image, windows: WindowsForm | None) -> None:
     built_for = image.config.os
     if windows is None and built_for == "windows":
         raise InvalidInput(
-            "the image is for Windows, and can be unpacked in two ways",
-            hint="--windows files gives drive C as a plain tree, --windows layers a folder for each layer",
+            "the image is for Windows, and can be unpacked in several ways",
+            hint="--windows files gives drive C as a plain tree, --windows layers or cims gives each layer by itself",
         )
     if windows is not None and built_for != "windows":
         raise InvalidInput(f"the image is for {built_for}, not for Windows")

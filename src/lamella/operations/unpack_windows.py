@@ -14,7 +14,7 @@ from lamella.layers.facets import inside
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.windows.place import FILES
 from lamella.layers.windows_view import Spelling, view_changes
-from lamella.operations.apply import Applied
+from lamella.operations.apply import Applied, apply_blob
 from lamella.operations.layer_reading import checked_reader
 from lamella.operations.windows import apply_layer
 from lamella.paths import LayerPath
@@ -71,3 +71,31 @@ def layers_applied(
                 cancel=cancel,
             ).applied
         below.insert(0, folder)
+
+
+def cims_applied(
+    layers: Sequence[ImageLayer],
+    directory: Path,
+    losses: Losses,
+    progress: Progress | None,
+    cancel: Cancellation | None,
+) -> Iterator[Applied]:
+    """Make a composite image in ``directory`` for each of ``layers``, each forked from the one before it."""
+    below: list[Path] = []
+    for number, layer in enumerate(layers):
+        path = directory / f"{number}.cim"
+        with layer.open() as blob:
+            yield apply_blob(
+                blob,
+                path,
+                kind="cim",
+                parents=below,
+                losses=losses,
+                compression=layer.compression,
+                digest=layer.descriptor.digest,
+                size=layer.descriptor.size,
+                diff_id=layer.diff_id,
+                progress=progress,
+                cancel=cancel,
+            )
+        below.insert(0, path)

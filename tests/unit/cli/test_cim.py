@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 from tests.unit.cli.conftest import Run
-from tests.unit.layers.cim.test_cim_layer import directory, file, link, stream, tree, whiteout, write
+from tests.unit.layers.cim.test_cim_layer import (
+    directory,
+    file,
+    link,
+    stream,
+    tar_of,
+    tree,
+    whiteout,
+    windows_base,
+    write,
+)
 
 from lamella.changes.model import Change
 from lamella.layers.cim.files import CimLayer
@@ -54,7 +64,9 @@ def test_diff_lists_the_changes_against_the_parent(lamella: Run, images: tuple[C
     base, child = images
     out = lamella("cim", "diff", str(child.path), "--parent", str(base.path)).stdout
     assert out.splitlines() == [
+        "M  /Files",
         "D  /Files/old",
+        "M  /Files/Windows",
         "A  /Files/Windows/b.txt",
         "A  /Files/Windows/b.txt:ads",
         "A  /Files/c",
@@ -94,3 +106,27 @@ def test_what_is_no_image_is_told(lamella: Run, tmp_path: Path) -> None:
     done = lamella("cim", "info", str(tmp_path / "x.cim"))
     assert (done.returncode, "magic" in done.stderr) == (3, True)
     assert lamella("cim", "info", str(tmp_path / "none.cim")).returncode == 4
+
+
+def test_a_layer_goes_through_an_image_and_comes_out_as_it_was(lamella: Run, tmp_path: Path) -> None:
+    """A tar whose entries are in the order of a walk keeps its diff id."""
+    base, child = tmp_path / "base.tar", tmp_path / "child.tar"
+    base.write_bytes(tar_of(windows_base()))
+    child.write_bytes(tar_of([directory("Files"), file("Files/new", b"n"), stream("Files/new", "s", b"1")]))
+    assert lamella("apply", base, tmp_path / "l/base.cim", "--as", "cim").returncode == 0
+    below = ("--parent", tmp_path / "l/base.cim")
+    assert lamella("apply", child, tmp_path / "l/child.cim", "--as", "cim", *below).returncode == 0
+    for tar, places in ((base, ["base.cim"]), (child, ["base.cim", "child.cim"])):
+        out = tmp_path / "out.tar"
+        where = [tmp_path / "l" / place for place in places]
+        assert lamella("diff", *where, "--as", "cim", "-o", out, "--compress", "none").returncode == 0
+        assert out.read_bytes() == tar.read_bytes()
+    listed = lamella("diff", tmp_path / "l/base.cim", tmp_path / "l/child.cim", "--as", "cim").stdout
+    assert "/Files/new" in listed
+
+
+def test_a_failed_layer_leaves_no_image(lamella: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_of(tree()))
+    done = lamella("apply", tmp_path / "x.tar", tmp_path / "l/x.cim", "--as", "cim")
+    assert (done.returncode, "config/SYSTEM" in done.stderr) == (3, True)
+    assert list((tmp_path / "l").iterdir()) == []

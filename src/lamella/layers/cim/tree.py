@@ -206,7 +206,7 @@ def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
     """What an image states against the one that it was forked from, told from the file tables alone.
 
     No content is read: a file whose record is the parent's is the parent's file. Whiteouts come right after their
-    directory, before what is in it.
+    directory, before what is in it, and a directory that something changed in is stated before that, as imports need it.
     """
     yield from _Walk(image.reader, parent.reader).changes()
 
@@ -225,11 +225,10 @@ class _Walk:
         image, parent = self._image, self._parent
         if parent is None:
             yield from self._added(ROOT, image.root)
-        elif self._differs(image.root, parent.root):
-            yield from self._one(ROOT, image.root)
-            yield from self._inside(ROOT, image.root, parent.root)
         else:
-            yield from self._inside(ROOT, image.root, parent.root)
+            if self._differs(image.root, parent.root):
+                yield from self._one(ROOT, image.root)
+            yield from self._inside(ROOT, image.root, parent.root, stated=True)
 
     def _added(self, path: LayerPath, file: int) -> Iterator[Change]:
         yield from self._one(path, file)
@@ -239,8 +238,18 @@ class _Walk:
                 for name, child in _sorted(links_of(self._image, file)):
                     yield from self._added(join(path, name), child)
 
-    def _inside(self, path: LayerPath, file: int, old: int) -> Iterator[Change]:
-        """What changed in a directory that is a directory on both sides."""
+    def _inside(self, path: LayerPath, file: int, old: int, *, stated: bool) -> Iterator[Change]:
+        """What changed in a directory that is one on both sides; it is stated before anything in it."""
+        changes = self._changed(path, file, old)
+        first = next(changes, None)
+        if first is None:
+            return
+        if not stated:
+            yield from self._one(path, file)
+        yield first
+        yield from changes
+
+    def _changed(self, path: LayerPath, file: int, old: int) -> Iterator[Change]:
         assert self._parent is not None  # noqa: S101  # there is another side
         here, there = links_of(self._image, file), links_of(self._parent, old)
         for key in sorted(there.keys() - here.keys()):
@@ -254,11 +263,12 @@ class _Walk:
                     yield from self._added(inner, child)
                     continue
                 was, is_now = self._parent.record(before[1]), self._image.record(child)
-                if before[0] != name or child != before[1] or self._differs(child, before[1]):
+                stated = before[0] != name or child != before[1] or self._differs(child, before[1])
+                if stated:
                     yield from self._one(inner, child)
                 if is_now.is_directory and not is_now.reparse:
                     if was.is_directory and not was.reparse:
-                        yield from self._inside(inner, child, before[1])
+                        yield from self._inside(inner, child, before[1], stated=stated)
                     else:
                         for other, grandchild in _sorted(links_of(self._image, child)):
                             yield from self._added(join(inner, other), grandchild)

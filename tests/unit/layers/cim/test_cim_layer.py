@@ -206,7 +206,9 @@ class TestALayerOverOthers:
         ]
         child = write(tmp_path / "child.cim", changes, base)
         assert changed(child, base) == [
+            "put Files",
             "whiteout Files/old",
+            "put Files/Windows",
             "put Files/Windows/a.txt",
             "link Files/Windows/b3.txt Files/Windows/b.txt",
             "put Files/new",
@@ -273,7 +275,7 @@ def windows_base(*rest: Change) -> list[Change]:
     config = "Files/Windows/System32/config"
     hives = [
         file(f"{config}/{name}", encode_hive(MemoryKey(name)))
-        for name in ("SYSTEM", "SOFTWARE", "SAM", "SECURITY", "DEFAULT")
+        for name in ("DEFAULT", "SAM", "SECURITY", "SOFTWARE", "SYSTEM")
     ]
     return tree(directory("Files/Windows/System32"), directory(config), *hives, *rest)
 
