@@ -61,7 +61,7 @@ def command(
     if not 1 <= len(places) <= 2:
         raise click.UsageError("give one directory, or two, the lower one first")
     lower, upper = places if len(places) == 2 else (None, places[0])
-    if lower is not None and kind != "directory":
+    if lower is not None and kind in ("overlay", "windows"):
         whose = "an overlay's upper directory" if kind == "overlay" else "the folder of a Windows layer"
         raise click.UsageError(f"{whose} says itself what changed; give it alone")
     if recipe is not None and output in (None, "-"):

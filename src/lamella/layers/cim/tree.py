@@ -206,7 +206,7 @@ def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
     """What an image states against the one that it was forked from, told from the file tables alone.
 
     No content is read: a file whose record is the parent's is the parent's file. Whiteouts come right after their
-    directory, before what is in it, and a directory that something changed in is stated before that, as imports need it.
+    directory, before what is in it, and a directory that something changed in is stated before that: imports need it.
     """
     yield from _Walk(image.reader, parent.reader).changes()
 
