@@ -32,9 +32,15 @@ def direct(shared: Direct) -> dict[str, Method]:
         leases_pb2,
         namespaces_pb2,
         snapshots_pb2,
+        streaming_pb2,
+        transfer_pb2,
         version_pb2,
     )
     from lamella.service.snapshots import Snapshots
+    from lamella.service.streaming import Streaming
+    from lamella.service.transfer import Transfer
+
+    streams = Streaming()
 
     return {
         **methods(version_pb2.DESCRIPTOR, Version()),
@@ -46,6 +52,8 @@ def direct(shared: Direct) -> dict[str, Method]:
         **methods(events_pb2.DESCRIPTOR, Events(shared)),
         **methods(snapshots_pb2.DESCRIPTOR, Snapshots(shared)),
         **methods(diff_pb2.DESCRIPTOR, Diff(shared)),
+        **methods(streaming_pb2.DESCRIPTOR, streams),
+        **methods(transfer_pb2.DESCRIPTOR, Transfer(shared, streams)),
         **methods(containers_pb2.DESCRIPTOR, Containers()),
         **methods(health_pb2.DESCRIPTOR, Health(), name="grpc.health.v1.Health"),
     }
