@@ -250,6 +250,7 @@ def sweep_files(store: Store) -> None:
     One kind that fails does not keep the others from it; the first failure is raised then.
     """
     from lamella.store.blobs import sweep
+    from lamella.store.snapshotters import SNAPSHOTTERS
 
     failures: list[LamellaError] = []
     try:
@@ -261,6 +262,8 @@ def sweep_files(store: Store) -> None:
     except OSError as problem:
         failures.append(from_os(problem, "remove locks that nobody holds"))
     for snapshotter in sorted(os.listdir(store.root / SNAPSHOT_FOLDER)):
+        if snapshotter not in SNAPSHOTTERS:
+            continue  # somebody else's, of which nothing is known here
         try:
             store.namespace(_ANY).snapshots(snapshotter).cleanup()
         except LamellaError as problem:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sqlite3
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -77,14 +79,25 @@ def repair(store: Store, report: Report) -> Repaired:
 
 
 def _drop_blob(store: Store, digest: Digest) -> str:
-    """The file goes first, so that nobody can read it; a row without a file is found again should this be cut short."""
+    """The file goes first, so that nobody can read it; a row without a file is found again should this be cut short.
+
+    It is read again before: since the check, somebody may have deleted the blob and brought a sound one.
+    """
     path = blob_path(store.root, digest)
     folder = store.root / QUARANTINE
     try:
+        seen = _identity(path)
+        sound = seen is not None and _digest(path, digest.algorithm) == digest
         folder.mkdir(mode=0o700, exist_ok=True)
         with store.database.write(frees=True) as connection:
             where = ""
-            if os.path.lexists(path):
+            if _identity(path) != seen:
+                return f"blob {digest} was brought again meanwhile; check once more"
+            if sound and seen is not None:
+                sizes = connection.execute("SELECT DISTINCT size FROM blob WHERE digest = ?", (digest,)).fetchall()
+                if sizes in ([], [(seen[2],)]):
+                    return f"blob {digest} is sound by now"
+            if seen is not None:
                 kept = folder / f"{digest.algorithm}-{digest.hex}-{secrets.token_hex(4)}"
                 os.rename(path, kept)
                 fsync_directory(folder)
@@ -94,6 +107,30 @@ def _drop_blob(store: Store, digest: Digest) -> str:
     except OSError as problem:
         raise from_os(problem, f"put blob {digest} aside") from problem
     return f"blob {digest} dropped{where}"
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int, int, int] | None:
+    """What tells a file from another one at the same place: device, inode, size, time of change; None without one."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
+
+
+def _digest(path: str | os.PathLike[str], algorithm: str) -> Digest | None:
+    """Of a regular file; None for anything else, and for one that cannot be read."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(file, "rb", buffering=0) as opened:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return None
+        try:
+            return Digest.finish(hashlib.file_digest(opened, algorithm))
+        except OSError:
+            return None
 
 
 def _drop_snapshot(store: Store, finding: Finding) -> str:

@@ -13,6 +13,7 @@ from lamella.errors import Cancelled
 from lamella.operations.store_import import import_image
 from lamella.operations.store_rediff import Rediff
 from lamella.progress import Cancellation
+from lamella.store.blobs import blob_path
 from lamella.store.check import Verdict, check
 from lamella.store.gc import collect
 from lamella.store.repair import repair
@@ -95,3 +96,37 @@ def test_a_check_stops_when_asked_to(image: str, tmp_path: Path) -> None:
         import_image(store.namespace("default"), image, name="it")
         with pytest.raises(Cancelled):
             check(store, cancel=cancel)
+
+
+def test_a_blob_that_was_brought_again_since_the_check_is_not_put_aside(image: str, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        space = store.namespace("default")
+        import_image(space, image, name="it")
+        record = next(iter(space.content.walk()))
+        path = blob_path(store.root, record.digest)
+        with space.content.open(record.digest) as blob:
+            raw = blob.read()
+        Path(path).chmod(0o600)
+        Path(path).write_bytes(b"x" * len(raw))
+        report = check(store)
+        assert [finding.id for finding in report.faults if finding.type == "content"] == [record.digest]
+        space.content.delete(record.digest)
+        with space.content.ingest("again") as ingest:
+            ingest.write(raw)
+            ingest.commit()
+        repaired = repair(store, report)
+        assert [said for said in repaired.done if "sound by now" in said]
+        assert space.content.info(record.digest).size == len(raw)
+        assert check(store).faults == ()
+
+
+def test_a_folder_of_somebody_else_among_the_snapshots_keeps_nobody_from_collecting(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        (store.root / "snapshots" / "devmapper").mkdir(parents=True)
+        space = store.namespace("default")
+        with space.content.ingest("one") as ingest:
+            ingest.write(b"1")
+            digest = ingest.commit().digest
+        assert collect(store).gone
+        assert not Path(blob_path(store.root, digest)).exists()
+        assert (store.root / "snapshots" / "devmapper").is_dir()
