@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, cast
 
+import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
@@ -24,6 +26,9 @@ PIECE: Final = 1 << 20
 """Bytes of a blob in one message."""
 
 _SERVICE: Final = "content.v1.Content"
+
+_PATIENCE: Final = 2.0
+"""Seconds to wait for a server to let go of an ingest."""
 
 
 class RemoteContent:
@@ -245,11 +250,20 @@ class RemoteIngest:
             return ContentRecord(self.digest(), self._last.offset, now, now, {k: v for k, v in labels.items() if v})
 
     def close(self) -> None:
-        """See `Ingest.close`."""
+        """See `Ingest.close`; the server has let go of the reference when it returns, unless it takes too long."""
         if self._open:
             self._open = False
             self._requests.put(None)
-            self._answers.cancel()
+            limit = threading.Timer(_PATIENCE, self._answers.cancel)
+            limit.start()
+            try:
+                for _ in self._answers:  # containerd says the last one once more
+                    pass
+            except grpc.RpcError:
+                pass
+            finally:
+                limit.cancel()
+                self._answers.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -267,6 +281,7 @@ class RemoteIngest:
             if answer is None:
                 raise Conflict(f"containerd has ended the ingest {self._ref!r}")
         except BaseException:
+            self._answers.cancel()  # what is still to come is nothing to wait for
             self.close()
             raise
         self._last = answer
