@@ -18,8 +18,9 @@ from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
 from lamella.formats.regf.model import MemoryKey
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.writer import encode_hive
+from lamella.layers.cim.contract import NO_DESCRIPTOR
 from lamella.layers.cim.files import CimLayer, NewCim, OpenCim
-from lamella.layers.cim.sink import NO_DESCRIPTOR, CimSink
+from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree, all_changes, changes_since
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows_tar import windows_tar_changes

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that the host needs outside of an image while a layer is imported: made new, and taken back on failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from lamella.changes.model import Buffer
+from lamella.errors import AlreadyExists, from_os
+from lamella.layers.cim import special
+
+_STEP: Final = 1 << 20
+
+
+class HostFiles:
+    """Files under a folder; nothing in it is a link, since it is made here or its owner's alone."""
+
+    def __init__(self, folder: Path, *, own: bool, durable: bool = False) -> None:
+        """``own`` says that the folder is for these files alone: then it must not be there, and goes with them."""
+        self.folder = folder
+        self._own = own
+        self._durable = durable
+        self._made: list[Path] = []
+        """In the order in which they were made."""
+
+    def write(self, path: str, chunks: Iterable[Buffer]) -> int:
+        """A new file in place of one that was made here; its size. Raises AlreadyExists, Denied, Exhausted."""
+        self.directory(path.rpartition("/")[0])
+        target = self.folder / path
+        done = 0
+        try:
+            if target in self._made:
+                target.unlink(missing_ok=True)
+            with target.open("xb", buffering=0) as file:
+                self._made.append(target)
+                for chunk in chunks:
+                    view = memoryview(chunk)
+                    done += len(view)
+                    while view:
+                        view = view[file.write(view) :]
+                if self._durable:
+                    os.fsync(file.fileno())
+        except OSError as problem:
+            raise from_os(problem, f"write {os.fspath(target)!r}") from problem
+        return done
+
+    def directory(self, path: str) -> None:
+        """The directory ``path`` with its parents, made where missing."""
+        todo = [self.folder / path]
+        while todo[-1] != self.folder:
+            todo.append(todo[-1].parent)
+        for directory in reversed(todo):
+            try:
+                directory.mkdir(0o700 if directory == self.folder else 0o777)
+                self._made.append(directory)
+            except FileExistsError as problem:
+                if not self._own or directory in self._made:
+                    continue
+                raise AlreadyExists(f"{os.fspath(directory)!r} exists", hint="it belongs to another image") from problem
+            except OSError as problem:
+                raise from_os(problem, f"make {os.fspath(directory)!r}") from problem
+
+    def link(self, source: Path, path: str) -> None:
+        """A further name of the file ``source``."""
+        self.directory(path.rpartition("/")[0])
+        target = self.folder / path
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as problem:
+            raise from_os(problem, f"link {os.fspath(target)!r}") from problem
+        self._made.append(target)
+
+    def merge_hive(self, base: Path, delta: Path, path: str) -> None:
+        """The hive that ``delta`` makes of ``base``. Raises NotFound, FormatError, InvalidInput, AlreadyExists."""
+        self.directory(path.rpartition("/")[0])
+        target = self.folder / path
+        special.merge_hive(base, delta, target)
+        self._made.append(target)
+
+    def find(self, path: str) -> Path | None:
+        """The file ``path`` in whatever case."""
+        return special.find(self.folder, path)
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises NotFound."""
+        try:
+            return (self.folder / path).stat().st_size
+        except OSError as problem:
+            raise from_os(problem, f"read {os.fspath(self.folder / path)!r}") from problem
+
+    def read(self, path: str) -> Iterator[bytes]:
+        """The bytes of a file in pieces. Raises NotFound."""
+        try:
+            with (self.folder / path).open("rb", buffering=0) as file:
+                while piece := file.read(_STEP):
+                    yield piece
+        except OSError as problem:
+            raise from_os(problem, f"read {os.fspath(self.folder / path)!r}") from problem
+
+    def discard(self) -> None:
+        """Remove all that was made, and nothing else."""
+        for path in reversed(self._made):
+            try:
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError:  # somebody has put something there
+                pass
+        self._made.clear()

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules by which Windows' own tools import a layer into an image (``docs/formats/cim.md``), whoever writes it.
+
+What is the same for images forked from their parent's and for block images is here; where the two differ, in how they
+link, hide and look up what is there, each has its sink.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from lamella.changes.losses import Loss, Losses
+from lamella.changes.model import Buffer, Content, Entry, Kind, Windows, dense
+from lamella.errors import InvalidInput, MissingFacet, NotFound
+from lamella.formats.ntfs import attributes as bits
+from lamella.formats.ntfs import extended_attributes, filetime
+from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
+from lamella.layers.cim import special
+from lamella.layers.cim.contract import NO_DESCRIPTOR, PLAIN_DIRECTORY, PLAIN_FILE, CimWriter, FileMetadata
+from lamella.layers.cim.host_files import HostFiles
+from lamella.layers.cim.tree import ATTRIBUTES
+from lamella.paths import LayerPath, join
+
+_HELD: Final = sum(attribute for _, attribute in ATTRIBUTES) | bits.DIRECTORY | bits.REPARSE_POINT | bits.NORMAL
+
+
+@dataclass(slots=True, frozen=True)
+class QueuedFile:
+    """A file that is put into the image at the end, as the host's file is then; or a directory."""
+
+    path: LayerPath
+    metadata: FileMetadata
+
+
+@dataclass(slots=True, frozen=True)
+class QueuedLink:
+    """A link that is made at the end."""
+
+    path: LayerPath
+    target: LayerPath
+
+
+Queued: TypeAlias = QueuedFile | QueuedLink
+
+
+class CimImport:
+    """The part of a sink that is the same for all images: metadata, the host's files, and what is done at the end.
+
+    Files that the host needs outside of the image go to ``host``. A base layer, that has no ``parent_folder``, gets
+    its cumulative hives and a file ``layout``; another gets what its deltas of hives come to over those in
+    ``parent_folder``. ``windows`` False leaves all that out.
+    """
+
+    def __init__(
+        self, writer: CimWriter, host: HostFiles, parent_folder: Path | None, *, windows: bool, losses: Losses | None
+    ) -> None:
+        self._writer = writer
+        self._host = host
+        self._parent_folder = parent_folder
+        self._windows = windows
+        self._losses = losses if losses is not None else Losses()
+        self._queue: dict[str, Queued] = {}
+        """What waits for the end, in order, by path in upper case."""
+
+    def commit(self) -> Losses:
+        """Do what waits for the end, and finish the image."""
+        if self._windows:
+            if self._parent_folder is not None:
+                self._merge_hives(self._parent_folder)
+            else:
+                self._finish_base()
+        for queued in self._queue.values():
+            if isinstance(queued, QueuedLink):
+                self.make_link(queued)
+            elif queued.metadata.attributes & bits.DIRECTORY:
+                self._writer.put(queued.path, queued.metadata, 0, None)
+            else:
+                size = self._host.size(queued.path)
+                self._writer.put(queued.path, queued.metadata, size, self._host.read(queued.path))
+        self._writer.commit()
+        return self._losses
+
+    def abort(self) -> None:
+        """See `Sink.abort`."""
+        self._writer.abort()
+        self._host.discard()
+
+    def make_link(self, link: QueuedLink) -> None:
+        """Make a link whose turn has come."""
+        self._writer.link(link.path, link.target)
+
+    def put_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> None:
+        """A file, directory or link of the layer: into the image, or to the host if it is one that the host needs."""
+        path, kind = entry.path, entry.kind
+        if kind is not Kind.FILE:
+            self._writer.put(path, metadata, 0, None)
+        elif self._windows and special.is_special(path):
+            size = self._host.write(path, _dense(content))
+            if size != entry.size:
+                raise InvalidInput(f"content of {path!r}: expected {entry.size} bytes, got {size}")
+            self._queue[path.upper()] = QueuedFile(path, metadata)
+        elif content is None or (content.extents is not None and not content.extents):
+            self._writer.put(path, metadata, entry.size, None)
+        else:
+            self._writer.put(path, metadata, entry.size, dense(content))
+
+    def stream(self, path: LayerPath, name: str, content: Content) -> None:
+        """See `Sink.stream`."""
+        if isinstance(self._queue.get(path.upper()), QueuedFile):
+            raise InvalidInput(f"alternate data stream {name!r} of {path!r}: the host's file cannot have one")
+        self._writer.stream(path, name, content.size, dense(content))
+
+    def waits(self, path: LayerPath) -> bool:
+        """Whether ``path`` is a file that waits for the end."""
+        return path.upper() in self._queue
+
+    def check_link(self, path: LayerPath) -> None:
+        """Raise InvalidInput where a link would stand for a file that the host needs."""
+        waiting = self._queue.get(path.upper())
+        if isinstance(waiting, QueuedFile) or (self._windows and special.is_special(path)):
+            raise InvalidInput(f"hard link {path!r}: the host needs a file of its own there")
+
+    def queue_link(self, path: LayerPath, target: LayerPath) -> None:
+        """Make a link at the end."""
+        self._queue[path.upper()] = QueuedLink(path, target)
+
+    def forget(self, path: LayerPath, *, inside: bool = False) -> None:
+        """What waits for ``path`` need not be done, since something else is there now; ``inside``, all beneath it."""
+        queue = self._queue
+        if queue:
+            key = path.upper()
+            queue.pop(key, None)
+            if inside:
+                for each in [each for each in queue if each.startswith(f"{key}/")]:
+                    del queue[each]
+
+    def metadata(self, entry: Entry, windows: Windows) -> FileMetadata:
+        """What a file is to have. Raises InvalidInput (a kind that Windows has not), MissingFacet (a link's buffer)."""
+        kind = entry.kind
+        if kind not in (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK):
+            raise InvalidInput(f"{entry.path!r} is a {kind.value}, which Windows has not")
+        attributes = windows.attributes & ~bits.REPARSE_POINT
+        lost = attributes & ~_HELD
+        if lost:
+            words = ", ".join(bits.names(lost))
+            self._losses.record(Loss(entry.path, f"attributes {words}", "an image has no place for them"))
+        reparse = windows.reparse
+        if kind is Kind.DIRECTORY:
+            attributes |= bits.DIRECTORY
+        elif kind is Kind.FILE:
+            attributes &= ~bits.DIRECTORY
+        elif reparse is None:
+            raise MissingFacet(entry.path, "Windows (a reparse point)")
+        if reparse is not None:
+            attributes |= bits.REPARSE_POINT
+        written = filetime.ticks_from_ns(windows.write_time) if windows.write_time is not None else 0
+        written = max(0, written)
+        extended = windows.extended_attributes
+        return FileMetadata(
+            attributes,
+            _ticks(windows.creation_time, written),
+            written,
+            _ticks(windows.change_time, written),
+            _ticks(windows.access_time, written),
+            windows.security_descriptor or NO_DESCRIPTOR,
+            _encoded(extended) if extended else b"",
+            reparse or b"",
+        )
+
+    def _finish_base(self) -> None:
+        """The cumulative hives of a base layer are those of its configuration."""
+        hives = LayerPath("Hives")
+        self._host.directory(hives)
+        self._queue[hives.upper()] = QueuedFile(hives, PLAIN_DIRECTORY)
+        for name, stem in special.HIVES.items():
+            config = LayerPath(f"{special.CONFIG}/{name}")
+            source = self._host.find(config)
+            if source is None:
+                raise InvalidInput(
+                    f"the layer has no parent and no registry hive {config}, as a base layer must",
+                    hint="give its parent",
+                )
+            base = join(hives, f"{stem}_BASE")
+            self._host.link(source, base)
+            self.queue_link(base, config)
+        layout = LayerPath("layout")
+        self._host.write(layout, [special.LAYOUT])
+        self._queue[layout.upper()] = QueuedFile(layout, PLAIN_FILE)
+
+    def _merge_hives(self, parent: Path) -> None:
+        """A delta is laid over the parent's cumulative hive; where there is none, that hive is this layer's too."""
+        for stem in special.HIVES.values():
+            delta = self._host.find(f"Hives/{stem}_DELTA")
+            base = special.find(parent, f"Hives/{stem}_BASE")
+            result = LayerPath(f"Hives/{stem}_BASE")
+            if delta is None:
+                if base is not None:
+                    self._host.link(base, result)
+                continue
+            if base is None:
+                raise NotFound(f"the parent in {os.fspath(parent)!r} has no hive {stem}_BASE for this layer's delta")
+            self._host.merge_hive(base, delta, result)
+            self._queue[result.upper()] = QueuedFile(result, PLAIN_FILE)
+
+
+def _ticks(time: int | None, written: int) -> int:
+    return written if time is None else max(0, filetime.ticks_from_ns(time))
+
+
+def _encoded(values: Mapping[str, bytes]) -> bytes:
+    return extended_attributes.encode(
+        [ExtendedAttribute(name.encode("latin-1"), values[name]) for name in sorted(values)]
+    )
+
+
+def _dense(content: Content | None) -> Iterator[Buffer]:
+    return iter(()) if content is None else dense(content)

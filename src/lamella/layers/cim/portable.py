@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Composite images written on any host, as far as their layout is publicly known: new ones and forks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NoReturn
+
+from lamella.changes.contracts import Seen
+from lamella.changes.model import Buffer, Kind
+from lamella.errors import Unsupported
+from lamella.formats.cim.writer import Metadata
+from lamella.formats.ntfs import attributes as bits
+from lamella.layers.cim.contract import FileMetadata
+from lamella.layers.cim.files import CimLayer, NewCim
+from lamella.layers.cim.tree import ATTRIBUTES
+
+KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
+"""The attributes that a file record has a place for."""
+
+
+class PortableWriter:
+    """Writes the image ``layer``, forked from ``parent`` where there is one (`ForkWriter`)."""
+
+    def __init__(self, layer: CimLayer, parent: CimLayer | None, *, durable: bool = False) -> None:
+        """Start the image. Raises AlreadyExists, NotFound, InvalidInput, as `NewCim` does."""
+        self._new = NewCim(layer, parent)
+        self._writer = self._new.writer
+        self._durable = durable
+        self._flags: dict[int, int] = {}
+        """Attributes that came by -> flags of a file record."""
+
+    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
+        """See `CimWriter.put`. Equal contents are kept once."""
+        attributes = metadata.attributes
+        flags = self._flags.get(attributes)
+        if flags is None:
+            flags = self._flags[attributes] = sum(flag for flag, attribute in ATTRIBUTES if attributes & attribute)
+        writer = self._writer
+        if attributes & bits.DIRECTORY:
+            stream = None
+        else:
+            stream = writer.zeros(size) if chunks is None else writer.store(chunks, size)
+        packed = Metadata(
+            flags,
+            metadata.creation_time,
+            metadata.write_time,
+            metadata.change_time,
+            metadata.access_time,
+            metadata.security,
+            metadata.extended_attributes,
+            metadata.reparse,
+        )
+        writer.put(path, packed, stream)
+
+    def stream(self, path: str, name: str, size: int, chunks: Iterable[Buffer]) -> None:
+        """See `CimWriter.stream`."""
+        self._writer.stream(path, name, self._writer.store(chunks, size))
+
+    def link(self, path: str, target: str) -> None:
+        """See `CimWriter.link`."""
+        self._writer.link(path, target)
+
+    def merge_link(self, path: str, target: str) -> NoReturn:  # noqa: ARG002  # whichever they are
+        """See `CimWriter.merge_link`: what one looks like on disk is not publicly known."""
+        raise Unsupported(f"hard link {path!r}: links between images are Windows' own to write")
+
+    def delete(self, path: str) -> None:
+        """See `CimWriter.delete`."""
+        self._writer.delete(path)
+
+    def tombstone(self, path: str) -> NoReturn:
+        """See `CimWriter.tombstone`: what one looks like on disk is not publicly known."""
+        raise Unsupported(f"{path!r} is to be hidden when images are merged, which is Windows' own to write")
+
+    def commit(self) -> None:
+        """See `CimWriter.commit`: the image gets its name."""
+        self._new.commit(durable=self._durable)
+
+    def abort(self) -> None:
+        """See `CimWriter.abort`."""
+        self._new.abort()
+
+    def seen(self, path: str) -> Seen | None:
+        """See `ForkWriter.seen`."""
+        record = self._writer.lookup(path)
+        if record is None:
+            return None
+        return Seen(Kind.DIRECTORY if record.is_directory and not record.reparse else Kind.FILE)
+
+    def is_reparse_point(self, path: str) -> bool:
+        """See `ForkWriter.is_reparse_point`."""
+        record = self._writer.lookup(path)
+        return record is not None and bool(record.reparse)
+
+    def names(self, directory: str) -> Iterable[tuple[str, bool]]:
+        """See `ForkWriter.names`."""
+        return [(name, record.is_directory) for name, record in self._writer.names(directory)]
+
+    def touched(self, path: str) -> bool:
+        """See `ForkWriter.touched`."""
+        return self._writer.touched(path)
