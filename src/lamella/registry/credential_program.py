@@ -114,9 +114,6 @@ class CredentialProgram:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-            # What the program started may still hold the pipe; the thread that reads it is left to end by itself then.
-            if not talk.is_alive() and process.stdout is not None:
-                process.stdout.close()
         return status, answer[0]
 
     def _slow(self, verb: str) -> LamellaError:
@@ -124,6 +121,7 @@ class CredentialProgram:
 
 
 def _talk(process: Popen[bytes], message: bytes, answer: list[bytes]) -> None:
+    """Write and read, then close both pipes: what the program started may hold its end longer than anybody waits."""
     stdin: Any = process.stdin
     stdout: Any = process.stdout
     try:
@@ -135,3 +133,5 @@ def _talk(process: Popen[bytes], message: bytes, answer: list[bytes]) -> None:
         answer.append(stdout.read(MAX_ANSWER + 1))
     except (OSError, ValueError):
         answer.append(b"")
+    finally:
+        stdout.close()

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import stat
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +235,23 @@ class TestKeychains:
             Credentials.load(environ).for_registry(HOST)
         told = f"{caught.value} {caught.value.hint} {caught.value.__cause__}"
         assert SECRET not in told + "".join(capfd.readouterr())
+
+    def test_the_pipe_that_a_child_held_is_closed_when_the_child_lets_go(
+        self, environ: dict[str, str], docker: Path, helper: Helper, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(credential_program, "TIMEOUT", 0.2)
+        environ["PATH"] += ":/usr/bin:/bin"
+        helper("bad", "#!/bin/sh\nsleep 0.6 & exit 0\n")
+        write(docker, {"credsStore": "bad"})
+        before = set(threading.enumerate())
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            with pytest.raises(Unavailable):
+                Credentials.load(environ).for_registry(HOST)
+            for thread in set(threading.enumerate()) - before:
+                thread.join(10)
+            gc.collect()
+        assert [str(warning.message) for warning in seen] == []
 
 
 class TestMalformedFiles:
