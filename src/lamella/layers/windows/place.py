@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from lamella.paths import LayerPath
 
 FILES: Final = "Files"
 HIVES: Final = "Hives"
@@ -73,3 +76,9 @@ def disk_name(name: str) -> str:
 def in_transport(path: str, *, base: bool) -> bool:
     """Whether the file ``path`` lies in the folder as attributes and backup streams, and not as itself."""
     return not base and not path.startswith((HIVES + "/", UTILITY + "/")) and path != UTILITY
+
+
+def tombstone_list(paths: Iterable[LayerPath]) -> bytes:
+    """`tombstones.txt` of what is hidden in `Files`."""
+    lines = [TOMBSTONES_HEAD, *("\\" + path[len(FILES) + 1 :].replace("/", "\\") for path in paths)]
+    return b"\xef\xbb\xbf" + "".join(line + "\r\n" for line in lines).encode("utf-8", "surrogatepass")

@@ -1,58 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a Windows layer as a sink of changes, on a host without NTFS."""
+"""The folder of a Windows layer as a sink of changes."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, Windows
-from lamella.errors import (
-    Conflict,
-    FormatError,
-    InvalidInput,
-    LamellaError,
-    MissingFacet,
-    NotFound,
-    Unsupported,
-    from_os,
-)
+from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
 from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
-from lamella.layers.descriptors import Descriptors, open_root, remove_tree
-from lamella.layers.windows.index import BASE, TRANSPORT, IndexWriter, LinkFact, PutFact, StreamFact
-from lamella.layers.windows.parents import Parents
+from lamella.layers.windows.folder import FolderWriter
 from lamella.layers.windows.place import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
     FILES,
     HIVES,
-    INDEX,
-    STREAMS,
-    TOMBSTONES,
-    TOMBSTONES_HEAD,
     TOPS,
     UTILITY,
     UTILITY_FILES,
     WindowsLayer,
-    disk_name,
-    disk_path,
-    in_transport,
 )
-from lamella.layers.windows.writing import Backup, write_plain
+from lamella.layers.windows.writer import Ending, LayerWriter
 from lamella.layers.windows_names import NameRules
-from lamella.layers.windows_tar import EmptyData
 from lamella.layers.windows_tar_sink import Facets
 from lamella.paths import LayerPath, join
 
 if TYPE_CHECKING:
     from lamella.layers.stack import LayerStack
-
-_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _FILE: Final = 0
 _DIRECTORY: Final = 1
@@ -75,7 +53,7 @@ class WindowsSink:
     order. What does not lie in `Files`, `Hives` and `UtilityVM` is refused, and so are a name that is there twice, in
     whatever case, and what is put into a link. ``rules`` are for odd names.
 
-    The work is done in a folder beside the layer's, which gets the name in `commit`; `abort` removes it.
+    ``writer`` does the work; without one it is done in a folder beside the layer's, which gets the name in `commit`.
     """
 
     def __init__(
@@ -85,13 +63,14 @@ class WindowsSink:
         parents: LayerStack[WindowsLayer] | None = None,
         rules: NameRules | None = None,
         losses: Losses | None = None,
+        writer: LayerWriter | None = None,
     ) -> None:
         """Make the hidden folder. Raises Conflict, NotFound (a parent is not there)."""
         self.layer = layer
         self.size = 0
         """Bytes of all files so far, as hcsshim counts them: no alternate streams, no further names."""
         self._base = not parents
-        self._parents = Parents(parents)
+        self._writer: LayerWriter = FolderWriter(layer, parents) if writer is None else writer
         self._awkward = rules is not None and rules.awkward
         self._losses = losses if losses is not None else Losses()
         self._lost: set[str] = set()
@@ -102,19 +81,8 @@ class WindowsSink:
         self._facets = Facets()
         self._link_facet: tuple[LayerPath, Windows] | None = None
         self._tombstones: list[LayerPath] = []
-        self._backup: Backup | None = None
-        """The file that may still get alternate streams."""
         self._owner: LayerPath | None = None
-        self._streams: int | None = None
-        self._streams_size = 0
-        self._stage = self._make_stage(layer.path)
-        try:
-            self._descriptors = Descriptors(open_root(self._stage))
-            self._index_file = os.fdopen(os.open(INDEX, _CREATE, 0o666, dir_fd=self._descriptors.root), "wb", 1 << 18)
-            self._index = IndexWriter(self._index_file.write, BASE if self._base else TRANSPORT)
-        except BaseException:
-            self._remove()
-            raise
+        """The file that may still get alternate streams."""
 
     @property
     def view(self) -> None:
@@ -153,10 +121,9 @@ class WindowsSink:
             if path == UTILITY and not self._base:
                 self._clone()
             existed = self._make_room(path, key, directory=folder and not closed)
-            fact = self._write(entry, windows, content, folder=folder, existed=existed)
+            self._writer.put(entry, windows, content, folder=folder, existed=existed)
         except OSError as error:
             raise from_os(error, f"write {path!r}") from error
-        self._index.put(fact)
         self.size += entry.size
         if folder:
             self._kinds[key] = _CLOSED if closed else _DIRECTORY
@@ -188,7 +155,7 @@ class WindowsSink:
             raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
         facet = self._facets.find(target) if code is not None else None
         if code is None or facet is None:
-            below = self._parents.lookup(target)
+            below = self._writer.below(target)
             if below is None or (code is None and not target.startswith(FILES + "/")):
                 raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
             if below.kind is Kind.DIRECTORY:
@@ -201,13 +168,9 @@ class WindowsSink:
         path, key = self._claim(path, folder=False)
         try:
             self._make_room(path, key, directory=False)
-            ours = not in_transport(path, base=self._base)
-            if ours and not in_transport(target, base=self._base) and code is not None:
-                # Where one of them is in transport it says in the index what it is, as in a folder of Windows.
-                self._link_on_disk(path, target)
+            self._writer.link(path, target, facet, at=None if code is None else self._on_disk(target))
         except OSError as error:
             raise from_os(error, f"link {path!r} to {target!r}") from error
-        self._index.link(LinkFact(path, target, facet))
         self._kinds[key] = _LINK
         self._facets.add(path, facet)
 
@@ -225,17 +188,9 @@ class WindowsSink:
             raise InvalidInput(f"the {what} does not follow its file {path!r}")
         path = self._owner
         try:
-            if self._backup is not None:
-                at = self._backup.alternate(name, content)
-            else:
-                if self._streams is None:
-                    self._streams = os.open(STREAMS, _CREATE, 0o666, dir_fd=self._descriptors.root)
-                at = self._streams_size
-                write_plain(self._streams, content, path, at=at)
-                self._streams_size += content.size
+            self._writer.stream(path, name, content)
         except OSError as error:
             raise from_os(error, f"write {path!r}") from error
-        self._index.stream(StreamFact(path, name, content.size, at))
 
     def whiteout(self, path: LayerPath) -> None:
         """See `Sink.whiteout`. Raises InvalidInput in a base layer, and NotFound for what the utility VM lacks."""
@@ -261,7 +216,7 @@ class WindowsSink:
                 raise from_os(error, f"remove {path!r}") from error
         else:
             raise InvalidInput(f"{path!r} is to be hidden, and is neither in Files nor in UtilityVM/Files")
-        self._index.whiteout(path)
+        self._writer.whiteout(path)
 
     def opaque(self, path: LayerPath, mine: Mine) -> None:  # noqa: ARG002
         """Raises Unsupported: Windows has no such marker."""
@@ -274,66 +229,28 @@ class WindowsSink:
         """Write what waits for the end, and give the folder its name. Raises Conflict where that has been taken."""
         try:
             self._close_owner()
-            self._copy_boot_files()
-            self._make_hives()
-            if not self._base:
-                self._write_tombstones()
-            self._index.finish()
-            self._index_file.close()
-            self._close()
-            os.rename(self._stage, self.layer.path)
-        except FileExistsError:
-            raise self._occupied() from None
+            self._writer.finish(self._ending())
         except OSError as error:
             raise from_os(error, f"finish the layer {os.fspath(self.layer.path)!r}") from error
         return self._losses
 
     def abort(self) -> None:
         """See `Sink.abort`."""
-        try:
-            if self._backup is not None:
-                self._backup.close()
-            self._index_file.close()
-        except (OSError, LamellaError):
-            pass  # what could not be written is removed
-        self._close()
-        self._remove()
+        self._writer.abort()
 
-    # The stage
-
-    def _make_stage(self, place: os.PathLike[str]) -> str:
-        wanted = os.path.abspath(place)
-        if os.path.lexists(wanted) and (not os.path.isdir(wanted) or os.path.islink(wanted) or os.listdir(wanted)):
-            raise self._occupied()
-        parent, name = os.path.split(wanted)
-        stage = os.path.join(parent, f".{disk_name(name)[:200]}.unfinished-{secrets.token_hex(4)}")
-        try:
-            os.mkdir(stage)
-        except OSError as error:
-            raise from_os(error, f"make a folder in {parent!r}") from error
-        return stage
-
-    def _occupied(self) -> Conflict:
-        return Conflict(
-            f"{os.fspath(self.layer.path)!r} is there, and is no empty folder", hint="apply each layer to a new folder"
+    def _ending(self) -> Ending:
+        stated = (_FILE, _LINK)
+        return Ending(
+            boot_copies=[
+                (LayerPath(self._on_disk(path)), copy)
+                for path, copy in BOOT_COPIES.items()
+                if self._kinds.get(names.folded(path)) in stated
+            ],
+            # Windows would take away what the layer itself puts, which the whiteout is not meant for.
+            tombstones=[path for path in self._tombstones if names.folded(path) not in self._kinds],
+            hives=names.folded(HIVES) in self._kinds,
+            utility=names.folded(UTILITY_FILES) in self._kinds,
         )
-
-    def _close(self) -> None:
-        if self._streams is not None:
-            os.close(self._streams)
-            self._streams = None
-        self._descriptors.close()
-
-    def _remove(self) -> None:
-        parent, name = os.path.split(self._stage)
-        try:
-            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                remove_tree(descriptor, name)
-            finally:
-                os.close(descriptor)
-        except OSError:
-            pass  # `abort` does not raise; the name of what is left says that it is unfinished
 
     # Names
 
@@ -389,7 +306,7 @@ class WindowsSink:
                 self._clone()
                 if self._kinds.get(key) in _OPEN:
                     return self._spelled[key]
-            os.mkdir(disk_name(name), dir_fd=self._descriptors.open(disk_path(where)))
+            self._writer.imply(made)
         except OSError as error:
             raise from_os(error, f"make the directory {made!r}") from error
         self._kinds[key] = _IMPLIED
@@ -410,57 +327,14 @@ class WindowsSink:
         self._displace(key)
         return False
 
-    def _write(
-        self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool
-    ) -> PutFact:
-        path = entry.path
-        parent, _, name = path.rpartition("/")
-        name = disk_name(name)
-        directory = self._descriptors.open(disk_path(parent))
-        if folder and not existed:
-            os.mkdir(name, dir_fd=directory)
-        has_data = type(content) is EmptyData
-        if in_transport(path, base=self._base):
-            if folder:
-                name += DIRECTORY_SUFFIX
-            file = os.open(name, _CREATE, 0o666, dir_fd=directory)
-            self._backup = backup = Backup(file, windows)
-            at = backup.head(None if folder or entry.kind is Kind.SYMLINK else content, entry.size)
-            return PutFact(entry, at, backup.extents, has_data)
-        if folder:
-            return PutFact(entry, None)
-        file = os.open(name, _CREATE, 0o666, dir_fd=directory)
-        try:
-            extents = None
-            if content is not None and entry.kind is Kind.FILE:
-                extents = write_plain(file, content, path, size=entry.size)
-            if windows.write_time is not None:
-                time = windows.write_time
-                os.utime(file, ns=(time, time))
-        finally:
-            os.close(file)
-        return PutFact(entry, None, extents, has_data)
-
     def _close_owner(self) -> None:
         self._owner = None
-        if self._backup is not None:
-            backup, self._backup = self._backup, None
-            try:
-                backup.close()
-            except OSError as error:
-                raise from_os(error, "write a file's streams") from error
+        try:
+            self._writer.close_file()
+        except OSError as error:
+            raise from_os(error, "write a file's streams") from error
 
-    def _link_on_disk(self, path: str, target: str) -> None:
-        parent, _, name = disk_path(path).rpartition("/")
-        from_parent, _, from_name = disk_path(self._on_disk(target)).rpartition("/")
-        self._descriptors.open(from_parent)
-        directory = self._descriptors.open(parent)
-        source = self._descriptors.open(from_parent)
-        if self._descriptors.known.get(parent) != directory:
-            raise Conflict("too few open files are allowed")
-        os.link(disk_name(from_name), disk_name(name), src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
-
-    def _on_disk(self, path: str) -> str:
+    def _on_disk(self, path: str) -> LayerPath:
         """``path`` with its directory as the folder spells it."""
         parent, _, name = path.rpartition("/")
         return join(self._spelled.get(names.folded(parent), parent), name)
@@ -472,64 +346,19 @@ class WindowsSink:
         key = names.folded(UTILITY)
         if self._kinds.get(key) is not None:
             return
-        os.mkdir(UTILITY, dir_fd=self._descriptors.root)
         self._kinds[key] = _IMPLIED
         self._spelled[key] = LayerPath(UTILITY)
-        copied = frozenset(map(names.folded, BOOT_COPIES))
-        for path, directory in self._parents.clone_utility(self._descriptors, copied):
+        for path, directory in self._writer.clone_utility():
             at = names.folded(path)
             self._kinds[at] = _CLONED if directory else _CLONED_FILE
             self._spelled[at] = path
 
     def _displace(self, key: str) -> None:
         """Remove what was cloned at the path, with all beneath it."""
-        path = disk_path(self._spelled[key])
-        self._descriptors.forget(path)
-        parent, _, name = path.rpartition("/")
-        remove_tree(self._descriptors.open(parent), name)
+        self._writer.remove(self._spelled[key])
         if self._kinds[key] == _CLONED:
             for beneath in [one for one in self._kinds if one.startswith(key + "/")]:
                 del self._kinds[beneath]
                 self._spelled.pop(beneath, None)
         del self._kinds[key]
         self._spelled.pop(key, None)
-
-    # The end
-
-    def _copy_boot_files(self) -> None:
-        for path, copy in BOOT_COPIES.items():
-            if self._kinds.get(names.folded(path)) not in (_FILE, _LINK):
-                continue
-            parent, _, name = self._on_disk(path).rpartition("/")
-            try:
-                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._descriptors.open(parent))
-            except FileNotFoundError:
-                continue  # spelled in another case, which hcsshim does not copy
-            try:
-                target = os.open(copy, _CREATE, 0o666, dir_fd=self._descriptors.root)
-                with open(target, "wb") as written:
-                    while chunk := os.read(file, 1 << 20):
-                        written.write(chunk)
-            finally:
-                os.close(file)
-
-    def _make_hives(self) -> None:
-        from lamella.layers.windows.hives import base_hives, merged_hives
-
-        root = self._descriptors.root
-        if self._base:
-            base_hives(root)
-            return
-        if names.folded(HIVES) in self._kinds:
-            try:
-                merged_hives(root, self._parents)
-            except FormatError as error:
-                raise InvalidInput(f"a hive of the layer, or of those below, cannot be read: {error}") from None
-
-    def _write_tombstones(self) -> None:
-        # Windows would take away what the layer itself puts, which the whiteout is not meant for.
-        gone = [path for path in self._tombstones if names.folded(path) not in self._kinds]
-        lines = [TOMBSTONES_HEAD, *("\\" + path[len(FILES) + 1 :].replace("/", "\\") for path in gone)]
-        file = os.open(TOMBSTONES, _CREATE, 0o666, dir_fd=self._descriptors.root)
-        with open(file, "wb") as written:
-            written.write(b"\xef\xbb\xbf" + "".join(line + "\r\n" for line in lines).encode("utf-8", "surrogatepass"))

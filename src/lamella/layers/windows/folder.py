@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a Windows layer on a host without NTFS, written."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from lamella.changes.model import Content, Entry, Kind, Windows
+from lamella.errors import Conflict, FormatError, InvalidInput, LamellaError, from_os
+from lamella.formats.ntfs import names
+from lamella.layers.descriptors import Descriptors, open_root, remove_tree
+from lamella.layers.windows.hives import base_hives, merged_hives
+from lamella.layers.windows.index import BASE, TRANSPORT, IndexWriter, LinkFact, PutFact, StreamFact
+from lamella.layers.windows.parents import Parents
+from lamella.layers.windows.place import (
+    BOOT_COPIES,
+    DIRECTORY_SUFFIX,
+    INDEX,
+    STREAMS,
+    TOMBSTONES,
+    UTILITY,
+    WindowsLayer,
+    disk_name,
+    disk_path,
+    in_transport,
+    tombstone_list,
+)
+from lamella.layers.windows.writer import Ending
+from lamella.layers.windows.writing import Backup, write_plain
+from lamella.layers.windows_tar import EmptyData
+from lamella.paths import LayerPath
+
+if TYPE_CHECKING:
+    from lamella.layers.stack import LayerStack
+
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class FolderWriter:
+    """Writes a layer's files, and the index of all that no file can hold here.
+
+    The work is done in a folder beside the layer's, which gets the name in `finish`; `abort` removes it.
+    """
+
+    def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None) -> None:
+        """Make the hidden folder. Raises Conflict, NotFound (a parent is not there)."""
+        self._layer = layer
+        self._base = not parents
+        self._parents = Parents(parents)
+        self._backup: Backup | None = None
+        """The file that may still get alternate streams."""
+        self._streams: int | None = None
+        self._streams_size = 0
+        self._stage = self._make_stage(layer.path)
+        try:
+            self._descriptors = Descriptors(open_root(self._stage))
+            self._index_file = os.fdopen(os.open(INDEX, _CREATE, 0o666, dir_fd=self._descriptors.root), "wb", 1 << 18)
+            self._index = IndexWriter(self._index_file.write, BASE if self._base else TRANSPORT)
+        except BaseException:
+            self._remove()
+            raise
+
+    def below(self, path: LayerPath) -> Entry | None:
+        """See `LayerWriter.below`."""
+        return self._parents.lookup(path)
+
+    def imply(self, path: LayerPath) -> None:
+        """See `LayerWriter.imply`."""
+        parent, _, name = path.rpartition("/")
+        os.mkdir(disk_name(name), dir_fd=self._descriptors.open(disk_path(parent)))
+
+    def put(self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool) -> None:
+        """See `LayerWriter.put`."""
+        self._index.put(self._write(entry, windows, content, folder=folder, existed=existed))
+
+    def stream(self, path: LayerPath, name: str, content: Content) -> None:
+        """See `LayerWriter.stream`."""
+        if self._backup is not None:
+            at = self._backup.alternate(name, content)
+        else:
+            if self._streams is None:
+                self._streams = os.open(STREAMS, _CREATE, 0o666, dir_fd=self._descriptors.root)
+            at = self._streams_size
+            write_plain(self._streams, content, path, at=at)
+            self._streams_size += content.size
+        self._index.stream(StreamFact(path, name, content.size, at))
+
+    def close_file(self) -> None:
+        """See `LayerWriter.close_file`."""
+        if self._backup is not None:
+            backup, self._backup = self._backup, None
+            backup.close()
+
+    def link(self, path: LayerPath, target: LayerPath, windows: Windows, *, at: LayerPath | None) -> None:
+        """See `LayerWriter.link`."""
+        # Where one of them is in transport it says in the index what it is, as in a folder of Windows.
+        if at is not None and not (in_transport(path, base=self._base) or in_transport(target, base=self._base)):
+            self._link_on_disk(path, at)
+        self._index.link(LinkFact(path, target, windows))
+
+    def whiteout(self, path: LayerPath) -> None:
+        """See `LayerWriter.whiteout`."""
+        self._index.whiteout(path)
+
+    def clone_utility(self) -> Iterator[tuple[LayerPath, bool]]:
+        """See `LayerWriter.clone_utility`."""
+        os.mkdir(UTILITY, dir_fd=self._descriptors.root)
+        return self._parents.clone_utility(self._descriptors, frozenset(map(names.folded, BOOT_COPIES)))
+
+    def remove(self, path: LayerPath) -> None:
+        """See `LayerWriter.remove`."""
+        place = disk_path(path)
+        self._descriptors.forget(place)
+        parent, _, name = place.rpartition("/")
+        remove_tree(self._descriptors.open(parent), name)
+
+    def finish(self, ending: Ending) -> None:
+        """See `LayerWriter.finish`. Raises Conflict where the name has been taken."""
+        for path, copy in ending.boot_copies:
+            self._copy_boot_file(path, copy)
+        self._make_hives(ending)
+        root = self._descriptors.root
+        if not self._base:
+            with open(os.open(TOMBSTONES, _CREATE, 0o666, dir_fd=root), "wb") as written:
+                written.write(tombstone_list(ending.tombstones))
+        self._index.finish()
+        self._index_file.close()
+        self._close()
+        try:
+            os.rename(self._stage, self._layer.path)
+        except FileExistsError:
+            raise self._occupied() from None
+
+    def abort(self) -> None:
+        """See `LayerWriter.abort`."""
+        try:
+            if self._backup is not None:
+                self._backup.close()
+            self._index_file.close()
+        except (OSError, LamellaError):
+            pass  # what could not be written is removed
+        self._close()
+        self._remove()
+
+    # The stage
+
+    def _make_stage(self, place: os.PathLike[str]) -> str:
+        wanted = os.path.abspath(place)
+        if os.path.lexists(wanted) and (not os.path.isdir(wanted) or os.path.islink(wanted) or os.listdir(wanted)):
+            raise self._occupied()
+        parent, name = os.path.split(wanted)
+        stage = os.path.join(parent, f".{disk_name(name)[:200]}.unfinished-{secrets.token_hex(4)}")
+        try:
+            os.mkdir(stage)
+        except OSError as error:
+            raise from_os(error, f"make a folder in {parent!r}") from error
+        return stage
+
+    def _occupied(self) -> Conflict:
+        return Conflict(
+            f"{os.fspath(self._layer.path)!r} is there, and is no empty folder", hint="apply each layer to a new folder"
+        )
+
+    def _close(self) -> None:
+        if self._streams is not None:
+            os.close(self._streams)
+            self._streams = None
+        self._descriptors.close()
+
+    def _remove(self) -> None:
+        parent, name = os.path.split(self._stage)
+        try:
+            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                remove_tree(descriptor, name)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            pass  # `abort` does not raise; the name of what is left says that it is unfinished
+
+    # Files
+
+    def _write(
+        self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool
+    ) -> PutFact:
+        path = entry.path
+        parent, _, name = path.rpartition("/")
+        name = disk_name(name)
+        directory = self._descriptors.open(disk_path(parent))
+        if folder and not existed:
+            os.mkdir(name, dir_fd=directory)
+        has_data = type(content) is EmptyData
+        if in_transport(path, base=self._base):
+            if folder:
+                name += DIRECTORY_SUFFIX
+            file = os.open(name, _CREATE, 0o666, dir_fd=directory)
+            self._backup = backup = Backup(file, windows)
+            at = backup.head(None if folder or entry.kind is Kind.SYMLINK else content, entry.size)
+            return PutFact(entry, at, backup.extents, has_data)
+        if folder:
+            return PutFact(entry, None)
+        file = os.open(name, _CREATE, 0o666, dir_fd=directory)
+        try:
+            extents = None
+            if content is not None and entry.kind is Kind.FILE:
+                extents = write_plain(file, content, path, size=entry.size)
+            if windows.write_time is not None:
+                time = windows.write_time
+                os.utime(file, ns=(time, time))
+        finally:
+            os.close(file)
+        return PutFact(entry, None, extents, has_data)
+
+    def _link_on_disk(self, path: str, target: str) -> None:
+        parent, _, name = disk_path(path).rpartition("/")
+        from_parent, _, from_name = disk_path(target).rpartition("/")
+        self._descriptors.open(from_parent)
+        directory = self._descriptors.open(parent)
+        source = self._descriptors.open(from_parent)
+        if self._descriptors.known.get(parent) != directory:
+            raise Conflict("too few open files are allowed")
+        os.link(disk_name(from_name), disk_name(name), src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+
+    # The end
+
+    def _copy_boot_file(self, path: LayerPath, copy: str) -> None:
+        parent, _, name = path.rpartition("/")
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._descriptors.open(parent))
+        except FileNotFoundError:
+            return  # spelled in another case, which hcsshim does not copy
+        try:
+            target = os.open(copy, _CREATE, 0o666, dir_fd=self._descriptors.root)
+            with open(target, "wb") as written:
+                while chunk := os.read(file, 1 << 20):
+                    written.write(chunk)
+        finally:
+            os.close(file)
+
+    def _make_hives(self, ending: Ending) -> None:
+        if self._base:
+            base_hives(self._descriptors.root)
+        elif ending.hives:
+            try:
+                merged_hives(self._descriptors.root, self._parents)
+            except FormatError as error:
+                raise InvalidInput(f"a hive of the layer, or of those below, cannot be read: {error}") from None
