@@ -34,9 +34,12 @@ def _by_name(workload: Workload) -> dict[str, Contender]:
 def ratio(workload: Workload, who: str, peer: str, of: str = "time") -> float | None:
     """Return how much of a peer's median time, or of its size, another contender took; None where one is missing.
 
-    Times are compared round by round, and the median of the ratios is taken: what slows one round slows both.
+    Times are compared round by round, and the median of the ratios is taken: what slows one round slows both. Seconds
+    are its own median, without a peer.
     """
     measured = _by_name(workload)
+    if of == "seconds":
+        return measured[who].wall if who in measured else None
     if who not in measured or peer not in measured:
         return None
     one, other = measured[who], measured[peer]
@@ -109,7 +112,7 @@ def bars_table(workloads: Sequence[Workload]) -> str:
         rows.append(
             [
                 bar["work"],
-                f"{bar['who']}'s {bar['of']} to {bar['peer']}'s",
+                f"{bar['who']}'s {bar['of']}" + (f" to {bar['peer']}'s" if bar["peer"] else ""),
                 str(bar["most"]),
                 reached,
                 words[bar["met"]],

@@ -30,7 +30,7 @@ UNPACK: dict[str, tuple[str, str, tuple[Bar, ...]]] = {
 }
 STORE_UNPACK = ("debian", "large")
 SIDE_BY_SIDE = ("debian",)
-NAMES = (*UNPACK, "pack", "diff", "start", "growth", "store-import", "store-unpack", "side-by-side")
+NAMES = (*UNPACK, "pack", "diff", "start", "growth", "store-import", "store-unpack", "side-by-side", "store-listing")
 QUICK = ("large-gzip", "few-big", "debian", "start")
 VERSIONS = {
     "bsdtar": ("bsdtar", "--version"),
@@ -91,6 +91,8 @@ def chosen(bench: Bench, corpus: Path, names: Sequence[str]) -> Iterator[Workloa
             yield stores.store_unpack(bench, layout, "gzip")
     for name in SIDE_BY_SIDE if "side-by-side" in names else ():
         yield stores.side_by_side(bench, ensure(name, corpus), "gzip")
+    if "store-listing" in names:
+        yield stores.listing(bench)
     if "pack" in names or "diff" in names:
         yield from _trees(bench, corpus, names)
     if "start" in names:

@@ -90,6 +90,70 @@ def side_by_side(bench: Bench, layout: Path, tag: str) -> Workload:
     return Workload(f"side-by-side {layout.name}", contenders, (Bar(IN_TURN, 0.75),))
 
 
+def listing(bench: Bench) -> Workload:
+    """A store with 100,000 blobs and 10,000 snapshots, all of which are needed: they are listed, and collected."""
+    store = bench.fresh()
+    fill(store)
+
+    def asking(*arguments: str) -> Contender:
+        return Contender(" ".join(arguments), lambda: timed([lamella(store, *arguments)], bench.work / "log"))
+
+    verbs = asking("content"), asking("snapshots"), asking("gc"), asking("gc", "--dry-run"), asking("check")
+    bars = [Bar("", most, of="seconds", who=one.name) for one, most in zip(verbs, (1.0, 1.0, 5.0), strict=False)]
+    return Workload("store-listing", list(verbs), tuple(bars))
+
+
+def fill(store: Path) -> None:
+    """Make a store of 1,000 images with 99 layers each; ten of these are unpacked, into snapshots without files.
+
+    Files and rows are written as they are in the end, since to import all this would take minutes.
+    """
+    from lamella.store.blobs import MODE
+    from lamella.store.references import REF_CONTENT, REF_SNAPSHOT
+    from lamella.store.store import Store
+
+    with Store.open(store) as opened, opened.database.write() as connection:
+        now = opened.clock()
+        blobs = store / "blobs/sha256"
+        blobs.mkdir(mode=0o700)
+        places = store / "snapshots/overlayfs"
+        places.mkdir(mode=0o700)
+        connection.execute("INSERT INTO namespace (name) VALUES ('default')")
+        for image in range(1_000):
+
+            def put(raw: bytes, labels: dict[str, str], image: int = image) -> dict[str, Any]:
+                name = hashlib.sha256(raw).hexdigest()
+                (blobs / name).write_bytes(raw)
+                (blobs / name).chmod(MODE)
+                connection.execute(
+                    "INSERT INTO blob VALUES ('default', ?, ?, ?, ?, ?)",
+                    (f"sha256:{name}", len(raw), now + image, now + image, json.dumps(labels)),
+                )
+                return {
+                    "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                    "digest": f"sha256:{name}",
+                    "size": len(raw),
+                }
+
+            layers = [put(b"%d" % (image * 100 + layer), {}) for layer in range(99)]
+            for depth in range(10):
+                number = image * 10 + depth + 1
+                connection.execute(
+                    "INSERT INTO snapshot VALUES (?, 'default', 'overlayfs', ?, ?, 'committed', ?, ?, '{}', 4096, 1)",
+                    (number, f"snapshot {number}", number - 1 if depth else None, now + number, now + number),
+                )
+                (places / str(number) / "fs").mkdir(parents=True)
+            manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
+            manifest |= {"config": layers[0], "layers": layers[1:]}
+            needs = {f"{REF_CONTENT}.l.{at}": layer["digest"] for at, layer in enumerate(layers)}
+            needs[f"{REF_SNAPSHOT}overlayfs"] = f"snapshot {image * 10 + 10}"
+            target = {**put(json.dumps(manifest).encode(), needs), "mediaType": manifest["mediaType"]}
+            connection.execute(
+                "INSERT INTO image VALUES ('default', ?, ?, '{}', ?, ?)",
+                (f"bench.invalid/image{image}:1", json.dumps(target), now, now),
+            )
+
+
 def _unpacking(bench: Bench, name: str, store: Path, image: str, lanes: int) -> Contender:
     def before() -> None:
         subprocess.run(lamella(store, "import", "--quiet", "--name", NAME, image), check=True)

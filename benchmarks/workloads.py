@@ -30,7 +30,7 @@ TAR_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """How much of a peer's wall time (or of its output's size) Lamella may take at most."""
+    """How much of a peer's wall time (or of its output's size) Lamella may take at most; or seconds, without a peer."""
 
     peer: str
     most: float

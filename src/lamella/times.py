@@ -62,15 +62,15 @@ def parse_rfc3339(text: str) -> int:
 
 def format_rfc3339(ns: int) -> str:
     """``ns`` as a time in UTC, with as many digits of a fraction as it takes. Raises InvalidInput beyond year 9999."""
-    from datetime import UTC, datetime, timedelta
+    from datetime import datetime, timedelta
 
     seconds, fraction = divmod(ns, SECOND)
     try:
-        when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+        when = datetime(1970, 1, 1) + timedelta(seconds=seconds)  # noqa: DTZ001  # UTC, as it is written below
     except OverflowError:
         raise InvalidInput(f"{ns} ns lie beyond the years that can be written") from None
     digits = f".{fraction:09d}".rstrip("0") if fraction else ""
-    return f"{when:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + f"{digits}Z"
+    return f"{when.isoformat()}{digits}Z"
 
 
 def source_date_epoch() -> int | None:

@@ -161,6 +161,6 @@ def human_size(size: int) -> str:
 def columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
     """``rows`` as aligned lines; the columns numbered in ``right`` are flush right, nothing trails at the end."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = "  ".join(f"{{:{'>' if at in right else '<'}{width}}}" for at, width in enumerate(widths)).format
     for row in rows:
-        cells = [cell.rjust(widths[at]) if at in right else cell.ljust(widths[at]) for at, cell in enumerate(row)]
-        yield "  ".join(cells).rstrip()
+        yield line(*row).rstrip()

@@ -385,3 +385,20 @@ def test_run_names_a_runtime_that_is_not_there(lamella: Run, kept: str) -> None:
 
 def test_run_keeps_standard_output_for_the_container(lamella: Run, kept: str) -> None:
     assert lamella("run", "--json", "store:it").returncode == 2
+
+
+def test_a_hundred_thousand_blobs_are_listed_in_a_second_of_work(lamella: Run, root: Path) -> None:
+    with Store.open(root) as store, store.database.write() as connection:
+        connection.executemany(
+            "INSERT INTO blob (namespace, digest, size, created, updated) VALUES ('default', ?, 1, ?, 1)",
+            ((f"sha256:{number:064x}", number * 10**7) for number in range(100_000)),
+        )
+    took = []
+    for _ in range(3):  # noise only ever adds
+        before = os.times()
+        lines = lamella("store", "content").stdout.splitlines()
+        after = os.times()
+        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert len(lines) == 100_001
+        assert lines[-1].split() == [f"sha256:{99_999:064x}", "1", "B", "1970-01-01T00:16:39Z"]
+    assert min(took) < 1

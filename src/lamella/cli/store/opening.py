@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from lamella.cli.console import Console, columns
+from lamella.cli.console import Console, columns, is_terminal, printable
 
 if TYPE_CHECKING:
     from lamella.store.store import Space, Store
@@ -74,9 +76,8 @@ def opened_space(*, create: bool = False, readonly: bool = False) -> Iterator[Sp
 
 def table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
     """Print ``rows`` beneath ``header``; the columns numbered in ``right`` are flush right."""
-    cells = [[console.name(cell) for cell in row] for row in rows]
-    for line in columns([header, *cells], set(right)):
-        console.line(line)
+    cells = [header, *(map(printable, row) for row in rows)] if is_terminal(sys.stdout) else [header, *rows]
+    console.line("\n".join(columns([tuple(row) for row in cells], frozenset(right))))
 
 
 def labels_text(labels: Iterable[tuple[str, str]]) -> str:
@@ -86,9 +87,16 @@ def labels_text(labels: Iterable[tuple[str, str]]) -> str:
 
 def when(time: int) -> str:
     """A time of the store as a cell of a table, to the second."""
+    from lamella.times import SECOND
+
+    return _second(time // SECOND)
+
+
+@lru_cache(1024)  # what comes with one image shares its seconds
+def _second(number: int) -> str:
     from lamella.times import SECOND, format_rfc3339
 
-    return format_rfc3339(time - time % SECOND)
+    return format_rfc3339(number * SECOND)
 
 
 def store_reference(text: str) -> str:
