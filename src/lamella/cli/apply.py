@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "overlay", "windows", "cim"]),
+    type=click.Choice(["directory", "overlay", "windows", "cim", "blockcim"]),
     default="directory",
     show_default=True,
     help="DIR is a plain tree, which whiteouts remove from, an overlay's upper directory, a Windows layer's folder, or "
-    "the path of a composite image, DIR/NAME.cim.",
+    "the path of a composite image, DIR/NAME.cim, or on Windows of one in a block file, DIR/layer.vhd/layer.cim.",
 )
 @click.option(
     "--parent",
@@ -67,7 +67,7 @@ def command(
 
     if parents and kind == "directory":
         raise click.UsageError(
-            "--parent is for --as overlay, windows and cim; a plain directory has what is below in it"
+            "--parent is for --as overlay, windows, cim and blockcim; a plain directory has what is below in it"
         )
     losses = Losses(refuse=strict)
     progress = console.progress()
@@ -100,7 +100,7 @@ def command(
 
 
 def _policy(kind: str, owner: str | None, devices: str | None) -> Policy | None:
-    if kind not in ("windows", "cim"):
+    if kind not in ("windows", "cim", "blockcim"):
         return policy(owner, devices)
     if owner is not None or devices is not None:
         raise click.UsageError("--owner and --devices are for POSIX layers; a Windows layer keeps what it has")

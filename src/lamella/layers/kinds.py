@@ -26,14 +26,28 @@ def sink(
     """The sink that applies a layer to the directory ``place`` as ``kind`` has it.
 
     ``parents`` are places of the same kind, nearest first. None means that they are not known where the kind keeps
-    layers apart; of the kinds ``"windows"`` and ``"cim"``, that the layer is a base layer. Raises InvalidInput for an
-    unknown kind, and for parents where the kind has none.
+    layers apart; of the kinds for Windows (``"windows"``, ``"cim"``, ``"blockcim"``), that the layer is a base layer.
+    Raises InvalidInput for an unknown kind, and for parents where the kind has none; Unsupported where this host
+    cannot write the kind.
     """
     try:
         make = SINKS[kind]
     except KeyError:
         raise InvalidInput(f"no kind of layer is called {kind!r}; there are {', '.join(SINKS)}") from None
     return make(place, parents, policy, losses)
+
+
+def directory_of(kind: str, place: Path) -> Path:
+    """What must be there before a layer goes to ``place``. Raises Unsupported where this host cannot write the kind."""
+    if kind == "cim":
+        return place.parent
+    if kind == "blockcim":
+        from lamella.layers.blockcim.place import BlockCimLayer, system_calls
+
+        layer = BlockCimLayer.parse(place)
+        system_calls()
+        return layer.folder
+    return place
 
 
 def _directory(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
@@ -74,6 +88,17 @@ def _cim(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Lo
     return CimSink(CimLayer(place), parents=stack, losses=losses)
 
 
+def _blockcim(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+    from lamella.layers.blockcim.place import BlockCimLayer
+    from lamella.layers.blockcim.sink import BlockCimSink
+    from lamella.layers.stack import LayerStack
+
+    if policy is not None:
+        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
+    stack = LayerStack.from_nearest(BlockCimLayer.parse(parent) for parent in parents) if parents else None
+    return BlockCimSink(BlockCimLayer.parse(place), parents=stack, losses=losses)
+
+
 MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], Policy | None, Losses | None], Sink[Losses]]"
 
 SINKS: Final[dict[str, MakeSink]] = {
@@ -81,5 +106,6 @@ SINKS: Final[dict[str, MakeSink]] = {
     "overlay": _overlay,
     "windows": _windows,
     "cim": _cim,
+    "blockcim": _blockcim,
 }
 """Kind of layer -> what makes its sink from the arguments of `sink`."""

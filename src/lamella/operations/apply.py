@@ -55,7 +55,8 @@ def apply_blob(
     ``digest``, ``size`` (bytes of the blob), ``diff_id`` and ``compression`` is given must hold; all are compared
     before the layer is committed. What was written before a failure stays in ``directory``; of the kind ``"windows"``,
     which takes the tar of a Windows layer, nothing stays, and the directory must be empty or not exist. Of the kind
-    ``"cim"`` it is the path of an image, ``DIR/NAME.cim``, that must not exist.
+    ``"cim"`` it is the path of an image, ``DIR/NAME.cim``, that must not exist; of the kind ``"blockcim"``, which only
+    Windows can write, that of a file and the name of the image in it, ``DIR/layer.vhd/layer.cim``.
 
     Raises Integrity (digest, size), FormatError, UnsafePath, Exhausted, Denied, Cancelled and the like.
     """
@@ -77,7 +78,7 @@ def apply_blob(
             progress=progress,
             cancel=cancel,
         ).applied
-    made = Path(directory).parent if kind == "cim" else Path(directory)
+    made = kinds.directory_of(kind, Path(directory))
     try:
         os.makedirs(made, exist_ok=True)
     except OSError as error:
@@ -94,7 +95,7 @@ def apply_blob(
         cancel=cancel,
     ) as reader:
         sink = kinds.sink(kind, Path(directory), parents, policy=policy, losses=losses)
-        if kind == "cim":
+        if kind in ("cim", "blockcim"):
             from lamella.layers.windows_tar import windows_tar_changes
 
             changes = windows_tar_changes(reader.next_buffer, end=reader.finish)

@@ -130,3 +130,17 @@ def test_a_failed_layer_leaves_no_image(lamella: Run, tmp_path: Path) -> None:
     done = lamella("apply", tmp_path / "x.tar", tmp_path / "l/x.cim", "--as", "cim")
     assert (done.returncode, "config/SYSTEM" in done.stderr) == (3, True)
     assert list((tmp_path / "l").iterdir()) == []
+
+
+def test_a_block_image_is_refused_elsewhere_than_on_windows(lamella: Run, tmp_path: Path) -> None:
+    blob = tmp_path / "layer.tar"
+    blob.write_bytes(tar_of(tree(file("Files/f", b"1"))))
+    before = sorted(tmp_path.rglob("*"))
+    place = tmp_path / "new" / "layer.vhd" / "layer.cim"
+    refused = lamella("apply", blob, place, "--as", "blockcim")
+    assert refused.returncode == 7
+    assert "Windows alone: their layout is not published" in refused.stderr
+    assert 'hint: keep the layer in a forked image (kind "cim"' in refused.stderr
+    unnamed = lamella("apply", blob, tmp_path / "x", "--as", "blockcim")
+    assert (unnamed.returncode, "DIR/layer.vhd/layer.cim" in unnamed.stderr) == (3, True)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Composite images by Windows' own calls: ``cimfs.dll``, and ``cimwriter.dll`` where there is one.
+
+Where ``cimwriter.dll`` can be loaded, all functions that write come from it and none from the other; both are looked
+for in the system folder alone. Each function is looked up when it is first called, since a build may lack it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import uuid
+from collections.abc import Sequence
+from ctypes import c_uint8, c_uint16
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Final
+
+from lamella.errors import LamellaError, Unsupported
+from lamella.host.windows.errors import check_hresult
+from lamella.host.windows.loader import Library, Loader, signature
+from lamella.host.windows.native import HANDLE, HRESULT, I64, PTR, U8, U16, U32, U64, Guid, wide, wide_or_null
+
+READER: Final = "cimfs.dll"
+WRITER: Final = "cimwriter.dll"
+
+HASH_SIZE: Final = 32
+"""Bytes of the root hash of a sealed image."""
+
+
+class Create(IntFlag):
+    """How `Cimfs.create_in_block` makes an image."""
+
+    PLAIN_PE = 0x1
+    """Images of programs are kept as they are, not laid out as they are loaded."""
+    FIXED_CHUNKS = 0x2
+    BLOCK_DEVICE = 0x4
+    SINGLE_FILE = 0x8
+    CONSISTENT = 0x10
+    """The same calls give the same bytes."""
+    VERIFIED = 0x40
+    """Room for the hashes that sealing makes."""
+
+
+class MountFlag(IntFlag):
+    """How an image is mounted."""
+
+    DAX = 0x2
+    CACHE_FILES = 0x4
+    CACHE_REGIONS = 0x8
+    BLOCK_DEVICE = 0x10
+    SINGLE_FILE = 0x20
+    VERIFIED = 0x80
+    """With `Cimfs.mount` alone."""
+
+
+class MergeFlag(IntFlag):
+    """What `Cimfs.add_to_merged` is given."""
+
+    SINGLE_FILE = 0x1
+    BLOCK_DEVICE = 0x2
+    VERIFIED = 0x4
+
+
+class FileMetadata(ctypes.Structure):
+    """CIMFS_FILE_METADATA: 96 bytes on 64-bit Windows. Times are FILETIMEs."""
+
+    _fields_ = (
+        ("attributes", U32),
+        ("size", I64),
+        ("creation_time", I64),
+        ("write_time", I64),
+        ("change_time", I64),
+        ("access_time", I64),
+        ("security", PTR),
+        ("security_size", U32),
+        ("reparse", PTR),
+        ("reparse_size", U32),
+        ("extended_attributes", PTR),
+        ("extended_attributes_size", U32),
+    )
+
+
+class ImagePath(ctypes.Structure):
+    """CIMFS_IMAGE_PATH: where an image is, and its name there."""
+
+    _fields_ = (("directory", PTR), ("name", PTR))
+
+
+@dataclass(slots=True, frozen=True)
+class WindowsBuild:
+    """A version of Windows, as far as it decides about images."""
+
+    build: int
+    revision: int = 0
+
+    @classmethod
+    def here(cls) -> WindowsBuild:
+        """The one that runs. Raises Unsupported elsewhere than on Windows."""
+        if sys.platform == "win32":
+            import winreg
+
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Windows NT\CurrentVersion") as key:
+                revision, _ = winreg.QueryValueEx(key, "UBR")
+            return cls(sys.getwindowsversion().build, int(revision))
+        raise Unsupported("this host is not Windows")
+
+
+@dataclass(slots=True, frozen=True)
+class Sealed:
+    """What sealing an image, or asking for its seal, tells."""
+
+    root_hash: bytes
+    fixed_header_size: int
+
+
+@dataclass(slots=True, frozen=True)
+class Verification:
+    """What Windows says of the seal of a block image."""
+
+    sealed: bool
+    root_hash: bytes
+    signature_size: int
+    fixed_header_size: int
+
+
+_WRITING: Final = {
+    "CimCreateImage": signature(HRESULT, PTR, PTR, PTR, PTR),
+    "CimCreateImage2": signature(HRESULT, PTR, U32, PTR, PTR, PTR),
+    "CimCreateFile": signature(HRESULT, HANDLE, PTR, PTR, PTR),
+    "CimCreateAlternateStream": signature(HRESULT, HANDLE, PTR, U64, PTR),
+    "CimWriteStream": signature(HRESULT, HANDLE, PTR, U32),
+    "CimCloseStream": signature(None, HANDLE),
+    "CimCreateHardLink": signature(HRESULT, HANDLE, PTR, PTR),
+    "CimCreateMergeLink": signature(HRESULT, HANDLE, PTR, PTR),
+    "CimDeletePath": signature(HRESULT, HANDLE, PTR),
+    "CimTombstoneFile": signature(HRESULT, HANDLE, PTR),
+    "CimAddFsToMergedImage": signature(HRESULT, HANDLE, PTR),
+    "CimAddFsToMergedImage2": signature(HRESULT, HANDLE, PTR, U32),
+    "CimCommitImage": signature(HRESULT, HANDLE),
+    "CimCloseImage": signature(None, HANDLE),
+    "CimSealImage": signature(HRESULT, PTR, PTR, PTR, PTR),
+    "CimGetVerificationInformation": signature(HRESULT, PTR, PTR, PTR, PTR, PTR, PTR, PTR),
+}
+_MOUNTING: Final = {
+    "CimMountImage": signature(HRESULT, PTR, PTR, U32, PTR),
+    "CimMergeMountImage": signature(HRESULT, U32, PTR, U32, PTR),
+    "CimMountVerifiedImage": signature(HRESULT, PTR, PTR, U32, PTR, U16, PTR),
+    "CimMergeMountVerifiedImage": signature(HRESULT, U32, PTR, U32, PTR, U16, PTR),
+    "CimDismountImage": signature(HRESULT, PTR),
+}
+
+_SERVER_2022: Final = 20348
+_SERVER_2022_REVISION: Final = 2031
+_FOR_LAYERS: Final = 26100
+_FOR_BLOCKS: Final = 27766
+_FOR_SEALS: Final = 27800
+_FOR_ANY: Final = 19041
+_PIECE: Final = 1 << 30
+"""Bytes of one write at most: the call takes 32 bits."""
+
+
+class Cimfs:
+    """The calls, with their failures as Lamella's errors and the builds of Windows that can make them."""
+
+    def __init__(self, loader: Loader, build: WindowsBuild) -> None:
+        self._build = build
+        self._can_mount = loader.has(READER)
+        self._can_write_anywhere = loader.has(WRITER)
+        self._reader = Library(loader, READER, _MOUNTING)
+        self._writer = Library(loader, WRITER if self._can_write_anywhere else READER, _WRITING)
+
+    # What this Windows can do
+
+    def check_writing(self) -> None:
+        """Raise Unsupported where no images can be written, neither new ones nor forks."""
+        if not self._can_write_anywhere:
+            self._need(self._build.build >= _FOR_ANY, "composite images", f"build {_FOR_ANY}")
+
+    def check_layers(self) -> None:
+        """Raise Unsupported where images cannot be the layers of containers."""
+        build = self._build
+        old = build.build == _SERVER_2022 and build.revision >= _SERVER_2022_REVISION
+        self._need(
+            old or build.build >= _FOR_LAYERS,
+            "layers in composite images",
+            f"build {_FOR_LAYERS}, or {_SERVER_2022}.{_SERVER_2022_REVISION} of Windows Server 2022",
+        )
+
+    def check_writing_blocks(self, *, verified: bool = False) -> None:
+        """Raise Unsupported where block images cannot be written, nor merged, nor (``verified``) sealed."""
+        if not self._can_write_anywhere:
+            self.check_mounting_blocks(verified=verified)
+
+    def check_mounting_blocks(self, *, verified: bool = False) -> None:
+        """Raise Unsupported where block images cannot be mounted, or (``verified``) not checked on the way."""
+        least = _FOR_SEALS if verified else _FOR_BLOCKS
+        self._need(
+            self._build.build >= least, f"{'verified ' if verified else ''}block images", f"build {least} of Windows"
+        )
+
+    def _need(self, new_enough: bool, what: str, least: str) -> None:
+        if not self._can_mount:
+            raise Unsupported(f"this Windows has no {READER}, which {what} need", hint=f"they need {least}")
+        if not new_enough:
+            raise Unsupported(f"build {self._build.build} of Windows has no {what}", hint=f"they need {least}")
+
+    # Writing
+
+    def create(self, directory: str, existing: str | None, new: str | None) -> int:
+        """Begin the image ``new`` in ``directory``, forked from ``existing`` where that is given; its handle."""
+        handle = HANDLE()
+        result = self._writer(
+            "CimCreateImage", wide(directory), wide_or_null(existing), wide_or_null(new), ctypes.byref(handle)
+        )
+        check_hresult(result, f"create the image {new or existing!r} in {directory!r}")
+        return handle.value
+
+    def create_in_block(self, block: str, flags: Create, existing: str | None, new: str | None) -> int:
+        """Begin the image ``new`` in the file or device ``block``; its handle."""
+        handle = HANDLE()
+        result = self._writer(
+            "CimCreateImage2",
+            *(wide(block), int(flags), wide_or_null(existing), wide_or_null(new), ctypes.byref(handle)),
+        )
+        check_hresult(result, f"create the image {new or existing!r} in {block!r}")
+        return handle.value
+
+    def create_file(
+        self,
+        image: int,
+        path: str,
+        metadata: FileMetadata,
+        *,
+        security: bytes = b"",
+        reparse: bytes = b"",
+        extended_attributes: bytes = b"",
+    ) -> int:
+        """A file, directory or reparse point; the handle of its data, one of which may be open in an image."""
+        for name, raw in (
+            ("security", security),
+            ("reparse", reparse),
+            ("extended_attributes", extended_attributes),
+        ):
+            setattr(metadata, name, ctypes.cast(ctypes.c_char_p(raw), PTR) if raw else None)
+            setattr(metadata, f"{name}_size", len(raw))
+        stream = HANDLE()
+        result = self._writer("CimCreateFile", image, wide(path), ctypes.byref(metadata), ctypes.byref(stream))
+        check_hresult(result, f"create {path!r} in the image")
+        return stream.value
+
+    def create_stream(self, image: int, path: str, size: int) -> int:
+        """An alternate data stream, ``path`` being ``FILE:NAME:$DATA``; the handle of its data."""
+        stream = HANDLE()
+        result = self._writer("CimCreateAlternateStream", image, wide(path), size, ctypes.byref(stream))
+        check_hresult(result, f"create the stream {path!r} in the image")
+        return stream.value
+
+    def write(self, stream: int, data: bytes | bytearray | memoryview) -> None:
+        """Append to a file or stream; what is beyond its size is refused by Windows."""
+        view = memoryview(data).cast("B")
+        for at in range(0, len(view), _PIECE):
+            piece = view[at : at + _PIECE]
+            if piece.readonly:
+                result = self._writer("CimWriteStream", stream, _pointer(piece), len(piece))
+            else:
+                units = (U8 * len(piece)).from_buffer(piece)
+                result = self._writer("CimWriteStream", stream, ctypes.byref(units), len(piece))
+                del units  # else the buffer could not be released
+            check_hresult(result, "write to a file of the image")
+
+    def close_stream(self, stream: int) -> None:
+        """Let go of a file's or stream's data."""
+        self._writer("CimCloseStream", stream)
+
+    def hard_link(self, image: int, path: str, target: str) -> None:
+        """A further name of a file of this image."""
+        result = self._writer("CimCreateHardLink", image, wide(path), wide(target))
+        check_hresult(result, f"link {path!r} to {target!r} in the image")
+
+    def merge_link(self, image: int, path: str, target: str) -> None:
+        """A further name of a file that another image has, with which this one will be merged."""
+        result = self._writer("CimCreateMergeLink", image, wide(path), wide(target))
+        check_hresult(result, f"link {path!r} to {target!r} of another image")
+
+    def delete(self, image: int, path: str) -> None:
+        """Remove what the image has at ``path``. Raises NotFound."""
+        check_hresult(self._writer("CimDeletePath", image, wide(path)), f"delete {path!r} in the image")
+
+    def tombstone(self, image: int, path: str) -> None:
+        """Have ``path`` hidden in images that this one will be merged with."""
+        check_hresult(self._writer("CimTombstoneFile", image, wide(path)), f"hide {path!r} in other images")
+
+    def add_to_merged(self, image: int, path: str, flags: MergeFlag | None = None) -> None:
+        """Lay the image at ``path`` beneath those that were added before; ``flags`` tell of block images."""
+        if flags is None:
+            result = self._writer("CimAddFsToMergedImage", image, wide(path))
+        else:
+            result = self._writer("CimAddFsToMergedImage2", image, wide(path), int(flags))
+        check_hresult(result, f"add the image {path!r} to a merged one")
+
+    def commit(self, image: int) -> None:
+        """Finish an image; it can only be closed then."""
+        check_hresult(self._writer("CimCommitImage", image), "commit the image")
+
+    def close(self, image: int) -> None:
+        """Let go of an image."""
+        self._writer("CimCloseImage", image)
+
+    def seal(self, block: str) -> Sealed:
+        """Make the hashes of what is in ``block``, and give the root of them."""
+        size, header, root = U64(HASH_SIZE), U64(), (U8 * HASH_SIZE)()
+        result = self._writer("CimSealImage", wide(block), ctypes.byref(size), ctypes.byref(header), ctypes.byref(root))
+        check_hresult(result, f"seal {block!r}")
+        return Sealed(_hash(root, size.value, block), header.value)
+
+    def verification(self, block: str) -> Verification:
+        """Whether ``block`` is sealed, and with which root."""
+        sealed, size, signed, header, root = U32(), U64(HASH_SIZE), U64(), U64(), (U8 * HASH_SIZE)()
+        result = self._writer(
+            "CimGetVerificationInformation",
+            wide(block),
+            *(ctypes.byref(each) for each in (sealed, size, signed, header, root)),
+            None,
+        )
+        check_hresult(result, f"ask for the seal of {block!r}")
+        found = _hash(root, size.value, block) if sealed.value else b""
+        return Verification(bool(sealed.value), found, signed.value, header.value)
+
+    # Mounting
+
+    def mount(self, place: str, name: str, flags: MountFlag, volume: uuid.UUID) -> None:
+        """Mount the image ``name`` in a directory or block as a volume."""
+        guid = Guid.of(volume)
+        result = self._reader("CimMountImage", wide(place), wide(name), int(flags), ctypes.byref(guid))
+        check_hresult(result, f"mount the image {name!r} in {place!r}")
+
+    def mount_verified(self, block: str, name: str, flags: MountFlag, volume: uuid.UUID, root_hash: bytes) -> None:
+        """Mount a sealed image; what does not follow from ``root_hash`` cannot be read then."""
+        guid = Guid.of(volume)
+        result = self._reader(
+            "CimMountVerifiedImage",
+            *(wide(block), wide(name), int(flags), ctypes.byref(guid), len(root_hash), _pointer(root_hash)),
+        )
+        check_hresult(result, f"mount the image {name!r} in {block!r}")
+
+    def merge_mount(
+        self,
+        images: Sequence[tuple[str, str]],
+        flags: MountFlag,
+        volume: uuid.UUID,
+        *,
+        root_hash: bytes | None = None,
+    ) -> None:
+        """Mount a merged image and those that it was made of, in the order in which they were added to it.
+
+        Each is its place and its name. With ``root_hash`` the merged image is sealed, and checked.
+        """
+        guid = Guid.of(volume)
+        held = [(wide(place), wide(name)) for place, name in images]
+        paths = (ImagePath * len(held))(*(ImagePath(_address(place), _address(name)) for place, name in held))
+        arguments = (len(held), ctypes.byref(paths), int(flags), ctypes.byref(guid))
+        if root_hash is None:
+            result = self._reader("CimMergeMountImage", *arguments)
+        else:
+            result = self._reader("CimMergeMountVerifiedImage", *arguments, len(root_hash), _pointer(root_hash))
+        check_hresult(result, f"mount the merged image {images[0][1]!r}")
+
+    def dismount(self, volume: uuid.UUID) -> None:
+        """Unmount an image. Raises NotFound."""
+        guid = Guid.of(volume)
+        check_hresult(self._reader("CimDismountImage", ctypes.byref(guid)), f"unmount the image {volume}")
+
+
+def _hash(root: ctypes.Array[c_uint8], size: int, block: str) -> bytes:
+    if size != HASH_SIZE:
+        raise LamellaError(f"the root hash of {block!r} has {size} bytes, expected {HASH_SIZE}")
+    return bytes(root)
+
+
+def _pointer(data: bytes | memoryview) -> ctypes.c_char_p:
+    """Bytes for a call that only reads them."""
+    return ctypes.c_char_p(bytes(data))
+
+
+def _address(units: ctypes.Array[c_uint16]) -> int:
+    return ctypes.addressof(units)
