@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": IMAGES,
     "registry": IMAGES,
     "operations": IMAGES | {"store", "registry"},
-    "service": IMAGES | {"store", "registry", "operations", "lamella"},
-    "client": IMAGES | {"store", "service"},
-    "cli": IMAGES | {"store", "registry", "operations", "service", "lamella"},
+    "protocol": IMAGES | {"store"},
+    "client": IMAGES | {"store", "protocol"},
+    "service": IMAGES | {"store", "registry", "operations", "protocol", "client", "lamella"},
+    "cli": IMAGES | {"store", "registry", "operations", "client", "service", "lamella"},
     "__main__": {"cli"},
     "testing": IMAGES | {"store", "registry", "operations"},
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from tests.unit.service.serving import serving
 from lamella.client.remote import RemoteStore
 from lamella.digests import Digest
 from lamella.errors import Unsupported
+from lamella.host.mounting import mount_points, unmount
 from lamella.store.contract import ContentStore, ImageStore, LeaseStore
 from lamella.testing.content_suite import BIG, Contents, ContentStoreTests, SharedContentTests, put
 from lamella.testing.image_store_suite import ImageStoreTests
 from lamella.testing.lease_suite import LeaseTests
+from lamella.testing.mounted_snapshots import MountedSnapshots
+from lamella.testing.snapshotter_suite import SnapshotterTests, UnpackingSnapshotter
 
 
 class _Served:
@@ -31,6 +35,13 @@ class _Served:
 
 
 class TestContent(_Served, ContentStoreTests, SharedContentTests):
+    """Blobs come over the socket, as they do from a server whose files are out of reach."""
+
+    def remote(self, tmp_path: Path) -> RemoteStore:
+        remote = super().remote(tmp_path)
+        remote.__dict__["blobs"] = None
+        return remote
+
     def make(self, tmp_path: Path) -> Contents:
         remote = self.remote(tmp_path)
 
@@ -62,6 +73,15 @@ class TestContent(_Served, ContentStoreTests, SharedContentTests):
             assert ingest.commit(expected=Digest.of(BIG + b"more")).size == len(BIG) + 4
 
 
+class TestContentInReach(TestContent):
+    """Blobs are read from the server's own files."""
+
+    def remote(self, tmp_path: Path) -> RemoteStore:
+        remote = _Served.remote(self, tmp_path)
+        assert remote.blobs == tmp_path / "root/blobs"
+        return remote
+
+
 class TestImages(_Served, ImageStoreTests):
     def make(self, tmp_path: Path) -> ImageStore:
         return self.remote(tmp_path).namespace("default").images
@@ -70,3 +90,26 @@ class TestImages(_Served, ImageStoreTests):
 class TestLeases(_Served, LeaseTests):
     def make(self, tmp_path: Path) -> LeaseStore:
         return self.remote(tmp_path).namespace("default").leases
+
+
+@pytest.mark.root
+@pytest.mark.interop
+class _Snapshots(_Served, SnapshotterTests):
+    @pytest.fixture(autouse=True)
+    def nothing_stays_mounted(self, tmp_path: Path) -> Iterator[None]:
+        yield
+        for point in reversed(mount_points(str(tmp_path))):
+            unmount(point, lazy=True)
+
+
+class TestOverlayfs(_Snapshots):
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
+        return MountedSnapshots(self.remote(tmp_path).namespace("default").snapshots("overlayfs"))
+
+
+class TestNative(_Snapshots):
+    copies = True
+    depth = 16
+
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
+        return MountedSnapshots(self.remote(tmp_path).namespace("default").snapshots("native"), whole=True)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import ImageVerb
+from lamella.cli.frame import RegistryVerb
 
 
-@click.command("catalog", cls=ImageVerb)
+@click.command("catalog", cls=RegistryVerb)
 @click.argument("registry", metavar="REGISTRY")
 @click.pass_obj
 def command(console: Console, registry: str) -> None:

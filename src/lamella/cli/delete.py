@@ -8,11 +8,11 @@ import sys
 import click
 
 from lamella.cli.console import Console, is_terminal
-from lamella.cli.frame import ImageVerb
+from lamella.cli.frame import RegistryVerb
 from lamella.errors import Cancelled, InvalidInput
 
 
-@click.command("delete", cls=ImageVerb)
+@click.command("delete", cls=RegistryVerb)
 @click.argument("image", metavar="docker://HOST/NAME:TAG|@DIGEST")
 @click.option("--image", "whole", is_flag=True, help="Remove the image that TAG names, and each other tag of it.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -55,6 +55,26 @@ def registry_flags() -> list[click.Parameter]:
     ]
 
 
+_CONTAINERD_OPTIONS: Final = ("containerd", "containerd_namespace")
+
+
+def containerd_flags() -> list[click.Parameter]:
+    """Options of verbs that look for images in a running containerd."""
+    return [
+        click.Option(
+            ["--containerd"],
+            metavar="SOCKET",
+            help="Where the containerd of images is that are named containerd:REF.  "
+            "[default: CONTAINERD_ADDRESS, or /run/containerd/containerd.sock]",
+        ),
+        click.Option(
+            ["--containerd-namespace"],
+            metavar="NAME",
+            help="The namespace there.  [default: CONTAINERD_NAMESPACE, or default]",
+        ),
+    ]
+
+
 class Verb(click.Command):
     """A verb of the command line; the first line of its help is its line in the list of verbs."""
 
@@ -68,8 +88,8 @@ class Verb(click.Command):
         return result_options()
 
 
-class ImageVerb(Verb):
-    """A verb that names images, which may be in registries: its options about these count for all that it opens."""
+class RegistryVerb(Verb):
+    """A verb that talks to registries: its options about these count for all that it opens."""
 
     def common_options(self) -> list[click.Parameter]:
         """Those about registries too."""
@@ -85,6 +105,24 @@ class ImageVerb(Verb):
         from lamella.images.options import current_options, registry_options
 
         with registry_options(replace(current_options(), **given)):
+            return super().invoke(ctx)
+
+
+class ImageVerb(RegistryVerb):
+    """A verb that names images, wherever they are: its options about a containerd count for all that it opens."""
+
+    def common_options(self) -> list[click.Parameter]:
+        """Those about a containerd too."""
+        return [*containerd_flags(), *super().common_options()]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As the base does, with the containerd that the options name."""
+        address, namespace = (ctx.params.pop(name) or None for name in _CONTAINERD_OPTIONS)
+        if address is None and namespace is None:
+            return super().invoke(ctx)
+        from lamella.images.options import ContainerdOptions, containerd_options
+
+        with containerd_options(ContainerdOptions(address, namespace)):
             return super().invoke(ctx)
 
 

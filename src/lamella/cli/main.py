@@ -109,8 +109,8 @@ class Verbs(click.Group):
 def _start() -> None:
     """Layer blobs to file trees and back, for container images.
 
-    An image is named by where it is: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], store:REF or
-    docker://HOST/NAME[:TAG].
+    An image is named by where it is: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], store:REF,
+    containerd:REF or docker://HOST/NAME[:TAG].
     """
 
 

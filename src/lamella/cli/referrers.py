@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console, columns, human_size, printable
-from lamella.cli.frame import ImageVerb
+from lamella.cli.frame import RegistryVerb
 
 if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor
 
 
-@click.command("referrers", cls=ImageVerb)
+@click.command("referrers", cls=RegistryVerb)
 @click.argument("image", metavar="docker://HOST/NAME[:TAG]")
 @click.option("--type", "artifact_type", metavar="TYPE", help="Only what is of this artifact type.")
 @click.option(

@@ -72,9 +72,10 @@ def command(
         _print_config(console, config_for, plugin)
         return
 
+    from lamella.client.images import SOCKET as CONTAINERD
     from lamella.service import logs
     from lamella.service.direct import Direct
-    from lamella.service.plugin import CONTAINERD, opened_plugin
+    from lamella.service.plugin import opened_plugin
     from lamella.service.serving import serve, sole_server
     from lamella.service.supervisor import inherited
 

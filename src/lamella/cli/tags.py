@@ -6,10 +6,10 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import ImageVerb
+from lamella.cli.frame import RegistryVerb
 
 
-@click.command("tags", cls=ImageVerb)
+@click.command("tags", cls=RegistryVerb)
 @click.argument("repository", metavar="docker://HOST/NAME")
 @click.pass_obj
 def command(console: Console, repository: str) -> None:

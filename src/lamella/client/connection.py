@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -12,13 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from lamella.errors import EXIT_STATUS, InvalidInput, LamellaError, Unavailable
-
-MAX_MESSAGE: Final = 16 << 20
-"""Bytes of the largest message either way."""
-
-NAMESPACE: Final = "containerd-namespace"
-LEASE: Final = "containerd-lease"
-"""Names of headers."""
+from lamella.protocol import MAX_MESSAGE
 
 _CODES: Final[dict[str, type[LamellaError]]] = {
     **{name: category for category, _, name in EXIT_STATUS},
@@ -40,6 +35,9 @@ class Connection:
         if not path or "\0" in path:
             raise InvalidInput(f"{path!r} is not the path of a socket")
         self.address = path
+        self._lock = threading.Lock()
+        self._users = 1
+        self._closed = False
         self._channel = grpc.insecure_channel(
             f"unix:{os.path.abspath(path)}",
             options=(
@@ -50,9 +48,24 @@ class Connection:
             ),
         )
 
+    def share(self) -> None:
+        """Have it stay after `close` until `leave` is called as often."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Whoever shared it needs it no more. The last one breaks off the calls that are under way."""
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self._channel.close()
+
     def close(self) -> None:
-        """Calls that are under way are broken off. May be called again."""
-        self._channel.close()
+        """Let go of it. May be called again."""
+        if not self._closed:
+            self._closed = True
+            self.leave()
 
     def ask(self, method: str, request: Message, decode: Callable[[bytes], Any], headers: Headers = ()) -> Any:
         """The answer to one call of ``/containerd.services.METHOD``."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, cast
@@ -18,8 +20,8 @@ from google.protobuf.message import Message
 from lamella.client.connection import Connection, Headers
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Conflict, InvalidInput, NotFound, SizeMismatch, Unsupported
-from lamella.service import wire
-from lamella.service.proto import content_pb2 as pb
+from lamella.protocol import wire
+from lamella.protocol.proto import content_pb2 as pb
 from lamella.store.contract import NO_LABELS, Buffer, ContentRecord, Ingest, IngestStatus, Labels
 
 PIECE: Final = 1 << 20
@@ -38,17 +40,25 @@ class RemoteContent:
     nothing alone.
     """
 
-    def __init__(self, connection: Connection, headers: Headers) -> None:
+    def __init__(self, connection: Connection, headers: Headers, files: Callable[[], Path | None]) -> None:
+        """``files`` tells the directory of the server's blobs, where this process can reach it."""
         self._connection = connection
         self._headers = headers
+        self._files = files
 
     def info(self, digest: Digest) -> ContentRecord:
         """See `ContentStore.info`."""
         return _record(self._ask("Info", pb.InfoRequest(digest=digest), pb.InfoResponse.FromString).info)
 
     def open(self, digest: Digest) -> BinaryIO:
-        """See `ContentStore.open`; the first bytes are on their way when it returns."""
+        """See `ContentStore.open`: the server's own file where it can be reached, else over the socket.
+
+        The first bytes are on their way when it returns.
+        """
         size = self.info(digest).size
+        file = _own_file(self._files(), digest, size)
+        if file is not None:
+            return file
         return cast("BinaryIO", _Blob(self._connection, digest, size, self._headers))
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[ContentRecord]:
@@ -93,6 +103,22 @@ class RemoteContent:
         return self._connection.ask(f"{_SERVICE}/{name}", request, decode, self._headers)
 
 
+def _own_file(folder: Path | None, digest: Digest, size: int) -> BinaryIO | None:
+    """The file that a server keeps a blob in, which nobody changes once it is there; None where it is out of reach."""
+    if folder is None:
+        return None
+    path = folder / digest.algorithm / digest.hex
+    try:
+        file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return None
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        file.close()
+        return None
+    return cast("BinaryIO", file)
+
+
 class _Blob(io.RawIOBase):
     """A blob as it comes over the socket; what is not wanted any more is not sent."""
 
@@ -104,10 +130,15 @@ class _Blob(io.RawIOBase):
         self._at = 0
         self._piece = memoryview(b"")
         self._call: Any = None
+        connection.share()  # it is good until it is closed
         if size:
             # The server has the blob open once it has sent something of it.
-            self._ask_from(0)
-            self._next_piece()
+            try:
+                self._ask_from(0)
+                self._next_piece()
+            except BaseException:
+                self.close()
+                raise
 
     def readable(self) -> bool:
         """Always."""
@@ -151,7 +182,9 @@ class _Blob(io.RawIOBase):
 
     def close(self) -> None:
         """Break off what is still to come. May be called again."""
-        self._drop()
+        if not self.closed:
+            self._drop()
+            self._connection.leave()
         super().close()
 
     def _ask_from(self, offset: int) -> None:

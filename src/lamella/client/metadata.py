@@ -13,8 +13,8 @@ from lamella.client.connection import Connection, Headers
 from lamella.digests import Digest
 from lamella.errors import NotFound
 from lamella.oci.descriptor import Descriptor
-from lamella.service import wire
-from lamella.service.proto import images_pb2, leases_pb2, namespaces_pb2, types_pb2
+from lamella.protocol import wire
+from lamella.protocol.proto import images_pb2, leases_pb2, namespaces_pb2, types_pb2
 from lamella.store.contract import NO_LABELS, ImageRecord, Labels, Lease, Namespace, Resource
 
 _IMAGES: Final = "images.v1.Images"

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lamella.client.connection import LEASE, NAMESPACE, Connection
+from lamella.client.connection import Connection
 from lamella.client.content import RemoteContent
 from lamella.client.metadata import RemoteImages, RemoteLeases, RemoteNamespaces
-from lamella.errors import InvalidInput
+from lamella.client.snapshots import RemoteSnapshots
+from lamella.errors import InvalidInput, LamellaError, Unavailable
+from lamella.protocol import LEASE, NAMESPACE
+from lamella.protocol.proto import introspection_pb2
 from lamella.store.labels import check_namespace
 
 
@@ -23,17 +28,36 @@ class RemoteStore:
 
     def namespace(self, name: str, lease: str | None = None) -> RemoteSpace:
         """The view of one namespace; what is made through it is put under ``lease``. Raises InvalidInput."""
-        if lease is not None and not (lease and lease.isascii() and lease.isprintable()):
-            raise InvalidInput(f"{lease[:100]!r} cannot be named as the lease of a call: it must be plain text")
-        return RemoteSpace(self.connection, check_namespace(name), lease)
+        return RemoteSpace(self, check_namespace(name), lease)
 
     @cached_property
     def namespaces(self) -> RemoteNamespaces:
         """Which namespaces there are."""
         return RemoteNamespaces(self.connection)
 
+    @cached_property
+    def blobs(self) -> Path | None:
+        """The directory that the server keeps its blobs in, where it tells and this process sees one.
+
+        Raises Unavailable.
+        """
+        request = introspection_pb2.PluginsRequest(filters=("type==io.containerd.content.v1",))
+        try:
+            answer = self.connection.ask(
+                "introspection.v1.Introspection/Plugins", request, introspection_pb2.PluginsResponse.FromString
+            )
+        except Unavailable:
+            raise
+        except LamellaError:
+            return None
+        for plugin in answer.plugins:
+            root = plugin.exports.get("root", "")
+            if root.startswith("/") and os.path.isdir(f"{root}/blobs"):
+                return Path(root, "blobs")
+        return None
+
     def close(self) -> None:
-        """Calls that are under way are broken off. May be called again."""
+        """Let go of the connection, which goes with the last blob that is open. May be called again."""
         self.connection.close()
 
     def __enter__(self) -> Self:
@@ -46,10 +70,25 @@ class RemoteStore:
 class RemoteSpace:
     """A namespace of a server's store. What is made through it is held by its lease, where it has one."""
 
-    def __init__(self, connection: Connection, name: str, lease: str | None = None) -> None:
+    def __init__(self, store: RemoteStore, name: str, lease: str | None = None) -> None:
+        if lease is not None and not (lease and lease.isascii() and lease.isprintable()):
+            raise InvalidInput(f"{lease[:100]!r} cannot be named as the lease of a call: it must be plain text")
+        self.store = store
         self.name = name
         self.lease = lease
-        held = ((LEASE, lease),) if lease else ()
-        self.content = RemoteContent(connection, ((NAMESPACE, name), *held))
-        self.images = RemoteImages(connection, ((NAMESPACE, name), *held))
-        self.leases = RemoteLeases(connection, ((NAMESPACE, name),))
+        self._headers = ((NAMESPACE, name), *(((LEASE, lease),) if lease else ()))
+        self.content = RemoteContent(store.connection, self._headers, lambda: store.blobs)
+        self.images = RemoteImages(store.connection, self._headers)
+        self.leases = RemoteLeases(store.connection, ((NAMESPACE, name),))
+
+    def snapshots(self, name: str) -> RemoteSnapshots:
+        """Its snapshots that the snapshotter ``name`` of the server keeps."""
+        return RemoteSnapshots(self.store.connection, self._headers, name)
+
+    def clock(self) -> int:
+        """The time of this machine, which mostly is the server's."""
+        return time.time_ns()
+
+    def under(self, lease: str) -> Self:
+        """The view of the same namespace whose new objects ``lease`` holds."""
+        return type(self)(self.store, self.name, lease)

@@ -14,12 +14,13 @@ from lamella.errors import InvalidInput
 ON_DISK: Final = ("oci", "oci-archive", "docker-archive")
 REGISTRY: Final = "docker"
 STORE: Final = "store"
-RESERVED: Final = ("containerd",)
-"""Forms that are names already, but that nothing reads yet."""
+CONTAINERD: Final = "containerd"
+KEPT: Final = (STORE, CONTAINERD)
+"""Stores that keep images by their full names."""
 
 _HINT: Final = (
     "write oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF], or docker://HOST/NAME[:TAG], "
-    "or store:NAME[:TAG]"
+    "or store:NAME[:TAG], or containerd:NAME[:TAG]"
 )
 
 
@@ -29,16 +30,16 @@ class ImageName:
 
     form: str
     path: str
-    """A directory or file; registry and repository, in the store too; for a reserved form all that follows it."""
+    """A directory or file; registry and repository, in a store too."""
     tag: str | None = None
-    """The tag of an OCI layout, in a registry or the store, the full reference of a Docker archive."""
+    """The tag of an OCI layout, in a registry or a store, the full reference of a Docker archive."""
     position: int | None = None
     """The number of the image there, from 0, where that was asked for (``@0``)."""
     digest: Digest | None = None
-    """What the image in a registry or the store must be; a registry is asked for it, whatever the tag names by now."""
+    """What the image in a registry or a store must be; a registry is asked for it, whatever the tag names by now."""
 
     def __str__(self) -> str:
-        if self.form in (REGISTRY, STORE):
+        if self.form in (REGISTRY, *KEPT):
             suffix = (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
             return f"{self.form}:{'//' if self.form == REGISTRY else ''}{self.path}{suffix}"
         which = self.tag if self.position is None else f"@{self.position}"
@@ -50,18 +51,16 @@ def parse_image_name(text: str) -> ImageName:
 
     The path ends at its first colon, so it cannot have one. ``docker://HOST/NAME[:TAG][@DIGEST]`` is an image in a
     registry, short forms made full as Docker does; with neither tag nor digest it is ``latest``. ``store:`` goes before
-    the same name of an image in the store. Raises InvalidInput, with a hint that names the forms; Unsupported (a
-    digest's algorithm).
+    the same name of an image in the store, ``containerd:`` before one in a running containerd. Raises InvalidInput,
+    with a hint that names the forms; Unsupported (a digest's algorithm).
     """
     form, colon, rest = text.partition(":")
-    if not colon or form not in (*ON_DISK, REGISTRY, STORE, *RESERVED):
+    if not colon or form not in (*ON_DISK, REGISTRY, *KEPT):
         raise InvalidInput(f"{text[:300]!r} does not say what kind of place the image is in", hint=_HINT)
     if form == REGISTRY:
         return _in_registry(text, rest)
-    if form == STORE:
-        return _in_store(rest)
-    if form in RESERVED:
-        return ImageName(form, rest)
+    if form in KEPT:
+        return _in_store(form, rest)
     drive = re.match(r"[A-Za-z]:(?=[\\/])", rest) if os.name == "nt" else None
     start = drive.end() if drive else 0
     path, _, which = rest[start:].partition(":")
@@ -93,8 +92,8 @@ def _in_registry(text: str, rest: str) -> ImageName:
     return ImageName(REGISTRY, reference.name, reference.tag, digest=reference.digest)
 
 
-def _in_store(rest: str) -> ImageName:
+def _in_store(form: str, rest: str) -> ImageName:
     from lamella.oci.reference import parse_reference
 
     reference = parse_reference(rest).with_default_tag()
-    return ImageName(STORE, reference.name, reference.tag, digest=reference.digest)
+    return ImageName(form, reference.name, reference.tag, digest=reference.digest)

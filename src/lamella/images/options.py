@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How registries are talked to and where the store is, as values that travel from a caller to who needs them."""
+"""How registries and a containerd are talked to and where the store is: values that travel to who needs them."""
 
 from __future__ import annotations
 
@@ -98,3 +98,36 @@ class StoreOptions:
     root: Path | None = None
     """None for ``LAMELLA_ROOT``, or where the platform keeps such things."""
     namespace: str = "default"
+
+
+CONTAINERD_ADDRESS: Final = "CONTAINERD_ADDRESS"
+CONTAINERD_NAMESPACE: Final = "CONTAINERD_NAMESPACE"
+"""Variables that containerd's own clients heed too."""
+
+
+@dataclass(slots=True, frozen=True)
+class ContainerdOptions:
+    """Which containerd is meant, and what in it."""
+
+    address: str | None = None
+    """Its socket; None for ``CONTAINERD_ADDRESS``, or the usual one."""
+    namespace: str | None = None
+    """None for ``CONTAINERD_NAMESPACE``, or ``default``."""
+
+
+_containerd: ContextVar[ContainerdOptions | None] = ContextVar("containerd options", default=None)
+
+
+@contextmanager
+def containerd_options(options: ContainerdOptions) -> Iterator[ContainerdOptions]:
+    """Let ``options`` count for all images of a containerd that are opened in the block, by this thread or task."""
+    token = _containerd.set(options)
+    try:
+        yield options
+    finally:
+        _containerd.reset(token)
+
+
+def current_containerd() -> ContainerdOptions:
+    """What counts where nothing is given."""
+    return _containerd.get() or ContainerdOptions()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from lamella.errors import InvalidInput, LamellaError
 from lamella.images.contract import ImageReader
-from lamella.images.naming import REGISTRY, STORE, ImageName, parse_image_name
+from lamella.images.naming import KEPT, REGISTRY, ImageName, parse_image_name
 from lamella.images.resolve import find, resolve
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import is_image_entry
@@ -141,7 +141,7 @@ def _wanted(
     all_platforms: bool,
 ) -> dict[str, Descriptor]:
     """Full names, and what each is to name."""
-    if name is not None or source.form in (REGISTRY, STORE) or source.tag is not None or source.position is not None:
+    if name is not None or source.form in (REGISTRY, *KEPT) or source.tag is not None or source.position is not None:
         full = full_name(name) if name is not None else _own_name(reader, source)
         return {full: _chosen(reader, source.tag, source.position, platform, all_platforms=all_platforms)}
     wanted: dict[str, Descriptor] = {}
@@ -164,7 +164,7 @@ def _wanted(
 
 def _own_name(reader: ImageReader, source: ImageName) -> str:
     """The full name of the one image that ``source`` names."""
-    if source.form in (REGISTRY, STORE):
+    if source.form in (REGISTRY, *KEPT):
         return f"{source.path}:{source.tag}" if source.tag else f"{source.path}@{source.digest}"
     found = {image.digest for image in find(reader, source.tag, source.position)}
     names = [full for listed in reader.images() if listed.descriptor.digest in found for full in _fulls(listed.names)]

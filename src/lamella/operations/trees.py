@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.changes.contracts import Tree
 from lamella.errors import InvalidInput
-from lamella.images.naming import ON_DISK, REGISTRY, RESERVED, STORE
+from lamella.images.naming import KEPT, ON_DISK, REGISTRY
 from lamella.streams.reading import BlobReader, open_blob
 from lamella.streams.seekable import SeekableBlob
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
 
-_FORMS: Final = ("dir", "blob", "cim", *ON_DISK, REGISTRY, STORE, *RESERVED)
+_FORMS: Final = ("dir", "blob", "cim", *ON_DISK, REGISTRY, *KEPT)
 
 
 def names_a_tree(text: str) -> bool:

@@ -11,9 +11,9 @@ from typing import Final
 
 from google.protobuf.message import Message
 
+from lamella.protocol.proto.types_pb2 import Envelope
+from lamella.protocol.wire import packed, timestamp
 from lamella.service.calls import Call
-from lamella.service.proto.types_pb2 import Envelope
-from lamella.service.wire import packed, timestamp
 
 MAX_WAITING: Final = 10_000
 """Events that a subscriber may be behind; the oldest are dropped beyond that."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -24,9 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from lamella.errors import Conflict, InvalidInput
 from lamella.progress import Cancellation
-
-NAMESPACE: Final = "containerd-namespace"
-LEASE: Final = "containerd-lease"
+from lamella.protocol import LEASE, NAMESPACE
 
 F = TypeVar("F", bound=Callable[..., Any])
 

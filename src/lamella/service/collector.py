@@ -9,9 +9,9 @@ import time
 from typing import Final
 
 from lamella.errors import Unavailable
+from lamella.protocol.proto.happenings_pb2 import SnapshotRemove
+from lamella.protocol.proto.images_pb2 import ImageDelete
 from lamella.service.bus import Bus
-from lamella.service.proto.happenings_pb2 import SnapshotRemove
-from lamella.service.proto.images_pb2 import ImageDelete
 from lamella.store.gc import collect
 from lamella.store.references import IMAGES, SNAPSHOTS
 from lamella.store.store import Store

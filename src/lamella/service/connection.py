@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from lamella.errors import Cancelled, Exhausted, LamellaError, Unsupported
+from lamella.protocol import MAX_MESSAGE
 from lamella.service import http2
 from lamella.service.calls import Call, Encoded, Method
 from lamella.service.http2 import ConnectionBroken
@@ -24,9 +25,6 @@ from lamella.service.status import Code, status_of
 from lamella.service.workers import Workers
 
 LOG = logging.getLogger("lamella.service")
-
-MAX_MESSAGE: Final = 16 << 20
-"""Bytes of a message, both ways."""
 
 MAX_STREAMS: Final = 1000
 _FRAME: Final = 256 << 10

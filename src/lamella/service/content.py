@@ -12,12 +12,12 @@ from google.protobuf.empty_pb2 import Empty
 
 from lamella.digests import Digest
 from lamella.errors import Integrity, InvalidInput, NotFound
+from lamella.protocol.proto import content_pb2 as pb
+from lamella.protocol.proto.happenings_pb2 import ContentCreate, ContentDelete
+from lamella.protocol.wire import digest, fields, labels, timestamp
 from lamella.service.calls import Call, Encoded, quick
 from lamella.service.open_blobs import OpenBlobs
-from lamella.service.proto import content_pb2 as pb
-from lamella.service.proto.happenings_pb2 import ContentCreate, ContentDelete
 from lamella.service.status import OutOfRange
-from lamella.service.wire import digest, fields, labels, timestamp
 from lamella.store.contract import ContentRecord, Ingest, IngestStatus
 from lamella.store.store import Space
 

@@ -26,10 +26,10 @@ from lamella.layers.stack import LayerStack
 from lamella.oci import mediatypes
 from lamella.oci.descriptor import Descriptor
 from lamella.paths import LayerPath
-from lamella.service import wire
+from lamella.protocol import wire
+from lamella.protocol.mounts import typed
+from lamella.protocol.proto import diff_pb2 as pb
 from lamella.service.calls import Call
-from lamella.service.mounts import typed
-from lamella.service.proto import diff_pb2 as pb
 from lamella.store.contract import BindMount, ContentRecord, Ingest, Labels, Mount, OverlayMount
 
 if TYPE_CHECKING:

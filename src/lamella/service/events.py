@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from lamella.errors import InvalidInput
+from lamella.protocol.proto import events_pb2 as pb
+from lamella.protocol.proto.types_pb2 import Envelope
+from lamella.protocol.wire import timestamp, type_name
 from lamella.service.calls import Call
-from lamella.service.proto import events_pb2 as pb
-from lamella.service.proto.types_pb2 import Envelope
-from lamella.service.wire import timestamp, type_name
 from lamella.store.filters import Path, parse_filters
 from lamella.store.labels import MAX_NAMESPACE, check_namespace
 

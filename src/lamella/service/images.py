@@ -9,9 +9,9 @@ from google.protobuf.empty_pb2 import Empty
 
 from lamella.digests import Digest
 from lamella.oci.descriptor import Descriptor
+from lamella.protocol.proto import images_pb2 as pb
+from lamella.protocol.wire import descriptor, digest, fields, labels, nanoseconds, sent_descriptor, timestamp
 from lamella.service.calls import Call, quick
-from lamella.service.proto import images_pb2 as pb
-from lamella.service.wire import descriptor, digest, fields, labels, nanoseconds, sent_descriptor, timestamp
 from lamella.store.contract import ImageRecord
 from lamella.store.images import Images as StoredImages
 

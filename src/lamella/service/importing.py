@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.images.contract import ImageReader
     from lamella.progress import Cancellation
-    from lamella.service.proto.transfers_pb2 import ImageStore
+    from lamella.protocol.proto.transfers_pb2 import ImageStore
     from lamella.store.store import Space
 
 _WHERE: Final = "the archive"

@@ -12,9 +12,9 @@ from google.protobuf.empty_pb2 import Empty
 
 from lamella.errors import NotFound
 from lamella.oci.platform import host_platform
+from lamella.protocol.proto import introspection_pb2 as pb
+from lamella.protocol.proto.types_pb2 import Platform
 from lamella.service.calls import Call, quick
-from lamella.service.proto import introspection_pb2 as pb
-from lamella.service.proto.types_pb2 import Platform
 from lamella.store.filters import Path, parse_filters
 from lamella.store.snapshotters import SNAPSHOTTERS
 from lamella.store.store import SNAPSHOTS

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
 
+from lamella.protocol.proto import leases_pb2 as pb
+from lamella.protocol.wire import labels, timestamp
 from lamella.service.calls import Call
-from lamella.service.proto import leases_pb2 as pb
-from lamella.service.wire import labels, timestamp
 from lamella.store import contract
 from lamella.store.leases import Leases as StoredLeases
 

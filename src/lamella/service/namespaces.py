@@ -9,10 +9,10 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from lamella.errors import InvalidInput
+from lamella.protocol.proto import namespaces_pb2 as pb
+from lamella.protocol.proto.happenings_pb2 import NamespaceCreate, NamespaceDelete, NamespaceUpdate
+from lamella.protocol.wire import fields, labels
 from lamella.service.calls import Call, quick
-from lamella.service.proto import namespaces_pb2 as pb
-from lamella.service.proto.happenings_pb2 import NamespaceCreate, NamespaceDelete, NamespaceUpdate
-from lamella.service.wire import fields, labels
 from lamella.store import contract
 from lamella.store.labels import is_label
 

@@ -10,10 +10,10 @@ from google.protobuf.empty_pb2 import Empty
 
 from lamella import __version__
 from lamella.errors import NotFound
+from lamella.protocol.proto.containers_pb2 import ListContainerMessage, ListContainersRequest, ListContainersResponse
+from lamella.protocol.proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from lamella.protocol.proto.version_pb2 import VersionResponse
 from lamella.service.calls import Call, quick
-from lamella.service.proto.containers_pb2 import ListContainerMessage, ListContainersRequest, ListContainersResponse
-from lamella.service.proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from lamella.service.proto.version_pb2 import VersionResponse
 
 
 class Version:

@@ -8,30 +8,38 @@ of its own, without namespaces, and nothing is collected in it. One store serves
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, assert_never
 
+from lamella.client.images import SOCKET as CONTAINERD
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, NotFound, Unsupported
-from lamella.service.calls import NAMESPACE, Call, Method, methods
+from lamella.protocol import NAMESPACE
+from lamella.service.calls import Call, Method, methods
 from lamella.service.direct import Direct
 from lamella.store.contract import BindMount, ErofsMount, Mount, OverlayMount, Snapshotter
+from lamella.store.references import EXPIRE
 from lamella.store.store import SNAPSHOTS, Space, Store
+from lamella.times import SECOND, format_rfc3339
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from lamella.service.containerd import Containerd
+    from lamella.client.remote import RemoteStore
     from lamella.service.diff import Blobs
 
 FOLDER: Final = "plugin"
 """Where the plugins' store is in the other one."""
 
 SOCKET: Final = "/run/lamella/plugin.sock"
-CONTAINERD: Final = "/run/containerd/containerd.sock"
+
+LASTING: Final = 600
+"""Seconds that a lease lasts which keeps a new blob until whoever asked for it has made use of it."""
 
 SNAPSHOTTERS: Final = {"lamella": "overlayfs", "lamella-native": "native", "lamella-erofs": "erofs"}
 """Names of plugins, under which containerd asks for snapshots -> snapshotters of the store."""
@@ -89,17 +97,17 @@ class Plugin(Direct):
 
         Raises Unsupported where nobody says which namespace it is about, so that containerd goes on to its next differ.
         """
-        namespace = call.metadata.get(NAMESPACE) or self._namespace_of(mounts)
-        if call.lease:
-            yield self.containerd.blobs(namespace, call.lease)
-        else:
-            with self.containerd.leased(namespace) as blobs:
-                yield blobs
+        space = self.containerd.namespace(call.metadata.get(NAMESPACE) or self._namespace_of(mounts))
+        lease = call.lease
+        if lease is None:
+            expire = format_rfc3339((time.time_ns() // SECOND + LASTING) * SECOND)
+            lease = space.leases.create(f"lamella-{secrets.token_hex(8)}", {EXPIRE: expire}).id
+        yield space.under(lease).content
 
     def namespaces(self, call: Call) -> list[str]:
         """Those that a blob may be in: the one that came with the call, or, from containerd 1.7, each that there is."""
         named = call.metadata.get(NAMESPACE)
-        return [named] if named else self.containerd.namespaces()
+        return [named] if named else [one.name for one in self.containerd.namespaces.list()]
 
     def _namespace_of(self, mounts: Sequence[Mount]) -> str:
         """The namespace of a snapshot that is here: containerd begins its keys with it, ``NAMESPACE/NUMBER/KEY``."""
@@ -114,18 +122,18 @@ class Plugin(Direct):
         raise Unsupported("containerd has not said which namespace the layer is for, and the mounts are not of here")
 
     @cached_property
-    def containerd(self) -> Containerd:
+    def containerd(self) -> RemoteStore:
         """The one that is called back."""
-        from lamella.service.containerd import Containerd
+        from lamella.client.remote import RemoteStore
 
-        return Containerd(self._address)
+        return RemoteStore(self._address)
 
     def methods(self) -> Mapping[str, Method]:
         """What is served, by path."""
+        from lamella.protocol.proto import content_pb2, diff_pb2, health_pb2, snapshots_pb2
         from lamella.service.content import Content
         from lamella.service.diff import Diff
         from lamella.service.plain import Health
-        from lamella.service.proto import content_pb2, diff_pb2, health_pb2, snapshots_pb2
         from lamella.service.snapshots import Snapshots
 
         return {
@@ -161,7 +169,7 @@ class _Everywhere:
             pass
         for namespace in self._plugin.namespaces(self._call):
             try:
-                return self._plugin.containerd.blobs(namespace).open(digest)
+                return self._plugin.containerd.namespace(namespace).content.open(digest)
             except NotFound:
                 continue
         raise NotFound(f"containerd has no blob {digest}")

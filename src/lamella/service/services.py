@@ -13,15 +13,7 @@ if TYPE_CHECKING:
 
 def direct(shared: Direct) -> dict[str, Method]:
     """All methods of the direct endpoint, by path."""
-    from lamella.service.content import Content
-    from lamella.service.diff import Diff
-    from lamella.service.events import Events
-    from lamella.service.images import Images
-    from lamella.service.introspection import Introspection
-    from lamella.service.leases import Leases
-    from lamella.service.namespaces import Namespaces
-    from lamella.service.plain import Containers, Health, Version
-    from lamella.service.proto import (
+    from lamella.protocol.proto import (
         containers_pb2,
         content_pb2,
         diff_pb2,
@@ -36,6 +28,14 @@ def direct(shared: Direct) -> dict[str, Method]:
         transfer_pb2,
         version_pb2,
     )
+    from lamella.service.content import Content
+    from lamella.service.diff import Diff
+    from lamella.service.events import Events
+    from lamella.service.images import Images
+    from lamella.service.introspection import Introspection
+    from lamella.service.leases import Leases
+    from lamella.service.namespaces import Namespaces
+    from lamella.service.plain import Containers, Health, Version
     from lamella.service.snapshots import Snapshots
     from lamella.service.streaming import Streaming
     from lamella.service.transfer import Transfer

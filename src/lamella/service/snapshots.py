@@ -10,11 +10,11 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from lamella.errors import InvalidInput
-from lamella.service import wire
+from lamella.protocol import wire
+from lamella.protocol.mounts import sent
+from lamella.protocol.proto import snapshots_pb2 as pb
+from lamella.protocol.proto.happenings_pb2 import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from lamella.service.calls import Call, quick
-from lamella.service.mounts import sent
-from lamella.service.proto import snapshots_pb2 as pb
-from lamella.service.proto.happenings_pb2 import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from lamella.store.contract import SnapshotKind, SnapshotRecord, Snapshotter
 
 _KINDS: Final = {

@@ -17,10 +17,10 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from lamella.errors import AlreadyExists, Cancelled, Conflict, InvalidInput, NotFound
+from lamella.protocol.proto.streaming_pb2 import StreamInit
+from lamella.protocol.proto.transfers_pb2 import Data, WindowUpdate
+from lamella.protocol.wire import M, packed, type_name
 from lamella.service.calls import Call, only
-from lamella.service.proto.streaming_pb2 import StreamInit
-from lamella.service.proto.transfers_pb2 import Data, WindowUpdate
-from lamella.service.wire import M, packed, type_name
 
 CHUNK: Final = 32 << 10
 """Bytes of a message at most, which clients count on."""

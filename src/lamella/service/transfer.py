@@ -16,18 +16,18 @@ from google.protobuf.empty_pb2 import Empty
 from lamella.errors import AlreadyExists, InvalidInput, NotFound, Unsupported, from_os
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.platform import Platform
+from lamella.protocol.proto import images_pb2, types_pb2
+from lamella.protocol.proto import transfers_pb2 as pb
+from lamella.protocol.wire import labels, sent_descriptor, type_name
 from lamella.service.calls import Call
-from lamella.service.proto import images_pb2, types_pb2
-from lamella.service.proto import transfers_pb2 as pb
 from lamella.service.streaming import ByteSender, Exchange, Streaming, receive_bytes, unpacked
-from lamella.service.wire import labels, sent_descriptor, type_name
 from lamella.store.contract import ImageRecord
 from lamella.store.leases import under_lease
 from lamella.store.store import Space
 
 if TYPE_CHECKING:
+    from lamella.protocol.proto.transfer_pb2 import TransferRequest
     from lamella.service.direct import Direct
-    from lamella.service.proto.transfer_pb2 import TransferRequest
 
 DEFAULT_SNAPSHOTTER: Final = "containerd.io/defaults/snapshotter"
 """The label of a namespace that says what images are unpacked with."""

@@ -357,3 +357,37 @@ class NamespaceStore(Protocol):
     def delete(self, name: str) -> None:
         """Raises NotFound, Conflict while something is in it."""
         ...
+
+
+class NamespaceView(Protocol):
+    """One namespace of a store, whoever keeps that. What is made through it is held by its lease, where it has one."""
+
+    name: str
+    lease: str | None
+
+    @property
+    def content(self) -> ContentStore:
+        """Its blobs."""
+        ...
+
+    @property
+    def images(self) -> ImageStore:
+        """Its images."""
+        ...
+
+    @property
+    def leases(self) -> LeaseStore:
+        """Its leases."""
+        ...
+
+    def snapshots(self, name: str) -> Snapshotter:
+        """Its snapshots that the snapshotter ``name`` keeps. Raises InvalidInput, Unsupported."""
+        ...
+
+    def clock(self) -> int:
+        """Nanoseconds since the Unix epoch, to say when something is to expire."""
+        ...
+
+    def under(self, lease: str) -> Self:
+        """The view of the same namespace whose new objects ``lease`` holds."""
+        ...

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
+from typing import BinaryIO, Final, Self, cast
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
@@ -20,14 +19,12 @@ from lamella.oci.index import decode_index
 from lamella.oci.manifest import decode_manifest
 from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, is_layer
 from lamella.store.blobs import is_whole
-from lamella.store.contract import ImageRecord, Ingest, Resource
+from lamella.store.contract import ImageRecord, Ingest, NamespaceView, Resource
 from lamella.store.image_reader import StoreReader, open_space
 from lamella.store.leases import under_lease
 from lamella.store.putting import put_blob
 from lamella.store.references import CONTENT, REF_CONTENT
-
-if TYPE_CHECKING:
-    from lamella.store.store import Space
+from lamella.store.store import Space
 
 _STAGED: Final = "staged-"
 
@@ -37,23 +34,29 @@ class StoreWriter(ImageWriter):
 
     A lease holds them until there is the name, so that no collection can come between; of what a broken-off writer
     has put, the next one finds what is there. A name that has another image already gives way with ``replace`` alone.
-    With ``owns`` the store is closed at the end.
+    ``closing`` is called in the end.
     """
 
     takes_indexes = True
     lanes = 3
+    place = "the store"
+    """Where images are, for messages."""
 
     def __init__(
-        self, space: Space, name: ImageName | None = None, *, replace: bool = False, owns: bool = False
+        self,
+        space: NamespaceView,
+        name: ImageName | None = None,
+        *,
+        replace: bool = False,
+        closing: Callable[[], None] | None = None,
     ) -> None:
-        self.where = "store:" if name is None else str(name)
+        self.where = self.place if name is None else str(name)
         self._name = name
         self._replace = replace
-        self._lock = threading.Lock()
         self._there: dict[Digest, int] = {}
         with ExitStack() as stack:
-            if owns:
-                stack.callback(space.store.close)
+            if closing is not None:
+                stack.callback(closing)
             self.space = stack.enter_context(under_lease(space))
             self._undo = stack.pop_all()
 
@@ -70,7 +73,7 @@ class StoreWriter(ImageWriter):
                 size = content.info(digest).size  # it may have been collected before it was held
             except NotFound:
                 return False
-            if not is_whole(self.space.store.root, digest, size):
+            if isinstance(self.space, Space) and not is_whole(self.space.store.root, digest, size):
                 return False
             self._there[digest] = size
         return self._there[digest] == descriptor.size
@@ -82,7 +85,7 @@ class StoreWriter(ImageWriter):
 
     def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:
         """Share the blob with another namespace of the same store, where the store's policy lets it."""
-        if not isinstance(source, StoreReader) or source.space.store.root != self.space.store.root:
+        if not isinstance(source, StoreReader) or not _share(source.space, self.space):
             return False
         try:
             with self.space.content.ingest(
@@ -128,7 +131,7 @@ class StoreWriter(ImageWriter):
             return
         if not self._replace and found.target.digest != image.digest:
             raise AlreadyExists(
-                f"the store has another image {name!r}: {found.target.digest}",
+                f"{self.place} has another image {name!r}: {found.target.digest}",
                 hint="choose another name, or ask for it to be replaced",
             )
 
@@ -254,11 +257,16 @@ class _IngestFile(io.RawIOBase):
         return self._ingest.status().offset
 
 
+def _share(one: NamespaceView, other: NamespaceView) -> bool:
+    """Whether two namespaces are of one store of this machine."""
+    return isinstance(one, Space) and isinstance(other, Space) and one.store.root == other.store.root
+
+
 def open_store_writer(name: ImageName, options: StoreOptions | None = None, *, replace: bool = False) -> StoreWriter:
     """A writer of the image that ``name`` names, in a store that is made where there is none."""
     space = open_space(options)
     try:
-        return StoreWriter(space, name, replace=replace, owns=True)
+        return StoreWriter(space, name, replace=replace, closing=space.store.close)
     except BaseException:
         space.store.close()
         raise

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final, TypeVar
 
 from lamella.errors import AlreadyExists, NotFound, Unsupported
-from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, Resource
+from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, NamespaceView, Resource
 from lamella.store.database import Database
 from lamella.store.filters import label_at, parse_filters
 from lamella.store.labels import check_key, decode, encode, settled
@@ -21,8 +21,7 @@ from lamella.store.namespaces import ensure
 from lamella.store.references import CONTENT, EXPIRE, IMAGES, INGESTS, SNAPSHOTS
 from lamella.times import SECOND, format_rfc3339
 
-if TYPE_CHECKING:
-    from lamella.store.store import Space
+V = TypeVar("V", bound=NamespaceView)
 
 _HOUR: Final = 3600 * SECOND
 _SNAPSHOTTER: Final = re.compile(re.escape(SNAPSHOTS) + "[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -142,13 +141,13 @@ def temporary_lease(
 
 
 @contextmanager
-def under_lease(space: Space, *, hours: float = 24) -> Iterator[Space]:
+def under_lease(space: V, *, hours: float = 24) -> Iterator[V]:
     """A view of the same namespace whose new objects stay as long as the block lasts; ``space`` if it has a lease."""
     if space.lease is not None:
         yield space
         return
-    with temporary_lease(space.leases, hours=hours, clock=space.store.clock) as lease:
-        yield space.store.namespace(space.name, lease.id)
+    with temporary_lease(space.leases, hours=hours, clock=space.clock) as lease:
+        yield space.under(lease.id)
 
 
 def _is_there(connection: sqlite3.Connection, namespace: str, lease: str) -> bool:

@@ -170,6 +170,14 @@ class Space:
 
         return Leases(self.store.database, self.name, self.store.clock)
 
+    def clock(self) -> int:
+        """The time by the store's clock."""
+        return self.store.clock()
+
+    def under(self, lease: str) -> Self:
+        """The view of the same namespace whose new objects ``lease`` holds. Raises InvalidInput."""
+        return type(self)(self.store, self.name, check_key(lease, "the lease"))
+
     def snapshots(self, name: str) -> Snapshots:
         """Its snapshots that the snapshotter ``name`` keeps. Raises InvalidInput, Unsupported."""
         found = self._snapshotters.get(name)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from lamella.digests import Digest
-from lamella.errors import InvalidInput, Unsupported
-from lamella.images.forms import open_reader, open_writer
+from lamella.errors import InvalidInput
+from lamella.images.forms import open_writer
 from lamella.images.naming import ImageName, parse_image_name
 
 DIGEST = Digest.of(b"")
@@ -61,14 +61,6 @@ def test_an_image_of_an_archive_is_not_named_by_its_digest() -> None:
         parse_image_name(f"docker-archive:a.tar:busybox@sha256:{'a' * 64}")
 
 
-def test_forms_that_are_names_only_say_so_when_used() -> None:
-    name = parse_image_name("containerd:busybox")
-    with pytest.raises(Unsupported, match="cannot be used yet"):
-        open_reader(name)
-    with pytest.raises(Unsupported, match="cannot be used yet"):
-        open_writer(name)
-
-
 def test_nothing_is_written_at_a_number() -> None:
     with pytest.raises(InvalidInput, match="at a number"):
         open_writer(parse_image_name("oci:dir:@0"))
@@ -82,10 +74,11 @@ def test_a_windows_drive_is_a_part_of_the_path_on_windows_alone(
     assert path == parse_image_name("oci:C:\\images:v1").path
 
 
-def test_an_image_of_the_store_is_named_as_in_a_registry() -> None:
-    assert ImageName("store", "docker.io/library/busybox", "latest") == parse_image_name("store:busybox")
-    named = parse_image_name(f"store:localhost:5000/a/b:1@sha256:{'a' * 64}")
+@pytest.mark.parametrize("form", ["store", "containerd"])
+def test_an_image_of_a_store_is_named_as_in_a_registry(form: str) -> None:
+    assert ImageName(form, "docker.io/library/busybox", "latest") == parse_image_name(f"{form}:busybox")
+    named = parse_image_name(f"{form}:localhost:5000/a/b:1@sha256:{'a' * 64}")
     assert ("localhost:5000/a/b", "1", f"sha256:{'a' * 64}") == (named.path, named.tag, named.digest)
-    assert str(named) == f"store:localhost:5000/a/b:1@sha256:{'a' * 64}"
+    assert str(named) == f"{form}:localhost:5000/a/b:1@sha256:{'a' * 64}"
     with pytest.raises(InvalidInput):
-        parse_image_name("store:")
+        parse_image_name(f"{form}:")

@@ -15,9 +15,7 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from lamella.service.calls import Method
-from lamella.service.direct import Direct
-from lamella.service.proto import (
+from lamella.protocol.proto import (
     containers_pb2,
     content_pb2,
     events_pb2,
@@ -28,6 +26,8 @@ from lamella.service.proto import (
     namespaces_pb2,
     version_pb2,
 )
+from lamella.service.calls import Method
+from lamella.service.direct import Direct
 from lamella.service.server import Server, listening
 from lamella.store.store import Store
 

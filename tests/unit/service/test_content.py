@@ -16,8 +16,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.unit.service.serving import Client, Served, code_of, failure, within
 
-from lamella.service.proto import content_pb2 as pb
-from lamella.service.proto import leases_pb2
+from lamella.protocol.proto import content_pb2 as pb
+from lamella.protocol.proto import leases_pb2
 
 Code = grpc.StatusCode
 BLOB = bytes(range(256)) * 12_000  # three chunks

@@ -15,26 +15,20 @@ from tests.unit.service.serving import Served, Stub, code_of, running, within
 from tests.unit.service.test_diff import stored
 
 from lamella.digests import Digest
-from lamella.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Unavailable
-from lamella.service.containerd import Containerd
-from lamella.service.mounts import sent
+from lamella.errors import NotFound, Unavailable
+from lamella.protocol import NAMESPACE
+from lamella.protocol.mounts import sent
+from lamella.protocol.proto import content_pb2, diff_pb2, snapshots_pb2
+from lamella.protocol.proto.types_pb2 import Descriptor
+from lamella.service.calls import Call
 from lamella.service.plugin import opened_plugin
-from lamella.service.proto import content_pb2, diff_pb2, snapshots_pb2
-from lamella.service.proto.types_pb2 import Descriptor
 from lamella.store.contract import BindMount
 from lamella.store.gc import collect
 from lamella.testing.builders import file
 from lamella.times import parse_rfc3339
 
 DATA = b"data of a blob" * 100_000
-NAMESPACE = "default"
-
-
-@pytest.fixture
-def containerd(served: Served) -> Iterator[Containerd]:
-    found = Containerd(str(served.address))
-    yield found
-    found.close()
+SPACE = "default"
 
 
 @pytest.fixture
@@ -48,82 +42,34 @@ def plugin(served: Served, tmp_path: Path) -> Iterator[grpc.Channel]:
 
 
 class TestCalledBack:
-    @pytest.mark.parametrize("reachable", [True, False])
-    def test_a_blob_is_read(
-        self, reachable: bool, containerd: Containerd, served: Served, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with served.store.namespace(NAMESPACE).content.ingest("ref") as ingest:
-            ingest.write(DATA)
-            digest = ingest.commit(labels={"a": "b"}).digest
-        assert containerd.content_root == served.store.root
-        if not reachable:
-            monkeypatch.setitem(containerd.__dict__, "content_root", None)
-        blobs = containerd.blobs(NAMESPACE)
-        with blobs.open(digest) as blob:
-            assert blob.read() == DATA
-            assert (blob.read(), reachable) == (b"", hasattr(blob, "name"))
-        with blobs.open(digest) as blob:
-            assert blob.read(10) == DATA[:10]
-        assert blobs.info(digest) == served.store.namespace(NAMESPACE).content.info(digest)
-        blobs.update(digest, {"a": "", "c": "d"}, ("labels.a", "labels.c"))
-        assert blobs.info(digest).labels == {"c": "d"}
-        with pytest.raises(NotFound):
-            blobs.open(Digest.of(b"another"))
-        with pytest.raises(NotFound):
-            containerd.blobs("other").open(digest)
-
-    def test_a_blob_is_written(self, containerd: Containerd) -> None:
-        blobs = containerd.blobs(NAMESPACE)
-        with blobs.ingest("ref") as ingest:
-            ingest.write(b"what is not to be there")
-            ingest.truncate()
-            assert ingest.write(memoryview(DATA)) == len(DATA)
-            assert (ingest.status().offset, ingest.digest()) == (len(DATA), Digest.of(DATA))
-            with pytest.raises(InvalidInput):
-                ingest.truncate(1)
-            with pytest.raises(Unavailable):
-                blobs.ingest("ref")
-            assert ingest.commit(len(DATA), Digest.of(DATA), {"a": "b"}).digest == Digest.of(DATA)
-        assert blobs.info(Digest.of(DATA)).labels == {"a": "b"}
-        with blobs.ingest("ref") as ingest:
-            ingest.write(DATA)
-            with pytest.raises(AlreadyExists):
-                ingest.commit()
-
-    def test_an_ingest_that_is_left_can_be_resumed_or_dropped(self, containerd: Containerd) -> None:
-        blobs = containerd.blobs(NAMESPACE)
-        with blobs.ingest("ref") as ingest:
-            ingest.write(b"half")
-        with blobs.ingest("ref") as ingest:
-            assert ingest.status().offset == 4
-            with pytest.raises(Conflict):
-                ingest.commit(5)
-        blobs.abort("ref")
-        with pytest.raises(NotFound):
-            blobs.abort("ref")
-
-    def test_what_is_written_under_a_lease_outlasts_the_block(self, containerd: Containerd, served: Served) -> None:
-        with containerd.leased(NAMESPACE) as blobs, blobs.ingest("ref") as ingest:
+    def test_what_is_written_under_a_lease_outlasts_the_call(self, served: Served) -> None:
+        call = Call({NAMESPACE: SPACE})
+        with (
+            opened_plugin(served.store.root, str(served.address)) as plugin,
+            plugin.writing(call, ()) as blobs,
+            blobs.ingest("ref") as ingest,
+        ):
             ingest.write(b"data")
             digest = ingest.commit().digest
         collect(served.store)
-        space = served.store.namespace(NAMESPACE)
+        space = served.store.namespace(SPACE)
         assert space.content.info(digest).size == 4
         (lease,) = space.leases.list()
         expires = parse_rfc3339(lease.labels["containerd.io/gc.expire"])
         assert 300 < (expires - time.time_ns()) / 1e9 < 900
 
-    def test_one_that_is_away_is_told(self, tmp_path: Path) -> None:
-        away = Containerd(str(tmp_path / "nobody"))
-        with pytest.raises(Unavailable, match="nobody"):
-            away.namespaces()
-        away.close()
+    def test_one_that_is_away_is_told(self, served: Served, tmp_path: Path) -> None:
+        with (
+            opened_plugin(served.store.root, str(tmp_path / "nobody")) as plugin,
+            pytest.raises(Unavailable, match="nobody"),
+        ):
+            plugin.namespaces(Call({}))
 
 
 class TestDiffer:
     """What containerd's differ is asked."""
 
-    @pytest.mark.parametrize("metadata", [within(NAMESPACE), ()], ids=["2.x", "1.7"])
+    @pytest.mark.parametrize("metadata", [within(SPACE), ()], ids=["2.x", "1.7"])
     def test_a_layer_of_containerds_is_applied(
         self, metadata: Any, plugin: grpc.Channel, served: Served, tmp_path: Path
     ) -> None:
@@ -143,25 +89,25 @@ class TestDiffer:
         request = diff_pb2.ApplyRequest(diff=layer, mounts=sent([BindMount(tmp_path / "tree")]))
         assert Stub(plugin, diff_pb2.DESCRIPTOR).Apply(request).applied.digest == blob
 
-    @pytest.mark.parametrize("metadata", [within(NAMESPACE), ()], ids=["2.x", "1.7"])
+    @pytest.mark.parametrize("metadata", [within(SPACE), ()], ids=["2.x", "1.7"])
     def test_a_layer_is_made_for_containerd(self, metadata: Any, plugin: grpc.Channel, served: Served) -> None:
         snapshots = Stub(plugin, snapshots_pb2.DESCRIPTOR)
-        prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter="lamella", key=f"{NAMESPACE}/1/key")
+        prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter="lamella", key=f"{SPACE}/1/key")
         mounts = snapshots.Prepare(prepare).mounts
         Path(mounts[0].source, "file").touch()
         made = Stub(plugin, diff_pb2.DESCRIPTOR).Diff(diff_pb2.DiffRequest(right=mounts), metadata=metadata).diff
-        space = served.store.namespace(NAMESPACE)
+        space = served.store.namespace(SPACE)
         assert space.content.info(Digest(made.digest)).size == made.size
         assert len(space.leases.list()) == 1
 
     def test_whoever_brings_a_lease_keeps_the_layer_by_it(
         self, plugin: grpc.Channel, served: Served, tmp_path: Path
     ) -> None:
-        space = served.store.namespace(NAMESPACE)
+        space = served.store.namespace(SPACE)
         space.leases.create("brought")
         (tmp_path / "tree").mkdir()
         request = diff_pb2.DiffRequest(right=sent([BindMount(tmp_path / "tree")]))
-        made = Stub(plugin, diff_pb2.DESCRIPTOR).Diff(request, metadata=within(NAMESPACE, "brought")).diff
+        made = Stub(plugin, diff_pb2.DESCRIPTOR).Diff(request, metadata=within(SPACE, "brought")).diff
         assert [lease.id for lease in space.leases.list()] == ["brought"]
         assert made.digest in {one.id for one in space.leases.resources("brought")}
 

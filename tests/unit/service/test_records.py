@@ -18,12 +18,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.unit.service.serving import Client, Served, code_of, within
 
 from lamella import __version__
-from lamella.service.proto import containers_pb2, content_pb2, events_pb2, health_pb2, introspection_pb2
-from lamella.service.proto import images_pb2 as images
-from lamella.service.proto import leases_pb2 as leases
-from lamella.service.proto import namespaces_pb2 as namespaces
-from lamella.service.proto.happenings_pb2 import ContentCreate, NamespaceCreate
-from lamella.service.proto.types_pb2 import Descriptor, Envelope
+from lamella.protocol.proto import containers_pb2, content_pb2, events_pb2, health_pb2, introspection_pb2
+from lamella.protocol.proto import images_pb2 as images
+from lamella.protocol.proto import leases_pb2 as leases
+from lamella.protocol.proto import namespaces_pb2 as namespaces
+from lamella.protocol.proto.happenings_pb2 import ContentCreate, NamespaceCreate
+from lamella.protocol.proto.types_pb2 import Descriptor, Envelope
 from lamella.store import gc
 from lamella.store.gc import Collection
 from lamella.store.store import Store

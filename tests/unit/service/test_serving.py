@@ -21,8 +21,8 @@ from tests.unit.service.serving import Client, within
 
 from lamella import __version__
 from lamella.errors import Conflict, InvalidInput
+from lamella.protocol.proto import content_pb2
 from lamella.service import logs
-from lamella.service.proto import content_pb2
 from lamella.service.server import listening
 from lamella.service.serving import sole_server
 from lamella.service.supervisor import inherited, notify

@@ -11,9 +11,9 @@ import grpc
 import pytest
 from tests.unit.service.serving import Client, Served, Stub, code_of, running, within
 
+from lamella.protocol.proto import snapshots_pb2 as pb
+from lamella.protocol.proto.happenings_pb2 import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from lamella.service.plugin import Plugin
-from lamella.service.proto import snapshots_pb2 as pb
-from lamella.service.proto.happenings_pb2 import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from lamella.store.gc import collect
 from lamella.store.store import Store
 

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts in containerd's words mean what they say, and come back as they went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.errors import InvalidInput, Unsupported
+from lamella.protocol.mounts import sent, typed
+from lamella.protocol.proto.types_pb2 import Mount as Sent
+from lamella.store.contract import BindMount, ErofsMount, Mount, OverlayMount
+
+NAMES = st.text(
+    st.one_of(st.sampled_from("\\:,=ab \n"), st.characters(exclude_characters="/\0", exclude_categories=["Cs"])),
+    min_size=1,
+    max_size=12,
+).filter(lambda name: name not in (".", ".."))
+PATHS = st.lists(NAMES, min_size=1, max_size=4).map(lambda names: Path("/", *names))
+OPTIONS = st.lists(
+    st.sampled_from(["index=off", "userxattr", "redirect_dir=off", "metacopy=off", "volatile", "x-of-tomorrow=1"]),
+    max_size=3,
+    unique=True,
+).map(tuple)
+
+
+@st.composite
+def overlays(draw: st.DrawFn) -> OverlayMount:
+    upper = draw(st.none() | PATHS)
+    work = None if upper is None else draw(st.none() | PATHS)
+    lower = draw(st.lists(PATHS, min_size=1 if upper is None else 0, max_size=5).map(tuple))
+    return OverlayMount(lower, upper, work, draw(OPTIONS))
+
+
+MOUNTS = st.one_of(
+    st.builds(BindMount, PATHS, st.booleans()),
+    overlays(),
+    st.builds(ErofsMount, PATHS, st.lists(st.sampled_from(["dax=never", "noacl"]), unique=True).map(tuple)),
+)
+
+
+@given(st.lists(MOUNTS, max_size=4).map(tuple))
+def test_what_was_sent_comes_back_the_same(mounts: tuple[Mount, ...]) -> None:
+    over_the_wire = [Sent.FromString(mount.SerializeToString()) for mount in sent(mounts)]
+    assert mounts == typed(over_the_wire)
+
+
+@pytest.mark.parametrize(
+    ("mount", "words"),
+    [
+        (BindMount(Path("/a")), ("bind", "/a", ["rw", "rbind"])),
+        (BindMount(Path("/a"), readonly=True), ("bind", "/a", ["ro", "rbind"])),
+        (
+            OverlayMount((Path("/l,2"), Path("/l:1")), Path("/u:,"), Path("/w\\"), ("index=off",)),
+            (
+                "overlay",
+                "overlay",
+                ["workdir=/w\\\\", "upperdir=/u:\\,", "lowerdir=/l\\,2:/l\\:1", "index=off"],
+            ),
+        ),
+        (OverlayMount((Path("/b"), Path("/a"))), ("overlay", "overlay", ["lowerdir=/b:/a"])),
+        (ErofsMount(Path("/i")), ("erofs", "/i", ["ro", "loop"])),
+    ],
+)
+def test_mounts_are_sent_in_the_words_that_clients_know(mount: Mount, words: tuple[str, str, list[str]]) -> None:
+    (found,) = sent([mount])
+    assert (*words, "") == (found.type, found.source, list(found.options), found.target)
+
+
+@pytest.mark.parametrize(
+    ("words", "mount"),
+    [
+        (Sent(type="bind", source="/a", options=["rbind"]), BindMount(Path("/a"))),
+        (Sent(type="bind", source="/a", options=["ro", "rbind", "rw"]), BindMount(Path("/a"))),
+        (Sent(type="", source="/a", options=["bind", "ro", "nosuid", "rprivate"]), BindMount(Path("/a"), True)),
+        (
+            Sent(type="overlay", source="anything", options=["index=off", "lowerdir=/b:/a", "x"]),
+            OverlayMount((Path("/b"), Path("/a")), options=("index=off", "x")),
+        ),
+        (Sent(type="overlay", options=["upperdir=/u", "workdir=/w"]), OverlayMount((), Path("/u"), Path("/w"))),
+        (
+            Sent(type="overlay", options=["ro", "upperdir=/u", "workdir=/w", "lowerdir=/l"]),
+            OverlayMount((Path("/u"), Path("/l"))),
+        ),
+        (Sent(type="erofs", source="/i", options=["loop", "noacl"]), ErofsMount(Path("/i"), ("noacl",))),
+    ],
+)
+def test_other_words_for_the_same_are_understood(words: Sent, mount: Mount) -> None:
+    assert (mount,) == typed([words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        Sent(type="windows-layer", source="C:\\layer", options=["rw", 'parentLayerPaths=["C:\\\\parent"]']),
+        Sent(type="CimFS", source="C:\\layer"),
+        Sent(type="BlockCIM", source="C:\\layer"),
+        Sent(type="format/overlay", options=["lowerdir={{ mount 0 }}"]),
+        Sent(type="tmpfs", source="tmpfs"),
+        Sent(type="bind", source="/a", target="sub"),
+        Sent(type="bind", source="/a", options=["rbind", "uidmap=0:1000:1"]),
+        Sent(type="overlay", options=["lowerdir+=/a", "lowerdir+=/b"]),
+    ],
+    ids=lambda words: words.type,
+)
+def test_what_is_not_understood_is_left_to_others(words: Sent) -> None:
+    with pytest.raises(Unsupported):
+        typed([words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        Sent(type="bind", source="relative"),
+        Sent(type="bind", source="/a\0b"),
+        Sent(type="overlay"),
+        Sent(type="overlay", options=["lowerdir=/a::/b"]),
+        Sent(type="overlay", options=["lowerdir=/a\\"]),
+        Sent(type="overlay", options=["upperdir="]),
+        Sent(type="erofs", source="/i", options=["rw"]),
+    ],
+)
+def test_nonsense_is_refused(words: Sent) -> None:
+    with pytest.raises(InvalidInput):
+        typed([words])
+
+
+def test_a_path_that_is_no_text_cannot_be_told() -> None:
+    with pytest.raises(Unsupported):
+        sent([BindMount(Path("/a\udcff"))])
