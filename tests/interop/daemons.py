@@ -63,6 +63,7 @@ class Ctr:
 
     def __init__(self, address: Path, namespace: str = "tests") -> None:
         self.address = address
+        self.namespace = namespace
         self._call = ["ctr", "--address", str(address), "--namespace", namespace]
 
     def __call__(self, *words: str | Path, code: int = 0, stdin: bytes = b"") -> str:

@@ -68,7 +68,11 @@ def subsecond_option(function: F) -> F:
 
 def replace_option(function: F) -> F:
     """--replace."""
-    return click.option("--replace", is_flag=True, help="Let an archive that exists give way to the new one.")(function)
+    return click.option(
+        "--replace",
+        is_flag=True,
+        help="Let an archive that exists, or another image of that name in a store, give way.",
+    )(function)
 
 
 def devices_option(function: F) -> F:
