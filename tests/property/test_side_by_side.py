@@ -19,8 +19,11 @@ from lamella.changes.model import Buffer, Change, Link
 from lamella.changes.tree import walk
 from lamella.errors import LamellaError
 from lamella.layers.tar_sink import TarSink
+from lamella.progress import Cancellation
+from lamella.store import unpacking
+from lamella.store.layer_work import Advance, Lane, LayerDone, LayerWork, do
 from lamella.store.store import Store
-from lamella.store.unpacking import Unpacked, _Lane, _Unpacking, unpack_image
+from lamella.store.unpacking import Unpacked, _Unpacking, unpack_image
 from lamella.testing import builders as b
 from lamella.testing.images import image_of_tars, tar_of
 from lamella.testing.store import put_image
@@ -29,12 +32,12 @@ from lamella.testing.strategies import stacks
 
 @contextmanager
 def nobody_knows_what_is_below(layers: int) -> Iterator[None]:
-    """Let no layer be committed before all have been unpacked as far as they can be without."""
+    """Let no layer be committed before all have been unpacked as far as they can be without; threads will do for it."""
     barrier = threading.Barrier(layers, timeout=20)
     make, wait = _Unpacking._make, _Unpacking._wait_for
     met: set[int] = set()
 
-    def make_later(self: _Unpacking, at: int, lane: _Lane) -> object:
+    def make_later(self: _Unpacking, at: int, lane: Lane) -> object:
         if at == 0:
             barrier.wait()
         return make(self, at, lane)
@@ -45,7 +48,15 @@ def nobody_knows_what_is_below(layers: int) -> Iterator[None]:
             barrier.wait()
         wait(self, at)
 
-    with patch.object(_Unpacking, "_make", make_later), patch.object(_Unpacking, "_wait_for", wait_together):
+    def in_this_process(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
+        return do(self._space, self._snapshotter, work, advance, cancel)
+
+    with (
+        patch.object(_Unpacking, "_make", make_later),
+        patch.object(_Unpacking, "_wait_for", wait_together),
+        patch.object(Lane, "do", in_this_process),
+        patch.object(unpacking, "_OWN_PROCESS", 0),
+    ):
         yield
 
 

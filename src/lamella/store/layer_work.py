@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from lamella import errors
 from lamella.changes.apply import Tally, apply
+from lamella.changes.contracts import Tree
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Entry
 from lamella.digests import Digest
@@ -26,7 +27,7 @@ from lamella.errors import LamellaError
 from lamella.layers.overlay import OverlaySink
 from lamella.layers.policy import Policy
 from lamella.layers.tarball import tar_changes
-from lamella.paths import LayerPath
+from lamella.paths import ROOT, LayerPath
 from lamella.streams.reading import BlobReader
 
 if TYPE_CHECKING:
@@ -101,6 +102,24 @@ def do(space: Space, snapshotter: str, work: LayerWork, advance: Advance, cancel
     return LayerDone(tally.changes, kept, losses.count, frozenset(), frozenset(), None)
 
 
+def fits(done: LayerDone, below: Tree) -> bool:
+    """Whether ``below`` is what a layer that did not know what is below has taken it for."""
+    if any(loss.path == ROOT and loss.what == "opaque marker" for loss in done.losses):
+        return False  # which is no loss where the parent is known
+    if done.root is not None and _looks_unstated(done.root):
+        root = below.lookup(ROOT)
+        if root is None or root.posix != done.root.posix:
+            return False
+    # Directories that the layer does not state would have to be those below; so none may be needed.
+    return not done.assumed and all(below.lookup(path) is not None for path in done.covered)
+
+
+def _looks_unstated(root: Entry) -> bool:
+    """Whether a snapshot that is given a parent would take this root for one that no layer has stated."""
+    posix = root.posix
+    return posix is not None and posix.mtime == 0 and posix.mode & 0o7777 == 0o755
+
+
 class LayerProcess:
     """A process that unpacks one layer after the other. For one thread at a time."""
 
@@ -151,6 +170,35 @@ class LayerProcess:
         self._process.kill()
         with self._process:
             pass
+
+
+class Lane:
+    """What unpacks one layer after the other: a thread of this process, and one that it has started for large ones."""
+
+    def __init__(self, space: Space, snapshotter: str, *, alone: bool) -> None:
+        self._space = space
+        self._snapshotter = snapshotter
+        self._alone = alone
+        """Whether all is done in this process."""
+        self._process: LayerProcess | None = None
+
+    def do(self, work: LayerWork, advance: Callable[[int], object], cancel: Cancellation) -> LayerDone:
+        """See `do`."""
+        if self._alone:
+            return do(self._space, self._snapshotter, work, advance, cancel)
+        if self._process is None:
+            self._process = LayerProcess(self._space, self._snapshotter)
+        try:
+            return self._process.do(work, advance, cancel)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
 
 
 _Place: TypeAlias = tuple[Path, str, str | None, str]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -36,11 +36,10 @@ from lamella.images.image import Image, image_of
 from lamella.images.resolve import resolve
 from lamella.layers.descriptors import remove_tree
 from lamella.oci.chain import chain_ids
-from lamella.paths import ROOT
 from lamella.progress import Cancellation
 from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.image_reader import StoreReader
-from lamella.store.layer_work import LayerDone, LayerProcess, LayerWork, do
+from lamella.store.layer_work import Lane, LayerDone, LayerWork, fits
 from lamella.store.leases import under_lease
 from lamella.store.locks import sole
 from lamella.store.references import CONTENT, REF_SNAPSHOT, snapshots
@@ -51,7 +50,6 @@ from lamella.streams.reading import BUFFERS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lamella.changes.model import Entry
     from lamella.layers.policy import Policy
     from lamella.oci.descriptor import Descriptor
     from lamella.oci.platform import Platform
@@ -193,7 +191,9 @@ class _Unpacking:
             self._done[at] = self._skipped(at)
         left = range(start, len(self._chain))
         if self._snapshots.side_by_side:
-            self._lanes = max(1, min(lanes or min(_processors(), _MOST_LANES), len(left)))
+            large = sum(map(self._is_large, left))
+            # Whoever takes turns with the small ones is this process, and one is enough for them.
+            self._lanes = max(1, min(lanes or min(_processors(), _MOST_LANES), large + (large < len(left))))
         if self._progress is not None:
             self._progress.start("unpack", sum(self._layers[at].descriptor.size for at in left))
         try:
@@ -204,19 +204,23 @@ class _Unpacking:
         return tuple(self._done[at] for at in range(len(self._chain)))
 
     def _all(self, left: range) -> None:
-        """Unpack layers, begun in order; raises the first failure once everybody has stopped."""
-        waiting, lock = iter(left), threading.Lock()
+        """Unpack layers, begun in order by each lane; raises the first failure once everybody has stopped.
+
+        The first lane is this process, which takes what comes next; the others take what pays a process of its own.
+        """
+        waiting, lock = list(left), threading.Lock()
 
         def lane(number: int) -> None:
-            helper = _Lane(self._space, self._name, alone=number == 0)
+            ours = Lane(self._space, self._name, alone=number == 0)
             try:
                 while True:
                     with lock:
-                        at = next(waiting, None)
-                    if at is None:
-                        return
+                        at = next((at for at in waiting if number == 0 or self._is_large(at)), None)
+                        if at is None:
+                            return
+                        waiting.remove(at)
                     self._stop.check()
-                    self._one(at, helper)
+                    self._one(at, ours)
             except BaseException as problem:  # noqa: BLE001 - raised in the caller's thread
                 with lock:
                     # What stopped because another failed says nothing new.
@@ -224,7 +228,7 @@ class _Unpacking:
                         self._failures.append(problem)
                 self._stop.cancel()
             finally:
-                helper.close()
+                ours.close()
 
         threads = [threading.Thread(target=lane, args=(number,), daemon=True) for number in range(1, self._lanes)]
         try:
@@ -242,7 +246,10 @@ class _Unpacking:
         if self._failures:
             raise self._failures[0]
 
-    def _one(self, at: int, lane: _Lane) -> None:
+    def _is_large(self, at: int) -> bool:
+        return self._layers[at].descriptor.size >= _OWN_PROCESS
+
+    def _one(self, at: int, lane: Lane) -> None:
         """See to it that a layer's snapshot is committed."""
         work = f"unpack {self._space.name} {self._name} {self._chain[at]}"
         with sole(self._space.store.root, work, self._stop):
@@ -253,7 +260,7 @@ class _Unpacking:
             self._done[at] = made
             self._changed.notify_all()
 
-    def _make(self, at: int, lane: _Lane) -> UnpackedLayer | None:
+    def _make(self, at: int, lane: Lane) -> UnpackedLayer | None:
         """Unpack a layer and commit its snapshot; None where another client of the store was quicker."""
         beside = at > 0 and at - 1 not in self._done and self._snapshots.side_by_side
         try:
@@ -264,14 +271,14 @@ class _Unpacking:
                 return None
             raise
 
-    def _over(self, at: int, lane: _Lane, *, again: bool) -> UnpackedLayer:
+    def _over(self, at: int, lane: Lane, *, again: bool) -> UnpackedLayer:
         """Unpack a layer over its parent, which is there."""
         parent = self._chain[at - 1] if at else ""
         with self._active(at, parent) as key:
             done = lane.do(self._work(at, key, known=True), self._nothing if again else self._advance, self._stop)
             return self._commit(at, key, parent, done, again=again)
 
-    def _beside(self, at: int, lane: _Lane) -> UnpackedLayer | None:
+    def _beside(self, at: int, lane: Lane) -> UnpackedLayer | None:
         """Unpack a layer whose parent is not there yet; None, once it is, where that has come out otherwise."""
         parent = self._chain[at - 1]
         with self._active(at, "") as key:
@@ -282,8 +289,11 @@ class _Unpacking:
             except (NotFound, InvalidInput):  # as for a link to a file of the parent
                 done = None
             self._wait_for(at - 1)
-            if done is None or not self._holds(done, parent):
+            if done is None:
                 return None
+            with self._snapshots.tree(parent) as below:
+                if not fits(done, below):
+                    return None
             return self._commit(at, key, parent, done, again=False)
 
     @contextmanager
@@ -323,20 +333,6 @@ class _Unpacking:
         _label(self._space, layer.descriptor.digest, UNCOMPRESSED, layer.diff_id)
         return UnpackedLayer(chain_id, layer.diff_id, layer.descriptor.digest, False, done.entries, again)
 
-    def _holds(self, done: LayerDone, parent: str) -> bool:
-        """Whether the parent is what a layer that did not know it has taken it for."""
-        if any(loss.path == ROOT and loss.what == "opaque marker" for loss in done.losses):
-            return False  # which is no loss where the parent is known
-        if not (done.assumed or done.covered or done.root):
-            return True
-        with self._snapshots.tree(parent) as below:
-            if done.root is not None and _looks_unstated(done.root):
-                root = below.lookup(ROOT)
-                if root is None or root.posix != done.root.posix:
-                    return False
-            # Directories that the layer does not state would have to be those below; so none may be needed.
-            return not done.assumed and all(below.lookup(path) is not None for path in done.covered)
-
     def _wait_for(self, at: int) -> None:
         with self._changed:
             while at not in self._done:
@@ -371,35 +367,6 @@ class _Unpacking:
         """What is done again is not told of again."""
 
 
-class _Lane:
-    """What unpacks one layer after the other: a thread of this process, and one that it has started for large ones."""
-
-    def __init__(self, space: Space, snapshotter: str, *, alone: bool) -> None:
-        self._space = space
-        self._snapshotter = snapshotter
-        self._alone = alone
-        """Whether all is done in this process."""
-        self._process: LayerProcess | None = None
-
-    def do(self, work: LayerWork, advance: Callable[[int], object], cancel: Cancellation) -> LayerDone:
-        """See `lamella.store.layer_work.do`."""
-        if self._alone or work.size < _OWN_PROCESS:
-            return do(self._space, self._snapshotter, work, advance, cancel)
-        if self._process is None:
-            self._process = LayerProcess(self._space, self._snapshotter)
-        try:
-            return self._process.do(work, advance, cancel)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.close()
-
-
 def _empty(place: Path) -> None:
     """Remove what lies in the directories of a snapshot's place."""
     for directory in os.listdir(place):
@@ -409,12 +376,6 @@ def _empty(place: Path) -> None:
                 remove_tree(opened, name)
         finally:
             os.close(opened)
-
-
-def _looks_unstated(root: Entry) -> bool:
-    """Whether a snapshot that is given a parent would take this root for one that no layer has stated."""
-    posix = root.posix
-    return posix is not None and posix.mtime == 0 and posix.mode & 0o7777 == 0o755
 
 
 def _label(space: Space, digest: Digest, label: str, value: str) -> None:

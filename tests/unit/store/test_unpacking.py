@@ -52,6 +52,19 @@ def own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
 
 
+@pytest.fixture
+def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small layers too be unpacked beside each other, by threads, which start sooner than processes."""
+
+    def do(
+        self: layer_work.Lane, work: layer_work.LayerWork, advance: layer_work.Advance, cancel: Cancellation
+    ) -> layer_work.LayerDone:
+        return layer_work.do(self._space, self._snapshotter, work, advance, cancel)
+
+    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
+    monkeypatch.setattr(layer_work.Lane, "do", do)
+
+
 def chain(image: SmallImage) -> list[str]:
     return [str(one) for one in chain_ids([parse_digest(diff_id) for diff_id in image.config["rootfs"]["diff_ids"]])]
 
@@ -104,6 +117,7 @@ def test_an_image_without_layers_has_no_snapshot(space: Space) -> None:
     assert (unpacked.snapshot, unpacked.layers) == ("", ())
 
 
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, space: Space, lanes: int) -> None:
     image = small_image(*LAYERS)
@@ -143,6 +157,27 @@ def test_processes_make_the_same_tree_and_raise_the_same_errors(store: Store, sp
         unpack_image(third, target, lanes=3)
     assert image.manifest["layers"][3]["digest"] in str(caught.value)
     assert all(not name.startswith("extract") for name in names(third))
+
+
+def test_small_layers_take_turns_and_large_ones_go_beside_them(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[bool, int]] = []
+
+    def note(
+        self: layer_work.Lane, work: layer_work.LayerWork, advance: layer_work.Advance, cancel: Cancellation
+    ) -> layer_work.LayerDone:
+        done.append((self._alone, work.size))
+        return layer_work.do(self._space, self._snapshotter, work, advance, cancel)
+
+    monkeypatch.setattr(layer_work.Lane, "do", note)
+    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 5000)
+    small = [{f"small{number}": os.urandom(number)} for number in range(4)]
+    unpack_image(space, put_image(space, small_image(*small), "small"), lanes=4)
+    assert [(alone, size < 5000) for alone, size in done] == [(True, True)] * 4
+    done.clear()
+    image = small_image({"first": b"1"}, {"large": os.urandom(9000)}, {"last": b"2"})
+    unpack_image(space, put_image(space, image, "large"), lanes=4)
+    assert [alone for alone, size in done if size < 5000] == [True, True]
+    assert len(done) == 3
 
 
 def test_a_process_that_was_killed_is_an_error(space: Space) -> None:
@@ -234,6 +269,7 @@ def test_a_lock_is_for_one_at_a_time_and_leaves_no_file(store: Store) -> None:
     assert os.listdir(store.root / "locks") == []
 
 
+@pytest.mark.usefixtures("own_threads")
 def test_a_loss_that_is_refused_leaves_no_snapshot(space: Space) -> None:
     raw = image_of_tars([tar_of({"a": b"1"}), _with_xattr()])
     target = put_image(space, raw, "image")
@@ -245,6 +281,7 @@ def test_a_loss_that_is_refused_leaves_no_snapshot(space: Space) -> None:
     assert set(chain(raw)[:1]) == names(space)
 
 
+@pytest.mark.usefixtures("own_threads")
 def test_a_blob_that_is_not_there_is_told_and_leaves_nothing(space: Space) -> None:
     image = small_image(*LAYERS)
     target = put_image(space, image, "image")
