@@ -3,22 +3,34 @@
 
 Options are escaped as mount(2) takes them: in the directories of an overlay a backslash stands before commas and
 backslashes, and before colons where several directories are in a row (Documentation/filesystems/overlayfs.rst).
+Mounts of Windows layers have lists of paths as JSON, from the nearest parent down.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Final, assert_never
 
 from lamella.errors import InvalidInput, Unsupported
 from lamella.protocol.proto import types_pb2
-from lamella.store.contract import BindMount, ErofsMount, Mount, OverlayMount
+from lamella.store.contract import (
+    BindMount,
+    BlockCimMount,
+    CimMount,
+    ErofsMount,
+    Mount,
+    OverlayMount,
+    WindowsMount,
+)
 
 BIND: Final = "bind"
 OVERLAY: Final = "overlay"
 EROFS: Final = "erofs"
+WINDOWS: Final = "windows-layer"
+CIM: Final = "CimFS"
+BLOCK_CIM: Final = "BlockCIM"
 
 _RECURSIVE: Final = "rbind"
 _LOOP: Final = "loop"
@@ -27,6 +39,13 @@ _READ_WRITE: Final = "rw"
 _LOWER: Final = "lowerdir="
 _UPPER: Final = "upperdir="
 _WORK: Final = "workdir="
+_PARENTS: Final = "parentLayerPaths="
+_IMAGE: Final = "cimpath="
+_IMAGES: Final = "parentCimPaths="
+_BLOCKS: Final = "blockCIMType="
+_MERGED: Final = "mergedCIMPath="
+_INTEGRITY: Final = "enable_layer_integrity"
+_FOOTER: Final = "append_vhd_footer"
 
 _OF_BINDS: Final = frozenset({BIND, _RECURSIVE, _READ_ONLY, _READ_WRITE})
 _NONE_THE_MATTER: Final = frozenset(
@@ -67,7 +86,65 @@ def _typed(mount: types_pb2.Mount) -> Mount:
             if option not in _OF_BINDS and option not in _NONE_THE_MATTER:
                 raise Unsupported(f"a bind mount has the option {option!r}, which is not known here")
         return BindMount(_path(mount.source), readonly=_is_readonly(options))
-    raise Unsupported(f"mounts of type {mount.type!r} are not known here", hint="bind, overlay and erofs are")
+    if mount.type in _OF_WINDOWS:
+        return _typed_windows(mount)
+    raise Unsupported(
+        f"mounts of type {mount.type!r} are not known here",
+        hint=f"there are {', '.join((BIND, OVERLAY, EROFS, *_OF_WINDOWS))}",
+    )
+
+
+_OF_WINDOWS: Final = {
+    WINDOWS: (_PARENTS,),
+    CIM: (_IMAGE, _PARENTS, _IMAGES),
+    BLOCK_CIM: (_IMAGES, _BLOCKS, _MERGED, _INTEGRITY, _FOOTER),
+}
+"""Types of mounts of Windows layers -> their options."""
+
+
+def _typed_windows(mount: types_pb2.Mount) -> Mount:
+    said: dict[str, str] = {}
+    for option in mount.options:
+        name, equals, value = option.partition("=")
+        if name + equals in _OF_WINDOWS[mount.type]:
+            said[name + equals] = value
+        elif option not in (_READ_ONLY, _READ_WRITE):
+            raise Unsupported(f"a mount of type {mount.type!r} has the option {name!r}, which is not known here")
+    readonly = _is_readonly(mount.options)
+    source, parents, images = _windows_path(mount.source), _paths(said, _PARENTS), _paths(said, _IMAGES)
+    if mount.type == WINDOWS:
+        return WindowsMount(source, parents, readonly)
+    if mount.type == CIM:
+        image = _windows_path(said[_IMAGE]) if _IMAGE in said else None
+        return CimMount(source, image, parents, images, readonly)
+    kind = said.get(_BLOCKS, "file")
+    if kind not in ("file", "device"):
+        raise InvalidInput(f"block images are held by files or devices, and not by {kind!r}")
+    merged = _windows_path(said[_MERGED]) if _MERGED in said else None
+    return BlockCimMount(source, images, kind, merged, _INTEGRITY in said, _FOOTER in said)
+
+
+def _paths(said: dict[str, str], name: str) -> tuple[Path, ...]:
+    if name not in said:
+        return ()
+    import json
+
+    try:
+        found = json.loads(said[name])
+    except (ValueError, RecursionError) as problem:
+        raise InvalidInput(f"the option {name!r} of a mount is not JSON: {problem}") from None
+    if found is None:  # no paths, as Go has it
+        return ()
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise InvalidInput(f"the option {name!r} of a mount is not a list of paths")
+    return tuple(map(_windows_path, found))
+
+
+def _windows_path(text: str) -> Path:
+    """A path of this host where Windows' own could be; a backslash at its end is none of its name."""
+    if PureWindowsPath(text).drive:
+        raise Unsupported(f"a mount names {text[:200]!r}, a path of Windows, and this host is another")
+    return _path(text.rstrip("\\"))
 
 
 def _typed_overlay(options: Sequence[str]) -> OverlayMount:
@@ -142,8 +219,34 @@ def _sent(mount: Mount) -> types_pb2.Mount:
         case ErofsMount(image, options):
             # Before Linux 6.12 it takes a loop device, which containerd sets up for this word.
             return types_pb2.Mount(type=EROFS, source=_text(image), options=(_READ_ONLY, _LOOP, *options))
+        case WindowsMount(folder, parents, readonly):
+            words = [_READ_ONLY if readonly else _READ_WRITE]
+            if parents:
+                words.append(_PARENTS + _listed(parents))
+            return types_pb2.Mount(type=WINDOWS, source=_text(folder), options=words)
+        case CimMount(folder, image, parents, images, readonly):
+            words = [_READ_ONLY if readonly else _READ_WRITE]
+            if image is not None:
+                words.append(_IMAGE + _text(image))
+            if parents:
+                words.append(_PARENTS + _listed(parents))
+            if images:
+                words.append(_IMAGES + _listed(images))
+            return types_pb2.Mount(type=CIM, source=_text(folder), options=words)
+        case BlockCimMount(source, images, kind, merged, integrity, footer):
+            words = [_IMAGES + _listed(images), _BLOCKS + kind]
+            if merged is not None:
+                words.append(_MERGED + _text(merged))
+            words += [_INTEGRITY] * integrity + [_FOOTER] * footer
+            return types_pb2.Mount(type=BLOCK_CIM, source=_text(source), options=words)
         case _:
             assert_never(mount)
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    import json
+
+    return json.dumps([_text(path) for path in paths], ensure_ascii=False, separators=(",", ":"))
 
 
 def _escaped(path: str, special: str) -> str:

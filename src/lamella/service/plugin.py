@@ -22,7 +22,16 @@ from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.protocol import NAMESPACE
 from lamella.service.calls import Call, Method, methods
 from lamella.service.direct import Direct
-from lamella.store.contract import BindMount, ErofsMount, Mount, OverlayMount, Snapshotter
+from lamella.store.contract import (
+    BindMount,
+    BlockCimMount,
+    CimMount,
+    ErofsMount,
+    Mount,
+    OverlayMount,
+    Snapshotter,
+    WindowsMount,
+)
 from lamella.store.references import EXPIRE
 from lamella.store.store import SNAPSHOTS, Space, Store
 from lamella.times import SECOND, format_rfc3339
@@ -183,6 +192,10 @@ def _paths(mount: Mount) -> tuple[Path, ...]:
             return lower if upper is None else (upper, *lower)
         case ErofsMount(image, _):
             return (image,)
+        case WindowsMount(folder, parents, _) | CimMount(folder, _, parents, _, _):
+            return (folder, *parents)
+        case BlockCimMount(source, images, _, _, _, _):
+            return (source, *images)
         case _:
             assert_never(mount)
 

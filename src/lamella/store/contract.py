@@ -274,7 +274,48 @@ class ErofsMount:
     options: tuple[str, ...] = ()
 
 
-Mount: TypeAlias = BindMount | OverlayMount | ErofsMount
+@dataclass(slots=True, frozen=True)
+class WindowsMount:
+    """The folder of a Windows layer; a read-only one shows its parents, and its own folder is of no matter."""
+
+    folder: Path
+    parents: tuple[Path, ...] = ()
+    """Folders, nearest first."""
+    readonly: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class CimMount:
+    """A Windows layer in an image that is forked from its parent's."""
+
+    folder: Path
+    """Of the snapshot: the files that the host needs outside of the image, or the disk that is written to."""
+    image: Path | None = None
+    """Where the layer's own image is or will be, ``DIR/NAME.cim``; None for what only shows its parents."""
+    parents: tuple[Path, ...] = ()
+    """Folders of the parents' snapshots, nearest first."""
+    images: tuple[Path, ...] = ()
+    """Their images, in the same order."""
+    readonly: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class BlockCimMount:
+    """A Windows layer in a block image, or the disk that is written to over such layers."""
+
+    source: Path
+    """The layer's own image, as ``DIR/layer.vhd/layer.cim``; or the folder with the disk."""
+    images: tuple[Path, ...] = ()
+    """Those of the parents, nearest first."""
+    kind: str = "file"
+    """What holds the blocks: a ``file`` or a ``device``."""
+    merged: Path | None = None
+    """The image of how the parents lie on each other, where there are several."""
+    integrity: bool = False
+    footer: bool = False
+
+
+Mount: TypeAlias = BindMount | OverlayMount | ErofsMount | WindowsMount | CimMount | BlockCimMount
 """One step of a mount. Nothing here is a string that must be taken apart again; the gRPC edge makes those."""
 
 

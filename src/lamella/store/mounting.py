@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Final, assert_never
 
 from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, Unsupported, from_os
-from lamella.store.contract import BindMount, ErofsMount, Mount, OverlayMount
+from lamella.store.contract import (
+    BindMount,
+    BlockCimMount,
+    CimMount,
+    ErofsMount,
+    Mount,
+    OverlayMount,
+    WindowsMount,
+)
 
 _PATIENCE: Final = 60.0
 """Seconds that a program gets."""
@@ -111,6 +119,11 @@ def _mount(mount: Mount, target: Path) -> None:
                 _mount_overlay(mount, where)
             case ErofsMount(image, options):
                 mounting.erofs(os.fspath(image), where, options)
+            case WindowsMount() | CimMount() | BlockCimMount():
+                raise Unsupported(
+                    "layers of Windows are mounted by Windows alone",
+                    hint="look into them with ls, cat and find, or extract them",
+                )
             case _:
                 assert_never(mount)
 

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from lamella.errors import InvalidInput, Unsupported
 from lamella.protocol.mounts import sent, typed
 from lamella.protocol.proto.types_pb2 import Mount as Sent
-from lamella.store.contract import BindMount, ErofsMount, Mount, OverlayMount
+from lamella.store.contract import (
+    BindMount,
+    BlockCimMount,
+    CimMount,
+    ErofsMount,
+    Mount,
+    OverlayMount,
+    WindowsMount,
+)
 
 NAMES = st.text(
     st.one_of(st.sampled_from("\\:,=ab \n"), st.characters(exclude_characters="/\0", exclude_categories=["Cs"])),
@@ -35,7 +43,27 @@ def overlays(draw: st.DrawFn) -> OverlayMount:
     return OverlayMount(lower, upper, work, draw(OPTIONS))
 
 
+WINDOWS_PATHS = PATHS.filter(lambda path: not path.name.endswith("\\") and not str(path).startswith("//"))
+WINDOWS_LISTS = st.lists(WINDOWS_PATHS, max_size=4).map(tuple)
+
+
+@st.composite
+def windows_mounts(draw: st.DrawFn) -> Mount:
+    match draw(st.integers(0, 2)):
+        case 0:
+            return WindowsMount(draw(WINDOWS_PATHS), draw(WINDOWS_LISTS), draw(st.booleans()))
+        case 1:
+            image = draw(st.none() | WINDOWS_PATHS)
+            parents, images = draw(WINDOWS_LISTS), draw(WINDOWS_LISTS)
+            return CimMount(draw(WINDOWS_PATHS), image, parents, images, draw(st.booleans()))
+        case _:
+            kind, merged = draw(st.sampled_from(["file", "device"])), draw(st.none() | WINDOWS_PATHS)
+            source, images = draw(WINDOWS_PATHS), draw(WINDOWS_LISTS)
+            return BlockCimMount(source, images, kind, merged, draw(st.booleans()), draw(st.booleans()))
+
+
 MOUNTS = st.one_of(
+    windows_mounts(),
     st.builds(BindMount, PATHS, st.booleans()),
     overlays(),
     st.builds(ErofsMount, PATHS, st.lists(st.sampled_from(["dax=never", "noacl"]), unique=True).map(tuple)),
@@ -63,6 +91,40 @@ def test_what_was_sent_comes_back_the_same(mounts: tuple[Mount, ...]) -> None:
         ),
         (OverlayMount((Path("/b"), Path("/a"))), ("overlay", "overlay", ["lowerdir=/b:/a"])),
         (ErofsMount(Path("/i")), ("erofs", "/i", ["ro", "loop"])),
+        (WindowsMount(Path("/3")), ("windows-layer", "/3", ["rw"])),
+        (
+            WindowsMount(Path("/3"), (Path("/2"), Path("/1 é")), readonly=True),
+            ("windows-layer", "/3", ["ro", 'parentLayerPaths=["/2","/1 é"]']),
+        ),
+        (
+            CimMount(Path("/3"), Path("/cims/3.cim"), (Path("/2"),), (Path("/cims/2.cim"),)),
+            (
+                "CimFS",
+                "/3",
+                ["rw", "cimpath=/cims/3.cim", 'parentLayerPaths=["/2"]', 'parentCimPaths=["/cims/2.cim"]'],
+            ),
+        ),
+        (CimMount(Path("/3"), Path("/cims/3.cim")), ("CimFS", "/3", ["rw", "cimpath=/cims/3.cim"])),
+        (
+            BlockCimMount(Path("/3/layer.vhd/layer.cim"), integrity=True, footer=True),
+            (
+                "BlockCIM",
+                "/3/layer.vhd/layer.cim",
+                ["parentCimPaths=[]", "blockCIMType=file", "enable_layer_integrity", "append_vhd_footer"],
+            ),
+        ),
+        (
+            BlockCimMount(Path("/3"), (Path("/2/b/c"), Path("/1/b/c")), merged=Path("/2/merged.vhd/merged.cim")),
+            (
+                "BlockCIM",
+                "/3",
+                [
+                    'parentCimPaths=["/2/b/c","/1/b/c"]',
+                    "blockCIMType=file",
+                    "mergedCIMPath=/2/merged.vhd/merged.cim",
+                ],
+            ),
+        ),
     ],
 )
 def test_mounts_are_sent_in_the_words_that_clients_know(mount: Mount, words: tuple[str, str, list[str]]) -> None:
@@ -86,6 +148,15 @@ def test_mounts_are_sent_in_the_words_that_clients_know(mount: Mount, words: tup
             OverlayMount((Path("/u"), Path("/l"))),
         ),
         (Sent(type="erofs", source="/i", options=["loop", "noacl"]), ErofsMount(Path("/i"), ("noacl",))),
+        (
+            Sent(type="windows-layer", source="/3\\", options=['parentLayerPaths=["/\\u0032\\\\"]']),
+            WindowsMount(Path("/3"), (Path("/2"),)),
+        ),
+        (Sent(type="CimFS", source="/3", options=["parentCimPaths=null", "ro"]), CimMount(Path("/3"), readonly=True)),
+        (
+            Sent(type="BlockCIM", source="/3/b/c\\", options=["blockCIMType=device"]),
+            BlockCimMount(Path("/3/b/c"), kind="device"),
+        ),
     ],
 )
 def test_other_words_for_the_same_are_understood(words: Sent, mount: Mount) -> None:
@@ -96,8 +167,13 @@ def test_other_words_for_the_same_are_understood(words: Sent, mount: Mount) -> N
     "words",
     [
         Sent(type="windows-layer", source="C:\\layer", options=["rw", 'parentLayerPaths=["C:\\\\parent"]']),
+        Sent(type="windows-layer", source="/layer", options=['parentLayerPaths=["\\\\\\\\server\\\\share"]']),
         Sent(type="CimFS", source="C:\\layer"),
+        Sent(type="CimFS", source="/layer", options=["cimpath=C:\\cims\\1.cim"]),
+        Sent(type="CimFS", source="/layer", options=["mergedCIMPath=/x"]),
         Sent(type="BlockCIM", source="C:\\layer"),
+        Sent(type="BlockCIM", source="/a/b/c", options=["append_vhd_footer=1"]),
+        Sent(type="lcow-layer", source="/layer", options=["rw", "parentLayerPaths=[]"]),
         Sent(type="format/overlay", options=["lowerdir={{ mount 0 }}"]),
         Sent(type="tmpfs", source="tmpfs"),
         Sent(type="bind", source="/a", target="sub"),
@@ -121,6 +197,12 @@ def test_what_is_not_understood_is_left_to_others(words: Sent) -> None:
         Sent(type="overlay", options=["lowerdir=/a\\"]),
         Sent(type="overlay", options=["upperdir="]),
         Sent(type="erofs", source="/i", options=["rw"]),
+        Sent(type="windows-layer", source="relative"),
+        Sent(type="windows-layer", source="/a", options=["parentLayerPaths=[1]"]),
+        Sent(type="windows-layer", source="/a", options=["parentLayerPaths=/b"]),
+        Sent(type="CimFS", source="/a", options=["parentCimPaths=" + "[" * 100_000]),
+        Sent(type="CimFS", source="/a", options=["cimpath="]),
+        Sent(type="BlockCIM", source="/a/b/c", options=["blockCIMType=tape"]),
     ],
 )
 def test_nonsense_is_refused(words: Sent) -> None:
