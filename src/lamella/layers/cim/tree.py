@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -22,7 +22,7 @@ from lamella.changes.model import (
 )
 from lamella.errors import Exhausted, FormatError, InvalidInput, NotFound
 from lamella.formats.cim.reader import CimReader
-from lamella.formats.cim.structures import FileRecord, Flag
+from lamella.formats.cim.structures import FileRecord, Flag, place
 from lamella.formats.cim.structures import Stream as CimStream
 from lamella.formats.ntfs import attributes as bits
 from lamella.formats.ntfs import extended_attributes, filetime, reparse
@@ -82,6 +82,7 @@ class CimTree:
         self.reader = self.image.reader
         self._directories: dict[int, _Links] = {}
         self._near: tuple[str, int] = ("", self.reader.root)
+        self._places: dict[int, tuple[int, str]] = {self.reader.root: (0, "")}
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """See `Tree.lookup`."""
@@ -95,9 +96,14 @@ class CimTree:
             raise NotFound(f"{directory!r} is not there")
         if not self.reader.record(file).is_directory:
             raise InvalidInput(f"{directory!r} is no directory")
-        found = sorted(self.links(file).values(), key=lambda link: link[0].encode("utf-8", "surrogatepass"))
-        record = self.reader.record
-        return [entry_of(self.reader, join(directory, name), record(child)) for name, child in found]
+        found = sorted(self.links(file).items(), key=lambda link: link[1][0].encode("utf-8", "surrogatepass"))
+        reader, entries = self.reader, []
+        for key, (name, child) in found:
+            record = reader.record(child)
+            if record.is_directory:
+                self._claim(child, file, key)
+            entries.append(entry_of(reader, join(directory, name), record))
+        return entries
 
     def open(self, path: LayerPath) -> StoredContent:
         """See `Tree.open`."""
@@ -113,13 +119,13 @@ class CimTree:
         """See `Tree.identity`. An image has no count of links, so every file may have a second name."""
         return self.find(path)
 
-    def streams(self, path: LayerPath) -> list[tuple[str, CimContent]]:
+    def streams(self, path: LayerPath) -> Mapping[str, CimContent]:
         """The alternate data streams of a file, by name. Raises NotFound."""
         file = self.find(path)
         if file is None:
             raise NotFound(f"{path!r} is not there")
         found = self.reader.streams(self.reader.record(file))
-        return [(name, CimContent(self.reader, stream)) for name, stream in found]
+        return {name: CimContent(self.reader, stream) for name, stream in found}
 
     def find(self, path: str) -> int | None:
         """The file id at ``path``."""
@@ -138,8 +144,18 @@ class CimTree:
     def _child(self, directory: int, name: str) -> int | None:
         if not self.reader.record(directory).is_directory:
             return None
-        found = self.links(directory).get(self.reader.upcase.fold(name))
-        return None if found is None else found[1]
+        key = self.reader.upcase.fold(name)
+        found = self.links(directory).get(key)
+        if found is None:
+            return None
+        if self.reader.record(found[1]).is_directory:
+            self._claim(found[1], directory, key)
+        return found[1]
+
+    def _claim(self, file: int, directory: int, key: str) -> None:
+        """Note where the directory ``file`` is: one that is in two places could be in itself, or be walked for ever."""
+        if self._places.setdefault(file, (directory, key)) != (directory, key):
+            raise in_two_places(self.reader, file, directory)
 
     def links(self, directory: int) -> _Links:
         """What is in a directory: folded name -> name, file id."""
@@ -166,6 +182,12 @@ def links_of(reader: CimReader, directory: int) -> _Links:
     """What is in a directory: folded name -> name, file id."""
     fold = reader.upcase.fold
     return {fold(name): (name, child) for name, child in reader.links(reader.record(directory))}
+
+
+def in_two_places(reader: CimReader, file: int, directory: int) -> FormatError:
+    """What is wrong with the link table of ``directory``, which has the directory ``file`` of another one."""
+    at = place(reader.record(directory).data.offset)[1]
+    return FormatError("CIM link table", at, f"the directory of file id {file} is in another directory too, or in itself")
 
 
 def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
@@ -219,7 +241,8 @@ class _Walk:
         """The first name of each file that was stated."""
         self._unchanged: dict[int, LayerPath] | None = None
         self._tables = frozenset(parent.tables) if parent is not None else frozenset()
-        self._on_the_way: set[int] = set()
+        self._entered = {image.root}
+        """Directories that were come to: there is one way to each."""
 
     def changes(self) -> Iterator[Change]:
         image, parent = self._image, self._parent
@@ -234,9 +257,8 @@ class _Walk:
         yield from self._one(path, file)
         record = self._image.record(file)
         if record.is_directory:
-            with self._entering(file, path):
-                for name, child in _sorted(links_of(self._image, file)):
-                    yield from self._added(join(path, name), child)
+            for name, child in self._links(path, file):
+                yield from self._added(join(path, name), child)
 
     def _inside(self, path: LayerPath, file: int, old: int, *, stated: bool) -> Iterator[Change]:
         """What changed in a directory that is one on both sides; it is stated before anything in it."""
@@ -255,23 +277,22 @@ class _Walk:
         for key in sorted(there.keys() - here.keys()):
             yield Whiteout(join(path, there[key][0]))
         fold = self._image.upcase.fold
-        with self._entering(file, path):
-            for name, child in _sorted(here):
-                inner = join(path, name)
-                before = there.get(fold(name))
-                if before is None:
-                    yield from self._added(inner, child)
-                    continue
-                was, is_now = self._parent.record(before[1]), self._image.record(child)
-                stated = before[0] != name or child != before[1] or self._differs(child, before[1])
-                if stated:
-                    yield from self._one(inner, child)
-                if is_now.is_directory and not is_now.reparse:
-                    if was.is_directory and not was.reparse:
-                        yield from self._inside(inner, child, before[1], stated=stated)
-                    else:
-                        for other, grandchild in _sorted(links_of(self._image, child)):
-                            yield from self._added(join(inner, other), grandchild)
+        for name, child in self._links(path, file):
+            inner = join(path, name)
+            before = there.get(fold(name))
+            if before is None:
+                yield from self._added(inner, child)
+                continue
+            was, is_now = self._parent.record(before[1]), self._image.record(child)
+            stated = before[0] != name or child != before[1] or self._differs(child, before[1])
+            if stated:
+                yield from self._one(inner, child)
+            if is_now.is_directory and not is_now.reparse:
+                if was.is_directory and not was.reparse:
+                    yield from self._inside(inner, child, before[1], stated=stated)
+                else:
+                    for other, grandchild in self._links(inner, child):
+                        yield from self._added(join(inner, other), grandchild)
 
     def _one(self, path: LayerPath, file: int) -> Iterator[Change]:
         image = self._image
@@ -305,43 +326,35 @@ class _Walk:
             return None
         if self._unchanged is None:
             self._unchanged = {}
-            self._note(ROOT, self._image.root, parent.root, self._unchanged)
+            self._note(ROOT, self._image.root, parent.root, self._unchanged, {self._image.root})
         return self._unchanged.get(file)
 
-    def _note(self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath]) -> None:
+    def _note(self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath], entered: set[int]) -> None:
         assert self._parent is not None  # noqa: S101  # there is another side
         there = links_of(self._parent, old)
         fold = self._image.upcase.fold
-        for name, child in _sorted(links_of(self._image, file)):
+        for name, child in self._links(path, file, entered):
             before = there.get(fold(name))
             if before is None or before[1] != child:
                 continue
             inner = join(path, name)
             if self._image.record(child).is_directory:
-                self._note(inner, child, before[1], found)
+                self._note(inner, child, before[1], found, entered)
             else:
                 found.setdefault(child, inner)
 
-    def _entering(self, file: int, path: LayerPath) -> _Entering:
-        return _Entering(self._on_the_way, file, path)
-
-
-class _Entering:
-    """Being in a directory: one that is met again on the way down is a circle."""
-
-    def __init__(self, on_the_way: set[int], file: int, path: LayerPath) -> None:
-        if len(on_the_way) >= _DEEPEST:
+    def _links(self, path: LayerPath, file: int, entered: set[int] | None = None) -> Iterator[tuple[str, int]]:
+        """What is in a directory, by the bytes of the names. Raises FormatError where a directory has two places."""
+        if path.count("/") >= _DEEPEST:
             raise Exhausted(f"the directory {path[:200]!r} is more than {_DEEPEST} levels deep")
-        if file in on_the_way:
-            raise FormatError("CIM link table", 0, f"the directory {path[:200]!r} (file {file}) lies in itself")
-        self._on_the_way = on_the_way
-        self._file = file
-
-    def __enter__(self) -> None:
-        self._on_the_way.add(self._file)
-
-    def __exit__(self, *_: object) -> None:
-        self._on_the_way.discard(self._file)
+        entered = self._entered if entered is None else entered
+        image = self._image
+        for name, child in _sorted(links_of(image, file)):
+            if image.record(child).is_directory:
+                if child in entered:
+                    raise in_two_places(image, child, file)
+                entered.add(child)
+            yield name, child
 
 
 def _sorted(links: _Links) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Posix, Put, Sparse, Stream, Whiteout, Windows
+from lamella.changes.tree import walk
 from lamella.errors import AlreadyExists, Conflict, FormatError, InvalidInput, MissingFacet, NotFound
 from lamella.formats.ntfs import reparse
 from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
@@ -121,7 +122,7 @@ class TestALayerWithoutParents:
             assert image.lookup(LayerPath("Files/Windows")) == entry("Files/Windows", Kind.DIRECTORY)
             assert image.identity(LayerPath("Files/b")) == image.identity(LayerPath("Files/Windows/a.txt"))
             streams = image.streams(LayerPath("Files/Windows/a.txt"))
-            assert [(name, b"".join(each.chunks())) for name, each in streams] == [("ads", b"stream")]
+            assert {name: b"".join(each.chunks()) for name, each in streams.items()} == {"ads": b"stream"}
         assert contents(layer)["Files/Windows/a.txt"] == b"hello"
 
     def test_has_the_same_files_for_the_same_content(self, tmp_path: Path) -> None:
@@ -371,6 +372,10 @@ def test_a_directory_that_lies_in_itself_is_told(tmp_path: Path) -> None:
     new.commit()
     with OpenCim(new.layer) as image, pytest.raises(FormatError, match="in itself"):
         list(all_changes(image))
+    with CimTree(new.layer) as found, pytest.raises(FormatError, match="in itself"):
+        list(walk(found))
+    with CimTree(new.layer) as found, pytest.raises(FormatError, match="in itself"):
+        found.lookup(LayerPath("a/b/a"))
 
 
 def test_the_name_of_an_image_ends_as_it_must(tmp_path: Path) -> None:
