@@ -52,8 +52,9 @@ def layer(entries: int, total: int, seed: int = 1) -> Iterator[Change]:
     pool = b"".join(rng.randbytes(384) + bytes(64) + b"Microsoft Windows " * 11 for _ in range(1 << 14))
 
     def put(path: LayerPath, data: bytes | None) -> Put:
-        times = (NOW + rng.randrange(10**9) * 100 for _ in range(4))
-        facet = Windows(DIRECTORY if data is None else ARCHIVE, *times, rng.choice(descriptors))
+        made, read, written, changed = (NOW + rng.randrange(10**9) * 100 for _ in range(4))
+        attributes = DIRECTORY if data is None else ARCHIVE
+        facet = Windows(attributes, made, read, written, changed, rng.choice(descriptors))
         if data is None:
             return Put(Entry(path, Kind.DIRECTORY, None, 0, "", facet), None)
         return Put(Entry(path, Kind.FILE, None, len(data), "", facet), Inline(data))
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=ENTRIES)
     parser.add_argument("--bytes", type=int, default=BYTES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--place", type=Path, default=Path("/dev/shm"))  # noqa: S108  # where all is measured
+    parser.add_argument("--place", type=Path, default=Path("/dev/shm"))  # where all is measured
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--blob", type=Path, help="Keep the layer here, and use it where it is there.")
     asked = parser.parse_args()

@@ -77,7 +77,15 @@ def _windows(place: Path, parents: Sequence[Path], policy: Policy | None, losses
     return WindowsSink(WindowsLayer(place), parents=stack, losses=losses)
 
 
-def _cim(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+def cim_sink(
+    place: Path,
+    parents: Sequence[Path],
+    policy: Policy | None,
+    losses: Losses | None,
+    *,
+    contents: Callable[[], bytes] | None = None,
+) -> Sink[Losses]:
+    """The sink of the kind ``"cim"``; see `CimSink` for ``contents``."""
     from lamella.layers.cim.files import CimLayer
     from lamella.layers.cim.sink import CimSink
     from lamella.layers.stack import LayerStack
@@ -85,7 +93,7 @@ def _cim(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Lo
     if policy is not None:
         raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
     stack = LayerStack.from_nearest(CimLayer(parent) for parent in parents) if parents else None
-    return CimSink(CimLayer(place), parents=stack, losses=losses)
+    return CimSink(CimLayer(place), parents=stack, contents=contents, losses=losses)
 
 
 def _blockcim(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
@@ -105,7 +113,7 @@ SINKS: Final[dict[str, MakeSink]] = {
     "directory": _directory,
     "overlay": _overlay,
     "windows": _windows,
-    "cim": _cim,
+    "cim": cim_sink,
     "blockcim": _blockcim,
 }
 """Kind of layer -> what makes its sink from the arguments of `sink`."""

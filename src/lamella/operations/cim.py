@@ -49,7 +49,7 @@ def describe(path: Path) -> dict[str, Any]:
             "guid": str(filesystem.own.guid),
             "regions": filesystem.own.count,
             "parents": [{"guid": str(each.guid), "regions": each.count} for each in filesystem.parents],
-            "file_tables": len(reader.tables),
+            "file_tables": reader.table_count,
             "file_ids": reader.count,
             "root": reader.root,
         }

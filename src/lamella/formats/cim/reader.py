@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from operator import ge
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -16,6 +19,7 @@ from lamella.formats.cim.structures import (
     IMAGE,
     LINKS,
     MAPPING,
+    MAX_LENGTH,
     OBJECT,
     RECORDS_IN_TABLE,
     REGION,
@@ -37,6 +41,11 @@ STEP: Final = 1 << 20
 """Bytes of a stream that are read at once."""
 
 _TABLES_KEPT: Final = 64
+_TABLES_AT_MOST: Final = 1 << 22
+"""File tables; file ids have 32 bits."""
+_TABLE_AT_MOST: Final = 1 << 28
+"""Bytes of a link table that is read: some millions of names."""
+_NO_NAME: Final = re.compile(r"\.{0,2}\Z|[^/\\\0]*[/\\\0]").match
 _RECORD_AT_MOST: Final = 4096
 """Bytes; the one of version 2 has 96."""
 
@@ -67,22 +76,22 @@ class CimReader:
         self._open_region = open_region
         self._names = [(each.guid, number) for each in self.filesystem.sets for number in range(each.count)]
         self._regions: dict[int, Region] = {}
-        self._tables: dict[int, bytes] = {}
+        self._tables: dict[int, tuple[bytes, int]] = {}
         self._upcase: Upcase | None = None
         raw = self._read(self.filesystem.root, OBJECT.size, "CIM file system object")
         self.upcase_offset: int
         self.root: int
         self.upcase_offset, self._directory_at, count, self.root = OBJECT.unpack(raw)
-        size = count * TABLE.size
-        self.tables = list(TABLE.iter_unpack(self._read(self._directory_at, size, "CIM file table directory")))
-        """Region offset, number of records and size of a record of each file table."""
-        for number, (_, records, length) in enumerate(self.tables):
-            if records > RECORDS_IN_TABLE or not 0 < length <= _RECORD_AT_MOST:
-                raise FormatError(
-                    "CIM file table directory",
-                    place(self._directory_at)[1] + number * TABLE.size,
-                    f"{records} records of {length} bytes, where a table has up to {RECORDS_IN_TABLE}",
-                )
+        if count > _TABLES_AT_MOST:
+            at = place(self.filesystem.root)[1] + 16
+            raise FormatError(
+                "CIM file system object", at, f"{count} file tables, where there can be {_TABLES_AT_MOST}"
+            )
+        self._directory = self._read(self._directory_at, count * TABLE.size, "CIM file table directory")
+        self.table_count: int = count
+        last = self.table(count - 1)[1] if count else 0
+        self.count: int = (count - 1) * RECORDS_IN_TABLE + last if count else 0
+        """File ids that there can be; they start at 1."""
         if not self.record(self.root).is_directory:
             raise FormatError("CIM file system object", place(self.filesystem.root)[1] + 20, "the root is no directory")
 
@@ -93,47 +102,90 @@ class CimReader:
             self._upcase = parse_upcase(self._read(self.upcase_offset, TABLE_SIZE, "CIM upcase table"))
         return self._upcase
 
-    @property
-    def count(self) -> int:
-        """File ids that there can be; they start at 1."""
-        if not self.tables:
-            return 0
-        return (len(self.tables) - 1) * RECORDS_IN_TABLE + int(self.tables[-1][1])
+    def table(self, number: int) -> tuple[int, int, int]:
+        """Region offset, number of records and size of a record of a file table. Raises FormatError."""
+        at = number * TABLE.size
+        offset, records, length = TABLE.unpack_from(self._directory, at)
+        if records > RECORDS_IN_TABLE or not 0 < length <= _RECORD_AT_MOST:
+            raise FormatError(
+                "CIM file table directory",
+                place(self._directory_at)[1] + at,
+                f"{records} records of {length} bytes, where a table has up to {RECORDS_IN_TABLE}",
+            )
+        return offset, records, length
 
     def record(self, file: int) -> FileRecord:
         """The record of a file id."""
         number, index = divmod(file - 1, RECORDS_IN_TABLE)
-        if file < 1 or number >= len(self.tables) or index >= self.tables[number][1]:
-            raise FormatError("CIM file table directory", place(self._directory_at)[1], f"there is no file {file}")
-        length = self.tables[number][2]
-        table = self._table(number)
-        return parse_record(table[index * length : (index + 1) * length])
-
-    def _table(self, number: int) -> bytes:
         found = self._tables.get(number)
         if found is None:
-            offset, records, length = self.tables[number]
-            found = self._read(offset, records * length, "CIM file table")
-            if len(self._tables) >= _TABLES_KEPT:
-                self._tables.pop(next(iter(self._tables)))
-            self._tables[number] = found
+            found = self._open_table(number, file)
+        table, length = found
+        at = index * length
+        raw = table[at : at + length]
+        if file < 1 or len(raw) != length:
+            raise self._no_file(file)
+        return parse_record(raw)
+
+    def _open_table(self, number: int, file: int) -> tuple[bytes, int]:
+        """The records of a file table and their size; ``file`` is the id that is looked for."""
+        if not 0 <= number < self.table_count:
+            raise self._no_file(file)
+        offset, records, length = self.table(number)
+        found = self._read(offset, records * length, "CIM file table"), length
+        if len(self._tables) >= _TABLES_KEPT:
+            self._tables.pop(next(iter(self._tables)))
+        self._tables[number] = found
         return found
+
+    def _no_file(self, file: int) -> FormatError:
+        return FormatError("CIM file table directory", place(self._directory_at)[1], f"there is no file {file}")
 
     # Directories
 
     def links(self, directory: FileRecord) -> list[tuple[str, int]]:
-        """The names in a directory and the file ids that they stand for, in the order of the table.
+        """The names in a directory and the file ids that they stand for, in the order of the table."""
+        return list(self.children(directory).values())
 
-        Names are as they are stored; lone surrogates are kept. Raises FormatError for a name twice (case apart), an
-        empty one, and ``.`` and ``..``.
+    def children(self, directory: FileRecord) -> dict[str, tuple[str, int]]:
+        """What is in a directory: folded name -> name, file id; in the order of the table.
+
+        Names are as they are stored; lone surrogates are kept. Raises FormatError for names that are not in order, a
+        name twice (case apart), an empty one, and ``.`` and ``..``.
         """
         stream = directory.data
+        structure = "CIM link table"
         if stream.kind != StreamType.LINKS:
-            raise FormatError("CIM link table", place(stream.offset)[1], "the file is no directory")
+            raise FormatError(structure, place(stream.offset)[1], "the file is no directory")
         if not stream.length:
-            return []
-        ids, names = self._link_table(stream.offset, stream.length, 4, "CIM link table")
-        return list(zip(names, struct.unpack(f"<{len(names)}I", ids), strict=True))
+            return {}
+        ids, names = self._link_table(stream.offset, stream.length, 4, structure)
+        count = len(names)
+        keys = self._keys(names, stream.offset, structure)
+        if any(map(ge, keys, keys[1:])):
+            self._check_order(keys, names, place(stream.offset)[1], structure)
+        return dict(zip(keys, zip(names, struct.unpack(f"<{count}I", ids), strict=True), strict=True))
+
+    def _check_order(self, keys: list[str], names: list[str], start: int, structure: str) -> None:
+        """Raise FormatError where ``keys`` do not ascend, by UTF-16 units or by code points: which is not known."""
+
+        def by_code_points(key: str) -> str:
+            return key.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+        whole = list(map(by_code_points, keys))
+        for number, (one, other) in enumerate(pairwise(whole)):
+            if one >= other:
+                raise FormatError(
+                    structure,
+                    start + LINKS.size + 4 * number + 4,
+                    f"the names are not in order: {names[number + 1]!r} comes after {names[number]!r}",
+                )
+
+    def _keys(self, names: list[str], offset: int, structure: str) -> list[str]:
+        keys = list(map(self.upcase.fold, names))
+        if len(set(keys)) != len(keys):
+            raise FormatError(structure, place(offset)[1], "two names differ in case alone")
+        return keys
 
     def streams(self, record: FileRecord) -> list[tuple[str, Stream]]:
         """The alternate data streams of a file, by name without colons.
@@ -154,6 +206,7 @@ class CimReader:
         else:
             size = first
         descriptors, names = self._link_table(at, size, STREAM.size, "CIM stream table")
+        self._keys(names, at, "CIM stream table")
         found = []
         for number, name in enumerate(names):
             stream = stream_from(*STREAM.unpack_from(descriptors, number * STREAM.size))
@@ -172,6 +225,8 @@ class CimReader:
             raise FormatError(structure, start, f"{size} bytes are too few for a table")
         raw = self._read(offset, LINKS.size, structure)
         length, count = LINKS.unpack(raw)
+        if length > _TABLE_AT_MOST:
+            raise FormatError(structure, start, f"a table of {length} bytes, where {_TABLE_AT_MOST} are read at most")
         if not LINKS.size <= length <= size:
             raise FormatError(structure, start, f"the table says that it has {length} bytes, and there are {size}")
         end = LINKS.size + count * (width + 4)
@@ -181,21 +236,17 @@ class CimReader:
         values = raw[LINKS.size : LINKS.size + count * width]
         places = struct.unpack_from(f"<{count}I", raw, LINKS.size + count * width)
         names = []
-        unpack = COUNTED.unpack_from
         for number, at in enumerate(places):
             if at > length - 2:
                 where = start + LINKS.size + count * width + number * 4
                 raise FormatError(structure, where, f"the name at {at} lies outside of the table's {length} bytes")
-            stop = at + 2 + 2 * unpack(raw, at)[0]
+            stop = at + 2 + 2 * (raw[at] | raw[at + 1] << 8)
             if stop > length:
                 raise FormatError(structure, start + at, f"the name ends beyond the table's {length} bytes")
             name = raw[at + 2 : stop].decode("utf-16-le", "surrogatepass")
-            if name in ("", ".", "..") or "\0" in name or "/" in name or "\\" in name:
-                raise FormatError(structure, start + at, f"{name!r} cannot be a name")
+            if _NO_NAME(name) is not None:
+                raise FormatError(structure, start + at, f"{name[:80]!r} cannot be a name")
             names.append(name)
-        fold = self.upcase.fold
-        if len({fold(name) for name in names}) != count:
-            raise FormatError(structure, start, "two names differ in case alone")
         return values, names
 
     # What is attached to a file
@@ -266,6 +317,8 @@ class CimReader:
         for number, (first, delta) in enumerate(bounds):
             stop = min(end, bounds[number + 1][0] if number + 1 < len(bounds) else length)
             begin = max(offset, first)
+            if begin < stop and place(at)[1] + stop + delta > MAX_LENGTH:
+                raise FormatError(structure, start + IMAGE.size, f"the mapping at {first} leads beyond any region")
             while begin < stop:
                 piece = self._read(at + begin + delta, min(STEP, stop - begin), structure)
                 begin += len(piece)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from uuid import UUID
 
 from lamella.errors import Conflict, InvalidInput, NotFound, SizeMismatch
+from lamella.formats.cim.pending import Directories, Names, Records
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import (
     ALIGNMENT,
@@ -32,22 +34,37 @@ from lamella.formats.cim.structures import (
     Stream,
     StreamType,
     parse_record,
+    place,
     region_header,
     region_offset,
 )
 from lamella.formats.ntfs.upcase import Upcase, pack_upcase, usual_upcase
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 SMALL: Final = 4096
 """Files of fewer bytes go to the region of small files. Where Windows draws the line is not known."""
 
 _START: Final = HEADER.size + REGION.size
 _TAG: Final = slice(0, 4)
+_ZEROS: Final = bytes(max(ALIGNMENT.values()))
+LARGE: Final = 1 << 16
+"""Contents of so many bytes are compared by their size first, and only then by their digest."""
+_DIGEST: Final = 24
+"""Bytes of a SHA-256 by which equal contents are told: as many as an object id of Windows has."""
+_STEP: Final = 1 << 20
+_SHARED: Final = 4096
+"""Pieces of metadata whose place is remembered by their bytes; most files have one of a few descriptors."""
+_LAST_TIME: Final = (1 << 63) - 1
 
 
 class Output(Protocol):
     """A region file in the making."""
 
-    def write(self, data: bytes | bytearray | memoryview) -> object:
+    def write(self, data: Buffer) -> object:
         """Append all of ``data``, which is the caller's again on return."""
         ...
 
@@ -55,10 +72,14 @@ class Output(Protocol):
         """Drop what is beyond ``size`` bytes."""
         ...
 
+    def read(self, offset: int, length: int) -> bytes:
+        """What has been written."""
+        ...
 
-@dataclass(slots=True, frozen=True)
+
+@dataclass(slots=True)
 class Metadata:
-    """What a file has besides its bytes. Times are FILETIMEs."""
+    """What a file has besides its bytes. Times are FILETIMEs; nobody changes one in place."""
 
     flags: int = 0
     creation_time: int = 0
@@ -72,28 +93,28 @@ class Metadata:
 
 
 class _Region:
-    __slots__ = ("_number", "_output", "digest", "kind", "size")
+    __slots__ = ("_alignment", "_base", "_truncate", "_write", "digest", "read", "size")
 
     def __init__(self, kind: RegionType, number: int, output: Output) -> None:
-        self.kind = kind
-        self._number = number
-        self._output = output
-        self.digest = hashlib.sha256()
+        self._base = region_offset(number, 0)
+        self._alignment = ALIGNMENT[kind]
+        self._write, self._truncate, self.read = output.write, output.truncate, output.read
+        self.digest = hashlib.sha256() if kind is RegionType.METADATA else None
         """Of all that was appended to metadata, which is never taken back."""
         output.write(region_header(kind, kind))
         self.size = _START
 
     def align(self) -> int:
         """Go to where an object may start; its region offset."""
-        gap = -self.size % ALIGNMENT[self.kind]
+        gap = -self.size % self._alignment
         if gap:
-            self.append(bytes(gap))
-        return region_offset(self._number, self.size)
+            self.append(_ZEROS[:gap])
+        return self._base | self.size
 
-    def append(self, data: bytes | bytearray | memoryview) -> None:
-        self._output.write(data)
+    def append(self, data: Buffer) -> None:
+        self._write(data)
         self.size += len(data)
-        if self.kind is RegionType.METADATA:
+        if self.digest is not None:
             self.digest.update(data)
 
     def put(self, data: bytes) -> int:
@@ -103,19 +124,15 @@ class _Region:
         return offset
 
     def back_to(self, size: int) -> None:
-        self._output.truncate(size)
+        self._truncate(size)
         self.size = size
-
-
-_Names = dict[str, tuple[str, int]]
-"""Folded name -> name, file id."""
 
 
 class CimWriter:
     """An image in the making, over ``parent`` or from nothing.
 
     Paths have ``/`` between names and are looked up without regard to case; the root is the empty string. The same
-    calls give the same bytes. Directories stay in memory: some 400 bytes for each file that was put or lies beside one.
+    calls give the same bytes. Some 300 bytes for each file that is put stay in memory.
     """
 
     def __init__(self, open_region: Callable[[RegionType], Output], *, parent: CimReader | None = None) -> None:
@@ -126,35 +143,61 @@ class CimWriter:
         self._upcase: Upcase = parent.upcase if parent is not None else usual_upcase()
         self._nothing = self._metadata.align()
         """A place for streams without bytes, since an offset of 0 would mean that there is none."""
-        self._records: dict[int, bytes] = {}
-        """Those that are new or changed."""
-        self._directories: dict[int, _Names] = {}
-        """Those that were looked into."""
-        self._changed: set[int] = set()
-        """Directories with another set of names than the parent's."""
+        self._records = Records(parent.count if parent is not None else 0)
+        self._directories = Directories(self._upcase.fold, self._loaded)
         self._streams: dict[int, dict[str, tuple[str, Stream]]] = {}
         self._stored: dict[bytes, int] = {}
-        """Digest of a stored object of the kind that its first byte says -> region offset."""
-        self._root: int = parent.root if parent is not None else 1
-        self._last: int = parent.count if parent is not None else 1
-        self._near = ("", self._root)
+        """Digest of a stored object, with a letter for its kind where that is metadata -> region offset."""
+        self._sizes: dict[int, int] = {}
+        """Size of large contents -> where the one lies whose digest nobody has asked for yet; 0 when there is none."""
+        self._shared: dict[bytes, tuple[bytes, int]] = {}
+        """Kind and region offset of those pieces of metadata that came last, by their bytes."""
+        self._near: tuple[str, int]
         """The directory that was last come by: what is named next is often in it."""
         if parent is None:
-            self._records[1] = FileRecord(data=self._empty_directory(), parent=0).pack()
-            self._directories[1] = {}
-            self._changed.add(1)
+            empty = FileRecord(data=self._empty_directory()).pack()
+            self._root = self._records.add(empty)
+            self._directories.add(self._root)
+        else:
+            self._root = parent.root
+        self._near = ("", self._root)
 
     # Content
 
-    def store(self, chunks: Iterable[bytes | bytearray | memoryview], size: int) -> Stream:
+    def store(self, chunks: Iterable[Buffer], size: int, *, by_digest: bool = False) -> Stream:
         """Bytes that a file or stream is to have; those that are there already are not kept twice.
+
+        ``by_digest`` is for what does not follow from the ``contents`` that `fingerprint` is given.
 
         Raises SizeMismatch where ``chunks`` give more or less than ``size``, InvalidInput beyond 2**48 - 1.
         """
         if size > MAX_LENGTH:
             raise InvalidInput(f"a stream of {size} bytes: they end at {MAX_LENGTH}")
         region = self._small if size < SMALL else self._data
-        digest = hashlib.sha256()
+        if size >= LARGE and by_digest:
+            self._sizes.setdefault(size, 0)
+        if size >= LARGE and size not in self._sizes:
+            stream = self._written(region, chunks, size, None)
+            self._sizes[size] = stream.offset
+            return stream
+        pieces = iter(chunks)
+        first = next(pieces, b"")
+        if len(first) != size:
+            return self._written(region, chain((first,), pieces), size, hashlib.sha256())
+        known = self._nothing
+        if size:
+            key = hashlib.sha256(first).digest()[:_DIGEST]
+            found = self._known(size, key)
+            if found is None:
+                found = self._stored[key] = region.align()
+                region.append(first)
+            known = found
+        if any(pieces):
+            raise SizeMismatch("content of a file in a CIM", expected=size, actual="more")
+        return Stream(known, size)
+
+    def _written(self, region: _Region, chunks: Iterable[Buffer], size: int, digest: _Hash | None) -> Stream:
+        """Content in pieces. With ``digest`` it is taken back where it proves to have been there already."""
         before = region.size
         offset = region.align()
         done = 0
@@ -162,17 +205,36 @@ class CimWriter:
             done += len(chunk)
             if done > size:
                 raise SizeMismatch("content of a file in a CIM", expected=size, actual="more")
-            digest.update(chunk)
+            if digest is not None:
+                digest.update(chunk)
             region.append(chunk)
         if done != size:
             raise SizeMismatch("content of a file in a CIM", expected=size, actual=done)
         if not size:
-            region.back_to(before)
             return Stream(self._nothing)
-        known = self._stored.setdefault(digest.digest(), offset)
-        if known != offset:
-            region.back_to(before)
-        return Stream(known, size)
+        if digest is not None:
+            key = digest.digest()[:_DIGEST]
+            found = self._known(size, key)
+            if found is not None:
+                region.back_to(before)
+                return Stream(found, size)
+            self._stored[key] = offset
+        return Stream(offset, size)
+
+    def _known(self, size: int, key: bytes) -> int | None:
+        """Where content lies already. A digest of one of the same size is made now: most sizes are there once."""
+        other = self._sizes.get(size)
+        if other:
+            self._sizes[size] = 0
+            self._stored.setdefault(self._digest(other, size), other)
+        return self._stored.get(key)
+
+    def _digest(self, offset: int, size: int) -> bytes:
+        """Of large content that has been written."""
+        digest, end = hashlib.sha256(), place(offset)[1] + size
+        for at in range(end - size, end, _STEP):
+            digest.update(self._data.read(at, min(_STEP, end - at)))
+        return digest.digest()[:_DIGEST]
 
     def zeros(self, size: int) -> Stream:
         """A stream of zeros, none of which is stored."""
@@ -188,15 +250,15 @@ class CimWriter:
     def touched(self, path: str) -> bool:
         """Whether this image has put what is at ``path``, or changed the names in it."""
         file = self._find(path)
-        return file is not None and (file in self._records or file in self._changed)
+        return file is not None and (self._records.get(file) is not None or file in self._directories.changed)
 
     def names(self, path: str) -> Iterator[tuple[str, FileRecord]]:
         """What is in the directory ``path`` so far. Raises NotFound, InvalidInput."""
-        for name, file in list(self._children(self._directory(path)).values()):
+        for name, file in list(self._directories.names(self._directory(path)).values()):
             yield name, self._record(file)
 
-    def put(self, path: str, metadata: Metadata, stream: Stream | None) -> None:
-        """A file with ``stream``, or a directory without one, in place of whatever is there.
+    def put(self, path: str, metadata: Metadata, stream: Stream | None) -> FileRecord | None:
+        """A file with ``stream``, or a directory without one, in place of whatever is there, which is returned.
 
         A directory over a directory keeps what is in it. Raises NotFound where its directory is not there,
         InvalidInput for a name or metadata that an image cannot hold.
@@ -204,27 +266,25 @@ class CimWriter:
         if not path:
             if stream is not None:
                 raise InvalidInput("the root of an image is a directory")
-            self._records[self._root] = self._pack(metadata, self._record(self._root).data, 0)
+            before = self._record(self._root)
+            self._records.put(self._root, self._pack(metadata, before.data, 0))
             self._streams.pop(self._root, None)
-            return
+            return before
         directory, name = self._split(path)
-        children = self._children(directory)
         key = self._key(name)
-        old = children.get(key)
+        link = self._directories.names(directory).get(key)
+        old = None if link is None else self._record(link[1])
+        if link is not None and old is not None and old.is_directory and stream is None:
+            self._records.put(link[1], self._pack(metadata, old.data, directory))
+            self._streams.pop(link[1], None)
+            return old
+        file = self._records.add(self._pack(metadata, stream or self._empty_directory(), directory))
+        self._directories.changing(directory)[key] = name, file
         if stream is None:
-            data = self._empty_directory()
-            if old is not None and (record := self._record(old[1])).is_directory:
-                file, data = old[1], record.data
-            else:
-                file = self._new(children, key, name, directory)
-                self._directories[file] = {}
-                self._changed.add(file)
-        else:
-            file, data = self._new(children, key, name, directory), stream
-            if old is not None:
-                self._near = ("", self._root)
-        self._records[file] = self._pack(metadata, data, directory)
-        self._streams.pop(file, None)
+            self._directories.add(file)
+        if old is not None:
+            self._near = ("", self._root)
+        return old
 
     def stream(self, path: str, name: str, stream: Stream) -> None:
         """An alternate data stream, ``name`` without colons. Raises NotFound, InvalidInput."""
@@ -239,8 +299,7 @@ class CimWriter:
         if self._record(file).is_directory:
             raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
         directory, name = self._split(path)
-        self._children(directory)[self._key(name)] = name, file
-        self._changed.add(directory)
+        self._directories.changing(directory)[self._key(name)] = name, file
         self._near = ("", self._root)
 
     def delete(self, path: str) -> None:
@@ -248,9 +307,10 @@ class CimWriter:
         if not path:
             raise InvalidInput("the root of an image cannot be deleted")
         directory, name = self._split(path)
-        if self._children(directory).pop(self._key(name), None) is None:
+        key = self._key(name)
+        if key not in self._directories.names(directory):
             raise NotFound(f"{path!r} is not there")
-        self._changed.add(directory)
+        del self._directories.changing(directory)[key]
         self._near = ("", self._root)
 
     # The end
@@ -261,23 +321,30 @@ class CimWriter:
         for file, streams in sorted(self._streams.items()):
             record = self._record(file)
             record.streams = metadata.put(self._stream_table(streams)) if streams else 0
-            self._records[file] = record.pack()
-        for file in sorted(self._changed):
+            self._records.put(file, record.pack())
+        for file in sorted(self._directories.changed):
             record = self._record(file)
-            table = self._link_table(self._directories[file])
+            table = self._link_table(self._directories.names(file))
             record.data = replace(self._empty_directory(), offset=metadata.put(table), length=len(table))
-            self._records[file] = record.pack()
+            self._records.put(file, record.pack())
         tables = b"".join(TABLE.pack(*each) for each in self._tables())
         directory = metadata.put(tables)
         parent = self._parent
         upcase = parent.upcase_offset if parent is not None else metadata.put(pack_upcase(self._upcase))
         return metadata.put(OBJECT.pack(upcase, directory, len(tables) // TABLE.size, self._root))
 
-    def fingerprint(self) -> bytes:
-        """32 bytes that are the same for images with the same bytes, once `write_tables` has been called."""
+    def fingerprint(self, contents: bytes | None = None) -> bytes:
+        """32 bytes that are the same for images with the same bytes, once `write_tables` has been called.
+
+        ``contents`` stands for all that was stored, as a digest of what it was taken from does. Without it, what has no
+        digest yet is read again.
+        """
+        assert self._metadata.digest is not None  # noqa: S101  # that of metadata
         state = self._metadata.digest.copy()
-        for known in self._stored:
-            state.update(known)
+        state.update(b"".join(self._stored))
+        if contents is None:
+            contents = b"".join(self._digest(offset, size) for size, offset in self._sizes.items() if offset)
+        state.update(contents)
         for parent in self._parent.filesystem.sets if self._parent is not None else ():
             state.update(parent.pack())
         return state.digest()
@@ -291,14 +358,16 @@ class CimWriter:
 
     def _tables(self) -> Iterator[tuple[int, int, int]]:
         """Region offset, number of records and their length: the parent's tables where nothing in them has changed."""
-        old = self._parent.tables if self._parent is not None else []
-        for number in range(-(-self._last // RECORDS_IN_TABLE)):
+        parent, last = self._parent, self._records.last
+        for number in range(-(-last // RECORDS_IN_TABLE)):
             first = number * RECORDS_IN_TABLE + 1
-            count = min(RECORDS_IN_TABLE, self._last - first + 1)
+            count = min(RECORDS_IN_TABLE, last - first + 1)
             ids = range(first, first + count)
-            if number < len(old) and old[number][1] == count and not any(file in self._records for file in ids):
-                yield old[number]
-                continue
+            if parent is not None and number < parent.table_count and not self._records.any(ids):
+                old = parent.table(number)
+                if old[1] == count:
+                    yield old
+                    continue
             yield self._metadata.put(b"".join([self._packed(file) for file in ids])), count, RECORD.size
 
     def _packed(self, file: int) -> bytes:
@@ -308,7 +377,7 @@ class CimWriter:
         assert self._parent is not None  # noqa: S101  # files without a record are the parent's
         return self._parent.record(file).pack()
 
-    def _link_table(self, children: _Names) -> bytes:
+    def _link_table(self, children: Names) -> bytes:
         ordered = [children[key] for key in sorted(children)]
         return _table([file.to_bytes(4, "little") for _, file in ordered], [name for name, _ in ordered])
 
@@ -322,29 +391,35 @@ class CimWriter:
         return Stream(self._nothing, 0, StreamType.LINKS)
 
     def _pack(self, metadata: Metadata, data: Stream, parent: int) -> bytes:
-        extended = metadata.extended_attributes
+        extended, point = metadata.extended_attributes, metadata.reparse
         if len(extended) > MAX_COUNTED:
             raise InvalidInput(f"{len(extended)} bytes of extended attributes; an image holds {MAX_COUNTED}")
-        return FileRecord(
+        times = metadata.creation_time, metadata.write_time, metadata.change_time, metadata.access_time
+        if min(times) < 0 or max(times) > _LAST_TIME:
+            raise InvalidInput(f"the times {times} are not all FILETIMEs")
+        offset, word = data.words()
+        return RECORD.pack(
             metadata.flags,
             len(extended),
-            int.from_bytes(metadata.reparse[_TAG], "little"),
-            metadata.creation_time,
-            metadata.write_time,
-            metadata.change_time,
-            metadata.access_time,
-            data,
+            int.from_bytes(point[_TAG], "little"),
+            *times,
+            offset,
+            word,
             self._object(b"S", metadata.security, "a security descriptor"),
             self._object(b"E", extended, "") if extended else 0,
-            self._object(b"R", metadata.reparse, "reparse data"),
+            self._object(b"R", point, "reparse data") if point else 0,
             0,
             parent,
-        ).pack()
+            0,
+        )
 
     def _object(self, kind: bytes, data: bytes, what: str) -> int:
         """The region offset of a piece of metadata that many files may share; 0 for none."""
         if not data:
             return 0
+        shared = self._shared.get(data)
+        if shared is not None and shared[0] == kind:
+            return shared[1]
         if len(data) > MAX_COUNTED:
             raise InvalidInput(f"{what} of {len(data)} bytes; an image holds {MAX_COUNTED}")
         key = kind + hashlib.sha256(data).digest()
@@ -352,6 +427,9 @@ class CimWriter:
         if known is None:
             raw = data if kind == b"E" else COUNTED.pack(len(data)) + data
             known = self._stored[key] = self._metadata.put(raw)
+        if len(self._shared) >= _SHARED:
+            self._shared.clear()
+        self._shared[data] = kind, known
         return known
 
     def _record(self, file: int) -> FileRecord:
@@ -361,12 +439,6 @@ class CimWriter:
         assert self._parent is not None  # noqa: S101  # files without a record are the parent's
         return self._parent.record(file)
 
-    def _new(self, children: _Names, key: str, name: str, directory: int) -> int:
-        self._last += 1
-        children[key] = name, self._last
-        self._changed.add(directory)
-        return self._last
-
     def _streams_of(self, file: int) -> dict[str, tuple[str, Stream]]:
         found = self._streams.get(file)
         if found is None:
@@ -374,14 +446,9 @@ class CimWriter:
             found = self._streams[file] = {self._key(name): (name, stream) for name, stream in there}
         return found
 
-    def _children(self, directory: int) -> _Names:
-        found = self._directories.get(directory)
-        if found is None:
-            assert self._parent is not None  # noqa: S101  # our own are there from the start
-            fold = self._upcase.fold
-            there = self._parent.links(self._record(directory))
-            found = self._directories[directory] = {fold(name): (name, file) for name, file in there}
-        return found
+    def _loaded(self, directory: int) -> Names:
+        assert self._parent is not None  # noqa: S101  # our own are there from the start
+        return self._parent.children(self._record(directory))
 
     def _find(self, path: str) -> int | None:
         if not path:
@@ -402,11 +469,11 @@ class CimWriter:
     def _child(self, directory: int, name: str) -> int | None:
         if not self._is_directory(directory):
             return None
-        child = self._children(directory).get(self._upcase.fold(name))
+        child = self._directories.names(directory).get(self._upcase.fold(name))
         return None if child is None else child[1]
 
     def _is_directory(self, file: int) -> bool:
-        return file in self._directories or self._record(file).is_directory
+        return self._directories.known(file) or self._record(file).is_directory
 
     def _must_find(self, path: str) -> int:
         file = self._find(path)

@@ -21,7 +21,11 @@ _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
-_PENDING: Final = 1 << 18
+_PENDING: Final = 1 << 17
+"""Bytes that are written together."""
+_COPIED: Final = 1 << 13
+"""Pieces of fewer bytes are collected; others are written as they are, after those."""
+_NOTHING: Final = memoryview(b"")
 _SUFFIX: Final = ".cim"
 
 
@@ -139,13 +143,14 @@ class _RegionOutput:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `lamella.formats.cim.writer.Output`."""
-        if len(data) < _PENDING:
-            self._pending += data
-            if len(self._pending) >= _PENDING:
+        if len(data) < _COPIED:
+            pending = self._pending
+            pending += data
+            if len(pending) >= _PENDING:
                 self._flush()
             return
-        self._flush()
-        self._whole(memoryview(data))
+        self._whole(self._pending, memoryview(data))
+        self._pending.clear()
 
     def truncate(self, size: int) -> None:
         """See `lamella.formats.cim.writer.Output`."""
@@ -160,6 +165,14 @@ class _RegionOutput:
             raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
         self._size = size
 
+    def read(self, offset: int, length: int) -> bytes:
+        """See `lamella.formats.cim.writer.Output`."""
+        self._flush()
+        try:
+            return os.pread(self._file, length, offset)
+        except OSError as problem:
+            raise from_os(problem, f"read {os.fspath(self.path)!r}") from problem
+
     def finish(self, *, durable: bool) -> None:
         self._flush()
         if durable:
@@ -173,15 +186,21 @@ class _RegionOutput:
 
     def _flush(self) -> None:
         if self._pending:
-            self._whole(memoryview(self._pending))
-            self._pending = bytearray()
+            self._whole(self._pending, _NOTHING)
+            self._pending.clear()
 
-    def _whole(self, data: memoryview) -> None:
+    def _whole(self, first: bytearray, then: memoryview) -> None:
         try:
-            while data:
-                done = os.write(self._file, data)
-                self._size += done
-                data = data[done:]
+            done = os.writev(self._file, (first, then))
+            left = len(first) + len(then) - done
+            self._size += done
+            while left:
+                rest = memoryview(first)[done:] if done < len(first) else then[done - len(first) :]
+                wrote = os.write(self._file, rest)
+                rest.release()
+                done += wrote
+                left -= wrote
+                self._size += wrote
         except OSError as problem:
             raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
 
@@ -218,10 +237,13 @@ class NewCim:
         output = self._outputs[kind] = _RegionOutput(self.layer.directory / f"{self._mark}-{int(kind)}")
         return output
 
-    def commit(self, *, guid: UUID | None = None, durable: bool = False) -> None:
-        """Give the files their names. Without ``guid`` it follows from the content, so that equal images are equal."""
+    def commit(self, *, guid: UUID | None = None, contents: bytes | None = None, durable: bool = False) -> None:
+        """Give the files their names. Without ``guid`` it follows from the content, so that equal images are equal.
+
+        ``contents`` spares reading that again: see `CimWriter.fingerprint`.
+        """
         root = self.writer.write_tables()
-        guid = guid or UUID(bytes=self.writer.fingerprint()[:16], version=5)
+        guid = guid or UUID(bytes=self.writer.fingerprint(contents)[:16], version=5)
         raw = self.writer.file(root, guid)
         directory = self.layer.directory
         image = directory / self._mark

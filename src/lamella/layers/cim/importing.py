@@ -64,7 +64,7 @@ class CimImport:
         self._windows = windows
         self._losses = losses if losses is not None else Losses()
         self._queue: dict[str, Queued] = {}
-        """What waits for the end, in order, by path in upper case."""
+        """What waits for the end, in order, by folded path."""
 
     def commit(self) -> Losses:
         """Do what waits for the end, and finish the image."""
@@ -102,7 +102,7 @@ class CimImport:
             size = self._host.write(path, _dense(content))
             if size != entry.size:
                 raise InvalidInput(f"content of {path!r}: expected {entry.size} bytes, got {size}")
-            self._queue[path.upper()] = QueuedFile(path, metadata)
+            self._queue[special.fold(path)] = QueuedFile(path, metadata)
         elif content is None or (content.extents is not None and not content.extents):
             self._writer.put(path, metadata, entry.size, None)
         else:
@@ -110,29 +110,29 @@ class CimImport:
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
         """See `Sink.stream`."""
-        if isinstance(self._queue.get(path.upper()), QueuedFile):
+        if isinstance(self._queue.get(special.fold(path)), QueuedFile):
             raise InvalidInput(f"alternate data stream {name!r} of {path!r}: the host's file cannot have one")
         self._writer.stream(path, name, content.size, dense(content))
 
     def waits(self, path: LayerPath) -> bool:
         """Whether ``path`` is a file that waits for the end."""
-        return path.upper() in self._queue
+        return special.fold(path) in self._queue
 
     def check_link(self, path: LayerPath) -> None:
         """Raise InvalidInput where a link would stand for a file that the host needs."""
-        waiting = self._queue.get(path.upper())
+        waiting = self._queue.get(special.fold(path))
         if isinstance(waiting, QueuedFile) or (self._windows and special.is_special(path)):
             raise InvalidInput(f"hard link {path!r}: the host needs a file of its own there")
 
     def queue_link(self, path: LayerPath, target: LayerPath) -> None:
         """Make a link at the end."""
-        self._queue[path.upper()] = QueuedLink(path, target)
+        self._queue[special.fold(path)] = QueuedLink(path, target)
 
     def forget(self, path: LayerPath, *, inside: bool = False) -> None:
         """What waits for ``path`` need not be done, since something else is there now; ``inside``, all beneath it."""
         queue = self._queue
         if queue:
-            key = path.upper()
+            key = special.fold(path)
             queue.pop(key, None)
             if inside:
                 for each in [each for each in queue if each.startswith(f"{key}/")]:
@@ -175,7 +175,7 @@ class CimImport:
         """The cumulative hives of a base layer are those of its configuration."""
         hives = LayerPath("Hives")
         self._host.directory(hives)
-        self._queue[hives.upper()] = QueuedFile(hives, PLAIN_DIRECTORY)
+        self._queue[special.fold(hives)] = QueuedFile(hives, PLAIN_DIRECTORY)
         for name, stem in special.HIVES.items():
             config = LayerPath(f"{special.CONFIG}/{name}")
             source = self._host.find(config)
@@ -189,7 +189,7 @@ class CimImport:
             self.queue_link(base, config)
         layout = LayerPath("layout")
         self._host.write(layout, [special.LAYOUT])
-        self._queue[layout.upper()] = QueuedFile(layout, PLAIN_FILE)
+        self._queue[special.fold(layout)] = QueuedFile(layout, PLAIN_FILE)
 
     def _merge_hives(self, parent: Path) -> None:
         """A delta is laid over the parent's cumulative hive; where there is none, that hive is this layer's too."""
@@ -204,7 +204,7 @@ class CimImport:
             if base is None:
                 raise NotFound(f"the parent in {os.fspath(parent)!r} has no hive {stem}_BASE for this layer's delta")
             self._host.merge_hive(base, delta, result)
-            self._queue[result.upper()] = QueuedFile(result, PLAIN_FILE)
+            self._queue[special.fold(result)] = QueuedFile(result, PLAIN_FILE)
 
 
 def _ticks(time: int | None, written: int) -> int:
@@ -213,7 +213,7 @@ def _ticks(time: int | None, written: int) -> int:
 
 def _encoded(values: Mapping[str, bytes]) -> bytes:
     return extended_attributes.encode(
-        [ExtendedAttribute(name.encode("latin-1"), values[name]) for name in sorted(values)]
+        [ExtendedAttribute(name.encode("utf-8", "surrogateescape"), values[name]) for name in sorted(values)]
     )
 
 

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NoReturn
+from uuid import UUID
 
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer, Kind
 from lamella.errors import Unsupported
 from lamella.formats.cim.writer import Metadata
 from lamella.formats.ntfs import attributes as bits
+from lamella.layers.cim import special
 from lamella.layers.cim.contract import FileMetadata
 from lamella.layers.cim.files import CimLayer, NewCim
 from lamella.layers.cim.tree import ATTRIBUTES
@@ -22,10 +24,23 @@ KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
 class PortableWriter:
     """Writes the image ``layer``, forked from ``parent`` where there is one (`ForkWriter`)."""
 
-    def __init__(self, layer: CimLayer, parent: CimLayer | None, *, durable: bool = False) -> None:
-        """Start the image. Raises AlreadyExists, NotFound, InvalidInput, as `NewCim` does."""
+    def __init__(
+        self,
+        layer: CimLayer,
+        parent: CimLayer | None,
+        *,
+        guid: UUID | None = None,
+        contents: Callable[[], bytes] | None = None,
+        durable: bool = False,
+    ) -> None:
+        """Start the image; see `CimSink` for ``guid`` and ``contents``.
+
+        Raises AlreadyExists, NotFound, InvalidInput, as `NewCim` does.
+        """
         self._new = NewCim(layer, parent)
         self._writer = self._new.writer
+        self._guid = guid
+        self._contents = contents
         self._durable = durable
         self._flags: dict[int, int] = {}
         """Attributes that came by -> flags of a file record."""
@@ -40,7 +55,8 @@ class PortableWriter:
         if attributes & bits.DIRECTORY:
             stream = None
         else:
-            stream = writer.zeros(size) if chunks is None else writer.store(chunks, size)
+            derived = special.is_derived(path)
+            stream = writer.zeros(size) if chunks is None else writer.store(chunks, size, by_digest=derived)
         packed = Metadata(
             flags,
             metadata.creation_time,
@@ -75,7 +91,8 @@ class PortableWriter:
 
     def commit(self) -> None:
         """See `CimWriter.commit`: the image gets its name."""
-        self._new.commit(durable=self._durable)
+        contents = None if self._contents is None else self._contents()
+        self._new.commit(guid=self._guid, contents=contents, durable=self._durable)
 
     def abort(self) -> None:
         """See `CimWriter.abort`."""

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from uuid import UUID
 
 from lamella.changes.contracts import Mine, Seen
 from lamella.changes.losses import Losses
@@ -25,6 +26,9 @@ class CimSink(CimImport):
     The image appears with `commit`; `abort` leaves nothing. Hives and boot files lie in `CimLayer.folder` too, and a
     layer with deltas of hives gets there, and in its image, what they come to over the parent's. ``windows`` False
     leaves all that out: then any tree will do as a base layer. Whiteouts delete. Equal contents are kept once.
+
+    The image's GUID follows from its content, unless there is a ``guid``. ``contents`` is asked at the end for what
+    stands for all contents that the sink was given, as a diff id does; without it they are read again for that.
     """
 
     def __init__(
@@ -33,13 +37,17 @@ class CimSink(CimImport):
         *,
         parents: LayerStack[CimLayer] | None = None,
         windows: bool = True,
+        guid: UUID | None = None,
+        contents: Callable[[], bytes] | None = None,
         durable: bool = False,
         losses: Losses | None = None,
         writer: ForkWriter | None = None,
     ) -> None:
         """Start the image, by ``writer`` where one is given. Raises AlreadyExists, NotFound, InvalidInput."""
         parent = parents.nearest_first()[0] if parents else None
-        self._fork = writer if writer is not None else PortableWriter(layer, parent, durable=durable)
+        if writer is None:
+            writer = PortableWriter(layer, parent, guid=guid, contents=contents, durable=durable)
+        self._fork = writer
         self._has_parent = parent is not None
         host = HostFiles(layer.folder, own=True, durable=durable)
         super().__init__(self._fork, host, None if parent is None else parent.folder, windows=windows, losses=losses)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from lamella.errors import NotFound, from_os
+from lamella.formats.ntfs.upcase import usual_upcase
 
 HIVES: Final = {
     "SYSTEM": "SYSTEM",
@@ -25,8 +26,11 @@ CONFIG: Final = "Files/Windows/System32/config"
 LAYOUT: Final = b"vhd-with-hives\n"
 """What the file ``layout`` of a base layer says."""
 
+fold: Final = usual_upcase().fold
+"""What is equal for paths of one file."""
+
 _IGNORING_CASE: Final = frozenset(
-    {f"{CONFIG}/{name}".upper() for name in HIVES} | {f"Hives/{name}_Delta".upper() for name in HIVES.values()}
+    {fold(f"{CONFIG}/{name}") for name in HIVES} | {fold(f"Hives/{name}_Delta") for name in HIVES.values()}
 )
 _EXACTLY: Final = frozenset(
     {
@@ -38,9 +42,17 @@ _EXACTLY: Final = frozenset(
 )
 
 
+_LENGTHS: Final = frozenset(map(len, _IGNORING_CASE | _EXACTLY))
+
+
 def is_special(path: str) -> bool:
     """Whether the file at ``path`` goes through the host's file system."""
-    return path in _EXACTLY or path.upper() in _IGNORING_CASE
+    return len(path) in _LENGTHS and (fold(path) in _IGNORING_CASE or path in _EXACTLY)
+
+
+def is_derived(path: str) -> bool:
+    """Whether an import may make the file at ``path`` of more than the layer itself: all in ``Hives``."""
+    return path[5:6] == "/" and fold(path[:5]) == "HIVES"
 
 
 def find(folder: Path, path: str) -> Path | None:

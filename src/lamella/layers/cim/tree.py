@@ -22,7 +22,7 @@ from lamella.changes.model import (
 )
 from lamella.errors import Exhausted, FormatError, InvalidInput, NotFound
 from lamella.formats.cim.reader import CimReader
-from lamella.formats.cim.structures import FileRecord, Flag, place
+from lamella.formats.cim.structures import RECORDS_IN_TABLE, FileRecord, Flag, place
 from lamella.formats.cim.structures import Stream as CimStream
 from lamella.formats.ntfs import attributes as bits
 from lamella.formats.ntfs import extended_attributes, filetime, reparse
@@ -163,7 +163,7 @@ class CimTree:
         if found is None:
             if len(self._directories) >= _KNOWN:
                 self._directories.clear()
-            found = self._directories[directory] = links_of(self.reader, directory)
+            found = self._directories[directory] = self.reader.children(self.reader.record(directory))
         return found
 
     def close(self) -> None:
@@ -178,16 +178,12 @@ class CimTree:
         self.close()
 
 
-def links_of(reader: CimReader, directory: int) -> _Links:
-    """What is in a directory: folded name -> name, file id."""
-    fold = reader.upcase.fold
-    return {fold(name): (name, child) for name, child in reader.links(reader.record(directory))}
-
-
 def in_two_places(reader: CimReader, file: int, directory: int) -> FormatError:
     """What is wrong with the link table of ``directory``, which has the directory ``file`` of another one."""
     at = place(reader.record(directory).data.offset)[1]
-    return FormatError("CIM link table", at, f"the directory of file id {file} is in another directory too, or in itself")
+    return FormatError(
+        "CIM link table", at, f"the directory of file id {file} is in another directory too, or in itself"
+    )
 
 
 def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
@@ -203,7 +199,7 @@ def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
     )
     if record.ea_length:
         listed = extended_attributes.decode(reader.extended_attributes(record) or b"")
-        windows.extended_attributes = {each.name.decode("latin-1"): each.value for each in listed}
+        windows.extended_attributes = {each.name.decode("utf-8", "surrogateescape"): each.value for each in listed}
     else:
         windows.extended_attributes = NO_XATTRS
     kind, size, target = Kind.FILE, record.data.length, ""
@@ -240,7 +236,6 @@ class _Walk:
         self._paths: dict[int, LayerPath] = {}
         """The first name of each file that was stated."""
         self._unchanged: dict[int, LayerPath] | None = None
-        self._tables = frozenset(parent.tables) if parent is not None else frozenset()
         self._entered = {image.root}
         """Directories that were come to: there is one way to each."""
 
@@ -273,7 +268,8 @@ class _Walk:
 
     def _changed(self, path: LayerPath, file: int, old: int) -> Iterator[Change]:
         assert self._parent is not None  # noqa: S101  # there is another side
-        here, there = links_of(self._image, file), links_of(self._parent, old)
+        image, parent = self._image, self._parent
+        here, there = image.children(image.record(file)), parent.children(parent.record(old))
         for key in sorted(there.keys() - here.keys()):
             yield Whiteout(join(path, there[key][0]))
         fold = self._image.upcase.fold
@@ -310,11 +306,13 @@ class _Walk:
 
     def _differs(self, file: int, old: int) -> bool:
         """Whether a file with the parent's id has another record than there; of a directory, apart from its names."""
-        assert self._parent is not None  # noqa: S101  # there is another side
-        number = (file - 1) >> 10
-        if file == old and number < len(self._image.tables) and self._image.tables[number] in self._tables:
+        image, parent = self._image, self._parent
+        assert parent is not None  # noqa: S101  # there is another side
+        number = (file - 1) // RECORDS_IN_TABLE
+        kept = file == old and number < min(image.table_count, parent.table_count)
+        if kept and image.table(number) == parent.table(number):
             return False
-        new, before = self._image.record(file), self._parent.record(old)
+        new, before = image.record(file), parent.record(old)
         if new.is_directory and before.is_directory:
             new.data = before.data
         return new != before
@@ -331,7 +329,7 @@ class _Walk:
 
     def _note(self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath], entered: set[int]) -> None:
         assert self._parent is not None  # noqa: S101  # there is another side
-        there = links_of(self._parent, old)
+        there = self._parent.children(self._parent.record(old))
         fold = self._image.upcase.fold
         for name, child in self._links(path, file, entered):
             before = there.get(fold(name))
@@ -349,7 +347,7 @@ class _Walk:
             raise Exhausted(f"the directory {path[:200]!r} is more than {_DEEPEST} levels deep")
         entered = self._entered if entered is None else entered
         image = self._image
-        for name, child in _sorted(links_of(image, file)):
+        for name, child in _sorted(image.children(image.record(file))):
             if image.record(child).is_directory:
                 if child in entered:
                     raise in_two_places(image, child, file)

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -134,6 +135,21 @@ class TestALayerWithoutParents:
                 {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / name).iterdir()}
             )
         assert sums[0] == sums[1]
+
+    def test_has_another_guid_where_a_large_content_is_another(self, tmp_path: Path) -> None:
+        guids = set()
+        for name, data in (("a", b"1" * 70_000), ("b", b"2" * 70_000), ("c", b"1" * 70_000)):
+            layer = write(tmp_path / f"{name}.cim", tree(file("Files/f", data)))
+            with OpenCim(layer) as image:
+                guids.add(image.reader.filesystem.own.guid)
+        assert len(guids) == 2
+        assert contents(CimLayer(tmp_path / "a.cim"))["Files/f"] == b"1" * 70_000
+
+    def test_has_the_guid_that_it_is_given(self, tmp_path: Path) -> None:
+        layer, guid = CimLayer(tmp_path / "one.cim"), UUID(int=7)
+        apply(tree(), CimSink(layer, windows=False, guid=guid))
+        with OpenCim(layer) as image:
+            assert guid == image.reader.filesystem.own.guid
 
     def test_takes_a_directory_that_it_does_not_state(self, tmp_path: Path) -> None:
         layer = write(tmp_path / "one.cim", [file("Files/a/b", b"1")])
@@ -368,7 +384,7 @@ def test_a_directory_that_lies_in_itself_is_told(tmp_path: Path) -> None:
     directory_of_a = writer._find("a")
     assert directory_of_a is not None
     assert directory_of_b is not None
-    writer._directories[directory_of_b]["A"] = ("a", directory_of_a)
+    writer._directories.changing(directory_of_b)["A"] = ("a", directory_of_a)
     new.commit()
     with OpenCim(new.layer) as image, pytest.raises(FormatError, match="in itself"):
         list(all_changes(image))

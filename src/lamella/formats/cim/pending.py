@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a writer holds until the end, in little memory: the records of files, and the names in directories."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from lamella.formats.cim.structures import RECORD, RECORDS_IN_TABLE
+
+Names: TypeAlias = dict[str, tuple[str, int]]
+"""Folded name -> name, file id."""
+
+_OPEN: Final = 512
+"""Directories that are held as dictionaries, which take five times the room."""
+_BLOCK: Final = RECORDS_IN_TABLE * RECORD.size
+
+
+class Records:
+    """Packed file records by file id: those of new files, and those of older ones that have changed."""
+
+    __slots__ = ("_before", "_blocks", "_changed", "last")
+
+    def __init__(self, last: int) -> None:
+        self._before = last
+        self.last = last
+        """The highest file id."""
+        self._blocks: list[bytearray] = []
+        self._changed: dict[int, bytes] = {}
+
+    def add(self, raw: bytes) -> int:
+        """The file id of a new file."""
+        if not self._blocks or len(self._blocks[-1]) == _BLOCK:
+            self._blocks.append(bytearray())
+        self._blocks[-1] += raw
+        self.last += 1
+        return self.last
+
+    def put(self, file: int, raw: bytes) -> None:
+        """Another record for a file."""
+        number = file - self._before - 1
+        if number < 0:
+            self._changed[file] = raw
+            return
+        block, row = divmod(number, RECORDS_IN_TABLE)
+        self._blocks[block][row * RECORD.size : (row + 1) * RECORD.size] = raw
+
+    def get(self, file: int) -> bytes | None:
+        """The record of a file; None for one that is as it was."""
+        number = file - self._before - 1
+        if number < 0:
+            return self._changed.get(file)
+        block, row = divmod(number, RECORDS_IN_TABLE)
+        return bytes(self._blocks[block][row * RECORD.size : (row + 1) * RECORD.size])
+
+    def any(self, ids: range) -> bool:
+        """Whether one of these files is new or has changed."""
+        return ids.stop - 1 > self._before or not self._changed.keys().isdisjoint(ids)
+
+
+class Directories:
+    """The names in directories, by file id. What `names` gives is good until the next call."""
+
+    __slots__ = ("_fold", "_load", "_open", "_packed", "changed")
+
+    def __init__(self, fold: Callable[[str], str], load: Callable[[int], Names]) -> None:
+        """``load`` gives what is in a directory that is not known yet."""
+        self._fold = fold
+        self._load = load
+        self._open: dict[int, Names] = {}
+        self._packed: dict[int, tuple[str, array[int]]] = {}
+        self.changed: set[int] = set()
+        """Directories with other names than they had."""
+
+    def names(self, directory: int) -> Names:
+        """What is in a directory."""
+        found = self._open.get(directory)
+        if found is not None:
+            return found
+        packed = self._packed.pop(directory, None)
+        if packed is None:
+            found = self._load(directory)
+        else:
+            text, files = packed
+            names = text.split("/") if files else []
+            found = dict(zip(map(self._fold, names), zip(names, files, strict=True), strict=True))
+        self._keep(directory, found)
+        return found
+
+    def changing(self, directory: int) -> Names:
+        """What is in a directory, which the caller changes."""
+        self.changed.add(directory)
+        return self.names(directory)
+
+    def add(self, directory: int) -> None:
+        """A new directory, in which nothing is yet."""
+        self.changed.add(directory)
+        self._keep(directory, {})
+
+    def known(self, directory: int) -> bool:
+        """Whether the file is known to be a directory."""
+        return directory in self._open or directory in self._packed
+
+    def _keep(self, directory: int, names: Names) -> None:
+        if len(self._open) >= _OPEN:
+            for other in list(self._open)[: _OPEN // 2]:
+                links = self._open.pop(other)
+                if other in self.changed:
+                    text = "/".join([name for name, _ in links.values()])
+                    self._packed[other] = text, array("I", [file for _, file in links.values()])
+        self._open[directory] = names
