@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test crash check format bench bench-corpus fuzz lock clean
+.PHONY: setup demo test wine crash check format bench bench-corpus fuzz lock clean
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest $(ARGS)
+
+# On Windows' CPython under Wine, which Debian's packages wine and wine64 are; ARGS names other tests than the usual.
+wine: $(READY)
+	$(PY) tests/wine/run.py $(ARGS)
 
 # Each run kills at other moments; a failure says how to have the same ones again.
 crash: $(READY)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator
 
 import pytest
@@ -44,18 +45,19 @@ def needs() -> Needs:
 
 def pytest_configure() -> None:
     """Heed the signals that a job in the background ignores: programs that the tests start and stop inherit that."""
-    for number, usual in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, signal.SIG_DFL),
-        (signal.SIGHUP, signal.SIG_DFL),
+    for name, usual in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGTERM", signal.SIG_DFL),
+        ("SIGHUP", signal.SIG_DFL),  # which Windows lacks
     ):
-        if signal.getsignal(number) == signal.SIG_IGN:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what only root can do where the tests run as somebody else."""
-    if item.get_closest_marker("root") and os.geteuid() != 0:
+    if item.get_closest_marker("root") and (sys.platform == "win32" or os.geteuid() != 0):
         _absent("this test needs root")
 
 

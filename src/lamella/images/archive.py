@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.digests import Digest
 from lamella.errors import Exhausted, FormatError, InvalidInput, LamellaError, NotFound, Unsupported, from_os
+from lamella.host import flags
 from lamella.images.parts import ArchiveSource, CompressedSource, PlainSource
 from lamella.paths import LayerPath, parse_path
 
@@ -153,7 +154,7 @@ def sha256(file: BinaryIO) -> Digest:
 
 def _open_source(path: str, where: str) -> ArchiveSource:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | flags.O_NONBLOCK | flags.O_CLOEXEC)
     except OSError as problem:
         raise from_os(problem, f"open the archive {path!r}") from problem
     try:

@@ -9,10 +9,11 @@ import stat
 from typing import BinaryIO, Final, Protocol
 
 from lamella.errors import Exhausted, InvalidInput, NotFound, from_os
+from lamella.host import flags
 from lamella.paths import LayerPath, parse_path
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | flags.O_DIRECTORY | flags.O_NOFOLLOW | flags.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC
 """A fifo that is opened for reading without O_NONBLOCK hangs."""
 
 
@@ -50,8 +51,9 @@ class DirectoryPlace:
 
     def __init__(self, path: str, where: str) -> None:
         self.where = where
+        flags.require_descriptors()
         try:
-            self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._root = os.open(path, os.O_RDONLY | flags.O_DIRECTORY | flags.O_CLOEXEC)
         except OSError as problem:
             raise from_os(problem, f"open the directory {path!r}") from problem
 

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lamella.changes.model import Entry, Kind
 from lamella.errors import LamellaError
+from lamella.host import flags
 from lamella.paths import ROOT, LayerPath, join
 
 if TYPE_CHECKING:
     from lamella.layers.directory_tree import DirectoryTree
 
 # Not waiting: a fifo that somebody puts in the place of a file must not stop us.
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
 _STEP: Final = 256 << 10
 _OPEN_DIRECTORIES: Final = 128
 _SECOND: Final = 1_000_000_000

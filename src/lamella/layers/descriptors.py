@@ -12,8 +12,9 @@ from typing import Final
 
 from lamella import host
 from lamella.errors import Conflict, Unsupported, from_os
+from lamella.host import flags
 
-_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN: Final = os.O_RDONLY | flags.O_DIRECTORY | flags.O_NOFOLLOW | flags.O_CLOEXEC
 _MOST: Final = 800
 
 
@@ -108,13 +109,14 @@ def open_root(root: str | os.PathLike[str]) -> int:
 
     Raises LamellaError; Unsupported where Python would write the names of files in another encoding than they have.
     """
+    flags.require_descriptors()
     if sys.getfilesystemencoding() != "utf-8":
         raise Unsupported(
             f"the names of files would be written in the encoding {sys.getfilesystemencoding()!r}",
             hint="set PYTHONUTF8=1 in the environment",
         )
     try:
-        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(root, os.O_RDONLY | flags.O_DIRECTORY | flags.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ENOTDIR:
             raise Conflict(f"{os.fspath(root)!r} is not a directory") from error
@@ -173,7 +175,7 @@ def remove_tree(parent: int, name: str) -> None:
 
 def open_up(parent: int | None, name: str | os.PathLike[str]) -> int:
     """Give us all rights to a directory of our own whose mode keeps us out; the mode that it had. Raises OSError."""
-    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+    handle = os.open(name, flags.O_PATH | flags.O_NOFOLLOW | flags.O_DIRECTORY | flags.O_CLOEXEC, dir_fd=parent)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
         os.chmod(host.path_of(handle), mode | 0o700)

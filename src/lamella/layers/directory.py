@@ -15,11 +15,12 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, Posix
 from lamella.changes.semantics import prune
 from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
+from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root, open_up, remove_tree
 from lamella.layers.policy import Devices, Owners, Policy, refusal
 from lamella.paths import LayerPath, join, split
 
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
 _KINDS: Final = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIRECTORY,
@@ -444,7 +445,7 @@ class DirectorySink:
                 self._drop_xattrs(at, posix.xattrs)
             self._set_xattrs(at, path, posix.xattrs)
         if entry.kind is not Kind.SYMLINK and (posix.mode & self._special or posix.xattrs or inherits):
-            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            handle = os.open(name, flags.O_PATH | flags.O_NOFOLLOW | flags.O_CLOEXEC, dir_fd=directory)
             try:
                 os.chmod(host.path_of(handle), posix.mode)
             finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lamella.changes.model import Buffer
 from lamella.errors import Conflict, Denied, LamellaError, from_os
+from lamella.host import flags
 
 if TYPE_CHECKING:
     from lamella.layers.directory_tree import DirectoryTree
@@ -18,7 +19,7 @@ Facts: TypeAlias = tuple[int, int, int, int, bool]
 """Of a regular file: size, mtime in ns, inode, device, and whether it may have holes."""
 
 # Not waiting: a fifo that somebody puts in the place of a file must not stop us.
-OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
 _AT_ONCE: Final = 256 << 10
 """Files up to this size are read by a single call, and so are the steps through larger ones when comparing."""
 _STEP: Final = 128 << 10

@@ -16,6 +16,7 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
 from lamella.changes.semantics import prune
 from lamella.errors import Conflict, InvalidInput, NotFound, from_os
+from lamella.host import flags
 from lamella.layers.directory import DirectorySink
 from lamella.layers.policy import Owners, Policy
 from lamella.paths import ROOT, LayerPath, join, split
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 TRUSTED: Final = "trusted.overlay."
 USER: Final = "user.overlay."
 
-_WHITEOUT_DEVICE: Final = os.makedev(0, 0)
+_WHITEOUT_DEVICE: Final = 0  # of major and minor number 0; Windows has no os.makedev
 _KNOWN_HIDDEN: Final = 16384
 
 
@@ -380,7 +381,7 @@ class OverlaySink(DirectorySink):
                 return
         if self._in_upper(parent, name):
             self._clear(directory, name, path)
-        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
             host.set_xattr(file, self._prefix + "whiteout", b"y")
         finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from lamella.errors import (
@@ -20,6 +21,7 @@ from lamella.errors import (
 )
 
 SUCCESS: Final = 0
+ERROR_NO_MORE_FILES: Final = 18
 ERROR_INSUFFICIENT_BUFFER: Final = 122
 ERROR_MORE_DATA: Final = 234
 ERROR_NO_TOKEN: Final = 1008
@@ -148,6 +150,12 @@ def from_hresult(result: int, doing: str) -> LamellaError:
 def win32_of_ntstatus(status: int) -> int | None:
     """The Win32 code of an NTSTATUS given as a number of either sign, or None where Windows must be asked."""
     return _NTSTATUS.get(status & 0xFFFF_FFFF)
+
+
+def from_ntstatus(status: int, doing: str, ask: Callable[[int], int]) -> LamellaError:
+    """The category that fits a failed NTSTATUS of either sign; ``ask`` gives the Win32 code of one not known here."""
+    code = win32_of_ntstatus(status)
+    return from_win32(ask(status) if code is None else code, doing)
 
 
 def check_win32(code: int, doing: str) -> None:

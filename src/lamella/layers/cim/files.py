@@ -16,9 +16,10 @@ from lamella.errors import AlreadyExists, InvalidInput, NotFound, from_os
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import RegionType, objects_file
 from lamella.formats.cim.writer import CimWriter
+from lamella.host import flags
 
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
 _PENDING: Final = 1 << 17
@@ -258,7 +259,7 @@ class NewCim:
             os.link(image, self.layer.path)  # fails where somebody else was first
             os.unlink(image)
             if durable:
-                file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                file = os.open(directory, os.O_RDONLY | flags.O_DIRECTORY | flags.O_CLOEXEC)
                 os.fsync(file)
                 os.close(file)
         except OSError as problem:

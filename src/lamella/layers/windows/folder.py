@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import Conflict, FormatError, InvalidInput, LamellaError, from_os
 from lamella.formats.ntfs import names
+from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root, remove_tree
 from lamella.layers.windows.hives import base_hives, merged_hives
 from lamella.layers.windows.index import BASE, TRANSPORT, IndexWriter, LinkFact, PutFact, StreamFact
@@ -36,7 +37,7 @@ from lamella.paths import LayerPath
 if TYPE_CHECKING:
     from lamella.layers.stack import LayerStack
 
-_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
 
 
 class FolderWriter:
@@ -173,7 +174,7 @@ class FolderWriter:
     def _remove(self) -> None:
         parent, name = os.path.split(self._stage)
         try:
-            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(parent, os.O_RDONLY | flags.O_DIRECTORY)
             try:
                 remove_tree(descriptor, name)
             finally:
@@ -229,7 +230,7 @@ class FolderWriter:
     def _copy_boot_file(self, path: LayerPath, copy: str) -> None:
         parent, _, name = path.rpartition("/")
         try:
-            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._descriptors.open(parent))
+            file = os.open(name, os.O_RDONLY | flags.O_NOFOLLOW, dir_fd=self._descriptors.open(parent))
         except FileNotFoundError:
             return  # spelled in another case, which hcsshim does not copy
         try:

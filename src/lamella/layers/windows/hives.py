@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from lamella.host import flags
 from lamella.layers.windows.place import CONFIG, HIVE_NAMES, HIVES
 
 if TYPE_CHECKING:
     from lamella.layers.windows.parents import Parents
 
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY: Final = _READ | os.O_DIRECTORY
+_READ: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_CLOEXEC
+_DIRECTORY: Final = _READ | flags.O_DIRECTORY
 
 
 def base_hives(root: int) -> None:

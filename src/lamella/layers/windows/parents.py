@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from lamella.changes.model import Entry, Kind
 from lamella.errors import NotFound, from_os
 from lamella.formats.ntfs import names
+from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.windows.index import IndexReader, LinkFact, PutFact, WhiteoutFact
 from lamella.layers.windows.place import HIVES, INDEX, UTILITY_FILES, WindowsLayer
@@ -18,7 +19,7 @@ from lamella.paths import LayerPath
 if TYPE_CHECKING:
     from lamella.layers.stack import LayerStack
 
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_CLOEXEC
 
 
 class Parents:

@@ -12,9 +12,10 @@ from typing import Final, Self
 from lamella.changes.model import Buffer, Content
 from lamella.errors import Conflict, LamellaError, NotFound, from_os
 from lamella.formats import backup
+from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
 
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
 _STEP: Final = 256 << 10
 _BLOCK_HEADER: Final = 28
 """Bytes between two blocks of a sparse file: WIN32_STREAM_ID and the offset."""

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags for opening files; those that a system lacks are 0 there.
+
+What they promise is then not kept. So nobody opens anything by a descriptor of its directory on such a system: that is
+refused, by `require_descriptors`, where the first directory is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from lamella.errors import Unsupported
+
+
+def _flag(name: str) -> int:
+    return int(getattr(os, name, 0))
+
+
+O_CLOEXEC: Final = _flag("O_CLOEXEC")
+O_DIRECTORY: Final = _flag("O_DIRECTORY")
+O_NOCTTY: Final = _flag("O_NOCTTY")
+O_NOFOLLOW: Final = _flag("O_NOFOLLOW")
+O_NONBLOCK: Final = _flag("O_NONBLOCK")
+O_PATH: Final = _flag("O_PATH")
+
+
+def require_descriptors() -> None:
+    """Make sure that files can be opened by a descriptor of their directory. Raises Unsupported."""
+    if os.open not in os.supports_dir_fd:
+        raise Unsupported(
+            "this system cannot open a file by a descriptor of its directory, which keeps links from leading elsewhere",
+            hint="on Windows, layers for Windows are handled by its own calls; for all else take Linux, or WSL",
+        )
