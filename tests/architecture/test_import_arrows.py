@@ -44,7 +44,7 @@ FRONT_DOOR = "lamella"
 # What a start must not pay for: libraries that are loaded by the operations that use them.
 HEAVY = (
     *("asyncio", "backports.zstd", "click", "email", "grpc", "http", "importlib.metadata", "isal", "json", "logging"),
-    *("msgspec", "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "urllib3", "zlib_ng"),
+    *("msgspec", "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "zlib_ng"),
 )
 
 

@@ -16,7 +16,6 @@ def copy_and_tell(
 ) -> None:
     """Copy the image and say what came of it."""
     from lamella.operations.copy import copy
-    from lamella.operations.inspect import describe_descriptor
 
     copied = copy(
         source,
@@ -28,6 +27,8 @@ def copy_and_tell(
         cancel=console.cancellation(),
     )
     if console.json:
+        from lamella.operations.inspect import describe_descriptor
+
         document = describe_descriptor(copied.entry)
         console.document({"image": target, **document, "blobs": copied.blobs, "bytes": copied.size})
         return

@@ -111,7 +111,10 @@ class ImageWriter(Protocol):
         ...
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Store a blob whose size and digest are checked as it streams. Raises SizeMismatch, DigestMismatch."""
+        """Store a blob whose size and digest are checked as it streams. Raises SizeMismatch, DigestMismatch.
+
+        No chunk is looked at any more once the next is asked for: they may all lie in one buffer.
+        """
         ...
 
     def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:  # noqa: ARG002

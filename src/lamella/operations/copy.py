@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
@@ -175,7 +176,8 @@ def _collect(reader: ImageReader, image: Descriptor, blobs: dict[str, Descriptor
 class Relay:
     """The bytes of a blob, read anew each time that they are gone through: a registry may lose what it was sent.
 
-    What was taken is told to ``progress``; going through them raises Cancelled.
+    Each piece is good until the next is asked for. What was taken is told to ``progress``; going through them raises
+    Cancelled.
     """
 
     def __init__(self, opened: Callable[[], BinaryIO], progress: Progress | None, cancel: Cancellation | None) -> None:
@@ -183,9 +185,11 @@ class Relay:
         self._progress = progress
         self._cancel = cancel
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[memoryview]:
+        view = memoryview(bytearray(_CHUNK))
         with self._opened() as file:
-            while chunk := file.read(_CHUNK):
+            readinto = file.readinto if isinstance(file, (io.RawIOBase, io.BufferedIOBase)) else None
+            while chunk := view[: readinto(view) or 0] if readinto is not None else memoryview(file.read(_CHUNK)):
                 if self._cancel is not None:
                     self._cancel.check()
                 yield chunk

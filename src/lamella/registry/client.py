@@ -306,29 +306,30 @@ def check_login(registry: str, credential: Credential, options: RegistryOptions 
 
 
 def _endpoints(registry: str, repository: str, options: RegistryOptions) -> list[Endpoint]:
-    from lamella.registry.auth_file import AuthFile
-    from lamella.registry.credentials import Credentials
     from lamella.registry.hosts import hosts_for
 
     *mirrors, own = hosts_for(registry, plain_http=bool(options.plain_http), directory=options.certs_dir)
     if options.plain_http is False:
         own = replace(own, scheme="https")
-    if options.anonymous:
-        known = Credentials()
-    elif options.auth_file is not None:
-        known = Credentials([AuthFile(options.auth_file)])
-    else:
-        known = Credentials.load()
+
+    def credential(host: str, only: Credential | None = None) -> Credential | None:
+        return only or _credential(host, repository, options)
+
     # Whoever asks a mirror should not wait for it long: there is another to ask.
     brief = replace(options, tries=min(options.tries, 2))
-    found = [
-        Endpoint(host, registry, partial(known.for_registry, host.host, repository), brief, mirror=True)
-        for host in mirrors
-    ]
-    return [
-        *found,
-        Endpoint(own, registry, lambda: options.credential or known.for_registry(registry, repository), options),
-    ]
+    found = [Endpoint(host, registry, partial(credential, host.host), brief, mirror=True) for host in mirrors]
+    return [*found, Endpoint(own, registry, partial(credential, registry, options.credential), options)]
+
+
+def _credential(host: str, repository: str, options: RegistryOptions) -> Credential | None:
+    """Who to be at ``host``, by the login files; they are read when a host first wants to know."""
+    from lamella.registry.auth_file import AuthFile
+    from lamella.registry.credentials import Credentials
+
+    if options.anonymous:
+        return None
+    known = Credentials.load() if options.auth_file is None else Credentials([AuthFile(options.auth_file)])
+    return known.for_registry(host, repository)
 
 
 def _content_type(response: Response) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -330,6 +329,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise from_os(error, f"read {str(path)!r}") from error
     if len(raw) > MAX_FILE:
         raise Exhausted(f"{path}: more than {MAX_FILE} bytes are no file of settings")
+    import tomllib  # most have no such file
+
     try:
         return tomllib.loads(raw.decode())
     except UnicodeDecodeError:

@@ -91,8 +91,10 @@ class Part:
             raise
         self._response = response
 
-    def read(self, amount: int) -> bytes:
-        """At most ``amount`` bytes of what is left, empty at the end. Raises Unavailable, SizeMismatch."""
+    def readinto(self, view: memoryview) -> int:
+        """Fill the start of ``view`` with the next bytes, and say how many; 0 at the end. Raises Unavailable,
+        SizeMismatch.
+        """
         while self._at < self._stop:
             if self._options.cancel is not None:
                 self._options.cancel.check()
@@ -101,21 +103,21 @@ class Part:
                 if self._response is None:
                     self.open()
                 assert self._response is not None  # noqa: S101 opened above
-                piece = self._response.read(min(amount, self._stop - self._at))
-                if not piece:
+                count = self._response.readinto(view[: self._stop - self._at])
+                if not count:
                     raise Interrupted(f"{self._what}: the answer ended {self._stop - self._at} bytes early")
             except Interrupted as problem:
                 self.close()
                 self._patience.pause(problem)
                 continue
             self._waited += time.monotonic() - began
-            self._got += len(piece)
-            self._at += len(piece)
-            self._patience.progress(len(piece))
+            self._got += count
+            self._at += count
+            self._patience.progress(count)
             if self._at == self._stop:
                 self._end()
-            return piece
-        return b""
+            return count
+        return 0
 
     @property
     def rate(self) -> float:
@@ -197,15 +199,23 @@ class BlobStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """The next bytes, as many as there are at hand."""
         view = memoryview(buffer).cast("B")
-        piece = self._next(len(view))
-        view[: len(piece)] = piece
-        return len(piece)
+        if self.closed:
+            raise ValueError("the blob is closed")
+        if not view:
+            return 0
+        count = self._source.readinto(view)
+        if not count and self._at < self._size:
+            self._source = self._rest()
+            count = self._source.readinto(view)
+        self._at += count
+        return count
 
     def read(self, size: int | None = -1) -> bytes:
         """At most ``size`` of the next bytes; all that is left for a negative size."""
         if size is None or size < 0:
-            return b"".join(iter(lambda: bytes(self._next(READ)), b""))
-        return bytes(self._next(size)) if size else b""
+            return b"".join(iter(lambda: self.read(READ), b""))
+        buffer = bytearray(min(size, READ, self._size - self._at))
+        return bytes(memoryview(buffer)[: self.readinto(buffer)])
 
     def readall(self) -> bytes:
         """All that is left."""
@@ -216,16 +226,6 @@ class BlobStream(io.RawIOBase):
         if not self.closed:
             self._source.close()
         super().close()
-
-    def _next(self, amount: int) -> bytes | memoryview:
-        if self.closed:
-            raise ValueError("the blob is closed")
-        piece = self._source.read(min(amount, READ))
-        if not piece and self._at < self._size:
-            self._source = self._rest()
-            piece = self._source.read(min(amount, READ))
-        self._at += len(piece)
-        return piece
 
     def _rest(self) -> Part | _Window:
         """What is left after the first range."""
@@ -267,18 +267,19 @@ class _Window:
         for _ in range(min(options.streams, -(-(size - start) // PIECE))):
             threading.Thread(target=self._work, name="lamella-range", daemon=True).start()
 
-    def read(self, amount: int) -> memoryview:
-        """What is at hand of the next bytes, good until the next call."""
+    def readinto(self, view: memoryview) -> int:
+        """What is at hand of the next bytes; 0 at the end."""
         with self._changed:
             while True:
                 piece = self._pieces[0] if self._pieces else None
                 if piece is None:
                     if self._begun >= self._size:
-                        return memoryview(b"")
+                        return 0
                 elif piece.read < piece.filled:
-                    start = piece.read
-                    piece.read = min(start + amount, piece.filled)
-                    return memoryview(piece.buffer)[start : piece.read]
+                    start, piece.read = piece.read, min(piece.read + len(view), piece.filled)
+                    count = piece.read - start
+                    view[:count] = memoryview(piece.buffer)[start : piece.read]
+                    return count
                 elif piece.read == piece.size:
                     self._pieces.popleft()
                     self._spare = piece.buffer
@@ -333,14 +334,12 @@ class _Window:
             return self._part(start, stop), piece
 
     def _fill(self, part: Part, piece: _Piece) -> None:
-        buffer, changed = piece.buffer, self._changed
-        while data := part.read(READ):
-            end = piece.filled + len(data)
-            buffer[piece.filled : end] = data
+        view, changed = memoryview(piece.buffer), self._changed
+        while count := part.readinto(view[piece.filled : piece.filled + READ]):
             with changed:
                 if self._stopped:
                     return
-                piece.filled = end
+                piece.filled += count
                 changed.notify_all()
 
     def _give_back(self, piece: _Piece) -> None:

@@ -4,37 +4,35 @@
 from __future__ import annotations
 
 import os
-import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
-from urllib3.exceptions import TimeoutError as TooLate
+from socket import gaierror
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lamella import errors
 from lamella.errors import Denied, Exhausted, InvalidInput, LamellaError, Unavailable
 from lamella.oci.documents import MAX_DOCUMENT
 from lamella.registry.addresses import Origin, check_address, is_loopback, joined, origin_of, shown
-from lamella.registry.connections import pool_classes
+from lamella.registry.answers import Answer, BrokenAnswer
+from lamella.registry.connections import Connection, Connections, ProxyRefused, Unreached, Way
 from lamella.registry.proxies import proxy_for
 
 if TYPE_CHECKING:
+    import ssl
+
     from lamella.images.options import RegistryOptions
     from lamella.registry.hosts import HostConfig
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAX_REDIRECTS: Final = 5
-CONNECTIONS: Final = 8
-"""Idle connections kept to one host; what runs at once is bounded by those who ask."""
+HOSTS: Final = 16
+"""Hosts, ours and those that it sends us to, to which idle connections are kept."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_SEND_SIZE: Final = 256 << 10
 
 
 class Interrupted(Unavailable):
@@ -48,13 +46,17 @@ class Interrupted(Unavailable):
 class Response:
     """An answer whose body has not been read yet; close it, or read it to its end, to free the connection."""
 
-    def __init__(self, raw: urllib3.BaseHTTPResponse, url: str, options: RegistryOptions) -> None:
-        self._raw = raw
+    def __init__(
+        self, answer: Answer, connection: Connection, pool: Connections, url: str, options: RegistryOptions
+    ) -> None:
+        self._answer = answer
+        self._connection: Connection | None = connection
+        self._pool = pool
         self._options = options
         self._waited = 0.0
         self._got = 0
-        self.status = raw.status
-        self.headers: Mapping[str, str] = raw.headers
+        self.status = answer.status
+        self.headers: Mapping[str, str] = answer.headers
         self.url = url
 
     @property
@@ -63,28 +65,33 @@ class Response:
         text = self.headers.get("Content-Length")
         return None if text is None else int(text.partition(",")[0])  # the same twice is well-formed
 
-    def read(self, amount: int) -> bytes:
-        """What has arrived, at most ``amount`` bytes; empty at the end of the body alone.
+    def readinto(self, view: memoryview) -> int:
+        """Fill the start of ``view`` with what has arrived, and say how much that is; 0 at the end of the body alone.
 
         Raises Interrupted where the body is cut, or comes slower than a working network brings it.
         """
         start = time.monotonic()
         try:
-            piece = self._raw.read1(amount)
-        except (HTTPError, OSError, ValueError) as problem:
-            self._raw.close()
+            count = self._answer.readinto(view)
+        except (BrokenAnswer, OSError, ValueError) as problem:
+            self.close()
             raise Interrupted(f"{shown(self.url)}: the answer was cut: {_reason(problem)}") from None
         self._waited += time.monotonic() - start
-        self._got += len(piece)
+        self._got += count
         if self._waited > self._options.rate_window:
-            if piece and self._got < self._waited * self._options.slowest_rate:
-                self._raw.close()
+            if count and self._got < self._waited * self._options.slowest_rate:
+                self.close()
                 raise Interrupted(
                     f"{shown(self.url)}: only {self._got} bytes came in {self._waited:.0f} seconds",
                     hint="the network or the registry is too slow; try again later",
                 )
             self._waited, self._got = 0.0, 0
-        return piece
+        return count
+
+    def read(self, amount: int) -> bytes:
+        """What has arrived, at most ``amount`` bytes; empty at the end of the body. Raises as `readinto`."""
+        buffer = bytearray(amount)
+        return bytes(memoryview(buffer)[: self.readinto(memoryview(buffer))])
 
     def document(self, limit: int = MAX_DOCUMENT) -> bytes:
         """The whole body. Raises Exhausted beyond ``limit`` bytes."""
@@ -114,8 +121,13 @@ class Response:
 
     def close(self) -> None:
         """Let go of the connection, for good where the body has not been read to its end."""
-        self._raw.close()
-        self._raw.release_conn()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._answer.whole:
+            self._pool.give(connection)
+        else:
+            connection.close()
 
 
 class Transport:
@@ -141,8 +153,9 @@ class Transport:
         self._options = options
         self._environ = os.environ if environ is None else environ
         self._local = is_loopback((near or self.origin).host)
-        self._managers: dict[tuple[bool, str | None, bool], urllib3.PoolManager] = {}
-        self._lock = threading.Lock()
+        self._pools: dict[Origin, Connections] = {}
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._lock = threading.RLock()
 
     def send(
         self,
@@ -184,80 +197,65 @@ class Transport:
     def close(self) -> None:
         """Close the connections that are idle; answers that are open stay so."""
         with self._lock:
-            managers, self._managers = list(self._managers.values()), {}
-        for manager in managers:
-            for key in manager.pools.keys():  # noqa: SIM118 it cannot be iterated itself
-                pool = manager.pools.get(key)
-                if pool is not None:
-                    pool.close()
-            manager.clear()
+            pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            pool.close()
 
     def _check(self, origin: Origin) -> None:
         if origin.host != self.origin.host or not self._chosen:
             self._check_peer(origin.host)
 
     def _once(self, method: str, url: str, origin: Origin, headers: Mapping[str, str], body: Buffer | None) -> Response:
-        options = self._options
-        connect = self._host.connect_timeout or options.connect_timeout
-        manager = self._manager(origin)
-        pieces: Iterable[Buffer] | None = None
-        if body is not None:
-            view = memoryview(body)
-            headers = {**headers, "Content-Length": str(len(view))}
-            # Each piece has its time to be sent, rather than all of them together.
-            pieces = (view[at : at + _SEND_SIZE] for at in range(0, len(view), _SEND_SIZE))
+        pool = self._pool(origin)
+        connection: Connection | None = None
         try:
-            raw = manager.urlopen(
-                method,
-                url,
-                body=pieces,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=urllib3.Timeout(connect=connect, read=options.read_timeout),
-            )
-        except InvalidInput as problem:
-            raise InvalidInput(f"{shown(url)}: {problem}") from None
-        except LamellaError:
+            connection = pool.take()
+            answer = pool.ask(connection, method, url, headers, None if body is None else memoryview(body))
+        except BaseException as problem:
+            if connection is not None:
+                connection.close()
+            if isinstance(problem, InvalidInput):
+                raise InvalidInput(f"{shown(url)}: {problem}") from None
+            if isinstance(problem, (Unreached, BrokenAnswer, OSError, ValueError)):
+                raise _failure(problem, url) from None
             raise
-        except (HTTPError, OSError, ValueError) as problem:
-            raise _failure(problem, url) from None
-        return Response(raw, url, options)
+        return Response(answer, connection, pool, url, self._options)
 
-    def _manager(self, origin: Origin) -> urllib3.PoolManager:
+    def _pool(self, origin: Origin) -> Connections:
+        with self._lock:
+            pool = self._pools.pop(origin, None) or self._new_pool(origin)
+            self._pools[origin] = pool
+            oldest = self._pools.pop(next(iter(self._pools))) if len(self._pools) > HOSTS else None
+        if oldest is not None:
+            oldest.close()
+        return pool
+
+    def _new_pool(self, origin: Origin) -> Connections:
         own = origin.host == self.origin.host
         proxy = proxy_for(origin, self._environ)
-        tls = origin.scheme == "https" or (proxy is not None and proxy.startswith("https:"))
-        with self._lock:
-            manager = self._managers.get((own, proxy, tls))
-            if manager is None:
-                manager = self._managers[own, proxy, tls] = self._new_manager(own, proxy, tls)
-        return manager
-
-    def _new_manager(self, own: bool, proxy: str | None, tls: bool) -> urllib3.PoolManager:
-        settings: dict[str, Any] = {"num_pools": 16, "maxsize": CONNECTIONS, "blocksize": 1 << 20}
-        if tls:  # what is trusted takes a while to load
-            settings["ssl_context"] = self._tls(own)
-        if own and self._host.skip_verify:
-            settings.update(assert_hostname=False, cert_reqs="CERT_NONE")
-        manager: urllib3.PoolManager
-        if proxy is None:
-            manager = urllib3.PoolManager(**settings)
-        else:
-            parsed = urllib3.util.parse_url(proxy)
-            sign_in = urllib3.make_headers(proxy_basic_auth=parsed.auth) if parsed.auth else None
-            manager = urllib3.ProxyManager(proxy, proxy_headers=sign_in, **settings)
-        guard = None if (own and self._chosen) or proxy else self._check_peer
-        manager.pool_classes_by_scheme = pool_classes(guard, self._options.read_timeout)
-        return manager
+        options = self._options
+        way = Way(
+            connect_timeout=self._host.connect_timeout or options.connect_timeout,
+            patience=options.read_timeout,
+            tls=lambda: self._tls(own),
+            guard=None if (own and self._chosen) or proxy else self._check_peer,
+            proxy=proxy,
+        )
+        return Connections(origin, way)
 
     def _check_peer(self, peer: str) -> None:
         check_address(peer, loopback=self._local)
 
     def _tls(self, own: bool) -> ssl.SSLContext:
-        """What is trusted; exceptions and certificates of ours are for the host itself."""
+        """What is trusted, which takes a while to load; exceptions and certificates of ours are for the host itself."""
+        with self._lock:
+            if own not in self._contexts:
+                self._contexts[own] = self._new_tls(own)
+            return self._contexts[own]
+
+    def _new_tls(self, own: bool) -> ssl.SSLContext:
+        import ssl
+
         context = ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         for path in self._host.ca:
@@ -274,6 +272,8 @@ class Transport:
     @contextmanager
     def _named(self, path: Path) -> Iterator[None]:
         """Errors that say which of the files in the settings is meant, as OpenSSL does not."""
+        import ssl
+
         try:
             yield
         except ssl.SSLError as problem:
@@ -285,6 +285,8 @@ class Transport:
 
 def _failure(problem: Exception, url: str) -> LamellaError:
     """The error for a request that got no answer."""
+    import ssl
+
     where = origin_of(url)
     seen: BaseException | None = problem
     while seen is not None:
@@ -299,25 +301,24 @@ def _failure(problem: Exception, url: str) -> LamellaError:
             plain = seen.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
             hint = "the registry may be one without TLS (--plain-http)" if plain else None
             return Unavailable(f"{where}: TLS failed: {seen.reason or 'no reason is known'}", hint=hint)
-        seen = seen.__cause__ or seen.__context__ or _inner(seen)
-    if isinstance(problem, NameResolutionError):
-        return Interrupted(f"{where}: there is no such host", sent=False)
-    sent = not isinstance(problem, (NewConnectionError, ConnectTimeoutError))
+        seen = seen.__cause__ or seen.__context__
+    sent = not isinstance(problem, Unreached)
+    if isinstance(problem, ProxyRefused):
+        return Interrupted(f"{where}: {problem}", sent=sent)
     return Interrupted(f"{where}: {_reason(problem)}", sent=sent)
 
 
-def _inner(problem: BaseException) -> BaseException | None:
-    """What an error of the library was made from, which it keeps among its arguments."""
-    return next((one for one in problem.args if isinstance(one, BaseException)), None)
-
-
 def _reason(problem: BaseException) -> str:
-    """Why, in the system's words; the library's have the whole URL in them."""
-    if not isinstance(problem, NewConnectionError) and isinstance(problem, (TooLate, TimeoutError)):
-        return "no answer in time"
+    """Why, in the system's words or ours."""
     seen: BaseException | None = problem
     while seen is not None:
+        if isinstance(seen, TimeoutError):
+            return "no answer in time"
+        if isinstance(seen, (gaierror, UnicodeError)):
+            return "there is no such host"
         if isinstance(seen, OSError) and seen.strerror:
             return seen.strerror.lower()
-        seen = seen.__cause__ or seen.__context__ or _inner(seen)
+        if isinstance(seen, BrokenAnswer):
+            return str(seen)
+        seen = seen.__cause__ or seen.__context__
     return "the connection was closed"

@@ -80,7 +80,8 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     ask = socket.getaddrinfo
 
     def answer(host: Any, *rest: Any, **more: Any) -> Any:
-        return ask(table.get(host, host), *rest, **more)
+        name = host.decode() if isinstance(host, bytes) else host
+        return ask(table.get(name, name), *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     return table

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1.1 as it is read: what is well-formed means one thing, and all else is refused."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from lamella.errors import InvalidInput
+from lamella.registry.answers import Answer, BrokenAnswer, Incoming
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+class Given:
+    """A connection on which these bytes come, and then its end."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._file = io.BytesIO(raw)
+
+    def recv(self, amount: int) -> bytes:
+        return self._file.read(min(amount, 40))
+
+    def recv_into(self, view: memoryview) -> int:
+        return self._file.readinto(view)
+
+
+class Dripping:
+    """A connection on which a letter comes now and then, without end."""
+
+    def recv(self, _: int) -> bytes:
+        time.sleep(0.02)
+        return b"H"
+
+
+def answer(raw: bytes, method: str = "GET") -> Answer:
+    return Answer(Incoming(Given(raw)), method, 1)
+
+
+def body(found: Answer, size: int = 7) -> bytes:
+    buffer = bytearray(size)
+    return b"".join(iter(lambda: bytes(buffer[: found.readinto(memoryview(buffer))]), b""))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected", "stays"),
+    [
+        (OK + b"Content-Length: 9\r\n\r\nall of it", b"all of it", True),
+        (OK + b"Content-Length: 9\r\nConnection: x, Close\r\n\r\nall of it", b"all of it", False),
+        (OK + b"content-length: 3, 3\r\n\r\nallMORE", b"all", False),
+        (OK + b"Content-Length:0\r\n\r\n", b"", True),
+        (OK + b"\r\nto the end", b"to the end", False),
+        (OK + b"Transfer-Encoding: Chunked\r\n\r\n3\r\nall\r\n010;x=y\r\n of it in pieces\r\n0\r\n\r\n", None, True),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3\nall\n0\nA: trailer\n\n", b"all", True),
+        (OK + b"Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n3\r\nall\r\n0\r\n\r\n", b"all", False),
+        (b"HTTP/1.0 200 OK\nContent-Length: 3\n\nall", b"all", False),
+        (b"HTTP/1.0 200 OK\nConnection: keep-alive\nContent-Length: 3\n\nall", b"all", True),
+        (b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + OK + b"Content-Length: 3\r\n\r\nall", b"all", True),
+        (b"HTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\n", b"", True),
+        (b"HTTP/1.1 200\r\nContent-Length: 3\r\n\r\nall", b"all", True),
+    ],
+)
+def test_a_body_ends_where_its_head_says(raw: bytes, expected: bytes | None, stays: bool) -> None:
+    found = answer(raw)
+    assert (b"all of it in pieces" if expected is None else expected) == body(found)
+    assert found.whole == stays
+
+
+def test_an_answer_about_a_body_has_none() -> None:
+    found = answer(OK + b"Content-Length: 3\r\n\r\n", "HEAD")
+    assert (body(found), found.whole, found.headers["content-length"]) == (b"", True, "3")
+    assert answer(OK + b"Transfer-Encoding: chunked\r\n\r\n", "HEAD").whole
+
+
+def test_a_connection_is_not_good_for_more_before_the_body_is_read() -> None:
+    found = answer(OK + b"Content-Length: 9\r\n\r\nall of it")
+    assert not found.whole
+    assert 0 < found.readinto(memoryview(bytearray(4))) <= 4
+    assert not found.whole
+
+
+def test_fields_are_joined_and_found_in_any_case() -> None:
+    found = answer(OK + b"A: 1\r\nb:2\r\na:\t3 \r\nC: one\r\n\t two\r\nD: \xe4\r\n\r\n")
+    assert dict(found.headers) == {"a": "1, 3", "b": "2", "c": "one two", "d": "ä"}
+    assert "A" in found.headers
+    assert found.headers.get("x") is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 99 OK\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.1 200 OK\r\nName : value\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n folded\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nName\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nName: a\rb\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nName: a\0b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"a: " + b"b" * (70 << 10),
+    ],
+)
+def test_what_is_no_head_is_refused(raw: bytes) -> None:
+    with pytest.raises(BrokenAnswer):
+        answer(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"3\r\nal",
+        b"3\r\nall\r\n",
+        b"3\r\nallMORE\r\n0\r\n\r\n",
+        b"-1\r\nall\r\n0\r\n\r\n",
+        b"0x3\r\nall\r\n0\r\n\r\n",
+        b"\r\nall\r\n0\r\n\r\n",
+        b"1_0\r\nall",
+        b"f" * 16 + b"\r\nall",
+        b"3\r\nall\r\n0\r\nno trailer\r\n\r\n",
+    ],
+)
+def test_chunks_that_are_none_are_refused(raw: bytes) -> None:
+    found = answer(OK + b"Transfer-Encoding: chunked\r\n\r\n" + raw)
+    with pytest.raises(BrokenAnswer):
+        body(found)
+    assert not found.whole
+
+
+def test_a_body_that_is_cut_is_no_body() -> None:
+    found = answer(OK + b"Content-Length: 9\r\n\r\nall")
+    with pytest.raises(BrokenAnswer, match="closed"):
+        body(found)
+
+
+def test_lengths_that_differ_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="Content-Length"):
+        answer(OK + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nall")
+
+
+def test_a_head_that_drips_is_not_waited_for() -> None:
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        Answer(Incoming(Dripping()), "GET", 0.05)
+    assert time.monotonic() - start < 1
