@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The structures of an EROFS image, each to and from bytes. All integers are little-endian, reserved fields zero."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from lamella.errors import FormatError, InvalidInput, Unsupported
+
+MAGIC: Final = 0xE0F5E1E2
+START: Final = 1024
+"""Where the superblock begins."""
+SUPERBLOCK: Final = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
+"""Magic, checksum, compatible features, bits of the block size, further slots, node of the root, inodes, build time in
+seconds and nanoseconds, blocks, first block of metadata, first block of shared attributes, UUID, volume name,
+incompatible features, compressors, further devices, slot of the device table, bits of the directory block size, number
+and place of attribute prefixes, packed inode, filter of attributes."""
+COMPACT: Final = struct.Struct("<HHHHIIIIHHI")
+"""Format, xattr slots, mode, links, size, reserved, union, number, owner, group, reserved."""
+EXTENDED: Final = struct.Struct("<HHHHQIIIIQII16x")
+"""Format, xattr slots, mode, reserved, size, union, number, owner, group, mtime in seconds, nanoseconds, links."""
+DIRENT: Final = struct.Struct("<QHBx")
+"""Node, offset of the name in the block, type."""
+XATTRS: Final = struct.Struct("<IB7x")
+"""Before the attributes of an inode: filter of names, number of shared ones."""
+XATTR: Final = struct.Struct("<BBH")
+"""Length of the name, which prefix it has, length of the value."""
+
+SLOT: Final = 32
+"""Bytes; nodes are counted in them from the first block of metadata on."""
+HOLE: Final = 0xFFFFFFFF
+"""The block address of a chunk of zeros."""
+MAX_NAME: Final = 255
+MAX_VALUE: Final = 65535
+
+CHECKSUM: Final = 1
+MTIME: Final = 2
+"""Compatible features: the superblock has a checksum; the time of an inode is that of its content."""
+CHUNKED: Final = 0x4
+PREFIXES: Final = 0x40
+COMPRESSION: Final = 0x1 | 0x2 | 0x8 | 0x10 | 0x20
+"""Incompatible features that say how compressed files are stored; further devices share a bit with them."""
+KNOWN: Final = COMPRESSION | CHUNKED | PREFIXES
+
+CHUNK_BITS: Final = 0x1F
+CHUNK_INDEXES: Final = 0x20
+"""Of the union of a chunked file: bits of a chunk beyond those of a block; whether an entry has eight bytes or four."""
+
+PREFIX: Final[Mapping[int, str]] = {
+    1: "user.",
+    2: "system.posix_acl_access",
+    3: "system.posix_acl_default",
+    4: "trusted.",
+    5: "lustre.",
+    6: "security.",
+}
+"""What the names of extended attributes begin with, by number."""
+
+
+class Layout(IntEnum):
+    """Where the bytes of a file are."""
+
+    PLAIN = 0
+    """In a row of blocks."""
+    COMPRESSED_FULL = 1
+    INLINE = 2
+    """All but the last block as in `PLAIN`, what is left behind the inode."""
+    COMPRESSED = 3
+    CHUNKED = 4
+    """In pieces of one size, listed behind the inode."""
+
+
+@dataclass(slots=True, frozen=True)
+class Superblock:
+    """What is said of a whole image. Sizes and addresses are in blocks of ``1 << block_bits`` bytes."""
+
+    block_bits: int
+    root: int
+    inodes: int
+    blocks: int
+    metadata: int
+    shared: int = 0
+    build_time: int = 0
+    build_nanoseconds: int = 0
+    compatible: int = CHECKSUM | MTIME
+    incompatible: int = 0
+    devices: int = 0
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Superblock:
+        """From what follows the first 1,024 bytes, up to a block of them. Raises FormatError, Unsupported."""
+        if len(raw) < SUPERBLOCK.size:
+            raise FormatError("EROFS superblock", START, f"only {len(raw)} bytes left")
+        fields = SUPERBLOCK.unpack_from(raw)
+        magic, checksum, compatible, bits, _, root, inodes, seconds, nanoseconds, blocks, metadata, shared = fields[:12]
+        incompatible, devices = fields[14], fields[16]
+        if magic != MAGIC:
+            raise FormatError("EROFS superblock", START, f"the magic is {magic:#010x}, not {MAGIC:#010x}")
+        if not 9 <= bits <= 16:
+            raise FormatError("EROFS superblock", START + 12, f"blocks of 2^{bits} bytes")
+        if incompatible & ~KNOWN:
+            raise Unsupported(f"this EROFS image uses features that are not known: {incompatible & ~KNOWN:#x}")
+        if fields[18]:
+            raise Unsupported("this EROFS image has directory blocks of a size of their own")
+        if compatible & CHECKSUM and (1 << bits) > START:
+            covered = bytearray(raw[: (1 << bits) - START])
+            covered[4:8] = bytes(4)
+            actual = crc32c(covered)
+            if actual != checksum:
+                problem = f"the checksum is {actual:#010x}, not {checksum:#010x}"
+                raise FormatError("EROFS superblock", START + 4, problem)
+        return cls(
+            bits, root, inodes, blocks, metadata, shared, seconds, nanoseconds, compatible, incompatible, devices
+        )
+
+    def pack(self) -> bytes:
+        """A whole first block, which must be of 2,048 bytes or more."""
+        block = bytearray(1 << self.block_bits)
+        SUPERBLOCK.pack_into(
+            block, START,
+            MAGIC, 0, self.compatible, self.block_bits, 0, self.root, self.inodes, self.build_time,
+            self.build_nanoseconds, self.blocks, self.metadata, self.shared, bytes(16), bytes(16), self.incompatible,
+            0, 0, 0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+        struct.pack_into("<I", block, START + 4, crc32c(block[START:]))
+        return bytes(block)
+
+
+def crc32c(raw: bytes | bytearray) -> int:
+    """CRC-32C begun with all ones and not inverted at the end, as the kernel computes it."""
+    value = 0xFFFFFFFF
+    for byte in raw:
+        value = value >> 8 ^ _CRC[(value ^ byte) & 0xFF]
+    return value
+
+
+def _table() -> tuple[int, ...]:
+    table: list[int] = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_CRC: Final = _table()
+
+
+def encode_device(major: int, minor: int) -> int:
+    """A device number in 32 bits, as the kernel's ``new_encode_dev``. Raises InvalidInput where it does not fit."""
+    if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
+        raise InvalidInput(f"the device number {major}:{minor} does not fit an EROFS image")
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+
+
+def decode_device(number: int) -> tuple[int, int]:
+    """Major and minor number."""
+    return number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
+
+
+def pack_xattrs(xattrs: Mapping[str, bytes]) -> bytes:
+    """The attributes of an inode, sorted by name; nothing where there are none.
+
+    Raises InvalidInput for a name that no prefix fits, or that is too long, as is a value.
+    """
+    if not xattrs:
+        return b""
+    packed = bytearray(XATTRS.pack(0, 0))
+    for name in sorted(xattrs):
+        number, rest = split_prefix(name)
+        value = xattrs[name]
+        raw = rest.encode("utf-8", "surrogateescape")
+        if len(raw) > MAX_NAME or len(value) > MAX_VALUE:
+            raise InvalidInput(f"the extended attribute {name[:80]!r} is too large for an EROFS image")
+        packed += XATTR.pack(len(raw), number, len(value)) + raw + value
+        packed += bytes(-len(packed) % 4)
+    return bytes(packed)
+
+
+def split_prefix(name: str) -> tuple[int, str]:
+    """The number of the prefix of an attribute's name, and what is left. Raises InvalidInput where none fits."""
+    for number, prefix in PREFIX.items():
+        if name.startswith(prefix) and (prefix.endswith(".") or name == prefix):
+            return number, name[len(prefix) :]
+    raise InvalidInput(f"an EROFS image has no extended attributes like {name[:80]!r}")

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An EROFS image, written: contents as they come, then all else. The same files in the same order give the same bytes.
+
+Blocks have 4,096 bytes. Each inode is an extended one, with what is left of its content behind it where that fits into
+its block. Nothing is compressed and no attributes are shared.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from lamella.errors import Exhausted
+from lamella.formats.erofs.structures import (
+    CHUNK_BITS,
+    CHUNKED,
+    DIRENT,
+    EXTENDED,
+    HOLE,
+    SLOT,
+    XATTRS,
+    Layout,
+    Superblock,
+    encode_device,
+    pack_xattrs,
+)
+
+BITS: Final = 12
+BLOCK: Final = 1 << BITS
+
+_MOST_CHUNKS: Final = 16
+"""Bits of how many there are in one file; larger files have larger chunks."""
+_TYPES: Final = {
+    stat.S_IFREG: 1,
+    stat.S_IFDIR: 2,
+    stat.S_IFCHR: 3,
+    stat.S_IFBLK: 4,
+    stat.S_IFIFO: 5,
+    stat.S_IFLNK: 7,
+}
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(slots=True, frozen=True)
+class Placed:
+    """Where a content is that has been written."""
+
+    size: int
+    block: int = HOLE
+    """Address of the first whole block."""
+    tail: tuple[int, int] | None = None
+    """Offset and length, in the file of tails, of what goes behind the inode."""
+    chunks: tuple[int, Sequence[int]] | None = None
+    """For content with holes: bits of a chunk beyond those of a block, and the address of each chunk."""
+
+
+@dataclass(slots=True, eq=False)
+class NewInode:
+    """A file to be written. ``mode`` has its type too, ``mtime`` is in nanoseconds since the epoch."""
+
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    content: Placed | None = None
+    """Of a regular file."""
+    target: bytes = b""
+    """Of a symbolic link."""
+    device: tuple[int, int] = (0, 0)
+    children: dict[bytes, NewInode] = field(default_factory=dict)
+    """Of a directory. One inode under several names is one file; directories have a single name."""
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    """A file on its way into the image."""
+
+    inode: NewInode
+    parent: _File | None
+    body: bytes
+    """Its attributes, packed."""
+    at: int = 0
+    """Where its inode begins, from the first block of metadata on."""
+    links: int = 0
+    size: int = 0
+    union: int = HOLE
+    layout: Layout = Layout.INLINE
+    tail: bytes | tuple[int, int] = b""
+    """What goes behind the attributes, or where it was spilled to."""
+    names: dict[bytes, _File] = field(default_factory=dict)
+    """Of a directory, ``.`` and ``..`` included."""
+
+
+class ErofsWriter:
+    """Writes one image through ``write(offset, bytes)``; ``spill`` keeps tails until `finish`, and gives them back."""
+
+    def __init__(
+        self,
+        write: Callable[[int, Buffer], None],
+        spill: Callable[[int, Buffer], None],
+        unspill: Callable[[int, int], bytes],
+    ) -> None:
+        self._write = write
+        self._spill = spill
+        self._unspill = unspill
+        self._next = 1
+        """The first block that is free."""
+        self._spilled = 0
+        self._chunked = False
+
+    def place(
+        self, size: int, chunks: Iterable[Buffer], extents: Sequence[tuple[int, int]] | None, xattrs: int = 0
+    ) -> Placed:
+        """Write a content of ``size`` bytes, ``extents`` and ``chunks`` being as in `lamella.changes.model.Content`.
+
+        ``xattrs`` is how many bytes the attributes of its file take, packed.
+        """
+        if extents is not None:
+            return self._place_chunks(size, chunks, extents)
+        whole = size - size % BLOCK
+        if size - whole > BLOCK - EXTENDED.size - xattrs:
+            whole = size  # the rest does not fit behind the inode, so its block is a whole one
+        first, tail = self._next, self._spilled
+        at, end = 0, first * BLOCK
+        for chunk in chunks:
+            view = memoryview(chunk)
+            head = view[: max(0, whole - at)]
+            if head:
+                self._write(end + at, head)
+            rest = view[len(head) :]
+            if rest:
+                self._spill(self._spilled, rest)
+                self._spilled += len(rest)
+            at += len(view)
+        self._take(-(-whole // BLOCK))
+        return Placed(size, first if whole else HOLE, (tail, self._spilled - tail) if self._spilled > tail else None)
+
+    def _take(self, blocks: int) -> int:
+        first = self._next
+        self._next += blocks
+        if self._next >= HOLE:
+            raise Exhausted("an EROFS image holds 16 TiB at most")
+        return first
+
+    def _place_chunks(self, size: int, chunks: Iterable[Buffer], extents: Sequence[tuple[int, int]]) -> Placed:
+        bits = 0
+        while size > BLOCK << bits + _MOST_CHUNKS:
+            bits += 1
+        if bits > CHUNK_BITS:
+            raise Exhausted(f"a file of {size} bytes is too large for an EROFS image")
+        self._chunked = True
+        chunk = BLOCK << bits
+        addresses = [HOLE] * -(-size // chunk)
+        data = iter(chunks)
+        view = memoryview(b"")
+        for offset, left in extents:
+            while left:
+                if not view:
+                    view = memoryview(next(data))
+                    continue
+                number, within = divmod(offset, chunk)
+                part = view[: min(left, chunk - within)]
+                if addresses[number] == HOLE:
+                    addresses[number] = self._take(-(-min(chunk, size - number * chunk) // BLOCK))
+                self._write(addresses[number] * BLOCK + within, part)
+                offset, left, view = offset + len(part), left - len(part), view[len(part) :]
+        return Placed(size, chunks=(bits, addresses))
+
+    def finish(self, root: NewInode) -> int:
+        """Write all that is not content, and return the size of the image in bytes.
+
+        Raises InvalidInput for attributes and devices that an image cannot hold.
+        """
+        files = _arranged(root)
+        for file in files:
+            if file.names:
+                self._place_directory(file)
+            elif file.layout is Layout.PLAIN and file.inode.target:
+                file.union = self._take(1)
+                self._write(file.union * BLOCK, file.inode.target.ljust(BLOCK, b"\0"))
+        first = self._next
+        end = 0
+        for file in files:
+            raw = self._inode(file)
+            self._write(first * BLOCK + file.at, raw)
+            end = file.at + len(raw)
+        if end % BLOCK:
+            self._write(first * BLOCK + end, bytes(-end % BLOCK))
+        blocks = first + -(-end // BLOCK)
+        features = CHUNKED if self._chunked else 0
+        head = Superblock(BITS, files[0].at // SLOT, len(files), blocks, first, incompatible=features)
+        self._write(0, head.pack())
+        return blocks * BLOCK
+
+    def _place_directory(self, file: _File) -> None:
+        """Write the whole blocks of a directory, now that all files have their numbers."""
+        blocks = _directory_blocks(file)
+        file.size = BLOCK * (len(blocks) - 1) + len(blocks[-1])
+        if file.layout is Layout.INLINE:
+            file.tail = blocks.pop()
+        if blocks:
+            file.union = self._take(len(blocks))
+            for number, block in enumerate(blocks):
+                self._write((file.union + number) * BLOCK, block.ljust(BLOCK, b"\0"))
+
+    def _inode(self, file: _File) -> bytes:
+        inode, body, tail = file.inode, file.body, file.tail
+        seconds, nanoseconds = divmod(inode.mtime, 1_000_000_000)
+        slots = (len(body) - XATTRS.size) // 4 + 1 if body else 0
+        raw = EXTENDED.pack(
+            1 | file.layout << 1, slots, inode.mode, 0, file.size, file.union, 0, inode.uid, inode.gid,
+            seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds, file.links,
+        )  # fmt: skip
+        return raw + body + (self._unspill(*tail) if isinstance(tail, tuple) else tail)
+
+
+def _arranged(root: NewInode) -> list[_File]:
+    """Each file once, in the order of a walk, with its place among the metadata, which begins with a free slot.
+
+    So no file has the number 0, which directory listings take for a file that is gone.
+    """
+    order: list[_File] = []
+    known: dict[int, _File] = {}
+    first = _File(root, None, pack_xattrs(root.xattrs))
+    first.names = {b".": first, b"..": first}
+    todo = [first]
+    at = SLOT
+    while todo:
+        file = todo.pop()
+        order.append(file)
+        if not stat.S_ISDIR(file.inode.mode):
+            at = _fit(file, at)
+            continue
+        file.links += 2
+        below: list[_File] = []
+        for name, inode in sorted(file.inode.children.items()):
+            child = known.get(id(inode))
+            if child is None:
+                child = known[id(inode)] = _File(inode, file, pack_xattrs(inode.xattrs))
+                below.append(child)
+            file.names[name] = child
+            if stat.S_ISDIR(inode.mode):
+                file.links += 1
+                child.names = {b".": child, b"..": file}
+            else:
+                child.links += 1
+        file.names = dict(sorted(file.names.items()))
+        at = _fit(file, at)
+        todo.extend(reversed(below))
+    return order
+
+
+def _fit(file: _File, at: int) -> int:
+    """Settle how a file is laid out and where its inode is, ``at`` or behind; return where the next may be."""
+    inode = file.inode
+    head = EXTENDED.size + len(file.body)
+    kind = stat.S_IFMT(inode.mode)
+    content = inode.content
+    tail = 0
+    if file.names:
+        tail = _used_in_last_block(file)
+    elif kind == stat.S_IFLNK:
+        file.size = tail = len(inode.target)
+        file.tail = inode.target
+    elif content is not None:
+        file.size, file.union = content.size, content.block
+        if content.chunks is not None:
+            bits, addresses = content.chunks
+            file.layout, file.union = Layout.CHUNKED, bits
+            file.tail = struct.pack(f"<{len(addresses)}I", *addresses)
+            tail = len(file.tail)
+        elif content.tail is not None:
+            file.tail, tail = content.tail, content.tail[1]
+    if kind in (stat.S_IFCHR, stat.S_IFBLK):
+        file.union = encode_device(*inode.device)
+    if file.layout is Layout.INLINE and (not tail or head + tail > BLOCK):
+        assert not isinstance(file.tail, tuple)  # noqa: S101  # `place` was told how much room there is
+        file.layout, file.tail, tail = Layout.PLAIN, b"", 0
+    at += -at % SLOT
+    # An inode lies in one block, and so does what is behind it where that is content.
+    if at % BLOCK + (head + tail if file.layout is Layout.INLINE else EXTENDED.size) > BLOCK:
+        at += -at % BLOCK
+    file.at = at
+    return at + head + tail
+
+
+def _used_in_last_block(directory: _File) -> int:
+    used = 0
+    for name in directory.names:
+        need = DIRENT.size + len(name)
+        used = need if used + need > BLOCK else used + need
+    return used
+
+
+def _directory_blocks(directory: _File) -> list[bytes]:
+    """The blocks of a directory, whole ones but for the last."""
+    blocks: list[bytes] = []
+    held: list[tuple[bytes, _File]] = []
+    used = 0
+    for name, child in directory.names.items():
+        need = DIRENT.size + len(name)
+        if used + need > BLOCK:
+            blocks.append(_packed(held).ljust(BLOCK, b"\0"))
+            held, used = [], 0
+        held.append((name, child))
+        used += need
+    blocks.append(_packed(held))
+    return blocks
+
+
+def _packed(entries: list[tuple[bytes, _File]]) -> bytes:
+    at = DIRENT.size * len(entries)
+    head = bytearray()
+    for name, file in entries:
+        head += DIRENT.pack(file.at // SLOT, at, _TYPES[stat.S_IFMT(file.inode.mode)])
+        at += len(name)
+    return bytes(head) + b"".join(name for name, _ in entries)
