@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "overlay", "windows", "cim", "blockcim"]),
+    type=click.Choice(["directory", "overlay", "erofs", "windows", "cim", "blockcim"]),
     default="directory",
     show_default=True,
-    help="DIR is a plain tree, which whiteouts remove from, an overlay's upper directory, a Windows layer's folder, or "
-    "the path of a composite image, DIR/NAME.cim, or on Windows of one in a block file, DIR/layer.vhd/layer.cim.",
+    help="DIR is a plain tree, which whiteouts remove from, an overlay's upper directory, an EROFS image, a Windows "
+    "layer's folder, or the path of a composite image, DIR/NAME.cim, or on Windows of one in a block file, "
+    "DIR/layer.vhd/layer.cim.",
 )
 @click.option(
     "--parent",
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="A layer below an upper directory or a Windows layer, the nearest first; may be given again.",
+    help="A layer below, of the same kind, the nearest first; may be given again.",
 )
 @click.option("--expect", metavar="DIFF_ID", help="The digest that the uncompressed tar must have.")
 @click.option("--digest", metavar="DIGEST", help="The digest that BLOB must have.")
@@ -66,9 +67,7 @@ def command(
     from lamella.operations.apply import apply_blob
 
     if parents and kind == "directory":
-        raise click.UsageError(
-            "--parent is for --as overlay, windows, cim and blockcim; a plain directory has what is below in it"
-        )
+        raise click.UsageError("--parent is for layers that are kept apart; a plain directory has what is below in it")
     losses = Losses(refuse=strict)
     progress = console.progress()
     if progress is not None:
@@ -100,7 +99,11 @@ def command(
 
 
 def _policy(kind: str, owner: str | None, devices: str | None) -> Policy | None:
-    if kind not in ("windows", "cim", "blockcim"):
+    if kind == "erofs":
+        if owner is not None or devices is not None:
+            raise click.UsageError("--owner and --devices are for directories; an image keeps what the layer has")
+        return None
+    if kind in ("directory", "overlay"):
         return policy(owner, devices)
     if owner is not None or devices is not None:
         raise click.UsageError("--owner and --devices are for POSIX layers; a Windows layer keeps what it has")

@@ -15,6 +15,11 @@ from lamella.cli.options import compression_options, read_owner_option, strict_o
 if TYPE_CHECKING:
     from lamella.operations.diff import Difference
 
+_ALONE: Final = {
+    "overlay": "an overlay's upper directory",
+    "erofs": "the image of a layer",
+    "windows": "the folder of a Windows layer",
+}
 _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "directory": "dir"}
 
 
@@ -24,11 +29,11 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "overlay", "windows", "cim"]),
+    type=click.Choice(["directory", "overlay", "erofs", "windows", "cim"]),
     default="directory",
     show_default=True,
-    help="UPPER is a plain tree; or an overlay's upper directory or a Windows layer's folder, which say what changed; "
-    "or the path of a composite image, and LOWER that of its parent.",
+    help="UPPER is a plain tree; or an overlay's upper directory, an EROFS image or a Windows layer's folder, which "
+    "say what changed; or the path of a composite image, and LOWER that of its parent.",
 )
 @compression_options
 @click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
@@ -61,9 +66,8 @@ def command(
     if not 1 <= len(places) <= 2:
         raise click.UsageError("give one directory, or two, the lower one first")
     lower, upper = places if len(places) == 2 else (None, places[0])
-    if lower is not None and kind in ("overlay", "windows"):
-        whose = "an overlay's upper directory" if kind == "overlay" else "the folder of a Windows layer"
-        raise click.UsageError(f"{whose} says itself what changed; give it alone")
+    if lower is not None and kind in _ALONE:
+        raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")
     if recipe is not None and output in (None, "-"):
         raise click.UsageError("--recipe is for a blob with a name; give one with -o")
     if output is None:

@@ -289,6 +289,10 @@ class ErofsChanges:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """What the image has at ``path``, whiteouts left out."""
+        return self._tree.lookup(path)
+
     def __iter__(self) -> Iterator[Change]:
         """Raises FormatError, Unsupported."""
         tree = self._tree
@@ -428,8 +432,7 @@ class _Written:
 class ErofsSink:
     """Applies a layer to the new image ``layer``, which has its name when all is in it.
 
-    ``parents`` is what lies below; without it, or with an empty stack, the layer is a base layer. Then `begin` lets
-    another layer follow, so that one image comes to hold them all.
+    ``parents`` is what lies below; without it, or with an empty stack, the layer is a base layer.
     """
 
     def __init__(
@@ -445,6 +448,8 @@ class ErofsSink:
             raise AlreadyExists(f"{os.fspath(path)!r} is there already")
         self._layer = layer
         self._losses = losses if losses is not None else Losses()
+        self.more = False
+        """Whether another layer follows in the same image: `commit` ends the layer alone then."""
         self._lost: set[LayerPath] = set()
         self._below: ErofsTree | None = None
         self._unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
@@ -541,12 +546,11 @@ class ErofsSink:
         """See `Sink.opaque`."""
         return self._inner.opaque(path, mine)
 
-    def begin(self) -> None:
-        """Another layer follows in the same image, above those before it."""
-        self._inner = MemorySink(self._tree)
-
     def commit(self) -> Losses:
         """Write what is not content, and give the image its name. Raises AlreadyExists, Exhausted."""
+        if self.more:
+            self._inner = MemorySink(self._tree)
+            return self._losses
         try:
             os.ftruncate(self._file, self._writer.finish(self._root()))
             os.link(self._unfinished, self._layer.path)

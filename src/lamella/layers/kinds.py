@@ -1,18 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of place that a layer can live in, by name. Each is loaded when it is used, and not before."""
+"""The kinds of place that a layer can live in: one row of a table each, loaded when it is used, and not before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
-from lamella.changes.contracts import Sink
+from lamella.changes.contracts import Sink, Source, Tree
 from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from lamella.changes.model import Entry
     from lamella.layers.policy import Policy
+    from lamella.paths import LayerPath
+
+Lookup: TypeAlias = "Callable[[LayerPath], Entry | None]"
+"""Tells of the target of a hard link that a source gives."""
+Owners: TypeAlias = Literal["actual", "recorded"] | None
+"""Whose files a source says that there are; None is what this user goes by."""
+MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], SinkOptions], Sink[Losses]]"
+MakeSource: TypeAlias = "Callable[[ExitStack, Path, Path | None, Owners, bool], tuple[Source, Lookup | None]]"
+"""From a place, what lies below it, owners, and whether all contents are compared; what is open goes to the stack."""
+
+
+@dataclass(slots=True, frozen=True)
+class SinkOptions:
+    """How a layer is applied, beyond where."""
+
+    policy: Policy | None = None
+    losses: Losses | None = None
+    contents: Callable[[], bytes] | None = None
+    """Gives, once all changes have come, bytes that tell this layer from any other: those of its diff id, say."""
+
+
+class OpenTree(Tree, Protocol):
+    """A tree that holds something open."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class LayerKind:
+    """What can be done with one kind of place. Each function loads what it takes when it is called."""
+
+    sink: MakeSink
+    source: MakeSource | None = None
+    tree: Callable[[Path], OpenTree] | None = None
+    """What a place holds, on its own."""
+    windows: bool = False
+    """Whether entries have a Windows facet, so that tars are of that dialect and owners are not chosen."""
+    is_file: bool = False
+    """Whether the place is a file, in a directory that must be there."""
+    has_parents: bool = True
+    lower: str = ""
+    """Why a source is given alone, where it is; else what lies below is another place of the kind."""
+    needs: Callable[[Path], Path] | None = None
+    """Gives the directory that must be there; where it is not given, that follows from ``is_file``."""
+
+
+def kind_of(name: str) -> LayerKind:
+    """The kind called ``name``. Raises InvalidInput."""
+    try:
+        return KINDS[name]
+    except KeyError:
+        raise InvalidInput(f"no kind of layer is called {name!r}; there are {', '.join(KINDS)}") from None
 
 
 def sink(
@@ -22,98 +79,219 @@ def sink(
     *,
     policy: Policy | None = None,
     losses: Losses | None = None,
+    contents: Callable[[], bytes] | None = None,
 ) -> Sink[Losses]:
     """The sink that applies a layer to the directory ``place`` as ``kind`` has it.
 
-    ``parents`` are places of the same kind, nearest first. None means that they are not known where the kind keeps
-    layers apart; of the kinds for Windows (``"windows"``, ``"cim"``, ``"blockcim"``), that the layer is a base layer.
-    Raises InvalidInput for an unknown kind, and for parents where the kind has none; Unsupported where this host
-    cannot write the kind.
+    ``parents`` are places of the same kind, nearest first. None means that they are not known for ``"overlay"``; of
+    the other kinds that keep layers apart, that the layer is a base layer. See `SinkOptions` for the rest. Raises
+    InvalidInput for an unknown kind, and for parents where the kind has none; Unsupported where this host cannot write
+    the kind.
     """
-    try:
-        make = SINKS[kind]
-    except KeyError:
-        raise InvalidInput(f"no kind of layer is called {kind!r}; there are {', '.join(SINKS)}") from None
-    return make(place, parents, policy, losses)
+    row = kind_of(kind)
+    if parents and not row.has_parents:
+        raise InvalidInput("a plain directory has what is below in it; it takes no parents")
+    if policy is not None and row.windows:
+        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
+    return row.sink(place, parents, SinkOptions(policy, losses, contents))
 
 
 def directory_of(kind: str, place: Path) -> Path:
     """What must be there before a layer goes to ``place``. Raises Unsupported where this host cannot write the kind."""
-    if kind == "cim":
-        return place.parent
-    if kind == "blockcim":
-        from lamella.layers.blockcim.place import BlockCimLayer, system_calls
-
-        layer = BlockCimLayer.parse(place)
-        system_calls()
-        return layer.folder
-    return place
+    row = kind_of(kind)
+    if row.needs is not None:
+        return row.needs(place)
+    return place.parent if row.is_file else place
 
 
-def _directory(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+@contextmanager
+def source(
+    kind: str, place: Path, lower: Path | None = None, *, owners: Owners = None, exact: bool = False
+) -> Iterator[tuple[Source, Lookup | None]]:
+    """The changes that ``place`` states, against ``lower`` where the kind takes that; good until the block ends.
+
+    With them comes what tells of the targets of their hard links. Raises InvalidInput for an unknown kind, for a
+    ``lower`` or owners that the kind does not take, and what reading the place raises.
+    """
+    row = kind_of(kind)
+    if row.source is None:
+        raise InvalidInput(f"layers of the kind {kind!r} are not read here; {', '.join(SOURCES)} are")
+    if lower is not None and row.lower:
+        raise InvalidInput(row.lower)
+    if owners is not None and row.windows:
+        raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
+    with ExitStack() as stack:
+        yield row.source(stack, place, lower, owners, exact)
+
+
+def tree(kind: str, place: Path) -> OpenTree:
+    """What ``place`` holds, as a tree to be closed. Raises InvalidInput where the kind has none."""
+    make = kind_of(kind).tree
+    if make is None:
+        raise InvalidInput(f"places of the kind {kind!r} are not looked into by themselves; {', '.join(TREES)} are")
+    return make(place)
+
+
+# One kind after the other ------------------------------------------------------------------------------------------
+
+
+def _directory_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.directory import DirectorySink
 
-    if parents:
-        raise InvalidInput("a plain directory has what is below in it; it takes no parents")
-    return DirectorySink(place, policy=policy, losses=losses)
+    del parents
+    return DirectorySink(place, policy=options.policy, losses=options.losses)
 
 
-def _overlay(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+def _directory_source(
+    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
+) -> tuple[Source, Lookup | None]:
+    from lamella.changes.diff import diff
+    from lamella.layers.directory_tree import DirectoryTree
+
+    below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=owners))
+    upper = stack.enter_context(DirectoryTree(place, owners=owners))
+    return upper.changes() if below is None else diff(below, upper, exact=exact), upper.lookup
+
+
+def _directory_tree(place: Path) -> OpenTree:
+    from lamella.layers.directory_tree import DirectoryTree
+
+    return DirectoryTree(place)
+
+
+def _overlay_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.overlay import OverlayLayer, OverlaySink
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(OverlayLayer(parent) for parent in parents) if parents else None
-    return OverlaySink(OverlayLayer(place), parents=stack, policy=policy, losses=losses)
+    return OverlaySink(OverlayLayer(place), parents=stack, policy=options.policy, losses=options.losses)
 
 
-def _windows(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+def _overlay_source(
+    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
+) -> tuple[Source, Lookup | None]:
+    from lamella.layers.overlay import OverlayLayer
+    from lamella.layers.overlay_tree import OverlayChanges
+
+    del lower, exact
+    stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=owners))
+    return stated, stated.lookup
+
+
+def _erofs_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
+    from lamella.layers.erofs import ErofsLayer, ErofsSink
+    from lamella.layers.stack import LayerStack
+
+    stack = LayerStack.from_nearest(ErofsLayer(parent) for parent in parents) if parents else None
+    return ErofsSink(ErofsLayer(place), parents=stack, losses=options.losses)
+
+
+def _erofs_source(
+    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
+) -> tuple[Source, Lookup | None]:
+    from lamella.layers.erofs import ErofsChanges, ErofsLayer
+
+    del lower, owners, exact
+    stated = stack.enter_context(ErofsChanges(ErofsLayer(place)))
+    return stated, stated.lookup
+
+
+def _erofs_tree(place: Path) -> OpenTree:
+    from lamella.layers.erofs import ErofsImage, ErofsLayer
+
+    return ErofsImage(ErofsLayer(place))
+
+
+def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.stack import LayerStack
     from lamella.layers.windows.place import WindowsLayer
     from lamella.layers.windows.sink import WindowsSink
 
-    if policy is not None:
-        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
     stack = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
-    return WindowsSink(WindowsLayer(place), parents=stack, losses=losses)
+    return WindowsSink(WindowsLayer(place), parents=stack, losses=options.losses)
 
 
-def cim_sink(
-    place: Path,
-    parents: Sequence[Path],
-    policy: Policy | None,
-    losses: Losses | None,
-    *,
-    contents: Callable[[], bytes] | None = None,
-) -> Sink[Losses]:
-    """The sink of the kind ``"cim"``; see `CimSink` for ``contents``."""
+def _windows_source(
+    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
+) -> tuple[Source, Lookup | None]:
+    from lamella.layers.windows.place import WindowsLayer
+    from lamella.layers.windows.source import WindowsChanges
+
+    del lower, owners, exact
+    stated = stack.enter_context(WindowsChanges(WindowsLayer(place)))
+    return stated, stated.lookup
+
+
+def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.cim.files import CimLayer
     from lamella.layers.cim.sink import CimSink
     from lamella.layers.stack import LayerStack
 
-    if policy is not None:
-        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
     stack = LayerStack.from_nearest(CimLayer(parent) for parent in parents) if parents else None
-    return CimSink(CimLayer(place), parents=stack, contents=contents, losses=losses)
+    return CimSink(CimLayer(place), parents=stack, contents=options.contents, losses=options.losses)
 
 
-def _blockcim(place: Path, parents: Sequence[Path], policy: Policy | None, losses: Losses | None) -> Sink[Losses]:
+def _cim_source(
+    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
+) -> tuple[Source, Lookup | None]:
+    from lamella.layers.cim.files import CimLayer, OpenCim
+    from lamella.layers.cim.source import cim_changes
+    from lamella.layers.cim.tree import CimTree
+
+    del owners, exact
+    image = stack.enter_context(OpenCim(CimLayer(place)))
+    below = None if lower is None else stack.enter_context(OpenCim(CimLayer(lower)))
+    return cim_changes(image, below), CimTree(image).lookup
+
+
+def _cim_tree(place: Path) -> OpenTree:
+    from lamella.layers.cim.files import CimLayer
+    from lamella.layers.cim.tree import CimTree
+
+    return CimTree(CimLayer(place))
+
+
+def _blockcim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.blockcim.place import BlockCimLayer
     from lamella.layers.blockcim.sink import BlockCimSink
     from lamella.layers.stack import LayerStack
 
-    if policy is not None:
-        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
     stack = LayerStack.from_nearest(BlockCimLayer.parse(parent) for parent in parents) if parents else None
-    return BlockCimSink(BlockCimLayer.parse(place), parents=stack, losses=losses)
+    return BlockCimSink(BlockCimLayer.parse(place), parents=stack, losses=options.losses)
 
 
-MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], Policy | None, Losses | None], Sink[Losses]]"
+def _blockcim_needs(place: Path) -> Path:
+    from lamella.layers.blockcim.place import BlockCimLayer, system_calls
 
-SINKS: Final[dict[str, MakeSink]] = {
-    "directory": _directory,
-    "overlay": _overlay,
-    "windows": _windows,
-    "cim": cim_sink,
-    "blockcim": _blockcim,
+    layer = BlockCimLayer.parse(place)
+    system_calls()
+    return layer.folder
+
+
+KINDS: Final[dict[str, LayerKind]] = {
+    "directory": LayerKind(_directory_sink, _directory_source, _directory_tree, has_parents=False),
+    "overlay": LayerKind(
+        _overlay_sink,
+        _overlay_source,
+        lower="an overlay's upper directory says itself what changed: it is given alone",
+    ),
+    "erofs": LayerKind(
+        _erofs_sink,
+        _erofs_source,
+        _erofs_tree,
+        is_file=True,
+        lower="the image of a layer says itself what changed: it is given alone",
+    ),
+    "windows": LayerKind(
+        _windows_sink,
+        _windows_source,
+        windows=True,
+        lower="a Windows layer says itself what changed: it is given alone",
+    ),
+    "cim": LayerKind(_cim_sink, _cim_source, _cim_tree, windows=True, is_file=True),
+    "blockcim": LayerKind(_blockcim_sink, windows=True, needs=_blockcim_needs),
 }
-"""Kind of layer -> what makes its sink from the arguments of `sink`."""
+"""Every kind, by name."""
+
+SOURCES: Final = tuple(name for name, row in KINDS.items() if row.source is not None)
+TREES: Final = tuple(name for name, row in KINDS.items() if row.tree is not None)

@@ -94,19 +94,16 @@ def apply_blob(
         progress=None if progress is None else progress.advance,
         cancel=cancel,
     ) as reader:
-        if kind in ("cim", "blockcim"):
+
+        def contents() -> bytes:
+            return reader.finish().diff_id.encode()
+
+        sink = kinds.sink(kind, Path(directory), parents, policy=policy, losses=losses, contents=contents)
+        if kinds.kind_of(kind).windows:
             from lamella.layers.windows_tar import windows_tar_changes
 
-            def contents() -> bytes:
-                return reader.finish().diff_id.encode()
-
-            if kind == "cim":
-                sink = kinds.cim_sink(Path(directory), parents, policy, losses, contents=contents)
-            else:
-                sink = kinds.sink(kind, Path(directory), parents, policy=policy, losses=losses)
             changes = windows_tar_changes(reader.next_buffer, end=reader.finish)
         else:
-            sink = kinds.sink(kind, Path(directory), parents, policy=policy, losses=losses)
             changes = tar_changes(reader.next_buffer, end=reader.finish)
         apply(changes, sink, cancel=cancel, tally=tally)
         return Applied(reader.finish(), tally.changes, losses)

@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
-from lamella.changes.model import Buffer, Change, Entry, Link, Put, Stream
+from lamella.changes.model import Buffer, Link, Put, Stream
 from lamella.errors import AlreadyExists, FormatError, from_os
 from lamella.layers.cim.files import CimLayer, OpenCim
-from lamella.layers.cim.special import HIVES
-from lamella.layers.cim.tree import CimTree, all_changes, changes_since
+from lamella.layers.cim.source import cim_changes
+from lamella.layers.cim.tree import CimTree, all_changes
 from lamella.operations.write_layer import Written
-from lamella.paths import LayerPath, beneath
+from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
-
-_DERIVED: Final = frozenset(f"HIVES/{stem}_BASE" for stem in HIVES.values())
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,31 +90,6 @@ def verify_cim(path: Path, *, progress: Progress | None = None, cancel: Cancella
         if progress is not None:
             progress.finish()
     return Verified(files, directories, streams, size)
-
-
-def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
-    """The changes that a layer of Windows has in a tar: without what an import derives from them.
-
-    Those are the cumulative hives, the file ``layout``, and in a base layer all of ``Hives``.
-    """
-    changes = all_changes(image) if parent is None else changes_since(image, parent)
-    for change in changes:
-        path = change.entry.path if isinstance(change, Put) else change.path
-        upper = path.upper()
-        if not path or upper in _DERIVED or upper == "LAYOUT" or (parent is None and beneath(upper, "HIVES")):
-            continue
-        yield change
-
-
-@contextmanager
-def cim_source(
-    path: Path, parent: Path | None = None
-) -> Iterator[tuple[Iterator[Change], Callable[[LayerPath], Entry | None]]]:
-    """`cim_changes` of the image at ``path``, and what tells of the targets of its hard links."""
-    with ExitStack() as stack:
-        image = stack.enter_context(OpenCim(CimLayer(path)))
-        below = stack.enter_context(OpenCim(CimLayer(parent))) if parent is not None else None
-        yield cim_changes(image, below), CimTree(image).lookup
 
 
 def list_cim_changes(path: Path, parent: Path | None = None) -> list[tuple[str, LayerPath]]:

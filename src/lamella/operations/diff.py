@@ -15,6 +15,7 @@ from lamella.changes.diff import EVERYTHING, Compare
 from lamella.changes.diff import diff as changes_between
 from lamella.changes.model import Change, Entry, Link, Opaque, Put, Stream, Whiteout
 from lamella.errors import InvalidInput
+from lamella.layers import kinds
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.policy import Owners
 from lamella.operations.write_layer import Written, write_layer
@@ -96,7 +97,7 @@ def diff(
             changes,
             file,
             lookup=lookup,
-            windows=kind in ("windows", "cim"),
+            windows=kinds.kind_of(kind).windows,
             compression=compression,
             level=level,
             threads=threads,
@@ -123,39 +124,8 @@ def sourced(
     """
     how: dict[Owners | None, Literal["actual", "recorded"] | None]
     how = {None: None, Owners.KEEP: "actual", Owners.IGNORE: "actual", Owners.RECORD: "recorded"}
-    changes: Source
-    lookup: Callable[[LayerPath], Entry | None] | None = None
-    with ExitStack() as stack:
-        if kind == "overlay":
-            from lamella.layers.overlay import OverlayLayer
-            from lamella.layers.overlay_tree import OverlayChanges
-
-            if lower is not None:
-                raise InvalidInput("an overlay's upper directory says itself what changed: it is given alone")
-            changes = stated = stack.enter_context(OverlayChanges(OverlayLayer(Path(upper)), owners=how[owners]))
-            lookup = stated.lookup
-        elif kind == "windows":
-            from lamella.operations.windows import layer_source
-
-            if lower is not None:
-                raise InvalidInput("a Windows layer says itself what changed: it is given alone")
-            if owners is not None:
-                raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
-            changes, lookup = stack.enter_context(layer_source(Path(upper)))
-        elif kind == "cim":
-            from lamella.operations.cim import cim_source
-
-            if owners is not None:
-                raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
-            parent = None if lower is None else Path(lower)
-            changes, lookup = stack.enter_context(cim_source(Path(upper), parent))
-        elif kind == "directory":
-            below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=how[owners]))
-            tree = stack.enter_context(DirectoryTree(upper, owners=how[owners]))
-            changes = tree.changes() if below is None else changes_between(below, tree, exact=exact)
-            lookup = tree.lookup
-        else:
-            raise InvalidInput(f"no kind of layer is called {kind!r}; there are directory, overlay, windows, cim")
+    below = None if lower is None else Path(lower)
+    with kinds.source(kind, Path(upper), below, owners=how[owners], exact=exact) as (changes, lookup):
         if owners is Owners.IGNORE:
             yield map(_of_root, changes), None
         else:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.changes.contracts import Tree
 from lamella.errors import InvalidInput
 from lamella.images.naming import KEPT, ON_DISK, REGISTRY
+from lamella.layers import kinds
 from lamella.streams.reading import BlobReader, open_blob
 from lamella.streams.seekable import SeekableBlob
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
 
-_FORMS: Final = ("dir", "blob", "cim", *ON_DISK, REGISTRY, *KEPT)
+_FORMS: Final = ("dir", "blob", *kinds.TREES, *ON_DISK, REGISTRY, *KEPT)
 
 
 def names_a_tree(text: str) -> bool:
@@ -40,27 +41,20 @@ def open_tree(
 ) -> Iterator[Tree]:
     """The tree that ``place`` names, good until the block ends.
 
-    That is ``dir:PATH``, ``blob:FILE``, ``cim:DIR/NAME.cim`` or the name of an image.
+    That is ``dir:PATH``, ``blob:FILE``, ``erofs:FILE``, ``cim:DIR/NAME.cim`` or the name of an image.
 
     Raises InvalidInput, NotFound and what reading the place raises.
     """
     form, _, path = place.partition(":")
-    if form in ("dir", "blob", "cim") and not path:
+    kind = "directory" if form == "dir" else form
+    if (form == "blob" or kind in kinds.TREES) and not path:
         raise InvalidInput(f"{place!r} has no path")
-    if form == "dir":
-        from lamella.layers.directory_tree import DirectoryTree
-
-        with DirectoryTree(path) as directory:
-            yield directory
+    if kind in kinds.TREES:
+        with closing(kinds.tree(kind, Path(path))) as found:
+            yield found
     elif form == "blob":
         with blob_tree(Path(path), progress=progress, cancel=cancel) as tree:
             yield tree
-    elif form == "cim":
-        from lamella.layers.cim.files import CimLayer
-        from lamella.layers.cim.tree import CimTree
-
-        with CimTree(CimLayer(Path(path))) as image_file:
-            yield image_file
     else:
         from lamella.images.image import open_image
 

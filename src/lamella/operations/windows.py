@@ -4,24 +4,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lamella.changes.apply import Tally, apply
-from lamella.changes.contracts import Source
 from lamella.changes.losses import Losses
-from lamella.changes.model import Entry
 from lamella.errors import InvalidInput, from_os
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
-from lamella.layers.windows.source import WindowsChanges
 from lamella.layers.windows_tar import windows_tar_changes
 from lamella.operations.apply import Applied
-from lamella.paths import LayerPath
 from lamella.streams.reading import BlobLimits, BlobReader
 
 if TYPE_CHECKING:
@@ -85,13 +80,6 @@ def apply_layer(
         changes = windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules, linked=sink.link_facet)
         apply(changes, sink, cancel=cancel, tally=tally)
         return Imported(Applied(reader.finish(), tally.changes, losses), sink.size)
-
-
-@contextmanager
-def layer_source(folder: Path) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None]]]:
-    """What the folder of a Windows layer states, and what tells of its links' targets; good until the block ends."""
-    with WindowsChanges(WindowsLayer(folder)) as changes:
-        yield changes, changes.lookup
 
 
 @dataclass(slots=True, frozen=True)

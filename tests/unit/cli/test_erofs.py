@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EROFS images on the command line: made of layers, looked into, turned into layers again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.unit.cli.conftest import Run
+
+from lamella.changes.apply import apply
+from lamella.changes.model import Buffer, Change
+from lamella.layers.tar_sink import TarSink
+from lamella.testing.builders import directory, file, symlink, whiteout
+
+BASE: list[Change] = [directory("etc"), file("etc/f", b"text\n"), symlink("l", "etc")]
+ABOVE: list[Change] = [directory("etc"), whiteout("etc/f"), file("etc/g", b"more\n")]
+
+
+def blob(path: Path, changes: list[Change]) -> Path:
+    def write(piece: Buffer) -> None:
+        out.write(piece)
+
+    with path.open("wb") as out:
+        apply(changes, TarSink(write))
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path, lamella: Run) -> Path:
+    """The image of a base layer; the layer is ``base.tar`` beside it."""
+    image = tmp_path / "base.erofs"
+    done = lamella("apply", blob(tmp_path / "base.tar", BASE), image, "--as", "erofs", "--json")
+    assert json.loads(done.stdout)["entries"] == len(BASE)
+    return image
+
+
+@pytest.fixture
+def above(tmp_path: Path, lamella: Run, base: Path) -> Path:
+    """The image of a layer over ``base``; the layer is ``above.tar``."""
+    image = tmp_path / "above.erofs"
+    layer = blob(tmp_path / "above.tar", ABOVE)
+    assert lamella("apply", layer, image, "--as", "erofs", "--parent", base).returncode == 0
+    return image
+
+
+@pytest.mark.parametrize("name", ["base", "above"])
+def test_an_image_gives_the_layer_back(lamella: Run, tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+    image = request.getfixturevalue(name)
+    lamella("diff", image, "-o", tmp_path / "again.tar", "--as", "erofs", "--compress", "none")
+    lines = [lamella("dump", tmp_path / tar).stdout.splitlines() for tar in (f"{name}.tar", "again.tar")]
+    assert lines[0] == [line for line in lines[1] if not line.startswith("put directory 0755 0:0 0 .")]
+
+
+def test_an_image_is_a_tree_for_every_verb_that_looks(lamella: Run, base: Path) -> None:
+    place = f"erofs:{base}"
+    assert lamella("ls", place).stdout.split() == ["etc", "l"]
+    assert lamella("cat", f"{place}::/l/f").stdout == "text\n"
+    assert "/etc/f" in lamella("find", place, "--name", "f").stdout
+    assert "└── l -> etc" in lamella("tree", place).stdout
+
+
+def test_what_an_image_says_changed_is_listed(lamella: Run, above: Path) -> None:
+    shown = lamella("diff", above, "--as", "erofs").stdout.splitlines()
+    assert [(line[0], line.split()[-1]) for line in shown] == [
+        ("A", "/"),
+        ("A", "/etc"),
+        ("D", "/etc/f"),
+        ("A", "/etc/g"),
+    ]
+
+
+def test_an_image_that_is_there_is_not_written_over(lamella: Run, tmp_path: Path, base: Path) -> None:
+    before = base.read_bytes()
+    assert lamella("apply", tmp_path / "base.tar", base, "--as", "erofs").returncode == 5
+    assert before == base.read_bytes()
+
+
+def test_a_bad_blob_leaves_no_image(lamella: Run, tmp_path: Path, base: Path) -> None:
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes((tmp_path / "base.tar").read_bytes()[:1000])
+    done = lamella("apply", cut, tmp_path / "cut.erofs", "--as", "erofs")
+    assert done.returncode == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.erofs", "base.tar", "cut.tar"]
+
+
+def test_what_is_no_image_is_told_with_its_offset(lamella: Run, tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(bytes(8192))
+    done = lamella("ls", f"erofs:{file}")
+    assert done.returncode == 3
+    assert "EROFS superblock at offset 1024" in done.stderr
+
+
+def test_owners_are_not_chosen_for_an_image(lamella: Run, tmp_path: Path, base: Path) -> None:
+    done = lamella("apply", tmp_path / "base.tar", tmp_path / "x.erofs", "--as", "erofs", "--owner", "ignore")
+    assert done.returncode == 2
