@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.changes.apply import apply
-from lamella.changes.model import Link, Opaque, Put, Whiteout
+from lamella.changes.model import Change, Link, Opaque, Put, Whiteout
 from lamella.errors import FormatError, Unsupported
 from lamella.formats.erofs.structures import START, crc32c
 from lamella.layers.erofs import ErofsChanges, ErofsLayer, ErofsSink
@@ -26,7 +26,7 @@ LONGEST = 2  # seconds; each input takes some milliseconds
 
 @cache
 def image() -> bytes:
-    layer = [
+    layer: list[Change] = [
         directory("d", xattrs={"user.a": b"1", "trusted.b": b"22"}),
         *(file(f"d/{'n' * 200}{number}", b"x" * number) for number in range(30)),
         device("dev", 1, 3),
