@@ -57,6 +57,8 @@ class Rediff:
         """The differ that `lamella.store.check.check` takes."""
         key = (space.name, snapshots.name, record.name)
         chain = [record]
+        if snapshots.windows:
+            return Compared(Verdict.UNKNOWN, "layers of Windows are not compared, since importing them adds files")
         while chain[-1].parent and self._known != (space.name, snapshots.name, chain[-1].parent):
             chain.append(snapshots.stat(chain[-1].parent))
         if not chain[-1].parent:

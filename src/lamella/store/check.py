@@ -26,6 +26,8 @@ from lamella.store.store import BLOBS, INGEST, TRASH
 from lamella.store.store import SNAPSHOTS as SNAPSHOT_FOLDER
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lamella.progress import Cancellation, Progress
     from lamella.store.snapshotters.graph import Snapshots
     from lamella.store.store import Space, Store
@@ -250,11 +252,29 @@ def missing_part(store: Store, snapshotter: str, number: int, kind: str, parent:
     committed = kind == SnapshotKind.COMMITTED.value
     if snapshotter == "erofs" and committed:
         needed = place / "layer.erofs"
+    elif snapshotter == "cimfs":
+        return _missing_image(place, committed=committed, view=kind == SnapshotKind.VIEW.value)
+    elif snapshotter == "blockcim":
+        if not committed:
+            return ""
+        needed = place / "layer.vhd"
     elif snapshotter == "native" and kind == SnapshotKind.VIEW.value and parent is not None:
         return ""
     else:
         needed = place / "fs"
     return "" if needed.exists() else f"{needed.name!r} is missing in its directory"
+
+
+def _missing_image(place: Path, *, committed: bool, view: bool) -> str:
+    from lamella.store.snapshotters.cimfs import CimForm
+
+    if view:
+        return ""
+    try:
+        image = CimForm(place.parent).layer(place)
+    except LamellaError:
+        return "it is not said which image is its own"
+    return f"its image {image.path.name!r} is missing" if committed and not image.path.exists() else ""
 
 
 _SnapshotRow: TypeAlias = tuple[str, str, str, int, str, int | None]

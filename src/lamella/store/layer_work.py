@@ -91,10 +91,15 @@ def do(space: Space, snapshotter: str, work: LayerWork, advance: Advance, cancel
             buffers=work.buffers,
         ) as reader,
     ):
-        sink = space.snapshots(snapshotter).sink(
-            work.key, policy=work.policy, losses=losses, parents_known=work.parents_known
-        )
-        apply(tar_changes(reader.next_buffer, end=reader.finish), sink, cancel=cancel, tally=tally)
+        snapshots = space.snapshots(snapshotter)
+        sink = snapshots.sink(work.key, policy=work.policy, losses=losses, parents_known=work.parents_known)
+        if snapshots.windows:
+            from lamella.layers.windows_tar import windows_tar_changes
+
+            changes = windows_tar_changes(reader.next_buffer, end=reader.finish)
+        else:
+            changes = tar_changes(reader.next_buffer, end=reader.finish)
+        apply(changes, sink, cancel=cancel, tally=tally)
         reader.finish()
     kept = tuple(losses.kept)
     if isinstance(sink, OverlaySink):

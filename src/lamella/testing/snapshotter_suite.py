@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every snapshotter promises (`lamella.store.contract.Snapshotter`), seen through real mounts.
+"""What every snapshotter promises (`lamella.store.contract.Snapshotter`): of its graph, and through real mounts.
 
-Needs the rights to mount. Whoever binds the suite unmounts what is left beneath ``tmp_path`` after each test.
+Mounts need the rights to make them. Whoever binds the suite unmounts what is left beneath ``tmp_path`` after each test.
 """
 
 from __future__ import annotations
@@ -32,19 +32,23 @@ class UnpackingSnapshotter(Snapshotter, Unpacks, Protocol):
     """A snapshotter that layers can be applied to."""
 
 
-class SnapshotterTests:
-    """Inherit and say how to make one."""
-
-    copies = False
-    """Whether each snapshot has all that its parents have."""
-    depth = 128
-    """Layers that it is to manage."""
+class SnapshotGraphTests:
+    """What all kinds promise of names, parents, labels and states, whatever their files are."""
 
     def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         """A snapshotter with no snapshots; ``tmp_path`` is an empty directory for it."""
         raise NotImplementedError
 
-    # The graph
+    def layer(self, changes: Iterable[Change], parent: str) -> Iterable[Change]:  # noqa: ARG002
+        """What the kind takes for these changes over ``parent``, which is empty for a base layer."""
+        return changes
+
+    def committed(self, snapshots: UnpackingSnapshotter, name: str, *changes: Change, parent: str = "") -> None:
+        """A committed snapshot with these changes."""
+        key = f"making {name}"
+        snapshots.prepare(key, parent)
+        apply(self.layer(changes, parent), snapshots.sink(key))
+        snapshots.commit(name, key)
 
     def test_a_new_snapshot_is_told_alike_by_all_that_tell_of_it(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
@@ -70,7 +74,7 @@ class SnapshotterTests:
 
     def test_a_key_or_name_is_taken_once(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "base")
+        self.committed(snapshots, "base")
         snapshots.prepare("active", "base")
         snapshots.view("view", "base")
         for taken in ("base", "active", "view"):
@@ -98,7 +102,7 @@ class SnapshotterTests:
     def test_only_an_active_snapshot_is_committed(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         snapshots.view("view")
-        _committed(snapshots, "base")
+        self.committed(snapshots, "base")
         with raises(NotFound):
             snapshots.commit("new", "missing")
         for key in ("view", "base"):
@@ -122,13 +126,13 @@ class SnapshotterTests:
 
     def test_a_committed_snapshot_has_no_mounts(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "base")
+        self.committed(snapshots, "base")
         with raises(Conflict):
             snapshots.mounts("base")
 
     def test_what_others_lie_on_is_not_removed(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "base", file("f", b"1"))
+        self.committed(snapshots, "base", file("f", b"1"))
         snapshots.prepare("child", "base")
         message = ""
         try:
@@ -140,15 +144,6 @@ class SnapshotterTests:
         snapshots.remove("base")
         assert snapshots.list() == []
         with raises(NotFound):
-            snapshots.remove("base")
-
-    def test_what_was_removed_can_be_made_again(self, tmp_path: Path) -> None:
-        snapshots = self.make(tmp_path)
-        for content in (b"1", b"2"):
-            _committed(snapshots, "base", file("f", content))
-            with _seen(snapshots.view("view", "base")) as root:
-                assert (root / "f").read_bytes() == content
-            snapshots.remove("view")
             snapshots.remove("base")
 
     def test_labels_are_changed_one_by_one_or_all_together(self, tmp_path: Path) -> None:
@@ -171,7 +166,7 @@ class SnapshotterTests:
 
     def test_filters_choose_by_name_parent_kind_and_labels(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "base")
+        self.committed(snapshots, "base")
         snapshots.prepare("active", "base", labels={"tier/x": "gold"})
         snapshots.view("view", "base")
 
@@ -190,7 +185,7 @@ class SnapshotterTests:
 
     def test_whoever_prepares_for_a_layer_that_is_there_is_told(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "layer")
+        self.committed(snapshots, "layer")
         snapshots.prepare("under way")
         with raises(AlreadyExists):
             snapshots.prepare("other", labels={REF: "layer"})
@@ -199,11 +194,29 @@ class SnapshotterTests:
         snapshots.prepare("first", labels={REF: "new layer"})
         snapshots.prepare("second", labels={REF: "under way"})
 
+
+class SnapshotterTests(SnapshotGraphTests):
+    """A snapshotter whose mounts show files. Inherit and say how to make one."""
+
+    copies = False
+    """Whether each snapshot has all that its parents have."""
+    depth = 128
+    """Layers that it is to manage."""
+
+    def test_what_was_removed_can_be_made_again(self, tmp_path: Path) -> None:
+        snapshots = self.make(tmp_path)
+        for content in (b"1", b"2"):
+            self.committed(snapshots, "base", file("f", content))
+            with _seen(snapshots.view("view", "base")) as root:
+                assert (root / "f").read_bytes() == content
+            snapshots.remove("view")
+            snapshots.remove("base")
+
     def test_usage_is_that_of_the_snapshot_alone(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "empty")
+        self.committed(snapshots, "empty")
         block = os.urandom(300_000)
-        _committed(snapshots, "base", directory(""), file("big", block), link("again", "big"))
+        self.committed(snapshots, "base", directory(""), file("big", block), link("again", "big"))
         base = snapshots.usage("base")
         assert 300_000 <= base.size < 400_000
         snapshots.prepare("top", "base")
@@ -218,8 +231,8 @@ class SnapshotterTests:
 
     def test_a_parent_may_come_with_the_commit_where_layers_go_side_by_side(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "base", directory("", mode=0o750), file("f", b"1"), file("gone"))
-        _committed(snapshots, "other")
+        self.committed(snapshots, "base", directory("", mode=0o750), file("f", b"1"), file("gone"))
+        self.committed(snapshots, "other")
         snapshots.prepare("alone")
         if not snapshots.side_by_side:
             with raises(Unsupported):
@@ -260,7 +273,7 @@ class SnapshotterTests:
 
     def test_the_root_of_a_child_is_that_of_its_parent(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "base", directory("", mode=0o1770, uid=5, gid=6, mtime=WHEN))
+        self.committed(snapshots, "base", directory("", mode=0o1770, uid=5, gid=6, mtime=WHEN))
         for mounts in (snapshots.prepare("active", "base"), snapshots.view("view", "base")):
             with _seen(mounts) as root:
                 status = root.stat()
@@ -318,14 +331,14 @@ class SnapshotterTests:
             assert expected == outline(tree)
         with snapshots.tree("3") as unmounted:
             assert expected == outline(unmounted)
-        _committed(snapshots, "layer 3", file("again/newer", b"3"), parent="layer 2")
+        self.committed(snapshots, "layer 3", file("again/newer", b"3"), parent="layer 2")
         with _seen(snapshots.prepare("4", "layer 3")) as root:
             assert sorted(os.listdir(root / "again")) == ["new", "newer"]
 
     def test_a_view_refuses_writes(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "one", file("f", b"1"))
-        _committed(snapshots, "two", file("g", b"2"), parent="one")
+        self.committed(snapshots, "one", file("f", b"1"))
+        self.committed(snapshots, "two", file("g", b"2"), parent="one")
         for parent in ("", "one", "two"):
             with _seen(snapshots.view(f"view of {parent}", parent)) as root:
                 for attempt in (
@@ -355,7 +368,7 @@ class SnapshotterTests:
             file("holes", sparse(8 << 20, [(1 << 20, b"data" * 1024)])),
             link("d/again", "d/setuid"),
         ]
-        _committed(snapshots, "base", *layer)
+        self.committed(snapshots, "base", *layer)
         expected = text(merge([layer]))
         for key, mounts in (("a", snapshots.prepare("a", "base")), ("v", snapshots.view("v", "base"))):
             with _seen(mounts) as root, DirectoryTree(root, owners="actual") as tree:
@@ -433,7 +446,7 @@ class SnapshotterTests:
 
     def test_a_snapshot_goes_although_it_is_mounted(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
-        _committed(snapshots, "base", file("f", b"1"))
+        self.committed(snapshots, "base", file("f", b"1"))
         with _seen(snapshots.prepare("a", "base")):
             snapshots.remove("a")
             snapshots.remove("base")
@@ -463,13 +476,6 @@ class ReadOnlySnapshotterTests:
         ):
             with raises(Denied):
                 change()
-
-
-def _committed(snapshots: UnpackingSnapshotter, name: str, *changes: Change, parent: str = "") -> None:
-    key = f"making {name}"
-    snapshots.prepare(key, parent)
-    apply(changes, snapshots.sink(key))
-    snapshots.commit(name, key)
 
 
 @contextmanager

@@ -292,8 +292,8 @@ def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Sto
     make(snapshots, "base")
 
     class Meanwhile(OverlayForm):
-        def make(self, *arguments: object) -> None:
-            super().make(*arguments)  # type: ignore[arg-type]
+        def make(self, *arguments: object, unpacking: bool) -> None:
+            super().make(*arguments, unpacking=unpacking)  # type: ignore[arg-type]
             snapshots.remove("base")
             make(snapshots, "base")
 

@@ -35,6 +35,8 @@ class CimLayer:
     """The layer in the image ``path``, a file ``NAME.cim`` whose regions lie beside it."""
 
     path: Path
+    own_folder: Path | None = None
+    """The folder of the layer where it is not beside the image; it has other files too, and stays when they go."""
 
     @property
     def directory(self) -> Path:
@@ -44,7 +46,7 @@ class CimLayer:
     @property
     def folder(self) -> Path:
         """Where the files are that the host needs outside of the image: registry hives and boot files."""
-        return self.path.with_suffix("")
+        return self.own_folder or self.path.with_suffix("")
 
     @property
     def name(self) -> str:

@@ -49,7 +49,7 @@ class CimSink(CimImport):
             writer = PortableWriter(layer, parent, guid=guid, contents=contents, durable=durable)
         self._fork = writer
         self._has_parent = parent is not None
-        host = HostFiles(layer.folder, own=True, durable=durable)
+        host = HostFiles(layer.folder, own=layer.own_folder is None, durable=durable)
         super().__init__(self._fork, host, None if parent is None else parent.folder, windows=windows, losses=losses)
 
     @property

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from lamella.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lamella.store.snapshotters.forms import Form
     from lamella.store.snapshotters.graph import Snapshots
     from lamella.store.store import Space
@@ -20,9 +22,10 @@ def open_snapshotter(name: str, space: Space, *, verity: str = "") -> Snapshots:
     ``verity`` asks for committed layers that the kernel checks as they are read (``fs-verity``). Nothing is made
     before it is needed. Raises InvalidInput (no such kind), Unsupported (not on this system, no such ``verity``).
     """
-    from lamella.store.snapshotters.graph import Snapshots
+    from lamella.store.snapshotters.graph import Snapshots, home_of
 
-    return Snapshots(space, SNAPSHOTTERS[canonical(name)](verity))
+    name = canonical(name)
+    return Snapshots(space, SNAPSHOTTERS[name](verity, home_of(space.store, name)))
 
 
 def canonical(name: str) -> str:
@@ -33,24 +36,38 @@ def canonical(name: str) -> str:
     return name
 
 
-def _overlay(verity: str) -> Form:
+def _overlay(verity: str, home: Path) -> Form:  # noqa: ARG001
     from lamella.store.snapshotters.overlay import OverlayForm
 
     _without(verity, OverlayForm.name)
     return OverlayForm()
 
 
-def _directory(verity: str) -> Form:
+def _directory(verity: str, home: Path) -> Form:  # noqa: ARG001
     from lamella.store.snapshotters.directory import DirectoryForm
 
     _without(verity, DirectoryForm.name)
     return DirectoryForm()
 
 
-def _erofs(verity: str) -> Form:
+def _erofs(verity: str, home: Path) -> Form:  # noqa: ARG001
     from lamella.store.snapshotters.erofs import ErofsForm
 
     return ErofsForm(verity)
+
+
+def _cimfs(verity: str, home: Path) -> Form:
+    from lamella.store.snapshotters.cimfs import CimForm
+
+    _without(verity, CimForm.name)
+    return CimForm(home)
+
+
+def _blockcim(verity: str, home: Path) -> Form:
+    from lamella.store.snapshotters.blockcim import BlockCimForm
+
+    _without(verity, BlockCimForm.name)
+    return BlockCimForm(home)
 
 
 def _without(verity: str, name: str) -> None:
@@ -60,12 +77,14 @@ def _without(verity: str, name: str) -> None:
         raise Unsupported(f"the snapshotter {name!r} keeps no images that could have {verity}")
 
 
-SNAPSHOTTERS: Final[dict[str, Callable[[str], Form]]] = {
+SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], Form]]] = {
     "overlayfs": _overlay,
     "native": _directory,
     "erofs": _erofs,
+    "cimfs": _cimfs,
+    "blockcim": _blockcim,
 }
-"""Containerd's name of a kind -> what makes its form, given the verity that is asked for."""
+"""Containerd's name of a kind -> what makes its form, given the verity that is asked for and its directory."""
 
-ALIASES: Final = {"overlay": "overlayfs", "directory": "native"}
+ALIASES: Final = {"overlay": "overlayfs", "directory": "native", "cim": "cimfs"}
 """Lamella's names of kinds of layer -> containerd's of snapshotters that keep them."""

@@ -33,8 +33,9 @@ class DirectoryForm:
 
     name = "native"
     side_by_side = False
+    windows = False
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> None:
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:  # noqa: ARG002
         """See `Form.make`."""
         if not len(parents):
             new_root(place / TREE)

@@ -51,10 +51,10 @@ class ErofsForm(OverlayForm):
             raise Unsupported(f"layers are not sealed with {verity!r}", hint=f"{FS_VERITY} is what there is")
         self._verity = verity == FS_VERITY
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> None:
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:
         """See `Form.make`. Raises Denied, Unsupported where the parents cannot be mounted."""
         self.mounts(place, kind, parents)  # mounts them now, before anybody is told that there is a snapshot
-        super().make(place, kind, parents)
+        super().make(place, kind, parents, unpacking=unpacking)
         (place / SHOWN).mkdir(mode=0o700)
 
     def shown(self, parents: LayerStack[Path]) -> tuple[Mount, ...]:

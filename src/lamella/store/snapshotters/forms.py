@@ -64,9 +64,14 @@ class Form(Protocol):
     """Containerd's name for the kind."""
     side_by_side: bool
     """See `Unpacks.side_by_side`."""
+    windows: bool
+    """Whether the layers are those of Windows images, whose tars have rules of their own."""
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> None:
-        """Fill the new directory ``place``, which gets another name afterwards."""
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:
+        """Fill the new directory ``place``, which gets another name afterwards.
+
+        ``unpacking`` says that a layer is to be applied to it, and nothing is to run on it.
+        """
         ...
 
     def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:

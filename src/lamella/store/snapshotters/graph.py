@@ -30,10 +30,13 @@ from lamella.store.snapshotters.forms import Form, OpenTree
 from lamella.store.snapshotters.places import Places, locked
 
 if TYPE_CHECKING:
-    from lamella.store.store import Space
+    from lamella.store.store import Space, Store
 
 SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
 """The label by which a client that prepares says what it will commit; where that is there, its work is done."""
+
+UNPACKING: Final = "extract"
+"""What the key of a snapshot has in it that a layer is to be applied to; containerd's clients keep to that."""
 
 _SELECT: Final = """
 SELECT s.number, s.parent, s.name, COALESCE(p.name, ''), s.kind, s.created, s.updated, s.labels, s.size, s.inodes
@@ -70,7 +73,7 @@ class Snapshots:
         self._form = form
         self.name = form.name
         """Containerd's name for the kind."""
-        self._places = Places(space.store.root / "snapshots" / form.name, space.store.root / "trash", form.release)
+        self._places = Places(home_of(space.store, form.name), space.store.root / "trash", form.release)
 
     # Looking
 
@@ -202,6 +205,11 @@ class Snapshots:
         """See `Unpacks.side_by_side`."""
         return self._form.side_by_side
 
+    @property
+    def windows(self) -> bool:
+        """Whether the layers are those of Windows images, whose tars have rules of their own."""
+        return self._form.windows
+
     def sink(
         self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
     ) -> Sink[Losses]:
@@ -241,7 +249,7 @@ class Snapshots:
             self._give_up(taken)
         number: int | None = None
         with _told(f"make snapshot {key!r}"), self._places.fresh() as fresh:
-            form.make(fresh, kind, parents)
+            form.make(fresh, kind, parents, unpacking=UNPACKING in key)
             with self._database.write() as connection:
                 taken = self._taken(connection, key, wanted)
                 if not taken:
@@ -411,6 +419,11 @@ def _sync(place: Path) -> None:
         sync_file_system(descriptor)
     finally:
         os.close(descriptor)
+
+
+def home_of(store: Store, snapshotter: str) -> Path:
+    """The directory that has the places of a snapshotter."""
+    return store.root / "snapshots" / snapshotter
 
 
 @contextmanager

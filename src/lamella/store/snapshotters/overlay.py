@@ -33,8 +33,9 @@ class OverlayForm:
 
     name = "overlayfs"
     side_by_side = True
+    windows = False
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> None:
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:  # noqa: ARG002
         """See `Form.make`. The root is that of the parent, since the nearest one is what a mount shows."""
         upper = place / UPPER
         new_root(upper)
