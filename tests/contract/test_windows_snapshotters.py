@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.cim.test_cim_layer import directory, file, whiteout, windows_base
+from tests.unit.layers.cim.test_cim_layer import directory, file, tar_of, whiteout, windows_base
 from tests.windows.stubs import StubCimfs, StubLoader
 
 from lamella.changes.apply import apply
@@ -20,6 +20,7 @@ from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.layers.blockcim.place import BlockOptions
 from lamella.layers.facets import windows_from_posix
 from lamella.layers.policy import Policy
+from lamella.oci.platform import parse_platform
 from lamella.paths import ROOT, LayerPath
 from lamella.store.check import check
 from lamella.store.contract import BlockCimMount, CimMount, SnapshotKind
@@ -28,7 +29,10 @@ from lamella.store.snapshotters import open_snapshotter
 from lamella.store.snapshotters.blockcim import BlockCimForm
 from lamella.store.snapshotters.graph import Snapshots, home_of
 from lamella.store.store import Store
+from lamella.store.unpacking import unpack_image
 from lamella.testing import snapshotter_suite
+from lamella.testing.images import image_of_tars
+from lamella.testing.store import put_image
 
 CONFIG = "Files/Windows/System32/config"
 
@@ -202,7 +206,7 @@ class TestImagesOfSnapshots:
         for path in images.glob("*.cim"):
             path.unlink()
         (fault,) = check(store).faults
-        assert (fault.name, "image" in fault.problem) == ("base", True)
+        assert (fault.id, "image" in fault.problem) == ("base", True)
 
 
 def broken_off() -> list[Change]:
@@ -267,5 +271,21 @@ class TestBlockImagesOfSnapshots:
         snapshots.prepare("active", "base")
         assert check(store).faults == ()
         (snapshots.place("base") / "layer.vhd").unlink()
-        assert [fault.name for fault in check(store).faults] == ["base"]
+        assert [fault.id for fault in check(store).faults] == ["base"]
         assert snapshots.stat("base").kind is SnapshotKind.COMMITTED
+
+
+def test_an_image_of_windows_is_unpacked_into_images(tmp_path: Path) -> None:
+    layers: list[list[Change]] = [
+        windows_base(file("Files/a", b"1")),
+        [directory("Files"), directory("Hives"), file("Files/b", b"2")],
+    ]
+    image = image_of_tars([tar_of(changes) for changes in layers], "windows/amd64")
+    with Store.open(tmp_path / "store") as store:
+        space = store.namespace("default")
+        put_image(space, image, "image")
+        unpacked = unpack_image(space, "image", "cimfs", platform=parse_platform("windows/amd64"))
+        assert [layer.skipped for layer in unpacked.layers] == [False, False]
+        assert names(space.snapshots("cimfs"), unpacked.snapshot) == ["Windows", "a", "b"]
+        with pytest.raises(Unsupported, match="Windows alone"):
+            unpack_image(space, "image", "blockcim", platform=parse_platform("windows/amd64"))

@@ -22,7 +22,7 @@ from lamella.store.contract import (
     ErofsMount,
     Mount,
     OverlayMount,
-    WindowsMount,
+    WindowsLayerMount,
 )
 
 BIND: Final = "bind"
@@ -113,7 +113,7 @@ def _typed_windows(mount: types_pb2.Mount) -> Mount:
     readonly = _is_readonly(mount.options)
     source, parents, images = _windows_path(mount.source), _paths(said, _PARENTS), _paths(said, _IMAGES)
     if mount.type == WINDOWS:
-        return WindowsMount(source, parents, readonly)
+        return WindowsLayerMount(source, parents, readonly)
     if mount.type == CIM:
         image = _windows_path(said[_IMAGE]) if _IMAGE in said else None
         return CimMount(source, image, parents, images, readonly)
@@ -219,7 +219,7 @@ def _sent(mount: Mount) -> types_pb2.Mount:
         case ErofsMount(image, options):
             # Before Linux 6.12 it takes a loop device, which containerd sets up for this word.
             return types_pb2.Mount(type=EROFS, source=_text(image), options=(_READ_ONLY, _LOOP, *options))
-        case WindowsMount(folder, parents, readonly):
+        case WindowsLayerMount(folder, parents, readonly):
             words = [_READ_ONLY if readonly else _READ_WRITE]
             if parents:
                 words.append(_PARENTS + _listed(parents))

@@ -16,7 +16,7 @@ from lamella.protocol.proto import introspection_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Platform
 from lamella.service.calls import Call, quick
 from lamella.store.filters import Path, parse_filters
-from lamella.store.snapshotters import SNAPSHOTTERS
+from lamella.store.snapshotters import OF_WINDOWS, SNAPSHOTTERS
 from lamella.store.store import SNAPSHOTS
 
 if TYPE_CHECKING:
@@ -56,10 +56,12 @@ class Introspection:
     def _plugins(self) -> list[pb.Plugin]:
         host = host_platform()
         here = Platform(os=host.os, architecture=host.architecture, variant=host.variant)
+        windows = Platform(os="windows", architecture=host.architecture, variant=host.variant)
         found = [pb.Plugin(type=_CONTENT, id="content", exports={"root": str(self._root)})]
         for name in SNAPSHOTTERS:
             exports = {"root": str(self._root / SNAPSHOTS / name)}
-            found.append(pb.Plugin(type=_SNAPSHOTTER, id=name, platforms=[here], exports=exports))
+            platform = windows if name in OF_WINDOWS else here
+            found.append(pb.Plugin(type=_SNAPSHOTTER, id=name, platforms=[platform], exports=exports))
         found.append(pb.Plugin(type=_DIFFER, id="walking", platforms=[here]))
         found.append(pb.Plugin(type=_COLLECTOR, id="scheduler"))
         return found

@@ -30,7 +30,7 @@ from lamella.store.contract import (
     Mount,
     OverlayMount,
     Snapshotter,
-    WindowsMount,
+    WindowsLayerMount,
 )
 from lamella.store.references import EXPIRE
 from lamella.store.store import SNAPSHOTS, Space, Store
@@ -192,7 +192,7 @@ def _paths(mount: Mount) -> tuple[Path, ...]:
             return lower if upper is None else (upper, *lower)
         case ErofsMount(image, _):
             return (image,)
-        case WindowsMount(folder, parents, _) | CimMount(folder, _, parents, _, _):
+        case WindowsLayerMount(folder, parents, _) | CimMount(folder, _, parents, _, _):
             return (folder, *parents)
         case BlockCimMount(source, images, _, _, _, _):
             return (source, *images)

@@ -275,7 +275,7 @@ class ErofsMount:
 
 
 @dataclass(slots=True, frozen=True)
-class WindowsMount:
+class WindowsLayerMount:
     """The folder of a Windows layer; a read-only one shows its parents, and its own folder is of no matter."""
 
     folder: Path
@@ -315,7 +315,7 @@ class BlockCimMount:
     footer: bool = False
 
 
-Mount: TypeAlias = BindMount | OverlayMount | ErofsMount | WindowsMount | CimMount | BlockCimMount
+Mount: TypeAlias = BindMount | OverlayMount | ErofsMount | WindowsLayerMount | CimMount | BlockCimMount
 """One step of a mount. Nothing here is a string that must be taken apart again; the gRPC edge makes those."""
 
 

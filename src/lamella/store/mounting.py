@@ -22,7 +22,7 @@ from lamella.store.contract import (
     ErofsMount,
     Mount,
     OverlayMount,
-    WindowsMount,
+    WindowsLayerMount,
 )
 
 _PATIENCE: Final = 60.0
@@ -119,7 +119,7 @@ def _mount(mount: Mount, target: Path) -> None:
                 _mount_overlay(mount, where)
             case ErofsMount(image, options):
                 mounting.erofs(os.fspath(image), where, options)
-            case WindowsMount() | CimMount() | BlockCimMount():
+            case WindowsLayerMount() | CimMount() | BlockCimMount():
                 raise Unsupported(
                     "layers of Windows are mounted by Windows alone",
                     hint="look into them with ls, cat and find, or extract them",

@@ -19,7 +19,7 @@ from lamella.store.contract import (
     ErofsMount,
     Mount,
     OverlayMount,
-    WindowsMount,
+    WindowsLayerMount,
 )
 
 NAMES = st.text(
@@ -51,7 +51,7 @@ WINDOWS_LISTS = st.lists(WINDOWS_PATHS, max_size=4).map(tuple)
 def windows_mounts(draw: st.DrawFn) -> Mount:
     match draw(st.integers(0, 2)):
         case 0:
-            return WindowsMount(draw(WINDOWS_PATHS), draw(WINDOWS_LISTS), draw(st.booleans()))
+            return WindowsLayerMount(draw(WINDOWS_PATHS), draw(WINDOWS_LISTS), draw(st.booleans()))
         case 1:
             image = draw(st.none() | WINDOWS_PATHS)
             parents, images = draw(WINDOWS_LISTS), draw(WINDOWS_LISTS)
@@ -91,9 +91,9 @@ def test_what_was_sent_comes_back_the_same(mounts: tuple[Mount, ...]) -> None:
         ),
         (OverlayMount((Path("/b"), Path("/a"))), ("overlay", "overlay", ["lowerdir=/b:/a"])),
         (ErofsMount(Path("/i")), ("erofs", "/i", ["ro", "loop"])),
-        (WindowsMount(Path("/3")), ("windows-layer", "/3", ["rw"])),
+        (WindowsLayerMount(Path("/3")), ("windows-layer", "/3", ["rw"])),
         (
-            WindowsMount(Path("/3"), (Path("/2"), Path("/1 é")), readonly=True),
+            WindowsLayerMount(Path("/3"), (Path("/2"), Path("/1 é")), readonly=True),
             ("windows-layer", "/3", ["ro", 'parentLayerPaths=["/2","/1 é"]']),
         ),
         (
@@ -150,7 +150,7 @@ def test_mounts_are_sent_in_the_words_that_clients_know(mount: Mount, words: tup
         (Sent(type="erofs", source="/i", options=["loop", "noacl"]), ErofsMount(Path("/i"), ("noacl",))),
         (
             Sent(type="windows-layer", source="/3\\", options=['parentLayerPaths=["/\\u0032\\\\"]']),
-            WindowsMount(Path("/3"), (Path("/2"),)),
+            WindowsLayerMount(Path("/3"), (Path("/2"),)),
         ),
         (Sent(type="CimFS", source="/3", options=["parentCimPaths=null", "ro"]), CimMount(Path("/3"), readonly=True)),
         (

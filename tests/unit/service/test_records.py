@@ -423,6 +423,9 @@ def test_snapshotters_are_found_as_clients_look_for_them(client: Client) -> None
     assert (found.type, found.id) == ("io.containerd.snapshotter.v1", "overlayfs")
     assert found.exports["root"].endswith("/snapshots/overlayfs")
     assert found.platforms[0].os == "linux"
+    for_windows = introspection_pb2.PluginsRequest(filters=["id==cimfs", "id==blockcim"])
+    kept = client.introspection.Plugins(for_windows).plugins
+    assert {"windows"} == {one.platforms[0].os for one in kept}
     types = {one.type for one in client.introspection.Plugins(introspection_pb2.PluginsRequest()).plugins}
     assert {"io.containerd.content.v1", "io.containerd.snapshotter.v1", "io.containerd.differ.v1"} <= types
     request = introspection_pb2.PluginInfoRequest(type=found.type, id=found.id)

@@ -54,7 +54,7 @@ def held(store: Store, lease: str) -> Sequence[Resource]:
 
 @contextmanager
 def failing(snapshots: Snapshots, method: str, error: Exception) -> Iterator[None]:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     with pytest.MonkeyPatch.context() as patch:

@@ -86,5 +86,8 @@ SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], Form]]] = {
 }
 """Containerd's name of a kind -> what makes its form, given the verity that is asked for and its directory."""
 
+OF_WINDOWS: Final = frozenset({"cimfs", "blockcim"})
+"""Those that keep layers of Windows images."""
+
 ALIASES: Final = {"overlay": "overlayfs", "directory": "native", "cim": "cimfs"}
 """Lamella's names of kinds of layer -> containerd's of snapshotters that keep them."""
