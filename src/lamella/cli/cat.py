@@ -19,7 +19,7 @@ def command(console: Console, place: str, more: tuple[str, ...], platform: str |
     """Print the content of files.
 
     Each further PATH is a file in the same image. Links are followed inside the image. dir:DIR in place of an image
-    stands for a directory on disk, blob:FILE for a single layer.
+    stands for a directory on disk, blob:FILE for a single layer, cim:DIR/NAME.cim for a composite image.
     """
     from lamella.changes.model import dense
     from lamella.operations.filesystem import Filesystem

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,7 +121,12 @@ def verify(console: Console, image: Path) -> None:
 
 @command.command("diff", cls=Verb)
 @_IMAGE
-@click.option("--parent", type=click.Path(path_type=Path), metavar="CIM", help="The image that it was forked from.")
+@click.option(
+    "--parent",
+    type=click.Path(path_type=Path),
+    metavar="CIM",
+    help="The image that it was forked from, if not beside it.",
+)
 @click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
 @compression_options
 @strict_option
@@ -138,12 +142,13 @@ def diff(
 ) -> None:
     """List the changes of an image's layer, or write them as a blob in the tar dialect of Windows.
 
-    Without --parent that is everything in it. What an import derives (cumulative hives) is left out.
+    That is what differs from the image that it was forked from, or everything where it is no fork. What an import
+    derives, as cumulative registry hives, is left out.
     """
     from lamella.changes.losses import Losses
     from lamella.cli.documents import written_document
-    from lamella.operations.cim import list_cim_changes, write_cim_layer
-    from lamella.operations.output import replacing
+    from lamella.operations.cim import list_cim_changes
+    from lamella.operations.diff import diff as write_changes
 
     if output is None:
         found = list_cim_changes(image, parent)
@@ -156,17 +161,17 @@ def diff(
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")
     losses = Losses(refuse=strict)
-    with nullcontext(console.blob_output()) if output == "-" else replacing(Path(output)) as file:
-        written = write_cim_layer(
-            image,
-            file,
-            parent=parent,
-            compression=compress,
-            level=level,
-            losses=losses,
-            progress=console.progress(),
-            cancel=console.cancellation(),
-        )
+    written = write_changes(
+        parent,
+        image,
+        console.blob_output() if output == "-" else output,
+        kind="cim",
+        compression=compress,
+        level=level,
+        losses=losses,
+        progress=console.progress(),
+        cancel=console.cancellation(),
+    )
     console.losses(losses)
     if console.json:
         console.document({**written_document(written), **losses_document(losses)})

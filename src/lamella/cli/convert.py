@@ -14,8 +14,20 @@ from lamella.cli.options import platform_option, replace_option, strict_option
 
 
 @click.command("convert", cls=ImageVerb)
-@click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="IMAGE")
+@click.argument("source", metavar="IMAGE|PLACE")
+@click.argument("target", metavar="IMAGE|PLACE")
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(["tar", "cim"]),
+    help="Composite images of Windows in place of tars, or tars again. PLACE is the directory that has them.",
+)
+@click.option(
+    "--parent",
+    metavar="CIM",
+    type=click.Path(path_type=Path),
+    help="With --to, for a single layer: the composite image below it.",
+)
 @click.option("--compress", type=click.Choice(["gzip", "zstd", "none"]), help="Compression of the layers.")
 @click.option("--level", type=int, metavar="N", help="How hard to compress; more is smaller and slower.")
 @click.option("--again", is_flag=True, help="Compress those too that are compressed this way already.")
@@ -35,6 +47,8 @@ def command(
     console: Console,
     source: str,
     target: str,
+    kind: str | None,
+    parent: Path | None,
     compress: str | None,
     level: int | None,
     again: bool,
@@ -45,17 +59,34 @@ def command(
     recipes: Path | None,
     strict: bool,
 ) -> None:
-    """Copy an image with its layers compressed another way.
+    """Copy an image with its layers compressed another way, or kept in another kind of place.
 
     The tars in the layers stay, and with them the diff ids and the config; what is compressed this way already is not
     written again. With --format, the manifest is written in the other of the two formats.
+
+    --to cim makes a new directory with a composite image for each layer of a Windows image, 0.cim for the base, and
+    with the image's documents; --to tar makes the image of it again. With DIR/NAME.cim for PLACE they convert a single
+    layer, from a blob and to one.
     """
+    if kind is not None:
+        other = (again, format_, all_platforms, recipes)
+        if any(other) or (kind == "cim" and (compress or replace)):
+            raise click.UsageError("--to converts layers as they are; give the other options in a step of its own")
+        from lamella.cli.convert_cim import from_cim, to_cim
+
+        if kind == "cim":
+            to_cim(console, source, target, parent, platform, strict)
+        else:
+            from_cim(console, source, target, parent, compress, level, replace, strict)
+        return
+    if parent is not None:
+        raise click.UsageError("--parent is for --to")
     from lamella.changes.losses import Losses
     from lamella.operations.convert import convert
     from lamella.operations.inspect import describe_descriptor
 
     if compress is None and format_ is None:
-        raise click.UsageError("say what to convert to with --compress or --format")
+        raise click.UsageError("say what to convert to with --compress, --format or --to")
     losses = Losses(refuse=strict)
     done = convert(
         source,

@@ -33,7 +33,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
     default="directory",
     show_default=True,
     help="UPPER is a plain tree; or an overlay's upper directory, an EROFS image or a Windows layer's folder, which "
-    "say what changed; or the path of a composite image, and LOWER that of its parent.",
+    "say what changed; or the path of a composite image, whose LOWER is its parent, which is found if it lies beside it.",
 )
 @compression_options
 @click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
@@ -58,7 +58,8 @@ def command(
     """List or write what changed between two directories.
 
     Without -o, each change is a line: A for added, M for modified, D for deleted, then kind, size and path. With -o,
-    the changes are written as a layer, which gets its name when it is complete. Without LOWER, all of UPPER is new.
+    the changes are written as a layer, which gets its name when it is complete. Without LOWER, all of UPPER is new,
+    but for an UPPER that says itself what changed: see --as.
 
     Files count as changed by kind, mode, owner, size, time and extended attributes. Content is compared where times
     leave it open, since they have no fraction of a second; with --exact it always is.

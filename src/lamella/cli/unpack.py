@@ -15,7 +15,7 @@ from lamella.cli.frame import ImageVerb
 from lamella.cli.options import devices_option, owner_option, platform_option, policy, strict_option
 
 if TYPE_CHECKING:
-    from lamella.operations.unpack import WindowsForm
+    from lamella.operations.unpack import UnpackKind
 
 
 @click.command("unpack", cls=ImageVerb)
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 @click.option("--merge", is_flag=True, help="Unpack into DIR though it exists, over what is in it.")
 @click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
 @click.option(
-    "--windows",
-    type=click.Choice(["files", "layers", "cims"]),
-    help="Of a Windows image: drive C as a plain tree, or the folder or the composite image of each layer.",
+    "--as",
+    "kind",
+    type=click.Choice(["directory", "windows", "cim"]),
+    help="A plain tree; or, of a Windows image, the folder or the composite image of each layer.",
 )
 @strict_option
 @click.pass_obj
@@ -42,7 +43,7 @@ def command(
     devices: str | None,
     merge: bool,
     bundle: bool,
-    windows: WindowsForm | None,
+    kind: UnpackKind | None,
     strict: bool,
 ) -> None:
     """Unpack an image into a directory.
@@ -50,20 +51,20 @@ def command(
     DIR must not exist. It gets its name when all is unpacked and checked, so a failure leaves none; with --merge it may
     exist, and what was written before a failure is left in it.
 
-    A Windows image is unpacked with --windows files, which gives what its containers have as drive C, or with --windows
-    layers, which gives a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base. With --windows
-    cims there is 0.cim for the base, 1.cim forked from it, and so on.
+    Of a Windows image, say which you want. --as directory gives what its containers have as drive C. --as windows gives
+    a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base. --as cim gives 0.cim for the base,
+    1.cim forked from it, and so on, and the image's documents, so that 'lamella convert --to tar' gives it back.
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
     from lamella.operations.unpack import unpack
 
-    work = partial(unpack, windows=windows)
+    work = partial(unpack, kind=kind)
     if bundle:
         from lamella.operations.bundle import unpack_bundle
 
-        if windows is not None:
-            raise click.UsageError("--bundle is for Linux; give --windows alone")
+        if kind in ("windows", "cim"):
+            raise click.UsageError("--bundle is for Linux; give --as alone")
         work = partial(unpack_bundle)
 
     losses = Losses(refuse=strict)
@@ -71,7 +72,7 @@ def command(
         unpacked = work(
             opened,
             directory,
-            policy=policy(owner or ("ignore" if windows else None), devices),
+            policy=policy(owner or ("ignore" if opened.config.os == "windows" else None), devices),
             merge=merge,
             losses=losses,
             progress=console.progress(),

@@ -234,13 +234,11 @@ def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sin
 def _cim_source(
     stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
 ) -> tuple[Source, Lookup | None]:
-    from lamella.layers.cim.files import CimLayer, OpenCim
-    from lamella.layers.cim.source import cim_changes
+    from lamella.layers.cim.source import cim_changes, opened
     from lamella.layers.cim.tree import CimTree
 
     del owners, exact
-    image = stack.enter_context(OpenCim(CimLayer(place)))
-    below = None if lower is None else stack.enter_context(OpenCim(CimLayer(lower)))
+    image, below = stack.enter_context(opened(place, lower))
     return cim_changes(image, below), CimTree(image).lookup
 
 

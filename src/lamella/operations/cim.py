@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
-from lamella.changes.model import Buffer, Link, Put, Stream
+from lamella.changes.model import Link, Put, Stream
 from lamella.errors import AlreadyExists, FormatError, from_os
 from lamella.layers.cim.files import CimLayer, OpenCim
-from lamella.layers.cim.source import cim_changes
+from lamella.layers.cim.source import cim_changes, opened
 from lamella.layers.cim.tree import CimTree, all_changes
-from lamella.operations.write_layer import Written
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
@@ -92,12 +91,17 @@ def verify_cim(path: Path, *, progress: Progress | None = None, cancel: Cancella
     return Verified(files, directories, streams, size)
 
 
+@contextmanager
+def cim_trees(path: Path, parent: Path | None = None) -> Iterator[tuple[CimTree, CimTree | None]]:
+    """The image at ``path`` and the one that it is forked from, as trees."""
+    with opened(path, parent) as (image, below):
+        yield CimTree(image), None if below is None else CimTree(below)
+
+
 def list_cim_changes(path: Path, parent: Path | None = None) -> list[tuple[str, LayerPath]]:
     """What `cim_changes` tells, each as A for added, M for modified or D for deleted, and a path."""
-    with ExitStack() as stack:
-        image = stack.enter_context(OpenCim(CimLayer(path)))
-        below = stack.enter_context(OpenCim(CimLayer(parent))) if parent is not None else None
-        before = stack.enter_context(_tree(below))
+    with opened(path, parent) as (image, below):
+        before = None if below is None else CimTree(below)
         found: list[tuple[str, LayerPath]] = []
         for change in cim_changes(image, below):
             match change:
@@ -110,52 +114,6 @@ def list_cim_changes(path: Path, parent: Path | None = None) -> list[tuple[str, 
                 case _:
                     found.append(("D", change.path))
         return found
-
-
-@contextmanager
-def _tree(image: OpenCim | None) -> Iterator[CimTree | None]:
-    yield None if image is None else CimTree(image)
-
-
-def write_cim_layer(
-    path: Path,
-    output: BinaryIO,
-    *,
-    parent: Path | None = None,
-    compression: str = "gzip",
-    level: int | None = None,
-    threads: int | None = None,
-    losses: Losses | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
-) -> Written:
-    """Write the image's layer to ``output``, in the tar dialect of Windows: what it has against ``parent``, or all.
-
-    Raises FormatError, NotFound, Exhausted.
-    """
-    from lamella.layers.windows_tar_sink import WindowsTarSink
-    from lamella.streams.writing import BlobWriter
-
-    losses = losses if losses is not None else Losses()
-    tally = Tally()
-    if progress is not None:
-        progress.start("write", None)
-    try:
-        with ExitStack() as stack:
-            image = stack.enter_context(OpenCim(CimLayer(path)))
-            below = stack.enter_context(OpenCim(CimLayer(parent))) if parent is not None else None
-            writer = stack.enter_context(BlobWriter(output, compression=compression, level=level, threads=threads))
-
-            def write(data: Buffer) -> None:
-                writer.write(data)
-                if progress is not None:
-                    progress.advance(len(data))
-
-            apply(cim_changes(image, below), WindowsTarSink(write, losses=losses), cancel=cancel, tally=tally)
-            return Written(writer.finish(), tally.changes, losses)
-    finally:
-        if progress is not None:
-            progress.finish()
 
 
 def extract_cim(

@@ -51,7 +51,8 @@ def diff(
     A path ``output`` gets its name when the blob is complete; an open file is written from where it stands. With the
     ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed. So does the
     folder of a Windows layer, of the kind ``"windows"``, whose tar has the entries in the order and with the times that
-    the folder was made of: a layer that Lamella or go-winio wrote comes out with the same diff id.
+    the folder was made of: a layer that Lamella or go-winio wrote comes out with the same diff id. Of the kind
+    ``"cim"`` both are composite images; without ``lower``, it is the one that ``upper`` was forked from.
 
     The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
     than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
@@ -170,6 +171,15 @@ def list_changes(
     all files, and not only where times leave it open. Of what is gone with its directory, only that is listed. Raises
     as `diff`.
     """
+    if kind == "cim":
+        from lamella.operations.cim import cim_trees
+
+        with (
+            sourced(lower, upper, kind=kind) as (changes, _),
+            cim_trees(Path(upper), None if lower is None else Path(lower)) as (above, parent),
+        ):
+            yield from _differences(changes, parent, above)
+        return
     if kind != "directory":
         with sourced(lower, upper, kind=kind) as (changes, _):
             yield from _differences(changes, None, None)

@@ -91,7 +91,7 @@ Files: TypeAlias = Mapping[str, FileLike]
 """Files by their path in the image."""
 
 LayerLike: TypeAlias = str | os.PathLike[str] | Files
-"""A directory, a layer's blob or tar, or files by path."""
+"""A directory, a layer's blob or tar, the path of a composite image (``NAME.cim``), or files by path."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -191,6 +191,8 @@ def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS) -> Laye
         changes = changes_of(given)
         return TarredLayer(lambda: _given(changes), options, posix=True)
     path = Path(given)
+    if path.suffix.lower() == ".cim":
+        return TarredLayer(lambda: sourced(None, path, kind="cim"), options)
     if path.is_dir():
         return TarredLayer(lambda: _directory(path, options.owners), options, path, posix=True)
     return BlobLayer(path)

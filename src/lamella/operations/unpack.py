@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-WindowsForm: TypeAlias = Literal["files", "layers", "cims"]
+UnpackKind: TypeAlias = Literal["directory", "windows", "cim"]
+"""A plain tree; or, of a Windows image, the folder or the composite image of each layer."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,7 +42,7 @@ def unpack(
     *,
     policy: Policy | None = None,
     merge: bool = False,
-    windows: WindowsForm | None = None,
+    kind: UnpackKind | None = None,
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
@@ -52,19 +53,20 @@ def unpack(
     leaves nothing. With ``merge`` the layers go straight into ``directory``, over what is in it, and what was written
     before a failure stays.
 
-    Of a Windows image ``windows`` says what is wanted: ``"files"`` for what its containers have as drive C, as a plain
-    tree, or ``"layers"`` for a folder of each layer, named by its number from 0 at the base.
+    Of a Windows image ``kind`` says what is wanted: ``"directory"`` for what its containers have as drive C, as a plain
+    tree; ``"windows"`` for a folder of each layer, named by its number from 0 at the base; ``"cim"`` for a composite
+    image of each, ``0.cim`` and so on, with the image's documents beside them. Others become a plain tree only.
 
-    Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``windows`` does not
+    Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``kind`` does not
     fit the image; else as `apply_blob`.
     """
     losses = losses if losses is not None else Losses()
-    _check_form(image, windows)
-    if merge and windows == "layers":
-        raise InvalidInput("the folders of layers cannot be merged into a directory")
+    _check_kind(image, kind)
+    if merge and kind in ("windows", "cim"):
+        raise InvalidInput("layers that are kept apart cannot be merged into a directory")
     if merge:
         try:
-            return _unpack(image, directory, directory, policy, windows, losses, progress, cancel)
+            return _unpack(image, directory, directory, policy, kind, losses, progress, cancel)
         except BaseException as error:
             error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
             raise
@@ -73,7 +75,7 @@ def unpack(
             f"{os.fspath(directory)!r} exists", hint="choose a new directory, or give --merge to unpack over this one"
         )
     with _Aside(directory) as aside:
-        unpacked = _unpack(image, aside.path, directory, policy, windows, losses, progress, cancel)
+        unpacked = _unpack(image, aside.path, directory, policy, kind, losses, progress, cancel)
         aside.commit()
         return unpacked
 
@@ -83,7 +85,7 @@ def _unpack(
     where: Path,
     directory: Path,
     policy: Policy | None,
-    windows: WindowsForm | None,
+    kind: UnpackKind | None,
     losses: Losses,
     progress: Progress | None,
     cancel: Cancellation | None,
@@ -93,13 +95,13 @@ def _unpack(
         progress.start("unpack", sum(layer.descriptor.size for layer in layers))
     applied: list[Applied] = []
     try:
-        if windows is not None:
+        if image.config.os == "windows":
             from lamella.operations.unpack_windows import cims_applied, files_applied, layers_applied
 
-            if windows == "files":
+            if kind == "directory":
                 applied.extend(files_applied(layers, where, policy, losses, progress, cancel))
-            elif windows == "cims":
-                applied.extend(cims_applied(layers, where, losses, progress, cancel))
+            elif kind == "cim":
+                applied.extend(cims_applied(image, where, losses, progress, cancel))
             else:
                 applied.extend(layers_applied(layers, where, losses, progress, cancel))
             layers = ()
@@ -124,14 +126,14 @@ def _unpack(
     return Unpacked(directory, tuple(applied), losses)
 
 
-def _check_form(image: Image, windows: WindowsForm | None) -> None:
+def _check_kind(image: Image, kind: UnpackKind | None) -> None:
     built_for = image.config.os
-    if windows is None and built_for == "windows":
+    if kind is None and built_for == "windows":
         raise InvalidInput(
             "the image is for Windows, and can be unpacked in several ways",
-            hint="--windows files gives drive C as a plain tree, --windows layers or cims gives each layer by itself",
+            hint="--as directory gives drive C as a plain tree, --as windows or cim gives each layer by itself",
         )
-    if windows is not None and built_for != "windows":
+    if kind in ("windows", "cim") and built_for != "windows":
         raise InvalidInput(f"the image is for {built_for}, not for Windows")
 
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
+from lamella.errors import from_os
 from lamella.layers.directory import DirectorySink
 from lamella.layers.facets import inside
 from lamella.layers.policy import Devices, Owners, Policy
@@ -20,8 +22,12 @@ from lamella.operations.windows import apply_layer
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
-    from lamella.images.image import ImageLayer
+    from lamella.images.image import Image, ImageLayer
     from lamella.progress import Cancellation, Progress
+
+MANIFEST: Final = "manifest.json"
+CONFIG: Final = "config.json"
+"""The documents of an image whose layers are composite images."""
 
 _POLICY: Final = Policy(Owners.IGNORE, Devices.SKIP)
 """A Windows layer knows neither owners nor devices as POSIX has them."""
@@ -74,15 +80,24 @@ def layers_applied(
 
 
 def cims_applied(
-    layers: Sequence[ImageLayer],
+    image: Image,
     directory: Path,
     losses: Losses,
     progress: Progress | None,
     cancel: Cancellation | None,
 ) -> Iterator[Applied]:
-    """Make a composite image in ``directory`` for each of ``layers``, each forked from the one before it."""
+    """Make a composite image in ``directory`` for each layer of ``image``, forked from the one before it.
+
+    Its documents lie beside them, so that `lamella.operations.convert_cim` can make the image again.
+    """
     below: list[Path] = []
-    for number, layer in enumerate(layers):
+    documents = {MANIFEST: image.descriptor, CONFIG: image.manifest.config}
+    for name, descriptor in documents.items():
+        try:
+            (directory / name).write_bytes(image.reader.read_document(descriptor))
+        except OSError as problem:
+            raise from_os(problem, f"write {os.fspath(directory / name)!r}") from problem
+    for number, layer in enumerate(image.layers):
         path = directory / f"{number}.cim"
         with layer.open() as blob:
             yield apply_blob(

@@ -22,7 +22,9 @@ from tests.unit.layers.cim.test_cim_layer import (
 )
 
 from lamella.changes.model import Change
+from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.layers.cim.files import CimLayer
+from lamella.testing.images import image_of_tars, tagged, write_layout
 
 
 @pytest.fixture
@@ -72,6 +74,109 @@ def test_diff_lists_the_changes_against_the_parent(lamella: Run, images: tuple[C
         "A  /Files/c",
         "A  /Files/d",
     ]
+
+
+def test_diff_finds_the_parent_beside_the_image(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    base, child = images
+    given = lamella("cim", "diff", str(child.path), "--parent", str(base.path)).stdout
+    assert given == lamella("cim", "diff", str(child.path)).stdout
+    listed = lamella("diff", child.path, "--as", "cim").stdout
+    assert [line.split()[0] for line in listed.splitlines()] == ["M", "D", "M", "A", "A", "A"]
+    base.path.unlink()
+    done = lamella("diff", child.path, "--as", "cim")
+    assert (done.returncode, "parent" in done.stderr) == (4, True)
+
+
+def test_diff_against_an_image_that_is_no_parent_is_refused(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    other = write(images[0].directory / "other.cim", tree(file("Files/x", b"x")))
+    done = lamella("diff", other.path, images[1].path, "--as", "cim")
+    assert (done.returncode, "is not forked from" in done.stderr) == (3, True)
+
+
+def test_diff_against_the_parent_of_the_parent_tells_both_layers(
+    lamella: Run, images: tuple[CimLayer, CimLayer]
+) -> None:
+    base, child = images
+    third = write(base.directory / "third.cim", [file("Files/third", b"3")], child)
+    listed = lamella("diff", base.path, third.path, "--as", "cim").stdout
+    assert "/Files/third" in listed
+    assert "/Files/Windows/b.txt" in listed
+
+
+def test_dump_and_find_take_an_image_as_a_tree(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    place = f"cim:{images[1].path}"
+    assert "Files/Windows/b.txt" in lamella("dump", place).stdout
+    assert lamella("find", place, "--name", "b.*").stdout == "/Files/Windows/b.txt\n"
+    assert lamella("tree", place).returncode == 0
+
+
+def image_of(tmp_path: Path, *layers: list[Change], system: str = "windows") -> str:
+    small = image_of_tars([tar_of(layer) for layer in layers], f"{system}/amd64")
+    write_layout(str(tmp_path / "images"), [tagged(small.descriptor, "v")], small.blobs)
+    return f"oci:{tmp_path}/images:v"
+
+
+LAYERS: tuple[list[Change], ...] = (
+    windows_base(file("Files/Windows/a.txt", b"a"), link("Files/b", "Files/Windows/a.txt")),
+    [
+        directory("Files"),
+        whiteout("Files/b"),
+        directory("Files/Windows"),
+        whiteout("Files/Windows/a.txt"),
+        file("Files/Windows/c.txt", b"c"),
+        stream("Files/Windows/c.txt", "zone", b"z"),
+        directory("Hives"),
+        file("Hives/System_Delta", encode_hive(MemoryKey("d"))),
+    ],
+    [directory("Files"), file("Files/d", b"d")],
+)
+
+
+def test_an_image_becomes_composite_images_and_comes_back_as_it_was(lamella: Run, tmp_path: Path) -> None:
+    name = image_of(tmp_path, *LAYERS)
+    platform = ("--platform", "windows/amd64")
+    for verb in (("unpack", name, tmp_path / "a", "--as"), ("convert", name, tmp_path / "b", "--to")):
+        assert lamella(*verb, "cim", *platform).stderr.count("lamella:") == 0
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert {"0.cim", "1.cim", "2.cim", "manifest.json", "config.json"} <= set(names)
+    assert lamella("cat", f"cim:{tmp_path}/a/2.cim::files/windows/C.TXT").stdout == "c"
+    back = json.loads(lamella("convert", tmp_path / "a", f"oci:{tmp_path}/back:v", "--to", "tar", "--json").stdout)
+    assert back["kept"] == 3
+    before, after = (
+        json.loads(lamella("inspect", each, *platform, "--json").stdout) for each in (name, f"oci:{tmp_path}/back:v")
+    )
+    assert before["config"] == after["config"]
+    assert lamella("verify", f"oci:{tmp_path}/back:v").returncode == 0
+    assert lamella("compare", name, f"oci:{tmp_path}/back:v", *platform).returncode == 0
+
+
+def test_a_linux_image_does_not_become_composite_images(lamella: Run, tmp_path: Path) -> None:
+    name = image_of(tmp_path, system="linux")
+    done = lamella("convert", name, tmp_path / "cims", "--to", "cim", "--platform", "linux/amd64")
+    assert (done.returncode, "not for Windows" in done.stderr) == (3, True)
+    assert not (tmp_path / "cims").exists()
+
+
+def test_a_single_layer_is_converted_too(lamella: Run, tmp_path: Path) -> None:
+    for number, layer in enumerate(LAYERS):
+        blob, image = tmp_path / f"{number}.tar", tmp_path / f"cims/{number}.cim"
+        blob.write_bytes(tar_of(layer))
+        below = ("--parent", tmp_path / f"cims/{number - 1}.cim") if number else ()
+        assert lamella("convert", blob, image, "--to", "cim", *below).returncode == 0
+        assert lamella("convert", image, tmp_path / "out", "--to", "tar", "--compress", "none").returncode == 0
+        assert (tmp_path / "out").read_bytes() == blob.read_bytes()
+
+
+def test_a_composite_image_can_be_appended_as_a_layer(lamella: Run, tmp_path: Path) -> None:
+    name = image_of(tmp_path, LAYERS[0])
+    platform = ("--platform", "windows/amd64")
+    lamella("unpack", name, tmp_path / "cims", "--as", "cim", *platform)
+    (tmp_path / "above.tar").write_bytes(tar_of(LAYERS[2]))
+    below = ("--parent", tmp_path / "cims/0.cim")
+    lamella("apply", tmp_path / "above.tar", tmp_path / "cims/above.cim", "--as", "cim", *below)
+    assert lamella("append", name, tmp_path / "cims/above.cim", f"oci:{tmp_path}/new:v", *platform).returncode == 0
+    assert lamella("cat", f"oci:{tmp_path}/new:v::Files/d", *platform).stdout == "d"
 
 
 def test_diff_writes_a_layer(lamella: Run, images: tuple[CimLayer, CimLayer], tmp_path: Path) -> None:

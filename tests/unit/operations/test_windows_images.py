@@ -131,7 +131,7 @@ class TestView:
 class TestUnpack:
     def test_files_give_a_plain_tree_of_drive_c(self, name: str, tmp_path: Path) -> None:
         with open_image(name, "windows/amd64") as opened:
-            unpacked = unpack(opened, tmp_path / "out", windows="files")
+            unpacked = unpack(opened, tmp_path / "out", kind="directory")
         out = tmp_path / "out"
         assert sorted(os.listdir(out)) == ["All Users", "ProgramData", "Windows", "older"]
         assert (out / "Windows/System32/Cmd.exe").read_bytes() == b"newer"
@@ -140,7 +140,7 @@ class TestUnpack:
 
     def test_layers_give_their_folders(self, name: str, tmp_path: Path) -> None:
         with open_image(name, "windows/amd64") as opened:
-            unpack(opened, tmp_path / "out", windows="layers")
+            unpack(opened, tmp_path / "out", kind="windows")
             ids = [str(layer.diff_id) for layer in opened.layers]
         found = []
         for number in ("0", "1"):
@@ -154,13 +154,13 @@ class TestUnpack:
     def test_which_of_them_has_to_be_said(self, name: str, tmp_path: Path) -> None:
         with open_image(name, "windows/amd64") as opened, pytest.raises(InvalidInput) as caught:
             unpack(opened, tmp_path / "out")
-        assert "--windows files" in (caught.value.hint or "")
+        assert "--as directory" in (caught.value.hint or "")
         posix = image(tmp_path, [], system="linux")
         with open_image(posix, "linux/amd64") as opened, pytest.raises(InvalidInput, match="for linux"):
-            unpack(opened, tmp_path / "out", windows="files")
+            unpack(opened, tmp_path / "out", kind="windows")
 
     def test_the_command_line_does_it(self, name: str, tmp_path: Path) -> None:
-        run("unpack", name, str(tmp_path / "out"), "--platform", "windows/amd64", "--windows", "files")
+        run("unpack", name, str(tmp_path / "out"), "--platform", "windows/amd64", "--as", "directory")
         assert (tmp_path / "out/Windows/new.txt").read_bytes() == b"new"
 
 
@@ -244,7 +244,7 @@ class TestAppend:
     def test_the_new_layer_can_be_applied(self, name: str, tmp_path: Path) -> None:
         append(name, {"App/a": "text"}, f"oci:{tmp_path}/new:v", platform="windows/amd64")
         with open_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
-            unpack(opened, tmp_path / "out", windows="layers")
+            unpack(opened, tmp_path / "out", kind="windows")
         assert (tmp_path / "out/2/Files/App/a").exists()
 
     def test_pack_makes_a_windows_layer_for_windows(self, tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ STEP: Final = 1 << 20
 """Bytes of a stream that are read at once."""
 
 _TABLES_KEPT: Final = 64
+_SHARED_KEPT: Final = 256
+_TYPE_AT: Final = 54
+"""Where a file record has the type of its default stream."""
 _TABLES_AT_MOST: Final = 1 << 22
 """File tables; file ids have 32 bits."""
 _TABLE_AT_MOST: Final = 1 << 28
@@ -77,6 +80,8 @@ class CimReader:
         self._names = [(each.guid, number) for each in self.filesystem.sets for number in range(each.count)]
         self._regions: dict[int, Region] = {}
         self._tables: dict[int, tuple[bytes, int]] = {}
+        self._shared: dict[int, bytes] = {}
+        """Descriptors and reparse data by region offset; many files share them."""
         self._upcase: Upcase | None = None
         raw = self._read(self.filesystem.root, OBJECT.size, "CIM file system object")
         self.upcase_offset: int
@@ -126,6 +131,15 @@ class CimReader:
         if file < 1 or len(raw) != length:
             raise self._no_file(file)
         return parse_record(raw)
+
+    def is_directory(self, file: int) -> bool:
+        """Whether a file id is that of a directory."""
+        number, index = divmod(file - 1, RECORDS_IN_TABLE)
+        table, length = self._tables.get(number) or self._open_table(number, file)
+        at = index * length
+        if file < 1 or at + length > len(table):
+            raise self._no_file(file)
+        return length > _TYPE_AT and table[at + _TYPE_AT] == StreamType.LINKS
 
     def _open_table(self, number: int, file: int) -> tuple[bytes, int]:
         """The records of a file table and their size; ``file`` is the id that is looked for."""
@@ -268,8 +282,14 @@ class CimReader:
     def _counted(self, offset: int, structure: str) -> bytes | None:
         if not offset:
             return None
-        (size,) = COUNTED.unpack(self._read(offset, COUNTED.size, structure))
-        return self._read(offset + COUNTED.size, size, structure)
+        found = self._shared.get(offset)
+        if found is None:
+            (size,) = COUNTED.unpack(self._read(offset, COUNTED.size, structure))
+            found = self._read(offset + COUNTED.size, size, structure)
+            if len(self._shared) >= _SHARED_KEPT:
+                self._shared.clear()
+            self._shared[offset] = found
+        return found
 
     # Streams
 

@@ -32,6 +32,9 @@ _REMEMBERED: Final = 8192
 _SHAPES: Final = 64
 _LONGEST: Final = 2048
 """Bytes of a value that is worth remembering."""
+_USUAL_TIME: Final = 18
+"""Bytes of a time of ten digits and seven of its fraction, as most FILETIMEs of our days have."""
+_DOT: Final = 0x2E
 
 
 WindowsRecords: TypeAlias = tuple[
@@ -117,6 +120,10 @@ class RecordReader:
         return _remember(self._attributes, value, bits)
 
     def _time(self, key: str, value: bytes, at: int) -> int:
+        if len(value) == _USUAL_TIME and value[10] == _DOT:
+            digits = value[:10] + value[11:]
+            if digits.isdigit():
+                return int(digits) * filetime.TICK
         try:
             time = parse_pax_time(value.decode("latin-1"))
         except InvalidInput as error:

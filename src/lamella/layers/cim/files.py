@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final, Self
 from uuid import UUID
 
-from lamella.errors import AlreadyExists, InvalidInput, NotFound, from_os
+from lamella.errors import AlreadyExists, InvalidInput, LamellaError, NotFound, from_os
 from lamella.formats.cim.reader import CimReader
-from lamella.formats.cim.structures import RegionType, objects_file
+from lamella.formats.cim.structures import RegionType, objects_file, parse_filesystem_file
 from lamella.formats.cim.writer import CimWriter
 from lamella.host import flags
 
@@ -88,12 +88,7 @@ class OpenCim:
         self._regions: list[_RegionFile] = []
         self._names: dict[str, Path] | None = None
         try:
-            file = _open(layer.path)
-            try:
-                raw = os.pread(file, _MOST, 0)
-            finally:
-                os.close(file)
-            self.reader = CimReader(raw, self._region)
+            self.reader = CimReader(_filesystem_file(layer.path), self._region)
         except BaseException:
             self.close()
             raise
@@ -284,14 +279,41 @@ class NewCim:
             self._parent = None
 
 
-def image_names(directory: Path) -> list[str]:
-    """The images in a directory."""
-    return sorted(path.stem for path in directory.iterdir() if path.suffix.lower() == _SUFFIX)
+def parent_of(layer: CimLayer) -> CimLayer | None:
+    """The image in the same directory that ``layer`` is forked from; None for one that is no fork.
+
+    Raises NotFound where it is not there under any name, and as reading ``layer`` does.
+    """
+    own = parse_filesystem_file(_filesystem_file(layer.path))
+    if not own.parents:
+        return None
+    for name in sorted(os.listdir(layer.directory)):
+        other = CimLayer(layer.directory / name)
+        if not is_cim_path(name) or other.path == layer.path:
+            continue
+        try:
+            found = parse_filesystem_file(_filesystem_file(other.path))
+        except LamellaError:
+            continue  # whatever it is, nothing can be forked from it
+        if found.sets == own.parents:
+            return other
+    raise NotFound(
+        f"{os.fspath(layer.path)!r} is forked from the image {own.parents[-1].guid}, and none beside it is that",
+        hint="give the parent's path",
+    )
 
 
 def is_cim_path(text: str) -> bool:
     """Whether a path reads as that of an image."""
     return re.fullmatch(r".*[^/\\]\.cim", text, re.IGNORECASE | re.DOTALL) is not None
+
+
+def _filesystem_file(path: Path) -> bytes:
+    file = _open(path)
+    try:
+        return os.pread(file, _MOST, 0)
+    finally:
+        os.close(file)
 
 
 def _open(path: Path) -> int:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Final
 
 from lamella.changes.model import Change, Put
-from lamella.layers.cim.files import OpenCim
+from lamella.layers.cim.files import CimLayer, OpenCim, parent_of
 from lamella.layers.cim.special import HIVES
 from lamella.layers.cim.tree import all_changes, changes_since
 from lamella.paths import beneath
@@ -27,3 +29,16 @@ def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
         if not path or upper in _DERIVED or upper == "LAYOUT" or (parent is None and beneath(upper, "HIVES")):
             continue
         yield change
+
+
+@contextmanager
+def opened(path: Path, parent: Path | None = None) -> Iterator[tuple[OpenCim, OpenCim | None]]:
+    """An image, and the one that it is forked from, which need not be given where it lies beside it.
+
+    Raises NotFound where it does not, and as `OpenCim` does.
+    """
+    layer = CimLayer(path)
+    found = parent_of(layer) if parent is None else CimLayer(parent)
+    with ExitStack() as stack:
+        image = stack.enter_context(OpenCim(layer))
+        yield image, None if found is None else stack.enter_context(OpenCim(found))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -38,6 +39,8 @@ ATTRIBUTES: Final = (
 )
 """A bit of a file record, and the attribute that it stands for."""
 
+_OF_FLAGS: Final = [sum(attribute for flag, attribute in ATTRIBUTES if flags & flag) for flags in range(32)]
+_NO_STREAMS: Final[Mapping[str, CimContent]] = {}
 _KNOWN: Final = 4096
 """Directories that a tree remembers."""
 _DEEPEST: Final = 300
@@ -83,6 +86,8 @@ class CimTree:
         self._directories: dict[int, _Links] = {}
         self._near: tuple[str, int] = ("", self.reader.root)
         self._places: dict[int, tuple[int, str]] = {self.reader.root: (0, "")}
+        self._recent: dict[int, FileRecord] = {}
+        """The records of what is in the directory that was listed last."""
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """See `Tree.lookup`."""
@@ -98,8 +103,9 @@ class CimTree:
             raise InvalidInput(f"{directory!r} is no directory")
         found = sorted(self.links(file).items(), key=lambda link: link[1][0].encode("utf-8", "surrogatepass"))
         reader, entries = self.reader, []
+        self._recent = recent = {}
         for key, (name, child) in found:
-            record = reader.record(child)
+            record = recent[child] = reader.record(child)
             if record.is_directory:
                 self._claim(child, file, key)
             entries.append(entry_of(reader, join(directory, name), record))
@@ -110,7 +116,7 @@ class CimTree:
         file = self.find(path)
         if file is None:
             raise NotFound(f"{path!r} is not there")
-        record = self.reader.record(file)
+        record = self._record(file)
         if record.is_directory or record.reparse:
             raise InvalidInput(f"{path!r} is not a file with content")
         return CimContent(self.reader, record.data)
@@ -124,7 +130,10 @@ class CimTree:
         file = self.find(path)
         if file is None:
             raise NotFound(f"{path!r} is not there")
-        found = self.reader.streams(self.reader.record(file))
+        record = self._record(file)
+        if not record.streams:
+            return _NO_STREAMS
+        found = self.reader.streams(record)
         return {name: CimContent(self.reader, stream) for name, stream in found}
 
     def find(self, path: str) -> int | None:
@@ -142,15 +151,18 @@ class CimTree:
         return self._child(self._near[1], name)
 
     def _child(self, directory: int, name: str) -> int | None:
-        if not self.reader.record(directory).is_directory:
+        if not self.reader.is_directory(directory):
             return None
         key = self.reader.upcase.fold(name)
         found = self.links(directory).get(key)
         if found is None:
             return None
-        if self.reader.record(found[1]).is_directory:
+        if self.reader.is_directory(found[1]):
             self._claim(found[1], directory, key)
         return found[1]
+
+    def _record(self, file: int) -> FileRecord:
+        return self._recent.get(file) or self.reader.record(file)
 
     def _claim(self, file: int, directory: int, key: str) -> None:
         """Note where the directory ``file`` is: one that is in two places could be in itself, or be walked for ever."""
@@ -188,9 +200,8 @@ def in_two_places(reader: CimReader, file: int, directory: int) -> FormatError:
 
 def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
     """The metadata of a file."""
-    attributes = sum(attribute for flag, attribute in ATTRIBUTES if record.flags & flag)
     windows = Windows(
-        attributes,
+        _OF_FLAGS[record.flags & 31],
         filetime.ns_from_ticks(record.creation_time),
         filetime.ns_from_ticks(record.access_time),
         filetime.ns_from_ticks(record.write_time),
@@ -225,7 +236,14 @@ def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
 
     No content is read: a file whose record is the parent's is the parent's file. Whiteouts come right after their
     directory, before what is in it, and a directory that something changed in is stated before that: imports need it.
+    Raises InvalidInput where ``image`` is not forked from ``parent``, or from another that is.
     """
+    below = parent.reader.filesystem.sets
+    if below != image.reader.filesystem.sets[: len(below)]:
+        raise InvalidInput(
+            f"{os.fspath(image.layer.path)!r} is not forked from {os.fspath(parent.layer.path)!r}",
+            hint="'lamella cim info' shows the region sets that an image is forked from",
+        )
     yield from _Walk(image.reader, parent.reader).changes()
 
 
@@ -348,7 +366,7 @@ class _Walk:
         entered = self._entered if entered is None else entered
         image = self._image
         for name, child in _sorted(image.children(image.record(file))):
-            if image.record(child).is_directory:
+            if image.is_directory(child):
                 if child in entered:
                     raise in_two_places(image, child, file)
                 entered.add(child)
