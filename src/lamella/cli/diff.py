@@ -33,7 +33,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
     default="directory",
     show_default=True,
     help="UPPER is a plain tree; or an overlay's upper directory, an EROFS image or a Windows layer's folder, which "
-    "say what changed; or the path of a composite image, whose LOWER is its parent, which is found if it lies beside it.",
+    "say what changed; or the path of a composite image, whose LOWER is its parent and need not be given beside it.",
 )
 @compression_options
 @click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
