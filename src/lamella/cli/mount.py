@@ -10,7 +10,14 @@ import click
 from lamella.cli.console import Console
 from lamella.cli.frame import Verb
 from lamella.cli.options import platform_option
-from lamella.cli.store.opening import namespace_option, opened_space, snapshotter_option, store_reference
+from lamella.cli.store.opening import (
+    chosen_verity,
+    namespace_option,
+    opened_space,
+    snapshotter_option,
+    store_reference,
+    verity_option,
+)
 
 
 @click.command("mount", cls=Verb)
@@ -18,11 +25,18 @@ from lamella.cli.store.opening import namespace_option, opened_space, snapshotte
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--rw", is_flag=True, help="Let DIR be written to; what is changed is dropped by 'lamella umount'.")
 @snapshotter_option
+@verity_option
 @platform_option
 @namespace_option
 @click.pass_obj
 def command(
-    console: Console, image: str, directory: Path, rw: bool, snapshotter: str | None, platform: str | None
+    console: Console,
+    image: str,
+    directory: Path,
+    rw: bool,
+    snapshotter: str | None,
+    verity: str | None,
+    platform: str | None,
 ) -> None:
     """Show an image of the store at a directory.
 
@@ -32,7 +46,8 @@ def command(
     from lamella.operations.store_mount import mount_image
 
     reference = store_reference(image)
-    with opened_space() as space:
+    sealing = chosen_verity(verity, snapshotter)
+    with opened_space(verity=sealing) as space:
         done = mount_image(
             space,
             reference,

@@ -10,7 +10,14 @@ import click
 from lamella.cli.console import Console, is_terminal
 from lamella.cli.frame import Verb
 from lamella.cli.options import platform_option, words
-from lamella.cli.store.opening import namespace_option, opened_space, snapshotter_option, store_reference
+from lamella.cli.store.opening import (
+    chosen_verity,
+    namespace_option,
+    opened_space,
+    snapshotter_option,
+    store_reference,
+    verity_option,
+)
 
 
 @click.command("run", cls=Verb)
@@ -24,6 +31,7 @@ from lamella.cli.store.opening import namespace_option, opened_space, snapshotte
 @click.option("--entrypoint", metavar="WORDS", help="Another entry point: words as in a shell, or a JSON list.")
 @click.option("--runtime", metavar="NAME", help="What runs the container: crun or runc.  [default: what is there]")
 @snapshotter_option
+@verity_option
 @platform_option
 @namespace_option
 @click.pass_context
@@ -39,6 +47,7 @@ def command(
     entrypoint: str | None,
     runtime: str | None,
     snapshotter: str | None,
+    verity: str | None,
     platform: str | None,
 ) -> None:
     """Run a container of an image of the store.
@@ -64,7 +73,8 @@ def command(
         readonly=readonly,
         terminal=is_terminal(sys.stdin) and is_terminal(sys.stdout),
     )
-    with opened_space() as space:
+    sealing = chosen_verity(verity, snapshotter)
+    with opened_space(verity=sealing) as space:
         ran = run_image(
             space,
             reference,

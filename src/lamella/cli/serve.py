@@ -13,7 +13,7 @@ import click
 
 from lamella.cli.console import Console
 from lamella.cli.frame import Verb
-from lamella.cli.store.opening import opened_store
+from lamella.cli.store.opening import opened_store, verity_option
 
 if TYPE_CHECKING:
     from socket import socket
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     flag_value="2",
     help="Print what makes this the plugin of such a containerd, 2 by default, and stop.",
 )
+@verity_option
 @click.option("--once", is_flag=True, help="Stop when the clients that came have gone.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How the log looks."
@@ -46,6 +47,7 @@ def command(
     plugin: str | None,
     containerd: str | None,
     config_for: str | None,
+    verity: str | None,
     once: bool,
     log_format: str,
 ) -> None:
@@ -84,7 +86,7 @@ def command(
         raise click.UsageError("--address or --plugin is missing")
     logs.start(log_format, debug=console.debug)
     with ExitStack() as stack:
-        store = stack.enter_context(opened_store(create=True))
+        store = stack.enter_context(opened_store(create=True, verity=verity or ""))
         stack.enter_context(sole_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
         if address is not None or sockets:
@@ -95,7 +97,7 @@ def command(
             if address is not None:
                 endpoints.append((address, methods))
         if plugin is not None:
-            served = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD))
+            served = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD, verity=store.verity))
             endpoints.append((plugin, served.methods()))
         serve(endpoints, once=once)
 

@@ -59,9 +59,9 @@ _SPACE: Final = "plugin"
 
 
 @contextmanager
-def opened_plugin(root: Path, containerd: str = CONTAINERD) -> Iterator[Plugin]:
+def opened_plugin(root: Path, containerd: str = CONTAINERD, *, verity: str = "") -> Iterator[Plugin]:
     """The plugins whose store is beneath the one at ``root``, made where it is missing. Raises as `Store.open`."""
-    with Store.open(root / FOLDER) as store:
+    with Store.open(root / FOLDER, verity=verity) as store:
         plugin = Plugin(store, containerd)
         try:
             yield plugin

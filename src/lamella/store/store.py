@@ -75,7 +75,14 @@ class Store:
     """An open store. Several processes and threads may have one open; close it, or use it as a context."""
 
     def __init__(
-        self, root: Path, database: Database, clock: Callable[[], int], *, readonly: bool, isolated: bool
+        self,
+        root: Path,
+        database: Database,
+        clock: Callable[[], int],
+        *,
+        readonly: bool,
+        isolated: bool,
+        verity: str = "",
     ) -> None:
         self.root = root
         """Absolute, without links."""
@@ -85,6 +92,8 @@ class Store:
         self.readonly = readonly
         self.isolated = isolated
         """Whether a namespace must be sent the bytes of a blob that another one has."""
+        self.verity = verity
+        """What the images of the snapshotter ``erofs`` are sealed with, and must be; empty for nothing."""
 
     @classmethod
     def open(
@@ -95,6 +104,7 @@ class Store:
         create: bool = True,
         clock: Callable[[], int] | None = None,
         isolated: bool = False,
+        verity: str = "",
     ) -> Self:
         """The store at ``root``, which is made where there is none, unless ``create`` is false.
 
@@ -116,7 +126,7 @@ class Store:
                 database = Database(path / DATABASE, readonly=True)
         except OSError as problem:
             raise from_os(problem, f"open the store {str(path)!r}") from problem
-        return cls(path, database, Clock(clock), readonly=readonly, isolated=isolated)
+        return cls(path, database, Clock(clock), readonly=readonly, isolated=isolated, verity=verity)
 
     def namespace(self, name: str, lease: str | None = None) -> Space:
         """The view of one namespace; what is made through it is put under ``lease``. Raises InvalidInput."""
@@ -182,9 +192,10 @@ class Space:
         """Its snapshots that the snapshotter ``name`` keeps. Raises InvalidInput, Unsupported."""
         found = self._snapshotters.get(name)
         if found is None:
-            from lamella.store.snapshotters import open_snapshotter
+            from lamella.store.snapshotters import SEALING, canonical, open_snapshotter
 
-            found = self._snapshotters[name] = open_snapshotter(name, self)
+            verity = self.store.verity if canonical(name) == SEALING else ""
+            found = self._snapshotters[name] = open_snapshotter(name, self, verity=verity)
         return found
 
 

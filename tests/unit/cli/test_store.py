@@ -143,6 +143,22 @@ def test_a_snapshotter_without_unpack_is_wrong_usage(lamella: Run, layout: str) 
     assert lamella("store", "import", layout, "--name", "it", "--snapshotter", "directory").returncode == 2
 
 
+def test_verity_is_for_layers_that_are_images(
+    lamella: Run, layout: str, root: Path, tmp_path: Path, needs: Callable[..., str]
+) -> None:
+    needs("mkfs.erofs")
+    needs("veritysetup")
+    asked = lamella("store", "import", layout, "--name", "it", "--unpack", "--verity", "dm-verity")
+    assert asked.returncode == 2
+    assert "--snapshotter erofs" in asked.stderr
+    image = small_image({"f": b"1"})
+    single = f"oci:{write_layout(str(tmp_path / 'one'), [tagged(image.descriptor, 'one')], image.blobs)}:one"
+    sealing = ("--snapshotter", "erofs", "--verity", "dm-verity")
+    done = lamella("store", "import", single, "--name", "one", "--unpack", *sealing)
+    assert done.returncode == 0, done.stderr
+    assert len(list((root / "snapshots/erofs").glob("*/layer.roothash"))) == 1
+
+
 # Images ------------------------------------------------------------------------------------------------------------
 
 

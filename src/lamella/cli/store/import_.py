@@ -11,7 +11,7 @@ from lamella.cli.console import Console, human_size
 from lamella.cli.documents import losses_document
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option, strict_option
-from lamella.cli.store.opening import namespace_option, opened_space, snapshotter_option
+from lamella.cli.store.opening import chosen_verity, namespace_option, opened_space, snapshotter_option, verity_option
 
 
 @click.command("import", cls=ImageVerb)
@@ -19,6 +19,7 @@ from lamella.cli.store.opening import namespace_option, opened_space, snapshotte
 @click.option("--name", metavar="REF", help="The name in the store.  [default: those that the images have]")
 @click.option("--unpack", is_flag=True, help="Unpack the layers into snapshots too.")
 @snapshotter_option
+@verity_option
 @click.option("--all", "all_platforms", is_flag=True, help="Take an index with the images of all platforms.")
 @click.option("--replace", is_flag=True, help="Let a name that has another image give way.")
 @platform_option
@@ -31,6 +32,7 @@ def command(
     name: str | None,
     unpack: bool,
     snapshotter: str | None,
+    verity: str | None,
     all_platforms: bool,
     replace: bool,
     platform: str | None,
@@ -49,7 +51,8 @@ def command(
     if snapshotter is not None and not unpack:
         raise click.UsageError("--snapshotter says where to unpack to; give --unpack too")
     losses = Losses(refuse=strict)
-    with opened_space(create=True) as space:
+    sealing = chosen_verity(verity, snapshotter)
+    with opened_space(create=True, verity=sealing) as space:
         done = import_image(
             space,
             image,

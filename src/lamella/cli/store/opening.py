@@ -46,6 +46,22 @@ def snapshotter_option(function: F) -> F:
     )(function)
 
 
+def verity_option(function: F) -> F:
+    """--verity."""
+    return click.option(
+        "--verity",
+        type=click.Choice(["fs-verity", "dm-verity"]),
+        help="Let the kernel check layers of erofs as they are read; those that cannot be are refused.",
+    )(function)
+
+
+def chosen_verity(verity: str | None, snapshotter: str | None) -> str:
+    """What --verity asks for, which is for one snapshotter alone. Raises UsageError."""
+    if verity is not None and snapshotter != "erofs":
+        raise click.UsageError("--verity is for layers that are images: give --snapshotter erofs too")
+    return verity or ""
+
+
 def chosen_namespace() -> str | None:
     """The namespace that was asked for, if one was."""
     found: str | None = click.get_current_context().meta.get(_NAMESPACE)
@@ -53,13 +69,13 @@ def chosen_namespace() -> str | None:
 
 
 @contextmanager
-def opened_store(*, create: bool = False, readonly: bool = False) -> Iterator[Store]:
+def opened_store(*, create: bool = False, readonly: bool = False, verity: str = "") -> Iterator[Store]:
     """The store of this run, as long as the block lasts. Raises as `Store.open`."""
     from lamella.errors import NotFound
     from lamella.store.store import Store, default_root
 
     try:
-        store = Store.open(default_root(), create=create, readonly=readonly)
+        store = Store.open(default_root(), create=create, readonly=readonly, verity=verity)
     except NotFound as missing:
         missing.hint = missing.hint or "'lamella store import' makes one; --root and LAMELLA_ROOT say where it is"
         raise
@@ -68,9 +84,9 @@ def opened_store(*, create: bool = False, readonly: bool = False) -> Iterator[St
 
 
 @contextmanager
-def opened_space(*, create: bool = False, readonly: bool = False) -> Iterator[Space]:
+def opened_space(*, create: bool = False, readonly: bool = False, verity: str = "") -> Iterator[Space]:
     """The namespace of this run, as long as the block lasts."""
-    with opened_store(create=create, readonly=readonly) as store:
+    with opened_store(create=create, readonly=readonly, verity=verity) as store:
         yield store.namespace(chosen_namespace() or DEFAULT_NAMESPACE)
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def open_snapshotter(name: str, space: Space, *, verity: str = "") -> Snapshots:
     """The snapshots of a namespace that the kind ``name`` keeps: `SNAPSHOTTERS` or an alias.
 
-    ``verity`` asks for committed layers that the kernel checks as they are read (``fs-verity``). Nothing is made
-    before it is needed. Raises InvalidInput (no such kind), Unsupported (not on this system, no such ``verity``).
+    ``verity`` asks for committed layers that the kernel checks as they are read: ``fs-verity`` or ``dm-verity``.
+    Nothing is made before it is needed. Raises InvalidInput (no such kind), Unsupported (not on this system, no such
+    ``verity``).
     """
     from lamella.store.snapshotters.graph import Snapshots, home_of
 
@@ -88,6 +89,9 @@ SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], Form]]] = {
 
 OF_WINDOWS: Final = frozenset({"cimfs", "blockcim"})
 """Those that keep layers of Windows images."""
+
+SEALING: Final = "erofs"
+"""The kind whose layers are images that can be sealed."""
 
 ALIASES: Final = {"overlay": "overlayfs", "directory": "native", "cim": "cimfs"}
 """Lamella's names of kinds of layer -> containerd's of snapshotters that keep them."""

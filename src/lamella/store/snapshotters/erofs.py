@@ -4,6 +4,7 @@
 An active snapshot is an upper directory as `overlay` has it; committing makes ``layer.erofs`` of it, with whiteouts
 and opaque directories in the overlay's form. The same tree comes to the same image. Images are mounted at ``mnt`` of
 their places when something lies on them, and let go when the snapshot is removed. That needs the rights to mount.
+Where it is asked for, the kernel checks them as they are read (`verity`).
 
 An image is not made from the layer's tar itself: mkfs.erofs knows neither what lies below nor the rules of
 `lamella.changes`, so that the result could be another one than all else here shows.
@@ -19,18 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from lamella.errors import Conflict, Exhausted, LamellaError, Unsupported, from_os
+from lamella.errors import Exhausted, LamellaError, Unsupported, from_os
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount
 from lamella.store.snapshotters.copying import measure
 from lamella.store.snapshotters.overlay import UPPER, WORK, OverlayForm
 from lamella.store.snapshotters.places import locked
+from lamella.store.snapshotters.verity import check_seal, checked, hash_files, parse_verity, release, seal, unseal
 
 IMAGE: Final = "layer.erofs"
 SHOWN: Final = "mnt"
-
-FS_VERITY: Final = "fs-verity"
 
 _PROGRAM: Final = "mkfs.erofs"
 _HINT: Final = "install erofs-utils, 1.8 or newer"
@@ -47,9 +47,7 @@ class ErofsForm(OverlayForm):
     name = "erofs"
 
     def __init__(self, verity: str = "") -> None:
-        if verity not in ("", FS_VERITY):
-            raise Unsupported(f"layers are not sealed with {verity!r}", hint=f"{FS_VERITY} is what there is")
-        self._verity = verity == FS_VERITY
+        self._verity = parse_verity(verity)
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:
         """See `Form.make`. Raises Denied, Unsupported where the parents cannot be mounted."""
@@ -61,8 +59,8 @@ class ErofsForm(OverlayForm):
         """See `OverlayForm.shown`. The image of a single one is mounted as it is."""
         if len(parents) == 1:
             image = parents.nearest_first()[0] / IMAGE
-            self._check_seal(image)
-            return (ErofsMount(image),)
+            check_seal(image, self._verity)
+            return (ErofsMount(self._checked(image)),)
         return super().shown(parents)
 
     def seal(self, place: Path) -> None:
@@ -70,6 +68,7 @@ class ErofsForm(OverlayForm):
         image, unfinished = place / IMAGE, place / f"{IMAGE}.new"
         try:
             unfinished.unlink(missing_ok=True)
+            unseal(place)
             _make_image(place / UPPER, unfinished)
             descriptor = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -77,8 +76,8 @@ class ErofsForm(OverlayForm):
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            if self._verity:
-                _enable_verity(unfinished)
+            if self._verity is not None:
+                seal(unfinished, self._verity)
             os.rename(unfinished, image)
         except OSError as error:
             raise from_os(error, f"make the image {os.fspath(image)!r}") from error
@@ -91,13 +90,15 @@ class ErofsForm(OverlayForm):
         """See `Form.release`."""
         if _is_shown(place):
             unmount(place / SHOWN, lazy=True)
+        release(place / IMAGE)
 
     def usage(self, place: Path, kind: SnapshotKind) -> Usage:
-        """See `Form.usage`: of a committed one that of its image, which is one file."""
+        """See `Form.usage`: of a committed one that of its image, and of what seals it."""
         if kind is not SnapshotKind.COMMITTED:
             return super().usage(place, kind)
         try:
-            return Usage(os.stat(place / IMAGE).st_blocks * 512, 1)
+            files = [place / IMAGE, *hash_files(place)]
+            return Usage(sum(os.stat(path).st_blocks for path in files) * 512, len(files))
         except OSError as error:
             raise from_os(error, f"measure {os.fspath(place / IMAGE)!r}") from error
 
@@ -108,26 +109,19 @@ class ErofsForm(OverlayForm):
             try:
                 with locked(place):
                     if not _is_shown(place):
-                        self._check_seal(place / IMAGE)
-                        mount_all((ErofsMount(place / IMAGE),), shown)
+                        check_seal(place / IMAGE, self._verity)
+                        mount_all((ErofsMount(checked(place / IMAGE)),), shown)
             except OSError as error:
                 raise from_os(error, f"mount the layer {os.fspath(place)!r}") from error
         return shown
 
-    def _check_seal(self, image: Path) -> None:
-        """Let no image be mounted unchecked where checks are asked for."""
-        if self._verity:
-            from lamella.host.files import verity_digest
-
-            try:
-                sealed = verity_digest(os.fspath(image)) is not None
-            except OSError as error:
-                raise from_os(error, f"open the image {os.fspath(image)!r}") from error
-            if not sealed:
-                raise Conflict(
-                    f"the image {os.fspath(image)!r} is not sealed with {FS_VERITY}",
-                    hint="remove the snapshot and unpack it again, or do without",
-                )
+    def _checked(self, image: Path) -> Path:
+        """See `checked`; also where several ask at once."""
+        try:
+            with locked(image.parent):
+                return checked(image)
+        except OSError as error:
+            raise from_os(error, f"open the image {os.fspath(image)!r}") from error
 
 
 def _is_shown(place: Path) -> bool:
@@ -175,18 +169,3 @@ def _failure(said: str, status: int) -> LamellaError:
     if "unrecognized option" in said or "Usage:" in said:
         return Unsupported(text, hint=_HINT)
     return LamellaError(text)
-
-
-def _enable_verity(image: Path) -> None:
-    from lamella.host.files import enable_verity
-
-    try:
-        enable_verity(os.fspath(image))
-    except OSError as error:
-        image.unlink(missing_ok=True)
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
-            raise Unsupported(
-                f"the store's file system cannot seal files with {FS_VERITY}: {error.strerror}",
-                hint="ext4 (feature verity), f2fs and btrfs can, where the kernel has CONFIG_FS_VERITY",
-            ) from error
-        raise

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that the kernel checks against a tree of hashes as they are read, so that damage is an error and not a file.
+
+fs-verity is a file system's own: once a file is sealed it cannot change any more. dm-verity is a block device over the
+image, which ``veritysetup`` sets up; the tree of hashes and its root lie beside the image, and equal images have equal
+trees. What is sealed with it is always mounted by way of the device.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from lamella.errors import Conflict, Exhausted, Integrity, LamellaError, Unsupported, from_os
+
+_TREE: Final = "layer.verity"
+_ROOT: Final = "layer.roothash"
+_NEW: Final = ".new"
+_ROOT_HASH: Final = re.compile(r"[0-9a-f]{64}")
+
+_PROGRAM: Final = "veritysetup"
+_HINT: Final = "install cryptsetup-bin"
+_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
+_BLOCK: Final = "4096"
+_DEVICES: Final = Path("/dev/mapper")
+
+
+class Verity(StrEnum):
+    """What checks an image."""
+
+    FS = "fs-verity"
+    DM = "dm-verity"
+
+
+def parse_verity(text: str) -> Verity | None:
+    """What ``text`` asks for; None where it is empty. Raises Unsupported."""
+    if not text:
+        return None
+    try:
+        return Verity(text)
+    except ValueError:
+        raise Unsupported(f"layers are not sealed with {text!r}", hint=f"{' and '.join(Verity)} are there") from None
+
+
+def unseal(place: Path) -> None:
+    """Drop what an earlier attempt to seal an image in ``place`` has left. Raises OSError."""
+    for name in (_ROOT, _TREE):
+        for left in (name, f"{name}{_NEW}"):
+            (place / left).unlink(missing_ok=True)
+
+
+def seal(image: Path, verity: Verity) -> None:
+    """Seal an image that is about to be put beside: what is written for it is on the disk when this returns.
+
+    Raises Unsupported, Exhausted, OSError.
+    """
+    match verity:
+        case Verity.FS:
+            _enable(image)
+        case Verity.DM:
+            _write_tree(image)
+
+
+def hash_files(place: Path) -> list[Path]:
+    """The files of a place that are there for the sake of its image's seal."""
+    return [path for path in (place / _TREE, place / _ROOT) if path.exists()]
+
+
+def check_seal(image: Path, verity: Verity | None) -> None:
+    """Let no image be mounted unchecked where checks are asked for. Raises Conflict."""
+    if verity is None:
+        return
+    from lamella.host.files import verity_digest
+
+    try:
+        sealed = _is_in_tree(image) if verity is Verity.DM else verity_digest(os.fspath(image)) is not None
+    except OSError as error:
+        raise from_os(error, f"open the image {os.fspath(image)!r}") from error
+    if not sealed:
+        raise Conflict(
+            f"the image {os.fspath(image)!r} is not sealed with {verity}",
+            hint="remove the snapshot and unpack it again, or do without",
+        )
+
+
+def checked(image: Path) -> Path:
+    """What to mount to see an image: the device that checks it, begun where it is not there, or the image itself.
+
+    For one caller at a time. Raises Unsupported (no device mapper), Integrity (the tree is not the root's), Denied.
+    """
+    if not _is_in_tree(image):
+        return image
+    root = _root_hash(image)
+    name = _device_name(image)
+    device = _DEVICES / name
+    if not device.exists():
+        _run("open", os.fspath(image), name, os.fspath(image.with_name(_TREE)), root)
+    return device
+
+
+def release(image: Path) -> None:
+    """End the device that checks an image, if there is one, once nothing has it mounted any more."""
+    try:
+        if not _is_in_tree(image) or not (_DEVICES / _device_name(image)).exists():
+            return
+        _run("close", "--deferred", _device_name(image))
+    except (OSError, LamellaError):
+        pass  # in use elsewhere; it does no harm to what is removed
+
+
+def _is_in_tree(image: Path) -> bool:
+    return image.with_name(_ROOT).exists()
+
+
+def _root_hash(image: Path) -> str:
+    try:
+        root = image.with_name(_ROOT).read_text(encoding="ascii", errors="replace").strip()
+    except OSError as error:
+        raise from_os(error, f"read the root hash of {os.fspath(image)!r}") from error
+    if not _ROOT_HASH.fullmatch(root):
+        raise Integrity(f"the root hash of {os.fspath(image)!r} is malformed", hint="lamella store check --repair")
+    return root
+
+
+def _device_name(image: Path) -> str:
+    """One for each image of this machine, wherever it is moved to within its file system."""
+    status = os.stat(image)
+    return f"lamella-{status.st_dev:x}-{status.st_ino:x}-{_root_hash(image)[:16]}"
+
+
+def _write_tree(image: Path) -> None:
+    """Write the tree of hashes; its root comes last, and on its own says that the image is sealed."""
+    tree, root = (image.with_name(name) for name in (_TREE, _ROOT))
+    new_root = root.with_name(f"{_ROOT}{_NEW}")
+    _run(
+        "format",
+        f"--uuid={_NO_UUID}",
+        "--salt=-",
+        "--hash=sha256",
+        f"--data-block-size={_BLOCK}",
+        f"--hash-block-size={_BLOCK}",
+        f"--root-hash-file={new_root}",
+        os.fspath(image),
+        os.fspath(tree),
+    )
+    for path in (tree, new_root):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, 0o400)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    os.rename(new_root, root)
+
+
+def _run(*arguments: str) -> None:
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        raise Unsupported(f"there is no {_PROGRAM} on this system, which dm-verity takes", hint=_HINT)
+    done = subprocess.run(
+        [program, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+        check=False,
+    )
+    if done.returncode:
+        raise _failure(done.stderr.decode(errors="replace"), arguments[0], done.returncode)
+
+
+def _failure(said: str, verb: str, status: int) -> LamellaError:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    text = f"{_PROGRAM} {verb}: {lines[0] if lines else f'exit status {status}'}"
+    lower = said.lower()
+    if os.strerror(errno.ENOSPC).lower() in lower:
+        return Exhausted(text, hint="free some space in the store's file system and run again")
+    if "device-mapper" in lower or "device mapper" in lower or "dm_mod" in lower:
+        return Unsupported(text, hint="it takes a kernel with CONFIG_BLK_DEV_DM and CONFIG_DM_VERITY, and root")
+    if "verification" in lower or "corrupted" in lower:
+        return Integrity(text, hint="lamella store check --repair")
+    return LamellaError(text)
+
+
+def _enable(image: Path) -> None:
+    from lamella.host.files import enable_verity
+
+    try:
+        enable_verity(os.fspath(image))
+    except OSError as error:
+        image.unlink(missing_ok=True)
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
+            raise Unsupported(
+                f"the store's file system cannot seal files with {Verity.FS}: {error.strerror}",
+                hint="ext4 (feature verity), f2fs and btrfs can, where the kernel has CONFIG_FS_VERITY",
+            ) from error
+        raise
