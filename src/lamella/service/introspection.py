@@ -15,6 +15,7 @@ from lamella.oci.platform import host_platform
 from lamella.protocol.proto import introspection_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Platform
 from lamella.service.calls import Call, quick
+from lamella.service.differs import DIFFERS
 from lamella.store.filters import Path, parse_filters
 from lamella.store.snapshotters import OF_WINDOWS, SNAPSHOTTERS
 from lamella.store.store import SNAPSHOTS
@@ -62,7 +63,9 @@ class Introspection:
             exports = {"root": str(self._root / SNAPSHOTS / name)}
             platform = windows if name in OF_WINDOWS else here
             found.append(pb.Plugin(type=_SNAPSHOTTER, id=name, platforms=[platform], exports=exports))
-        found.append(pb.Plugin(type=_DIFFER, id="walking", platforms=[here]))
+        found += [
+            pb.Plugin(type=_DIFFER, id=name, platforms=[here if name == "walking" else windows]) for name in DIFFERS
+        ]
         found.append(pb.Plugin(type=_COLLECTOR, id="scheduler"))
         return found
 

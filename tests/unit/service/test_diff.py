@@ -38,7 +38,8 @@ from lamella.operations.write_layer import write_layer
 from lamella.protocol.mounts import sent, typed
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Descriptor
-from lamella.service.diff import UNCOMPRESSED, stated_by
+from lamella.service.diff import UNCOMPRESSED
+from lamella.service.walking import stated_by
 from lamella.store.contract import BindMount, Mount, OverlayMount
 from lamella.store.snapshotters.graph import Snapshots
 from lamella.testing.builders import directory, file, symlink, whiteout
