@@ -12,13 +12,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from lamella.errors import InvalidInput
 from lamella.images.contract import Buffer
 from lamella.registry.addresses import Origin, origin_of
-from lamella.registry.answers import Answer, Incoming
+from lamella.registry.answers import Answer, BrokenAnswer
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -63,22 +64,23 @@ class Connection:
     def __init__(self, connected: Any, patience: float) -> None:
         self._connected = connected
         self._patience = patience
-        self._incoming = Incoming(connected)
 
     def ask(self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> Answer:
         """Send a request and read status and headers of the answer.
 
         Raises OSError, BrokenAnswer, and InvalidInput where a header cannot be sent or an answer's not be read.
         """
-        lines = [f"{method} {target} HTTP/1.1"]
-        for name, value in headers.items():
-            if not _SENDABLE.fullmatch(value):
-                raise InvalidInput(f"the header {name} has letters that cannot be sent")
-            lines.append(f"{name}: {value}")
-        if body is not None or method in _WITH_BODY:
-            lines.append(f"Content-Length: {len(body or b'')}")
+        request = HTTPConnection("")
+        request.sock = self._connected
         try:
-            self._connected.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+            request.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                if not _SENDABLE.fullmatch(value):
+                    raise InvalidInput(f"the header {name} has letters that cannot be sent")
+                request.putheader(name, value)
+            if body is not None or method in _WITH_BODY:
+                request.putheader("Content-Length", str(len(body or b"")))
+            request.endheaders()
             if body is not None:
                 # Each piece has its time to be sent, rather than all of them together.
                 for at in range(0, len(body), _PIECE):
@@ -87,7 +89,7 @@ class Connection:
             if body is None:
                 raise
             # A server may refuse, and hang up, before it has read all: what it says is there to be read.
-        return Answer(self._incoming, method, self._patience)
+        return Answer(self._connected, method, self._patience)
 
     @property
     def idle(self) -> bool:
@@ -205,10 +207,11 @@ class Connections:
         there = f"{host}:{self._origin.port}"
         fields = [f"{name}: {value}\r\n" for name, value in {"Host": there, **self._sign_in}.items()]
         connected.sendall(f"CONNECT {there} HTTP/1.1\r\n{''.join(fields)}\r\n".encode())
-        incoming = Incoming(connected)
-        status = Answer(incoming, "CONNECT", self._way.patience).status
-        if status != 200 or not incoming.empty:
-            raise ProxyRefused(f"the proxy {self._proxy} answers with status {status}")
+        answer = Answer(connected, "CONNECT", self._way.patience)
+        if answer.status != 200:
+            raise ProxyRefused(f"the proxy {self._proxy} answers with status {answer.status}")
+        if not answer.whole:
+            raise BrokenAnswer("the proxy says more than was asked")
 
 
 def _close_all(connections: list[Connection]) -> None:
