@@ -15,6 +15,8 @@ from lamella.cli.frame import ImageVerb
 from lamella.cli.options import devices_option, owner_option, platform_option, policy, strict_option
 
 if TYPE_CHECKING:
+    from lamella.images.image import Image
+    from lamella.layers.policy import Policy
     from lamella.operations.unpack import UnpackKind
 
 
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "windows", "cim"]),
-    help="A plain tree; or, of a Windows image, the folder or the composite image of each layer.",
+    type=click.Choice(["directory", "erofs", "windows", "cim"]),
+    help="A plain tree, or one EROFS image called DIR; of a Windows image, the folder or the composite image of each "
+    "layer, too.",
 )
 @strict_option
 @click.pass_obj
@@ -51,6 +54,9 @@ def command(
     DIR must not exist. It gets its name when all is unpacked and checked, so a failure leaves none; with --merge it may
     exist, and what was written before a failure is left in it.
 
+    With --as erofs, DIR is a single file, which the kernel mounts as it is. Its files have the owners and the devices
+    that the image says, whoever unpacks it.
+
     Of a Windows image, say which you want. --as directory gives what its containers have as drive C. --as windows gives
     a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base. --as cim gives 0.cim for the base,
     1.cim forked from it, and so on, and the image's documents, so that 'lamella convert --to tar' gives it back.
@@ -63,16 +69,18 @@ def command(
     if bundle:
         from lamella.operations.bundle import unpack_bundle
 
-        if kind in ("windows", "cim"):
-            raise click.UsageError("--bundle is for Linux; give --as alone")
+        if kind not in (None, "directory"):
+            raise click.UsageError("--bundle takes a plain tree; give --as alone")
         work = partial(unpack_bundle)
 
+    if kind == "erofs" and (owner is not None or devices is not None):
+        raise click.UsageError("--owner and --devices are for directories; an EROFS image keeps what the layers say")
     losses = Losses(refuse=strict)
     with open_image(image, platform) as opened:
         unpacked = work(
             opened,
             directory,
-            policy=policy(owner or ("ignore" if opened.config.os == "windows" else None), devices),
+            policy=_policy(opened, kind, owner, devices),
             merge=merge,
             losses=losses,
             progress=console.progress(),
@@ -88,3 +96,9 @@ def command(
     console.summary(
         f"{directory}: {entries} entries of {count} {'layer' if count == 1 else 'layers'}, {human_size(written)}"
     )
+
+
+def _policy(image: Image, kind: UnpackKind | None, owner: str | None, devices: str | None) -> Policy | None:
+    if kind == "erofs":
+        return None
+    return policy(owner or ("ignore" if image.config.os == "windows" else None), devices)

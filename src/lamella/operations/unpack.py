@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-UnpackKind: TypeAlias = Literal["directory", "windows", "cim"]
-"""A plain tree; or, of a Windows image, the folder or the composite image of each layer."""
+UnpackKind: TypeAlias = Literal["directory", "erofs", "windows", "cim"]
+"""A plain tree, or one EROFS image; or, of a Windows image, the folder or the composite image of each layer."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,15 +55,18 @@ def unpack(
 
     Of a Windows image ``kind`` says what is wanted: ``"directory"`` for what its containers have as drive C, as a plain
     tree; ``"windows"`` for a folder of each layer, named by its number from 0 at the base; ``"cim"`` for a composite
-    image of each, ``0.cim`` and so on, with the image's documents beside them. Others become a plain tree only.
+    image of each, ``0.cim`` and so on, with the image's documents beside them. Others become a plain tree, or with
+    ``"erofs"`` a single EROFS image called ``directory``, whose files have the owners and devices that layers say.
 
     Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``kind`` does not
     fit the image; else as `apply_blob`.
     """
     losses = losses if losses is not None else Losses()
     _check_kind(image, kind)
-    if merge and kind in ("windows", "cim"):
-        raise InvalidInput("layers that are kept apart cannot be merged into a directory")
+    if merge and kind not in (None, "directory"):
+        raise InvalidInput("only a plain tree can be merged into a directory that is there")
+    if kind == "erofs" and policy is not None:
+        raise InvalidInput("owners and devices are chosen for directories; an EROFS image has those of the layers")
     if merge:
         try:
             return _unpack(image, directory, directory, policy, kind, losses, progress, cancel)
@@ -74,6 +77,8 @@ def unpack(
         raise AlreadyExists(
             f"{os.fspath(directory)!r} exists", hint="choose a new directory, or give --merge to unpack over this one"
         )
+    if kind == "erofs":
+        return _unpack(image, directory, directory, policy, kind, losses, progress, cancel)
     with _Aside(directory) as aside:
         unpacked = _unpack(image, aside.path, directory, policy, kind, losses, progress, cancel)
         aside.commit()
@@ -105,6 +110,11 @@ def _unpack(
             else:
                 applied.extend(layers_applied(layers, where, losses, progress, cancel))
             layers = ()
+        elif kind == "erofs":
+            from lamella.operations.unpack_erofs import erofs_applied
+
+            applied.extend(erofs_applied(layers, where, losses, progress, cancel))
+            layers = ()
         for layer in layers:
             with layer.open() as blob:
                 done = apply_blob(
@@ -135,6 +145,8 @@ def _check_kind(image: Image, kind: UnpackKind | None) -> None:
         )
     if kind in ("windows", "cim") and built_for != "windows":
         raise InvalidInput(f"the image is for {built_for}, not for Windows")
+    if kind == "erofs" and built_for == "windows":
+        raise InvalidInput("the image is for Windows, and EROFS is a file system of Linux")
 
 
 class _Aside:

@@ -96,3 +96,31 @@ def test_what_is_no_image_is_told_with_its_offset(lamella: Run, tmp_path: Path) 
 def test_owners_are_not_chosen_for_an_image(lamella: Run, tmp_path: Path, base: Path) -> None:
     done = lamella("apply", tmp_path / "base.tar", tmp_path / "x.erofs", "--as", "erofs", "--owner", "ignore")
     assert done.returncode == 2
+
+
+@pytest.fixture
+def two_layers(tmp_path: Path, lamella: Run) -> str:
+    """The name of an image of ``BASE`` and ``ABOVE``."""
+    name = f"oci:{tmp_path / 'oci'}:a"
+    lower, upper = blob(tmp_path / "lower.tar", BASE), blob(tmp_path / "upper.tar", ABOVE)
+    (tmp_path / "none").mkdir()
+    assert lamella("pack", tmp_path / "none", name).returncode == 0
+    assert lamella("append", name, lower, upper, name).returncode == 0
+    return name
+
+
+def test_an_image_of_containers_becomes_one_file(lamella: Run, tmp_path: Path, two_layers: str) -> None:
+    done = lamella("unpack", two_layers, tmp_path / "root.erofs", "--as", "erofs", "--json")
+    assert [layer["entries"] for layer in json.loads(done.stdout)["layers"]][1:] == [len(BASE), len(ABOVE)]
+    shown = lamella("find", f"erofs:{tmp_path / 'root.erofs'}", "-l").stdout
+    assert lamella("find", two_layers, "-l").stdout == shown
+    assert "/etc/g" in shown
+
+
+def test_a_layer_that_is_broken_leaves_no_file(lamella: Run, tmp_path: Path, two_layers: str) -> None:
+    for path in (tmp_path / "oci" / "blobs" / "sha256").iterdir():
+        if path.read_bytes() == (tmp_path / "upper.tar").read_bytes():
+            path.write_bytes(path.read_bytes().replace(b"more", b"less"))
+    before = sorted(tmp_path.iterdir())
+    assert lamella("unpack", two_layers, tmp_path / "root.erofs", "--as", "erofs").returncode == 8
+    assert before == sorted(tmp_path.iterdir())
