@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.changes.model import Change
@@ -42,7 +43,7 @@ int main(void) {
 """Says what it finds in the image's file system, changes it, and ends with 7."""
 
 CONTAINERD = """\
-version = 2
+version = {config}
 root = "{where}/root"
 state = "{where}/state"
 disabled_plugins = [
@@ -58,13 +59,56 @@ disabled_plugins = [
 """
 
 
+@dataclass(frozen=True)
+class Release:
+    """A containerd of this machine, by its programs."""
+
+    name: str
+    """As ``lamella serve --print-containerd-config`` has it."""
+    folder: Path | None
+    """Where its programs are; None for those that the system has."""
+
+    def __str__(self) -> str:
+        return f"containerd {self.name}"
+
+    def program(self, name: str) -> str:
+        """The path of one, or its name where the system is to find it."""
+        return name if self.folder is None else str(self.folder / name)
+
+    def environment(self) -> dict[str, str]:
+        """With the programs where containerd looks for the one that attends to a container."""
+        path = os.environ["PATH"]
+        return {**os.environ, "PATH": path if self.folder is None else f"{self.folder}{os.pathsep}{path}"}
+
+    @property
+    def config(self) -> int:
+        """The version of its configuration."""
+        return 2 if self.name == "1.7" else 3
+
+
+FIRST = Release("1.7", None)
+"""What Debian's stable release has."""
+SECOND = Release("2", Path(__file__).parents[2] / ".cache/containerd2/usr/bin")
+"""What ``.ci/containerd2`` fetches."""
+
+
+def each_and(first: Sequence[str], second: Sequence[str]) -> list[tuple[Release, str]]:
+    """The values that a test is to be run with under the first release, and under the second one."""
+    return [*((FIRST, value) for value in first), *((SECOND, value) for value in second)]
+
+
 class Ctr:
     """Containerd's client, with an address and a namespace."""
 
-    def __init__(self, address: Path, namespace: str = "tests") -> None:
+    def __init__(self, address: Path, namespace: str = "tests", release: Release = FIRST) -> None:
         self.address = address
         self.namespace = namespace
-        self._call = ["ctr", "--address", str(address), "--namespace", namespace]
+        self.release = release
+        self._call = [release.program("ctr"), "--address", str(address), "--namespace", namespace]
+
+    def within(self, namespace: str) -> Ctr:
+        """The same with another namespace."""
+        return Ctr(self.address, namespace, self.release)
 
     def __call__(self, *words: str | Path, code: int = 0, stdin: bytes = b"") -> str:
         """What it says on standard output, once it has ended with ``code``."""
@@ -122,18 +166,22 @@ def lamella_serving(where: Path, *options: str | Path, sockets: int = 1) -> Iter
 
 
 @contextmanager
-def containerd_running(where: Path, further: str = "", disabled: str = "") -> Iterator[Ctr]:
+def containerd_running(where: Path, further: str = "", disabled: str = "", release: Release = FIRST) -> Iterator[Ctr]:
     """A containerd of its own folder, until the block ends; its log is ``where/containerd.log``."""
     where.mkdir()
     config = where / "config.toml"
-    config.write_text(CONTAINERD.format(where=where, disabled=disabled) + further)
+    config.write_text(CONTAINERD.format(where=where, disabled=disabled, config=release.config) + further)
     log_path = where / "containerd.log"
+    # Containerd looks there for the program that attends to a container.
+    path = {**os.environ, "PATH": f"{release.folder or ''}{os.pathsep if release.folder else ''}{os.environ['PATH']}"}
     with log_path.open("wb") as log:
-        process = subprocess.Popen(["containerd", "--config", config], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [release.program("containerd"), "--config", config], env=path, stdout=log, stderr=log
+        )
     with process:
         try:
             _await(where / "socket", process, log_path)
-            yield Ctr(where / "socket")
+            yield Ctr(where / "socket", release=release)
         finally:
             process.terminate()
             process.wait(PATIENCE)

@@ -7,11 +7,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import Ctr, archive, containerd_running, folder, runnable
+from tests.interop.daemons import Ctr, Release, archive, containerd_running, folder, runnable
 
 from lamella.errors import AlreadyExists, NotFound
 from lamella.images.forms import open_reader
@@ -29,16 +29,15 @@ OTHER = small_image({"a": b"other"})
 
 
 @pytest.fixture(scope="module")
-def ctr(needs: Callable[..., str]) -> Iterator[Ctr]:
-    needs("containerd", "ctr")
-    with folder() as where, containerd_running(where / "containerd") as ctr:
+def ctr(release: Release) -> Iterator[Ctr]:
+    with folder() as where, containerd_running(where / "containerd", release=release) as ctr:
         yield ctr
 
 
 @pytest.fixture
 def imported(ctr: Ctr) -> Iterator[Ctr]:
     """Return ctr, with the small image in a namespace that nobody else has."""
-    space = Ctr(ctr.address, f"n{time.monotonic_ns()}")
+    space = ctr.within(f"n{time.monotonic_ns()}")
     space("images", "import", "--no-unpack", "--base-name", "example.org/small", "-", stdin=archive(IMAGE, "one"))
     with containerd_options(ContainerdOptions(str(space.address), space.namespace)):
         yield space

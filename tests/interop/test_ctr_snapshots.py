@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import Ctr, archive, folder, lamella_serving, runnable
+from tests.interop.daemons import Ctr, Release, archive, each_and, folder, lamella_serving, runnable
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
 
@@ -27,11 +27,11 @@ def where() -> Iterator[Path]:
 
 
 @pytest.fixture
-def ctr(where: Path, needs: Callable[..., str]) -> Iterator[Ctr]:
-    needs("ctr", "mkfs.erofs")
+def ctr(where: Path, release: Release, needs: Callable[..., str]) -> Iterator[Ctr]:
+    needs("mkfs.erofs")
     address = where / "d.sock"
     with lamella_serving(where, "--address", address):
-        yield Ctr(address)
+        yield Ctr(address, release=release)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def members(tar: bytes) -> dict[str, bytes]:
         return {one.name: (file.read() if (file := found.extractfile(one)) else b"") for one in found}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("release", "kind"), each_and(KINDS, ["overlayfs"]), indirect=["release"], ids=str)
 def test_an_image_is_unpacked_and_seen(kind: str, imported: Ctr, where: Path) -> None:
     ctr, digest = imported, runnable().descriptor["digest"]
     ctr("snapshots", "--snapshotter", kind, "unpack", "--snapshotter", kind, digest)
@@ -90,7 +90,7 @@ def test_importing_unpacks_by_itself(ctr: Ctr) -> None:
     assert ctr.table("content", "ls") == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("release", "kind"), each_and(KINDS, ["overlayfs"]), indirect=["release"], ids=str)
 def test_a_snapshot_is_written_to_committed_and_compared(kind: str, imported: Ctr, where: Path) -> None:
     ctr = imported
     call = ("snapshots", "--snapshotter", kind)
@@ -130,18 +130,18 @@ def test_a_view_that_nothing_holds_goes_with_the_next_deletion(imported: Ctr, wh
     assert "upperdir=" not in line
     # No lease holds it, so that the next deletion takes it, as with containerd.
     ctr("leases", "rm", "--sync", "held")
-    assert "not found" in ctr.refused("snapshots", "commit", "new", "look")
+    assert "does not exist" in ctr.refused("snapshots", "commit", "new", "look")
 
 
 def test_what_is_wrong_is_told_in_a_line(ctr: Ctr) -> None:
     for words, expected in (
-        (("prepare", "key", "nobody"), "not found"),
-        (("mounts", "/mnt", "nobody"), "not found"),
+        (("prepare", "key", "nobody"), "does not exist"),
+        (("mounts", "/mnt", "nobody"), "does not exist"),
         (("--snapshotter", "zfs", "ls"), "zfs"),
-        (("commit", "name", "nobody"), "not found"),
+        (("commit", "name", "nobody"), "does not exist"),
     ):
         said = ctr.refused("snapshots", *words)
         assert expected in said
         assert "Traceback" not in said
     ctr("snapshots", "prepare", "key")
-    assert "already exists" in ctr.refused("snapshots", "prepare", "key")
+    assert "exists already" in ctr.refused("snapshots", "prepare", "key")

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import Ctr, archive, folder, lamella_serving, runnable
+from tests.interop.daemons import Ctr, Release, archive, folder, lamella_serving, runnable
 
 from lamella.testing.images import image_of_tars, tar_of
 
@@ -26,10 +26,9 @@ def where() -> Iterator[Path]:
 
 
 @pytest.fixture
-def ctr(where: Path, needs: Callable[..., str]) -> Iterator[Ctr]:
-    needs("ctr")
+def ctr(where: Path, release: Release) -> Iterator[Ctr]:
     with lamella_serving(where, "--address", where / "d.sock"):
-        yield Ctr(where / "d.sock")
+        yield Ctr(where / "d.sock", release=release)
     log = (where / "lamella.log").read_text()
     assert " error: " not in log
     assert "Traceback" not in log
@@ -98,7 +97,7 @@ def test_an_exported_archive_is_whole_each_time_and_can_be_imported_by_either_si
     assert len(found) == 1
     ctr("images", "rm", "--sync", NAME)
     for side in (SERVER, "--local=true"):
-        other = Ctr(ctr.address, side.rpartition("=")[2])
+        other = ctr.within(side.rpartition("=")[2])
         other("images", "import", side, "--no-unpack", "--platform", "linux/amd64", where / "out.tar")
         assert names(other) == [NAME]
         assert other.table("images", "ls")[0][2] == image.descriptor["digest"]
