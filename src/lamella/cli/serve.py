@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -21,7 +21,47 @@ if TYPE_CHECKING:
     from lamella.service.calls import Method
 
 
+_LOG_FORMATS: Final = ("text", "json")
+_SETTINGS: Final[dict[str, tuple[str, ...] | None]] = {
+    "root": None,
+    "address": None,
+    "plugin": None,
+    "containerd": None,
+    "verity": ("fs-verity", "dm-verity"),
+    "metrics": None,
+    "log-format": _LOG_FORMATS,
+}
+"""What a file may say: the options of these names, and where the store is."""
+
+_PLUGIN: Final = "plugin"
+_METRICS: Final = "metrics"
+"""Names that a service manager gives to sockets which are not for containerd's clients."""
+
+
+def _load(context: click.Context, option: click.Parameter, value: Path | None) -> None:  # noqa: ARG001
+    """Let the file that ``--config`` names say what the options do not."""
+    if value is None:
+        return
+    from lamella.service.settings import read_settings
+    from lamella.store.store import ROOT
+
+    found = read_settings(value, _SETTINGS)
+    root = found.pop("root", None)
+    if root is not None:
+        os.environ.setdefault(ROOT, root)
+    context.default_map = {name.replace("-", "_"): text for name, text in found.items()}
+
+
 @click.command("serve", cls=Verb)
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_load,
+    help="Take from this file, in TOML, what the options below do not say, by their names; and root.",
+)
 @click.option("--address", metavar="SOCKET", help="The unix socket to listen at.")
 @click.option("--plugin", metavar="SOCKET", help="The unix socket to be containerd's plugin at.")
 @click.option(
@@ -36,9 +76,14 @@ if TYPE_CHECKING:
     help="Print what makes this the plugin of such a containerd, 2 by default, and stop.",
 )
 @verity_option
+@click.option(
+    "--metrics",
+    metavar="[HOST:]PORT|SOCKET",
+    help="Where Prometheus may fetch what is done; without a host on the loopback interface alone.",
+)
 @click.option("--once", is_flag=True, help="Stop when the clients that came have gone.")
 @click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How the log looks."
+    "--log-format", type=click.Choice(_LOG_FORMATS), default="text", show_default=True, help="How the log looks."
 )
 @click.pass_obj
 def command(
@@ -48,17 +93,19 @@ def command(
     containerd: str | None,
     config_for: str | None,
     verity: str | None,
+    metrics: str | None,
     once: bool,
     log_format: str,
 ) -> None:
     """Serve the store to containerd's clients, or to a containerd.
 
     They talk to SOCKET as they do to containerd: ctr --address SOCKET images ls. A socket that nobody answers at is
-    replaced. A service manager may hand over an open socket in place of SOCKET. SIGTERM and SIGINT stop the server
-    once the calls under way are done; the log goes to standard error.
+    replaced. SIGTERM and SIGINT stop the server once the calls under way are done; the log goes to standard error.
 
     With --plugin, a containerd has its layers unpacked and its snapshots kept here, in a store of their own beneath
     the other one. What its configuration needs for it is printed on request.
+
+    A service manager may hand over open sockets: those named 'plugin' and 'metrics' are for these, others for clients.
     """
     from lamella.errors import Unsupported
 
@@ -81,25 +128,35 @@ def command(
     from lamella.service.serving import serve, sole_server
     from lamella.service.supervisor import inherited
 
-    sockets = inherited()
-    if address is None and plugin is None and not sockets:
+    direct: list[str | socket] = [] if address is None else [address]
+    plugins: list[str | socket] = [] if plugin is None else [plugin]
+    watched: str | socket | None = metrics
+    for name, given in inherited():
+        if name == _PLUGIN:
+            plugins.append(given)
+        elif name == _METRICS:
+            watched = given
+        else:
+            direct.append(given)
+    if not direct and not plugins:
         raise click.UsageError("--address or --plugin is missing")
     logs.start(log_format, debug=console.debug)
     with ExitStack() as stack:
         store = stack.enter_context(opened_store(create=True, verity=verity or ""))
         stack.enter_context(sole_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
-        if address is not None or sockets:
+        leaving = None
+        if direct:
             shared = Direct(store)
             stack.callback(shared.close)
+            leaving = shared.bus.close
             methods = shared.methods()
-            endpoints += [(place, methods) for place in sockets]
-            if address is not None:
-                endpoints.append((address, methods))
-        if plugin is not None:
+            endpoints += [(place, methods) for place in direct]
+        if plugins:
             served = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD, verity=store.verity))
-            endpoints.append((plugin, served.methods()))
-        serve(endpoints, once=once)
+            methods = served.methods()
+            endpoints += [(place, methods) for place in plugins]
+        serve(endpoints, once=once, metrics=watched, store=store, leaving=leaving)
 
 
 def _print_config(console: Console, version: str, plugin: str | None) -> None:

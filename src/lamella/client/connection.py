@@ -45,6 +45,7 @@ class Connection:
                 ("grpc.max_send_message_length", MAX_MESSAGE),
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.default_authority", "localhost"),
+                ("grpc.use_local_subchannel_pool", 1),  # nobody else's socket, which would outlast this one
             ),
         )
 

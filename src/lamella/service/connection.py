@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
@@ -22,6 +23,7 @@ from lamella.service import http2
 from lamella.service.calls import Call, Encoded, Method
 from lamella.service.http2 import ConnectionBroken
 from lamella.service.status import Code, status_of
+from lamella.service.tally import Tally
 from lamella.service.workers import Workers
 
 LOG = logging.getLogger("lamella.service")
@@ -49,13 +51,17 @@ Part = bytes | memoryview
 class Stream(Call):
     """A call of a connection, and what is on its way."""
 
-    __slots__ = ("arrived", "connection", "id", "inbox", "method", "owed", "partial", "started", "taken", "window")
+    __slots__ = (
+        *("arrived", "began", "connection", "id", "inbox", "method", "owed"),
+        *("partial", "started", "taken", "window"),
+    )
 
     def __init__(self, connection: Connection, number: int, method: Method, metadata: Mapping[str, str]) -> None:
         super().__init__(metadata)
         self.connection = connection
         self.id = number
         self.method = method
+        self.began = time.monotonic()
         self.window = connection.initial_window
         """Bytes that may be sent."""
         self.partial = bytearray()
@@ -93,10 +99,14 @@ class Stream(Call):
 class Connection:
     """Serves a client until it goes, or `close` is called. `run` is for the thread that reads."""
 
-    def __init__(self, peer: socket.socket, methods: Mapping[str, Method], workers: Workers) -> None:
+    def __init__(
+        self, peer: socket.socket, methods: Mapping[str, Method], workers: Workers, tally: Tally | None = None
+    ) -> None:
+        """``tally`` counts what is done, where somebody wants to know."""
         self._socket = peer
         self._methods = methods
         self._workers = workers
+        self._tally = tally
         self._streams: dict[int, Stream] = {}
         self._last = 0
         self._leaving = False
@@ -113,9 +123,9 @@ class Connection:
         self._owed = 0
 
     @property
-    def busy(self) -> bool:
-        """Whether a call is under way."""
-        return bool(self._streams)
+    def calls(self) -> int:
+        """How many are under way."""
+        return len(self._streams)
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -136,6 +146,7 @@ class Connection:
         finally:
             self.close()
             for stream in tuple(self._streams.values()):
+                self._forget(stream.id, Code.CANCELLED)
                 stream.cancel()
             with self._sending:  # nobody is to write to a number that somebody else has been given
                 self._socket.close()
@@ -202,6 +213,8 @@ class Connection:
             got = receive(view[end:])
             if not got:
                 return
+            if self._tally is not None:
+                self._tally.bytes(0, got)
             end += got
 
     def _take(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
@@ -230,7 +243,7 @@ class Connection:
                 self._note(http2.frame(http2.SETTINGS, http2.ACK, 0))
         elif kind == http2.RST_STREAM:
             http2.number(payload)
-            stream = self._streams.pop(number, None)
+            stream = self._forget(number, Code.CANCELLED)
             if stream is not None:
                 stream.cancel()
         elif kind == http2.CONTINUATION:
@@ -414,7 +427,7 @@ class Connection:
                 if self._reserve_at_once(stream, size):
                     out: list[Part] = [http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER)]
                     self._cut(out, stream.id, deque(parts), size)
-                    self._streams.pop(stream.id, None)
+                    self._forget(stream.id, Code.OK)
                     out.append(http2.frame(http2.HEADERS, _LAST, stream.id, http2.trailers(Code.OK, "")))
                     self._write(out)
                     return
@@ -489,14 +502,14 @@ class Connection:
     def _failed(self, stream: Stream, problem: Exception) -> None:
         if stream.cancelled or isinstance(problem, ConnectionError):
             LOG.debug("%s: the client is gone", stream.method.path)
-            self._streams.pop(stream.id, None)
+            self._forget(stream.id, Code.CANCELLED)
             stream.cancel()
             return
         self._finish(stream, *status_of(problem, stream.method.path))
 
     def _finish(self, stream: Stream, code: Code, message: str) -> None:
         """Send the status, and forget the call."""
-        if self._streams.pop(stream.id, None) is None:
+        if self._forget(stream.id, code) is None:
             return
         out: list[Part] = []
         block = http2.trailers(code, message)
@@ -510,6 +523,13 @@ class Connection:
             self._send(out)
         except OSError:
             pass
+
+    def _forget(self, number: int, code: Code) -> Stream | None:
+        """The call that was under way and has ended with ``code``."""
+        stream = self._streams.pop(number, None)
+        if stream is not None and self._tally is not None:
+            self._tally.call(stream.method.path, code, stream.began)
+        return stream
 
     # Writing -------------------------------------------------------------------------------------------------------
 
@@ -607,6 +627,8 @@ class Connection:
         if not out:
             return
         left = sum(map(len, out))
+        if self._tally is not None:
+            self._tally.bytes(left, 0)
         sent = self._socket.sendmsg(out)
         while sent < left:
             left -= sent

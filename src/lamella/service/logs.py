@@ -11,16 +11,20 @@ from typing import Final
 
 FORMATS: Final = ("text", "json")
 
+FIELDS: Final = ("method", "code")
+"""What a record may say apart from its message, for programs."""
+
 
 class _Json(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, object] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **{name: record.__dict__[name] for name in FIELDS if name in record.__dict__},
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

@@ -12,7 +12,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from typing import Final
 from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.service.calls import Method
 from lamella.service.connection import Connection
+from lamella.service.tally import Tally
 from lamella.service.workers import Workers
 
 LOG = logging.getLogger("lamella.service")
@@ -38,7 +39,9 @@ _BACKLOG: Final = 128
 class Server:
     """Serves methods on sockets until `stop` is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
+        """``tally`` counts what is done, where somebody wants to know."""
+        self.tally = tally
         self._workers = Workers()
         self._selector = selectors.DefaultSelector()
         self._bell, self._waker = socket.socketpair()
@@ -54,16 +57,40 @@ class Server:
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, methods)
 
-    def run(self, grace: float = GRACE, *, once: bool = False) -> None:
+    @property
+    def connections(self) -> int:
+        """How many clients there are."""
+        return len(self._connections)
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way."""
+        with self._lock:
+            return sum(connection.calls for connection in self._connections)
+
+    def run(
+        self,
+        grace: float = GRACE,
+        *,
+        once: bool = False,
+        beat: Callable[[], None] | None = None,
+        every: float | None = None,
+        leaving: Callable[[], None] | None = None,
+    ) -> None:
         """Serve until `stop` is called, and then until the calls under way are done, ``grace`` seconds at most.
 
-        With ``once`` the end comes by itself, when the last of the clients that came has gone.
+        With ``once`` the end comes by itself, when the last of the clients that came has gone. ``beat`` is called
+        ``every`` so many seconds or sooner, ``leaving`` once when the end has come: to end calls that would not.
         """
         self._once = once
         while not self._stopping:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(every):
                 if key.data is not None and isinstance(key.fileobj, socket.socket):
                     self._accept(key.fileobj, key.data)
+            if beat is not None:
+                beat()
+        if leaving is not None:
+            leaving()
         for key in tuple(self._selector.get_map().values()):
             self._selector.unregister(key.fileobj)
         self._leave(grace)
@@ -92,7 +119,9 @@ class Server:
             return
         peer.setblocking(True)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        connection = Connection(peer, methods, self._workers)
+        connection = Connection(peer, methods, self._workers, self.tally)
+        if self.tally is not None:
+            self.tally.connection()
         thread = threading.Thread(target=self._attend, args=(connection,), name="connection", daemon=True)
         with self._lock:
             self._connections.add(connection)
@@ -117,7 +146,7 @@ class Server:
         for connection in connections:
             connection.leave()
         end = time.monotonic() + grace
-        while any(connection.busy for connection in connections) and time.monotonic() < end:
+        while any(connection.calls for connection in connections) and time.monotonic() < end:
             time.sleep(0.01)
         for connection in connections:
             connection.cancel()

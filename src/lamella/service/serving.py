@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -18,7 +19,9 @@ from typing import Final
 from lamella.errors import Conflict, from_os
 from lamella.service.calls import Method
 from lamella.service.server import Server, listening
-from lamella.service.supervisor import notify
+from lamella.service.supervisor import notify, watchdog
+from lamella.service.tally import Tally
+from lamella.store.store import Store
 
 LOG = logging.getLogger("lamella.service")
 
@@ -63,20 +66,36 @@ def _lock(path: str, end: float) -> int | None:
         time.sleep(0.05)
 
 
-def serve(endpoints: Sequence[tuple[str | socket.socket, Mapping[str, Method]]], *, once: bool = False) -> None:
+def serve(
+    endpoints: Sequence[tuple[str | socket.socket, Mapping[str, Method]]],
+    *,
+    once: bool = False,
+    metrics: str | socket.socket | None = None,
+    store: Store | None = None,
+    leaving: Callable[[], None] | None = None,
+) -> None:
     """Serve each endpoint at its address, or on its listening socket, until SIGTERM or SIGINT asks to stop.
 
-    For the main thread. With ``once`` the end comes when the clients that came have gone. Raises as `listening`.
+    For the main thread. With ``once`` the end comes when the clients that came have gone. ``metrics`` is where
+    `lamella.service.metrics` tells of it, and of ``store``. ``leaving`` ends calls that would go on for ever.
+    Raises as `listening`.
     """
-    server = Server()
     with ExitStack() as stack:
+        server = Server(None if metrics is None else Tally())
         stack.enter_context(_stopped_by_signals(server))
         for place, methods in endpoints:
             listener = stack.enter_context(place if isinstance(place, socket.socket) else listening(place))
             server.serve(listener, methods)
             LOG.info("serving at %s", listener.getsockname())
+        if metrics is not None:
+            from lamella.service.metrics import serving_metrics
+
+            where = stack.enter_context(serving_metrics(metrics, server, store))
+            LOG.info("telling metrics at %s", where)
         notify("READY=1")
-        server.run(once=once)
+        every = watchdog()
+        beat = None if every is None else partial(notify, "WATCHDOG=1")
+        server.run(once=once, beat=beat, every=every, leaving=leaving)
         LOG.info("stopped")
 
 

@@ -43,18 +43,19 @@ def status_of(error: BaseException, method: str) -> tuple[Code, str]:
     """The code and the text that a client gets for ``error``, which is logged where it is nobody's but ours."""
     if isinstance(error, OSError):
         told = from_os(error, "the system refused")
-        LOG.error("%s failed: %s", method, error, exc_info=error)
-        return _code(told), str(told)[:_LONGEST]
+        code = _code(told)
+        LOG.error("%s failed: %s", method, error, exc_info=error, extra={"method": method, "code": code.name})
+        return code, str(told)[:_LONGEST]
     if isinstance(error, LamellaError):
         code = _code(error)
         level = logging.ERROR if code in (Code.UNKNOWN, Code.DATA_LOSS, Code.PERMISSION_DENIED) else logging.DEBUG
-        LOG.log(level, "%s: %s: %s", method, code.name, error)
+        LOG.log(level, "%s: %s: %s", method, code.name, error, extra={"method": method, "code": code.name})
         text = f"{error} ({error.hint})" if error.hint else str(error)
         return code, text[:_LONGEST]
     if isinstance(error, MemoryError):
-        LOG.error("%s: out of memory", method)
+        LOG.error("%s: out of memory", method, extra={"method": method, "code": Code.RESOURCE_EXHAUSTED.name})
         return Code.RESOURCE_EXHAUSTED, "out of memory"
-    LOG.error("%s failed: this is a bug", method, exc_info=error)
+    LOG.error("%s failed: this is a bug", method, exc_info=error, extra={"method": method, "code": Code.UNKNOWN.name})
     return Code.UNKNOWN, f"internal error: {type(error).__name__}"
 
 

@@ -29,6 +29,7 @@ from lamella.protocol.proto import (
 from lamella.service.calls import Method
 from lamella.service.direct import Direct
 from lamella.service.server import Server, listening
+from lamella.service.tally import Tally
 from lamella.store.store import Store
 
 LARGEST = 16 << 20
@@ -87,9 +88,11 @@ class Served:
 
 
 @contextmanager
-def running(address: Path, methods: Mapping[str, Method], *, grace: float = 0.2) -> Iterator[Server]:
+def running(
+    address: Path, methods: Mapping[str, Method], *, grace: float = 0.2, tally: Tally | None = None
+) -> Iterator[Server]:
     """A server of methods at an address, in a thread of its own."""
-    server = Server()
+    server = Server(tally)
     with listening(address) as listener:
         server.serve(listener, methods)
         thread = threading.Thread(target=server.run, args=(grace,))

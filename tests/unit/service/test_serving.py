@@ -6,26 +6,30 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
+import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
-from tests.unit.service.serving import Client, within
+from tests.unit.service.serving import Client, code_of, within
 
 from lamella import __version__
+from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput
-from lamella.protocol.proto import content_pb2
+from lamella.protocol.proto import content_pb2, events_pb2
 from lamella.service import logs
 from lamella.service.server import listening
 from lamella.service.serving import sole_server
-from lamella.service.supervisor import inherited, notify
+from lamella.service.supervisor import inherited, notify, watchdog
 from lamella.store.store import Store
 
 # Sockets -----------------------------------------------------------------------------------------------------------
@@ -212,27 +216,244 @@ def test_an_error_is_logged_with_where_it_came_from(capsys: pytest.CaptureFixtur
 # Supervisors -------------------------------------------------------------------------------------------------------
 
 
-def test_a_socket_that_a_supervisor_opened_is_served(tmp_path: Path) -> None:
-    address = tmp_path / "given"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(address))
-        listener.listen()
+class Supervisor:
+    """Plays the part of systemd: opens sockets, starts the service with them, and is told of its state."""
+
+    def __init__(self, folder: Path, names: Sequence[str], **environment: str) -> None:
+        self._told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._told.bind(str(folder / "notify"))
+        self._told.settimeout(20)
+        self._names = names
+        self._folder = folder
+        self._environment = environment
+        self.listeners = []
+        for name in names:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(folder / name))
+            listener.listen()
+            self.listeners.append(listener)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start ``lamella WORDS``."""
+        numbers = [listener.fileno() for listener in self.listeners]
         script = (
-            "import os, sys\n"
-            f"os.dup2({listener.fileno()}, 3)\n"
-            "os.set_inheritable(3, True)\n"
-            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
-            f"os.execv(sys.executable, [sys.executable, '-m', 'lamella', '--root', {str(tmp_path / 'root')!r},"
-            " 'serve', '--once'])\n"
+            "import fcntl, os, sys\n"
+            f"for at, number in enumerate([fcntl.fcntl(number, fcntl.F_DUPFD, 100) for number in {numbers}]):\n"
+            "    os.dup2(number, 3 + at, inheritable=True)\n"
+            f"os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='{len(numbers)}')\n"
+            "os.execv(sys.executable, [sys.executable, '-m', 'lamella', *sys.argv[1:]])\n"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], pass_fds=[listener.fileno()], stderr=subprocess.PIPE, text=True
+        environment = {"LISTEN_FDNAMES": ":".join(self._names), "NOTIFY_SOCKET": str(self._folder / "notify")}
+        return subprocess.Popen(
+            [sys.executable, "-c", script, *words],
+            pass_fds=numbers,
+            env={**os.environ, **environment, **self._environment},
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    client = Client(address)
+
+    def told(self) -> str:
+        """What it is told next."""
+        return self._told.recv(1000).decode()
+
+    def close(self) -> None:
+        self._told.close()
+        for listener in self.listeners:
+            listener.close()
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
+    """Return a function that makes a supervisor with sockets of these names."""
+    made: list[Supervisor] = []
+
+    def make(*names: str, **environment: str) -> Supervisor:
+        made.append(Supervisor(tmp_path, names, **environment))
+        return made[-1]
+
+    yield make
+    for supervisor in made:
+        supervisor.close()
+
+
+def test_sockets_that_a_supervisor_opened_are_served_by_their_names(
+    supervised: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    supervisor = supervised("clients", "plugin", "metrics")
+    process = supervisor.start("--root", str(tmp_path / "root"), "serve")
+    assert supervisor.told() == "READY=1"
+    client = Client(tmp_path / "clients")
+    assert client.version.Version(Empty()).version == __version__
+    client.close()
+    plugin = Client(tmp_path / "plugin")
+    assert code_of(lambda: plugin.version.Version(Empty())) is grpc.StatusCode.UNIMPLEMENTED
+    list(plugin.content.List(content_pb2.ListContentRequest()))  # no namespace is asked for
+    plugin.close()
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(tmp_path / "metrics"))
+        peer.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        with peer.makefile("rb") as answer:
+            assert b"lamella_calls_total{" in answer.read()
+    process.terminate()
+    assert supervisor.told() == "STOPPING=1"
+    assert ended(process)[0] == 0
+    assert (tmp_path / "clients").exists()  # it is the supervisor's
+
+
+def test_a_socket_without_a_name_is_for_clients(supervised: Callable[..., Supervisor], tmp_path: Path) -> None:
+    supervisor = supervised("given", LISTEN_FDNAMES="")
+    process = supervisor.start("--root", str(tmp_path / "root"), "serve", "--once")
+    client = Client(tmp_path / "given")
     assert client.version.Version(Empty(), wait_for_ready=True, timeout=20).version == __version__
     client.close()
     assert ended(process)[0] == 0
-    assert address.exists()  # it is the supervisor's
+
+
+def test_a_watchdog_is_fed_as_often_as_it_wants(supervised: Callable[..., Supervisor], tmp_path: Path) -> None:
+    supervisor = supervised("clients", WATCHDOG_USEC="200000")
+    process = supervisor.start("--root", str(tmp_path / "root"), "serve")
+    assert supervisor.told() == "READY=1"
+    began = time.monotonic()
+    assert [supervisor.told() for _ in range(3)] == ["WATCHDOG=1"] * 3
+    assert 0.2 < time.monotonic() - began < 10
+    process.terminate()
+    while supervisor.told() != "STOPPING=1":
+        pass
+    assert ended(process)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"WATCHDOG_USEC": "3000000"}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "x"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_a_watchdog_is_fed_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: float | None
+) -> None:
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert watchdog() == expected
+
+
+UNITS = Path(__file__).parents[3] / "systemd"
+
+
+def test_the_units_start_the_service_with_their_sockets_and_settings(
+    supervised: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    units = {path.name: path.read_text() for path in UNITS.glob("lamella*")}
+    names = [
+        re.findall(r"^FileDescriptorName=(.*)", text, re.MULTILINE)[0]
+        for name, text in units.items()
+        if "socket" in name
+    ]
+    (order,) = re.findall(r"^ExecStart=/usr/local/bin/lamella (.*)", units["lamella.service"], re.MULTILINE)
+    assert {"clients", "plugin"} == set(names)
+    settings = (UNITS / "config.toml").read_text()
+    assert 'root = "/var/lib/lamella"' in settings
+    (tmp_path / "config.toml").write_text(settings.replace("/var/lib/lamella", str(tmp_path / "root")))
+    supervisor = supervised(*names)
+    words = order.replace("/etc/lamella", str(tmp_path)).split()
+    process = supervisor.start(*words)
+    assert supervisor.told() == "READY=1"
+    assert (tmp_path / "root/lamella.db").exists()
+    process.terminate()
+    code, said = ended(process)
+    assert code == 0
+    assert {"info"} == {json.loads(line)["level"] for line in said.splitlines()}
+
+
+@pytest.mark.interop
+def test_systemd_takes_the_units(needs: Callable[..., str], tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("lamella"))
+    for path in UNITS.glob("lamella*"):
+        (tmp_path / path.name).write_text(path.read_text().replace("/usr/local/bin/lamella", program))
+    command = [needs("systemd-analyze"), "verify", "--man=no", *map(str, tmp_path.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_says_what_the_options_do_not(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(
+        f'root = "{tmp_path}/root"\naddress = "{tmp_path}/in the file"\nlog-format = "json"\n'
+    )
+    command = [sys.executable, "-m", "lamella", "serve", "--config", str(tmp_path / "config")]
+    for further, address in (((), "in the file"), (("--address", str(tmp_path / "given")), "given")):
+        with subprocess.Popen([*command, *further], stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert json.loads(process.stderr.readline())["message"] == f"serving at {tmp_path}/{address}"
+            process.terminate()
+            assert ended(process)[0] == 0
+    assert (tmp_path / "root/lamella.db").exists()
+
+
+def test_a_root_that_is_named_comes_before_that_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(f'root = "{tmp_path}/one"\nplugin = "{tmp_path}/p"\n')
+    command = [sys.executable, "-m", "lamella", "--root", str(tmp_path / "two"), "serve"]
+    with subprocess.Popen(
+        [*command, "--config", str(tmp_path / "config")], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "serving at" in process.stderr.readline()
+        process.terminate()
+        assert ended(process)[0] == 0
+    assert ((tmp_path / "one").exists(), (tmp_path / "two/lamella.db").exists()) == (False, True)
+
+
+def test_settings_that_there_are_none_of_are_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("adress = '/a'")
+    command = [sys.executable, "-m", "lamella", "serve", "--config", str(tmp_path / "config")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "hint: known are root, address, plugin" in done.stderr) == (3, True)
+
+
+# Stopping ----------------------------------------------------------------------------------------------------------
+
+
+def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path: Path) -> None:
+    process = start()
+    client = Client(tmp_path / "socket")
+    call = client.events.Subscribe(events_pb2.SubscribeRequest())
+    client.version.Version(Empty())
+    began = time.monotonic()
+    process.terminate()
+    assert list(call) == []  # and no failure: it is over
+    assert ended(process)[0] == 0
+    assert time.monotonic() - began < 5
+    client.close()
+
+
+def test_a_blob_that_is_being_written_when_the_service_stops_goes_on_after_it(start: Start, tmp_path: Path) -> None:
+    process = start()
+    client = Client(tmp_path / "socket")
+    waiting: SimpleQueue[content_pb2.WriteContentRequest | None] = SimpleQueue()
+    answers = client.content.Write(iter(waiting.get, None), metadata=within())
+    waiting.put(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref="r", data=b"abc"))
+    assert next(answers).offset == 3
+    process.terminate()
+    waiting.put(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref="r", offset=3, data=b"def"))
+    assert next(answers).offset == 6  # calls under way go on for a while
+    waiting.put(None)
+    assert list(answers) == []
+    assert ended(process)[0] == 0
+    client.close()
+    start()
+    client = Client(tmp_path / "socket")
+    commit = content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref="r", offset=6, data=b"g", total=7)
+    (answer,) = client.content.Write(iter([commit]), metadata=within())
+    assert answer.digest == Digest.of(b"abcdefg")
+    client.close()
 
 
 def test_a_supervisor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a service has done and what it has, for Prometheus to fetch (its text format, version 0.0.4)."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from lamella import __version__
+from lamella.errors import InvalidInput, from_os
+from lamella.service.server import listening
+from lamella.service.tally import BOUNDS, Tally
+
+if TYPE_CHECKING:
+    from lamella.service.server import Server
+    from lamella.store.store import Store
+
+PATH: Final = "/metrics"
+LOOPBACK: Final = "127.0.0.1"
+
+_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_PATIENCE: Final = 10.0
+"""Seconds that somebody has to say what they want."""
+
+_TABLES: Final = {
+    "blobs": "SELECT count(DISTINCT digest) FROM blob",
+    "images": "SELECT count(*) FROM image",
+    "ingests": "SELECT count(*) FROM ingest",
+    "leases": "SELECT count(*) FROM lease",
+    "snapshots": "SELECT count(*) FROM snapshot",
+}
+_BYTES: Final = "SELECT coalesce(sum(size), 0) FROM (SELECT max(size) AS size FROM blob GROUP BY digest)"
+
+_STARTED: Final = time.time()
+
+Samples = Iterable[tuple[str, dict[str, str], float]]
+
+
+@contextmanager
+def serving_metrics(place: str | socket.socket, server: Server, store: Store | None) -> Iterator[str]:
+    """Tell of ``server`` and ``store`` at ``place`` while the block lasts; gives the address.
+
+    That is ``[HOST:]PORT``, on the loopback interface unless it says another, the path of a unix socket, or a socket
+    that listens. Raises InvalidInput, and as `listening`.
+    """
+    with ExitStack() as stack:
+        if isinstance(place, socket.socket):
+            listener = stack.enter_context(place)
+        elif "/" in place:
+            listener = stack.enter_context(listening(place))
+        else:
+            listener = stack.enter_context(_on_network(place))
+        http = _Http(listener, lambda: exposition(server, store))
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield _shown(listener)
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def exposition(server: Server, store: Store | None) -> str:
+    """All that there is to tell, as text."""
+    lines: list[str] = []
+
+    def tell(name: str, kind: str, what: str, samples: Samples) -> None:
+        lines.append(f"# HELP {name} {what}")
+        lines.append(f"# TYPE {name} {kind}")
+        for suffix, labels, value in samples:
+            said = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+            lines.append(f"{name}{suffix}{{{said}}} {value:.15g}" if said else f"{name}{suffix} {value:.15g}")
+
+    def one(name: str, kind: str, what: str, value: float) -> None:
+        tell(name, kind, what, [("", {}, value)])
+
+    tell("lamella_build_info", "gauge", "The version that serves.", [("", {"version": __version__}, 1)])
+    tally = server.tally
+    if tally is not None:
+        ended = [("", {**_method(path), "code": code.name}, count) for path, code, count in tally.calls()]
+        tell("lamella_calls_total", "counter", "Calls that have ended.", ended)
+        tell("lamella_call_seconds", "histogram", "How long calls took.", _durations(tally))
+        one("lamella_sent_bytes_total", "counter", "Bytes sent to clients.", tally.sent)
+        one("lamella_received_bytes_total", "counter", "Bytes received from clients.", tally.received)
+        one("lamella_connections_total", "counter", "Clients that have come.", tally.connections)
+    one("lamella_connections", "gauge", "Clients that are there.", server.connections)
+    one("lamella_calls", "gauge", "Calls under way.", server.calls)
+    if store is not None:
+        with store.database.read() as connection:
+            counts = [("", {"kind": kind}, connection.execute(sql).fetchone()[0]) for kind, sql in _TABLES.items()]
+            (size,) = connection.execute(_BYTES).fetchone()
+        tell("lamella_store_objects", "gauge", "Objects in the store, of all namespaces.", counts)
+        one("lamella_store_blob_bytes", "gauge", "Bytes of the blobs in the store.", size)
+    one("process_start_time_seconds", "gauge", "When the process started, since the Unix epoch.", _STARTED)
+    one("process_cpu_seconds_total", "counter", "Processor time of the process.", sum(os.times()[:2]))
+    one("process_resident_memory_bytes", "gauge", "Memory of the process.", _resident())
+    one("process_open_fds", "gauge", "File descriptors that are open.", _open_files())
+    return "\n".join(lines) + "\n"
+
+
+def _durations(tally: Tally) -> Samples:
+    for path, counts, total in tally.durations():
+        labels = _method(path)
+        below = 0
+        for bound, count in zip((*BOUNDS, None), counts, strict=True):
+            below += count
+            yield "_bucket", {**labels, "le": "+Inf" if bound is None else f"{bound:g}"}, below
+        yield "_sum", labels, total
+        yield "_count", labels, below
+
+
+def _method(path: str) -> dict[str, str]:
+    service, _, method = path[1:].rpartition("/")
+    return {"service": service, "method": method}
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _resident() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0
+
+
+def _on_network(place: str) -> socket.socket:
+    match = re.fullmatch(r"(?:(?P<host>[^:\[\]]*|\[[0-9A-Fa-f:.]+\]):)?(?P<port>[0-9]{1,5})", place)
+    if match is None or int(match["port"]) > 0xFFFF:
+        raise InvalidInput(f"{place!r} is no place for metrics", hint="write [HOST:]PORT, or the path of a socket")
+    host = (match["host"] or LOOPBACK).strip("[]")
+    try:
+        return socket.create_server(
+            (host, int(match["port"])), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as problem:
+        raise from_os(problem, f"listen at {place!r}") from problem
+
+
+def _shown(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    if not isinstance(name, tuple):
+        return str(name)
+    host, port = name[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}"
+
+
+class _Http(ThreadingHTTPServer):
+    """Answers with a text that is made for each request."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, text: Callable[[], str]) -> None:
+        super().__init__(("", 0), _Request, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.text = text
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        peer, address = self.socket.accept()
+        peer.settimeout(_PATIENCE)
+        return peer, address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Somebody has gone."""
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: _Http
+    timeout = _PATIENCE
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] != PATH:
+            self.send_error(404)
+            return
+        body = self.server.text().encode()
+        self.send_response(200)
+        self.send_header("Content-Type", _TYPE)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def version_string(self) -> str:
+        return f"lamella/{__version__}"
+
+    def address_string(self) -> str:
+        return ""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Whoever watches is not watched."""
