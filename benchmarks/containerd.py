@@ -45,8 +45,10 @@ disabled_plugins = [
 class Containerd:
     """A running containerd; leaving the block stops it and removes its folder."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, further: str = "") -> None:
+        """``further`` is added to its configuration."""
         self._where = where
+        self._further = further
         self._log = where / "ctr.log"
         self._content = where / "root/io.containerd.content.v1.content/blobs/sha256"
         self._ctr = ("ctr", "--address", str(where / "socket"), "--namespace", "bench")
@@ -56,7 +58,7 @@ class Containerd:
     def __enter__(self) -> Self:
         self._where.mkdir(parents=True)
         config = self._where / "config.toml"
-        config.write_text(CONFIG.format(where=self._where))
+        config.write_text(CONFIG.format(where=self._where) + self._further)
         with (self._where / "containerd.log").open("wb") as log:
             self._daemon = subprocess.Popen(["containerd", "--config", str(config)], stdout=log, stderr=log)
         deadline = time.monotonic() + 20
