@@ -31,7 +31,7 @@ INTERPRETER = "7176a402790181e0f48b34d9391f9c9565f3754b1879f67dce23830e83374e8f"
 VERSION = "313"
 
 WHEELS = (
-    *("backports-zstd", "click", "isal", "msgspec", "platformdirs", "rich", "urllib3", "zlib-ng"),  # Lamella needs
+    *("backports-zstd", "click", "isal", "msgspec", "platformdirs", "rich", "zlib-ng"),  # Lamella needs
     *("markdown-it-py", "mdurl", "pygments", "colorama"),  # rich needs
     *("pytest", "pytest-timeout", "iniconfig", "packaging", "pluggy", "hypothesis", "sortedcontainers"),
 )
