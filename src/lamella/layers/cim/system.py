@@ -6,14 +6,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from lamella.changes.model import Buffer
-from lamella.errors import LamellaError, SizeMismatch
+from lamella.changes.contracts import Seen
+from lamella.changes.model import Buffer, Kind
+from lamella.errors import AlreadyExists, InvalidInput, LamellaError, SizeMismatch
 from lamella.formats.ntfs import attributes as bits
 from lamella.host.windows import cimfs
 from lamella.host.windows.cimfs import Cimfs
 from lamella.layers.cim.contract import FileMetadata
+from lamella.layers.cim.files import CimLayer
+from lamella.layers.cim.tree import CimTree
+from lamella.paths import LayerPath
 
 _STREAM: Final = ":$DATA"
 
@@ -110,3 +114,153 @@ def windows_path(path: str) -> str:
 def host_path(path: Path) -> str:
     """A path of the host, as it is given to Windows' calls: without a backslash at the end."""
     return os.fspath(path).rstrip("\\")
+
+
+class _Seen(NamedTuple):
+    name: str
+    directory: bool
+    reparse: bool
+
+
+class SystemForkWriter(SystemWriter):
+    """Writes the image ``layer``, forked from ``parent`` where there is one, by Windows' calls (`ForkWriter`).
+
+    Windows tells nothing of an image in the making, so what is in it is noted here, over the parent's file tables.
+    """
+
+    def __init__(self, calls: Cimfs, layer: CimLayer, parent: CimLayer | None = None) -> None:
+        """Begin the image. Raises AlreadyExists, NotFound, InvalidInput (a parent elsewhere), Unsupported."""
+        calls.check_writing()
+        layer.check()
+        if os.path.lexists(layer.path):
+            raise AlreadyExists(f"{os.fspath(layer.path)!r} exists")
+        if parent is not None and parent.directory.resolve() != layer.directory.resolve():
+            raise InvalidInput(
+                f"{os.fspath(layer.path)!r} cannot be forked from {os.fspath(parent.path)!r}",
+                hint="an image and those it is forked from lie in one directory",
+            )
+        self._layer = layer
+        self._below = None if parent is None else CimTree(parent)
+        self._put: dict[str, _Seen] = {}
+        """What this image has put, by path in upper case."""
+        self._gone: set[str] = set()
+        """Where nothing of the parent is left, in upper case."""
+        self._before = set(os.listdir(layer.directory))
+        existing = None if parent is None else parent.path.name
+        try:
+            image = calls.create(host_path(layer.directory), existing, layer.path.name)
+        except BaseException:
+            self._remove()
+            raise
+        super().__init__(calls, image)
+
+    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
+        """See `CimWriter.put`. The root, which the parent or nobody states, is left as it is."""
+        if not path:
+            return
+        super().put(path, metadata, size, chunks)
+        directory = bool(metadata.attributes & bits.DIRECTORY)
+        found = self._look(path)
+        if found is not None and not (directory and found.directory):
+            self._forget(path)
+        self._note(path, directory, bool(metadata.attributes & bits.REPARSE_POINT))
+
+    def link(self, path: str, target: str) -> None:
+        """See `CimWriter.link`."""
+        super().link(path, target)
+        self._forget(path)
+        self._note(path, False, False)
+
+    def delete(self, path: str) -> None:
+        """See `CimWriter.delete`."""
+        super().delete(path)
+        self._forget(path)
+
+    def commit(self) -> None:
+        """See `CimWriter.commit`."""
+        super().commit()
+        self._let_go()
+
+    def abort(self) -> None:
+        """See `CimWriter.abort`: the files that came since this began go, since nobody else can write there."""
+        super().abort()
+        self._remove()
+
+    def seen(self, path: str) -> Seen | None:
+        """See `ForkWriter.seen`."""
+        found = self._look(path)
+        if found is None:
+            return None
+        return Seen(Kind.DIRECTORY if found.directory and not found.reparse else Kind.FILE)
+
+    def is_reparse_point(self, path: str) -> bool:
+        """See `ForkWriter.is_reparse_point`."""
+        found = self._look(path)
+        return found is not None and found.reparse
+
+    def names(self, directory: str) -> Iterable[tuple[str, bool]]:
+        """See `ForkWriter.names`."""
+        found: dict[str, tuple[str, bool]] = {}
+        if self._below is not None and not self._is_gone(directory.upper()):
+            entry = self._below.lookup(LayerPath(directory))
+            for each in self._below.entries(LayerPath(directory)) if entry and entry.kind is Kind.DIRECTORY else ():
+                if each.path.upper() not in self._gone:
+                    name = each.path.rpartition("/")[2]
+                    found[name.upper()] = name, each.kind is Kind.DIRECTORY
+        above = directory.upper()
+        for key, put in self._put.items():
+            parent, _, name = key.rpartition("/")
+            if parent == above:
+                found[name] = put.name, put.directory
+        return list(found.values())
+
+    def touched(self, path: str) -> bool:
+        """See `ForkWriter.touched`."""
+        key = path.upper()
+        inside = f"{key}/"
+        return key in self._put or any(each.startswith(inside) for each in (*self._put, *self._gone))
+
+    def _note(self, path: str, directory: bool, reparse: bool) -> None:
+        self._put[path.upper()] = _Seen(path.rpartition("/")[2], directory, reparse)
+
+    def _look(self, path: str) -> _Seen | None:
+        """What is at ``path``."""
+        key = path.upper()
+        found = self._put.get(key)
+        if found is not None:
+            return found
+        if not path:
+            return _Seen("", True, False)
+        if self._below is None or self._is_gone(key):
+            return None
+        entry = self._below.lookup(LayerPath(path))
+        if entry is None:
+            return None
+        attributes = entry.windows.attributes if entry.windows is not None else 0
+        return _Seen("", bool(attributes & bits.DIRECTORY), bool(attributes & bits.REPARSE_POINT))
+
+    def _is_gone(self, key: str) -> bool:
+        while key:
+            if key in self._gone:
+                return True
+            key = key.rpartition("/")[0]
+        return False
+
+    def _forget(self, path: str) -> None:
+        """Nothing that was at ``path``, or beneath, is there any more."""
+        key = path.upper()
+        inside = f"{key}/"
+        for each in [each for each in self._put if each == key or each.startswith(inside)]:
+            del self._put[each]
+        self._gone.add(key)
+
+    def _let_go(self) -> None:
+        if self._below is not None:
+            self._below.close()
+            self._below = None
+
+    def _remove(self) -> None:
+        self._let_go()
+        for name in set(os.listdir(self._layer.directory)) - self._before:
+            if name == self._layer.path.name or name.startswith(("region_", "objectid_")):
+                (self._layer.directory / name).unlink(missing_ok=True)
