@@ -30,7 +30,9 @@ def copy_and_tell(
         from lamella.operations.inspect import describe_descriptor
 
         document = describe_descriptor(copied.entry)
-        console.document({"image": target, **document, "blobs": copied.blobs, "bytes": copied.size})
+        console.document(
+            {"image": target, **document, "blobs": copied.blobs, "bytes": copied.size, "left": copied.left}
+        )
         return
     console.summary(f"{target}: {copied.entry.digest}")
     console.summary(copied_summary(copied))
@@ -38,8 +40,12 @@ def copy_and_tell(
 
 def copied_summary(copied: Copied) -> str:
     """What was moved, for people."""
+    left = ""
+    if copied.left:
+        layers = "layer left where it is" if copied.left == 1 else "layers left where they are"
+        left = f"; {copied.left} non-distributable {layers}"
     blobs = f"{copied.blobs} {'blob' if copied.blobs == 1 else 'blobs'} written, {human_size(copied.size)}"
-    return f"{blobs}; {copied.present} {'was' if copied.present == 1 else 'were'} there already"
+    return f"{blobs}; {copied.present} {'was' if copied.present == 1 else 'were'} there already{left}"
 
 
 def check_direction(verb: str, image: str, *, in_registry: bool) -> None:

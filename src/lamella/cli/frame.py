@@ -33,7 +33,7 @@ def result_options() -> list[click.Parameter]:
     ]
 
 
-_REGISTRY_OPTIONS: Final = ("plain_http", "auth_file", "certs_dir")
+_REGISTRY_OPTIONS: Final = ("plain_http", "auth_file", "certs_dir", "foreign_urls")
 
 
 def registry_flags() -> list[click.Parameter]:
@@ -97,8 +97,8 @@ class RegistryVerb(Verb):
 
     def invoke(self, ctx: click.Context) -> Any:
         """As the base does, with registries as the options have them."""
-        given: dict[str, Any] = {name: ctx.params.pop(name) or None for name in _REGISTRY_OPTIONS}
-        if not any(given.values()):
+        given = {name: value for name in _REGISTRY_OPTIONS if (value := ctx.params.pop(name, None))}
+        if not given:
             return super().invoke(ctx)  # what talks to registries is not even loaded
         from dataclasses import replace
 
@@ -112,8 +112,14 @@ class ImageVerb(RegistryVerb):
     """A verb that names images, wherever they are: its options about a containerd count for all that it opens."""
 
     def common_options(self) -> list[click.Parameter]:
-        """Those about a containerd too."""
-        return [*containerd_flags(), *super().common_options()]
+        """Those about a containerd, and about layers that registries may not pass on, too."""
+        foreign = click.Option(
+            ["--foreign-urls"],
+            is_flag=True,
+            help="Fetch layers that a registry does not have from the addresses that the image gives for them.",
+        )
+        registries, results = registry_flags(), result_options()
+        return [*containerd_flags(), *registries, foreign, *results]
 
     def invoke(self, ctx: click.Context) -> Any:
         """As the base does, with the containerd that the options name."""

@@ -146,6 +146,7 @@ class DockerArchiveWriter(ImageWriter):
     """
 
     takes_indexes = False
+    leaves_foreign = False
     lanes = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:

@@ -103,6 +103,8 @@ class ImageWriter(Protocol):
     """The place, for messages."""
     takes_indexes: bool
     """Whether an index of several platforms can be committed."""
+    leaves_foreign: bool = True
+    """Whether an image may lack layers that are not to be passed on, which are then where their descriptors say."""
     lanes: int = 1
     """How many threads may put blobs at once."""
 

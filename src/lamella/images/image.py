@@ -115,5 +115,5 @@ def foreign_layer(reader: ImageReader, layer: Descriptor) -> Unsupported:
     """What to raise for a layer that is not here because its licence kept it elsewhere."""
     return Unsupported(
         f"{reader.where}: layer {layer.digest} is non-distributable and not here",
-        hint="copy the image again from a registry that has the layer itself",
+        hint="copy the image again from a registry that has the layer, or allow its addresses with --foreign-urls",
     )

@@ -41,6 +41,8 @@ class Copied:
     """Bytes of them."""
     present: int
     """Blobs that the target had already."""
+    left: int = 0
+    """Non-distributable layers that the source does not have either: they stay where their descriptors say."""
 
 
 def copy(
@@ -92,7 +94,8 @@ def copy_image(
     """Copy one image, or with ``all_platforms`` an index and all that it leads to, and commit it as ``new_tag``.
 
     Manifests are copied as they are, so that digests stay. Sizes and digests are checked as the bytes pass, and what
-    the target has is not read. Raises Integrity, NotFound, InvalidInput, Unsupported, Exhausted.
+    the target has is not read. Non-distributable layers that the source lacks are left where they are.
+    Raises Integrity, NotFound, InvalidInput, Unsupported, Exhausted.
     """
     if all_platforms:
         if platform is not None:
@@ -121,8 +124,10 @@ def move_blobs(
     blobs: dict[str, Descriptor] = {}
     for image in images:
         _collect(reader, image, blobs, 0)
-    missing = put_missing(writer, [(reader, blob) for blob in blobs.values()], progress=progress, cancel=cancel)
-    return Copied(images[-1], len(missing), sum(blob.size for blob in missing), len(blobs) - len(missing))
+    put, left = put_missing(writer, [(reader, blob) for blob in blobs.values()], progress=progress, cancel=cancel)
+    return Copied(
+        images[-1], len(put), sum(blob.size for blob in put), len(blobs) - len(put) - len(left), left=len(left)
+    )
 
 
 def put_missing(
@@ -131,22 +136,36 @@ def put_missing(
     *,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
-) -> list[Descriptor]:
-    """Put what ``writer`` neither has nor can adopt, several blobs at once where it takes them; what was put."""
+) -> tuple[list[Descriptor], list[Descriptor]]:
+    """Put what ``writer`` neither has nor can adopt, several blobs at once where it takes them.
+
+    Returns what was put, and what was left where it is: layers that are not to be passed on, and are not there.
+    """
     missing = [(reader, blob) for reader, blob in blobs if not (writer.has_blob(blob) or writer.adopt(blob, reader))]
     if progress is not None:
         progress.start("copy", sum(blob.size for _, blob in missing))
+    left: list[Descriptor] = []
+
+    def put(part: tuple[ImageReader, Descriptor], stop: Cancellation) -> None:
+        if writer.leaves_foreign and part[1].media_type in FOREIGN_LAYERS and not _is_there(*part):
+            left.append(part[1])
+        else:
+            writer.put_blob(part[1], Relay(partial(_opened, *part), progress, stop))
+
     try:
-        for_each(
-            missing,
-            lambda part, stop: writer.put_blob(part[1], Relay(partial(_opened, *part), progress, stop)),
-            min(writer.lanes, len(missing)),
-            cancel,
-        )
+        for_each(missing, put, min(writer.lanes, len(missing)), cancel)
     finally:
         if progress is not None:
             progress.finish()
-    return [blob for _, blob in missing]
+    return [blob for _, blob in missing if blob not in left], left
+
+
+def _is_there(reader: ImageReader, blob: Descriptor) -> bool:
+    try:
+        reader.open_blob(blob).close()
+    except NotFound:
+        return False
+    return True
 
 
 def _whole(reader: ImageReader, writer: ImageWriter, tag: str | None, position: int | None) -> Descriptor:

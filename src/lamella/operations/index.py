@@ -71,6 +71,7 @@ def index(
             sum(one.blobs for one in moved),
             sum(one.size for one in moved),
             sum(one.present for one in moved),
+            sum(one.left for one in moved),
         )
 
 
