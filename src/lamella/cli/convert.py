@@ -59,7 +59,7 @@ def command(
     recipes: Path | None,
     strict: bool,
 ) -> None:
-    """Copy an image with its layers compressed another way, or kept in another kind of place.
+    """Copy an image with its layers compressed or kept another way.
 
     The tars in the layers stay, and with them the diff ids and the config; what is compressed this way already is not
     written again. With --format, the manifest is written in the other of the two formats.

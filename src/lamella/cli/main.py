@@ -28,7 +28,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "mutate": "Copy an image with another config or other annotations.",
         "flatten": "Copy an image with its layers merged into one.",
         "rebase": "Copy an image onto another base.",
-        "convert": "Copy an image with its layers compressed another way.",
+        "convert": "Copy an image with its layers compressed or kept another way.",
         "subset": "Copy an index with some of its platforms only.",
         "index": "Make an index for several platforms from images.",
     },
