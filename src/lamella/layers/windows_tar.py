@@ -23,7 +23,7 @@ from lamella.changes.model import (
     Windows,
 )
 from lamella.errors import FormatError, InvalidInput, UnsafePath
-from lamella.formats.ntfs import filetime, names, reparse
+from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.formats.tar.reader import TarLimits, TarMember, TarReader
 from lamella.formats.tar.windows import MOUNT_POINT, RecordReader
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lamella.streams.seekable import SeekableBlob
 
 _STRUCTURE: Final = "tar header"
-_NAMES_KEPT: Final = 16384
 _DATA_TYPE: Final = ":$DATA"
 _DATA_MODE: Final = 0o100000
 
@@ -99,31 +98,24 @@ def windows_tar_changes(
     Raises FormatError, UnsafePath, InvalidInput (names that differ in case only), Unsupported (a security descriptor
     in words about a domain's accounts), Exhausted.
     """
-    facet = _unwrapped_facet if unwrap_times else _facet
-    reader = TarReader(next_buffer, facet=facet, limits=limits or TarLimits(), mode_bits=_DATA_MODE)
+    reader = TarReader(
+        next_buffer, facet=_facet, limits=limits or TarLimits(), mode_bits=_DATA_MODE, header_facets=True
+    )
     layer_names = LayerNames(rules or NameRules())
     known, fold, plain = layer_names.known, layer_names.fold, names.plain
-    keys: dict[str, str] = {}  # of names that are nothing special, as they stand
     source = _Unusual(layer_names, stored)
     read_records = RecordReader(unwrap=unwrap_times).read
     file = Kind.FILE
     for member in reader:
         head, _, base = member.name.rpartition("/")
-        directory = known.get(head)
-        key = keys.get(base)
-        if directory is None or key is None:
-            if base[:4] != WHITEOUT and plain(base):
-                directory = layer_names.directory(head)
-                key = fold(base)
-                if len(keys) >= _NAMES_KEPT:
-                    keys.clear()
-                keys[base] = key
-            else:
-                change, directory, base = source.named(member)
-                if change is not None:
-                    yield change
-                    continue
-                key = fold(base)
+        if plain(base) and base[:4] != WHITEOUT:
+            directory = known.get(head) or layer_names.directory(head)
+        else:
+            change, directory, base = source.named(member)
+            if change is not None:
+                yield change
+                continue
+        key = fold(base)
         if directory.spelled.setdefault(key, base) != base:
             layer_names.claim(directory, base)
         where = directory.path
@@ -138,14 +130,14 @@ def windows_tar_changes(
         if records is None:
             windows = Windows(0, None, None, write_time)
         else:
-            attributes, creation, access, change_time, descriptor, extended = read_records(
+            attributes, creation, access, stated, change_time, descriptor, extended = read_records(
                 records, member.header_offset
             )
             windows = Windows(
                 attributes or 0,
                 creation,
                 access,
-                write_time,
+                write_time if stated is None else stated,
                 change_time,
                 descriptor,
                 NO_XATTRS if extended is None else extended,
@@ -172,10 +164,6 @@ def windows_tar_changes(
 def _facet(mode: int, uid: int, gid: int, mtime: int) -> tuple[int, bool]:  # noqa: ARG001
     """The write time, and whether the file has a data stream."""
     return mtime, bool(mode)
-
-
-def _unwrapped_facet(mode: int, uid: int, gid: int, mtime: int) -> tuple[int, bool]:  # noqa: ARG001
-    return filetime.unwrap(mtime) if mtime % filetime.TICK else mtime, bool(mode)
 
 
 class _Unusual:

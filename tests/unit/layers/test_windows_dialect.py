@@ -209,6 +209,13 @@ class TestOtherProducers:
         assert Windows(0, write_time=7 * SECOND) == entry.windows
         assert Windows(0x10, write_time=0) == facet(block(b"Files/", b"5", mode=0o755, uid=5))
 
+    def test_the_write_time_is_that_of_the_record_if_there_is_one(self) -> None:
+        for value, expected in (("5.25", 5_250_000_000), ("-1.5", -1_500_000_000), ("", 7 * SECOND)):
+            assert facet(member("Files/a", ("mtime", value), ("atime", "1"), mtime=7)).write_time == expected
+        shared = pax((b"mtime", b"3.5"), flag=b"g")
+        assert facet(shared + member("Files/a", mtime=7)).write_time == 3_500_000_000
+        assert facet(shared + member("Files/a", ("mtime", "2"), mtime=7)).write_time == 2 * SECOND
+
     def test_a_directory_is_one_whatever_its_attributes_say(self) -> None:
         assert facet(member("Files/", ("MSWINDOWS.fileattr", "32"), flag=b"5")).attributes == 0x30
 
@@ -364,6 +371,7 @@ class TestRefusals:
             *(("LIBARCHIVE.creationtime", value) for value in ("", "1,5", "x", "1e9", "--1", ".5")),
             ("atime", "x"),
             ("ctime", "1.x"),
+            *(("mtime", value) for value in ("x", ".5", "9" * 19)),
         ],
     )
     def test_malformed_records_are_refused(self, key: str, value: str) -> None:

@@ -27,15 +27,13 @@ _MAX_TIME: Final = MAX_NUMBER * SECOND
 
 _C_STRINGS: Final = frozenset({"path", "linkpath", "uname", "gname"})
 
-_LENGTHS: Final = {b"%d" % length: length - 1 for length in range(1, 2048)}
-"""What a record of a usual length writes before its space -> its bytes without the line end."""
-
 _SETS_KEPT: Final = 256
 _not_sparse: set[tuple[str, ...]] = set()
 """Keys of records that were seen together, none of them about holes: most members of an archive have the same."""
 
-_KEYS_KEPT: Final = 1024
-_keys: dict[bytes, str] = {}
+_HEADS_KEPT: Final = 1024
+_heads: dict[bytes, tuple[str, int]] = {}
+"""What stands before the first ``=`` of a record, its length and its key -> the key, the bytes without the line end."""
 
 
 def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
@@ -89,25 +87,32 @@ def _parse_usual(data: bytes, max_records: int) -> dict[str, bytes] | None:
     if lines.pop() or len(lines) > max_records:
         return None
     records: dict[str, bytes] = {}
-    stated, known = _LENGTHS.get, _keys.get
+    known = _heads.get
     for line in lines:
-        length, _, record = line.partition(b" ")
-        if stated(length) != len(line):
+        head, _, value = line.partition(b"=")
+        found = known(head) or _learned(head)
+        if found is None:
             return None
-        key, equals, value = record.partition(b"=")
-        name = known(key)
-        if name is None:
-            if not key or not equals:
-                return None
-            name = key.decode("utf-8", "surrogateescape")
-            if len(key) < 64:
-                if len(_keys) >= _KEYS_KEPT:
-                    _keys.clear()
-                _keys[key] = name
-        elif not equals:
+        key, length = found
+        if length != len(line):
             return None
-        records[name] = value
+        records[key] = value
     return records
+
+
+def _learned(head: bytes) -> tuple[str, int] | None:
+    """What `_heads` has of ``head``; None where it is nothing usual."""
+    digits, _, key = head.partition(b" ")
+    if not key or not digits.isdigit() or len(digits) > 4 or digits[:1] == b"0":
+        return None
+    found = key.decode("utf-8", "surrogateescape"), int(digits) - 1
+    if found[1] <= len(head):  # a line without ``=`` would be taken for a record
+        return None
+    if len(head) < 64:
+        if len(_heads) >= _HEADS_KEPT:
+            _heads.clear()
+        _heads[head] = found
+    return found
 
 
 def decimal(digits: bytes, what: str, at: int) -> int:

@@ -31,6 +31,9 @@ _OVERRIDES: Final = frozenset({"uid", "gid", "mtime"})
 _COMMON: Final = {b"%d" % digit: str(digit) for digit in range(7)} | {b"7": "0"}
 """Typeflags whose members need nothing but their one header. A contiguous file is a regular file."""
 
+_NO_TIME: Final = b"00000000000\0"
+"""The header's time of a member whose record states it."""
+
 _NONE_COMMON: Final[dict[bytes, str]] = {}
 
 _VENDOR: Final = frozenset("ABCDEFGHIJNOPQRTUVWYZ")
@@ -113,7 +116,9 @@ class TarReader(Generic[F]):
     follows is read and left alone, so that a digest taken on the way covers the entire stream.
 
     ``facet`` makes the caller's metadata of (permission bits, uid, gid, mtime in nanoseconds). Members whose headers
-    agree in these share one object. ``mode_bits`` are those of the mode that it is given.
+    agree in these share one object. ``mode_bits`` are those of the mode that it is given. With ``header_facets``, what
+    the member's own records say of owner and time is left to the caller, who reads them anyway; where they state the
+    time, that of the facet is 0.
 
     Raises FormatError, with the offset of the header in the stream, and Exhausted.
     """
@@ -125,6 +130,7 @@ class TarReader(Generic[F]):
         "_facets",
         "_facets_kept",
         "_globals",
+        "_header_facets",
         "_known",
         "_limits",
         "_member",
@@ -139,10 +145,12 @@ class TarReader(Generic[F]):
         facet: Callable[[int, int, int, int], F],
         limits: TarLimits = TarLimits(),
         mode_bits: int = 0o7777,
+        header_facets: bool = False,
     ) -> None:
         self._blocks = Blocks(next_buffer)
         self._known = KnownFields(mode_bits)
         self._facet = facet
+        self._header_facets = header_facets
         self._limits = limits
         self._started = False
         self._member: TarMember[F] | None = None  # whose data may still be asked for
@@ -399,7 +407,11 @@ class TarReader(Generic[F]):
 
     def _member_facet(self, records: dict[str, bytes] | None, owner: bytes, mtime: bytes, first: int, offset: int) -> F:
         """The facet, where records win over the header; an empty record leaves the value to the header."""
-        if self._globals:
+        if self._header_facets:
+            if records and records.get("mtime"):
+                return self._shared_facet(owner, _NO_TIME, offset)
+            records = self._globals
+        elif self._globals:
             records = self._globals | (records or {})
         if records and (records.get("mtime") or records.get("uid") or records.get("gid")):
             uid, gid, time = pax.overrides(records, first)

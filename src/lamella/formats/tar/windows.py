@@ -12,8 +12,8 @@ from typing import Final, TypeAlias, TypeVar
 
 from lamella.errors import FormatError, InvalidInput, Unsupported
 from lamella.formats.ntfs import extended_attributes, filetime
-from lamella.formats.tar.fields import parse_decimal
-from lamella.times import format_pax_time, parse_pax_time
+from lamella.formats.tar.fields import MAX_NUMBER, parse_decimal
+from lamella.times import SECOND, format_pax_time, parse_pax_time
 
 V = TypeVar("V")
 
@@ -26,22 +26,22 @@ MOUNT_POINT: Final = "MSWINDOWS.mountpoint"
 EXTENDED: Final = "MSWINDOWS.xattr."
 CREATION: Final = "LIBARCHIVE.creationtime"
 ACCESS: Final = "atime"
+WRITE: Final = "mtime"
 CHANGE: Final = "ctime"
 
+_SCALES: Final[tuple[int, ...]] = tuple(10 ** (9 - digits) for digits in range(8))
+_MAX_TIME: Final = MAX_NUMBER * SECOND
 _REMEMBERED: Final = 8192
 _SHAPES: Final = 64
 _LONGEST: Final = 2048
 """Bytes of a value that is worth remembering."""
-_USUAL_TIME: Final = 18
-"""Bytes of a time of ten digits and seven of its fraction, as most FILETIMEs of our days have."""
-_DOT: Final = 0x2E
 
 
 WindowsRecords: TypeAlias = tuple[
-    int | None, int | None, int | None, int | None, bytes | None, Mapping[str, bytes] | None
+    int | None, int | None, int | None, int | None, int | None, bytes | None, Mapping[str, bytes] | None
 ]
-"""Attributes; creation, access and change time in nanoseconds; security descriptor in self-relative form, not looked
-into; extended attributes. None for what the records do not say."""
+"""Attributes; creation, access, write and change time in nanoseconds; security descriptor in self-relative form, not
+looked into; extended attributes. None for what the records do not say."""
 
 
 class RecordReader:
@@ -50,12 +50,11 @@ class RecordReader:
     ``unwrap`` takes back what go-winio does to times that 64 bits of nanoseconds cannot hold.
     """
 
-    __slots__ = ("_attributes", "_descriptors", "_extended", "_legacy", "_times", "_unwrap")
+    __slots__ = ("_attributes", "_descriptors", "_extended", "_legacy", "_unwrap")
 
     def __init__(self, *, unwrap: bool = True) -> None:
         self._unwrap = unwrap
         self._attributes: dict[bytes, int] = {}
-        self._times: dict[bytes, int] = {}
         self._descriptors: dict[bytes, bytes] = {}
         self._legacy: dict[bytes, bytes] = {}
         self._extended: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -63,43 +62,47 @@ class RecordReader:
     def read(self, records: Mapping[str, bytes], at: int) -> WindowsRecords:
         """What ``records``, of the member at the offset ``at``, say. Raises FormatError, Unsupported."""
         get = records.get
-        known_time = self._times.get
-        attributes = creation = access = change = descriptor = extended = None
+        attributes = creation = access = write = change = descriptor = extended = None
+        others = len(records)
         value = get(ATTRIBUTES)
         if value is not None:
+            others -= 1
             attributes = self._attributes.get(value)
             if attributes is None:
                 attributes = self._attribute_bits(value, at)
         value = get(CREATION)
         if value is not None:
-            creation = known_time(value)
-            if creation is None:
-                creation = _remember(self._times, value, self._time(CREATION, value, at))
+            others -= 1
+            creation = self._time(CREATION, value, at)
         # As with all keys that stand for a field, an empty value means that nothing is said.
         value = get(ACCESS)
         if value:
-            access = known_time(value)
-            if access is None:
-                access = self._time(ACCESS, value, at)
+            others -= 1
+            access = self._time(ACCESS, value, at)
+        value = get(WRITE)
+        if value:
+            others -= 1
+            write = self._time(WRITE, value, at)
         value = get(CHANGE)
         if value:
-            change = known_time(value)
-            if change is None:
-                change = self._time(CHANGE, value, at)
+            others -= 1
+            change = self._time(CHANGE, value, at)
         value = get(SECURITY)
         if value is not None:
+            others -= 1
             descriptor = self._descriptors.get(value)
             if descriptor is None:
                 descriptor = _remember(self._descriptors, value, _unbase64(SECURITY, value, at))
-        elif SDDL in records:
-            descriptor = self._from_sddl(records[SDDL], at)
-        keys = tuple(records)
-        named = self._extended.get(keys)
-        if named is None:
-            named = self._extended_keys(keys)
-        if named:
-            extended = {key[len(EXTENDED) :]: _extended(key, records[key], at) for key in named}
-        return attributes, creation, access, change, descriptor or None, extended
+        if others:
+            if descriptor is None and SDDL in records:
+                descriptor = self._from_sddl(records[SDDL], at)
+            keys = tuple(records)
+            named = self._extended.get(keys)
+            if named is None:
+                named = self._extended_keys(keys)
+            if named:
+                extended = {key[len(EXTENDED) :]: _extended(key, records[key], at) for key in named}
+        return attributes, creation, access, write, change, descriptor or None, extended
 
     def _extended_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """Those of ``keys`` that name extended attributes; most members have one of a few sets of keys."""
@@ -120,14 +123,16 @@ class RecordReader:
         return _remember(self._attributes, value, bits)
 
     def _time(self, key: str, value: bytes, at: int) -> int:
-        if len(value) == _USUAL_TIME and value[10] == _DOT:
-            digits = value[:10] + value[11:]
-            if digits.isdigit():
-                return int(digits) * filetime.TICK
+        seconds, _, fraction = value.partition(b".")
+        digits = seconds + fraction
+        if digits.isdigit() and 0 < len(seconds) < 12 and 0 < len(fraction) < 8:  # whole ticks, as nearly all have
+            return int(digits) * _SCALES[len(fraction)]
         try:
             time = parse_pax_time(value.decode("latin-1"))
         except InvalidInput as error:
             raise FormatError(STRUCTURE, at, f"{key}: {error}") from None
+        if not -_MAX_TIME <= time <= _MAX_TIME:
+            raise FormatError(STRUCTURE, at, f"{key} beyond 64 bits")
         return filetime.unwrap(time) if time % filetime.TICK and self._unwrap else time
 
     def _from_sddl(self, value: bytes, at: int) -> bytes:
