@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
 from tests.property.test_windows_formats import layers, written
-from tests.unit.formats.tar.archives import buffers
+from tests.unit.formats.tar.archives import buffers, with_checksum
 
 from lamella.changes.apply import apply
 from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Put, Stream, Whiteout, Windows
+from lamella.digests import Digest
 from lamella.errors import InvalidInput
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.framing import FramingReader, FramingWriter
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.source import WindowsChanges
 from lamella.layers.windows_tar import windows_tar_changes
@@ -46,24 +50,28 @@ def in_files(change: Change) -> Change:
 
 @pytest.mark.parametrize("base", [True, False])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
-@given(changes=layers())
+@given(changes=layers(), step=st.sampled_from([512, 1024, 65536]), odd=st.binary(max_size=8))
 def test_a_layer_keeps_its_bytes_in_a_folder(
-    base: bool, changes: list[Change], tmp_path_factory: pytest.TempPathFactory
+    base: bool, changes: list[Change], step: int, odd: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     if base:
         changes = [change for change in changes if not isinstance(change, Whiteout)]
     data = written([TOP, *(in_files(change) for change in changes)])
+    framed = with_odd_bytes(data, odd)
     place = tmp_path_factory.mktemp("folder")
     below = WindowsLayer(place / "below")
     apply([TOP], WindowsSink(below))
     layer = WindowsLayer(place / "layer")
     sink = WindowsSink(layer, parents=None if base else LayerStack([below]))
+    framing = bytearray()
+    writer = FramingWriter(buffers(framed, step), framing.extend)
     try:
-        apply(windows_tar_changes(buffers(data, 4096), linked=sink.link_facet), sink)
+        apply(writer.noted(windows_tar_changes(writer.next_buffer, linked=sink.link_facet)), sink)
     except InvalidInput as error:
         if not any(words in str(error) for words in REFUSED):
             raise
         reject()
+    writer.finish(Digest.of(framed))
     out = bytearray()
 
     def take(piece: Buffer) -> None:
@@ -71,4 +79,14 @@ def test_a_layer_keeps_its_bytes_in_a_folder(
 
     with WindowsChanges(layer) as found:
         apply(found, WindowsTarSink(take, lookup=found.lookup))
-    assert data == bytes(out)
+        assert data == bytes(out)
+        reader = FramingReader(io.BytesIO(framing), found)
+        assert framed == b"".join(map(bytes, reader.pieces()))
+        assert Digest.of(framed) == reader.diff_id
+
+
+def with_odd_bytes(data: bytes, odd: bytes) -> bytes:
+    """``data`` with bytes where readers do not look: behind the end, and in the owner's name of the first header."""
+    first = bytearray(data[:512])
+    first[265 : 265 + len(odd)] = odd
+    return with_checksum(first) + data[512:] + odd * 100

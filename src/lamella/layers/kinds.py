@@ -14,7 +14,8 @@ from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from lamella.changes.model import Entry
+    from lamella.changes.model import Buffer, Entry
+    from lamella.digests import Digest
     from lamella.layers.policy import Policy
     from lamella.paths import LayerPath
 
@@ -45,6 +46,19 @@ class OpenTree(Tree, Protocol):
         ...
 
 
+class KeptTar(Protocol):
+    """The very tar that a place was made of, kept apart from content."""
+
+    diff_id: Digest
+    """What the tar must have; known when all pieces have been given."""
+    entries: int
+    """Changes that went by."""
+
+    def pieces(self) -> Iterator[Buffer]:
+        """All bytes of the tar, once. Raises FormatError, Conflict where a file is not what it was."""
+        ...
+
+
 @dataclass(slots=True, frozen=True)
 class LayerKind:
     """What can be done with one kind of place. Each function loads what it takes when it is called."""
@@ -60,6 +74,8 @@ class LayerKind:
     has_parents: bool = True
     lower: str = ""
     """Why a source is given alone, where it is; else what lies below is another place of the kind."""
+    tar: Callable[[Source], KeptTar | None] | None = None
+    """From what `source` gave, the tar that the place was made of, where that is kept."""
     needs: Callable[[Path], Path] | None = None
     """Gives the directory that must be there; where it is not given, that follows from ``is_file``."""
 
@@ -122,6 +138,12 @@ def source(
         raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
     with ExitStack() as stack:
         yield row.source(stack, place, lower, owners, exact)
+
+
+def kept_tar(kind: str, changes: Source) -> KeptTar | None:
+    """The very tar that a place was made of, which `source` opened; None where it is not kept, as with most kinds."""
+    keeps = kind_of(kind).tar
+    return None if keeps is None else keeps(changes)
 
 
 def tree(kind: str, place: Path) -> OpenTree:
@@ -222,6 +244,12 @@ def _windows_source(
     return stated, stated.lookup
 
 
+def _windows_tar(changes: Source) -> KeptTar | None:
+    from lamella.layers.windows.source import WindowsChanges
+
+    return changes.tar() if isinstance(changes, WindowsChanges) else None
+
+
 def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.cim.files import CimLayer
     from lamella.layers.cim.sink import CimSink
@@ -284,6 +312,7 @@ KINDS: Final[dict[str, LayerKind]] = {
         _windows_sink,
         _windows_source,
         windows=True,
+        tar=_windows_tar,
         lower="a Windows layer says itself what changed: it is given alone",
     ),
     "cim": LayerKind(_cim_sink, _cim_source, _cim_tree, windows=True, is_file=True),

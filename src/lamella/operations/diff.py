@@ -18,7 +18,7 @@ from lamella.errors import InvalidInput
 from lamella.layers import kinds
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.policy import Owners
-from lamella.operations.write_layer import Written, write_layer
+from lamella.operations.write_layer import Written, write_layer, write_tar
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ def diff(
 
     A path ``output`` gets its name when the blob is complete; an open file is written from where it stands. With the
     ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed. So does the
-    folder of a Windows layer, of the kind ``"windows"``, whose tar has the entries in the order and with the times that
-    the folder was made of: a layer that Lamella or go-winio wrote comes out with the same diff id. Of the kind
-    ``"cim"`` both are composite images; without ``lower``, it is the one that ``upper`` was forked from.
+    folder of a Windows layer, of the kind ``"windows"``; one that was made of a tar gives that tar to the byte. Of the
+    kind ``"cim"`` both are composite images; without ``lower``, it is the one that ``upper`` was forked from.
 
     The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
     than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
@@ -94,6 +93,18 @@ def diff(
     else:
         opened = nullcontext(output)
     with sourced(lower, upper, kind=kind, exact=exact, owners=owners) as (changes, lookup), opened as file:
+        tar = kinds.kept_tar(kind, changes)
+        if tar is not None:
+            return write_tar(
+                tar,
+                file,
+                compression=compression,
+                level=level,
+                threads=threads,
+                losses=losses,
+                progress=progress,
+                cancel=cancel,
+            )
         return write_layer(
             changes,
             file,

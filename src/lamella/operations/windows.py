@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
+from lamella.changes.model import Change
 from lamella.errors import InvalidInput, from_os
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.folder import FolderWriter
+from lamella.layers.windows.framing import FramingWriter
+from lamella.layers.windows.place import FRAMING
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows_tar import windows_tar_changes
 from lamella.operations.apply import Applied
@@ -76,10 +80,21 @@ def apply_layer(
         progress=None if progress is None else progress.advance,
         cancel=cancel,
     ) as reader:
-        sink = WindowsSink(WindowsLayer(folder), parents=stack if len(stack) else None, rules=rules, losses=losses)
-        changes = windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules, linked=sink.link_facet)
-        apply(changes, sink, cancel=cancel, tally=tally)
+        below = stack if len(stack) else None
+        layer = WindowsLayer(folder)
+        writer = FolderWriter(layer, below)
+        sink = WindowsSink(layer, parents=below, rules=rules, losses=losses, writer=writer)
+        apply(_framed(reader, writer, sink, rules), sink, cancel=cancel, tally=tally)
         return Imported(Applied(reader.finish(), tally.changes, losses), sink.size)
+
+
+def _framed(reader: BlobReader, writer: FolderWriter, sink: WindowsSink, rules: NameRules | None) -> Iterator[Change]:
+    """The changes of the blob; the folder gets the framing of its tar beside what ``sink`` makes of them."""
+    with writer.beside(FRAMING) as file:
+        framing = FramingWriter(reader.next_buffer, file.write)
+        changes = windows_tar_changes(framing.next_buffer, rules=rules, linked=sink.link_facet)
+        yield from framing.noted(changes)
+        framing.finish(reader.finish().diff_id)
 
 
 @dataclass(slots=True, frozen=True)

@@ -11,12 +11,14 @@ from lamella.changes.apply import Tally, apply
 from lamella.changes.contracts import Sink, Source
 from lamella.changes.losses import Losses
 from lamella.changes.model import Buffer, Entry
+from lamella.errors import Conflict
 from lamella.layers.tar_sink import TarSink
 from lamella.paths import LayerPath
 from lamella.streams.writing import BlobWriter
 from lamella.times import source_date_epoch
 
 if TYPE_CHECKING:
+    from lamella.layers.kinds import KeptTar
     from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
     from lamella.streams.reading import BlobFacts
@@ -78,6 +80,42 @@ def write_layer(
     finally:
         if progress is not None:
             progress.finish()
+
+
+def write_tar(
+    tar: KeptTar,
+    output: BinaryIO | Callable[[Buffer], object],
+    *,
+    compression: str = "gzip",
+    level: int | None = None,
+    threads: int | None = None,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Written:
+    """Write the very tar that a place was made of to ``output``, as a layer.
+
+    Raises Conflict where the place is not what it was then, and what reading it raises.
+    """
+    if progress is not None:
+        progress.start("write", None)
+    try:
+        with BlobWriter(output, compression=compression, level=level, threads=threads) as writer:
+            write = writer.write if progress is None else _counting(writer.write, progress)
+            for piece in tar.pieces():
+                if cancel is not None:
+                    cancel.check()
+                write(piece)
+            facts = writer.finish()
+    finally:
+        if progress is not None:
+            progress.finish()
+    if facts.diff_id != tar.diff_id:
+        raise Conflict(
+            f"what the layer was applied to has changed since: expected diff id {tar.diff_id}, got {facts.diff_id}",
+            hint="without lamella.framing in it, its folder gives a layer of what is there now",
+        )
+    return Written(facts, tar.entries, losses if losses is not None else Losses())
 
 
 def _counting(write: Callable[[Buffer], object], progress: Progress) -> Callable[[Buffer], object]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import Conflict, FormatError, InvalidInput, LamellaError, from_os
@@ -58,11 +58,18 @@ class FolderWriter:
         self._stage = self._make_stage(layer.path)
         try:
             self._descriptors = Descriptors(open_root(self._stage))
-            self._index_file = os.fdopen(os.open(INDEX, _CREATE, 0o666, dir_fd=self._descriptors.root), "wb", 1 << 18)
+            self._index_file = self.beside(INDEX)
             self._index = IndexWriter(self._index_file.write, BASE if self._base else TRANSPORT)
         except BaseException:
             self._remove()
             raise
+
+    def beside(self, name: str) -> BinaryIO:
+        """A new file ``name`` at the top of the folder, which the caller closes. Raises Denied, Exhausted."""
+        try:
+            return os.fdopen(os.open(name, _CREATE, 0o666, dir_fd=self._descriptors.root), "wb", 1 << 18)
+        except OSError as error:
+            raise from_os(error, f"make {name!r}") from error
 
     def below(self, path: LayerPath) -> Entry | None:
         """See `LayerWriter.below`."""

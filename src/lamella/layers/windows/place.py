@@ -18,6 +18,7 @@ TOPS: Final = frozenset({FILES, HIVES, UTILITY})
 
 INDEX: Final = "lamella.index"
 STREAMS: Final = "lamella.streams"
+FRAMING: Final = "lamella.framing"
 TOMBSTONES: Final = "tombstones.txt"
 TOMBSTONES_HEAD: Final = "Version 1.0"
 DIRECTORY_SUFFIX: Final = ".$wcidirs$"

@@ -7,18 +7,20 @@ import os
 import stat
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 from lamella.changes.model import EMPTY, NO_XATTRS, Change, Content, Entry, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.errors import FormatError, NotFound, UnsafePath, Unsupported
 from lamella.formats import backup
 from lamella.formats.ntfs import extended_attributes, names, reparse
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
+from lamella.layers.windows.framing import FramingReader
 from lamella.layers.windows.index import BASE, IndexReader, LinkFact, PutFact, StreamFact
 from lamella.layers.windows.parents import open_index
 from lamella.layers.windows.place import (
     DIRECTORY_SUFFIX,
     FILES,
+    FRAMING,
     HIVES,
     INDEX,
     STREAMS,
@@ -50,6 +52,7 @@ class WindowsChanges:
         self.layer = layer
         self._folder = Folder(layer.path)
         self._linked: tuple[LayerPath, Windows] | None = None
+        self._framing: BinaryIO | None = None
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """The attributes and times of the target of the link that was given last."""
@@ -67,8 +70,21 @@ class WindowsChanges:
             hint="what Windows keeps of a base layer is in NTFS alone; read it there",
         )
 
+    def tar(self) -> FramingReader | None:
+        """The very tar that the folder was made of, to be read until this is closed; None where it is not kept.
+
+        Raises FormatError, Unsupported, Conflict, Denied.
+        """
+        try:
+            self._framing = os.fdopen(self._folder.open(FRAMING), "rb")
+        except NotFound:
+            return None
+        return FramingReader(self._framing, self)
+
     def close(self) -> None:
         """Let go of the folder."""
+        if self._framing is not None:
+            self._framing.close()
         self._folder.close()
 
     def __enter__(self) -> Self:
