@@ -17,6 +17,7 @@ from tests.security.routes import apply_tar
 from tests.security.surroundings import listing
 from tests.security.tars import Tar
 
+from lamella import host
 from lamella.changes.apply import apply
 from lamella.changes.model import Buffer, Entry, Kind, Posix, Put
 from lamella.errors import InvalidInput, SizeMismatch
@@ -62,6 +63,16 @@ def test_times_of_every_kind_of_file(when: str, target: Path) -> None:
     assert dict.fromkeys(("", "d", "d/f", "d/l", "d/p"), ns) == {
         name: mtime(target / name) for name in ("", "d", "d/f", "d/l", "d/p")
     }
+
+
+def test_links_and_directories_are_as_stated_where_open_files_have_no_path(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a root without /proc."""
+    monkeypatch.setattr(host, "names_open_files", lambda: False)
+    apply_tar(Tar().directory("d", mtime=OLD).add("d/l", b"2", target="x", uid=7, gid=8, mtime=NEW), target)
+    assert [mtime(target / "d"), mtime(target / "d/l")] == [OLD, NEW]
+    assert owner(target / "d/l") == (7, 8)
 
 
 @pytest.mark.parametrize("seconds", [1 << 35, 1 << 62, (1 << 63) - 1, -(1 << 63)])

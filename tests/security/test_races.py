@@ -8,6 +8,7 @@ import mmap
 import os
 import resource
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from tests.security.tars import Tar
 
 from lamella.errors import LamellaError
 
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 SECONDS = 1.0
 WIDTH = 6
 
@@ -146,3 +148,52 @@ def test_files_swapped_for_links(room: Path) -> None:
         while time.monotonic() < end:
             with suppress(LamellaError):
                 apply_tar(data, target)
+
+
+def facts(path: Path) -> tuple[object, ...]:
+    status = path.stat()
+    return stat.filemode(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, os.listxattr(path)
+
+
+def test_what_is_made_swapped_for_hard_links_to_other_files(room: Path) -> None:
+    """A call that follows no symbolic link still reaches what a hard link names: owner, mode and attributes."""
+    (room / "d").mkdir()
+    others = [room / "secret", room / "tool"]
+    for other in others:
+        other.write_bytes(b"kept")
+        other.chmod(0o600)
+        os.utime(other, ns=(5, 5))
+    before = [facts(other) for other in others]
+    kinds = ("fifo", "link", "device", "directory")
+    names = [f"{kind}{number}" for kind in kinds for number in range(30)]
+    swapped = mmap.mmap(-1, 1)
+
+    def work() -> None:
+        os.chdir(room / "d")
+        for number in itertools.count():
+            for name in names:
+                try:
+                    status = os.lstat(name)
+                    if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+                        os.link(others[number % 2], ".own")
+                        if stat.S_ISDIR(status.st_mode):
+                            os.rename(name, f".aside-{number}-{name}")
+                        os.rename(".own", name)
+                        swapped[0] = min(swapped[0] + 1, 255)
+                except OSError:
+                    with suppress(OSError):
+                        os.unlink(".own")
+
+    tar = Tar()
+    for number in range(30):
+        tar.node(f"d/fifo{number}", b"6", mode=0o4777, uid=7, xattrs={"security.capability": CAPABILITY})
+        tar.add(f"d/link{number}", b"2", target="x", uid=7, gid=7)
+        tar.node(f"d/device{number}", b"3", (1, 3), mode=0o2777, gid=7).directory(f"d/directory{number}", mtime=9)
+    data = tar.done()
+    with attacker(work):
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            with suppress(LamellaError):
+                apply_tar(data, room)
+    assert swapped[0] > 50
+    assert before == [facts(other) for other in others]

@@ -50,6 +50,11 @@ def path_of(descriptor: int) -> str:
     raise _unsupported()
 
 
+def names_open_files() -> bool:
+    """False: `path_of` is of no use."""
+    return False
+
+
 def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
     """Rename ``old`` to ``new``; FileExistsError where ``new`` is there (looked at just before)."""
     if os.path.lexists(new):

@@ -26,19 +26,25 @@ def current_umask() -> int:
     return 0o777
 
 
+class OpenPath(str):
+    """A path to the very file that is open: what it leads to is meant, even where that is a link."""
+
+    __slots__ = ()
+
+
 def list_xattrs(file: int | str) -> list[str]:
-    """Names of the extended attributes of an open file, or of a path whose last component is not followed."""
-    return os.listxattr(file) if isinstance(file, int) else os.listxattr(file, follow_symlinks=False)
+    """Names of the extended attributes of an open file, of an `OpenPath`, or of a path whose end is not followed."""
+    return os.listxattr(file) if isinstance(file, _OPEN) else os.listxattr(file, follow_symlinks=False)
 
 
 def get_xattr(file: int | str, name: str) -> bytes:
     """One extended attribute; see `list_xattrs`."""
-    return os.getxattr(file, name) if isinstance(file, int) else os.getxattr(file, name, follow_symlinks=False)
+    return os.getxattr(file, name) if isinstance(file, _OPEN) else os.getxattr(file, name, follow_symlinks=False)
 
 
 def set_xattr(file: int | str, name: str, value: bytes) -> None:
     """Set one extended attribute; see `list_xattrs`."""
-    if isinstance(file, int):
+    if isinstance(file, _OPEN):
         os.setxattr(file, name, value)
     else:
         os.setxattr(file, name, value, follow_symlinks=False)
@@ -46,10 +52,13 @@ def set_xattr(file: int | str, name: str, value: bytes) -> None:
 
 def remove_xattr(file: int | str, name: str) -> None:
     """Remove one extended attribute; see `list_xattrs`."""
-    if isinstance(file, int):
+    if isinstance(file, _OPEN):
         os.removexattr(file, name)
     else:
         os.removexattr(file, name, follow_symlinks=False)
+
+
+_OPEN = (int, OpenPath)
 
 
 def path_beneath(directory: int, name: str) -> str:
@@ -57,9 +66,14 @@ def path_beneath(directory: int, name: str) -> str:
     return f"/proc/self/fd/{directory}/{name}"
 
 
-def path_of(descriptor: int) -> str:
+def path_of(descriptor: int) -> OpenPath:
     """A path that the kernel resolves to the very file that is open, whatever has become of its names."""
-    return f"/proc/self/fd/{descriptor}"
+    return OpenPath(f"/proc/self/fd/{descriptor}")
+
+
+def names_open_files() -> bool:
+    """Whether `path_of` is of use: /proc need not be mounted."""
+    return os.path.exists("/proc/self/fd")
 
 
 def xattr_lister(directory: int) -> Callable[[str], list[str]]:

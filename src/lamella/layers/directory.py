@@ -21,6 +21,9 @@ from lamella.layers.policy import Devices, Owners, Policy, refusal
 from lamella.paths import LayerPath, join, split
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
+_HELD: Final = flags.O_PATH | flags.O_NOFOLLOW | flags.O_CLOEXEC
+"""Keeps hold of a file, of whatever kind, without opening it."""
+_DIRECTORY: Final = _HELD | flags.O_DIRECTORY
 _KINDS: Final = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIRECTORY,
@@ -73,6 +76,8 @@ class DirectorySink:
         self._times: dict[str, dict[str, int]] = {}
         """Parent -> directory in it -> mtime that it must have in the end. The root is "" in ""."""
         self._removed = False
+        self._handles = host.names_open_files()
+        """Whether what is made without a descriptor can be held by one."""
         with os.scandir(self._descriptors.root) as scan:
             self._layered = next(scan, None) is not None
         self._note("", self._descriptors.root)
@@ -363,9 +368,16 @@ class DirectorySink:
             self._losses.record(Loss("", "modification time", "the directory belongs to somebody else"))
 
     def _finish_times(self, directory: int, parent: str, row: Mapping[str, int]) -> None:
-        careful = self._removed
+        handles, careful = self._handles, self._removed
         for name, mtime in row.items():
             try:
+                if handles:  # by its name alone it could be a file by now
+                    handle = os.open(name, _DIRECTORY, dir_fd=directory)
+                    try:
+                        os.utime(host.path_of(handle), ns=(mtime, mtime))
+                    finally:
+                        os.close(handle)
+                    continue
                 if careful and not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     continue
                 os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
@@ -428,29 +440,41 @@ class DirectorySink:
         return reshaped
 
     def _finish_node(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
-        """Owner, attributes, mode and times of what was just made and has no descriptor of its own."""
-        path = entry.path
+        """Owner, attributes, mode and times of what was just made and has no descriptor of its own.
+
+        A name may be that of another file by now. Following no link is not enough then, since a hard link leads to a
+        file as well: what the name leads to is held open and looked at, where the system has the means.
+        """
+        path, kind = entry.path, entry.kind
         if posix.uid > _MOST_ID or posix.gid > _MOST_ID:
             raise _no_such_owner(path, posix)
-        if self._keep and (posix.uid != self._uid or posix.gid != self._gid or directory in self._inheriting):
-            os.chown(name, posix.uid, posix.gid, dir_fd=directory, follow_symlinks=False)
-        elif self._record and (posix.uid or posix.gid):
-            self._losses.record(
-                Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {entry.kind.value} takes no attribute")
-            )
-        inherits = directory in self._inheriting and entry.kind is not Kind.SYMLINK
-        if posix.xattrs or inherits:
-            at = host.path_beneath(directory, name)
-            if inherits:
-                self._drop_xattrs(at, posix.xattrs)
-            self._set_xattrs(at, path, posix.xattrs)
-        if entry.kind is not Kind.SYMLINK and (posix.mode & self._special or posix.xattrs or inherits):
-            handle = os.open(name, flags.O_PATH | flags.O_NOFOLLOW | flags.O_CLOEXEC, dir_fd=directory)
-            try:
-                os.chmod(host.path_of(handle), posix.mode)
-            finally:
+        inherits = directory in self._inheriting
+        handle = os.open(name, _HELD, dir_fd=directory) if self._handles else None
+        try:
+            at: str = name
+            within: int | None = directory
+            follow = False
+            if handle is not None:
+                status = os.fstat(handle)
+                if _KINDS.get(stat.S_IFMT(status.st_mode)) is not kind or status.st_nlink > 1:
+                    raise Conflict(f"{path!r} changed while it was made")
+                at, within, follow = host.path_of(handle), None, True
+            if self._keep and (posix.uid != self._uid or posix.gid != self._gid or inherits):
+                os.chown(at, posix.uid, posix.gid, dir_fd=within, follow_symlinks=follow)
+            elif self._record and (posix.uid or posix.gid):
+                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {kind.value} takes no attribute"))
+            inherits = inherits and kind is not Kind.SYMLINK
+            if posix.xattrs or inherits:
+                held = at if follow else host.path_beneath(directory, name)
+                if inherits:
+                    self._drop_xattrs(held, posix.xattrs)
+                self._set_xattrs(held, path, posix.xattrs)
+            if kind is not Kind.SYMLINK and (posix.mode & self._special or posix.xattrs or inherits):
+                os.chmod(at if follow else host.path_beneath(directory, name), posix.mode)
+            os.utime(at, ns=(posix.mtime, posix.mtime), dir_fd=within, follow_symlinks=follow)
+        finally:
+            if handle is not None:
                 os.close(handle)
-        os.utime(name, ns=(posix.mtime, posix.mtime), dir_fd=directory, follow_symlinks=False)
 
     def _record_device(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
         """An empty file that says what it stands for; nothing where the file system takes no such record."""
