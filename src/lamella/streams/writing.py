@@ -213,7 +213,8 @@ class _Line:
         """Take a block, and give an empty one for it as soon as there is one."""
         self._check()
         job = _Job(block, data, before)
-        self._jobs.put(job)
+        if self._encoder.workers:
+            self._jobs.put(job)
         self._order.put(job)
         if self._to_make:
             self._to_make -= 1

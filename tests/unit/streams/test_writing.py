@@ -8,6 +8,7 @@ import gzip
 import io
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
@@ -301,3 +302,20 @@ def test_a_tar_of_one_block_is_written_without_threads() -> None:
         writer.write(b"x")
         assert workers() != []
         writer.finish()
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_the_memory_that_it_takes_does_not_grow_with_the_tar(compression: str) -> None:
+    block = bytes(BLOCK_SIZE)
+    held = []
+    tracemalloc.start()
+    try:
+        with BlobWriter(lambda _: None, compression=compression, threads=1) as writer:
+            for count in range(120):
+                writer.write(block)
+                if count in (19, 119):
+                    held.append(tracemalloc.get_traced_memory()[0])
+            writer.finish()
+    finally:
+        tracemalloc.stop()
+    assert held[1] - held[0] < 2 * BLOCK_SIZE, "more than a block that is on its way"
