@@ -110,8 +110,8 @@ def command(
     from lamella.errors import Unsupported
 
     try:
+        import hpack  # noqa: F401, I001  # first: its name is that of its package
         import google.protobuf  # noqa: F401
-        import hpack  # noqa: F401
     except ModuleNotFoundError as missing:
         raise Unsupported(
             f"to serve, the package {missing.name} is needed", hint="pip install 'lamella[containerd]'"
