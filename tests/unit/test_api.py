@@ -111,6 +111,9 @@ def test_an_image_unpacks(image: str, tmp_path: Path) -> None:
             opened.unpack(str(tmp_path / "out"))
         opened.unpack(tmp_path / "out", merge=True)
         opened.unpack(tmp_path / "bundle", bundle=True)
+        opened.unpack(tmp_path / "out.erofs", kind="erofs")
+        with pytest.raises(InvalidInput):
+            opened.unpack(tmp_path / "other", kind="erofs", bundle=True)
     assert sorted(os.listdir(tmp_path / "out")) == ["etc", "motd"]
     assert sorted(os.listdir(tmp_path / "bundle")) == ["config.json", "rootfs"]
 

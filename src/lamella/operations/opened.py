@@ -7,11 +7,12 @@ import os
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
-from lamella.errors import Conflict
+from lamella.errors import Conflict, InvalidInput
 from lamella.images import image as images
 from lamella.images.naming import parse_image_name
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lamella.operations.filesystem import Filesystem
     from lamella.operations.new_layers import LayerLike
     from lamella.operations.settings import Pairs, SettingsGiven
-    from lamella.operations.unpack import Unpacked
+    from lamella.operations.unpack import Unpacked, UnpackKind
     from lamella.progress import Cancellation, Progress
 
 
@@ -120,6 +121,7 @@ class Image:
         self,
         directory: str | os.PathLike[str],
         *,
+        kind: UnpackKind | None = None,
         bundle: bool = False,
         policy: Policy | None = None,
         merge: bool = False,
@@ -129,14 +131,17 @@ class Image:
     ) -> Unpacked:
         """Unpack into ``directory``, which must not exist and appears when all is done and checked.
 
-        With ``merge`` it may exist, and is unpacked over. With ``bundle``, the files go into its ``rootfs``, beside a
-        ``config.json`` for a runtime. ``policy`` says what becomes of owners and devices, ``losses`` collects what the
-        file system cannot hold. Raises as `lamella.operations.unpack.unpack`.
+        With ``kind`` it is something else than a plain tree, see `lamella.operations.unpack.unpack`; an image for
+        Windows wants one. With ``merge`` it may exist, and is unpacked over. With ``bundle``, the files of a plain tree
+        go into its ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` says what becomes of owners and
+        devices, ``losses`` collects what the file system cannot hold. Raises as `lamella.operations.unpack.unpack`.
         """
         from lamella.operations.bundle import unpack_bundle
         from lamella.operations.unpack import unpack
 
-        return (unpack_bundle if bundle else unpack)(
+        if bundle and kind not in (None, "directory"):
+            raise InvalidInput("a bundle for a runtime holds a plain tree")
+        return (unpack_bundle if bundle else partial(unpack, kind=kind))(
             self._image,
             Path(directory),
             policy=policy,
