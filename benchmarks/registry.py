@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the comparison with a registry on loopback: `python -m benchmarks.registry [WORK ...]`.
 
-docker-registry serves the images from the measured file system. Lamella and skopeo both check every digest; umoci
-unpacks from the layout that skopeo has written, as it cannot read from registries itself.
+docker-registry serves the images from the measured file system. Lamella, skopeo and crane all check every digest;
+umoci unpacks from the layout that skopeo has written, as it cannot read from registries itself.
 """
 
 from __future__ import annotations
@@ -116,8 +116,15 @@ def pull(bench: Bench, image: str, name: str) -> Workload:
                 lambda to: [[*SKOPEO, "--src-tls-verify=false", source, f"oci:{to}:gzip"]],
                 makes_target=True,
             ),
+            bench.process(
+                "crane",
+                lambda to: [["crane", "pull", "--insecure", "--format=oci", image, str(to)]],
+                makes_target=True,
+            )
+            if shutil.which("crane")
+            else None,
         ),
-        (Bar("skopeo", 1.0),),
+        (Bar("skopeo", 1.0), *((Bar("crane", 1.0),) if shutil.which("crane") else ())),
     )
 
 
