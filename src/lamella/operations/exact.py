@@ -4,21 +4,17 @@
 from __future__ import annotations
 
 import binascii
-import errno
 import hashlib
 import os
-import stat
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Final
 
-from lamella.changes.apply import LinksPassed
 from lamella.digests import Digest
 from lamella.errors import (
-    Conflict,
     DigestMismatch,
     Integrity,
     InvalidInput,
@@ -27,10 +23,10 @@ from lamella.errors import (
 )
 from lamella.formats.recipe import FileSegment, RecipeHead, RecipeReader, RecipeWriter
 from lamella.formats.tar import TarReader
-from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.tarball import WHITEOUT
 from lamella.operations.output import refuse_within, replacing
-from lamella.paths import ROOT, LayerPath, join, parse_path, split
+from lamella.operations.unpacked_files import UnpackedFiles
+from lamella.paths import parse_path, split
 from lamella.streams.compressors import Recompressor, identify_compressor
 from lamella.streams.reading import BlobReader
 
@@ -114,7 +110,7 @@ def restore_blob(
         try:
             blob = _Blob(head, out)
             if os.path.isdir(place):
-                with _Files(place) as files:
+                with UnpackedFiles(place) as files:
                     pieces = _from_files(reader, files)
                     for piece in pieces:
                         _step(blob, piece, progress, cancel)
@@ -338,95 +334,9 @@ def _from_blob(blob: _Blob, path: Path, progress: Progress | None, cancel: Cance
         reader.finish()
 
 
-def _from_files(reader: RecipeReader, files: _Files) -> Iterator[Buffer]:
+def _from_files(reader: RecipeReader, files: UnpackedFiles) -> Iterator[Buffer]:
     for segment in reader.segments():
         if isinstance(segment, bytes):
             yield segment
         else:
             yield from files.content(segment)
-
-
-class _Files:
-    """The files beneath a directory, reached as the layer's own links lead, and never out of it."""
-
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self._descriptors = Descriptors(open_root(root))
-        self._places: dict[str, LayerPath] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._descriptors.close()
-
-    def content(self, segment: FileSegment) -> Iterator[Buffer]:
-        """The bytes that stand in the tar. Raises Integrity where they are not the right ones, with the last piece."""
-        path = segment.path
-        try:
-            file = self._open(path)
-        except OSError as error:
-            raise from_os(error, f"read {path!r}") from error
-        crc = 0
-        left = segment.size
-        try:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise Conflict(f"{path!r} is a file in the layer, and none here")
-            if segment.extents is None and status.st_size != segment.size:
-                raise SizeMismatch(f"file {path!r}", expected=segment.size, actual=status.st_size)
-            for offset, length in segment.extents or ((0, segment.size),):
-                end = offset + length
-                while offset < end:
-                    piece = os.pread(file, min(_STEP, end - offset), offset)
-                    if not piece:
-                        raise SizeMismatch(f"file {path!r}", expected=end, actual=offset)
-                    crc = binascii.crc32(piece, crc)
-                    offset += len(piece)
-                    left -= len(piece)
-                    if not left and crc != segment.crc32:
-                        raise Integrity(f"file {path!r} is not what it was in the layer")
-                    yield piece
-        except OSError as error:
-            raise from_os(error, f"read {path!r}") from error
-        finally:
-            os.close(file)
-
-    def _open(self, path: str) -> int:
-        parent, name = split(LayerPath(path))
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        where = self._place(parent)
-        return os.open(name, flags, dir_fd=self._descriptors.open(where))
-
-    def _place(self, spelled: LayerPath) -> LayerPath:
-        """The directory that ``spelled`` leads to within the root, by reading the links on the way."""
-        try:
-            self._descriptors.open(spelled)
-        except OSError as error:  # a link on the way may show as any of these
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.ENOENT):
-                raise
-        else:
-            return spelled
-        known = self._places.get(spelled)
-        if known is not None:
-            return known
-        passed = LinksPassed()
-        at = ROOT
-        todo = list(reversed(spelled.split("/")))
-        while todo:
-            name = todo.pop()
-            if name in ("", "."):
-                continue
-            if name == "..":
-                at = split(at)[0] if at else ROOT
-                continue
-            parent = self._descriptors.open(at)
-            try:
-                target = os.readlink(name, dir_fd=parent)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # EINVAL says that it is no link
-                    raise
-                at = join(at, name)
-            else:
-                at = passed.follow(join(at, name), target, at, todo)
-        self._places[spelled] = at
-        return at

@@ -14,7 +14,8 @@ from lamella.changes.model import Change
 from lamella.changes.tree import fold
 from lamella.errors import Conflict, InvalidInput, NotFound
 from lamella.layers.directory_tree import DirectoryTree
-from lamella.operations.filesystem import ContentFile, Filesystem
+from lamella.operations.content_file import ContentFile
+from lamella.operations.filesystem import Filesystem
 from lamella.testing.builders import (
     WHEN,
     device,
