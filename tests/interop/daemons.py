@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lamella.changes.model import Change
 from lamella.host.mounting import mount_points, unmount
-from lamella.operations.write_layer import write_layer
+from lamella.operations.write_layer import LayerOptions, write_layer
 from lamella.testing.builders import directory, file, symlink, whiteout
 from lamella.testing.images import SmallImage, image_of_tars, layout_files, tagged, tar_of
 
@@ -219,7 +219,7 @@ def runnable(program: bytes = b"") -> SmallImage:
     tars = []
     for layer in small_layers(program):
         tar = io.BytesIO()
-        write_layer(layer, tar, compression="none")
+        write_layer(layer, tar, LayerOptions(compression="none"))
         tars.append(tar.getvalue())
     platform = f"linux/{'arm64' if os.uname().machine == 'aarch64' else 'amd64'}"
     return image_of_tars(tars, platform, Cmd=["/bin/it"], Env=["PATH=/bin"])

@@ -16,7 +16,7 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
 from lamella.oci.manifest import new_manifest
 from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
-from lamella.operations.write_layer import write_layer
+from lamella.operations.write_layer import LayerOptions, write_layer
 
 MakeImage = Callable[..., str]
 
@@ -36,7 +36,7 @@ def make_image(tmp_path: Path) -> MakeImage:
             descriptors, diff_ids = [], []
             for changes in layers:
                 with writer.stage() as blob:
-                    facts = write_layer(changes, blob.file, subsecond=True).facts
+                    facts = write_layer(changes, blob.file, LayerOptions(subsecond=True)).facts
                     blob.keep(facts.digest, facts.size)
                 descriptors.append(Descriptor(media_type=oci_layer("gzip"), digest=facts.digest, size=facts.size))
                 diff_ids.append(facts.diff_id)

@@ -17,8 +17,9 @@ from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.operations.draft import Draft, Finished, LayerSource, draft_of, write_draft
 from lamella.operations.layer_reading import is_windows
-from lamella.operations.new_layers import LayerLike, LayerOptions, TarredLayer, new_layers, refuse_own_source
+from lamella.operations.new_layers import LayerLike, TarredLayer, new_layers, refuse_own_source
 from lamella.operations.settings import creation_time
+from lamella.operations.write_layer import LayerOptions
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses

@@ -24,9 +24,10 @@ from lamella.oci.manifest import Manifest
 from lamella.oci.mediatypes import OCI_MANIFEST
 from lamella.operations.diff import sourced
 from lamella.operations.draft import Draft, Finished, draft_of, write_draft
-from lamella.operations.new_layers import LayerOptions, TarredLayer
+from lamella.operations.new_layers import TarredLayer
 from lamella.operations.output import refuse_within
 from lamella.operations.unpack_windows import CONFIG, MANIFEST
+from lamella.operations.write_layer import LayerOptions
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress

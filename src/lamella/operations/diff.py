@@ -18,7 +18,7 @@ from lamella.errors import InvalidInput
 from lamella.layers import kinds
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.policy import Owners
-from lamella.operations.write_layer import Written, write_layer, write_tar
+from lamella.operations.write_layer import LayerOptions, Written, write_layer, write_tar
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
@@ -64,27 +64,9 @@ def diff(
     if recipe is not None:
         if not isinstance(output, (str, os.PathLike)):
             raise InvalidInput("a recipe is made of a blob with a name, not of one in an open file")
-        from lamella.operations.exact import make_recipe
         from lamella.operations.output import refuse_within
 
         refuse_within(upper, recipe, "the recipe")
-        written = diff(
-            lower,
-            upper,
-            output,
-            kind=kind,
-            compression=compression,
-            level=level,
-            threads=threads,
-            exact=exact,
-            subsecond=subsecond,
-            owners=owners,
-            losses=losses,
-            progress=progress,
-            cancel=cancel,
-        )
-        make_recipe(output, recipe, compression=compression, progress=progress, cancel=cancel)
-        return written
     if isinstance(output, (str, os.PathLike)):
         from lamella.operations.output import refuse_within, replacing
 
@@ -92,32 +74,19 @@ def diff(
         opened: Any = replacing(Path(output))
     else:
         opened = nullcontext(output)
+    windows = kinds.kind_of(kind).windows
+    options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows)
     with sourced(lower, upper, kind=kind, exact=exact, owners=owners) as (changes, lookup), opened as file:
         tar = kinds.kept_tar(kind, changes)
         if tar is not None:
-            return write_tar(
-                tar,
-                file,
-                compression=compression,
-                level=level,
-                threads=threads,
-                losses=losses,
-                progress=progress,
-                cancel=cancel,
-            )
-        return write_layer(
-            changes,
-            file,
-            lookup=lookup,
-            windows=kinds.kind_of(kind).windows,
-            compression=compression,
-            level=level,
-            threads=threads,
-            subsecond=subsecond,
-            losses=losses,
-            progress=progress,
-            cancel=cancel,
-        )
+            written = write_tar(tar, file, options, progress=progress, cancel=cancel)
+        else:
+            written = write_layer(changes, file, options, lookup=lookup, progress=progress, cancel=cancel)
+    if recipe is not None:
+        from lamella.operations.exact import make_recipe
+
+        make_recipe(output, recipe, compression=compression, progress=progress, cancel=cancel)
+    return written
 
 
 @contextmanager

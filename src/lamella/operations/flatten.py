@@ -22,9 +22,9 @@ from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.operations.draft import BlobTaker, Draft, DraftLayer, StoredLayer, draft_of, write_draft
 from lamella.operations.layer_reading import is_windows, lower_and_upper
-from lamella.operations.new_layers import DEFAULT_OPTIONS, LayerOptions, Opened, TarredLayer
+from lamella.operations.new_layers import Opened, TarredLayer
 from lamella.operations.pack import Packed
-from lamella.operations.write_layer import Written
+from lamella.operations.write_layer import DEFAULT_OPTIONS, LayerOptions, Written
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress

@@ -31,7 +31,7 @@ from lamella.operations.copy import Relay
 from lamella.operations.diff import sourced
 from lamella.operations.draft import BlobTaker, LayerSource, StoredLayer, described
 from lamella.operations.output import refuse_within
-from lamella.operations.write_layer import write_layer
+from lamella.operations.write_layer import DEFAULT_OPTIONS, LayerOptions, write_layer
 from lamella.paths import LayerPath, parse_path, sort_key
 from lamella.streams.reading import BlobReader, open_blob
 from lamella.times import SECOND, source_date_epoch
@@ -95,23 +95,6 @@ LayerLike: TypeAlias = str | os.PathLike[str] | Files
 
 
 @dataclass(slots=True, frozen=True)
-class LayerOptions:
-    """How layers are written that are not blobs already. See `lamella.operations.diff.diff`."""
-
-    compression: str = "gzip"
-    level: int | None = None
-    threads: int | None = None
-    subsecond: bool = False
-    owners: Owners | None = None
-    losses: Losses | None = None
-    windows: bool = False
-    """Whether they are to be Windows layers; their changes have a Windows facet then."""
-
-
-DEFAULT_OPTIONS: Final = LayerOptions()
-
-
-@dataclass(slots=True, frozen=True)
 class TarredLayer:
     """A layer that changes are written to."""
 
@@ -137,13 +120,8 @@ class TarredLayer:
             written = write_layer(
                 changes,
                 blob.file,
+                options,
                 lookup=lookup,
-                compression=options.compression,
-                level=options.level,
-                threads=options.threads,
-                subsecond=options.subsecond,
-                windows=options.windows,
-                losses=options.losses,
                 progress=progress,
                 cancel=cancel,
             )

@@ -188,7 +188,8 @@ class Image:
         InvalidInput for files that cannot be in one layer.
         """
         from lamella.operations.append import BY, appended
-        from lamella.operations.new_layers import LayerOptions, new_layers
+        from lamella.operations.new_layers import new_layers
+        from lamella.operations.write_layer import LayerOptions
 
         made = new_layers(layers, LayerOptions(compression, level, threads, subsecond, owners, losses))
         by = BY if created_by is None else created_by
@@ -218,7 +219,7 @@ class Image:
     ) -> Image:
         """This image with all of its layers, or some, merged into one. See `lamella.operations.flatten.flatten`."""
         from lamella.operations.flatten import flattened
-        from lamella.operations.new_layers import LayerOptions
+        from lamella.operations.write_layer import LayerOptions
 
         options = LayerOptions(compression, level)
         return Image(_Made(lambda: flattened(self._image, layers, options)))

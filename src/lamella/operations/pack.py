@@ -26,7 +26,7 @@ from lamella.oci.platform import Platform, host_platform, parse_platform
 from lamella.operations.diff import sourced
 from lamella.operations.output import refuse_within
 from lamella.operations.settings import Settings, configured, creation_time, new_config, parse_variables
-from lamella.operations.write_layer import Written, write_layer
+from lamella.operations.write_layer import DEFAULT_OPTIONS, LayerOptions, Written, write_layer
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
@@ -97,27 +97,13 @@ def pack(
         created=creation_time(),
     )
     config = _configured(base, settings)
-    windows = config.os == "windows"
+    options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows=config.os == "windows")
     with sourced(None, directory, owners=owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
-        if windows:
+        if options.windows:
             from lamella.operations.new_layers import windows_layer
 
             changes, lookup = windows_layer(changes, Path(directory), losses), None
-        packed = write_image(
-            writer,
-            name.tag,
-            config,
-            changes,
-            lookup,
-            compression=compression,
-            level=level,
-            threads=threads,
-            subsecond=subsecond,
-            windows=windows,
-            losses=losses,
-            progress=progress,
-            cancel=cancel,
-        )
+        packed = write_image(writer, name.tag, config, changes, lookup, options, progress=progress, cancel=cancel)
     if recipe is not None:
         _record(name, packed, recipe, progress, cancel)
     return packed
@@ -142,32 +128,14 @@ def write_image(
     config: ImageConfig,
     changes: Source,
     lookup: Callable[[LayerPath], Entry | None] | None = None,
+    options: LayerOptions = DEFAULT_OPTIONS,
     *,
-    annotations: dict[str, str] | None = None,
-    compression: str = "gzip",
-    level: int | None = None,
-    threads: int | None = None,
-    subsecond: bool = False,
-    windows: bool = False,
-    losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Packed:
     """Write an image of one layer, ``changes``, and commit it as ``tag``. The layer's diff id goes into ``config``."""
     with writer.stage() as blob:
-        written = write_layer(
-            changes,
-            blob.file,
-            lookup=lookup,
-            compression=compression,
-            level=level,
-            threads=threads,
-            subsecond=subsecond,
-            windows=windows,
-            losses=losses,
-            progress=progress,
-            cancel=cancel,
-        )
+        written = write_layer(changes, blob.file, options, lookup=lookup, progress=progress, cancel=cancel)
         facts = written.facts
         blob.keep(facts.digest, facts.size)
     layer = Descriptor(
@@ -175,7 +143,7 @@ def write_image(
     )
     config = msgspec.structs.replace(config, rootfs=RootFs(diff_ids=[facts.diff_id]))
     document = writer.put_document(OCI_CONFIG, encode(config))
-    manifest = writer.put_document(OCI_MANIFEST, encode(new_manifest(document, [layer], annotations)))
+    manifest = writer.put_document(OCI_MANIFEST, encode(new_manifest(document, [layer])))
     return Packed(writer.commit(tag, manifest), layer, written)
 
 

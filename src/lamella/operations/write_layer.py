@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.contracts import Sink, Source
@@ -19,9 +19,30 @@ from lamella.times import source_date_epoch
 
 if TYPE_CHECKING:
     from lamella.layers.kinds import KeptTar
+    from lamella.layers.policy import Owners
     from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
     from lamella.streams.reading import BlobFacts
+
+
+@dataclass(slots=True, frozen=True)
+class LayerOptions:
+    """How a layer is written."""
+
+    compression: str = "gzip"
+    level: int | None = None
+    threads: int | None = None
+    subsecond: bool = False
+    """Whether times keep their fractions of seconds."""
+    owners: Owners | None = None
+    """Which owners files have that come from a directory; see `lamella.operations.diff.sourced`."""
+    losses: Losses | None = None
+    """Told what cannot be kept."""
+    windows: bool = False
+    """Whether it is the tar of a Windows layer, of entries with a Windows facet: times have all of their fraction."""
+
+
+DEFAULT_OPTIONS: Final = LayerOptions()
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,43 +59,39 @@ class Written:
 def write_layer(
     changes: Source,
     output: BinaryIO | Callable[[Buffer], object],
+    options: LayerOptions = DEFAULT_OPTIONS,
     *,
     lookup: Callable[[LayerPath], Entry | None] | None = None,
-    compression: str = "gzip",
-    level: int | None = None,
-    threads: int | None = None,
-    subsecond: bool = False,
     clamp: int | None = None,
-    windows: bool = False,
     rules: NameRules | None = None,
-    losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Written:
     """Write ``changes`` to ``output`` as a layer; what was written before a failure is no layer.
 
     ``lookup`` tells the metadata of hard links' targets; see `TarSink`. No time is later than ``clamp``, in
-    nanoseconds, or SOURCE_DATE_EPOCH where that is not given. With ``windows`` it is the tar of a Windows layer, of
-    entries with a Windows facet, whose names are by ``rules``: times have all of their fraction, and without ``clamp``
-    they stay as they are.
+    nanoseconds, or SOURCE_DATE_EPOCH where that is not given; those of a Windows layer stay as they are without
+    ``clamp``, and its names are by ``rules``.
 
     ``progress`` counts bytes of the tar. Raises as `apply` and the source do; Exhausted where there is no space.
     """
-    losses = losses if losses is not None else Losses()
+    losses = options.losses if options.losses is not None else Losses()
     tally = Tally()
     if progress is not None:
         progress.start("write", None)
     try:
-        with BlobWriter(output, compression=compression, level=level, threads=threads) as writer:
+        with BlobWriter(
+            output, compression=options.compression, level=options.level, threads=options.threads
+        ) as writer:
             write = writer.write if progress is None else _counting(writer.write, progress)
             sink: Sink[Losses]
-            if windows:
+            if options.windows:
                 from lamella.layers.windows_tar_sink import WindowsTarSink
 
                 sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=rules, losses=losses)
             else:
                 clamp = source_date_epoch() if clamp is None else clamp
-                sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=subsecond, losses=losses)
+                sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=losses)
             apply(changes, sink, cancel=cancel, tally=tally)
             return Written(writer.finish(), tally.changes, losses)
     finally:
@@ -85,22 +102,21 @@ def write_layer(
 def write_tar(
     tar: KeptTar,
     output: BinaryIO | Callable[[Buffer], object],
+    options: LayerOptions = DEFAULT_OPTIONS,
     *,
-    compression: str = "gzip",
-    level: int | None = None,
-    threads: int | None = None,
-    losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Written:
-    """Write the very tar that a place was made of to ``output``, as a layer.
+    """Write the very tar that a place was made of to ``output``, as a layer; its times and owners are what they are.
 
     Raises Conflict where the place is not what it was then, and what reading it raises.
     """
     if progress is not None:
         progress.start("write", None)
     try:
-        with BlobWriter(output, compression=compression, level=level, threads=threads) as writer:
+        with BlobWriter(
+            output, compression=options.compression, level=options.level, threads=options.threads
+        ) as writer:
             write = writer.write if progress is None else _counting(writer.write, progress)
             for piece in tar.pieces():
                 if cancel is not None:
@@ -115,7 +131,7 @@ def write_tar(
             f"what the layer was applied to has changed since: expected diff id {tar.diff_id}, got {facts.diff_id}",
             hint="without lamella.framing in it, its folder gives a layer of what is there now",
         )
-    return Written(facts, tar.entries, losses if losses is not None else Losses())
+    return Written(facts, tar.entries, options.losses if options.losses is not None else Losses())
 
 
 def _counting(write: Callable[[Buffer], object], progress: Progress) -> Callable[[Buffer], object]:

@@ -153,16 +153,15 @@ class _Layer:
         self._call = call
 
     def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
-        from lamella.operations.write_layer import write_layer
+        from lamella.operations.write_layer import LayerOptions, write_layer
 
         self._ingest.truncate()
         return write_layer(
             changes,
             self._ingest.write,
+            LayerOptions(self._compression, windows=windows),
             lookup=lookup,
-            compression=self._compression,
             clamp=self._epoch,
-            windows=windows,
             cancel=self._call,
         )
 

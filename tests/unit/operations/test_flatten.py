@@ -19,7 +19,7 @@ from lamella.errors import InvalidInput
 from lamella.images.image import open_image
 from lamella.operations.flatten import parse_layers
 from lamella.operations.trees import open_tree
-from lamella.operations.write_layer import write_layer
+from lamella.operations.write_layer import LayerOptions, write_layer
 from lamella.testing.builders import directory, file, link, opaque, symlink, whiteout
 from lamella.testing.reading import text
 from lamella.testing.strategies import stacks
@@ -119,7 +119,7 @@ def test_any_layers_can_be_merged(stack: list[list[Change]], data: st.DataObject
         for number, layer in enumerate(stack):
             blobs.append(Path(directory, str(number)))
             with open(blobs[-1], "wb") as output:
-                write_layer(layer, output, subsecond=True)
+                write_layer(layer, output, LayerOptions(subsecond=True))
         image = lamella.Image.scratch("linux/amd64").append(*blobs)
         first = data.draw(st.integers(0, len(stack) - 1))
         last = data.draw(st.integers(first, len(stack) - 1))

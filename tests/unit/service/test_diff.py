@@ -34,7 +34,7 @@ from lamella.oci.mediatypes import (
     Compression,
     layer_compression,
 )
-from lamella.operations.write_layer import write_layer
+from lamella.operations.write_layer import LayerOptions, write_layer
 from lamella.protocol.mounts import sent, typed
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Descriptor
@@ -79,7 +79,7 @@ def stored(served: Served, changes: Sequence[Change], media_type: str = OCI_LAYE
     """A layer in the store, and its diff id."""
     blob = io.BytesIO()
     compression: Compression = layer_compression(media_type)
-    facts = write_layer(changes, blob, compression=compression).facts
+    facts = write_layer(changes, blob, LayerOptions(compression=compression)).facts
     return put(served, blob.getvalue(), media_type), facts.diff_id
 
 
@@ -143,7 +143,7 @@ class TestApply:
 
     def test_the_answer_is_of_all_bytes_of_the_tar(self, stub: Stub, served: Served, tmp_path: Path) -> None:
         blob = io.BytesIO()
-        write_layer(BASE, blob, compression="none")
+        write_layer(BASE, blob, LayerOptions(compression="none"))
         tar = blob.getvalue() + bytes(20_480) + b"what nobody reads"
         layer = put(served, gzip.compress(tar))
         applied = apply(stub, layer, (BindMount(tmp_path),))
