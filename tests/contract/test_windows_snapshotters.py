@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.layers.cim.test_cim_layer import directory, file, tar_of, whiteout, windows_base
-from tests.windows.stubs import StubCimfs, StubLoader
+from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.apply import apply
 from lamella.changes.model import Change, Kind
@@ -65,7 +65,7 @@ class TestCim(snapshotter_suite.SnapshotGraphTests):
 class TestBlockCim(snapshotter_suite.SnapshotGraphTests):
     @pytest.fixture(autouse=True)
     def compiler(self, needs: Callable[..., str]) -> None:
-        needs("gcc")
+        check_compiler(needs)
 
     def make(self, tmp_path: Path) -> Snapshots:
         return blocks(Store.open(tmp_path / "store"), StubCimfs())
@@ -216,7 +216,7 @@ def broken_off() -> list[Change]:
 class TestBlockImagesOfSnapshots:
     @pytest.fixture(autouse=True)
     def compiler(self, needs: Callable[..., str]) -> None:
-        needs("gcc")
+        check_compiler(needs)
 
     def test_are_merged_for_what_runs_on_them(self, tmp_path: Path) -> None:
         stub = StubCimfs()

@@ -43,6 +43,9 @@ SUITES = (
     "tests/unit/oci",
     "tests/unit/layers/test_windows_dialect.py",
     "tests/native/test_windows_errors.py",
+    "tests/unit/host/test_cimfs.py",
+    "tests/unit/layers/cim",
+    "tests/unit/layers/blockcim",
     "tests/property/test_hives.py",
     "tests/property/test_windows_formats.py",
     "tests/property/test_oci_documents.py",
@@ -99,11 +102,25 @@ def prepare() -> Path:
     return place / f"cp{VERSION}" / "python.exe"
 
 
+def compile_stubs(folder: Path) -> None:
+    """Make the libraries that stand for Windows' own."""
+    compiler = shutil.which("x86_64-w64-mingw32-gcc")
+    if compiler is None:
+        raise SystemExit(
+            "tests/wine/run.py: there is no 'x86_64-w64-mingw32-gcc' here; Debian's gcc-mingw-w64-x86-64-win32 has it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in (ROOT / "tests" / "windows").glob("*.c"):
+        options = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-static-libgcc"]
+        subprocess.run([compiler, *options, "-o", str(folder / f"{source.stem}.dll"), str(source)], check=True)
+
+
 def environment() -> dict[str, str]:
     """What Wine is told: a prefix of its own, no windows, no downloads of its own, nothing said about what it lacks."""
     passed = {name: os.environ[name] for name in ("PATH", "HOME", "CI") if name in os.environ}
     return passed | {
         "WINEPREFIX": str(CACHE / "prefix"),
+        "LAMELLA_STUBS": "Z:" + str(CACHE / "stubs").replace("/", "\\"),
         "WINEDEBUG": "-all",
         "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=",
         "LANG": "C.UTF-8",
@@ -120,6 +137,7 @@ def main(arguments: list[str]) -> int:
         print("tests/wine/run.py: there is no 'wine' here; Debian's packages wine and wine64 have it", file=sys.stderr)
         return 1
     python = prepare()
+    compile_stubs(CACHE / "stubs")
     command = [wine, str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or SUITES)]
     done = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -17,6 +17,7 @@ def _flag(name: str) -> int:
     return int(getattr(os, name, 0))
 
 
+O_BINARY: Final = _flag("O_BINARY")
 O_CLOEXEC: Final = _flag("O_CLOEXEC")
 O_DIRECTORY: Final = _flag("O_DIRECTORY")
 O_NOCTTY: Final = _flag("O_NOCTTY")

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.unit.layers.cim.test_cim_layer import directory, file, link, stream, tar_of, whiteout, windows_base
 from tests.unit.service.serving import Client, Served, Stub, code_of, within
 from tests.unit.service.test_diff import put
+from tests.unit.service.test_snapshots import Snapshots
 
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change
@@ -286,3 +287,26 @@ def digest(changes: Sequence[Change]) -> str:
 def _descriptor(served: Served, of: str) -> Any:
     with served.store.namespace("default").content.open(Digest(of)) as blob:
         return put(served, blob.read(), OCI_LAYER)
+
+
+class TestSnapshots:
+    def test_of_windows_layers_are_mounted_in_containerds_words(self, client: Client, served: Served) -> None:
+        snapshots = Snapshots(client.channel, "cimfs")
+        (mount,) = snapshots.prepare("extract-1 base")
+        kept = served.store.namespace("default").snapshots("cimfs")
+        home = kept.place("extract-1 base")
+        assert (mount.type, mount.source, mount.options[0]) == ("CimFS", str(home), "rw")
+        (image,) = [word.removeprefix("cimpath=") for word in mount.options[1:]]
+        assert (Path(image).parent, Path(image).suffix) == (home.parent / "cim-layers", ".cim")
+        snapshots.commit("base", "extract-1 base")
+        (view,) = snapshots.view("look", "base")
+        assert list(view.options) == ["ro", f'parentLayerPaths=["{home}"]', f'parentCimPaths=["{image}"]']
+        assert snapshots.mounts("look") == [view]
+        snapshots.remove("look")
+        snapshots.remove("base")
+        assert not Path(image).exists()
+
+    def test_in_block_images_are_for_windows(self, client: Client) -> None:
+        snapshots = Snapshots(client.channel, "blockcim")
+        assert code_of(lambda: snapshots.prepare("extract-1")).name == "UNIMPLEMENTED"
+        assert snapshots.list() == []

@@ -101,7 +101,10 @@ class WindowsBuild:
             import winreg
 
             with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Windows NT\CurrentVersion") as key:
-                revision, _ = winreg.QueryValueEx(key, "UBR")
+                try:
+                    revision, _ = winreg.QueryValueEx(key, "UBR")
+                except FileNotFoundError:  # as Windows had it before it counted revisions
+                    revision = 0
             return cls(sys.getwindowsversion().build, int(revision))
         raise Unsupported("this host is not Windows")
 

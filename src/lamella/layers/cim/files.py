@@ -17,9 +17,10 @@ from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import RegionType, objects_file, parse_filesystem_file
 from lamella.formats.cim.writer import CimWriter
 from lamella.host import flags
+from lamella.host.positions import read_at, write_both
 
-_FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC | flags.O_BINARY
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
 _PENDING: Final = 1 << 17
@@ -72,7 +73,7 @@ class _RegionFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """See `lamella.formats.cim.reader.Region`."""
-        return os.pread(self._file, length, offset)
+        return read_at(self._file, length, offset)
 
     def close(self) -> None:
         os.close(self._file)
@@ -167,7 +168,7 @@ class _RegionOutput:
         """See `lamella.formats.cim.writer.Output`."""
         self._flush()
         try:
-            return os.pread(self._file, length, offset)
+            return read_at(self._file, length, offset)
         except OSError as problem:
             raise from_os(problem, f"read {os.fspath(self.path)!r}") from problem
 
@@ -189,7 +190,7 @@ class _RegionOutput:
 
     def _whole(self, first: bytearray, then: memoryview) -> None:
         try:
-            done = os.writev(self._file, (first, then))
+            done = write_both(self._file, first, then)
             left = len(first) + len(then) - done
             self._size += done
             while left:
@@ -255,7 +256,7 @@ class NewCim:
             _write(image, raw, durable=durable)
             os.link(image, self.layer.path)  # fails where somebody else was first
             os.unlink(image)
-            if durable:
+            if durable and flags.O_DIRECTORY:
                 file = os.open(directory, os.O_RDONLY | flags.O_DIRECTORY | flags.O_CLOEXEC)
                 os.fsync(file)
                 os.close(file)
@@ -311,7 +312,7 @@ def is_cim_path(text: str) -> bool:
 def _filesystem_file(path: Path) -> bytes:
     file = _open(path)
     try:
-        return os.pread(file, _MOST, 0)
+        return read_at(file, _MOST, 0)
     finally:
         os.close(file)
 

@@ -68,7 +68,10 @@ class HostFiles:
         self.directory(path.rpartition("/")[0])
         target = self.folder / path
         try:
-            os.link(source, target, follow_symlinks=False)
+            if os.link in os.supports_follow_symlinks:
+                os.link(source, target, follow_symlinks=False)
+            else:
+                os.link(source, target)
         except OSError as problem:
             raise from_os(problem, f"link {os.fspath(target)!r}") from problem
         self._made.append(target)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 from tests.unit.layers.cim.test_cim_layer import directory, entry, file, link, stream, whiteout
-from tests.windows.stubs import StubCimfs, StubLoader
+from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.apply import apply
 from lamella.changes.losses import Losses
@@ -44,7 +45,7 @@ SEALED = bytes(range(32))
 
 @pytest.fixture(autouse=True)
 def compiler(needs: Callable[..., str]) -> None:
-    needs("gcc")
+    check_compiler(needs)
 
 
 @pytest.fixture
@@ -430,9 +431,7 @@ class TestMergedLayers:
         merge(stack, target, BlockOptions(integrity=True, footer=True), calls=calls)
         assert stub.calls == [
             f"CimCreateImage2 {target.block} 0x58 - merged.cim",
-            f"CimAddFsToMergedImage2 {tmp_path}/3/layer.vhd\\layer.cim 0x5",
-            f"CimAddFsToMergedImage2 {tmp_path}/2/layer.vhd\\layer.cim 0x5",
-            f"CimAddFsToMergedImage2 {tmp_path}/1/layer.vhd\\layer.cim 0x5",
+            *(f"CimAddFsToMergedImage2 {layer.block}\\layer.cim 0x5" for layer in stack.nearest_first()),
             "CimCommitImage",
             "CimCloseImage",
             f"CimSealImage {target.block}",
@@ -473,6 +472,7 @@ class TestMergedLayers:
         assert target.block.read_text() == "merged"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it is about the others")
 class TestAnotherHost:
     def test_is_told_why_and_what_to_do_instead(self, tmp_path: Path) -> None:
         makes: Sequence[Callable[[], object]] = (

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.layers.cim.test_cim_layer import contents, directory, entry, file, link, stream, tree, whiteout, write
-from tests.windows.stubs import StubCimfs, StubLoader
+from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Seen
@@ -35,7 +35,7 @@ ROOT_HASH = bytes(range(32))
 
 @pytest.fixture(autouse=True)
 def compiler(needs: Callable[..., str]) -> None:
-    needs("gcc")
+    check_compiler(needs)
 
 
 @pytest.fixture

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files read at a position, and written from two buffers at once, on systems that have calls for it and on Windows."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if sys.platform == "win32":
+
+    def read_at(file: int, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on; its own position stays. For one thread at a time."""
+        before = os.lseek(file, 0, os.SEEK_CUR)
+        os.lseek(file, offset, os.SEEK_SET)
+        try:
+            return os.read(file, length)
+        finally:
+            os.lseek(file, before, os.SEEK_SET)
+
+    def write_both(file: int, first: bytearray, then: memoryview) -> int:
+        """Write some of ``first`` and of what follows it; how much."""
+        return os.write(file, first or then)
+
+else:
+
+    def read_at(file: int, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on."""
+        return os.pread(file, length, offset)
+
+    def write_both(file: int, first: bytearray, then: memoryview) -> int:
+        """Write some of ``first`` and of what follows it; how much."""
+        return os.writev(file, (first, then))
