@@ -156,9 +156,6 @@ def test_the_calls_of_a_threads_block_come_in_order(stub: Stub, privileges: Priv
         "LookupPrivilegeValueW system=(null) name=SeSecurityPrivilege",
         "AdjustTokenPrivileges none=0 count=1 luid=0:8 attributes=2 room=16 previous=yes",
         "CloseHandle token",
-        "OpenThreadToken thread=-2 access=0x28 as_self=0",
-        "AdjustTokenPrivileges none=0 count=1 luid=0:8 attributes=0 room=0 previous=no",
-        "CloseHandle token",
         "RevertToSelf",
     ]
 
@@ -187,7 +184,7 @@ def test_a_threads_copy_begins_with_what_the_process_has(stub: Stub, privileges:
     assert stub.leaks() == {}
 
 
-@pytest.mark.parametrize("after", range(6))
+@pytest.mark.parametrize("after", range(5))
 def test_a_failure_of_any_call_in_a_threads_block_reverts(stub: Stub, privileges: Privileges, after: int) -> None:
     stub.fail(after=after)
     with pytest.raises(LamellaError), privileges.in_thread(SECURITY_NAME):

@@ -236,11 +236,11 @@ def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
 def _windows_source(
     stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
 ) -> tuple[Source, Lookup | None]:
+    from lamella.layers.windows.opened import opened_source
     from lamella.layers.windows.place import WindowsLayer
-    from lamella.layers.windows.source import WindowsChanges
 
     del lower, owners, exact
-    stated = stack.enter_context(WindowsChanges(WindowsLayer(place)))
+    stated = stack.enter_context(opened_source(WindowsLayer(place)))
     return stated, stated.lookup
 
 

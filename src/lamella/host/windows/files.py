@@ -363,17 +363,26 @@ class Files:
 
     def delete_tree(self, root: Handle, name: str) -> None:
         """Remove ``name`` with all beneath it; nothing is done where it is not there."""
-        try:
-            with self.open_in(root, name, FILE_LIST_DIRECTORY | FILE_READ_ATTRIBUTES) as handle:
-                attributes = self.basic(handle).attributes
-                inner: list[Listed] = []
-                if attributes & DIRECTORY and not attributes & REPARSE_POINT:
-                    inner = list(self.listing(handle))
-            for one in inner:
-                self.delete_tree(root, f"{name}\\{one.name}")
-            self.delete(root, name)
-        except NotFound:
-            pass
+        todo = [(name, False)]
+        while todo:
+            at, empty = todo.pop()
+            try:
+                inner = [] if empty else self._inside(root, at)
+                if inner:
+                    todo.append((at, True))
+                    todo.extend((f"{at}\\{one}", False) for one in inner)
+                else:
+                    self.delete(root, at)
+            except NotFound:
+                pass
+
+    def _inside(self, root: Handle, name: str) -> list[str]:
+        """What is in ``name``; nothing is in a file, and nothing is said of what a reparse point leads to."""
+        with self.open_in(root, name, FILE_LIST_DIRECTORY | FILE_READ_ATTRIBUTES) as handle:
+            attributes = self.basic(handle).attributes
+            if not attributes & DIRECTORY or attributes & REPARSE_POINT:
+                return []
+            return [one.name for one in self.listing(handle)]
 
     def backup(self, handle: Handle, *, security: bool) -> BackupInput:
         """The backup streams of an open file."""

@@ -117,13 +117,11 @@ class Privileges:
             if threading.get_ident() != owner:
                 raise Conflict("a thread's privileges can be given back by that thread alone")
             held.depth -= 1
-            try:
-                if entered:
-                    self._leave(held, names, self._thread_token)
-            finally:
-                if not held.depth and held.impersonated:
-                    held.impersonated = False
-                    self._must(self._advapi32("RevertToSelf"), "end impersonation")
+            if not held.depth and held.impersonated:  # the copy goes, and what it held with it
+                self._thread.held = _Held()
+                self._must(self._advapi32("RevertToSelf"), "end impersonation")
+            elif entered:
+                self._leave(held, names, self._thread_token)
 
     def _enter(self, held: _Held, names: tuple[str, ...], open_token: _OpenToken) -> None:
         taken: list[str] = []

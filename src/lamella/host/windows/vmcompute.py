@@ -71,6 +71,10 @@ class ComputeLayers:
         """Whether this host has the Containers feature."""
         return self._loader.has(_DLL)
 
+    def require(self) -> None:
+        """Make sure that this host has the Containers feature. Raises Unsupported."""
+        self._loader.find(_DLL, "ImportLayer", _VMCOMPUTE["ImportLayer"])
+
     def import_layer(self, layer: str, folder: str, parents: Sequence[str]) -> None:
         """Make the files of ``layer`` from the transport folder."""
         self._with_parents("ImportLayer", layer, parents, wide(folder))

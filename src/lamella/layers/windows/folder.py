@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -206,7 +207,8 @@ class FolderWriter:
                 name += DIRECTORY_SUFFIX
             file = os.open(name, _CREATE, 0o666, dir_fd=directory)
             self._backup = backup = Backup(file, windows)
-            at = backup.head(None if folder or entry.kind is Kind.SYMLINK else content, entry.size)
+            streamed = None if folder or entry.kind is Kind.SYMLINK else content
+            at = backup.head(streamed, entry.size, prefix=struct.pack("<I", windows.attributes))
             return PutFact(entry, at, backup.extents, has_data)
         if folder:
             return PutFact(entry, None)

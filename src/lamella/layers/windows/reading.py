@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from lamella.changes.model import Buffer, Content
-from lamella.errors import Conflict, LamellaError, NotFound, from_os
+from lamella.changes.model import Buffer, Content, Windows
+from lamella.errors import Conflict, FormatError, LamellaError, NotFound, Unsupported, from_os
 from lamella.formats import backup
+from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
 from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
 
 _OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
 _STEP: Final = 256 << 10
+_PREFIX: Final = 4
+"""Bytes of the attributes before the streams of a file in transport."""
 _BLOCK_HEADER: Final = 28
 """Bytes between two blocks of a sparse file: WIN32_STREAM_ID and the offset."""
 
@@ -58,6 +62,69 @@ class Folder:
         except NotFound:
             return False
         return True
+
+    # As a transport folder that Windows exported, see `ExportFolder`
+
+    def names(self, path: str) -> list[tuple[str, bool]]:
+        """See `ExportFolder.names`."""
+        try:
+            with os.scandir(self.directory(path)) as scan:
+                return [(one.name, one.is_dir(follow_symlinks=False)) for one in scan]
+        except OSError as error:
+            raise self.failure(path, error) from error
+
+    def head(self, path: str, limit: int) -> bytes:
+        """See `ExportFolder.head`."""
+        with open(self.open(path), "rb") as file:
+            return file.read(limit)
+
+    def windows(self, path: str) -> Windows:
+        """See `ExportFolder.windows`: a time of creation on some systems, and no time of change that means it."""
+        status = self._status(path)
+        birth = getattr(status, "st_birthtime", None)
+        creation = None if birth is None else round(birth * 10_000_000) * 100
+        write = status.st_mtime_ns - status.st_mtime_ns % 100
+        return Windows(DIRECTORY if stat.S_ISDIR(status.st_mode) else ARCHIVE, creation, None, write)
+
+    def size(self, path: str) -> int:
+        """See `ExportFolder.size`."""
+        status = self._status(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unsupported(f"{path!r} is no regular file")
+        return status.st_size
+
+    def transported(self, path: str) -> tuple[int, backup.Surveyed]:
+        """See `ExportFolder.transported`."""
+        with open(self.open(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unsupported(f"{path!r} is no regular file")
+            prefix = file.read(_PREFIX)
+            if len(prefix) != _PREFIX:
+                raise FormatError("attributes", 0, f"{len(prefix)} of {_PREFIX} bytes")
+
+            def skip(count: int) -> int:
+                at = file.tell()
+                return min(file.seek(count, os.SEEK_CUR), status.st_size) - at
+
+            return int.from_bytes(prefix, "little"), backup.survey(
+                backup.BackupReader(file.read, skip=skip, at=_PREFIX)
+            )
+
+    def content(self, path: str, size: int, at: int | None) -> Content:
+        """See `ExportFolder.content`."""
+        return FolderContent(self, path, size, at)
+
+    def pieces(self, path: str, found: backup.Surveyed) -> Content:
+        """See `ExportFolder.pieces`."""
+        return Pieces(self, path, found)
+
+    def _status(self, path: str) -> os.stat_result:
+        parent, _, name = path.rpartition("/")
+        try:
+            return os.stat(name, dir_fd=self.directory(parent), follow_symlinks=False)
+        except OSError as error:
+            raise self.failure(path, error) from error
 
     def close(self) -> None:
         """Let go of it."""

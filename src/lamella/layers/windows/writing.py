@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from lamella.changes.model import Buffer, Content, Windows, dense
 from lamella.errors import InvalidInput, SizeMismatch
@@ -58,16 +58,13 @@ def _write(file: int, chunk: Buffer) -> int:
     return size
 
 
-class Backup:
-    """One file of a transport folder: attributes, then backup streams. Small ones are written by a single call.
+class BackupStreams:
+    """The backup streams of one file, given to ``write``; small ones by a single call."""
 
-    The file belongs to this, and is closed by `close`.
-    """
+    __slots__ = ("_held", "_position", "_windows", "_write", "_writer", "extents")
 
-    __slots__ = ("_file", "_held", "_position", "_windows", "_writer", "extents")
-
-    def __init__(self, file: int, windows: Windows) -> None:
-        self._file = file
+    def __init__(self, write: Callable[[Buffer], object], windows: Windows) -> None:
+        self._write = write
         self._windows = windows
         self._held: list[Buffer] = []
         self._position = 0
@@ -75,10 +72,14 @@ class Backup:
         self.extents: Sequence[tuple[int, int]] | None = None
         """Of the content, where it has holes."""
 
-    def head(self, content: Content | None, size: int) -> int | None:
-        """Everything but alternate streams; where in the file the content begins."""
+    def head(self, content: Content | None, size: int, *, prefix: bytes = b"", sparse: bool = True) -> int | None:
+        """``prefix``, then everything but alternate streams; where the content begins.
+
+        With ``sparse``, holes in the content are left out as BackupRead leaves them; else they are zeros.
+        """
         windows = self._windows
-        self._take(struct.pack("<I", windows.attributes))
+        if prefix:
+            self._take(prefix)
         writer = self._writer
         if windows.security_descriptor:
             writer.small(backup.SECURITY_DATA, windows.security_descriptor)
@@ -91,16 +92,16 @@ class Backup:
         if content.size != size:
             raise SizeMismatch("content", expected=size, actual=content.size)
         extents = content.extents
-        if extents is None or list(extents) == [(0, size)]:
-            writer.stream(backup.DATA, size)
-            at = self._position
-            for chunk in content.chunks():
-                writer.data(chunk)
-                self._flush()
-            writer.finish()
-            return at
-        self.extents = tuple(extents)
-        return self._sparse(content, size)
+        if sparse and extents is not None and list(extents) != [(0, size)]:
+            self.extents = tuple(extents)
+            return self._sparse(content, size)
+        writer.stream(backup.DATA, size)
+        at = self._position
+        for chunk in content.chunks() if extents is None else dense(content):
+            writer.data(chunk)
+            self.flush()
+        writer.finish()
+        return at
 
     def _sparse(self, content: Content, size: int) -> int:
         writer = self._writer
@@ -117,7 +118,7 @@ class Backup:
                     writer.stream(backup.SPARSE_BLOCK, left, offset=offset)
                 part = view[:left]
                 writer.data(part)
-                self._flush()
+                self.flush()
                 left -= len(part)
                 view = view[len(part) :]
         writer.stream(backup.SPARSE_BLOCK, 0, offset=size)
@@ -129,29 +130,40 @@ class Backup:
         at = self._position
         for chunk in content.chunks() if content.extents is None else dense(content):
             self._writer.data(chunk)
-            self._flush()
+            self.flush()
         self._writer.finish()
         return at
+
+    def _take(self, chunk: Buffer) -> None:
+        self._held.append(chunk)
+        self._position += len(chunk)
+
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._held:
+            self._write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
+            self._held.clear()
+
+
+class Backup(BackupStreams):
+    """One file of a transport folder. The file belongs to this, and is closed by `close`."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: int, windows: Windows) -> None:
+        super().__init__(partial(_write, file), windows)
+        self._file = file
 
     def close(self) -> None:
         """Write what is held, set the times, and close. Raises OSError."""
         try:
-            self._flush()
+            self.flush()
             write = self._windows.write_time
             if write is not None:
                 access = self._windows.access_time
                 os.utime(self._file, ns=(write if access is None else access, write))
         finally:
             os.close(self._file)
-
-    def _take(self, chunk: Buffer) -> None:
-        self._held.append(chunk)
-        self._position += len(chunk)
-
-    def _flush(self) -> None:
-        if self._held:
-            _write(self._file, b"".join(self._held))
-            self._held.clear()
 
 
 def _attributes(attributes: Mapping[str, bytes]) -> list[ExtendedAttribute]:
