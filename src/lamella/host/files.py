@@ -46,7 +46,8 @@ def enable_verity(path: str) -> None:
 
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(descriptor, _FS_IOC_ENABLE_VERITY, struct.pack("=III", 1, _SHA256, _BLOCK).ljust(128, b"\0"))
+        block = min(_BLOCK, os.fstatvfs(descriptor).f_bsize)  # the kernel takes none larger than the file system's
+        fcntl.ioctl(descriptor, _FS_IOC_ENABLE_VERITY, struct.pack("=III", 1, _SHA256, block).ljust(128, b"\0"))
     finally:
         os.close(descriptor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -104,9 +105,11 @@ def test_what_is_damaged_cannot_be_read_where_the_kernel_checks(tmp_path: Path) 
     snapshots.remove("view")
     damage(place / "layer.erofs")
     Path("/proc/sys/vm/drop_caches").write_text("3")
-    with mounted(snapshots.view("view", "base")) as root, pytest.raises(OSError, match="") as caught:
+    with (
+        mounted(snapshots.view("view", "base")) as root,
+        pytest.raises(OSError, match=re.escape(os.strerror(errno.EIO))),
+    ):
         (root / "f").read_bytes()
-    assert caught.value.errno == errno.EIO
     snapshots.remove("view")
     snapshots.remove("base")
     assert not any(path.name.startswith("lamella-") for path in Path("/dev/mapper").iterdir())
