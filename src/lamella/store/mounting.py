@@ -259,6 +259,8 @@ def _category(error: OSError, mount: Mount, target: str) -> LamellaError:
     match error.errno:
         case errno.EPERM | errno.EACCES:
             hint = _RIGHTS + ("; or fuse-overlayfs for overlays" if isinstance(mount, OverlayMount) else "")
+            if isinstance(mount, ErofsMount):  # which no user namespace may mount
+                hint = "it takes root; the snapshotters overlay and directory do without"
             return Denied(text, hint=hint)
         case errno.ENODEV:
             return Unsupported(text, hint="the kernel lacks the file system, or its module is not loaded")

@@ -228,6 +228,11 @@ def test_a_refusal_for_want_of_rights_says_what_to_do(where: Path, monkeypatch: 
     with pytest.raises(Denied) as caught:
         mount_all([BindMount(where)], directory(where / "target"))
     assert "unshare" in (caught.value.hint or "")
+    monkeypatch.setattr(host_mounting, "erofs", refuse)
+    with pytest.raises(Denied) as caught:
+        mount_all([ErofsMount(where)], directory(where / "image"))
+    assert "takes root" in (caught.value.hint or "")
+    assert "unshare" not in (caught.value.hint or "")
 
 
 def test_fuse_shows_a_single_directory_where_the_kernel_refuses_to(
