@@ -15,6 +15,7 @@ from lamella.store.snapshotters.graph import Snapshots
 from lamella.store.store import Store
 from lamella.testing import snapshotter_suite
 from lamella.testing.builders import file
+from lamella.testing.snapshot_graph_suite import UnpackingSnapshotter
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
 
@@ -41,14 +42,14 @@ def readonly(kind: str, tmp_path: Path) -> Snapshots:
 
 
 class TestOverlay(snapshotter_suite.SnapshotterTests):
-    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         return snapshots("overlay", tmp_path)
 
 
 class TestDirectory(snapshotter_suite.SnapshotterTests):
     copies = True
 
-    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         return snapshots("directory", tmp_path)
 
 
@@ -59,20 +60,20 @@ class TestErofs(snapshotter_suite.SnapshotterTests):
     def program(self, needs: Callable[..., str]) -> None:
         needs("mkfs.erofs")
 
-    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         return snapshots("erofs", tmp_path)
 
 
 class TestReadOnlyOverlay(snapshotter_suite.ReadOnlySnapshotterTests):
-    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         return readonly("overlay", tmp_path)
 
 
 class TestReadOnlyDirectory(snapshotter_suite.ReadOnlySnapshotterTests):
-    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         return readonly("directory", tmp_path)
 
 
 class TestReadOnlyErofs(snapshotter_suite.ReadOnlySnapshotterTests):
-    def make(self, tmp_path: Path) -> snapshotter_suite.UnpackingSnapshotter:
+    def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         return readonly("erofs", tmp_path)

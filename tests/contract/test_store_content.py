@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lamella.store.contract import ContentStore
 from lamella.store.store import Store
-from lamella.testing.content_suite import Contents, ContentStoreTests, IsolatedContentTests, SharedContentTests
+from lamella.testing.content_suite import ContentStoreTests, IsolatedContentTests, SharedContentTests
+from lamella.testing.ingest_suite import Contents
 
 
 class _OnDisk:

@@ -30,8 +30,8 @@ from lamella.store.snapshotters.blockcim import BlockCimForm
 from lamella.store.snapshotters.graph import Snapshots, home_of
 from lamella.store.store import Store
 from lamella.store.unpacking import unpack_image
-from lamella.testing import snapshotter_suite
 from lamella.testing.images import image_of_tars
+from lamella.testing.snapshot_graph_suite import SnapshotGraphTests
 from lamella.testing.store import put_image
 
 CONFIG = "Files/Windows/System32/config"
@@ -54,7 +54,7 @@ def names(snapshots: Snapshots, key: str, path: str = "Files") -> list[str]:
         return [entry.path.rpartition("/")[2] for entry in tree.entries(LayerPath(path))]
 
 
-class TestCim(snapshotter_suite.SnapshotGraphTests):
+class TestCim(SnapshotGraphTests):
     def make(self, tmp_path: Path) -> Snapshots:
         return open_snapshotter("cim", Store.open(tmp_path / "store").namespace("tests"))
 
@@ -62,7 +62,7 @@ class TestCim(snapshotter_suite.SnapshotGraphTests):
         return layer_of(changes, parent)
 
 
-class TestBlockCim(snapshotter_suite.SnapshotGraphTests):
+class TestBlockCim(SnapshotGraphTests):
     @pytest.fixture(autouse=True)
     def compiler(self, needs: Callable[..., str]) -> None:
         check_compiler(needs)

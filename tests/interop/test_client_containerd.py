@@ -15,11 +15,13 @@ from lamella.client.remote import RemoteSpace, RemoteStore
 from lamella.errors import AlreadyExists, LamellaError
 from lamella.host.mounting import mount_points, unmount
 from lamella.store.contract import ContentStore, ImageStore, LeaseStore
-from lamella.testing.content_suite import Contents, ContentStoreTests, SharedContentTests
+from lamella.testing.content_suite import ContentStoreTests, SharedContentTests
 from lamella.testing.image_store_suite import ImageStoreTests
+from lamella.testing.ingest_suite import Contents
 from lamella.testing.lease_suite import LeaseTests
 from lamella.testing.mounted_snapshots import MountedSnapshots
-from lamella.testing.snapshotter_suite import SnapshotterTests, UnpackingSnapshotter
+from lamella.testing.snapshot_graph_suite import UnpackingSnapshotter
+from lamella.testing.snapshotter_suite import SnapshotterTests
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
 

@@ -11,23 +11,23 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
-from lamella.errors import AlreadyExists, Conflict, Denied, InvalidInput, NotFound, Unsupported, from_os
+from lamella.errors import AlreadyExists, Conflict, Denied, NotFound, Unsupported, from_os
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import NO_LABELS, Labels, Mount, SnapshotKind, SnapshotRecord, Usage
-from lamella.store.filters import label_at, parse_filters
-from lamella.store.labels import check_key, decode, encode, merge, settled
+from lamella.store.filters import parse_filters
+from lamella.store.labels import check_key, encode, merge, settled
 from lamella.store.leases import hold
 from lamella.store.namespaces import ensure
 from lamella.store.snapshotters.forms import Form, OpenTree
 from lamella.store.snapshotters.places import Places, locked
+from lamella.store.snapshotters.rows import Row, Rows, field_of
 
 if TYPE_CHECKING:
     from lamella.store.store import Space, Store
@@ -37,29 +37,6 @@ SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
 
 UNPACKING: Final = "extract"
 """What the key of a snapshot has in it that a layer is to be applied to; containerd's clients keep to that."""
-
-_SELECT: Final = """
-SELECT s.number, s.parent, s.name, COALESCE(p.name, ''), s.kind, s.created, s.updated, s.labels, s.size, s.inodes
-FROM snapshot s LEFT JOIN snapshot p ON p.number = s.parent
-WHERE s.namespace = ? AND s.snapshotter = ?
-"""
-
-_CHAIN: Final = """
-WITH RECURSIVE chain (number, parent, depth) AS (
-    SELECT number, parent, 0 FROM snapshot WHERE number = ?
-    UNION ALL
-    SELECT s.number, s.parent, depth + 1 FROM snapshot s JOIN chain c ON s.number = c.parent WHERE depth < 100000
-)
-SELECT number FROM chain ORDER BY depth
-"""
-
-
-@dataclass(slots=True, frozen=True)
-class _Row:
-    number: int
-    parent: int | None
-    record: SnapshotRecord
-    usage: Usage | None
 
 
 class Snapshots:
@@ -73,6 +50,7 @@ class Snapshots:
         self._form = form
         self.name = form.name
         """Containerd's name for the kind."""
+        self._rows = Rows(space.name, form.name)
         self._places = Places(home_of(space.store, form.name), space.store.root / "trash", form.release)
 
     # Looking
@@ -80,20 +58,19 @@ class Snapshots:
     def stat(self, key: str) -> SnapshotRecord:
         """See `Snapshotter.stat`."""
         with self._database.read() as connection:
-            return self._row(connection, key).record
+            return self._rows.get(connection, key).record
 
     def list(self, filters: Sequence[str] = ()) -> list[SnapshotRecord]:
         """See `Snapshotter.list`; filters know ``name``, ``parent``, ``kind`` and ``labels.KEY``."""
         wanted = parse_filters(filters)
         with self._database.read() as connection:
-            rows = connection.execute(f"{_SELECT} ORDER BY s.name", (self._namespace, self.name)).fetchall()
-        records = [_row(row).record for row in rows]
-        return [one for one in records if wanted.matches(partial(_field, one))]
+            records = self._rows.records(connection)
+        return [one for one in records if wanted.matches(partial(field_of, one))]
 
     def usage(self, key: str) -> Usage:
         """See `Snapshotter.usage`. Of a committed one it is what was measured then."""
         with self._database.read() as connection:
-            row = self._row(connection, key)
+            row = self._rows.get(connection, key)
         if row.usage is not None:
             return row.usage
         return self._form.usage(self._places.of(row.number), row.record.kind)
@@ -101,7 +78,7 @@ class Snapshots:
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """See `Snapshotter.mounts`. Raises Denied, Unsupported where layers must be mounted for it and cannot be."""
         with self._database.read() as connection:
-            row = self._row(connection, key)
+            row = self._rows.get(connection, key)
             parents = self._chain(connection, row.parent)
         if row.record.kind is SnapshotKind.COMMITTED:
             raise Conflict(
@@ -115,13 +92,13 @@ class Snapshots:
         """See `Snapshotter.update`."""
         self._check_writable()
         with self._database.write() as connection:
-            row = self._row(connection, key)
+            row = self._rows.get(connection, key)
             changed = merge(row.record.labels, labels, fields)
             connection.execute(
                 "UPDATE snapshot SET labels = ?, updated = ? WHERE number = ?",
                 (encode(changed), self._store.clock(), row.number),
             )
-            return self._row(connection, key).record
+            return self._rows.get(connection, key).record
 
     def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
         """See `Snapshotter.prepare`. AlreadyExists also where what the label `SNAPSHOT_REF` names is committed."""
@@ -141,14 +118,14 @@ class Snapshots:
         self._check_writable()
         form = self._form
         with self._database.read() as connection:
-            row = self._active(connection, key)
+            row = self._rows.active(connection, key)
         place = self._places.of(row.number)
         with _told(f"commit snapshot {key!r}"), self._sole(place, key):
             with self._database.read() as connection:
-                row = self._active(connection, key, row.number)
+                row = self._rows.active(connection, key, row.number)
                 number = self._parent_at_last(connection, row, parent)
                 parents = self._chain(connection, number)
-                taken = self._find(connection, name) is not None
+                taken = self._rows.find(connection, name) is not None
             if taken:
                 self._give_up(name)
             if number != row.parent:
@@ -157,10 +134,10 @@ class Snapshots:
             usage = form.usage(place, SnapshotKind.COMMITTED)
             _sync(place)
             with self._database.write() as connection:
-                row = self._active(connection, key, row.number)
+                row = self._rows.active(connection, key, row.number)
                 if number != self._parent_at_last(connection, row, parent):
                     raise NotFound(f"parent snapshot {parent!r} was removed, and another has its name now")
-                taken = self._find(connection, name) is not None
+                taken = self._rows.find(connection, name) is not None
                 if not taken:
                     self._turn(connection, row, name, number, labels, usage)
             if taken:
@@ -172,7 +149,7 @@ class Snapshots:
         """See `Snapshotter.remove`."""
         self._check_writable()
         with self._database.write(frees=True) as connection:
-            row = self._row(connection, key)
+            row = self._rows.get(connection, key)
             (children,) = connection.execute("SELECT count(*) FROM snapshot WHERE parent = ?", (row.number,)).fetchone()
             if children:
                 raise Conflict(
@@ -215,7 +192,7 @@ class Snapshots:
     ) -> Sink[Losses]:
         """See `Unpacks.sink`."""
         with self._database.read() as connection:
-            row = self._active(connection, key)
+            row = self._rows.active(connection, key)
             parents = self._chain(connection, row.parent)
         if not parents_known and not self._form.side_by_side:
             raise Unsupported(f"the snapshotter {self.name!r} unpacks a layer over those below alone")
@@ -224,14 +201,14 @@ class Snapshots:
     def tree(self, key: str) -> OpenTree:
         """See `Unpacks.tree`."""
         with self._database.read() as connection:
-            row = self._row(connection, key)
+            row = self._rows.get(connection, key)
             parents = self._chain(connection, row.parent)
         return self._form.tree(self._places.of(row.number), row.record.kind, parents)
 
     def place(self, key: str) -> Path:
         """The directory that the snapshot's files are in; what lies there is the kind's own. Raises NotFound."""
         with self._database.read() as connection:
-            return self._places.of(self._row(connection, key).number)
+            return self._places.of(self._rows.get(connection, key).number)
 
     # Within
 
@@ -242,8 +219,8 @@ class Snapshots:
         form = self._form
         wanted = labels.get(SNAPSHOT_REF) if kind is SnapshotKind.ACTIVE else None
         with self._database.read() as connection:
-            taken = self._taken(connection, key, wanted)
-            above = None if taken else self._committed(connection, parent)
+            taken = self._rows.taken(connection, key, wanted)
+            above = None if taken else self._rows.committed(connection, parent)
             parents = self._chain(connection, above)
         if taken:
             self._give_up(taken)
@@ -251,9 +228,9 @@ class Snapshots:
         with _told(f"make snapshot {key!r}"), self._places.fresh() as fresh:
             form.make(fresh, kind, parents, unpacking=UNPACKING in key)
             with self._database.write() as connection:
-                taken = self._taken(connection, key, wanted)
+                taken = self._rows.taken(connection, key, wanted)
                 if not taken:
-                    if above != self._committed(connection, parent):
+                    if above != self._rows.committed(connection, parent):
                         raise NotFound(f"parent snapshot {parent!r} was removed, and another has its name now")
                     number = self._insert(connection, kind, key, above, labels)
                     self._places.put(fresh, number)
@@ -266,34 +243,19 @@ class Snapshots:
     ) -> int:
         ensure(connection, self._namespace)
         hold(connection, self._namespace, self._lease, self._type, key)
-        now = self._store.clock()
-        made = connection.execute(
-            "INSERT INTO snapshot (namespace, snapshotter, name, parent, kind, created, updated, labels)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self._namespace, self.name, key, parent, kind.value, now, now, encode(labels)),
-        )
-        assert made.lastrowid is not None  # noqa: S101  # what was inserted has a number
-        return made.lastrowid
+        return self._rows.insert(connection, kind, key, parent, labels, self._store.clock())
 
     def _turn(
         self,
         connection: sqlite3.Connection,
-        row: _Row,
+        row: Row,
         name: str,
         parent: int | None,
         labels: Labels,
         usage: Usage,
     ) -> None:
         """Let an active snapshot be a committed one."""
-        now = self._store.clock()
-        connection.execute(
-            "UPDATE snapshot SET name = ?, parent = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?,"
-            " inodes = ? WHERE number = ?",
-            (
-                *(name, parent, SnapshotKind.COMMITTED.value, now, now, encode(settled(labels))),
-                *(usage.size, usage.inodes, row.number),
-            ),
-        )
+        self._rows.turn(connection, row, name, parent, labels, usage, self._store.clock())
         self._let_go(connection, row.record.name)
         hold(connection, self._namespace, self._lease, self._type, name)
 
@@ -301,7 +263,7 @@ class Snapshots:
         """Raise AlreadyExists; whoever wanted to make it holds what is there."""
         if self._lease is not None:
             with self._database.write() as connection:
-                if self._find(connection, name) is not None:
+                if self._rows.find(connection, name) is not None:
                     hold(connection, self._namespace, self._lease, self._type, name)
         raise AlreadyExists(f"snapshot {name!r} exists already")
 
@@ -315,37 +277,7 @@ class Snapshots:
     def _type(self) -> str:
         return f"snapshots/{self.name}"
 
-    def _find(self, connection: sqlite3.Connection, key: str) -> _Row | None:
-        found = connection.execute(f"{_SELECT} AND s.name = ?", (self._namespace, self.name, key)).fetchone()
-        return None if found is None else _row(found)
-
-    def _row(self, connection: sqlite3.Connection, key: str) -> _Row:
-        found = self._find(connection, key)
-        if found is None:
-            raise NotFound(f"snapshot {key!r} does not exist")
-        return found
-
-    def _active(self, connection: sqlite3.Connection, key: str, number: int | None = None) -> _Row:
-        """The row of an active snapshot, the same as before where its ``number`` is known."""
-        row = self._row(connection, key)
-        if number is not None and row.number != number:
-            raise NotFound(f"snapshot {key!r} was removed, and another has its key now")
-        if row.record.kind is not SnapshotKind.ACTIVE:
-            raise Conflict(f"snapshot {key!r} is {_WORDS[row.record.kind]}, not active")
-        return row
-
-    def _committed(self, connection: sqlite3.Connection, parent: str) -> int | None:
-        """The number of a parent; None for none."""
-        if not parent:
-            return None
-        found = self._find(connection, parent)
-        if found is None:
-            raise NotFound(f"parent snapshot {parent!r} does not exist")
-        if found.record.kind is not SnapshotKind.COMMITTED:
-            raise InvalidInput(f"parent snapshot {parent!r} is not committed")
-        return found.number
-
-    def _parent_at_last(self, connection: sqlite3.Connection, row: _Row, parent: str) -> int | None:
+    def _parent_at_last(self, connection: sqlite3.Connection, row: Row, parent: str) -> int | None:
         """The number of the parent that a snapshot is to have once it is committed."""
         if not parent or parent == row.record.parent:
             return row.parent
@@ -356,21 +288,12 @@ class Snapshots:
                 f"the snapshotter {self.name!r} cannot give a snapshot another parent",
                 hint="prepare it with the parent that it is to have",
             )
-        return self._committed(connection, parent)
-
-    def _taken(self, connection: sqlite3.Connection, key: str, wanted: str | None) -> str:
-        """The snapshot that is in the way of making ``key``; empty where none is."""
-        if wanted:
-            found = self._find(connection, wanted)
-            if found is not None and found.record.kind is SnapshotKind.COMMITTED:
-                return wanted
-        return key if self._find(connection, key) is not None else ""
+        return self._rows.committed(connection, parent)
 
     def _chain(self, connection: sqlite3.Connection, nearest: int | None) -> LayerStack[Path]:
         if nearest is None:
             return LayerStack(())
-        rows = connection.execute(_CHAIN, (nearest,)).fetchall()
-        return LayerStack.from_nearest(self._places.of(number) for (number,) in rows)
+        return LayerStack.from_nearest(map(self._places.of, self._rows.chain(connection, nearest)))
 
     def _check_writable(self) -> None:
         if self._store.readonly:
@@ -386,29 +309,6 @@ class Snapshots:
             if os.path.lexists(place):
                 raise
             raise NotFound(f"snapshot {key!r} does not exist") from error
-
-
-_WORDS: Final = {SnapshotKind.VIEW: "a view", SnapshotKind.COMMITTED: "committed", SnapshotKind.ACTIVE: "active"}
-
-
-def _row(row: tuple[int, int | None, str, str, str, int, int, str, int | None, int | None]) -> _Row:
-    number, parent, name, parent_name, kind, created, updated, labels, size, inodes = row
-    record = SnapshotRecord(name, parent_name, SnapshotKind(kind), created, updated, decode(labels))
-    return _Row(number, parent, record, None if size is None else Usage(size, inodes or 0))
-
-
-def _field(record: SnapshotRecord, path: tuple[str, ...]) -> str | None:
-    match path:
-        case ("name",):
-            return record.name
-        case ("parent",):
-            return record.parent
-        case ("kind",):
-            return record.kind.value
-        case ("labels", *rest):
-            return label_at(record.labels, tuple(rest))
-        case _:
-            return None
 
 
 def _sync(place: Path) -> None:
