@@ -12,15 +12,19 @@ import pytest
 from tests.unit.store.conftest import Mount, fill
 
 from lamella.changes.apply import apply
+from lamella.changes.dump import dump
 from lamella.changes.model import Change
+from lamella.changes.tree import walk
 from lamella.errors import Conflict, Exhausted, Unsupported
-from lamella.host import files
+from lamella.host import files, mounting
 from lamella.host.mounting import mount_points, unmount
+from lamella.layers.directory_tree import DirectoryTree
 from lamella.store.contract import ErofsMount, SnapshotKind
+from lamella.store.mounting import mounted
 from lamella.store.snapshotters import open_snapshotter
 from lamella.store.snapshotters.graph import Snapshots
 from lamella.store.store import Store
-from lamella.testing.builders import directory, file, sparse, symlink
+from lamella.testing.builders import directory, file, sparse, symlink, whiteout
 from lamella.testing.reading import outline
 
 
@@ -90,13 +94,36 @@ def test_a_single_layer_is_mounted_as_it_is_and_several_go_on_removal(tmp_path: 
     snapshots.commit("top", "key")
     with snapshots.tree("top") as tree:
         assert outline(tree) == {"f": "file 1", "g": "file 2"}
-    assert len(mount_points(str(tmp_path))) == 2
+    assert len(mount_points(str(tmp_path))) == 1
     snapshots.prepare("another", "top")
     assert len(mount_points(str(tmp_path))) == 2
     for key in ("another", "top", "view", "base"):
         snapshots.remove(key)
     assert mount_points(str(tmp_path)) == []
     assert os.listdir(tmp_path / "store" / "trash") == []
+
+
+@pytest.mark.root
+def test_what_is_committed_is_read_without_being_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = opened(tmp_path)
+    commit(snapshots, "base", directory("d"), file("d/gone", b"1"), file("f", sparse(1 << 30, [(1 << 29, b"middle")])))
+    snapshots.prepare("key", "base")
+    apply([directory("d"), whiteout("d/gone"), file("g", b"2", xattrs={"user.a": b"1"})], snapshots.sink("key"))
+    snapshots.commit("top", "key")
+    snapshots.view("view", "top")
+    with mounted(snapshots.mounts("view")) as root, DirectoryTree(root) as shown:
+        expected = list(dump(walk(shown), inline=0, extents=False))
+    snapshots.remove("view")
+    for point in reversed(mount_points(str(tmp_path))):
+        unmount(point, lazy=True)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(mounting, "erofs", refuse)
+    with snapshots.tree("top") as tree:
+        assert list(dump(walk(tree), inline=0, extents=False)) == expected
+    assert mount_points(str(tmp_path)) == []
 
 
 def test_without_mkfs_it_is_said_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Final
 
 from lamella.errors import Exhausted, LamellaError, Unsupported, from_os
+from lamella.layers.erofs import ErofsLayer, ErofsTree
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount
 from lamella.store.snapshotters.copying import measure
+from lamella.store.snapshotters.forms import OpenTree
 from lamella.store.snapshotters.overlay import UPPER, WORK, OverlayForm
 from lamella.store.snapshotters.places import locked
 from lamella.store.snapshotters.verity import check_seal, checked, hash_files, parse_verity, release, seal, unseal
@@ -101,6 +103,15 @@ class ErofsForm(OverlayForm):
             return Usage(sum(os.stat(path).st_blocks for path in files) * 512, len(files))
         except OSError as error:
             raise from_os(error, f"measure {os.fspath(place / IMAGE)!r}") from error
+
+    def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
+        """See `Form.tree`. What is committed is read from the images, which takes no rights and mounts nothing."""
+        images = LayerStack(ErofsLayer(parent / IMAGE) for parent in parents.base_first())
+        if kind is SnapshotKind.COMMITTED:
+            images = images.with_top(ErofsLayer(place / IMAGE))
+        if kind is SnapshotKind.ACTIVE or not len(images):
+            return super().tree(place, kind, parents)
+        return ErofsTree(images)
 
     def lower(self, place: Path) -> Path:
         """See `OverlayForm.lower`. Mounts the image where that has not been done."""
