@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from lamella.errors import AlreadyExists, NotFound
 from lamella.layers.descriptors import remove_tree
 from lamella.layers.directory import DirectorySink
 from lamella.layers.directory_tree import DirectoryTree
+from lamella.paths import LayerPath
 from lamella.store.snapshotters import copying
 from lamella.store.snapshotters.copying import copy_tree, measure
+from lamella.store.store import Store
 from lamella.testing.builders import directory, file, link, sparse
 from lamella.testing.strategies import trees
 
@@ -95,6 +98,34 @@ def test_blocks_are_shared_where_the_file_system_does(tmp_path: Path, monkeypatc
     copy_tree(source, tmp_path / "copy")
     assert sorted(cloned) == ["a", "b"]
     assert lines(source) == lines(tmp_path / "copy")
+
+
+@pytest.mark.root
+@pytest.mark.interop
+def test_snapshots_on_btrfs_take_the_blocks_of_their_parents(tmp_path: Path, needs: Callable[..., str]) -> None:
+    disk, where = tmp_path / "disk", tmp_path / "btrfs"
+    with disk.open("wb") as made:
+        made.truncate(256 << 20)
+    subprocess.run([needs("mkfs.btrfs"), "-q", str(disk)], check=True)
+    where.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(disk), str(where)], check=True)
+    try:
+        with Store.open(where / "store") as store:
+            snapshots = store.namespace("tests").snapshots("directory")
+            snapshots.prepare("key")
+            apply([file("big", os.urandom(16 << 20)), file("small", b"1")], snapshots.sink("key"))
+            snapshots.commit("base", "key")
+            os.sync()
+            before = os.statvfs(where)
+            for number in range(8):
+                snapshots.prepare(f"child {number}", "base")
+            os.sync()
+            after = os.statvfs(where)
+            assert (before.f_bfree - after.f_bfree) * after.f_frsize < 8 << 20
+            with snapshots.tree("base") as base, snapshots.tree("child 7") as child:
+                assert base.open(LayerPath("big")).size == child.open(LayerPath("big")).size == 16 << 20
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
 
 
 def test_sockets_and_marks_of_overlays_are_copied_too(tmp_path: Path) -> None:
