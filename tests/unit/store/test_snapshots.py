@@ -39,7 +39,8 @@ def snapshots(store: Store) -> Snapshots:
 
 
 def places(store: Store, name: str = "overlayfs") -> list[str]:
-    return sorted(os.listdir(store.root / "snapshots" / name))
+    home = store.root / "snapshots" / name
+    return sorted(os.listdir(home)) if home.exists() else []
 
 
 def make(snapshots: Snapshots, name: str, parent: str = "") -> None:
