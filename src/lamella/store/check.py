@@ -368,6 +368,9 @@ def _images(store: Store, damaged: set[str]) -> tuple[list[Finding], list[Findin
 
 # What is left over
 
+_IMAGES: Final = "cim-layers"
+"""The directory of all images of a snapshotter, each of which goes with its snapshot."""
+
 
 def _leftovers(store: Store) -> list[Finding]:
     """Files that no row names. Those of work that goes on are among them at times, so that this is no fault."""
@@ -391,7 +394,7 @@ def _leftovers(store: Store) -> list[Finding]:
             left += [
                 f"{SNAPSHOT_FOLDER}/{snapshotter}/{name}"
                 for name in _names(root / SNAPSHOT_FOLDER / snapshotter)
-                if (snapshotter, name) not in numbers
+                if (snapshotter, name) not in numbers and (snapshotter, name) != ("cimfs", _IMAGES)
             ]
     if not left:
         return []
