@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 
 _LOG_FORMATS: Final = ("text", "json")
+_SHARED: Final = "shared"
+_POLICIES: Final = (_SHARED, "isolated")
 _SETTINGS: Final[dict[str, tuple[str, ...] | None]] = {
     "root": None,
     "address": None,
     "plugin": None,
     "containerd": None,
     "verity": ("fs-verity", "dm-verity"),
+    "content-sharing": _POLICIES,
     "metrics": None,
     "log-format": _LOG_FORMATS,
 }
@@ -77,6 +80,13 @@ def _load(context: click.Context, option: click.Parameter, value: Path | None) -
 )
 @verity_option
 @click.option(
+    "--content-sharing",
+    type=click.Choice(_POLICIES),
+    default=_SHARED,
+    show_default=True,
+    help="Whether a namespace gets a blob that another one has without sending its bytes.",
+)
+@click.option(
     "--metrics",
     metavar="[HOST:]PORT|SOCKET",
     help="Where Prometheus may fetch what is done; without a host on the loopback interface alone.",
@@ -93,6 +103,7 @@ def command(
     containerd: str | None,
     config_for: str | None,
     verity: str | None,
+    content_sharing: str,
     metrics: str | None,
     once: bool,
     log_format: str,
@@ -142,7 +153,7 @@ def command(
         raise click.UsageError("--address or --plugin is missing")
     logs.start(log_format, debug=console.debug)
     with ExitStack() as stack:
-        store = stack.enter_context(opened_store(create=True, verity=verity or ""))
+        store = stack.enter_context(opened_store(create=True, verity=verity or "", isolated=content_sharing != _SHARED))
         stack.enter_context(sole_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
         leaving = None

@@ -159,6 +159,19 @@ def test_an_ingest_survives_a_restart_and_a_kill(start: Start, tmp_path: Path) -
         client.close()
 
 
+@pytest.mark.parametrize(("policy", "offset"), [("shared", 3), ("isolated", 0)])
+def test_namespaces_share_blobs_or_do_not(start: Start, tmp_path: Path, policy: str, offset: int) -> None:
+    start("--content-sharing", policy)
+    client = Client(tmp_path / "socket")
+    digest = Digest.of(b"abc")
+    commit = content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref="r", data=b"abc", expected=digest)
+    list(client.content.Write(iter([commit]), metadata=within("one")))
+    ask = content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="r", total=3, expected=digest)
+    answers = list(client.content.Write(iter([ask]), metadata=within("two")))
+    assert [answer.offset for answer in answers] == [offset]
+    client.close()
+
+
 def test_once_ends_with_the_clients_that_came(start: Start, tmp_path: Path) -> None:
     process = start("--once")
     client = Client(tmp_path / "socket")

@@ -69,13 +69,15 @@ def chosen_namespace() -> str | None:
 
 
 @contextmanager
-def opened_store(*, create: bool = False, readonly: bool = False, verity: str = "") -> Iterator[Store]:
+def opened_store(
+    *, create: bool = False, readonly: bool = False, verity: str = "", isolated: bool = False
+) -> Iterator[Store]:
     """The store of this run, as long as the block lasts. Raises as `Store.open`."""
     from lamella.errors import NotFound
     from lamella.store.store import Store, default_root
 
     try:
-        store = Store.open(default_root(), create=create, readonly=readonly, verity=verity)
+        store = Store.open(default_root(), create=create, readonly=readonly, verity=verity, isolated=isolated)
     except NotFound as missing:
         missing.hint = missing.hint or "'lamella store import' makes one; --root and LAMELLA_ROOT say where it is"
         raise
