@@ -117,3 +117,16 @@ def test_what_cannot_be_imported_is_refused_and_leaves_no_image(ctr: Ctr, where:
 
 def test_an_image_that_is_not_there_is_not_exported(ctr: Ctr, where: Path) -> None:
     assert "no image" in ctr.refused("images", "export", SERVER, where / "out.tar", NAME)
+
+
+def test_a_client_that_does_it_all_itself_comes_to_the_same(ctr: Ctr, where: Path) -> None:
+    local = "--local=true"
+    ctr("images", "import", local, "--base-name", "example.org/small", "-", stdin=archive(runnable(), "one"))
+    assert len(ctr.table("snapshots", "ls")) == 2
+    ctr("images", "tag", local, NAME, "example.org/small:two")
+    assert names(ctr) == [NAME, "example.org/small:two"]
+    ctr("images", "export", local, where / "out.tar", NAME)
+    with tarfile.open(where / "out.tar") as tar:
+        exported = {name.removeprefix("blobs/").replace("/", ":") for name in tar.getnames()}
+    assert set(runnable().blobs) <= exported
+    assert ctr.table("leases", "ls") == []
