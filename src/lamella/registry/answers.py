@@ -93,6 +93,11 @@ class _Buffered(io.BufferedReader):
         return self
 
 
+class _Response(HTTPResponse):
+    def flush(self) -> None:
+        """Nothing: what it reads from may be closed before it, which Python 3.13 and later would tell of."""
+
+
 class Answer:
     """An answer whose status and headers are there, and whose body is yet to come.
 
@@ -107,7 +112,7 @@ class Answer:
         self._buffered = _Buffered(self._arriving, _BUFFER)
         try:
             while True:
-                self._response = HTTPResponse(cast("Any", self._buffered), method=method)
+                self._response = _Response(cast("Any", self._buffered), method=method)
                 self._response.begin()
                 if self._arriving.closed_there:
                     raise BrokenAnswer("the connection was closed")

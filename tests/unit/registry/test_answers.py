@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 
 import pytest
@@ -144,3 +146,20 @@ def test_a_head_that_drips_is_not_waited_for() -> None:
     with pytest.raises(TimeoutError):
         Answer(Dripping(), "GET", 0.05)
     assert time.monotonic() - start < 1
+
+
+_DROPPED = """
+from lamella.registry.answers import Answer
+class Given:
+    raw = b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n"
+    def recv_into(self, view):
+        view[:len(self.raw)], count, self.raw = self.raw, len(self.raw), b""
+        return count
+assert Answer(Given(), "GET", 1).whole
+"""
+
+
+def test_an_answer_that_is_done_with_goes_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", _DROPPED], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 0
