@@ -25,10 +25,13 @@ O_NOFOLLOW: Final = _flag("O_NOFOLLOW")
 O_NONBLOCK: Final = _flag("O_NONBLOCK")
 O_PATH: Final = _flag("O_PATH")
 
+_DESCRIPTORS: Final = os.open in os.supports_dir_fd
+"""Asked once: the set has the function itself, which somebody who watches it may replace later."""
+
 
 def require_descriptors() -> None:
     """Make sure that files can be opened by a descriptor of their directory. Raises Unsupported."""
-    if os.open not in os.supports_dir_fd:
+    if not _DESCRIPTORS:
         raise Unsupported(
             "this system cannot open a file by a descriptor of its directory, which keeps links from leading elsewhere",
             hint="on Windows, layers for Windows are handled by its own calls; for all else take Linux, or WSL",
