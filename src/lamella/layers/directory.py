@@ -17,26 +17,14 @@ from lamella.changes.semantics import prune
 from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root, open_up, remove_tree
-from lamella.layers.policy import Devices, Owners, Policy, refusal
+from lamella.layers.filling import write_rest, write_sparse
+from lamella.layers.metadata import HELD, KINDS, MOST_ID, Metadata
+from lamella.layers.policy import Devices, Policy
 from lamella.paths import LayerPath, join, split
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
-_HELD: Final = flags.O_PATH | flags.O_NOFOLLOW | flags.O_CLOEXEC
-"""Keeps hold of a file, of whatever kind, without opening it."""
-_DIRECTORY: Final = _HELD | flags.O_DIRECTORY
-_KINDS: Final = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 _NODE_TYPES: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
-_SET_ID: Final = 0o7000
-_NOT_HELD: Final = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
-_MOST_ID: Final = 0xFFFFFFFE
-"""The number after it says "leave it as it is" to the system."""
+_DIRECTORY: Final = HELD | flags.O_DIRECTORY
 
 
 class DirectorySink:
@@ -60,12 +48,10 @@ class DirectorySink:
         """Directory -> mode that would lock us out until the end (never for root)."""
         self._descriptors = Descriptors(self._open_root(root), self._note)
         self._known = self._descriptors.known
-        self._umask = host.current_umask()
-        self._special = self._umask | _SET_ID
+        self._metadata = Metadata(self._descriptors.root, self._policy, self._losses)
+        self._umask, self._special = self._metadata.umask, self._metadata.special
         self._writable = 0 if self._root_user else stat.S_IWUSR
         """Mode bits without which our files take no attributes from us."""
-        self._keep = self._policy.owners is Owners.KEEP
-        self._record = self._policy.owners is Owners.RECORD
         self._inheriting: set[int] = set()
         """Descriptors of directories that give their group or default ACL to what is made in them."""
         self._plain: dict[str, set[str]] = {}
@@ -76,8 +62,6 @@ class DirectorySink:
         self._times: dict[str, dict[str, int]] = {}
         """Parent -> directory in it -> mtime that it must have in the end. The root is "" in ""."""
         self._removed = False
-        self._handles = host.names_open_files()
-        """Whether what is made without a descriptor can be held by one."""
         with os.scandir(self._descriptors.root) as scan:
             self._layered = next(scan, None) is not None
         self._note("", self._descriptors.root)
@@ -102,7 +86,7 @@ class DirectorySink:
             if directory is None:
                 directory = self._open(parent)
             mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-            kind = _KINDS.get(stat.S_IFMT(mode))
+            kind = KINDS.get(stat.S_IFMT(mode))
             if kind is Kind.SYMLINK:
                 return Seen(kind, os.readlink(name, dir_fd=directory))
         except FileNotFoundError:
@@ -140,19 +124,19 @@ class DirectorySink:
                         for chunk in content.chunks():
                             done = os.write(file, chunk)
                             if done != len(chunk):
-                                _write_rest(file, chunk, done)
+                                write_rest(file, chunk, done)
                             size += len(chunk)
                         if size != entry.size:
                             raise SizeMismatch(f"content of {path!r}", expected=entry.size, actual=size)
                     else:
-                        _write_sparse(file, content, path)
+                        write_sparse(file, content, path)
                 inherits = directory in self._inheriting
                 if posix.uid != self._uid or posix.gid != self._gid or inherits:
                     if inherits:
-                        self._drop_xattrs(file, posix.xattrs)
-                    self._own(file, path, posix, inherits)
+                        self._metadata.drop_xattrs(file, posix.xattrs)
+                    self._metadata.own(file, path, posix, inherits)
                 if posix.xattrs:
-                    self._set_xattrs(file, path, posix.xattrs)
+                    self._metadata.set_xattrs(file, path, posix.xattrs)
                 if mode != working or mode & self._umask or inherits or posix.xattrs:
                     os.fchmod(file, mode)
                 mtime = posix.mtime
@@ -328,10 +312,10 @@ class DirectorySink:
                 self._plain[parent].discard(name)
             descriptor = self._open(path)
             if existed or inherits:
-                self._drop_xattrs(descriptor, posix.xattrs)
-            self._own(descriptor, path, posix, existed or inherits)
+                self._metadata.drop_xattrs(descriptor, posix.xattrs)
+            self._metadata.own(descriptor, path, posix, existed or inherits)
             if posix.xattrs:
-                self._set_xattrs(descriptor, path, posix.xattrs)
+                self._metadata.set_xattrs(descriptor, path, posix.xattrs)
             os.fchmod(descriptor, working)
             if mode & stat.S_ISGID or "system.posix_acl_default" in posix.xattrs:
                 self._inheriting.add(descriptor)
@@ -368,7 +352,7 @@ class DirectorySink:
             self._losses.record(Loss("", "modification time", "the directory belongs to somebody else"))
 
     def _finish_times(self, directory: int, parent: str, row: Mapping[str, int]) -> None:
-        handles, careful = self._handles, self._removed
+        handles, careful = self._metadata.handles, self._removed
         for name, mtime in row.items():
             try:
                 if handles:  # by its name alone it could be a file by now
@@ -434,47 +418,10 @@ class DirectorySink:
                     reshaped = bool(self._clear(directory, name, path))
                     continue
                 break
-            self._finish_node(directory, name, entry, posix)
+            self._metadata.finish_node(directory, name, entry, posix, inherits=directory in self._inheriting)
         except OSError as error:
             raise from_os(error, f"make {entry.kind.value} {path!r}") from error
         return reshaped
-
-    def _finish_node(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
-        """Owner, attributes, mode and times of what was just made and has no descriptor of its own.
-
-        A name may be that of another file by now. Following no link is not enough then, since a hard link leads to a
-        file as well: what the name leads to is held open and looked at, where the system has the means.
-        """
-        path, kind = entry.path, entry.kind
-        if posix.uid > _MOST_ID or posix.gid > _MOST_ID:
-            raise _no_such_owner(path, posix)
-        inherits = directory in self._inheriting
-        handle = os.open(name, _HELD, dir_fd=directory) if self._handles else None
-        try:
-            at: str = name
-            within: int | None = directory
-            follow = False
-            if handle is not None:
-                status = os.fstat(handle)
-                if _KINDS.get(stat.S_IFMT(status.st_mode)) is not kind or status.st_nlink > 1:
-                    raise Conflict(f"{path!r} changed while it was made")
-                at, within, follow = host.path_of(handle), None, True
-            if self._keep and (posix.uid != self._uid or posix.gid != self._gid or inherits):
-                os.chown(at, posix.uid, posix.gid, dir_fd=within, follow_symlinks=follow)
-            elif self._record and (posix.uid or posix.gid):
-                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {kind.value} takes no attribute"))
-            inherits = inherits and kind is not Kind.SYMLINK
-            if posix.xattrs or inherits:
-                held = at if follow else host.path_beneath(directory, name)
-                if inherits:
-                    self._drop_xattrs(held, posix.xattrs)
-                self._set_xattrs(held, path, posix.xattrs)
-            if kind is not Kind.SYMLINK and (posix.mode & self._special or posix.xattrs or inherits):
-                os.chmod(at if follow else host.path_beneath(directory, name), posix.mode)
-            os.utime(at, ns=(posix.mtime, posix.mtime), dir_fd=within, follow_symlinks=follow)
-        finally:
-            if handle is not None:
-                os.close(handle)
 
     def _record_device(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
         """An empty file that says what it stands for; nothing where the file system takes no such record."""
@@ -486,9 +433,9 @@ class DirectorySink:
         file = os.open(name, _CREATE, 0o600, dir_fd=directory)
         try:
             if inherits:
-                self._drop_xattrs(file, posix.xattrs)
-            if self._keep or posix.uid > _MOST_ID or posix.gid > _MOST_ID:
-                self._own(file, path, posix, inherits)
+                self._metadata.drop_xattrs(file, posix.xattrs)
+            if self._metadata.keep or posix.uid > MOST_ID or posix.gid > MOST_ID:
+                self._metadata.own(file, path, posix, inherits)
             try:
                 host.set_xattr(file, OVERRIDE, encode_override(entry.kind, posix))
             except OSError as error:
@@ -497,59 +444,11 @@ class DirectorySink:
                 os.unlink(name, dir_fd=directory)
                 self._losses.record(Loss(path, f"{entry.kind.value} device", f"not recorded: {error.strerror}"))
                 return
-            self._set_xattrs(file, path, posix.xattrs)
+            self._metadata.set_xattrs(file, path, posix.xattrs)
             os.fchmod(file, posix.mode)
             os.utime(file, ns=(posix.mtime, posix.mtime))
         finally:
             os.close(file)
-
-    def _own(self, file: int, path: str, posix: Posix, anyway: bool) -> None:
-        """Owner and group of an open file; ``anyway`` where those it has now are not known to be ours."""
-        if posix.uid > _MOST_ID or posix.gid > _MOST_ID:
-            raise _no_such_owner(path, posix)
-        if self._keep:
-            if anyway or posix.uid != self._uid or posix.gid != self._gid:
-                os.fchown(file, posix.uid, posix.gid)
-        elif self._record and (posix.uid or posix.gid):
-            from lamella.layers.recorded import ROOTLESS, encode_owner
-
-            try:
-                host.set_xattr(file, ROOTLESS, encode_owner(posix.uid, posix.gid))
-            except OSError as error:
-                if error.errno not in (errno.ENOTSUP, errno.EPERM):
-                    raise
-                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"not recorded: {error.strerror}"))
-
-    def _set_xattrs(self, file: int | str, path: str, xattrs: Mapping[str, bytes]) -> None:
-        for name, value in xattrs.items():
-            why = refusal(name)
-            if why is None:
-                try:
-                    host.set_xattr(file, name, value)
-                    continue
-                except OSError as error:
-                    why = self._why_not_held(error)
-                    if why is None:
-                        raise
-            self._losses.record(Loss(path, f"extended attribute {name}", why))
-
-    def _why_not_held(self, error: OSError) -> str | None:
-        """Why the file system refused an attribute, if that is a matter of the attribute."""
-        if error.errno in _NOT_HELD:
-            return error.strerror or str(error)
-        if error.errno == errno.ENOSPC and os.fstatvfs(self._descriptors.root).f_bavail:
-            return "the file system has no room for it beside the file's other attributes"
-        return None
-
-    def _drop_xattrs(self, file: int | str, keep: Mapping[str, bytes]) -> None:
-        """Remove attributes that a layer may set and this one does not: metadata is replaced as a whole."""
-        try:
-            for name in host.list_xattrs(file):
-                if name == "user.rootlesscontainers" or (name not in keep and refusal(name) is None):
-                    host.remove_xattr(file, name)
-        except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
-                raise
 
     def _clear(self, directory: int, name: str, path: str) -> bool:
         """Remove what is at ``path``; True for a directory or a link. FileNotFoundError where nothing is."""
@@ -577,37 +476,3 @@ def _device(path: str, posix: Posix) -> tuple[int, int]:
     if major >= 1 << 12 or minor >= 1 << 20:
         raise InvalidInput(f"{path!r}: device {major}:{minor}: numbers end at 4095:1048575")
     return major, minor
-
-
-def _no_such_owner(path: str, posix: Posix) -> InvalidInput:
-    return InvalidInput(f"{path!r}: owner {posix.uid}:{posix.gid}: ids end at {_MOST_ID}")
-
-
-def _write_rest(file: int, chunk: bytes | bytearray | memoryview, done: int) -> None:
-    view = memoryview(chunk)
-    while done < len(view):
-        done += os.write(file, view[done:])
-
-
-def _write_sparse(file: int, content: Content, path: str) -> None:
-    extents = content.extents or ()
-    wanted = sum(length for _, length in extents)
-    written = left = 0
-    places = iter(extents)
-    for chunk in content.chunks():
-        view = memoryview(chunk)
-        while view:
-            if not left:
-                place = next(places, None)
-                if place is None:
-                    raise SizeMismatch(f"content of {path!r}", expected=wanted, actual="more")
-                offset, left = place
-                os.lseek(file, offset, os.SEEK_SET)
-                continue
-            done = os.write(file, view[:left])
-            left -= done
-            written += done
-            view = view[done:]
-    if written != wanted:
-        raise SizeMismatch(f"content of {path!r}", expected=wanted, actual=written)
-    os.ftruncate(file, content.size)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owners, extended attributes, modes and times of files on disk, as a policy has them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+from lamella import host
+from lamella.changes.losses import Loss, Losses
+from lamella.changes.model import Entry, Kind, Posix
+from lamella.errors import Conflict, InvalidInput
+from lamella.host import flags
+from lamella.layers.policy import Owners, Policy, refusal
+
+HELD: Final = flags.O_PATH | flags.O_NOFOLLOW | flags.O_CLOEXEC
+"""Keeps hold of a file, of whatever kind, without opening it."""
+KINDS: Final = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+_NOT_HELD: Final = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
+MOST_ID: Final = 0xFFFFFFFE
+"""The number after it says "leave it as it is" to the system."""
+_SET_ID: Final = 0o7000
+
+
+class Metadata:
+    """What the files beneath one directory get beside their content; what they cannot hold is recorded in ``losses``.
+
+    ``root`` is the directory's descriptor, which stays the caller's.
+    """
+
+    __slots__ = ("_losses", "_record", "_root", "gid", "handles", "keep", "special", "uid", "umask")
+
+    def __init__(self, root: int, policy: Policy, losses: Losses) -> None:
+        self._root = root
+        self._losses = losses
+        self.uid, self.gid = os.geteuid(), os.getegid()
+        self.keep = policy.owners is Owners.KEEP
+        self._record = policy.owners is Owners.RECORD
+        self.umask = host.current_umask()
+        self.special = self.umask | _SET_ID
+        """Bits of a mode that a new file does not get from its making."""
+        self.handles = host.names_open_files()
+        """Whether what is made without a descriptor can be held by one."""
+
+    def finish_node(self, directory: int, name: str, entry: Entry, posix: Posix, *, inherits: bool) -> None:
+        """Owner, attributes, mode and times of what was just made and has no descriptor of its own.
+
+        ``inherits`` says that its directory gives something to what is made in it.
+
+        A name may be that of another file by now. Following no link is not enough then, since a hard link leads to a
+        file as well: what the name leads to is held open and looked at, where the system has the means.
+        """
+        path, kind = entry.path, entry.kind
+        if posix.uid > MOST_ID or posix.gid > MOST_ID:
+            raise no_such_owner(path, posix)
+        handle = os.open(name, HELD, dir_fd=directory) if self.handles else None
+        try:
+            at: str = name
+            within: int | None = directory
+            follow = False
+            if handle is not None:
+                status = os.fstat(handle)
+                if KINDS.get(stat.S_IFMT(status.st_mode)) is not kind or status.st_nlink > 1:
+                    raise Conflict(f"{path!r} changed while it was made")
+                at, within, follow = host.path_of(handle), None, True
+            if self.keep and (posix.uid != self.uid or posix.gid != self.gid or inherits):
+                os.chown(at, posix.uid, posix.gid, dir_fd=within, follow_symlinks=follow)
+            elif self._record and (posix.uid or posix.gid):
+                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {kind.value} takes no attribute"))
+            inherits = inherits and kind is not Kind.SYMLINK
+            if posix.xattrs or inherits:
+                held = at if follow else host.path_beneath(directory, name)
+                if inherits:
+                    self.drop_xattrs(held, posix.xattrs)
+                self.set_xattrs(held, path, posix.xattrs)
+            if kind is not Kind.SYMLINK and (posix.mode & self.special or posix.xattrs or inherits):
+                os.chmod(at if follow else host.path_beneath(directory, name), posix.mode)
+            os.utime(at, ns=(posix.mtime, posix.mtime), dir_fd=within, follow_symlinks=follow)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def own(self, file: int, path: str, posix: Posix, anyway: bool) -> None:
+        """Owner and group of an open file; ``anyway`` where those it has now are not known to be ours."""
+        if posix.uid > MOST_ID or posix.gid > MOST_ID:
+            raise no_such_owner(path, posix)
+        if self.keep:
+            if anyway or posix.uid != self.uid or posix.gid != self.gid:
+                os.fchown(file, posix.uid, posix.gid)
+        elif self._record and (posix.uid or posix.gid):
+            from lamella.layers.recorded import ROOTLESS, encode_owner
+
+            try:
+                host.set_xattr(file, ROOTLESS, encode_owner(posix.uid, posix.gid))
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                    raise
+                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"not recorded: {error.strerror}"))
+
+    def set_xattrs(self, file: int | str, path: str, xattrs: Mapping[str, bytes]) -> None:
+        """Set what a layer may set; the rest, and what the file system does not take, is recorded as lost."""
+        for name, value in xattrs.items():
+            why = refusal(name)
+            if why is None:
+                try:
+                    host.set_xattr(file, name, value)
+                    continue
+                except OSError as error:
+                    why = self._why_not_held(error)
+                    if why is None:
+                        raise
+            self._losses.record(Loss(path, f"extended attribute {name}", why))
+
+    def _why_not_held(self, error: OSError) -> str | None:
+        """Why the file system refused an attribute, if that is a matter of the attribute."""
+        if error.errno in _NOT_HELD:
+            return error.strerror or str(error)
+        if error.errno == errno.ENOSPC and os.fstatvfs(self._root).f_bavail:
+            return "the file system has no room for it beside the file's other attributes"
+        return None
+
+    def drop_xattrs(self, file: int | str, keep: Mapping[str, bytes]) -> None:
+        """Remove attributes that a layer may set and this one does not: metadata is replaced as a whole."""
+        try:
+            for name in host.list_xattrs(file):
+                if name == "user.rootlesscontainers" or (name not in keep and refusal(name) is None):
+                    host.remove_xattr(file, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
+                raise
+
+
+def no_such_owner(path: str, posix: Posix) -> InvalidInput:
+    """The error for an owner that no file can have."""
+    return InvalidInput(f"{path!r}: owner {posix.uid}:{posix.gid}: ids end at {MOST_ID}")
