@@ -24,7 +24,7 @@ from lamella.paths import LayerPath, join, split
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
 _NODE_TYPES: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
-_DIRECTORY: Final = HELD | flags.O_DIRECTORY
+_DIRECTORY: Final = os.O_RDONLY | flags.O_DIRECTORY | flags.O_NOFOLLOW | flags.O_CLOEXEC
 
 
 class DirectorySink:
@@ -352,25 +352,35 @@ class DirectorySink:
             self._losses.record(Loss("", "modification time", "the directory belongs to somebody else"))
 
     def _finish_times(self, directory: int, parent: str, row: Mapping[str, int]) -> None:
-        handles, careful = self._metadata.handles, self._removed
         for name, mtime in row.items():
             try:
-                if handles:  # by its name alone it could be a file by now
-                    handle = os.open(name, _DIRECTORY, dir_fd=directory)
-                    try:
-                        os.utime(host.path_of(handle), ns=(mtime, mtime))
-                    finally:
-                        os.close(handle)
+                try:
+                    # Opened, since what has the name could be a file by now, with other names elsewhere.
+                    file = os.open(name, _DIRECTORY, dir_fd=directory)
+                except PermissionError:
+                    self._finish_time_unread(directory, name, mtime)
                     continue
-                if careful and not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                    continue
-                os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
+                try:
+                    os.utime(file, ns=(mtime, mtime))
+                finally:
+                    os.close(file)
             except OSError as error:
                 if error.errno == errno.EPERM:  # somebody else's, in which we may write
                     why = "the directory belongs to somebody else"
                     self._losses.record(Loss(join(parent, name), "modification time", why))
                 elif not self._is_gone(error):
                     raise
+
+    def _finish_time_unread(self, directory: int, name: str, mtime: int) -> None:
+        """The time of a directory that we may not read."""
+        if not self._metadata.handles:
+            os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
+            return
+        handle = os.open(name, HELD | flags.O_DIRECTORY, dir_fd=directory)
+        try:
+            os.utime(host.path_of(handle), ns=(mtime, mtime))
+        finally:
+            os.close(handle)
 
     def _is_gone(self, error: OSError) -> bool:
         """Whether a directory was not found because the layer itself has replaced it since, or one on its way."""
