@@ -289,7 +289,7 @@ static int take_back(HANDLE handle, int kind) {
 
 // Privileges: the account's, the process's, and those of a thread that impersonates.
 
-static const char *PRIVILEGES[] = {"SeSecurityPrivilege", "SeBackupPrivilege", "SeRestorePrivilege", "SeTcbPrivilege"};
+static const char *PRIVILEGES[] = {"SeSecurityPrivilege", "SeBackupPrivilege", "SeRestorePrivilege", "SeCreateTokenPrivilege"};
 enum { SECURITY_BIT = 1, BACKUP_BIT = 2, RESTORE_BIT = 4 };
 static uint32_t account = 7, process;
 static __thread int impersonates;

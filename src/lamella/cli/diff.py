@@ -35,6 +35,14 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
     help="UPPER is a plain tree; or an overlay's upper directory, an EROFS image or a Windows layer's folder, which "
     "say what changed; or the path of a composite image, whose LOWER is its parent and need not be given beside it.",
 )
+@click.option(
+    "--parent",
+    "parents",
+    metavar="PLACE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A layer below a Windows layer, the nearest first; on Windows it is exported against them.",
+)
 @compression_options
 @click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
 @subsecond_option
@@ -47,6 +55,7 @@ def command(
     places: tuple[Path, ...],
     output: str | None,
     kind: str,
+    parents: tuple[Path, ...],
     compress: str,
     level: int | None,
     exact: bool,
@@ -69,10 +78,12 @@ def command(
     lower, upper = places if len(places) == 2 else (None, places[0])
     if lower is not None and kind in _ALONE:
         raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")
+    if parents and kind != "windows":
+        raise click.UsageError("--parent is for the folder of a Windows layer")
     if recipe is not None and output in (None, "-"):
         raise click.UsageError("--recipe is for a blob with a name; give one with -o")
     if output is None:
-        _list(console, lower, upper, kind, exact)
+        _list(console, lower, upper, kind, parents, exact)
         return
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")
@@ -87,6 +98,7 @@ def command(
         upper,
         console.blob_output() if output == "-" else output,
         kind=kind,
+        parents=parents,
         compression=compress,
         level=level,
         exact=exact,
@@ -107,10 +119,10 @@ def command(
         console.summary(f"diff id  {facts.diff_id}")
 
 
-def _list(console: Console, lower: Path | None, upper: Path, kind: str, exact: bool) -> None:
+def _list(console: Console, lower: Path | None, upper: Path, kind: str, parents: tuple[Path, ...], exact: bool) -> None:
     from lamella.operations.diff import list_changes
 
-    found = list_changes(lower, upper, kind=kind, exact=exact)
+    found = list_changes(lower, upper, kind=kind, parents=parents, exact=exact)
     if console.json:
         console.document([_document(one) for one in found])
         return

@@ -72,6 +72,8 @@ class LayerKind:
     is_file: bool = False
     """Whether the place is a file, in a directory that must be there."""
     has_parents: bool = True
+    source_above: Callable[[ExitStack, Path, Sequence[Path]], tuple[Source, Lookup | None]] | None = None
+    """As ``source``, for a layer that is read against its parents, nearest first."""
     lower: str = ""
     """Why a source is given alone, where it is; else what lies below is another place of the kind."""
     tar: Callable[[Source], KeptTar | None] | None = None
@@ -122,12 +124,19 @@ def directory_of(kind: str, place: Path) -> Path:
 
 @contextmanager
 def source(
-    kind: str, place: Path, lower: Path | None = None, *, owners: Owners = None, exact: bool = False
+    kind: str,
+    place: Path,
+    lower: Path | None = None,
+    *,
+    parents: Sequence[Path] = (),
+    owners: Owners = None,
+    exact: bool = False,
 ) -> Iterator[tuple[Source, Lookup | None]]:
     """The changes that ``place`` states, against ``lower`` where the kind takes that; good until the block ends.
 
-    With them comes what tells of the targets of their hard links. Raises InvalidInput for an unknown kind, for a
-    ``lower`` or owners that the kind does not take, and what reading the place raises.
+    ``parents``, the nearest first, are for a layer that is read against those; with them comes what tells of the
+    targets of hard links. Raises InvalidInput for an unknown kind, for a ``lower``, parents or owners that the kind
+    does not take, and what reading the place raises.
     """
     row = kind_of(kind)
     if row.source is None:
@@ -136,8 +145,13 @@ def source(
         raise InvalidInput(row.lower)
     if owners is not None and row.windows:
         raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
+    if parents and row.source_above is None:
+        raise InvalidInput("only the folder of a Windows layer is read against its parents")
     with ExitStack() as stack:
-        yield row.source(stack, place, lower, owners, exact)
+        if parents and row.source_above is not None:
+            yield row.source_above(stack, place, parents)
+        else:
+            yield row.source(stack, place, lower, owners, exact)
 
 
 def kept_tar(kind: str, changes: Source) -> KeptTar | None:
@@ -236,11 +250,17 @@ def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
 def _windows_source(
     stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
 ) -> tuple[Source, Lookup | None]:
+    del lower, owners, exact
+    return _windows_source_above(stack, place, ())
+
+
+def _windows_source_above(stack: ExitStack, place: Path, parents: Sequence[Path]) -> tuple[Source, Lookup | None]:
+    from lamella.layers.stack import LayerStack
     from lamella.layers.windows.opened import opened_source
     from lamella.layers.windows.place import WindowsLayer
 
-    del lower, owners, exact
-    stated = stack.enter_context(opened_source(WindowsLayer(place)))
+    below = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
+    stated = stack.enter_context(opened_source(WindowsLayer(place), below))
     return stated, stated.lookup
 
 
@@ -311,6 +331,7 @@ KINDS: Final[dict[str, LayerKind]] = {
     "windows": LayerKind(
         _windows_sink,
         _windows_source,
+        source_above=_windows_source_above,
         windows=True,
         tar=_windows_tar,
         lower="a Windows layer says itself what changed: it is given alone",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ def diff(
     output: str | os.PathLike[str] | BinaryIO,
     *,
     kind: str = "directory",
+    parents: Sequence[Path] = (),
     compression: str = "gzip",
     level: int | None = None,
     threads: int | None = None,
@@ -52,6 +53,7 @@ def diff(
     ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed. So does the
     folder of a Windows layer, of the kind ``"windows"``; one that was made of a tar gives that tar to the byte. Of the
     kind ``"cim"`` both are composite images; without ``lower``, it is the one that ``upper`` was forked from.
+    ``parents``, the nearest first, are those of a Windows layer: on Windows it is exported against them.
 
     The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
     than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
@@ -76,7 +78,10 @@ def diff(
         opened = nullcontext(output)
     windows = kinds.kind_of(kind).windows
     options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows)
-    with sourced(lower, upper, kind=kind, exact=exact, owners=owners) as (changes, lookup), opened as file:
+    with (
+        sourced(lower, upper, kind=kind, parents=parents, exact=exact, owners=owners) as (changes, lookup),
+        opened as file,
+    ):
         tar = kinds.kept_tar(kind, changes)
         if tar is not None:
             written = write_tar(tar, file, options, progress=progress, cancel=cancel)
@@ -95,6 +100,7 @@ def sourced(
     upper: str | os.PathLike[str],
     *,
     kind: str = "directory",
+    parents: Sequence[Path] = (),
     exact: bool = False,
     owners: Owners | None = None,
 ) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None] | None]]:
@@ -106,7 +112,7 @@ def sourced(
     how: dict[Owners | None, Literal["actual", "recorded"] | None]
     how = {None: None, Owners.KEEP: "actual", Owners.IGNORE: "actual", Owners.RECORD: "recorded"}
     below = None if lower is None else Path(lower)
-    with kinds.source(kind, Path(upper), below, owners=how[owners], exact=exact) as (changes, lookup):
+    with kinds.source(kind, Path(upper), below, parents=parents, owners=how[owners], exact=exact) as (changes, lookup):
         if owners is Owners.IGNORE:
             yield map(_of_root, changes), None
         else:
@@ -143,6 +149,7 @@ def list_changes(
     upper: str | os.PathLike[str],
     *,
     kind: str = "directory",
+    parents: Sequence[Path] = (),
     exact: bool = False,
 ) -> Iterator[Difference]:
     """What changed, in the order of a walk.
@@ -161,7 +168,7 @@ def list_changes(
             yield from _differences(changes, parent, above)
         return
     if kind != "directory":
-        with sourced(lower, upper, kind=kind) as (changes, _):
+        with sourced(lower, upper, kind=kind, parents=parents) as (changes, _):
             yield from _differences(changes, None, None)
         return
     with ExitStack() as stack:

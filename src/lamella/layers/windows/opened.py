@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lamella.host.windows.system import WindowsSystem, this_system
 from lamella.layers.windows.folder import FolderWriter
+from lamella.layers.windows.parents import Parents
 from lamella.layers.windows.place import WindowsLayer
 from lamella.layers.windows.source import WindowsChanges
 from lamella.layers.windows.writer import LayerWriter
@@ -25,10 +26,11 @@ def opened_source(
     """What a layer states, good until the block ends.
 
     On Windows (``system``, which is this host unless given) a layer with ``parents`` is exported against them, with
-    SeBackupPrivilege held. Elsewhere a folder says itself what changed.
+    SeBackupPrivilege held. Elsewhere a folder says itself what changed. Raises NotFound where a parent is not there.
     """
     system = this_system() if system is None else system
     if system is None:
+        Parents(parents)  # whose folders must be there, as on Windows
         with WindowsChanges(layer) as changes:
             yield changes
         return
