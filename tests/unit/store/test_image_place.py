@@ -19,6 +19,7 @@ from lamella.operations.flatten import flatten
 from lamella.operations.store_export import export_image
 from lamella.operations.store_import import import_image
 from lamella.store.check import check
+from lamella.store.contract import ImageRecord
 from lamella.store.gc import collect
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
@@ -297,3 +298,12 @@ def test_a_store_is_written_through_its_form(space: Space) -> None:
     with open_writer(parse_image_name("store:one")) as writer:
         assert writer.where == "store:docker.io/library/one:latest"
     assert images(space) == {}
+
+
+def test_a_name_that_somebody_keeps_as_it_stands_is_found(space: Space, layout: str) -> None:
+    copy(f"oci:{layout}:one", "store:one")
+    target = space.images.get(NAME).target
+    for kept, asked in (("bare", "bare"), ("bare:two", "bare:two"), ("group/x:1", "group/x:1")):
+        space.images.create(ImageRecord(kept, target))
+        with open_image(f"store:{asked}") as image:
+            assert image.descriptor.digest == target.digest
