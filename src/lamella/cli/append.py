@@ -17,6 +17,8 @@ from lamella.cli.options import (
     replace_option,
     strict_option,
     subsecond_option,
+    template,
+    template_options,
 )
 
 
@@ -30,6 +32,7 @@ from lamella.cli.options import (
 @subsecond_option
 @read_owner_option
 @click.option("--windows", is_flag=True, help="Make sure that the image is for Windows, and its new layers too.")
+@template_options
 @replace_option
 @strict_option
 @click.pass_obj
@@ -45,6 +48,9 @@ def command(
     subsecond: bool,
     owner: str | None,
     windows: bool,
+    file_security: str | None,
+    directory_security: str | None,
+    attributes: tuple[str, ...],
     replace: bool,
     strict: bool,
 ) -> None:
@@ -56,7 +62,7 @@ def command(
     SOURCE_DATE_EPOCH, or 1970 where that is not set.
 
     Upon a Windows image a directory becomes a Windows layer, of which it is drive C: links have backslashes, files are
-    for everybody to read and run.
+    for everybody to read and run unless --file-security says otherwise.
     """
     from lamella.changes.losses import Losses
     from lamella.layers.policy import Owners
@@ -74,6 +80,7 @@ def command(
         subsecond=subsecond,
         owners=None if owner is None else Owners(owner),
         windows=windows or None,
+        template=template(file_security, directory_security, attributes),
         replace=replace,
         losses=losses,
         progress=console.progress(),

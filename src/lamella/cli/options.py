@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from lamella.layers.policy import Policy
+    from lamella.layers.windows_template import WindowsTemplate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,6 +84,38 @@ def devices_option(function: F) -> F:
         help="Make device nodes, or leave them out, or record them in an attribute.  "
         "[default: create for root, else record]",
     )(function)
+
+
+def template_options(function: F) -> F:
+    """--file-security, --directory-security and --attributes; see `template`."""
+    options = (
+        click.option(
+            "--file-security",
+            metavar="SDDL",
+            help="The security descriptor of files in a Windows layer, or 'none'.  [default: all may read and run]",
+        ),
+        click.option("--directory-security", metavar="SDDL", help="That of its directories, or 'none'."),
+        click.option(
+            "--attributes",
+            multiple=True,
+            metavar="PATTERN=NAMES",
+            help="Attributes of the files on drive C that match, as 'App/*.ini=hidden,readonly'; may be given again.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def template(
+    file_security: str | None, directory_security: str | None, attributes: tuple[str, ...]
+) -> WindowsTemplate | None:
+    """What the options of `template_options` say; None where none is given."""
+    if file_security is None and directory_security is None and not attributes:
+        return None
+    from lamella.layers.windows_template import parse_template
+
+    return parse_template(file_security, directory_security, attributes)
 
 
 def strict_option(function: F) -> F:

@@ -18,6 +18,8 @@ from lamella.cli.options import (
     replace_option,
     strict_option,
     subsecond_option,
+    template,
+    template_options,
     words,
 )
 
@@ -36,6 +38,7 @@ from lamella.cli.options import (
 @compression_options
 @subsecond_option
 @read_owner_option
+@template_options
 @replace_option
 @click.option(
     "--recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write what gives the layer's blob back, too."
@@ -58,6 +61,9 @@ def command(
     level: int | None,
     subsecond: bool,
     owner: str | None,
+    file_security: str | None,
+    directory_security: str | None,
+    attributes: tuple[str, ...],
     replace: bool,
     recipe: Path | None,
     strict: bool,
@@ -92,6 +98,7 @@ def command(
         level=level,
         subsecond=subsecond,
         owners=None if owner is None else Owners(owner),
+        template=template(file_security, directory_security, attributes),
         replace=replace,
         recipe=recipe,
         losses=losses,

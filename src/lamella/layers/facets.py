@@ -112,6 +112,7 @@ def container_layer(
     changes: Source,
     *,
     security: SecurityTemplate | None = None,
+    attributes: Callable[[str], int] | None = None,
     leads_to_directory: Callable[[LayerPath, str], bool] | None = None,
     clamp: int | None = None,
     losses: Losses | None = None,
@@ -119,7 +120,8 @@ def container_layer(
     """``changes``, whose root is drive C, as a Windows layer above others: in `Files`, with `Files` and `Hives` stated.
 
     Directories on the way to a file that ``changes`` do not state are stated too, unless they were before. Entries
-    get a Windows facet as by `windows_from_posix`; the two directories have the latest time that ``clamp`` allows, or
+    get a Windows facet as by `windows_from_posix`, with the bits that ``attributes`` gives for their path on the drive
+    besides; the two directories have the latest time that ``clamp`` allows, or
     1970. An opaque marker raises InvalidInput, since Windows has none.
     """
     time = clamp or 0
@@ -127,6 +129,8 @@ def container_layer(
     stages = windows_from_posix(
         _in_files(changes, top), security=security, leads_to_directory=leads_to_directory, losses=losses
     )
+    if attributes is not None:
+        stages = _with_attributes(stages, attributes)
     yield from (_clamped(change, clamp) for change in stages) if clamp is not None else stages
 
 
@@ -170,6 +174,17 @@ def _in_files(changes: Source, top: Posix) -> Iterator[Change]:
                     f"{path!r}: a Windows layer cannot say that all in a directory is hidden",
                     hint="give each name that is gone a whiteout of its own",
                 )
+
+
+def _with_attributes(changes: Source, attributes: Callable[[str], int]) -> Iterator[Change]:
+    for change in changes:
+        if isinstance(change, Put) and change.entry.windows is not None and change.entry.path.startswith("Files/"):
+            bits = attributes(change.entry.path[len("Files/") :])
+            if bits:
+                windows = change.entry.windows
+                facet = replace(windows, attributes=windows.attributes | bits)
+                change = Put(replace(change.entry, windows=facet), change.content)
+        yield change
 
 
 def _clamped(change: Change, latest: int) -> Change:

@@ -24,6 +24,7 @@ from lamella.operations.write_layer import LayerOptions
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
     from lamella.layers.policy import Owners
+    from lamella.layers.windows_template import WindowsTemplate
     from lamella.progress import Cancellation, Progress
 
 BY: Final = "lamella append"
@@ -42,6 +43,7 @@ def append(
     subsecond: bool = False,
     owners: Owners | None = None,
     windows: bool | None = None,
+    template: WindowsTemplate | None = None,
     replace: bool = False,
     losses: Losses | None = None,
     progress: Progress | None = None,
@@ -53,15 +55,20 @@ def append(
     whatever order: the same files give the same layer. Of ``source`` only the documents are read, unless the target
     lacks its layers. The image is dated by SOURCE_DATE_EPOCH, or 1970; ``created_by`` is for the history. See `diff`
     for the other options of layers and `open_writer` for ``replace``. Upon an image for Windows, files and directories
-    become Windows layers whose `Files` have them, as `container_layer` does; ``windows`` makes sure of that.
+    become Windows layers whose `Files` have them, as `container_layer` does; ``windows`` makes sure of that. So does
+    ``template``, which says what security descriptors and attributes they get.
 
     Raises FormatError, Integrity, NotFound, AlreadyExists, Exhausted, Cancelled and the like.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_image(source, platform) as image:
+        if windows is None and template is not None:
+            windows = True
         if windows is not None and windows is not is_windows(image):
             raise InvalidInput(f"the image is for {image.config.os}, and so must its layers be")
-        made = new_layers(layers, LayerOptions(compression, level, threads, subsecond, owners, losses))
+        made = new_layers(
+            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template)
+        )
         refuse_own_source(made, target)
         with open_writer(target, replace=replace) as writer:
             draft = appended(draft_of(image), made, created_by=created_by)

@@ -38,6 +38,7 @@ from lamella.times import SECOND, source_date_epoch
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
+    from lamella.layers.windows_template import WindowsTemplate
     from lamella.progress import Cancellation, Progress
 
 Opened: TypeAlias = tuple[Source, Callable[[LayerPath], Entry | None] | None]
@@ -116,7 +117,7 @@ class TarredLayer:
         options = self.options
         with self.opened() as (changes, lookup), place.stage() as blob:
             if self.posix and options.windows:
-                changes, lookup = windows_layer(changes, self.directory, options.losses), None
+                changes, lookup = windows_layer(changes, self.directory, options.template, options.losses), None
             written = write_layer(
                 changes,
                 blob.file,
@@ -191,7 +192,12 @@ def refuse_own_source(layers: Iterable[object], target: ImageName) -> None:
                 refuse_within(layer.directory, target.path, "the image")
 
 
-def windows_layer(changes: Source, directory: Path | None = None, losses: Losses | None = None) -> Source:
+def windows_layer(
+    changes: Source,
+    directory: Path | None = None,
+    template: WindowsTemplate | None = None,
+    losses: Losses | None = None,
+) -> Source:
     """``changes`` as a Windows layer whose drive C they are; ``directory`` is where they come from.
 
     Links there tell which of them lead to directories, as Windows must be told. See `container_layer`.
@@ -207,7 +213,14 @@ def windows_layer(changes: Source, directory: Path | None = None, losses: Losses
         found = os.path.realpath(os.path.join(start, target.lstrip("/")))
         return os.path.commonpath((root, found)) == root and os.path.isdir(found)
 
-    return container_layer(changes, leads_to_directory=leads_to_directory, clamp=source_date_epoch(), losses=losses)
+    return container_layer(
+        changes,
+        security=None if template is None else template.security,
+        attributes=template.bits if template is not None and template.attributes else None,
+        leads_to_directory=leads_to_directory,
+        clamp=source_date_epoch(),
+        losses=losses,
+    )
 
 
 @contextmanager

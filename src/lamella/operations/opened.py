@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lamella.images.image import ImageLayer
     from lamella.images.naming import ImageName
     from lamella.layers.policy import Owners, Policy
+    from lamella.layers.windows_template import WindowsTemplate
     from lamella.oci.config import ImageConfig
     from lamella.oci.descriptor import Descriptor
     from lamella.oci.manifest import Manifest
@@ -180,6 +181,7 @@ class Image:
         threads: int | None = None,
         subsecond: bool = False,
         owners: Owners | None = None,
+        template: WindowsTemplate | None = None,
         losses: Losses | None = None,
     ) -> Image:
         """This image with ``layers`` on top: directories, blobs, or mappings of paths to files.
@@ -191,7 +193,9 @@ class Image:
         from lamella.operations.new_layers import new_layers
         from lamella.operations.write_layer import LayerOptions
 
-        made = new_layers(layers, LayerOptions(compression, level, threads, subsecond, owners, losses))
+        made = new_layers(
+            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template)
+        )
         by = BY if created_by is None else created_by
         return Image(_Made(lambda: appended(self._source.draft(), made, created_by=by)))
 

@@ -13,6 +13,7 @@ import msgspec
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Entry
+from lamella.errors import InvalidInput
 from lamella.images.contract import ImageWriter
 from lamella.images.forms import open_reader, open_writer
 from lamella.images.naming import ImageName, parse_image_name
@@ -31,6 +32,7 @@ from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
+    from lamella.layers.windows_template import WindowsTemplate
     from lamella.oci.mediatypes import Compression
     from lamella.progress import Cancellation, Progress
 
@@ -65,6 +67,7 @@ def pack(
     threads: int | None = None,
     subsecond: bool = False,
     owners: Owners | None = None,
+    template: WindowsTemplate | None = None,
     replace: bool = False,
     recipe: str | os.PathLike[str] | None = None,
     losses: Losses | None = None,
@@ -75,7 +78,7 @@ def pack(
 
     ``base`` is a config to take over, less its layers and history; what else is given counts more. ``env`` are
     ``NAME=VALUE``, each in the place of the one of its name. The platform is that of the base, or of this machine; for
-    Windows the directory is drive C, and becomes a Windows layer.
+    Windows the directory is drive C, and becomes a Windows layer, by ``template``.
 
     The same tree always gives the same digest on one platform: the image is dated by SOURCE_DATE_EPOCH, or 1970 where
     that is not set. See `lamella.operations.diff.diff` for the options of the layer, and `open_writer` for
@@ -97,12 +100,16 @@ def pack(
         created=creation_time(),
     )
     config = _configured(base, settings)
-    options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows=config.os == "windows")
+    options = LayerOptions(
+        compression, level, threads, subsecond, owners, losses, windows=config.os == "windows", template=template
+    )
+    if template is not None and not options.windows:
+        raise InvalidInput(f"the image is for {config.os}, and security descriptors are for Windows")
     with sourced(None, directory, owners=owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
         if options.windows:
             from lamella.operations.new_layers import windows_layer
 
-            changes, lookup = windows_layer(changes, Path(directory), losses), None
+            changes, lookup = windows_layer(changes, Path(directory), template, losses), None
         packed = write_image(writer, name.tag, config, changes, lookup, options, progress=progress, cancel=cancel)
     if recipe is not None:
         _record(name, packed, recipe, progress, cancel)

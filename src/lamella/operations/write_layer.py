@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lamella.layers.kinds import KeptTar
     from lamella.layers.policy import Owners
     from lamella.layers.windows_names import NameRules
+    from lamella.layers.windows_template import WindowsTemplate
     from lamella.progress import Cancellation, Progress
     from lamella.streams.reading import BlobFacts
 
@@ -40,6 +41,8 @@ class LayerOptions:
     """Told what cannot be kept."""
     windows: bool = False
     """Whether it is the tar of a Windows layer, of entries with a Windows facet: times have all of their fraction."""
+    template: WindowsTemplate | None = None
+    """What files get that become a Windows layer, where that is not as usual."""
 
 
 DEFAULT_OPTIONS: Final = LayerOptions()

@@ -14,11 +14,11 @@ import pytest
 from tests.unit.layers.test_windows_dialect import SD, T, file_at, link_at, windows, with_stream, write
 
 import lamella
-from lamella.changes.model import Change, Entry, Kind, Link, Put, Whiteout
+from lamella.changes.model import Change, Entry, Kind, Link, Put, Whiteout, Windows
 from lamella.cli.main import run as main
 from lamella.digests import Digest
 from lamella.errors import Conflict, Integrity, InvalidInput, Unsupported
-from lamella.formats.ntfs import reparse
+from lamella.formats.ntfs import reparse, sddl
 from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
 from lamella.images.image import open_image
@@ -26,6 +26,7 @@ from lamella.layers.facets import usual_security
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows_tar import windows_tar_changes
+from lamella.layers.windows_template import parse_template
 from lamella.operations.append import append
 from lamella.operations.apply import apply_blob
 from lamella.operations.compare import compare
@@ -233,6 +234,62 @@ class TestAppend:
         assert not file.attributes & DIRECTORY
         with open_tree(f"oci:{tmp_path}/new:v", platform="windows/amd64") as tree:
             assert (Filesystem(tree) / "files/app/RUN.EXE").read_bytes() == b"program"
+
+    def facets(self, place: str) -> dict[str, Windows]:
+        """What the topmost layer says of each file."""
+        with open_image(place, "windows/amd64") as opened, opened.layers[-1].open() as blob, BlobReader(blob) as reader:
+            changes = list(windows_tar_changes(reader.next_buffer))
+        entries = [one.entry for one in changes if isinstance(one, Put)]
+        return {str(one.path): one.windows for one in entries if one.windows is not None}
+
+    @pytest.mark.parametrize("verb", ["append", "pack"])
+    def test_security_descriptors_and_attributes_can_be_chosen(self, verb: str, name: str, tmp_path: Path) -> None:
+        (tmp_path / "source/App").mkdir(parents=True)
+        for file in ("App/Run.exe", "App/app.ini", "notes.txt"):
+            (tmp_path / "source" / file).write_text("text")
+        options = ["--file-security", "O:BAG:SYD:(A;;FA;;;WD)", "--directory-security", "none"]
+        options += ["--attributes", "app/*.INI=hidden,readonly", "--attributes", "*=not-content-indexed"]
+        images = (name, tmp_path / "source") if verb == "append" else (tmp_path / "source",)
+        new = f"oci:{tmp_path}/new:v"
+        run(verb, *map(str, images), new, "--platform", "windows/amd64", *options)
+        found = self.facets(new)
+        everybody = sddl.parse("O:BAG:SYD:(A;;FA;;;WD)").encode()
+        assert {path: one.security_descriptor for path, one in found.items()} == {
+            **dict.fromkeys(("Hives", "Files", "Files/App"), None),
+            **dict.fromkeys(("Files/App/Run.exe", "Files/App/app.ini", "Files/notes.txt"), everybody),
+        }
+        assert {path: one.attributes for path, one in found.items()} == {
+            "Hives": 0x10,
+            "Files": 0x10,
+            "Files/App": 0x2010,
+            "Files/App/Run.exe": 0x2020,
+            "Files/App/app.ini": 0x2023,
+            "Files/notes.txt": 0x2020,
+        }
+
+    @pytest.mark.parametrize(
+        ("options", "code"),
+        [
+            (["--file-security", "nonsense"], 3),
+            (["--file-security", "O:DAG:DU"], 7),
+            (["--attributes", "hidden"], 3),
+            (["--attributes", "*=directory"], 3),
+            (["--attributes", "=hidden"], 3),
+        ],
+    )
+    def test_a_malformed_template_is_refused(self, options: list[str], code: int, name: str, tmp_path: Path) -> None:
+        (tmp_path / "source").mkdir()
+        new = f"oci:{tmp_path}/new:v"
+        assert code == code_of("append", name, str(tmp_path / "source"), new, "--platform", "windows/amd64", *options)
+        assert not (tmp_path / "new").exists()
+
+    def test_a_template_is_for_windows(self, tmp_path: Path) -> None:
+        posix = image(tmp_path, [], system="linux")
+        template = parse_template("none")
+        with pytest.raises(InvalidInput, match="for linux"):
+            append(posix, {"a": ""}, f"oci:{tmp_path}/new:v", platform="linux/amd64", template=template)
+        with pytest.raises(InvalidInput, match="for linux"):
+            pack(tmp_path, "oci:/nowhere/new:v", platform="linux/amd64", template=template)
 
     def test_files_by_path_bring_their_directories(self, name: str, tmp_path: Path) -> None:
         files: dict[str, FileLike] = {"App/bin/a.txt": "text", "App/b": Symlink("bin/a.txt"), "Windows/new.txt": None}

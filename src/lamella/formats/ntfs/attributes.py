@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from lamella.errors import InvalidInput
+
 READONLY: Final = 0x1
 HIDDEN: Final = 0x2
 SYSTEM: Final = 0x4
@@ -43,6 +45,21 @@ _NAMES: Final = {
     INTEGRITY_STREAM: "integrity stream",
     NO_SCRUB_DATA: "no scrub data",
 }
+
+
+_SETTABLE: Final = {
+    _NAMES[bit].replace(" ", "-"): bit
+    for bit in (READONLY, HIDDEN, SYSTEM, ARCHIVE, TEMPORARY, OFFLINE, NOT_CONTENT_INDEXED)
+}
+"""What anybody may say of a file, in words without spaces."""
+
+
+def parse_settable(word: str) -> int:
+    """The bit that ``word`` names, of those that are not a matter of how a file is made. Raises InvalidInput."""
+    bit = _SETTABLE.get(word.strip().lower())
+    if bit is None:
+        raise InvalidInput(f"no attribute that can be set is called {word!r}; there are {', '.join(_SETTABLE)}")
+    return bit
 
 
 def names(attributes: int) -> list[str]:
