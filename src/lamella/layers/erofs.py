@@ -38,6 +38,7 @@ from lamella.errors import AlreadyExists, FormatError, InvalidInput, MissingFace
 from lamella.formats.erofs.reader import ErofsReader, Inode
 from lamella.formats.erofs.structures import Layout, decode_device, encode_device, pack_xattrs, split_prefix
 from lamella.formats.erofs.writer import BLOCK, ErofsWriter, NewInode, Placed
+from lamella.host import flags
 from lamella.layers.stack import LayerStack
 from lamella.paths import ROOT, LayerPath, join, split
 
@@ -51,7 +52,8 @@ _TYPES: Final = {
 }
 _KINDS: Final = {number: kind for kind, number in _TYPES.items()}
 _MARKS: Final = "trusted.overlay."
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC | flags.O_BINARY
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
 _KNOWN: Final = 4096
 """Directories of an image that are remembered."""
 _PENDING: Final = 1 << 20
@@ -461,9 +463,8 @@ class ErofsSink:
                 self._below = ErofsTree(parents)
                 self._tree = apply(walk(self._below), MemorySink(self._tree))
             self._inner = MemorySink(self._tree)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                self._file = os.open(self._unfinished, flags, 0o666)
+                self._file = os.open(self._unfinished, _NEW, 0o666)
                 self._tails = _Tails(path.parent)
             except OSError as error:
                 raise from_os(error, f"make the image {os.fspath(path)!r}") from error
