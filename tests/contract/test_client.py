@@ -25,8 +25,10 @@ from lamella.testing.snapshotter_suite import SnapshotterTests
 
 
 class _Served:
+    """What the suites make they hold by no lease, so nothing is collected on the way."""
+
     def remote(self, tmp_path: Path) -> RemoteStore:
-        served = self.stack.enter_context(serving(tmp_path))
+        served = self.stack.enter_context(serving(tmp_path, pause=3600))
         return self.stack.enter_context(RemoteStore(served.address))
 
     def setup_method(self) -> None:

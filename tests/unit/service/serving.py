@@ -27,6 +27,7 @@ from lamella.protocol.proto import (
     version_pb2,
 )
 from lamella.service.calls import Method
+from lamella.service.collector import PAUSE, Collector
 from lamella.service.direct import Direct
 from lamella.service.server import Server, listening
 from lamella.service.tally import Tally
@@ -105,11 +106,12 @@ def running(
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    """A store that is served, in a folder that has no other."""
+def serving(folder: Path, *, pause: float = PAUSE) -> Iterator[Served]:
+    """A store that is served, in a folder that has no other; see `Collector` for ``pause``."""
     address = folder / "socket"
     with Store.open(folder / "root") as store:
         shared = Direct(store)
+        shared.collector = Collector(store, shared.bus, pause=pause)
         client = Client(address)
         try:
             with running(address, shared.methods()):
