@@ -187,10 +187,10 @@ class BlobStream(io.RawIOBase):
         self._part = part
         several = options.streams > 1 and size > ALONE
         first = part(0, PIECE if several else size)
+        self._source: Part | _Window = first  # there before anything fails: what is never opened is closed too
         first.open()
         if several and first.whole:
             first.widen(size)
-        self._source: Part | _Window = first
 
     def readable(self) -> bool:
         """Yes."""

@@ -20,6 +20,7 @@ from lamella.progress import Cancellation
 from lamella.registry import streaming
 from lamella.registry.client import Client
 from lamella.registry.streaming import BlobStream, Budget
+from lamella.registry.transport import Response
 
 RAW = random.Random(3).randbytes(1_000_003)
 BLOB = Descriptor(media_type="application/octet-stream", digest=Digest.of(RAW), size=len(RAW))
@@ -146,6 +147,22 @@ def test_a_blob_that_is_not_there_cannot_be_opened(start: Open, registry: Regist
     for streams in (1, 3):
         with pytest.raises(NotFound):
             start(streams)
+
+
+def test_a_stream_that_could_not_be_opened_goes_without_a_word() -> None:
+    closed = []
+
+    class Watched(BlobStream):
+        def close(self) -> None:
+            super().close()
+            closed.append(self.closed)
+
+    def fetch(start: int, stop: int | None) -> Response:
+        raise NotFound("no such blob")
+
+    with pytest.raises(NotFound):
+        Watched(fetch, BLOB, "a", FAST, Budget(1))
+    assert closed == [True]
 
 
 @pytest.mark.parametrize("streams", [1, 3])
