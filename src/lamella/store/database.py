@@ -130,7 +130,11 @@ class Database:
         self._closed = False
         if readonly and not path.exists():
             raise NotFound(f"there is no store at {str(path.parent)!r}")
-        self._migrate()
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()  # whoever holds the error would hold the file open
+            raise
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

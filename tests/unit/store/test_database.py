@@ -273,6 +273,19 @@ def test_a_file_system_that_cannot_be_written_to_can_be_read(tmpfs: Mount) -> No
         Database(place / "lamella.db")
 
 
+def test_what_cannot_be_opened_is_not_held_open(tmp_path: Path) -> None:
+    path = tmp_path / "lamella.db"
+    path.touch()
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE else_where (name TEXT)")
+    connection.close()
+    with pytest.raises(Conflict) as caught:
+        Database(path)
+    assert str(path) in str(caught.value)
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert str(path) not in held
+
+
 @pytest.mark.root
 def test_a_full_disk_undoes_the_change_alone(tmpfs: Mount) -> None:
     place = tmpfs("size=1m")
