@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -151,3 +152,9 @@ def test_importing_lamella_takes_less_than_50_ms() -> None:
 def test_the_command_line_shows_its_help_in_less_than_150_ms() -> None:
     command = Path(sys.executable).with_name("lamella")
     assert fastest([str(command), "--help"], 150) < 150
+
+
+def test_layers_take_flags_that_windows_lacks_from_the_host() -> None:
+    """Else a module could not even be imported there; `make wine` imports them all."""
+    lacking = re.compile(r"\bos\.(?:O_(?:CLOEXEC|DIRECTORY|NOCTTY|NOFOLLOW|NONBLOCK|PATH)\b|makedev\(0)")
+    assert [str(path) for path in sorted((PACKAGE / "layers").rglob("*.py")) if lacking.search(path.read_text())] == []
