@@ -16,14 +16,19 @@ from tests.unit.formats.tar.archives import END, buffers, file, pax
 
 from lamella.changes.apply import apply
 from lamella.changes.losses import Losses
-from lamella.changes.model import Buffer, Stream
+from lamella.changes.model import Buffer, Entry, Inline, Kind, Put, Stream, Windows
+from lamella.digests import Digest
 from lamella.errors import Exhausted, FormatError, InvalidInput, Unsupported
 from lamella.formats.backup import BackupReader, survey
 from lamella.formats.ntfs import extended_attributes, filetime, reparse, sddl
 from lamella.formats.ntfs.security import SecurityDescriptor
 from lamella.formats.vhd import VhdFooter
+from lamella.layers.windows.framing import FramingReader
+from lamella.layers.windows.index import IndexReader, IndexWriter, LinkFact, PutFact, StreamFact
 from lamella.layers.windows_tar import windows_tar_changes
 from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.paths import LayerPath
+from lamella.streams.zstandard import zstd
 
 VECTORS = Path(__file__).parents[1] / "vectors/windows-tar"
 DESCRIPTOR = base64.b64decode(
@@ -37,6 +42,25 @@ STREAMS = bytes.fromhex(
     "0900000000000000080000000000000000000000 1e00000000000000"
     "0400000000000000010000000000000010000000 3a0073003a0024004400410054004100 78"
 )
+
+
+INDEX = b"\n".join(
+    (
+        b'{"lamella":"windows layer","version":1,"form":"transport"}',
+        b'{"put":"Files","kind":"directory","attributes":16,"times":[1,2,3,null]}',
+        b'{"descriptor":"AAAA"}',
+        b'{"put":"Files/a","kind":"file","attributes":32,"times":[1,2,3,4],"security":0,"size":5,"extents":[[0,5]]}',
+        b'{"put":"Files/e","kind":"file","attributes":32,"times":[1,2,3,4],"extended":[["A","QQ=="]],"size":5,"at":4}',
+        b'{"stream":"Files/e","name":"s","size":1,"at":9}',
+        b'{"put":"Files/l","kind":"symlink","attributes":1056,"times":[1,2,3,4],"reparse":"AAAA","target":"x"}',
+        b'{"link":"Files/b","target":"Files/a","attributes":32,"times":[1,2,3,4]}',
+        b'{"whiteout":"Files/c"}',
+        b'{"end":7}',
+        b"",
+    )
+)
+FRAMED = b"\x04hi\x0b\x02!\0\x47" + str(Digest.of(b"hihello!")).encode()
+"""What stands in the frame of a framing: two bytes, five of content, one more, the end and the digest."""
 
 
 def seeds() -> Iterator[bytes]:
@@ -53,6 +77,8 @@ def seeds() -> Iterator[bytes]:
     yield extended_attributes.encode(attributes)
     yield STREAMS
     yield VhdFooter(1 << 20, bytes(16)).encode()
+    yield INDEX
+    yield FRAMED
 
 
 def refused(read: Callable[[], object], *expected: type[Exception]) -> bool:
@@ -126,6 +152,50 @@ def fuzz_vhd(data: bytes) -> None:
     refused(lambda: VhdFooter.decode(VhdFooter.decode(data).encode()), FormatError)
 
 
+def fuzz_windows_index(data: bytes) -> None:
+    """What is believed of the index of a layer's folder can be written, and reads the same."""
+    out = bytearray()
+
+    def read() -> None:
+        reader = IndexReader(io.BytesIO(data))
+        facts = list(reader)
+        writer = IndexWriter(out.extend, reader.form)
+        for fact in facts:
+            if isinstance(fact, PutFact):
+                writer.put(fact)
+            elif isinstance(fact, LinkFact):
+                writer.link(fact)
+            elif isinstance(fact, StreamFact):
+                writer.stream(fact)
+            else:
+                writer.whiteout(fact.path)
+        writer.finish()
+        assert facts == list(IndexReader(io.BytesIO(out)))
+
+    refused(read, FormatError, Unsupported)
+
+
+def fuzz_framing(data: bytes) -> None:
+    """As a framing, and as what stands in the frame of one."""
+    framed = b"LAYFRAM\1" + zstd.compress(data)
+    for whole in (data, framed):
+        content = Put(Entry(LayerPath("Files/a"), Kind.FILE, None, 5, "", Windows(32)), Inline(b"hello"))
+        pieces: list[int] = []
+
+        def read(whole: bytes = whole, content: Put = content, pieces: list[int] = pieces) -> None:
+            pieces.extend(len(piece) for piece in FramingReader(io.BytesIO(whole), [content]).pieces())
+
+        refused(read, FormatError, Unsupported)
+        assert whole is data or sum(pieces) <= len(data) + 5
+
+
+def framing_reads(data: bytes) -> bool:
+    """Whether the inside of a frame is that of a framing of one file of five bytes."""
+    content = Put(Entry(LayerPath("Files/a"), Kind.FILE, None, 5, "", Windows(32)), Inline(b"hello"))
+    reader = FramingReader(io.BytesIO(b"LAYFRAM\1" + zstd.compress(data)), [content])
+    return b"".join(map(bytes, reader.pieces())) == b"hihello!"
+
+
 def fuzz_windows_tar(data: bytes) -> None:
     """What is taken can be written, nothing of it is lost, and it reads the same."""
     out = bytearray()
@@ -143,7 +213,10 @@ def fuzz_windows_tar(data: bytes) -> None:
         assert again.count(Stream) == first.count(Stream)
 
 
-TARGETS = [fuzz_security_descriptor, fuzz_sddl, fuzz_reparse, fuzz_extended_attributes, fuzz_backup, fuzz_vhd]
+TARGETS = [
+    *(fuzz_security_descriptor, fuzz_sddl, fuzz_reparse, fuzz_extended_attributes, fuzz_backup, fuzz_vhd),
+    *(fuzz_windows_index, fuzz_framing),
+]
 
 
 @st.composite
@@ -183,6 +256,8 @@ def test_the_seeds_are_good_for_some_target(data: bytes) -> None:
         not refused(lambda: survey(BackupReader(io.BytesIO(data).read)), FormatError),
         not refused(lambda: VhdFooter.decode(data), FormatError),
         not refused(lambda: list(windows_tar_changes(buffers(data))), FormatError),
+        not refused(lambda: list(IndexReader(io.BytesIO(data))), FormatError),
+        data == FRAMED and framing_reads(data),
     ]
     assert any(good)
 
