@@ -213,10 +213,10 @@ class Database:
                     check_same_thread=False,
                 )
             )
+            self._all.add(held)  # first, so that it is closed with the others whatever comes of it
             connection = held.connection
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
-            self._all.add(held)
         return held
 
     def _migrate(self) -> None:
