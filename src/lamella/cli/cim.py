@@ -105,12 +105,28 @@ def extract(console: Console, image: Path, directory: Path, only: str, strict: b
 
 @command.command("verify", cls=Verb)
 @_IMAGE
+@click.option(
+    "--list",
+    "listing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all that each file has, a JSON document a line, which tools/mount-cim.ps1 compares with on Windows.",
+)
 @click.pass_obj
-def verify(console: Console, image: Path) -> None:
+def verify(console: Console, image: Path, listing: Path | None) -> None:
     """Read everything that the image leads to, and say the structure and offset of what is wrong."""
     from lamella.operations.cim import verify_cim
 
     found = verify_cim(image, progress=console.progress(), cancel=console.cancellation())
+    if listing is not None:
+        import json
+
+        from lamella.operations.cim_listing import cim_listing
+        from lamella.operations.output import replacing
+
+        with replacing(listing) as file:
+            for document in cim_listing(image, cancel=console.cancellation()):
+                file.write(json.dumps(document).encode() + b"\n")
     if console.json:
         console.document(
             {"files": found.files, "directories": found.directories, "streams": found.streams, "size": found.size}

@@ -30,11 +30,22 @@ def long_row(entry: Entry, name: str, console: Console) -> list[str]:
     if entry.kind is Kind.SYMLINK:
         shown += f" -> {console.name(entry.target)}"
     if posix is None:
-        return ["?", "?", "?", str(entry.size), "?", shown]
+        windows = entry.windows
+        if windows is None:
+            return ["?", "?", "?", str(entry.size), "?", shown]
+        time = "?" if windows.write_time is None else utc(windows.write_time)
+        return [_attributes(entry, windows.attributes), "-", "-", str(entry.size), time, shown]
     device = entry.kind in (Kind.CHARACTER, Kind.BLOCK)
     size = f"{posix.device[0]},{posix.device[1]}" if device else str(entry.size)
     mode = stat.filemode(posix.mode | _TYPE_BITS[entry.kind]) + ("+" if posix.xattrs else "")
     return [mode, str(posix.uid), str(posix.gid), size, utc(posix.mtime), shown]
+
+
+def _attributes(entry: Entry, attributes: int) -> str:
+    """Kind, then read-only, hidden, system, archive as letters."""
+    kind = {Kind.DIRECTORY: "d", Kind.SYMLINK: "l"}.get(entry.kind, "-")
+    letters = ((0x1, "r"), (0x2, "h"), (0x4, "s"), (0x20, "a"))
+    return kind + "".join(letter if attributes & bit else "-" for bit, letter in letters)
 
 
 def utc(ns: int) -> str:

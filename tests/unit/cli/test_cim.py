@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from pathlib import Path
@@ -204,6 +205,30 @@ def test_verify_reads_everything_and_names_what_is_wrong(lamella: Run, images: t
     done = lamella("cim", "verify", str(images[1].path))
     assert done.returncode == 3
     assert "CIM data at offset" in done.stderr
+
+
+def test_verify_lists_all_that_a_file_has(lamella: Run, images: tuple[CimLayer, CimLayer], tmp_path: Path) -> None:
+    assert lamella("cim", "verify", images[1].path, "--list", tmp_path / "list").returncode == 0
+    found = {one["path"]: one for one in map(json.loads, (tmp_path / "list").read_text().splitlines())}
+    assert list(found) == [
+        "/",
+        "/Files",
+        "/Files/Windows",
+        *(f"/Files/Windows/{n}.txt" for n in "ab"),
+        "/Files/c",
+        "/Files/d",
+    ]
+    assert found["/Files/c"] == {"path": "/Files/c", "kind": "link", "target": "/Files/Windows/b.txt"}
+    one = found["/Files/Windows/b.txt"]
+    assert one["sha256"] == hashlib.sha256(b"new\n").hexdigest()
+    assert one["streams"] == {"ads": hashlib.sha256(b"s").hexdigest()}
+    assert base64.b64decode(one["security"]) == b"descriptor of Files/Windows/b.txt"
+    assert (one["attributes"], one["creation_time"]) == (0x20, 133278304891234567)
+
+
+def test_a_long_list_shows_attributes_and_times(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+    line = lamella("cim", "ls", images[1].path, "Files/Windows", "-l").stdout.splitlines()[0]
+    assert line.split() == ["----a", "-", "-", "6", "2023-05-06", "07:08:09", "a.txt"]
 
 
 def test_what_is_no_image_is_told(lamella: Run, tmp_path: Path) -> None:

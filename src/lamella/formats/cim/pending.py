@@ -70,6 +70,7 @@ class Directories:
         self._load = load
         self._open: dict[int, Names] = {}
         self._packed: dict[int, tuple[str, array[int]]] = {}
+        """In the order of the folded names."""
         self.changed: set[int] = set()
         """Directories with other names than they had."""
 
@@ -93,6 +94,15 @@ class Directories:
         self.changed.add(directory)
         return self.names(directory)
 
+    def in_order(self, directory: int) -> list[tuple[str, int]]:
+        """Names and file ids in the order of the folded names."""
+        packed = self._packed.get(directory)
+        if packed is not None:
+            text, files = packed
+            return list(zip(text.split("/"), files, strict=True)) if files else []
+        names = self.names(directory)
+        return [names[key] for key in sorted(names)]
+
     def add(self, directory: int) -> None:
         """A new directory, in which nothing is yet."""
         self.changed.add(directory)
@@ -107,6 +117,7 @@ class Directories:
             for other in list(self._open)[: _OPEN // 2]:
                 links = self._open.pop(other)
                 if other in self.changed:
-                    text = "/".join([name for name, _ in links.values()])
-                    self._packed[other] = text, array("I", [file for _, file in links.values()])
+                    ordered = [links[key] for key in sorted(links)]
+                    files = array("I", [file for _, file in ordered])
+                    self._packed[other] = "/".join([name for name, _ in ordered]), files
         self._open[directory] = names

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from uuid import UUID
@@ -51,7 +51,7 @@ SMALL: Final = 4096
 _START: Final = HEADER.size + REGION.size
 _TAG: Final = slice(0, 4)
 _ZEROS: Final = bytes(max(ALIGNMENT.values()))
-LARGE: Final = 1 << 16
+LARGE: Final = 1 << 14
 """Contents of so many bytes are compared by their size first, and only then by their digest."""
 _DIGEST: Final = 24
 """Bytes of a SHA-256 by which equal contents are told: as many as an object id of Windows has."""
@@ -77,9 +77,27 @@ class Output(Protocol):
         ...
 
 
+class Facts(Protocol):
+    """What a file has besides its bytes. Times are FILETIMEs."""
+
+    creation_time: int
+    write_time: int
+    change_time: int
+    access_time: int
+    security: bytes
+    extended_attributes: bytes
+    reparse: bytes
+    """The buffer from the tag on."""
+
+    @property
+    def flags(self) -> int:
+        """See `lamella.formats.cim.structures.Flag`."""
+        ...
+
+
 @dataclass(slots=True)
 class Metadata:
-    """What a file has besides its bytes. Times are FILETIMEs; nobody changes one in place."""
+    """`Facts` as they are. Nobody changes one in place."""
 
     flags: int = 0
     creation_time: int = 0
@@ -89,7 +107,6 @@ class Metadata:
     security: bytes = b""
     extended_attributes: bytes = b""
     reparse: bytes = b""
-    """The buffer from the tag on."""
 
 
 class _Region:
@@ -117,11 +134,18 @@ class _Region:
         if self.digest is not None:
             self.digest.update(data)
 
-    def put(self, data: bytes) -> int:
+    def put(self, data: Buffer) -> int:
         """An object; its region offset."""
-        offset = self.align()
-        self.append(data)
-        return offset
+        at = self.size
+        gap = -at % self._alignment
+        if gap:
+            self.append(_ZEROS[:gap])
+            at += gap
+        self._write(data)
+        self.size = at + len(data)
+        if self.digest is not None:
+            self.digest.update(data)
+        return self._base | at
 
     def back_to(self, size: int) -> None:
         self._truncate(size)
@@ -145,6 +169,8 @@ class CimWriter:
         """A place for streams without bytes, since an offset of 0 would mean that there is none."""
         self._records = Records(parent.count if parent is not None else 0)
         self._directories = Directories(self._upcase.fold, self._loaded)
+        self._put_in: set[int] = set()
+        """Directories in which, at whatever depth, this fork has put something."""
         self._streams: dict[int, dict[str, tuple[str, Stream]]] = {}
         self._stored: dict[bytes, int] = {}
         """Digest of a stored object, with a letter for its kind where that is metadata -> region offset."""
@@ -189,8 +215,7 @@ class CimWriter:
             key = hashlib.sha256(first).digest()[:_DIGEST]
             found = self._known(size, key)
             if found is None:
-                found = self._stored[key] = region.align()
-                region.append(first)
+                found = self._stored[key] = region.put(first)
             known = found
         if any(pieces):
             raise SizeMismatch("content of a file in a CIM", expected=size, actual="more")
@@ -248,16 +273,16 @@ class CimWriter:
         return None if file is None else self._record(file)
 
     def touched(self, path: str) -> bool:
-        """Whether this image has put what is at ``path``, or changed the names in it."""
+        """Whether this image has put what is at ``path``, or something in it. Of a fork only."""
         file = self._find(path)
-        return file is not None and (self._records.get(file) is not None or file in self._directories.changed)
+        return file is not None and (file in self._put_in or self._records.get(file) is not None)
 
     def names(self, path: str) -> Iterator[tuple[str, FileRecord]]:
         """What is in the directory ``path`` so far. Raises NotFound, InvalidInput."""
         for name, file in list(self._directories.names(self._directory(path)).values()):
             yield name, self._record(file)
 
-    def put(self, path: str, metadata: Metadata, stream: Stream | None) -> FileRecord | None:
+    def put(self, path: str, metadata: Facts, stream: Stream | None) -> FileRecord | None:
         """A file with ``stream``, or a directory without one, in place of whatever is there, which is returned.
 
         A directory over a directory keeps what is in it. Raises NotFound where its directory is not there,
@@ -280,6 +305,8 @@ class CimWriter:
             return old
         file = self._records.add(self._pack(metadata, stream or self._empty_directory(), directory))
         self._directories.changing(directory)[key] = name, file
+        if self._parent is not None and directory not in self._put_in:
+            self._note_put(path)
         if stream is None:
             self._directories.add(file)
         if old is not None:
@@ -300,6 +327,8 @@ class CimWriter:
             raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
         directory, name = self._split(path)
         self._directories.changing(directory)[self._key(name)] = name, file
+        if self._parent is not None and directory not in self._put_in:
+            self._note_put(path)
         self._near = ("", self._root)
 
     def delete(self, path: str) -> None:
@@ -324,8 +353,10 @@ class CimWriter:
             self._records.put(file, record.pack())
         for file in sorted(self._directories.changed):
             record = self._record(file)
-            table = self._link_table(self._directories.names(file))
-            record.data = replace(self._empty_directory(), offset=metadata.put(table), length=len(table))
+            ordered = self._directories.in_order(file)
+            ids = [child.to_bytes(4, "little") for _, child in ordered]
+            table = _table(ids, [name for name, _ in ordered])
+            record.data = Stream(metadata.put(table), len(table), StreamType.LINKS)
             self._records.put(file, record.pack())
         tables = b"".join(TABLE.pack(*each) for each in self._tables())
         directory = metadata.put(tables)
@@ -377,10 +408,6 @@ class CimWriter:
         assert self._parent is not None  # noqa: S101  # files without a record are the parent's
         return self._parent.record(file).pack()
 
-    def _link_table(self, children: Names) -> bytes:
-        ordered = [children[key] for key in sorted(children)]
-        return _table([file.to_bytes(4, "little") for _, file in ordered], [name for name, _ in ordered])
-
     def _stream_table(self, streams: dict[str, tuple[str, Stream]]) -> bytes:
         ordered = [streams[key] for key in sorted(streams)]
         return _table([STREAM.pack(*stream.words()) for _, stream in ordered], [name for name, _ in ordered])
@@ -390,7 +417,7 @@ class CimWriter:
     def _empty_directory(self) -> Stream:
         return Stream(self._nothing, 0, StreamType.LINKS)
 
-    def _pack(self, metadata: Metadata, data: Stream, parent: int) -> bytes:
+    def _pack(self, metadata: Facts, data: Stream, parent: int) -> bytes:
         extended, point = metadata.extended_attributes, metadata.reparse
         if len(extended) > MAX_COUNTED:
             raise InvalidInput(f"{len(extended)} bytes of extended attributes; an image holds {MAX_COUNTED}")
@@ -445,6 +472,15 @@ class CimWriter:
             there = self._parent.streams(self._record(file)) if self._parent is not None else []
             found = self._streams[file] = {self._key(name): (name, stream) for name, stream in there}
         return found
+
+    def _note_put(self, path: str) -> None:
+        """Note that something was put into the directories that lead to ``path``."""
+        file: int | None = self._root
+        for part in path.split("/"):
+            if file is None:
+                return
+            self._put_in.add(file)
+            file = self._child(file, part)
 
     def _loaded(self, directory: int) -> Names:
         assert self._parent is not None  # noqa: S101  # our own are there from the start

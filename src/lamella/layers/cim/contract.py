@@ -10,7 +10,14 @@ from typing import Final, Protocol
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer
 from lamella.formats.ntfs import attributes as bits
+from lamella.layers.cim.tree import ATTRIBUTES
 
+_KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
+_FLAGS: Final = {
+    attributes: sum(flag for flag, attribute in ATTRIBUTES if attributes & attribute)
+    for attributes in range(_KEPT + 1)
+    if not attributes & ~_KEPT
+}
 NO_DESCRIPTOR: Final = bytes.fromhex("01000480") + bytes(16)
 """What a file without a security descriptor gets, since an image must have one: everybody may do everything."""
 
@@ -31,6 +38,11 @@ class FileMetadata:
     reparse: bytes = b""
     """The buffer from the tag on."""
 
+    @property
+    def flags(self) -> int:
+        """Those of the attributes that a file record has a place for, as it has them."""
+        return _FLAGS[self.attributes & _KEPT]
+
 
 PLAIN_FILE: Final = FileMetadata(bits.NORMAL)
 PLAIN_DIRECTORY: Final = FileMetadata(bits.DIRECTORY)
@@ -43,10 +55,11 @@ class CimWriter(Protocol):
     Each step is done when the call returns. `commit` is the last of them; after a step that failed comes `abort`.
     """
 
-    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
+    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> Seen | None:
         """A file of ``size`` bytes, or a directory, in place of what is there; without ``chunks`` it is all zeros.
 
-        A directory over a directory keeps what is in it. Raises SizeMismatch, NotFound (where it is to lie).
+        A directory over a directory keeps what is in it. What was there is returned, as far as the writer can tell;
+        a `ForkWriter` can. Raises SizeMismatch, NotFound (where it is to lie).
         """
         ...
 
@@ -95,5 +108,5 @@ class ForkWriter(CimWriter, Protocol):
         ...
 
     def touched(self, path: str) -> bool:
-        """Whether this image has put what is at ``path``, or changed the names in it."""
+        """Whether this image has put what is at ``path``, or something in it, rather than its parent."""
         ...

@@ -23,9 +23,9 @@ _FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEX
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
-_PENDING: Final = 1 << 17
+_PENDING: Final = 1 << 18
 """Bytes that are written together."""
-_COPIED: Final = 1 << 13
+_COPIED: Final = 1 << 15
 """Pieces of fewer bytes are collected; others are written as they are, after those."""
 _NOTHING: Final = memoryview(b"")
 _SUFFIX: Final = ".cim"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from lamella.changes.contracts import Seen
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Buffer, Content, Entry, Kind, Windows, dense
 from lamella.errors import InvalidInput, MissingFacet, NotFound
@@ -25,6 +26,7 @@ from lamella.layers.cim.host_files import HostFiles
 from lamella.layers.cim.tree import ATTRIBUTES
 from lamella.paths import LayerPath, join
 
+_LAST: Final = (1 << 63) - 1
 _HELD: Final = sum(attribute for _, attribute in ATTRIBUTES) | bits.DIRECTORY | bits.REPARSE_POINT | bits.NORMAL
 
 
@@ -65,6 +67,8 @@ class CimImport:
         self._losses = losses if losses is not None else Losses()
         self._queue: dict[str, Queued] = {}
         """What waits for the end, in order, by folded path."""
+        self._lengths: set[int] = set()
+        """Of the paths of what waits."""
 
     def commit(self) -> Losses:
         """Do what waits for the end, and finish the image."""
@@ -93,45 +97,62 @@ class CimImport:
         """Make a link whose turn has come."""
         self._writer.link(link.path, link.target)
 
-    def put_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> None:
-        """A file, directory or link of the layer: into the image, or to the host if it is one that the host needs."""
+    def is_of_host(self, entry: Entry) -> bool:
+        """Whether the host needs the file outside of the image."""
+        return self._windows and entry.kind is Kind.FILE and special.is_special(entry.path)
+
+    def put_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> Seen | None:
+        """A file, directory or link of the layer: into the image, or to the host if it is one that the host needs.
+
+        What it replaced in the image is returned, as far as the writer can tell.
+        """
         path, kind = entry.path, entry.kind
         if kind is not Kind.FILE:
-            self._writer.put(path, metadata, 0, None)
-        elif self._windows and special.is_special(path):
+            return self._writer.put(path, metadata, 0, None)
+        if self._windows and special.is_special(path):
             size = self._host.write(path, _dense(content))
             if size != entry.size:
                 raise InvalidInput(f"content of {path!r}: expected {entry.size} bytes, got {size}")
-            self._queue[special.fold(path)] = QueuedFile(path, metadata)
-        elif content is None or (content.extents is not None and not content.extents):
-            self._writer.put(path, metadata, entry.size, None)
-        else:
-            self._writer.put(path, metadata, entry.size, dense(content))
+            self._wait(QueuedFile(path, metadata))
+            return None
+        extents = None if content is None else content.extents
+        if content is None or (extents is not None and not extents):
+            return self._writer.put(path, metadata, entry.size, None)
+        chunks = content.chunks() if extents is None else dense(content)
+        return self._writer.put(path, metadata, entry.size, chunks)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
         """See `Sink.stream`."""
-        if isinstance(self._queue.get(special.fold(path)), QueuedFile):
+        if self.waits(path) and isinstance(self._queue[special.fold(path)], QueuedFile):
             raise InvalidInput(f"alternate data stream {name!r} of {path!r}: the host's file cannot have one")
         self._writer.stream(path, name, content.size, dense(content))
 
+    def _wait(self, queued: Queued) -> None:
+        self._queue[special.fold(queued.path)] = queued
+        self._lengths.add(len(queued.path))
+
     def waits(self, path: LayerPath) -> bool:
         """Whether ``path`` is a file that waits for the end."""
-        return special.fold(path) in self._queue
+        return self._may_wait(path) and special.fold(path) in self._queue
+
+    def _may_wait(self, path: LayerPath) -> bool:
+        """False for nearly all that do not, at little cost: keys are as long as paths, but for odd characters."""
+        return len(path) in self._lengths or not path.isascii()
 
     def check_link(self, path: LayerPath) -> None:
         """Raise InvalidInput where a link would stand for a file that the host needs."""
-        waiting = self._queue.get(special.fold(path))
+        waiting = self._queue[special.fold(path)] if self.waits(path) else None
         if isinstance(waiting, QueuedFile) or (self._windows and special.is_special(path)):
             raise InvalidInput(f"hard link {path!r}: the host needs a file of its own there")
 
     def queue_link(self, path: LayerPath, target: LayerPath) -> None:
         """Make a link at the end."""
-        self._queue[special.fold(path)] = QueuedLink(path, target)
+        self._wait(QueuedLink(path, target))
 
     def forget(self, path: LayerPath, *, inside: bool = False) -> None:
         """What waits for ``path`` need not be done, since something else is there now; ``inside``, all beneath it."""
         queue = self._queue
-        if queue:
+        if queue and (inside or self._may_wait(path)):
             key = special.fold(path)
             queue.pop(key, None)
             if inside:
@@ -157,8 +178,7 @@ class CimImport:
             raise MissingFacet(entry.path, "Windows (a reparse point)")
         if reparse is not None:
             attributes |= bits.REPARSE_POINT
-        written = filetime.ticks_from_ns(windows.write_time) if windows.write_time is not None else 0
-        written = max(0, written)
+        written = 0 if windows.write_time is None else _ticks(windows.write_time, 0)
         extended = windows.extended_attributes
         return FileMetadata(
             attributes,
@@ -175,7 +195,7 @@ class CimImport:
         """The cumulative hives of a base layer are those of its configuration."""
         hives = LayerPath("Hives")
         self._host.directory(hives)
-        self._queue[special.fold(hives)] = QueuedFile(hives, PLAIN_DIRECTORY)
+        self._wait(QueuedFile(hives, PLAIN_DIRECTORY))
         for name, stem in special.HIVES.items():
             config = LayerPath(f"{special.CONFIG}/{name}")
             source = self._host.find(config)
@@ -189,7 +209,7 @@ class CimImport:
             self.queue_link(base, config)
         layout = LayerPath("layout")
         self._host.write(layout, [special.LAYOUT])
-        self._queue[special.fold(layout)] = QueuedFile(layout, PLAIN_FILE)
+        self._wait(QueuedFile(layout, PLAIN_FILE))
 
     def _merge_hives(self, parent: Path) -> None:
         """A delta is laid over the parent's cumulative hive; where there is none, that hive is this layer's too."""
@@ -204,11 +224,16 @@ class CimImport:
             if base is None:
                 raise NotFound(f"the parent in {os.fspath(parent)!r} has no hive {stem}_BASE for this layer's delta")
             self._host.merge_hive(base, delta, result)
-            self._queue[special.fold(result)] = QueuedFile(result, PLAIN_FILE)
+            self._wait(QueuedFile(result, PLAIN_FILE))
 
 
 def _ticks(time: int | None, written: int) -> int:
-    return written if time is None else max(0, filetime.ticks_from_ns(time))
+    if time is None:
+        return written
+    ticks = filetime.ticks_from_ns(time)
+    if not 0 <= ticks <= _LAST:
+        raise InvalidInput(f"no FILETIME can hold {time} ns since 1970")
+    return ticks
 
 
 def _encoded(values: Mapping[str, bytes]) -> bytes:

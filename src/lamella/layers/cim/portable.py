@@ -10,7 +10,7 @@ from uuid import UUID
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer, Kind
 from lamella.errors import Unsupported
-from lamella.formats.cim.writer import Metadata
+from lamella.formats.cim.structures import FileRecord
 from lamella.formats.ntfs import attributes as bits
 from lamella.layers.cim import special
 from lamella.layers.cim.contract import FileMetadata
@@ -42,32 +42,16 @@ class PortableWriter:
         self._guid = guid
         self._contents = contents
         self._durable = durable
-        self._flags: dict[int, int] = {}
-        """Attributes that came by -> flags of a file record."""
 
-    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
+    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> Seen | None:
         """See `CimWriter.put`. Equal contents are kept once."""
-        attributes = metadata.attributes
-        flags = self._flags.get(attributes)
-        if flags is None:
-            flags = self._flags[attributes] = sum(flag for flag, attribute in ATTRIBUTES if attributes & attribute)
         writer = self._writer
-        if attributes & bits.DIRECTORY:
+        if metadata.attributes & bits.DIRECTORY:
             stream = None
         else:
             derived = special.is_derived(path)
             stream = writer.zeros(size) if chunks is None else writer.store(chunks, size, by_digest=derived)
-        packed = Metadata(
-            flags,
-            metadata.creation_time,
-            metadata.write_time,
-            metadata.change_time,
-            metadata.access_time,
-            metadata.security,
-            metadata.extended_attributes,
-            metadata.reparse,
-        )
-        writer.put(path, packed, stream)
+        return _seen(writer.put(path, metadata, stream))
 
     def stream(self, path: str, name: str, size: int, chunks: Iterable[Buffer]) -> None:
         """See `CimWriter.stream`."""
@@ -100,10 +84,7 @@ class PortableWriter:
 
     def seen(self, path: str) -> Seen | None:
         """See `ForkWriter.seen`."""
-        record = self._writer.lookup(path)
-        if record is None:
-            return None
-        return Seen(Kind.DIRECTORY if record.is_directory and not record.reparse else Kind.FILE)
+        return _seen(self._writer.lookup(path))
 
     def is_reparse_point(self, path: str) -> bool:
         """See `ForkWriter.is_reparse_point`."""
@@ -117,3 +98,10 @@ class PortableWriter:
     def touched(self, path: str) -> bool:
         """See `ForkWriter.touched`."""
         return self._writer.touched(path)
+
+
+def _seen(record: FileRecord | None) -> Seen | None:
+    """A reparse point is a file, since it is no way to anything."""
+    if record is None:
+        return None
+    return Seen(Kind.DIRECTORY if record.is_directory and not record.reparse else Kind.FILE)

@@ -70,9 +70,11 @@ class CimSink(CimImport):
     def put(self, entry: Entry, content: Content | None) -> bool | None:
         """See `Sink.put`. Raises MissingFacet, InvalidInput (a name or kind that an image has not)."""
         metadata = self._described(entry)
-        replaced = self._replaced(entry.path, entry.kind)
-        self.put_file(entry, content, metadata)
-        return replaced
+        if self.is_of_host(entry):
+            replaced = self._replaced(entry.path, entry.kind)
+            self.put_file(entry, content, metadata)
+            return replaced
+        return self._gave_way(entry.path, entry.kind, self.put_file(entry, content, metadata))
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
         """See `Sink.link`: a link to a file that waits for the end waits too."""
@@ -113,7 +115,9 @@ class CimSink(CimImport):
         self._fork.delete(path)
 
     def _replaced(self, path: LayerPath, kind: Kind) -> bool | None:
-        found = self._fork.seen(path)
+        return self._gave_way(path, kind, self._fork.seen(path))
+
+    def _gave_way(self, path: LayerPath, kind: Kind, found: Seen | None) -> bool | None:
         is_directory = found is not None and found.kind is Kind.DIRECTORY
         self.forget(path, inside=is_directory and kind is not Kind.DIRECTORY)
         if found is None:

@@ -52,7 +52,7 @@ def is_special(path: str) -> bool:
 
 def is_derived(path: str) -> bool:
     """Whether an import may make the file at ``path`` of more than the layer itself: all in ``Hives``."""
-    return path[5:6] == "/" and fold(path[:5]) == "HIVES"
+    return path[:1] in ("H", "h") and fold(path[:6]) == "HIVES/"
 
 
 def find(folder: Path, path: str) -> Path | None:

@@ -165,6 +165,25 @@ class TestALayerWithoutParents:
             write(tmp_path / "one.cim", [posix])
         assert list(tmp_path.iterdir()) == []
 
+    def test_refuses_a_time_that_no_file_of_windows_can_have(self, tmp_path: Path) -> None:
+        for time in (-(1 << 64), 1 << 80):
+            put = file("f")
+            assert put.entry.windows is not None
+            put.entry.windows.creation_time = time
+            with pytest.raises(InvalidInput, match="FILETIME"):
+                write(tmp_path / "one.cim", [put])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_keeps_names_of_extended_attributes_that_are_not_ascii(self, tmp_path: Path) -> None:
+        put = file("f")
+        assert put.entry.windows is not None
+        put.entry.windows.extended_attributes = {"É日": b"1"}
+        with CimTree(write(tmp_path / "one.cim", [put])) as image:
+            found = image.lookup(LayerPath("f"))
+        assert found is not None
+        assert found.windows is not None
+        assert found.windows.extended_attributes == {"É日": b"1"}
+
     def test_refuses_what_lies_behind_a_reparse_point(self, tmp_path: Path) -> None:
         point = Put(entry("Files/l", Kind.SYMLINK, attributes=DIRECTORY, target="C:\\x"), None)
         with pytest.raises(InvalidInput, match="behind"):
@@ -266,6 +285,15 @@ class TestALayerOverOthers:
         for number, changes in enumerate(orders):
             child = write(tmp_path / f"{number}.cim", changes, base)
             assert contents(child)["Files/Windows/a.txt"] == b"n"
+
+    def test_removes_a_directory_that_something_was_removed_from(self, tmp_path: Path, base: CimLayer) -> None:
+        child = write(tmp_path / "child.cim", [whiteout("Files/old/f"), whiteout("Files/old")], base)
+        assert "Files/old" not in contents(child)
+
+    def test_keeps_what_it_put_where_a_directory_goes_by_another_case(self, tmp_path: Path, base: CimLayer) -> None:
+        changes: list[Change] = [directory("Files/old/deep"), file("Files/old/deep/x", b"x"), whiteout("Files/OLD")]
+        with pytest.raises(InvalidInput, match="differ in case"):
+            write(tmp_path / "child.cim", changes, base)
 
     def test_lies_in_the_directory_of_its_parent(self, tmp_path: Path, base: CimLayer) -> None:
         (tmp_path / "elsewhere").mkdir()

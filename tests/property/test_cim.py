@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows layers in composite images: the same tar comes out, and the same tree, however images are forked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+from tests.property.test_windows_formats import layers, written
+from tests.unit.formats.tar.archives import buffers
+
+from lamella.changes.apply import apply
+from lamella.changes.dump import dump
+from lamella.changes.model import Buffer, Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
+from lamella.changes.tree import MemorySink, MemoryTree, walk
+from lamella.errors import InvalidInput, NotFound
+from lamella.formats.ntfs import filetime, reparse
+from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
+from lamella.formats.ntfs.upcase import usual_upcase
+from lamella.layers.cim.contract import NO_DESCRIPTOR
+from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.layers.cim.portable import KEPT
+from lamella.layers.cim.sink import CimSink
+from lamella.layers.cim.tree import CimTree, all_changes, changes_since
+from lamella.layers.stack import LayerStack
+from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.sink import WindowsSink
+from lamella.layers.windows.source import WindowsChanges
+from lamella.layers.windows_tar import windows_tar_changes
+from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.paths import LayerPath
+
+TOP = Put(Entry(LayerPath("Files"), Kind.DIRECTORY, None, 0, "", Windows(0x10, 0, 0, 0, 0, b"sd")), None)
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+
+
+def sayable(change: Change) -> Change:
+    """Return the change as far as an image has a place for it."""
+    if not isinstance(change, Put) or change.entry.windows is None:
+        return change
+    facet = change.entry.windows
+    attributes = facet.attributes & (KEPT | DIRECTORY)
+    if facet.reparse is not None:
+        attributes |= REPARSE_POINT
+    written_at = filetime_of(facet.write_time or 0)
+    made, read, changed = (
+        written_at if time is None else filetime_of(time)
+        for time in (facet.creation_time, facet.access_time, facet.change_time)
+    )
+    descriptor = facet.security_descriptor or NO_DESCRIPTOR
+    facet = Windows(attributes, made, read, written_at, changed, descriptor, facet.extended_attributes, facet.reparse)
+    return Put(replace(change.entry, windows=facet), change.content)
+
+
+def filetime_of(ns: int) -> int:
+    """Return a time near by that a FILETIME can hold."""
+    return filetime.ns_from_ticks(min(max(filetime.ticks_from_ns(ns), 0), (1 << 63) - 1))
+
+
+def tree_of(*stack: list[Change]) -> MemoryTree:
+    tree = MemoryTree(streams=True)
+    for layer in stack:
+        apply(layer, MemorySink(tree))
+    return tree
+
+
+def without_root(changes: list[Change]) -> list[Change]:
+    return [change for change in changes if not isinstance(change, Put) or change.entry.path]
+
+
+def cim(path: Path, changes: list[Change], parent: CimLayer | None = None) -> CimLayer:
+    layer = CimLayer(path)
+    apply(changes, CimSink(layer, parents=None if parent is None else LayerStack([parent]), windows=False))
+    return layer
+
+
+def lines(layer: CimLayer) -> list[str]:
+    with CimTree(layer) as tree:
+        return list(dump(without_root(list(walk(tree))), inline=1 << 20, extents=False))
+
+
+def stated_by(changes: list[Change]) -> list[Change]:
+    """Return a base layer as an image can hold it: alternate streams are in the order of their names there."""
+    found: list[Change] = [TOP]
+    streams: list[Stream] = []
+    ends: list[Change] = [*changes, TOP]
+    for change in ends:
+        if isinstance(change, Stream):
+            streams.append(change)
+            streams.sort(key=lambda stream: usual_upcase().fold(stream.name))
+            continue
+        found += streams
+        streams.clear()
+        if not isinstance(change, Whiteout) and change is not TOP:
+            found.append(sayable(change))
+    return found
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@given(changes=layers())
+def test_a_tar_in_the_order_of_a_walk_comes_out_of_an_image_as_it_went_in(
+    changes: list[Change], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stated = stated_by(changes)
+    place = tmp_path_factory.mktemp("cim")
+    data = written(without_root(list(walk(tree_of(stated)))))
+    layer = CimLayer(place / "x.cim")
+    try:
+        apply(windows_tar_changes(buffers(data, 4096)), CimSink(layer, windows=False))
+    except InvalidInput as error:
+        if "is a directory" not in str(error):  # a hard link to a mount point
+            raise
+        reject()
+    out = bytearray()
+
+    def take(piece: Buffer) -> None:
+        out.extend(piece)
+
+    with OpenCim(layer) as image:
+        found = without_root(list(all_changes(image)))
+        apply(found, WindowsTarSink(take, lookup=CimTree(image).lookup))
+    assert data == bytes(out)
+    assert list(dump(walk(tree_of(stated)), inline=1 << 20))[1:] == lines(layer)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
+@given(changes=layers())
+def test_an_image_shows_what_the_folder_of_the_same_layer_does(
+    changes: list[Change], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stated = stated_by(changes)
+    place = tmp_path_factory.mktemp("both")
+    folder = WindowsLayer(place / "folder")
+    try:
+        layer = cim(place / "x.cim", stated)
+        apply(stated, WindowsSink(folder))
+    except InvalidInput:
+        reject()  # hard links to mount points
+    with WindowsChanges(folder) as found:
+        below = list(dump(without_root(list(walk(tree_of(list(found))))), inline=1 << 20, extents=False))
+    assert below == lines(layer)
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+KINDS = st.sampled_from(["file", "file", "directory", "link", "symlink", "whiteout", "stream"])
+STEPS = st.lists(st.tuples(KINDS, NAMES, st.one_of(st.none(), NAMES), st.binary(max_size=8)), max_size=8)
+
+
+def entry(path: str, kind: Kind, size: int, mark: int) -> Entry:
+    time = mark * 100
+    attributes = {Kind.FILE: ARCHIVE, Kind.DIRECTORY: DIRECTORY, Kind.SYMLINK: REPARSE_POINT}[kind]
+    target = "..\\x" if kind is Kind.SYMLINK else ""
+    point = reparse.encode(reparse.symlink(target)) if target else None
+    facet = Windows(attributes, time, time, time, time, b"sd%d" % (mark % 3), reparse=point)
+    return Entry(LayerPath(path), kind, None, size, target, facet)
+
+
+def layer_of(steps: list[tuple[str, str, str | None, bytes]], number: int) -> list[Change]:
+    """Return a layer in which every directory on the way is stated."""
+    mark = number * 1000
+    changes: list[Change] = [Put(entry("Files", Kind.DIRECTORY, 0, mark), None)]
+    stated = {"Files"}
+    last: LayerPath | None = None
+    for kind, one, two, data in steps:
+        mark += 1
+        path = LayerPath(f"Files/{one}" if two is None else f"Files/{one}/{two}")
+        parent = path.rpartition("/")[0]
+        if kind == "whiteout":
+            changes.append(Whiteout(path))
+            continue
+        if kind == "stream":
+            if last is not None:
+                changes.append(Stream(last, "s" + one, Inline(data)))
+                last = None
+            continue
+        if parent not in stated:
+            changes.append(Put(entry(parent, Kind.DIRECTORY, 0, mark), None))
+            stated.add(parent)
+        stated.discard(path)
+        last = None
+        if kind == "link":
+            changes.append(Link(path, LayerPath("Files/" + "abc"[len(data) % 3])))
+        elif kind == "file":
+            changes.append(Put(entry(path, Kind.FILE, len(data), mark), Inline(data)))
+            last = path
+        else:
+            changes.append(Put(entry(path, Kind.DIRECTORY if kind == "directory" else Kind.SYMLINK, 0, mark), None))
+            if kind == "directory":
+                stated.add(path)
+    return changes
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=SLOW)
+@given(stack=st.lists(STEPS, min_size=2, max_size=4))
+def test_forks_show_what_their_layers_come_to_and_tell_what_changed(
+    stack: list[list[tuple[str, str, str | None, bytes]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    layers = [layer_of(steps, number) for number, steps in enumerate(stack)]
+    try:
+        trees = [list(dump(walk(tree_of(*layers[: n + 1])), inline=64, extents=False)) for n in range(len(layers))]
+    except (InvalidInput, NotFound):
+        reject()
+    place = tmp_path_factory.mktemp("forks")
+    images: list[CimLayer] = []
+    for number, layer in enumerate(layers):
+        images.append(cim(place / f"{number}.cim", layer, images[-1] if images else None))
+        assert trees[number][1:] == lines(images[-1])
+    for low in range(len(images) - 1):
+        with OpenCim(images[-1]) as image, OpenCim(images[low]) as below:
+            changes = list(changes_since(image, below))
+            again = cim(place / f"again{low}.cim", changes, images[low])
+        assert lines(images[-1]) == lines(again)
