@@ -258,7 +258,7 @@ class CimReader:
             if stop > length:
                 raise FormatError(structure, start + at, f"the name ends beyond the table's {length} bytes")
             name = raw[at + 2 : stop].decode("utf-16-le", "surrogatepass")
-            if _NO_NAME(name) is not None:
+            if _NO_NAME(name) is not None and not (name and width == STREAM.size and not name.strip(".")):
                 raise FormatError(structure, start + at, f"{name[:80]!r} cannot be a name")
             names.append(name)
         return values, names

@@ -318,7 +318,7 @@ class CimWriter:
         file = self._must_find(path)
         if stream.kind != StreamType.DATA:
             raise InvalidInput(f"{path!r}: an alternate data stream is plain data")
-        self._streams_of(file)[self._key(name)] = name, stream
+        self._streams_of(file)[self._key(name, of_stream=True)] = name, stream
 
     def link(self, path: str, target: str) -> None:
         """A further name for a file. Raises NotFound, InvalidInput for a directory."""
@@ -470,7 +470,7 @@ class CimWriter:
         found = self._streams.get(file)
         if found is None:
             there = self._parent.streams(self._record(file)) if self._parent is not None else []
-            found = self._streams[file] = {self._key(name): (name, stream) for name, stream in there}
+            found = self._streams[file] = {self._upcase.fold(name): (name, stream) for name, stream in there}
         return found
 
     def _note_put(self, path: str) -> None:
@@ -529,8 +529,9 @@ class CimWriter:
             self._near = parent, self._directory(parent)
         return self._near[1], name
 
-    def _key(self, name: str) -> str:
-        if name in ("", ".", "..") or "\0" in name or "\\" in name or "/" in name:
+    def _key(self, name: str, *, of_stream: bool = False) -> str:
+        """The folded name. Streams may be called ``.`` and ``..``."""
+        if (name in ("", ".", "..") and not (name and of_stream)) or "\0" in name or "\\" in name or "/" in name:
             raise InvalidInput(f"{name!r} cannot be a name in an image")
         if len(name) > MAX_NAME // 2 and len(name.encode("utf-16-le", "surrogatepass")) > 2 * MAX_NAME:
             raise InvalidInput(f"{name[:60]!r}... has more than the {MAX_NAME} UTF-16 units of a name")

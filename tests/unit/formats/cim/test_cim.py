@@ -90,6 +90,15 @@ class TestAnImage:
         assert len({record.data.offset for record in records}) == 2
         assert len({record.security for record in records}) == 1
 
+    def test_has_streams_with_names_that_no_file_has(self) -> None:
+        def fill(writer: CimWriter) -> None:
+            put(writer, "f", b"")
+            for name in (".", ".."):
+                writer.stream("f", name, writer.store([b"x"], 1))
+
+        image = Files().write("a", fill)
+        assert [name for name, _ in image.streams(image.record(listed(image)["f"]))] == [".", ".."]
+
     def test_keeps_equal_large_contents_once_in_whatever_pieces_they_come(self) -> None:
         same, other = b"a" * 200_000, b"b" * 200_000
         order = [("a", same), ("b", other), ("c", same), ("d", other), ("e", same + b"x"), ("f", same)]
