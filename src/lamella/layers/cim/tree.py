@@ -117,7 +117,8 @@ class CimTree:
         if file is None:
             raise NotFound(f"{path!r} is not there")
         record = self._record(file)
-        if record.is_directory or record.reparse:
+        # A reparse point that is no link is a file like others to whoever does not know its tag.
+        if record.is_directory or (record.reparse and entry_of(self.reader, path, record).kind is not Kind.FILE):
             raise InvalidInput(f"{path!r} is not a file with content")
         return CimContent(self.reader, record.data)
 

@@ -184,6 +184,15 @@ class TestALayerWithoutParents:
         assert found.windows is not None
         assert found.windows.extended_attributes == {"É日": b"1"}
 
+    def test_gives_the_content_of_a_reparse_point_that_is_no_link(self, tmp_path: Path) -> None:
+        put = file("f", b"content")
+        assert put.entry.windows is not None
+        put.entry.windows.reparse = reparse.encode(reparse.Unknown(0x80000017, b"0" * 16))
+        with CimTree(write(tmp_path / "one.cim", [put])) as image:
+            changes = [change for change in walk(image) if isinstance(change, Put) and change.entry.path]
+            assert [(change.entry.kind, change.entry.size) for change in changes] == [(Kind.FILE, 7)]
+            assert b"".join(image.open(LayerPath("f")).chunks()) == b"content"
+
     def test_refuses_what_lies_behind_a_reparse_point(self, tmp_path: Path) -> None:
         point = Put(entry("Files/l", Kind.SYMLINK, attributes=DIRECTORY, target="C:\\x"), None)
         with pytest.raises(InvalidInput, match="behind"):
