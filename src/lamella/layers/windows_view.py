@@ -137,6 +137,9 @@ class WindowsTree:
     utility VM's own.
     """
 
+    any_case = True
+    """To `lamella.operations.find`: so are names that a pattern has."""
+
     def __init__(self, tree: MemoryTree) -> None:
         self._tree = tree
         self._inside: dict[LayerPath, dict[str, LayerPath]] = {}

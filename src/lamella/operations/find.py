@@ -55,7 +55,7 @@ class Wanted:
     newer: int | None = None
     """Nanoseconds since the epoch; the time of modification must be later."""
     any_case: bool = False
-    """Globs match small and capital letters alike."""
+    """Globs match small and capital letters alike, as they do in any case where the tree's names are."""
 
 
 def find(tree: Tree, start: LayerPath = ROOT, wanted: Wanted | None = None) -> Iterator[Entry]:
@@ -66,7 +66,7 @@ def find(tree: Tree, start: LayerPath = ROOT, wanted: Wanted | None = None) -> I
     entry = tree.lookup(start)
     if entry is None:
         raise NotFound(f"'/{start}' is not there")
-    fits = _test(wanted or Wanted())
+    fits = _test(wanted or Wanted(), any_case=getattr(tree, "any_case", False))
     todo = [entry]
     while todo:
         entry = todo.pop()
@@ -76,8 +76,8 @@ def find(tree: Tree, start: LayerPath = ROOT, wanted: Wanted | None = None) -> I
             yield entry
 
 
-def _test(wanted: Wanted) -> Callable[[Entry], bool]:
-    flags = re.IGNORECASE if wanted.any_case else 0
+def _test(wanted: Wanted, *, any_case: bool) -> Callable[[Entry], bool]:
+    flags = re.IGNORECASE if wanted.any_case or any_case else 0
     names = [re.compile(translate(glob), flags).match for glob in wanted.names]
     paths = [re.compile(translate(glob), flags).match for glob in wanted.paths]
     kinds, sizes, newer = wanted.kinds, wanted.sizes, wanted.newer

@@ -121,6 +121,8 @@ class TestView:
         assert "Cmd.exe" in run("ls", f"{name}::FILES/Windows/system32", *platform)
         assert "new.txt" in run("tree", name, *platform)
         assert "/Files/Windows/new.txt" in run("find", name, "--name", "new*", *platform)
+        assert "/Files/Windows/new.txt" in run("find", name, "--name", "NEW.*", *platform)
+        assert "/Files/Windows/new.txt" in run("find", name, "--path", "/files/windows/*", *platform)
         assert "b" in run("hive", "ls", f"{name}::files/windows/system32/config/system", *platform)
 
     def test_what_lies_in_a_link_is_refused(self, tmp_path: Path) -> None:
