@@ -29,8 +29,8 @@ def command() -> None:
     """Look into registry hives, and merge them.
 
     FILE is a file, - for standard input, or a file in an image as IMAGE::PATH, for example
-    oci:DIR:TAG::Files/Windows/System32/config/SYSTEM. KEY is the path of a key below the root, with backslashes or,
-    where there is none, slashes between the names; case does not matter.
+    oci:DIR:TAG::Files/Windows/System32/config/SYSTEM, or in a layer, as blob:LAYER::Hives/System_Delta. KEY is the path
+    of a key below the root, with backslashes or, where there is none, slashes between the names; case does not matter.
     """
 
 

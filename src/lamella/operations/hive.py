@@ -72,12 +72,35 @@ def _content(place: Place, platform: str | Platform | None, progress: Progress |
         name, _, path = place.partition("::")
         if not path:
             raise InvalidInput(f"no file in {name!r} is named", hint="write it as IMAGE::PATH")
+        form, _, blob = name.partition(":")
+        if form == "blob" and (found := _in_blob(Path(blob), path)) is not None:
+            return found
         with open_tree(name, platform=platform, progress=progress) as tree:
             return (Filesystem(tree) / path).read_bytes()
     try:
         return Path(place).read_bytes()
     except OSError as error:
         raise from_os(error, f"read {os.fspath(place)!r}") from error
+
+
+def _in_blob(blob: Path, path: str) -> bytes | None:
+    """The file ``path`` of a layer, in whatever case; None where it is no plain file there.
+
+    Nothing is applied, so that the layer may have links to what only the layers below have.
+    """
+    from lamella.changes.model import Put, dense
+    from lamella.formats.ntfs.names import folded
+    from lamella.layers.tarball import tar_changes
+    from lamella.paths import parse_path
+    from lamella.streams.reading import BlobReader
+
+    wanted = folded(parse_path(path))
+    found = None
+    with BlobReader(blob) as reader:
+        for change in tar_changes(reader.next_buffer, end=reader.finish):
+            if isinstance(change, Put) and change.content is not None and folded(change.entry.path) == wanted:
+                found = b"".join(map(bytes, dense(change.content)))
+    return found
 
 
 def merge_hives(

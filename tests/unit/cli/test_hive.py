@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.formats.regf.hives import changed, small
+from tests.unit.layers.windows_tars import microsoft_base, microsoft_update
 
 from lamella.formats.regf import Hive, Layering, MemoryKey, encode_hive
 from lamella.formats.regf.model import REG_SZ
@@ -206,6 +207,21 @@ def test_a_hive_in_an_image_or_a_directory_is_named_by_its_path(lamella: Run, hi
     name = f"oci:{tmp_path / 'layout'}:v1::Files/Windows/System32/config/SYSTEM"
     assert lamella("hive", "get", f"{name}::Control", "Start").stdout == "3\n"
     assert lamella("hive", "ls", f"dir:{tmp_path}::SYSTEM::services").stdout == "s0\\\ns1\\\ns2\\\n"
+
+
+def test_a_delta_in_a_layer_is_read_whatever_else_the_layer_says_of_those_below(
+    lamella: Run, hive: Path, tmp_path: Path
+) -> None:
+    """The layer has hard links to files that only its parents have, as Microsoft's have."""
+    for name, data in (("base", microsoft_base()), ("update", microsoft_update())):
+        (tmp_path / name).write_bytes(data)
+    done = lamella("hive", "dump", f"blob:{tmp_path / 'update'}::hives/SYSTEM_delta")
+    assert (done.returncode, done.stdout.startswith("[\\]")) == (0, True)
+    output = tmp_path / "merged"
+    delta_in_layer = f"blob:{tmp_path / 'update'}::Hives/System_Delta"
+    assert lamella("hive", "merge", hive, delta_in_layer, "-o", output).returncode == 0
+    assert [key.name for key in Hive(output.read_bytes()).root_key.subkeys()] == ["Control", "services", "日本"]
+    assert lamella("hive", "ls", f"blob:{tmp_path / 'base'}::Hives/System_Delta").returncode == 4
 
 
 def test_keys_with_two_colons_in_their_names_are_found(lamella: Run, tmp_path: Path) -> None:
