@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 from tests.unit.store.conftest import Mount, fill
@@ -32,13 +33,20 @@ from lamella.testing.reading import outline
 def nothing_stays_mounted(tmp_path: Path, needs: Callable[..., str]) -> Iterator[None]:
     needs("mkfs.erofs")
     yield
+    for store in list(_OPENED):  # those that an error still leads to
+        store.close()
     for point in reversed(mount_points(str(tmp_path))):
         if not point.startswith(str(tmp_path / "tmpfs")) or point.endswith("/mnt"):
             unmount(point, lazy=True)
 
 
+_OPENED: WeakSet[Store] = WeakSet()
+
+
 def opened(root: Path, verity: str = "") -> Snapshots:
-    return open_snapshotter("erofs", Store.open(root / "store").namespace("tests"), verity=verity)
+    store = Store.open(root / "store")
+    _OPENED.add(store)
+    return open_snapshotter("erofs", store.namespace("tests"), verity=verity)
 
 
 def commit(snapshots: Snapshots, name: str, *changes: Change) -> bytes:
