@@ -54,6 +54,7 @@ def test_the_usual_verbs_take_an_image_as_a_tree(lamella: Run, images: tuple[Cim
     assert lamella("ls", f"{place}::files/WINDOWS").stdout.split() == ["a.txt", "b.txt"]
     assert lamella("cat", f"{place}::Files/Windows/A.TXT").stdout == "hello\n"
     assert "/Files/c" in lamella("find", place).stdout
+    assert lamella("find", place, "--name", "A.TXT").stdout.split() == ["/Files/Windows/a.txt"]
 
 
 def test_the_verbs_of_its_own_do_the_same(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:

@@ -78,6 +78,9 @@ class CimContent:
 class CimTree:
     """The files of an image (`Tree`); names are found without regard to case, and entries have a Windows facet."""
 
+    any_case = True
+    """Patterns of names match in any case too."""
+
     def __init__(self, image: OpenCim | CimLayer) -> None:
         """Open the image, or read from one that is open and stays the caller's."""
         self._owned = isinstance(image, CimLayer)
