@@ -215,7 +215,8 @@ def _overlay_source(
 
 
 def _erofs_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.erofs import ErofsLayer, ErofsSink
+    from lamella.layers.erofs.files import ErofsLayer
+    from lamella.layers.erofs.sink import ErofsSink
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(ErofsLayer(parent) for parent in parents) if parents else None
@@ -225,7 +226,8 @@ def _erofs_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> S
 def _erofs_source(
     stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
 ) -> tuple[Source, Lookup | None]:
-    from lamella.layers.erofs import ErofsChanges, ErofsLayer
+    from lamella.layers.erofs.files import ErofsLayer
+    from lamella.layers.erofs.tree import ErofsChanges
 
     del lower, owners, exact
     stated = stack.enter_context(ErofsChanges(ErofsLayer(place)))
@@ -233,7 +235,8 @@ def _erofs_source(
 
 
 def _erofs_tree(place: Path) -> OpenTree:
-    from lamella.layers.erofs import ErofsImage, ErofsLayer
+    from lamella.layers.erofs.files import ErofsLayer
+    from lamella.layers.erofs.tree import ErofsImage
 
     return ErofsImage(ErofsLayer(place))
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
-from lamella.layers.erofs import ErofsLayer, ErofsSink
+from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.erofs.sink import ErofsSink
 from lamella.operations.apply import Applied
 from lamella.operations.layer_reading import changes_of_blob, checked_reader
 

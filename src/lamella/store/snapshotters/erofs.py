@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from lamella.errors import Exhausted, LamellaError, Unsupported, from_os
-from lamella.layers.erofs import ErofsLayer, ErofsTree
+from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.erofs.tree import ErofsTree
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount

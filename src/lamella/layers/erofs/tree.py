@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EROFS images read: one as a tree or as the changes of its layer, a stack as what a mount of it would show."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from typing import Final, Self
+
+from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Posix, Put, Whiteout
+from lamella.changes.tree import merge
+from lamella.errors import FormatError, InvalidInput, NotFound, Unsupported
+from lamella.formats.erofs.reader import Inode
+from lamella.formats.erofs.structures import decode_device
+from lamella.layers.erofs.files import ErofsContent, ErofsLayer, OpenErofs
+from lamella.layers.stack import LayerStack
+from lamella.paths import ROOT, LayerPath, join
+
+TYPES: Final = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.CHARACTER: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.FIFO: stat.S_IFIFO,
+}
+"""The kind of a file, and its type in a mode."""
+MARKS: Final = "trusted.overlay."
+"""What the attributes begin with that an overlay takes for marks."""
+
+_KINDS: Final = {number: kind for kind, number in TYPES.items()}
+_KNOWN: Final = 4096
+"""Directories of an image that are remembered."""
+
+
+class ErofsImage:
+    """The files of one image (`Tree`), without whiteouts and marks of an overlay; what is below is not looked at.
+
+    Sockets are left out, as everywhere. Files are looked for when they are asked for, so that opening takes no time.
+    """
+
+    def __init__(self, layer: ErofsLayer) -> None:
+        """Open it. Raises as `OpenErofs` does."""
+        self.image = OpenErofs(layer)
+        self.reader = self.image.reader
+        self._names: dict[int, dict[str, int]] = {}
+        self._paths: dict[int, str] = {self.reader.superblock.root: ""}
+        """Node of a directory -> where it is: no directory is in two places, and so none in itself."""
+        self._near: tuple[str, int] = ("", self.reader.superblock.root)
+
+    def close(self) -> None:
+        """Close the image."""
+        self.image.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """See `Tree.lookup`. Raises FormatError."""
+        inode = self._find(path)
+        entry = None if inode is None else self.entry(path, inode)
+        return None if entry is None or is_whiteout(entry) else _unmarked(entry)
+
+    def entries(self, directory: LayerPath) -> list[Entry]:
+        """See `Tree.entries`. Raises FormatError."""
+        return [_unmarked(entry) for entry in self.marked(directory) if not is_whiteout(entry)]
+
+    def marked(self, directory: LayerPath) -> list[Entry]:
+        """What the image has in a directory, whiteouts and marks included, by the bytes of the names."""
+        inode = self._find(directory)
+        if inode is None:
+            raise NotFound(f"{directory!r} is not there")
+        if not stat.S_ISDIR(inode.mode):
+            raise InvalidInput(f"{directory!r} is not a directory")
+        found: list[Entry] = []
+        for name, node in self._children(inode).items():
+            path = join(directory, name)
+            entry = self.entry(path, self._inode(path, node))
+            if entry is not None:
+                found.append(entry)
+        return found
+
+    def open(self, path: LayerPath) -> ErofsContent:
+        """See `Tree.open`."""
+        inode = self._find(path)
+        if inode is None:
+            raise NotFound(f"{path!r} is not there")
+        if not stat.S_ISREG(inode.mode):
+            raise InvalidInput(f"{path!r} is not a file")
+        return ErofsContent(self.reader, inode)
+
+    def identity(self, path: LayerPath) -> Hashable:
+        """See `Tree.identity`."""
+        inode = self._find(path)
+        return inode.node if inode is not None and inode.links > 1 and not stat.S_ISDIR(inode.mode) else None
+
+    def entry(self, path: LayerPath, inode: Inode) -> Entry | None:
+        """The metadata of a file as the image has it; None for a socket. Raises FormatError."""
+        kind = _KINDS.get(stat.S_IFMT(inode.mode))
+        if kind is None:
+            if stat.S_ISSOCK(inode.mode):
+                return None
+            raise FormatError("EROFS inode", inode.end, f"mode {inode.mode:#o} of {path!r} is that of no file")
+        device = decode_device(inode.union) if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0)
+        xattrs = self.reader.xattrs(inode)
+        posix = Posix(stat.S_IMODE(inode.mode), inode.uid, inode.gid, inode.mtime, xattrs, device)
+        target = ""
+        if kind is Kind.SYMLINK:
+            target = self.reader.target(inode).decode("utf-8", "surrogateescape")
+        return Entry(path, kind, posix, inode.size if kind is Kind.FILE else 0, target)
+
+    def _find(self, path: str) -> Inode | None:
+        parent, _, name = path.rpartition("/")
+        if not path:
+            return self._inode("", self.reader.superblock.root)
+        where, node = self._near
+        if parent != where:
+            where, node = "", self.reader.superblock.root
+            for step in parent.split("/") if parent else ():
+                found = self._step(where, node, step)
+                if found is None:
+                    return None
+                where, node = join(where, step), found
+            self._near = where, node
+        found = self._step(parent, node, name)
+        return None if found is None else self._inode(path, found)
+
+    def _step(self, where: str, node: int, name: str) -> int | None:
+        inode = self._inode(where, node)
+        return self._children(inode).get(name) if stat.S_ISDIR(inode.mode) else None
+
+    def _inode(self, path: str, node: int) -> Inode:
+        inode = self.reader.inode(node)
+        if stat.S_ISDIR(inode.mode):
+            known = self._paths.setdefault(node, path)
+            if known != path:
+                raise FormatError("EROFS directory", inode.end, f"{path!r} is {known or '/'!r} once more")
+        return inode
+
+    def _children(self, directory: Inode) -> dict[str, int]:
+        names = self._names.get(directory.node)
+        if names is None:
+            if len(self._names) >= _KNOWN:
+                self._names.clear()
+            names = {}
+            for name, node in self.reader.names(directory):
+                names[name.decode("utf-8", "surrogateescape")] = node
+            self._names[directory.node] = names
+        return names
+
+
+def is_whiteout(entry: Entry) -> bool:
+    """Whether an overlay takes the file for a whiteout."""
+    return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
+
+
+def _unmarked(entry: Entry) -> Entry:
+    """The entry without marks of an overlay. Raises Unsupported where it does not stand for itself."""
+    posix = entry.posix
+    if posix is None or not any(name.startswith(MARKS) for name in posix.xattrs):
+        return entry
+    for mark in ("metacopy", "redirect"):
+        if MARKS + mark in posix.xattrs:
+            raise Unsupported(f"{entry.path or '/'!r} has the attribute {MARKS}{mark}: it does not stand for itself")
+    kept = {name: value for name, value in posix.xattrs.items() if not name.startswith(MARKS)}
+    return replace(entry, posix=replace(posix, xattrs=kept))
+
+
+class ErofsChanges:
+    """What the image of a layer states, in the order of a walk. Content can be opened until `close`."""
+
+    def __init__(self, layer: ErofsLayer) -> None:
+        """Open the image. Raises as `OpenErofs` does."""
+        self._tree = ErofsImage(layer)
+
+    def close(self) -> None:
+        """Close the image."""
+        self._tree.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """What the image has at ``path``, whiteouts left out."""
+        return self._tree.lookup(path)
+
+    def __iter__(self) -> Iterator[Change]:
+        """Raises FormatError, Unsupported."""
+        tree = self._tree
+        root = tree.entry(ROOT, tree.reader.inode(tree.reader.superblock.root))
+        if root is None or root.kind is not Kind.DIRECTORY:
+            raise FormatError("EROFS superblock", 0, "the root is no directory")
+        firsts: dict[Hashable, LayerPath] = {}
+        todo = [root]
+        while todo:
+            entry = todo.pop()
+            path = entry.path
+            if entry.kind is Kind.DIRECTORY:
+                yield Put(_unmarked(entry), None)
+                # The kernel takes no such mark on the root.
+                if path and entry.posix is not None and entry.posix.xattrs.get(f"{MARKS}opaque") == b"y":
+                    yield Opaque(path)
+                inside = tree.marked(path)
+                yield from (Whiteout(one.path) for one in inside if is_whiteout(one))
+                todo.extend(one for one in reversed(inside) if not is_whiteout(one))
+                continue
+            identity = tree.identity(path)
+            if identity is not None:
+                first = firsts.setdefault(identity, path)
+                if first != path:
+                    yield Link(path, first)
+                    continue
+            yield Put(_unmarked(entry), tree.open(path) if entry.kind is Kind.FILE else None)
+
+
+class ErofsTree:
+    """The tree that a mount of the stack would show, held in memory but for contents. `close` it, or use a block."""
+
+    def __init__(self, layers: LayerStack[ErofsLayer]) -> None:
+        """Read the layers. Raises FormatError, Unsupported and what applying layers raises."""
+        self._open: list[ErofsChanges] = []
+        try:
+            for layer in layers.base_first():
+                self._open.append(ErofsChanges(layer))
+            self.merged = merge(self._open)
+        except BaseException:
+            self.close()
+            raise
+        self.lookup = self.merged.lookup
+        self.entries = self.merged.entries
+        self.open = self.merged.open
+        self.identity = self.merged.identity
+
+    def close(self) -> None:
+        """Close all images."""
+        for image in self._open:
+            image.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
