@@ -12,20 +12,21 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import grpc
 import pytest
-from google.protobuf.empty_pb2 import Empty
+from google.protobuf import empty_pb2
 from tests.unit.service.serving import Client, code_of, within
 
 from lamella import __version__
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput
-from lamella.protocol.proto import content_pb2, events_pb2
+from lamella.protocol.proto import content_pb2, events_pb2, namespaces_pb2
 from lamella.service import logs
 from lamella.service.server import listening
 from lamella.service.serving import sole_server
@@ -135,7 +136,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_a_signal_ends_the_service_in_order(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     process = start()
     client = Client(tmp_path / "socket")
-    assert client.version.Version(Empty()).version == __version__
+    assert client.version.Version(empty_pb2.Empty()).version == __version__
     process.send_signal(number)
     code, said = ended(process)
     client.close()
@@ -175,7 +176,7 @@ def test_namespaces_share_blobs_or_do_not(start: Start, tmp_path: Path, policy: 
 def test_once_ends_with_the_clients_that_came(start: Start, tmp_path: Path) -> None:
     process = start("--once")
     client = Client(tmp_path / "socket")
-    client.version.Version(Empty())
+    client.version.Version(empty_pb2.Empty())
     assert process.poll() is None
     client.close()
     assert ended(process)[0] == 0
@@ -296,10 +297,10 @@ def test_sockets_that_a_supervisor_opened_are_served_by_their_names(
     process = supervisor.start("--root", str(tmp_path / "root"), "serve")
     assert supervisor.told() == "READY=1"
     client = Client(tmp_path / "clients")
-    assert client.version.Version(Empty()).version == __version__
+    assert client.version.Version(empty_pb2.Empty()).version == __version__
     client.close()
     plugin = Client(tmp_path / "plugin")
-    assert code_of(lambda: plugin.version.Version(Empty())) is grpc.StatusCode.UNIMPLEMENTED
+    assert code_of(lambda: plugin.version.Version(empty_pb2.Empty())) is grpc.StatusCode.UNIMPLEMENTED
     list(plugin.content.List(content_pb2.ListContentRequest()))  # no namespace is asked for
     plugin.close()
     with socket.socket(socket.AF_UNIX) as peer:
@@ -317,7 +318,7 @@ def test_a_socket_without_a_name_is_for_clients(supervised: Callable[..., Superv
     supervisor = supervised("given", LISTEN_FDNAMES="")
     process = supervisor.start("--root", str(tmp_path / "root"), "serve", "--once")
     client = Client(tmp_path / "given")
-    assert client.version.Version(Empty(), wait_for_ready=True, timeout=20).version == __version__
+    assert client.version.Version(empty_pb2.Empty(), wait_for_ready=True, timeout=20).version == __version__
     client.close()
     assert ended(process)[0] == 0
 
@@ -438,10 +439,30 @@ def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path:
     process = start()
     client = Client(tmp_path / "socket")
     call = client.events.Subscribe(events_pb2.SubscribeRequest())
-    client.version.Version(Empty())
+    heard: SimpleQueue[bool] = SimpleQueue()
+    failures: list[grpc.RpcError] = []
+
+    def listen() -> None:
+        try:
+            for _ in call:
+                heard.put(True)
+        except grpc.RpcError as failure:
+            failures.append(failure)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    for number in range(1000):  # until the subscription is known to stand
+        space = {"name": f"space-{number}"}
+        client.namespaces.Create(namespaces_pb2.CreateNamespaceRequest(namespace=space))
+        try:
+            heard.get(timeout=0.1)
+            break
+        except Empty:
+            pass
     began = time.monotonic()
     process.terminate()
-    assert list(call) == []  # and no failure: it is over
+    listener.join()
+    assert failures == []  # it is over, and that is all
     assert ended(process)[0] == 0
     assert time.monotonic() - began < 5
     client.close()
