@@ -4,6 +4,7 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 CRASH_ROUNDS ?= 200
 BENCH ?= quick
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,8 +28,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(PY) demo/demo.py
 
+# In two processes, file by file; JOBS=0 is one, which a debugger needs.
 test: $(READY)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # On Windows' CPython under Wine, which Debian's packages wine and wine64 are; ARGS names other tests than the usual.
 wine: $(READY)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -167,6 +168,7 @@ def handler(respond: Callable[[Request], Answer], stopped: threading.Event) -> t
         def _reset(self) -> None:
             self.close_connection = True
             self.wfile.flush()
+            time.sleep(0.1)  # a reset takes away what has arrived and was not read yet
             if not isinstance(self.connection, ssl.SSLSocket):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
