@@ -142,7 +142,7 @@ def _paths(said: dict[str, str], name: str) -> tuple[Path, ...]:
 
 def _windows_path(text: str) -> Path:
     """A path of this host where Windows' own could be; a backslash at its end is none of its name."""
-    if PureWindowsPath(text).drive:
+    if not text.startswith("/") and PureWindowsPath(text).drive:
         raise Unsupported(f"a mount names {text[:200]!r}, a path of Windows, and this host is another")
     return _path(text.rstrip("\\"))
 

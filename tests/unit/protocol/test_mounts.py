@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lamella.errors import InvalidInput, Unsupported
@@ -70,6 +70,7 @@ MOUNTS = st.one_of(
 )
 
 
+@example((CimMount(Path("/\\0/0")),))
 @given(st.lists(MOUNTS, max_size=4).map(tuple))
 def test_what_was_sent_comes_back_the_same(mounts: tuple[Mount, ...]) -> None:
     over_the_wire = [Sent.FromString(mount.SerializeToString()) for mount in sent(mounts)]
