@@ -162,7 +162,11 @@ def lamella_serving(where: Path, *options: str | Path, sockets: int = 1) -> Iter
             yield
         finally:
             process.terminate()
-            process.wait(PATIENCE)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()  # or leaving the block would wait for it for ever
+                raise
 
 
 @contextmanager
