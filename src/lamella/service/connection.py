@@ -9,11 +9,13 @@ leaves them to whoever has the lock, so that it always comes to read what lets t
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -108,6 +110,8 @@ class Connection:
         self._workers = workers
         self._tally = tally
         self._streams: dict[int, Stream] = {}
+        self._ending: set[object] = set()
+        """One for each call that is under way no more and whose end is still being sent."""
         self._last = 0
         self._leaving = False
         self._blocks = http2.HeaderBlocks()
@@ -124,8 +128,8 @@ class Connection:
 
     @property
     def calls(self) -> int:
-        """How many are under way."""
-        return len(self._streams)
+        """How many are under way, up to the last byte that their clients get."""
+        return len(self._streams) + len(self._ending)
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -152,15 +156,17 @@ class Connection:
                 self._socket.close()
 
     def leave(self) -> None:
-        """Tell the client that no further calls are served; those under way go on."""
+        """Tell the client that no further calls are served; those under way go on. Waits for nothing."""
         self._leaving = True
+        self._pending.append(http2.go_away(self._last, http2.NO_ERROR))
         try:
-            self._control(http2.go_away(self._last, http2.NO_ERROR))
-        except OSError:
+            if select.select((), (self._socket,), (), 0)[1]:  # else it goes with whatever is sent next
+                self._flush()
+        except (OSError, ValueError):  # the client is gone
             pass
 
     def cancel(self) -> None:
-        """Break off the calls that are under way."""
+        """Break off the calls that are under way. Waits for a client that does not read, until `close` is called."""
         for stream in tuple(self._streams.values()):
             self._finish(stream, Code.UNAVAILABLE, "the service is being stopped")
             stream.cancel()
@@ -427,9 +433,10 @@ class Connection:
                 if self._reserve_at_once(stream, size):
                     out: list[Part] = [http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER)]
                     self._cut(out, stream.id, deque(parts), size)
-                    self._forget(stream.id, Code.OK)
                     out.append(http2.frame(http2.HEADERS, _LAST, stream.id, http2.trailers(Code.OK, "")))
-                    self._write(out)
+                    with self._end_of_call():
+                        self._forget(stream.id, Code.OK)
+                        self._write(out)
                     return
             finally:
                 self._sending.release()
@@ -509,20 +516,31 @@ class Connection:
 
     def _finish(self, stream: Stream, code: Code, message: str) -> None:
         """Send the status, and forget the call."""
-        if self._forget(stream.id, code) is None:
-            return
-        out: list[Part] = []
-        block = http2.trailers(code, message)
-        if stream.started:
-            out.append(http2.frame(http2.HEADERS, _LAST, stream.id, block))
-        else:
-            out.append(http2.frame(http2.HEADERS, _LAST, stream.id, http2.ANSWER + block))
-        if not stream.ending:
-            out.append(http2.reset(stream.id, http2.NO_ERROR))
+        with self._end_of_call():
+            if self._forget(stream.id, code) is None:
+                return
+            out: list[Part] = []
+            block = http2.trailers(code, message)
+            if stream.started:
+                out.append(http2.frame(http2.HEADERS, _LAST, stream.id, block))
+            else:
+                out.append(http2.frame(http2.HEADERS, _LAST, stream.id, http2.ANSWER + block))
+            if not stream.ending:
+                out.append(http2.reset(stream.id, http2.NO_ERROR))
+            try:
+                self._send(out)
+            except OSError:
+                pass
+
+    @contextmanager
+    def _end_of_call(self) -> Iterator[None]:
+        """A call is forgotten in this block, and is among `calls` until it ends: until the client has been told."""
+        token = object()
+        self._ending.add(token)
         try:
-            self._send(out)
-        except OSError:
-            pass
+            yield
+        finally:
+            self._ending.discard(token)
 
     def _forget(self, number: int, code: Code) -> Stream | None:
         """The call that was under way and has ended with ``code``."""

@@ -12,7 +12,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -29,10 +29,14 @@ MODE: Final = 0o660
 GRACE: Final = 10.0
 """Seconds that calls which are under way have to come to their end."""
 
+_END: Final = 1.0
+"""Seconds that threads have to come to their end."""
+
 _LONGEST: Final = 107
 """Bytes of the path of a socket."""
 
 _BUFFER: Final = 4 << 20
+_RINGS: Final = 4096
 _BACKLOG: Final = 128
 
 
@@ -45,6 +49,8 @@ class Server:
         self._workers = Workers()
         self._selector = selectors.DefaultSelector()
         self._bell, self._waker = socket.socketpair()
+        self._bell.setblocking(False)
+        self._waker.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._connections: set[Connection] = set()
         self._threads: set[threading.Thread] = set()
@@ -87,6 +93,8 @@ class Server:
             for key, _ in self._selector.select(every):
                 if key.data is not None and isinstance(key.fileobj, socket.socket):
                     self._accept(key.fileobj, key.data)
+                else:
+                    self._bell.recv(_RINGS)
             if beat is not None:
                 beat()
         if leaving is not None:
@@ -97,6 +105,10 @@ class Server:
         self._selector.close()
         self._bell.close()
         self._waker.close()
+
+    def waker(self) -> socket.socket:
+        """What a byte can be sent to, without waiting, to have `run` look around. Close it."""
+        return self._waker.dup()
 
     def stop(self) -> None:
         """Have `run` come to its end. From any thread, and from a signal's handler."""
@@ -148,12 +160,21 @@ class Server:
         end = time.monotonic() + grace
         while any(connection.calls for connection in connections) and time.monotonic() < end:
             time.sleep(0.01)
+        # A client that reads nothing must not keep the others from being told, nor the end from coming.
+        goodbyes = [threading.Thread(target=connection.cancel, daemon=True) for connection in connections]
+        for goodbye in goodbyes:
+            goodbye.start()
+        _join(goodbyes)
         for connection in connections:
-            connection.cancel()
             connection.close()
-        for thread in threads:
-            thread.join(1)
-        self._workers.wait(1)
+        _join(threads)
+        self._workers.wait(_END)
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    end = time.monotonic() + _END
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
 
 
 @contextmanager

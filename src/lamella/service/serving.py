@@ -101,7 +101,11 @@ def serve(
 
 @contextmanager
 def _stopped_by_signals(server: Server) -> Iterator[None]:
-    """The first signal asks to stop, a further one does what it always does."""
+    """The first signal asks to stop, a further one does what it always does.
+
+    One that reaches another thread, or this one on its way into waiting, wakes nobody by itself: its number is
+    written to the server's waker at once, so that this thread comes round to call the handler.
+    """
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
 
@@ -114,9 +118,13 @@ def _stopped_by_signals(server: Server) -> Iterator[None]:
         notify("STOPPING=1")
         server.stop()
 
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        restore()
+    with server.waker() as waker:
+        waker.setblocking(False)
+        wakes = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            restore()
+            signal.set_wakeup_fd(wakes)

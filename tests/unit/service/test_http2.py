@@ -23,6 +23,7 @@ from tests.unit.service.serving import running
 
 from lamella.service import http2
 from lamella.service.calls import Call, Encoded, Method
+from lamella.service.connection import Connection
 from lamella.service.status import Code
 
 ECHO = "/test/Echo"
@@ -456,6 +457,55 @@ def test_calls_that_do_not_end_are_broken_off(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
         one.close()
     assert service.ended.wait(5)
+
+
+def test_a_client_that_reads_nothing_holds_up_neither_the_end_nor_others(tmp_path: Path, service: Service) -> None:
+    written: list[int] = []
+
+    def flood(request: bytes, call: Call) -> Iterator[Encoded]:
+        while True:
+            written.append(1)
+            yield Encoded((bytes(1 << 20),))
+
+    methods = {**service.methods(), "/test/Flood": Method("/test/Flood", flood, bytes, False, True, None)}
+    with running(tmp_path / "s", methods, grace=0.1) as server:
+        deaf, other = Peer(tmp_path / "s", INITIAL_WINDOW_SIZE=1 << 30), Peer(tmp_path / "s")
+        deaf.send(http2.window_update(0, 1 << 30), deaf.request(1, "/test/Flood", b""))
+        other.send(other.open(1, CHAT), http2.frame(http2.DATA, 0, 1, message(b"abc")))
+        other.frames(lambda frame: frame[0] == http2.DATA)
+        before = -1
+        while len(written) != before:  # until the thread that writes is held up
+            before = len(written)
+            time.sleep(0.2)
+        began = time.monotonic()
+        server.stop()
+        assert other.answer(1)[1]["grpc-status"] == str(int(Code.UNAVAILABLE))
+    assert before > 1
+    assert time.monotonic() - began < 8
+    deaf.close()
+    other.close()
+
+
+@pytest.mark.parametrize("path", [ECHO, QUICK, CHAT])
+def test_a_client_has_the_end_of_its_call_before_the_connection_ends(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    write = Connection._write
+
+    def slowly(connection: Connection, out: list[Any]) -> None:
+        if any(part[3:5] == bytes((http2.HEADERS, http2.END_HEADERS | http2.END_STREAM)) for part in out):
+            time.sleep(0.3)  # as where another thread is given the processor
+        write(connection, out)
+
+    monkeypatch.setattr(Connection, "_write", slowly)
+    with running(tmp_path / "s", service.methods(), grace=10) as server:
+        one = Peer(tmp_path / "s")
+        one.send(one.request(1, path, b"abc"))
+        while not service.calls:
+            time.sleep(0.001)
+        server.stop()
+        assert one.answer(1)[1]["grpc-status"] == "0"
+    one.close()
 
 
 # Headers -----------------------------------------------------------------------------------------------------------

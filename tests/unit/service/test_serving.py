@@ -434,6 +434,25 @@ def test_settings_that_there_are_none_of_are_refused_with_those_that_there_are(t
 
 # Stopping ----------------------------------------------------------------------------------------------------------
 
+_SIGNALLED = """
+import signal, sys, threading, time
+from lamella.service.serving import serve
+
+def strike():
+    time.sleep(0.5)  # until the main thread waits for clients, and for nothing else
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(60)
+
+threading.Thread(target=strike, daemon=True).start()
+serve([(sys.argv[1], {})])
+"""
+
+
+def test_a_signal_that_does_not_interrupt_the_waiting_thread_ends_the_service_all_the_same(tmp_path: Path) -> None:
+    # As one does which comes just before the thread begins to wait, or which the system hands to another thread.
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED, str(tmp_path / "socket")], timeout=30)
+    assert done.returncode == 0
+
 
 def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path: Path) -> None:
     process = start()
