@@ -36,7 +36,7 @@ def _excepted(origin: Origin, exceptions: str | None) -> bool:
         if entry == "*":
             return True
         host, colon, port = entry.rpartition(":")
-        if colon and port.isdigit() and (host.endswith("]") or ":" not in host):
+        if colon and port.isdecimal() and (host.endswith("]") or ":" not in host):
             if int(port) != origin.port:
                 continue
             entry = host

@@ -158,7 +158,7 @@ class Part:
             return
         text = response.headers.get("Content-Range", "")
         span, _, total = text.removeprefix("bytes").strip().partition("/")
-        if total.isdigit() and total != "*" and int(total[:20]) != self._size:
+        if total.isdecimal() and int(total[:20]) != self._size:
             raise SizeMismatch(self._what, expected=self._size, actual=int(total[:20]))
         if span.partition("-")[0] != str(self._at):
             raise Interrupted(f"{self._what}: asked for bytes from {self._at}, got {text[:60]!r}")

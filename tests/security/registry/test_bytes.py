@@ -71,6 +71,17 @@ class TestBytes:
         refuse_to_pull(registry, tmp_path, Unavailable, Integrity)
         assert len(registry.asked("GET", BLOBS)) <= MOST
 
+    @pytest.mark.parametrize("total", ["*", "\xb2", "", "-1", "9" * 30])
+    def test_what_a_part_says_of_the_whole_is_a_number_or_says_nothing(
+        self, registry: Registry, tmp_path: Path, total: str
+    ) -> None:
+        registry.misbehave("GET", BLOBS, cut_body(250_000), times=1)
+        registry.misbehave("GET", BLOBS, with_headers(Content_Range=f"bytes 250000-/{total}"))
+        if total.startswith("9"):
+            refuse_to_pull(registry, tmp_path, SizeMismatch)
+        else:
+            assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+
     @pytest.mark.parametrize("missing", [1, 300_000])
     def test_a_body_that_is_always_short_is_given_up(self, registry: Registry, tmp_path: Path, missing: int) -> None:
         registry.misbehave("GET", BLOBS, short_body(missing))
