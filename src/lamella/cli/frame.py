@@ -116,7 +116,7 @@ class ImageVerb(RegistryVerb):
         foreign = click.Option(
             ["--foreign-urls"],
             is_flag=True,
-            help="Fetch layers that a registry does not have from the addresses that the image gives for them.",
+            help="Fetch layers that are not with the image, as they may not be passed on, from where it says.",
         )
         registries, results = registry_flags(), result_options()
         return [*containerd_flags(), *registries, foreign, *results]

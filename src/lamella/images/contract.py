@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeAlias
 
 from lamella.digests import Digest
-from lamella.errors import DigestMismatch, Exhausted, SizeMismatch
+from lamella.errors import DigestMismatch, Exhausted, NotFound, SizeMismatch
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import MAX_DOCUMENT
+from lamella.oci.mediatypes import FOREIGN_LAYERS
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -32,6 +33,8 @@ class ImageReader(Protocol):
 
     where: str
     """The place, for messages."""
+    elsewhere: Callable[[Descriptor], BinaryIO] | None = None
+    """Opens a layer at the addresses that its descriptor gives; None where nobody has allowed that."""
 
     def images(self) -> Sequence[StoredImage]:
         """What is there, in the place's own order."""
@@ -43,6 +46,18 @@ class ImageReader(Protocol):
         Raises NotFound, SizeMismatch, InvalidInput (what is there is no regular file).
         """
         ...
+
+    def open_layer(self, layer: Descriptor) -> BinaryIO:
+        """As `open_blob`; one that is not to be passed on, and is not here, from elsewhere where that is allowed.
+
+        Raises Denied, Unavailable and Cancelled then too.
+        """
+        try:
+            return self.open_blob(layer)
+        except NotFound:
+            if self.elsewhere is None or not (layer.urls and layer.media_type in FOREIGN_LAYERS):
+                raise
+        return self.elsewhere(layer)
 
     def close(self) -> None:
         """Let go of the place. May be called again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from lamella.errors import InvalidInput
 from lamella.images.contract import ImageReader, ImageWriter
@@ -17,6 +17,9 @@ from lamella.images.options import (
     current_containerd,
     current_options,
 )
+
+if TYPE_CHECKING:
+    from lamella.oci.descriptor import Descriptor
 
 _READERS: Final = {
     "oci": "lamella.images.layout:open_directory",
@@ -42,6 +45,9 @@ For a registry, the store and a containerd, of the name and the options; for the
 are always durable.
 """
 
+_ELSEWHERE: Final = "lamella.registry.foreign:Elsewhere"
+"""A function of a place's name and how registries are talked to."""
+
 
 def open_reader(
     name: ImageName,
@@ -52,17 +58,24 @@ def open_reader(
 ) -> ImageReader:
     """A reader of the place that ``name`` names; ``registry`` says how one is talked to, else `registry_options`.
 
-    ``store`` says which store is meant, ``containerd`` which containerd, else `containerd_options`.
+    ``store`` says which store is meant, ``containerd`` which containerd, else `containerd_options`. Layers that are not
+    there, and not to be passed on, are fetched from elsewhere where ``registry`` allows that.
 
     Raises NotFound, InvalidInput, Unsupported, Denied; for a registry or a containerd Unavailable and Integrity too.
     """
+    registry = registry or current_options()
+    load = _load(_READERS[name.form])
     if name.form == REGISTRY:
-        return cast("ImageReader", _load(_READERS, name)(name, registry or current_options()))
+        return cast("ImageReader", load(name, registry))
     if name.form == STORE:
-        return cast("ImageReader", _load(_READERS, name)(name, store))
-    if name.form == CONTAINERD:
-        return cast("ImageReader", _load(_READERS, name)(name, containerd or current_containerd()))
-    return cast("ImageReader", _load(_READERS, name)(name.path))
+        reader = cast("ImageReader", load(name, store))
+    elif name.form == CONTAINERD:
+        reader = cast("ImageReader", load(name, containerd or current_containerd()))
+    else:
+        reader = cast("ImageReader", load(name.path))
+    if registry.foreign_urls:
+        reader.elsewhere = cast("Callable[[Descriptor], BinaryIO]", _load(_ELSEWHERE)(reader.where, registry))
+    return reader
 
 
 def open_writer(
@@ -82,18 +95,19 @@ def open_writer(
     those are; a name there that has another image gives way with ``replace`` alone, and both are durable either way.
     Raises AlreadyExists, InvalidInput, Unsupported, Denied.
     """
+    load = _load(_WRITERS[name.form])
     if name.form == REGISTRY:
-        return cast("ImageWriter", _load(_WRITERS, name)(name, registry or current_options()))
+        return cast("ImageWriter", load(name, registry or current_options()))
     if name.form == STORE:
-        return cast("ImageWriter", _load(_WRITERS, name)(name, store, replace=replace))
+        return cast("ImageWriter", load(name, store, replace=replace))
     if name.form == CONTAINERD:
-        return cast("ImageWriter", _load(_WRITERS, name)(name, containerd or current_containerd(), replace=replace))
+        return cast("ImageWriter", load(name, containerd or current_containerd(), replace=replace))
     if name.position is not None:
         raise InvalidInput(f"{name}: an image cannot be written at a number", hint="give it a tag")
-    return cast("ImageWriter", _load(_WRITERS, name)(name.path, replace=replace, durable=durable))
+    return cast("ImageWriter", load(name.path, replace=replace, durable=durable))
 
 
-def _load(table: dict[str, str], name: ImageName) -> Callable[..., object]:
-    module, _, function = table[name.form].partition(":")
+def _load(where: str) -> Callable[..., object]:
+    module, _, function = where.partition(":")
     found: Callable[..., object] = getattr(import_module(module), function)
     return found

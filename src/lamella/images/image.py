@@ -33,7 +33,7 @@ class ImageLayer:
     def open(self) -> BinaryIO:
         """The blob as stored, its digest not yet checked. Raises NotFound, SizeMismatch, Unsupported (foreign)."""
         try:
-            return self.reader.open_blob(self.descriptor)
+            return self.reader.open_layer(self.descriptor)
         except NotFound:
             if self.descriptor.media_type in FOREIGN_LAYERS:
                 raise foreign_layer(self.reader, self.descriptor) from None

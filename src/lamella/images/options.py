@@ -51,7 +51,7 @@ class RegistryOptions:
     certs_dir: Path | None = None
     """The directory of mirrors and certificates, one directory a registry, and no other settings; None for all."""
     foreign_urls: bool = False
-    """Fetch layers that the registry itself does not have from the addresses that their descriptors give."""
+    """Fetch layers that are not with the image, as they may not be passed on, from the addresses that they give."""
     streams: int = 3
     """Requests that fetch ranges of one large blob at the same time; 1 for one request a blob."""
     connect_timeout: float = 10

@@ -162,7 +162,7 @@ def put_missing(
 
 def _is_there(reader: ImageReader, blob: Descriptor) -> bool:
     try:
-        reader.open_blob(blob).close()
+        reader.open_layer(blob).close()
     except NotFound:
         return False
     return True
@@ -218,7 +218,7 @@ class Relay:
 
 def _opened(reader: ImageReader, blob: Descriptor) -> BinaryIO:
     try:
-        return reader.open_blob(blob)
+        return reader.open_layer(blob)
     except NotFound:
         if blob.media_type in FOREIGN_LAYERS:
             raise foreign_layer(reader, blob) from None

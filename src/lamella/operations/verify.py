@@ -190,7 +190,7 @@ class _Check:
         self._read.add(layer.digest)
         try:
             with (
-                self._reader.open_blob(layer) as file,
+                self._reader.open_layer(layer) as file,
                 BlobReader(
                     file,
                     compression=layer_compression(layer.media_type),
@@ -235,7 +235,7 @@ class _Check:
 
     def _digest(self, blob: Descriptor) -> None:
         state = hashlib.new(blob.digest.algorithm)
-        with self._reader.open_blob(blob) as file:
+        with self._reader.open_layer(blob) as file:
             while chunk := file.read(_CHUNK):
                 if self._cancel is not None:
                     self._cancel.check()

@@ -72,7 +72,7 @@ def shown(url: str) -> str:
 
 
 def check_address(address: str, *, loopback: bool) -> None:
-    """Refuse the numeric ``address`` of a server that a registry named.
+    """Refuse the numeric ``address`` of a server that a registry or a document named.
 
     Networks where a machine's own services answer are out of bounds: link-local ones, with the metadata of clouds,
     and, unless ``loopback`` allows them, this machine. A name that is not an address passes. Raises Denied.
@@ -81,7 +81,7 @@ def check_address(address: str, *, loopback: bool) -> None:
         number = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         if address == "localhost" and not loopback:
-            raise Denied(f"the registry points to {address}, where it has no business") from None
+            raise Denied(f"refused to be led to {address}, where this machine's own services are") from None
         return
     if isinstance(number, ipaddress.IPv6Address):
         inner = number.ipv4_mapped or number.sixtofour
@@ -91,7 +91,7 @@ def check_address(address: str, *, loopback: bool) -> None:
             number = inner
     outside = number.is_link_local or number in _METADATA or number.is_unspecified or number.is_multicast
     if outside or (number.is_loopback and not loopback):
-        raise Denied(f"the registry points to {address}, where it has no business")
+        raise Denied(f"refused to be led to {address}, where this machine's own services are")
 
 
 def is_loopback(address: str) -> bool:

@@ -1,41 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers whose bytes are not in the registry, but at addresses that their descriptors give (image-spec, layer.md)."""
+"""Layers whose bytes are not with the image, but at addresses that their descriptors give (image-spec, layer.md)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 from urllib.parse import urlsplit
 
 from lamella.errors import Denied, LamellaError, NotFound
 from lamella.registry.addresses import Origin, origin_of
 from lamella.registry.endpoint import Endpoint
 from lamella.registry.hosts import HostConfig
+from lamella.registry.streaming import SPARE_PIECES, BlobStream, Budget
 from lamella.registry.transport import Response
 
 if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions
     from lamella.oci.descriptor import Descriptor
 
+_FAR: Final = "a document"
+"""In place of a host: whoever wrote a file of this machine need not be on it."""
 
-def fetch_from(
-    descriptor: Descriptor, near: Origin, options: RegistryOptions, start: int = 0, stop: int | None = None
-) -> Response:
-    """The bytes at the first of the descriptor's addresses that gives them, asked for without any credentials.
 
-    Addresses without TLS are passed over unless the registry at ``near`` does without too; those of a machine's own
-    services are as they are for redirects. Raises NotFound, Denied, Unavailable.
+class Elsewhere:
+    """Opens layers that ``where`` lacks, as streams that mend themselves, and without any credentials.
+
+    ``near`` is the registry that the image came from. Addresses without TLS are passed over unless it does without
+    too, and those of a machine's own services are as they are for redirects. Where the image is a file, addresses
+    without TLS are passed over unless ``options`` do without.
     """
-    problem: LamellaError | None = None
-    headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
-    for url in descriptor.urls:
-        try:
-            origin = origin_of(url)
-            if origin.scheme != "https" and near.scheme == "https":
-                raise Denied(f"refused to fetch a layer without TLS from {origin}")
-            host = HostConfig(origin.scheme, urlsplit(url).netloc)
-            endpoint = Endpoint(host, origin.host, lambda: None, options, near=near)
-            doing = f"get the layer {descriptor.digest}"
-            return endpoint.request("GET", url, doing=doing, headers=headers, accept=(200, 206))
-        except LamellaError as refused:
-            problem = refused
-    raise problem or NotFound(f"{descriptor.digest}: the layer gives no address that it could be fetched from")
+
+    def __init__(self, where: str, options: RegistryOptions, near: Origin | None = None) -> None:
+        self._where = where
+        self._options = options
+        self._near = near or Origin("http" if options.plain_http else "https", _FAR, 0)
+        self._budget = Budget(SPARE_PIECES)
+
+    def __call__(self, layer: Descriptor) -> BinaryIO:
+        """A stream of the layer, which is already coming. Raises NotFound, SizeMismatch, Denied, Unavailable."""
+        fetch = partial(self._fetch, layer)
+        return cast("BinaryIO", BlobStream(fetch, layer, self._where, self._options, self._budget))
+
+    def _fetch(self, layer: Descriptor, start: int = 0, stop: int | None = None) -> Response:
+        """The bytes at the first of the layer's addresses that gives them."""
+        problem: LamellaError | None = None
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        for url in layer.urls:
+            try:
+                origin = origin_of(url)
+                if origin.scheme != "https" and self._near.scheme == "https":
+                    raise Denied(f"refused to fetch a layer without TLS from {origin}")
+                host = HostConfig(origin.scheme, urlsplit(url).netloc)
+                endpoint = Endpoint(host, origin.host, lambda: None, self._options, near=self._near)
+                doing = f"get the layer {layer.digest}"
+                return endpoint.request("GET", url, doing=doing, headers=headers, accept=(200, 206))
+            except LamellaError as refused:
+                problem = refused
+        raise problem or NotFound(f"{layer.digest}: the layer gives no address that it could be fetched from")

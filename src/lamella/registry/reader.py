@@ -16,12 +16,8 @@ from lamella.images.naming import ImageName
 from lamella.images.options import RegistryOptions
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import MAX_DOCUMENT
-from lamella.oci.mediatypes import FOREIGN_LAYERS
 from lamella.registry.client import DOCUMENTS, Client
-from lamella.registry.streaming import BlobStream, Budget, Fetch
-
-_SPARE_PIECES: Final = 5
-"""Ranges that all open blobs together may hold besides the one that each is being read from."""
+from lamella.registry.streaming import SPARE_PIECES, BlobStream, Budget
 
 _KEPT: Final = 16 << 20
 """Bytes of documents that are kept rather than fetched again."""
@@ -39,11 +35,15 @@ class RegistryReader(ImageReader):
         self.where = f"docker://{client.name}"
         self._tag = tag
         self._digest = digest
-        self._budget = Budget(_SPARE_PIECES)
+        self._budget = Budget(SPARE_PIECES)
         self._lock = threading.Lock()
         self._image: StoredImage | None = None
         self._documents: dict[Digest, bytes] = {}
         self._kept = 0
+        if client.options.foreign_urls:
+            from lamella.registry.foreign import Elsewhere
+
+            self.elsewhere = Elsewhere(self.where, client.options, client.own.origin)
 
     def images(self) -> Sequence[StoredImage]:
         """The one image that the name names; by its digest where it has one."""
@@ -66,14 +66,8 @@ class RegistryReader(ImageReader):
             if len(raw) != descriptor.size:
                 raise SizeMismatch(f"{self.where}: {descriptor.digest}", expected=descriptor.size, actual=len(raw))
             return io.BytesIO(raw)
-        try:
-            return self._stream(descriptor, partial(self.client.blob, descriptor.digest))
-        except NotFound:
-            if not (descriptor.media_type in FOREIGN_LAYERS and descriptor.urls and self.client.options.foreign_urls):
-                raise
-        from lamella.registry.foreign import fetch_from
-
-        return self._stream(descriptor, partial(fetch_from, descriptor, self.client.own.origin, self.client.options))
+        fetch = partial(self.client.blob, descriptor.digest)
+        return cast("BinaryIO", BlobStream(fetch, descriptor, self.where, self.client.options, self._budget))
 
     def read_document(self, descriptor: Descriptor) -> bytes:
         """A small blob, whole and checked; it is kept, as documents are wanted more than once."""
@@ -90,10 +84,6 @@ class RegistryReader(ImageReader):
         if descriptor.size > MAX_DOCUMENT:
             raise Exhausted(f"{self.where}: {descriptor.digest}: more than the {MAX_DOCUMENT} bytes of a document")
         return self.client.manifest(descriptor.digest)[1]
-
-    def _stream(self, descriptor: Descriptor, fetch: Fetch) -> BinaryIO:
-        stream = BlobStream(fetch, descriptor, self.where, self.client.options, self._budget)
-        return cast("BinaryIO", stream)
 
     def _keep(self, digest: Digest, raw: bytes) -> None:
         if digest not in self._documents and self._kept + len(raw) <= _KEPT:

@@ -34,6 +34,9 @@ ALONE: Final = 8 << 20
 READ: Final = 256 << 10
 """Bytes asked of the connection at once."""
 
+SPARE_PIECES: Final = 5
+"""Ranges that all blobs open at one place together may hold besides the one that each is being read from."""
+
 _POLL: Final = 0.1
 
 Fetch = Callable[[int, int | None], Response]

@@ -217,11 +217,11 @@ class TestCredentialsStay:
         name = parse_image_name(name_in(registry, ":foreign"))
         with open_reader(name, registry=options) as reader:
             if allowed:
-                with reader.open_blob(descriptor) as file:
+                with reader.open_layer(descriptor) as file:
                     assert IMAGE.blobs[LAYER] == file.read()
             else:
                 with pytest.raises((NotFound, Unsupported)):
-                    reader.open_blob(descriptor)
+                    reader.open_layer(descriptor)
         assert bool(other.requests) is allowed
         assert other.credentials_seen() == []
 

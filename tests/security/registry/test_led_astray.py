@@ -70,7 +70,7 @@ class TestLedAstray:
             open_reader(parse_image_name(name_in(registry)), registry=options) as reader,
             pytest.raises((Denied, NotFound)),
         ):
-            reader.open_blob(foreign)
+            reader.open_layer(foreign)
         assert set(connected) == {"127.0.0.1"}
 
     def test_a_name_that_leads_inside_is_found_out_before_anything_is_sent(

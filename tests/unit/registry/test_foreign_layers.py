@@ -14,7 +14,7 @@ from tests.registry.hostile import Registry
 import lamella
 from lamella.cli.main import run
 from lamella.errors import Unsupported
-from lamella.testing.images import compact, digest, small_image
+from lamella.testing.images import compact, digest, small_image, tagged, write_layout
 
 IMAGE = small_image({"etc/base": b"kept elsewhere"}, {"etc/own": b"here"})
 FOREIGN, OWN = (layer["digest"] for layer in IMAGE.manifest["layers"])
@@ -94,6 +94,84 @@ def test_they_are_fetched_where_the_command_line_says_so(
     assert run(["pull", name, f"oci:{tmp_path}/again:v1"]) == 0
     assert "; 1 non-distributable layer left where it is" in capsys.readouterr().out
     assert len(elsewhere.requests) == before
+
+
+class TestImagesInFiles:
+    """The same where the image is in no registry, so that nothing says how far its documents are to be trusted."""
+
+    @pytest.fixture
+    def proxy(self, elsewhere: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
+        """What stands for a network with ``layers.example`` in it."""
+        monkeypatch.setenv("http_proxy", elsewhere.url)
+        monkeypatch.setenv("no_proxy", "")
+        return elsewhere
+
+    @pytest.mark.parametrize("form", ["oci", "oci-archive", "store"])
+    def test_they_are_fetched_where_the_command_line_says_so(
+        self,
+        proxy: Registry,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        form: str,
+    ) -> None:
+        monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
+        name = _stored(tmp_path, form, "http://layers.example")
+        target = f"oci:{tmp_path}/complete:v1"
+        assert run(["copy", "-q", name, target]) == 0
+        assert proxy.requests == []
+        assert run(["unpack", "-q", target, str(tmp_path / "root")]) == 7
+        assert run(["unpack", "-q", "--plain-http", "--foreign-urls", target, str(tmp_path / "root")]) == 0
+        assert sorted(os.listdir(tmp_path / "root/etc")) == ["base", "own"]
+        capsys.readouterr()
+        assert run(["verify", "--json", "--plain-http", "--foreign-urls", name]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (4, []) == (told["blobs"], told["foreign"])
+        assert run(["copy", "-q", "--plain-http", "--foreign-urls", name, target]) == 0
+        assert IMAGE.blobs[FOREIGN] == (tmp_path / "complete/blobs" / FOREIGN.replace(":", "/")).read_bytes()
+        assert proxy.credentials_seen() == []
+        assert {"GET"} == {request.method for request in proxy.requests}
+
+    def test_wrong_bytes_are_refused(self, proxy: Registry, tmp_path: Path) -> None:
+        proxy.blobs[FOREIGN] = bytes(len(IMAGE.blobs[FOREIGN]))
+        name = _stored(tmp_path, "oci", "http://layers.example")
+        assert run(["copy", "-q", "--plain-http", "--foreign-urls", name, f"oci:{tmp_path}/new:v1"]) == 8
+        assert not (tmp_path / "new").exists()
+
+    def test_without_tls_they_are_not_fetched_unless_that_is_said(
+        self, proxy: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        name = _stored(tmp_path, "oci", "http://layers.example")
+        assert run(["unpack", "-q", "--foreign-urls", name, str(tmp_path / "root")]) == 9
+        assert "refused to fetch a layer without TLS from layers.example" in capsys.readouterr().err
+        assert proxy.requests == []
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "169.254.169.254"])
+    def test_services_of_the_machine_are_not_asked(
+        self, elsewhere: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str
+    ) -> None:
+        name = _stored(tmp_path, "oci", f"http://{host}:{elsewhere.host.rpartition(':')[2]}")
+        assert run(["unpack", "-q", "--plain-http", "--foreign-urls", name, str(tmp_path / "root")]) == 9
+        assert f"refused to be led to {host.strip('[]')}" in capsys.readouterr().err
+        assert elsewhere.requests == []
+
+
+def _stored(tmp_path: Path, form: str, base: str) -> str:
+    """The name of an image in ``form`` that lacks a layer, which is below the address ``base``."""
+    foreign = {
+        **IMAGE.manifest["layers"][0],
+        "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "urls": [f"{base}/v2/base/blobs/{FOREIGN}"],
+    }
+    raw = compact({**IMAGE.manifest, "layers": [foreign, IMAGE.manifest["layers"][1]]})
+    blobs = {name: blob for name, blob in IMAGE.blobs.items() if name not in (FOREIGN, IMAGE.descriptor["digest"])}
+    entry = {"mediaType": IMAGE.manifest["mediaType"], "digest": digest(raw), "size": len(raw)}
+    write_layout(f"{tmp_path}/layout", [tagged(entry, "v1")], {**blobs, digest(raw): raw})
+    layout, place = f"oci:{tmp_path}/layout:v1", "registry.example/app" if form == "store" else f"{tmp_path}/other"
+    if form == "oci":
+        return layout
+    assert lamella.copy(layout, f"{form}:{place}:v1").left == 1
+    return f"{form}:{place}:v1"
 
 
 def registry_digest(registry: Registry) -> str:
