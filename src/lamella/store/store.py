@@ -120,8 +120,12 @@ class Store:
             if not readonly:
                 # The database comes first: without it the directory would be somebody else's.
                 database = Database(path / DATABASE)
-                _make_folders(path)
-                keep_reserve(path)
+                try:
+                    _make_folders(path)
+                    keep_reserve(path)
+                except BaseException:
+                    database.close()
+                    raise
             else:
                 database = Database(path / DATABASE, readonly=True)
         except OSError as problem:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lamella.errors import Conflict, Denied, InvalidInput, NotFound
+from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound
+from lamella.store import database, reserve
+from lamella.store import store as opening
 from lamella.store.clock import Clock, steady_time
 from lamella.store.store import Store, default_root
 
@@ -115,6 +118,30 @@ def test_making_that_was_broken_off_is_taken_up(tmp_path: Path) -> None:
     (tmp_path / "lamella.db").touch()
     tmp_path.chmod(0o700)
     with Store.open(tmp_path) as store:
+        assert store.namespaces.list() == []
+
+
+@pytest.mark.parametrize("step", ["_make_folders", "keep_reserve"])
+def test_an_opening_that_fails_leaves_the_database_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    closed: list[Path] = []
+    close = database.Database.close
+
+    def noted(self: database.Database) -> None:
+        close(self)
+        closed.append(tmp_path)
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(database.Database, "close", noted)
+    monkeypatch.setattr(opening if step == "_make_folders" else reserve, step, fail)
+    with pytest.raises(LamellaError, match="open the store"):
+        Store.open(tmp_path / "store")
+    assert closed == [tmp_path]
+    monkeypatch.undo()
+    with Store.open(tmp_path / "store") as store:
         assert store.namespaces.list() == []
 
 
