@@ -26,8 +26,6 @@ from lamella.store.store import BLOBS, INGEST, TRASH
 from lamella.store.store import SNAPSHOTS as SNAPSHOT_FOLDER
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lamella.progress import Cancellation, Progress
     from lamella.store.snapshotters.graph import Snapshots
     from lamella.store.store import Space, Store
@@ -122,7 +120,7 @@ def check(
     bad, blobs, size = _blobs(store, threads or min(4, os.cpu_count() or 1), progress, cancel)
     faults += bad
     damaged = {finding.id for finding in bad}
-    lost, snapshots = _snapshots(store)
+    lost, snapshots = _snapshots(store, progress, cancel)
     faults += lost
     incomplete, notes = _images(store, damaged)
     faults += incomplete
@@ -244,67 +242,11 @@ def _blob_rows(store: Store, digest: Digest) -> list[tuple[str, int, int]]:
 # Snapshots
 
 
-def missing_part(store: Store, snapshotter: str, number: int, kind: str, parent: int | None) -> str:
-    """What a snapshot's directory lacks; nothing where it is all there."""
-    place = store.root / SNAPSHOT_FOLDER / snapshotter / str(number)
-    if not place.is_dir():
-        return "its directory is missing"
-    committed = kind == SnapshotKind.COMMITTED.value
-    if snapshotter == "erofs" and committed:
-        needed = place / "layer.erofs"
-    elif snapshotter == "cimfs":
-        return _missing_image(place, committed=committed, view=kind == SnapshotKind.VIEW.value)
-    elif snapshotter == "blockcim":
-        if not committed:
-            return ""
-        needed = place / "layer.vhd"
-    elif snapshotter == "native" and kind == SnapshotKind.VIEW.value and parent is not None:
-        return ""
-    else:
-        needed = place / "fs"
-    return "" if needed.exists() else f"{needed.name!r} is missing in its directory"
+def _snapshots(store: Store, progress: Progress | None, cancel: Cancellation | None) -> tuple[list[Finding], int]:
+    from lamella.store.check_snapshots import broken
 
-
-def _missing_image(place: Path, *, committed: bool, view: bool) -> str:
-    from lamella.store.snapshotters.cimfs import CimForm
-
-    if view:
-        return ""
-    try:
-        image = CimForm(place.parent).layer(place)
-    except LamellaError:
-        return "it is not said which image is its own"
-    return f"its image {image.path.name!r} is missing" if committed and not image.path.exists() else ""
-
-
-_SnapshotRow: TypeAlias = tuple[str, str, str, int, str, int | None]
-_SNAPSHOTS: Final = "SELECT namespace, snapshotter, name, number, kind, parent FROM snapshot"
-
-
-def _snapshots(store: Store) -> tuple[list[Finding], int]:
-    with store.database.read() as connection:
-        rows: list[_SnapshotRow] = connection.execute(f"{_SNAPSHOTS} ORDER BY number").fetchall()
-    faults = []
-    for row in rows:
-        problem = _missing_still(store, row) if missing_part(store, row[1], *row[3:]) else ""
-        if problem:
-            faults.append(Finding(row[0], f"{SNAPSHOTS}{row[1]}", row[2], problem))
-    return faults, len(rows) - len(faults)
-
-
-def _missing_still(store: Store, row: _SnapshotRow) -> str:
-    """What a snapshot lacks that looked wrong, looked at again between two looks at its row, whose number is unique."""
-    while now := _snapshot_row(store, row[3]):
-        problem = missing_part(store, now[1], *now[3:])
-        if not problem or now == _snapshot_row(store, row[3]):
-            return problem
-    return ""
-
-
-def _snapshot_row(store: Store, number: int) -> _SnapshotRow | None:
-    with store.database.read() as connection:
-        found: _SnapshotRow | None = connection.execute(f"{_SNAPSHOTS} WHERE number = ?", (number,)).fetchone()
-    return found
+    found, whole = broken(store, progress, cancel)
+    return [Finding(row.namespace, f"{SNAPSHOTS}{row.snapshotter}", row.name, problem) for row, problem in found], whole
 
 
 def _compared(

@@ -9,16 +9,21 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from tests.unit.store.test_erofs import commit, opened
 
-from lamella.errors import Integrity, Unsupported
+from lamella.errors import Cancelled, Integrity, Unsupported
 from lamella.host.mounting import mount_points, unmount
-from lamella.store.contract import ErofsMount, SnapshotKind
+from lamella.progress import Cancellation
+from lamella.store.check import check
+from lamella.store.contract import ErofsMount
 from lamella.store.mounting import mounted
+from lamella.store.repair import repair
 from lamella.store.snapshotters import verity
+from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.reading import outline
 
@@ -65,6 +70,13 @@ def damage(path: Path) -> None:
     with path.open("r+b") as opened_file:
         opened_file.seek(at + 5000)
         opened_file.write(bytes([raw[at + 5000] ^ 1]))
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[Path]:
+    path.chmod(0o600)
+    yield path
+    path.chmod(0o400)
 
 
 def verified(place: Path, needs: Callable[..., str]) -> bool:
@@ -127,13 +139,13 @@ def test_what_is_sealed_is_mounted_by_its_device_alone_and_the_device_goes_with_
         assert os.listdir(root) == ["f"]
     assert snapshots.mounts("view") == (device,)
     snapshots.prepare("key", "base")
-    assert pretended.read_text().split() == ["format", "open"]
+    assert pretended.read_text().split() == ["open"]
     with snapshots.tree("key") as tree:
         assert outline(tree) == {"f": "file 1"}
     snapshots.view("of plain", "plain")
     for key in ("view", "key", "base"):
         snapshots.remove(key)
-    assert pretended.read_text().split() == ["format", "open", "close"]
+    assert pretended.read_text().split() == ["open", "close"]
     assert os.listdir(tmp_path / "mapper") == []
 
 
@@ -179,11 +191,69 @@ def test_a_seal_of_the_file_systems_own_lets_nothing_be_changed(tmp_path: Path, 
         assert (root / "f").read_bytes() == CONTENT
 
 
-def test_without_the_program_it_is_said_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sealing_takes_no_program_and_without_it_it_is_said_what_mounting_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Callable[..., str]
+) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "veritysetup" else which(name))
+    commit(snapshots, "base", file("f", b"1"))
     with pytest.raises(Unsupported, match="veritysetup") as caught:
-        commit(snapshots, "base", file("f", b"1"))
+        snapshots.view("view", "base")
     assert "cryptsetup-bin" in (caught.value.hint or "")
-    assert snapshots.stat("key").kind is SnapshotKind.ACTIVE
+    monkeypatch.undo()
+    assert verified(snapshots.place("base"), needs)
+
+
+def faults(root: Path) -> list[tuple[str, str]]:
+    with Store.open(root / "store", readonly=True) as store:
+        return [(found.id, found.problem) for found in check(store).faults]
+
+
+def test_a_check_finds_damage_in_what_is_sealed_and_nothing_else(tmp_path: Path) -> None:
+    snapshots = opened(tmp_path, "dm-verity")
+    for name in ("sound", "image", "tree", "cut"):
+        commit(snapshots, name, file("f", CONTENT), file(name, b"1"))
+    commit(opened(tmp_path), "plain", file("f", CONTENT))
+    assert faults(tmp_path) == []
+    damage(snapshots.place("image") / "layer.erofs")
+    damage(snapshots.place("plain") / "layer.erofs")  # of which nobody can tell
+    with writable(snapshots.place("tree") / "layer.verity") as path, path.open("r+b") as tree:
+        tree.seek(4096 + 17)
+        tree.write(b"?")
+    with writable(snapshots.place("cut") / "layer.erofs") as path:
+        os.truncate(path, path.stat().st_size - 4096)
+    found = dict(faults(tmp_path))
+    assert sorted(found) == ["cut", "image", "tree"]
+    assert "is not what its hash says" in found["image"]
+    assert "the hashes themselves are damaged, at 4096" in found["tree"]
+    assert "hashes of" in found["cut"]
+
+
+@pytest.mark.parametrize("lost", ["layer.roothash", "layer.verity"])
+def test_a_check_finds_half_a_seal(tmp_path: Path, lost: str) -> None:
+    snapshots = opened(tmp_path, "dm-verity")
+    commit(snapshots, "base", file("f", CONTENT))
+    (snapshots.place("base") / lost).unlink()
+    ((name, problem),) = faults(tmp_path)
+    assert name == "base"
+    assert "missing" in problem
+
+
+def test_a_check_of_seals_stops_when_asked_to(tmp_path: Path) -> None:
+    commit(opened(tmp_path, "dm-verity"), "base", file("f", CONTENT))
+    cancel = Cancellation()
+    cancel.cancel()
+    with Store.open(tmp_path / "store", readonly=True) as store, pytest.raises(Cancelled):
+        check(store, cancel=cancel)
+
+
+def test_what_is_damaged_is_dropped_by_a_repair_and_can_be_unpacked_again(tmp_path: Path) -> None:
+    snapshots = opened(tmp_path, "dm-verity")
+    commit(snapshots, "base", file("f", CONTENT))
+    damage(snapshots.place("base") / "layer.erofs")
+    with Store.open(tmp_path / "store") as store:
+        assert repair(store, check(store)).left == ()
+        assert check(store).sound
+    commit(snapshots, "base", file("f", CONTENT))
+    assert faults(tmp_path) == []

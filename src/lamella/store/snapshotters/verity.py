@@ -2,8 +2,8 @@
 """Images that the kernel checks against a tree of hashes as they are read, so that damage is an error and not a file.
 
 fs-verity is a file system's own: once a file is sealed it cannot change any more. dm-verity is a block device over the
-image, which ``veritysetup`` sets up; the tree of hashes and its root lie beside the image, and equal images have equal
-trees. What is sealed with it is always mounted by way of the device.
+image, which ``veritysetup`` sets up when it is mounted. The tree of hashes and its root are made here and lie beside
+the image, and equal images have equal trees. What is sealed with it is always mounted by way of the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from enum import StrEnum
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +28,8 @@ _ROOT_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 _PROGRAM: Final = "veritysetup"
 _HINT: Final = "install cryptsetup-bin"
-_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
-_BLOCK: Final = "4096"
 _DEVICES: Final = Path("/dev/mapper")
+_STEP: Final = 1 << 20
 
 
 class Verity(StrEnum):
@@ -136,27 +137,62 @@ def _device_name(image: Path) -> str:
 
 def _write_tree(image: Path) -> None:
     """Write the tree of hashes; its root comes last, and on its own says that the image is sealed."""
+    from lamella.formats.verity import write_tree
+
     tree, root = (image.with_name(name) for name in (_TREE, _ROOT))
     new_root = root.with_name(f"{_ROOT}{_NEW}")
-    _run(
-        "format",
-        f"--uuid={_NO_UUID}",
-        "--salt=-",
-        "--hash=sha256",
-        f"--data-block-size={_BLOCK}",
-        f"--hash-block-size={_BLOCK}",
-        f"--root-hash-file={new_root}",
-        os.fspath(image),
-        os.fspath(tree),
-    )
-    for path in (tree, new_root):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fchmod(descriptor, 0o400)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with open(image, "rb", buffering=0) as data, _new(tree) as hashes:
+        reading, writing = data.fileno(), hashes.fileno()
+        size = os.fstat(reading).st_size
+
+        def write(offset: int, block: bytes) -> None:
+            while block:
+                done = os.pwrite(writing, block, offset)
+                offset, block = offset + done, block[done:]
+
+        top = write_tree(lambda offset, length: os.pread(reading, length, offset), size, write)
+        os.fsync(writing)
+    with _new(new_root) as said:
+        said.write(top.encode())
+        os.fsync(said.fileno())
     os.rename(new_root, root)
+
+
+def _new(path: Path) -> FileIO:
+    return FileIO(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400))
+
+
+def examine(image: Path, step: Callable[[int], object]) -> None:
+    """Read all of a sealed image, and hold it against its hashes; of one that is not sealed nothing is read.
+
+    The kernel's help is not needed for dm-verity. ``step`` is told of bytes that were read, and may raise to stop.
+    Raises Integrity, FormatError, Unsupported, OSError.
+    """
+    from lamella.formats.verity import check_tree
+    from lamella.host.files import verity_digest
+
+    tree = image.with_name(_TREE)
+    if not _is_in_tree(image):
+        if tree.exists():
+            raise Integrity("its hashes are there, and their root is missing")
+        if verity_digest(os.fspath(image)) is None:
+            return
+        with open(image, "rb", buffering=0) as data:
+            while held := data.read(_STEP):  # which the kernel checks
+                step(len(held))
+        return
+    root = _root_hash(image)
+    if not tree.exists():
+        raise Integrity("its hashes are missing, and their root is there")
+    with open(image, "rb", buffering=0) as data, open(tree, "rb", buffering=0) as hashes:
+        reading, looking = data.fileno(), hashes.fileno()
+        check_tree(
+            lambda offset, length: os.pread(reading, length, offset),
+            os.fstat(reading).st_size,
+            lambda offset, length: os.pread(looking, length, offset),
+            root,
+            step,
+        )
 
 
 def _run(*arguments: str) -> None:
