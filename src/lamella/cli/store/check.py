@@ -24,8 +24,8 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
     """Check that all is there and undamaged.
 
     Every blob is read, every snapshot looked for, every sealed layer held against its hashes, every image gone through,
-    in all namespaces. The exit code is 0 where all is well, and also where --repair has left nothing to be done; it is 8
-    otherwise. What is to be fetched again is listed.
+    in all namespaces. The exit code is 0 where all is well, and also where --repair has left nothing to be done; it is
+    8 otherwise. What is to be fetched again is listed.
     """
     from lamella.errors import Integrity
     from lamella.store.check import Differ, check
