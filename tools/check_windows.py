@@ -224,8 +224,10 @@ OTHERS: tuple[Check, ...] = (check_denied,)
 def layers(system: WindowsSystem, folder: str, base: Path, above: Path | None) -> None:
     """Apply the layers by the compute service, read them back and compare what they state."""
     from lamella.changes.dump import dump
+    from lamella.layers import kinds
+    from lamella.layers.windows_names import AS_WINDOWS
     from lamella.layers.windows_tar import windows_tar_changes
-    from lamella.operations.windows import apply_layer, layer_source
+    from lamella.operations.apply import apply_blob
     from lamella.streams.reading import BlobReader
 
     parents: list[Path] = []
@@ -233,10 +235,10 @@ def layers(system: WindowsSystem, folder: str, base: Path, above: Path | None) -
         if blob is None:
             continue
         place = Path(folder) / name
-        apply_layer(blob, place, parents=parents, system=system)
+        apply_blob(blob, place, kind="windows", parents=parents, rules=AS_WINDOWS, system=system)
         with BlobReader(blob) as reader:
-            wanted = set(dump(windows_tar_changes(reader.next_buffer, end=reader.finish), inline=0))
-        with layer_source(place, parents, system=system) as (changes, _):
+            wanted = set(dump(windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS), inline=0))
+        with kinds.source("windows", place, parents=parents, system=system) as (changes, _):
             found = set(dump(changes, inline=0))
         for line in sorted(wanted - found)[:40]:
             print(f"    lost   {line[:150]}")

@@ -60,8 +60,8 @@ class Cancelled(LamellaError):
 class UnsafePath(InvalidInput):
     """A name that could lead out of its root."""
 
-    def __init__(self, raw: str, why: str) -> None:
-        super().__init__(f"unsafe path {raw!r}: {why}")
+    def __init__(self, raw: str, why: str, *, hint: str | None = None) -> None:
+        super().__init__(f"unsafe path {raw!r}: {why}", hint=hint)
         self.raw = raw
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Needs
+from tests.native.compute_service import ComputeService
 from tests.native.stub import Stub, build
 
 from lamella.host.windows.files import Files
@@ -35,3 +36,18 @@ def windows(stub: Stub) -> WindowsSystem:
 @pytest.fixture
 def files(windows: WindowsSystem) -> Files:
     return windows.files
+
+
+@pytest.fixture
+def service(stub: Stub, windows: WindowsSystem) -> ComputeService:
+    """The compute service, beside a folder for layers."""
+    service = ComputeService(stub, windows.files)
+    windows.files.make_directory("C:\\layers")
+    stub.clear()
+    return service
+
+
+@pytest.fixture
+def system(windows: WindowsSystem, service: ComputeService) -> WindowsSystem:
+    """A Windows whose compute service answers."""
+    return windows

@@ -34,7 +34,7 @@ from lamella.layers.stack import LayerStack
 from lamella.layers.windows.native_reading import NativeChanges
 from lamella.layers.windows.opened import opened_source
 from lamella.layers.windows.place import WindowsLayer
-from lamella.operations.windows import Imported, apply_layer
+from lamella.operations.apply import Applied, apply_blob
 from lamella.paths import LayerPath
 from lamella.testing.builders import sparse
 
@@ -105,19 +105,6 @@ ABOVE_CHANGES: list[Change] = [
 ]
 
 
-@pytest.fixture
-def service(stub: Stub, windows: WindowsSystem) -> ComputeService:
-    service = ComputeService(stub, windows.files)
-    windows.files.make_directory("C:\\layers")
-    stub.clear()
-    return service
-
-
-@pytest.fixture
-def system(windows: WindowsSystem, service: ComputeService) -> WindowsSystem:
-    return windows
-
-
 def tar_of(changes: Iterable[Change]) -> bytes:
     """The tar of a layer; what its links lead to in the layers below has the usual facts."""
     data, losses = write(changes, lookup=lambda path: Entry(path, Kind.FILE, None, 0, "", windows(0x20)))
@@ -125,8 +112,8 @@ def tar_of(changes: Iterable[Change]) -> bytes:
     return data
 
 
-def applied(system: WindowsSystem, place: Path, changes: Iterable[Change], *parents: Path) -> Imported:
-    return apply_layer(BytesIO(tar_of(changes)), place, parents=parents, system=system)
+def applied(system: WindowsSystem, place: Path, changes: Iterable[Change], *parents: Path) -> Applied:
+    return apply_blob(BytesIO(tar_of(changes)), place, kind="windows", parents=parents, system=system)
 
 
 @contextmanager
@@ -162,7 +149,7 @@ def content(files: Files, path: str) -> bytes:
 class TestBaseLayer:
     def test_what_was_applied_is_read_back_to_the_byte(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of([*BASE_CHANGES, *UTILITY])
-        done = apply_layer(BytesIO(data), BASE, system=system)
+        done = apply_blob(BytesIO(data), BASE, kind="windows", system=system)
         # The service changes the boot store of a utility VM, and writes into its directory; a layer has them as it
         # left them.
         changed = [
@@ -172,12 +159,12 @@ class TestBaseLayer:
         written = re.compile(r"(- (?:UtilityVM|\S*/BCD) .*?) written=\S+ changed=\S+")
         expected = [written.sub(r"\1", line) for line in lines_of(tar_of(changed))]
         assert expected == [written.sub(r"\1", line) for line in lines_of(read_back(system, BASE))]
-        assert done.applied.facts.diff_id == f"sha256:{sha256(data)}"
+        assert done.facts.diff_id == f"sha256:{sha256(data)}"
         assert stub.leaks() == {}
 
     def test_without_a_utility_vm_the_bytes_of_the_tar_are_the_same(self, system: WindowsSystem) -> None:
         data = tar_of(BASE_CHANGES)
-        apply_layer(BytesIO(data), BASE, system=system)
+        apply_blob(BytesIO(data), BASE, kind="windows", system=system)
         assert data == read_back(system, BASE)
 
     def test_the_service_processes_the_layer_once_all_files_are_there(self, stub: Stub, system: WindowsSystem) -> None:
@@ -326,7 +313,7 @@ class TestLayerWithParents:
 
     def test_what_was_applied_is_exported_to_the_byte(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of(ABOVE_CHANGES)
-        apply_layer(BytesIO(data), ABOVE, parents=[BASE], system=system)
+        apply_blob(BytesIO(data), ABOVE, kind="windows", parents=[BASE], system=system)
         stub.raise_errors()
         assert lines_of(data) == lines_of(read_back(system, ABOVE, BASE))
         assert data == read_back(system, ABOVE, BASE)
@@ -540,7 +527,7 @@ class TestFailures:
 
     def test_of_any_call_while_a_base_layer_is_applied(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of(SMALL_BASE)
-        failed = self.sweep(stub, system, lambda: apply_layer(BytesIO(data), BASE, system=system), [])
+        failed = self.sweep(stub, system, lambda: apply_blob(BytesIO(data), BASE, kind="windows", system=system), [])
         assert failed >= {
             *("AdjustTokenPrivileges", "ImpersonateSelf", "CreateDirectoryW", "CreateFileW", "NtCreateFile"),
             *("SetFileInformationByHandle", "BackupWrite", "NtSetInformationFile", "ProcessBaseImage"),
@@ -550,7 +537,7 @@ class TestFailures:
     def test_of_any_call_while_a_layer_with_parents_is_applied(self, stub: Stub, system: WindowsSystem) -> None:
         applied(system, BASE, SMALL_BASE)
         data = tar_of(SMALL_ABOVE)
-        work = lambda: apply_layer(BytesIO(data), ABOVE, parents=[BASE], system=system)  # noqa: E731
+        work = lambda: apply_blob(BytesIO(data), ABOVE, kind="windows", parents=[BASE], system=system)  # noqa: E731
         failed = self.sweep(stub, system, work, ["base"])
         assert failed >= {"WriteFile", "NameToGuid", "ImportLayer", "ProcessUtilityImage", "BackupRead"}
 
@@ -569,7 +556,7 @@ class TestFailures:
     def test_of_the_tar_which_ends_early(self, stub: Stub, system: WindowsSystem, kept: int) -> None:
         data = tar_of(BASE_CHANGES)[:kept]
         with pytest.raises((FormatError, SizeMismatch)):
-            apply_layer(BytesIO(data), BASE, system=system)
+            apply_blob(BytesIO(data), BASE, kind="windows", system=system)
         assert "ProcessBaseImage" not in stub.calls
         assert names(system, "C:\\layers") == []
         assert stub.leaks() == {}

@@ -16,7 +16,7 @@ from tests.unit.layers.test_windows_dialect import file_at, link_at, windows, wi
 from lamella.changes.model import Change, Entry, Kind, Put
 from lamella.errors import InvalidInput, LamellaError
 from lamella.formats.ntfs import reparse
-from lamella.operations.windows import apply_layer
+from lamella.operations.apply import apply_blob
 from lamella.paths import LayerPath
 
 
@@ -33,7 +33,7 @@ def arena(tmp_path: Path) -> Path:
     """Return a directory with a base layer and a secret beside it."""
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "base.tar").write_bytes(write([folder("Files"), file_at("Files/below", b"below")])[0])
-    apply_layer(tmp_path / "base.tar", tmp_path / "base")
+    apply_blob(tmp_path / "base.tar", tmp_path / "base", kind="windows")
     return tmp_path
 
 
@@ -43,7 +43,7 @@ def refused(arena: Path, data: bytes) -> None:
     before = {path: path.stat().st_mtime_ns for path in arena.rglob("*")}
     for parents in ((), (arena / "base",)):
         with pytest.raises(InvalidInput):
-            apply_layer(arena / "bad.tar", arena / "new", parents=parents)
+            apply_blob(arena / "bad.tar", arena / "new", kind="windows", parents=parents)
         after = {path: path.stat().st_mtime_ns for path in arena.rglob("*")}
         assert before == after
     assert (arena / "secret").read_bytes() == b"secret"
@@ -73,7 +73,7 @@ class TestNames:
 
     def test_a_directory_in_another_case_is_the_same_directory(self, arena: Path) -> None:
         (arena / "odd.tar").write_bytes(START + file(b"FILES/x", b"1") + END)
-        apply_layer(arena / "odd.tar", arena / "new")
+        apply_blob(arena / "odd.tar", arena / "new", kind="windows")
         assert sorted(os.listdir(arena / "new")) == ["Files", "Hives", "lamella.framing", "lamella.index"]
 
 
@@ -81,7 +81,7 @@ class TestLinks:
     @pytest.mark.parametrize("target", ["../secret", "/etc/passwd", "C:\\Windows", "\\\\server\\share", "\\??\\C:\\"])
     def test_a_symbolic_link_leads_nowhere_in_the_folder(self, target: str, arena: Path) -> None:
         (arena / "link.tar").write_bytes(START + block(b"Files/l", b"2", linkname=target.encode()) + END)
-        apply_layer(arena / "link.tar", arena / "new")
+        apply_blob(arena / "link.tar", arena / "new", kind="windows")
         assert not (arena / "new/Files/l").is_symlink()
 
     @pytest.mark.parametrize("attributes", [0x420, 0x410])
@@ -95,7 +95,7 @@ class TestLinks:
         (arena / "bad.tar").write_bytes(START + block(b"Files/l", b"1", linkname=target) + END)
         for parents in ((), (arena / "base",)):
             with pytest.raises(LamellaError):
-                apply_layer(arena / "bad.tar", arena / "new", parents=parents)
+                apply_blob(arena / "bad.tar", arena / "new", kind="windows", parents=parents)
             assert not (arena / "new").exists()
 
     def test_links_that_somebody_made_in_a_parent_are_not_followed(self, arena: Path) -> None:
@@ -104,7 +104,7 @@ class TestLinks:
         (vm / "x").symlink_to(arena / "secret")
         (vm / "dir").symlink_to(arena)
         (arena / "vm.tar").write_bytes(write([*TOP, folder("UtilityVM"), folder("UtilityVM/Files")])[0])
-        apply_layer(arena / "vm.tar", arena / "new", parents=[arena / "base"])
+        apply_blob(arena / "vm.tar", arena / "new", kind="windows", parents=[arena / "base"])
         assert os.listdir(arena / "new/UtilityVM/Files") == []
 
 
@@ -133,7 +133,7 @@ def test_a_layer_cut_at_any_block_is_refused(arena: Path) -> None:
     for end in range(512, len(whole) - 1024, 512):
         (arena / "bad.tar").write_bytes(whole[: end + 7])
         with pytest.raises(InvalidInput):
-            apply_layer(arena / "bad.tar", arena / "new")
+            apply_blob(arena / "bad.tar", arena / "new", kind="windows")
         assert not (arena / "new").exists()
 
 
@@ -146,7 +146,7 @@ def test_mutated_layers_are_taken_or_refused(tmp_path_factory: pytest.TempPathFa
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     (place / "bad.tar").write_bytes(whole)
     try:
-        apply_layer(place / "bad.tar", place / "new")
+        apply_blob(place / "bad.tar", place / "new", kind="windows")
     except LamellaError:
         assert sorted(os.listdir(place)) == ["bad.tar"]
     else:

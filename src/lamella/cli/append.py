@@ -11,7 +11,9 @@ from lamella.cli.console import Console
 from lamella.cli.documents import finished_document, finished_summary, losses_document
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import (
+    awkward_names_option,
     compression_options,
+    name_rules,
     platform_option,
     read_owner_option,
     replace_option,
@@ -33,6 +35,7 @@ from lamella.cli.options import (
 @read_owner_option
 @click.option("--windows", is_flag=True, help="Make sure that the image is for Windows, and its new layers too.")
 @template_options
+@awkward_names_option
 @replace_option
 @strict_option
 @click.pass_obj
@@ -51,6 +54,7 @@ def command(
     file_security: str | None,
     directory_security: str | None,
     attributes: tuple[str, ...],
+    awkward_names: bool,
     replace: bool,
     strict: bool,
 ) -> None:
@@ -81,6 +85,7 @@ def command(
         owners=None if owner is None else Owners(owner),
         windows=windows or None,
         template=template(file_security, directory_security, attributes),
+        rules=name_rules(awkward_names),
         replace=replace,
         losses=losses,
         progress=console.progress(),

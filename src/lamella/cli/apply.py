@@ -12,7 +12,15 @@ import click
 from lamella.cli.console import Console, human_size
 from lamella.cli.documents import applied_document, losses_document
 from lamella.cli.frame import Verb
-from lamella.cli.options import devices_option, owner_option, policy, strict_option
+from lamella.cli.options import (
+    WINDOWS_KINDS,
+    awkward_names_option,
+    devices_option,
+    name_rules,
+    owner_option,
+    policy,
+    strict_option,
+)
 
 if TYPE_CHECKING:
     from lamella.layers.policy import Policy
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--digest", metavar="DIGEST", help="The digest that BLOB must have.")
 @owner_option
 @devices_option
+@awkward_names_option
 @strict_option
 @click.pass_obj
 def command(
@@ -55,6 +64,7 @@ def command(
     digest: str | None,
     owner: str | None,
     devices: str | None,
+    awkward_names: bool,
     strict: bool,
 ) -> None:
     """Apply a layer blob to a directory.
@@ -68,6 +78,8 @@ def command(
 
     if parents and kind == "directory":
         raise click.UsageError("--parent is for layers that are kept apart; a plain directory has what is below in it")
+    if awkward_names and kind not in WINDOWS_KINDS:
+        raise click.UsageError("--awkward-names is for Windows layers")
     losses = Losses(refuse=strict)
     progress = console.progress()
     if progress is not None:
@@ -82,6 +94,7 @@ def command(
             losses=losses,
             digest=None if digest is None else parse_digest(digest),
             diff_id=None if expect is None else parse_digest(expect),
+            rules=name_rules(awkward_names),
             progress=progress,
             cancel=console.cancellation(),
         )

@@ -23,6 +23,7 @@ def to_cim(console: Console, source: str, target: str, parent: Path | None, plat
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
     from lamella.layers.cim.files import is_cim_path
+    from lamella.layers.windows_names import AS_WINDOWS
     from lamella.operations.apply import apply_blob
     from lamella.operations.unpack import unpack
 
@@ -32,7 +33,9 @@ def to_cim(console: Console, source: str, target: str, parent: Path | None, plat
     if is_cim_path(target):
         below = () if parent is None else (parent,)
         blob = Path(source.removeprefix("blob:"))
-        applied = apply_blob(blob, place, kind="cim", parents=below, losses=losses, progress=progress, cancel=cancel)
+        applied = apply_blob(
+            blob, place, kind="cim", parents=below, losses=losses, rules=AS_WINDOWS, progress=progress, cancel=cancel
+        )
         console.losses(losses)
         if console.json:
             console.document({**applied_document(applied), **losses_document(losses)})
@@ -41,7 +44,7 @@ def to_cim(console: Console, source: str, target: str, parent: Path | None, plat
         return
     _refuse_parent(parent)
     with open_image(source, platform) as image:
-        unpacked = unpack(image, place, kind="cim", losses=losses, progress=progress, cancel=cancel)
+        unpacked = unpack(image, place, kind="cim", losses=losses, rules=AS_WINDOWS, progress=progress, cancel=cancel)
         console.losses(losses)
         if console.json:
             console.document(unpacked_document(image, unpacked))

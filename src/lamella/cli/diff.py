@@ -10,7 +10,15 @@ import click
 
 from lamella.cli.console import Console, human_size
 from lamella.cli.frame import Verb
-from lamella.cli.options import compression_options, read_owner_option, strict_option, subsecond_option
+from lamella.cli.options import (
+    WINDOWS_KINDS,
+    awkward_names_option,
+    compression_options,
+    name_rules,
+    read_owner_option,
+    strict_option,
+    subsecond_option,
+)
 
 if TYPE_CHECKING:
     from lamella.operations.diff import Difference
@@ -48,6 +56,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 @subsecond_option
 @read_owner_option
 @click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write what gives the blob back, too.")
+@awkward_names_option
 @strict_option
 @click.pass_obj
 def command(
@@ -62,6 +71,7 @@ def command(
     subsecond: bool,
     owner: str | None,
     recipe: Path | None,
+    awkward_names: bool,
     strict: bool,
 ) -> None:
     """List or write what changed between two directories.
@@ -80,6 +90,8 @@ def command(
         raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")
     if parents and kind != "windows":
         raise click.UsageError("--parent is for the folder of a Windows layer")
+    if awkward_names and kind not in WINDOWS_KINDS:
+        raise click.UsageError("--awkward-names is for Windows layers")
     if recipe is not None and output in (None, "-"):
         raise click.UsageError("--recipe is for a blob with a name; give one with -o")
     if output is None:
@@ -106,6 +118,7 @@ def command(
         owners=None if owner is None else Owners(owner),
         recipe=recipe,
         losses=losses,
+        rules=name_rules(awkward_names),
         progress=console.progress(),
         cancel=console.cancellation(),
     )

@@ -11,11 +11,14 @@ import click
 
 if TYPE_CHECKING:
     from lamella.layers.policy import Policy
+    from lamella.layers.windows_names import NameRules
     from lamella.layers.windows_template import WindowsTemplate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 IMAGE_PATH: Final = "IMAGE[::PATH]"
+WINDOWS_KINDS: Final = ("windows", "cim", "blockcim")
+"""Kinds of place that hold Windows layers."""
 
 
 def platform_option(function: F) -> F:
@@ -116,6 +119,25 @@ def template(
     from lamella.layers.windows_template import parse_template
 
     return parse_template(file_security, directory_security, attributes)
+
+
+def awkward_names_option(function: F) -> F:
+    """--awkward-names; see `name_rules`."""
+    return click.option(
+        "--awkward-names",
+        is_flag=True,
+        help="Take names in a Windows layer that most programs there cannot open: those of devices (aux.js), and with "
+        "a dot or a space at the end.",
+    )(function)
+
+
+def name_rules(awkward_names: bool) -> NameRules | None:
+    """What --awkward-names says."""
+    if not awkward_names:
+        return None
+    from lamella.layers.windows_names import AS_WINDOWS
+
+    return AS_WINDOWS
 
 
 def strict_option(function: F) -> F:

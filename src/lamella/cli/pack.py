@@ -11,7 +11,9 @@ from lamella.cli.console import Console
 from lamella.cli.documents import packed_document, packed_summary
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import (
+    awkward_names_option,
     compression_options,
+    name_rules,
     pair,
     platform_option,
     read_owner_option,
@@ -39,6 +41,7 @@ from lamella.cli.options import (
 @subsecond_option
 @read_owner_option
 @template_options
+@awkward_names_option
 @replace_option
 @click.option(
     "--recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write what gives the layer's blob back, too."
@@ -64,6 +67,7 @@ def command(
     file_security: str | None,
     directory_security: str | None,
     attributes: tuple[str, ...],
+    awkward_names: bool,
     replace: bool,
     recipe: Path | None,
     strict: bool,
@@ -72,6 +76,10 @@ def command(
 
     The same tree always gives the same digest: files are sorted, times cut to seconds, and the image is dated by
     SOURCE_DATE_EPOCH, or 1970 where that is not set. IMAGE appears when it is complete.
+
+    With --platform windows/ARCH, DIR is drive C and becomes a base layer: where DIR has no registry hives in
+    Windows/System32/config, it gets empty ones, without which Windows takes no base layer. None of Windows' own files
+    are in it: it serves HostProcess containers, which run those of the host, and to copy files from.
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
@@ -99,6 +107,7 @@ def command(
         subsecond=subsecond,
         owners=None if owner is None else Owners(owner),
         template=template(file_security, directory_security, attributes),
+        rules=name_rules(awkward_names),
         replace=replace,
         recipe=recipe,
         losses=losses,

@@ -12,7 +12,16 @@ import click
 from lamella.cli.console import Console, human_size
 from lamella.cli.documents import unpacked_document
 from lamella.cli.frame import ImageVerb
-from lamella.cli.options import devices_option, owner_option, platform_option, policy, strict_option
+from lamella.cli.options import (
+    WINDOWS_KINDS,
+    awkward_names_option,
+    devices_option,
+    name_rules,
+    owner_option,
+    platform_option,
+    policy,
+    strict_option,
+)
 
 if TYPE_CHECKING:
     from lamella.images.image import Image
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     help="A plain tree, or one EROFS image called DIR; of a Windows image, the folder or the composite image of each "
     "layer, too.",
 )
+@awkward_names_option
 @strict_option
 @click.pass_obj
 def command(
@@ -47,6 +57,7 @@ def command(
     merge: bool,
     bundle: bool,
     kind: UnpackKind | None,
+    awkward_names: bool,
     strict: bool,
 ) -> None:
     """Unpack an image into a directory.
@@ -65,7 +76,7 @@ def command(
     from lamella.images.image import open_image
     from lamella.operations.unpack import unpack
 
-    work = partial(unpack, kind=kind)
+    work = partial(unpack, kind=kind, rules=name_rules(awkward_names))
     if bundle:
         from lamella.operations.bundle import unpack_bundle
 
@@ -73,6 +84,8 @@ def command(
             raise click.UsageError("--bundle takes a plain tree; give --as alone")
         work = partial(unpack_bundle)
 
+    if awkward_names and kind not in WINDOWS_KINDS:
+        raise click.UsageError("--awkward-names is for the layers of a Windows image, with --as windows or cim")
     if kind == "erofs" and (owner is not None or devices is not None):
         raise click.UsageError("--owner and --devices are for directories; an EROFS image keeps what the layers say")
     losses = Losses(refuse=strict)

@@ -115,27 +115,29 @@ def container_layer(
     attributes: Callable[[str], int] | None = None,
     leads_to_directory: Callable[[LayerPath, str], bool] | None = None,
     clamp: int | None = None,
+    base: bool = False,
     losses: Losses | None = None,
 ) -> Iterator[Change]:
-    """``changes``, whose root is drive C, as a Windows layer above others: in `Files`, with `Files` and `Hives` stated.
+    """``changes``, whose root is drive C, as a Windows layer: in `Files`, which is stated.
 
+    So is `Hives`, but in a ``base`` layer, which has none; see `lamella.layers.windows_base` for what that must have.
     Directories on the way to a file that ``changes`` do not state are stated too, unless they were before. Entries
     get a Windows facet as by `windows_from_posix`, with the bits that ``attributes`` gives for their path on the drive
-    besides; the two directories have the latest time that ``clamp`` allows, or
-    1970. An opaque marker raises InvalidInput, since Windows has none.
+    besides; `Files` and `Hives` have the latest time that ``clamp`` allows, or 1970. An opaque marker raises
+    InvalidInput, since Windows has none.
     """
     time = clamp or 0
     top = Posix(0o755, 0, 0, time)
     stages = windows_from_posix(
-        _in_files(changes, top), security=security, leads_to_directory=leads_to_directory, losses=losses
+        _in_files(changes, top, base=base), security=security, leads_to_directory=leads_to_directory, losses=losses
     )
     if attributes is not None:
         stages = _with_attributes(stages, attributes)
     yield from (_clamped(change, clamp) for change in stages) if clamp is not None else stages
 
 
-def _in_files(changes: Source, top: Posix) -> Iterator[Change]:
-    for name in ("Hives", "Files"):
+def _in_files(changes: Source, top: Posix, *, base: bool) -> Iterator[Change]:
+    for name in ("Files",) if base else ("Hives", "Files"):
         yield Put(Entry(LayerPath(name), Kind.DIRECTORY, top), None)
     stated = {"Files"}
 

@@ -16,16 +16,20 @@ from lamella.errors import InvalidInput
 if TYPE_CHECKING:
     from lamella.changes.model import Buffer, Entry
     from lamella.digests import Digest
+    from lamella.host.windows.system import WindowsSystem
     from lamella.layers.policy import Policy
+    from lamella.layers.windows_names import NameRules
     from lamella.paths import LayerPath
+    from lamella.streams.reading import BlobReader
 
 Lookup: TypeAlias = "Callable[[LayerPath], Entry | None]"
 """Tells of the target of a hard link that a source gives."""
 Owners: TypeAlias = Literal["actual", "recorded"] | None
 """Whose files a source says that there are; None is what this user goes by."""
 MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], SinkOptions], Sink[Losses]]"
-MakeSource: TypeAlias = "Callable[[ExitStack, Path, Path | None, Owners, bool], tuple[Source, Lookup | None]]"
-"""From a place, what lies below it, owners, and whether all contents are compared; what is open goes to the stack."""
+TakeTar: TypeAlias = "Callable[[BlobReader, Sink[Losses], NameRules | None], Source]"
+MakeSource: TypeAlias = "Callable[[ExitStack, Path, SourceOptions], tuple[Source, Lookup | None]]"
+"""What is open goes to the stack."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,6 +40,25 @@ class SinkOptions:
     losses: Losses | None = None
     contents: Callable[[], bytes] | None = None
     """Gives, once all changes have come, bytes that tell this layer from any other: those of its diff id, say."""
+    rules: NameRules | None = None
+    """Which odd names a Windows layer may have."""
+    system: WindowsSystem | None = None
+    """The Windows that makes its layers; None for the one that this process runs on, if it does."""
+
+
+@dataclass(slots=True, frozen=True)
+class SourceOptions:
+    """How a layer is read, beyond where."""
+
+    lower: Path | None = None
+    """The place of the same kind that it is compared with."""
+    parents: Sequence[Path] = ()
+    """The places below a layer that is read against them, nearest first."""
+    owners: Owners = None
+    exact: bool = False
+    """Whether all contents are compared."""
+    system: WindowsSystem | None = None
+    """See `SinkOptions`."""
 
 
 class OpenTree(Tree, Protocol):
@@ -59,6 +82,20 @@ class KeptTar(Protocol):
         ...
 
 
+def _posix_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None) -> Source:
+    from lamella.layers.tarball import tar_changes
+
+    del sink, rules
+    return tar_changes(reader.next_buffer, end=reader.finish)
+
+
+def _windows_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None) -> Source:
+    from lamella.layers.windows_tar import windows_tar_changes
+
+    del sink
+    return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules)
+
+
 @dataclass(slots=True, frozen=True)
 class LayerKind:
     """What can be done with one kind of place. Each function loads what it takes when it is called."""
@@ -67,13 +104,15 @@ class LayerKind:
     source: MakeSource | None = None
     tree: Callable[[Path], OpenTree] | None = None
     """What a place holds, on its own."""
+    changes: TakeTar = _posix_changes
+    """The tar of a layer as the sink takes it."""
     windows: bool = False
     """Whether entries have a Windows facet, so that tars are of that dialect and owners are not chosen."""
     is_file: bool = False
     """Whether the place is a file, in a directory that must be there."""
     has_parents: bool = True
-    source_above: Callable[[ExitStack, Path, Sequence[Path]], tuple[Source, Lookup | None]] | None = None
-    """As ``source``, for a layer that is read against its parents, nearest first."""
+    read_above: bool = False
+    """Whether ``source`` takes the parents that a layer is read against."""
     lower: str = ""
     """Why a source is given alone, where it is; else what lies below is another place of the kind."""
     tar: Callable[[Source], KeptTar | None] | None = None
@@ -98,6 +137,8 @@ def sink(
     policy: Policy | None = None,
     losses: Losses | None = None,
     contents: Callable[[], bytes] | None = None,
+    rules: NameRules | None = None,
+    system: WindowsSystem | None = None,
 ) -> Sink[Losses]:
     """The sink that applies a layer to the directory ``place`` as ``kind`` has it.
 
@@ -111,7 +152,12 @@ def sink(
         raise InvalidInput("a plain directory has what is below in it; it takes no parents")
     if policy is not None and row.windows:
         raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
-    return row.sink(place, parents, SinkOptions(policy, losses, contents))
+    return row.sink(place, parents, SinkOptions(policy, losses, contents, rules, system))
+
+
+def tar_changes(kind: str, reader: BlobReader, sink: Sink[Losses], rules: NameRules | None = None) -> Source:
+    """The layer that ``reader`` gives, as the ``sink`` of that kind takes it; ``rules`` are for a Windows layer."""
+    return kind_of(kind).changes(reader, sink, rules)
 
 
 def directory_of(kind: str, place: Path) -> Path:
@@ -131,12 +177,13 @@ def source(
     parents: Sequence[Path] = (),
     owners: Owners = None,
     exact: bool = False,
+    system: WindowsSystem | None = None,
 ) -> Iterator[tuple[Source, Lookup | None]]:
     """The changes that ``place`` states, against ``lower`` where the kind takes that; good until the block ends.
 
     ``parents``, the nearest first, are for a layer that is read against those; with them comes what tells of the
-    targets of hard links. Raises InvalidInput for an unknown kind, for a ``lower``, parents or owners that the kind
-    does not take, and what reading the place raises.
+    targets of hard links. ``system`` is as for `SinkOptions`. Raises InvalidInput for an unknown kind, for a
+    ``lower``, parents or owners that the kind does not take, and what reading the place raises.
     """
     row = kind_of(kind)
     if row.source is None:
@@ -145,13 +192,10 @@ def source(
         raise InvalidInput(row.lower)
     if owners is not None and row.windows:
         raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
-    if parents and row.source_above is None:
+    if parents and not row.read_above:
         raise InvalidInput("only the folder of a Windows layer is read against its parents")
     with ExitStack() as stack:
-        if parents and row.source_above is not None:
-            yield row.source_above(stack, place, parents)
-        else:
-            yield row.source(stack, place, lower, owners, exact)
+        yield row.source(stack, place, SourceOptions(lower, parents, owners, exact, system))
 
 
 def kept_tar(kind: str, changes: Source) -> KeptTar | None:
@@ -178,15 +222,14 @@ def _directory_sink(place: Path, parents: Sequence[Path], options: SinkOptions) 
     return DirectorySink(place, policy=options.policy, losses=options.losses)
 
 
-def _directory_source(
-    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
-) -> tuple[Source, Lookup | None]:
+def _directory_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.changes.diff import diff
     from lamella.layers.directory_tree import DirectoryTree
 
+    lower, owners = options.lower, options.owners
     below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=owners))
     upper = stack.enter_context(DirectoryTree(place, owners=owners))
-    return upper.changes() if below is None else diff(below, upper, exact=exact), upper.lookup
+    return upper.changes() if below is None else diff(below, upper, exact=options.exact), upper.lookup
 
 
 def _directory_tree(place: Path) -> OpenTree:
@@ -203,14 +246,11 @@ def _overlay_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
     return OverlaySink(OverlayLayer(place), parents=stack, policy=options.policy, losses=options.losses)
 
 
-def _overlay_source(
-    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
-) -> tuple[Source, Lookup | None]:
+def _overlay_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.overlay import OverlayLayer
     from lamella.layers.overlay_tree import OverlayChanges
 
-    del lower, exact
-    stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=owners))
+    stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=options.owners))
     return stated, stated.lookup
 
 
@@ -223,13 +263,11 @@ def _erofs_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> S
     return ErofsSink(ErofsLayer(place), parents=stack, losses=options.losses)
 
 
-def _erofs_source(
-    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
-) -> tuple[Source, Lookup | None]:
+def _erofs_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.erofs.files import ErofsLayer
     from lamella.layers.erofs.tree import ErofsChanges
 
-    del lower, owners, exact
+    del options
     stated = stack.enter_context(ErofsChanges(ErofsLayer(place)))
     return stated, stated.lookup
 
@@ -247,23 +285,30 @@ def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
     from lamella.layers.windows.sink import WindowsSink
 
     stack = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
-    return WindowsSink(WindowsLayer(place), parents=stack, losses=options.losses)
+    layer, rules, system = WindowsLayer(place), options.rules, options.system
+    return WindowsSink(layer, parents=stack, rules=rules, losses=options.losses, system=system)
 
 
-def _windows_source(
-    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
-) -> tuple[Source, Lookup | None]:
-    del lower, owners, exact
-    return _windows_source_above(stack, place, ())
+def _windows_needs(place: Path) -> Path:
+    return place.absolute().parent
 
 
-def _windows_source_above(stack: ExitStack, place: Path, parents: Sequence[Path]) -> tuple[Source, Lookup | None]:
+def _folder_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None) -> Source:
+    from lamella.layers.windows.sink import WindowsSink
+    from lamella.layers.windows.taking import taken_tar
+
+    assert isinstance(sink, WindowsSink)  # noqa: S101
+    return taken_tar(reader, sink, rules)
+
+
+def _windows_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.stack import LayerStack
     from lamella.layers.windows.opened import opened_source
     from lamella.layers.windows.place import WindowsLayer
 
+    parents = options.parents
     below = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
-    stated = stack.enter_context(opened_source(WindowsLayer(place), below))
+    stated = stack.enter_context(opened_source(WindowsLayer(place), below, options.system))
     return stated, stated.lookup
 
 
@@ -282,14 +327,11 @@ def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sin
     return CimSink(CimLayer(place), parents=stack, contents=options.contents, losses=options.losses)
 
 
-def _cim_source(
-    stack: ExitStack, place: Path, lower: Path | None, owners: Owners, exact: bool
-) -> tuple[Source, Lookup | None]:
+def _cim_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.cim.source import cim_changes, opened
     from lamella.layers.cim.tree import CimTree
 
-    del owners, exact
-    image, below = stack.enter_context(opened(place, lower))
+    image, below = stack.enter_context(opened(place, options.lower))
     return cim_changes(image, below), CimTree(image).lookup
 
 
@@ -334,13 +376,15 @@ KINDS: Final[dict[str, LayerKind]] = {
     "windows": LayerKind(
         _windows_sink,
         _windows_source,
-        source_above=_windows_source_above,
+        changes=_folder_changes,
+        needs=_windows_needs,
+        read_above=True,
         windows=True,
         tar=_windows_tar,
         lower="a Windows layer says itself what changed: it is given alone",
     ),
-    "cim": LayerKind(_cim_sink, _cim_source, _cim_tree, windows=True, is_file=True),
-    "blockcim": LayerKind(_blockcim_sink, windows=True, needs=_blockcim_needs),
+    "cim": LayerKind(_cim_sink, _cim_source, _cim_tree, changes=_windows_changes, windows=True, is_file=True),
+    "blockcim": LayerKind(_blockcim_sink, changes=_windows_changes, windows=True, needs=_blockcim_needs),
 }
 """Every kind, by name."""
 

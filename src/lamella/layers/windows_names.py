@@ -13,6 +13,7 @@ from lamella.paths import ROOT, LayerPath, join, parse_path
 
 WHITEOUT: Final = ".wh."
 
+_HINT: Final = "NTFS can have such a name; --awkward-names takes it"
 _KNOWN: Final = 16384
 _KNOWN_LENGTH: Final = 1024
 
@@ -25,6 +26,10 @@ class NameRules:
     """Names of devices, and a dot or a space at the end: a program can only open them by a ``\\\\?\\`` path."""
     clashes: bool = False
     """Names in one directory that differ in case only: for directories in which NTFS tells them apart."""
+
+
+AS_WINDOWS: Final = NameRules(awkward=True)
+"""All that Windows' own tools take: for images that there are, and where nobody can be asked."""
 
 
 class Directory:
@@ -93,11 +98,11 @@ class LayerNames:
         """Make sure that NTFS can have ``name``, the last or another component of ``path``. Raises UnsafePath."""
         if names.plain(name):
             return
-        problem = names.illegal(name)
+        problem, hint = names.illegal(name), None
         if problem is None and not self._awkward:
-            problem = names.awkward(name)
+            problem, hint = names.awkward(name), _HINT
         if problem is not None:
-            raise UnsafePath(path, f"{name!r}: {problem}" if name != path else problem)
+            raise UnsafePath(path, f"{name!r}: {problem}" if name != path else problem, hint=hint)
 
     def claim(self, directory: Directory, name: str) -> None:
         """Say that the layer puts ``name`` into ``directory``.

@@ -270,7 +270,7 @@ class WindowsTarSink:
                 raise InvalidInput("its name would be read as a whiteout")
             self._names.claim(directory, name)
         except InvalidInput as error:
-            self._lose(path, what, str(error))
+            self._lose(path, what, str(error) if error.hint is None else f"{error} ({error.hint})")
             return False
         return True
 

@@ -13,7 +13,7 @@ from lamella.changes.tree import MemoryTree
 from lamella.errors import InvalidInput
 from lamella.formats.ntfs import names
 from lamella.layers.facets import posix_from_windows
-from lamella.layers.windows_names import NameRules
+from lamella.layers.windows_names import AS_WINDOWS
 from lamella.layers.windows_tar import windows_tar_changes
 from lamella.paths import ROOT, LayerPath, join
 
@@ -125,8 +125,7 @@ def view_changes(
 
     The arguments are those of `windows_tar_changes` and `posix_from_windows`, and so are the errors.
     """
-    rules = NameRules(awkward=True)
-    changes = windows_tar_changes(next_buffer, stored=stored, end=end, rules=rules)
+    changes = windows_tar_changes(next_buffer, stored=stored, end=end, rules=AS_WINDOWS)
     return posix_from_windows(spelling.respelled(changes), losses=losses)
 
 

@@ -24,6 +24,7 @@ from lamella.operations.write_layer import LayerOptions
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
     from lamella.layers.policy import Owners
+    from lamella.layers.windows_names import NameRules
     from lamella.layers.windows_template import WindowsTemplate
     from lamella.progress import Cancellation, Progress
 
@@ -44,6 +45,7 @@ def append(
     owners: Owners | None = None,
     windows: bool | None = None,
     template: WindowsTemplate | None = None,
+    rules: NameRules | None = None,
     replace: bool = False,
     losses: Losses | None = None,
     progress: Progress | None = None,
@@ -56,7 +58,8 @@ def append(
     lacks its layers. The image is dated by SOURCE_DATE_EPOCH, or 1970; ``created_by`` is for the history. See `diff`
     for the other options of layers and `open_writer` for ``replace``. Upon an image for Windows, files and directories
     become Windows layers whose `Files` have them, as `container_layer` does; ``windows`` makes sure of that. So does
-    ``template``, which says what security descriptors and attributes they get.
+    ``template``, which says what security descriptors and attributes they get. ``rules`` are for the names in them; a
+    file whose name they refuse is lost.
 
     Raises FormatError, Integrity, NotFound, AlreadyExists, Exhausted, Cancelled and the like.
     """
@@ -67,7 +70,7 @@ def append(
         if windows is not None and windows is not is_windows(image):
             raise InvalidInput(f"the image is for {image.config.os}, and so must its layers be")
         made = new_layers(
-            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template)
+            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template, rules=rules)
         )
         refuse_own_source(made, target)
         with open_writer(target, replace=replace) as writer:
@@ -79,7 +82,11 @@ def appended(draft: Draft, layers: Sequence[LayerSource], *, created_by: str = B
     """``draft`` with ``layers`` on top, and a step of the history for each."""
     created = creation_time()
     system = draft.config.os
-    layers = [layer.for_system(system) if isinstance(layer, TarredLayer) else layer for layer in layers]
+    base = not draft.layers
+    layers = [
+        layer.for_system(system, base=base and not number) if isinstance(layer, TarredLayer) else layer
+        for number, layer in enumerate(layers)
+    ]
     history = draft.config.history
     # A history that does not account for the layers below would account for these wrongly.
     if draft.accounted:

@@ -13,12 +13,13 @@ from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
 from lamella.errors import from_os
 from lamella.layers import kinds
-from lamella.layers.tarball import tar_changes
 from lamella.streams.reading import BlobFacts, BlobLimits, BlobReader
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
+    from lamella.host.windows.system import WindowsSystem
     from lamella.layers.policy import Policy
+    from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
 
 
@@ -31,6 +32,8 @@ class Applied:
     """Changes that the layer states."""
     losses: Losses
     """What the place could not hold; shared by all layers of one call."""
+    size: int | None = None
+    """Bytes of the files in a Windows layer's folder, as hcsshim counts them: each once, without alternate streams."""
 
 
 def apply_blob(
@@ -46,6 +49,8 @@ def apply_blob(
     size: int | None = None,
     diff_id: Digest | None = None,
     limits: BlobLimits | None = None,
+    rules: NameRules | None = None,
+    system: WindowsSystem | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Applied:
@@ -54,35 +59,22 @@ def apply_blob(
     ``kind`` is a name of `lamella.layers.kinds`; ``parents`` are places of the same kind, nearest first. Whatever of
     ``digest``, ``size`` (bytes of the blob), ``diff_id`` and ``compression`` is given must hold; all are compared
     before the layer is committed. What was written before a failure stays in ``directory``; of the kind ``"windows"``,
-    which takes the tar of a Windows layer, nothing stays, and the directory must be empty or not exist. Of the kind
-    ``"cim"`` it is the path of an image, ``DIR/NAME.cim``, that must not exist; of the kind ``"blockcim"``, which only
-    Windows can write, that of a file and the name of the image in it, ``DIR/layer.vhd/layer.cim``.
+    which takes the tar of a Windows layer, nothing stays, and the directory must be empty or not exist; without parents
+    that is a base layer. Of the kind ``"cim"`` it is the path of an image, ``DIR/NAME.cim``, that must not exist; of
+    the kind ``"blockcim"``, which only Windows can write, that of a file and the name of the image in it,
+    ``DIR/layer.vhd/layer.cim``. ``rules`` are for the names in a Windows layer. On Windows (``system``, which is this
+    host unless given) its own calls make the kind ``"windows"``; elsewhere the folder keeps all that the layer has.
 
-    Raises Integrity (digest, size), FormatError, UnsafePath, Exhausted, Denied, Cancelled and the like.
+    Raises Integrity (digest, size), FormatError, UnsafePath, Exhausted, Denied, Cancelled and the like; Conflict (the
+    folder is there), NotFound (a parent is not, or a link's target); on Windows Unsupported (no Containers feature).
     """
     losses = losses if losses is not None else Losses()
-    if kind == "windows":
-        from lamella.operations.windows import apply_layer
-
-        return apply_layer(
-            blob,
-            Path(directory),
-            parents=parents,
-            policy=policy,
-            losses=losses,
-            compression=compression,
-            digest=digest,
-            size=size,
-            diff_id=diff_id,
-            limits=limits,
-            progress=progress,
-            cancel=cancel,
-        ).applied
     made = kinds.directory_of(kind, Path(directory))
-    try:
-        os.makedirs(made, exist_ok=True)
-    except OSError as error:
-        raise from_os(error, f"make directory {os.fspath(made)!r}") from error
+    if system is None:  # a system that is given has a volume of its own
+        try:
+            os.makedirs(made, exist_ok=True)
+        except OSError as error:
+            raise from_os(error, f"make directory {os.fspath(made)!r}") from error
     tally = Tally()
     with BlobReader(
         Path(blob) if isinstance(blob, (str, os.PathLike)) else blob,
@@ -98,12 +90,15 @@ def apply_blob(
         def contents() -> bytes:
             return reader.finish().diff_id.encode()
 
-        sink = kinds.sink(kind, Path(directory), parents, policy=policy, losses=losses, contents=contents)
-        if kinds.kind_of(kind).windows:
-            from lamella.layers.windows_tar import windows_tar_changes
-
-            changes = windows_tar_changes(reader.next_buffer, end=reader.finish)
-        else:
-            changes = tar_changes(reader.next_buffer, end=reader.finish)
-        apply(changes, sink, cancel=cancel, tally=tally)
-        return Applied(reader.finish(), tally.changes, losses)
+        sink = kinds.sink(
+            kind,
+            Path(directory),
+            parents,
+            policy=policy,
+            losses=losses,
+            contents=contents,
+            rules=rules,
+            system=system,
+        )
+        apply(kinds.tar_changes(kind, reader, sink, rules), sink, cancel=cancel, tally=tally)
+        return Applied(reader.finish(), tally.changes, losses, getattr(sink, "size", None))

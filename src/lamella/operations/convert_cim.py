@@ -18,6 +18,7 @@ from lamella.images.contract import ImageReader, StoredImage
 from lamella.images.forms import open_writer
 from lamella.images.image import Image, image_from
 from lamella.images.naming import ON_DISK, ImageName, parse_image_name
+from lamella.layers.windows_names import AS_WINDOWS
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import decode
 from lamella.oci.manifest import Manifest
@@ -76,7 +77,7 @@ def _draft(image: Image, directory: Path, compression: str | None, level: int | 
     layers = []
     for number, layer in enumerate(image.layers):
         parent = directory / f"{number - 1}.cim" if number else None
-        options = LayerOptions(compression or layer.compression, level, windows=True, losses=losses)
+        options = LayerOptions(compression or layer.compression, level, windows=True, losses=losses, rules=AS_WINDOWS)
         opened = partial(sourced, parent, directory / f"{number}.cim", kind="cim")
         layers.append(TarredLayer(opened, options))
     return replace_fields(draft_of(image), layers=tuple(layers))

@@ -23,6 +23,8 @@ from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
+    from lamella.host.windows.system import WindowsSystem
+    from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
 
 _FOR_PEOPLE: Final = Compare(directory_times=False)
@@ -44,6 +46,8 @@ def diff(
     owners: Owners | None = None,
     recipe: str | os.PathLike[str] | None = None,
     losses: Losses | None = None,
+    rules: NameRules | None = None,
+    system: WindowsSystem | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Written:
@@ -53,7 +57,8 @@ def diff(
     ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed. So does the
     folder of a Windows layer, of the kind ``"windows"``; one that was made of a tar gives that tar to the byte. Of the
     kind ``"cim"`` both are composite images; without ``lower``, it is the one that ``upper`` was forked from.
-    ``parents``, the nearest first, are those of a Windows layer: on Windows it is exported against them.
+    ``parents``, the nearest first, are those of a Windows layer: on Windows (``system``, which is this host unless
+    given) it is exported against them. ``rules`` are for its names; a file whose name they refuse is lost.
 
     The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
     than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
@@ -77,11 +82,12 @@ def diff(
     else:
         opened = nullcontext(output)
     windows = kinds.kind_of(kind).windows
-    options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows)
+    options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows, rules=rules)
     with (
-        sourced(lower, upper, kind=kind, parents=parents, exact=exact, owners=owners) as (changes, lookup),
+        sourced(lower, upper, kind=kind, parents=parents, exact=exact, owners=owners, system=system) as found,
         opened as file,
     ):
+        changes, lookup = found
         tar = kinds.kept_tar(kind, changes)
         if tar is not None:
             written = write_tar(tar, file, options, progress=progress, cancel=cancel)
@@ -103,16 +109,20 @@ def sourced(
     parents: Sequence[Path] = (),
     exact: bool = False,
     owners: Owners | None = None,
+    system: WindowsSystem | None = None,
 ) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None] | None]]:
     """The changes, and what tells of the targets of their hard links; both are good until the block ends.
 
     ``owners``: KEEP takes the ids on disk, IGNORE makes them all 0, RECORD honours recorded ones. The default is KEEP
-    for root and RECORD for everybody else.
+    for root and RECORD for everybody else. ``system`` is as for `diff`.
     """
     how: dict[Owners | None, Literal["actual", "recorded"] | None]
     how = {None: None, Owners.KEEP: "actual", Owners.IGNORE: "actual", Owners.RECORD: "recorded"}
     below = None if lower is None else Path(lower)
-    with kinds.source(kind, Path(upper), below, parents=parents, owners=how[owners], exact=exact) as (changes, lookup):
+    with kinds.source(kind, Path(upper), below, parents=parents, owners=how[owners], exact=exact, system=system) as (
+        changes,
+        lookup,
+    ):
         if owners is Owners.IGNORE:
             yield map(_of_root, changes), None
         else:

@@ -18,6 +18,7 @@ from lamella.errors import InvalidInput
 from lamella.images.forms import open_writer
 from lamella.images.image import Image, ImageLayer, open_image
 from lamella.images.naming import ImageName, parse_image_name
+from lamella.layers.windows_names import AS_WINDOWS
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.operations.draft import BlobTaker, Draft, DraftLayer, StoredLayer, draft_of, write_draft
@@ -76,7 +77,7 @@ def flattened(image: Image, layers: range | str | None = None, options: LayerOpt
     ):
         raise InvalidInput(f"there are no layers {chosen.start}..{chosen.stop - 1} to merge", hint=_numbers(count))
     draft = draft_of(image)
-    options = replaced(options, subsecond=True, windows=is_windows(image))
+    options = replaced(options, subsecond=True, windows=is_windows(image), rules=AS_WINDOWS)
     merged = _MergedLayers(image.layers[: chosen.stop], chosen.start, options)
     kept: tuple[DraftLayer, ...] = (*image.layers[: chosen.start], merged, *image.layers[chosen.stop :])
     config = msgspec.structs.replace(draft.config, history=_history(draft, chosen))

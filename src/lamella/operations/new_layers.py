@@ -105,10 +105,12 @@ class TarredLayer:
     """What it is made from, where that is a directory."""
     posix: bool = False
     """Whether the changes are of a POSIX tree, and still to become a Windows layer where one is wanted."""
+    base: bool = False
+    """Whether there is no layer below it."""
 
-    def for_system(self, system: str) -> TarredLayer:
-        """This layer, for an image whose config names this operating system."""
-        return replace(self, options=replace(self.options, windows=system == "windows"))
+    def for_system(self, system: str, *, base: bool = False) -> TarredLayer:
+        """This layer, for an image whose config names this operating system; the ``base`` has none below it."""
+        return replace(self, options=replace(self.options, windows=system == "windows"), base=base)
 
     def store(
         self, place: BlobTaker, *, progress: Progress | None = None, cancel: Cancellation | None = None
@@ -117,7 +119,8 @@ class TarredLayer:
         options = self.options
         with self.opened() as (changes, lookup), place.stage() as blob:
             if self.posix and options.windows:
-                changes, lookup = windows_layer(changes, self.directory, options.template, options.losses), None
+                changes = windows_layer(changes, self.directory, options.template, options.losses, base=self.base)
+                lookup = None
             written = write_layer(
                 changes,
                 blob.file,
@@ -197,13 +200,23 @@ def windows_layer(
     directory: Path | None = None,
     template: WindowsTemplate | None = None,
     losses: Losses | None = None,
+    *,
+    base: bool = False,
 ) -> Source:
     """``changes`` as a Windows layer whose drive C they are; ``directory`` is where they come from.
 
-    Links there tell which of them lead to directories, as Windows must be told. See `container_layer`.
+    Links there tell which of them lead to directories, as Windows must be told. A ``base`` layer gets empty registry
+    hives where it has none. See `container_layer`.
     """
     from lamella.layers.facets import container_layer
 
+    clamp = source_date_epoch()
+    if base:
+        from lamella.layers.windows_base import missing_hives, with_hives
+
+        if directory is None:
+            changes = list(changes)
+        changes = with_hives(changes, missing_hives(_listing(changes, directory)), clamp or 0)
     root = None if directory is None else os.path.realpath(directory)
 
     def leads_to_directory(path: LayerPath, target: str) -> bool:
@@ -218,9 +231,29 @@ def windows_layer(
         security=None if template is None else template.security,
         attributes=template.bits if template is not None and template.attributes else None,
         leads_to_directory=leads_to_directory,
-        clamp=source_date_epoch(),
+        clamp=clamp,
+        base=base,
         losses=losses,
     )
+
+
+def _listing(changes: Source, directory: Path | None) -> Callable[[LayerPath], Iterable[str]]:
+    """What gives the names in a directory of what is to be a layer, none where it is no directory."""
+    if directory is not None:
+
+        def listed(path: LayerPath) -> list[str]:
+            place = directory / path
+            return os.listdir(place) if place.is_dir() and not place.is_symlink() else []
+
+        return listed
+    inside: dict[str, set[str]] = {}
+    for change in changes:
+        path = change.entry.path if isinstance(change, Put) else change.path
+        while path:
+            parent, _, name = path.rpartition("/")
+            inside.setdefault(parent, set()).add(name)
+            path = LayerPath(parent)
+    return lambda path: sorted(inside.get(path, ()))
 
 
 @contextmanager

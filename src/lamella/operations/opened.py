@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lamella.images.image import ImageLayer
     from lamella.images.naming import ImageName
     from lamella.layers.policy import Owners, Policy
+    from lamella.layers.windows_names import NameRules
     from lamella.layers.windows_template import WindowsTemplate
     from lamella.oci.config import ImageConfig
     from lamella.oci.descriptor import Descriptor
@@ -182,6 +183,7 @@ class Image:
         subsecond: bool = False,
         owners: Owners | None = None,
         template: WindowsTemplate | None = None,
+        rules: NameRules | None = None,
         losses: Losses | None = None,
     ) -> Image:
         """This image with ``layers`` on top: directories, blobs, or mappings of paths to files.
@@ -194,7 +196,7 @@ class Image:
         from lamella.operations.write_layer import LayerOptions
 
         made = new_layers(
-            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template)
+            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template, rules=rules)
         )
         by = BY if created_by is None else created_by
         return Image(_Made(lambda: appended(self._source.draft(), made, created_by=by)))

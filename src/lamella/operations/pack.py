@@ -32,6 +32,7 @@ from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
+    from lamella.layers.windows_names import NameRules
     from lamella.layers.windows_template import WindowsTemplate
     from lamella.oci.mediatypes import Compression
     from lamella.progress import Cancellation, Progress
@@ -68,6 +69,7 @@ def pack(
     subsecond: bool = False,
     owners: Owners | None = None,
     template: WindowsTemplate | None = None,
+    rules: NameRules | None = None,
     replace: bool = False,
     recipe: str | os.PathLike[str] | None = None,
     losses: Losses | None = None,
@@ -78,7 +80,8 @@ def pack(
 
     ``base`` is a config to take over, less its layers and history; what else is given counts more. ``env`` are
     ``NAME=VALUE``, each in the place of the one of its name. The platform is that of the base, or of this machine; for
-    Windows the directory is drive C, and becomes a Windows layer, by ``template``.
+    Windows the directory is drive C, and becomes a base layer, by ``template``: it gets the registry hives that it
+    lacks, empty, without which Windows takes none. ``rules`` are for its names; a file whose name they refuse is lost.
 
     The same tree always gives the same digest on one platform: the image is dated by SOURCE_DATE_EPOCH, or 1970 where
     that is not set. See `lamella.operations.diff.diff` for the options of the layer, and `open_writer` for
@@ -101,7 +104,15 @@ def pack(
     )
     config = _configured(base, settings)
     options = LayerOptions(
-        compression, level, threads, subsecond, owners, losses, windows=config.os == "windows", template=template
+        compression,
+        level,
+        threads,
+        subsecond,
+        owners,
+        losses,
+        windows=config.os == "windows",
+        template=template,
+        rules=rules,
     )
     if template is not None and not options.windows:
         raise InvalidInput(f"the image is for {config.os}, and security descriptors are for Windows")
@@ -109,7 +120,7 @@ def pack(
         if options.windows:
             from lamella.operations.new_layers import windows_layer
 
-            changes, lookup = windows_layer(changes, Path(directory), template, losses), None
+            changes, lookup = windows_layer(changes, Path(directory), template, losses, base=True), None
         packed = write_image(writer, name.tag, config, changes, lookup, options, progress=progress, cancel=cancel)
     if recipe is not None:
         _record(name, packed, recipe, progress, cancel)

@@ -19,6 +19,7 @@ from lamella.operations.output import unfinished
 if TYPE_CHECKING:
     from lamella.images.image import Image
     from lamella.layers.policy import Policy
+    from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
 
 
@@ -44,6 +45,7 @@ def unpack(
     merge: bool = False,
     kind: UnpackKind | None = None,
     losses: Losses | None = None,
+    rules: NameRules | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Unpacked:
@@ -57,6 +59,7 @@ def unpack(
     tree; ``"windows"`` for a folder of each layer, named by its number from 0 at the base; ``"cim"`` for a composite
     image of each, ``0.cim`` and so on, with the image's documents beside them. Others become a plain tree, or with
     ``"erofs"`` a single EROFS image called ``directory``, whose files have the owners and devices that layers say.
+    ``rules`` are for the names in folders and composite images.
 
     Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``kind`` does not
     fit the image; else as `apply_blob`.
@@ -69,7 +72,7 @@ def unpack(
         raise InvalidInput("owners and devices are chosen for directories; an EROFS image has those of the layers")
     if merge:
         try:
-            return _unpack(image, directory, directory, policy, kind, losses, progress, cancel)
+            return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel)
         except BaseException as error:
             error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
             raise
@@ -78,9 +81,9 @@ def unpack(
             f"{os.fspath(directory)!r} exists", hint="choose a new directory, or give --merge to unpack over this one"
         )
     if kind == "erofs":
-        return _unpack(image, directory, directory, policy, kind, losses, progress, cancel)
+        return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel)
     with _Aside(directory) as aside:
-        unpacked = _unpack(image, aside.path, directory, policy, kind, losses, progress, cancel)
+        unpacked = _unpack(image, aside.path, directory, policy, kind, losses, rules, progress, cancel)
         aside.commit()
         return unpacked
 
@@ -92,6 +95,7 @@ def _unpack(
     policy: Policy | None,
     kind: UnpackKind | None,
     losses: Losses,
+    rules: NameRules | None,
     progress: Progress | None,
     cancel: Cancellation | None,
 ) -> Unpacked:
@@ -106,9 +110,9 @@ def _unpack(
             if kind == "directory":
                 applied.extend(files_applied(layers, where, policy, losses, progress, cancel))
             elif kind == "cim":
-                applied.extend(cims_applied(image, where, losses, progress, cancel))
+                applied.extend(cims_applied(image, where, losses, rules, progress, cancel))
             else:
-                applied.extend(layers_applied(layers, where, losses, progress, cancel))
+                applied.extend(layers_applied(layers, where, losses, rules, progress, cancel))
             layers = ()
         elif kind == "erofs":
             from lamella.operations.unpack_erofs import erofs_applied

@@ -18,11 +18,11 @@ from lamella.layers.windows.place import FILES
 from lamella.layers.windows_view import Spelling, view_changes
 from lamella.operations.apply import Applied, apply_blob
 from lamella.operations.layer_reading import checked_reader
-from lamella.operations.windows import apply_layer
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.images.image import Image, ImageLayer
+    from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
 
 MANIFEST: Final = "manifest.json"
@@ -56,6 +56,7 @@ def layers_applied(
     layers: Sequence[ImageLayer],
     directory: Path,
     losses: Losses,
+    rules: NameRules | None,
     progress: Progress | None,
     cancel: Cancellation | None,
 ) -> Iterator[Applied]:
@@ -64,18 +65,20 @@ def layers_applied(
     for number, layer in enumerate(layers):
         folder = directory / str(number)
         with layer.open() as blob:
-            yield apply_layer(
+            yield apply_blob(
                 blob,
                 folder,
+                kind="windows",
                 parents=below,
                 losses=losses,
                 compression=layer.compression,
                 digest=layer.descriptor.digest,
                 size=layer.descriptor.size,
                 diff_id=layer.diff_id,
+                rules=rules,
                 progress=progress,
                 cancel=cancel,
-            ).applied
+            )
         below.insert(0, folder)
 
 
@@ -83,6 +86,7 @@ def cims_applied(
     image: Image,
     directory: Path,
     losses: Losses,
+    rules: NameRules | None,
     progress: Progress | None,
     cancel: Cancellation | None,
 ) -> Iterator[Applied]:
@@ -110,6 +114,7 @@ def cims_applied(
                 digest=layer.descriptor.digest,
                 size=layer.descriptor.size,
                 diff_id=layer.diff_id,
+                rules=rules,
                 progress=progress,
                 cancel=cancel,
             )

@@ -43,6 +43,8 @@ class LayerOptions:
     """Whether it is the tar of a Windows layer, of entries with a Windows facet: times have all of their fraction."""
     template: WindowsTemplate | None = None
     """What files get that become a Windows layer, where that is not as usual."""
+    rules: NameRules | None = None
+    """Which odd names a Windows layer may have; the others are lost."""
 
 
 DEFAULT_OPTIONS: Final = LayerOptions()
@@ -66,7 +68,6 @@ def write_layer(
     *,
     lookup: Callable[[LayerPath], Entry | None] | None = None,
     clamp: int | None = None,
-    rules: NameRules | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Written:
@@ -74,7 +75,7 @@ def write_layer(
 
     ``lookup`` tells the metadata of hard links' targets; see `TarSink`. No time is later than ``clamp``, in
     nanoseconds, or SOURCE_DATE_EPOCH where that is not given; those of a Windows layer stay as they are without
-    ``clamp``, and its names are by ``rules``.
+    ``clamp``.
 
     ``progress`` counts bytes of the tar. Raises as `apply` and the source do; Exhausted where there is no space.
     """
@@ -91,7 +92,7 @@ def write_layer(
             if options.windows:
                 from lamella.layers.windows_tar_sink import WindowsTarSink
 
-                sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=rules, losses=losses)
+                sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=options.rules, losses=losses)
             else:
                 clamp = source_date_epoch() if clamp is None else clamp
                 sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=losses)

@@ -153,13 +153,14 @@ class _Layer:
         self._call = call
 
     def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
+        from lamella.layers.windows_names import AS_WINDOWS
         from lamella.operations.write_layer import LayerOptions, write_layer
 
         self._ingest.truncate()
         return write_layer(
             changes,
             self._ingest.write,
-            LayerOptions(self._compression, windows=windows),
+            LayerOptions(self._compression, windows=windows, rules=AS_WINDOWS),
             lookup=lookup,
             clamp=self._epoch,
             cancel=self._call,

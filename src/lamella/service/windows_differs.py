@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,12 @@ from lamella.errors import InvalidInput, Unsupported
 from lamella.layers import kinds
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows_names import AS_WINDOWS
 from lamella.service.differs import Make, Mounts, Target, WriteLayer
 from lamella.store.contract import BlockCimMount, CimMount, WindowsLayerMount
 
 if TYPE_CHECKING:
+    from lamella.host.windows.system import WindowsSystem
     from lamella.operations.windows import WindowsMount
     from lamella.operations.write_layer import Written
     from lamella.streams.reading import BlobReader
@@ -29,9 +31,13 @@ M = TypeVar("M", WindowsLayerMount, CimMount, BlockCimMount)
 
 
 class WindowsDiffer:
-    """Layers in folders, over their parents' (`Differ`)."""
+    """Layers in folders, over their parents' (`Differ`); on Windows, by its own calls."""
 
     name: Final = "windows"
+
+    def __init__(self, system: WindowsSystem | None = None) -> None:
+        """``system`` is the Windows that has the folders: this host, unless another is given."""
+        self._system = system
 
     def knows(self, mounts: Mounts) -> bool:
         """See `Differ.knows`."""
@@ -40,18 +46,20 @@ class WindowsDiffer:
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         """See `Differ.applying`. The folder holds nothing, or nothing but the directory that a new snapshot has."""
+        from lamella.layers.windows.opened import empty_new_folder
         from lamella.layers.windows.sink import WindowsSink
         from lamella.layers.windows_tar import windows_tar_changes
 
         mount = _single(mounts, WindowsLayerMount)
         _check_writable(mount)
+        layer = WindowsLayer(mount.folder)
         if not mount.parents:
-            _remove_empty(mount.folder)
+            empty_new_folder(layer, self._system)
         parents = LayerStack.from_nearest(map(WindowsLayer, mount.parents)) if mount.parents else None
-        sink = WindowsSink(WindowsLayer(mount.folder), parents=parents, losses=losses)
+        sink = WindowsSink(layer, parents=parents, rules=AS_WINDOWS, losses=losses, system=self._system)
 
         def changes(reader: BlobReader) -> Source:
-            return windows_tar_changes(reader.next_buffer, end=reader.finish, linked=sink.link_facet)
+            return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS, linked=sink.link_facet)
 
         yield Target(sink, mount.folder.parent, changes)
 
@@ -59,8 +67,9 @@ class WindowsDiffer:
         """See `Differ.comparing`: a layer says itself what changed, and ``left`` must be the parent of ``right``."""
         from lamella.operations.windows import layer_to_diff
 
-        layer, _ = layer_to_diff(self._seen(left), self._seen(right))
-        return partial(_written_folder, layer)
+        layer, parents = layer_to_diff(self._seen(left), self._seen(right))
+        below = [parent.path for parent in parents.nearest_first()]
+        return partial(_written_folder, layer.path, below, self._system)
 
     def _seen(self, mounts: Mounts) -> WindowsMount:
         from lamella.operations.windows import WindowsMount
@@ -167,19 +176,10 @@ def _check_writable(mount: WindowsLayerMount | CimMount) -> None:
         raise InvalidInput("the mount is to look at, and no layer can be applied to it")
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove the empty directory ``Files`` that is all that a new base layer's folder has."""
-    try:
-        if os.listdir(folder) == ["Files"]:
-            os.rmdir(folder / "Files")
-    except OSError:  # then it is not that; the sink says what is the matter
-        pass
-
-
 def _windows_changes(reader: BlobReader) -> Source:
     from lamella.layers.windows_tar import windows_tar_changes
 
-    return windows_tar_changes(reader.next_buffer, end=reader.finish)
+    return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS)
 
 
 def _guid(name: str) -> uuid.UUID:
@@ -190,8 +190,8 @@ def _guid(name: str) -> uuid.UUID:
         return uuid.uuid4()
 
 
-def _written_folder(layer: WindowsLayer, write: WriteLayer) -> Written:
-    with kinds.source("windows", layer.path) as (changes, lookup):
+def _written_folder(layer: Path, parents: Sequence[Path], system: WindowsSystem | None, write: WriteLayer) -> Written:
+    with kinds.source("windows", layer, parents=parents, system=system) as (changes, lookup):
         return write(changes, lookup, windows=True)
 
 

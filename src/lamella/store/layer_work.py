@@ -94,9 +94,10 @@ def do(space: Space, snapshotter: str, work: LayerWork, advance: Advance, cancel
         snapshots = space.snapshots(snapshotter)
         sink = snapshots.sink(work.key, policy=work.policy, losses=losses, parents_known=work.parents_known)
         if snapshots.windows:
+            from lamella.layers.windows_names import AS_WINDOWS
             from lamella.layers.windows_tar import windows_tar_changes
 
-            changes = windows_tar_changes(reader.next_buffer, end=reader.finish)
+            changes = windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS)
         else:
             changes = tar_changes(reader.next_buffer, end=reader.finish)
         apply(changes, sink, cancel=cancel, tally=tally)

@@ -37,7 +37,7 @@ from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.source import WindowsChanges
 from lamella.layers.windows_names import NameRules
 from lamella.layers.windows_tar import EMPTY_DATA, windows_tar_changes
-from lamella.operations.windows import apply_layer
+from lamella.operations.apply import apply_blob
 from lamella.paths import LayerPath
 from lamella.testing.builders import file as posix_file
 from lamella.testing.builders import sparse
@@ -555,5 +555,5 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     blob.write_bytes(write([*TOP, *with_stream("Files/a")])[0])
     monkeypatch.setattr("lamella.layers.windows.writing.os.write", full)
     with pytest.raises(Exhausted):
-        apply_layer(blob, tmp_path / "base", losses=Losses())
+        apply_blob(blob, tmp_path / "base", kind="windows", losses=Losses())
     assert os.listdir(tmp_path) == ["blob.tar"]

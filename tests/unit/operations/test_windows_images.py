@@ -37,7 +37,7 @@ from lamella.operations.new_layers import FileLike, Symlink
 from lamella.operations.pack import pack
 from lamella.operations.trees import open_tree
 from lamella.operations.unpack import unpack
-from lamella.operations.windows import WindowsMount, apply_layer, layer_to_diff
+from lamella.operations.windows import WindowsMount, layer_to_diff
 from lamella.paths import LayerPath
 from lamella.streams.reading import BlobReader
 from lamella.testing.images import image_of_tars, tagged, write_layout
@@ -256,12 +256,12 @@ class TestAppend:
         run(verb, *map(str, images), new, "--platform", "windows/amd64", *options)
         found = self.facets(new)
         everybody = sddl.parse("O:BAG:SYD:(A;;FA;;;WD)").encode()
+        found = {path: one for path, one in found.items() if not path.startswith(("Files/Windows", "Hives"))}
         assert {path: one.security_descriptor for path, one in found.items()} == {
-            **dict.fromkeys(("Hives", "Files", "Files/App"), None),
+            **dict.fromkeys(("Files", "Files/App"), None),
             **dict.fromkeys(("Files/App/Run.exe", "Files/App/app.ini", "Files/notes.txt"), everybody),
         }
         assert {path: one.attributes for path, one in found.items()} == {
-            "Hives": 0x10,
             "Files": 0x10,
             "Files/App": 0x2010,
             "Files/App/Run.exe": 0x2020,
@@ -316,6 +316,54 @@ class TestAppend:
             assert entry.windows is not None
             assert entry.windows.security_descriptor == usual_security().file
 
+    def stated(self, place: str) -> list[str]:
+        """The paths of the lowest layer, in their order."""
+        with open_image(place, "windows/amd64") as opened, opened.layers[0].open() as blob, BlobReader(blob) as reader:
+            return [str(one.entry.path) for one in windows_tar_changes(reader.next_buffer) if isinstance(one, Put)]
+
+    def test_pack_makes_a_base_layer_with_empty_hives_in_the_order_of_a_walk(self, tmp_path: Path) -> None:
+        (tmp_path / "source/Zoo").mkdir(parents=True)
+        (tmp_path / "source/App.txt").write_text("text")
+        place = f"oci:{tmp_path}/new:v"
+        packed = pack(tmp_path / "source", place, platform="windows/amd64")
+        config = "Files/Windows/System32/config"
+        hives = [f"{config}/{name}" for name in ("DEFAULT", "SAM", "SECURITY", "SOFTWARE", "SYSTEM")]
+        above = ["Files", "Files/App.txt", "Files/Windows", "Files/Windows/System32", config]
+        assert [*above, *hives, "Files/Zoo"] == self.stated(place)
+        with open_tree(place, platform="windows/amd64") as tree:
+            for hive in hives:
+                root = Hive((Filesystem(tree) / hive).read_bytes()).root_key
+                assert (root.subkeys(), root.values()) == ([], [])
+        with open_image(place, "windows/amd64") as opened:
+            for kind in ("windows", "cim"):
+                unpack(opened, tmp_path / kind, kind=kind)
+        assert len(os.listdir(tmp_path / "windows/0/Hives")) == 5
+        again = pack(tmp_path / "source", f"oci:{tmp_path}/again:v", platform="windows/amd64")
+        assert packed.layer.digest == again.layer.digest
+
+    def test_pack_keeps_the_hives_and_the_spelling_that_there_are(self, tmp_path: Path) -> None:
+        config = tmp_path / "source/windows/system32/Config"
+        config.mkdir(parents=True)
+        for name in ("system", "Sam"):
+            (config / name).write_bytes(b"mine")
+        place = f"oci:{tmp_path}/new:v"
+        pack(tmp_path / "source", place, platform="windows/amd64")
+        stated = [path.rpartition("/")[2] for path in self.stated(place)]
+        assert stated[:4] == ["Files", "windows", "system32", "Config"]
+        assert sorted(stated[4:]) == ["DEFAULT", "SECURITY", "SOFTWARE", "Sam", "system"]
+
+    def test_the_first_layer_of_an_image_without_any_is_a_base_layer(self, tmp_path: Path) -> None:
+        place = f"oci:{tmp_path}/new:v"
+        files: dict[str, FileLike] = {"windows/System32/config/SAM": b"mine", "App/a": "text"}
+        lamella.Image.scratch("windows/amd64").append(files, {"App/b": "text"}).write(place)
+        stated = self.stated(place)
+        assert "Hives" not in stated
+        assert "Files/windows/System32/config/SYSTEM" in stated
+        assert stated.count("Files/windows/System32/config/SAM") == 1
+        with open_image(place, "windows/amd64") as opened:
+            unpack(opened, tmp_path / "out", kind="windows")
+        assert (tmp_path / "out/1/Files/App/b").exists()
+
     def test_an_image_as_a_value_does_so_too(self, name: str) -> None:
         with lamella.open_image(name, platform="windows/amd64") as opened:
             made = opened.append({"App/a": "text"})
@@ -369,13 +417,13 @@ class TestApplyAndDiff:
 
     def test_the_size_is_counted_as_hcsshim_does(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write([folder("Files"), *with_stream("Files/a")])[0])
-        assert apply_layer(tmp_path / "blob.tar", tmp_path / "base").size == 5
+        assert apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows").size == 5
 
     def test_a_folder_that_is_there_is_not_written_over(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
-        apply_layer(tmp_path / "blob.tar", tmp_path / "base")
+        apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows")
         with pytest.raises(Conflict):
-            apply_layer(tmp_path / "blob.tar", tmp_path / "base")
+            apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows")
 
 
 class TestPairs:

@@ -18,7 +18,7 @@ from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
 from lamella.host.windows.files import GENERIC_READ, Files, Handle
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers.windows.exported import RECYCLE, Exported, about, content_of, entry_of, in_order
-from lamella.layers.windows.native_writing import native, windows_of
+from lamella.layers.windows.native import native, windows_of
 from lamella.layers.windows.place import FILES, UTILITY, UTILITY_FILES, WindowsLayer
 from lamella.paths import LayerPath
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
-from lamella.formats.ntfs import filetime, names
-from lamella.formats.ntfs.attributes import ALL, DERIVED, DIRECTORY, NORMAL, REPARSE_POINT
+from lamella.formats.ntfs import names
+from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
 from lamella.host.windows.files import (
     FILE_WRITE_ATTRIBUTES,
     GENERIC_READ,
@@ -27,7 +27,9 @@ from lamella.host.windows.files import (
     Basic,
     Handle,
 )
+from lamella.host.windows.privileges import BACKUP, RESTORE, SECURITY
 from lamella.host.windows.system import WindowsSystem
+from lamella.layers.windows.native import basic_of, native, windows_of
 from lamella.layers.windows.place import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
@@ -46,35 +48,6 @@ if TYPE_CHECKING:
     from lamella.layers.stack import LayerStack
 
 _WRITING: Final = GENERIC_READ | GENERIC_WRITE
-
-
-def native(path: str) -> str:
-    """A path of a layer as Windows wants it."""
-    return path.replace("/", "\\")
-
-
-def basic_of(windows: Windows, *, attributes: bool = True) -> Basic:
-    """What is set on a file; a time that the layer does not state is the write time, one before 1601 is left alone."""
-    write = windows.write_time
-
-    def ticks(time: int | None) -> int:
-        time = write if time is None else time
-        return 0 if time is None else max(0, filetime.ticks_from_ns(time))
-
-    settable = windows.attributes & ALL & ~DERIVED or NORMAL
-    return Basic(
-        ticks(windows.creation_time),
-        ticks(windows.access_time),
-        ticks(write),
-        ticks(windows.change_time),
-        settable if attributes else 0,
-    )
-
-
-def windows_of(basic: Basic) -> Windows:
-    """The facet of a file as far as attributes and times tell it."""
-    ns = filetime.ns_from_ticks
-    return Windows(basic.attributes, ns(basic.creation), ns(basic.access), ns(basic.write), ns(basic.change))
 
 
 @dataclass(slots=True)
@@ -99,12 +72,15 @@ class NativeWriter:
 
     A base layer is restored into its folder, and processed at the end. One with parents is written into a transport
     folder beside it, from which Windows makes the folder; only its utility VM is written there directly. The folder
-    has its name all along; until `finish` it lacks what makes it a layer. The caller holds SeBackupPrivilege,
-    SeRestorePrivilege and SeSecurityPrivilege.
+    has its name all along; until `finish` it lacks what makes it a layer. Until `finish` or `abort`, which must come
+    in the same thread, the process holds SeBackupPrivilege and SeRestorePrivilege, and this thread SeSecurityPrivilege.
     """
 
     def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None, system: WindowsSystem) -> None:
-        """Make the folders. Raises Unsupported (no Containers feature), Conflict, NotFound (a parent is not there)."""
+        """Make the folders.
+
+        Raises Denied (a privilege), Unsupported (no Containers feature), Conflict, NotFound (a parent is not there).
+        """
         self._system = system
         self._files = system.files
         self._layer = ntpath.abspath(os.fspath(layer.path))
@@ -120,8 +96,12 @@ class NativeWriter:
         self._placeholders: list[LayerPath] = []
         """Directories that are links: nothing is to be put into them, so they are made again at the end."""
         self._links: list[tuple[LayerPath, LayerPath, LayerPath | None]] = []
-        system.layers.require()
+        self._privileges = ExitStack()
         try:
+            # The thread gets a copy of the process's token, so that what the process holds comes first.
+            self._privileges.enter_context(system.privileges(BACKUP, RESTORE))
+            self._privileges.enter_context(system.privileges.in_thread(SECURITY))
+            system.layers.require()
             self._roots = [self._opened.enter_context(self._parent(path)) for path in self._parents]
             self._make_folder()
             self._root = self._opened.enter_context(self._files.open(self._layer))
@@ -215,6 +195,8 @@ class NativeWriter:
         if ending.utility:
             self._system.layers.process_utility(ntpath.join(self._layer, UTILITY))
         self._remove_stage()
+        self._made = False  # from here on it is a layer
+        self._privileges.close()
 
     def abort(self) -> None:
         """See `LayerWriter.abort`."""
@@ -235,6 +217,10 @@ class NativeWriter:
                 self._system.layers.destroy(self._layer)
             except LamellaError:
                 self._remove_folder(self._layer)
+        try:
+            self._privileges.close()
+        except LamellaError:
+            pass  # what has gone wrong before is what is to be told
 
     # Folders
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Windows layer opened to be read, and written, as this host can: on Windows by its own calls."""
+"""The one place that decides how a Windows layer is read and written: by Windows' own calls there, else as a folder."""
 
 from __future__ import annotations
 
+import ntpath
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lamella.errors import LamellaError
 from lamella.host.windows.system import WindowsSystem, this_system
 from lamella.layers.windows.folder import FolderWriter
 from lamella.layers.windows.parents import Parents
-from lamella.layers.windows.place import WindowsLayer
+from lamella.layers.windows.place import FILES, WindowsLayer
 from lamella.layers.windows.source import WindowsChanges
 from lamella.layers.windows.writer import LayerWriter
 
@@ -41,22 +44,38 @@ def opened_source(
         yield native
 
 
-@contextmanager
-def opened_writer(
+def layer_writer(
     layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None = None, system: WindowsSystem | None = None
-) -> Iterator[LayerWriter]:
-    """What writes a layer's files, for a sink to use within the block.
+) -> LayerWriter:
+    """What writes a layer's files; it must be finished or aborted, on Windows in the thread that asks for it.
 
-    On Windows (``system``) the process holds SeBackupPrivilege and SeRestorePrivilege meanwhile, and this thread
-    SeSecurityPrivilege.
+    ``system`` is as for `opened_source`. Raises Conflict, NotFound (a parent is not there), on Windows Denied (a
+    privilege), Unsupported (no Containers feature).
     """
     system = this_system() if system is None else system
     if system is None:
-        yield FolderWriter(layer, parents)
-        return
-    from lamella.host.windows.privileges import BACKUP, RESTORE, SECURITY
+        return FolderWriter(layer, parents)
     from lamella.layers.windows.native_writing import NativeWriter
 
-    # The thread has a copy of the process's token, so that what the process holds comes first.
-    with system.privileges(BACKUP, RESTORE), system.privileges.in_thread(SECURITY):
-        yield NativeWriter(layer, parents, system)
+    return NativeWriter(layer, parents, system)
+
+
+def empty_new_folder(layer: WindowsLayer, system: WindowsSystem | None = None) -> None:
+    """Remove the empty directory `Files` where that is all a folder has, as that of a new snapshot.
+
+    ``system`` is as for `opened_source`. What else is there stays; whoever writes the layer says so.
+    """
+    system = this_system() if system is None else system
+    if system is None:
+        try:
+            if os.listdir(layer.path) == [FILES]:
+                os.rmdir(layer.path / FILES)
+        except OSError:  # then it is not that
+            pass
+        return
+    try:
+        with system.files.open(ntpath.abspath(os.fspath(layer.path))) as folder:
+            if [one.name for one in system.files.listing(folder)] == [FILES]:
+                system.files.delete(folder, FILES)
+    except LamellaError:  # the same
+        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses
@@ -14,6 +14,7 @@ from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, fr
 from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.layers.windows.folder import FolderWriter
+from lamella.layers.windows.opened import layer_writer
 from lamella.layers.windows.place import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
@@ -24,12 +25,13 @@ from lamella.layers.windows.place import (
     UTILITY_FILES,
     WindowsLayer,
 )
-from lamella.layers.windows.writer import Ending, LayerWriter
+from lamella.layers.windows.writer import Ending
 from lamella.layers.windows_names import NameRules
 from lamella.layers.windows_tar_sink import Facets
 from lamella.paths import LayerPath, join
 
 if TYPE_CHECKING:
+    from lamella.host.windows.system import WindowsSystem
     from lamella.layers.stack import LayerStack
 
 _FILE: Final = 0
@@ -53,7 +55,8 @@ class WindowsSink:
     order. What does not lie in `Files`, `Hives` and `UtilityVM` is refused, and so are a name that is there twice, in
     whatever case, and what is put into a link. ``rules`` are for odd names.
 
-    ``writer`` does the work; without one it is done in a folder beside the layer's, which gets the name in `commit`.
+    On Windows (``system``, which is this host unless given) its own calls make the layer. The work is done beside the
+    layer's folder, or shows no layer, until `commit`.
     """
 
     def __init__(
@@ -63,14 +66,14 @@ class WindowsSink:
         parents: LayerStack[WindowsLayer] | None = None,
         rules: NameRules | None = None,
         losses: Losses | None = None,
-        writer: LayerWriter | None = None,
+        system: WindowsSystem | None = None,
     ) -> None:
-        """Make the hidden folder. Raises Conflict, NotFound (a parent is not there)."""
+        """Begin. Raises Conflict, NotFound (a parent is not there); on Windows as `layer_writer` does."""
         self.layer = layer
         self.size = 0
         """Bytes of all files so far, as hcsshim counts them: no alternate streams, no further names."""
         self._base = not parents
-        self._writer: LayerWriter = FolderWriter(layer, parents) if writer is None else writer
+        self._writer = layer_writer(layer, parents, system)
         self._awkward = rules is not None and rules.awkward
         self._losses = losses if losses is not None else Losses()
         self._lost: set[str] = set()
@@ -93,6 +96,10 @@ class WindowsSink:
     def layered(self) -> bool:
         """See `Sink.layered`."""
         return True
+
+    def beside(self, name: str) -> BinaryIO | None:
+        """A new file ``name`` at the top of the folder, which the caller closes; None where Windows has the layer."""
+        return self._writer.beside(name) if isinstance(self._writer, FolderWriter) else None
 
     def put(self, entry: Entry, content: Content | None) -> None:
         """See `Sink.put`. Raises MissingFacet, InvalidInput, UnsafePath, Exhausted."""

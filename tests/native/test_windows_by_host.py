@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whoever handles the kind ``windows`` goes through Windows' own calls there, and over a folder elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from tests.native.stub import SECURITY, Stub
+from tests.native.test_check_windows import SCRIPT, checks
+from tests.native.test_windows_native_layers import (
+    ABOVE,
+    ABOVE_CHANGES,
+    BASE,
+    BASE_CHANGES,
+    CONFIG,
+    SMALL_ABOVE,
+    SMALL_BASE,
+    folder,
+    lines_of,
+    names,
+    read_back,
+    service_calls,
+    tar_of,
+)
+from tests.unit.layers.test_windows_dialect import file_at, write
+
+from lamella.changes.apply import apply
+from lamella.changes.contracts import Source
+from lamella.changes.losses import Losses
+from lamella.errors import Conflict, InvalidInput, LamellaError
+from lamella.host.windows import system as host
+from lamella.host.windows.system import WindowsSystem
+from lamella.layers import kinds
+from lamella.layers.windows.native_reading import NativeChanges
+from lamella.layers.windows_names import AS_WINDOWS
+from lamella.operations.apply import apply_blob
+from lamella.operations.diff import diff
+from lamella.operations.write_layer import LayerOptions, Written, write_layer
+from lamella.service.differs import Lookup
+from lamella.service.windows_differs import WindowsDiffer
+from lamella.store.contract import WindowsLayerMount
+from lamella.streams.reading import BlobReader
+
+__all__ = ["checks"]
+
+
+AWKWARD = write([folder("Files"), *CONFIG, file_at("Files/aux.js")], rules=AS_WINDOWS)[0]
+
+
+class Kept:
+    """What a differ has written (`WriteLayer`)."""
+
+    def __init__(self) -> None:
+        self.tar = b""
+
+    def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
+        output = BytesIO()
+        written = write_layer(changes, output, LayerOptions("none", windows=windows), lookup=lookup)
+        self.tar = output.getvalue()
+        return written
+
+
+def unpacked(differ: WindowsDiffer, tar: bytes, mount: WindowsLayerMount) -> None:
+    """Apply a layer as the Diff service does."""
+    with BlobReader(BytesIO(tar)) as reader, differ.applying((mount,), Losses()) as target:
+        apply(target.changes(reader), target.sink)
+
+
+class TestTheDiffer:
+    @pytest.fixture
+    def differ(self, system: WindowsSystem) -> WindowsDiffer:
+        return WindowsDiffer(system)
+
+    def test_applies_layers_by_the_compute_service_and_exports_them_against_their_parents(
+        self, differ: WindowsDiffer, stub: Stub, system: WindowsSystem
+    ) -> None:
+        base, above = tar_of(BASE_CHANGES), tar_of(ABOVE_CHANGES)
+        unpacked(differ, base, WindowsLayerMount(BASE))
+        unpacked(differ, above, WindowsLayerMount(ABOVE, (BASE,)))
+        assert names(system, "C:\\layers") == ["above", "base"]
+        assert [name for name in stub.calls if name.startswith(("Process", "Import"))] == [
+            "ProcessBaseImage",
+            "ImportLayer",
+        ]
+        stub.clear()
+        kept = Kept()
+        differ.comparing((), (WindowsLayerMount(BASE),))(kept)
+        assert lines_of(base) == lines_of(kept.tar)
+        assert service_calls(stub) == []
+        left = WindowsLayerMount(Path("C:\\dummy"), (BASE,), readonly=True)
+        differ.comparing((left,), (WindowsLayerMount(ABOVE, (BASE,)),))(kept)
+        assert lines_of(above) == lines_of(kept.tar)
+        assert [call.split(" ")[0] for call in service_calls(stub)] == [
+            "ActivateLayer",
+            "PrepareLayer",
+            "UnprepareLayer",
+            "ExportLayer",
+            "DeactivateLayer",
+        ]
+        assert stub.leaks() == {}
+
+    def test_takes_the_folder_of_a_new_snapshot_and_no_other(
+        self, differ: WindowsDiffer, system: WindowsSystem
+    ) -> None:
+        tar = tar_of(BASE_CHANGES)
+        for place in ("C:\\layers\\base", "C:\\layers\\base\\Files"):
+            system.files.make_directory(place)
+        unpacked(differ, tar, WindowsLayerMount(BASE))
+        assert lines_of(tar) == lines_of(read_back(system, BASE))
+        for place in ("C:\\layers\\used", "C:\\layers\\used\\Files", "C:\\layers\\used\\Files\\mine"):
+            system.files.make_directory(place)
+        with pytest.raises(Conflict):
+            unpacked(differ, tar, WindowsLayerMount(Path("C:\\layers\\used")))
+        assert names(system, "C:\\layers\\used\\Files") == ["mine"]
+
+    def test_takes_names_that_windows_takes(self, differ: WindowsDiffer, system: WindowsSystem) -> None:
+        unpacked(differ, AWKWARD, WindowsLayerMount(BASE))
+        assert names(system, "C:\\layers\\base\\Files") == ["Windows", "aux.js"]
+
+    def test_gives_privileges_back_whatever_happens(
+        self, differ: WindowsDiffer, stub: Stub, system: WindowsSystem
+    ) -> None:
+        unpacked(differ, tar_of(SMALL_BASE), WindowsLayerMount(BASE))
+        assert stub.leaks() == {}
+        for call in ("ImportLayer", "NtCreateFile", "ImpersonateSelf"):
+            stub.clear()
+            stub.fail(call)
+            with pytest.raises(LamellaError):
+                unpacked(differ, tar_of(SMALL_ABOVE), WindowsLayerMount(ABOVE, (BASE,)))
+            stub.never_fail()
+            assert stub.leaks() == {}, call
+            assert names(system, "C:\\layers") == ["base"], call
+
+
+class TestTheTableOfKinds:
+    def test_has_the_sink_and_the_source_of_the_system_that_is_given(self, stub: Stub, system: WindowsSystem) -> None:
+        data = tar_of(BASE_CHANGES)
+        with BlobReader(BytesIO(data)) as reader:
+            sink = kinds.sink("windows", BASE, system=system)
+            apply(kinds.tar_changes("windows", reader, sink), sink)
+        with kinds.source("windows", BASE, system=system) as (changes, lookup):
+            assert isinstance(changes, NativeChanges)
+            kept = Kept()
+            kept(changes, lookup, windows=True)
+        assert lines_of(data) == lines_of(kept.tar)
+        assert stub.leaks() == {}
+
+    def test_goes_by_the_host_where_none_is_given(
+        self, stub: Stub, system: WindowsSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tar = tmp_path / "layer.tar"
+        tar.write_bytes(tar_of(BASE_CHANGES))
+        assert host.this_system() is None
+        apply_blob(tar, tmp_path / "folder", kind="windows")
+        assert (tmp_path / "folder" / "lamella.index").is_file()
+        assert stub.calls == []
+        monkeypatch.setattr("lamella.layers.windows.opened.this_system", lambda: system)
+        apply_blob(tar, BASE, kind="windows", system=system)
+        assert "lamella.index" not in names(system, "C:\\layers\\base")
+        with kinds.source("windows", BASE) as (changes, _):
+            assert isinstance(changes, NativeChanges)
+
+    def test_gives_the_verbs_what_windows_has(self, stub: Stub, system: WindowsSystem) -> None:
+        base, above = tar_of(BASE_CHANGES), tar_of(ABOVE_CHANGES)
+        assert apply_blob(BytesIO(base), BASE, kind="windows", system=system).size is not None
+        apply_blob(BytesIO(above), ABOVE, kind="windows", parents=[BASE], system=system)
+        output = BytesIO()
+        diff(None, ABOVE, output, kind="windows", parents=[BASE], compression="none", system=system)
+        assert lines_of(above) == lines_of(output.getvalue())
+        assert stub.leaks() == {}
+
+    def test_refuses_awkward_names_unless_they_are_asked_for(self, system: WindowsSystem) -> None:
+        with pytest.raises(InvalidInput, match="takes it for a device") as caught:
+            apply_blob(BytesIO(AWKWARD), BASE, kind="windows", system=system)
+        assert "--awkward-names" in str(caught.value.hint)
+        assert names(system, "C:\\layers") == []
+        apply_blob(BytesIO(AWKWARD), BASE, kind="windows", rules=AS_WINDOWS, system=system)
+        assert names(system, "C:\\layers\\base\\Files") == ["Windows", "aux.js"]
+
+
+@pytest.mark.parametrize("above", [None, SMALL_ABOVE])
+def test_the_script_for_a_real_windows_applies_and_reads_layers(
+    stub: Stub,
+    system: WindowsSystem,
+    tmp_path: Path,
+    checks: object,
+    capsys: pytest.CaptureFixture[str],
+    above: object,
+) -> None:
+    assert SCRIPT.is_file()
+    base, upper = tmp_path / "base.tar", tmp_path / "above.tar"
+    base.write_bytes(tar_of(BASE_CHANGES))
+    upper.write_bytes(tar_of(ABOVE_CHANGES))
+    stub.account(7, SECURITY)
+    work: Callable[..., None] = checks.layers  # type: ignore[attr-defined]
+    work(system, "C:\\layers", base, None if above is None else upper)
+    output = capsys.readouterr().out
+    assert "lost" not in output
+    count = len(lines_of(base.read_bytes()))
+    assert f"base: {count} of {count} entries came back alike" in output
+    assert ("above: " in output) is (above is not None)
