@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 if sys.platform == "win32":
 
@@ -17,9 +20,9 @@ if sys.platform == "win32":
         finally:
             os.lseek(file, before, os.SEEK_SET)
 
-    def write_both(file: int, first: bytearray, then: memoryview) -> int:
+    def write_both(file: int, first: Buffer, then: Buffer) -> int:
         """Write some of ``first`` and of what follows it; how much."""
-        return os.write(file, first or then)
+        return os.write(file, first if len(first) else then)
 
 else:
 
@@ -27,6 +30,6 @@ else:
         """Up to ``length`` bytes from ``offset`` on."""
         return os.pread(file, length, offset)
 
-    def write_both(file: int, first: bytearray, then: memoryview) -> int:
+    def write_both(file: int, first: Buffer, then: Buffer) -> int:
         """Write some of ``first`` and of what follows it; how much."""
         return os.writev(file, (first, then))

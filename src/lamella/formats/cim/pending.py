@@ -4,10 +4,19 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from lamella.formats.cim.structures import RECORD, RECORDS_IN_TABLE
+from lamella.formats.cim.structures import (
+    DATA_AT,
+    RECORD,
+    RECORDS_IN_TABLE,
+    REPARSE_AT,
+    STREAM,
+    TYPE_AT,
+    Stream,
+    StreamType,
+)
 
 Names: TypeAlias = dict[str, tuple[str, int]]
 """Folded name -> name, file id."""
@@ -54,6 +63,39 @@ class Records:
         block, row = divmod(number, RECORDS_IN_TABLE)
         return bytes(self._blocks[block][row * RECORD.size : (row + 1) * RECORD.size])
 
+    def kind(self, file: int) -> tuple[bool, bool] | None:
+        """Whether a file is a directory, and whether a reparse point; None for one that is as it was."""
+        number = file - self._before - 1
+        if number < 0:
+            return None
+        block, row = divmod(number, RECORDS_IN_TABLE)
+        at = row * RECORD.size
+        raw = self._blocks[block]
+        return raw[at + TYPE_AT] == StreamType.LINKS, any(raw[at + REPARSE_AT : at + REPARSE_AT + 8])
+
+    def put_data(self, file: int, data: Stream) -> bool:
+        """Another default stream for a new file; False for an older one."""
+        number = file - self._before - 1
+        if number < 0:
+            return False
+        block, row = divmod(number, RECORDS_IN_TABLE)
+        STREAM.pack_into(self._blocks[block], row * RECORD.size + DATA_AT, *data.words())
+        return True
+
+    def rows(self, ids: range) -> bytes | None:
+        """The records of new files, one after the other; None where there are others among them."""
+        start = (ids.start - self._before - 1) * RECORD.size
+        if start < 0:
+            return None
+        stop = start + len(ids) * RECORD.size
+        block, at = divmod(start, _BLOCK)
+        parts = []
+        while start < stop:
+            parts.append(self._blocks[block][at : at + stop - start])
+            start += len(parts[-1])
+            block, at = block + 1, 0
+        return b"".join(parts)
+
     def any(self, ids: range) -> bool:
         """Whether one of these files is new or has changed."""
         return ids.stop - 1 > self._before or not self._changed.keys().isdisjoint(ids)
@@ -94,14 +136,15 @@ class Directories:
         self.changed.add(directory)
         return self.names(directory)
 
-    def in_order(self, directory: int) -> list[tuple[str, int]]:
+    def in_order(self, directory: int) -> tuple[Sequence[str], Sequence[int]]:
         """Names and file ids in the order of the folded names."""
         packed = self._packed.get(directory)
         if packed is not None:
             text, files = packed
-            return list(zip(text.split("/"), files, strict=True)) if files else []
+            return text.split("/") if files else (), files
         names = self.names(directory)
-        return [names[key] for key in sorted(names)]
+        ordered = [names[key] for key in sorted(names)]
+        return [name for name, _ in ordered], [file for _, file in ordered]
 
     def add(self, directory: int) -> None:
         """A new directory, in which nothing is yet."""

@@ -25,6 +25,7 @@ from lamella.formats.cim.structures import (
     REGION,
     STREAM,
     TABLE,
+    TYPE_AT,
     FileKind,
     FileRecord,
     FilesystemFile,
@@ -42,8 +43,6 @@ STEP: Final = 1 << 20
 
 _TABLES_KEPT: Final = 64
 _SHARED_KEPT: Final = 256
-_TYPE_AT: Final = 54
-"""Where a file record has the type of its default stream."""
 _TABLES_AT_MOST: Final = 1 << 22
 """File tables; file ids have 32 bits."""
 _TABLE_AT_MOST: Final = 1 << 28
@@ -139,7 +138,7 @@ class CimReader:
         at = index * length
         if file < 1 or at + length > len(table):
             raise self._no_file(file)
-        return length > _TYPE_AT and table[at + _TYPE_AT] == StreamType.LINKS
+        return length > TYPE_AT and table[at + TYPE_AT] == StreamType.LINKS
 
     def _open_table(self, number: int, file: int) -> tuple[bytes, int]:
         """The records of a file table and their size; ``file`` is the id that is looked for."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from lamella.errors import FormatError, Unsupported
@@ -33,6 +33,12 @@ TABLE: Final = struct.Struct("<QHH4x")
 """An entry of the file table directory: file table, number of records, size of a record."""
 RECORD: Final = struct.Struct("<HHIQQQQQQQQQQIH2x")
 """A file record of version 2."""
+DATA_AT: Final = 40
+"""Where a file record has its default stream."""
+TYPE_AT: Final = 54
+"""Where it has the type of that."""
+REPARSE_AT: Final = 72
+"""Where it has the region offset of its reparse data."""
 LINKS: Final = struct.Struct("<II")
 """The head of a link table or stream table: its length in bytes, number of links."""
 STREAM: Final = struct.Struct("<QQ")
@@ -198,8 +204,7 @@ def objects_file(index: int, kind: RegionType, version: tuple[int, int] = VERSIO
     return HEADER.pack(MAGIC, size, FileKind.OBJECTS, *version) + OBJECTS.pack(index, kind, size, 0)
 
 
-@dataclass(slots=True, frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """A stream as a descriptor of 16 bytes has it."""
 
     offset: int = 0
@@ -213,6 +218,9 @@ class Stream:
     def words(self) -> tuple[int, int]:
         """The descriptor's two numbers."""
         return self.offset, self.length | self.kind << 48 | self.sparse << 56
+
+
+NO_STREAM: Final = Stream()
 
 
 def stream_from(offset: int, word: int) -> Stream:
@@ -231,7 +239,7 @@ class FileRecord:
     write_time: int = 0
     change_time: int = 0
     access_time: int = 0
-    data: Stream = Stream()
+    data: Stream = NO_STREAM
     security: int = 0
     ea: int = 0
     reparse: int = 0

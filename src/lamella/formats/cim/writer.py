@@ -4,27 +4,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from itertools import accumulate
+from typing import Final, Protocol
 from uuid import UUID
 
-from lamella.errors import Conflict, InvalidInput, NotFound, SizeMismatch
+from lamella.errors import Conflict, InvalidInput, NotFound
+from lamella.formats.cim.contents import Contents, Output, Region
 from lamella.formats.cim.pending import Directories, Names, Records
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import (
-    ALIGNMENT,
     COUNTED,
-    HEADER,
     LINKS,
     MAX_COUNTED,
-    MAX_LENGTH,
     MAX_NAME,
     OBJECT,
     RECORD,
     RECORDS_IN_TABLE,
-    REGION,
     STREAM,
     TABLE,
     FileRecord,
@@ -34,47 +32,14 @@ from lamella.formats.cim.structures import (
     Stream,
     StreamType,
     parse_record,
-    place,
-    region_header,
-    region_offset,
 )
 from lamella.formats.ntfs.upcase import Upcase, pack_upcase, usual_upcase
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
-
-SMALL: Final = 4096
-"""Files of fewer bytes go to the region of small files. Where Windows draws the line is not known."""
-
-_START: Final = HEADER.size + REGION.size
 _TAG: Final = slice(0, 4)
-_ZEROS: Final = bytes(max(ALIGNMENT.values()))
-LARGE: Final = 1 << 14
-"""Contents of so many bytes are compared by their size first, and only then by their digest."""
-_DIGEST: Final = 24
-"""Bytes of a SHA-256 by which equal contents are told: as many as an object id of Windows has."""
-_STEP: Final = 1 << 20
-_SHARED: Final = 4096
-"""Pieces of metadata whose place is remembered by their bytes; most files have one of a few descriptors."""
-_LAST_TIME: Final = (1 << 63) - 1
-
-
-class Output(Protocol):
-    """A region file in the making."""
-
-    def write(self, data: Buffer) -> object:
-        """Append all of ``data``, which is the caller's again on return."""
-        ...
-
-    def truncate(self, size: int) -> object:
-        """Drop what is beyond ``size`` bytes."""
-        ...
-
-    def read(self, offset: int, length: int) -> bytes:
-        """What has been written."""
-        ...
+_DESCRIPTORS: Final = 4096
+"""Security descriptors whose place is remembered by their bytes; most files have one of a few."""
+_LAST: Final = (1 << 63) - 1
+_pack_record: Final = RECORD.pack
 
 
 class Facts(Protocol):
@@ -109,49 +74,6 @@ class Metadata:
     reparse: bytes = b""
 
 
-class _Region:
-    __slots__ = ("_alignment", "_base", "_truncate", "_write", "digest", "read", "size")
-
-    def __init__(self, kind: RegionType, number: int, output: Output) -> None:
-        self._base = region_offset(number, 0)
-        self._alignment = ALIGNMENT[kind]
-        self._write, self._truncate, self.read = output.write, output.truncate, output.read
-        self.digest = hashlib.sha256() if kind is RegionType.METADATA else None
-        """Of all that was appended to metadata, which is never taken back."""
-        output.write(region_header(kind, kind))
-        self.size = _START
-
-    def align(self) -> int:
-        """Go to where an object may start; its region offset."""
-        gap = -self.size % self._alignment
-        if gap:
-            self.append(_ZEROS[:gap])
-        return self._base | self.size
-
-    def append(self, data: Buffer) -> None:
-        self._write(data)
-        self.size += len(data)
-        if self.digest is not None:
-            self.digest.update(data)
-
-    def put(self, data: Buffer) -> int:
-        """An object; its region offset."""
-        at = self.size
-        gap = -at % self._alignment
-        if gap:
-            self.append(_ZEROS[:gap])
-            at += gap
-        self._write(data)
-        self.size = at + len(data)
-        if self.digest is not None:
-            self.digest.update(data)
-        return self._base | at
-
-    def back_to(self, size: int) -> None:
-        self._truncate(size)
-        self.size = size
-
-
 class CimWriter:
     """An image in the making, over ``parent`` or from nothing.
 
@@ -163,107 +85,33 @@ class CimWriter:
         """Start the three regions of the image's own set."""
         self._parent = parent
         base = sum(each.count for each in parent.filesystem.sets) if parent is not None else 0
-        self._metadata, self._data, self._small = (_Region(kind, base + kind, open_region(kind)) for kind in RegionType)
+        self._regions = metadata, data, small = [Region(kind, base + kind, open_region(kind)) for kind in RegionType]
+        self._metadata = metadata
         self._upcase: Upcase = parent.upcase if parent is not None else usual_upcase()
-        self._nothing = self._metadata.align()
+        self._nothing = metadata.align()
         """A place for streams without bytes, since an offset of 0 would mean that there is none."""
+        self._no_names = Stream(self._nothing, 0, StreamType.LINKS)
+        contents = self._contents = Contents(small, data, self._nothing)
+        self.store, self.zeros = contents.store, contents.zeros
+        """What makes the streams that files are put with."""
         self._records = Records(parent.count if parent is not None else 0)
         self._directories = Directories(self._upcase.fold, self._loaded)
         self._put_in: set[int] = set()
         """Directories in which, at whatever depth, this fork has put something."""
         self._streams: dict[int, dict[str, tuple[str, Stream]]] = {}
         self._stored: dict[bytes, int] = {}
-        """Digest of a stored object, with a letter for its kind where that is metadata -> region offset."""
-        self._sizes: dict[int, int] = {}
-        """Size of large contents -> where the one lies whose digest nobody has asked for yet; 0 when there is none."""
-        self._shared: dict[bytes, tuple[bytes, int]] = {}
-        """Kind and region offset of those pieces of metadata that came last, by their bytes."""
+        """A letter for the kind of a piece of metadata, and its SHA-256 -> its region offset."""
+        self._descriptors: dict[bytes, int] = {b"": 0}
+        """The region offset of those security descriptors that came last."""
         self._near: tuple[str, int]
         """The directory that was last come by: what is named next is often in it."""
         if parent is None:
-            empty = FileRecord(data=self._empty_directory()).pack()
+            empty = FileRecord(data=self._no_names).pack()
             self._root = self._records.add(empty)
             self._directories.add(self._root)
         else:
             self._root = parent.root
         self._near = ("", self._root)
-
-    # Content
-
-    def store(self, chunks: Iterable[Buffer], size: int, *, by_digest: bool = False) -> Stream:
-        """Bytes that a file or stream is to have; those that are there already are not kept twice.
-
-        ``by_digest`` is for what does not follow from the ``contents`` that `fingerprint` is given.
-
-        Raises SizeMismatch where ``chunks`` give more or less than ``size``, InvalidInput beyond 2**48 - 1.
-        """
-        if size > MAX_LENGTH:
-            raise InvalidInput(f"a stream of {size} bytes: they end at {MAX_LENGTH}")
-        region = self._small if size < SMALL else self._data
-        if size >= LARGE and by_digest:
-            self._sizes.setdefault(size, 0)
-        if size >= LARGE and size not in self._sizes:
-            stream = self._written(region, chunks, size, None)
-            self._sizes[size] = stream.offset
-            return stream
-        pieces = iter(chunks)
-        first = next(pieces, b"")
-        if len(first) != size:
-            return self._written(region, chain((first,), pieces), size, hashlib.sha256())
-        known = self._nothing
-        if size:
-            key = hashlib.sha256(first).digest()[:_DIGEST]
-            found = self._known(size, key)
-            if found is None:
-                found = self._stored[key] = region.put(first)
-            known = found
-        if any(pieces):
-            raise SizeMismatch("content of a file in a CIM", expected=size, actual="more")
-        return Stream(known, size)
-
-    def _written(self, region: _Region, chunks: Iterable[Buffer], size: int, digest: _Hash | None) -> Stream:
-        """Content in pieces. With ``digest`` it is taken back where it proves to have been there already."""
-        before = region.size
-        offset = region.align()
-        done = 0
-        for chunk in chunks:
-            done += len(chunk)
-            if done > size:
-                raise SizeMismatch("content of a file in a CIM", expected=size, actual="more")
-            if digest is not None:
-                digest.update(chunk)
-            region.append(chunk)
-        if done != size:
-            raise SizeMismatch("content of a file in a CIM", expected=size, actual=done)
-        if not size:
-            return Stream(self._nothing)
-        if digest is not None:
-            key = digest.digest()[:_DIGEST]
-            found = self._known(size, key)
-            if found is not None:
-                region.back_to(before)
-                return Stream(found, size)
-            self._stored[key] = offset
-        return Stream(offset, size)
-
-    def _known(self, size: int, key: bytes) -> int | None:
-        """Where content lies already. A digest of one of the same size is made now: most sizes are there once."""
-        other = self._sizes.get(size)
-        if other:
-            self._sizes[size] = 0
-            self._stored.setdefault(self._digest(other, size), other)
-        return self._stored.get(key)
-
-    def _digest(self, offset: int, size: int) -> bytes:
-        """Of large content that has been written."""
-        digest, end = hashlib.sha256(), place(offset)[1] + size
-        for at in range(end - size, end, _STEP):
-            digest.update(self._data.read(at, min(_STEP, end - at)))
-        return digest.digest()[:_DIGEST]
-
-    def zeros(self, size: int) -> Stream:
-        """A stream of zeros, none of which is stored."""
-        return Stream(0, size, StreamType.DATA, sparse=True) if size else Stream(self._nothing)
 
     # Files
 
@@ -271,6 +119,17 @@ class CimWriter:
         """What is at ``path`` so far, the parent's included."""
         file = self._find(path)
         return None if file is None else self._record(file)
+
+    def what(self, path: str) -> tuple[bool, bool] | None:
+        """Whether there is a directory at ``path`` so far, and whether a reparse point."""
+        file = self._find(path)
+        if file is None:
+            return None
+        known = self._records.kind(file)
+        if known is not None:
+            return known
+        record = self._record(file)
+        return record.is_directory, bool(record.reparse)
 
     def touched(self, path: str) -> bool:
         """Whether this image has put what is at ``path``, or something in it. Of a fork only."""
@@ -297,20 +156,23 @@ class CimWriter:
             return before
         directory, name = self._split(path)
         key = self._key(name)
-        link = self._directories.names(directory).get(key)
-        old = None if link is None else self._record(link[1])
-        if link is not None and old is not None and old.is_directory and stream is None:
-            self._records.put(link[1], self._pack(metadata, old.data, directory))
-            self._streams.pop(link[1], None)
-            return old
-        file = self._records.add(self._pack(metadata, stream or self._empty_directory(), directory))
-        self._directories.changing(directory)[key] = name, file
+        names = self._directories.names(directory)
+        old = None
+        if key in names:
+            there = names[key][1]
+            old = self._record(there)
+            if old.is_directory and stream is None:
+                self._records.put(there, self._pack(metadata, old.data, directory))
+                self._streams.pop(there, None)
+                return old
+            self._near = ("", self._root)
+        file = self._records.add(self._pack(metadata, self._no_names if stream is None else stream, directory))
+        names[key] = name, file
+        self._directories.changed.add(directory)
         if self._parent is not None and directory not in self._put_in:
             self._note_put(path)
         if stream is None:
             self._directories.add(file)
-        if old is not None:
-            self._near = ("", self._root)
         return old
 
     def stream(self, path: str, name: str, stream: Stream) -> None:
@@ -352,30 +214,30 @@ class CimWriter:
             record.streams = metadata.put(self._stream_table(streams)) if streams else 0
             self._records.put(file, record.pack())
         for file in sorted(self._directories.changed):
-            record = self._record(file)
-            ordered = self._directories.in_order(file)
-            ids = [child.to_bytes(4, "little") for _, child in ordered]
-            table = _table(ids, [name for name, _ in ordered])
-            record.data = Stream(metadata.put(table), len(table), StreamType.LINKS)
-            self._records.put(file, record.pack())
+            names, files = self._directories.in_order(file)
+            table = _table(struct.pack(f"<{len(files)}I", *files), names)
+            stream = Stream(metadata.put(table), len(table), StreamType.LINKS)
+            if not self._records.put_data(file, stream):
+                record = self._record(file)
+                record.data = stream
+                self._records.put(file, record.pack())
         tables = b"".join(TABLE.pack(*each) for each in self._tables())
         directory = metadata.put(tables)
         parent = self._parent
         upcase = parent.upcase_offset if parent is not None else metadata.put(pack_upcase(self._upcase))
-        return metadata.put(OBJECT.pack(upcase, directory, len(tables) // TABLE.size, self._root))
+        root = metadata.put(OBJECT.pack(upcase, directory, len(tables) // TABLE.size, self._root))
+        for region in self._regions:
+            region.flush()
+        return root
 
     def fingerprint(self, contents: bytes | None = None) -> bytes:
         """32 bytes that are the same for images with the same bytes, once `write_tables` has been called.
 
-        ``contents`` stands for all that was stored, as a digest of what it was taken from does. Without it, what has no
-        digest yet is read again.
+        ``contents`` stands for all that was stored, as a digest of what it was taken from does. Without it, all that
+        was stored is read again.
         """
-        assert self._metadata.digest is not None  # noqa: S101  # that of metadata
-        state = self._metadata.digest.copy()
-        state.update(b"".join(self._stored))
-        if contents is None:
-            contents = b"".join(self._digest(offset, size) for size, offset in self._sizes.items() if offset)
-        state.update(contents)
+        state = self._metadata.state()
+        self._contents.add_to(state, contents)
         for parent in self._parent.filesystem.sets if self._parent is not None else ():
             state.update(parent.pack())
         return state.digest()
@@ -399,7 +261,10 @@ class CimWriter:
                 if old[1] == count:
                     yield old
                     continue
-            yield self._metadata.put(b"".join([self._packed(file) for file in ids])), count, RECORD.size
+            raw = self._records.rows(ids)
+            if raw is None:
+                raw = b"".join([self._packed(file) for file in ids])
+            yield self._metadata.put(raw), count, RECORD.size
 
     def _packed(self, file: int) -> bytes:
         found = self._records.get(file)
@@ -410,29 +275,35 @@ class CimWriter:
 
     def _stream_table(self, streams: dict[str, tuple[str, Stream]]) -> bytes:
         ordered = [streams[key] for key in sorted(streams)]
-        return _table([STREAM.pack(*stream.words()) for _, stream in ordered], [name for name, _ in ordered])
+        return _table(b"".join([STREAM.pack(*stream.words()) for _, stream in ordered]), [name for name, _ in ordered])
 
     # Inside
-
-    def _empty_directory(self) -> Stream:
-        return Stream(self._nothing, 0, StreamType.LINKS)
 
     def _pack(self, metadata: Facts, data: Stream, parent: int) -> bytes:
         extended, point = metadata.extended_attributes, metadata.reparse
         if len(extended) > MAX_COUNTED:
             raise InvalidInput(f"{len(extended)} bytes of extended attributes; an image holds {MAX_COUNTED}")
-        times = metadata.creation_time, metadata.write_time, metadata.change_time, metadata.access_time
-        if min(times) < 0 or max(times) > _LAST_TIME:
-            raise InvalidInput(f"the times {times} are not all FILETIMEs")
-        offset, word = data.words()
-        return RECORD.pack(
+        made, written, changed, accessed = (
+            metadata.creation_time,
+            metadata.write_time,
+            metadata.change_time,
+            metadata.access_time,
+        )
+        if not (0 <= made <= _LAST and 0 <= written <= _LAST and 0 <= changed <= _LAST and 0 <= accessed <= _LAST):
+            raise InvalidInput(f"the times {(made, written, changed, accessed)} are not all FILETIMEs")
+        security = metadata.security
+        known = self._descriptors.get(security)
+        return _pack_record(
             metadata.flags,
             len(extended),
-            int.from_bytes(point[_TAG], "little"),
-            *times,
-            offset,
-            word,
-            self._object(b"S", metadata.security, "a security descriptor"),
+            int.from_bytes(point[_TAG], "little") if point else 0,
+            made,
+            written,
+            changed,
+            accessed,
+            data[0],
+            data[1] | data[2] << 48 | data[3] << 56,
+            known if known is not None else self._security(security),
             self._object(b"E", extended, "") if extended else 0,
             self._object(b"R", point, "reparse data") if point else 0,
             0,
@@ -440,13 +311,16 @@ class CimWriter:
             0,
         )
 
+    def _security(self, descriptor: bytes) -> int:
+        known = self._object(b"S", descriptor, "a security descriptor")
+        if len(self._descriptors) >= _DESCRIPTORS:
+            self._descriptors.clear()
+            self._descriptors[b""] = 0
+        self._descriptors[descriptor] = known
+        return known
+
     def _object(self, kind: bytes, data: bytes, what: str) -> int:
-        """The region offset of a piece of metadata that many files may share; 0 for none."""
-        if not data:
-            return 0
-        shared = self._shared.get(data)
-        if shared is not None and shared[0] == kind:
-            return shared[1]
+        """The region offset of a piece of metadata that many files may share."""
         if len(data) > MAX_COUNTED:
             raise InvalidInput(f"{what} of {len(data)} bytes; an image holds {MAX_COUNTED}")
         key = kind + hashlib.sha256(data).digest()
@@ -454,9 +328,6 @@ class CimWriter:
         if known is None:
             raw = data if kind == b"E" else COUNTED.pack(len(data)) + data
             known = self._stored[key] = self._metadata.put(raw)
-        if len(self._shared) >= _SHARED:
-            self._shared.clear()
-        self._shared[data] = kind, known
         return known
 
     def _record(self, file: int) -> FileRecord:
@@ -538,13 +409,15 @@ class CimWriter:
         return self._upcase.fold(name)
 
 
-def _table(values: list[bytes], names: list[str]) -> bytes:
+def _table(values: bytes, names: Sequence[str]) -> bytes:
     """A link table or stream table: values, then where each name lies, then the names."""
-    at = LINKS.size + sum(len(value) + 4 for value in values)
-    places, pool = [], []
-    for name in names:
-        raw = name.encode("utf-16-le", "surrogatepass")
-        places.append(at.to_bytes(4, "little"))
-        pool.append(COUNTED.pack(len(raw) // 2) + raw)
-        at += len(pool[-1])
-    return b"".join((LINKS.pack(at, len(values)), *values, *places, *pool))
+    count = len(names)
+    start = LINKS.size + len(values) + 4 * count
+    pool = "".join([f"{chr(len(name))}{name}" for name in names]).encode("utf-16-le", "surrogatepass")
+    lengths = list(map(len, names))
+    if len(pool) != 2 * (sum(lengths) + count):  # characters that take two units
+        raws = [name.encode("utf-16-le", "surrogatepass") for name in names]
+        lengths = [len(raw) // 2 for raw in raws]
+        pool = b"".join([COUNTED.pack(length) + raw for length, raw in zip(lengths, raws, strict=True)])
+    places = accumulate([2 * length + 2 for length in lengths[:-1]], initial=start) if count else ()
+    return b"".join((LINKS.pack(start + len(pool), count), values, struct.pack(f"<{count}I", *places), pool))

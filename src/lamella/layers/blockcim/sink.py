@@ -89,7 +89,10 @@ class BlockCimSink(CimImport):
         metadata = self.metadata(entry, entry.windows)
         self._enter(path, entry.kind)
         self.forget(path)
-        self.put_file(entry, content, metadata)
+        if self.is_of_host(entry):
+            self.put_of_host(entry, content, metadata)
+        else:
+            self.put_file(entry, content, metadata)
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
         """See `Sink.link`. Whether the target is of this layer is known at the end."""

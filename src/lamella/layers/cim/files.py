@@ -13,6 +13,7 @@ from typing import Final, Self
 from uuid import UUID
 
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, NotFound, from_os
+from lamella.formats.cim.contents import Buffer
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import RegionType, objects_file, parse_filesystem_file
 from lamella.formats.cim.writer import CimWriter
@@ -23,11 +24,6 @@ _FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEX
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
-_PENDING: Final = 1 << 18
-"""Bytes that are written together."""
-_COPIED: Final = 1 << 15
-"""Pieces of fewer bytes are collected; others are written as they are, after those."""
-_NOTHING: Final = memoryview(b"")
 _SUFFIX: Final = ".cim"
 
 
@@ -127,53 +123,47 @@ class OpenCim:
 
 
 class _RegionOutput:
-    """A region file in the making, written in larger pieces."""
+    """A region file in the making."""
 
-    __slots__ = ("_file", "_pending", "_size", "path")
+    __slots__ = ("_file", "path")
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._pending = bytearray()
-        self._size = 0
         try:
             self._file = os.open(path, _NEW, 0o600)
         except OSError as problem:
             raise from_os(problem, f"make {os.fspath(path)!r}") from problem
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """See `lamella.formats.cim.writer.Output`."""
-        if len(data) < _COPIED:
-            pending = self._pending
-            pending += data
-            if len(pending) >= _PENDING:
-                self._flush()
-            return
-        self._whole(self._pending, memoryview(data))
-        self._pending.clear()
+    def write(self, data: Buffer, then: Buffer = b"") -> None:
+        """See `lamella.formats.cim.contents.Output`."""
+        try:
+            done = write_both(self._file, data, then)
+            for piece in (data, then):
+                with memoryview(piece) as view:
+                    passed = min(done, len(view))
+                    done -= passed
+                    while passed < len(view):
+                        passed += os.write(self._file, view[passed:])
+        except OSError as problem:
+            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
 
     def truncate(self, size: int) -> None:
-        """See `lamella.formats.cim.writer.Output`."""
-        if size >= self._size:
-            del self._pending[size - self._size :]
-            return
-        self._pending.clear()
+        """See `lamella.formats.cim.contents.Output`."""
         try:
             os.ftruncate(self._file, size)
             os.lseek(self._file, size, os.SEEK_SET)
         except OSError as problem:
             raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
-        self._size = size
 
     def read(self, offset: int, length: int) -> bytes:
-        """See `lamella.formats.cim.writer.Output`."""
-        self._flush()
+        """See `lamella.formats.cim.contents.Output`."""
         try:
             return read_at(self._file, length, offset)
         except OSError as problem:
             raise from_os(problem, f"read {os.fspath(self.path)!r}") from problem
 
     def finish(self, *, durable: bool) -> None:
-        self._flush()
+        """Nothing more is to be written."""
         if durable:
             os.fsync(self._file)
         self.close()
@@ -182,26 +172,6 @@ class _RegionOutput:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._whole(self._pending, _NOTHING)
-            self._pending.clear()
-
-    def _whole(self, first: bytearray, then: memoryview) -> None:
-        try:
-            done = write_both(self._file, first, then)
-            left = len(first) + len(then) - done
-            self._size += done
-            while left:
-                rest = memoryview(first)[done:] if done < len(first) else then[done - len(first) :]
-                wrote = os.write(self._file, rest)
-                rest.release()
-                done += wrote
-                left -= wrote
-                self._size += wrote
-        except OSError as problem:
-            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
 
 
 class NewCim:

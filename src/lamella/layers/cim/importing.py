@@ -18,8 +18,9 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Buffer, Content, Entry, Kind, Windows, dense
 from lamella.errors import InvalidInput, MissingFacet, NotFound
 from lamella.formats.ntfs import attributes as bits
-from lamella.formats.ntfs import extended_attributes, filetime
+from lamella.formats.ntfs import extended_attributes
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
+from lamella.formats.ntfs.filetime import TICK, UNIX_EPOCH, ticks_from_ns
 from lamella.layers.cim import special
 from lamella.layers.cim.contract import NO_DESCRIPTOR, PLAIN_DIRECTORY, PLAIN_FILE, CimWriter, FileMetadata
 from lamella.layers.cim.host_files import HostFiles
@@ -27,7 +28,9 @@ from lamella.layers.cim.tree import ATTRIBUTES
 from lamella.paths import LayerPath, join
 
 _LAST: Final = (1 << 63) - 1
-_HELD: Final = sum(attribute for _, attribute in ATTRIBUTES) | bits.DIRECTORY | bits.REPARSE_POINT | bits.NORMAL
+_OF_FILES: Final = sum(attribute for _, attribute in ATTRIBUTES) | bits.NORMAL
+"""Attributes of files that an image holds as they are."""
+_HELD: Final = _OF_FILES | bits.DIRECTORY | bits.REPARSE_POINT
 
 
 @dataclass(slots=True, frozen=True)
@@ -101,25 +104,22 @@ class CimImport:
         """Whether the host needs the file outside of the image."""
         return self._windows and entry.kind is Kind.FILE and special.is_special(entry.path)
 
-    def put_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> Seen | None:
-        """A file, directory or link of the layer: into the image, or to the host if it is one that the host needs.
+    def put_of_host(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> None:
+        """A file that the host needs: it is the host's until the end."""
+        path = entry.path
+        size = self._host.write(path, _dense(content))
+        if size != entry.size:
+            raise InvalidInput(f"content of {path!r}: expected {entry.size} bytes, got {size}")
+        self._wait(QueuedFile(path, metadata))
 
-        What it replaced in the image is returned, as far as the writer can tell.
-        """
-        path, kind = entry.path, entry.kind
-        if kind is not Kind.FILE:
-            return self._writer.put(path, metadata, 0, None)
-        if self._windows and special.is_special(path):
-            size = self._host.write(path, _dense(content))
-            if size != entry.size:
-                raise InvalidInput(f"content of {path!r}: expected {entry.size} bytes, got {size}")
-            self._wait(QueuedFile(path, metadata))
-            return None
-        extents = None if content is None else content.extents
-        if content is None or (extents is not None and not extents):
-            return self._writer.put(path, metadata, entry.size, None)
-        chunks = content.chunks() if extents is None else dense(content)
-        return self._writer.put(path, metadata, entry.size, chunks)
+    def put_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> Seen | None:
+        """Another file, directory or link of the layer; what it replaced, as far as the writer can tell."""
+        if content is None:
+            return self._writer.put(entry.path, metadata, entry.size, None)
+        extents = content.extents
+        if extents is None:
+            return self._writer.put(entry.path, metadata, entry.size, content.chunks())
+        return self._writer.put(entry.path, metadata, entry.size, dense(content) if extents else None)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
         """See `Sink.stream`."""
@@ -161,35 +161,47 @@ class CimImport:
 
     def metadata(self, entry: Entry, windows: Windows) -> FileMetadata:
         """What a file is to have. Raises InvalidInput (a kind that Windows has not), MissingFacet (a link's buffer)."""
+        kind, attributes, reparse = entry.kind, windows.attributes, windows.reparse
+        if kind is not Kind.FILE or reparse is not None or attributes & ~_OF_FILES:
+            attributes = self._attributes(entry, attributes, reparse)
+        created, written = windows.creation_time, windows.write_time
+        changed, accessed = windows.change_time, windows.access_time
+        written = 0 if written is None else (written // TICK + UNIX_EPOCH if written >= 0 else ticks_from_ns(written))
+        created, changed, accessed = [
+            written if time is None else (time // TICK + UNIX_EPOCH if time >= 0 else ticks_from_ns(time))
+            for time in (created, changed, accessed)
+        ]
+        if not (0 <= written <= _LAST and 0 <= created <= _LAST and 0 <= changed <= _LAST and 0 <= accessed <= _LAST):
+            raise InvalidInput(f"{entry.path!r}: a time that no FILETIME can hold")
+        extended = windows.extended_attributes
+        return FileMetadata(
+            attributes,
+            created,
+            written,
+            changed,
+            accessed,
+            windows.security_descriptor or NO_DESCRIPTOR,
+            _encoded(extended) if extended else b"",
+            reparse or b"",
+        )
+
+    def _attributes(self, entry: Entry, stated: int, reparse: bytes | None) -> int:
+        """Those that an image can hold, and what tells the kind."""
         kind = entry.kind
         if kind not in (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK):
             raise InvalidInput(f"{entry.path!r} is a {kind.value}, which Windows has not")
-        attributes = windows.attributes & ~bits.REPARSE_POINT
+        attributes = stated & ~bits.REPARSE_POINT
         lost = attributes & ~_HELD
         if lost:
             words = ", ".join(bits.names(lost))
             self._losses.record(Loss(entry.path, f"attributes {words}", "an image has no place for them"))
-        reparse = windows.reparse
         if kind is Kind.DIRECTORY:
             attributes |= bits.DIRECTORY
         elif kind is Kind.FILE:
             attributes &= ~bits.DIRECTORY
         elif reparse is None:
             raise MissingFacet(entry.path, "Windows (a reparse point)")
-        if reparse is not None:
-            attributes |= bits.REPARSE_POINT
-        written = 0 if windows.write_time is None else _ticks(windows.write_time, 0)
-        extended = windows.extended_attributes
-        return FileMetadata(
-            attributes,
-            _ticks(windows.creation_time, written),
-            written,
-            _ticks(windows.change_time, written),
-            _ticks(windows.access_time, written),
-            windows.security_descriptor or NO_DESCRIPTOR,
-            _encoded(extended) if extended else b"",
-            reparse or b"",
-        )
+        return attributes if reparse is None else attributes | bits.REPARSE_POINT
 
     def _finish_base(self) -> None:
         """The cumulative hives of a base layer are those of its configuration."""
@@ -225,15 +237,6 @@ class CimImport:
                 raise NotFound(f"the parent in {os.fspath(parent)!r} has no hive {stem}_BASE for this layer's delta")
             self._host.merge_hive(base, delta, result)
             self._wait(QueuedFile(result, PLAIN_FILE))
-
-
-def _ticks(time: int | None, written: int) -> int:
-    if time is None:
-        return written
-    ticks = filetime.ticks_from_ns(time)
-    if not 0 <= ticks <= _LAST:
-        raise InvalidInput(f"no FILETIME can hold {time} ns since 1970")
-    return ticks
 
 
 def _encoded(values: Mapping[str, bytes]) -> bytes:

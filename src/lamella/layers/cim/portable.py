@@ -10,7 +10,6 @@ from uuid import UUID
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer, Kind
 from lamella.errors import Unsupported
-from lamella.formats.cim.structures import FileRecord
 from lamella.formats.ntfs import attributes as bits
 from lamella.layers.cim import special
 from lamella.layers.cim.contract import FileMetadata
@@ -38,20 +37,24 @@ class PortableWriter:
         Raises AlreadyExists, NotFound, InvalidInput, as `NewCim` does.
         """
         self._new = NewCim(layer, parent)
-        self._writer = self._new.writer
+        writer = self._writer = self._new.writer
+        self._store, self._put = writer.store, writer.put
         self._guid = guid
         self._contents = contents
         self._durable = durable
 
     def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> Seen | None:
         """See `CimWriter.put`. Equal contents are kept once."""
-        writer = self._writer
-        if metadata.attributes & bits.DIRECTORY:
-            stream = None
-        else:
-            derived = special.is_derived(path)
-            stream = writer.zeros(size) if chunks is None else writer.store(chunks, size, by_digest=derived)
-        return _seen(writer.put(path, metadata, stream))
+        stream = None
+        if not metadata.attributes & bits.DIRECTORY:
+            if chunks is None:
+                stream = self._writer.zeros(size)
+            else:
+                stream = self._store(chunks, size, derived=special.is_derived(path))
+        found = self._put(path, metadata, stream)
+        if found is None:
+            return None
+        return Seen(Kind.DIRECTORY if found.is_directory and not found.reparse else Kind.FILE)
 
     def stream(self, path: str, name: str, size: int, chunks: Iterable[Buffer]) -> None:
         """See `CimWriter.stream`."""
@@ -84,12 +87,13 @@ class PortableWriter:
 
     def seen(self, path: str) -> Seen | None:
         """See `ForkWriter.seen`."""
-        return _seen(self._writer.lookup(path))
+        found = self._writer.what(path)
+        return None if found is None else Seen(Kind.DIRECTORY if found == (True, False) else Kind.FILE)
 
     def is_reparse_point(self, path: str) -> bool:
         """See `ForkWriter.is_reparse_point`."""
-        record = self._writer.lookup(path)
-        return record is not None and bool(record.reparse)
+        found = self._writer.what(path)
+        return found is not None and found[1]
 
     def names(self, directory: str) -> Iterable[tuple[str, bool]]:
         """See `ForkWriter.names`."""
@@ -98,10 +102,3 @@ class PortableWriter:
     def touched(self, path: str) -> bool:
         """See `ForkWriter.touched`."""
         return self._writer.touched(path)
-
-
-def _seen(record: FileRecord | None) -> Seen | None:
-    """A reparse point is a file, since it is no way to anything."""
-    if record is None:
-        return None
-    return Seen(Kind.DIRECTORY if record.is_directory and not record.reparse else Kind.FILE)

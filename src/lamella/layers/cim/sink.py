@@ -69,12 +69,16 @@ class CimSink(CimImport):
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
         """See `Sink.put`. Raises MissingFacet, InvalidInput (a name or kind that an image has not)."""
-        metadata = self._described(entry)
+        windows = entry.windows
+        metadata = self._implied(entry) if windows is None else self.metadata(entry, windows)
         if self.is_of_host(entry):
             replaced = self._replaced(entry.path, entry.kind)
-            self.put_file(entry, content, metadata)
+            self.put_of_host(entry, content, metadata)
             return replaced
-        return self._gave_way(entry.path, entry.kind, self.put_file(entry, content, metadata))
+        found = self.put_file(entry, content, metadata)
+        if found is None and not self._queue:
+            return None
+        return self._gave_way(entry.path, entry.kind, found)
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
         """See `Sink.link`: a link to a file that waits for the end waits too."""
@@ -124,9 +128,7 @@ class CimSink(CimImport):
             return None
         return is_directory != (kind is Kind.DIRECTORY)
 
-    def _described(self, entry: Entry) -> FileMetadata:
-        if entry.windows is not None:
-            return self.metadata(entry, entry.windows)
+    def _implied(self, entry: Entry) -> FileMetadata:
         path = entry.path
         if entry != implied_directory(path):
             raise MissingFacet(path, "Windows")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from functools import partial
 from uuid import UUID
 
@@ -37,6 +38,13 @@ def simple(writer: CimWriter) -> None:
     put(writer, "Windows/Big.bin", bytes(range(256)) * 64)
     put(writer, "Windows/empty", b"")
     put(writer, "none", None)
+
+
+def _bits_reversed(data: bytes) -> bytes:
+    """The polynomial as CRC-32 takes it, the lowest bit of a byte first."""
+    bits = "".join(f"{byte:08b}" for byte in data).lstrip("0")
+    padded = bits.ljust(-(-len(bits) // 8) * 8, "0")
+    return bytes(int(padded[at : at + 8][::-1], 2) for at in range(0, len(padded), 8))
 
 
 class TestAnImage:
@@ -115,6 +123,25 @@ class TestAnImage:
         assert dict(order) == {name: content(image, file) for name, file in found.items()}
         assert len({image.record(file).data.offset for file in found.values()}) == 3
         assert files.regions[GUIDS[0], RegionType.DATA].size < 700_000
+
+    def test_keeps_equal_small_contents_once_where_others_have_the_same_checksum(self) -> None:
+        # CRC-32 of equal lengths is linear: what a difference does to it is the same wherever it is added.
+        difference = (0x104C11DB7).to_bytes(5, "big")
+        one = bytes(range(200))
+        other = bytes(a ^ b for a, b in zip(one, _bits_reversed(difference).ljust(200, b"\0"), strict=True))
+        assert one != other
+        assert zlib.crc32(one) == zlib.crc32(other)
+        order = [("a", one), ("b", other), ("c", one), ("d", other), ("e", other)]
+
+        def fill(writer: CimWriter) -> None:
+            for number, (name, data) in enumerate(order):
+                pieces = [data] if number % 2 else [data[:70], data[70:]]
+                writer.put(name, FILE, writer.store(pieces, len(data)))
+
+        image = Files().write("a", fill)
+        found = listed(image)
+        assert dict(order) == {name: content(image, file) for name, file in found.items()}
+        assert len({image.record(file).data.offset for file in found.values()}) == 2
 
     def test_remembers_directories_that_it_has_left(self) -> None:
         def fill(writer: CimWriter) -> None:

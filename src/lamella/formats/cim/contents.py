@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The regions of a CIM in the making, and the contents of files in them, each of which is kept once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+from isal.isal_zlib import crc32
+
+from lamella.errors import InvalidInput, SizeMismatch
+from lamella.formats.cim.structures import (
+    ALIGNMENT,
+    HEADER,
+    MAX_LENGTH,
+    REGION,
+    RegionType,
+    Stream,
+    StreamType,
+    place,
+    region_header,
+    region_offset,
+)
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+SMALL: Final = 4096
+"""Files of fewer bytes go to the region of small files. Where Windows draws the line is not known."""
+LARGE: Final = 1 << 14
+"""Contents of so many bytes are compared by their size first, and only then by their digest."""
+
+_START: Final = HEADER.size + REGION.size
+_ZEROS: Final = bytes(max(ALIGNMENT.values()))
+_STEP: Final = 1 << 20
+_TOGETHER: Final = 1 << 18
+"""Bytes that are written together."""
+_COPIED: Final = 1 << 15
+"""Objects of fewer bytes are collected; others are written from where they are, after those."""
+
+
+class Output(Protocol):
+    """A region file in the making."""
+
+    def write(self, data: Buffer, then: Buffer = b"") -> object:
+        """Append all of ``data`` and then of ``then``; both are the caller's again on return."""
+        ...
+
+    def truncate(self, size: int) -> object:
+        """Drop what is beyond ``size`` bytes."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What has been written."""
+        ...
+
+
+class Region:
+    """A region to which objects are appended; `flush` comes before the file is used by anybody else."""
+
+    __slots__ = ("_base", "_digest", "_flushed", "_mask", "_output", "_pending", "size")
+
+    def __init__(self, kind: RegionType, number: int, output: Output) -> None:
+        self._base = region_offset(number, 0)
+        self._mask = ALIGNMENT[kind] - 1
+        self._output = output
+        self._digest = hashlib.sha256() if kind is RegionType.METADATA else None
+        """Of metadata, which is never taken back."""
+        self._pending = bytearray(region_header(kind, kind))
+        self._flushed = 0
+        self.size = len(self._pending)
+
+    def align(self) -> int:
+        """Go to where an object may start; its region offset."""
+        gap = -self.size & self._mask
+        self._pending += _ZEROS[:gap]
+        self.size += gap
+        return self._base | self.size
+
+    def append(self, data: Buffer) -> None:
+        """More of the object that is under way."""
+        size = len(data)
+        self.size += size
+        if size < _COPIED:
+            pending = self._pending
+            pending += data
+            if len(pending) >= _TOGETHER:
+                self.flush()
+        else:
+            self.flush(data)
+
+    def put(self, data: Buffer) -> int:
+        """An object; its region offset."""
+        at = self.size
+        gap = -at & self._mask
+        size = len(data)
+        pending = self._pending
+        if gap:
+            pending += _ZEROS[:gap]
+            at += gap
+        self.size = at + size
+        if size < _COPIED:
+            pending += data
+            if len(pending) >= _TOGETHER:
+                self.flush()
+        else:
+            self.flush(data)
+        return self._base | at
+
+    def flush(self, then: Buffer = b"") -> None:
+        """Write what was collected, and ``then`` after it."""
+        pending = self._pending
+        if self._digest is not None:
+            self._digest.update(pending)
+            self._digest.update(then)
+        self._output.write(pending, then)
+        self._flushed += len(pending) + len(then)
+        pending.clear()
+
+    def back_to(self, size: int) -> None:
+        """Take back all that came after the first ``size`` bytes."""
+        self.size = size
+        if size >= self._flushed:
+            del self._pending[size - self._flushed :]
+            return
+        self._pending.clear()
+        self._output.truncate(size)
+        self._flushed = size
+
+    def read(self, at: int, length: int) -> bytes:
+        """What was put at the byte ``at``."""
+        if at >= self._flushed:
+            return bytes(self._pending[at - self._flushed :][:length])
+        if at + length > self._flushed:
+            self.flush()
+        return self._output.read(at, length)
+
+    def objects(self) -> Iterator[bytes]:
+        """All that was put so far, in pieces."""
+        for at in range(_START, self.size, _STEP):
+            yield self.read(at, min(_STEP, self.size - at))
+
+    def state(self) -> _Hash:
+        """The SHA-256 of a region of metadata so far."""
+        assert self._digest is not None  # noqa: S101  # it is one
+        self.flush()
+        return self._digest.copy()
+
+
+class Contents:
+    """What files hold, in the two regions for that. Some 100 bytes for each content stay in memory."""
+
+    __slots__ = ("_data", "_derived", "_digests", "_empty", "_firsts", "_sizes", "_small")
+
+    def __init__(self, small: Region, data: Region, nothing: int) -> None:
+        """``nothing`` is the region offset that streams without bytes have."""
+        self._small, self._data = small, data
+        self._empty = Stream(nothing)
+        self._firsts: dict[int, int] = {}
+        """CRC-32 and size of contents that are not large -> where the first with both lies."""
+        self._sizes: dict[int, int] = {}
+        """Size of large contents -> where the one lies whose digest nobody has asked for yet; 0 when there is none."""
+        self._digests: dict[bytes, int] = {}
+        """SHA-256 of contents that the other two could not tell apart -> where they lie."""
+        self._derived: list[bytes] = []
+        """Digests of what does not follow from the layer alone, in order."""
+
+    def store(self, chunks: Iterable[Buffer], size: int, *, derived: bool = False) -> Stream:
+        """Bytes that a file or stream is to have; those that are there already are not kept twice.
+
+        ``derived`` is for what does not follow from the ``contents`` that `add_to` is given. Raises SizeMismatch where
+        ``chunks`` give more or less than ``size``, InvalidInput beyond 2**48 - 1.
+        """
+        if size >= LARGE or derived:
+            return self._stored_large(chunks, size, derived)
+        pieces = iter(chunks)
+        data = next(pieces, b"")
+        if len(data) != size:
+            data = _joined(chain((data,), pieces), size)
+        elif any(pieces):
+            raise _mismatch(size, "more")
+        if not size:
+            return self._empty
+        key = crc32(data) << 14 | size
+        offset = self._firsts.get(key)
+        region = self._small if size < SMALL else self._data
+        if offset is None:
+            offset = self._firsts[key] = region.put(data)
+        elif region.read(place(offset)[1], size) != bytes(data):
+            digest = hashlib.sha256(data).digest()
+            other = self._digests.get(digest)
+            offset = self._digests[digest] = region.put(data) if other is None else other
+        return Stream(offset, size)
+
+    def _stored_large(self, chunks: Iterable[Buffer], size: int, derived: bool) -> Stream:
+        if size > MAX_LENGTH:
+            raise InvalidInput(f"a stream of {size} bytes: they end at {MAX_LENGTH}")
+        if size < LARGE:
+            data = _joined(chunks, size)
+            self._derived.append(hashlib.sha256(data).digest())
+            return self.store((data,), size)
+        known = self._sizes.get(size)
+        if known is None:
+            offset = self._sizes[size] = self._written(chunks, size, None)
+        else:
+            offset = self._shared(chunks, size, known)
+        if derived:
+            self._derived.append(self._digest(offset, size))
+        return Stream(offset, size)
+
+    def _shared(self, chunks: Iterable[Buffer], size: int, other: int) -> int:
+        """Content of a size that another has too: taken back where it proves to have been there already."""
+        if other:
+            self._sizes[size] = 0
+            self._digests.setdefault(self._digest(other, size), other)
+        before = self._data.size
+        state = hashlib.sha256()
+        offset = self._written(chunks, size, state)
+        digest = state.digest()
+        found = self._digests.setdefault(digest, offset)
+        if found != offset:
+            self._data.back_to(before)
+        return found
+
+    def _written(self, chunks: Iterable[Buffer], size: int, state: _Hash | None) -> int:
+        region = self._data
+        offset = region.align()
+        done = 0
+        for chunk in chunks:
+            done += len(chunk)
+            if done > size:
+                raise _mismatch(size, "more")
+            if state is not None:
+                state.update(chunk)
+            region.append(chunk)
+        if done != size:
+            raise _mismatch(size, done)
+        return offset
+
+    def _digest(self, offset: int, size: int) -> bytes:
+        """Of large content that has been written."""
+        state, end = hashlib.sha256(), place(offset)[1] + size
+        for at in range(end - size, end, _STEP):
+            state.update(self._data.read(at, min(_STEP, end - at)))
+        return state.digest()
+
+    def zeros(self, size: int) -> Stream:
+        """A stream of zeros, none of which is stored."""
+        return Stream(0, size, StreamType.DATA, sparse=True) if size else self._empty
+
+    def add_to(self, state: _Hash, contents: bytes | None) -> None:
+        """Add to ``state`` what tells all contents from any others: ``contents`` where given, which stands for them."""
+        state.update(b"".join(self._derived))
+        if contents is not None:
+            state.update(contents)
+            return
+        for region in (self._small, self._data):
+            for piece in region.objects():
+                state.update(piece)
+
+
+def _joined(chunks: Iterable[Buffer], size: int) -> bytes:
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > size:
+            raise _mismatch(size, "more")
+    if len(data) != size:
+        raise _mismatch(size, len(data))
+    return bytes(data)
+
+
+def _mismatch(size: int, actual: int | str) -> SizeMismatch:
+    return SizeMismatch("content of a file in a CIM", expected=size, actual=actual)
