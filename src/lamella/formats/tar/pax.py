@@ -162,6 +162,11 @@ def is_sparse(records: Mapping[str, bytes]) -> bool:
     return False
 
 
+def leave_data_alone(records: Mapping[str, bytes]) -> bool:
+    """Whether the header itself says how large the data is, and where in the file it lies, as far as is known."""
+    return tuple(records) in _not_sparse and "size" not in records and "SCHILY.realsize" not in records
+
+
 def format_record(key: bytes, value: bytes) -> bytes:
     """One record, its length counting its own digits."""
     size = len(key) + len(value) + 3

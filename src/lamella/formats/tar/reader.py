@@ -194,16 +194,21 @@ class TarReader(Generic[F]):
                 return
             kind = common.get(flag)
             if kind is None or prefix != b"\0":
-                self._member = self._streaming = None
-                blocks.position = position + BLOCK
-                unusual = self._unusual(block, offset)
-                if unusual is None:
-                    return
+                unusual = None
+                if flag == b"x" and prefix == b"\0" and common is _COMMON:
+                    unusual = self._with_records(size_field, position + BLOCK, offset)
+                if unusual is not None:
+                    position = unusual.data_offset - base
+                else:
+                    self._member = self._streaming = None
+                    blocks.position = position + BLOCK
+                    unusual = self._unusual(block, offset)
+                    if unusual is None:
+                        return
+                    common = self._common
+                    buffer, base, position = blocks.buffer, blocks.base, blocks.position
+                    end = len(buffer) & -BLOCK
                 member = unusual
-                common = self._common
-                buffer, base, position = blocks.buffer, blocks.base, blocks.position
-                end = len(buffer) & -BLOCK
-                offset = member.header_offset
                 stored = member.stored_size
             else:
                 position += BLOCK
@@ -269,6 +274,55 @@ class TarReader(Generic[F]):
         self._facets.setdefault(owner, {})[mtime] = facet
         self._facets_kept += 1
         return facet
+
+    def _with_records(self, size_field: bytes, start: int, first: int) -> TarMember[F] | None:
+        """The member after a PAX header whose records start at ``start`` in the buffer; the header is at ``first``.
+
+        Most that have one need nothing else. None where more is to be looked at, or lies in another buffer.
+        """
+        blocks, known = self._blocks, self._known
+        buffer = blocks.buffer
+        length = known.sizes.get(size_field)
+        if length is None or length > self._limits.pax:
+            return None
+        at = start + ((length + 511) & -BLOCK)
+        if at + BLOCK > len(buffer):
+            return None
+        block: bytes = BLOCK_AT(buffer, at)[0]
+        name, owner, size_field, mtime_field, stated, flag, prefix = HEADER.unpack(block)
+        kind = _COMMON.get(flag)
+        if kind is None or prefix != b"\0" or kind == "3" or kind == "4":
+            return None
+        if not block.isascii() or adler32(block) & 0xFFFF != known.sums.get(stated):
+            return None
+        records = pax.parse(bytes(buffer[start : start + length]), first, self._limits.records)
+        if not pax.leave_data_alone(records):
+            return None
+        offset = blocks.base + at
+        size = known.size(size_field, offset)
+        linkname = ""
+        if kind != "0":
+            size = 0
+            if kind == "1" or kind == "2":
+                linkname = fields.text(records.get("linkpath") or block[fields.LINKNAME])
+        if self._header_facets:
+            facet = self._shared_facet(owner, _NO_TIME if records.get("mtime") else mtime_field, offset)
+        else:
+            facet = self._member_facet(records, owner, mtime_field, first, offset)
+        return TarMember(
+            (records.get("path") or name.partition(b"\0")[0]).decode("utf-8", "surrogateescape"),
+            kind,
+            size,
+            facet,
+            linkname,
+            NO_DEVICE,
+            records or None,
+            None,
+            first,
+            offset + BLOCK,
+            size,
+            self,
+        )
 
     # -- all that is not common: extension headers, prefixes, sparse files, vendors' types -----------------------------
 
