@@ -126,6 +126,28 @@ def test_without_the_containers_feature_the_error_says_what_to_turn_on(windows: 
     assert caught.value.hint == "turn on the Containers feature of Windows"
 
 
+def test_layers_of_the_kind_windows_are_made_and_exported_by_the_systems_calls(
+    windows: WindowsSystem, tmp_path: Path
+) -> None:
+    """Wine has no compute service, so that they are refused here, where another host would make a folder."""
+    from lamella.layers import kinds
+    from lamella.operations.apply import apply_blob
+
+    (tmp_path / "layer.tar").write_bytes(bytes(1024))
+    (tmp_path / "base").mkdir()
+    works = (
+        lambda: kinds.sink("windows", tmp_path / "layer"),
+        lambda: apply_blob(tmp_path / "layer.tar", tmp_path / "layer", kind="windows"),
+        lambda: kinds.source("windows", tmp_path / "base", parents=[tmp_path / "base"]).__enter__(),
+    )
+    for work in works:
+        with pytest.raises(Unsupported) as caught:
+            work()
+        assert caught.value.hint == "turn on the Containers feature of Windows"
+    assert sorted(os.listdir(tmp_path)) == ["base", "layer.tar"]
+    assert os.listdir(tmp_path / "base") == []
+
+
 def test_the_last_error_is_that_of_the_last_call() -> None:
     loader = SystemLoader()
     set_error = loader.find("kernel32.dll", "SetLastError", signature(None, U32))

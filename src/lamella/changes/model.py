@@ -79,7 +79,8 @@ class Entry:
     size: int = 0
     """Bytes of content; 0 for all but regular files."""
     target: str = ""
-    """Where a symbolic link points, exactly as stored."""
+    """Where a symbolic link points, exactly as stored; in the view of one layer, the file of a layer below that a
+    further name is of, which has its metadata."""
     windows: Windows | None = None
 
 

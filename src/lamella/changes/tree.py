@@ -298,6 +298,9 @@ def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
                 yield from (Stream(path, name, content) for name, content in streams_of(tree, path).items())
             todo.extend(reversed(tree.entries(path)))
             continue
+        if entry.target and entry.kind is Kind.FILE:  # a hard link out of the tree
+            yield Link(path, LayerPath(entry.target))
+            continue
         identity = tree.identity(path)
         if identity is not None:
             first = firsts.setdefault(identity, path)

@@ -27,8 +27,7 @@ def long_row(entry: Entry, name: str, console: Console) -> list[str]:
     """Mode, owner, group, size (device numbers), time in UTC, and name."""
     posix = entry.posix
     shown = console.name(name)
-    if entry.kind is Kind.SYMLINK:
-        shown += f" -> {console.name(entry.target)}"
+    shown += link_text(entry, console)
     if posix is None:
         windows = entry.windows
         if windows is None:
@@ -39,6 +38,13 @@ def long_row(entry: Entry, name: str, console: Console) -> list[str]:
     size = f"{posix.device[0]},{posix.device[1]}" if device else str(entry.size)
     mode = stat.filemode(posix.mode | _TYPE_BITS[entry.kind]) + ("+" if posix.xattrs else "")
     return [mode, str(posix.uid), str(posix.gid), size, utc(posix.mtime), shown]
+
+
+def link_text(entry: Entry, console: Console) -> str:
+    """Where a symbolic link leads, or a hard link to a file of the layers below; nothing for other files."""
+    if entry.kind is Kind.SYMLINK:
+        return f" -> {console.name(entry.target)}"
+    return f" => {console.name(f'/{entry.target}')}" if entry.target else ""
 
 
 def _attributes(entry: Entry, attributes: int) -> str:
@@ -65,6 +71,8 @@ def entry_document(entry: Entry) -> dict[str, Any]:
         document["size"] = entry.size
     if entry.kind is Kind.SYMLINK:
         document["target"] = entry.target
+    elif entry.target:
+        document["link"] = f"/{entry.target}"
     posix = entry.posix
     if posix is not None:
         document |= {

@@ -28,9 +28,14 @@ FILE_KEY = "FILE[::KEY]"
 def command() -> None:
     """Look into registry hives, and merge them.
 
-    FILE is a file, - for standard input, or a file in an image as IMAGE::PATH, for example
-    oci:DIR:TAG::Files/Windows/System32/config/SYSTEM, or in a layer, as blob:LAYER::Hives/System_Delta. KEY is the path
-    of a key below the root, with backslashes or, where there is none, slashes between the names; case does not matter.
+    FILE is a file, - for standard input, or a file in an image or a layer, as IMAGE::PATH or blob:LAYER::PATH. KEY is
+    the path of a key below the root, with backslashes or, where there is none, slashes between the names; case does not
+    matter.
+
+    Layers of a Windows image above the base have deltas of the base's hives. Of an image, Hives/System_Base is what all
+    come to, which is what a container starts with; Hives/System_Delta is the delta of the topmost layer that has one,
+    or of layer N with --layer N; Files/Windows/System32/config/SYSTEM is the base's own. The other hives are called
+    Software, Sam, Security and DefaultUser (DEFAULT in config).
     """
 
 
@@ -40,13 +45,23 @@ def _dirty_option(function: F) -> F:
     )(function)
 
 
+def _layer_option(function: F) -> F:
+    return click.option(
+        "--layer",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Of a Windows image, the delta of layer N, or the hive as it is with N on top; 0 is the base.",
+    )(function)
+
+
 @command.command("ls", cls=ImageVerb)
 @click.argument("place", metavar=FILE_KEY)
 @click.option("-l", "long", is_flag=True, help="Show types, sizes of data, and times of keys (UTC).")
 @_dirty_option
+@_layer_option
 @platform_option
 @click.pass_obj
-def ls(console: Console, place: str, long: bool, dirty: bool, platform: str | None) -> None:
+def ls(console: Console, place: str, long: bool, dirty: bool, layer: int | None, platform: str | None) -> None:
     """List what is in a key: its subkeys, then its values.
 
     A subkey ends with a backslash; @ is the default value.
@@ -54,7 +69,7 @@ def ls(console: Console, place: str, long: bool, dirty: bool, platform: str | No
     from lamella.formats.regf.text import time_text, type_name
     from lamella.operations.hive import value_document
 
-    _, key, _ = _opened(console, place, dirty, platform)
+    _, key, _ = _opened(console, place, dirty, layer, platform)
     subkeys, values = key.subkeys(), key.values()
     if console.json:
         console.document(
@@ -82,9 +97,18 @@ def ls(console: Console, place: str, long: bool, dirty: bool, platform: str | No
 @click.argument("name", metavar="[VALUE]", required=False)
 @click.option("--raw", is_flag=True, help="Write the data of VALUE as the bytes that it is.")
 @_dirty_option
+@_layer_option
 @platform_option
 @click.pass_obj
-def get(console: Console, place: str, name: str | None, raw: bool, dirty: bool, platform: str | None) -> None:
+def get(
+    console: Console,
+    place: str,
+    name: str | None,
+    raw: bool,
+    dirty: bool,
+    layer: int | None,
+    platform: str | None,
+) -> None:
     """Print a value, or all values of a key.
 
     Texts come as they are, a list of texts line by line, numbers in decimal, other data in hexadecimal. @ is the
@@ -96,7 +120,7 @@ def get(console: Console, place: str, name: str | None, raw: bool, dirty: bool, 
 
     if raw and name is None:
         raise click.UsageError("--raw needs the name of a value")
-    _, key, path = _opened(console, place, dirty, platform)
+    _, key, path = _opened(console, place, dirty, layer, platform)
     if name is None:
         values = key.values()
         if console.json:
@@ -130,15 +154,23 @@ def get(console: Console, place: str, name: str | None, raw: bool, dirty: bool, 
 
 @command.command("merge", cls=ImageVerb)
 @click.argument("base", metavar="BASE")
-@click.argument("deltas", metavar="DELTA...", nargs=-1, required=True)
+@click.argument("deltas", metavar="[DELTA]...", nargs=-1)
 @click.option("-o", "--output", metavar="OUT", required=True, help="The new hive; - is standard output.")
 @_dirty_option
 @platform_option
 @click.pass_obj
-def merge(console: Console, base: str, deltas: tuple[str, ...], output: str, dirty: bool, platform: str | None) -> None:
+def merge(
+    console: Console,
+    base: str,
+    deltas: tuple[str, ...],
+    output: str,
+    dirty: bool,
+    platform: str | None,
+) -> None:
     """Lay deltas over a hive, and write the result.
 
     DELTAs are those of layers, the lowest first; each is a hive as FILE is. The result bears no marks of a delta.
+    Without DELTA it is BASE: IMAGE::Hives/System_Base is merged already.
     """
     from lamella.operations.hive import merge_hives
 
@@ -163,9 +195,10 @@ def merge(console: Console, base: str, deltas: tuple[str, ...], output: str, dir
 @command.command("dump", cls=ImageVerb)
 @click.argument("place", metavar=FILE_KEY)
 @_dirty_option
+@_layer_option
 @platform_option
 @click.pass_obj
-def dump(console: Console, place: str, dirty: bool, platform: str | None) -> None:
+def dump(console: Console, place: str, dirty: bool, layer: int | None, platform: str | None) -> None:
     """Print a key and all that is below it as canonical text.
 
     A line for each key, in brackets, and one for each of its values, in visible ASCII. What two hives hold is equal
@@ -174,7 +207,7 @@ def dump(console: Console, place: str, dirty: bool, platform: str | None) -> Non
     from lamella.formats.regf.text import dump as lines
     from lamella.operations.hive import key_documents
 
-    hive, key, path = _opened(console, place, dirty, platform)
+    hive, key, path = _opened(console, place, dirty, layer, platform)
     path = "" if path == "\\" else path
     if console.json:
         console.document({"layered": hive.layered, "keys": list(key_documents(key, path))})
@@ -187,13 +220,17 @@ def _place(text: str) -> Place:
     return sys.stdin.buffer if text == "-" else text
 
 
-def _opened(console: Console, text: str, dirty: bool, platform: str | None) -> tuple[Hive, HiveKey, str]:
+def _opened(
+    console: Console, text: str, dirty: bool, layer: int | None, platform: str | None
+) -> tuple[Hive, HiveKey, str]:
     """The hive, the key and its path."""
     from lamella.formats.regf.names import split_path
     from lamella.operations.hive import open_hive, split_hive_place
 
     place, path = split_hive_place(text)
-    hive = open_hive(_place(place), dirty=dirty, platform=platform, progress=console.progress())
+    hive = open_hive(
+        _place(place), dirty=dirty, layer=layer, platform=platform, progress=console.progress(), tell=console.warn
+    )
     return hive, hive.key(path), "\\" + "\\".join(split_path(path))
 
 

@@ -30,6 +30,7 @@ def command(console: Console, place: str, depth: int | None, directories: bool, 
     """
     from lamella.changes.model import Kind
     from lamella.changes.tree import resolve
+    from lamella.cli.entries import link_text
     from lamella.errors import NotFound
     from lamella.operations.trees import open_tree
     from lamella.paths import LayerPath
@@ -48,7 +49,7 @@ def command(console: Console, place: str, depth: int | None, directories: bool, 
         todo = _beneath(tree, entry, "", 1, depth, directories)
         while todo:
             entry, stem, last, level = todo.pop()
-            link = f" -> {console.name(entry.target)}" if entry.kind is Kind.SYMLINK else ""
+            link = link_text(entry, console)
             console.line(f"{stem}{'└── ' if last else '├── '}{console.name(entry.path.rpartition('/')[2])}{link}")
             if entry.kind is not Kind.DIRECTORY:
                 file_count += 1

@@ -17,6 +17,7 @@ from lamella.errors import InvalidInput, Unsupported
 from lamella.layers.facets import windows_from_posix
 from lamella.layers.windows.place import CONFIG, HIVE_NAMES, HIVES
 from lamella.layers.windows_view import Spelling, WindowsTree
+from lamella.operations.image_hives import with_deltas
 from lamella.operations.layer_reading import layer_changes
 from lamella.paths import LayerPath, beneath
 from lamella.streams.seekable import SeekableBlob
@@ -86,20 +87,12 @@ def _noting(changes: Source, deltas: dict[str, list[StoredContent]]) -> Iterator
 
 def _merged_hives(tree: WindowsTree, deltas: dict[str, list[StoredContent]]) -> dict[LayerPath, bytes]:
     """The hives of the base with the deltas, the lowest first, by their paths."""
-    from lamella.formats.regf import Hive, Key, encode_hive, merged
-
     found: dict[LayerPath, bytes] = {}
     for name, several in deltas.items():
         entry = tree.lookup(LayerPath(CONFIG + name))
         if entry is None or entry.kind is not Kind.FILE:
             raise InvalidInput(f"the layers change the hive {name}, and the base layer has none")
-        base = _bytes(tree.open(entry.path))
-        hive = Hive(base) if base else None
-        root: Key | None = None if hive is None else hive.root_key
-        for delta in several:
-            root = merged(root, Hive(_bytes(delta), layered=True).root_key)
-        assert root is not None  # noqa: S101  # there is at least one delta
-        found[entry.path] = encode_hive(root, file_name="" if hive is None else hive.file_name)
+        found[entry.path] = with_deltas(_bytes(tree.open(entry.path)), map(_bytes, several))
     return found
 
 

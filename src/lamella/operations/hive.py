@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -42,14 +42,17 @@ def open_hive(
     *,
     dirty: bool = False,
     layered: bool | None = None,
+    layer: int | None = None,
     platform: str | Platform | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Hive:
     """The hive at ``place``, in memory; ``dirty`` and ``layered`` are those of `Hive`.
 
-    Raises NotFound, InvalidInput, Unsupported and what reading the place raises.
+    Of a Windows image it is as `image_hive` tells, which ``layer`` is for; ``tell`` is given what whoever looks at it
+    alone would miss. Raises NotFound, InvalidInput, Unsupported and what reading the place raises.
     """
-    content = _content(place, platform, progress)
+    content = _content(place, dirty, layer, platform, progress, tell)
     try:
         return Hive(content, dirty=dirty, layered=layered)
     except InvalidInput as error:
@@ -58,7 +61,16 @@ def open_hive(
         raise
 
 
-def _content(place: Place, platform: str | Platform | None, progress: Progress | None) -> bytes:
+def _content(
+    place: Place,
+    dirty: bool,
+    layer: int | None,
+    platform: str | Platform | None,
+    progress: Progress | None,
+    tell: Callable[[str], object] | None,
+) -> bytes:
+    if layer is not None and (not isinstance(place, str) or not _of_an_image(place)):
+        raise InvalidInput("a layer is chosen for the hives of a Windows image", hint="write it as IMAGE::PATH")
     if isinstance(place, bytes):
         return place
     if not isinstance(place, (str, os.PathLike)):
@@ -67,6 +79,8 @@ def _content(place: Place, platform: str | Platform | None, progress: Progress |
 
     if isinstance(place, str) and names_a_tree(place):
         from lamella.operations.filesystem import Filesystem
+        from lamella.operations.image_hives import image_hive, names_a_hive
+        from lamella.operations.layer_reading import is_windows
         from lamella.operations.trees import open_tree
 
         name, _, path = place.partition("::")
@@ -75,12 +89,29 @@ def _content(place: Place, platform: str | Platform | None, progress: Progress |
         form, _, blob = name.partition(":")
         if form == "blob" and (found := _in_blob(Path(blob), path)) is not None:
             return found
+        if _of_an_image(place) and names_a_hive(path):
+            from lamella.images.image import open_image
+
+            with open_image(name, platform) as image:
+                if is_windows(image):
+                    hive = image_hive(image, path, layer=layer, dirty=dirty, progress=progress)
+                    if hive.note is not None and tell is not None:
+                        tell(hive.note)
+                    return hive.content
+        if layer is not None:
+            raise InvalidInput(f"{path!r} is none of the hives of a Windows image that layers change")
         with open_tree(name, platform=platform, progress=progress) as tree:
             return (Filesystem(tree) / path).read_bytes()
     try:
         return Path(place).read_bytes()
     except OSError as error:
         raise from_os(error, f"read {os.fspath(place)!r}") from error
+
+
+def _of_an_image(place: str) -> bool:
+    from lamella.operations.trees import names_an_image
+
+    return names_an_image(place.partition("::")[0])
 
 
 def _in_blob(blob: Path, path: str) -> bytes | None:
@@ -113,6 +144,8 @@ def merge_hives(
     progress: Progress | None = None,
 ) -> int:
     """Write to ``output`` what ``deltas``, the lowest first, make of ``base``; the result is the size in bytes.
+
+    Without deltas that is ``base`` itself, written anew.
 
     The new hive bears no marks. ``base`` may itself have been a delta, over nothing. A file appears under its name when
     it is complete. Raises as `open_hive` does, and for output what `replacing` raises.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.unit.formats.tar.archives import END, file
+from tests.unit.layers.windows_tars import microsoft_update
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -215,3 +217,61 @@ def test_find_has_the_long_form_and_json(lamella: Run, place: str) -> None:
 )
 def test_find_refuses_what_it_cannot_read(lamella: Run, place: str, options: list[str], code: int) -> None:
     assert lamella("find", place, *options).returncode == code
+
+
+class TestALayerWithHardLinksToLayersBelow:
+    """Its view stands alone: what is not in it is told, and does not keep the rest from being seen."""
+
+    @pytest.fixture
+    def blob(self, tmp_path: Path) -> str:
+        (tmp_path / "update.tar").write_bytes(microsoft_update())
+        return f"blob:{tmp_path}/update.tar"
+
+    def test_lists_them_with_what_they_lead_to(self, lamella: Run, blob: str) -> None:
+        folder = f"{blob}::Files/Windows/System32"
+        assert lamella("ls", folder).stdout == "advapi.dll\nntdll.dll\n"
+        first, _ = lamella("ls", "-l", folder).stdout.splitlines()
+        assert first.split() == [*"???0?", "advapi.dll", "=>", "/Files/Windows/System32/advapi32.dll"]
+        assert "advapi.dll => /Files/Windows/System32/advapi32.dll" in lamella("tree", blob).stdout
+        (found,) = json.loads(lamella("find", blob, "--name", "advapi*", "--json").stdout)
+        assert found == {
+            "path": "/Files/Windows/System32/advapi.dll",
+            "kind": "file",
+            "size": 0,
+            "link": "/Files/Windows/System32/advapi32.dll",
+        }
+
+    def test_prints_the_files_that_it_has_and_says_of_others_where_they_are(self, lamella: Run, blob: str) -> None:
+        system = f"{blob}::Files/Windows/System32"
+        assert len(lamella("cat", f"{system}/ntdll.dll").stdout) == 4000
+        done = lamella("cat", f"{system}/advapi.dll")
+        assert (done.returncode, done.stdout) == (4, "")
+        assert "hard link to '/Files/Windows/System32/advapi32.dll', which a layer below has" in done.stderr
+
+    def test_dumps_them_as_links(self, lamella: Run, blob: str) -> None:
+        done = lamella("dump", blob)
+        assert done.returncode == 0, done.stderr
+        link = "link Files/Windows/System32/advapi.dll target=Files/Windows/System32/advapi32.dll"
+        assert link in done.stdout.splitlines()
+
+    def test_may_be_one_of_linux_too(self, lamella: Run, tmp_path: Path) -> None:
+        """Further names of one link, and a link through a directory's own link, are told as well."""
+        members = (
+            file(b"usr/bin/", flag=b"5", mode=0o755),
+            file(b"usr/bin/a", b"data"),
+            file(b"bin", flag=b"2", linkname=b"usr/bin"),
+            file(b"b", flag=b"1", linkname=b"bin/a"),
+            file(b"c", flag=b"1", linkname=b"lib/below"),
+            file(b"d", flag=b"1", linkname=b"c"),
+        )
+        (tmp_path / "layer.tar").write_bytes(b"".join(members) + END)
+        blob = f"blob:{tmp_path}/layer.tar"
+        assert lamella("cat", f"{blob}::b").stdout == "data"
+        rows = [line.split()[-3:] for line in lamella("ls", "-l", blob).stdout.splitlines()]
+        assert [row for row in rows if row[1] == "=>"] == [["c", "=>", "/lib/below"], ["d", "=>", "/lib/below"]]
+
+    def test_is_still_refused_where_a_link_could_lead_out(self, lamella: Run, tmp_path: Path) -> None:
+        (tmp_path / "bad.tar").write_bytes(file(b"a", flag=b"1", linkname=b"../../etc/passwd") + END)
+        done = lamella("ls", f"blob:{tmp_path}/bad.tar")
+        assert done.returncode == 3
+        assert "unsafe path" in done.stderr

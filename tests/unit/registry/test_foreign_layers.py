@@ -126,7 +126,7 @@ class TestImagesInFiles:
         capsys.readouterr()
         assert run(["verify", "--json", "--plain-http", "--foreign-urls", name]) == 0
         told = json.loads(capsys.readouterr().out)
-        assert (4, []) == (told["blobs"], told["foreign"])
+        assert (told["blobs"], told["foreign"]) == (4, [])
         assert run(["copy", "-q", "--plain-http", "--foreign-urls", name, target]) == 0
         assert IMAGE.blobs[FOREIGN] == (tmp_path / "complete/blobs" / FOREIGN.replace(":", "/")).read_bytes()
         assert proxy.credentials_seen() == []
