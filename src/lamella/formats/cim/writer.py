@@ -156,6 +156,8 @@ class CimWriter:
             return before
         directory, name = self._split(path)
         key = self._key(name)
+        if self._parent is not None and directory not in self._put_in:
+            self._note_put(path)
         names = self._directories.names(directory)
         old = None
         if key in names:
@@ -169,8 +171,6 @@ class CimWriter:
         file = self._records.add(self._pack(metadata, self._no_names if stream is None else stream, directory))
         names[key] = name, file
         self._directories.changed.add(directory)
-        if self._parent is not None and directory not in self._put_in:
-            self._note_put(path)
         if stream is None:
             self._directories.add(file)
         return old

@@ -304,6 +304,14 @@ class TestALayerOverOthers:
         with pytest.raises(InvalidInput, match="differ in case"):
             write(tmp_path / "child.cim", changes, base)
 
+    @pytest.mark.parametrize("removed", ["Files/OLD", "FILES", "Files/old/DEEP"])
+    def test_keeps_a_directory_put_over_another_where_it_goes_by_another_case(
+        self, tmp_path: Path, removed: str
+    ) -> None:
+        base = write(tmp_path / "base.cim", tree(directory("Files/old"), directory("Files/old/deep")))
+        with pytest.raises(InvalidInput, match="differ in case"):
+            write(tmp_path / "child.cim", [directory("Files/old/deep"), whiteout(removed)], base)
+
     def test_lies_in_the_directory_of_its_parent(self, tmp_path: Path, base: CimLayer) -> None:
         (tmp_path / "elsewhere").mkdir()
         with pytest.raises(InvalidInput, match="forked"):
