@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -19,8 +20,9 @@ from lamella.cli.options import platform_option, replace_option, strict_option
 @click.option(
     "--to",
     "kind",
-    type=click.Choice(["tar", "cim"]),
-    help="Composite images of Windows in place of tars, or tars again. PLACE is the directory that has them.",
+    type=click.Choice(["tar", "cim", "blockcim"]),
+    help="Composite images of Windows in place of tars, on Windows block images too, or tars again. PLACE is the "
+    "directory that has them.",
 )
 @click.option(
     "--parent",
@@ -47,7 +49,7 @@ def command(
     console: Console,
     source: str,
     target: str,
-    kind: str | None,
+    kind: Literal["tar", "cim", "blockcim"] | None,
     parent: Path | None,
     compress: str | None,
     level: int | None,
@@ -66,16 +68,16 @@ def command(
 
     --to cim makes a new directory with a composite image for each layer of a Windows image, 0.cim for the base, and
     with the image's documents; --to tar makes the image of it again. With DIR/NAME.cim for PLACE they convert a single
-    layer, from a blob and to one.
+    layer, from a blob and to one. --to blockcim takes Windows, and is no way back: 0/layer.vhd/layer.cim is the base's.
     """
     if kind is not None:
         other = (again, format_, all_platforms, recipes)
-        if any(other) or (kind == "cim" and (compress or replace)):
+        if any(other) or (kind != "tar" and (compress or replace)):
             raise click.UsageError("--to converts layers as they are; give the other options in a step of its own")
         from lamella.cli.convert_cim import from_cim, to_cim
 
-        if kind == "cim":
-            to_cim(console, source, target, parent, platform, strict)
+        if kind != "tar":
+            to_cim(console, source, target, kind, parent, platform, strict)
         else:
             from_cim(console, source, target, parent, compress, level, replace, strict)
         return

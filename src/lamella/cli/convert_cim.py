@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -18,7 +19,15 @@ from lamella.cli.documents import (
 )
 
 
-def to_cim(console: Console, source: str, target: str, parent: Path | None, platform: str | None, strict: bool) -> None:
+def to_cim(
+    console: Console,
+    source: str,
+    target: str,
+    kind: Literal["cim", "blockcim"],
+    parent: Path | None,
+    platform: str | None,
+    strict: bool,
+) -> None:
     """Make composite images of an image's layers, or one of a blob where ``target`` names one."""
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
@@ -34,7 +43,7 @@ def to_cim(console: Console, source: str, target: str, parent: Path | None, plat
         below = () if parent is None else (parent,)
         blob = Path(source.removeprefix("blob:"))
         applied = apply_blob(
-            blob, place, kind="cim", parents=below, losses=losses, rules=AS_WINDOWS, progress=progress, cancel=cancel
+            blob, place, kind=kind, parents=below, losses=losses, rules=AS_WINDOWS, progress=progress, cancel=cancel
         )
         console.losses(losses)
         if console.json:
@@ -44,7 +53,7 @@ def to_cim(console: Console, source: str, target: str, parent: Path | None, plat
         return
     _refuse_parent(parent)
     with open_image(source, platform) as image:
-        unpacked = unpack(image, place, kind="cim", losses=losses, rules=AS_WINDOWS, progress=progress, cancel=cancel)
+        unpacked = unpack(image, place, kind=kind, losses=losses, rules=AS_WINDOWS, progress=progress, cancel=cancel)
         console.losses(losses)
         if console.json:
             console.document(unpacked_document(image, unpacked))

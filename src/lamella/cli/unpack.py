@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["directory", "erofs", "windows", "cim"]),
+    type=click.Choice(["directory", "erofs", "windows", "cim", "blockcim"]),
     help="A plain tree, or one EROFS image called DIR; of a Windows image, the folder or the composite image of each "
-    "layer, too.",
+    "layer, too, or on Windows the block image.",
 )
 @awkward_names_option
 @strict_option
@@ -71,6 +71,7 @@ def command(
     Of a Windows image, say which you want. --as directory gives what its containers have as drive C. --as windows gives
     a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base. --as cim gives 0.cim for the base,
     1.cim forked from it, and so on, and the image's documents, so that 'lamella convert --to tar' gives it back.
+    --as blockcim, which only Windows can do, gives 0/layer.vhd/layer.cim for the base, and so on.
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
@@ -85,7 +86,7 @@ def command(
         work = partial(unpack_bundle)
 
     if awkward_names and kind not in WINDOWS_KINDS:
-        raise click.UsageError("--awkward-names is for the layers of a Windows image, with --as windows or cim")
+        raise click.UsageError("--awkward-names is for the layers of a Windows image, kept apart with --as")
     if kind == "erofs" and (owner is not None or devices is not None):
         raise click.UsageError("--owner and --devices are for directories; an EROFS image keeps what the layers say")
     losses = Losses(refuse=strict)

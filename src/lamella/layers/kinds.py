@@ -321,10 +321,13 @@ def _windows_tar(changes: Source) -> KeptTar | None:
 def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.cim.files import CimLayer
     from lamella.layers.cim.sink import CimSink
+    from lamella.layers.cim.system import fork_writer
     from lamella.layers.stack import LayerStack
 
-    stack = LayerStack.from_nearest(CimLayer(parent) for parent in parents) if parents else None
-    return CimSink(CimLayer(place), parents=stack, contents=options.contents, losses=options.losses)
+    layer, above = CimLayer(place), [CimLayer(parent) for parent in parents]
+    writer = fork_writer(layer, above[0] if above else None, options.system)
+    stack = LayerStack.from_nearest(above) if above else None
+    return CimSink(layer, parents=stack, contents=options.contents, losses=options.losses, writer=writer)
 
 
 def _cim_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:

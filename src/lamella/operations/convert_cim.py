@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from lamella.changes.losses import Losses
 from lamella.digests import Digest
-from lamella.errors import NotFound, from_os
+from lamella.errors import NotFound, Unsupported, from_os
 from lamella.images.contract import ImageReader, StoredImage
 from lamella.images.forms import open_writer
 from lamella.images.image import Image, image_from
@@ -27,7 +27,7 @@ from lamella.operations.diff import sourced
 from lamella.operations.draft import Draft, Finished, draft_of, write_draft
 from lamella.operations.new_layers import TarredLayer
 from lamella.operations.output import refuse_within
-from lamella.operations.unpack_windows import CONFIG, MANIFEST
+from lamella.operations.unpack_windows import BLOCK, CONFIG, MANIFEST
 from lamella.operations.write_layer import LayerOptions
 
 if TYPE_CHECKING:
@@ -58,9 +58,14 @@ def cims_to_image(
 
     Layers are compressed as they were unless ``compression`` says how. Each is told from the file tables of its image
     and its parent's; one whose tar was in the order of a walk, as Windows' tools write it, keeps its diff id. Raises
-    NotFound, InvalidInput, AlreadyExists, FormatError, Exhausted.
+    NotFound, InvalidInput, AlreadyExists, FormatError, Exhausted, Unsupported (block images).
     """
     target = parse_image_name(target) if isinstance(target, str) else target
+    if (directory / "0" / BLOCK).exists():
+        raise Unsupported(
+            f"{os.fspath(directory)!r} holds block images, which only Windows can look into: no tars are made of them",
+            hint="keep the image that they were made of",
+        )
     with CimDirectory(directory) as reader:
         image = image_from(reader)
         if target.form in ON_DISK:

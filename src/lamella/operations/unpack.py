@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-UnpackKind: TypeAlias = Literal["directory", "erofs", "windows", "cim"]
-"""A plain tree, or one EROFS image; or, of a Windows image, the folder or the composite image of each layer."""
+UnpackKind: TypeAlias = Literal["directory", "erofs", "windows", "cim", "blockcim"]
+"""A plain tree, or one EROFS image; or, of a Windows image, each layer's folder, composite image or block image."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,8 +57,9 @@ def unpack(
 
     Of a Windows image ``kind`` says what is wanted: ``"directory"`` for what its containers have as drive C, as a plain
     tree; ``"windows"`` for a folder of each layer, named by its number from 0 at the base; ``"cim"`` for a composite
-    image of each, ``0.cim`` and so on, with the image's documents beside them. Others become a plain tree, or with
-    ``"erofs"`` a single EROFS image called ``directory``, whose files have the owners and devices that layers say.
+    image of each, ``0.cim`` and so on, with the image's documents beside them; ``"blockcim"``, on Windows alone, for a
+    block image of each, ``0/layer.vhd/layer.cim`` and so on, with the documents too. Others become a plain tree, or
+    with ``"erofs"`` a single EROFS image called ``directory``, whose files have the owners and devices that layers say.
     ``rules`` are for the names in folders and composite images.
 
     Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``kind`` does not
@@ -105,12 +106,12 @@ def _unpack(
     applied: list[Applied] = []
     try:
         if image.config.os == "windows":
-            from lamella.operations.unpack_windows import cims_applied, files_applied, layers_applied
+            from lamella.operations.unpack_windows import files_applied, images_applied, layers_applied
 
             if kind == "directory":
                 applied.extend(files_applied(layers, where, policy, losses, progress, cancel))
-            elif kind == "cim":
-                applied.extend(cims_applied(image, where, losses, rules, progress, cancel))
+            elif kind in ("cim", "blockcim"):
+                applied.extend(images_applied(image, where, kind, losses, rules, progress, cancel))
             else:
                 applied.extend(layers_applied(layers, where, losses, rules, progress, cancel))
             layers = ()
@@ -147,7 +148,7 @@ def _check_kind(image: Image, kind: UnpackKind | None) -> None:
             "the image is for Windows, and can be unpacked in several ways",
             hint="--as directory gives drive C as a plain tree, --as windows or cim gives each layer by itself",
         )
-    if kind in ("windows", "cim") and built_for != "windows":
+    if kind in ("windows", "cim", "blockcim") and built_for != "windows":
         raise InvalidInput(f"the image is for {built_for}, not for Windows")
     if kind == "erofs" and built_for == "windows":
         raise InvalidInput("the image is for Windows, and EROFS is a file system of Linux")

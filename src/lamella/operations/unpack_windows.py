@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
 from lamella.errors import from_os
 from lamella.layers.directory import DirectorySink
 from lamella.layers.facets import inside
+from lamella.layers.kinds import directory_of
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.windows.place import FILES
 from lamella.layers.windows_view import Spelling, view_changes
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 MANIFEST: Final = "manifest.json"
 CONFIG: Final = "config.json"
 """The documents of an image whose layers are composite images."""
+BLOCK: Final = "layer.vhd"
+IMAGE: Final = "layer.cim"
+"""The file of a block image, and the image in it."""
 
 _POLICY: Final = Policy(Owners.IGNORE, Devices.SKIP)
 """A Windows layer knows neither owners nor devices as POSIX has them."""
@@ -82,9 +86,10 @@ def layers_applied(
         below.insert(0, folder)
 
 
-def cims_applied(
+def images_applied(
     image: Image,
     directory: Path,
+    kind: Literal["cim", "blockcim"],
     losses: Losses,
     rules: NameRules | None,
     progress: Progress | None,
@@ -92,9 +97,11 @@ def cims_applied(
 ) -> Iterator[Applied]:
     """Make a composite image in ``directory`` for each layer of ``image``, forked from the one before it.
 
-    Its documents lie beside them, so that `lamella.operations.convert_cim` can make the image again.
+    Its documents lie beside them, so that `lamella.operations.convert_cim` can make the image again. Of the kind
+    ``"blockcim"`` each is a file in a folder of its own, as containerd has them.
     """
     below: list[Path] = []
+    directory_of(kind, directory / _place_of(kind, 0))  # before anything is written, where this host cannot
     documents = {MANIFEST: image.descriptor, CONFIG: image.manifest.config}
     for name, descriptor in documents.items():
         try:
@@ -102,12 +109,12 @@ def cims_applied(
         except OSError as problem:
             raise from_os(problem, f"write {os.fspath(directory / name)!r}") from problem
     for number, layer in enumerate(image.layers):
-        path = directory / f"{number}.cim"
+        path = directory / _place_of(kind, number)
         with layer.open() as blob:
             yield apply_blob(
                 blob,
                 path,
-                kind="cim",
+                kind=kind,
                 parents=below,
                 losses=losses,
                 compression=layer.compression,
@@ -119,3 +126,7 @@ def cims_applied(
                 cancel=cancel,
             )
         below.insert(0, path)
+
+
+def _place_of(kind: Literal["cim", "blockcim"], number: int) -> str:
+    return f"{number}.cim" if kind == "cim" else f"{number}/{BLOCK}/{IMAGE}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,13 @@ from tests.unit.layers.cim.test_cim_layer import (
     windows_base,
     write,
 )
+from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.model import Change
 from lamella.formats.regf import MemoryKey, encode_hive
+from lamella.host.windows.cimfs import WindowsBuild
+from lamella.host.windows.system import WindowsSystem
+from lamella.layers.blockcim import place
 from lamella.layers.cim.files import CimLayer
 from lamella.testing.images import image_of_tars, tagged, write_layout
 
@@ -275,3 +280,46 @@ def test_a_block_image_is_refused_elsewhere_than_on_windows(lamella: Run, tmp_pa
     unnamed = lamella("apply", blob, tmp_path / "x", "--as", "blockcim")
     assert (unnamed.returncode, "DIR/layer.vhd/layer.cim" in unnamed.stderr) == (3, True)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_becomes_no_block_images_elsewhere_than_on_windows(lamella: Run, tmp_path: Path) -> None:
+    name = image_of(tmp_path, *LAYERS)
+    before = sorted(tmp_path.rglob("*"))
+    for verb, option in (("unpack", "--as"), ("convert", "--to")):
+        refused = lamella(verb, name, tmp_path / "new", option, "blockcim", "--platform", "windows/amd64")
+        assert refused.returncode == 7
+        assert "Windows alone: their layout is not published" in refused.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_becomes_block_images_by_windows_calls(
+    lamella: Run, tmp_path: Path, needs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_compiler(needs)
+    stub = StubCimfs()
+    system = WindowsSystem(StubLoader(cimfs=stub.library), WindowsBuild(27766))
+    monkeypatch.setattr(place, "this_system", lambda: system)
+    name = image_of(tmp_path, windows_base(), [directory("Files"), whiteout("Files/x"), file("Files/d", b"d")])
+    for verb, option in (("unpack", "--as"), ("convert", "--to")):
+        made = len(stub.calls)
+        done = lamella(verb, name, tmp_path / verb, option, "blockcim", "--platform", "windows/amd64")
+        assert (done.returncode, done.stderr.count("error")) == (0, 0)
+        calls = stub.calls[made:]
+        begun = [line for line in calls if line.startswith("CimCreateImage2")]
+        assert [Path(line.split()[1]).parts[-2:] for line in begun] == [(n, "layer.vhd") for n in "01"]
+        assert calls.count("CimCommitImage") == 2
+        assert calls[calls.index(begun[1]) :][1:5] == [
+            "CimCreateFile Files 0",
+            "CimCloseStream",
+            "CimTombstoneFile Files\\x",
+            "CimCreateFile Files\\d 1",
+        ]
+        assert {"0", "1", "manifest.json", "config.json"} == {path.name for path in (tmp_path / verb).iterdir()}
+        assert (tmp_path / verb / "0/Hives/SYSTEM_BASE").is_file()
+
+
+def test_block_images_do_not_become_tars(lamella: Run, tmp_path: Path) -> None:
+    (tmp_path / "blocks/0/layer.vhd").mkdir(parents=True)
+    refused = lamella("convert", tmp_path / "blocks", f"oci:{tmp_path}/new:v", "--to", "tar")
+    assert (refused.returncode, "only Windows can look into" in refused.stderr) == (7, True)
+    assert not (tmp_path / "new").exists()

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
+from functools import cache, cached_property
 
+from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.host.windows.computestorage import StorageLayers
 from lamella.host.windows.files import Files
 from lamella.host.windows.loader import Loader, SystemLoader
@@ -18,14 +19,21 @@ from lamella.host.windows.vmcompute import ComputeLayers
 class WindowsSystem:
     """The calls of one Windows; privileges are counted here, so a process has one of these."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, build: WindowsBuild | None = None) -> None:
+        """``build`` is asked for where it is not given."""
         self.loader = loader
+        self._build = build
         self.privileges = Privileges(loader)
         self.files = Files(loader)
         self.layers = ComputeLayers(loader)
         self.storage = StorageLayers(loader)
         self.registry = OfflineRegistry(loader)
         self.disks = VirtualDisks(loader)
+
+    @cached_property
+    def images(self) -> Cimfs:
+        """The calls for composite images. Raises Unsupported where this host is not Windows, and no build was given."""
+        return Cimfs(self.loader, self._build or WindowsBuild.here())
 
 
 @cache

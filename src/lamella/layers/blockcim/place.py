@@ -10,6 +10,7 @@ from typing import Final
 
 from lamella.errors import InvalidInput, Unsupported, from_os
 from lamella.host.windows.cimfs import HASH_SIZE, Cimfs
+from lamella.host.windows.system import this_system
 
 CHECKSUM: Final = "integrity_checksum"
 MERGED_CHECKSUM: Final = "merged_integrity_checksum"
@@ -71,13 +72,9 @@ class BlockOptions:
 
 def system_calls() -> Cimfs:
     """Windows' calls. Raises Unsupported on any other host, where block images can be neither written nor read."""
-    import sys
-
-    if sys.platform == "win32":
-        from lamella.host.windows.cimfs import WindowsBuild
-        from lamella.host.windows.loader import SystemLoader
-
-        return Cimfs(SystemLoader(), WindowsBuild.here())
+    system = this_system()
+    if system is not None:
+        return system.images
     raise Unsupported(
         "block images (block CIMs) can be written and read by Windows alone: their layout is not published",
         hint='keep the layer in a forked image (kind "cim", of which the layout is known), or in a folder ("windows")',

@@ -10,10 +10,11 @@ from typing import Final, NamedTuple
 
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer, Kind
-from lamella.errors import AlreadyExists, InvalidInput, LamellaError, SizeMismatch
+from lamella.errors import AlreadyExists, InvalidInput, LamellaError, SizeMismatch, Unsupported
 from lamella.formats.ntfs import attributes as bits
 from lamella.host.windows import cimfs
 from lamella.host.windows.cimfs import Cimfs
+from lamella.host.windows.system import WindowsSystem, this_system
 from lamella.layers.cim.contract import FileMetadata
 from lamella.layers.cim.files import CimLayer
 from lamella.layers.cim.tree import CimTree
@@ -114,6 +115,24 @@ def windows_path(path: str) -> str:
 def host_path(path: Path) -> str:
     """A path of the host, as it is given to Windows' calls: without a backslash at the end."""
     return os.fspath(path).rstrip("\\")
+
+
+def fork_writer(
+    layer: CimLayer, parent: CimLayer | None = None, system: WindowsSystem | None = None
+) -> SystemForkWriter | None:
+    """What writes the image ``layer`` by Windows' calls, begun; None where Lamella is to write it itself, without any.
+
+    ``system`` is this host unless given. Raises as `SystemForkWriter` does.
+    """
+    system = this_system() if system is None else system
+    if system is None:
+        return None
+    try:
+        calls = system.images
+        calls.check_writing()
+    except Unsupported:
+        return None
+    return SystemForkWriter(calls, layer, parent)
 
 
 class _Seen(NamedTuple):

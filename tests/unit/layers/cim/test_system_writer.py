@@ -20,6 +20,8 @@ from lamella.changes.model import Change, Kind, Opaque, Put, Whiteout
 from lamella.errors import AlreadyExists, Denied, InvalidInput, NotFound, Unsupported
 from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
+from lamella.host.windows.system import WindowsSystem
+from lamella.layers import kinds
 from lamella.layers.blockcim.place import BlockCimLayer, BlockKind
 from lamella.layers.blockcim.volumes import mounted, mounted_blocks, volume_of
 from lamella.layers.cim.contract import ForkWriter
@@ -98,6 +100,29 @@ class TestAForkedLayer:
             "CimCommitImage",
             "CimCloseImage",
         ]
+
+    def test_is_what_the_kind_of_layer_comes_to_on_windows(self, base: CimLayer, stub: StubCimfs) -> None:
+        system = WindowsSystem(StubLoader(cimfs=stub.library), WindowsBuild(26100))
+        child = base.path.with_name("child.cim")
+        apply([directory("Hives")], kinds.sink("cim", child, [base.path], system=system))
+        assert stub.calls == [
+            f"CimCreateImage {base.directory} base.cim child.cim",
+            "CimCreateFile Hives 0",
+            "CimCloseStream",
+            "CimCommitImage",
+            "CimCloseImage",
+        ]
+
+    @pytest.mark.parametrize("build", [18363, 26100])
+    def test_is_written_without_windows_calls_where_it_has_none(
+        self, base: CimLayer, stub: StubCimfs, build: int
+    ) -> None:
+        loader = StubLoader(cimfs=stub.library) if build == 18363 else StubLoader()
+        child = base.path.with_name("child.cim")
+        sink = kinds.sink("cim", child, [base.path], system=WindowsSystem(loader, WindowsBuild(build)))
+        apply([directory("Hives")], sink)
+        assert stub.calls == []
+        assert set(contents(CimLayer(child))) == {*paths_of(base), "Hives"}
 
     def test_hides_what_its_parent_has_in_an_opaque_directory(
         self, base: CimLayer, calls: Cimfs, stub: StubCimfs
