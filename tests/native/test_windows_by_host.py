@@ -34,11 +34,14 @@ from lamella.errors import Conflict, InvalidInput, LamellaError
 from lamella.host.windows import system as host
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers import kinds
+from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.native_reading import NativeChanges
+from lamella.layers.windows.tree import WindowsLayerTree
 from lamella.layers.windows_names import AS_WINDOWS
 from lamella.operations.apply import apply_blob
 from lamella.operations.diff import diff
 from lamella.operations.write_layer import LayerOptions, Written, write_layer
+from lamella.paths import LayerPath
 from lamella.service.differs import Lookup
 from lamella.service.windows_differs import WindowsDiffer
 from lamella.store.contract import WindowsLayerMount
@@ -146,6 +149,14 @@ class TestTheTableOfKinds:
             kept = Kept()
             kept(changes, lookup, windows=True)
         assert lines_of(data) == lines_of(kept.tar)
+        assert stub.leaks() == {}
+
+    def test_has_a_tree_of_a_base_layer_on_ntfs(self, stub: Stub, system: WindowsSystem) -> None:
+        apply_blob(BytesIO(tar_of(BASE_CHANGES)), BASE, kind="windows", system=system)
+        with WindowsLayerTree(WindowsLayer(BASE), system) as tree:
+            content = tree.open(LayerPath("files/APP/a.txt"))
+            assert b"".join(map(bytes, content.chunks())) == b"hello"
+            assert list(tree.streams(LayerPath("Files/App/a.txt"))) == ["ads"]
         assert stub.leaks() == {}
 
     def test_goes_by_the_host_where_none_is_given(

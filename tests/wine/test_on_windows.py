@@ -120,7 +120,7 @@ def test_what_this_windows_lacks_is_unsupported() -> None:
 
 def test_without_the_containers_feature_the_error_says_what_to_turn_on(windows: WindowsSystem) -> None:
     if windows.layers.available():
-        pytest.fail("this Windows has the Containers feature; take tools/check-windows.py there")
+        pytest.fail("this Windows has the Containers feature; take tools/check_windows.py there")
     with pytest.raises(Unsupported) as caught:
         windows.layers.process_base("C:\\nothing")
     assert caught.value.hint == "turn on the Containers feature of Windows"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import stat
 from typing import Any, Final
 
-from lamella.changes.model import Entry, Kind
+from lamella.changes.model import Entry, Kind, Windows
 from lamella.cli.console import Console
 from lamella.times import SECOND, format_pax_time
 
@@ -87,4 +87,27 @@ def entry_document(entry: Entry) -> dict[str, Any]:
             from base64 import b64encode
 
             document["xattrs"] = {name: b64encode(value).decode() for name, value in sorted(posix.xattrs.items())}
+    if entry.windows is not None:
+        document["windows"] = _windows_document(entry.windows)
+    return document
+
+
+def _windows_document(windows: Windows) -> dict[str, Any]:
+    """What NTFS keeps of a file: attributes as a number, times as `entry_document` has them, bytes in base64."""
+    from base64 import b64encode
+
+    times = {
+        "created": windows.creation_time,
+        "accessed": windows.access_time,
+        "written": windows.write_time,
+        "changed": windows.change_time,
+    }
+    document: dict[str, Any] = {"attributes": windows.attributes}
+    document |= {name: format_pax_time(time) for name, time in times.items() if time is not None}
+    for name, value in (("security_descriptor", windows.security_descriptor), ("reparse", windows.reparse)):
+        if value is not None:
+            document[name] = b64encode(value).decode()
+    if windows.extended_attributes:
+        attributes = sorted(windows.extended_attributes.items())
+        document["extended_attributes"] = {name: b64encode(value).decode() for name, value in attributes}
     return document

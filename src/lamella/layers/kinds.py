@@ -312,6 +312,13 @@ def _windows_source(stack: ExitStack, place: Path, options: SourceOptions) -> tu
     return stated, stated.lookup
 
 
+def _windows_tree(place: Path) -> OpenTree:
+    from lamella.layers.windows.place import WindowsLayer
+    from lamella.layers.windows.tree import WindowsLayerTree
+
+    return WindowsLayerTree(WindowsLayer(place))
+
+
 def _windows_tar(changes: Source) -> KeptTar | None:
     from lamella.layers.windows.source import WindowsChanges
 
@@ -379,6 +386,7 @@ KINDS: Final[dict[str, LayerKind]] = {
     "windows": LayerKind(
         _windows_sink,
         _windows_source,
+        _windows_tree,
         changes=_folder_changes,
         needs=_windows_needs,
         read_above=True,

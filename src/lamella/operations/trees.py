@@ -8,13 +8,10 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from lamella.changes.contracts import Source, Tree
-from lamella.changes.model import Buffer, Change, Content, Entry, Kind, Link, Put
-from lamella.changes.tree import resolve
-from lamella.errors import InvalidInput, NotFound
+from lamella.changes.contracts import Tree
+from lamella.errors import InvalidInput
 from lamella.images.naming import KEPT, ON_DISK, REGISTRY
 from lamella.layers import kinds
-from lamella.paths import LayerPath, join, split
 from lamella.streams.reading import BlobReader, open_blob
 from lamella.streams.seekable import SeekableBlob
 
@@ -51,7 +48,8 @@ def open_tree(
 ) -> Iterator[Tree]:
     """The tree that ``place`` names, good until the block ends.
 
-    That is ``dir:PATH``, ``blob:FILE``, ``erofs:FILE``, ``cim:DIR/NAME.cim`` or the name of an image.
+    That is ``dir:PATH``, ``blob:FILE``, ``erofs:FILE``, ``windows:DIR`` (a layer's folder), ``cim:DIR/NAME.cim`` or
+    the name of an image.
 
     Raises InvalidInput, NotFound and what reading the place raises.
     """
@@ -119,8 +117,7 @@ def blob_tree(
 ) -> Iterator[MemoryTree]:
     """What a single layer comes to with nothing below it, good until the block ends. Raises as applying it does.
 
-    A hard link to a file that the layer does not have is an entry without metadata whose ``target`` is that file;
-    reading its content raises NotFound.
+    Hard links to files that the layer does not have are as `links_shown` gives them.
     """
     from lamella.changes.tree import MemoryTree
 
@@ -146,62 +143,11 @@ def _apply(
     *,
     alone: bool = False,
 ) -> None:
+    from lamella.changes.alone import links_shown
     from lamella.changes.apply import apply
     from lamella.changes.tree import MemorySink
     from lamella.operations.layer_reading import changes_of_blob
 
     changes = changes_of_blob(reader, stored=stored, spelling=spelling)
-    apply(_out_of(changes, tree) if alone else changes, MemorySink(tree), cancel=cancel)
+    apply(links_shown(changes, tree) if alone else changes, MemorySink(tree), cancel=cancel)
     reader.finish()
-
-
-class _Below(Content):
-    """The content of a hard link to a file in a layer below, which is not there."""
-
-    __slots__ = ("_path", "_target")
-
-    def __init__(self, path: LayerPath, target: LayerPath) -> None:
-        self._path = path
-        self._target = target
-
-    @property
-    def size(self) -> int:
-        """0, as that of the link in its layer."""
-        return 0
-
-    @property
-    def extents(self) -> None:
-        """None are known."""
-        return
-
-    @property
-    def stored(self) -> bool:
-        """True: asking again gives the same."""
-        return True
-
-    def chunks(self) -> Iterator[Buffer]:
-        """Raise NotFound."""
-        raise NotFound(
-            f"'/{self._path}' is a hard link to '/{self._target}', which a layer below has, and not this one",
-            hint="look into the image that the layer belongs to",
-        )
-
-
-def _out_of(changes: Source, tree: MemoryTree) -> Iterator[Change]:
-    """``changes`` with hard links out of the layer, of which ``tree`` has what came before, shown as such."""
-    for change in changes:
-        if type(change) is Link and not _has(tree, change.target):
-            path, target = change.path, change.target
-            yield Put(Entry(path, Kind.FILE, None, 0, target), _Below(path, target))
-        else:
-            yield change
-
-
-def _has(tree: MemoryTree, path: LayerPath) -> bool:
-    if tree.lookup(path) is not None:
-        return True
-    parent, name = split(path)
-    try:
-        return tree.lookup(join(resolve(tree, parent), name)) is not None
-    except NotFound:
-        return False

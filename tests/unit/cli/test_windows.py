@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
 from tests.unit.cli.conftest import Run
 from tests.unit.layers.cim.test_cim_layer import windows_base
-from tests.unit.layers.test_windows_dialect import file_at, write
+from tests.unit.layers.test_windows_dialect import SD, file_at, link_at, with_stream, write
+from tests.unit.layers.windows_tars import microsoft_base, microsoft_update
 
+from lamella.formats.ntfs import reparse
 from lamella.layers.windows_names import AS_WINDOWS
 
 BASE = [file_at("Files/a")]
@@ -44,6 +48,75 @@ def test_layers_of_other_kinds_take_no_parents_to_be_read(layers: Path, lamella:
     done = lamella("diff", layers / "above", "--as", kind, "--parent", layers / "base")
     assert done.returncode == 2
     assert "--parent is for the folder of a Windows layer" in done.stderr
+
+
+class TestALayersFolderIsLookedInto:
+    """As a tree, by its own name: what the layer states, and nothing of how the folder keeps it."""
+
+    @pytest.fixture
+    def folders(self, tmp_path: Path, lamella: Run) -> Path:
+        for name, data, parents in (("base", microsoft_base(), ()), ("above", microsoft_update(), ("base",))):
+            (tmp_path / f"{name}.tar").write_bytes(data)
+            below = [word for parent in parents for word in ("--parent", tmp_path / parent)]
+            done = lamella("apply", tmp_path / f"{name}.tar", tmp_path / name, "--as", "windows", *below)
+            assert done.returncode == 0, done.stderr
+        return tmp_path
+
+    def test_files_are_listed_and_read_in_whatever_case(self, folders: Path, lamella: Run) -> None:
+        name = f"windows:{folders}/above"
+        assert lamella("ls", name).stdout == "Files\nHives\n"
+        assert lamella("cat", f"{name}::files/windows/SYSTEM32/NTDLL.dll").stdout.encode(
+            "utf-8", "surrogateescape"
+        ) == (b"\x92" * 4000)
+        assert lamella("hive", "ls", f"{name}::Hives/System_Delta").returncode == 0
+        found = lamella("find", f"windows:{folders}/base", "--type", "l").stdout
+        assert "/Files/Documents and Settings\n" in found
+
+    def test_hard_links_to_the_layers_below_are_shown(self, folders: Path, lamella: Run) -> None:
+        done = lamella("ls", "-l", f"windows:{folders}/above::Files/Windows/System32")
+        assert "advapi.dll => /Files/Windows/System32/advapi32.dll" in done.stdout
+        done = lamella("cat", f"windows:{folders}/above::Files/Windows/System32/advapi.dll")
+        assert (done.returncode, "a layer below has" in done.stderr) == (4, True)
+
+    def test_streams_and_descriptors_are_in_its_dump(self, tmp_path: Path, lamella: Run) -> None:
+        (tmp_path / "layer.tar").write_bytes(write(windows_base(*with_stream("Files/a")))[0])
+        assert lamella("apply", tmp_path / "layer.tar", tmp_path / "layer", "--as", "windows").returncode == 0
+        lines = lamella("dump", f"windows:{tmp_path}/layer").stdout.splitlines()
+        assert any(line.startswith("stream Files/a name=ads size=6 ") for line in lines)
+        assert any(line.startswith("put file") and " Files/a attributes=0x20 " in line for line in lines)
+
+    def test_what_windows_keeps_of_a_file_is_there_for_machines(self, tmp_path: Path, lamella: Run) -> None:
+        changes = windows_base(
+            file_at("Files/a", extended_attributes={"FOO": b"bar"}),
+            link_at("Files/l", 0x410, reparse.symlink("C:\\x")),
+        )
+        (tmp_path / "layer.tar").write_bytes(write(changes)[0])
+        assert lamella("apply", tmp_path / "layer.tar", tmp_path / "layer", "--as", "windows").returncode == 0
+        _, file, link = json.loads(lamella("ls", "--json", f"windows:{tmp_path}/layer::Files").stdout)
+        assert file["windows"] == {
+            "attributes": 0x20,
+            "created": "1683356889.1234567",
+            "accessed": "1683356890.1234567",
+            "written": "1683356891.1234567",
+            "changed": "1683356892.1234567",
+            "security_descriptor": base64.b64encode(SD).decode(),
+            "extended_attributes": {"FOO": "YmFy"},
+        }
+        assert (link["windows"]["attributes"], link["target"]) == (0x410, "/x")
+        assert base64.b64decode(link["windows"]["reparse"]) == reparse.encode(reparse.symlink("C:\\x"))
+
+    def test_what_is_no_layer_is_said(self, tmp_path: Path, lamella: Run) -> None:
+        assert lamella("ls", f"windows:{tmp_path}/nothing").returncode == 4
+        done = lamella("ls", f"windows:{tmp_path}")
+        assert done.returncode == 7
+        assert "lamella.index" in done.stderr
+
+
+def test_a_layer_that_needs_its_parents_says_how_to_name_them(tmp_path: Path, lamella: Run) -> None:
+    (tmp_path / "layer.tar").write_bytes(microsoft_update())
+    done = lamella("apply", tmp_path / "layer.tar", tmp_path / "layer", "--as", "windows")
+    assert done.returncode == 4
+    assert "hint: say which layers are below with --parent" in done.stderr
 
 
 class TestAwkwardNames:

@@ -164,7 +164,8 @@ class WindowsSink:
         if code is None or facet is None:
             below = self._writer.below(target)
             if below is None or (code is None and not target.startswith(FILES + "/")):
-                raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
+                hint = "say which layers are below with --parent, the nearest first" if self._base else None
+                raise NotFound(f"hard link {path!r}: its target {target!r} is not there", hint=hint)
             if below.kind is Kind.DIRECTORY:
                 raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
             facet = facet or below.windows
