@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes  # which takes a while to load, and is wanted by few
 
 HAS_XATTRS = True
 
@@ -85,6 +88,8 @@ def xattr_lister(directory: int) -> Callable[[str], list[str]]:
     call = _listxattrat()
     if call is None:
         return lambda name: os.listxattr(beneath + name, follow_symlinks=False)
+    import ctypes
+
     buffer = ctypes.create_string_buffer(_NAMES)
     address = ctypes.addressof(buffer)
     encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -111,6 +116,8 @@ def _listxattrat() -> Callable[..., int] | None:
     """The system call, where this kernel has it and lets us use it."""
     if os.uname().machine not in _COMMON_NUMBERS:
         return None
+    import ctypes
+
     syscall = ctypes.CFUNCTYPE(
         ctypes.c_long,
         ctypes.c_long,
@@ -127,6 +134,8 @@ def _listxattrat() -> Callable[..., int] | None:
 
 @cache
 def _libc() -> ctypes.CDLL:
+    import ctypes
+
     return ctypes.CDLL(None, use_errno=True)
 
 
@@ -136,6 +145,8 @@ _AT_FDCWD = -100
 
 def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
     """Rename ``old`` to ``new``; FileExistsError where ``new`` is there, even as an empty directory (renameat2(2))."""
+    import ctypes
+
     source, target = os.fsencode(old), os.fsencode(new)
     renameat2 = getattr(_libc(), "renameat2", None)
     code = errno.ENOSYS

@@ -6,8 +6,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from itertools import count
 from types import TracebackType
@@ -34,7 +32,8 @@ class Staging:
         try:
             _sweep(parent, prefix)
             for _ in range(_TRIES):
-                self.path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+                self.path = os.path.join(os.path.abspath(parent), f"{prefix}{os.urandom(6).hex()}")
+                os.mkdir(self.path, 0o700)
                 lock = _lock(self.path)
                 if lock is not None:
                     self._held = lock
@@ -51,7 +50,7 @@ class Staging:
         """Remove the directory and all that is in it. May be called again."""
         lock, self._held = self._held, -1
         if lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
             os.close(lock)
 
 
@@ -150,8 +149,20 @@ def _sweep(parent: str, prefix: str) -> None:
             path = os.path.join(parent, name)
             lock = _lock(path)
             if lock is not None:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
                 os.close(lock)
+
+
+def _remove(path: str) -> None:
+    """Remove a directory, as far as the system allows; as a rule there are only files in it."""
+    try:
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        os.rmdir(path)
+    except OSError:
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(path: str) -> int | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -44,6 +43,8 @@ class Patience:
             raise error
         wait = after
         if wait is None:
+            import random
+
             # Clients that were cut off together should not come back together.
             wait = min(_FIRST_PAUSE * 2 ** (self._tries - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
         if wait > self._left:
