@@ -60,10 +60,10 @@ def command(
 ) -> None:
     """Copy an image with further layers on top.
 
-    LAYER is a blob, as 'lamella diff -o' writes it, which is stored as it is, a composite image, DIR/NAME.cim, whose
-    changes become a layer, or a directory, whose files do; directories in it get the metadata that they have there, the
-    root keeps its own. The last IMAGE may be the first one, whose tag then names the new image. It is dated by
-    SOURCE_DATE_EPOCH, or 1970 where that is not set.
+    LAYER is a blob, as 'lamella diff -o' writes it, which is stored as it is, a composite image, cim:DIR/NAME.cim,
+    whose changes become a layer, or a directory, whose files do; directories in it get the metadata that they have
+    there, the root keeps its own. The last IMAGE may be the first one, whose tag then names the new image. It is dated
+    by SOURCE_DATE_EPOCH, or 1970 where that is not set.
 
     Upon a Windows image a directory becomes a Windows layer, of which it is drive C: links have backslashes, files are
     for everybody to read and run unless --file-security says otherwise.

@@ -21,8 +21,8 @@ DIFFERENT = 1
 
 
 @click.command("compare", cls=ImageVerb)
-@click.argument("old", metavar="IMAGE")
-@click.argument("new", metavar="IMAGE")
+@click.argument("old", metavar="IMAGE|PLACE")
+@click.argument("new", metavar="IMAGE|PLACE")
 @click.option(
     "--ignore",
     metavar="WHAT,...",
@@ -50,6 +50,9 @@ def command(
     Config and annotations are compared field by field, files in the merged views of all layers. The exit code is 0
     where nothing differs and 1 where something does. How the files are cut into layers is shown, and does not count;
     nor does how the layers are compressed.
+
+    A PLACE is dir:PATH for a directory on disk, blob:FILE for a single layer, erofs:FILE or cim:DIR/NAME.cim for such
+    an image. Where one is given, files alone are compared; of a composite image, without those that an import derives.
     """
     from lamella.operations.compare import compare
 
@@ -69,7 +72,7 @@ def command(
         for line in _lines(found, console):
             console.line(line)
         if found.equal:
-            console.summary("the images are equal")
+            console.summary("the images are equal" if found.old is not None else "the files are equal")
     if not found.equal:
         raise click.exceptions.Exit(DIFFERENT)
 
@@ -151,8 +154,8 @@ def _document(found: Compared) -> dict[str, Any]:
         files.append(document)
     return {
         "equal": found.equal,
-        "old": describe_descriptor(found.old),
-        "new": describe_descriptor(found.new),
+        "old": None if found.old is None else describe_descriptor(found.old),
+        "new": None if found.new is None else describe_descriptor(found.new),
         "config": [{"field": one.name, "old": one.old, "new": one.new} for one in found.config],
         "layers": {
             "shared": layers(found.shared),

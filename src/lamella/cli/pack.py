@@ -27,7 +27,7 @@ from lamella.cli.options import (
 
 
 @click.command("pack", cls=ImageVerb)
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR|cim:PATH", type=click.Path(path_type=Path))
 @click.argument("image", metavar="IMAGE")
 @click.option("--config-from", metavar="IMAGE", help="Take over the config of this image, less layers and history.")
 @click.option("--entrypoint", metavar="WORDS", help="The program: a JSON list, or words as in a shell.")
@@ -80,6 +80,9 @@ def command(
     With --platform windows/ARCH, DIR is drive C and becomes a base layer: where DIR has no registry hives in
     Windows/System32/config, it gets empty ones, without which Windows takes no base layer. None of Windows' own files
     are in it: it serves HostProcess containers, which run those of the host, and to copy files from.
+
+    With cim:DIR/NAME.cim in place of DIR, the image is one for Windows: its layer is a base layer with all files of the
+    composite image and of those that it is forked from, its registry hives with all deltas in them.
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image

@@ -56,7 +56,8 @@ def parse_image_name(text: str) -> ImageName:
     """
     form, colon, rest = text.partition(":")
     if not colon or form not in (*ON_DISK, REGISTRY, *KEPT):
-        raise InvalidInput(f"{text[:300]!r} does not say what kind of place the image is in", hint=_HINT)
+        hint = "'lamella pack' makes an image of a directory or composite image" if form in ("dir", "cim") else _HINT
+        raise InvalidInput(f"{text[:300]!r} does not say what kind of place the image is in", hint=hint)
     if form == REGISTRY:
         return _in_registry(text, rest)
     if form in KEPT:

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamella.changes.apply import Tally, apply
+from lamella.changes.contracts import Source
 from lamella.changes.losses import Losses
-from lamella.changes.model import Link, Put, Stream
+from lamella.changes.model import Entry, Link, Put, Stream
 from lamella.errors import AlreadyExists, FormatError, from_os
-from lamella.layers.cim.files import CimLayer, OpenCim
-from lamella.layers.cim.source import cim_changes, opened
+from lamella.layers.cim.files import CimLayer, OpenCim, is_cim_path
+from lamella.layers.cim.source import as_base_layer, cim_changes, opened
 from lamella.layers.cim.tree import CimTree, all_changes
 from lamella.paths import LayerPath
 
@@ -33,6 +34,21 @@ class Verified:
     """Alternate data streams."""
     size: int
     """Bytes of all contents that were read, each once for each of its names."""
+
+
+def cim_place(place: str | os.PathLike[str]) -> Path | None:
+    """The path of the image that ``place`` names: as ``cim:DIR/NAME.cim``, or as what ends so and is no directory."""
+    text = os.fspath(place)
+    if text.startswith("cim:"):
+        return Path(text[4:])
+    return Path(text) if is_cim_path(text) and not os.path.isdir(text) else None
+
+
+@contextmanager
+def cim_as_base_layer(path: Path) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None]]]:
+    """See `as_base_layer`; with what tells of the targets of hard links. Good until the block ends."""
+    with OpenCim(CimLayer(path)) as image:
+        yield as_base_layer(image), CimTree(image).lookup
 
 
 def describe(path: Path) -> dict[str, Any]:

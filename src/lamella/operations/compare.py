@@ -21,6 +21,7 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
 from lamella.operations.fingerprints import fingerprinted_trees
 from lamella.operations.layer_reading import is_windows
+from lamella.operations.trees import names_a_place
 from lamella.paths import ROOT, LayerPath
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ class PathSize:
 
 @dataclass(slots=True, frozen=True)
 class Compared:
-    """What two images have in common, and what not."""
+    """What two images, or trees of files, have in common, and what not."""
 
-    old: Descriptor
-    new: Descriptor
+    old: Descriptor | None
+    new: Descriptor | None
+    """None where files alone were compared."""
     config: tuple[FieldDifference, ...]
     shared: tuple[ImageLayer, ...]
     """Layers of both, by diff id: however they are compressed."""
@@ -96,13 +98,15 @@ def compare(
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Compared:
-    """Compare the images ``old`` and ``new``.
+    """Compare the images ``old`` and ``new``; or, where one is another place that `open_tree` takes, files alone.
 
     ``ignore`` are names out of `IGNORABLE`; ``exclude`` are patterns of paths as the shell has them (``var/log/*``,
     where ``*`` matches slashes too), which leave out what they match and all beneath. Sizes are told of directories
     ``depth`` levels down. Where both have the same layers no layer is read, else each is read once; contents are
     compared by digest. Raises InvalidInput, and as unpacking the images does.
     """
+    if any(isinstance(place, str) and names_a_place(place) for place in (old, new)):
+        return _compare_places(old, new, ignore, exclude, depth, platform, progress, cancel)
     with open_image(old, platform) as one, open_image(new, platform) as other:
         return compare_images(one, other, ignore=ignore, exclude=exclude, depth=depth, progress=progress, cancel=cancel)
 
@@ -118,12 +122,7 @@ def compare_images(
     cancel: Cancellation | None = None,
 ) -> Compared:
     """See `compare`."""
-    if isinstance(ignore, str) or isinstance(exclude, str):
-        raise InvalidInput("what is ignored and excluded are lists, not texts")
-    for name in ignore:
-        if name not in IGNORABLE:
-            raise InvalidInput(f"{name!r} cannot be ignored", hint=f"there are {', '.join(IGNORABLE)}")
-    walk = _Walk(frozenset(ignore), [pattern.strip("/") for pattern in exclude], depth)
+    walk = _walk(ignore, exclude, depth)
     ours, theirs = _diff_ids(old), _diff_ids(new)
     if ours != theirs:
         windows = is_windows(old)
@@ -140,6 +139,41 @@ def compare_images(
         tuple(walk.found),
         tuple(walk.sizes()),
     )
+
+
+def _compare_places(
+    old: str | ImageName,
+    new: str | ImageName,
+    ignore: Collection[str],
+    exclude: Collection[str],
+    depth: int,
+    platform: str | Platform | None,
+    progress: Progress | None,
+    cancel: Cancellation | None,
+) -> Compared:
+    """What differs in the files of two places, one of which is no image."""
+    from lamella.layers.windows_view import Spelling
+    from lamella.operations.compare_places import fingerprinted_place
+
+    walk = _walk(ignore, exclude, depth)
+    spelling = Spelling()
+    (one, is_one), (other, is_other) = (
+        fingerprinted_place(place, spelling, platform=platform, progress=progress, cancel=cancel)
+        for place in (old, new)
+    )
+    if is_one is not is_other:
+        raise InvalidInput("one of the two is of Windows and the other is not: they have no files in common")
+    walk.compare(one, other)
+    return Compared(None, None, (), (), (), (), tuple(walk.found), tuple(walk.sizes()))
+
+
+def _walk(ignore: Collection[str], exclude: Collection[str], depth: int) -> _Walk:
+    if isinstance(ignore, str) or isinstance(exclude, str):
+        raise InvalidInput("what is ignored and excluded are lists, not texts")
+    for name in ignore:
+        if name not in IGNORABLE:
+            raise InvalidInput(f"{name!r} cannot be ignored", hint=f"there are {', '.join(IGNORABLE)}")
+    return _Walk(frozenset(ignore), [pattern.strip("/") for pattern in exclude], depth)
 
 
 def _diff_ids(image: Image) -> list[Digest]:

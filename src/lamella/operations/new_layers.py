@@ -92,7 +92,7 @@ Files: TypeAlias = Mapping[str, FileLike]
 """Files by their path in the image."""
 
 LayerLike: TypeAlias = str | os.PathLike[str] | Files
-"""A directory, a layer's blob or tar, the path of a composite image (``NAME.cim``), or files by path."""
+"""A directory, a layer's blob or tar, a composite image (``cim:DIR/NAME.cim``, or its path), or files by path."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -172,9 +172,11 @@ def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS) -> Laye
     if isinstance(given, Mapping):
         changes = changes_of(given)
         return TarredLayer(lambda: _given(changes), options, posix=True)
-    path = Path(given)
-    if path.suffix.lower() == ".cim":
-        return TarredLayer(lambda: sourced(None, path, kind="cim"), options)
+    from lamella.operations.cim import cim_place
+
+    path, image = Path(given), cim_place(given)
+    if image is not None:
+        return TarredLayer(lambda: sourced(None, image, kind="cim"), options)
     if path.is_dir():
         return TarredLayer(lambda: _directory(path, options.owners), options, path, posix=True)
     return BlobLayer(path)

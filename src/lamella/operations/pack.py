@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
@@ -24,6 +25,7 @@ from lamella.oci.documents import encode
 from lamella.oci.manifest import new_manifest
 from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.platform import Platform, host_platform, parse_platform
+from lamella.operations.cim import cim_as_base_layer, cim_place
 from lamella.operations.diff import sourced
 from lamella.operations.output import refuse_within
 from lamella.operations.settings import Settings, configured, creation_time, new_config, parse_variables
@@ -78,6 +80,9 @@ def pack(
 ) -> Packed:
     """Write the files in ``directory`` as the image ``image``, which appears when it is complete.
 
+    A composite image, ``cim:DIR/NAME.cim`` or its path, can be given for the directory: it becomes a base layer for
+    Windows with all files of the images that it is forked from, and hives with all deltas in them.
+
     ``base`` is a config to take over, less its layers and history; what else is given counts more. ``env`` are
     ``NAME=VALUE``, each in the place of the one of its name. The platform is that of the base, or of this machine; for
     Windows the directory is drive C, and becomes a base layer, by ``template``: it gets the registry hives that it
@@ -102,7 +107,15 @@ def pack(
         platform=platform,
         created=creation_time(),
     )
+    cim = cim_place(directory)
+    if cim is not None:
+        if template is not None or owners is not None:
+            raise InvalidInput("the files of a composite image have their metadata; none can be chosen")
+        if base is None and platform is None:
+            settings = replace_fields(settings, platform=msgspec.structs.replace(host_platform(), os="windows"))
     config = _configured(base, settings)
+    if cim is not None and config.os != "windows":
+        raise InvalidInput(f"the image is for {config.os}, and a composite image holds files of Windows")
     options = LayerOptions(
         compression,
         level,
@@ -116,8 +129,9 @@ def pack(
     )
     if template is not None and not options.windows:
         raise InvalidInput(f"the image is for {config.os}, and security descriptors are for Windows")
-    with sourced(None, directory, owners=owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
-        if options.windows:
+    source = sourced(None, directory, owners=owners) if cim is None else cim_as_base_layer(cim)
+    with source as (changes, lookup), open_writer(name, replace=replace) as writer:
+        if options.windows and cim is None:
             from lamella.operations.new_layers import windows_layer
 
             changes, lookup = windows_layer(changes, Path(directory), template, losses, base=True), None

@@ -38,6 +38,12 @@ def names_an_image(text: str) -> bool:
     return bool(colon) and form in _IMAGES
 
 
+def names_a_place(text: str) -> bool:
+    """Whether ``text`` begins with a form of `open_tree` that is no image's."""
+    form, colon, _ = text.partition(":")
+    return bool(colon) and form in ("dir", "blob", *kinds.TREES)
+
+
 @contextmanager
 def open_tree(
     place: str,

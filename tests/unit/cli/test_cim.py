@@ -186,6 +186,102 @@ def test_a_composite_image_can_be_appended_as_a_layer(lamella: Run, tmp_path: Pa
     assert lamella("cat", f"oci:{tmp_path}/new:v::Files/d", *platform).stdout == "d"
 
 
+class TestWhereATreeCanBeGiven:
+    @pytest.fixture
+    def image(self, tmp_path: Path) -> str:
+        return image_of(tmp_path, *LAYERS)
+
+    @pytest.fixture
+    def top(self, lamella: Run, tmp_path: Path, image: str) -> str:
+        lamella("unpack", image, tmp_path / "cims", "--as", "cim", "--platform", "windows/amd64")
+        return f"cim:{tmp_path}/cims/2.cim"
+
+    def test_every_verb_that_looks_into_a_tree_takes_a_composite_image(self, lamella: Run, top: str) -> None:
+        assert lamella("ls", f"{top}::Files").stdout.split() == ["Windows", "d"]
+        assert lamella("tree", top).stdout.count("c.txt") == 1
+        assert lamella("cat", f"{top}::files/D").stdout == "d"
+        assert lamella("find", top, "--name", "C.TXT").stdout == "/Files/Windows/c.txt\n"
+        assert "Files/Windows/c.txt" in lamella("dump", top).stdout
+        config = "Files/Windows/System32/config"
+        assert lamella("hive", "ls", f"{top}::{config}/SYSTEM").returncode == 0
+
+    def test_a_composite_image_is_compared_with_another(self, lamella: Run, top: str, tmp_path: Path) -> None:
+        base = f"cim:{tmp_path}/cims/0.cim"
+        assert (lamella("compare", top, top).returncode, lamella("compare", base, base).returncode) == (0, 0)
+        found = lamella("compare", base, top, "--json", "--ignore", "mtime,windows")
+        assert found.returncode == 1
+        said = json.loads(found.stdout)
+        assert said["old"] is None
+        assert [f"{one['change']} {one['path']}" for one in said["files"]] == [
+            "D /Files/Windows/a.txt",
+            "A /Files/Windows/c.txt",
+            "D /Files/b",
+            "A /Files/d",
+            "A /Hives",
+            "A /Hives/System_Delta",
+        ]
+
+    def test_a_composite_image_is_compared_with_the_image_that_it_was_made_of(
+        self, lamella: Run, top: str, image: str
+    ) -> None:
+        done = lamella("compare", image, top, "--platform", "windows/amd64")
+        assert (done.returncode, done.stdout) == (0, "the files are equal\n")
+
+    def test_other_places_are_compared_too(self, lamella: Run, top: str, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "f").write_bytes(name.encode())
+        one, other = f"dir:{tmp_path}/a", f"dir:{tmp_path}/b"
+        found = json.loads(lamella("compare", one, other, "--ignore", "mtime", "--json").stdout)
+        assert [(file["path"], file["what"]) for file in found["files"]] == [("/f", ["content"])]
+        done = lamella("compare", one, top)
+        assert (done.returncode, "is of Windows and the other is not" in done.stderr) == (3, True)
+
+    def test_diff_takes_one_without_as(self, lamella: Run, top: str) -> None:
+        assert lamella("diff", top).stdout == lamella("diff", top.removeprefix("cim:"), "--as", "cim").stdout != ""
+
+    def test_one_is_appended_as_a_layer(self, lamella: Run, top: str, image: str, tmp_path: Path) -> None:
+        new = f"oci:{tmp_path}/new:v"
+        platform = ("--platform", "windows/amd64")
+        assert lamella("append", image, top, new, *platform).returncode == 0
+        layers = json.loads(lamella("inspect", new, *platform, "--json").stdout)["config"]["rootfs"]["diff_ids"]
+        assert (len(layers), layers[2]) == (4, layers[3])
+
+    def test_one_is_packed_as_a_base_layer(self, lamella: Run, tmp_path: Path) -> None:
+        delta = MemoryKey("d")
+        delta.make("Added")
+        added: list[Change] = [
+            directory("Hives"),
+            file("Hives/System_Delta", encode_hive(delta)),
+            link("Files/h", "Files/c"),
+        ]
+        base = write(tmp_path / "base.cim", windows_base(file("Files/c", b"c"), whiteout("Files/x")), windows=True)
+        write(tmp_path / "child.cim", [directory("Files"), *added], base, windows=True)
+        for number, given in enumerate((f"cim:{tmp_path}/child.cim", tmp_path / "child.cim")):
+            new = f"oci:{tmp_path}/{number}:v"
+            assert lamella("pack", given, new).returncode == 0
+            said = json.loads(lamella("inspect", new, "--platform", "windows", "--json").stdout)
+            assert said["config"]["os"] == "windows"
+            assert lamella("verify", new).returncode == 0
+            view = ("--platform", "windows")
+            assert lamella("ls", new, *view).stdout.split() == ["Files"]
+            assert lamella("cat", f"{new}::Files/h", *view).stdout == "c"
+            hive = f"{new}::Files/Windows/System32/config"
+            assert "Added" in lamella("hive", "ls", f"{hive}/SYSTEM", *view).stdout
+            assert lamella("hive", "ls", f"{hive}/SAM", *view).stdout == ""
+
+    def test_what_cannot_be_chosen_of_one_that_is_packed_is_refused(
+        self, lamella: Run, top: str, tmp_path: Path
+    ) -> None:
+        for options in (("--platform", "linux/amd64"), ("--owner", "ignore"), ("--attributes", "hidden")):
+            assert lamella("pack", top, f"oci:{tmp_path}/new:v", *options).returncode in (2, 3)
+        assert not (tmp_path / "new").exists()
+
+    def test_where_an_image_is_wanted_one_is_told_apart(self, lamella: Run, top: str, tmp_path: Path) -> None:
+        done = lamella("flatten", top, f"oci:{tmp_path}/new:v")
+        assert (done.returncode, "'lamella pack' makes an image" in done.stderr) == (3, True)
+
+
 def test_diff_writes_a_layer(lamella: Run, images: tuple[CimLayer, CimLayer], tmp_path: Path) -> None:
     base, child = images
     blob = tmp_path / "layer.tar"

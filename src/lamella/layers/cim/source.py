@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from lamella.changes.model import Change, Put
+from lamella.changes.model import Change, Kind, Put
 from lamella.layers.cim.files import CimLayer, OpenCim, parent_of
-from lamella.layers.cim.special import HIVES
-from lamella.layers.cim.tree import all_changes, changes_since
-from lamella.paths import beneath
+from lamella.layers.cim.special import CONFIG, HIVES
+from lamella.layers.cim.tree import CimContent, CimTree, all_changes, changes_since
+from lamella.paths import LayerPath, beneath
 
 _DERIVED: Final = frozenset(f"HIVES/{stem}_BASE" for stem in HIVES.values())
 
@@ -29,6 +30,44 @@ def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
         if not path or upper in _DERIVED or upper == "LAYOUT" or (parent is None and beneath(upper, "HIVES")):
             continue
         yield change
+
+
+def stated_files(image: OpenCim) -> Iterator[Change]:
+    """All files of an image, those of the images that it is forked from included, less what imports derive."""
+    has_deltas = False
+    with_deltas = CimTree(image)
+    hives = with_deltas.lookup(LayerPath("Hives"))
+    if hives is not None and hives.kind is Kind.DIRECTORY:
+        has_deltas = any(entry.path.upper() not in _DERIVED for entry in with_deltas.entries(hives.path))
+    for change in all_changes(image):
+        path = change.entry.path if isinstance(change, Put) else change.path
+        upper = path.upper()
+        if path and upper not in _DERIVED and upper != "LAYOUT" and (has_deltas or upper != "HIVES"):
+            yield change
+
+
+def as_base_layer(image: OpenCim) -> Iterator[Change]:
+    """All files of an image as one base layer states them: its hives have all deltas in them, and there is no `Hives`.
+
+    The hives are the cumulative ones that the import of each layer has derived.
+    """
+    tree = CimTree(image)
+    hives: dict[str, CimContent] = {}
+    for name, stem in HIVES.items():
+        path = LayerPath(f"Hives/{stem}_BASE")
+        entry = tree.lookup(path)
+        if entry is not None and entry.kind is Kind.FILE:
+            hives[f"{CONFIG}/{name}".upper()] = CimContent(tree.reader, tree.reader.record(tree.find(path) or 0).data)
+    for change in all_changes(image):
+        path = change.entry.path if isinstance(change, Put) else change.path
+        upper = path.upper()
+        if not path or upper == "LAYOUT" or beneath(upper, "HIVES"):
+            continue
+        cumulative = hives.get(upper)
+        if cumulative is not None and isinstance(change, Put) and change.content is not None:
+            yield Put(replace(change.entry, size=cumulative.size), cumulative)
+        else:
+            yield change
 
 
 @contextmanager
