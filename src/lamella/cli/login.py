@@ -11,7 +11,7 @@ import click
 
 from lamella.cli.console import Console, is_terminal
 from lamella.cli.frame import Verb
-from lamella.cli.options import auth_file_option
+from lamella.cli.options import auth_file_option, certs_dir_option
 from lamella.errors import Cancelled, Exhausted, InvalidInput
 
 _MAX_PASSWORD: Final = 1 << 16
@@ -39,6 +39,7 @@ def _refuse(context: click.Context, option: click.Parameter, value: str | None) 
     help="Is refused.",
 )
 @click.option("--plain-http", is_flag=True, help="The registry has no TLS.")
+@certs_dir_option
 @auth_file_option
 @click.pass_obj
 def command(
@@ -47,6 +48,7 @@ def command(
     username: str | None,
     password_stdin: bool,
     plain_http: bool,
+    certs_dir: Path | None,
     auth_file: Path | None,
 ) -> None:
     """Keep a user and a password for a registry.
@@ -70,7 +72,9 @@ def command(
         password = _ask("Password", hide=True)
     else:
         raise InvalidInput("there is nobody to ask for a password", hint="pipe it in with --password-stdin")
-    options = RegistryOptions(plain_http=plain_http or None, tries=3, cancel=console.cancellation())
+    options = RegistryOptions(
+        plain_http=plain_http or None, certs_dir=certs_dir, tries=3, cancel=console.cancellation()
+    )
     kept = log_in(registry, Credential(username, password), options, path=auth_file)
     if console.json:
         console.document({"registry": registry, "username": username, "kept": kept})

@@ -39,6 +39,16 @@ def auth_file_option(function: F) -> F:
     )(function)
 
 
+def certs_dir_option(function: F) -> F:
+    """--certs-dir."""
+    return click.option(
+        "--certs-dir",
+        metavar="DIR",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Take mirrors and certificates from DIR/HOST[:PORT] alone.",
+    )(function)
+
+
 def all_option(function: F) -> F:
     """--all."""
     return click.option("--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms.")(

@@ -74,8 +74,7 @@ class Client:
 
     def ping(self) -> None:
         """Ask the registry itself whether it is one, and takes our credentials. Raises Denied, Unavailable."""
-        endpoint = self._endpoints[-1]
-        endpoint.request("GET", endpoint.url(""), doing="ask what it is").drop()
+        self.own.request("GET", self.own.url(""), doing="log in").drop()
 
     # Manifests -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +121,7 @@ class Client:
         response = self._target.request(
             "PUT",
             self._target.url(f"{self.repository}/manifests/{reference}"),
-            doing=f"put the manifest {reference}",
+            doing=f"put {self._called(reference)}",
             scopes=self.push_scopes,
             headers={"Content-Type": media_type},
             body=raw,
@@ -142,7 +141,7 @@ class Client:
     def delete_manifest(self, reference: str) -> None:
         """Delete a manifest by digest, or a tag. Raises NotFound, Unsupported, Denied."""
         try:
-            self._delete(f"manifests/{reference}", f"delete {reference}")
+            self._delete(f"manifests/{reference}", f"delete {self._called(reference)}")
         except (Unsupported, InvalidInput, Integrity) as problem:
             if ":" in reference:
                 raise
@@ -154,7 +153,7 @@ class Client:
         return endpoint.request(
             method,
             endpoint.url(f"{self.repository}/manifests/{reference}"),
-            doing=f"look for the manifest {reference}",
+            doing=f"look for {self._called(reference)}",
             scopes=self.pull_scopes,
             headers={"Accept": _ACCEPT},
         )
@@ -173,7 +172,7 @@ class Client:
             return endpoint.request(
                 "GET",
                 endpoint.url(f"{self.repository}/blobs/{digest}"),
-                doing=f"get the blob {digest}",
+                doing=f"get the blob {self._called(digest)}",
                 scopes=self.pull_scopes,
                 headers=headers,
                 accept=(200, 206),
@@ -187,7 +186,7 @@ class Client:
             response = self._target.request(
                 "HEAD",
                 self._target.url(f"{self.repository}/blobs/{digest}"),
-                doing=f"look for the blob {digest}",
+                doing=f"look for the blob {self._called(digest)}",
                 scopes=self.push_scopes,
             )
         except NotFound:
@@ -215,7 +214,7 @@ class Client:
         response = self._target.request(
             "POST",
             self._target.url(f"{self.repository}/blobs/uploads/"),
-            doing="begin an upload",
+            doing=f"begin an upload to {self.repository}",
             scopes=self.push_scopes,
             accept=(202,),
         )
@@ -224,7 +223,7 @@ class Client:
 
     def delete_blob(self, digest: Digest) -> None:
         """Delete a blob from the repository. Raises NotFound, Unsupported, Denied."""
-        self._delete(f"blobs/{digest}", f"delete the blob {digest}")
+        self._delete(f"blobs/{digest}", f"delete the blob {self._called(digest)}")
 
     # Lists ---------------------------------------------------------------------------------------------------------
 
@@ -232,18 +231,16 @@ class Client:
         """The tags of the repository, page by page. Raises NotFound, Denied, InvalidInput."""
         from lamella.registry.listing import pages, texts
 
-        for page, what in pages(
-            self, f"{self.repository}/tags/list", self.pull_scopes, f"{self.name}: the list of tags"
-        ):
+        listed = f"the tags of {self.repository}"
+        for page, what in pages(self, f"{self.repository}/tags/list", self.pull_scopes, listed):
             yield from texts(page, "tags", what)
 
     def catalog(self) -> Iterator[str]:
         """The repositories of the registry, page by page. Raises Denied, Unsupported, InvalidInput."""
         from lamella.registry.listing import pages, texts
 
-        what = f"{self.registry}: the list of repositories"
-        for page, where in pages(self, "_catalog", ["registry:catalog:*"], what):
-            yield from texts(page, "repositories", where)
+        for page, what in pages(self, "_catalog", ["registry:catalog:*"], "its repositories"):
+            yield from texts(page, "repositories", what)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """What says of itself that it is about the manifest ``digest``: signatures, attestations and the like.
@@ -253,6 +250,10 @@ class Client:
         from lamella.registry.referrers import referrers
 
         return referrers(self, digest, artifact_type)
+
+    def _called(self, reference: str) -> str:
+        """What a tag or a digest names, for messages."""
+        return f"{self.repository}{'@' if ':' in reference else ':'}{reference}"
 
     # The hosts -----------------------------------------------------------------------------------------------------
 
@@ -301,6 +302,9 @@ def check_login(registry: str, credential: Credential, options: RegistryOptions 
     client = Client(registry, options=replace(options or DEFAULT_OPTIONS, credential=credential))
     try:
         client.ping()
+    except Denied as refused:
+        refused.hint = "the user or the password may be wrong"
+        raise
     finally:
         client.close()
 

@@ -63,6 +63,9 @@ _BY_STATUS: Final[dict[int, type[LamellaError]]] = {
     507: Exhausted,
 }
 
+_SAID: Final = {401: ", a login is wanted", 403: ", this is denied", 404: ", there is none", 429: ", not so often"}
+"""In words, where the registry has none: to a HEAD request it can say nothing."""
+
 
 def failure(response: Response, doing: str, registry: str, *, secrets: Iterable[str] = ()) -> LamellaError:
     """The error for an answer with a status that was not hoped for; reads what is left of it.
@@ -80,7 +83,8 @@ def failure(response: Response, doing: str, registry: str, *, secrets: Iterable[
     by_status = _BY_STATUS.get(status, Unavailable if status >= 500 else LamellaError)
     decided = status >= 500 or status in (401, 403, 408, 429)
     category = by_status if decided else _BY_CODE.get(code, by_status)
-    said = ": ".join(part for part in (_plain(code, ()), _plain(text, secrets)) if part) or f"status {status}"
+    said = ": ".join(part for part in (_plain(code, ()), _plain(text, secrets)) if part)
+    said = said or f"status {status}{_SAID.get(status, '')}"
     hint = _hint(category, status, code, registry)
     if status == 400 and not code and response.url.startswith("http:"):
         hint = (

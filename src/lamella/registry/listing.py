@@ -24,18 +24,18 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}")
 
 
 def pages(
-    client: Client, path: str, scopes: Sequence[str], what: str, query: str = f"n={PAGE}"
+    client: Client, path: str, scopes: Sequence[str], listed: str, query: str = f"n={PAGE}"
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """The documents at ``path`` and at the pages after it, each with what to call it.
+    """The documents at ``path`` and at the pages after it, each with what to call it; ``listed`` is what they list.
 
     Raises InvalidInput for what is no object or goes round in circles, Denied where a page is elsewhere, Exhausted.
     """
-    endpoint = client.own
+    endpoint, what = client.own, f"{client.registry}: the list of {listed}"
     url: str | None = endpoint.url(f"{path}?{query}" if query else path)
     seen: set[str] = set()
     while url is not None:
         seen.add(url)
-        response = endpoint.request("GET", url, doing="read a list", scopes=scopes)
+        response = endpoint.request("GET", url, doing=f"list {listed}", scopes=scopes)
         document = load(response.document(), what)
         following = next_page(response)
         if not isinstance(document, dict):

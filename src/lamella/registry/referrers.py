@@ -68,9 +68,9 @@ def _by_api(client: Client, digest: Digest, artifact_type: str | None) -> list[D
 
     query = f"artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
     path = f"{client.repository}/referrers/{digest}"
-    what = f"{client.name}: the referrers of {digest}"
+    listed = f"the referrers of {client.repository}@{digest}"
     found: list[Descriptor] = []
-    for document, where in pages(client, path, client.pull_scopes, what, query):
+    for document, where in pages(client, path, client.pull_scopes, listed, query):
         found += decode_index(msgspec.json.encode(document), OCI_INDEX, where).manifests
         if len(found) > MAX_REFERRERS:
             raise InvalidInput(f"{where}: more than {MAX_REFERRERS}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import click
 import pytest
+import trustme
 from tests.registry.hostile import PASSWORD, SECRETS, USER, Registry, error
 from tests.registry.isolation import isolate
 from tests.registry.misbehaviour import say
@@ -53,6 +55,20 @@ def test_what_was_kept_is_used_until_it_is_forgotten(lamella: Run, registry: Reg
     assert lamella("logout", registry.host).returncode == 4
 
 
+def test_certificates_can_be_given(lamella: Run, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with Registry(tls=tls, auth="basic") as registry:
+        there = tmp_path / "given" / registry.host
+        there.mkdir(parents=True)
+        authority.cert_pem.write_to_path(str(there / "ca.crt"))
+        (tmp_path / "none").mkdir()
+        assert login(lamella, registry, "--certs-dir", str(tmp_path / "none")).returncode != 0
+        assert registry.credentials_seen() == []
+        assert login(lamella, registry, "--certs-dir", str(tmp_path / "given")).returncode == 0
+
+
 @pytest.mark.parametrize("options", [[], ["--debug"], ["--json"]])
 def test_a_password_that_is_refused_is_not_kept(
     lamella: Run, registry: Registry, kept: Path, options: list[str]
@@ -60,6 +76,7 @@ def test_a_password_that_is_refused_is_not_kept(
     done = login(lamella, registry, *options, password="another password")
     assert (done.returncode, done.stdout) == (9, "")
     assert "another password" not in done.stderr
+    assert "the user or the password may be wrong" in done.stderr
     assert base64.b64encode(f"{USER}:another password".encode()).decode() not in done.stderr
     assert not kept.exists()
 

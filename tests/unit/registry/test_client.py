@@ -131,7 +131,7 @@ class TestErrors:
         registry.misbehave("GET", "/manifests/", say(answer))
         with pytest.raises(expected) as caught:
             client.manifest("v1")
-        assert str(caught.value).startswith(f"{registry.host}: look for the manifest v1: ")
+        assert str(caught.value).startswith(f"{registry.host}: look for team/app:v1: ")
 
     def test_what_a_registry_says_is_one_short_line(self, client: Client, registry: Registry) -> None:
         text = "line\nline\x1b[31m\u202e" + "x" * 5000
