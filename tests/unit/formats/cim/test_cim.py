@@ -361,6 +361,60 @@ class TestAReader:
         assert bytes(range(150)) == b"".join(image.read(stream))
         assert bytes(range(90, 110)) == b"".join(image.read(stream, 90, 20))
 
+    @pytest.mark.parametrize(
+        ("length", "mappings", "problem"),
+        [
+            (150, [(100, 50), (60, 0)], "the mappings are not in order"),
+            (149, [(100, 50)], "the mappings end at 149, before the stream's end at 150"),
+            (1 << 48, [(100, 0xFFFFFFFF)], "the mapping at 100 leads beyond any region"),
+            (150, [(100, 0xFFFFFFFF)], "bytes end beyond"),
+        ],
+    )
+    def test_refuses_a_pe_image_whose_mappings_lead_nowhere(
+        self, length: int, mappings: list[tuple[int, int]], problem: str
+    ) -> None:
+        files = Files()
+        files.write("a", lambda writer: put(writer, "x.dll", b"a" * 8192))
+        region = files.regions[GUIDS[0], RegionType.METADATA]
+        start = region.size
+        region.data += on_disk.IMAGE.pack(on_disk.region_offset(1, 4096), length, 0, len(mappings), 0)
+        region.data += b"".join(on_disk.MAPPING.pack(*each) for each in mappings)
+        size = max(150, min(length, on_disk.MAX_LENGTH))
+        stream = Stream(on_disk.region_offset(0, start), size, StreamType.IMAGE)
+        image = files.read("a")
+        with pytest.raises(FormatError, match=problem):
+            for _ in image.read(stream, max(0, size - 10)):
+                pass
+
+    def swapped(self, one: str, other: str) -> tuple[CimReader, FileRecord]:
+        """An image whose root has two names of one length in the places of each other."""
+        image = Files().write("a", lambda writer: several(writer, one, other))
+        root = image.record(image.root)
+        memory = image._region(0, "test")
+        assert isinstance(memory, Memory)
+        names = sorted((one, other), key=lambda name: name.encode("utf-16-be"))
+        start = place(root.data.offset)[1]
+        places = struct.unpack_from("<2I", memory.data, start + 16)
+        for at, name in zip(places, reversed(names), strict=True):
+            raw = name.encode("utf-16-le")
+            memory.data[start + at : start + at + 2 + len(raw)] = struct.pack("<H", len(raw) // 2) + raw
+        return image, root
+
+    def test_refuses_names_out_of_order(self) -> None:
+        image, root = self.swapped("aa", "ab")
+        with pytest.raises(FormatError, match="the names are not in order: 'aa' comes after 'ab'") as problem:
+            image.links(root)
+        second = place(root.data.offset)[1] + 12
+        assert (problem.value.structure, problem.value.offset) == ("CIM link table", second)
+
+    def test_takes_names_beyond_the_basic_plane_in_either_order(self) -> None:
+        # As UTF-16 units the emoji comes first, as code points the other does.
+        one, other = "😀", "\uffee\uffee"
+        image = Files().write("a", lambda writer: several(writer, one, other))
+        assert [one, other] == [name for name, _ in image.links(image.record(image.root))]
+        image, root = self.swapped(one, other)
+        assert [other, one] == [name for name, _ in image.links(root)]
+
     def test_reads_streams_in_the_counted_form_too(self) -> None:
         files = Files()
 
