@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from tests.unit.layers.cim.test_cim_layer import (
 )
 from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
-from lamella.changes.model import Change
+from lamella.changes.model import Change, Put
+from lamella.formats.ntfs.attributes import NORMAL
 from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.host.windows.cimfs import WindowsBuild
 from lamella.host.windows.system import WindowsSystem
@@ -355,6 +357,55 @@ def test_a_layer_goes_through_an_image_and_comes_out_as_it_was(lamella: Run, tmp
         assert out.read_bytes() == tar.read_bytes()
     listed = lamella("diff", tmp_path / "l/base.cim", tmp_path / "l/child.cim", "--as", "cim").stdout
     assert "/Files/new" in listed
+
+
+def without_security(change: Put) -> Put:
+    """A file as hcsshim exports those that are not below `Files`: without a descriptor, and with fewer times."""
+    facet = change.entry.windows
+    assert facet is not None
+    written = facet.write_time
+    facet = replace(facet, security_descriptor=None, creation_time=written, access_time=written)
+    return Put(replace(change.entry, windows=facet), change.content)
+
+
+def with_attributes(change: Put, attributes: int) -> Put:
+    facet = change.entry.windows
+    assert facet is not None
+    return Put(replace(change.entry, windows=replace(facet, attributes=attributes)), change.content)
+
+
+def test_a_layer_as_hcsshim_exports_it_keeps_its_diff_id(lamella: Run, tmp_path: Path) -> None:
+    base, child = tmp_path / "base.tar", tmp_path / "child.tar"
+    config = "Files/Windows/System32/config"
+    base.write_bytes(tar_of(windows_base(file("Files/Windows/gone"), file("Files/Windows/old", b"1"), file("Files/x"))))
+    child.write_bytes(
+        tar_of(
+            [
+                without_security(directory("Files")),
+                whiteout("Files/x"),
+                directory("Files/Windows"),
+                whiteout("Files/Windows/gone"),
+                directory("Files/Windows/System32"),
+                directory(config),
+                with_attributes(file(f"{config}/new", b"normal"), NORMAL),
+                with_attributes(file("Files/Windows/old", b"2"), 0x27),
+                stream("Files/Windows/old", "Zone.Identifier", b"[ZoneTransfer]"),
+                link("Files/Windows/same", "Files/Windows/old"),
+                without_security(directory("Hives")),
+                *(
+                    without_security(file(f"Hives/{name}_Delta", encode_hive(MemoryKey(name))))
+                    for name in ("DefaultUser", "Sam", "Security", "Software", "System")
+                ),
+            ]
+        )
+    )
+    assert b"MSWINDOWS.fileattr=128" in child.read_bytes()
+    lamella("apply", base, tmp_path / "l/base.cim", "--as", "cim")
+    lamella("apply", child, tmp_path / "l/child.cim", "--as", "cim", "--parent", tmp_path / "l/base.cim")
+    for tar in (base, child):
+        image = tmp_path / f"l/{tar.stem}.cim"
+        assert lamella("diff", image, "--as", "cim", "-o", tmp_path / "out", "--compress", "none").returncode == 0
+        assert (tmp_path / "out").read_bytes() == tar.read_bytes()
 
 
 def test_a_failed_layer_leaves_no_image(lamella: Run, tmp_path: Path) -> None:

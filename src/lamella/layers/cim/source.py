@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from lamella.changes.model import Change, Kind, Put
+from lamella.formats.ntfs.attributes import NORMAL
+from lamella.layers.cim.contract import NO_DESCRIPTOR
 from lamella.layers.cim.files import CimLayer, OpenCim, parent_of
 from lamella.layers.cim.special import CONFIG, HIVES
 from lamella.layers.cim.tree import CimContent, CimTree, all_changes, changes_since
@@ -21,7 +23,8 @@ _DERIVED: Final = frozenset(f"HIVES/{stem}_BASE" for stem in HIVES.values())
 def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
     """The changes that a layer of Windows has in a tar: without what an import derives from them.
 
-    Those are the cumulative hives, the file ``layout``, and in a base layer all of ``Hives``.
+    Those are the cumulative hives, the file ``layout``, and in a base layer all of ``Hives``. A descriptor that the
+    import has made up is left out again, and a file without attributes is a normal one, as Windows says of it.
     """
     changes = all_changes(image) if parent is None else changes_since(image, parent)
     for change in changes:
@@ -29,7 +32,18 @@ def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
         upper = path.upper()
         if not path or upper in _DERIVED or upper == "LAYOUT" or (parent is None and beneath(upper, "HIVES")):
             continue
-        yield change
+        yield _as_in_a_tar(change)
+
+
+def _as_in_a_tar(change: Change) -> Change:
+    if isinstance(change, Put) and (facet := change.entry.windows) is not None:
+        if facet.security_descriptor == NO_DESCRIPTOR:
+            facet = replace(facet, security_descriptor=None)
+        if not facet.attributes and change.entry.kind is Kind.FILE:
+            facet = replace(facet, attributes=NORMAL)
+        if facet is not change.entry.windows:
+            return Put(replace(change.entry, windows=facet), change.content)
+    return change
 
 
 def stated_files(image: OpenCim) -> Iterator[Change]:
@@ -43,7 +57,7 @@ def stated_files(image: OpenCim) -> Iterator[Change]:
         path = change.entry.path if isinstance(change, Put) else change.path
         upper = path.upper()
         if path and upper not in _DERIVED and upper != "LAYOUT" and (has_deltas or upper != "HIVES"):
-            yield change
+            yield _as_in_a_tar(change)
 
 
 def as_base_layer(image: OpenCim) -> Iterator[Change]:
@@ -65,9 +79,8 @@ def as_base_layer(image: OpenCim) -> Iterator[Change]:
             continue
         cumulative = hives.get(upper)
         if cumulative is not None and isinstance(change, Put) and change.content is not None:
-            yield Put(replace(change.entry, size=cumulative.size), cumulative)
-        else:
-            yield change
+            change = Put(replace(change.entry, size=cumulative.size), cumulative)
+        yield _as_in_a_tar(change)
 
 
 @contextmanager
