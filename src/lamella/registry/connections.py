@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import select
 import socket
 import threading
@@ -11,13 +12,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from lamella.errors import InvalidInput
 from lamella.images.contract import Buffer
 from lamella.registry.addresses import Origin, origin_of
-from lamella.registry.answers import Answer, BrokenAnswer, is_field
+from lamella.registry.answers import Answer, BrokenAnswer
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -27,6 +29,7 @@ IDLE: Final = 8
 
 _PIECE: Final = 256 << 10
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_SENDABLE: Final = re.compile("[\t\x20-\x7e\x80-\xff]*")
 
 _AS_THEY_ARE: Final = "%/?:@!$&'()*+,;=~[]|^`{}\"<>\\"
 """What is sent of a path and a query as it is, be it right or not; the rest, letters beyond ASCII, is escaped."""
@@ -67,8 +70,17 @@ class Connection:
 
         Raises OSError, BrokenAnswer, and InvalidInput where a header cannot be sent or an answer's not be read.
         """
+        request = HTTPConnection("")
+        request.sock = self._connected
         try:
-            self._connected.sendall(_head(method, target, headers, body))
+            request.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                if not _SENDABLE.fullmatch(value):
+                    raise InvalidInput(f"the header {name} has letters that cannot be sent")
+                request.putheader(name, value)
+            if body is not None or method in _WITH_BODY:
+                request.putheader("Content-Length", str(len(body or b"")))
+            request.endheaders()
             if body is not None:
                 # Each piece has its time to be sent, rather than all of them together.
                 for at in range(0, len(body), _PIECE):
@@ -200,20 +212,6 @@ class Connections:
             raise ProxyRefused(f"the proxy {self._proxy} answers with status {answer.status}")
         if not answer.whole:
             raise BrokenAnswer("the proxy says more than was asked")
-
-
-def _head(method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> bytes:
-    """The head of a request (RFC 9112, 3). Raises InvalidInput for what cannot be sent."""
-    if not (target.isascii() and target.isprintable()) or " " in target:
-        raise InvalidInput(f"{target[:200]!r} is nothing that a server can be asked for")
-    lines = [f"{method} {target} HTTP/1.1"]
-    for name, value in headers.items():
-        if not is_field(name, value) or max(value, default=" ") > "\xff":
-            raise InvalidInput(f"the header {name} has letters that cannot be sent")
-        lines.append(f"{name}: {value}")
-    if body is not None or method in _WITH_BODY:
-        lines.append(f"Content-Length: {len(body or b'')}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def _close_all(connections: list[Connection]) -> None:

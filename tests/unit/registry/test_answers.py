@@ -104,10 +104,7 @@ def test_fields_are_joined_and_found_in_any_case() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300 + b"\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"a: " + b"b" * (70 << 10),
-        b"HTTP/1.1 200 OK\r\n" + (b"a: " + b"b" * 60_000 + b"\r\n") * 5 + b"\r\n",
         b"HTTP/1.1 200 OK\r\n: value\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nName: value\r\r\n\r\n",
-        b"HTTP/1.1  200 OK\r\n\r\n",
         b"HTTP/1.1 2000 OK\r\n\r\n",
     ],
 )
@@ -133,27 +130,6 @@ def test_chunks_that_are_none_are_refused(raw: bytes) -> None:
     with pytest.raises(BrokenAnswer):
         body(found)
     assert not found.whole
-
-
-@pytest.mark.parametrize("more", [b"", b"\r\n", b"\r\n2", b"\r\n2\r\n", b"\r\n0\r\n"])
-def test_what_has_come_of_a_chunk_is_not_kept_waiting_for_the_next(more: bytes) -> None:
-    class Silent(Given):
-        def recv_into(self, view: memoryview) -> int:
-            return super().recv_into(view) or pytest.fail("nobody was to wait")
-
-    found = Answer(Silent(OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nall" + more), "GET", 1)
-    view = memoryview(bytearray(9))
-    assert bytes(view[: found.readinto(view)]) == b"all"
-
-
-@pytest.mark.parametrize("end", [b"\r\n" * 101, b"x: y\r\n" * 101 + b"\r\n"])
-def test_trailers_without_end_are_refused(end: bytes) -> None:
-    found = answer(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + end)
-    if end.startswith(b"\r\n"):
-        assert (body(found), found.whole) == (b"", False)
-    else:
-        with pytest.raises(BrokenAnswer):
-            body(found)
 
 
 def test_a_line_may_come_in_two_buffers() -> None:
