@@ -14,7 +14,9 @@ from lamella.changes.model import Change, Opaque, Whiteout
 from lamella.changes.tree import MemoryTree
 from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.sink import ErofsSink
+from lamella.layers.erofs.stack import ErofsStack
 from lamella.layers.erofs.tree import ErofsChanges, ErofsImage, ErofsTree
+from lamella.layers.erofs.upper import ErofsUpperSink
 from lamella.layers.stack import LayerStack
 from lamella.testing import contract
 from lamella.testing.source_suite import SOME
@@ -44,6 +46,30 @@ class TestErofsSink(contract.SinkTests, contract.DeviceSinkTests, contract.Atomi
         return ErofsPlace(tmp_path)
 
 
+class UpperPlace:
+    """Images over each other, each of which was made as its layer came; one that is aborted is not there."""
+
+    def __init__(self, where: Path) -> None:
+        self.losses = Losses()
+        self._layers = [ErofsLayer(where / f"{number}.erofs") for number in range(6)]
+
+    def _committed(self) -> LayerStack[ErofsLayer]:
+        return LayerStack(layer for layer in self._layers if layer.path.exists())
+
+    def sink(self) -> ErofsUpperSink:
+        stack = self._committed()
+        return ErofsUpperSink(self._layers[len(stack)], parents=stack, losses=self.losses)
+
+    def tree(self) -> Tree:
+        stack = self._committed()
+        return ErofsStack(stack) if len(stack) else MemoryTree()
+
+
+class TestErofsUpperSink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests):
+    def make(self, tmp_path: Path) -> contract.Place:
+        return UpperPlace(tmp_path)
+
+
 class TestErofsImage(contract.TreeTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Tree:
         layer = ErofsLayer(tmp_path / "layer.erofs")
@@ -59,6 +85,16 @@ class TestErofsTree(contract.TreeTests):
         apply([], ErofsSink(empty))
         apply(changes, ErofsSink(layer, parents=LayerStack([empty])))
         return ErofsTree(LayerStack([empty, layer]))
+
+
+class TestErofsStack(contract.TreeTests):
+    """The changes lie on another layer, in the form of an overlay's."""
+
+    def make(self, tmp_path: Path, changes: Iterable[Change]) -> Tree:
+        empty, layer = ErofsLayer(tmp_path / "empty.erofs"), ErofsLayer(tmp_path / "layer.erofs")
+        apply([], ErofsUpperSink(empty, parents=LayerStack(())))
+        apply(changes, ErofsUpperSink(layer, parents=LayerStack([empty])))
+        return ErofsStack(LayerStack([empty, layer]))
 
 
 class TestErofsChanges(contract.SourceTests):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,12 +54,6 @@ class TestDirectory(snapshotter_suite.SnapshotterTests):
 
 
 class TestErofs(snapshotter_suite.SnapshotterTests):
-    depth = 64
-
-    @pytest.fixture(autouse=True)
-    def program(self, needs: Callable[..., str]) -> None:
-        needs("mkfs.erofs")
-
     def make(self, tmp_path: Path) -> UnpackingSnapshotter:
         return snapshots("erofs", tmp_path)
 

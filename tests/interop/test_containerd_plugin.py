@@ -43,7 +43,7 @@ def program(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def where(needs: Callable[..., str]) -> Iterator[Path]:
-    needs("runc", "mkfs.erofs")
+    needs("runc")
     with folder() as where:
         yield where
 

@@ -8,7 +8,7 @@ import json
 import shlex
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,7 @@ def where() -> Iterator[Path]:
 
 
 @pytest.fixture
-def ctr(where: Path, release: Release, needs: Callable[..., str]) -> Iterator[Ctr]:
-    needs("mkfs.erofs")
+def ctr(where: Path, release: Release) -> Iterator[Ctr]:
     address = where / "d.sock"
     with lamella_serving(where, "--address", address):
         yield Ctr(address, release=release)

@@ -58,7 +58,6 @@ def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["overlay", "directory", "erofs"])
 def test_a_container_runs_from_a_snapshot(kind: str, program: bytes, needs: Callable[..., str], tmp_path: Path) -> None:
-    needs("mkfs.erofs")
     snapshots = open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests"))
     layers: list[list[Change]] = [
         [

@@ -148,10 +148,7 @@ def alone(runtime: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["overlay", "directory", "erofs"])
-def test_a_mount_shows_the_image_and_umount_leaves_nothing(
-    kind: str, lamella: Lamella, needs: Needs, tmp_path: Path
-) -> None:
-    needs("mkfs.erofs")
+def test_a_mount_shows_the_image_and_umount_leaves_nothing(kind: str, lamella: Lamella, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
     lamella("mount", "store:it", place, "--snapshotter", kind)
@@ -170,9 +167,8 @@ def test_a_mount_shows_the_image_and_umount_leaves_nothing(
 
 @pytest.mark.parametrize("kind", ["overlay", "directory", "erofs"])
 def test_what_is_changed_in_a_mount_lasts_until_umount_even_if_the_mount_is_lost(
-    kind: str, lamella: Lamella, needs: Needs, tmp_path: Path
+    kind: str, lamella: Lamella, tmp_path: Path
 ) -> None:
-    needs("mkfs.erofs")
     place = tmp_path / "place"
     place.mkdir()
     lamella("mount", "store:it", place, "--rw", "--snapshotter", kind)
@@ -240,9 +236,8 @@ def test_somebody_without_rights_is_told_what_a_mount_takes(lamella: Lamella, im
     indirect=["runtime"],
 )
 def test_a_container_runs_from_each_snapshotter_and_leaves_nothing(
-    runtime: str, kind: str, lamella: Lamella, needs: Needs, tmp_path: Path
+    runtime: str, kind: str, lamella: Lamella, tmp_path: Path
 ) -> None:
-    needs("mkfs.erofs")
     words = ("run", "store:it", "--runtime", runtime, "--snapshotter", kind)
     before = alone(runtime)
     assert lamella(*words, "--", "/bin/it", "given", code=7, before=before) == "lower -1 writes image /data 0 given\n"

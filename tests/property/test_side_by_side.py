@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lamella.changes.apply import apply
 from lamella.changes.dump import dump
@@ -93,13 +94,13 @@ def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], 
 
 @pytest.mark.root
 @settings(max_examples=40)
-@given(stacks().filter(lambda stack: 2 <= len(stack) <= 4))
-def test_any_layers_come_to_the_same_tree(stack: list[list[Change]]) -> None:
+@given(stacks().filter(lambda stack: 2 <= len(stack) <= 4), st.sampled_from(["overlayfs", "erofs"]))
+def test_any_layers_come_to_the_same_tree(stack: list[list[Change]], snapshotter: str) -> None:
     try:
         tars = [written(layer) for layer in stack]
     except LamellaError:  # a link to what a lower layer has
         tars = [written([change for change in layer if not isinstance(change, Link)]) for layer in stack]
-    one, beside, _ = both(tars)
+    one, beside, _ = both(tars, snapshotter)
     assert one == beside
 
 
@@ -122,7 +123,10 @@ def test_any_layers_come_to_the_same_tree(stack: list[list[Change]]) -> None:
         pytest.param([b.directory("", mode=0o711), b.file("x")], False, id="a root of its own"),
     ],
 )
-def test_what_depends_on_the_layer_below_is_unpacked_over_it(upper: list[Change], again: bool) -> None:
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "erofs"])
+def test_what_depends_on_the_layer_below_is_unpacked_over_it(
+    upper: list[Change], again: bool, snapshotter: str
+) -> None:
     lower: list[Change] = [
         b.directory("", mode=0o700),
         b.directory("a", mode=0o750),
@@ -133,7 +137,7 @@ def test_what_depends_on_the_layer_below_is_unpacked_over_it(upper: list[Change]
     ]
     raw = [written(lower)]
     raw.append(tar_with_links(upper))
-    one, beside, unpacked = both(raw)
+    one, beside, unpacked = both(raw, snapshotter)
     assert one == beside
     assert [False, again] == [layer.again for layer in unpacked.layers]
 

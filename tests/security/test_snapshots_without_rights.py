@@ -31,8 +31,8 @@ from lamella.store.mounting import mount_all, mounted
 from lamella.store.snapshotters import open_snapshotter
 from lamella.store.snapshotters.graph import Snapshots
 from lamella.store.store import Store
-from lamella.testing.builders import directory, file, opaque, symlink, whiteout
-from lamella.testing.reading import outline
+from lamella.testing.builders import device, directory, file, opaque, symlink, whiteout
+from lamella.testing.reading import outline, text
 
 LAYERS: list[list[Change]] = [
     [
@@ -99,6 +99,21 @@ def test_layers_are_unpacked_and_read_without_rights(kind: str, own: Path) -> No
             return outline(tree)
 
     assert outline(merge(readable)) == as_nobody(work)
+
+
+def test_layers_become_images_with_all_owners_without_rights(own: Path) -> None:
+    layers = [[*LAYERS[0], file("theirs", b"t", uid=5, gid=70_000), device("null", 1, 3)], LAYERS[1]]
+
+    def work() -> list[str]:
+        snapshots = open_snapshotter("erofs", Store.open(own / "store").namespace("tests"))
+        for number, layer in enumerate(layers):
+            snapshots.begin("key", str(number - 1) if number else "")
+            apply(layer, snapshots.sink("key"))
+            snapshots.commit(str(number), "key")
+        with snapshots.tree("1") as tree:
+            return text(tree)
+
+    assert text(merge(layers)) == as_nobody(work)
 
 
 def test_a_copy_has_what_keeps_its_owner_out_and_the_original_is_as_it_was(own: Path) -> None:

@@ -10,16 +10,20 @@ from typing import Final, Literal, Self
 
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, Whiteout
-from lamella.errors import InvalidInput, NotFound, Unsupported
+from lamella.errors import InvalidInput, Unsupported
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.files_on_disk import FileOnDisk
 from lamella.layers.overlay import OverlayLayer
 from lamella.layers.stack import LayerStack
+from lamella.layers.stack_tree import UNCLEAR, StackTree
 from lamella.paths import ROOT, LayerPath, split
 
-_KNOWN: Final = 4096
 _OPEN_DIRECTORIES: Final = 256
 """Of all layers together, so that a stack of 127 fits into the usual limit of 1,024 files."""
+
+
+_FILE: Final = Seen(Kind.FILE)
+_DIRECTORY: Final = Seen(Kind.DIRECTORY)
 
 
 class _Upper:
@@ -39,6 +43,28 @@ class _Upper:
         self.marks: dict[LayerPath, dict[str, bytes]] = {}
         """By path, what the last call found; see `DirectoryTree.marks`."""
         self.tree.marks = (self.prefix, self.marks)
+
+    def glance(self, path: LayerPath) -> Seen | None:
+        """See `ShownLayer.glance`."""
+        status = self.tree.status(path)
+        if status is None:
+            return None
+        form = stat.S_IFMT(status.st_mode)
+        if form == stat.S_IFREG and status.st_size:
+            return _FILE
+        return _DIRECTORY if form == stat.S_IFDIR else UNCLEAR
+
+    def open(self, path: LayerPath) -> FileOnDisk:
+        """See `Tree.open`."""
+        return self.tree.open(path)
+
+    def identity(self, path: LayerPath) -> Hashable:
+        """See `Tree.identity`."""
+        return self.tree.identity(path)
+
+    def close(self) -> None:
+        """Close the directory."""
+        self.tree.close()
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """The entry, whiteouts included; its marks are in ``marks`` then."""
@@ -161,7 +187,7 @@ class OverlayChanges:
             yield Put(entry, tree.open(path) if entry.kind is Kind.FILE else None)
 
 
-class OverlayTree:
+class OverlayTree(StackTree):
     """The tree that a mount of the stack would show. `close` it, or use it as a context manager.
 
     Raises what `DirectoryTree` does, and Unsupported for layers with ``metacopy`` or ``redirect`` marks.
@@ -174,11 +200,7 @@ class OverlayTree:
         owners: Literal["actual", "recorded"] | None = None,
         xattrs: Literal["all", "capability", "none"] = "all",
     ) -> None:
-        self._layers: list[_Upper] = []
-        self._merged: dict[str, tuple[_Upper, ...]] = {}
-        """Directory -> the layers that show in it, the nearest first."""
-        self._from: dict[str, dict[LayerPath, _Upper]] = {}
-        """The directories listed last that several layers show in -> whose each file is."""
+        super().__init__()
         each = max(3, _OPEN_DIRECTORIES // max(2, len(stack)))
         try:
             for layer in stack.nearest_first():
@@ -188,134 +210,3 @@ class OverlayTree:
             raise
         if not self._layers:
             raise InvalidInput("a tree needs at least one layer")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close all layers."""
-        for layer in self._layers:
-            layer.tree.close()
-
-    def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`."""
-        if not path:
-            return self._layers[0].lookup(path)
-        found = self._find(path)
-        return None if found is None else found[1]
-
-    def seen(self, path: LayerPath) -> Seen | None:
-        """What `lookup` finds, as far as walking needs it; most of the time with less effort."""
-        for layer in self._showing(LayerPath(path.rpartition("/")[0])):
-            status = layer.tree.status(path)
-            if status is None:
-                continue
-            form = stat.S_IFMT(status.st_mode)
-            if form == stat.S_IFREG and status.st_size:
-                return Seen(Kind.FILE)
-            if form == stat.S_IFDIR:
-                return Seen(Kind.DIRECTORY)
-            entry = self.lookup(path)
-            return None if entry is None else Seen(entry.kind, entry.target)
-        return None
-
-    def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `Tree.entries`."""
-        layers = self._showing(directory)
-        if not layers:
-            entry = self.lookup(directory)
-            if entry is None:
-                raise NotFound(f"{directory!r} is not there")
-            raise InvalidInput(f"{directory!r} is a {entry.kind.value}, not a directory")
-        merged: list[Entry] = []
-        whose: dict[LayerPath, _Upper] = {}
-        hidden: set[LayerPath] = set()
-        for layer in layers:
-            found = layer.entries(directory)
-            gone = layer.whiteouts(directory, found)
-            for entry in found:
-                path = entry.path
-                if path not in hidden:
-                    hidden.add(path)
-                    if path not in gone:
-                        merged.append(entry)
-                        whose[path] = layer
-        if len(layers) > 1:
-            merged.sort(key=_order)
-            if len(self._from) >= 256:
-                self._from.pop(next(iter(self._from)))
-            self._from[directory] = whose
-        return merged
-
-    def open(self, path: LayerPath) -> FileOnDisk:
-        """See `Tree.open`."""
-        layer = self._whose(path)
-        if layer is None:
-            raise NotFound(f"{path!r} is not there")
-        return layer.tree.open(path)
-
-    def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`: of one layer, that is; a name further up or down is another file."""
-        layer = self._whose(path)
-        found = None if layer is None else layer.tree.identity(path)
-        return None if found is None else (id(layer), found)
-
-    def _whose(self, path: LayerPath) -> _Upper | None:
-        """The layer that shows at ``path``."""
-        parent = path.rpartition("/")[0]
-        listed = self._from.get(parent)
-        if listed is not None:
-            return listed.get(path)
-        layers = self._showing(LayerPath(parent))
-        if len(layers) == 1:
-            return layers[0]
-        found = self._find(path)
-        return None if found is None else found[0]
-
-    def _find(self, path: LayerPath) -> tuple[_Upper, Entry] | None:
-        for layer in self._showing(split(path)[0]):
-            entry = layer.lookup(path)
-            if entry is not None:
-                return None if layer.is_whiteout(entry) else (layer, entry)
-        return None
-
-    def _showing(self, directory: LayerPath) -> tuple[_Upper, ...]:
-        """The layers that show in ``directory``, nearest first; none where it is not there, or no directory."""
-        known = self._merged
-        if not directory:
-            return tuple(self._layers)
-        showing = known.get(directory)
-        if showing is not None:
-            return showing
-        if len(known) > _KNOWN:
-            known.clear()
-        way: list[LayerPath] = []
-        at = directory
-        while at and at not in known:
-            way.append(at)
-            at = split(at)[0]
-        showing = known[at] if at else tuple(self._layers)
-        for at in reversed(way):
-            showing = known[at] = tuple(_directories(showing, at))
-        return showing
-
-
-def _directories(layers: tuple[_Upper, ...], path: LayerPath) -> Iterator[_Upper]:
-    for layer in layers:
-        entry = layer.lookup(path)
-        if entry is None:
-            continue
-        if entry.kind is not Kind.DIRECTORY:
-            return
-        yield layer
-        if layer.is_opaque(path):
-            return
-
-
-def _order(entry: Entry) -> bytes:
-    return entry.path.encode("utf-8", "surrogateescape")

@@ -24,7 +24,7 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Entry
 from lamella.digests import Digest
 from lamella.errors import LamellaError
-from lamella.layers.overlay import OverlaySink
+from lamella.layers.overlay_rules import OverlayRules
 from lamella.layers.policy import Policy
 from lamella.layers.tarball import tar_changes
 from lamella.paths import ROOT, LayerPath
@@ -103,7 +103,7 @@ def do(space: Space, snapshotter: str, work: LayerWork, advance: Advance, cancel
         apply(changes, sink, cancel=cancel, tally=tally)
         reader.finish()
     kept = tuple(losses.kept)
-    if isinstance(sink, OverlaySink):
+    if isinstance(sink, OverlayRules):
         return LayerDone(tally.changes, kept, losses.count, frozenset(sink.assumed), frozenset(sink.covered), sink.root)
     return LayerDone(tally.changes, kept, losses.count, frozenset(), frozenset(), None)
 

@@ -301,7 +301,7 @@ class _Unpacking:
         """An active snapshot for a layer, which is gone when the block ends, unless it was committed."""
         chain_id = self._chain[at]
         key = f"extract-{secrets.token_hex(8)} {chain_id}"
-        self._snapshots.prepare(key, parent, self._labels(at))
+        self._snapshots.begin(key, parent, self._labels(at))
         try:
             yield key
         finally:
@@ -368,8 +368,11 @@ class _Unpacking:
 
 
 def _empty(place: Path) -> None:
-    """Remove what lies in the directories of a snapshot's place."""
+    """Remove the files of a snapshot's place, and what lies in its directories."""
     for directory in os.listdir(place):
+        if not (place / directory).is_dir():
+            (place / directory).unlink()
+            continue
         opened = os.open(place / directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             for name in os.listdir(opened):

@@ -143,11 +143,7 @@ def test_a_snapshotter_without_unpack_is_wrong_usage(lamella: Run, layout: str) 
     assert lamella("store", "import", layout, "--name", "it", "--snapshotter", "directory").returncode == 2
 
 
-def test_verity_is_for_layers_that_are_images(
-    lamella: Run, layout: str, root: Path, tmp_path: Path, needs: Callable[..., str]
-) -> None:
-    needs("mkfs.erofs")
-    needs("veritysetup")
+def test_verity_is_for_layers_that_are_images(lamella: Run, layout: str, root: Path, tmp_path: Path) -> None:
     asked = lamella("store", "import", layout, "--name", "it", "--unpack", "--verity", "dm-verity")
     assert asked.returncode == 2
     assert "--snapshotter erofs" in asked.stderr

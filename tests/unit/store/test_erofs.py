@@ -4,34 +4,92 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 from weakref import WeakSet
 
 import pytest
 from tests.unit.store.conftest import Mount, fill
 
 from lamella.changes.apply import apply
+from lamella.changes.contracts import Tree
 from lamella.changes.dump import dump
+from lamella.changes.losses import Losses
 from lamella.changes.model import Change
-from lamella.changes.tree import walk
+from lamella.changes.tree import merge, walk
 from lamella.errors import Conflict, Exhausted, Unsupported
 from lamella.host import files, mounting
 from lamella.host.mounting import mount_points, unmount
+from lamella.layers.directory import DirectorySink
 from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.erofs.tree import ErofsChanges, ErofsImage
+from lamella.layers.policy import Devices, Owners, Policy
+from lamella.paths import ROOT
 from lamella.store.contract import ErofsMount, SnapshotKind
 from lamella.store.mounting import mounted
-from lamella.store.snapshotters import open_snapshotter
+from lamella.store.snapshotters import graph, open_snapshotter
 from lamella.store.snapshotters.graph import Snapshots
 from lamella.store.store import Store
-from lamella.testing.builders import directory, file, sparse, symlink, whiteout
-from lamella.testing.reading import outline
+from lamella.testing.builders import device, directory, fifo, file, link, opaque, sparse, symlink, whiteout
+from lamella.testing.reading import outline, text
+
+ALL_KINDS: list[Change] = [
+    directory("", mode=0o751, mtime=-5),
+    directory("d", mode=0o2750, uid=10, gid=11, mtime=2, xattrs={"user.d": b"1"}),
+    file("d/setuid", b"x" * 9000, mode=0o4755, uid=12, gid=70_000, mtime=1_700_000_000_123_456_789),
+    file("capable", b"y", xattrs={"security.capability": b"\1\0\0\2" + bytes(16), "user.a": b"\0\xff"}),
+    file("block", b"z" * 4096),
+    file("empty"),
+    file("holes", sparse(8 << 20, [(1 << 20, b"data" * 1024)])),
+    symlink("link", "d/setuid", uid=14),
+    symlink("long", "t" * 4090),
+    fifo("fifo"),
+    device("null", 1, 3),
+    link("d/again", "d/setuid"),
+]
+LAYERS: list[list[Change]] = [
+    [
+        directory("", mtime=0),
+        directory("usr", mode=0o700, mtime=1),
+        directory("usr/lib", mtime=2),
+        symlink("lib", "usr/lib"),
+        file("usr/lib/a", b"a"),
+        file("usr/lib/b", b"b" * 5000),
+        directory("opaque"),
+        file("opaque/old", b"old"),
+        file("gone"),
+        directory("replaced"),
+        file("replaced/inside"),
+    ],
+    [
+        file("lib/c", b"c"),
+        whiteout("lib/a"),
+        opaque("opaque"),
+        file("opaque/new", b"new"),
+        whiteout("gone"),
+        file("replaced", b"now a file"),
+        link("b again", "usr/lib/b"),
+    ],
+    [whiteout("opaque"), directory("opaque", mode=0o711), file("gone", b"back"), whiteout("b again")],
+    [opaque(""), file("lib/d", b"d"), directory("usr")],
+]
+
+
+MKFS = ("--quiet", "-T0", "--mkfs-time", "--preserve-mtime")
+
+
+def plain(tree: Tree) -> list[str]:
+    """Without hard links, which overlays have within one layer alone."""
+    return [line for line in text(tree) if not line.startswith("link ")]
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_mounted(tmp_path: Path, needs: Callable[..., str]) -> Iterator[None]:
-    needs("mkfs.erofs")
+def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
     yield
     for store in list(_OPENED):  # those that an error still leads to
         store.close()
@@ -57,15 +115,22 @@ def commit(snapshots: Snapshots, name: str, *changes: Change) -> bytes:
     return (snapshots.place(name) / "layer.erofs").read_bytes()
 
 
-def test_the_same_tree_comes_to_the_same_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_layer_or_tree_comes_to_the_same_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = opened(tmp_path)
     changes = [file(f"{number}", os.urandom(8000), xattrs={"user.a": b"1", "user.b": b"2"}) for number in range(40)]
-    changes += [directory("d"), file("d/x", b"y" * 100), symlink("l", "d")]
-    first = commit(snapshots, "first", directory("", mtime=0), *changes)
+    changes += [directory("d"), file("d/x", b"y" * 100), symlink("l", "d"), directory("", mtime=0)]
+
+    def written(name: str, changes: Sequence[Change]) -> bytes:
+        snapshots.prepare("key")
+        apply(changes, DirectorySink(snapshots.place("key") / "fs"))
+        snapshots.commit(name, "key")
+        return (snapshots.place(name) / "layer.erofs").read_bytes()
+
+    first, tree = commit(snapshots, "first", *changes), written("tree", changes)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    second = commit(snapshots, "second", *reversed(changes[:40]), *changes[40:], directory("", mtime=0))
-    assert first == second
+    assert commit(snapshots, "second", *changes) == first
+    assert written("again", [*reversed(changes[:40]), *changes[40:]]) == tree
 
 
 @pytest.mark.parametrize("keeps", ["layer.erofs", "mnt"])
@@ -87,8 +152,15 @@ def test_what_only_an_active_snapshot_needs_goes_even_after_a_kill(tmp_path: Pat
 
 def test_holes_do_not_fill_the_store(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
-    image = commit(snapshots, "base", file("huge", sparse(1 << 42, [(1 << 33, b"middle")])), file("small", b"1"))
-    assert len(image) < 32 << 20
+    commit(snapshots, "base", file("huge", sparse(1 << 42, [(1 << 33, b"middle")])), file("small", b"1"))
+    assert snapshots.usage("base").size < 1 << 20
+    snapshots.prepare("key")
+    with (snapshots.place("key") / "fs" / "huge").open("wb") as huge:
+        huge.truncate(1 << 40)
+        huge.seek(1 << 33)
+        huge.write(b"middle")
+    snapshots.commit("written", "key")
+    assert snapshots.usage("written").size < 1 << 20
 
 
 @pytest.mark.root
@@ -134,25 +206,176 @@ def test_what_is_committed_is_read_without_being_mounted(tmp_path: Path, monkeyp
     assert mount_points(str(tmp_path)) == []
 
 
-def test_without_mkfs_it_is_said_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_takes_no_program_no_rights_and_no_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = opened(tmp_path)
-    snapshots.prepare("key")
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(Unsupported, match=r"mkfs\.erofs") as caught:
-        snapshots.commit("name", "key")
-    assert "erofs-utils" in (caught.value.hint or "")
-    assert snapshots.stat("key").kind is SnapshotKind.ACTIVE
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("nothing is to be run or mounted")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(mounting, "erofs", refuse)
+    for number, layer in enumerate(LAYERS):
+        snapshots.begin("key", str(number - 1) if number else "")
+        apply(layer, snapshots.sink("key"))
+        with snapshots.tree("key") as tree:
+            assert plain(tree) == plain(merge(LAYERS[: number + 1]))
+        snapshots.commit(str(number), "key")
+    with snapshots.tree(str(len(LAYERS) - 1)) as tree:
+        assert plain(tree) == plain(merge(LAYERS))
 
 
-def test_an_old_mkfs_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "mkfs.erofs"
-    program.write_text("#!/bin/sh\necho \"mkfs.erofs: unrecognized option '--mkfs-time'\" >&2\nexit 1\n")
-    program.chmod(0o755)
+@pytest.mark.root
+def test_what_the_kernel_shows_is_what_the_layers_say_and_fsck_finds_nothing(
+    tmp_path: Path, needs: Callable[..., str]
+) -> None:
+    snapshots = opened(tmp_path)
+    for number, layer in enumerate(LAYERS):
+        parent = str(number - 1) if number else ""
+        snapshots.begin("key", parent)
+        apply(layer, snapshots.sink("key"))
+        snapshots.commit(str(number), "key")
+        image = snapshots.place(str(number)) / "layer.erofs"
+        said = subprocess.run([needs("fsck.erofs"), "-d1", image], capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr + said.stdout
+    snapshots.view("view", str(len(LAYERS) - 1))
+    with mounted(snapshots.mounts("view")) as root, DirectoryTree(root) as shown:
+        assert plain(shown) == plain(merge(LAYERS))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("layer", [LAYERS[0], ALL_KINDS])
+def test_mkfs_makes_the_same_tree_of_what_the_kernel_shows(
+    tmp_path: Path, needs: Callable[..., str], layer: list[Change]
+) -> None:
+    snapshots = opened(tmp_path)
+    commit(snapshots, "base", *layer)
+    snapshots.view("view", "base")
+    theirs = tmp_path / "theirs.erofs"
+    with mounted(snapshots.mounts("view")) as root:
+        subprocess.run(
+            [needs("mkfs.erofs"), "--quiet", "-T0", "--mkfs-time", "--preserve-mtime", theirs, root], check=True
+        )
+    with ErofsImage(ErofsLayer(theirs)) as tree, snapshots.tree("base") as ours:
+        assert text(tree) == text(ours)
+
+
+@pytest.mark.root
+def test_what_is_written_to_a_mount_comes_to_the_tree_that_mkfs_makes_of_it(
+    tmp_path: Path, needs: Callable[..., str]
+) -> None:
+    snapshots = opened(tmp_path)
+    commit(snapshots, "base", *LAYERS[0])
+    with mounted(snapshots.prepare("key", "base")) as root:
+        apply(ALL_KINDS[1:], DirectorySink(root))
+        (root / "opaque/old").unlink()
+        (root / "opaque").rmdir()
+        (root / "opaque").mkdir()
+        (root / "gone").unlink()
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.fspath(root / "socket"))
+    upper, theirs = snapshots.place("key") / "fs", tmp_path / "theirs.erofs"
+    subprocess.run(
+        [needs("mkfs.erofs"), "--quiet", "-T0", "--mkfs-time", "--preserve-mtime", theirs, upper], check=True
+    )
+    snapshots.commit("top", "key")
+    ours = snapshots.place("top") / "layer.erofs"
+    with ErofsChanges(ErofsLayer(theirs)) as expected, ErofsChanges(ErofsLayer(ours)) as actual:
+        assert list(dump(expected, inline=16, extents=False)) == list(dump(actual, inline=16, extents=False))
+    with mounted([ErofsMount(ours)]) as root:
+        assert stat.S_ISSOCK((root / "socket").stat().st_mode)
+        assert os.stat(root / "gone").st_rdev == 0
+        assert os.getxattr(root / "opaque", "trusted.overlay.opaque") == b"y"
+
+
+def test_a_layer_that_was_applied_is_not_written_to(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     snapshots.prepare("key")
-    monkeypatch.setattr(shutil, "which", lambda _: str(program))
-    with pytest.raises(Unsupported, match="unrecognized option"):
+    apply([file("f")], snapshots.sink("key"))
+    for refused in (lambda: snapshots.mounts("key"), lambda: snapshots.sink("key")):
+        with pytest.raises(Conflict):
+            refused()
+    (snapshots.place("key") / "fs" / "slipped in").touch()
+    with pytest.raises(Conflict, match="something else written"):
         snapshots.commit("name", "key")
+    (snapshots.place("key") / "fs" / "slipped in").unlink()
+    snapshots.commit("name", "key")
+    assert sorted(os.listdir(snapshots.place("name"))) == ["layer.erofs", "mnt"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("xattrs", [{}, {"user.of": b"root" * 100}])
+def test_a_root_that_no_layer_states_is_that_of_the_parent_which_comes_later(
+    tmp_path: Path, xattrs: dict[str, bytes]
+) -> None:
+    snapshots = opened(tmp_path)
+    commit(snapshots, "base", directory("", mode=0o1750, uid=70_000, gid=6, mtime=-5, xattrs=xattrs), file("gone"))
+    for name, root in (("unstated", []), ("stated", [directory("", mode=0o711, mtime=9)])):
+        snapshots.begin(name)
+        apply(
+            [*root, file("f", b"x" * 5000), link("g", "f"), whiteout("gone")], snapshots.sink(name, parents_known=False)
+        )
+        snapshots.commit(f"{name} layer", name, parent="base")
+        snapshots.view(f"{name} view", f"{name} layer")
+        expected = merge(
+            [
+                [directory("", mode=0o1750, uid=70_000, gid=6, mtime=-5, xattrs=xattrs)],
+                [*root, file("f", b"x" * 5000), link("g", "f")],
+            ]
+        )
+        with snapshots.tree(f"{name} layer") as tree:
+            assert text(tree) == text(expected)
+        with mounted(snapshots.mounts(f"{name} view")) as shown, DirectoryTree(shown) as tree:
+            assert text(tree) == text(expected)
+
+
+def test_choices_about_owners_and_devices_are_kept(tmp_path: Path) -> None:
+    snapshots = opened(tmp_path)
+    losses = Losses()
+    snapshots.begin("key")
+    policy = Policy(Owners.IGNORE, Devices.SKIP)
+    apply([file("f", uid=5, gid=6), device("d", 1, 3)], snapshots.sink("key", policy=policy, losses=losses))
+    with snapshots.tree("key") as tree:
+        (entry,) = tree.entries(ROOT)
+    assert entry.posix is not None
+    assert (entry.path, entry.posix.uid, entry.posix.gid) == ("f", os.geteuid(), os.getegid())
+    assert [loss.path for loss in losses.kept] == ["d"]
+
+
+def test_a_file_that_shrinks_while_its_image_is_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = opened(tmp_path)
+    snapshots.prepare("key")
+    path = snapshots.place("key") / "fs" / "log"
+    path.write_bytes(b"x" * 100_000)
+    read = os.pread
+
+    def shrinking(file: int, length: int, offset: int) -> bytes:
+        os.truncate(path, 10)
+        return read(file, length, offset)
+
+    monkeypatch.setattr(os, "pread", shrinking)
+    with pytest.raises(Conflict, match="shorter"):
+        snapshots.commit("name", "key")
+    monkeypatch.undo()
+    snapshots.commit("name", "key")
+    with snapshots.tree("name") as tree:
+        assert outline(tree) == {"log": "file " + "x" * 10}
+
+
+def test_a_commit_that_was_broken_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = opened(tmp_path)
+    for key in ("applied", "written"):
+        snapshots.prepare(key)
+        if key == "applied":
+            apply([file("f", b"1")], snapshots.sink(key))
+        else:
+            (snapshots.place(key) / "fs" / "f").write_bytes(b"1")
+        monkeypatch.setattr(graph, "_sync", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            snapshots.commit("name " + key, key)
+        monkeypatch.undo()
+        snapshots.commit("name " + key, key)
+        with snapshots.tree("name " + key) as tree:
+            assert outline(tree) == {"f": "file 1"}
 
 
 @pytest.mark.root

@@ -17,8 +17,10 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, Denied, Exhausted, InvalidInput, LamellaError, NotFound, Unsupported
+from lamella.layers.stack import LayerStack
 from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.snapshotters import open_snapshotter
+from lamella.store.snapshotters.forms import Use
 from lamella.store.snapshotters.graph import Snapshots
 from lamella.store.snapshotters.overlay import OverlayForm
 from lamella.store.snapshotters.places import Places, locked
@@ -293,8 +295,8 @@ def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Sto
     make(snapshots, "base")
 
     class Meanwhile(OverlayForm):
-        def make(self, *arguments: object, unpacking: bool) -> None:
-            super().make(*arguments, unpacking=unpacking)  # type: ignore[arg-type]
+        def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
+            super().make(place, kind, parents, use)
             snapshots.remove("base")
             make(snapshots, "base")
 

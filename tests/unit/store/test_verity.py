@@ -34,7 +34,6 @@ CONTENT = os.urandom(300_000)
 
 @pytest.fixture(autouse=True)
 def programs(tmp_path: Path, needs: Callable[..., str]) -> Iterator[None]:
-    needs("mkfs.erofs")
     needs("veritysetup")
     yield
     for point in reversed(mount_points(str(tmp_path))):

@@ -73,6 +73,14 @@ class ErofsReader:
             raise FormatError(structure, offset, f"only {len(raw)} of {length} bytes are there")
         return raw
 
+    def raw(self, node: int) -> tuple[int, bytes]:
+        """Where the extended inode of that number is, and its bytes. Raises FormatError, also for a compact one."""
+        at = self._metadata + node * SLOT
+        raw = self._at("EROFS inode", at, EXTENDED.size)
+        if not raw[0] & 1:
+            raise FormatError("EROFS inode", at, "it is not an extended one")
+        return at, raw
+
     def inode(self, node: int) -> Inode:
         """The inode of that number. Raises FormatError."""
         at = self._metadata + node * SLOT

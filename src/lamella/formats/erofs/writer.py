@@ -39,6 +39,7 @@ _TYPES: Final = {
     stat.S_IFCHR: 3,
     stat.S_IFBLK: 4,
     stat.S_IFIFO: 5,
+    stat.S_IFSOCK: 6,
     stat.S_IFLNK: 7,
 }
 Buffer = bytes | bytearray | memoryview
@@ -216,6 +217,14 @@ class ErofsWriter:
             seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds, file.links,
         )  # fmt: skip
         return raw + body + (self._unspill(*tail) if isinstance(tail, tuple) else tail)
+
+
+def restated(inode: bytes, mode: int, uid: int, gid: int, mtime: int) -> bytes:
+    """An inode of `ErofsWriter`, a directory, with other metadata; its permission bits are those of ``mode``."""
+    fields = list(EXTENDED.unpack(inode))
+    seconds, nanoseconds = divmod(mtime, 1_000_000_000)
+    fields[2], fields[7:11] = fields[2] & ~0o7777 | mode, (uid, gid, seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds)
+    return EXTENDED.pack(*fields)
 
 
 def _arranged(root: NewInode) -> list[_File]:

@@ -1,112 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer, or several, into a new EROFS image: contents as they come, all else at the end."""
+"""A layer, or several, into a new EROFS image that holds what differs from the tree below."""
 
 from __future__ import annotations
 
-import os
-import secrets
 import stat
-import tempfile
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Final
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Mine, View
 from lamella.changes.diff import diff
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Buffer, Content, Entry, Kind, Link, Posix, Put, StoredContent, Whiteout
+from lamella.changes.model import Content, Entry, Kind, Link, Put, StoredContent, Whiteout
 from lamella.changes.tree import MemorySink, MemoryTree, walk
-from lamella.errors import AlreadyExists, InvalidInput, MissingFacet, from_os
-from lamella.formats.erofs.structures import encode_device, pack_xattrs, split_prefix
-from lamella.formats.erofs.writer import BLOCK, ErofsWriter, NewInode, Placed
-from lamella.host import flags
+from lamella.errors import MissingFacet
+from lamella.formats.erofs.structures import pack_xattrs
+from lamella.formats.erofs.writer import NewInode, Placed
+from lamella.layers.erofs.building import NewImage, Written, fitting, new_inode
 from lamella.layers.erofs.files import ErofsLayer
-from lamella.layers.erofs.tree import MARKS, TYPES, ErofsTree, is_whiteout
+from lamella.layers.erofs.tree import ErofsTree, is_whiteout
 from lamella.layers.stack import LayerStack
 from lamella.paths import ROOT, LayerPath, split
-
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
-_PENDING: Final = 1 << 20
-"""Bytes of tails that are written at once."""
-
-
-class _Tails:
-    """What is left of contents beyond whole blocks, in a file that nobody sees, until it goes behind its inode."""
-
-    def __init__(self, directory: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0, prefix=".lamella-")  # noqa: SIM115
-        self._pending = bytearray()
-        self._written = 0
-
-    def spill(self, offset: int, data: Buffer) -> None:
-        """Take ``data``, which comes behind all that came before."""
-        del offset
-        self._pending += data
-        if len(self._pending) >= _PENDING:
-            self._flush()
-
-    def _flush(self) -> None:
-        _write(self._file.fileno(), self._written, self._pending)
-        self._written += len(self._pending)
-        self._pending = bytearray()
-
-    def unspill(self, offset: int, length: int) -> bytes:
-        """What was taken."""
-        if offset + length > self._written:
-            self._flush()
-        return os.pread(self._file.fileno(), length, offset)
-
-    def close(self) -> None:
-        """Drop all."""
-        self._file.close()
-
-
-class _Written:
-    """Content that is in the image that is being made."""
-
-    __slots__ = ("placed", "sink", "size")
-
-    def __init__(self, sink: ErofsSink, placed: Placed) -> None:
-        self.sink = sink
-        self.placed = placed
-        self.size = placed.size
-
-    @property
-    def stored(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
-        chunks = self.placed.chunks
-        if chunks is None:
-            return None
-        step = BLOCK << chunks[0]
-        return [
-            (number * step, min(step, self.size - number * step))
-            for number, address in enumerate(chunks[1])
-            if address != 0xFFFFFFFF
-        ]
-
-    def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
-        placed = self.placed
-        if placed.chunks is not None:
-            step = BLOCK << placed.chunks[0]
-            for offset, length in self.extents or ():
-                yield self.sink.written(placed.chunks[1][offset // step] * BLOCK, length)
-            return
-        tail = placed.tail
-        at, left = placed.block * BLOCK, self.size - (tail[1] if tail is not None else 0)
-        while left:
-            part = self.sink.written(at, min(left, _PENDING))
-            yield part
-            at, left = at + len(part), left - len(part)
-        if tail is not None:
-            yield self.sink.tail(*tail)
 
 
 class ErofsSink:
@@ -123,30 +36,18 @@ class ErofsSink:
         losses: Losses | None = None,
     ) -> None:
         """Raises AlreadyExists, and what reading the parents raises."""
-        path = layer.path
-        if os.path.lexists(path):
-            raise AlreadyExists(f"{os.fspath(path)!r} is there already")
-        self._layer = layer
         self._losses = losses if losses is not None else Losses()
         self.more = False
         """Whether another layer follows in the same image: `commit` ends the layer alone then."""
         self._lost: set[LayerPath] = set()
         self._below: ErofsTree | None = None
-        self._unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        self._tails: _Tails | None = None
-        self._file = -1
+        self._image = NewImage(layer.path)
         try:
             self._tree = MemoryTree()
             if parents is not None and len(parents):
                 self._below = ErofsTree(parents)
                 self._tree = apply(walk(self._below), MemorySink(self._tree))
             self._inner = MemorySink(self._tree)
-            try:
-                self._file = os.open(self._unfinished, _NEW, 0o666)
-                self._tails = _Tails(path.parent)
-            except OSError as error:
-                raise from_os(error, f"make the image {os.fspath(path)!r}") from error
-            self._writer = ErofsWriter(self._write, self._tails.spill, self._tails.unspill)
         except BaseException:
             self.abort()
             raise
@@ -170,39 +71,13 @@ class ErofsSink:
             self._losses.record(Loss(entry.path, "character device 0:0", "an overlay would take it for a whiteout"))
             self._lost.add(entry.path)
             return self._inner.whiteout(entry.path)
-        entry = self._fitting(entry, posix)
-        assert entry.posix is not None  # noqa: S101  # it had one
+        fits = fitting(entry, posix, self._losses)
+        if fits is not posix:
+            entry = replace(entry, posix=fits)
         stored: StoredContent | None = None
         if entry.kind is Kind.FILE and content is not None:
-            room = len(pack_xattrs(entry.posix.xattrs))
-            try:
-                placed = self._writer.place(content.size, content.chunks(), content.extents, room)
-            except OSError as error:
-                raise from_os(error, f"write {entry.path!r} into the image") from error
-            stored = _Written(self, placed)
+            stored = Written(self._image, self._image.place(entry.path, content, len(pack_xattrs(fits.xattrs))))
         return self._inner.put(entry, stored)
-
-    def _fitting(self, entry: Entry, posix: Posix) -> Entry:
-        """The entry with what an image can hold of it."""
-        kept = dict(posix.xattrs)
-        for name, value in posix.xattrs.items():
-            if name.startswith(MARKS):
-                why = "an overlay would take it for a mark"
-            else:
-                try:
-                    pack_xattrs({name: value})
-                    split_prefix(name)
-                    continue
-                except InvalidInput as error:
-                    why = str(error)
-            del kept[name]
-            self._losses.record(Loss(entry.path, f"extended attribute {name}", why))
-        device = posix.device
-        if device != (0, 0):
-            encode_device(*device)
-        if len(kept) == len(posix.xattrs):
-            return entry
-        return replace(entry, posix=replace(posix, xattrs=kept))
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
         """See `Sink.link`."""
@@ -230,22 +105,16 @@ class ErofsSink:
         if self.more:
             self._inner = MemorySink(self._tree)
             return self._losses
-        try:
-            os.ftruncate(self._file, self._writer.finish(self._root()))
-            os.link(self._unfinished, self._layer.path)
-        except OSError as error:
-            raise from_os(error, f"make the image {os.fspath(self._layer.path)!r}") from error
-        self.abort()
+        self._image.finish(self._root())
+        self._close()
         return self._losses
 
     def abort(self) -> None:
         """See `Sink.abort`. May be called again."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-            self._unfinished.unlink(missing_ok=True)
-        if self._tails is not None:
-            self._tails.close()
+        self._image.abort()
+        self._close()
+
+    def _close(self) -> None:
         if self._below is not None:
             self._below.close()
 
@@ -280,38 +149,8 @@ class ErofsSink:
         assert posix is not None  # noqa: S101  # put refuses others
         placed: Placed | None = None
         if content is not None:
-            if isinstance(content, _Written):
+            if isinstance(content, Written):
                 placed = content.placed
             else:  # of a file below that has a further name, or other metadata, here
-                room = len(pack_xattrs(posix.xattrs))
-                placed = self._writer.place(content.size, content.chunks(), content.extents, room)
-        return NewInode(
-            TYPES[entry.kind] | posix.mode,
-            posix.uid,
-            posix.gid,
-            posix.mtime,
-            posix.xattrs,
-            placed,
-            entry.target.encode("utf-8", "surrogateescape"),
-            posix.device,
-        )
-
-    def _write(self, offset: int, data: Buffer) -> None:
-        _write(self._file, offset, data)
-
-    def written(self, offset: int, length: int) -> bytes:
-        """Bytes of the image as it is so far."""
-        return os.pread(self._file, length, offset)
-
-    def tail(self, offset: int, length: int) -> bytes:
-        """The rest of a content, which is not in the image yet."""
-        assert self._tails is not None  # noqa: S101  # it has been there since the beginning
-        return self._tails.unspill(offset, length)
-
-
-def _write(file: int, offset: int, data: Buffer) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(file, view, offset)
-        offset += done
-        view = view[done:]
+                placed = self._image.place(entry.path, content, len(pack_xattrs(posix.xattrs)))
+        return new_inode(entry, posix, placed)

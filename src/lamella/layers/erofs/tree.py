@@ -29,6 +29,9 @@ TYPES: Final = {
 MARKS: Final = "trusted.overlay."
 """What the attributes begin with that an overlay takes for marks."""
 
+OPAQUE: Final = f"{MARKS}opaque"
+"""The mark of a directory that hides what is below; the value is ``y``."""
+
 _KINDS: Final = {number: kind for kind, number in TYPES.items()}
 _KNOWN: Final = 4096
 """Directories of an image that are remembered."""
@@ -61,17 +64,17 @@ class ErofsImage:
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """See `Tree.lookup`. Raises FormatError."""
-        inode = self._find(path)
+        inode = self.inode(path)
         entry = None if inode is None else self.entry(path, inode)
-        return None if entry is None or is_whiteout(entry) else _unmarked(entry)
+        return None if entry is None or is_whiteout(entry) else unmarked(entry)
 
     def entries(self, directory: LayerPath) -> list[Entry]:
         """See `Tree.entries`. Raises FormatError."""
-        return [_unmarked(entry) for entry in self.marked(directory) if not is_whiteout(entry)]
+        return [unmarked(entry) for entry in self.marked(directory) if not is_whiteout(entry)]
 
     def marked(self, directory: LayerPath) -> list[Entry]:
         """What the image has in a directory, whiteouts and marks included, by the bytes of the names."""
-        inode = self._find(directory)
+        inode = self.inode(directory)
         if inode is None:
             raise NotFound(f"{directory!r} is not there")
         if not stat.S_ISDIR(inode.mode):
@@ -86,7 +89,7 @@ class ErofsImage:
 
     def open(self, path: LayerPath) -> ErofsContent:
         """See `Tree.open`."""
-        inode = self._find(path)
+        inode = self.inode(path)
         if inode is None:
             raise NotFound(f"{path!r} is not there")
         if not stat.S_ISREG(inode.mode):
@@ -95,7 +98,7 @@ class ErofsImage:
 
     def identity(self, path: LayerPath) -> Hashable:
         """See `Tree.identity`."""
-        inode = self._find(path)
+        inode = self.inode(path)
         return inode.node if inode is not None and inode.links > 1 and not stat.S_ISDIR(inode.mode) else None
 
     def entry(self, path: LayerPath, inode: Inode) -> Entry | None:
@@ -113,7 +116,8 @@ class ErofsImage:
             target = self.reader.target(inode).decode("utf-8", "surrogateescape")
         return Entry(path, kind, posix, inode.size if kind is Kind.FILE else 0, target)
 
-    def _find(self, path: str) -> Inode | None:
+    def inode(self, path: str) -> Inode | None:
+        """The file at ``path`` as the image has it, be it a whiteout; None where nothing is. Raises FormatError."""
         parent, _, name = path.rpartition("/")
         if not path:
             return self._inode("", self.reader.superblock.root)
@@ -158,7 +162,7 @@ def is_whiteout(entry: Entry) -> bool:
     return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
 
 
-def _unmarked(entry: Entry) -> Entry:
+def unmarked(entry: Entry) -> Entry:
     """The entry without marks of an overlay. Raises Unsupported where it does not stand for itself."""
     posix = entry.posix
     if posix is None or not any(name.startswith(MARKS) for name in posix.xattrs):
@@ -203,9 +207,9 @@ class ErofsChanges:
             entry = todo.pop()
             path = entry.path
             if entry.kind is Kind.DIRECTORY:
-                yield Put(_unmarked(entry), None)
+                yield Put(unmarked(entry), None)
                 # The kernel takes no such mark on the root.
-                if path and entry.posix is not None and entry.posix.xattrs.get(f"{MARKS}opaque") == b"y":
+                if path and entry.posix is not None and entry.posix.xattrs.get(OPAQUE) == b"y":
                     yield Opaque(path)
                 inside = tree.marked(path)
                 yield from (Whiteout(one.path) for one in inside if is_whiteout(one))
@@ -217,7 +221,7 @@ class ErofsChanges:
                 if first != path:
                     yield Link(path, first)
                     continue
-            yield Put(_unmarked(entry), tree.open(path) if entry.kind is Kind.FILE else None)
+            yield Put(unmarked(entry), tree.open(path) if entry.kind is Kind.FILE else None)
 
 
 class ErofsTree:

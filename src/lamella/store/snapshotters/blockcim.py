@@ -25,7 +25,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BlockCimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import measure
-from lamella.store.snapshotters.forms import OpenTree
+from lamella.store.snapshotters.forms import OpenTree, Use
 from lamella.store.snapshotters.places import locked
 from lamella.store.snapshotters.windows import PARENT, EmptyTree, apply_nothing, note, noted, without_policy
 
@@ -55,12 +55,12 @@ class BlockCimForm:
     def _calls(self) -> Cimfs:
         return system_calls()
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
         """See `Form.make`. Raises Unsupported on another host than Windows."""
         self._calls.check_writing_blocks(verified=self._options.integrity)
         if len(parents):
             note(place, PARENT, parents.nearest_first()[0].name)
-        if kind is SnapshotKind.ACTIVE and unpacking:
+        if kind is SnapshotKind.ACTIVE and use is not Use.RUN:
             note(place, UNPACKING, "yes")
         elif len(parents) > 1:
             self._merge(parents)

@@ -25,7 +25,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import CimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import measure
-from lamella.store.snapshotters.forms import OpenTree
+from lamella.store.snapshotters.forms import OpenTree, Use
 from lamella.store.snapshotters.windows import PARENT, EmptyTree, apply_nothing, note, noted, without_policy
 
 IMAGES: Final = "cim-layers"
@@ -46,7 +46,7 @@ class CimForm:
         self._home = home
         self._images = home / IMAGES
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:  # noqa: ARG002
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
         """See `Form.make`."""
         self._images.mkdir(mode=0o700, exist_ok=True)
         if kind is SnapshotKind.ACTIVE:

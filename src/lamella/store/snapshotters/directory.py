@@ -22,7 +22,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BindMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import copy_tree, measure
-from lamella.store.snapshotters.forms import OpenTree, new_root
+from lamella.store.snapshotters.forms import OpenTree, Use, new_root
 from lamella.store.snapshotters.places import locked
 
 TREE: Final = "fs"
@@ -35,7 +35,7 @@ class DirectoryForm:
     side_by_side = False
     windows = False
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:  # noqa: ARG002
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
         """See `Form.make`."""
         if not len(parents):
             new_root(place / TREE)

@@ -1,47 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots whose committed layers are EROFS images, made by ``mkfs.erofs`` and laid over each other by the kernel.
+"""Snapshots whose committed layers are EROFS images, laid over each other by the kernel.
 
-An active snapshot is an upper directory as `overlay` has it; committing makes ``layer.erofs`` of it, with whiteouts
-and opaque directories in the overlay's form. The same tree comes to the same image. Images are mounted at ``mnt`` of
-their places when something lies on them, and let go when the snapshot is removed. That needs the rights to mount.
-Where it is asked for, the kernel checks them as they are read (`verity`).
-
-An image is not made from the layer's tar itself: mkfs.erofs knows neither what lies below nor the rules of
-`lamella.changes`, so that the result could be another one than all else here shows.
+A layer goes from its tar into its image as it comes (`lamella.layers.erofs.upper`), ``applied/layer.erofs`` of a place
+until it is committed. For whatever else writes to an active snapshot it has an upper directory as `overlay` has it, of
+which committing makes the image (`lamella.layers.erofs.from_directory`). Either way whiteouts and opaque directories
+are in the overlay's form. Images are mounted at ``mnt`` of their places when something lies on them that is to be
+mounted, and let go when the snapshot is removed. Mounting takes the rights to do so, all else does not. Where it is
+asked for, the kernel checks the images as they are read (`verity`).
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from lamella.errors import Exhausted, LamellaError, Unsupported, from_os
+from lamella.changes.contracts import Sink
+from lamella.changes.losses import Losses
+from lamella.errors import Conflict, from_os
 from lamella.layers.erofs.files import ErofsLayer
-from lamella.layers.erofs.tree import ErofsTree
+from lamella.layers.erofs.from_directory import write_image
+from lamella.layers.erofs.rooting import has_root_unstated, with_root
+from lamella.layers.erofs.stack import ErofsStack
+from lamella.layers.erofs.upper import ErofsUpperSink
+from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount
-from lamella.store.snapshotters.copying import measure
-from lamella.store.snapshotters.forms import OpenTree
+from lamella.store.snapshotters.forms import OpenTree, Use, new_root
 from lamella.store.snapshotters.overlay import UPPER, WORK, OverlayForm
 from lamella.store.snapshotters.places import locked
 from lamella.store.snapshotters.verity import check_seal, checked, hash_files, parse_verity, release, seal, unseal
 
 IMAGE: Final = "layer.erofs"
 SHOWN: Final = "mnt"
-
-_PROGRAM: Final = "mkfs.erofs"
-_HINT: Final = "install erofs-utils, 1.8 or newer"
-_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
-_CHUNK: Final = 1 << 16
-"""Bytes of the smallest hole that an image keeps, in files that are not huge."""
-_MOST_CHUNKS: Final = 1 << 20
-"""In one file: each takes four bytes of the image."""
+APPLIED: Final = "applied"
+"""The directory in a place of an active snapshot that has the image of the layer that was applied to it."""
 
 
 class ErofsForm(OverlayForm):
@@ -52,11 +47,32 @@ class ErofsForm(OverlayForm):
     def __init__(self, verity: str = "") -> None:
         self._verity = parse_verity(verity)
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:
-        """See `Form.make`. Raises Denied, Unsupported where the parents cannot be mounted."""
-        self.mounts(place, kind, parents)  # mounts them now, before anybody is told that there is a snapshot
-        super().make(place, kind, parents, unpacking=unpacking)
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
+        """See `Form.make`. Raises Denied, Unsupported where the parents cannot be mounted, and are to be."""
+        if use is not Use.APPLY:
+            self.mounts(place, kind, parents)  # mounts them now, before anybody is told that there is a snapshot
+            super().make(place, kind, parents, use)
+        else:
+            new_root(place / UPPER)
+            (place / WORK).mkdir(mode=0o700)
         (place / SHOWN).mkdir(mode=0o700)
+
+    def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
+        """See `Form.mounts`. Raises Conflict for an active snapshot that a layer was applied to."""
+        if kind is SnapshotKind.ACTIVE and _applied(place).exists():
+            raise Conflict(
+                "a layer was applied to this snapshot, and nothing can be written to an image",
+                hint="commit it, and prepare another on it",
+            )
+        return super().mounts(place, kind, parents)
+
+    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
+        """See `Form.rebase`. A root that nobody has stated is the parent's."""
+        applied = _applied(place)
+        if not applied.exists():
+            super().rebase(place, parents)
+        elif has_root_unstated(ErofsLayer(applied)):
+            with_root(ErofsLayer(applied), _stack(LayerStack([parents.nearest_first()[0]])))
 
     def shown(self, parents: LayerStack[Path]) -> tuple[Mount, ...]:
         """See `OverlayForm.shown`. The image of a single one is mounted as it is."""
@@ -67,27 +83,39 @@ class ErofsForm(OverlayForm):
         return super().shown(parents)
 
     def seal(self, place: Path) -> None:
-        """See `Form.seal`. Raises Unsupported, where there is no mkfs.erofs among others, and Exhausted."""
+        """See `Form.seal`. Raises Conflict, Unsupported, Exhausted."""
         image, unfinished = place / IMAGE, place / f"{IMAGE}.new"
         try:
             unfinished.unlink(missing_ok=True)
             unseal(place)
-            _make_image(place / UPPER, unfinished)
-            descriptor = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fchmod(descriptor, 0o400)
-                os.fsync(descriptor)
+                self._write(place, unfinished)
+                os.rename(unfinished, image)
             finally:
-                os.close(descriptor)
-            if self._verity is not None:
-                seal(unfinished, self._verity)
-            os.rename(unfinished, image)
+                unfinished.unlink(missing_ok=True)  # also where both are one file already, and nothing was renamed
         except OSError as error:
             raise from_os(error, f"make the image {os.fspath(image)!r}") from error
 
+    def _write(self, place: Path, unfinished: Path) -> None:
+        """Have the image of an active snapshot under another name, on the disk and sealed."""
+        if _applied(place).exists():
+            if os.listdir(place / UPPER):
+                raise Conflict("a layer was applied to this snapshot, and something else written to it")
+            os.link(_applied(place), unfinished)
+        else:
+            write_image(place / UPPER, unfinished)
+        descriptor = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, 0o400)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if self._verity is not None:
+            seal(unfinished, self._verity)
+
     def settle(self, place: Path) -> Sequence[Path]:
         """See `Form.settle`."""
-        return [path for path in (place / UPPER, place / WORK) if path.exists()]
+        return [path for path in (place / UPPER, place / WORK, place / APPLIED) if path.exists()]
 
     def release(self, place: Path) -> None:
         """See `Form.release`."""
@@ -97,22 +125,37 @@ class ErofsForm(OverlayForm):
 
     def usage(self, place: Path, kind: SnapshotKind) -> Usage:
         """See `Form.usage`: of a committed one that of its image, and of what seals it."""
-        if kind is not SnapshotKind.COMMITTED:
-            return super().usage(place, kind)
+        used = Usage(0, 0) if kind is SnapshotKind.COMMITTED else super().usage(place, kind)
         try:
-            files = [place / IMAGE, *hash_files(place)]
-            return Usage(sum(os.stat(path).st_blocks for path in files) * 512, len(files))
+            if kind is SnapshotKind.COMMITTED:
+                files = [place / IMAGE, *hash_files(place)]
+            else:
+                files = [path for path in (_applied(place),) if path.exists()]
+            return Usage(used.size + sum(os.stat(path).st_blocks for path in files) * 512, used.inodes + len(files))
         except OSError as error:
-            raise from_os(error, f"measure {os.fspath(place / IMAGE)!r}") from error
+            raise from_os(error, f"measure the image in {os.fspath(place)!r}") from error
+
+    def sink(
+        self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
+    ) -> Sink[Losses]:
+        """See `Form.sink`. Nothing is mounted for it."""
+        applied = _applied(place)
+        if applied.exists() or os.listdir(place / UPPER):
+            raise Conflict(f"the snapshot in {os.fspath(place)!r} is not empty: it takes a single layer")
+        applied.parent.mkdir(mode=0o700, exist_ok=True)
+        stack = None if parents is None else _stack(parents)
+        return ErofsUpperSink(ErofsLayer(applied), parents=stack, policy=policy, losses=losses)
 
     def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `Form.tree`. What is committed is read from the images, which takes no rights and mounts nothing."""
-        images = LayerStack(ErofsLayer(parent / IMAGE) for parent in parents.base_first())
+        """See `Form.tree`. What is in images is read from them, which takes no rights and mounts nothing."""
+        images = _stack(parents)
         if kind is SnapshotKind.COMMITTED:
             images = images.with_top(ErofsLayer(place / IMAGE))
-        if kind is SnapshotKind.ACTIVE or not len(images):
+        elif kind is SnapshotKind.ACTIVE and _applied(place).exists():
+            images = images.with_top(ErofsLayer(_applied(place)))
+        elif kind is SnapshotKind.ACTIVE or not len(images):
             return super().tree(place, kind, parents)
-        return ErofsTree(images)
+        return ErofsStack(images)
 
     def lower(self, place: Path) -> Path:
         """See `OverlayForm.lower`. Mounts the image where that has not been done."""
@@ -144,40 +187,10 @@ def _is_shown(place: Path) -> bool:
         return False
 
 
-def _make_image(tree: Path, image: Path) -> None:
-    program = shutil.which(_PROGRAM)
-    if program is None:
-        raise Unsupported(f"there is no {_PROGRAM} on this system, which makes the images of layers", hint=_HINT)
-    options = ["--quiet", "-T0", "--mkfs-time", "--preserve-mtime", "-U", _NO_UUID]
-    sparse = measure(tree).sparse
-    if sparse:  # holes would be written out else
-        chunk = _CHUNK
-        while sparse > chunk * _MOST_CHUNKS:
-            chunk *= 2
-        options.append(f"--chunksize={chunk}")
-    # What the environment says of times must not reach the image, nor its language the messages.
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "TMPDIR": os.fspath(image.parent),
-        "LC_ALL": "C.UTF-8",
-    }
-    done = subprocess.run(
-        [program, *options, os.fspath(image), os.fspath(tree)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        image.unlink(missing_ok=True)
-        raise _failure(done.stderr.decode(errors="replace"), done.returncode)
+def _applied(place: Path) -> Path:
+    """The image of the layer that was applied to an active snapshot, if one was."""
+    return place / APPLIED / IMAGE
 
 
-def _failure(said: str, status: int) -> LamellaError:
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
-    text = f"{_PROGRAM}: {lines[-1] if lines else f'exit status {status}'}"
-    if os.strerror(errno.ENOSPC).lower() in said.lower():
-        return Exhausted(text, hint="free some space in the store's file system and run again")
-    if "unrecognized option" in said or "Usage:" in said:
-        return Unsupported(text, hint=_HINT)
-    return LamellaError(text)
+def _stack(places: LayerStack[Path]) -> LayerStack[ErofsLayer]:
+    return LayerStack(ErofsLayer(place / IMAGE) for place in places.base_first())

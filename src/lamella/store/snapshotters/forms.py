@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -44,7 +45,8 @@ class Unpacks(Protocol):
     ) -> Sink[Losses]:
         """The sink that applies one layer to the active snapshot ``key``, in which nothing is yet.
 
-        With ``parents_known`` false it will get its parent when it is committed (`side_by_side`).
+        With ``parents_known`` false it will get its parent when it is committed (`side_by_side`). Some kinds have no
+        mounts of a snapshot between the end of the layer and its commit, and raise Conflict.
         Raises NotFound, Conflict (not active, or not empty), Unsupported (parents must be known).
         """
         ...
@@ -52,6 +54,17 @@ class Unpacks(Protocol):
     def tree(self, key: str) -> OpenTree:
         """What a mount of the snapshot ``key``, of whatever kind, shows. Raises NotFound."""
         ...
+
+
+class Use(Enum):
+    """What a snapshot is made for."""
+
+    RUN = "run"
+    """To be mounted, and looked at or written to."""
+    UNPACK = "unpack"
+    """To have a layer applied to it by whatever way; nothing is to run on it."""
+    APPLY = "apply"
+    """To have a layer applied to it through `Form.sink`; nothing is mounted before it is committed."""
 
 
 class Form(Protocol):
@@ -67,11 +80,8 @@ class Form(Protocol):
     windows: bool
     """Whether the layers are those of Windows images, whose tars have rules of their own."""
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:
-        """Fill the new directory ``place``, which gets another name afterwards.
-
-        ``unpacking`` says that a layer is to be applied to it, and nothing is to run on it.
-        """
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
+        """Fill the new directory ``place``, which gets another name afterwards."""
         ...
 
     def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:

@@ -25,7 +25,7 @@ from lamella.store.filters import parse_filters
 from lamella.store.labels import check_key, encode, merge, settled
 from lamella.store.leases import hold
 from lamella.store.namespaces import ensure
-from lamella.store.snapshotters.forms import Form, OpenTree
+from lamella.store.snapshotters.forms import Form, OpenTree, Use
 from lamella.store.snapshotters.places import Places, locked
 from lamella.store.snapshotters.rows import Row, Rows, field_of
 
@@ -102,11 +102,15 @@ class Snapshots:
 
     def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
         """See `Snapshotter.prepare`. AlreadyExists also where what the label `SNAPSHOT_REF` names is committed."""
-        return self._make(SnapshotKind.ACTIVE, key, parent, labels)
+        return self._shown(self._make(SnapshotKind.ACTIVE, key, parent, labels))
+
+    def begin(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> None:
+        """An active snapshot as of `prepare`, for `sink` alone: nothing is mounted for it. Raises as that does."""
+        self._make(SnapshotKind.ACTIVE, key, parent, labels, Use.APPLY)
 
     def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
         """See `Snapshotter.view`."""
-        return self._make(SnapshotKind.VIEW, key, parent, labels)
+        return self._shown(self._make(SnapshotKind.VIEW, key, parent, labels))
 
     def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
         """See `Snapshotter.commit`. All that was written is on the disk first.
@@ -212,11 +216,19 @@ class Snapshots:
 
     # Within
 
-    def _make(self, kind: SnapshotKind, key: str, parent: str, labels: Labels) -> tuple[Mount, ...]:
+    def _shown(self, made: tuple[int, SnapshotKind, LayerStack[Path]]) -> tuple[Mount, ...]:
+        number, kind, parents = made
+        return self._form.mounts(self._places.of(number), kind, parents)
+
+    def _make(
+        self, kind: SnapshotKind, key: str, parent: str, labels: Labels, use: Use | None = None
+    ) -> tuple[int, SnapshotKind, LayerStack[Path]]:
+        """Make a snapshot; returned are its number, its kind and the places of its parents."""
         check_key(key, "the key of a snapshot")
         labels = settled(labels)
         self._check_writable()
         form = self._form
+        use = use or (Use.UNPACK if UNPACKING in key else Use.RUN)
         wanted = labels.get(SNAPSHOT_REF) if kind is SnapshotKind.ACTIVE else None
         with self._database.read() as connection:
             taken = self._rows.taken(connection, key, wanted)
@@ -226,7 +238,7 @@ class Snapshots:
             self._give_up(taken)
         number: int | None = None
         with _told(f"make snapshot {key!r}"), self._places.fresh() as fresh:
-            form.make(fresh, kind, parents, unpacking=UNPACKING in key)
+            form.make(fresh, kind, parents, use)
             with self._database.write() as connection:
                 taken = self._rows.taken(connection, key, wanted)
                 if not taken:
@@ -236,7 +248,7 @@ class Snapshots:
                     self._places.put(fresh, number)
         if number is None:
             self._give_up(taken)
-        return form.mounts(self._places.of(number), kind, parents)
+        return number, kind, parents
 
     def _insert(
         self, connection: sqlite3.Connection, kind: SnapshotKind, key: str, parent: int | None, labels: Labels

@@ -20,7 +20,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BindMount, Mount, OverlayMount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import copy_root_metadata, measure
-from lamella.store.snapshotters.forms import OpenTree, is_unstated, new_root
+from lamella.store.snapshotters.forms import OpenTree, Use, is_unstated, new_root
 
 UPPER: Final = "fs"
 WORK: Final = "work"
@@ -35,7 +35,7 @@ class OverlayForm:
     side_by_side = True
     windows = False
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], *, unpacking: bool) -> None:  # noqa: ARG002
+    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
         """See `Form.make`. The root is that of the parent, since the nearest one is what a mount shows."""
         upper = place / UPPER
         new_root(upper)

@@ -229,7 +229,8 @@ def _enable(image: Path) -> None:
     try:
         enable_verity(os.fspath(image))
     except OSError as error:
-        image.unlink(missing_ok=True)
+        if error.errno == errno.EEXIST:  # an earlier attempt came so far
+            return
         if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
             raise Unsupported(
                 f"the store's file system cannot seal files with {Verity.FS}: {error.strerror}",

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An EROFS image of a directory as it is on disk, marks and whiteouts of an overlay included."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lamella import host
+from lamella.changes.model import Buffer
+from lamella.errors import Conflict, from_os
+from lamella.formats.erofs.structures import pack_xattrs
+from lamella.formats.erofs.writer import NewInode
+from lamella.layers.descriptors import Descriptors, open_root
+from lamella.layers.erofs.building import NewImage
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_DIRECTORIES: Final = 128
+_STEP: Final = 1 << 20
+_NOT_KEPT: Final = frozenset(
+    f"{prefix}.overlay.{mark}"
+    for prefix in ("trusted", "user")
+    for mark in ("origin", "impure", "nlink", "uuid", "upper", "index")
+)
+"""What an overlay notes in an upper directory for itself: it means nothing in a lower one."""
+
+
+def write_image(root: Path, image: Path) -> None:
+    """Write the new image ``image`` of all that is in the directory ``root``. The same tree gives the same bytes.
+
+    Owners, modes, times, attributes, hard links, holes, devices and sockets are kept; nothing is followed. Raises
+    AlreadyExists, Conflict (a file changes meanwhile), Exhausted, InvalidInput (what an image cannot hold), Denied.
+    """
+    new = NewImage(image)
+    try:
+        directories = Descriptors(open_root(root), most=_OPEN_DIRECTORIES)
+        try:
+            new.finish(_Walk(directories, new).run())
+        finally:
+            directories.close()
+    except OSError as error:
+        raise from_os(error, f"make an image of {os.fspath(root)!r}") from error
+    finally:
+        new.abort()
+
+
+class _Walk:
+    """One pass over the directory."""
+
+    def __init__(self, directories: Descriptors, image: NewImage) -> None:
+        self._directories = directories
+        self._image = image
+        self._links: dict[tuple[int, int], NewInode] = {}
+
+    def run(self) -> NewInode:
+        top = self._directories.root
+        root = self._inode(os.fstat(top), _xattrs(top))
+        todo = [("", root)]
+        while todo:
+            path, directory = todo.pop()
+            todo.extend(self._fill(path, directory))
+        return root
+
+    def _fill(self, path: str, directory: NewInode) -> list[tuple[str, NewInode]]:
+        """Take what is in a directory; returned are the directories in it, the last first."""
+        descriptor = self._directories.open(path)
+        prefix = f"{path}/" if path else ""
+        below: list[tuple[str, NewInode]] = []
+        for name in sorted(os.listdir(descriptor), key=os.fsencode):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            identity = (status.st_dev, status.st_ino)
+            kind = stat.S_IFMT(status.st_mode)
+            several = status.st_nlink > 1 and kind != stat.S_IFDIR
+            inode = self._links.get(identity) if several else None
+            if inode is None:
+                inode = self._made(descriptor, prefix + name, name, status)
+                if several:
+                    self._links[identity] = inode
+                if kind == stat.S_IFDIR:
+                    below.append((prefix + name, inode))
+            directory.children[os.fsencode(name)] = inode
+        below.reverse()
+        return below
+
+    def _made(self, directory: int, path: str, name: str, status: os.stat_result) -> NewInode:
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFREG:
+            file = os.open(name, _READ, dir_fd=directory)
+            try:
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode):
+                    raise Conflict(f"{path!r} changed while it was read")
+                inode = self._inode(status, _xattrs(file))
+                if status.st_size:
+                    inode.content = self._image.place(
+                        path, _Content(file, path, status), len(pack_xattrs(inode.xattrs))
+                    )
+            finally:
+                os.close(file)
+            return inode
+        inode = self._inode(status, _xattrs(host.path_beneath(directory, name)))
+        if kind == stat.S_IFLNK:
+            inode.target = os.fsencode(os.readlink(name, dir_fd=directory))
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            inode.device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+        return inode
+
+    def _inode(self, status: os.stat_result, xattrs: dict[str, bytes]) -> NewInode:
+        return NewInode(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
+
+
+@dataclass(slots=True, frozen=True)
+class _Content:
+    """The bytes of an open file, as many as it had when it was looked at."""
+
+    file: int
+    path: str
+    status: os.stat_result
+
+    @property
+    def size(self) -> int:
+        return self.status.st_size
+
+    @property
+    def stored(self) -> bool:
+        return True
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        if self.status.st_blocks * 512 >= self.size or self.size < 4096:
+            return None
+        found: list[tuple[int, int]] = []
+        at = 0
+        while at < self.size:
+            try:
+                start = os.lseek(self.file, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nothing but a hole from here on
+                    raise
+                break
+            at = min(os.lseek(self.file, start, os.SEEK_HOLE), self.size)
+            if at <= start:
+                break
+            found.append((start, at - start))
+        return found
+
+    def chunks(self) -> Iterable[Buffer]:
+        extents = self.extents
+        return self._read([(0, self.size)] if extents is None else extents)
+
+    def _read(self, extents: Sequence[tuple[int, int]]) -> Iterator[Buffer]:
+        for start, length in extents:
+            at, end = start, start + length
+            while at < end:
+                piece = os.pread(self.file, min(end - at, _STEP), at)
+                if not piece:
+                    raise Conflict(f"{self.path!r} became shorter while it was read")
+                yield piece
+                at += len(piece)
+
+
+def _xattrs(file: int | str) -> dict[str, bytes]:
+    try:
+        names = host.list_xattrs(file)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return {}
+    return {name: host.get_xattr(file, name) for name in names if name not in _NOT_KEPT}
