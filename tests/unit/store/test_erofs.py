@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 from weakref import WeakSet
@@ -19,7 +20,7 @@ from lamella.changes.apply import apply
 from lamella.changes.contracts import Tree
 from lamella.changes.dump import dump
 from lamella.changes.losses import Losses
-from lamella.changes.model import Change
+from lamella.changes.model import Change, Put
 from lamella.changes.tree import merge, walk
 from lamella.errors import Conflict, Exhausted, Unsupported
 from lamella.host import files, mounting
@@ -326,6 +327,15 @@ def test_a_root_that_no_layer_states_is_that_of_the_parent_which_comes_later(
             assert text(tree) == text(expected)
         with mounted(snapshots.mounts(f"{name} view")) as shown, DirectoryTree(shown) as tree:
             assert text(tree) == text(expected)
+
+
+def test_links_have_the_mode_that_they_have_on_linux(tmp_path: Path) -> None:
+    snapshots = opened(tmp_path)
+    odd = symlink("l", "f")
+    assert odd.entry.posix is not None
+    commit(snapshots, "base", Put(replace(odd.entry, posix=replace(odd.entry.posix, mode=0o644)), None))
+    with snapshots.tree("base") as tree:
+        assert [entry.posix.mode for entry in tree.entries(ROOT) if entry.posix] == [0o777]
 
 
 def test_choices_about_owners_and_devices_are_kept(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.stack import LayerStack
 from lamella.paths import ROOT, LayerPath, split
 
+_LINK_MODE: Final = 0o777
+"""Of any symbolic link on Linux, whatever a layer says."""
 _KINDS: Final = {number: kind for kind, number in TYPES.items()}
 
 
@@ -115,6 +117,8 @@ class ErofsUpperSink(OverlayRules):
         if posix is None:
             raise MissingFacet(path, "POSIX")
         posix = fitting(entry, posix, self._losses)
+        if entry.kind is Kind.SYMLINK and posix.mode != _LINK_MODE:
+            posix = replace(posix, mode=_LINK_MODE)
         if self._ignore:
             posix = replace(posix, uid=os.geteuid(), gid=os.getegid())
         if self._skip and entry.kind in (Kind.CHARACTER, Kind.BLOCK):
