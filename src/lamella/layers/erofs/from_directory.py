@@ -16,10 +16,11 @@ from lamella.changes.model import Buffer
 from lamella.errors import Conflict, from_os
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode
+from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.erofs.building import NewImage
 
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC
 _OPEN_DIRECTORIES: Final = 128
 _STEP: Final = 1 << 20
 _NOT_KEPT: Final = frozenset(

@@ -11,6 +11,7 @@ from lamella.changes.apply import apply
 from lamella.changes.model import Change, Entry, Put, implied_directory
 from lamella.errors import from_os
 from lamella.formats.erofs.writer import restated
+from lamella.host import flags
 from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.stack import ErofsStack
 from lamella.layers.erofs.tree import ErofsChanges, ErofsImage
@@ -44,7 +45,7 @@ def with_root(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
         at, raw = image.reader.raw(image.reader.superblock.root)
     posix = root.posix
     try:
-        file = os.open(layer.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = os.open(layer.path, os.O_WRONLY | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY)
         try:
             os.pwrite(file, restated(raw, posix.mode, posix.uid, posix.gid, posix.mtime), at)
         finally:
