@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lamella.changes.contracts import Tree
-from lamella.errors import AlreadyExists, from_os
+from lamella.errors import AlreadyExists, InvalidInput, from_os
 from lamella.operations.accounts import Account, find_account
 
 if TYPE_CHECKING:
@@ -111,10 +111,12 @@ def unpack_bundle(
     """Unpack ``image`` into ``directory``/rootfs and write ``directory``/config.json, so that a runtime can start it.
 
     The bundle is for this user alone (mode 0700): an image may have set-id programs. A failure removes what was made;
-    with ``merge``, the bundle may exist. Raises as `unpack` and `runtime_config`.
+    with ``merge``, the bundle may exist. Raises as `unpack` and `runtime_config`; InvalidInput for a Windows image.
     """
     from lamella.operations.unpack import unpack
 
+    if image.config.os == "windows":
+        raise InvalidInput("the image is for Windows, and a bundle is for crun and runc, which run those of Linux")
     rootless = None if os.geteuid() == 0 else Rootless.of_this_user()
     if merge:
         _make(directory, exist_ok=True)

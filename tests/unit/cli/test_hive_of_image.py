@@ -51,6 +51,15 @@ def test_the_merged_hive_is_that_of_a_flattened_image_to_the_byte(lamella: Run, 
     assert (tmp_path / "flat.hive").read_bytes() == output.read_bytes()
 
 
+def test_the_merged_hive_is_what_the_folders_of_the_layers_have(lamella: Run, name: str, tmp_path: Path) -> None:
+    assert lamella("unpack", name, tmp_path / "layers", "--as", "windows", *PLATFORM).returncode == 0
+    for layer in ("0", "1", "2"):
+        in_folder = lamella("hive", "dump", tmp_path / "layers" / layer / "Hives/System_Base")
+        of_image = lamella("hive", "dump", f"{name}::Hives/System_Base", "--layer", layer, *PLATFORM)
+        assert in_folder.returncode == 0, in_folder.stderr
+        assert in_folder.stdout == of_image.stdout
+
+
 def test_the_hive_as_it_is_with_one_layer_on_top_can_be_asked_for(lamella: Run, name: str) -> None:
     merged = f"{name}::Hives/System_Base"
     assert values(lamella, merged, "--layer", "0")[0] == {"a": "1", "b": "2"}

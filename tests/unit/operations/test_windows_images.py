@@ -162,6 +162,12 @@ class TestUnpack:
         with open_image(posix, "linux/amd64") as opened, pytest.raises(InvalidInput, match="for linux"):
             unpack(opened, tmp_path / "out", kind="windows")
 
+    def test_it_is_no_bundle(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        place = tmp_path / "bundle"
+        assert code_of("unpack", name, str(place), "--platform", "windows/amd64", "--bundle") == 3
+        assert "a bundle is for crun and runc" in capsys.readouterr().err
+        assert not place.exists()
+
     def test_the_command_line_does_it(self, name: str, tmp_path: Path) -> None:
         run("unpack", name, str(tmp_path / "out"), "--platform", "windows/amd64", "--as", "directory")
         assert (tmp_path / "out/Windows/new.txt").read_bytes() == b"new"
