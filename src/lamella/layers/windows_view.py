@@ -95,22 +95,28 @@ class Spelling:
         return known
 
     def _directory(self, path: str) -> LayerPath:
-        if not path:
-            return ROOT
-        found = self._directories.get(path)
-        if found is None:
-            key = names.folded(path)
+        found = self._directories.get(path) if path else ROOT
+        if found is not None:
+            return found
+        at, above, new = path, ROOT, []
+        while at:
+            known = self._directories.get(at)
+            if known is not None:
+                above = known
+                break
+            key = names.folded(at)
             if key in self._links:
-                raise InvalidInput(f"something lies in {path!r}, which is a link: Windows does not follow it there")
-            parent, _, name = path.rpartition("/")
-            above = self._directory(parent)
-            found = self._known.get(key)
-            if found is None:
-                found = self._known[key] = join(above, name)
+                raise InvalidInput(f"something lies in {at!r}, which is a link: Windows does not follow it there")
+            new.append((at, key))
+            at = at.rpartition("/")[0]
+        for at, key in reversed(new):
+            known = self._known.get(key)
+            if known is None:
+                known = self._known[key] = join(above, at.rpartition("/")[2])
             if len(self._directories) >= 4096:
                 self._directories.clear()
-            self._directories[path] = found
-        return found
+            self._directories[at] = above = known
+        return above
 
 
 def view_changes(

@@ -13,6 +13,7 @@ from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
 from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
+from lamella.layers.windows.codes import PathCodes
 from lamella.layers.windows.folder import FolderWriter
 from lamella.layers.windows.opened import layer_writer
 from lamella.layers.windows.place import (
@@ -45,6 +46,7 @@ _CLONED: Final = 5
 """Of the parent's utility VM."""
 _LINK: Final = 6
 _OPEN: Final = (_DIRECTORY, _IMPLIED, _CLONED)
+_UTILITY: Final = names.folded(UTILITY)
 
 
 class WindowsSink:
@@ -77,7 +79,7 @@ class WindowsSink:
         self._awkward = rules is not None and rules.awkward
         self._losses = losses if losses is not None else Losses()
         self._lost: set[str] = set()
-        self._kinds: dict[str, int] = {}
+        self._kinds = PathCodes()
         """What is at a path as NTFS compares it."""
         self._spelled: dict[str, LayerPath] = {"": LayerPath("")}
         """Directories, by their path as NTFS compares it, as they are called in the folder."""
@@ -294,23 +296,32 @@ class WindowsSink:
 
     def _enter(self, parent: str, path: str) -> LayerPath:
         """The directory ``parent`` as the folder spells it, made where the layer does not state it."""
-        if not parent:
-            return LayerPath("")
-        key = names.folded(parent)
-        known = self._kinds.get(key)
-        if known in _OPEN:
-            return self._spelled[key]
-        if known is not None:
-            raise InvalidInput(f"{path!r} cannot be in {parent!r}, which is no directory that can be entered")
-        above, _, name = parent.rpartition("/")
-        where = self._enter(above, path)
+        at, where = parent, LayerPath("")
+        missing: list[tuple[str, str]] = []
+        while at:
+            key = names.folded(at)
+            known = self._kinds.get(key)
+            if known in _OPEN:
+                where = self._spelled[key]
+                break
+            if known is not None:
+                raise InvalidInput(f"{path!r} cannot be in {at!r}, which is no directory that can be entered")
+            missing.append((at, key))
+            at = at.rpartition("/")[0]
+        for at, key in reversed(missing):
+            where = self._imply(at, key, where)
+        return where
+
+    def _imply(self, path: str, key: str, where: LayerPath) -> LayerPath:
+        """Make the directory ``path``, which the layer does not state, in ``where``."""
+        name = path.rpartition("/")[2]
         if not names.plain(name):
-            self._check_names(LayerPath(parent))
+            self._check_names(LayerPath(path))
         made = join(where, name)
         if not where and made not in TOPS:
             raise InvalidInput(f"{path!r}: a Windows layer has the directories Files, Hives and UtilityVM")
         try:
-            if not self._base and names.folded(made).startswith(names.folded(UTILITY)):
+            if not self._base and key.startswith(_UTILITY):
                 self._clone()
                 if self._kinds.get(key) in _OPEN:
                     return self._spelled[key]
@@ -364,9 +375,5 @@ class WindowsSink:
     def _displace(self, key: str) -> None:
         """Remove what was cloned at the path, with all beneath it."""
         self._writer.remove(self._spelled[key])
-        if self._kinds[key] == _CLONED:
-            for beneath in [one for one in self._kinds if one.startswith(key + "/")]:
-                del self._kinds[beneath]
-                self._spelled.pop(beneath, None)
-        del self._kinds[key]
-        self._spelled.pop(key, None)
+        for gone in self._kinds.remove(key):
+            self._spelled.pop(gone, None)

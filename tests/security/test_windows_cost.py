@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows layers made to be deep or slow are taken or refused, in time that grows with their length."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.unit.layers.test_windows_dialect import file_at, windows, write
+
+from lamella.changes.model import Change, Entry, Kind, Put, Whiteout
+from lamella.cli.main import run
+from lamella.layers.descriptors import remove_tree
+from lamella.layers.stack import LayerStack
+from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.sink import WindowsSink
+from lamella.operations.apply import apply_blob
+from lamella.operations.diff import diff
+from lamella.paths import LayerPath
+from lamella.testing.images import image_of_tars, tagged, write_layout
+
+DEEP = "Files/" + "d/" * 4000 + "file"
+
+
+def folder(path: str) -> Put:
+    return Put(Entry(LayerPath(path), Kind.DIRECTORY, None, 0, "", windows(0x10)), None)
+
+
+class TestAFileBelow4000Directories:
+    @pytest.fixture
+    def blob(self, tmp_path: Path) -> Iterator[Path]:
+        path = tmp_path / "deep.tar"
+        path.write_bytes(write([file_at(DEEP, b"deep")])[0])
+        yield path
+        # Too deep for others to remove.
+        parent = os.open(tmp_path, os.O_RDONLY)
+        for name in os.listdir(tmp_path):
+            remove_tree(parent, name)
+        os.close(parent)
+
+    @pytest.mark.parametrize("parents", [0, 1])
+    def test_goes_through_a_folder_to_the_byte(self, blob: Path, tmp_path: Path, parents: int) -> None:
+        below = [tmp_path / "base"] * parents
+        (tmp_path / "base.tar").write_bytes(write([folder("Files")])[0])
+        for place in below:
+            apply_blob(tmp_path / "base.tar", place, kind="windows")
+        apply_blob(blob, tmp_path / "layer", kind="windows", parents=below)
+        diff(None, tmp_path / "layer", tmp_path / "again.tar", kind="windows", compression="none")
+        assert run(["-q", "ls", f"windows:{tmp_path}/layer::{DEEP}"]) == 0
+        assert blob.read_bytes() == (tmp_path / "again.tar").read_bytes()
+
+    def test_is_found_in_a_view_and_flattened(self, blob: Path, tmp_path: Path) -> None:
+        image = image_of_tars([blob.read_bytes()], "windows/amd64")
+        write_layout(str(tmp_path / "images"), [tagged(image.descriptor, "v")], image.blobs)
+        name, platform = f"oci:{tmp_path}/images:v", ["--platform", "windows/amd64"]
+        assert run(["-q", "ls", f"{name}::{DEEP}", *platform]) == 0
+        assert run(["-q", "flatten", name, f"oci:{tmp_path}/images:flat", *platform]) == 0
+
+
+def hiding(tmp_path: Path, count: int) -> float:
+    """The processor seconds of hiding that many directories of the parent's utility VM, without those of the disk."""
+    base, above = WindowsLayer(tmp_path / f"base{count}"), WindowsLayer(tmp_path / f"above{count}")
+    changes: list[Change] = [*map(folder, ("Files", "UtilityVM", "UtilityVM/Files"))]
+    for number in range(count):
+        changes.append(folder(f"UtilityVM/Files/d{number}"))
+        changes.append(file_at(f"UtilityVM/Files/d{number}/a", b""))
+    from lamella.changes.apply import apply
+
+    apply(changes, WindowsSink(base))
+    sink = WindowsSink(above, parents=LayerStack([base]))
+    try:
+        sink.whiteout(LayerPath("UtilityVM/Files/d0"))
+        gc.collect()
+        start = time.thread_time()
+        for number in range(1, count):
+            sink.whiteout(LayerPath(f"UtilityVM/Files/d{number}"))
+        return time.thread_time() - start
+    finally:
+        sink.abort()
+
+
+def test_hiding_directories_of_the_utility_vm_takes_time_in_proportion(tmp_path: Path) -> None:
+    short, long = 1000, 4000
+    assert hiding(tmp_path, long) < 8 * hiding(tmp_path, short) + 0.3
+
+
+def test_a_hidden_directory_of_the_utility_vm_can_be_put_anew(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    blobs: dict[str, list[Change]] = {
+        "base": [*map(folder, ("Files", "UtilityVM", "UtilityVM/Files", "UtilityVM/Files/d", "UtilityVM/Files/d/e"))],
+        "above": [
+            Whiteout(LayerPath("UtilityVM/Files/D")),
+            folder("UtilityVM/Files/D"),
+            file_at("UtilityVM/Files/D/e"),
+        ],
+    }
+    for name, changes in blobs.items():
+        (tmp_path / f"{name}.tar").write_bytes(write(changes)[0])
+    apply_blob(tmp_path / "base.tar", base, kind="windows")
+    apply_blob(tmp_path / "above.tar", tmp_path / "above", kind="windows", parents=[base])
+    assert [path.name for path in (tmp_path / "above/UtilityVM/Files").iterdir()] == ["D"]
+    assert (tmp_path / "above/UtilityVM/Files/D/e").read_bytes() == b"hello"
