@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.registry.hostile import Registry
+from tests.registry.hostile import Registry, Serve
 from tests.registry.misbehaviour import cut_upload, lose_upload
+from tests.registry.wire import Answer, Request
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch, Unavailable
@@ -20,6 +24,8 @@ from lamella.images.options import RegistryOptions, registry_options
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_MANIFEST
 from lamella.operations.copy import copy
+from lamella.operations.unpack import unpack
+from lamella.registry import streaming
 from lamella.registry import writer as writing
 from lamella.registry.writer import RegistryWriter
 from lamella.testing.images import compact, digest, index_of, small_image, tagged, write_layout
@@ -67,6 +73,70 @@ def test_there_and_back(registry: Registry, layout: str, tmp_path: Path) -> None
     back = copy(name, f"oci:{tmp_path}/back:v1", all_platforms=True)
     assert back.entry.digest == ENTRY["digest"]
     assert back.size == there.size
+
+
+@pytest.mark.parametrize(("streams", "most"), [(1, 6), (3, 6 + 5)])
+def test_no_more_than_so_many_requests_are_under_way_at_once(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: int, most: int
+) -> None:
+    image = small_image(*({"noise": NOISE + bytes([number])} for number in range(12)), compress=False)
+    registry.add("many", "v1", image)
+    monkeypatch.setattr(streaming, "PIECE", 20_000)
+    monkeypatch.setattr(streaming, "ALONE", 40_000)
+    monkeypatch.setattr(streaming, "FAST", 1e18)
+    lock, now, peak = threading.Lock(), 0, 0
+
+    def slowly(request: Request, serve: Serve) -> Answer:
+        answer = serve()
+        raw = answer.body
+        assert isinstance(raw, bytes)
+
+        def body() -> Iterator[bytes]:
+            nonlocal now, peak
+            with lock:
+                now += 1
+                peak = max(now, peak)
+            time.sleep(0.02)
+            with lock:
+                now -= 1  # before the last byte, by which the other side may ask for more
+            yield raw
+
+        return replace(answer, body=body(), headers={**answer.headers, "Content-Length": str(len(raw))})
+
+    registry.misbehave("GET", "/blobs/", slowly)
+    with registry_options(RegistryOptions(streams=streams)):
+        copy(f"docker://{registry.host}/many:v1", f"oci:{tmp_path}/out:v1")
+    assert most - 3 <= peak <= most
+
+
+def test_a_layer_is_unpacked_while_it_arrives(registry: Registry, tmp_path: Path) -> None:
+    image = small_image({"etc/first": b"1", "etc/noise": NOISE * 50}, compress=False)
+    registry.add("large", "v1", image)
+    seen: list[bool] = []
+
+    def haltingly(request: Request, serve: Serve) -> Answer:
+        answer = serve()
+        raw = answer.body
+        assert isinstance(raw, bytes)
+
+        def body() -> Iterator[bytes]:
+            half = len(raw) // 2
+            yield raw[:half]
+            end = time.monotonic() + 30
+            while half > 1_000_000 and time.monotonic() < end and not list(tmp_path.rglob("first")):
+                time.sleep(0.01)
+            if half > 1_000_000:
+                seen.append(bool(list(tmp_path.rglob("first"))) and not (tmp_path / "root").exists())
+            yield raw[half:]
+
+        return replace(answer, body=body(), headers={**answer.headers, "Content-Length": str(len(raw))})
+
+    registry.misbehave("GET", "/blobs/", haltingly)
+    options = RegistryOptions(streams=1)
+    with open_image(f"docker://{registry.host}/large:v1", registry=options) as opened:
+        unpack(opened, tmp_path / "root")
+    assert seen == [True]
+    assert (tmp_path / "root/etc/noise").stat().st_size == 50 * len(NOISE)
 
 
 def test_what_is_there_is_not_sent_again(registry: Registry, layout: str) -> None:
