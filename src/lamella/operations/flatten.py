@@ -25,7 +25,9 @@ from lamella.operations.draft import BlobTaker, Draft, DraftLayer, StoredLayer, 
 from lamella.operations.layer_reading import is_windows, lower_and_upper
 from lamella.operations.new_layers import Opened, TarredLayer
 from lamella.operations.pack import Packed
+from lamella.operations.settings import creation_time
 from lamella.operations.write_layer import DEFAULT_OPTIONS, LayerOptions, Written
+from lamella.times import source_date_epoch
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -49,9 +51,10 @@ def flatten(
 
     With ``layers``, only those are merged, and the image stays the same to whoever unpacks it: a range of numbers that
     count from 0 at the base, or a text as for `parse_layers`. The config stays, but for layers and history; so do
-    annotations of the manifest, and times to the nanosecond. Layers below the merged ones are read too, those above
-    them are not. A Windows image has the deltas of its registry merged too; see `merged_windows_layers`. See
-    `open_writer` for ``replace``. Raises as unpacking ``source`` does, InvalidInput (no such layers), AlreadyExists.
+    annotations of the manifest, and times to the nanosecond. The date is SOURCE_DATE_EPOCH, or stays. Layers below the
+    merged ones are read too, those above them are not. A Windows image has the deltas of its registry merged too; see
+    `merged_windows_layers`. See `open_writer` for ``replace``. Raises as unpacking ``source`` does, InvalidInput (no
+    such layers), AlreadyExists.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     losses = losses if losses is not None else Losses()
@@ -80,7 +83,8 @@ def flattened(image: Image, layers: range | str | None = None, options: LayerOpt
     options = replaced(options, subsecond=True, windows=is_windows(image), rules=AS_WINDOWS)
     merged = _MergedLayers(image.layers[: chosen.stop], chosen.start, options)
     kept: tuple[DraftLayer, ...] = (*image.layers[: chosen.start], merged, *image.layers[chosen.stop :])
-    config = msgspec.structs.replace(draft.config, history=_history(draft, chosen))
+    created = draft.config.created if source_date_epoch() is None else creation_time()
+    config = msgspec.structs.replace(draft.config, history=_history(draft, chosen, created), created=created)
     return replaced(draft, config=config, layers=kept)
 
 
@@ -103,11 +107,11 @@ def _numbers(count: int) -> str:
     return f"the image has {count} {'layer' if count == 1 else 'layers'}, which count from 0 at the base"
 
 
-def _history(draft: Draft, chosen: range) -> list[History]:
+def _history(draft: Draft, chosen: range, created: str) -> list[History]:
     """The history with one step for all merged layers, in the place of the last; steps without a layer stay."""
     count = len(chosen)
     made = History(
-        created=draft.config.created,
+        created=created,
         created_by="lamella flatten",
         comment=f"{count} {'layer' if count == 1 else 'layers'} merged",
     )
