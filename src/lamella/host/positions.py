@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files read at a position, and written from two buffers at once, on systems that have calls for it and on Windows."""
+"""Files read at a position, on systems that have a call for it and on Windows."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TypeAlias
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 if sys.platform == "win32":
 
@@ -20,16 +17,8 @@ if sys.platform == "win32":
         finally:
             os.lseek(file, before, os.SEEK_SET)
 
-    def write_both(file: int, first: Buffer, then: Buffer) -> int:
-        """Write some of ``first`` and of what follows it; how much."""
-        return os.write(file, first if len(first) else then)
-
 else:
 
     def read_at(file: int, length: int, offset: int) -> bytes:
         """Up to ``length`` bytes from ``offset`` on."""
         return os.pread(file, length, offset)
-
-    def write_both(file: int, first: Buffer, then: Buffer) -> int:
-        """Write some of ``first`` and of what follows it; how much."""
-        return os.writev(file, (first, then))

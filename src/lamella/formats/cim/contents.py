@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from isal.isal_zlib import crc32
@@ -37,17 +36,18 @@ LARGE: Final = 1 << 14
 _START: Final = HEADER.size + REGION.size
 _ZEROS: Final = bytes(max(ALIGNMENT.values()))
 _STEP: Final = 1 << 20
-_TOGETHER: Final = 1 << 18
-"""Bytes that are written together."""
-_COPIED: Final = 1 << 15
-"""Objects of fewer bytes are collected; others are written from where they are, after those."""
+ROOM: Final = 1 << 20
+"""Bytes of the buffers that regions are collected in."""
 
 
 class Output(Protocol):
     """A region file in the making."""
 
-    def write(self, data: Buffer, then: Buffer = b"") -> object:
-        """Append all of ``data`` and then of ``then``; both are the caller's again on return."""
+    def swap(self, buffer: memoryview, filled: int) -> memoryview:
+        """Append the first ``filled`` bytes of ``buffer``, which is not to be touched from now on.
+
+        The result is a buffer of `ROOM` bytes to go on with, whatever is in it.
+        """
         ...
 
     def truncate(self, size: int) -> object:
@@ -55,14 +55,14 @@ class Output(Protocol):
         ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """What has been written."""
+        """What has been appended."""
         ...
 
 
 class Region:
     """A region to which objects are appended; `flush` comes before the file is used by anybody else."""
 
-    __slots__ = ("_base", "_digest", "_flushed", "_mask", "_output", "_pending", "size")
+    __slots__ = ("_base", "_buffer", "_digest", "_filled", "_mask", "_output", "size")
 
     def __init__(self, kind: RegionType, number: int, output: Output) -> None:
         self._base = region_offset(number, 0)
@@ -70,72 +70,80 @@ class Region:
         self._output = output
         self._digest = hashlib.sha256() if kind is RegionType.METADATA else None
         """Of metadata, which is never taken back."""
-        self._pending = bytearray(region_header(kind, kind))
-        self._flushed = 0
-        self.size = len(self._pending)
+        self._buffer = memoryview(bytearray(ROOM))
+        self._filled = 0
+        self.size = 0
+        self.append(region_header(kind, kind))
 
     def align(self) -> int:
         """Go to where an object may start; its region offset."""
         gap = -self.size & self._mask
-        self._pending += _ZEROS[:gap]
-        self.size += gap
+        if gap:
+            self.append(_ZEROS[:gap])
         return self._base | self.size
 
     def append(self, data: Buffer) -> None:
         """More of the object that is under way."""
         size = len(data)
         self.size += size
-        if size < _COPIED:
-            pending = self._pending
-            pending += data
-            if len(pending) >= _TOGETHER:
-                self.flush()
-        else:
-            self.flush(data)
+        start = self._filled
+        stop = start + size
+        if stop <= ROOM:
+            self._buffer[start:stop] = data
+            self._filled = stop
+            return
+        with memoryview(data) as view:
+            done = 0
+            while done < size:
+                start = self._filled
+                step = min(size - done, ROOM - start)
+                self._buffer[start : start + step] = view[done : done + step]
+                self._filled = start + step
+                done += step
+                if self._filled == ROOM:
+                    self.flush()
 
     def put(self, data: Buffer) -> int:
         """An object; its region offset."""
         at = self.size
         gap = -at & self._mask
-        size = len(data)
-        pending = self._pending
+        start = self._filled + gap
+        stop = start + len(data)
+        if stop > ROOM:
+            offset = self.align()
+            self.append(data)
+            return offset
+        buffer = self._buffer
         if gap:
-            pending += _ZEROS[:gap]
-            at += gap
-        self.size = at + size
-        if size < _COPIED:
-            pending += data
-            if len(pending) >= _TOGETHER:
-                self.flush()
-        else:
-            self.flush(data)
+            buffer[self._filled : start] = _ZEROS[:gap]
+        buffer[start:stop] = data
+        self._filled = stop
+        at += gap
+        self.size = at + len(data)
         return self._base | at
 
-    def flush(self, then: Buffer = b"") -> None:
-        """Write what was collected, and ``then`` after it."""
-        pending = self._pending
-        if self._digest is not None:
-            self._digest.update(pending)
-            self._digest.update(then)
-        self._output.write(pending, then)
-        self._flushed += len(pending) + len(then)
-        pending.clear()
+    def flush(self) -> None:
+        """Hand over what was collected."""
+        if self._filled:
+            if self._digest is not None:
+                self._digest.update(self._buffer[: self._filled])
+            filled, self._filled = self._filled, 0
+            self._buffer = self._output.swap(self._buffer, filled)
 
     def back_to(self, size: int) -> None:
         """Take back all that came after the first ``size`` bytes."""
+        handed_over = self.size - self._filled
         self.size = size
-        if size >= self._flushed:
-            del self._pending[size - self._flushed :]
-            return
-        self._pending.clear()
-        self._output.truncate(size)
-        self._flushed = size
+        self._filled = max(0, size - handed_over)
+        if size < handed_over:
+            self._output.truncate(size)
 
     def read(self, at: int, length: int) -> bytes:
         """What was put at the byte ``at``."""
-        if at >= self._flushed:
-            return bytes(self._pending[at - self._flushed :][:length])
-        if at + length > self._flushed:
+        handed_over = self.size - self._filled
+        if at >= handed_over:
+            return bytes(self._buffer[at - handed_over : at - handed_over + length])
+        if at + length > handed_over:
             self.flush()
         return self._output.read(at, length)
 
@@ -177,12 +185,11 @@ class Contents:
         """
         if size >= LARGE or derived:
             return self._stored_large(chunks, size, derived)
-        pieces = iter(chunks)
-        data = next(pieces, b"")
-        if len(data) != size:
-            data = _joined(chain((data,), pieces), size)
-        elif any(pieces):
-            raise _mismatch(size, "more")
+        data: Buffer
+        if type(chunks) is tuple and len(chunks) == 1 and len(chunks[0]) == size:
+            data = chunks[0]
+        else:
+            data = _joined(chunks, size)
         if not size:
             return self._empty
         key = crc32(data) << 14 | size

@@ -299,7 +299,14 @@ class TarReader(Generic[F]):
         if not pax.leave_data_alone(records):
             return None
         offset = blocks.base + at
-        size = known.size(size_field, offset)
+        digits = size_field[:11]
+        if digits.isdigit() and not size_field[11]:  # as nearly all are; few sizes come twice
+            try:
+                size = int(digits, 8)
+            except ValueError:
+                size = known.size(size_field, offset)
+        else:
+            size = known.size(size_field, offset)
         linkname = ""
         if kind != "0":
             size = 0

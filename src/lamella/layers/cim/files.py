@@ -13,15 +13,13 @@ from typing import Final, Self
 from uuid import UUID
 
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, NotFound, from_os
-from lamella.formats.cim.contents import Buffer
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import RegionType, objects_file, parse_filesystem_file
 from lamella.formats.cim.writer import CimWriter
 from lamella.host import flags
-from lamella.host.positions import read_at, write_both
+from lamella.host.positions import read_at
+from lamella.layers.cim.regions import NEW, OLD, RegionOutput, WriteBehind
 
-_FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC | flags.O_BINARY
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
 _SUFFIX: Final = ".cim"
@@ -122,58 +120,6 @@ class OpenCim:
         self.close()
 
 
-class _RegionOutput:
-    """A region file in the making."""
-
-    __slots__ = ("_file", "path")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = os.open(path, _NEW, 0o600)
-        except OSError as problem:
-            raise from_os(problem, f"make {os.fspath(path)!r}") from problem
-
-    def write(self, data: Buffer, then: Buffer = b"") -> None:
-        """See `lamella.formats.cim.contents.Output`."""
-        try:
-            done = write_both(self._file, data, then)
-            for piece in (data, then):
-                with memoryview(piece) as view:
-                    passed = min(done, len(view))
-                    done -= passed
-                    while passed < len(view):
-                        passed += os.write(self._file, view[passed:])
-        except OSError as problem:
-            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
-
-    def truncate(self, size: int) -> None:
-        """See `lamella.formats.cim.contents.Output`."""
-        try:
-            os.ftruncate(self._file, size)
-            os.lseek(self._file, size, os.SEEK_SET)
-        except OSError as problem:
-            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See `lamella.formats.cim.contents.Output`."""
-        try:
-            return read_at(self._file, length, offset)
-        except OSError as problem:
-            raise from_os(problem, f"read {os.fspath(self.path)!r}") from problem
-
-    def finish(self, *, durable: bool) -> None:
-        """Nothing more is to be written."""
-        if durable:
-            os.fsync(self._file)
-        self.close()
-
-    def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-
 class NewCim:
     """An image in the making: its files have hidden names until `commit`, and ``NAME.cim`` comes last."""
 
@@ -187,7 +133,8 @@ class NewCim:
             raise AlreadyExists(f"{os.fspath(layer.path)!r} exists")
         self.layer = layer
         self._mark = f".{layer.name}.unfinished-{secrets.token_hex(4)}"
-        self._outputs: dict[RegionType, _RegionOutput] = {}
+        self._behind = WriteBehind()
+        self._outputs: dict[RegionType, RegionOutput] = {}
         self._parent: OpenCim | None = None
         try:
             if parent is not None:
@@ -202,8 +149,9 @@ class NewCim:
             self.abort()
             raise
 
-    def _region(self, kind: RegionType) -> _RegionOutput:
-        output = self._outputs[kind] = _RegionOutput(self.layer.directory / f"{self._mark}-{int(kind)}")
+    def _region(self, kind: RegionType) -> RegionOutput:
+        path = self.layer.directory / f"{self._mark}-{int(kind)}"
+        output = self._outputs[kind] = RegionOutput(path, self._behind)
         return output
 
     def commit(self, *, guid: UUID | None = None, contents: bytes | None = None, durable: bool = False) -> None:
@@ -214,6 +162,8 @@ class NewCim:
         root = self.writer.write_tables()
         guid = guid or UUID(bytes=self.writer.fingerprint(contents)[:16], version=5)
         raw = self.writer.file(root, guid)
+        self._behind.drain()
+        self._behind.stop()
         directory = self.layer.directory
         image = directory / self._mark
         try:
@@ -237,6 +187,7 @@ class NewCim:
 
     def abort(self) -> None:
         """Remove what was written. May be called again."""
+        self._behind.stop()
         for output in self._outputs.values():
             output.close()
             output.path.unlink(missing_ok=True)
@@ -289,7 +240,7 @@ def _filesystem_file(path: Path) -> bytes:
 
 def _open(path: Path) -> int:
     try:
-        file = os.open(path, _FILE)
+        file = os.open(path, OLD)
     except OSError as problem:
         raise from_os(problem, f"open {os.fspath(path)!r}") from problem
     if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -299,7 +250,7 @@ def _open(path: Path) -> int:
 
 
 def _write(path: Path, raw: bytes, *, durable: bool) -> None:
-    file = os.open(path, _NEW, 0o600)
+    file = os.open(path, NEW, 0o600)
     try:
         view = memoryview(raw)
         while view:

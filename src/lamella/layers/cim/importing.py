@@ -166,11 +166,16 @@ class CimImport:
             attributes = self._attributes(entry, attributes, reparse)
         created, written = windows.creation_time, windows.write_time
         changed, accessed = windows.change_time, windows.access_time
-        written = 0 if written is None else (written // TICK + UNIX_EPOCH if written >= 0 else ticks_from_ns(written))
-        created, changed, accessed = [
-            written if time is None else (time // TICK + UNIX_EPOCH if time >= 0 else ticks_from_ns(time))
-            for time in (created, changed, accessed)
-        ]
+        written = 0 if written is None else written // TICK + UNIX_EPOCH if written >= 0 else ticks_from_ns(written)
+        created = (
+            written if created is None else created // TICK + UNIX_EPOCH if created >= 0 else ticks_from_ns(created)
+        )
+        changed = (
+            written if changed is None else changed // TICK + UNIX_EPOCH if changed >= 0 else ticks_from_ns(changed)
+        )
+        accessed = (
+            written if accessed is None else accessed // TICK + UNIX_EPOCH if accessed >= 0 else ticks_from_ns(accessed)
+        )
         if not (0 <= written <= _LAST and 0 <= created <= _LAST and 0 <= changed <= _LAST and 0 <= accessed <= _LAST):
             raise InvalidInput(f"{entry.path!r}: a time that no FILETIME can hold")
         extended = windows.extended_attributes

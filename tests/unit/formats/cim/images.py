@@ -28,9 +28,9 @@ class Memory:
     def read(self, offset: int, length: int) -> bytes:
         return bytes(self.data[offset : offset + length])
 
-    def write(self, data: bytes | bytearray | memoryview, then: bytes | bytearray | memoryview = b"") -> None:
-        self.data += data
-        self.data += then
+    def swap(self, buffer: memoryview, filled: int) -> memoryview:
+        self.data += buffer[:filled]
+        return memoryview(bytearray(b"?" * len(buffer)))
 
     def truncate(self, size: int) -> None:
         del self.data[size:]
