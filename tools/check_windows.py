@@ -2,9 +2,9 @@
 """Checks what only a real Windows can show: python tools/check_windows.py FOLDER [--base BLOB] [--layer BLOB]
 
 Run it as administrator with Lamella installed. FOLDER is on NTFS, and not there yet; it is removed at the end. A host
-with the Containers feature checks the compute service too, given the blob of a base layer for Windows (--base) and of
-one above it (--layer): both are applied, read back and compared entry by entry. Exit status 0 says that all was checked
-and held.
+with the Containers feature checks the compute service too: with a base layer of Lamella's own making, and given the blob
+of one of Windows (--base) and of one above it (--layer), with those. They are applied, read back and compared entry by
+entry. Exit status 0 says that all was checked and held; what of a layer came back otherwise is printed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lamella.errors import Conflict, Denied, LamellaError
@@ -221,8 +222,26 @@ FILES: tuple[Check, ...] = (
 OTHERS: tuple[Check, ...] = (check_denied,)
 
 
-def layers(system: WindowsSystem, folder: str, base: Path, above: Path | None) -> None:
-    """Apply the layers by the compute service, read them back and compare what they state."""
+def own_base(place: Path) -> Path:
+    """A base layer as 'lamella pack' makes it: a file, and registry hives that are empty."""
+    from lamella.changes.apply import apply
+    from lamella.changes.model import Entry, Inline, Kind, Posix, Put
+    from lamella.layers.facets import container_layer
+    from lamella.layers.windows_base import missing_hives, with_hives
+    from lamella.layers.windows_tar_sink import WindowsTarSink
+    from lamella.paths import LayerPath
+
+    file = Put(Entry(LayerPath("App/hello.txt"), Kind.FILE, Posix(0o644, 0, 0, 0), 5), Inline(b"hello"))
+    blob = place / "own.tar"
+    with blob.open("wb") as output:
+        apply(
+            container_layer(with_hives([file], missing_hives(lambda _: ()), 0), base=True), WindowsTarSink(output.write)
+        )
+    return blob
+
+
+def layers(system: WindowsSystem, folder: str, blobs: Sequence[tuple[str, Path]]) -> None:
+    """Apply the layers, the base first, by the compute service, read them back and compare what they state."""
     from lamella.changes.dump import dump
     from lamella.layers import kinds
     from lamella.layers.windows_names import AS_WINDOWS
@@ -231,9 +250,7 @@ def layers(system: WindowsSystem, folder: str, base: Path, above: Path | None) -
     from lamella.streams.reading import BlobReader
 
     parents: list[Path] = []
-    for name, blob in (("base", base), ("above", above)):
-        if blob is None:
-            continue
+    for name, blob in blobs:
         place = Path(folder) / name
         apply_blob(blob, place, kind="windows", parents=parents, rules=AS_WINDOWS, system=system)
         with BlobReader(blob) as reader:
@@ -284,11 +301,18 @@ def main() -> int:
             for promise, problem in found:
                 print(f"{'ok    ' if problem is None else 'FAILED'} {promise}" + (f": {problem}" if problem else ""))
                 failed += problem is not None
-        if options.base is None or not system.layers.available():
-            print("left out: the compute service, which needs the Containers feature and --base")
+        if not system.layers.available():
+            print("left out: the compute service, which needs the Containers feature")
             left_out = 1
         else:
-            layers(system, folder, options.base, options.layer)
+            with tempfile.TemporaryDirectory() as place:
+                layers(system, folder, [("own", own_base(Path(place)))])
+            if options.base is None:
+                print("left out: a layer of Windows itself, which is given by --base")
+                left_out = 1
+            else:
+                above = [] if options.layer is None else [("above", options.layer)]
+                layers(system, folder, [("base", options.base), *above])
     finally:
         above, name = os.path.split(folder)
         with system.privileges(BACKUP, RESTORE), system.files.open(above) as parent:

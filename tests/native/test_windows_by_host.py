@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.native.stub import SECURITY, Stub
@@ -207,9 +208,19 @@ def test_the_script_for_a_real_windows_applies_and_reads_layers(
     upper.write_bytes(tar_of(ABOVE_CHANGES))
     stub.account(7, SECURITY)
     work: Callable[..., None] = checks.layers  # type: ignore[attr-defined]
-    work(system, "C:\\layers", base, None if above is None else upper)
+    work(system, "C:\\layers", [("base", base)] if above is None else [("base", base), ("above", upper)])
     output = capsys.readouterr().out
     assert "lost" not in output
     count = len(lines_of(base.read_bytes()))
     assert f"base: {count} of {count} entries came back alike" in output
     assert ("above: " in output) is (above is not None)
+
+
+def test_the_script_tries_a_base_layer_as_pack_makes_it(
+    stub: Stub, system: WindowsSystem, tmp_path: Path, checks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks.layers(system, "C:\\layers", [("own", checks.own_base(tmp_path))])
+    output = capsys.readouterr().out
+    assert "lost" not in output
+    assert "own: 11 of 11 entries came back alike" in output
+    assert "ProcessBaseImage" in stub.calls
