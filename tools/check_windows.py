@@ -2,9 +2,9 @@
 """Checks what only a real Windows can show: python tools/check_windows.py FOLDER [--base BLOB] [--layer BLOB]
 
 Run it as administrator with Lamella installed. FOLDER is on NTFS, and not there yet; it is removed at the end. A host
-with the Containers feature checks the compute service too: with a base layer of Lamella's own making, and given the blob
-of one of Windows (--base) and of one above it (--layer), with those. They are applied, read back and compared entry by
-entry. Exit status 0 says that all was checked and held; what of a layer came back otherwise is printed.
+with the Containers feature checks the compute service too: with a base layer of Lamella's own making, and given the
+blob of one of Windows (--base) and of one above it (--layer), with those. They are applied, read back and compared
+entry by entry. Exit status 0 says that all was checked and held; what of a layer came back otherwise is printed.
 """
 
 from __future__ import annotations

@@ -83,6 +83,8 @@ class WindowsSink:
         """What is at a path as NTFS compares it."""
         self._spelled: dict[str, LayerPath] = {"": LayerPath("")}
         """Directories, by their path as NTFS compares it, as they are called in the folder."""
+        self._entered = "", LayerPath("")
+        """The directory that was asked for last, and as it is called in the folder."""
         self._facets = Facets()
         self._link_facet: tuple[LayerPath, Windows] | None = None
         self._tombstones: list[LayerPath] = []
@@ -122,14 +124,15 @@ class WindowsSink:
             windows = replace(windows, reparse=reparse.encode(reparse.symlink(entry.target)))
             entry = replace(entry, windows=windows)
         folder = directory or bool(windows.attributes & DIRECTORY)
-        path, key = self._claim(entry.path, folder=folder)
+        path, key, known = self._claim(entry.path, folder=folder)
         if path != entry.path:
             entry = Entry(path, entry.kind, None, entry.size, entry.target, windows)
         closed = windows.reparse is not None
         try:
             if path == UTILITY and not self._base:
                 self._clone()
-            existed = self._make_room(path, key, directory=folder and not closed)
+                known = self._kinds.get(key)
+            existed = known is not None and self._make_room(path, key, known, directory=folder and not closed)
             self._writer.put(entry, windows, content, folder=folder, existed=existed)
         except OSError as error:
             raise from_os(error, f"write {path!r}") from error
@@ -175,9 +178,10 @@ class WindowsSink:
             facet = stated[1]
         if facet is None:
             raise MissingFacet(target, "Windows")
-        path, key = self._claim(path, folder=False)
+        path, key, known = self._claim(path, folder=False)
         try:
-            self._make_room(path, key, directory=False)
+            if known is not None:
+                self._make_room(path, key, known, directory=False)
             self._writer.link(path, target, facet, at=None if code is None else self._on_disk(target))
         except OSError as error:
             raise from_os(error, f"link {path!r} to {target!r}") from error
@@ -264,12 +268,19 @@ class WindowsSink:
 
     # Names
 
-    def _claim(self, path: LayerPath, *, folder: bool) -> tuple[LayerPath, str]:
-        """The path as the folder spells it, and as NTFS compares it. Raises UnsafePath, InvalidInput."""
+    def _claim(self, path: LayerPath, *, folder: bool) -> tuple[LayerPath, str, int | None]:
+        """The path as the folder spells it, and as NTFS compares it, and what is there to give way.
+
+        Raises UnsafePath, InvalidInput.
+        """
         parent, _, name = path.rpartition("/")
         if not names.plain(name):
             self._check_names(path)
-        where = self._enter(parent, path)
+        if parent == self._entered[0]:
+            where = self._entered[1]
+        else:
+            where = self._enter(parent, path)
+            self._entered = parent, where
         path = join(where, name)
         if not where and (path not in TOPS or not folder):
             raise InvalidInput(f"{path!r}: a Windows layer has the directories Files, Hives and UtilityVM")
@@ -285,7 +296,7 @@ class WindowsSink:
                 f"{path!r} is there twice, and NTFS has one file of that name in whatever case",
                 hint="a layer for Windows must have each file once",
             )
-        return path, key
+        return path, key, known
 
     def _check_names(self, path: LayerPath) -> None:
         from lamella.layers.windows_names import LayerNames
@@ -334,11 +345,8 @@ class WindowsSink:
 
     # Files
 
-    def _make_room(self, path: LayerPath, key: str, *, directory: bool) -> bool:
-        """Make way at ``path``; whether a directory is there that stays."""
-        known = self._kinds.get(key)
-        if known is None:
-            return False
+    def _make_room(self, path: LayerPath, key: str, known: int, *, directory: bool) -> bool:
+        """Make way at ``path``, where something is; whether it is a directory that stays."""
         if directory and known in (_IMPLIED, _CLONED):
             return True
         if known == _IMPLIED:
@@ -374,6 +382,7 @@ class WindowsSink:
 
     def _displace(self, key: str) -> None:
         """Remove what was cloned at the path, with all beneath it."""
+        self._entered = "", LayerPath("")
         self._writer.remove(self._spelled[key])
         for gone in self._kinds.remove(key):
             self._spelled.pop(gone, None)
