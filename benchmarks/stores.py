@@ -24,8 +24,9 @@ import sys
 from lamella.store.store import Store
 from lamella.store.unpacking import unpack_image
 with Store.open(sys.argv[1], create=False) as store:
-    unpack_image(store.namespace("default"), sys.argv[2], lanes=int(sys.argv[3]) or None)
+    unpack_image(store.namespace("default"), sys.argv[2], sys.argv[4], lanes=int(sys.argv[3]) or None)
 """
+EROFS = f"{LAMELLA}, erofs"
 IN_TURN = "one after the other"
 
 
@@ -62,9 +63,10 @@ def store_import(bench: Bench, archive: Path) -> Workload:
 
 
 def store_unpack(bench: Bench, layout: Path, tag: str) -> Workload:
-    """An image that a store has, into snapshots of an overlay."""
+    """An image that a store has, into snapshots of an overlay; and as images of EROFS, which containerd has not."""
     store = bench.fresh()
-    contenders = [_unpacking(bench, LAMELLA, store, f"oci:{layout}:{tag}", 0)]
+    image = f"oci:{layout}:{tag}"
+    contenders = [_unpacking(bench, LAMELLA, store, image, 0), _unpacking(bench, EROFS, store, image, 0, "erofs")]
     if bench.containerd is not None:
         daemon = bench.containerd
         contenders.append(
@@ -154,12 +156,14 @@ def fill(store: Path) -> None:
             )
 
 
-def _unpacking(bench: Bench, name: str, store: Path, image: str, lanes: int) -> Contender:
+def _unpacking(
+    bench: Bench, name: str, store: Path, image: str, lanes: int, snapshotter: str = "overlayfs"
+) -> Contender:
     def before() -> None:
         subprocess.run(lamella(store, "import", "--quiet", "--name", NAME, image), check=True)
 
     def work() -> Sample:
-        return timed([[sys.executable, "-c", UNPACK, str(store), NAME, str(lanes)]], bench.work / "log")
+        return timed([[sys.executable, "-c", UNPACK, str(store), NAME, str(lanes), snapshotter]], bench.work / "log")
 
     return Contender(name, work, before, lambda: shutil.rmtree(store))
 

@@ -371,6 +371,45 @@ def test_a_file_that_shrinks_while_its_image_is_made_is_told(tmp_path: Path, mon
         assert outline(tree) == {"log": "file " + "x" * 10}
 
 
+@pytest.mark.parametrize("verity", ["", "dm-verity"])
+@pytest.mark.parametrize("applied", [True, False])
+def test_an_image_and_its_hashes_are_on_the_disk_before_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verity: str, applied: bool
+) -> None:
+    snapshots = opened(tmp_path, verity)
+    snapshots.prepare("key")
+    if applied:
+        apply([file("f", b"1")], snapshots.sink("key"))
+    else:
+        (snapshots.place("key") / "fs" / "f").write_bytes(b"1")
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(file: int) -> None:
+        calls.append("fsync " + Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        fsync(file)
+
+    def renamed(old: Path, new: Path, **named: int) -> None:
+        calls.append(f"rename {Path(old).name} {Path(new).name}")
+        rename(old, new, **named)
+
+    def all_synced(file: int) -> None:
+        calls.append(f"syncfs, the row being {snapshots.stat('key').kind.value}")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(files, "sync_file_system", all_synced)
+    snapshots.commit("name", "key")
+    sealing = ["fsync layer.verity", "fsync layer.roothash.new", "rename layer.roothash.new layer.roothash"]
+    assert calls[: 3 + 3 * bool(verity)] == [
+        "fsync layer.erofs.new",
+        *(sealing if verity else []),
+        "rename layer.erofs.new layer.erofs",
+        "syncfs, the row being active",
+    ]
+    assert snapshots.stat("name").kind is SnapshotKind.COMMITTED
+
+
 def test_a_commit_that_was_broken_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = opened(tmp_path)
     for key in ("applied", "written"):
