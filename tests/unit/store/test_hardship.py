@@ -51,7 +51,7 @@ def sound(store: Store) -> bool:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native", "erofs"])
 def test_a_full_disk_stops_an_import_and_loses_nothing(images: dict[str, str], tmpfs: Mount, snapshotter: str) -> None:
     root = tmpfs("size=10m") / "store"
     with Store.open(root) as store:
