@@ -18,7 +18,7 @@ from lamella.oci.reference import parse_reference
 from lamella.operations.copy import move_blobs
 from lamella.store.image_writer import StoreWriter
 from lamella.store.leases import under_lease
-from lamella.store.unpacking import DEFAULT_SNAPSHOTTER, Unpacked, unpack_image
+from lamella.store.unpacking import Unpacked, unpack_image
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
@@ -61,7 +61,7 @@ def import_image(
     platform: str | Platform | None = None,
     all_platforms: bool = False,
     unpack: bool = False,
-    snapshotter: str = DEFAULT_SNAPSHOTTER,
+    snapshotter: str | None = None,
     policy: Policy | None = None,
     losses: Losses | None = None,
     replace: bool = False,
@@ -109,7 +109,7 @@ def _unpacked(
     space: Space,
     images: Sequence[ImportedImage],
     platform: Platform | None,
-    snapshotter: str,
+    snapshotter: str | None,
     policy: Policy | None,
     losses: Losses | None,
     progress: Progress | None,

@@ -181,7 +181,7 @@ class Transfer:
             return
         from lamella.store import unpacking
 
-        usual = space.store.namespaces.get(space.name).labels.get(DEFAULT_SNAPSHOTTER) or unpacking.DEFAULT_SNAPSHOTTER
+        usual = space.store.namespaces.get(space.name).labels.get(DEFAULT_SNAPSHOTTER) or None
         for wanted in destination.unpacks:
             for target in {target.digest: target for target in targets}.values():
                 unpacking.unpack_image(

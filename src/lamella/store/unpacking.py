@@ -64,6 +64,8 @@ UNCOMPRESSED: Final = "containerd.io/uncompressed"
 """The label of a layer's blob that says its diff id, once that has been checked."""
 
 DEFAULT_SNAPSHOTTER: Final = "overlayfs"
+WINDOWS_SNAPSHOTTER: Final = "cimfs"
+"""The one for images of Windows, where none is named."""
 
 _OWN_PROCESS: Final = 4 << 20
 """Bytes of a layer from which on a process of its own pays, whose start takes as long as to unpack about so many."""
@@ -106,7 +108,7 @@ class Unpacked:
 def unpack_image(
     space: Space,
     target: Descriptor | str,
-    snapshotter: str = DEFAULT_SNAPSHOTTER,
+    snapshotter: str | None = None,
     *,
     platform: Platform | None = None,
     policy: Policy | None = None,
@@ -120,16 +122,18 @@ def unpack_image(
     All blobs are checked on the way: size, digest and diff id. A failure leaves the layers that are whole, for the next
     attempt or the next collection, and nothing of the others. The snapshots live as long as the image's config, which
     is labelled with them. ``lanes`` is how many layers are unpacked at once at most, None for what the machine has.
+    Without a ``snapshotter`` it is the usual one for what the image is made for.
 
-    Raises NotFound, Integrity, InvalidInput, Unsupported, Exhausted, Denied, Cancelled, LossRefused.
+    Raises NotFound, Integrity, InvalidInput (also a snapshotter that keeps no layers for the image's system),
+    Unsupported, Exhausted, Denied, Cancelled, LossRefused.
     """
     if isinstance(target, str):
         target = space.images.get(target).target
-    name = canonical(snapshotter)
     losses = losses if losses is not None else Losses()
     with under_lease(space) as held:
         reader = StoreReader(held, target=target)
         image = image_of(reader, resolve(reader, platform=platform))
+        name = _snapshotter(held, image, snapshotter)
         assert held.lease is not None  # noqa: S101  # that is what `under_lease` is for
         held.leases.add(held.lease, Resource(CONTENT, image.descriptor.digest))  # and so all that it needs
         work = _Unpacking(held, name, image, policy, losses, progress, cancel)
@@ -139,6 +143,20 @@ def unpack_image(
             config = image.manifest.config.digest
             _label(held, config, REF_SNAPSHOT + name, top)
     return Unpacked(image.descriptor, name, top, layers, losses)
+
+
+def _snapshotter(space: Space, image: Image, given: str | None) -> str:
+    """The name of the snapshotter for the image. Raises InvalidInput where ``given`` is one for another system."""
+    windows = image.config.os == "windows"
+    if given is None:
+        return WINDOWS_SNAPSHOTTER if windows else DEFAULT_SNAPSHOTTER
+    name = canonical(given)
+    if space.snapshots(name).windows is not windows:
+        raise InvalidInput(
+            f"the image is for {image.config.os}, and {name!r} keeps layers of {'Linux' if windows else 'Windows'}",
+            hint=f"the snapshotter {WINDOWS_SNAPSHOTTER if windows else DEFAULT_SNAPSHOTTER!r} is one for it",
+        )
+    return name
 
 
 class _Stop(Cancellation):

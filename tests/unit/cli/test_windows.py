@@ -214,3 +214,35 @@ class TestAwkwardNames:
         done = lamella(*words, "--as", "directory", "--awkward-names")
         assert done.returncode == 2
         assert "--awkward-names is for" in done.stderr
+
+
+class TestInAStore:
+    PLATFORM = ("--platform", "windows/amd64")
+
+    @pytest.fixture
+    def image(self, tmp_path: Path, lamella: Run, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "root"))
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "aux.js").write_text("x")
+        name = f"oci:{tmp_path}/images:v"
+        assert lamella("pack", tmp_path / "site", name, "--awkward-names", *self.PLATFORM).returncode == 0
+        return name
+
+    def test_an_image_is_unpacked_by_a_snapshotter_for_windows(self, image: str, lamella: Run) -> None:
+        words = ("store", "import", image, "--name", "example.org/a:1", "--unpack", *self.PLATFORM)
+        done = lamella(*words)
+        assert done.returncode == 0, done.stderr
+        assert "1 of 1 layers unpacked into cimfs" in done.stdout + done.stderr
+        assert lamella("cat", "store:example.org/a:1::Files/aux.js", *self.PLATFORM).stdout == "x"
+
+    def test_a_snapshotter_for_another_system_is_refused(self, image: str, tmp_path: Path, lamella: Run) -> None:
+        words = ("store", "import", image, "--name", "example.org/a:1", "--unpack", *self.PLATFORM)
+        done = lamella(*words, "--snapshotter", "overlay")
+        assert done.returncode == 3
+        assert "keeps layers of Linux" in done.stderr
+        assert "hint: the snapshotter 'cimfs' is one for it" in done.stderr
+        name = f"oci:{tmp_path}/images:linux"
+        assert lamella("pack", tmp_path / "site", name, "--platform", "linux/amd64").returncode == 0
+        words = ("store", "import", name, "--name", "example.org/b:1", "--unpack", "--platform", "linux/amd64")
+        done = lamella(*words, "--snapshotter", "cimfs")
+        assert (done.returncode, "keeps layers of Windows" in done.stderr) == (3, True)

@@ -18,6 +18,7 @@ from tests.unit.service.serving import Client, Served, Stub, code_of, within
 from tests.unit.service.test_diff import put
 from tests.unit.service.test_snapshots import Snapshots
 
+from lamella.changes.apply import apply as apply_changes
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.digests import Digest
@@ -26,6 +27,8 @@ from lamella.layers.cim.files import CimLayer
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.source import WindowsChanges
+from lamella.layers.windows_names import AS_WINDOWS
+from lamella.layers.windows_tar_sink import WindowsTarSink
 from lamella.oci.mediatypes import OCI_LAYER
 from lamella.paths import LayerPath
 from lamella.protocol.mounts import sent
@@ -44,6 +47,12 @@ TOP: Final[list[Change]] = [
     stream("Files/Windows/new", "ads", b"stream"),
     link("Files/again", "Files/Windows/new"),
 ]
+
+
+def awkward_tar_of(changes: Sequence[Change]) -> bytes:
+    written = bytearray()
+    apply_changes(changes, WindowsTarSink(written.extend, rules=AS_WINDOWS))
+    return bytes(written)
 
 
 @pytest.fixture
@@ -119,6 +128,18 @@ class TestFolders:
         for left, right in wrong:
             request = pb.DiffRequest(left=sent(left), right=sent(right))
             assert refusal(stub.Diff, request) == "INVALID_ARGUMENT"
+
+    def test_have_names_that_windows_has(self, tmp_path: Path, stub: Stub, served: Served) -> None:
+        """Nobody can be asked, and an image of Windows must come in; a composite image takes them as well."""
+        changes = windows_base(*(file(f"Files/{name}", b"x") for name in ("a.", "aux.js", "b ")))
+        data = awkward_tar_of(changes)
+        layer = put(served, data, OCI_LAYER)
+        folder, image = tmp_path / "1", tmp_path / "2"
+        image.mkdir()
+        for mount in (WindowsLayerMount(folder), CimMount(image, tmp_path / "2.cim")):
+            request = pb.ApplyRequest(diff=layer, mounts=sent([mount]))
+            assert stub.Apply(request, metadata=within()).applied.digest == layer.digest
+            assert diff(stub, [], [mount]) == layer.digest
 
     def test_that_are_only_looked_at_take_no_layer(self, tmp_path: Path, stub: Stub, served: Served) -> None:
         mounts = [WindowsLayerMount(tmp_path / "new", readonly=True)]

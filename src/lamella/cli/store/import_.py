@@ -46,7 +46,6 @@ def command(
     from lamella.changes.losses import Losses
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.store_import import import_image
-    from lamella.store.unpacking import DEFAULT_SNAPSHOTTER
 
     if snapshotter is not None and not unpack:
         raise click.UsageError("--snapshotter says where to unpack to; give --unpack too")
@@ -60,7 +59,7 @@ def command(
             platform=platform,
             all_platforms=all_platforms,
             unpack=unpack,
-            snapshotter=snapshotter or DEFAULT_SNAPSHOTTER,
+            snapshotter=snapshotter,
             losses=losses,
             replace=replace,
             progress=console.progress(),

@@ -42,7 +42,9 @@ def namespace_option(function: F) -> F:
 def snapshotter_option(function: F) -> F:
     """--snapshotter."""
     return click.option(
-        "--snapshotter", metavar="NAME", help="What keeps unpacked layers: overlay, directory or erofs."
+        "--snapshotter",
+        metavar="NAME",
+        help="What keeps unpacked layers: overlay, directory or erofs; cimfs those of Windows.",
     )(function)
 
 
