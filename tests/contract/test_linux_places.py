@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -16,6 +18,8 @@ from lamella.changes.dump import dump
 from lamella.changes.losses import Losses
 from lamella.changes.model import Buffer, Change, Kind, Opaque, Put
 from lamella.changes.tree import walk
+from lamella.layers.apart import Apart
+from lamella.layers.apart_work import Blob
 from lamella.layers.directory import DirectorySink
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.overlay import OverlayLayer, OverlaySink
@@ -152,6 +156,18 @@ class TestTar(contract.SourceTests):
         data = memoryview(out.getvalue())
         pieces = iter([data[at : at + 65536] for at in range(0, len(data), 65536)])
         return tar_changes(lambda: next(pieces, memoryview(b"")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+class TestTarReadApart(contract.SourceTests):
+    """Another process that reads a tar gives what reading it here gives."""
+
+    def make(self, tmp_path: Path, changes: Iterable[Change]) -> Iterator[Change]:
+        blob = tmp_path / "blob"
+        with blob.open("wb") as out:
+            apply(changes, TarSink(out.write))
+        with blob.open("rb", buffering=0) as file, Apart([Blob(cast("BinaryIO", file))]) as apart:
+            yield from apart.next().changes()
 
 
 @pytest.mark.root

@@ -99,6 +99,7 @@ def command(
             losses=losses,
             progress=console.progress(),
             cancel=console.cancellation(),
+            apart=True,
         )
         console.losses(losses)
         if console.json:

@@ -16,6 +16,7 @@ if sys.platform == "linux":
         path_of,
         remove_xattr,
         rename_exclusive,
+        return_large_blocks,
         set_xattr,
         xattr_lister,
     )
@@ -30,6 +31,7 @@ else:
         path_of,
         remove_xattr,
         rename_exclusive,
+        return_large_blocks,
         set_xattr,
         xattr_lister,
     )
@@ -44,6 +46,7 @@ __all__ = [
     "path_of",
     "remove_xattr",
     "rename_exclusive",
+    "return_large_blocks",
     "set_xattr",
     "xattr_lister",
 ]

@@ -51,6 +51,7 @@ class Archive:
     def __init__(self, path: str, where: str) -> None:
         self.where = where
         self._source = _open_source(path, where)
+        self.plain_files = isinstance(self._source, PlainSource)
         try:
             self._members = self._index()
         except BaseException:

@@ -36,6 +36,9 @@ class ImageReader(Protocol):
     elsewhere: Callable[[Descriptor], BinaryIO] | None = None
     """Opens a layer at the addresses that its descriptor gives; None where nobody has allowed that."""
 
+    plain_files: bool = False
+    """Whether blobs are plain files of this machine, or parts of one, which a fork of this process reads as well."""
+
     def images(self) -> Sequence[StoredImage]:
         """What is there, in the place's own order."""
         ...

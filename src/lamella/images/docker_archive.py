@@ -36,6 +36,7 @@ class DockerArchiveReader(ImageReader):
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self.where = archive.where
+        self.plain_files = archive.plain_files
         self._documents: dict[Digest, bytes] = {}
         self._members: dict[Digest, LayerPath] = {}
         self._compressed: dict[LayerPath, Descriptor] = {}

@@ -25,6 +25,7 @@ class LayoutReader(ImageReader):
     def __init__(self, place: Place) -> None:
         self._place = place
         self.where = place.where
+        self.plain_files = place.plain_files
         self.index = read_index(place)
 
     def images(self) -> Sequence[StoredImage]:

@@ -22,6 +22,8 @@ class Place(Protocol):
 
     where: str
     """For messages."""
+    plain_files: bool
+    """Whether what it opens is read from a file's descriptor, and not decompressed for it."""
 
     def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
         """A regular file and its size in bytes. Raises NotFound, InvalidInput."""
@@ -47,10 +49,11 @@ def read_small(place: Place, name: str, limit: int) -> bytes:
 class DirectoryPlace:
     """The files beneath a directory. The directory itself may be reached through links, nothing in it may be one."""
 
-    __slots__ = ("_root", "where")
+    __slots__ = ("_root", "plain_files", "where")
 
     def __init__(self, path: str, where: str) -> None:
         self.where = where
+        self.plain_files = True
         flags.require_descriptors()
         try:
             self._root = os.open(path, os.O_RDONLY | flags.O_DIRECTORY | flags.O_CLOEXEC)

@@ -18,6 +18,7 @@ from lamella.streams.reading import BlobFacts, BlobLimits, BlobReader
 if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.host.windows.system import WindowsSystem
+    from lamella.layers.apart import LayerApart
     from lamella.layers.policy import Policy
     from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
@@ -71,10 +72,7 @@ def apply_blob(
     losses = losses if losses is not None else Losses()
     made = kinds.directory_of(kind, Path(directory))
     if system is None:  # a system that is given has a volume of its own
-        try:
-            os.makedirs(made, exist_ok=True)
-        except OSError as error:
-            raise from_os(error, f"make directory {os.fspath(made)!r}") from error
+        _make(made)
     tally = Tally()
     with BlobReader(
         Path(blob) if isinstance(blob, (str, os.PathLike)) else blob,
@@ -102,3 +100,31 @@ def apply_blob(
         )
         apply(kinds.tar_changes(kind, reader, sink, rules), sink, cancel=cancel, tally=tally)
         return Applied(reader.finish(), tally.changes, losses, getattr(sink, "size", None))
+
+
+def apply_apart(
+    layer: LayerApart,
+    directory: Path,
+    *,
+    policy: Policy | None = None,
+    losses: Losses | None = None,
+    cancel: Cancellation | None = None,
+) -> Applied:
+    """Apply a layer that another process reads to ``directory``, which is made where missing.
+
+    Raises as `apply_blob`, and Unavailable where the other process has ended.
+    """
+    from lamella.layers.directory import DirectorySink
+
+    losses = losses if losses is not None else Losses()
+    _make(directory)
+    tally = Tally()
+    apply(layer.changes(), DirectorySink(directory, policy=policy, losses=losses), cancel=cancel, tally=tally)
+    return Applied(layer.finish(), tally.changes, losses)
+
+
+def _make(directory: Path) -> None:
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise from_os(error, f"make directory {os.fspath(directory)!r}") from error

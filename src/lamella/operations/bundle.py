@@ -107,27 +107,29 @@ def unpack_bundle(
     losses: Losses | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
+    apart: bool = False,
 ) -> Unpacked:
     """Unpack ``image`` into ``directory``/rootfs and write ``directory``/config.json, so that a runtime can start it.
 
     The bundle is for this user alone (mode 0700): an image may have set-id programs. A failure removes what was made;
     with ``merge``, the bundle may exist. Raises as `unpack` and `runtime_config`; InvalidInput for a Windows image.
     """
+    from functools import partial
+
     from lamella.operations.unpack import unpack
 
     if image.config.os == "windows":
         raise InvalidInput("the image is for Windows, and a bundle is for crun and runc, which run those of Linux")
+    work = partial(unpack, policy=policy, losses=losses, progress=progress, cancel=cancel, apart=apart)
     rootless = None if os.geteuid() == 0 else Rootless.of_this_user()
     if merge:
         _make(directory, exist_ok=True)
-        unpacked = unpack(
-            image, directory / ROOTFS, policy=policy, merge=True, losses=losses, progress=progress, cancel=cancel
-        )
+        unpacked = work(image, directory / ROOTFS, merge=True)
         write_runtime_config(directory, image.config, rootless=rootless)
         return unpacked
     _make(directory, exist_ok=False)
     try:
-        unpacked = unpack(image, directory / ROOTFS, policy=policy, losses=losses, progress=progress, cancel=cancel)
+        unpacked = work(image, directory / ROOTFS)
         write_runtime_config(directory, image.config, rootless=rootless)
     except BaseException as error:
         _remove(directory, error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
@@ -13,11 +15,12 @@ from lamella import host
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
 from lamella.layers.descriptors import remove_tree
-from lamella.operations.apply import Applied, apply_blob
+from lamella.operations.apply import Applied, apply_apart, apply_blob
 from lamella.operations.output import unfinished
 
 if TYPE_CHECKING:
-    from lamella.images.image import Image
+    from lamella.images.image import Image, ImageLayer
+    from lamella.layers.apart import Apart
     from lamella.layers.policy import Policy
     from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
@@ -48,6 +51,7 @@ def unpack(
     rules: NameRules | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
+    apart: bool = False,
 ) -> Unpacked:
     """Unpack the layers of ``image`` into ``directory``.
 
@@ -62,6 +66,9 @@ def unpack(
     with ``"erofs"`` a single EROFS image called ``directory``, whose files have the owners and devices that layers say.
     ``rules`` are for the names in folders and composite images.
 
+    With ``apart`` the layers of a large image on this machine are read by another process, a fork of this one, which is
+    a tenth to a fifth faster: for callers that know of no other threads, those of libraries among them.
+
     Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``kind`` does not
     fit the image; else as `apply_blob`.
     """
@@ -73,7 +80,7 @@ def unpack(
         raise InvalidInput("owners and devices are chosen for directories; an EROFS image has those of the layers")
     if merge:
         try:
-            return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel)
+            return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel, apart)
         except BaseException as error:
             error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
             raise
@@ -82,9 +89,9 @@ def unpack(
             f"{os.fspath(directory)!r} exists", hint="choose a new directory, or give --merge to unpack over this one"
         )
     if kind == "erofs":
-        return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel)
+        return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel, apart)
     with _Aside(directory) as aside:
-        unpacked = _unpack(image, aside.path, directory, policy, kind, losses, rules, progress, cancel)
+        unpacked = _unpack(image, aside.path, directory, policy, kind, losses, rules, progress, cancel, apart)
         aside.commit()
         return unpacked
 
@@ -99,46 +106,83 @@ def _unpack(
     rules: NameRules | None,
     progress: Progress | None,
     cancel: Cancellation | None,
+    apart: bool,
 ) -> Unpacked:
     layers = image.layers
-    if progress is not None:
-        progress.start("unpack", sum(layer.descriptor.size for layer in layers))
-    applied: list[Applied] = []
-    try:
-        if image.config.os == "windows":
-            from lamella.operations.unpack_windows import files_applied, images_applied, layers_applied
-
-            if kind == "directory":
-                applied.extend(files_applied(layers, where, policy, losses, progress, cancel))
-            elif kind in ("cim", "blockcim"):
-                applied.extend(images_applied(image, where, kind, losses, rules, progress, cancel))
-            else:
-                applied.extend(layers_applied(layers, where, losses, rules, progress, cancel))
-            layers = ()
+    plain = kind != "erofs" and image.config.os != "windows"
+    applied: Iterator[Applied]
+    with ExitStack() as stack:
+        # Before anything shows progress, which may take a thread.
+        other = _read_apart(layers, stack) if apart and plain else None
+        if progress is not None:
+            progress.start("unpack", sum(layer.descriptor.size for layer in layers))
+            stack.callback(progress.finish)
+        if plain:
+            applied = _plain_applied(layers, other, where, policy, losses, progress, cancel)
         elif kind == "erofs":
             from lamella.operations.unpack_erofs import erofs_applied
 
-            applied.extend(erofs_applied(layers, where, losses, progress, cancel))
-            layers = ()
-        for layer in layers:
-            with layer.open() as blob:
-                done = apply_blob(
-                    blob,
-                    where,
-                    policy=policy,
-                    losses=losses,
-                    compression=layer.compression,
-                    digest=layer.descriptor.digest,
-                    size=layer.descriptor.size,
-                    diff_id=layer.diff_id,
-                    progress=progress,
-                    cancel=cancel,
-                )
-            applied.append(done)
-    finally:
-        if progress is not None:
-            progress.finish()
-    return Unpacked(directory, tuple(applied), losses)
+            applied = erofs_applied(layers, where, losses, progress, cancel)
+        else:
+            from lamella.operations.unpack_windows import files_applied, images_applied, layers_applied
+
+            if kind == "directory":
+                applied = files_applied(layers, where, policy, losses, progress, cancel)
+            elif kind in ("cim", "blockcim"):
+                applied = images_applied(image, where, kind, losses, rules, progress, cancel)
+            else:
+                applied = layers_applied(layers, where, losses, rules, progress, cancel)
+        return Unpacked(directory, tuple(applied), losses)
+
+
+def _plain_applied(
+    layers: Sequence[ImageLayer],
+    other: Apart | None,
+    where: Path,
+    policy: Policy | None,
+    losses: Losses,
+    progress: Progress | None,
+    cancel: Cancellation | None,
+) -> Iterator[Applied]:
+    for layer in layers:
+        if other is not None:
+            following = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
+            yield apply_apart(following, where, policy=policy, losses=losses, cancel=cancel)
+            continue
+        with layer.open() as blob:
+            yield apply_blob(
+                blob,
+                where,
+                policy=policy,
+                losses=losses,
+                compression=layer.compression,
+                digest=layer.descriptor.digest,
+                size=layer.descriptor.size,
+                diff_id=layer.diff_id,
+                progress=progress,
+                cancel=cancel,
+            )
+
+
+def _read_apart(layers: Sequence[ImageLayer], stack: ExitStack) -> Apart | None:
+    """Another process that reads the layers; None where that is not possible, or not worth it."""
+    from lamella.layers import apart
+    from lamella.layers.apart_work import Blob
+
+    if sum(layer.descriptor.size for layer in layers) < apart.WORTH or not apart.possible():
+        return None
+    if not all(layer.reader.plain_files for layer in layers):
+        return None
+    try:
+        with ExitStack() as opened:  # closed here at once: the other process has its own
+            files = [opened.enter_context(layer.open()) for layer in layers]
+            blobs = [
+                Blob(file, layer.compression, layer.descriptor.digest, layer.descriptor.size, layer.diff_id)
+                for file, layer in zip(files, layers, strict=True)
+            ]
+            return stack.enter_context(apart.Apart(blobs))
+    except (LamellaError, OSError):
+        return None  # what is wrong with a layer is said in its turn
 
 
 def _check_kind(image: Image, kind: UnpackKind | None) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import queue
 from typing import BinaryIO, Final, Protocol
 
 BUFFER_SIZE: Final = 1 << 20
@@ -39,3 +40,50 @@ class FileBuffers:
             buffer[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
         return buffer[:filled]
+
+
+class Ring(Protocol):
+    """Where buffers of `BUFFER_SIZE` come from, and go back to when nobody looks into them any more."""
+
+    def take(self) -> memoryview | None:
+        """A buffer, waited for; None from when the ring is closed. Called by one thread at a time."""
+        ...
+
+    def give(self, buffer: memoryview) -> None:
+        """Take a buffer back."""
+        ...
+
+    def close(self) -> None:
+        """Let go of whoever waits for a buffer. From any thread."""
+        ...
+
+
+class OwnRing:
+    """At most ``count`` buffers, each made when it is first needed."""
+
+    __slots__ = ("_closed", "_free", "_to_make")
+
+    def __init__(self, count: int) -> None:
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._to_make = count
+        self._closed = False
+
+    def take(self) -> memoryview | None:
+        """See `Ring.take`."""
+        try:
+            buffer = self._free.get_nowait()
+        except queue.Empty:
+            if self._to_make and not self._closed:
+                self._to_make -= 1
+                return memoryview(bytearray(BUFFER_SIZE))
+            buffer = self._free.get()
+        return None if self._closed else buffer
+
+    def give(self, buffer: memoryview) -> None:
+        """See `Ring.give`."""
+        self._free.put(buffer)
+
+    def close(self) -> None:
+        """See `Ring.close`."""
+        self._closed = True
+        self._free.put(None)

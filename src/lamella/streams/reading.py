@@ -15,7 +15,7 @@ from lamella.digests import Digest
 from lamella.errors import DigestMismatch, FormatError, SizeMismatch, from_os
 from lamella.progress import Cancellation
 from lamella.streams.blob import DEFAULT_LIMITS, BlobFacts, BlobLimits, identify
-from lamella.streams.blocks import BUFFER_SIZE, NOTHING
+from lamella.streams.blocks import NOTHING, OwnRing, Ring
 from lamella.streams.decoding import Bounded, Source
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class BlobReader:
     ``compression`` is what the media type says, None to go by the magic alone. ``digest``, ``size`` (of the blob) and
     ``diff_id`` are what was promised. Without ``check`` nothing is hashed and no digest may be promised.
     ``progress`` is called in the caller's thread with the bytes of the blob read since it was last called.
-    ``buffers`` bounds the ring; fewer than four cost speed.
+    ``buffers`` bounds the ring; fewer than four cost speed. With ``ring`` the buffers are those of that one, which goes
+    on when this reader is closed.
 
     Raises, from `next_buffer` and `finish`: FormatError for damaged or truncated data, SizeMismatch and
     DigestMismatch (rather than FormatError where the blob as a whole is not the promised one), Exhausted for a limit,
@@ -74,6 +75,7 @@ class BlobReader:
         progress: Callable[[int], object] | None = None,
         cancel: Cancellation | None = None,
         buffers: int = BUFFERS,
+        ring: Ring | None = None,
     ) -> None:
         if not check and (digest or diff_id):
             raise ValueError("a digest is promised but nothing is to be hashed")
@@ -88,6 +90,7 @@ class BlobReader:
         self._told = 0
         self._cancel = cancel
         self._buffers = buffers
+        self._ring = ring
         self._opened: BinaryIO | None = None
         self._pass: _Pass | None = None
         self._failure: BaseException | None = None
@@ -165,7 +168,9 @@ class BlobReader:
                 raw = self._opened = open_blob(raw)
             source = Source(raw, size=self._size, cancel=self._cancel)
             hashes = (_new_hash(self._digest), _new_hash(self._diff_id)) if self._check else None
-            self._pass = _Pass(source, self._expected, hashes, self._limits, self._buffers, self._cancel)
+            self._pass = _Pass(
+                source, self._expected, hashes, self._limits, self._ring or OwnRing(self._buffers), self._cancel
+            )
         return self._pass
 
     def _check_blob(self, reading: _Pass) -> None:
@@ -193,7 +198,7 @@ class _Pass:
         expected: str | None,
         hashes: tuple[_Hash, _Hash] | None,
         limits: BlobLimits,
-        buffers: int,
+        ring: Ring,
         cancel: Cancellation | None,
     ) -> None:
         head = source.peek(SMALL_BLOB + 1)
@@ -214,9 +219,9 @@ class _Pass:
                 stream = [*hashes]
         self.feed: _Feed
         if len(head) <= SMALL_BLOB:
-            self.feed = _Direct(source, self.decoder, pieces, stream)
+            self.feed = _Direct(source, self.decoder, pieces, stream, ring)
         else:
-            self.feed = _Threaded(source, self.decoder, pieces, stream, buffers, cancel)
+            self.feed = _Threaded(source, self.decoder, pieces, stream, ring, cancel)
 
 
 class _Feed(Protocol):
@@ -230,24 +235,31 @@ class _Feed(Protocol):
 class _Direct:
     """All in the caller's thread."""
 
-    def __init__(self, source: Source, decoder: Bounded, blob: _Hash | None, stream: list[_Hash]) -> None:
+    def __init__(self, source: Source, decoder: Bounded, blob: _Hash | None, stream: list[_Hash], ring: Ring) -> None:
         source.taken = None if blob is None else blob.update
         self._source = source
         self._decoder = decoder
         self._hashes = stream
-        self._buffer = memoryview(bytearray(BUFFER_SIZE))
+        self._ring = ring
+        self._current: memoryview | None = None
         self._ended = False
 
     def next_buffer(self) -> memoryview:
+        if self._current is not None:
+            self._ring.give(self._current)
+            self._current = None
         if self._ended:
             return NOTHING
+        whole = self._current = self._ring.take()
+        if whole is None:
+            raise _Stopped
         try:
-            filled = self._decoder.fill(self._buffer)
+            filled = self._decoder.fill(whole)
         except FormatError:
             self._source.drain()
             raise
-        self._ended = filled < len(self._buffer)
-        buffer = self._buffer[:filled]
+        self._ended = filled < len(whole)
+        buffer = whole[:filled]
         for state in self._hashes:
             state.update(buffer)
         return buffer
@@ -285,15 +297,14 @@ class _Threaded:
         decoder: Bounded,
         blob: _Hash | None,
         stream: list[_Hash],
-        buffers: int,
+        ring: Ring,
         cancel: Cancellation | None,
     ) -> None:
         self._source = source
         self._decoder = decoder
         self._stream = stream
-        self._to_make = buffers
+        self._ring = ring
         self._cancel = cancel
-        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[_Filled | _End] = queue.SimpleQueue()
         self._hashed = queue.SimpleQueue() if stream else self._filled
         self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -317,7 +328,7 @@ class _Threaded:
                 thread.start()
         if self._end is None:
             if self._current is not None:
-                self._free.put(self._current)
+                self._ring.give(self._current)
                 self._current = None
             item = self._wait()
             if not isinstance(item, _End):
@@ -343,7 +354,7 @@ class _Threaded:
     def _let_go(self) -> None:
         self._stopping = True
         # Whatever a thread waits for comes now.
-        self._free.put(None)
+        self._ring.close()
         self._room.put(None)
         self._filled.put(_End(None))
         self._pieces.put(None)
@@ -403,13 +414,7 @@ class _Threaded:
             self._let_go()
 
     def _take(self) -> memoryview:
-        try:
-            buffer = self._free.get_nowait()
-        except queue.Empty:
-            if self._to_make and not self._stopping:
-                self._to_make -= 1
-                return memoryview(bytearray(BUFFER_SIZE))
-            buffer = self._free.get()
+        buffer = self._ring.take()
         if buffer is None or self._stopping:
             raise _Stopped
         return buffer

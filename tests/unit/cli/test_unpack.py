@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,12 @@ from typing import Any
 
 import pytest
 
+from lamella.changes.diff import diff
+from lamella.images.image import open_image
+from lamella.layers.directory_tree import DirectoryTree
 from lamella.oci.config import ContainerConfig
-from lamella.testing.builders import device, directory, file, symlink, whiteout
+from lamella.operations.unpack import unpack
+from lamella.testing.builders import device, directory, file, link, symlink, whiteout
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 MakeImage = Callable[..., str]
@@ -184,8 +189,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", [[], ["--bundle"]])
-def test_a_full_disk_leaves_nothing(lamella: Run, make_image: MakeImage, small_disk: Path, options: list[str]) -> None:
-    name = make_image([file(f"file{number}", bytes(100_000)) for number in range(20)])
+@pytest.mark.parametrize("random", [False, True], ids=["read here", "read apart"])
+def test_a_full_disk_leaves_nothing(
+    lamella: Run, make_image: MakeImage, small_disk: Path, options: list[str], random: bool
+) -> None:
+    data = os.urandom if random else bytes
+    name = make_image([file(f"file{number}", data(100_000)) for number in range(60)])
     done = lamella("unpack", name, small_disk / "out", *options)
     assert done.returncode == 11
     assert "No space left on device" in done.stderr
@@ -207,10 +216,11 @@ def test_a_blob_or_an_image_that_does_not_fit_leaves_nothing(lamella: Run, small
 # Being stopped ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def slow_image(make_image: MakeImage) -> str:
-    """Return the name of an image that takes a while to unpack."""
-    return make_image([file(f"d{number % 100}/f{number}", b"x" * 100) for number in range(30_000)])
+@pytest.fixture(params=["read here", "read apart"])
+def slow_image(make_image: MakeImage, request: pytest.FixtureRequest) -> str:
+    """Return the name of an image that takes a while to unpack, and is small or large as a blob."""
+    data = bytes if request.param == "read here" else os.urandom
+    return make_image([file(f"d{number % 100}/f{number}", data(150)) for number in range(30_000)])
 
 
 @pytest.mark.parametrize(
@@ -222,9 +232,11 @@ def test_an_unpack_that_is_stopped_leaves_nothing(
     with subprocess.Popen(
         [program, "unpack", slow_image, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        wait_for(lambda: any(path.name.startswith(".out") and any(path.iterdir()) for path in tmp_path.iterdir()))
+        wait_for(lambda: any(path.name.startswith(".out") and any(path.glob("root/*")) for path in tmp_path.iterdir()))
+        others = children(process.pid)
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
+    assert not any(Path(f"/proc/{other}").exists() for other in others)
     assert (process.returncode, output) == (code, "")
     assert errors.splitlines()[0] == "lamella: interrupted"
     assert "Traceback" not in errors
@@ -243,6 +255,70 @@ def test_a_merge_that_is_stopped_says_what_is_left(program: str, slow_image: str
         "lamella: interrupted",
         f"note: what was unpacked so far is left in '{tmp_path}/out'",
     ]
+
+
+def children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
+@pytest.mark.parametrize("options", [[], ["--merge"], ["--bundle"]])
+def test_a_large_image_is_read_by_a_process_of_its_own_and_comes_out_the_same(
+    program: str, make_image: MakeImage, tmp_path: Path, options: list[str]
+) -> None:
+    name = make_image(
+        [directory("d", mtime=5), *(file(f"d/f{number}", os.urandom(100_000), mtime=number) for number in range(150))],
+        [whiteout("d/f7"), symlink("e", "d"), file("e/f8", b"new"), link("e/f9", "e/f8"), *LAYERS[0]],
+    )
+    with subprocess.Popen(
+        [program, "unpack", "--json", name, tmp_path / "out", *options], stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+        assert len(children(process.pid)) == 1
+        output, _ = process.communicate(timeout=60)
+    with open_image(name) as image:
+        unpacked = unpack(image, tmp_path / "here")
+    tree = tmp_path / "out/rootfs" if "--bundle" in options else tmp_path / "out"
+    with DirectoryTree(tmp_path / "here") as expected, DirectoryTree(tree) as actual:
+        assert list(diff(expected, actual, exact=True)) == []
+    diff_ids = [layer["diff_id"] for layer in json.loads(output)["layers"]]
+    assert diff_ids == [layer.facts.diff_id for layer in unpacked.layers]
+
+
+def test_nothing_is_forked_beside_another_thread(
+    make_image: MakeImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork() -> int:
+        raise AssertionError("forked")
+
+    monkeypatch.setattr(os, "fork", fork)
+    name = make_image([file("random", os.urandom(5 << 20))])
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with open_image(name) as image:
+            unpack(image, tmp_path / "out", apart=True)
+    finally:
+        done.set()
+        thread.join()
+    assert (tmp_path / "out/random").stat().st_size == 5 << 20
+
+
+def test_where_no_process_can_be_made_the_image_is_read_here(
+    make_image: MakeImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fork() -> int:
+        tried.append(True)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr("lamella.layers.apart.possible", lambda: True)
+    with open_image(make_image([file("random", os.urandom(5 << 20))])) as image:
+        unpack(image, tmp_path / "out", apart=True)
+    assert tried == [True]
+    assert (tmp_path / "out/random").stat().st_size == 5 << 20
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

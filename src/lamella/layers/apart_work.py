@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the process does that reads layer blobs for another one: see `lamella.layers.apart`."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import pickle
+import signal
+import struct
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, NoReturn, TypeAlias
+
+from lamella import host
+from lamella.changes.model import Kind, Link, Opaque, Posix, Put, Whiteout
+from lamella.digests import Digest
+from lamella.errors import LamellaError
+from lamella.formats.tar.reader import TarMember
+from lamella.layers.tarball import tar_changes
+from lamella.streams.blob import BlobLimits
+from lamella.streams.reading import BlobReader
+
+HEADER: Final = struct.Struct("<BIIQ")
+"""Of a message: the buffer's number, the bytes in it, the bytes of the records after the header, blob bytes read."""
+NO_BUFFER: Final = 255
+
+KINDS: Final = tuple(Kind)
+LINK, WHITEOUT, OPAQUE, UNUSUAL, POSIX, FORGET, END, FAILED = range(len(KINDS), len(KINDS) + 8)
+"""What a record begins with, if not with a path (of a file) or the number of a kind."""
+_LARGE: Final = 1 << 20
+"""Bytes of a block that is not kept when it has been freed: zstd's windows are."""
+_MOST_POSIX: Final = 8192
+"""Metadata that records name by number, before all are forgotten."""
+
+Record: TypeAlias = tuple[Any, ...]
+"""Of a file: path, number of its metadata, size, offset in the stream. Others begin with a number that tells what."""
+
+
+@dataclass(slots=True, frozen=True)
+class Blob:
+    """A layer's blob, and what was promised of it; see `BlobReader`."""
+
+    file: BinaryIO
+    """Open, and nobody else reads from it."""
+    compression: str | None = None
+    digest: Digest | None = None
+    size: int | None = None
+    diff_id: Digest | None = None
+    limits: BlobLimits | None = None
+
+
+def work(blobs: Sequence[Blob], ring: SharedRing, messages: int, others: tuple[int, ...]) -> NoReturn:
+    """Read the blobs, say what is in them, and end without unwinding what this process has from the other one."""
+    try:
+        # In a session of its own: Ctrl-C is for the process that the user sees, which ends this one.
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        for end in others:
+            os.close(end)
+        host.return_large_blocks(_LARGE)
+        for blob in blobs:
+            if not _Telling(blob, ring, messages).tell():
+                break
+    finally:
+        os._exit(0)
+
+
+class SharedRing:
+    """The buffers that the two processes share; the applying one gives them back, by their numbers."""
+
+    def __init__(self, buffers: Sequence[memoryview], free: int) -> None:
+        self._buffers = buffers
+        self._free = free
+        self._idle: list[int] = []
+        self._taken: deque[int] = deque()
+
+    def take(self) -> memoryview | None:
+        """See `Ring.take`."""
+        number = self._idle.pop() if self._idle else None
+        if number is None:
+            piece = os.read(self._free, 1)
+            if not piece:
+                os._exit(0)  # nobody is left who wants to know
+            number = piece[0]
+        self._taken.append(number)
+        return self._buffers[number]
+
+    def give(self, buffer: memoryview) -> None:
+        """See `Ring.give`: it is in use until the other process gives it back."""
+
+    def close(self) -> None:
+        """See `Ring.close`: it goes on, and who waits for a buffer then is about to end with this process."""
+
+    def hand_over(self) -> int:
+        """The number of the buffer that was filled next."""
+        return self._taken.popleft()
+
+    def settle(self) -> None:
+        """Keep what was taken and not filled, when a blob has ended."""
+        self._idle.extend(self._taken)
+        self._taken.clear()
+
+
+class _Telling:
+    """Tells what is in one blob."""
+
+    def __init__(self, blob: Blob, ring: SharedRing, messages: int) -> None:
+        self._ring = ring
+        self._messages = messages
+        self._reader = BlobReader(
+            blob.file,
+            compression=blob.compression,
+            digest=blob.digest,
+            size=blob.size,
+            diff_id=blob.diff_id,
+            limits=blob.limits,
+            progress=self._count,
+            ring=ring,
+        )
+        self._records: list[Record] = []
+        self._number = NO_BUFFER
+        self._filled = 0
+        self._news = 0
+        self._end = 0
+        """Of the buffer, in the stream."""
+        self._numbers: dict[int, int] = {}
+        """Of metadata, by the object's id."""
+        self._posix: list[Posix] = []
+        """Those objects, so that no other has their ids."""
+
+    def tell(self) -> bool:
+        """Send all messages; whether the blob was as promised."""
+        try:
+            self._tell_changes()
+            facts = self._reader.finish()
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                os._exit(0)
+            self._fail(error)
+            return False
+        except BaseException as error:  # noqa: BLE001  # raised in the other process
+            self._fail(error)
+            return False
+        self._ring.settle()
+        record = (END, str(facts.digest), facts.size, str(facts.diff_id), facts.tar_size, facts.compression)
+        self._records.append(record)
+        self._send()
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        self._records.append((FAILED, _preserved(error), "".join(traceback.format_exception(error))))
+        self._send()
+
+    def _tell_changes(self) -> None:
+        add, numbers, file = self._records.append, self._numbers, Kind.FILE
+        for change in tar_changes(self._next_buffer):
+            if type(change) is Put:
+                entry = change.entry
+                posix = entry.posix
+                number = numbers.get(id(posix))
+                if number is None:
+                    number = self._state(posix)  # type: ignore[arg-type]  # a tar's entries have them
+                if entry.kind is not file:
+                    add((KINDS.index(entry.kind), entry.path, number, entry.target))
+                    continue
+                content: TarMember[Posix] = change.content  # type: ignore[assignment]  # of a tar that streams
+                size, stored, offset = entry.size, content.stored_size, content.data_offset
+                if content.extents is None and stored == size:
+                    add((entry.path, number, size, offset))
+                else:
+                    extents = None if content.extents is None else list(content.extents)
+                    add((UNUSUAL, entry.path, number, size, offset, stored, extents))
+                if offset + stored > self._end:
+                    for _ in content.chunks():  # so that, where the stream ends too early, it is known of this file
+                        pass
+                continue
+            match change:
+                case Link(path, target):
+                    add((LINK, path, target))
+                case Whiteout(path):
+                    add((WHITEOUT, path))
+                case Opaque(path):
+                    add((OPAQUE, path))
+                case _:
+                    raise AssertionError(f"a tar does not state {change!r}")
+
+    def _state(self, posix: Posix) -> int:
+        if len(self._posix) >= _MOST_POSIX:
+            self._posix.clear()
+            self._numbers.clear()
+            self._records.append((FORGET,))
+        number = self._numbers[id(posix)] = len(self._posix)
+        self._posix.append(posix)
+        xattrs = dict(posix.xattrs) or None
+        self._records.append((POSIX, posix.mode, posix.uid, posix.gid, posix.mtime, xattrs, posix.device))
+        return number
+
+    def _next_buffer(self) -> memoryview:
+        if self._number != NO_BUFFER or self._records:
+            self._send()
+        buffer = self._reader.next_buffer()
+        if buffer:
+            self._number, self._filled = self._ring.hand_over(), len(buffer)
+            self._end += len(buffer)
+        return buffer
+
+    def _send(self) -> None:
+        records = marshal.dumps(self._records)
+        view = memoryview(HEADER.pack(self._number, self._filled, len(records), self._news) + records)
+        self._number, self._filled, self._news = NO_BUFFER, 0, 0
+        self._records.clear()
+        while view:
+            view = view[os.write(self._messages, view) :]
+
+    def _count(self, news: int) -> None:
+        self._news += news
+
+
+def _preserved(error: BaseException) -> bytes:
+    """An error in a form in which it can be made again, though its class may take other arguments than it keeps."""
+    try:
+        if isinstance(error, LamellaError):
+            return pickle.dumps((type(error), error.args, error.__dict__))
+        return pickle.dumps(error)
+    except Exception:  # noqa: BLE001  # whatever does not fit a pickle
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
