@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from types import FrameType
 from typing import Final
@@ -67,6 +68,8 @@ def cancellation() -> Cancellation:
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, lambda *_: None if cancel.noticed else insist(number, None))
             signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+            # An interpreter that ends gives signals their own meaning back: the timer's is to kill.
+            atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
     def insist(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         for one in numbers:
