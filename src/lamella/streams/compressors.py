@@ -9,7 +9,7 @@ name               who writes so
 ``lamella N``      our own writer
 ``zlib-ng N``      zlib-ng at level N, one stream
 ``isal N``         ISA-L at level N, one stream: igzip
-``go N``           the standard library of Go: containerd, Docker, BuildKit. By our own code, which is slow
+``go N``           the standard library of Go up to 1.26: containerd, Docker, crane. By our own code, which is slow
 ``lamella-zstd N`` our own writer
 ``zstd N ...``     the zstd library, with what follows: ``checksum``, ``sized``, ``worker`` (as zstd(1) has it)
 =================  ===================================================================================
@@ -83,6 +83,10 @@ def _isal(level: int) -> Compressor:
 
 
 def _go(level: int) -> Compressor:
+    if level == 1:
+        from lamella.streams.go_fast_deflate import GoFastDeflate
+
+        return GoFastDeflate()
     from lamella.streams.go_deflate import GoDeflate
 
     return GoDeflate(level)
@@ -208,13 +212,13 @@ def _zstd(level: int, flags: Sequence[str], size: int) -> Compressor:
     return stream
 
 
-_DEFLATE: Final[dict[str, tuple[Callable[[int], Compressor], range]]] = {
+_DEFLATE: Final[dict[str, tuple[Callable[[int], Compressor], Sequence[int]]]] = {
     "lamella": (_Lamella, range(1, 10)),
     "zlib": (_zlib, range(10)),
     "pigz": (_Pigz, range(1, 10)),
     "zlib-ng": (_zlib_ng, range(1, 10)),
     "isal": (_isal, range(4)),
-    "go": (_go, range(4, 10)),
+    "go": (_go, (1, *range(4, 10))),
 }
 _USUAL: Final = {"zlib": 6, "lamella": 5, "pigz": 6, "zlib-ng": 6, "isal": 2, "go": 6}
 _ZSTD_FLAGS: Final = frozenset({"checksum", "sized", "worker"})

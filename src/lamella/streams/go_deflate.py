@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deflate as the standard library of Go does it at its levels 4 to 9: to give back a stream, not to make one fast.
 
-containerd, Docker and BuildKit write layers with it at level 6. What it does has been the same since Go 1.7: four
+containerd, Docker and BuildKit write layers with it at level 6. It is that of Go up to 1.26; Go 1.27 has another. Four
 bytes make a match, found through chains of positions whose four bytes have the same hash; a match is kept back until
 the next position has shown none that is longer; 16,384 tokens make a block; and an empty stored block ends all. A
 window of 64 KiB moves by 32, which for a moment leaves a little less than 32 KiB to look back at.

@@ -165,6 +165,47 @@ class _Codes(dict[int, str]):
         return text
 
 
+class _Code:
+    """The code that some tokens would have by themselves, and how many bits they take in it and in the fixed one."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        literals, distances = [0] * _LITERALS, [0] * _DISTANCES
+        self.extra = 0
+        """Bits that say which of the lengths and distances of a code is meant; neither sum has them."""
+        for token, count in Counter(tokens).items():
+            if token < 256:
+                literals[token] = count
+            else:
+                code = _LENGTH_CODE[token >> MATCH]
+                literals[257 + code] += count
+                self.extra += count * _LENGTHS[code][1]
+                code = _distance_code(token & (1 << MATCH) - 1)
+                distances[code] += count
+                self.extra += count * _DISTANCE[code][1]
+        literals[_END] = 1
+        most_literals = max(symbol for symbol, count in enumerate(literals) if count) + 1
+        most_distances = max((symbol for symbol, count in enumerate(distances) if count), default=-1) + 1
+        if not most_distances:
+            # A decoder may want one distance even where there is none.
+            distances[0] = most_distances = 1
+        self.literals = code_lengths(literals, 15)[:most_literals]
+        self.distances = code_lengths(distances, 15)[:most_distances]
+
+        self.runs = _run_lengths(self.literals + self.distances)
+        run_counts = [0] * len(_ORDER)
+        for symbol, _ in self.runs:
+            run_counts[symbol] += 1
+        self.run_lengths = code_lengths(run_counts, 7)
+        self.written = len(_ORDER)
+        while self.written > 4 and not run_counts[_ORDER[self.written - 1]]:
+            self.written -= 1
+
+        self.fixed = 3 + _size(literals, _FIXED_LENGTHS) + 5 * sum(distances)
+        self.dynamic = 17 + 3 * self.written + _size(run_counts, self.run_lengths)
+        self.dynamic += sum(run_counts[symbol] * bits for symbol, bits in _REPEAT_BITS.items())
+        self.dynamic += _size(literals, self.literals) + _size(distances, self.distances)
+
+
 class BlockWriter:
     """Collects the bits of blocks."""
 
@@ -173,55 +214,37 @@ class BlockWriter:
 
     def block(self, tokens: Sequence[int], stored: bytes | None) -> None:
         """A block of ``tokens`` in the form that is shortest; ``stored`` are its bytes, where they are at hand."""
-        literals, distances = [0] * _LITERALS, [0] * _DISTANCES
-        extra = 0
-        for token, count in Counter(tokens).items():
-            if token < 256:
-                literals[token] = count
-            else:
-                code = _LENGTH_CODE[token >> MATCH]
-                literals[257 + code] += count
-                extra += count * _LENGTHS[code][1]
-                code = _distance_code(token & (1 << MATCH) - 1)
-                distances[code] += count
-                extra += count * _DISTANCE[code][1]
-        literals[_END] = 1
-        most_literals = max(symbol for symbol, count in enumerate(literals) if count) + 1
-        most_distances = max((symbol for symbol, count in enumerate(distances) if count), default=-1) + 1
-        if not most_distances:
-            # A decoder may want one distance even where there is none.
-            distances[0] = most_distances = 1
-        literal_lengths, distance_lengths = code_lengths(literals, 15), code_lengths(distances, 15)
-
-        runs = _run_lengths(literal_lengths[:most_literals] + distance_lengths[:most_distances])
-        run_counts = [0] * len(_ORDER)
-        for symbol, _ in runs:
-            run_counts[symbol] += 1
-        run_lengths = code_lengths(run_counts, 7)
-        written = len(_ORDER)
-        while written > 4 and not run_counts[_ORDER[written - 1]]:
-            written -= 1
-
-        fixed = 3 + _size(literals, _FIXED_LENGTHS) + 5 * sum(distances)
-        dynamic = 17 + 3 * written + _size(run_counts, run_lengths)
-        dynamic += sum(run_counts[symbol] * bits for symbol, bits in _REPEAT_BITS.items())
-        dynamic += _size(literals, literal_lengths) + _size(distances, distance_lengths)
+        code = _Code(tokens)
+        best = min(code.fixed, code.dynamic)
         # Where the bytes are out of reach, Go leaves the further bits out of both sums alike.
-        if stored is not None and len(stored) <= _MAX_STORED and 8 * (len(stored) + 5) < min(fixed, dynamic) + extra:
+        if stored is not None and len(stored) <= _MAX_STORED and 8 * (len(stored) + 5) < best + code.extra:
             self.stored(stored)
-            return
-        bits = self._bits
-        if dynamic < fixed:
-            literal_codes, distance_codes = codes(literal_lengths), codes(distance_lengths)
-            bits += (_bits(4, 3), _bits(most_literals - 257, 5), _bits(most_distances - 1, 5), _bits(written - 4, 4))
-            bits += (_bits(run_lengths[symbol], 3) for symbol in _ORDER[:written])
-            run_codes = codes(run_lengths)
-            bits += (run_codes[symbol] + _bits(number, _REPEAT_BITS.get(symbol, 0)) for symbol, number in runs)
+        elif code.dynamic < code.fixed:
+            self._coded(tokens, code)
         else:
-            literal_codes, distance_codes = _FIXED, _FIXED_DISTANCES
-            bits.append(_bits(2, 3))
-        bits += map(_Codes(literal_codes, distance_codes).__getitem__, tokens)
-        bits.append(literal_codes[_END])
+            self._bits.append(_bits(2, 3))
+            self._tokens(tokens, _FIXED, _FIXED_DISTANCES)
+
+    def dynamic(self, tokens: Sequence[int], stored: bytes) -> None:
+        """A block of ``tokens`` with a code of its own, unless that saves less than a sixteenth of ``stored``."""
+        code = _Code(tokens)
+        if 8 * (len(stored) + 5) < code.dynamic + (code.dynamic >> 4):
+            self.stored(stored)
+        else:
+            self._coded(tokens, code)
+
+    def _coded(self, tokens: Sequence[int], code: _Code) -> None:
+        bits = self._bits
+        bits += (_bits(4, 3), _bits(len(code.literals) - 257, 5), _bits(len(code.distances) - 1, 5))
+        bits.append(_bits(code.written - 4, 4))
+        bits += (_bits(code.run_lengths[symbol], 3) for symbol in _ORDER[: code.written])
+        run_codes = codes(code.run_lengths)
+        bits += (run_codes[symbol] + _bits(number, _REPEAT_BITS.get(symbol, 0)) for symbol, number in code.runs)
+        self._tokens(tokens, codes(code.literals), codes(code.distances))
+
+    def _tokens(self, tokens: Sequence[int], literals: Sequence[str], distances: Sequence[str]) -> None:
+        self._bits += map(_Codes(literals, distances).__getitem__, tokens)
+        self._bits.append(literals[_END])
 
     def stored(self, data: bytes, *, last: bool = False) -> None:
         """A block of bytes as they are."""
