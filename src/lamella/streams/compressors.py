@@ -343,7 +343,7 @@ def _nothing() -> None:
 
 def _cannot(compression: str, what: str) -> Unsupported:
     tried = {
-        "gzip": "zlib, pigz, zlib-ng, isa-l, Go's standard library (levels 4 to 9) and lamella",
+        "gzip": "zlib, pigz, zlib-ng, isa-l, Go's standard library (levels 1 and 4 to 9, up to Go 1.26) and lamella",
         "zstd": "one frame of the zstd library (levels 1 to 19) and lamella",
     }[compression]
     return Unsupported(
