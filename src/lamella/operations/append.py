@@ -65,7 +65,7 @@ def append(
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_image(source, platform) as image:
-        if windows is None and template is not None:
+        if windows is None and (template is not None or rules is not None):
             windows = True
         if windows is not None and windows is not is_windows(image):
             raise InvalidInput(f"the image is for {image.config.os}, and so must its layers be")

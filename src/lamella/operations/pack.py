@@ -127,8 +127,8 @@ def pack(
         template=template,
         rules=rules,
     )
-    if template is not None and not options.windows:
-        raise InvalidInput(f"the image is for {config.os}, and security descriptors are for Windows")
+    if (template is not None or rules is not None) and not options.windows:
+        raise InvalidInput(f"the image is for {config.os}; security descriptors, attributes and odd names are Windows'")
     source = sourced(None, directory, owners=owners) if cim is None else cim_as_base_layer(cim)
     with source as (changes, lookup), open_writer(name, replace=replace) as writer:
         if options.windows and cim is None:

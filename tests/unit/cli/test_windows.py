@@ -216,6 +216,17 @@ class TestAwkwardNames:
         assert "--awkward-names is for" in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["pack", "append"])
+def test_options_for_windows_are_refused_for_another_system(tmp_path: Path, lamella: Run, verb: str) -> None:
+    base, platform = f"oci:{tmp_path}/images:base", ("--platform", "linux/amd64")
+    (tmp_path / "site").mkdir()
+    assert lamella("pack", tmp_path / "site", base, *platform).returncode == 0
+    given = (tmp_path / "site", base) if verb == "pack" else (base, tmp_path / "site", base)
+    for options in (("--awkward-names",), ("--file-security", "none")):
+        done = lamella(verb, *given, *options, *platform)
+        assert (done.returncode, "for linux" in done.stderr) == (3, True)
+
+
 class TestInAStore:
     PLATFORM = ("--platform", "windows/amd64")
 
