@@ -11,6 +11,7 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
 from lamella.changes.semantics import prune
 from lamella.errors import InvalidInput, MissingFacet, NotFound
+from lamella.layers.cim import special
 from lamella.layers.cim.contract import PLAIN_DIRECTORY, FileMetadata, ForkWriter
 from lamella.layers.cim.files import CimLayer
 from lamella.layers.cim.host_files import HostFiles
@@ -69,16 +70,16 @@ class CimSink(CimImport):
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
         """See `Sink.put`. Raises MissingFacet, InvalidInput (a name or kind that an image has not)."""
-        windows = entry.windows
+        path, windows = entry.path, entry.windows
         metadata = self._implied(entry) if windows is None else self.metadata(entry, windows)
-        if self.is_of_host(entry):
-            replaced = self._replaced(entry.path, entry.kind)
+        if len(path) in special.LENGTHS and self.is_of_host(entry):
+            replaced = self._replaced(path, entry.kind)
             self.put_of_host(entry, content, metadata)
             return replaced
         found = self.put_file(entry, content, metadata)
-        if found is None and not self._queue:
-            return None
-        return self._gave_way(entry.path, entry.kind, found)
+        if found is None and len(path) not in self._lengths and path.isascii():
+            return None  # nothing was there, and nothing waits for the end
+        return self._gave_way(path, entry.kind, found)
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
         """See `Sink.link`: a link to a file that waits for the end waits too."""

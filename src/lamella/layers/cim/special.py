@@ -42,12 +42,13 @@ _EXACTLY: Final = frozenset(
 )
 
 
-_LENGTHS: Final = frozenset(map(len, _IGNORING_CASE | _EXACTLY))
+LENGTHS: Final = frozenset(map(len, _IGNORING_CASE | _EXACTLY))
+"""Of all paths that `is_special` finds."""
 
 
 def is_special(path: str) -> bool:
     """Whether the file at ``path`` goes through the host's file system."""
-    return len(path) in _LENGTHS and (fold(path) in _IGNORING_CASE or path in _EXACTLY)
+    return len(path) in LENGTHS and (fold(path) in _IGNORING_CASE or path in _EXACTLY)
 
 
 def is_derived(path: str) -> bool:
