@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,14 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.changes.apply import apply
+from lamella.changes.contracts import Tree
 from lamella.changes.dump import dump
-from lamella.changes.model import Buffer, Change, Link
+from lamella.changes.model import Buffer, Change, Entry, Kind, Link
 from lamella.changes.tree import walk
 from lamella.errors import LamellaError
+from lamella.host.mounting import mount_points, unmount
 from lamella.layers.tar_sink import TarSink
+from lamella.paths import ROOT
 from lamella.progress import Cancellation
 from lamella.store import unpacking
 from lamella.store.layer_work import Advance, Lane, LayerDone, LayerWork, do
+from lamella.store.mounting import mounted
 from lamella.store.store import Store
 from lamella.store.unpacking import Unpacked, _Unpacking, unpack_image
 from lamella.testing import builders as b
@@ -71,11 +75,26 @@ def written(changes: list[Change]) -> bytes:
     return bytes(out)
 
 
+def unmount_all(root: str) -> None:
+    for point in reversed(mount_points(root)):
+        unmount(point, lazy=True)
+
+
+def entries_of(tree: Tree) -> Iterator[Entry]:
+    todo = [ROOT]
+    while todo:
+        for entry in tree.entries(todo.pop()):
+            yield entry
+            if entry.kind is Kind.DIRECTORY:
+                todo.append(entry.path)
+
+
 def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], list[str], Unpacked]:
     """The tree of an image unpacked a layer at a time, and side by side, and what came of the latter."""
     trees = []
     unpacked: Unpacked | None = None
-    with tempfile.TemporaryDirectory() as root, Store.open(Path(root) / "store") as store:
+    with tempfile.TemporaryDirectory() as root, Store.open(Path(root) / "store") as store, ExitStack() as after:
+        after.callback(unmount_all, root)
         for lanes in (1, len(tars)):
             space = store.namespace(f"lanes{lanes}")
             target = put_image(space, image_of_tars(tars, compress=False), "image")
@@ -84,8 +103,12 @@ def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], 
             else:
                 with nobody_knows_what_is_below(lanes):
                     unpacked = unpack_image(space, target, snapshotter, lanes=lanes)
-            with space.snapshots(snapshotter).tree(unpacked.snapshot) as tree:
+            snapshots = space.snapshots(snapshotter)
+            with snapshots.tree(unpacked.snapshot) as tree:
                 trees.append(list(dump(walk(tree), inline=16, extents=False)))
+                names = sorted(entry.path for entry in entries_of(tree))
+            with mounted(snapshots.view("view", unpacked.snapshot)) as shown:
+                assert names == sorted(str(path.relative_to(shown)) for path in shown.rglob("*"))
             assert [one for one in space.snapshots(snapshotter).list() if one.name.startswith("extract")] == []
             assert not space.leases.list()
     assert unpacked is not None
@@ -112,7 +135,23 @@ def test_any_layers_come_to_the_same_tree(stack: list[list[Change]], snapshotter
         pytest.param([b.file("a/new", b"2")], True, id="a directory that is only implied has its metadata below"),
         pytest.param([b.file("l/new", b"2")], True, id="a link below leads elsewhere"),
         pytest.param([b.directory("a"), b.whiteout("a/file")], False, id="a whiteout of something"),
-        pytest.param([b.directory("a"), b.whiteout("a/nothing")], True, id="a whiteout of nothing would show"),
+        pytest.param([b.directory("a"), b.whiteout("a/nothing")], False, id="a whiteout of nothing"),
+        pytest.param(
+            [b.directory("new", mtime=5), b.whiteout("new/no"), b.file("new/x"), b.directory("l"), b.whiteout("l/no")],
+            False,
+            id="a whiteout of nothing that would show",
+        ),
+        pytest.param(
+            [
+                b.directory("a", mtime=7),
+                b.whiteout("a/none"),
+                b.file("a/none/x"),
+                b.whiteout("a/file"),
+                b.whiteout("z"),
+            ],
+            False,
+            id="whiteouts of nothing beside others, and in the way of the layer's own",
+        ),
         pytest.param([b.whiteout("none/x")], True, id="a whiteout where there is no directory"),
         pytest.param([b.link("hard", "a/file")], True, id="a link to a file below"),
         pytest.param([b.opaque("")], True, id="the root made opaque"),

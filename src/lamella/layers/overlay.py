@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ from lamella.changes.model import Content, Entry
 from lamella.changes.semantics import prune
 from lamella.errors import Conflict, from_os
 from lamella.host import flags
+from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.directory import DirectorySink
 from lamella.layers.overlay_rules import WHITEOUT, OverlayRules
 from lamella.layers.policy import Owners, Policy
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 TRUSTED: Final = "trusted.overlay."
 USER: Final = "user.overlay."
 
+_FEW: Final = 16
+"""Directories that are open at once."""
 _WHITEOUT_DEVICE: Final = 0  # of major and minor number 0; Windows has no os.makedev
 
 
@@ -218,3 +222,32 @@ class OverlaySink(OverlayRules, DirectorySink):
         if parent not in self._marked or not stat.S_ISREG(status.st_mode) or status.st_size:
             return False
         return self._prefix + "whiteout" in host.list_xattrs(host.path_beneath(directory, name))
+
+
+def drop_whiteouts(layer: OverlayLayer, paths: Iterable[LayerPath]) -> None:
+    """Remove whiteouts that turn out to be of nothing; what is at ``paths`` and is no whiteout stays.
+
+    The directories that they are in keep their times. Raises Denied and the like.
+    """
+    mark = layer.prefix() + "whiteout"
+    directories = Descriptors(open_root(layer.path), most=_FEW)
+    try:
+        for path in paths:
+            parent, name = split(path)
+            try:
+                directory = directories.open(parent)
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if stat.S_ISREG(status.st_mode) and not status.st_size:
+                gone = mark in host.list_xattrs(host.path_beneath(directory, name))
+            else:
+                gone = stat.S_ISCHR(status.st_mode) and status.st_rdev == _WHITEOUT_DEVICE
+            if gone:
+                mtime = os.fstat(directory).st_mtime_ns
+                os.unlink(name, dir_fd=directory)
+                os.utime(directory, ns=(mtime, mtime))
+    except OSError as error:
+        raise from_os(error, f"remove whiteouts in {os.fspath(layer.path)!r}") from error
+    finally:
+        directories.close()

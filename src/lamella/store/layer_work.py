@@ -21,13 +21,13 @@ from lamella import errors
 from lamella.changes.apply import Tally, apply
 from lamella.changes.contracts import Tree
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Entry
+from lamella.changes.model import Entry, Kind
 from lamella.digests import Digest
 from lamella.errors import LamellaError
 from lamella.layers.overlay_rules import OverlayRules
 from lamella.layers.policy import Policy
 from lamella.layers.tarball import tar_changes
-from lamella.paths import ROOT, LayerPath
+from lamella.paths import ROOT, LayerPath, split
 from lamella.streams.reading import BlobReader
 
 if TYPE_CHECKING:
@@ -117,7 +117,21 @@ def fits(done: LayerDone, below: Tree) -> bool:
         if root is None or root.posix != done.root.posix:
             return False
     # Directories that the layer does not state would have to be those below; so none may be needed.
-    return not done.assumed and all(below.lookup(path) is not None for path in done.covered)
+    return not done.assumed
+
+
+def would_show(done: LayerDone, below: Tree) -> list[LayerPath]:
+    """The whiteouts of such a layer that a mount would list.
+
+    Those are of nothing, and in a directory that lies over none: where a mount merges directories, it hides whiteouts.
+    """
+    found: list[LayerPath] = []
+    for path in sorted(done.covered):
+        if below.lookup(path) is None:
+            parent = below.lookup(split(path)[0])
+            if parent is None or parent.kind is not Kind.DIRECTORY:
+                found.append(path)
+    return found
 
 
 def _looks_unstated(root: Entry) -> bool:

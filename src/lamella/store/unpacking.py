@@ -25,6 +25,7 @@ from lamella.digests import Digest
 from lamella.errors import (
     AlreadyExists,
     Cancelled,
+    Denied,
     Exhausted,
     FormatError,
     InvalidInput,
@@ -39,7 +40,7 @@ from lamella.oci.chain import chain_ids
 from lamella.progress import Cancellation
 from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.image_reader import StoreReader
-from lamella.store.layer_work import Lane, LayerDone, LayerWork, fits
+from lamella.store.layer_work import Lane, LayerDone, LayerWork, fits, would_show
 from lamella.store.leases import under_lease
 from lamella.store.locks import sole
 from lamella.store.references import CONTENT, REF_SNAPSHOT, snapshots
@@ -311,6 +312,12 @@ class _Unpacking:
                 return None
             with self._snapshots.tree(parent) as below:
                 if not fits(done, below):
+                    return None
+                shown = would_show(done, below)
+            if shown:
+                try:
+                    self._snapshots.uncover(key, shown)
+                except Denied:  # a directory keeps its owner out by now
                     return None
             return self._commit(at, key, parent, done, again=False)
 

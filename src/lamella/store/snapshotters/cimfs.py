@@ -23,6 +23,7 @@ from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
+from lamella.paths import LayerPath
 from lamella.store.contract import CimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import measure
 from lamella.store.snapshotters.forms import OpenTree, Use
@@ -63,6 +64,10 @@ class CimForm:
 
     def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
         """See `Form.rebase`: never, since it is not `side_by_side`."""
+        raise NotImplementedError
+
+    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
+        """See `Form.uncover`: never, since it is not `side_by_side`."""
         raise NotImplementedError
 
     def seal(self, place: Path) -> None:

@@ -20,6 +20,7 @@ from lamella.layers.directory import DirectorySink
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
+from lamella.paths import LayerPath
 from lamella.store.contract import BindMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import copy_tree, measure
 from lamella.store.snapshotters.forms import OpenTree, Use, new_root
@@ -55,6 +56,10 @@ class DirectoryForm:
 
     def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
         """See `Form.rebase`: never, since it is not `side_by_side`."""
+        raise NotImplementedError
+
+    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
+        """See `Form.uncover`: never, since it is not `side_by_side`."""
         raise NotImplementedError
 
     def seal(self, place: Path) -> None:

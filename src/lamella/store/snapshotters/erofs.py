@@ -21,11 +21,12 @@ from lamella.changes.losses import Losses
 from lamella.errors import Conflict, from_os
 from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.from_directory import write_image
-from lamella.layers.erofs.rooting import has_root_unstated, with_root
+from lamella.layers.erofs.settling import has_root_unstated, with_root, without_whiteouts
 from lamella.layers.erofs.stack import ErofsStack
 from lamella.layers.erofs.upper import ErofsUpperSink
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
+from lamella.paths import LayerPath
 from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount
 from lamella.store.snapshotters.forms import OpenTree, Use, new_root
@@ -73,6 +74,14 @@ class ErofsForm(OverlayForm):
             super().rebase(place, parents)
         elif has_root_unstated(ErofsLayer(applied)):
             with_root(ErofsLayer(applied), _stack(LayerStack([parents.nearest_first()[0]])))
+
+    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
+        """See `Form.uncover`."""
+        applied = _applied(place)
+        if applied.exists():
+            without_whiteouts(ErofsLayer(applied), paths)
+        else:
+            super().uncover(place, paths)
 
     def shown(self, parents: LayerStack[Path]) -> tuple[Mount, ...]:
         """See `OverlayForm.shown`. The image of a single one is mounted as it is."""

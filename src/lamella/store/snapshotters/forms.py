@@ -15,6 +15,7 @@ from lamella.changes.contracts import Sink, Tree
 from lamella.changes.losses import Losses
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
+from lamella.paths import LayerPath
 from lamella.store.contract import Mount, SnapshotKind, Usage
 
 
@@ -90,6 +91,10 @@ class Form(Protocol):
 
     def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
         """Give an active snapshot that was made without parents those that it gets, before it is sealed."""
+        ...
+
+    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
+        """Drop whiteouts of an active snapshot that was made without parents, which a mount would list."""
         ...
 
     def seal(self, place: Path) -> None:

@@ -20,6 +20,7 @@ from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, Conflict, Denied, NotFound, Unsupported, from_os
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
+from lamella.paths import LayerPath
 from lamella.store.contract import NO_LABELS, Labels, Mount, SnapshotKind, SnapshotRecord, Usage
 from lamella.store.filters import parse_filters
 from lamella.store.labels import check_key, encode, merge, settled
@@ -201,6 +202,15 @@ class Snapshots:
         if not parents_known and not self._form.side_by_side:
             raise Unsupported(f"the snapshotter {self.name!r} unpacks a layer over those below alone")
         return self._form.sink(self._places.of(row.number), parents if parents_known else None, policy, losses)
+
+    def uncover(self, key: str, paths: Sequence[LayerPath]) -> None:
+        """Drop whiteouts of the active snapshot ``key``, which was unpacked without its parents.
+
+        Raises NotFound, Conflict, Denied.
+        """
+        with self._database.read() as connection:
+            row = self._rows.active(connection, key)
+        self._form.uncover(self._places.of(row.number), paths)
 
     def tree(self, key: str) -> OpenTree:
         """See `Unpacks.tree`."""

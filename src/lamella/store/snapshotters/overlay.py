@@ -14,10 +14,11 @@ from typing import Final
 from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.errors import from_os
-from lamella.layers.overlay import OverlayLayer, OverlaySink
+from lamella.layers.overlay import OverlayLayer, OverlaySink, drop_whiteouts
 from lamella.layers.overlay_tree import OverlayTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
+from lamella.paths import LayerPath
 from lamella.store.contract import BindMount, Mount, OverlayMount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import copy_root_metadata, measure
 from lamella.store.snapshotters.forms import OpenTree, Use, is_unstated, new_root
@@ -68,6 +69,10 @@ class OverlayForm:
         """See `Form.rebase`. A root that nobody has stated is the parent's."""
         if is_unstated(place / UPPER):
             copy_root_metadata(self.lower(parents.nearest_first()[0]), place / UPPER)
+
+    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
+        """See `Form.uncover`. Raises Denied where a directory keeps its owner out."""
+        drop_whiteouts(OverlayLayer(place / UPPER, self._user_xattrs), paths)
 
     def seal(self, place: Path) -> None:
         """See `Form.seal`: it is as it was written."""
