@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -32,15 +33,17 @@ WORK = ("read", "import", "unpack", "clients")
 READS = ((32 << 10, 150e6), (1 << 20, 1e9))
 """Bytes of a call, and how many a second are to come of it."""
 SNAPSHOTTER = "lamella"
+UNIT = Path(__file__).parents[1] / "systemd/lamella.service"
 WARM = 10.0
 """Seconds after which a server's memory is not to grow any more."""
 
 
 @contextlib.contextmanager
 def serving(work: Path, *options: str | Path) -> Iterator[int]:
-    """`lamella serve` in a process of its own, whose store is in ``work``; gives the process's number."""
+    """`lamella serve` as systemd starts it, whose store is in ``work``; gives the process's number."""
     command = [LAMELLA_COMMAND, "--root", work / "store", "serve", *options]
-    with (work / "lamella.log").open("ab") as log, subprocess.Popen(command, stderr=log) as process:
+    environment = {**os.environ, **dict(re.findall(r"^Environment=(.*?)=(.*)$", UNIT.read_text(), re.MULTILINE))}
+    with (work / "lamella.log").open("ab") as log, subprocess.Popen(command, stderr=log, env=environment) as process:
         try:
             end = time.monotonic() + 20
             while b"serving at" not in (work / "lamella.log").read_bytes():

@@ -31,7 +31,7 @@ from lamella.service.workers import Workers
 LOG = logging.getLogger("lamella.service")
 
 MAX_STREAMS: Final = 1000
-_FRAME: Final = 256 << 10
+_FRAME: Final = 32 << 10
 """Bytes of the largest frame that a client may send."""
 
 _STREAM_WINDOW: Final = 4 << 20

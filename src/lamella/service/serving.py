@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import Final
 
 from lamella.errors import Conflict, from_os
+from lamella.host.memory import share_arenas
 from lamella.service.calls import Method
 from lamella.service.server import Server, listening
 from lamella.service.supervisor import notify, watchdog
@@ -80,6 +82,7 @@ def serve(
     `lamella.service.metrics` tells of it, and of ``store``. ``leaving`` ends calls that would go on for ever.
     Raises as `listening`.
     """
+    share_arenas()
     with ExitStack() as stack:
         server = Server(None if metrics is None else Tally())
         stack.enter_context(_stopped_by_signals(server))
@@ -92,6 +95,8 @@ def serve(
 
             where = stack.enter_context(serving_metrics(metrics, server, store))
             LOG.info("telling metrics at %s", where)
+        gc.collect()
+        gc.freeze()  # what is there now stays, and no collection is to look through it again
         notify("READY=1")
         every = watchdog()
         beat = None if every is None else partial(notify, "WATCHDOG=1")

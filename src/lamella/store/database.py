@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,12 @@ VERSION: Final = 1
 """Of the schema. A store of a higher one is refused, a store of a lower one is brought up to it."""
 
 PATIENCE: Final = 120.0
-"""Seconds to wait for another process's change."""
+"""Seconds to wait for somebody else's change."""
+
+_KEPT: Final = 8
+"""Connections that are kept open while nobody uses them."""
+
+_LATER: Final = "somebody else is changing the store; try again later"
 
 _FIRST: Final = """
 CREATE TABLE namespace (
@@ -115,7 +121,7 @@ _STEPS: Final = (_FIRST,)
 
 
 class Database:
-    """The file, with a connection for each thread that uses it."""
+    """The file, with as many connections as threads are at work on it at the same time."""
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         """Open the file at ``path``, made where it is missing, and bring its schema up to date.
@@ -126,7 +132,10 @@ class Database:
         self._readonly = readonly
         self._local = threading.local()
         self._all: WeakSet[_Held] = WeakSet()
+        self._idle: deque[_Held] = deque()
+        self._turn = threading.Lock()
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._closed = False
         if readonly and not path.exists():
             raise NotFound(f"there is no store at {str(path.parent)!r}")
@@ -139,11 +148,11 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """One unchanging picture of the store, as long as the block lasts; inside `write`, that change's own."""
-        connection = self._connection()
-        if connection.in_transaction:
-            yield connection
+        around = self._around()
+        if around is not None:
+            yield around
             return
-        with _told(self._path):
+        with self._lent() as connection, _told(self._path):
             connection.execute("BEGIN")
             try:
                 yield connection
@@ -156,16 +165,15 @@ class Database:
 
         A change that is not ``durable`` may be lost with power, and never alone: all that came after it goes too.
         One that ``frees`` space is given some where there is none, for a change of the database takes some first.
-        Not to be nested. Raises Unavailable where another process does not come to an end, Exhausted, Denied.
+        Not to be nested. Raises Unavailable where somebody else's does not come to an end, Exhausted, Denied.
         """
         if self._readonly:
             raise Denied(f"the store {str(self._path.parent)!r} is open for reading only")
-        connection = self._connection()
-        if connection.in_transaction:
+        if self._around() is not None:
             raise RuntimeError("a change of the store within another")
         if frees:
             spend_reserve(self._path.parent)
-        with _told(self._path):
+        with self._in_turn(), self._lent() as connection, _told(self._path):
             if not durable:
                 connection.execute("PRAGMA synchronous = NORMAL")
             try:
@@ -181,22 +189,61 @@ class Database:
                     connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
-        """Close the connections of all threads. May be called again."""
+        """Close all connections. May be called again."""
         with self._lock:
             self._closed = True
+            self._idle.clear()
             for held in self._all:
                 held.close()
             self._all.clear()
 
-    def _connection(self) -> sqlite3.Connection:
+    def _around(self) -> sqlite3.Connection | None:
+        """The connection of the block that this thread is in, if it is in one."""
+        block: _Block | None = getattr(self._local, "block", None)
+        held = None if block is None else block.held
+        return None if held is None or held.process != os.getpid() else held.connection
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One change of this process after the other, so that only processes have to ask the file again and again."""
+        self._see_to_it()
+        turn = self._turn
+        if not turn.acquire(timeout=PATIENCE):
+            raise Unavailable(f"the store's database {str(self._path)!r} is being changed", hint=_LATER)
+        try:
+            yield
+        finally:
+            turn.release()
+
+    @contextmanager
+    def _lent(self) -> Iterator[sqlite3.Connection]:
+        """A connection that is this thread's as long as the block lasts."""
+        self._see_to_it()
+        try:
+            held = self._idle.pop()  # what was used last has the most in its caches
+        except IndexError:
+            held = self._connect()
+        block = self._local.block = _Block(held)
+        try:
+            yield held.connection
+        finally:
+            block.held = None
+            if len(self._idle) < _KEPT and held.process == self._process:
+                self._idle.append(held)
+            else:
+                held.close()
+
+    def _see_to_it(self) -> None:
+        """Make sure that there can be connections. Raises RuntimeError where the store is closed."""
         if self._closed:
             raise RuntimeError("the store is closed")
-        held: _Held | None = getattr(self._local, "held", None)
-        if held is None or held.process != os.getpid():  # SQLite's connections do not survive a fork
-            if held is not None:
-                _INHERITED.append(held)
-            held = self._local.held = self._connect()
-        return held.connection
+        if self._process != os.getpid():  # SQLite's connections do not survive a fork, and nobody is left to let go
+            _INHERITED.extend(self._all)
+            self._all = WeakSet()
+            self._idle = deque()
+            self._turn = threading.Lock()
+            self._lock = threading.Lock()
+            self._process = os.getpid()
 
     def _connect(self, mode: str = "mode=rw") -> _Held:
         with self._lock, _told(self._path):
@@ -222,7 +269,7 @@ class Database:
     def _migrate(self) -> None:
         if not self._readonly and not self._path.exists():
             # SQLite makes the file: to open and close it here would end the locks that other threads have on it.
-            self._local.held = self._connect("mode=rwc")
+            self._idle.append(self._connect("mode=rwc"))
         with self.read() as connection:
             version = _version(connection)
             if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -253,11 +300,10 @@ class Database:
             os.chmod(self._path, 0o600)
         except OSError as problem:
             raise from_os(problem, f"make the store's database {str(self._path)!r}") from problem
-        connection = self._connection()
         patience = time.monotonic() + PATIENCE
         while True:  # SQLite does not wait by itself here
             try:
-                with _told(self._path):
+                with self._lent() as connection, _told(self._path):
                     connection.execute("PRAGMA journal_mode = WAL")
                 return
             except Unavailable:
@@ -270,8 +316,17 @@ _INHERITED: Final[list[_Held]] = []
 """Connections of the process that this one was forked from, kept so that nothing closes them here."""
 
 
+class _Block:
+    """A thread's use of a connection, None once it has ended, in whatever thread it did."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: _Held | None) -> None:
+        self.held = held
+
+
 class _Held:
-    """A thread's connection, which is closed when the thread is gone."""
+    """A connection, which is closed when nobody refers to it any more."""
 
     __slots__ = ("__weakref__", "connection", "process")
 
@@ -325,7 +380,7 @@ def _error(problem: sqlite3.Error, path: Path) -> LamellaError:
     if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and not _is_reading(code):
         return Exhausted(text, hint="free some space in the store's file system and run again")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Unavailable(text, hint="another process is changing the store; try again later")
+        return Unavailable(text, hint=_LATER)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return Denied(text)
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR):

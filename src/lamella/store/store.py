@@ -163,9 +163,9 @@ class Space:
         self.lease = lease
         self._snapshotters: dict[str, Snapshots] = {}
 
-    @cached_property
+    @property
     def content(self) -> Content:
-        """Its blobs."""
+        """Its blobs. Made anew each time: the two would keep each other, and a server makes a view for each call."""
         from lamella.store.content import Content
 
         return Content(self)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -144,12 +145,80 @@ def test_a_closed_database_is_closed_for_all(database: Database) -> None:
     assert [str(error) for error in errors] == ["the store is closed"] * 2
 
 
-def test_connections_end_with_their_threads(database: Database) -> None:
+def test_threads_that_come_one_after_the_other_share_a_connection(database: Database) -> None:
     for n in range(20):
         thread = threading.Thread(target=add, args=(database, str(n)))
         thread.start()
         thread.join()
     assert len(database._all) == 1
+
+
+def test_connections_that_many_readers_needed_at_once_are_closed_but_for_some(database: Database) -> None:
+    with ExitStack() as stack:
+        threads = [threading.Thread(target=stack.enter_context, args=(database.read(),)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(database._all) == 20
+    assert len(database._all) == len(database._idle) == module._KEPT
+    assert names(database) == []
+
+
+def test_a_block_that_another_thread_ends_leaves_nothing_behind_in_the_one_that_began_it(database: Database) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(database.read())
+        thread = threading.Thread(target=stack.close)
+        thread.start()
+        thread.join()
+        add(database, "a")  # not within the other block
+        assert names(database) == ["a"]
+
+
+def test_whoever_waits_too_long_for_another_thread_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    began, told = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database.write():
+            began.set()
+            told.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    began.wait(30)
+    try:
+        with pytest.raises(Unavailable, match="is being changed"), database.write():
+            pass
+    finally:
+        told.set()
+        thread.join()
+    add(database, "a")
+
+
+def test_a_child_that_is_forked_within_another_threads_change_can_make_one(database: Database) -> None:
+    began, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database.write():
+            began.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    began.wait(30)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            add(database, "child")
+            code = 0 if names(database) == ["child"] else 2
+        finally:
+            os._exit(code)
+    done.set()  # the file is the other thread's until then
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert names(database) == ["child"]
 
 
 def test_a_forked_child_has_a_connection_of_its_own(database: Database) -> None:
