@@ -1,30 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client's connection: its frames, its calls, and how much each side may send.
+"""One client's connection: its frames, and its calls.
 
-One thread reads. It answers quick calls itself and hands the others to threads of their own, which write their
-answers. Whoever writes a frame holds the lock for writing; the reader never waits for it with frames of its own, but
-leaves them to whoever has the lock, so that it always comes to read what lets the writers go on.
+One thread reads. It answers quick calls itself and hands the others to threads of their own, which write their answers
+(`lamella.service.sending`).
 """
 
 from __future__ import annotations
 
 import logging
-import select
 import socket
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from queue import SimpleQueue
+from types import TracebackType
 from typing import Any, Final
 
-from lamella.errors import Cancelled, Exhausted, LamellaError, Unsupported
-from lamella.protocol import MAX_MESSAGE
+from lamella.errors import Cancelled, Exhausted, LamellaError
 from lamella.service import http2
-from lamella.service.calls import Call, Encoded, Method
+from lamella.service.calls import Method
 from lamella.service.http2 import ConnectionBroken
+from lamella.service.messages import Part, framed
+from lamella.service.sending import LAST, Sender
 from lamella.service.status import Code, status_of
+from lamella.service.stream import WINDOW, Stream
 from lamella.service.tally import Tally
 from lamella.service.workers import Workers
 
@@ -34,68 +30,8 @@ MAX_STREAMS: Final = 1000
 _FRAME: Final = 32 << 10
 """Bytes of the largest frame that a client may send."""
 
-_STREAM_WINDOW: Final = 4 << 20
 _WINDOW: Final = 64 << 20
-_WAITING: Final = 4 << 20
-"""Bytes of messages that a call has not taken yet, above which its client may send no more."""
-
-_BURST: Final = 1 << 20
-"""Bytes that are written in one go."""
-
 _RESERVED: Final = 0x7FFFFFFF
-_LAST: Final = http2.END_HEADERS | http2.END_STREAM
-_PENDING: Final = 10_000
-"""Frames that may wait for a client that asks much and reads nothing."""
-
-Part = bytes | memoryview
-
-
-class Stream(Call):
-    """A call of a connection, and what is on its way."""
-
-    __slots__ = (
-        *("arrived", "began", "connection", "id", "inbox", "method", "owed"),
-        *("partial", "started", "taken", "window"),
-    )
-
-    def __init__(self, connection: Connection, number: int, method: Method, metadata: Mapping[str, str]) -> None:
-        super().__init__(metadata)
-        self.connection = connection
-        self.id = number
-        self.method = method
-        self.began = time.monotonic()
-        self.window = connection.initial_window
-        """Bytes that may be sent."""
-        self.partial = bytearray()
-        """Of messages that have not arrived as a whole."""
-        self.inbox: SimpleQueue[bytes | None] = SimpleQueue()
-        self.arrived = 0
-        self.taken = 0
-        """Bytes of messages that have come, and those that the call has taken."""
-        self.owed = 0
-        """Bytes that the client has sent and may send again."""
-        self.started = False
-        """The headers of the answer are sent."""
-
-    def cancel(self) -> None:
-        """As the base does, and wakes whoever waits for a message or to send one."""
-        if self.cancelled:
-            return
-        super().cancel()
-        self.inbox.put(None)
-        self.connection.wake()
-
-    def requests(self) -> Iterator[Any]:
-        """The messages, as they come. Raises Cancelled where the client goes and has not said that they are all."""
-        decode = self.method.request
-        while True:
-            message = self.inbox.get()
-            if message is None:
-                self.check()
-                return
-            self.taken += len(message)
-            self.connection.credit(self)
-            yield decode(message)
 
 
 class Connection:
@@ -117,14 +53,9 @@ class Connection:
         self._blocks = http2.HeaderBlocks()
         self._block: tuple[int, int, bytearray] | None = None
         """Stream, flags and what has come of a block of headers that goes on in the next frame."""
-        self._sending = threading.Lock()
-        self._pending: deque[bytes] = deque()
-        self._flow = threading.Lock()
-        self._grown = threading.Condition(self._flow)
-        self._window = http2.DEFAULT_WINDOW
-        self.initial_window = http2.DEFAULT_WINDOW
-        self._frame = http2.DEFAULT_FRAME
+        self._sender = Sender(peer, tally)
         self._owed = 0
+        """Bytes that the client has sent, of all streams, and may send again."""
 
     @property
     def calls(self) -> int:
@@ -140,7 +71,7 @@ class Connection:
         except ConnectionBroken as problem:
             LOG.debug("a client has broken the protocol: %s", problem)
             try:
-                self._send([http2.go_away(self._last, problem.code, str(problem))])
+                self._sender.send([http2.go_away(self._last, problem.code, str(problem))])
             except OSError:
                 pass
         except OSError as problem:
@@ -152,18 +83,12 @@ class Connection:
             for stream in tuple(self._streams.values()):
                 self._forget(stream.id, Code.CANCELLED)
                 stream.cancel()
-            with self._sending:  # nobody is to write to a number that somebody else has been given
-                self._socket.close()
+            self._sender.close()
 
     def leave(self) -> None:
         """Tell the client that no further calls are served; those under way go on. Waits for nothing."""
         self._leaving = True
-        self._pending.append(http2.go_away(self._last, http2.NO_ERROR))
-        try:
-            if select.select((), (self._socket,), (), 0)[1]:  # else it goes with whatever is sent next
-                self._flush()
-        except (OSError, ValueError):  # the client is gone
-            pass
+        self._sender.offer(http2.go_away(self._last, http2.NO_ERROR))
 
     def cancel(self) -> None:
         """Break off the calls that are under way. Waits for a client that does not read, until `close` is called."""
@@ -177,10 +102,11 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        self.wake()
+        self._sender.wake()
 
     def _read(self) -> None:
         receive = self._socket.recv_into
+        flush = self._sender.flush
         buffer = bytearray(2 * (_FRAME + http2.HEAD_SIZE))
         view = memoryview(buffer)
         end = 0
@@ -192,11 +118,11 @@ class Connection:
         start = len(http2.PREFACE)
         ours = {
             http2.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-            http2.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+            http2.INITIAL_WINDOW_SIZE: WINDOW,
             http2.MAX_FRAME_SIZE: _FRAME,
             http2.MAX_HEADER_LIST_SIZE: http2.MAX_BLOCK,
         }
-        self._send([http2.settings(ours), http2.window_update(0, _WINDOW - http2.DEFAULT_WINDOW)])
+        self._sender.send([http2.settings(ours), http2.window_update(0, _WINDOW - http2.DEFAULT_WINDOW)])
         unpack = http2.HEAD.unpack_from
         while True:
             while end - start >= http2.HEAD_SIZE:
@@ -214,8 +140,7 @@ class Connection:
             elif start and len(buffer) - start < _FRAME + http2.HEAD_SIZE:
                 view[: end - start] = bytes(view[start:end])
                 start, end = 0, end - start
-            if self._pending:
-                self._flush()
+            flush()
             got = receive(view[end:])
             if not got:
                 return
@@ -242,11 +167,11 @@ class Connection:
             if len(payload) != 8:
                 raise ConnectionBroken(http2.FRAME_SIZE_ERROR, "a ping of a wrong size")
             if not flags & http2.ACK:
-                self._note(http2.frame(http2.PING, http2.ACK, 0, bytes(payload)))
+                self._sender.note(http2.frame(http2.PING, http2.ACK, 0, bytes(payload)))
         elif kind == http2.SETTINGS:
             if not flags & http2.ACK:
                 self._settings(payload)
-                self._note(http2.frame(http2.SETTINGS, http2.ACK, 0))
+                self._sender.note(http2.frame(http2.SETTINGS, http2.ACK, 0))
         elif kind == http2.RST_STREAM:
             http2.number(payload)
             stream = self._forget(number, Code.CANCELLED)
@@ -260,32 +185,16 @@ class Connection:
     def _settings(self, payload: memoryview) -> None:
         for name, value in http2.parse_settings(payload):
             if name == http2.INITIAL_WINDOW_SIZE:
-                if value > http2.MAX_WINDOW:
-                    raise ConnectionBroken(http2.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
-                with self._flow:
-                    for stream in tuple(self._streams.values()):
-                        stream.window += value - self.initial_window
-                    self.initial_window = value
-                    self._grown.notify_all()
+                self._sender.take_windows(value, tuple(self._streams.values()))
             elif name == http2.MAX_FRAME_SIZE:
-                if not http2.DEFAULT_FRAME <= value < 1 << 24:
-                    raise ConnectionBroken(http2.PROTOCOL_ERROR, f"frames of {value} bytes")
-                self._frame = value
+                self._sender.take_frames(value)
 
     def _update(self, number: int, amount: int) -> None:
         if not amount:
             raise ConnectionBroken(http2.PROTOCOL_ERROR, "a window that grows by nothing")
-        with self._flow:
-            if not number:
-                self._window += amount
-                if self._window > http2.MAX_WINDOW:
-                    raise ConnectionBroken(http2.FLOW_CONTROL_ERROR, "too large a window")
-            else:
-                stream = self._streams.get(number)
-                if stream is None:
-                    return
-                stream.window += amount
-            self._grown.notify_all()
+        stream = self._streams.get(number) if number else None
+        if stream is not None or not number:
+            self._sender.take_more(stream, amount)
 
     def _continuation(self, flags: int, payload: memoryview) -> None:
         if self._block is None:
@@ -311,18 +220,21 @@ class Connection:
             raise ConnectionBroken(http2.PROTOCOL_ERROR, f"stream {number} cannot be a client's")
         self._last = number
         if self._leaving or len(self._streams) >= MAX_STREAMS:
-            self._note(http2.reset(number, http2.REFUSED_STREAM))
+            self._sender.note(http2.reset(number, http2.REFUSED_STREAM))
             return
         path = headers.get(":path", "")
         method = self._methods.get(path)
         if method is None or not headers.get("content-type", "").startswith("application/grpc"):
             block = http2.ANSWER + http2.trailers(Code.UNIMPLEMENTED, f"unknown method {path[:200]}")
-            answer = http2.frame(http2.HEADERS, _LAST, number, block)
+            answer = http2.frame(http2.HEADERS, LAST, number, block)
             if not flags & http2.END_STREAM:
                 answer += http2.reset(number, http2.NO_ERROR)
-            self._note(answer)
+            self._sender.note(answer)
             return
-        stream = self._streams[number] = Stream(self, number, method, headers)
+        sender = self._sender
+        stream = self._streams[number] = Stream(
+            number, method, headers, sender.initial_window, sender.flow, more=sender.control, wake=sender.wake
+        )
         if method.takes_many:
             self._hand_over(stream, lambda: self._answer(stream, stream.requests()))
         if flags & http2.END_STREAM:
@@ -332,77 +244,39 @@ class Connection:
         size = len(payload)
         self._owed += size
         if self._owed >= _WINDOW // 4:
-            self._note(http2.window_update(0, self._owed))
+            self._sender.note(http2.window_update(0, self._owed))
             self._owed = 0
         stream = self._streams.get(number)
         if stream is None:
             if not number or number > self._last:
                 raise ConnectionBroken(http2.PROTOCOL_ERROR, "data of a stream that has not begun")
             return
-        with self._flow:
-            stream.owed += size
-        if stream.owed > _STREAM_WINDOW:
-            raise ConnectionBroken(http2.FLOW_CONTROL_ERROR, "a client that sends more than it may")
         try:
-            self._feed(stream, http2.unpadded(flags, payload))
+            stream.receive(flags, payload)
         except LamellaError as problem:
             self._finish(stream, *status_of(problem, stream.method.path))
             stream.cancel()
             return
         if flags & http2.END_STREAM:
             self._ended(stream)
-        else:
-            self.credit(stream)
-
-    def _feed(self, stream: Stream, payload: memoryview) -> None:
-        """Cut the messages out of what has come (gRPC over HTTP/2, "Length-Prefixed-Message")."""
-        partial = stream.partial
-        size = len(payload)
-        if not partial and size >= 5 and int.from_bytes(payload[1:5], "big") == size - 5:
-            _check_message(payload[0], size - 5)
-            stream.arrived += size - 5
-            stream.inbox.put(bytes(payload[5:]))
-            return
-        partial += payload
-        while len(partial) >= 5:
-            length = int.from_bytes(partial[1:5], "big")
-            _check_message(partial[0], length)
-            if len(partial) < length + 5:
-                return
-            with memoryview(partial) as whole:
-                message = bytes(whole[5 : 5 + length])
-            del partial[: 5 + length]
-            stream.arrived += length
-            stream.inbox.put(message)
 
     def _ended(self, stream: Stream) -> None:
         """The client has said all it will."""
         if stream.ending:
             return
-        stream.ending = True
+        stream.end()
         if stream.method.takes_many:
-            stream.inbox.put(None)
             return
-        if stream.inbox.empty():
-            self._finish(stream, Code.INVALID_ARGUMENT, "the request is missing")
-            return
-        data = stream.inbox.get()
+        data = stream.first()
         if data is None:
+            if not stream.cancelled:
+                self._finish(stream, Code.INVALID_ARGUMENT, "the request is missing")
             return
         quick = stream.method.quick
         if quick is not None:
             self._quick(stream, data, quick)
         else:
             self._hand_over(stream, lambda: self._answer_one(stream, data))
-
-    def credit(self, stream: Stream) -> None:
-        """Let the client send more of the call's messages, unless too many wait to be taken."""
-        if stream.owed < _STREAM_WINDOW // 4 or stream.arrived - stream.taken > _WAITING:
-            return
-        with self._flow:
-            owed, stream.owed = stream.owed, 0
-        if owed and not stream.ending:
-            self._control(http2.window_update(stream.id, owed))
 
     # Answering -----------------------------------------------------------------------------------------------------
 
@@ -417,30 +291,22 @@ class Connection:
         try:
             request = method.request(data)
             if not quick(request):
-                self._hand_over(stream, lambda: self._answer_request(stream, request))
+                self._hand_over(stream, lambda: self._answer(stream, request))
                 return
             result = method.run(request, stream)
             answers = result if method.gives_many else (result,)
             if not isinstance(answers, (tuple, list)):
                 self._hand_over(stream, lambda: self._stream(stream, answers))
                 return
-            parts, size = _messages(answers)
+            parts, size = framed(answers)
         except Exception as problem:  # noqa: BLE001 whatever it is, the client gets a status
             self._finish(stream, *status_of(problem, method.path))
             return
-        if self._sending.acquire(blocking=False):
-            try:
-                if self._reserve_at_once(stream, size):
-                    out: list[Part] = [http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER)]
-                    self._cut(out, stream.id, deque(parts), size)
-                    out.append(http2.frame(http2.HEADERS, _LAST, stream.id, http2.trailers(Code.OK, "")))
-                    with self._end_of_call():
-                        self._forget(stream.id, Code.OK)
-                        self._write(out)
-                    return
-            finally:
-                self._sending.release()
-                self._flush()
+        with _Ending(self._ending):
+            if self._sender.answer_at_once(
+                stream, parts, size, http2.trailers(Code.OK, ""), lambda: self._forget(stream.id, Code.OK)
+            ):
+                return
         kept = [bytes(part) for part in parts]  # the buffers may be used again before these are sent
         self._hand_over(stream, lambda: self._sent(stream, kept, size))
 
@@ -450,9 +316,10 @@ class Connection:
         except LamellaError as problem:
             self._failed(stream, problem)
             return
-        self._answer_request(stream, request)
+        self._answer(stream, request)
 
-    def _answer_request(self, stream: Stream, request: Any) -> None:
+    def _answer(self, stream: Stream, request: Any) -> None:
+        """Of a method that takes a stream, ``request`` is an iterator of them."""
         method = stream.method
         try:
             result = method.run(request, stream)
@@ -464,21 +331,9 @@ class Connection:
         else:
             self._whole(stream, result)
 
-    def _answer(self, stream: Stream, requests: Iterator[Any]) -> None:
-        """Of a method that takes a stream."""
-        try:
-            result = stream.method.run(requests, stream)
-        except Exception as problem:  # noqa: BLE001 whatever it is, the client gets a status
-            self._failed(stream, problem)
-            return
-        if stream.method.gives_many:
-            self._stream(stream, result)
-        else:
-            self._whole(stream, result)
-
     def _whole(self, stream: Stream, answer: Any) -> None:
         try:
-            parts, size = _messages((answer,))
+            parts, size = framed((answer,))
         except Exception as problem:  # noqa: BLE001 whatever it is, the client gets a status
             self._failed(stream, problem)
             return
@@ -486,7 +341,7 @@ class Connection:
 
     def _sent(self, stream: Stream, parts: Sequence[Part], size: int) -> None:
         try:
-            self._transmit(stream, parts, size)
+            self._sender.transmit(stream, parts, size)
         except (Cancelled, OSError):
             return
         self._finish(stream, Code.OK, "")
@@ -495,8 +350,8 @@ class Connection:
         try:
             try:
                 for answer in answers:
-                    parts, size = _messages((answer,))
-                    self._transmit(stream, parts, size)
+                    parts, size = framed((answer,))
+                    self._sender.transmit(stream, parts, size)
             finally:
                 close = getattr(answers, "close", None)
                 if close is not None:
@@ -516,31 +371,21 @@ class Connection:
 
     def _finish(self, stream: Stream, code: Code, message: str) -> None:
         """Send the status, and forget the call."""
-        with self._end_of_call():
+        with _Ending(self._ending):
             if self._forget(stream.id, code) is None:
                 return
             out: list[Part] = []
             block = http2.trailers(code, message)
             if stream.started:
-                out.append(http2.frame(http2.HEADERS, _LAST, stream.id, block))
+                out.append(http2.frame(http2.HEADERS, LAST, stream.id, block))
             else:
-                out.append(http2.frame(http2.HEADERS, _LAST, stream.id, http2.ANSWER + block))
+                out.append(http2.frame(http2.HEADERS, LAST, stream.id, http2.ANSWER + block))
             if not stream.ending:
                 out.append(http2.reset(stream.id, http2.NO_ERROR))
             try:
-                self._send(out)
+                self._sender.send(out)
             except OSError:
                 pass
-
-    @contextmanager
-    def _end_of_call(self) -> Iterator[None]:
-        """A call is forgotten in this block, and is among `calls` until it ends: until the client has been told."""
-        token = object()
-        self._ending.add(token)
-        try:
-            yield
-        finally:
-            self._ending.discard(token)
 
     def _forget(self, number: int, code: Code) -> Stream | None:
         """The call that was under way and has ended with ``code``."""
@@ -549,136 +394,17 @@ class Connection:
             self._tally.call(stream.method.path, code, stream.began)
         return stream
 
-    # Writing -------------------------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """Have those who wait to send look again whether they still should."""
-        with self._flow:
-            self._grown.notify_all()
+class _Ending:
+    """A call that is forgotten in this block is still among those under way until it ends: the client is told in it."""
 
-    def _transmit(self, stream: Stream, parts: Sequence[Part], size: int) -> None:
-        """Send messages, as fast as the client takes them. Raises Cancelled where it takes no more."""
-        out: list[Part] = []
-        if not stream.started:
-            out.append(http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER))
-            stream.started = True
-        waiting = deque(parts)
-        while True:
-            amount = self._reserve(stream, size)
-            self._cut(out, stream.id, waiting, amount)
-            self._send(out)
-            size -= amount
-            if not size:
-                return
-            out = []
+    __slots__ = ("_all",)
 
-    def _reserve(self, stream: Stream, wanted: int) -> int:
-        with self._flow:
-            while True:
-                stream.check()
-                amount = min(wanted, self._window, stream.window, _BURST)
-                if amount > 0:
-                    self._window -= amount
-                    stream.window -= amount
-                    return amount
-                self._grown.wait()
+    def __init__(self, all_of_them: set[object]) -> None:
+        self._all = all_of_them
 
-    def _reserve_at_once(self, stream: Stream, wanted: int) -> bool:
-        with self._flow:
-            if wanted > min(self._window, stream.window):
-                return False
-            self._window -= wanted
-            stream.window -= wanted
-        return True
+    def __enter__(self) -> None:
+        self._all.add(self)
 
-    def _cut(self, out: list[Part], number: int, parts: deque[Part], amount: int) -> None:
-        """Move ``amount`` bytes to ``out``, in frames that the client takes."""
-        largest = self._frame
-        while amount:
-            length = min(amount, largest)
-            amount -= length
-            out.append(http2.frame_head(length, http2.DATA, 0, number))
-            while length:
-                part = parts[0]
-                size = len(part)
-                if size <= length:
-                    out.append(part)
-                    parts.popleft()
-                    length -= size
-                else:
-                    view = memoryview(part)
-                    out.append(view[:length])
-                    parts[0] = view[length:]
-                    length = 0
-
-    def _note(self, frame: bytes) -> None:
-        """Have a frame sent with the next ones: the reader sees to it before it waits."""
-        self._pending.append(frame)
-        if len(self._pending) > _PENDING:
-            raise ConnectionBroken(http2.ENHANCE_YOUR_CALM, "a client that does not read")
-
-    def _control(self, frame: bytes) -> None:
-        """Send a frame at once, or have whoever is sending do it."""
-        self._pending.append(frame)
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._pending and self._sending.acquire(blocking=False):
-            try:
-                self._write([])
-            finally:
-                self._sending.release()
-
-    def _send(self, out: list[Part]) -> None:
-        with self._sending:
-            self._write(out)
-        if self._pending:
-            self._flush()
-
-    def _write(self, out: list[Part]) -> None:
-        pending = self._pending
-        if pending:
-            first: list[Part] = []
-            while pending:
-                first.append(pending.popleft())
-            out = first + out
-        if not out:
-            return
-        left = sum(map(len, out))
-        if self._tally is not None:
-            self._tally.bytes(left, 0)
-        sent = self._socket.sendmsg(out)
-        while sent < left:
-            left -= sent
-            at = 0
-            while sent >= len(out[at]):
-                sent -= len(out[at])
-                at += 1
-            out = [memoryview(out[at])[sent:], *out[at + 1 :]]
-            sent = self._socket.sendmsg(out)
-
-
-def _messages(answers: Sequence[Any]) -> tuple[list[Part], int]:
-    """The parts of messages with what goes before each, and how many bytes that is. Raises Exhausted."""
-    parts: list[Part] = []
-    total = 0
-    for answer in answers:
-        if isinstance(answer, Encoded):
-            size = sum(map(len, answer.parts))
-            parts.append(b"\0" + size.to_bytes(4, "big"))
-            parts.extend(answer.parts)
-        else:
-            encoded = answer.SerializeToString()
-            size = len(encoded)
-            parts.append(b"\0" + size.to_bytes(4, "big") + encoded)
-        if size > MAX_MESSAGE:
-            raise Exhausted(f"an answer of {size} bytes, and {MAX_MESSAGE} is the limit", hint="ask with a filter")
-        total += size + 5
-    return parts, total
-
-
-def _check_message(compressed: int, length: int) -> None:
-    if compressed:
-        raise Unsupported("compressed messages are not taken")
-    if length > MAX_MESSAGE:
-        raise Exhausted(f"a message of {length} bytes, and {MAX_MESSAGE} is the limit")
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._all.discard(self)

@@ -23,7 +23,7 @@ from tests.unit.service.serving import running
 
 from lamella.service import http2
 from lamella.service.calls import Call, Encoded, Method
-from lamella.service.connection import Connection
+from lamella.service.sending import Sender
 from lamella.service.status import Code
 
 ECHO = "/test/Echo"
@@ -335,6 +335,19 @@ def test_a_ping_is_answered_and_an_answered_one_is_not(address: Path) -> None:
     assert found == (http2.PING, http2.ACK, 0, b"12345678")
 
 
+def test_more_pings_than_go_into_a_call_of_the_system_are_answered_once_the_client_reads(address: Path) -> None:
+    pings = [number.to_bytes(8, "big") for number in range(3000)]
+    data = message(bytes(3 << 20))
+    with peer(address, INITIAL_WINDOW_SIZE=1 << 30) as one:
+        one.send(http2.window_update(0, 1 << 30), one.open(1, PIECES))
+        one.send(*(http2.frame(http2.DATA, 0, 1, data[at : at + 16384]) for at in range(0, len(data), 16384)))
+        one.send(http2.frame(http2.DATA, http2.END_STREAM, 1))
+        time.sleep(0.5)  # until the thread that writes is held up, and answers wait for it
+        one.send(*(http2.frame(http2.PING, 0, 0, ping) for ping in pings))
+        found = one.frames(lambda frame: frame[0] == http2.PING and frame[3] == pings[-1])
+    assert [payload for kind, _, _, payload in found if kind == http2.PING] == pings
+
+
 def test_frames_of_a_kind_that_is_not_known_are_passed_over(address: Path) -> None:
     with peer(address) as one:
         one.send(http2.frame(0x42, 0xFF, 0, b"what"), http2.frame(http2.PRIORITY, 0, 1, bytes(5)))
@@ -490,14 +503,14 @@ def test_a_client_that_reads_nothing_holds_up_neither_the_end_nor_others(tmp_pat
 def test_a_client_has_the_end_of_its_call_before_the_connection_ends(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    write = Connection._write
+    write = Sender._write
 
-    def slowly(connection: Connection, out: list[Any]) -> None:
+    def slowly(sender: Sender, out: list[Any]) -> None:
         if any(part[3:5] == bytes((http2.HEADERS, http2.END_HEADERS | http2.END_STREAM)) for part in out):
             time.sleep(0.3)  # as where another thread is given the processor
-        write(connection, out)
+        write(sender, out)
 
-    monkeypatch.setattr(Connection, "_write", slowly)
+    monkeypatch.setattr(Sender, "_write", slowly)
     with running(tmp_path / "s", service.methods(), grace=10) as server:
         one = Peer(tmp_path / "s")
         one.send(one.request(1, path, b"abc"))
