@@ -196,31 +196,6 @@ def test_whoever_waits_too_long_for_another_thread_is_told(database: Database, m
     add(database, "a")
 
 
-def test_a_child_that_is_forked_within_another_threads_change_can_make_one(database: Database) -> None:
-    began, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with database.write():
-            began.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    began.wait(30)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            add(database, "child")
-            code = 0 if names(database) == ["child"] else 2
-        finally:
-            os._exit(code)
-    done.set()  # the file is the other thread's until then
-    thread.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert names(database) == ["child"]
-
-
 def test_a_forked_child_has_a_connection_of_its_own(database: Database) -> None:
     add(database, "parent")
     child = os.fork()

@@ -11,10 +11,11 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from lamella.protocol.proto import types_pb2 as lamella_dot_protocol_dot_proto_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&lamella/protocol/proto/transfers.proto\x12\x19\x63ontainerd.types.transfer\x1a\"lamella/protocol/proto/types.proto\"\xef\x02\n\nImageStore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x41\n\x06labels\x18\x02 \x03(\x0b\x32\x31.containerd.types.transfer.ImageStore.LabelsEntry\x12-\n\tplatforms\x18\x03 \x03(\x0b\x32\x1a.containerd.types.Platform\x12\x14\n\x0c\x61ll_metadata\x18\x04 \x01(\x08\x12\x16\n\x0emanifest_limit\x18\x05 \x01(\r\x12\x43\n\x10\x65xtra_references\x18\x06 \x03(\x0b\x32).containerd.types.transfer.ImageReference\x12?\n\x07unpacks\x18\n \x03(\x0b\x32..containerd.types.transfer.UnpackConfiguration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"y\n\x0eImageReference\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tis_prefix\x18\x02 \x01(\x08\x12\x17\n\x0f\x61llow_overwrite\x18\x03 \x01(\x08\x12\x12\n\nadd_digest\x18\x04 \x01(\x08\x12\x19\n\x11skip_named_digest\x18\x05 \x01(\x08\"X\n\x13UnpackConfiguration\x12,\n\x08platform\x18\x01 \x01(\x0b\x32\x1a.containerd.types.Platform\x12\x13\n\x0bsnapshotter\x18\x02 \x01(\t\"O\n\x11ImageImportStream\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x16\n\x0e\x66orce_compress\x18\x03 \x01(\x08\"\xc2\x01\n\x11ImageExportStream\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12-\n\tplatforms\x18\x03 \x03(\x0b\x32\x1a.containerd.types.Platform\x12\x15\n\rall_platforms\x18\x04 \x01(\x08\x12#\n\x1bskip_compatibility_manifest\x18\x05 \x01(\x08\x12\x1e\n\x16skip_non_distributable\x18\x06 \x01(\x08\"\xf5\x01\n\x10RegistryResolver\x12\x13\n\x0b\x61uth_stream\x18\x01 \x01(\t\x12I\n\x07headers\x18\x02 \x03(\x0b\x32\x38.containerd.types.transfer.RegistryResolver.HeadersEntry\x12\x10\n\x08host_dir\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_scheme\x18\x04 \x01(\t\x12\x12\n\nhttp_debug\x18\x05 \x01(\x05\x12\x13\n\x0blogs_stream\x18\x06 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x0bOCIRegistry\x12\x11\n\treference\x18\x01 \x01(\t\x12=\n\x08resolver\x18\x02 \x01(\x0b\x32+.containerd.types.transfer.RegistryResolver\"\x85\x01\n\x08Progress\x12\r\n\x05\x65vent\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07parents\x18\x03 \x03(\t\x12\x10\n\x08progress\x18\x04 \x01(\x03\x12\r\n\x05total\x18\x05 \x01(\x03\x12*\n\x04\x64\x65sc\x18\x06 \x01(\x0b\x32\x1c.containerd.types.Descriptor\"\x14\n\x04\x44\x61ta\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1e\n\x0cWindowUpdate\x12\x0e\n\x06update\x18\x01 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&lamella/protocol/proto/transfers.proto\x12\x19\x63ontainerd.types.transfer\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"lamella/protocol/proto/types.proto\"\xef\x02\n\nImageStore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x41\n\x06labels\x18\x02 \x03(\x0b\x32\x31.containerd.types.transfer.ImageStore.LabelsEntry\x12-\n\tplatforms\x18\x03 \x03(\x0b\x32\x1a.containerd.types.Platform\x12\x14\n\x0c\x61ll_metadata\x18\x04 \x01(\x08\x12\x16\n\x0emanifest_limit\x18\x05 \x01(\r\x12\x43\n\x10\x65xtra_references\x18\x06 \x03(\x0b\x32).containerd.types.transfer.ImageReference\x12?\n\x07unpacks\x18\n \x03(\x0b\x32..containerd.types.transfer.UnpackConfiguration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"y\n\x0eImageReference\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tis_prefix\x18\x02 \x01(\x08\x12\x17\n\x0f\x61llow_overwrite\x18\x03 \x01(\x08\x12\x12\n\nadd_digest\x18\x04 \x01(\x08\x12\x19\n\x11skip_named_digest\x18\x05 \x01(\x08\"X\n\x13UnpackConfiguration\x12,\n\x08platform\x18\x01 \x01(\x0b\x32\x1a.containerd.types.Platform\x12\x13\n\x0bsnapshotter\x18\x02 \x01(\t\"O\n\x11ImageImportStream\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x16\n\x0e\x66orce_compress\x18\x03 \x01(\x08\"\xc2\x01\n\x11ImageExportStream\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12-\n\tplatforms\x18\x03 \x03(\x0b\x32\x1a.containerd.types.Platform\x12\x15\n\rall_platforms\x18\x04 \x01(\x08\x12#\n\x1bskip_compatibility_manifest\x18\x05 \x01(\x08\x12\x1e\n\x16skip_non_distributable\x18\x06 \x01(\x08\"\xf5\x01\n\x10RegistryResolver\x12\x13\n\x0b\x61uth_stream\x18\x01 \x01(\t\x12I\n\x07headers\x18\x02 \x03(\x0b\x32\x38.containerd.types.transfer.RegistryResolver.HeadersEntry\x12\x10\n\x08host_dir\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_scheme\x18\x04 \x01(\t\x12\x12\n\nhttp_debug\x18\x05 \x01(\x05\x12\x13\n\x0blogs_stream\x18\x06 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x0bOCIRegistry\x12\x11\n\treference\x18\x01 \x01(\t\x12=\n\x08resolver\x18\x02 \x01(\x0b\x32+.containerd.types.transfer.RegistryResolver\"G\n\x0b\x41uthRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\x12\x17\n\x0fwwwauthenticate\x18\x03 \x03(\t\"\x96\x01\n\x0c\x41uthResponse\x12\x35\n\x08\x61uthType\x18\x01 \x01(\x0e\x32#.containerd.types.transfer.AuthType\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08username\x18\x03 \x01(\t\x12-\n\texpire_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x85\x01\n\x08Progress\x12\r\n\x05\x65vent\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07parents\x18\x03 \x03(\t\x12\x10\n\x08progress\x18\x04 \x01(\x03\x12\r\n\x05total\x18\x05 \x01(\x03\x12*\n\x04\x64\x65sc\x18\x06 \x01(\x0b\x32\x1c.containerd.types.Descriptor\"\x14\n\x04\x44\x61ta\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1e\n\x0cWindowUpdate\x12\x0e\n\x06update\x18\x01 \x01(\x05*>\n\x08\x41uthType\x12\x08\n\x04NONE\x10\x00\x12\x0f\n\x0b\x43REDENTIALS\x10\x01\x12\x0b\n\x07REFRESH\x10\x02\x12\n\n\x06HEADER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -25,28 +26,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGESTORE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_REGISTRYRESOLVER_HEADERSENTRY']._loaded_options = None
   _globals['_REGISTRYRESOLVER_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_IMAGESTORE']._serialized_start=106
-  _globals['_IMAGESTORE']._serialized_end=473
-  _globals['_IMAGESTORE_LABELSENTRY']._serialized_start=428
-  _globals['_IMAGESTORE_LABELSENTRY']._serialized_end=473
-  _globals['_IMAGEREFERENCE']._serialized_start=475
-  _globals['_IMAGEREFERENCE']._serialized_end=596
-  _globals['_UNPACKCONFIGURATION']._serialized_start=598
-  _globals['_UNPACKCONFIGURATION']._serialized_end=686
-  _globals['_IMAGEIMPORTSTREAM']._serialized_start=688
-  _globals['_IMAGEIMPORTSTREAM']._serialized_end=767
-  _globals['_IMAGEEXPORTSTREAM']._serialized_start=770
-  _globals['_IMAGEEXPORTSTREAM']._serialized_end=964
-  _globals['_REGISTRYRESOLVER']._serialized_start=967
-  _globals['_REGISTRYRESOLVER']._serialized_end=1212
-  _globals['_REGISTRYRESOLVER_HEADERSENTRY']._serialized_start=1166
-  _globals['_REGISTRYRESOLVER_HEADERSENTRY']._serialized_end=1212
-  _globals['_OCIREGISTRY']._serialized_start=1214
-  _globals['_OCIREGISTRY']._serialized_end=1309
-  _globals['_PROGRESS']._serialized_start=1312
-  _globals['_PROGRESS']._serialized_end=1445
-  _globals['_DATA']._serialized_start=1447
-  _globals['_DATA']._serialized_end=1467
-  _globals['_WINDOWUPDATE']._serialized_start=1469
-  _globals['_WINDOWUPDATE']._serialized_end=1499
+  _globals['_AUTHTYPE']._serialized_start=1760
+  _globals['_AUTHTYPE']._serialized_end=1822
+  _globals['_IMAGESTORE']._serialized_start=139
+  _globals['_IMAGESTORE']._serialized_end=506
+  _globals['_IMAGESTORE_LABELSENTRY']._serialized_start=461
+  _globals['_IMAGESTORE_LABELSENTRY']._serialized_end=506
+  _globals['_IMAGEREFERENCE']._serialized_start=508
+  _globals['_IMAGEREFERENCE']._serialized_end=629
+  _globals['_UNPACKCONFIGURATION']._serialized_start=631
+  _globals['_UNPACKCONFIGURATION']._serialized_end=719
+  _globals['_IMAGEIMPORTSTREAM']._serialized_start=721
+  _globals['_IMAGEIMPORTSTREAM']._serialized_end=800
+  _globals['_IMAGEEXPORTSTREAM']._serialized_start=803
+  _globals['_IMAGEEXPORTSTREAM']._serialized_end=997
+  _globals['_REGISTRYRESOLVER']._serialized_start=1000
+  _globals['_REGISTRYRESOLVER']._serialized_end=1245
+  _globals['_REGISTRYRESOLVER_HEADERSENTRY']._serialized_start=1199
+  _globals['_REGISTRYRESOLVER_HEADERSENTRY']._serialized_end=1245
+  _globals['_OCIREGISTRY']._serialized_start=1247
+  _globals['_OCIREGISTRY']._serialized_end=1342
+  _globals['_AUTHREQUEST']._serialized_start=1344
+  _globals['_AUTHREQUEST']._serialized_end=1415
+  _globals['_AUTHRESPONSE']._serialized_start=1418
+  _globals['_AUTHRESPONSE']._serialized_end=1568
+  _globals['_PROGRESS']._serialized_start=1571
+  _globals['_PROGRESS']._serialized_end=1704
+  _globals['_DATA']._serialized_start=1706
+  _globals['_DATA']._serialized_end=1726
+  _globals['_WINDOWUPDATE']._serialized_start=1728
+  _globals['_WINDOWUPDATE']._serialized_end=1758
 # @@protoc_insertion_point(module_scope)

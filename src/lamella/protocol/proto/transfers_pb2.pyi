@@ -1,12 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from lamella.protocol.proto import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class AuthType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NONE: _ClassVar[AuthType]
+    CREDENTIALS: _ClassVar[AuthType]
+    REFRESH: _ClassVar[AuthType]
+    HEADER: _ClassVar[AuthType]
+NONE: AuthType
+CREDENTIALS: AuthType
+REFRESH: AuthType
+HEADER: AuthType
 
 class ImageStore(_message.Message):
     __slots__ = ("name", "labels", "platforms", "all_metadata", "manifest_limit", "extra_references", "unpacks")
@@ -111,6 +126,28 @@ class OCIRegistry(_message.Message):
     reference: str
     resolver: RegistryResolver
     def __init__(self, reference: _Optional[str] = ..., resolver: _Optional[_Union[RegistryResolver, _Mapping]] = ...) -> None: ...
+
+class AuthRequest(_message.Message):
+    __slots__ = ("host", "reference", "wwwauthenticate")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    WWWAUTHENTICATE_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    reference: str
+    wwwauthenticate: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, host: _Optional[str] = ..., reference: _Optional[str] = ..., wwwauthenticate: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AuthResponse(_message.Message):
+    __slots__ = ("authType", "secret", "username", "expire_at")
+    AUTHTYPE_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    USERNAME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_AT_FIELD_NUMBER: _ClassVar[int]
+    authType: AuthType
+    secret: str
+    username: str
+    expire_at: _timestamp_pb2.Timestamp
+    def __init__(self, authType: _Optional[_Union[AuthType, str]] = ..., secret: _Optional[str] = ..., username: _Optional[str] = ..., expire_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("event", "name", "parents", "progress", "total", "desc")
