@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
@@ -130,18 +130,41 @@ def move_blobs(
     )
 
 
+class Watcher(Protocol):
+    """Is told what becomes of each blob, from any thread."""
+
+    def present(self, blob: Descriptor) -> None:
+        """The target has it already, or has taken it over by itself."""
+        ...
+
+    def begun(self, blob: Descriptor) -> Progress:
+        """It is being put: who is told of its bytes. That may happen again where the target loses what it was sent."""
+        ...
+
+    def done(self, blob: Descriptor) -> None:
+        """It has been put."""
+        ...
+
+
 def put_missing(
     writer: ImageWriter,
     blobs: Sequence[tuple[ImageReader, Descriptor]],
     *,
     progress: Progress | None = None,
+    watcher: Watcher | None = None,
     cancel: Cancellation | None = None,
 ) -> tuple[list[Descriptor], list[Descriptor]]:
     """Put what ``writer`` neither has nor can adopt, several blobs at once where it takes them.
 
-    Returns what was put, and what was left where it is: layers that are not to be passed on, and are not there.
+    ``progress`` is told of all bytes together, or ``watcher`` of each blob. Returns what was put, and what was left
+    where it is: layers that are not to be passed on, and are not there.
     """
-    missing = [(reader, blob) for reader, blob in blobs if not (writer.has_blob(blob) or writer.adopt(blob, reader))]
+    missing = []
+    for reader, blob in blobs:
+        if not (writer.has_blob(blob) or writer.adopt(blob, reader)):
+            missing.append((reader, blob))
+        elif watcher is not None:
+            watcher.present(blob)
     if progress is not None:
         progress.start("copy", sum(blob.size for _, blob in missing))
     left: list[Descriptor] = []
@@ -149,8 +172,11 @@ def put_missing(
     def put(part: tuple[ImageReader, Descriptor], stop: Cancellation) -> None:
         if writer.leaves_foreign and part[1].media_type in FOREIGN_LAYERS and not _is_there(*part):
             left.append(part[1])
-        else:
-            writer.put_blob(part[1], Relay(partial(_opened, *part), progress, stop))
+            return
+        told = progress if watcher is None else watcher.begun(part[1])
+        writer.put_blob(part[1], Relay(partial(_opened, *part), told, stop))
+        if watcher is not None:
+            watcher.done(part[1])
 
     try:
         for_each(missing, put, min(writer.lanes, len(missing)), cancel)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from enum import IntEnum
 
-from lamella.errors import EXIT_STATUS, InvalidInput, LamellaError, from_os
+from lamella.errors import EXIT_STATUS, Denied, InvalidInput, LamellaError, from_os
 
 LOG = logging.getLogger("lamella.service")
 
@@ -39,6 +39,10 @@ class OutOfRange(InvalidInput):
     """An offset that is not where the object stands."""
 
 
+class TurnedAway(Denied):
+    """Somebody else, whom the client wanted something of, has refused it."""
+
+
 def status_of(error: BaseException, method: str) -> tuple[Code, str]:
     """The code and the text that a client gets for ``error``, which is logged where it is nobody's but ours."""
     if isinstance(error, OSError):
@@ -48,7 +52,8 @@ def status_of(error: BaseException, method: str) -> tuple[Code, str]:
         return code, str(told)[:_LONGEST]
     if isinstance(error, LamellaError):
         code = _code(error)
-        level = logging.ERROR if code in (Code.UNKNOWN, Code.DATA_LOSS, Code.PERMISSION_DENIED) else logging.DEBUG
+        ours = code in (Code.UNKNOWN, Code.DATA_LOSS, Code.PERMISSION_DENIED) and not isinstance(error, TurnedAway)
+        level = logging.ERROR if ours else logging.DEBUG
         LOG.log(level, "%s: %s: %s", method, code.name, error, extra={"method": method, "code": code.name})
         text = f"{error} ({error.hint})" if error.hint else str(error)
         return code, text[:_LONGEST]

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Transfer service: archives over streams into the store and out of it, and further names for images.
-
-Registries are left to clients, which know who asks.
-"""
+"""The Transfer service: images from archives and registries into the store and out of it, and further names."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.empty_pb2 import Empty
@@ -28,6 +26,7 @@ from lamella.store.store import Space
 if TYPE_CHECKING:
     from lamella.protocol.proto.transfer_pb2 import TransferRequest
     from lamella.service.direct import Direct
+    from lamella.service.news import Tell
 
 DEFAULT_SNAPSHOTTER: Final = "containerd.io/defaults/snapshotter"
 """The label of a namespace that says what images are unpacked with."""
@@ -38,8 +37,11 @@ so many bytes after it, what counts has been taken before."""
 _LINGER: Final = 0.1
 """Seconds that the answer is held back, once all has been sent."""
 _PATIENCE: Final = 10.0
+_SOON: Final = 1.0
+"""Seconds in which a client takes the last of what it is told."""
 
-Tell = Callable[..., None]
+Take = Callable[[str], Exchange]
+"""Gives the stream of a name, for the call that is under way."""
 
 
 class Transfer:
@@ -57,11 +59,10 @@ class Transfer:
         kinds = tuple(type_name(side).rpartition(".")[2] for side in (request.source, request.destination))
         with ExitStack() as stack:
             tell: Tell = _nothing
+            news: Exchange | None = None
             if request.options.progress_stream:
                 news = self._take(stack, call, request.options.progress_stream)
-
-                def tell(**facts: Any) -> None:
-                    news.tell(pb.Progress(**facts))
+                tell = partial(_told, news)
 
             match kinds:
                 case ("ImageImportStream", "ImageStore"):
@@ -76,8 +77,19 @@ class Transfer:
                     self._tag(
                         unpacked(request.source, pb.ImageStore), unpacked(request.destination, pb.ImageStore), call
                     )
+                case ("OCIRegistry", "ImageStore"):
+                    registry = unpacked(request.source, pb.OCIRegistry)
+                    take = partial(self._take, stack, call)
+                    self._pull(registry, unpacked(request.destination, pb.ImageStore), take, call, tell)
+                case ("ImageStore", "OCIRegistry"):
+                    registry = unpacked(request.destination, pb.OCIRegistry)
+                    take = partial(self._take, stack, call)
+                    self._push(unpacked(request.source, pb.ImageStore), registry, take, call, tell)
                 case (source_kind, destination_kind):
                     raise Unsupported(f"no transfer from {source_kind[:100]!r} to {destination_kind[:100]!r} here")
+            if news is not None:
+                news.end()
+                news.await_sent(_SOON)
         return Empty()
 
     def _take(self, stack: ExitStack, call: Call, name: str) -> Exchange:
@@ -148,6 +160,39 @@ class Transfer:
         exchange.await_sent(_PATIENCE)
         time.sleep(_LINGER)
 
+    def _pull(self, source: pb.OCIRegistry, destination: pb.ImageStore, take: Take, call: Call, tell: Tell) -> None:
+        from lamella.service.registries import pull
+
+        if destination.manifest_limit:
+            raise Unsupported("how many manifests of an index come is said by platforms, not by a number")
+        name, _ = next(_names(destination), ("", False))
+        if not name:
+            raise NotFound("no name is given to the image")
+        with under_lease(self._shared.space(call)) as held:
+            target = pull(
+                held,
+                source,
+                take,
+                [platform(one) for one in destination.platforms],
+                documents=destination.all_metadata,
+                name=name,
+                tell=tell,
+                cancel=call,
+            )
+            self._unpack(held, destination, [target], call)
+            for each in whole_names(destination, target):
+                self._name(held, each, target, destination, call)
+                tell(event="saved", name=each, desc=sent_descriptor(target))
+        tell(event=f"Completed pull from OCI Registry ({source.reference})")
+
+    def _push(self, source: pb.ImageStore, destination: pb.OCIRegistry, take: Take, call: Call, tell: Tell) -> None:
+        from lamella.service.registries import push
+
+        if source.platforms:
+            raise Unsupported("an image is pushed with all its platforms", hint="leave the platform out")
+        with under_lease(self._shared.space(call)) as held:
+            push(held, source.name, destination, take, tell=tell, cancel=call)
+
     def _tag(self, source: pb.ImageStore, destination: pb.ImageStore, call: Call) -> None:
         space = self._shared.space(call)
         target = space.images.get(source.name).target
@@ -191,13 +236,16 @@ class Transfer:
 
 def whole_names(destination: pb.ImageStore, target: Descriptor) -> list[str]:
     """The names that ``target`` as a whole is to have: those that are no beginnings of others."""
-    names = [destination.name] if destination.name else []
-    names += [
-        f"{reference.name}@{target.digest}" if reference.add_digest else reference.name
-        for reference in destination.extra_references
-        if reference.name and not reference.is_prefix
-    ]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(f"{name}@{target.digest}" if digest else name for name, digest in _names(destination)))
+
+
+def _names(destination: pb.ImageStore) -> Iterator[tuple[str, bool]]:
+    """Whole names, and whether a digest is to be added to each."""
+    if destination.name:
+        yield destination.name, False
+    for reference in destination.extra_references:
+        if reference.name and not reference.is_prefix:
+            yield reference.name, reference.add_digest
 
 
 def names_of(references: Iterable[pb.ImageReference], full: str, name: str, target: Descriptor) -> list[str]:
@@ -246,3 +294,7 @@ def platform(sent: types_pb2.Platform) -> Platform | None:
 
 def _nothing(**facts: Any) -> None:
     """Nobody wants to know."""
+
+
+def _told(news: Exchange, **facts: Any) -> None:
+    news.tell(pb.Progress(**facts))

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images between registries and a namespace. The client says which registry, and who it is there when that is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from lamella.errors import Conflict, Denied, InvalidInput, Unsupported
+from lamella.images.options import RegistryOptions
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.platform import Platform, host_platform
+from lamella.oci.reference import Reference, parse_reference
+from lamella.operations.copy import put_missing
+from lamella.protocol.proto import transfers_pb2 as pb
+from lamella.protocol.wire import sent_descriptor
+from lamella.registry.client import Client
+from lamella.registry.reader import RegistryReader
+from lamella.registry.writer import RegistryWriter
+from lamella.service.gathering import Parts, label, references
+from lamella.service.news import News, Tell
+from lamella.service.status import TurnedAway
+from lamella.service.streaming import Exchange, unpacked
+from lamella.store.contract import Resource
+from lamella.store.image_reader import StoreReader
+from lamella.store.image_writer import StoreWriter
+from lamella.store.references import CONTENT
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation
+    from lamella.store.store import Space
+
+SOURCE: Final = "containerd.io/distribution.source."
+"""Before the name of a host: the label of a blob that says of which repositories there it is, with commas between."""
+
+_PLAIN: Final[dict[str, bool | None]] = {"": None, "http": True, "https": False}
+_OWN_NAMES: Final = {"docker.io": "registry-1.docker.io"}
+"""Registries whose host has another name, by which clients are asked who they are."""
+
+
+def pull(
+    space: Space,
+    source: pb.OCIRegistry,
+    take: Callable[[str], Exchange],
+    platforms: Sequence[Platform | None],
+    *,
+    documents: bool = False,
+    name: str = "",
+    tell: Tell,
+    cancel: Cancellation,
+) -> Descriptor:
+    """Fetch the image that ``source`` names into ``space``, which has a lease; it has no name there yet.
+
+    ``take`` gives the stream of a name. Of an index come the images for ``platforms``, all where there are none, and
+    with ``documents`` the manifests and configs of the others. ``tell`` is told what happens, of an image ``name``.
+    Raises NotFound, Denied, InvalidInput, Unsupported, Integrity, Exhausted, Unavailable, Cancelled.
+    """
+    reference = _reference(source)
+    where = f"OCI Registry ({source.reference})"
+    tell(event=f"Resolving from {where}")
+    with ExitStack() as stack:
+        stack.enter_context(_for_clients())
+        client = Client(reference.registry, reference.repository, _options(source, reference, take, cancel))
+        reader = stack.enter_context(RegistryReader(client, reference.tag, reference.digest))
+        target = reader.images()[0].descriptor
+        tell(event=f"Pulling from {where}")
+        tell(event="fetching image content", name=name, desc=sent_descriptor(target))
+        parts = Parts(reader, [one or host_platform() for one in platforms], documents=documents)
+        parts.add(target)
+        news = News(tell, name, "downloading")
+        news.expected(parts.found.values(), {digest: needs.values() for digest, needs in parts.children.items()})
+        writer = stack.enter_context(StoreWriter(space))
+        put_missing(writer, [(reader, part) for part in parts.found.values()], watcher=news, cancel=cancel)
+        for digest in parts.found:
+            label(space, digest, {**references(parts.children.get(digest, {})), **_from(space, digest, reference)})
+    return target
+
+
+def push(
+    space: Space,
+    name: str,
+    destination: pb.OCIRegistry,
+    take: Callable[[str], Exchange],
+    *,
+    tell: Tell,
+    cancel: Cancellation,
+) -> None:
+    """Send the image ``name`` of ``space``, which has a lease, to where ``destination`` says, with all its platforms.
+
+    Raises as `pull` does.
+    """
+    reference = _reference(destination)
+    where = f"OCI Registry ({destination.reference})"
+    target = space.images.get(name).target
+    assert space.lease is not None  # noqa: S101  # what is being sent must not go meanwhile
+    space.leases.add(space.lease, Resource(CONTENT, target.digest))
+    if reference.digest is not None and reference.digest != target.digest:
+        raise Conflict(f"image {name!r} is {target.digest}, and is to be sent as {reference.digest}")
+    tell(event=f"Pushing to {where}")
+    tell(event="pushing content", name=name, desc=sent_descriptor(target))
+    reader = StoreReader(space)
+    parts = Parts(reader, [])
+    parts.add(target)
+    news = News(tell, name, "uploading")
+    news.expected(parts.found.values(), {digest: needs.values() for digest, needs in parts.children.items()})
+    client = Client(reference.registry, reference.repository, _options(destination, reference, take, cancel))
+    with _for_clients(), RegistryWriter(client, reference.digest) as writer:
+        put_missing(writer, [(reader, part) for part in parts.found.values()], watcher=news, cancel=cancel)
+        bare = Descriptor(media_type=target.media_type, digest=target.digest, size=target.size)
+        writer.commit(reference.tag, bare)
+    tell(event="pushed content", name=name, desc=sent_descriptor(target))
+    tell(event=f"Completed push to {where}", desc=sent_descriptor(target))
+
+
+@contextmanager
+def _for_clients() -> Iterator[None]:
+    """What helps a client whom a registry turns away: the logins of this machine are nothing to it."""
+    try:
+        yield
+    except Denied as problem:
+        raise TurnedAway(str(problem), hint="tell the server who you are at the registry") from problem
+
+
+def _reference(named: pb.OCIRegistry) -> Reference:
+    reference = parse_reference(named.reference)
+    if not reference.tag and not reference.digest:
+        raise InvalidInput(f"{named.reference[:300]!r} names a repository", hint="add a tag or a digest")
+    return reference
+
+
+def _options(
+    named: pb.OCIRegistry, reference: Reference, take: Callable[[str], Exchange], cancel: Cancellation
+) -> RegistryOptions:
+    """How the registry is talked to: as the client says, and with nobody's credentials but the client's."""
+    resolver = named.resolver
+    if resolver.default_scheme not in _PLAIN:
+        raise InvalidInput(f"{resolver.default_scheme[:40]!r} is not a scheme of registries")
+    if resolver.headers:
+        raise Unsupported("headers of a client's own are not sent to registries")
+    if resolver.http_debug or resolver.logs_stream:
+        raise Unsupported("what is said to a registry is not shown to clients")
+    asked = None
+    if resolver.auth_stream:
+        host = _OWN_NAMES.get(reference.registry, reference.registry)
+        asked = _Asked(take(resolver.auth_stream), host, named.reference)
+    return RegistryOptions(
+        plain_http=_PLAIN[resolver.default_scheme],
+        credential=asked,
+        anonymous=True,
+        certs_dir=Path(resolver.host_dir) if resolver.host_dir else None,
+        cancel=cancel,
+    )
+
+
+class _Asked:
+    """A credential that the client is asked for when a registry first wants one; see `Credential`."""
+
+    def __init__(self, exchange: Exchange, host: str, reference: str) -> None:
+        self._exchange = exchange
+        self._request = pb.AuthRequest(host=host, reference=reference)
+        self._lock = threading.Lock()
+
+    @property
+    def username(self) -> str | None:
+        """See `Credential`."""
+        return self._said.username if self._said.authType == pb.CREDENTIALS else None
+
+    @property
+    def password(self) -> str | None:
+        """See `Credential`."""
+        return self._said.secret if self._said.authType == pb.CREDENTIALS else None
+
+    @property
+    def identity_token(self) -> str | None:
+        """See `Credential`."""
+        return self._said.secret if self._said.authType == pb.REFRESH else None
+
+    @property
+    def _said(self) -> pb.AuthResponse:
+        with self._lock:
+            return self._answer
+
+    @cached_property
+    def _answer(self) -> pb.AuthResponse:
+        self._exchange.send(self._request)
+        message = self._exchange.receive()
+        if message is None:
+            raise TurnedAway(f"{self._request.host} wants to know who asks, and the client does not say")
+        answer = unpacked(message, pb.AuthResponse)
+        if answer.authType == pb.HEADER and answer.secret:
+            raise Unsupported(
+                "a header is not taken for who somebody is", hint="give a name and a password, or a token"
+            )
+        return answer
+
+
+def _from(space: Space, digest: str, reference: Reference) -> dict[str, str]:
+    """The label that says of which repository a blob is, besides those that it has come from before."""
+    from lamella.digests import Digest
+
+    key = SOURCE + (urlsplit(f"//{reference.registry}").hostname or reference.registry)
+    before = space.content.info(Digest(digest)).labels.get(key, "")
+    return {key: ",".join(sorted({*filter(None, before.split(",")), reference.repository}))}
