@@ -59,8 +59,13 @@ class Connection:
 
     @property
     def calls(self) -> int:
-        """How many are under way, up to the last byte that their clients get."""
-        return len(self._streams) + len(self._ending)
+        """How many are under way."""
+        return len(self._streams)
+
+    @property
+    def busy(self) -> bool:
+        """Whether calls are under way, or a client has yet to be told of the end of one."""
+        return bool(self._streams or self._ending)
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -396,7 +401,7 @@ class Connection:
 
 
 class _Ending:
-    """A call that is forgotten in this block is still among those under way until it ends: the client is told in it."""
+    """In this block a call is forgotten and its client is told: the connection is busy until it ends."""
 
     __slots__ = ("_all",)
 

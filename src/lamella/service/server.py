@@ -158,7 +158,7 @@ class Server:
         for connection in connections:
             connection.leave()
         end = time.monotonic() + grace
-        while any(connection.calls for connection in connections) and time.monotonic() < end:
+        while any(connection.busy for connection in connections) and time.monotonic() < end:
             time.sleep(0.01)
         # A client that reads nothing must not keep the others from being told, nor the end from coming.
         goodbyes = [threading.Thread(target=connection.cancel, daemon=True) for connection in connections]
