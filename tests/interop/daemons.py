@@ -133,6 +133,10 @@ class Ctr:
         )
         return done.stderr.decode() if done.returncode else ""
 
+    def digest(self, name: str) -> str:
+        """The digest of what an image's name stands for."""
+        return next(row[2] for row in self.table("images", "ls", f"name=={name}"))
+
     def table(self, *words: str | Path) -> list[list[str]]:
         """The words of each line but the first."""
         return [line.split() for line in self(*words).splitlines()[1:]]

@@ -21,7 +21,6 @@ from tests.interop.daemons import (
     archive,
     compiled,
     containerd_running,
-    each_and,
     folder,
     lamella_serving,
     runnable,
@@ -90,7 +89,7 @@ def logged(where: Path) -> str:
     return (where / "lamella.log").read_text()
 
 
-@pytest.mark.parametrize(("release", "kind"), each_and([*KINDS], ["lamella"]), indirect=["release"], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_container_runs_and_what_it_changed_is_a_layer(kind: str, ctr: Ctr, program: bytes, where: Path) -> None:
     image = unpacked(ctr, program, kind)
     assert len(places(where, kind)) == 2
@@ -107,6 +106,52 @@ def test_a_container_runs_and_what_it_changed_is_a_layer(kind: str, ctr: Ctr, pr
     # Containerd's collector asks for all that is here, and takes away what it knows no more.
     assert ctr.table(*call, "ls") == []
     assert places(where, kind) == []
+    assert "ERROR" not in logged(where)
+    assert "Traceback" not in logged(where)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_goes_all_its_way(kind: str, ctr: Ctr, program: bytes, where: Path) -> None:
+    """Imported, unpacked, run, what changed made a layer of a new image, that exported, all removed, and again."""
+    first, second = "example.org/small:one", "example.org/small:two"
+    target = where / "target"
+    target.mkdir()
+
+    def seen(name: str) -> None:
+        ctr("snapshots", "--snapshotter", kind, "unpack", "--snapshotter", kind, ctr.digest(name))
+        ctr("images", "mount", "--snapshotter", kind, name, target)
+        try:
+            assert (target / "made").read_text() == "made"
+            assert sorted(os.listdir(target / "real")) == []
+            assert not (target / "gone").exists()
+        finally:
+            ctr("images", "unmount", "--snapshotter", kind, "--rm", target)
+
+    def all_removed(*names: str) -> None:
+        for row in ctr.table("leases", "ls"):
+            ctr("leases", "rm", row[0])
+        ctr("images", "rm", "--sync", *names)
+        assert ctr.table("images", "ls") == []
+        assert ctr.table("content", "ls") == []
+        assert ctr.table("snapshots", "--snapshotter", kind, "ls") == []
+        assert places(where, kind) == []
+
+    assert unpacked(ctr, program, kind) == first
+    assert ctr("run", "--snapshotter", kind, first, "box", code=7) == SPEAKS
+    media_type = "application/vnd.oci.image.layer.v1.tar"
+    change = where / "change.tar"
+    change.write_bytes(ctr.raw("snapshots", "--snapshotter", kind, "diff", "--media-type", media_type, "box"))
+    ctr("containers", "rm", "box")
+    command = [sys.executable, "-m", "lamella", "append", f"containerd:{first}", change, f"containerd:{second}"]
+    command += ["--containerd", ctr.address, "--containerd-namespace", ctr.namespace]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    seen(second)
+    exported = where / "exported.tar"
+    ctr("images", "export", exported, second)
+    all_removed(first, second)
+    ctr("images", "import", "--no-unpack", exported)
+    seen(second)
+    all_removed(second)
     assert "ERROR" not in logged(where)
     assert "Traceback" not in logged(where)
 
