@@ -142,8 +142,8 @@ def test_an_image_goes_all_its_way(kind: str, ctr: Ctr, program: bytes, where: P
     change = where / "change.tar"
     change.write_bytes(ctr.raw("snapshots", "--snapshotter", kind, "diff", "--media-type", media_type, "box"))
     ctr("containers", "rm", "box")
-    command = [sys.executable, "-m", "lamella", "append", f"containerd:{first}", change, f"containerd:{second}"]
-    command += ["--containerd", ctr.address, "--containerd-namespace", ctr.namespace]
+    command = [sys.executable, "-m", "lamella", "append", f"containerd:{first}", str(change), f"containerd:{second}"]
+    command += ["--containerd", str(ctr.address), "--containerd-namespace", ctr.namespace]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     seen(second)
     exported = where / "exported.tar"

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.empty_pb2 import Empty
 
 from lamella.digests import Digest
-from lamella.errors import Integrity, InvalidInput, NotFound
+from lamella.errors import Integrity, InvalidInput, NotFound, Unavailable
 from lamella.protocol.proto import content_pb2 as pb
 from lamella.protocol.proto.happenings_pb2 import ContentCreate, ContentDelete
 from lamella.protocol.wire import digest, fields, labels, timestamp
@@ -143,11 +144,19 @@ class Content:
             raise InvalidInput("the first message must carry a reference")
         space = self._shared.space(call)
         key = (space.name, first.ref)
-        self._await_leaving(key)
+        self._become_writer(key, call)
+        try:
+            yield from self._written(space, first, requests)
+        finally:
+            with self._changed:
+                del self._writers[key]
+                self._changed.notify_all()
+
+    def _written(
+        self, space: Space, first: pb.WriteContentRequest, requests: Iterator[pb.WriteContentRequest]
+    ) -> Iterator[pb.WriteContentResponse]:
         writer = _Writer(space, first)
         try:
-            with self._changed:
-                self._writers[key] = call
             request: pb.WriteContentRequest | None = first
             while request is not None:
                 answer = writer.take(request)
@@ -160,10 +169,15 @@ class Content:
                 request = next(requests, None)
         finally:
             writer.close()
-            with self._changed:
-                if self._writers.get(key) is call:
-                    del self._writers[key]
-                self._changed.notify_all()
+
+    def _become_writer(self, key: tuple[str, str], call: Call) -> None:
+        """Be the one that has an ingest open, or is about to. Raises Unavailable where another is and goes on."""
+        end = time.monotonic() + _PATIENCE
+        with self._changed:
+            while (holder := self._writers.get(key)) is not None:
+                if not holder.ending or not self._changed.wait(end - time.monotonic()):
+                    raise Unavailable(f"the ingest {key[1]!r} is open elsewhere", hint="wait until it is done")
+            self._writers[key] = call
 
     def _await_leaving(self, key: tuple[str, str]) -> None:
         """Where the client that has an ingest open is done or gone, let its call come to its end first."""

@@ -18,6 +18,7 @@ from tests.unit.service.serving import Client, Served, code_of, failure, within
 
 from lamella.protocol.proto import content_pb2 as pb
 from lamella.protocol.proto import leases_pb2
+from lamella.service import content as module
 
 Code = grpc.StatusCode
 BLOB = bytes(range(256)) * 12_000  # three chunks
@@ -344,6 +345,27 @@ def test_an_ingest_is_free_as_soon_as_its_client_cancels(client: Client) -> None
         writer = Writer(client)
         assert writer.send(ref="r", offset=length - 1, data=b"x").offset == length
         writer.call.cancel()
+
+
+def test_an_ingest_that_was_being_opened_when_its_client_cancelled_is_free(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = module._Writer
+    began = threading.Event()
+
+    def slowly(*arguments: Any) -> Any:
+        found = opened(*arguments)
+        if not began.is_set():
+            began.set()
+            time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(module, "_Writer", slowly)
+    writer = Writer(client)
+    writer._requests.put(pb.WriteContentRequest(ref="r", action=pb.WRITE, data=b"abc"))
+    assert began.wait(20)
+    writer.call.cancel()
+    assert Writer(client).send(pb.STAT, ref="r").offset in (0, 3)
 
 
 def test_an_ingest_is_free_as_soon_as_its_client_is_gone(served: Served) -> None:
