@@ -18,12 +18,15 @@ from lamella.store.store import Store
 
 LOG = logging.getLogger("lamella.service")
 
+_END: Final = 1.0
+"""Seconds that a collection has to come to its end when the service is being stopped."""
+
 PAUSE: Final = 0.1
 """Seconds from a deletion to the collection, in which others may come."""
 
 
 class Collector:
-    """Runs collections. Close it; the one that runs is brought to its end."""
+    """Runs collections. Close it: one that takes long then is left to be taken up by the next, as after a crash."""
 
     def __init__(self, store: Store, bus: Bus, *, pause: float = PAUSE) -> None:
         self._store = store
@@ -64,7 +67,7 @@ class Collector:
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
-            thread.join()
+            thread.join(_END)
 
     def _ask(self) -> int:
         if self._closed:
@@ -90,7 +93,8 @@ class Collector:
             try:
                 self._collect()
             except Exception as error:  # the thread must live on; whoever waits is told
-                LOG.exception("collection failed")
+                if not self._closed:
+                    LOG.exception("collection failed")
                 problem = error
             took = time.monotonic() - began
             # A large store is not to be busy with nothing else.

@@ -170,6 +170,7 @@ class _Http(ThreadingHTTPServer):
 
     def __init__(self, listener: socket.socket, text: Callable[[], str]) -> None:
         super().__init__(("", 0), _Request, bind_and_activate=False)
+        listener.setblocking(False)  # somebody who knocks may be gone, or with another process, before they are let in
         self.socket.close()
         self.socket = listener
         self.text = text

@@ -138,7 +138,14 @@ class Server:
         with self._lock:
             self._connections.add(connection)
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as problem:  # the system has no more threads
+            LOG.error("a client could not be let in: %s", problem)
+            with self._lock:
+                self._connections.discard(connection)
+                self._threads.discard(thread)
+            peer.close()
 
     def _attend(self, connection: Connection) -> None:
         try:

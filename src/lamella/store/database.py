@@ -189,13 +189,11 @@ class Database:
                     connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
-        """Close all connections. May be called again."""
+        """Close all connections, those that other threads are at work with when they are done. May be called again."""
         with self._lock:
             self._closed = True
-            self._idle.clear()
-            for held in self._all:
-                held.close()
-            self._all.clear()
+            while self._idle:
+                self._idle.pop().close()
 
     def _around(self) -> sqlite3.Connection | None:
         """The connection of the block that this thread is in, if it is in one."""
@@ -228,9 +226,10 @@ class Database:
             yield held.connection
         finally:
             block.held = None
-            if len(self._idle) < _KEPT and held.process == self._process:
-                self._idle.append(held)
-            else:
+            with self._lock:
+                if kept := not self._closed and len(self._idle) < _KEPT and held.process == self._process:
+                    self._idle.append(held)
+            if not kept:
                 held.close()
 
     def _see_to_it(self) -> None:

@@ -21,13 +21,13 @@ from queue import Empty, SimpleQueue
 import grpc
 import pytest
 from google.protobuf import empty_pb2
-from tests.unit.service.serving import Client, code_of, within
+from tests.unit.service.serving import Client, code_of, running, within
 
 from lamella import __version__
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput
 from lamella.protocol.proto import content_pb2, events_pb2, namespaces_pb2
-from lamella.service import logs
+from lamella.service import http2, logs
 from lamella.service.server import listening
 from lamella.service.serving import sole_server
 from lamella.service.supervisor import inherited, notify, watchdog
@@ -452,6 +452,47 @@ def test_a_signal_that_does_not_interrupt_the_waiting_thread_ends_the_service_al
     # As one does which comes just before the thread begins to wait, or which the system hands to another thread.
     done = subprocess.run([sys.executable, "-c", _SIGNALLED, str(tmp_path / "socket")], timeout=30)
     assert done.returncode == 0
+
+
+def test_a_collection_that_takes_long_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamella.service import collector as module
+    from lamella.service.bus import Bus
+
+    began, done = threading.Event(), threading.Event()
+
+    def collect(store: Store) -> None:
+        began.set()
+        done.wait(30)
+
+    monkeypatch.setattr(module, "collect", collect)
+    with Store.open(tmp_path / "store") as store:
+        collector = module.Collector(store, Bus(), pause=0)
+        collector.ask()
+        began.wait(30)
+        start = time.monotonic()
+        collector.close()
+        assert time.monotonic() - start < 5
+    done.set()
+
+
+def test_a_client_for_whom_there_is_no_thread_is_turned_away_and_the_service_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path / "socket", {}):
+        with monkeypatch.context() as patch, socket.socket(socket.AF_UNIX) as client:
+
+            def fail(thread: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", fail)
+            client.connect(str(tmp_path / "socket"))
+            client.settimeout(20)
+            assert client.recv(1) == b""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "socket"))
+            client.settimeout(20)
+            client.sendall(http2.PREFACE + http2.settings({}))
+            assert client.recv(1) != b""
 
 
 def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path: Path) -> None:

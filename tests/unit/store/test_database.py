@@ -145,6 +145,34 @@ def test_a_closed_database_is_closed_for_all(database: Database) -> None:
     assert [str(error) for error in errors] == ["the store is closed"] * 2
 
 
+def test_a_change_that_is_under_way_when_the_database_is_closed_comes_to_its_end(
+    database: Database, path: Path
+) -> None:
+    began, closed = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+
+    def change() -> None:
+        try:
+            with database.write() as connection:
+                began.set()
+                closed.wait(30)
+                connection.execute("INSERT INTO namespace (name) VALUES ('a')")
+        except BaseException as problem:  # noqa: BLE001 told by the main thread
+            failures.append(problem)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    began.wait(30)
+    database.close()
+    closed.set()
+    thread.join()
+    assert failures == []
+    assert str(path) not in [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    other = Database(path)
+    assert names(other) == ["a"]
+    other.close()
+
+
 def test_threads_that_come_one_after_the_other_share_a_connection(database: Database) -> None:
     for n in range(20):
         thread = threading.Thread(target=add, args=(database, str(n)))
