@@ -36,7 +36,10 @@ _AS_THEY_ARE: Final = "%/?:@!$&'()*+,;=~[]|^`{}\"<>\\"
 
 
 class Unreached(Exception):
-    """No connection came about, so that nothing can have been sent; its cause says why."""
+    """No connection came about, so that nothing can have been sent; its cause says why.
+
+    Its text says to whom, where that is not the host itself.
+    """
 
 
 class ProxyRefused(OSError):
@@ -170,7 +173,7 @@ class Connections:
             # As bytes, or it would be taken for a name in letters of all the world.
             connected: Any = socket.create_connection((first.host.encode("ascii"), first.port), way.connect_timeout)  # type: ignore[arg-type]
         except (OSError, ValueError) as problem:
-            raise Unreached from problem
+            raise Unreached(f"the proxy {self._proxy}: " if self._proxy else "") from problem
         try:
             if way.guard is not None:
                 way.guard(connected.getpeername()[0])

@@ -302,10 +302,11 @@ def _failure(problem: Exception, url: str) -> LamellaError:
             hint = "the registry may be one without TLS (--plain-http)" if plain else None
             return Unavailable(f"{where}: TLS failed: {seen.reason or 'no reason is known'}", hint=hint)
         seen = seen.__cause__ or seen.__context__
-    sent = not isinstance(problem, Unreached)
+    if isinstance(problem, Unreached):
+        return Interrupted(f"{where}: {problem}{_reason(problem)}", sent=False)
     if isinstance(problem, ProxyRefused):
-        return Interrupted(f"{where}: {problem}", sent=sent)
-    return Interrupted(f"{where}: {_reason(problem)}", sent=sent)
+        return Interrupted(f"{where}: {problem}")
+    return Interrupted(f"{where}: {_reason(problem)}")
 
 
 def _reason(problem: BaseException) -> str:
