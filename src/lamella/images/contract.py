@@ -125,6 +125,8 @@ class ImageWriter(Protocol):
     """Whether an image may lack layers that are not to be passed on, which are then where their descriptors say."""
     lanes: int = 1
     """How many threads may put blobs at once."""
+    asks: bool = False
+    """Whether to know what is there somebody has to be asked, which takes time: so for several blobs at once."""
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the blob need not be put: it is there with the right size, or has been put already."""

@@ -10,6 +10,7 @@ from dataclasses import replace as replaced
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
+from lamella.digests import Digest
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.image import foreign_layer
@@ -159,12 +160,12 @@ def put_missing(
     ``progress`` is told of all bytes together, or ``watcher`` of each blob. Returns what was put, and what was left
     where it is: layers that are not to be passed on, and are not there.
     """
-    missing = []
-    for reader, blob in blobs:
-        if not (writer.has_blob(blob) or writer.adopt(blob, reader)):
-            missing.append((reader, blob))
-        elif watcher is not None:
-            watcher.present(blob)
+    lacking = _lacking(writer, blobs, cancel)
+    missing = [part for part in blobs if part[1].digest in lacking]
+    if watcher is not None:
+        for _, blob in blobs:
+            if blob.digest not in lacking:
+                watcher.present(blob)
     if progress is not None:
         progress.start("copy", sum(blob.size for _, blob in missing))
     left: list[Descriptor] = []
@@ -184,6 +185,23 @@ def put_missing(
         if progress is not None:
             progress.finish()
     return [blob for _, blob in missing if blob not in left], left
+
+
+def _lacking(
+    writer: ImageWriter, blobs: Sequence[tuple[ImageReader, Descriptor]], cancel: Cancellation | None
+) -> set[Digest]:
+    """Which of them ``writer`` neither has nor can adopt."""
+    lacking: set[Digest] = set()
+
+    def look(part: tuple[ImageReader, Descriptor], _: Cancellation) -> None:
+        if not (writer.has_blob(part[1]) or writer.adopt(part[1], part[0])):
+            lacking.add(part[1].digest)
+
+    # The first answer shows what others need: who we are to be, and a connection that is used again.
+    first = 1 if writer.asks else len(blobs)
+    for_each(blobs[:first], look, 1, cancel)
+    for_each(blobs[first:], look, min(writer.lanes, len(blobs) - first), cancel)
+    return lacking
 
 
 def _is_there(reader: ImageReader, blob: Descriptor) -> bool:

@@ -40,6 +40,7 @@ class RegistryWriter(ImageWriter):
 
     takes_indexes = True
     lanes = 4
+    asks = True
 
     def __init__(self, client: Client, digest: Digest | None = None) -> None:
         self.client = client

@@ -109,6 +109,29 @@ def test_no_more_than_so_many_requests_are_under_way_at_once(
     assert most - 3 <= peak <= most
 
 
+def test_a_registry_is_asked_for_several_blobs_at_once(registry: Registry, tmp_path: Path) -> None:
+    image = small_image(*({"number": bytes([number])} for number in range(12)))
+    lock, now, peak = threading.Lock(), 0, 0
+
+    def late(request: Request, serve: Serve) -> Answer:
+        nonlocal now, peak
+        with lock:
+            now += 1
+            peak = max(now, peak)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+        return serve()
+
+    registry.misbehave("HEAD", "/blobs/", late)
+    source = write_layout(str(tmp_path / "many"), [tagged(image.descriptor, "v1")], image.blobs)
+    copy(f"oci:{source}:v1", f"docker://{registry.host}/a:v1")
+    assert 1 < peak <= RegistryWriter.lanes
+    assert len(registry.asked("HEAD", "/blobs/")) == 13
+    again = copy(f"oci:{source}:v1", f"docker://{registry.host}/a:v2")
+    assert (again.blobs, again.present) == (0, 14)
+
+
 def test_a_layer_is_unpacked_while_it_arrives(registry: Registry, tmp_path: Path) -> None:
     image = small_image({"etc/first": b"1", "etc/noise": NOISE * 50}, compress=False)
     registry.add("large", "v1", image)
