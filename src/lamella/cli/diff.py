@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,8 +41,8 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
     default="directory",
     show_default=True,
     help="UPPER is a plain tree; or an overlay's upper directory, an EROFS image or a Windows layer's folder, which "
-    "say what changed; or the path of a composite image, whose LOWER is its parent and need not be given beside it; "
-    "cim:DIR/NAME.cim is one without --as.",
+    "say what changed; or the path of a composite image, whose LOWER is its parent and need not be given beside it. "
+    "DIR/NAME.cim is one without --as too.",
 )
 @click.option(
     "--parent",
@@ -87,8 +86,14 @@ def command(
     """
     if not 1 <= len(places) <= 2:
         raise click.UsageError("give one directory, or two, the lower one first")
-    if kind == "directory" and any(os.fspath(place).startswith("cim:") for place in places):
-        kind, places = "cim", tuple(Path(os.fspath(place).removeprefix("cim:")) for place in places)
+    if kind in ("directory", "cim"):
+        from lamella.operations.cim_places import cim_place
+
+        images = [cim_place(place) for place in places]
+        if any(images):
+            if not all(images):
+                raise click.UsageError("a composite image is compared with one that it is forked from, not with others")
+            kind, places = "cim", tuple(image for image in images if image is not None)
     lower, upper = places if len(places) == 2 else (None, places[0])
     if lower is not None and kind in _ALONE:
         raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")

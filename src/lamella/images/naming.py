@@ -57,6 +57,8 @@ def parse_image_name(text: str) -> ImageName:
     form, colon, rest = text.partition(":")
     if not colon or form not in (*ON_DISK, REGISTRY, *KEPT):
         hint = "'lamella pack' makes an image of a directory or composite image" if form in ("dir", "cim") else _HINT
+        if not colon and text.lower().endswith(".cim"):
+            hint = f"where a tree will do, a composite image is cim:{text[:300]}"
         raise InvalidInput(f"{text[:300]!r} does not say what kind of place the image is in", hint=hint)
     if form == REGISTRY:
         return _in_registry(text, rest)

@@ -15,7 +15,7 @@ from lamella.changes.contracts import Source
 from lamella.changes.losses import Losses
 from lamella.changes.model import Entry, Link, Put, Stream
 from lamella.errors import AlreadyExists, FormatError, from_os
-from lamella.layers.cim.files import CimLayer, OpenCim, is_cim_path
+from lamella.layers.cim.files import CimLayer, OpenCim
 from lamella.layers.cim.source import as_base_layer, cim_changes, opened
 from lamella.layers.cim.tree import CimTree, all_changes
 from lamella.paths import LayerPath
@@ -34,14 +34,6 @@ class Verified:
     """Alternate data streams."""
     size: int
     """Bytes of all contents that were read, each once for each of its names."""
-
-
-def cim_place(place: str | os.PathLike[str]) -> Path | None:
-    """The path of the image that ``place`` names: as ``cim:DIR/NAME.cim``, or as what ends so and is no directory."""
-    text = os.fspath(place)
-    if text.startswith("cim:"):
-        return Path(text[4:])
-    return Path(text) if is_cim_path(text) and not os.path.isdir(text) else None
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.images.naming import ON_DISK, ImageName
 from lamella.layers.policy import Owners
 from lamella.layers.tarball import WHITEOUT, tar_changes
+from lamella.operations.cim_places import cim_place
 from lamella.operations.copy import Relay
 from lamella.operations.diff import sourced
 from lamella.operations.draft import BlobTaker, LayerSource, StoredLayer, described
@@ -172,8 +173,6 @@ def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS) -> Laye
     if isinstance(given, Mapping):
         changes = changes_of(given)
         return TarredLayer(lambda: _given(changes), options, posix=True)
-    from lamella.operations.cim import cim_place
-
     path, image = Path(given), cim_place(given)
     if image is not None:
         return TarredLayer(lambda: sourced(None, image, kind="cim"), options)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import msgspec
 
@@ -25,7 +26,7 @@ from lamella.oci.documents import encode
 from lamella.oci.manifest import new_manifest
 from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.platform import Platform, host_platform, parse_platform
-from lamella.operations.cim import cim_as_base_layer, cim_place
+from lamella.operations.cim_places import cim_place
 from lamella.operations.diff import sourced
 from lamella.operations.output import refuse_within
 from lamella.operations.settings import Settings, configured, creation_time, new_config, parse_variables
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 _BY: Final = "lamella pack"
+
+Opened: TypeAlias = tuple[Source, Callable[[LayerPath], Entry | None] | None]
+"""Changes, and what tells of the targets of their hard links."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -129,8 +133,7 @@ def pack(
     )
     if (template is not None or rules is not None) and not options.windows:
         raise InvalidInput(f"the image is for {config.os}; security descriptors, attributes and odd names are Windows'")
-    source = sourced(None, directory, owners=owners) if cim is None else cim_as_base_layer(cim)
-    with source as (changes, lookup), open_writer(name, replace=replace) as writer:
+    with _opened(directory, cim, owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
         if options.windows and cim is None:
             from lamella.operations.new_layers import windows_layer
 
@@ -139,6 +142,16 @@ def pack(
     if recipe is not None:
         _record(name, packed, recipe, progress, cancel)
     return packed
+
+
+def _opened(
+    directory: str | os.PathLike[str], cim: Path | None, owners: Owners | None
+) -> AbstractContextManager[Opened]:
+    if cim is None:
+        return sourced(None, directory, owners=owners)
+    from lamella.operations.cim import cim_as_base_layer
+
+    return cim_as_base_layer(cim)
 
 
 def _record(

@@ -240,7 +240,12 @@ class TestWhereATreeCanBeGiven:
         assert (done.returncode, "is of Windows and the other is not" in done.stderr) == (3, True)
 
     def test_diff_takes_one_without_as(self, lamella: Run, top: str) -> None:
-        assert lamella("diff", top).stdout == lamella("diff", top.removeprefix("cim:"), "--as", "cim").stdout != ""
+        path = top.removeprefix("cim:")
+        assert lamella("diff", top).stdout == lamella("diff", path, "--as", "cim").stdout != ""
+        assert lamella("diff", top).stdout == lamella("diff", path).stdout
+        assert lamella("diff", path.replace("2.cim", "0.cim"), top).stdout.count("\n") > 5
+        done = lamella("diff", Path(path).parent, top)
+        assert (done.returncode, "not with others" in done.stderr) == (2, True)
 
     def test_one_is_appended_as_a_layer(self, lamella: Run, top: str, image: str, tmp_path: Path) -> None:
         new = f"oci:{tmp_path}/new:v"
@@ -280,6 +285,8 @@ class TestWhereATreeCanBeGiven:
         assert not (tmp_path / "new").exists()
 
     def test_where_an_image_is_wanted_one_is_told_apart(self, lamella: Run, top: str, tmp_path: Path) -> None:
+        path = top.removeprefix("cim:")
+        assert f"is cim:{path}" in lamella("ls", path).stderr
         done = lamella("flatten", top, f"oci:{tmp_path}/new:v")
         assert (done.returncode, "'lamella pack' makes an image" in done.stderr) == (3, True)
 
