@@ -37,11 +37,18 @@ def test_forms_paths_and_tags(text: str, expected: ImageName) -> None:
     assert expected == parse_image_name(str(expected))
 
 
-@pytest.mark.parametrize("text", ["", "busybox", "busybox:latest", "./dir", "OCI:dir", "dir:a", "docker-daemon:x"])
+@pytest.mark.parametrize("text", ["", "busybox", "busybox:latest", "./dir", "OCI:dir", "docker-daemon:x"])
 def test_a_name_without_a_form_gets_the_forms_as_a_hint(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_image_name(text)
     assert "oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF]" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("text", ["dir:a", "cim:a.cim"])
+def test_a_tree_that_is_no_image_gets_the_way_to_one_as_a_hint(text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_image_name(text)
+    assert "'lamella pack'" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
