@@ -19,8 +19,8 @@ def command(console: Console, place: str, more: tuple[str, ...], platform: str |
     """Print the content of files.
 
     Each further PATH is a file in the same image. Links are followed inside the image. dir:DIR in place of an image
-    stands for a directory on disk, blob:FILE for a single layer, windows:DIR for the folder of a Windows layer,
-    cim:DIR/NAME.cim for a composite image.
+    stands for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a Windows
+    layer, cim:DIR/NAME.cim for a composite image.
     """
     from lamella.changes.model import dense
     from lamella.operations.filesystem import Filesystem

@@ -49,8 +49,8 @@ def command(
     """Find files by name, kind, size or time.
 
     PATH is where to begin, the root where it is left out. Quote a GLOB, or the shell will take it for its own. dir:DIR
-    in place of an image stands for a directory on disk, blob:FILE for a single layer, windows:DIR for the folder of a
-    Windows layer, cim:DIR/NAME.cim for a composite image.
+    in place of an image stands for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or
+    blob of a Windows layer, cim:DIR/NAME.cim for a composite image.
     """
     from lamella.changes.model import Kind
     from lamella.changes.tree import resolve

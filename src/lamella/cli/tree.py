@@ -26,7 +26,7 @@ def command(console: Console, place: str, depth: int | None, directories: bool, 
     """Draw a directory and what is in it.
 
     PATH is the root where it is left out. Links are followed on the way to PATH, and shown beneath it. dir:DIR in place
-    of an image stands for a directory on disk, blob:FILE for a single layer, windows:DIR for the folder of a
+    of an image stands for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a
     Windows layer, cim:DIR/NAME.cim for a composite image.
     """
     from lamella.changes.model import Kind

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -54,8 +55,8 @@ def open_tree(
 ) -> Iterator[Tree]:
     """The tree that ``place`` names, good until the block ends.
 
-    That is ``dir:PATH``, ``blob:FILE``, ``erofs:FILE``, ``windows:DIR`` (a layer's folder), ``cim:DIR/NAME.cim`` or
-    the name of an image.
+    That is ``dir:PATH``, ``blob:FILE``, ``erofs:FILE``, ``windows:PLACE`` (a layer for Windows: its folder or its
+    blob), ``cim:DIR/NAME.cim`` or the name of an image.
 
     Raises InvalidInput, NotFound and what reading the place raises.
     """
@@ -63,7 +64,10 @@ def open_tree(
     kind = "directory" if form == "dir" else form
     if (form == "blob" or kind in kinds.TREES) and not path:
         raise InvalidInput(f"{place!r} has no path")
-    if kind in kinds.TREES:
+    if form == "windows" and os.path.isfile(path):
+        with blob_tree(Path(path), windows=True, progress=progress, cancel=cancel) as seen:
+            yield seen
+    elif kind in kinds.TREES:
         with closing(kinds.tree(kind, Path(path))) as found:
             yield found
     elif form == "blob":
@@ -119,19 +123,21 @@ def image_tree(image: Image, *, progress: Progress | None = None, cancel: Cancel
 
 @contextmanager
 def blob_tree(
-    blob: Path, *, progress: Progress | None = None, cancel: Cancellation | None = None
-) -> Iterator[MemoryTree]:
+    blob: Path, *, windows: bool = False, progress: Progress | None = None, cancel: Cancellation | None = None
+) -> Iterator[Tree]:
     """What a single layer comes to with nothing below it, good until the block ends. Raises as applying it does.
 
-    Hard links to files that the layer does not have are as `links_shown` gives them.
+    Hard links to files that the layer does not have are as `links_shown` gives them. A ``windows`` layer is seen as
+    `image_tree` shows those of an image; read as any other, its alternate data streams are files.
     """
     from lamella.changes.tree import MemoryTree
+    from lamella.layers.windows_view import Spelling, WindowsTree
 
-    tree = MemoryTree()
+    tree, spelling = MemoryTree(streams=windows), Spelling() if windows else None
     with ExitStack() as stack:
         with BlobReader(blob, progress=None if progress is None else progress.advance, cancel=cancel) as reader:
-            _apply(reader, _stored(lambda: open_blob(blob), None, stack), tree, cancel, alone=True)
-        yield tree
+            _apply(reader, _stored(lambda: open_blob(blob), None, stack), tree, cancel, spelling, alone=True)
+        yield WindowsTree(tree) if windows else tree
 
 
 def _stored(opened: Callable[[], BinaryIO], compression: str | None, stack: ExitStack) -> SeekableBlob:

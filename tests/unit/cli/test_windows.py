@@ -78,10 +78,20 @@ class TestALayersFolderIsLookedInto:
         done = lamella("cat", f"windows:{folders}/above::Files/Windows/System32/advapi.dll")
         assert (done.returncode, "a layer below has" in done.stderr) == (4, True)
 
+    def test_its_blob_can_be_named_as_well(self, folders: Path, lamella: Run) -> None:
+        for name in ("base", "above"):
+            folder, blob = (lamella("ls", "-lR", f"windows:{folders}/{name}{end}") for end in ("", ".tar"))
+            assert blob.returncode == 0, blob.stderr
+            assert folder.stdout == blob.stdout
+        blob = lamella("cat", f"windows:{folders}/above.tar::files/windows/SYSTEM32/NTDLL.dll")
+        assert blob.returncode == 0, blob.stderr
+        assert lamella("hive", "ls", f"windows:{folders}/above.tar::hives/SYSTEM_DELTA").returncode == 0
+
     def test_streams_and_descriptors_are_in_its_dump(self, tmp_path: Path, lamella: Run) -> None:
         (tmp_path / "layer.tar").write_bytes(write(windows_base(*with_stream("Files/a")))[0])
         assert lamella("apply", tmp_path / "layer.tar", tmp_path / "layer", "--as", "windows").returncode == 0
         lines = lamella("dump", f"windows:{tmp_path}/layer").stdout.splitlines()
+        assert lamella("dump", f"windows:{tmp_path}/layer.tar").stdout.splitlines() == lines
         assert any(line.startswith("stream Files/a name=ads size=6 ") for line in lines)
         assert any(line.startswith("put file") and " Files/a attributes=0x20 " in line for line in lines)
 
