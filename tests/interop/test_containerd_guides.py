@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,3 +56,24 @@ def test_the_guide_to_images_of_a_containerd(release: Release, work: None, monke
     with folder() as where, containerd_running(where / "containerd", release=release) as ctr:
         monkeypatch.setenv("CONTAINERD_ADDRESS", str(ctr.address))
         follow("containerd-images.md", {}, least=10)
+
+
+def test_the_guide_to_the_plugin(release: Release, work: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (ROOT / "docs/containerd.md").read_text(encoding="utf-8")
+    started = re.search(r"^lamella --root (\S+) serve --plugin (\S+)$", guide, re.MULTILINE)
+    printing = re.findall(r"^lamella (.*--print-containerd-config(?: .*)?)$", guide, re.MULTILINE)
+    assert started is not None
+    with folder() as where:
+        places = {started[1]: where / "store", started[2]: where / "p.sock"}
+        configs = {}
+        for line in printing:
+            words = [str(places.get(word, word)) for word in line.partition("#")[0].split()]
+            told = subprocess.run([sys.executable, "-m", "lamella", *words], capture_output=True, text=True, check=True)
+            configs[words[-1] if words[-1] == "1.7" else "2"] = told.stdout.split("\n", 1)[1]
+        with (
+            lamella_serving(where, "--plugin", where / "p.sock", "--containerd", where / "containerd/socket"),
+            containerd_running(where / "containerd", configs[release.name], release=release) as ctr,
+        ):
+            monkeypatch.setenv("CONTAINERD_ADDRESS", str(ctr.address))
+            monkeypatch.setenv("PATH", release.environment()["PATH"])
+            follow("containerd.md", {}, least=12)
