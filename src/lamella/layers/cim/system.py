@@ -236,8 +236,8 @@ class SystemForkWriter(SystemWriter):
     def touched(self, path: str) -> bool:
         """See `ForkWriter.touched`."""
         key = path.upper()
-        inside = f"{key}/"
-        return key in self._put or any(each.startswith(inside) for each in (*self._put, *self._gone))
+        inside = f"{key}/" if key else ""
+        return key in self._put or any(each.startswith(inside) for each in self._put)
 
     def _note(self, path: str, directory: bool, reparse: bool) -> None:
         self._put[path.upper()] = _Seen(path.rpartition("/")[2], directory, reparse)
