@@ -162,6 +162,8 @@ class SystemForkWriter(SystemWriter):
         self._below = None if parent is None else CimTree(parent)
         self._put: dict[str, _Seen] = {}
         """What this image has put, by path in upper case."""
+        self._inside: dict[str, set[str]] = {}
+        """What lies right in a directory of that, and the way to it, in upper case."""
         self._gone: set[str] = set()
         """Where nothing of the parent is left, in upper case."""
         self._before = set(os.listdir(layer.directory))
@@ -227,20 +229,32 @@ class SystemForkWriter(SystemWriter):
                     name = each.path.rpartition("/")[2]
                     found[name.upper()] = name, each.kind is Kind.DIRECTORY
         above = directory.upper()
-        for key, put in self._put.items():
-            parent, _, name = key.rpartition("/")
-            if parent == above:
-                found[name] = put.name, put.directory
+        for key in self._inside.get(above, ()):
+            put = self._put.get(key)
+            if put is not None:
+                found[key.rpartition("/")[2]] = put.name, put.directory
         return list(found.values())
 
     def touched(self, path: str) -> bool:
         """See `ForkWriter.touched`."""
-        key = path.upper()
-        inside = f"{key}/" if key else ""
-        return key in self._put or any(each.startswith(inside) for each in self._put)
+        todo = [path.upper()]
+        while todo:
+            key = todo.pop()
+            if key in self._put:
+                return True
+            todo.extend(self._inside.get(key, ()))
+        return False
 
     def _note(self, path: str, directory: bool, reparse: bool) -> None:
-        self._put[path.upper()] = _Seen(path.rpartition("/")[2], directory, reparse)
+        key = path.upper()
+        self._put[key] = _Seen(path.rpartition("/")[2], directory, reparse)
+        while key:
+            parent = key.rpartition("/")[0]
+            inside = self._inside.setdefault(parent, set())
+            if key in inside:
+                break
+            inside.add(key)
+            key = parent
 
     def _look(self, path: str) -> _Seen | None:
         """What is at ``path``."""
@@ -268,10 +282,13 @@ class SystemForkWriter(SystemWriter):
     def _forget(self, path: str) -> None:
         """Nothing that was at ``path``, or beneath, is there any more."""
         key = path.upper()
-        inside = f"{key}/"
-        for each in [each for each in self._put if each == key or each.startswith(inside)]:
-            del self._put[each]
         self._gone.add(key)
+        self._inside.get(key.rpartition("/")[0], set()).discard(key)
+        todo = [key]
+        while todo:
+            each = todo.pop()
+            self._put.pop(each, None)
+            todo.extend(self._inside.pop(each, ()))
 
     def _let_go(self) -> None:
         if self._below is not None:

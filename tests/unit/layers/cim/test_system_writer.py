@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -133,6 +136,19 @@ class TestAForkedLayer:
             "CimDeletePath Files\\d\\x",
             "CimDeletePath Files\\d",
         ]
+
+    def test_takes_time_in_proportion_to_what_is_put(self, base: CimLayer) -> None:
+        names = ("check_writing", "create", "create_file", "write", "close_stream", "hard_link", "commit", "close")
+        calls = cast("Cimfs", SimpleNamespace(**dict.fromkeys(names, lambda *_, **__: 1)))
+        taken = []
+        for count in (300, 6000):
+            changes: list[Change] = [directory("Files"), file("Files/f")]
+            changes += [link(f"Files/d{number % 100}/l{number}", "Files/f") for number in range(count)]
+            sink = self.sink(CimLayer(base.path.with_name(f"{count}.cim")), base, calls)
+            start = time.process_time()
+            apply(changes, sink)
+            taken.append(time.process_time() - start)
+        assert taken[1] < 60 * taken[0]
 
     def test_hides_what_its_parent_has_in_an_opaque_directory(
         self, base: CimLayer, calls: Cimfs, stub: StubCimfs
