@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,6 @@ FIRST = Release("1.7", None)
 """What Debian's stable release has."""
 SECOND = Release("2", Path(__file__).parents[2] / ".cache/containerd2/usr/bin")
 """What ``.ci/containerd2`` fetches."""
-
-
-def each_and(first: Sequence[str], second: Sequence[str]) -> list[tuple[Release, str]]:
-    """The values that a test is to be run with under the first release, and under the second one."""
-    return [*((FIRST, value) for value in first), *((SECOND, value) for value in second)]
 
 
 class Ctr:

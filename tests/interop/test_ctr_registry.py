@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import FIRST, Ctr, Release, archive, folder, lamella_serving, runnable
+from tests.interop.daemons import FIRST, SECOND, Ctr, Release, archive, folder, lamella_serving, runnable
 from tests.registry.docker_registry import PASSWORD, USER, DockerRegistry, running
 
 from lamella.oci.platform import host_platform
@@ -57,6 +58,10 @@ def ctr(where: Path, release: Release) -> Iterator[Ctr]:
 
 def digests(ctr: Ctr) -> set[str]:
     return set(ctr("content", "ls", "--quiet").split())
+
+
+def names(ctr: Ctr) -> list[str]:
+    return ctr("images", "ls", "--quiet").split()
 
 
 def layers(image: SmallImage) -> set[str]:
@@ -108,6 +113,19 @@ def test_what_happens_to_each_part_is_told(ctr: Ctr, filled: DockerRegistry) -> 
     assert f"Pulling from OCI Registry ({name})" in said
     again = ctr("images", "pull", "--local=false", "--plain-http", name)
     assert "already exists" in again
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("release", [SECOND], indirect=True, ids=str)  # the first one's does not say it
+def test_the_client_names_a_directory_of_mirrors_that_the_server_reads(
+    ctr: Ctr, filled: DockerRegistry, where: Path
+) -> None:
+    hosts = where / "hosts/registry.example"
+    hosts.mkdir(parents=True)
+    (hosts / "hosts.toml").write_text(f'[host."http://{filled.host}"]\ncapabilities = ["pull", "resolve"]\n')
+    ctr("images", "pull", "--local=false", "--hosts-dir", where / "hosts", "registry.example/small:one")
+    assert names(ctr) == ["registry.example/small:one"]
+    assert digests(ctr) == set(IMAGE.blobs)
 
 
 @pytest.mark.root
@@ -184,3 +202,34 @@ def test_a_pull_whose_client_is_killed_leaves_nothing_locked(ctr: Ctr, filled: D
                 client.kill()
     ctr("images", "pull", "--local=false", "--plain-http", f"{filled.host}/small:one")
     assert set(IMAGE.blobs) <= digests(ctr)
+
+
+@pytest.mark.root
+def test_the_further_verbs_about_content_and_images(ctr: Ctr, filled: DockerRegistry) -> None:
+    name, elsewhere = f"{filled.host}/small:one", f"{filled.host}/objects{ctr.release.config}:x"
+    config, manifest = str(IMAGE.manifest["config"]["digest"]), str(IMAGE.descriptor["digest"])
+    ctr("content", "fetch", "--plain-http", name)
+    assert digests(ctr) == set(IMAGE.blobs)
+    assert ctr.raw("content", "fetch-object", "--plain-http", name).strip() == IMAGE.blobs[manifest]
+    assert ctr.raw("content", "fetch-blob", "--plain-http", name, config) == IMAGE.blobs[config]
+    for blob in (*sorted(layers(IMAGE)), config):
+        assert blob in ctr("content", "push-object", "--plain-http", elsewhere, blob, "application/octet-stream")
+    ctr("content", "push-object", "--plain-http", elsewhere, manifest, IMAGE.descriptor["mediaType"])
+    assert ctr.raw("content", "fetch-object", "--plain-http", elsewhere).strip() == IMAGE.blobs[manifest]
+    edited = ctr("content", "edit", "--editor", "sed -i s/root/toor/", config).strip()
+    assert edited in ctr("content", "ls", "--quiet")
+    ctr("snapshots", "unpack", manifest)
+    assert len(ctr.table("images", "usage", name)) == 2
+    ctr("images", "convert", "--uncompress", name, "plain:1")
+    assert names(ctr) == [name, "plain:1"]
+    if ctr.release is not FIRST:
+        assert manifest in ctr("images", "inspect", name)
+    ctr("images", "rm", "--sync", "plain:1")
+    # Layers that are unpacked are no longer held, and go.
+    ctr("content", "prune", "references")
+    assert digests(ctr) == set(IMAGE.blobs) - layers(IMAGE)
+    ctr("images", "prune", "--all")
+    end = time.monotonic() + 20
+    while digests(ctr):
+        assert time.monotonic() < end
+    assert (names(ctr), ctr.table("snapshots", "ls")) == ([], [])

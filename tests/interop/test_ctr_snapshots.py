@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import Ctr, Release, archive, each_and, folder, lamella_serving, runnable
+from tests.interop.daemons import Ctr, Release, archive, folder, lamella_serving, runnable
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
 
@@ -54,7 +54,7 @@ def members(tar: bytes) -> dict[str, bytes]:
         return {one.name: (file.read() if (file := found.extractfile(one)) else b"") for one in found}
 
 
-@pytest.mark.parametrize(("release", "kind"), each_and(KINDS, ["overlayfs"]), indirect=["release"], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_image_is_unpacked_and_seen(kind: str, imported: Ctr, where: Path) -> None:
     ctr, digest = imported, runnable().descriptor["digest"]
     ctr("snapshots", "--snapshotter", kind, "unpack", "--snapshotter", kind, digest)
@@ -89,7 +89,7 @@ def test_importing_unpacks_by_itself(ctr: Ctr) -> None:
     assert ctr.table("content", "ls") == []
 
 
-@pytest.mark.parametrize(("release", "kind"), each_and(KINDS, ["overlayfs"]), indirect=["release"], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_snapshot_is_written_to_committed_and_compared(kind: str, imported: Ctr, where: Path) -> None:
     ctr = imported
     call = ("snapshots", "--snapshotter", kind)
