@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -130,18 +130,24 @@ def test_importing_lamella_loads_no_heavy_library() -> None:
 
 
 def fastest(command: list[str], enough: float) -> float:
-    """Return the shortest time that a command takes, in milliseconds.
+    """Return the least processor time that a command takes, in milliseconds; it waits for nothing else.
 
     Noise only ever adds, so the command runs until it was fast enough, or thirty times.
     """
     best = float("inf")
     for _ in range(30):
-        start = time.perf_counter()
+        start = processor_time()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        best = min(best, (time.perf_counter() - start) * 1000)
+        best = min(best, (processor_time() - start) * 1000)
         if best < enough:
             break
     return best
+
+
+def processor_time() -> float:
+    """Return the seconds that processes have taken which this one has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_importing_lamella_takes_less_than_50_ms() -> None:
