@@ -23,6 +23,7 @@ $(READY): requirements.lock pyproject.toml
 	  rm -rf $(VENV); exit 1; }
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PY) -m compileall -q src
 	@touch $@
 
 demo: $(READY)

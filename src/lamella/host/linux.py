@@ -39,6 +39,7 @@ def return_large_blocks(size: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt(-3, size)  # M_MMAP_THRESHOLD
+        mallopt(-1, 8 * size)  # M_TRIM_THRESHOLD, else 128 KiB from now on, which smaller blocks pass again and again
 
 
 class OpenPath(str):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import marshal
 import mmap
 import os
-import pickle
 import select
 import signal
 import sys
@@ -280,6 +279,8 @@ class _There(Exception):
 
 
 def _revived(raw: bytes, where: str) -> BaseException:
+    import pickle
+
     made = pickle.loads(raw)  # noqa: S301  # from our own fork
     error: BaseException
     if isinstance(made, tuple):

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import marshal
 import os
-import pickle
 import signal
 import struct
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,6 +150,8 @@ class _Telling:
         return True
 
     def _fail(self, error: BaseException) -> None:
+        import traceback
+
         self._records.append((FAILED, _preserved(error), "".join(traceback.format_exception(error))))
         self._send()
 
@@ -222,6 +222,8 @@ class _Telling:
 
 def _preserved(error: BaseException) -> bytes:
     """An error in a form in which it can be made again, though its class may take other arguments than it keeps."""
+    import pickle
+
     try:
         if isinstance(error, LamellaError):
             return pickle.dumps((type(error), error.args, error.__dict__))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ _LONGEST: Final = 200
 def unfinished(wanted: Path) -> Path:
     """A hidden name beside ``wanted``, for what is to have that name when it is complete."""
     name = os.fsdecode(os.fsencode(wanted.name)[:_LONGEST])
-    return wanted.with_name(f".{name}.unfinished-{secrets.token_hex(4)}")
+    return wanted.with_name(f".{name}.unfinished-{os.urandom(4).hex()}")
 
 
 def refuse_within(directory: str | os.PathLike[str], output: str | os.PathLike[str], what: str) -> None:

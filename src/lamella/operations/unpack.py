@@ -15,7 +15,6 @@ from lamella import host
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
 from lamella.layers.descriptors import remove_tree
-from lamella.operations.apply import Applied, apply_apart, apply_blob
 from lamella.operations.output import unfinished
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from lamella.layers.apart import Apart
     from lamella.layers.policy import Policy
     from lamella.layers.windows_names import NameRules
+    from lamella.operations.apply import Applied
     from lamella.progress import Cancellation, Progress
 
 
@@ -144,6 +144,9 @@ def _plain_applied(
     progress: Progress | None,
     cancel: Cancellation | None,
 ) -> Iterator[Applied]:
+    # Loaded while another process, if there is one, begins to read.
+    from lamella.operations.apply import apply_apart, apply_blob
+
     for layer in layers:
         if other is not None:
             following = other.next(progress=None if progress is None else progress.advance, cancel=cancel)

@@ -14,7 +14,7 @@ from lamella.streams.blob import BlobLimits
 if TYPE_CHECKING:
     from backports.zstd import ZstdDecompressor
 
-READ_SIZE: Final = 512 << 10
+READ_SIZE: Final = 256 << 10
 """Compressed bytes asked for at once; more gains nothing."""
 
 _WORTHWHILE: Final = 64 << 10
@@ -246,7 +246,7 @@ class _Zstd:
 
     __slots__ = ("_at", "_cap", "_chunk", "_fed", "_frame", "_source", "_step")
 
-    _OUT: Final = 256 << 10
+    _OUT: Final = 128 << 10
     """Uncompressed bytes asked for at once: what stays in the cache until it is copied to its place."""
     _SMALLEST_STEP: Final = 1 << 10
     _HEADER: Final = 18
