@@ -38,7 +38,7 @@ VERSION: Final = 1
 PATIENCE: Final = 120.0
 """Seconds to wait for somebody else's change."""
 
-_KEPT: Final = 8
+_KEPT: Final = 4
 """Connections that are kept open while nobody uses them."""
 
 _LATER: Final = "somebody else is changing the store; try again later"
