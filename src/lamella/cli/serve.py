@@ -156,18 +156,24 @@ def command(
         store = stack.enter_context(opened_store(create=True, verity=verity or "", isolated=content_sharing != _SHARED))
         stack.enter_context(sole_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
-        leaving = None
+        served: list[Direct] = []
         if direct:
             shared = Direct(store)
             stack.callback(shared.close)
-            leaving = shared.bus.close
+            served.append(shared)
             methods = shared.methods()
             endpoints += [(place, methods) for place in direct]
         if plugins:
-            served = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD, verity=store.verity))
-            methods = served.methods()
+            ours = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD, verity=store.verity))
+            served.append(ours)
+            methods = ours.methods()
             endpoints += [(place, methods) for place in plugins]
-        serve(endpoints, once=once, metrics=watched, store=store, leaving=leaving)
+
+        def leave() -> None:
+            for each in served:
+                each.leave()
+
+        serve(endpoints, once=once, metrics=watched, store=store, leaving=leave)
 
 
 def _print_config(console: Console, version: str, plugin: str | None) -> None:

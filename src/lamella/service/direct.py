@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ class Direct:
         self.store = store
         self.bus = Bus()
         self.collector = Collector(store, self.bus)
+        self.endings: list[Callable[[], None]] = [self.bus.close]
+        """What ends calls that would go on for ever; `leave` calls them."""
 
     def space(self, call: Call) -> Space:
         """The namespace that a call is about, under its lease. Raises Conflict where it names none, InvalidInput."""
@@ -59,6 +61,11 @@ class Direct:
         from lamella.service import services
 
         return services.direct(self)
+
+    def leave(self) -> None:
+        """The server is being stopped: end calls that last as long as their clients like."""
+        for end in self.endings:
+            end()
 
     def close(self) -> None:
         """End what goes on by itself. The store stays open."""

@@ -38,7 +38,19 @@ class Containers:
 
 
 class Health:
-    """Whether the server serves: it does, whenever it answers at all (grpc.health.v1)."""
+    """Whether the server serves: it does, whenever it answers at all, until it is being stopped (grpc.health.v1)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watching: set[threading.Event] = set()
+        self._left = False
+
+    def leave(self) -> None:
+        """Tell those who watch that it serves no more."""
+        with self._lock:
+            self._left = True
+            for over in self._watching:
+                over.set()
 
     @quick()
     def check(self, request: HealthCheckRequest, call: Call) -> HealthCheckResponse:  # noqa: ARG002
@@ -48,10 +60,20 @@ class Health:
         return HealthCheckResponse(status=HealthCheckResponse.SERVING)
 
     def watch(self, request: HealthCheckRequest, call: Call) -> Iterator[HealthCheckResponse]:
-        """Serving, until the client goes."""
+        """Serving, and in the end not serving; until the client goes."""
         known = not request.service
         status = HealthCheckResponse.SERVING if known else HealthCheckResponse.SERVICE_UNKNOWN
-        gone = threading.Event()
-        call.when_gone(gone.set)
-        yield HealthCheckResponse(status=status)
-        gone.wait()
+        over = threading.Event()
+        call.when_gone(over.set)
+        with self._lock:
+            self._watching.add(over)
+            if self._left:
+                over.set()
+        try:
+            yield HealthCheckResponse(status=status)
+            over.wait()
+            if known and not call.cancelled:
+                yield HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)
+        finally:
+            with self._lock:
+                self._watching.discard(over)

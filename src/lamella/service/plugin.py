@@ -145,11 +145,13 @@ class Plugin(Direct):
         from lamella.service.plain import Health
         from lamella.service.snapshots import Snapshots
 
+        health = Health()
+        self.endings.append(health.leave)
         return {
             **methods(snapshots_pb2.DESCRIPTOR, Snapshots(self)),
             **methods(diff_pb2.DESCRIPTOR, Diff(self)),
             **methods(content_pb2.DESCRIPTOR, Content(self)),
-            **methods(health_pb2.DESCRIPTOR, Health(), name="grpc.health.v1.Health"),
+            **methods(health_pb2.DESCRIPTOR, health, name="grpc.health.v1.Health"),
         }
 
     def close(self) -> None:

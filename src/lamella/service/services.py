@@ -40,8 +40,8 @@ def direct(shared: Direct) -> dict[str, Method]:
     from lamella.service.streaming import Streaming
     from lamella.service.transfer import Transfer
 
-    streams = Streaming()
-
+    streams, health = Streaming(), Health()
+    shared.endings += (streams.leave, health.leave)
     return {
         **methods(version_pb2.DESCRIPTOR, Version()),
         **methods(introspection_pb2.DESCRIPTOR, Introspection(shared)),
@@ -55,5 +55,5 @@ def direct(shared: Direct) -> dict[str, Method]:
         **methods(streaming_pb2.DESCRIPTOR, streams),
         **methods(transfer_pb2.DESCRIPTOR, Transfer(shared, streams)),
         **methods(containers_pb2.DESCRIPTOR, Containers()),
-        **methods(health_pb2.DESCRIPTOR, Health(), name="grpc.health.v1.Health"),
+        **methods(health_pb2.DESCRIPTOR, health, name="grpc.health.v1.Health"),
     }

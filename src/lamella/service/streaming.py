@@ -140,6 +140,13 @@ class Streaming:
                 del self._exchanges[key]
                 self._taken.discard(key)
 
+    def leave(self) -> None:
+        """End the streams that no call makes use of: none will come any more."""
+        with self._lock:
+            idle = [exchange for key, exchange in self._exchanges.items() if key not in self._taken]
+        for exchange in idle:
+            exchange.end()
+
     def take(self, call: Call, name: str) -> Exchange:
         """The stream that a client has opened for ``call``, and for no other. Raises NotFound, Conflict.
 

@@ -242,7 +242,7 @@ class Odd(Exception):
         (Exhausted("too much", hint="less"), Exhausted),
         (Odd(lambda: None, 1), RuntimeError),
     ],
-    ids=str,
+    ids=["system", "memory", "ours", "odd"],
 )
 def test_whatever_is_raised_over_there_is_raised_here(
     error: Exception, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

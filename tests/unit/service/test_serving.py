@@ -17,16 +17,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import empty_pb2
-from tests.unit.service.serving import Client, code_of, running, within
+from tests.unit.service.serving import Client, Stub, code_of, running, within
 
 from lamella import __version__
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput
-from lamella.protocol.proto import content_pb2, events_pb2, namespaces_pb2
+from lamella.protocol.proto import content_pb2, events_pb2, health_pb2, namespaces_pb2, streaming_pb2
+from lamella.protocol.wire import packed
 from lamella.service import http2, logs
 from lamella.service.server import listening
 from lamella.service.serving import sole_server
@@ -526,6 +528,37 @@ def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path:
     assert ended(process)[0] == 0
     assert time.monotonic() - began < 5
     client.close()
+
+
+@pytest.mark.parametrize("option", ["--address", "--plugin"])
+def test_who_watches_its_health_is_told_that_the_service_ends(start: Start, tmp_path: Path, option: str) -> None:
+    plugin = ["--plugin", str(tmp_path / "plugin")] if option == "--plugin" else []
+    process = start(*plugin)
+    client = Client(tmp_path / ("plugin" if plugin else "socket"))
+    call = client.health.Watch(health_pb2.HealthCheckRequest())
+    assert next(call).status == health_pb2.HealthCheckResponse.SERVING
+    began = time.monotonic()
+    process.terminate()
+    assert [answer.status for answer in call] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+    assert ended(process)[0] == 0
+    assert time.monotonic() - began < 8  # calls that do not end are waited for longer
+    client.close()
+
+
+def test_a_stream_that_nobody_makes_use_of_does_not_hold_up_the_end(start: Start, tmp_path: Path) -> None:
+    process = start()
+    with grpc.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel:
+        stub = Stub(channel, streaming_pb2.DESCRIPTOR)
+        requests: SimpleQueue[Any] = SimpleQueue()
+        requests.put(packed(streaming_pb2.StreamInit(id="one")))
+        call = stub.Stream(iter(requests.get, None), metadata=within())
+        next(call)
+        began = time.monotonic()
+        process.terminate()
+        assert list(call) == []
+        assert ended(process)[0] == 0
+        assert time.monotonic() - began < 8
+        requests.put(None)
 
 
 def test_a_blob_that_is_being_written_when_the_service_stops_goes_on_after_it(start: Start, tmp_path: Path) -> None:
