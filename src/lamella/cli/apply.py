@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def command(
     """
     from lamella.changes.losses import Losses
     from lamella.digests import parse_digest
-    from lamella.operations.apply import apply_blob
+    from lamella.operations.apply import apply_apart, apply_blob, read_apart
 
     if parents and kind == "directory":
         raise click.UsageError("--parent is for layers that are kept apart; a plain directory has what is below in it")
@@ -82,25 +83,36 @@ def command(
         raise click.UsageError("--awkward-names is for Windows layers")
     losses = Losses(refuse=strict)
     progress = console.progress()
-    if progress is not None:
-        progress.start("apply", None if blob == "-" else _size(blob))
-    try:
-        applied = apply_blob(
-            sys.stdin.buffer if blob == "-" else Path(blob),
-            directory,
-            kind=kind,
-            parents=parents,
-            policy=_policy(kind, owner, devices),
-            losses=losses,
-            digest=None if digest is None else parse_digest(digest),
-            diff_id=None if expect is None else parse_digest(expect),
-            rules=name_rules(awkward_names),
-            progress=progress,
-            cancel=console.cancellation(),
-        )
-    finally:
+    chosen = _policy(kind, owner, devices)
+    wanted = None if digest is None else parse_digest(digest)
+    diff_id = None if expect is None else parse_digest(expect)
+    rules = name_rules(awkward_names)
+    cancel = console.cancellation()
+    with ExitStack() as stack:
+        other = None
+        if kind == "cim" and blob != "-":
+            # Before anything shows progress, which may take a thread.
+            other = stack.enter_context(read_apart(Path(blob), digest=wanted, diff_id=diff_id, rules=rules))
         if progress is not None:
-            progress.finish()
+            progress.start("apply", None if blob == "-" else _size(blob))
+            stack.callback(progress.finish)
+        if other is not None:
+            layer = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
+            applied = apply_apart(layer, directory, kind=kind, parents=parents, losses=losses, cancel=cancel)
+        else:
+            applied = apply_blob(
+                sys.stdin.buffer if blob == "-" else Path(blob),
+                directory,
+                kind=kind,
+                parents=parents,
+                policy=chosen,
+                losses=losses,
+                digest=wanted,
+                diff_id=diff_id,
+                rules=rules,
+                progress=progress,
+                cancel=cancel,
+            )
     console.losses(losses)
     if console.json:
         console.document({**applied_document(applied), **losses_document(losses)})

@@ -4,7 +4,7 @@
 The two share nothing but a ring of buffers in memory and two pipes. The other process fills a buffer, takes the tar in
 it apart, and says by a message which changes begin in it and where in the stream their content lies; this process
 makes changes of that, whose content is a view of the buffer, and gives the buffer back when it is through with it. So
-neither waits for the other's interpreter, and what goes over a pipe is 60 bytes a file.
+neither waits for the other's interpreter, and what goes over a pipe is 60 bytes a file, of a Windows layer some more.
 
 The other process is a fork, so that it costs some milliseconds to start. It opens nothing and writes nothing. It ends
 when it has read everything, when it is killed by `Apart.close`, and, wherever this process was killed, when it finds
@@ -21,24 +21,43 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn, Self, TypeAlias
 
-from lamella.changes.model import NO_XATTRS, Buffer, Change, Entry, Kind, Link, Opaque, Posix, Put, Whiteout
+from lamella.changes.model import (
+    NO_XATTRS,
+    Buffer,
+    Change,
+    Content,
+    Entry,
+    Kind,
+    Link,
+    Opaque,
+    Posix,
+    Put,
+    Stream,
+    Whiteout,
+    Windows,
+)
 from lamella.digests import Digest
 from lamella.errors import StreamConsumed, Unavailable
 from lamella.layers.apart_work import (
     END,
+    FACET,
     FAILED,
     FORGET,
     HEADER,
     KINDS,
     LINK,
     NO_BUFFER,
+    NO_DATA,
     OPAQUE,
     POSIX,
+    STREAM,
     WHITEOUT,
+    WINDOWS,
+    WINDOWS_OTHER,
     Blob,
     Record,
     SharedRing,
@@ -53,6 +72,9 @@ BUFFERS: Final = 6
 
 WORTH: Final = 4 << 20
 """Bytes of blobs from which on another process gains more than it costs."""
+
+_Facet: TypeAlias = tuple[int, bytes | None, Mapping[str, bytes], bytes | None]
+"""Attributes, security descriptor, extended attributes and reparse point, which many files of a Windows layer share."""
 
 _POLL: Final = 100
 """Milliseconds between two looks at the cancellation while waiting for a message."""
@@ -147,7 +169,10 @@ class Apart:
 
 
 class LayerApart:
-    """The changes of one blob, as `tar_changes` gives them, and what the pass over it has found."""
+    """The changes of one blob, as `tar_changes` gives them, and what the pass over it has found.
+
+    Those of a Windows layer (`Blob.windows`) are as `windows_tar_changes` gives them.
+    """
 
     def __init__(self, apart: Apart, progress: Callable[[int], object] | None, cancel: Cancellation | None) -> None:
         self._apart = apart
@@ -166,6 +191,7 @@ class LayerApart:
     def changes(self) -> Iterator[Change]:
         """The changes that the tar states; once. Raises as `tar_changes` and `BlobReader`, and as `Apart.message`."""
         posix: list[Posix] = []
+        facets: list[_Facet] = []
         records, file = self._records, Kind.FILE
         while records or self._facts is None:
             if not records:
@@ -176,17 +202,27 @@ class LayerApart:
                     _, number, size, offset = record
                     content = self.content = _Content(size, None, offset, size, self)
                     yield Put(Entry(first, file, posix[number], size), content)  # type: ignore[arg-type]
+                elif first == WINDOWS:
+                    _, path, number, created, accessed, written, changed, size, offset = record
+                    attributes, descriptor, extended, reparse = facets[number]
+                    windows = Windows(attributes, created, accessed, written, changed, descriptor, extended, reparse)
+                    content = self.content = _Content(size, None, offset, size, self)
+                    yield Put(Entry(path, file, None, size, "", windows), content)
                 elif first == POSIX:
                     _, mode, uid, gid, mtime, xattrs, device = record
                     posix.append(Posix(mode, uid, gid, mtime, xattrs or NO_XATTRS, device))
+                elif first == FACET:
+                    _, attributes, descriptor, extended, reparse = record
+                    facets.append((attributes, descriptor, extended or NO_XATTRS, reparse))
                 elif first == FORGET:
                     posix.clear()
+                    facets.clear()
                 elif first == END:
                     _, blob, size, diff_id, tar_size, compression = record
                     self._facts = BlobFacts(Digest(blob), size, Digest(diff_id), tar_size, compression)
                 else:
                     self.content = None
-                    yield self._other(record, posix)
+                    yield self._other(record, posix, facets)
         self.content = None
 
     def finish(self) -> BlobFacts:
@@ -215,7 +251,7 @@ class LayerApart:
                 raise _revived(record[1], record[2])
         raise AssertionError("a content goes on after the end of the stream")
 
-    def _other(self, record: Record, posix: list[Posix]) -> Change:
+    def _other(self, record: Record, posix: list[Posix], facets: list[_Facet]) -> Change:
         first = record[0]
         if first < len(KINDS):
             _, path, number, target = record
@@ -228,9 +264,28 @@ class LayerApart:
             return Opaque(record[1])
         if first == FAILED:
             raise _revived(record[1], record[2])
+        if first == WINDOWS_OTHER:
+            return self._windows(record, facets)
+        if first == STREAM:
+            _, path, name, size, offset, stored, extents = record
+            content = self.content = _Content(size, extents, offset, stored, self)
+            return Stream(path, name, content)
         _, path, number, size, offset, stored, extents = record
         content = self.content = _Content(size, extents, offset, stored, self)
         return Put(Entry(path, Kind.FILE, posix[number], size), content)
+
+    def _windows(self, record: Record, facets: list[_Facet]) -> Change:
+        _, path, number, created, accessed, written, changed, size, offset, stored, extents, kind, target = record
+        attributes, descriptor, extended, reparse = facets[number]
+        windows = Windows(attributes, created, accessed, written, changed, descriptor, extended, reparse)
+        content: Content | None = None
+        if offset != NO_DATA:
+            content = self.content = _Content(size, extents, offset, stored, self)
+        elif KINDS[kind] is Kind.FILE:
+            from lamella.layers.windows_tar import EMPTY_DATA
+
+            content = EMPTY_DATA
+        return Put(Entry(path, KINDS[kind], None, size, target, windows), content)
 
 
 @dataclass(slots=True, eq=False)

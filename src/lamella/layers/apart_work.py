@@ -8,12 +8,12 @@ import os
 import signal
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeAlias
 
 from lamella import host
-from lamella.changes.model import Kind, Link, Opaque, Posix, Put, Whiteout
+from lamella.changes.model import Change, Content, Kind, Link, Opaque, Posix, Put, Stream, Whiteout
 from lamella.digests import Digest
 from lamella.errors import LamellaError
 from lamella.formats.tar.reader import TarMember
@@ -21,20 +21,34 @@ from lamella.layers.tarball import tar_changes
 from lamella.streams.blob import BlobLimits
 from lamella.streams.reading import BlobReader
 
+if TYPE_CHECKING:
+    from lamella.changes.model import Windows
+    from lamella.layers.windows_names import NameRules
+
 HEADER: Final = struct.Struct("<BIIQ")
 """Of a message: the buffer's number, the bytes in it, the bytes of the records after the header, blob bytes read."""
 NO_BUFFER: Final = 255
 
 KINDS: Final = tuple(Kind)
-LINK, WHITEOUT, OPAQUE, UNUSUAL, POSIX, FORGET, END, FAILED = range(len(KINDS), len(KINDS) + 8)
+LINK, WHITEOUT, OPAQUE, UNUSUAL, POSIX, FORGET, END, FAILED, WINDOWS, WINDOWS_OTHER, FACET, STREAM = range(
+    len(KINDS), len(KINDS) + 12
+)
 """What a record begins with, if not with a path (of a file) or the number of a kind."""
 _LARGE: Final = 1 << 20
 """Bytes of a block that is not kept when it has been freed: zstd's windows are."""
 _MOST_POSIX: Final = 8192
 """Metadata that records name by number, before all are forgotten."""
+_MOST_FACET_BYTES: Final = 2 << 20
+"""Bytes of descriptors, extended attributes and reparse points that records name by number."""
+NO_DATA: Final = -1
+"""In the place of an offset: the file is empty and has a data stream; see `lamella.layers.windows_tar.EMPTY_DATA`."""
 
 Record: TypeAlias = tuple[Any, ...]
-"""Of a file: path, number of its metadata, size, offset in the stream. Others begin with a number that tells what."""
+"""Of a file: path, number of its metadata, size, offset in the stream. Others begin with a number that tells what.
+
+Of a file of a Windows layer: path, number of what `FACET` has told, creation, access, write and change time, size and
+offset.
+"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,6 +62,8 @@ class Blob:
     size: int | None = None
     diff_id: Digest | None = None
     limits: BlobLimits | None = None
+    windows: NameRules | None = None
+    """The rules for names, where it is a Windows layer's."""
 
 
 def work(blobs: Sequence[Blob], ring: SharedRing, messages: int, others: tuple[int, ...]) -> NoReturn:
@@ -125,15 +141,21 @@ class _Telling:
         self._news = 0
         self._end = 0
         """Of the buffer, in the stream."""
-        self._numbers: dict[int, int] = {}
-        """Of metadata, by the object's id."""
+        self._windows = blob.windows
+        self._numbers: dict[Hashable, int] = {}
+        """Of metadata: by the object's id, of a Windows layer by what it says."""
         self._posix: list[Posix] = []
         """Those objects, so that no other has their ids."""
+        self._held = 0
+        """Bytes of what records of a Windows layer name by number."""
 
     def tell(self) -> bool:
         """Send all messages; whether the blob was as promised."""
         try:
-            self._tell_changes()
+            if self._windows is None:
+                self._tell_changes()
+            else:
+                self._tell_windows_changes(self._windows)
             facts = self._reader.finish()
         except OSError as error:
             if isinstance(error, BrokenPipeError):
@@ -172,21 +194,75 @@ class _Telling:
                 if content.extents is None and stored == size:
                     add((entry.path, number, size, offset))
                 else:
-                    extents = None if content.extents is None else list(content.extents)
-                    add((UNUSUAL, entry.path, number, size, offset, stored, extents))
+                    add((UNUSUAL, entry.path, number, size, offset, stored, _extents(content)))
                 if offset + stored > self._end:
                     for _ in content.chunks():  # so that, where the stream ends too early, it is known of this file
                         pass
                 continue
-            match change:
-                case Link(path, target):
-                    add((LINK, path, target))
-                case Whiteout(path):
-                    add((WHITEOUT, path))
-                case Opaque(path):
-                    add((OPAQUE, path))
-                case _:
-                    raise AssertionError(f"a tar does not state {change!r}")
+            self._tell_other(change)
+
+    def _tell_windows_changes(self, rules: NameRules) -> None:
+        from lamella.layers.windows_tar import EMPTY_DATA, windows_tar_changes
+
+        add, numbers, file = self._records.append, self._numbers, Kind.FILE
+        for change in windows_tar_changes(self._next_buffer, rules=rules):
+            if type(change) is Put:
+                entry, content = change.entry, change.content
+                windows: Windows = entry.windows  # type: ignore[assignment]  # these entries have it
+                descriptor, extended, reparse = (
+                    windows.security_descriptor,
+                    windows.extended_attributes,
+                    windows.reparse,
+                )
+                key: tuple[object, ...] = (windows.attributes, descriptor)
+                if extended or reparse is not None:
+                    key = (windows.attributes, descriptor, tuple(extended.items()), reparse)
+                number = numbers.get(key)
+                if number is None:
+                    number = self._facet(key, windows)
+                said = (
+                    entry.path,
+                    number,
+                    windows.creation_time,
+                    windows.access_time,
+                    windows.write_time,
+                    windows.change_time,
+                )
+                size = entry.size
+                if entry.kind is not file:
+                    add((WINDOWS_OTHER, *said, size, NO_DATA, 0, None, KINDS.index(entry.kind), entry.target))
+                elif content is EMPTY_DATA:
+                    add((WINDOWS_OTHER, *said, size, NO_DATA, 0, None, KINDS.index(file), ""))
+                else:
+                    data: TarMember[Any] = content  # type: ignore[assignment]  # of a tar that streams
+                    offset, stored = data.data_offset, data.stored_size
+                    if data.extents is None and stored == size:
+                        add((WINDOWS, *said, size, offset))
+                    else:
+                        add((WINDOWS_OTHER, *said, size, offset, stored, _extents(data), KINDS.index(file), ""))
+                    if offset + stored > self._end:
+                        for _ in data.chunks():
+                            pass
+            elif type(change) is Stream:
+                data = change.content  # type: ignore[assignment]
+                offset, stored = data.data_offset, data.stored_size
+                add((STREAM, change.path, change.name, data.size, offset, stored, _extents(data)))
+                if offset + stored > self._end:
+                    for _ in data.chunks():
+                        pass
+            else:
+                self._tell_other(change)
+
+    def _tell_other(self, change: Change) -> None:
+        match change:
+            case Link(path, target):
+                self._records.append((LINK, path, target))
+            case Whiteout(path):
+                self._records.append((WHITEOUT, path))
+            case Opaque(path):
+                self._records.append((OPAQUE, path))
+            case _:
+                raise AssertionError(f"a tar does not state {change!r}")
 
     def _state(self, posix: Posix) -> int:
         if len(self._posix) >= _MOST_POSIX:
@@ -197,6 +273,21 @@ class _Telling:
         self._posix.append(posix)
         xattrs = dict(posix.xattrs) or None
         self._records.append((POSIX, posix.mode, posix.uid, posix.gid, posix.mtime, xattrs, posix.device))
+        return number
+
+    def _facet(self, key: tuple[object, ...], windows: Windows) -> int:
+        descriptor, reparse = windows.security_descriptor, windows.reparse
+        extended = dict(windows.extended_attributes) or None
+        held = len(descriptor or b"") + len(reparse or b"")
+        if extended is not None:
+            held += sum(len(name) + len(value) for name, value in extended.items())
+        if self._held + held > _MOST_FACET_BYTES or len(self._numbers) >= _MOST_POSIX:
+            self._numbers.clear()
+            self._held = 0
+            self._records.append((FORGET,))
+        self._held += held
+        number = self._numbers[key] = len(self._numbers)
+        self._records.append((FACET, windows.attributes, descriptor, extended, reparse))
         return number
 
     def _next_buffer(self) -> memoryview:
@@ -218,6 +309,10 @@ class _Telling:
 
     def _count(self, news: int) -> None:
         self._news += news
+
+
+def _extents(content: Content) -> list[tuple[int, int]] | None:
+    return None if content.extents is None else list(content.extents)
 
 
 def _preserved(error: BaseException) -> bytes:

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
-from lamella.errors import from_os
+from lamella.errors import LamellaError, from_os
 from lamella.layers import kinds
-from lamella.streams.reading import BlobFacts, BlobLimits, BlobReader
+from lamella.streams.reading import BlobFacts, BlobLimits, BlobReader, open_blob
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.host.windows.system import WindowsSystem
-    from lamella.layers.apart import LayerApart
+    from lamella.layers.apart import Apart, LayerApart
     from lamella.layers.policy import Policy
     from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
@@ -106,21 +108,52 @@ def apply_apart(
     layer: LayerApart,
     directory: Path,
     *,
+    kind: str = "directory",
+    parents: Sequence[Path] = (),
     policy: Policy | None = None,
     losses: Losses | None = None,
     cancel: Cancellation | None = None,
 ) -> Applied:
     """Apply a layer that another process reads to ``directory``, which is made where missing.
 
+    ``kind`` is ``"directory"`` or ``"cim"``; that process must read the layer as one of Windows for the latter.
     Raises as `apply_blob`, and Unavailable where the other process has ended.
     """
-    from lamella.layers.directory import DirectorySink
-
     losses = losses if losses is not None else Losses()
-    _make(directory)
+    _make(kinds.directory_of(kind, directory))
     tally = Tally()
-    apply(layer.changes(), DirectorySink(directory, policy=policy, losses=losses), cancel=cancel, tally=tally)
+
+    def contents() -> bytes:
+        return layer.finish().diff_id.encode()
+
+    sink = kinds.sink(kind, directory, parents, policy=policy, losses=losses, contents=contents)
+    apply(layer.changes(), sink, cancel=cancel, tally=tally)
     return Applied(layer.finish(), tally.changes, losses)
+
+
+@contextmanager
+def read_apart(
+    blob: Path, *, digest: Digest | None = None, diff_id: Digest | None = None, rules: NameRules | None = None
+) -> Iterator[Apart | None]:
+    """Another process that reads the Windows layer ``blob``, a file; None where that is not possible, or not worth it.
+
+    For callers that know of no other threads; see `lamella.layers.apart`.
+    """
+    from lamella.layers import apart
+    from lamella.layers.apart_work import Blob
+    from lamella.layers.windows_names import NameRules
+
+    with ExitStack() as stack:
+        other = None
+        try:
+            found = os.stat(blob)
+            if stat.S_ISREG(found.st_mode) and found.st_size >= apart.WORTH and apart.possible():
+                with open_blob(blob) as file:  # closed here at once: the other process has its own
+                    promised = Blob(file, digest=digest, diff_id=diff_id, windows=rules or NameRules())
+                    other = stack.enter_context(apart.Apart([promised]))
+        except (LamellaError, OSError):
+            pass  # what is wrong with the blob is said when it is read here
+        yield other
 
 
 def _make(directory: Path) -> None:

@@ -67,7 +67,8 @@ def unpack(
     ``rules`` are for the names in folders and composite images.
 
     With ``apart`` the layers of a large image on this machine are read by another process, a fork of this one, which is
-    a tenth to a fifth faster: for callers that know of no other threads, those of libraries among them.
+    a tenth to a fifth faster: for callers that know of no other threads, those of libraries among them. A Windows
+    image's are for composite images only.
 
     Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``kind`` does not
     fit the image; else as `apply_blob`.
@@ -113,7 +114,7 @@ def _unpack(
     applied: Iterator[Applied]
     with ExitStack() as stack:
         # Before anything shows progress, which may take a thread.
-        other = _read_apart(layers, stack) if apart and plain else None
+        other = _read_apart(layers, stack, kind, rules) if apart and (plain or kind == "cim") else None
         if progress is not None:
             progress.start("unpack", sum(layer.descriptor.size for layer in layers))
             stack.callback(progress.finish)
@@ -129,7 +130,7 @@ def _unpack(
             if kind == "directory":
                 applied = files_applied(layers, where, policy, losses, progress, cancel)
             elif kind in ("cim", "blockcim"):
-                applied = images_applied(image, where, kind, losses, rules, progress, cancel)
+                applied = images_applied(image, where, kind, losses, rules, progress, cancel, other)
             else:
                 applied = layers_applied(layers, where, losses, rules, progress, cancel)
         return Unpacked(directory, tuple(applied), losses)
@@ -167,11 +168,18 @@ def _plain_applied(
             )
 
 
-def _read_apart(layers: Sequence[ImageLayer], stack: ExitStack) -> Apart | None:
+def _read_apart(
+    layers: Sequence[ImageLayer], stack: ExitStack, kind: UnpackKind | None, rules: NameRules | None
+) -> Apart | None:
     """Another process that reads the layers; None where that is not possible, or not worth it."""
     from lamella.layers import apart
     from lamella.layers.apart_work import Blob
 
+    windows = None
+    if kind == "cim":
+        from lamella.layers.windows_names import NameRules
+
+        windows = rules or NameRules()
     if sum(layer.descriptor.size for layer in layers) < apart.WORTH or not apart.possible():
         return None
     if not all(layer.reader.plain_files for layer in layers):
@@ -180,7 +188,14 @@ def _read_apart(layers: Sequence[ImageLayer], stack: ExitStack) -> Apart | None:
         with ExitStack() as opened:  # closed here at once: the other process has its own
             files = [opened.enter_context(layer.open()) for layer in layers]
             blobs = [
-                Blob(file, layer.compression, layer.descriptor.digest, layer.descriptor.size, layer.diff_id)
+                Blob(
+                    file,
+                    layer.compression,
+                    layer.descriptor.digest,
+                    layer.descriptor.size,
+                    layer.diff_id,
+                    windows=windows,
+                )
                 for file, layer in zip(files, layers, strict=True)
             ]
             return stack.enter_context(apart.Apart(blobs))

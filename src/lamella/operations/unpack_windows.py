@@ -17,12 +17,13 @@ from lamella.layers.kinds import directory_of
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.windows.place import FILES
 from lamella.layers.windows_view import Spelling, view_changes
-from lamella.operations.apply import Applied, apply_blob
+from lamella.operations.apply import Applied, apply_apart, apply_blob
 from lamella.operations.layer_reading import checked_reader
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.images.image import Image, ImageLayer
+    from lamella.layers.apart import Apart
     from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
 
@@ -94,11 +95,13 @@ def images_applied(
     rules: NameRules | None,
     progress: Progress | None,
     cancel: Cancellation | None,
+    other: Apart | None = None,
 ) -> Iterator[Applied]:
     """Make a composite image in ``directory`` for each layer of ``image``, forked from the one before it.
 
     Its documents lie beside them, so that `lamella.operations.convert_cim` can make the image again. Of the kind
-    ``"blockcim"`` each is a file in a folder of its own, as containerd has them.
+    ``"blockcim"`` each is a file in a folder of its own, as containerd has them. ``other`` reads the layers as those of
+    Windows, where it is given.
     """
     below: list[Path] = []
     directory_of(kind, directory / _place_of(kind, 0))  # before anything is written, where this host cannot
@@ -110,6 +113,11 @@ def images_applied(
             raise from_os(problem, f"write {os.fspath(directory / name)!r}") from problem
     for number, layer in enumerate(image.layers):
         path = directory / _place_of(kind, number)
+        if other is not None:
+            following = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
+            yield apply_apart(following, path, kind=kind, parents=below, losses=losses, cancel=cancel)
+            below.insert(0, path)
+            continue
         with layer.open() as blob:
             yield apply_blob(
                 blob,

@@ -6,6 +6,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +35,11 @@ from lamella.formats.ntfs.attributes import NORMAL
 from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.host.windows.cimfs import WindowsBuild
 from lamella.host.windows.system import WindowsSystem
+from lamella.images.image import open_image
 from lamella.layers.blockcim import place
 from lamella.layers.cim.files import CimLayer
+from lamella.operations.apply import apply_blob
+from lamella.operations.unpack import unpack
 from lamella.testing.images import image_of_tars, tagged, write_layout
 
 
@@ -477,3 +485,84 @@ def test_block_images_do_not_become_tars(lamella: Run, tmp_path: Path) -> None:
     refused = lamella("convert", tmp_path / "blocks", f"oci:{tmp_path}/new:v", "--to", "tar")
     assert (refused.returncode, "only Windows can look into" in refused.stderr) == (7, True)
     assert not (tmp_path / "new").exists()
+
+
+# Large layers, which a process of its own reads -------------------------------------------------------------------
+
+
+def children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def large() -> list[Change]:
+    return windows_base(*(file(f"Files/Windows/f{number}", os.urandom(100_000)) for number in range(150)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+@pytest.mark.parametrize("verb", ["apply", "unpack"])
+def test_a_large_layer_is_read_by_a_process_of_its_own_and_gives_the_same_images(
+    verb: str, program: str, tmp_path: Path
+) -> None:
+    if verb == "apply":
+        blob = tmp_path / "blob"
+        blob.write_bytes(tar_of(large()))
+        command: list[str | Path] = [program, "apply", blob, tmp_path / "out/0.cim", "--as", "cim"]
+        apply_blob(blob, tmp_path / "here/0.cim", kind="cim")
+    else:
+        name = image_of(tmp_path, large(), *LAYERS[1:])
+        command = [program, "unpack", name, tmp_path / "out", "--as", "cim", "--platform", "windows/amd64"]
+        with open_image(name, "windows/amd64") as image:
+            unpack(image, tmp_path / "here", kind="cim")
+    with subprocess.Popen(command) as process:
+        wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+        assert len(children(process.pid)) == 1
+    assert process.returncode == 0
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "here")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+def test_a_large_layer_that_is_stopped_leaves_nothing(program: str, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    blob.write_bytes(tar_of(windows_base(*(file(f"Files/f{n}", os.urandom(150)) for n in range(30_000)))))
+    with subprocess.Popen(
+        [program, "apply", blob, tmp_path / "out/0.cim", "--as", "cim"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: (tmp_path / "out").exists() and any((tmp_path / "out").iterdir()))
+        others = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert len(others) == 1
+    assert not Path(f"/proc/{others[0]}").exists()
+    assert (process.returncode, errors.splitlines()[0]) == (130, "lamella: interrupted")
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+@pytest.mark.parametrize("wrong", ["truncated", "digest", "directory"])
+def test_a_large_layer_has_the_errors_that_it_has_when_read_here(wrong: str, program: str, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    option: list[str] = []
+    blob.write_bytes(tar_of(large())[: -(6 << 20) if wrong == "truncated" else None])
+    if wrong == "digest":
+        option = ["--expect", "sha256:" + "0" * 64]
+    place = tmp_path / "out/0.cim"
+    if wrong == "directory":
+        (tmp_path / "out").write_bytes(b"")
+    words: list[str | Path] = [place, "--as", "cim", *option]
+    apart = subprocess.run([program, "apply", blob, *words], capture_output=True, text=True, check=False)
+    with blob.open("rb") as piped:
+        here = subprocess.run([program, "apply", "-", *words], stdin=piped, capture_output=True, text=True, check=False)
+    assert apart.returncode != 0
+    assert (apart.returncode, apart.stderr) == (here.returncode, here.stderr)
+    assert wrong == "directory" or [*(tmp_path / "out").iterdir()] == []

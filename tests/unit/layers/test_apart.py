@@ -19,13 +19,15 @@ import pytest
 from tests.security.tars import Tar
 from tests.unit.streams.blobs import COMPRESSIONS, HEAD, PACK, gzipped, tar_like
 
-from lamella.changes.model import Change, Put, dense
+from lamella.changes.model import Change, Content, Put, Stream, dense
 from lamella.digests import Digest
 from lamella.errors import Cancelled, Exhausted, StreamConsumed, Unavailable
 from lamella.layers import apart_work
 from lamella.layers.apart import Apart
 from lamella.layers.apart_work import Blob
 from lamella.layers.tarball import tar_changes
+from lamella.layers.windows_names import NameRules
+from lamella.layers.windows_tar import EmptyData, windows_tar_changes
 from lamella.progress import Cancellation
 from lamella.streams import reading
 from lamella.streams.blob import BlobLimits
@@ -62,13 +64,13 @@ def told(changes: Callable[[], Iterator[Change]], finish: Callable[[], object]) 
         for change in changes():
             if isinstance(change, Put):
                 entry = change.entry
-                story.append((entry.path, entry.kind, entry.posix, entry.size, entry.target))
+                story.append((entry.path, entry.kind, entry.posix, entry.size, entry.target, entry.windows))
                 if change.content is not None:
-                    state = hashlib.sha256()
-                    story.append(change.content.extents and list(change.content.extents))
-                    for chunk in dense(change.content):
-                        state.update(chunk)
-                    story.append(state.hexdigest())
+                    story.append(isinstance(change.content, EmptyData))
+                    story.extend(held(change.content))
+            elif isinstance(change, Stream):
+                story.append((change.path, change.name, change.content.size))
+                story.extend(held(change.content))
             else:
                 story.append(change)
         story.append(finish())
@@ -77,13 +79,25 @@ def told(changes: Callable[[], Iterator[Change]], finish: Callable[[], object]) 
     return story
 
 
+def held(content: Content) -> Iterator[object]:
+    """Where the content has data, and the digest of all."""
+    yield content.extents and list(content.extents)
+    state = hashlib.sha256()
+    for chunk in dense(content):
+        state.update(chunk)
+    yield state.hexdigest()
+
+
 def opened(path: Path, blob: bytes) -> BinaryIO:
     path.write_bytes(blob)
     return cast("BinaryIO", path.open("rb", buffering=0))
 
 
-def here(path: Path, blob: bytes, **promised: Any) -> Story:
+def here(path: Path, blob: bytes, windows: NameRules | None = None, **promised: Any) -> Story:
     with opened(path, blob) as file, BlobReader(file, **promised) as reader:
+        if windows is not None:
+            changes = windows_tar_changes(reader.next_buffer, end=reader.finish, rules=windows)
+            return told(lambda: changes, reader.finish)
         return told(lambda: iter(tar_changes(reader.next_buffer, end=reader.finish)), reader.finish)
 
 
