@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times composite images (CIM): `python -m benchmarks.cim`, a synthetic Windows layer written, opened, listed.
 
-The floor is what reading the blob takes by itself: decompressing it, and hashing it and its tar.
+The floor is what reading the blob takes by itself: decompressing it, and hashing it and its tar. Memory is that of the
+larger of the two processes that write an image.
 """
 
 from __future__ import annotations

@@ -566,3 +566,16 @@ def test_a_large_layer_has_the_errors_that_it_has_when_read_here(wrong: str, pro
     assert apart.returncode != 0
     assert (apart.returncode, apart.stderr) == (here.returncode, here.stderr)
     assert wrong == "directory" or [*(tmp_path / "out").iterdir()] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+def test_the_process_that_reads_a_layer_ends_when_the_command_is_killed(program: str, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    blob.write_bytes(tar_of(windows_base(file("Files/big", os.urandom(1 << 20) * 300))))
+    with subprocess.Popen([program, "apply", blob, tmp_path / "out/0.cim", "--as", "cim"]) as process:
+        wait_for(lambda: (tmp_path / "out").exists() and any((tmp_path / "out").iterdir()))
+        (other,) = children(process.pid)
+        process.kill()
+    status = Path(f"/proc/{other}/status")
+    wait_for(lambda: not status.exists() or "\nState:\tZ" in status.read_text())
+    assert not (tmp_path / "out/0.cim").exists()
