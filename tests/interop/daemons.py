@@ -37,10 +37,15 @@ int main(void) {
     FILE *made = fopen("/made", "w");
     fputs("made", made);
     fclose(made);
+    fflush(stdout);
+    usleep(500000);
     return 7;
 }
 """
-"""Says what it finds in the image's file system, changes it, and ends with 7."""
+"""Says what it finds in the image's file system, changes it, and ends with 7.
+
+Not at once: when a container ends, ctr stops reading what it says, and on a busy machine may not have begun.
+"""
 
 CONTAINERD = """\
 version = {config}

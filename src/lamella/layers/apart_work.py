@@ -36,10 +36,10 @@ LINK, WHITEOUT, OPAQUE, UNUSUAL, POSIX, FORGET, END, FAILED, WINDOWS, WINDOWS_OT
 """What a record begins with, if not with a path (of a file) or the number of a kind."""
 _LARGE: Final = 1 << 20
 """Bytes of a block that is not kept when it has been freed: zstd's windows are."""
-_MOST_POSIX: Final = 8192
+_MOST: Final = 8192
 """Metadata that records name by number, before all are forgotten."""
-_MOST_FACET_BYTES: Final = 2 << 20
-"""Bytes of descriptors, extended attributes and reparse points that records name by number."""
+_MOST_BYTES: Final = 2 << 20
+"""Bytes of extended attributes, security descriptors and reparse points in those."""
 NO_DATA: Final = -1
 """In the place of an offset: the file is empty and has a data stream; see `lamella.layers.windows_tar.EMPTY_DATA`."""
 
@@ -147,7 +147,7 @@ class _Telling:
         self._posix: list[Posix] = []
         """Those objects, so that no other has their ids."""
         self._held = 0
-        """Bytes of what records of a Windows layer name by number."""
+        """Bytes in what records name by number."""
 
     def tell(self) -> bool:
         """Send all messages; whether the blob was as promised."""
@@ -265,30 +265,29 @@ class _Telling:
                 raise AssertionError(f"a tar does not state {change!r}")
 
     def _state(self, posix: Posix) -> int:
-        if len(self._posix) >= _MOST_POSIX:
-            self._posix.clear()
-            self._numbers.clear()
-            self._records.append((FORGET,))
-        number = self._numbers[id(posix)] = len(self._posix)
-        self._posix.append(posix)
         xattrs = dict(posix.xattrs) or None
+        self._make_room(_held(xattrs))
+        number = self._numbers[id(posix)] = len(self._numbers)
+        self._posix.append(posix)
         self._records.append((POSIX, posix.mode, posix.uid, posix.gid, posix.mtime, xattrs, posix.device))
         return number
 
     def _facet(self, key: tuple[object, ...], windows: Windows) -> int:
         descriptor, reparse = windows.security_descriptor, windows.reparse
         extended = dict(windows.extended_attributes) or None
-        held = len(descriptor or b"") + len(reparse or b"")
-        if extended is not None:
-            held += sum(len(name) + len(value) for name, value in extended.items())
-        if self._held + held > _MOST_FACET_BYTES or len(self._numbers) >= _MOST_POSIX:
-            self._numbers.clear()
-            self._held = 0
-            self._records.append((FORGET,))
-        self._held += held
+        self._make_room(len(descriptor or b"") + len(reparse or b"") + _held(extended))
         number = self._numbers[key] = len(self._numbers)
         self._records.append((FACET, windows.attributes, descriptor, extended, reparse))
         return number
+
+    def _make_room(self, size: int) -> None:
+        """Forget all metadata where there would be too much of it with ``size`` bytes more."""
+        if self._held + size > _MOST_BYTES or len(self._numbers) >= _MOST:
+            self._numbers.clear()
+            self._posix.clear()
+            self._held = 0
+            self._records.append((FORGET,))
+        self._held += size
 
     def _next_buffer(self) -> memoryview:
         if self._number != NO_BUFFER or self._records:
@@ -313,6 +312,10 @@ class _Telling:
 
 def _extents(content: Content) -> list[tuple[int, int]] | None:
     return None if content.extents is None else list(content.extents)
+
+
+def _held(attributes: dict[str, bytes] | None) -> int:
+    return 0 if attributes is None else sum(len(name) + len(value) for name, value in attributes.items())
 
 
 def _preserved(error: BaseException) -> bytes:

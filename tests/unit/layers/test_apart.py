@@ -24,7 +24,7 @@ from lamella.digests import Digest
 from lamella.errors import Cancelled, Exhausted, StreamConsumed, Unavailable
 from lamella.layers import apart_work
 from lamella.layers.apart import Apart
-from lamella.layers.apart_work import Blob
+from lamella.layers.apart_work import FORGET, POSIX, Blob, Record
 from lamella.layers.tarball import tar_changes
 from lamella.layers.windows_names import NameRules
 from lamella.layers.windows_tar import EmptyData, windows_tar_changes
@@ -151,12 +151,40 @@ def test_content_may_end_anywhere_in_a_buffer(size: int, tmp_path: Path) -> None
     assert "c" in [part[0] for part in same(tmp_path / "blob", gzipped(tar)) if isinstance(part, tuple)]
 
 
-def test_metadata_beyond_what_is_remembered_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart_work, "_MOST_POSIX", 3)
+@pytest.mark.parametrize(("bound", "most"), [("_MOST", 3), ("_MOST_BYTES", 100)])
+def test_metadata_beyond_what_is_remembered_is_right(
+    bound: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apart_work, bound, most)
+    values: list[dict[str, bytes]] = [{}, {"user.a": b"1"}, {"user.a": bytes(300)}]
     tar = Tar()
     for number in range(40):
-        tar.file(f"f{number}", mtime=number * 10**9 // 3, uid=number % 4)
+        tar.file(f"f{number}", mtime=number * 10**9 // 3, uid=number % 4, xattrs=values[number % 3])
     same(tmp_path / "blob", gzipped(tar.done()))
+
+
+def test_large_attributes_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Record] = []
+    message = Apart.message
+
+    def noted(apart: Apart, cancel: Cancellation | None) -> tuple[int, int, list[Record], int]:
+        found = message(apart, cancel)
+        told.extend(found[2])
+        return found
+
+    monkeypatch.setattr(Apart, "message", noted)
+    tar = Tar()
+    for number in range(60):
+        tar.file(f"f{number}", xattrs={"user.a": bytes([number]) * 200_000})
+    same(tmp_path / "blob", gzipped(tar.done()))
+    held = [0]
+    for record in told:
+        if record[0] == FORGET:
+            held.append(0)
+        elif record[0] == POSIX and record[5]:
+            held[-1] += sum(map(len, record[5].values()))
+    assert sum(held) == 60 * 200_000
+    assert max(held) <= 2 << 20
 
 
 def test_one_process_reads_one_blob_after_the_other(tmp_path: Path) -> None:

@@ -146,11 +146,11 @@ def test_content_and_streams_may_end_anywhere_in_a_buffer(size: int, tmp_path: P
     assert "c" in [part[0] for part in same(tmp_path / "blob", gzipped(tar), windows=RULES) if isinstance(part, tuple)]
 
 
-@pytest.mark.parametrize("bound", ["_MOST_POSIX", "_MOST_FACET_BYTES"])
+@pytest.mark.parametrize("bound", ["_MOST", "_MOST_BYTES"])
 def test_metadata_beyond_what_is_remembered_is_right(
     bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart_work, bound, 3 if bound == "_MOST_POSIX" else 100)
+    monkeypatch.setattr(apart_work, bound, 3 if bound == "_MOST" else 100)
     values = [{}, {"A": b"1"}, {"A": bytes(300)}]
     tar = tar_of(
         [

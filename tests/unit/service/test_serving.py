@@ -534,6 +534,9 @@ def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path:
 def test_who_watches_its_health_is_told_that_the_service_ends(start: Start, tmp_path: Path, option: str) -> None:
     plugin = ["--plugin", str(tmp_path / "plugin")] if option == "--plugin" else []
     process = start(*plugin)
+    if plugin:
+        assert process.stderr is not None
+        assert "serving at" in process.stderr.readline()  # there, too
     client = Client(tmp_path / ("plugin" if plugin else "socket"))
     call = client.health.Watch(health_pb2.HealthCheckRequest())
     assert next(call).status == health_pb2.HealthCheckResponse.SERVING
