@@ -148,7 +148,7 @@ class TestAForkedLayer:
             start = time.process_time()
             apply(changes, sink)
             taken.append(time.process_time() - start)
-        assert taken[1] < 60 * taken[0]
+        assert taken[1] < 60 * max(taken[0], 0.02)  # which is about what the clocks of some systems count in
 
     def test_hides_what_its_parent_has_in_an_opaque_directory(
         self, base: CimLayer, calls: Cimfs, stub: StubCimfs
