@@ -14,7 +14,6 @@ from lamella.cli.console import Console, human_size
 from lamella.cli.documents import applied_document, losses_document
 from lamella.cli.frame import Verb
 from lamella.cli.options import (
-    WINDOWS_KINDS,
     awkward_names_option,
     devices_option,
     name_rules,
@@ -79,14 +78,12 @@ def command(
 
     if parents and kind == "directory":
         raise click.UsageError("--parent is for layers that are kept apart; a plain directory has what is below in it")
-    if awkward_names and kind not in WINDOWS_KINDS:
-        raise click.UsageError("--awkward-names is for Windows layers")
+    rules = name_rules(awkward_names, kind)
     losses = Losses(refuse=strict)
     progress = console.progress()
     chosen = _policy(kind, owner, devices)
     wanted = None if digest is None else parse_digest(digest)
     diff_id = None if expect is None else parse_digest(expect)
-    rules = name_rules(awkward_names)
     cancel = console.cancellation()
     with ExitStack() as stack:
         other = None

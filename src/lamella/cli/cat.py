@@ -20,7 +20,7 @@ def command(console: Console, place: str, more: tuple[str, ...], platform: str |
 
     Each further PATH is a file in the same image. Links are followed inside the image. dir:DIR in place of an image
     stands for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a Windows
-    layer, cim:DIR/NAME.cim for a composite image.
+    layer, erofs:FILE and cim:DIR/NAME.cim for such an image.
     """
     from lamella.changes.model import dense
     from lamella.operations.filesystem import Filesystem

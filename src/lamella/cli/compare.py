@@ -51,8 +51,9 @@ def command(
     where nothing differs and 1 where something does. How the files are cut into layers is shown, and does not count;
     nor does how the layers are compressed.
 
-    A PLACE is dir:PATH for a directory on disk, blob:FILE for a single layer, erofs:FILE or cim:DIR/NAME.cim for such
-    an image. Where one is given, files alone are compared; of a composite image, without those that an import derives.
+    A PLACE is dir:PATH for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a
+    Windows layer, erofs:FILE or cim:DIR/NAME.cim for such an image. Where one is given, files alone are compared; of a
+    composite image, without those that an import derives.
     """
     from lamella.operations.compare import compare
 

@@ -11,7 +11,6 @@ import click
 from lamella.cli.console import Console, human_size
 from lamella.cli.frame import Verb
 from lamella.cli.options import (
-    WINDOWS_KINDS,
     awkward_names_option,
     compression_options,
     name_rules,
@@ -99,8 +98,7 @@ def command(
         raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")
     if parents and kind != "windows":
         raise click.UsageError("--parent is for the folder of a Windows layer")
-    if awkward_names and kind not in WINDOWS_KINDS:
-        raise click.UsageError("--awkward-names is for Windows layers")
+    rules = name_rules(awkward_names, kind)
     if recipe is not None and output in (None, "-"):
         raise click.UsageError("--recipe is for a blob with a name; give one with -o")
     if output is None:
@@ -127,7 +125,7 @@ def command(
         owners=None if owner is None else Owners(owner),
         recipe=recipe,
         losses=losses,
-        rules=name_rules(awkward_names),
+        rules=rules,
         progress=console.progress(),
         cancel=console.cancellation(),
     )

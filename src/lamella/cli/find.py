@@ -50,7 +50,7 @@ def command(
 
     PATH is where to begin, the root where it is left out. Quote a GLOB, or the shell will take it for its own. dir:DIR
     in place of an image stands for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or
-    blob of a Windows layer, cim:DIR/NAME.cim for a composite image.
+    blob of a Windows layer, erofs:FILE and cim:DIR/NAME.cim for such an image.
     """
     from lamella.changes.model import Kind
     from lamella.changes.tree import resolve

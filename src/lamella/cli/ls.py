@@ -22,7 +22,8 @@ def command(console: Console, place: str, long: bool, recursive: bool, directory
 
     PATH is the root where it is left out. Links are followed inside the image. dir:DIR in place of an image stands for
     a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a Windows layer,
-    cim:DIR/NAME.cim for a composite image. With -l, => stands before the file of another layer that a hard link is to.
+    erofs:FILE and cim:DIR/NAME.cim for such an image. With -l, => stands before the file of another layer that a hard
+    link is to.
     """
     from lamella.changes.model import Kind
     from lamella.changes.tree import resolve

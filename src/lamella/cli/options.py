@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 IMAGE_PATH: Final = "IMAGE[::PATH]"
-WINDOWS_KINDS: Final = ("windows", "cim", "blockcim")
-"""Kinds of place that hold Windows layers."""
 
 
 def platform_option(function: F) -> F:
@@ -141,12 +139,15 @@ def awkward_names_option(function: F) -> F:
     )(function)
 
 
-def name_rules(awkward_names: bool) -> NameRules | None:
-    """What --awkward-names says."""
+def name_rules(awkward_names: bool, kind: str | None = "windows") -> NameRules | None:
+    """What --awkward-names says, for a place of that kind. Raises UsageError where that holds no Windows layers."""
     if not awkward_names:
         return None
+    from lamella.layers.kinds import kind_of
     from lamella.layers.windows_names import AS_WINDOWS
 
+    if kind is None or not kind_of(kind).windows:
+        raise click.UsageError("--awkward-names is for layers of Windows; see --as")
     return AS_WINDOWS
 
 

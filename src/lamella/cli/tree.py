@@ -27,7 +27,7 @@ def command(console: Console, place: str, depth: int | None, directories: bool, 
 
     PATH is the root where it is left out. Links are followed on the way to PATH, and shown beneath it. dir:DIR in place
     of an image stands for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a
-    Windows layer, cim:DIR/NAME.cim for a composite image.
+    Windows layer, erofs:FILE and cim:DIR/NAME.cim for such an image.
     """
     from lamella.changes.model import Kind
     from lamella.changes.tree import resolve

@@ -13,7 +13,6 @@ from lamella.cli.console import Console, human_size
 from lamella.cli.documents import unpacked_document
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import (
-    WINDOWS_KINDS,
     awkward_names_option,
     devices_option,
     name_rules,
@@ -77,7 +76,7 @@ def command(
     from lamella.images.image import open_image
     from lamella.operations.unpack import unpack
 
-    work = partial(unpack, kind=kind, rules=name_rules(awkward_names))
+    work = partial(unpack, kind=kind, rules=name_rules(awkward_names, kind))
     if bundle:
         from lamella.operations.bundle import unpack_bundle
 
@@ -85,8 +84,6 @@ def command(
             raise click.UsageError("--bundle takes a plain tree; give --as alone")
         work = partial(unpack_bundle)
 
-    if awkward_names and kind not in WINDOWS_KINDS:
-        raise click.UsageError("--awkward-names is for the layers of a Windows image, kept apart with --as")
     if kind == "erofs" and (owner is not None or devices is not None):
         raise click.UsageError("--owner and --devices are for directories; an EROFS image keeps what the layers say")
     losses = Losses(refuse=strict)

@@ -22,6 +22,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self, TypeAlias
 
@@ -41,7 +42,7 @@ from lamella.changes.model import (
     Windows,
 )
 from lamella.digests import Digest
-from lamella.errors import StreamConsumed, Unavailable
+from lamella.errors import LamellaError, StreamConsumed, Unavailable
 from lamella.layers.apart_work import (
     END,
     FACET,
@@ -88,6 +89,21 @@ def possible() -> bool:
     return sys.platform == "linux" and threading.active_count() == 1 and len(os.sched_getaffinity(0)) > 1
 
 
+def started(stack: ExitStack, size: int, blobs: Callable[[ExitStack], Sequence[Blob]]) -> Apart | None:
+    """The process that reads ``blobs``, which have ``size`` bytes; None where that is not possible, or not worth it.
+
+    ``stack`` ends it. The files that ``blobs`` opens are closed here at once: the other process has its own. What is
+    wrong with them is no error, since it is said when they are read here. For callers as of `Apart`.
+    """
+    if size < WORTH or not possible():
+        return None
+    try:
+        with ExitStack() as opened:
+            return stack.enter_context(Apart(blobs(opened)))
+    except (LamellaError, OSError):
+        return None
+
+
 class Apart:
     """The process that reads ``blobs``, one after the other; `next` gives each in its turn.
 
@@ -103,10 +119,11 @@ class Apart:
         # Ours too, so that giving back a buffer to a process that has ended is no error.
         self._free_end = free
         os.write(self._free, bytes(range(BUFFERS)))
+        shared = SharedRing(buffers, free)
         try:
             self._process = os.fork()
             if not self._process:
-                work(blobs, SharedRing(buffers, free), messages, (self._free, self._messages))
+                work(blobs, shared, messages, (self._free, self._messages))
         except BaseException:
             os.close(messages)
             self._close_pipes()

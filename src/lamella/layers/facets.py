@@ -18,6 +18,7 @@ from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Posix, Put,
 from lamella.errors import FormatError, InvalidInput
 from lamella.formats.ntfs import reparse
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, READONLY, REPARSE_POINT
+from lamella.formats.ntfs.filetime import ns_from_ticks, ticks_from_ns
 from lamella.paths import LayerPath, beneath
 
 _DIRECTORY_SDDL: Final = (
@@ -91,7 +92,7 @@ def windows_from_posix(
 
 
 def _with_windows(entry: Entry, posix: Posix, template: SecurityTemplate, *, directory: bool) -> Entry:
-    kind, time = entry.kind, posix.mtime
+    kind, time = entry.kind, ns_from_ticks(ticks_from_ns(posix.mtime))  # Windows keeps no finer one
     target = entry.target
     attributes, descriptor, point = ARCHIVE, template.file, None
     if kind is Kind.DIRECTORY:

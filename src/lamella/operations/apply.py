@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
-from lamella.errors import LamellaError, from_os
+from lamella.errors import from_os
 from lamella.layers import kinds
 from lamella.streams.reading import BlobFacts, BlobLimits, BlobReader, open_blob
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.host.windows.system import WindowsSystem
+    from lamella.images.image import ImageLayer
     from lamella.layers.apart import Apart, LayerApart
     from lamella.layers.policy import Policy
     from lamella.layers.windows_names import NameRules
@@ -131,29 +132,69 @@ def apply_apart(
     return Applied(layer.finish(), tally.changes, losses)
 
 
+def apply_image_layer(
+    layer: ImageLayer,
+    directory: Path,
+    *,
+    other: Apart | None = None,
+    kind: str = "directory",
+    parents: Sequence[Path] = (),
+    policy: Policy | None = None,
+    losses: Losses | None = None,
+    rules: NameRules | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Applied:
+    """Apply a layer of an image, which must be what manifest and config promise; ``other`` reads it, where given.
+
+    Raises as `apply_blob` and `apply_apart`.
+    """
+    if other is not None:
+        following = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
+        return apply_apart(
+            following, directory, kind=kind, parents=parents, policy=policy, losses=losses, cancel=cancel
+        )
+    with layer.open() as blob:
+        return apply_blob(
+            blob,
+            directory,
+            kind=kind,
+            parents=parents,
+            policy=policy,
+            losses=losses,
+            compression=layer.compression,
+            digest=layer.descriptor.digest,
+            size=layer.descriptor.size,
+            diff_id=layer.diff_id,
+            rules=rules,
+            progress=progress,
+            cancel=cancel,
+        )
+
+
 @contextmanager
 def read_apart(
     blob: Path, *, digest: Digest | None = None, diff_id: Digest | None = None, rules: NameRules | None = None
 ) -> Iterator[Apart | None]:
-    """Another process that reads the Windows layer ``blob``, a file; None where that is not possible, or not worth it.
+    """Another process that reads the Windows layer ``blob``; None as `started` has it, and for what is no plain file.
 
     For callers that know of no other threads; see `lamella.layers.apart`.
     """
-    from lamella.layers import apart
+    from lamella.layers.apart import started
     from lamella.layers.apart_work import Blob
     from lamella.layers.windows_names import NameRules
 
+    def blobs(opened: ExitStack) -> list[Blob]:
+        file = opened.enter_context(open_blob(blob))
+        return [Blob(file, digest=digest, diff_id=diff_id, windows=rules or NameRules())]
+
+    try:
+        found = os.stat(blob)
+        size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+    except OSError:  # which is said when it is read here
+        size = 0
     with ExitStack() as stack:
-        other = None
-        try:
-            found = os.stat(blob)
-            if stat.S_ISREG(found.st_mode) and found.st_size >= apart.WORTH and apart.possible():
-                with open_blob(blob) as file:  # closed here at once: the other process has its own
-                    promised = Blob(file, digest=digest, diff_id=diff_id, windows=rules or NameRules())
-                    other = stack.enter_context(apart.Apart([promised]))
-        except (LamellaError, OSError):
-            pass  # what is wrong with the blob is said when it is read here
-        yield other
+        yield started(stack, size, blobs)
 
 
 def _make(directory: Path) -> None:

@@ -6,18 +6,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from lamella.changes.alone import links_shown
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.tree import MemorySink, MemoryTree, walk
 from lamella.errors import InvalidInput
 from lamella.images.image import open_image
 from lamella.images.naming import ImageName
+from lamella.layers import kinds
 from lamella.layers.facets import posix_from_windows
 from lamella.operations.fingerprints import fingerprinted
-from lamella.operations.layer_reading import is_windows, layer_changes
+from lamella.operations.layer_reading import changes_of_blob, is_windows, layer_changes
 from lamella.operations.trees import names_a_place, open_tree
+from lamella.streams.reading import BlobReader
 
 if TYPE_CHECKING:
     from lamella.layers.windows_view import Spelling
@@ -40,10 +43,13 @@ def fingerprinted_place(
     """
     if isinstance(place, str) and names_a_place(place):
         form, _, path = place.partition(":")
-        windows = form == "cim"
+        of_windows = _OF_WINDOWS.get(form)
+        windows = of_windows is not None
         tree = MemoryTree(streams=windows)
-        with _stated(place, path, spelling) if windows else _walked(place, cancel) as changes:
-            apply(fingerprinted(changes), MemorySink(tree), cancel=cancel)
+        if windows and not path:
+            raise InvalidInput(f"{place!r} has no path")
+        with _walked(place, cancel) if of_windows is None else of_windows(Path(path), spelling) as changes:
+            apply(fingerprinted(links_shown(changes, tree)), MemorySink(tree), cancel=cancel)
         return tree, windows
     with open_image(place, platform) as image, ExitStack() as stack:
         windows = is_windows(image)
@@ -64,11 +70,24 @@ def _walked(place: str, cancel: Cancellation | None) -> Iterator[Source]:
 
 
 @contextmanager
-def _stated(place: str, path: str, spelling: Spelling) -> Iterator[Source]:
+def _of_cim(path: Path, spelling: Spelling) -> Iterator[Source]:
     from lamella.layers.cim.files import CimLayer, OpenCim
     from lamella.layers.cim.source import stated_files
 
-    if not path:
-        raise InvalidInput(f"{place!r} has no path")
-    with OpenCim(CimLayer(Path(path))) as image:
+    with OpenCim(CimLayer(path)) as image:
         yield posix_from_windows(spelling.respelled(stated_files(image)))
+
+
+@contextmanager
+def _of_windows_layer(path: Path, spelling: Spelling) -> Iterator[Source]:
+    if path.is_file():
+        with BlobReader(path) as reader:
+            yield changes_of_blob(reader, spelling=spelling)
+            reader.finish()
+        return
+    with kinds.source("windows", path) as (changes, _):
+        yield posix_from_windows(spelling.respelled(changes))
+
+
+_OF_WINDOWS: Final = {"cim": _of_cim, "windows": _of_windows_layer}
+"""What places that hold files of Windows state, by their forms."""

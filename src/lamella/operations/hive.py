@@ -86,9 +86,6 @@ def _content(
         name, _, path = place.partition("::")
         if not path:
             raise InvalidInput(f"no file in {name!r} is named", hint="write it as IMAGE::PATH")
-        form, _, blob = name.partition(":")
-        if form == "blob" and (found := _in_blob(Path(blob), path)) is not None:
-            return found
         if _of_an_image(place) and names_a_hive(path):
             from lamella.images.image import open_image
 
@@ -100,6 +97,8 @@ def _content(
                     return hive.content
         if layer is not None:
             raise InvalidInput(f"{path!r} is none of the hives of a Windows image that layers change")
+        if name.startswith("blob:"):  # a layer with a hive is one of Windows, whose names are found in any case
+            name = name.replace("blob:", "windows:", 1)
         with open_tree(name, platform=platform, progress=progress) as tree:
             return (Filesystem(tree) / path).read_bytes()
     try:
@@ -112,26 +111,6 @@ def _of_an_image(place: str) -> bool:
     from lamella.operations.trees import names_an_image
 
     return names_an_image(place.partition("::")[0])
-
-
-def _in_blob(blob: Path, path: str) -> bytes | None:
-    """The file ``path`` of a layer, in whatever case; None where it is no plain file there.
-
-    Nothing is applied, so that the layer may have links to what only the layers below have.
-    """
-    from lamella.changes.model import Put, dense
-    from lamella.formats.ntfs.names import folded
-    from lamella.layers.tarball import tar_changes
-    from lamella.paths import parse_path
-    from lamella.streams.reading import BlobReader
-
-    wanted = folded(parse_path(path))
-    found = None
-    with BlobReader(blob) as reader:
-        for change in tar_changes(reader.next_buffer, end=reader.finish):
-            if isinstance(change, Put) and change.content is not None and folded(change.entry.path) == wanted:
-                found = b"".join(map(bytes, dense(change.content)))
-    return found
 
 
 def merge_hives(

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
     from lamella.layers.windows_names import NameRules
     from lamella.layers.windows_template import WindowsTemplate
     from lamella.oci.mediatypes import Compression
+    from lamella.operations.new_layers import Opened
     from lamella.progress import Cancellation, Progress
 
 _BY: Final = "lamella pack"
-
-Opened: TypeAlias = tuple[Source, Callable[[LayerPath], Entry | None] | None]
-"""Changes, and what tells of the targets of their hard links."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -146,33 +146,19 @@ def _plain_applied(
     cancel: Cancellation | None,
 ) -> Iterator[Applied]:
     # Loaded while another process, if there is one, begins to read.
-    from lamella.operations.apply import apply_apart, apply_blob
+    from lamella.operations.apply import apply_image_layer
 
     for layer in layers:
-        if other is not None:
-            following = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
-            yield apply_apart(following, where, policy=policy, losses=losses, cancel=cancel)
-            continue
-        with layer.open() as blob:
-            yield apply_blob(
-                blob,
-                where,
-                policy=policy,
-                losses=losses,
-                compression=layer.compression,
-                digest=layer.descriptor.digest,
-                size=layer.descriptor.size,
-                diff_id=layer.diff_id,
-                progress=progress,
-                cancel=cancel,
-            )
+        yield apply_image_layer(
+            layer, where, other=other, policy=policy, losses=losses, progress=progress, cancel=cancel
+        )
 
 
 def _read_apart(
     layers: Sequence[ImageLayer], stack: ExitStack, kind: UnpackKind | None, rules: NameRules | None
 ) -> Apart | None:
-    """Another process that reads the layers; None where that is not possible, or not worth it."""
-    from lamella.layers import apart
+    """Another process that reads the layers, those of plain files; see `started`."""
+    from lamella.layers.apart import started
     from lamella.layers.apart_work import Blob
 
     windows = None
@@ -180,27 +166,23 @@ def _read_apart(
         from lamella.layers.windows_names import NameRules
 
         windows = rules or NameRules()
-    if sum(layer.descriptor.size for layer in layers) < apart.WORTH or not apart.possible():
-        return None
+
+    def blobs(opened: ExitStack) -> list[Blob]:
+        return [
+            Blob(
+                opened.enter_context(layer.open()),
+                layer.compression,
+                layer.descriptor.digest,
+                layer.descriptor.size,
+                layer.diff_id,
+                windows=windows,
+            )
+            for layer in layers
+        ]
+
     if not all(layer.reader.plain_files for layer in layers):
         return None
-    try:
-        with ExitStack() as opened:  # closed here at once: the other process has its own
-            files = [opened.enter_context(layer.open()) for layer in layers]
-            blobs = [
-                Blob(
-                    file,
-                    layer.compression,
-                    layer.descriptor.digest,
-                    layer.descriptor.size,
-                    layer.diff_id,
-                    windows=windows,
-                )
-                for file, layer in zip(files, layers, strict=True)
-            ]
-            return stack.enter_context(apart.Apart(blobs))
-    except (LamellaError, OSError):
-        return None  # what is wrong with a layer is said in its turn
+    return started(stack, sum(layer.descriptor.size for layer in layers), blobs)
 
 
 def _check_kind(image: Image, kind: UnpackKind | None) -> None:

@@ -17,7 +17,7 @@ from lamella.layers.kinds import directory_of
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.windows.place import FILES
 from lamella.layers.windows_view import Spelling, view_changes
-from lamella.operations.apply import Applied, apply_apart, apply_blob
+from lamella.operations.apply import Applied, apply_image_layer
 from lamella.operations.layer_reading import checked_reader
 from lamella.paths import LayerPath
 
@@ -69,21 +69,16 @@ def layers_applied(
     below: list[Path] = []
     for number, layer in enumerate(layers):
         folder = directory / str(number)
-        with layer.open() as blob:
-            yield apply_blob(
-                blob,
-                folder,
-                kind="windows",
-                parents=below,
-                losses=losses,
-                compression=layer.compression,
-                digest=layer.descriptor.digest,
-                size=layer.descriptor.size,
-                diff_id=layer.diff_id,
-                rules=rules,
-                progress=progress,
-                cancel=cancel,
-            )
+        yield apply_image_layer(
+            layer,
+            folder,
+            kind="windows",
+            parents=below,
+            losses=losses,
+            rules=rules,
+            progress=progress,
+            cancel=cancel,
+        )
         below.insert(0, folder)
 
 
@@ -113,26 +108,17 @@ def images_applied(
             raise from_os(problem, f"write {os.fspath(directory / name)!r}") from problem
     for number, layer in enumerate(image.layers):
         path = directory / _place_of(kind, number)
-        if other is not None:
-            following = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
-            yield apply_apart(following, path, kind=kind, parents=below, losses=losses, cancel=cancel)
-            below.insert(0, path)
-            continue
-        with layer.open() as blob:
-            yield apply_blob(
-                blob,
-                path,
-                kind=kind,
-                parents=below,
-                losses=losses,
-                compression=layer.compression,
-                digest=layer.descriptor.digest,
-                size=layer.descriptor.size,
-                diff_id=layer.diff_id,
-                rules=rules,
-                progress=progress,
-                cancel=cancel,
-            )
+        yield apply_image_layer(
+            layer,
+            path,
+            other=other,
+            kind=kind,
+            parents=below,
+            losses=losses,
+            rules=rules,
+            progress=progress,
+            cancel=cancel,
+        )
         below.insert(0, path)
 
 

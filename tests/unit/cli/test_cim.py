@@ -237,6 +237,23 @@ class TestWhereATreeCanBeGiven:
         done = lamella("compare", image, top, "--platform", "windows/amd64")
         assert (done.returncode, done.stdout) == (0, "the files are equal\n")
 
+    def test_one_layer_is_the_same_in_whatever_place(self, lamella: Run, tmp_path: Path) -> None:
+        (tmp_path / "c" / "App").mkdir(parents=True)
+        (tmp_path / "c" / "App" / "x").write_bytes(b"x")
+        os.utime(tmp_path / "c" / "App" / "x", ns=(0, 1_700_000_000_123_456_789))  # finer than Windows' times
+        image = f"oci:{tmp_path}/made:w"
+        lamella("pack", tmp_path / "c", image, "--platform", "windows/amd64")
+        places = [image]
+        for kind, name in (("windows", "0"), ("cim", "0.cim")):
+            lamella("unpack", image, tmp_path / kind, "--as", kind, "--platform", "windows/amd64")
+            places.append(f"{kind}:{tmp_path}/{kind}/{name}")
+        lamella("diff", tmp_path / "windows" / "0", "--as", "windows", "-o", tmp_path / "layer.tar.gz")
+        places.append(f"windows:{tmp_path}/layer.tar.gz")
+        for one in places:
+            for other in places:
+                done = lamella("compare", one, other, "--platform", "windows/amd64")
+                assert done.stdout in ("the files are equal\n", "the images are equal\n"), (one, other)
+
     def test_other_places_are_compared_too(self, lamella: Run, top: str, tmp_path: Path) -> None:
         for name in ("a", "b"):
             (tmp_path / name).mkdir()

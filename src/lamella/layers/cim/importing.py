@@ -20,7 +20,7 @@ from lamella.errors import InvalidInput, MissingFacet, NotFound
 from lamella.formats.ntfs import attributes as bits
 from lamella.formats.ntfs import extended_attributes
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
-from lamella.formats.ntfs.filetime import TICK, UNIX_EPOCH, ticks_from_ns
+from lamella.formats.ntfs.filetime import ticks_from_ns
 from lamella.layers.cim import special
 from lamella.layers.cim.contract import NO_DESCRIPTOR, PLAIN_DIRECTORY, PLAIN_FILE, CimWriter, FileMetadata
 from lamella.layers.cim.host_files import HostFiles
@@ -164,18 +164,9 @@ class CimImport:
         kind, attributes, reparse = entry.kind, windows.attributes, windows.reparse
         if kind is not Kind.FILE or reparse is not None or attributes & ~_OF_FILES:
             attributes = self._attributes(entry, attributes, reparse)
-        created, written = windows.creation_time, windows.write_time
-        changed, accessed = windows.change_time, windows.access_time
-        written = 0 if written is None else written // TICK + UNIX_EPOCH if written >= 0 else ticks_from_ns(written)
-        created = (
-            written if created is None else created // TICK + UNIX_EPOCH if created >= 0 else ticks_from_ns(created)
-        )
-        changed = (
-            written if changed is None else changed // TICK + UNIX_EPOCH if changed >= 0 else ticks_from_ns(changed)
-        )
-        accessed = (
-            written if accessed is None else accessed // TICK + UNIX_EPOCH if accessed >= 0 else ticks_from_ns(accessed)
-        )
+        written = _ticks(windows.write_time, 0)
+        created, changed = _ticks(windows.creation_time, written), _ticks(windows.change_time, written)
+        accessed = _ticks(windows.access_time, written)
         if not (0 <= written <= _LAST and 0 <= created <= _LAST and 0 <= changed <= _LAST and 0 <= accessed <= _LAST):
             raise InvalidInput(f"{entry.path!r}: a time that no FILETIME can hold")
         extended = windows.extended_attributes
@@ -242,6 +233,10 @@ class CimImport:
                 raise NotFound(f"the parent in {os.fspath(parent)!r} has no hive {stem}_BASE for this layer's delta")
             self._host.merge_hive(base, delta, result)
             self._wait(QueuedFile(result, PLAIN_FILE))
+
+
+def _ticks(time: int | None, otherwise: int) -> int:
+    return otherwise if time is None else ticks_from_ns(time)
 
 
 def _encoded(values: Mapping[str, bytes]) -> bytes:
