@@ -204,8 +204,7 @@ class Contents:
         return Stream(offset, size)
 
     def _stored_large(self, chunks: Iterable[Buffer], size: int, derived: bool) -> Stream:
-        if size > MAX_LENGTH:
-            raise InvalidInput(f"a stream of {size} bytes: they end at {MAX_LENGTH}")
+        _check_length(size)
         if size < LARGE:
             data = _joined(chunks, size)
             self._derived.append(hashlib.sha256(data).digest())
@@ -256,7 +255,8 @@ class Contents:
         return state.digest()
 
     def zeros(self, size: int) -> Stream:
-        """A stream of zeros, none of which is stored."""
+        """A stream of zeros, none of which is stored. Raises InvalidInput beyond 2**48 - 1."""
+        _check_length(size)
         return Stream(0, size, StreamType.DATA, sparse=True) if size else self._empty
 
     def add_to(self, state: _Hash, contents: bytes | None) -> None:
@@ -268,6 +268,11 @@ class Contents:
         for region in (self._small, self._data):
             for piece in region.objects():
                 state.update(piece)
+
+
+def _check_length(size: int) -> None:
+    if size > MAX_LENGTH:
+        raise InvalidInput(f"a stream of {size} bytes: they end at {MAX_LENGTH}")
 
 
 def _joined(chunks: Iterable[Buffer], size: int) -> bytes:

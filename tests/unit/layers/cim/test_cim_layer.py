@@ -212,6 +212,18 @@ class TestALayerWithoutParents:
             assert image.open(LayerPath("Files/s")).extents == ()
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 18
 
+    def test_takes_a_hole_as_long_as_a_length_can_say_and_refuses_a_longer_one(self, tmp_path: Path) -> None:
+        longest = (1 << 48) - 1
+        for size in (longest + 1, longest + 6):
+            with pytest.raises(InvalidInput, match="a stream of"):
+                write(tmp_path / "long.cim", tree(Put(entry("Files/s", size=size), Sparse(size, (), b""))))
+        assert list(tmp_path.iterdir()) == []
+        layer = write(tmp_path / "one.cim", tree(Put(entry("Files/s", size=longest), Sparse(longest, (), b""))))
+        with CimTree(layer) as image:
+            found = image.lookup(LayerPath("Files/s"))
+            assert found is not None
+            assert (Kind.FILE, longest) == (found.kind, found.size)
+
 
 class TestALayerOverOthers:
     @pytest.fixture
