@@ -186,11 +186,23 @@ class ErofsUpperSink(OverlayRules):
         parent, _, name = path.rpartition("/")
         directory = self._near.get(parent)
         if directory is None:
-            directory = self._find(parent)
-            if directory is None or not stat.S_ISDIR(directory.mode):
+            directory = self._walked(parent)
+            if directory is None:
                 return None
-            self._near[parent] = directory
         return directory.children.get(name.encode("utf-8", "surrogateescape"))
+
+    def _walked(self, path: str) -> NewInode | None:
+        """The directory at ``path``, from the nearest one above that is known; None where there is none."""
+        near, way = self._near, [path]
+        while (at := way[-1].rpartition("/")[0]) not in near:
+            way.append(at)
+        directory = near[at]
+        for step in reversed(way):
+            inode = directory.children.get(step.rpartition("/")[2].encode("utf-8", "surrogateescape"))
+            if inode is None or not stat.S_ISDIR(inode.mode):
+                return None
+            directory = near[step] = inode
+        return directory
 
     def _directory(self, path: str) -> NewInode:
         """A directory, which is brought up where only the parents have it."""
