@@ -170,7 +170,8 @@ class TestTheTableOfKinds:
         assert (tmp_path / "folder" / "lamella.index").is_file()
         assert stub.calls == []
         monkeypatch.setattr("lamella.layers.windows.opened.this_system", lambda: system)
-        apply_blob(tar, BASE, kind="windows", system=system)
+        monkeypatch.chdir(tmp_path)  # where its folder would be, were it no path of Windows
+        apply_blob(tar, BASE, kind="windows")
         assert "lamella.index" not in names(system, "C:\\layers\\base")
         with kinds.source("windows", BASE) as (changes, _):
             assert isinstance(changes, NativeChanges)

@@ -28,9 +28,9 @@ FILE_KEY = "FILE[::KEY]"
 def command() -> None:
     """Look into registry hives, and merge them.
 
-    FILE is a file, - for standard input, or a file in an image or a layer, as IMAGE::PATH or blob:LAYER::PATH. KEY is
-    the path of a key below the root, with backslashes or, where there is none, slashes between the names; case does not
-    matter.
+    FILE is a file, - for standard input, or a file in an image or a layer, as IMAGE::PATH or windows:PLACE::PATH, or
+    blob:, cim: and dir: as for 'lamella ls'. KEY is the path of a key below the root, with backslashes or, where there
+    is none, slashes between the names; case does not matter.
 
     Layers of a Windows image above the base have deltas of the base's hives. Of an image, Hives/System_Base is what all
     come to, which is what a container starts with; Hives/System_Delta is the delta of the topmost layer that has one,

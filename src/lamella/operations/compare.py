@@ -162,7 +162,10 @@ def _compare_places(
         for place in (old, new)
     )
     if is_one is not is_other:
-        raise InvalidInput("one of the two is of Windows and the other is not: they have no files in common")
+        raise InvalidInput(
+            "one of the two is of Windows and the other is not: they have no files in common",
+            hint="of a Windows layer in a blob say windows:FILE",
+        )
     walk.compare(one, other)
     return Compared(None, None, (), (), (), (), tuple(walk.found), tuple(walk.sizes()))
 

@@ -9,14 +9,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.unit.cli.conftest import Run
+from tests.unit.cli.processes import children, only_child, wait_for, where_forked
 from tests.unit.layers.cim.test_cim_layer import (
     directory,
     file,
@@ -507,17 +506,6 @@ def test_block_images_do_not_become_tars(lamella: Run, tmp_path: Path) -> None:
 # Large layers, which a process of its own reads -------------------------------------------------------------------
 
 
-def children(process: int) -> list[str]:
-    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.005)
-
-
 def files_in(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
@@ -526,7 +514,7 @@ def large() -> list[Change]:
     return windows_base(*(file(f"Files/Windows/f{number}", os.urandom(100_000)) for number in range(150)))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+@where_forked
 @pytest.mark.parametrize("verb", ["apply", "unpack"])
 def test_a_large_layer_is_read_by_a_process_of_its_own_and_gives_the_same_images(
     verb: str, program: str, tmp_path: Path
@@ -542,13 +530,12 @@ def test_a_large_layer_is_read_by_a_process_of_its_own_and_gives_the_same_images
         with open_image(name, "windows/amd64") as image:
             unpack(image, tmp_path / "here", kind="cim")
     with subprocess.Popen(command) as process:
-        wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
-        assert len(children(process.pid)) == 1
+        only_child(process)
     assert process.returncode == 0
     assert files_in(tmp_path / "out") == files_in(tmp_path / "here")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+@where_forked
 def test_a_large_layer_that_is_stopped_leaves_nothing(program: str, tmp_path: Path) -> None:
     blob = tmp_path / "blob"
     blob.write_bytes(tar_of(windows_base(*(file(f"Files/f{n}", os.urandom(150)) for n in range(30_000)))))
@@ -556,7 +543,7 @@ def test_a_large_layer_that_is_stopped_leaves_nothing(program: str, tmp_path: Pa
         [program, "apply", blob, tmp_path / "out/0.cim", "--as", "cim"], stderr=subprocess.PIPE, text=True
     ) as process:
         wait_for(lambda: (tmp_path / "out").exists() and any((tmp_path / "out").iterdir()))
-        others = children(process.pid)
+        others = children(process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert len(others) == 1
@@ -565,7 +552,7 @@ def test_a_large_layer_that_is_stopped_leaves_nothing(program: str, tmp_path: Pa
     assert [*(tmp_path / "out").iterdir()] == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+@where_forked
 @pytest.mark.parametrize("wrong", ["truncated", "digest", "directory"])
 def test_a_large_layer_has_the_errors_that_it_has_when_read_here(wrong: str, program: str, tmp_path: Path) -> None:
     blob = tmp_path / "blob"
@@ -585,13 +572,13 @@ def test_a_large_layer_has_the_errors_that_it_has_when_read_here(wrong: str, pro
     assert wrong == "directory" or [*(tmp_path / "out").iterdir()] == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
+@where_forked
 def test_the_process_that_reads_a_layer_ends_when_the_command_is_killed(program: str, tmp_path: Path) -> None:
     blob = tmp_path / "blob"
     blob.write_bytes(tar_of(windows_base(file("Files/big", os.urandom(1 << 20) * 300))))
     with subprocess.Popen([program, "apply", blob, tmp_path / "out/0.cim", "--as", "cim"]) as process:
         wait_for(lambda: (tmp_path / "out").exists() and any((tmp_path / "out").iterdir()))
-        (other,) = children(process.pid)
+        (other,) = children(process)
         process.kill()
     status = Path(f"/proc/{other}/status")
     wait_for(lambda: not status.exists() or "\nState:\tZ" in status.read_text())

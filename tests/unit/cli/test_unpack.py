@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.cli.processes import FORKS, children, only_child, wait_for, where_forked
 
 from lamella.changes.diff import diff
 from lamella.images.image import open_image
@@ -227,15 +228,16 @@ def slow_image(make_image: MakeImage, request: pytest.FixtureRequest) -> str:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
 )
 def test_an_unpack_that_is_stopped_leaves_nothing(
-    program: str, slow_image: str, tmp_path: Path, number: int, code: int
+    program: str, slow_image: str, tmp_path: Path, number: int, code: int, request: pytest.FixtureRequest
 ) -> None:
     with subprocess.Popen(
         [program, "unpack", slow_image, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         wait_for(lambda: any(path.name.startswith(".out") and any(path.glob("root/*")) for path in tmp_path.iterdir()))
-        others = children(process.pid)
+        others = children(process)
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
+    assert len(others) == (FORKS and request.node.callspec.params["slow_image"] == "read apart")
     assert not any(Path(f"/proc/{other}").exists() for other in others)
     assert (process.returncode, output) == (code, "")
     assert errors.splitlines()[0] == "lamella: interrupted"
@@ -257,10 +259,7 @@ def test_a_merge_that_is_stopped_says_what_is_left(program: str, slow_image: str
     ]
 
 
-def children(process: int) -> list[str]:
-    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
-
-
+@where_forked
 @pytest.mark.parametrize("options", [[], ["--merge"], ["--bundle"]])
 def test_a_large_image_is_read_by_a_process_of_its_own_and_comes_out_the_same(
     program: str, make_image: MakeImage, tmp_path: Path, options: list[str]
@@ -272,8 +271,7 @@ def test_a_large_image_is_read_by_a_process_of_its_own_and_comes_out_the_same(
     with subprocess.Popen(
         [program, "unpack", "--json", name, tmp_path / "out", *options], stdout=subprocess.PIPE, text=True
     ) as process:
-        wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
-        assert len(children(process.pid)) == 1
+        only_child(process)
         output, _ = process.communicate(timeout=60)
     with open_image(name) as image:
         unpacked = unpack(image, tmp_path / "here")
@@ -319,13 +317,6 @@ def test_where_no_process_can_be_made_the_image_is_read_here(
         unpack(image, tmp_path / "out", apart=True)
     assert tried == [True]
     assert (tmp_path / "out/random").stat().st_size == 5 << 20
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.005)
 
 
 # The bar ---------------------------------------------------------------------------------------------------------

@@ -441,6 +441,8 @@ import signal, sys, threading, time
 from lamella.service.serving import serve
 
 def strike():
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        time.sleep(0.01)
     time.sleep(0.5)  # until the main thread waits for clients, and for nothing else
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
     time.sleep(60)

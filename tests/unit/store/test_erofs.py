@@ -253,9 +253,7 @@ def test_mkfs_makes_the_same_tree_of_what_the_kernel_shows(
     snapshots.view("view", "base")
     theirs = tmp_path / "theirs.erofs"
     with mounted(snapshots.mounts("view")) as root:
-        subprocess.run(
-            [needs("mkfs.erofs"), "--quiet", "-T0", "--mkfs-time", "--preserve-mtime", theirs, root], check=True
-        )
+        subprocess.run([needs("mkfs.erofs"), *MKFS, theirs, root], check=True)
     with ErofsImage(ErofsLayer(theirs)) as tree, snapshots.tree("base") as ours:
         assert text(tree) == text(ours)
 
@@ -275,9 +273,7 @@ def test_what_is_written_to_a_mount_comes_to_the_tree_that_mkfs_makes_of_it(
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(os.fspath(root / "socket"))
     upper, theirs = snapshots.place("key") / "fs", tmp_path / "theirs.erofs"
-    subprocess.run(
-        [needs("mkfs.erofs"), "--quiet", "-T0", "--mkfs-time", "--preserve-mtime", theirs, upper], check=True
-    )
+    subprocess.run([needs("mkfs.erofs"), *MKFS, theirs, upper], check=True)
     snapshots.commit("top", "key")
     ours = snapshots.place("top") / "layer.erofs"
     with ErofsChanges(ErofsLayer(theirs)) as expected, ErofsChanges(ErofsLayer(ours)) as actual:
