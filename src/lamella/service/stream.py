@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterator, Mapping
 from queue import SimpleQueue
 from typing import Any, Final
 
+from lamella.errors import InvalidInput
 from lamella.service import http2
 from lamella.service.calls import Call, Method
 from lamella.service.http2 import ConnectionBroken
-from lamella.service.messages import unframed
+from lamella.service.messages import HEAD, unframed
 
 WINDOW: Final = 4 << 20
 """Bytes that a client may send before it is told that it may send more."""
 
 _WAITING: Final = 4 << 20
-"""Bytes of messages that a call has not taken yet, above which its client may send no more."""
+"""Cost of messages that a call has not taken yet, in bytes, above which its client may send no more."""
+
+_COST: Final = HEAD + 64
+"""Bytes that a message costs besides its own, so that many small ones are not had for nothing."""
 
 
 class Stream(Call):
@@ -60,7 +64,7 @@ class Stream(Call):
         self._inbox: SimpleQueue[bytes | None] = SimpleQueue()
         self._arrived = 0
         self._taken = 0
-        """Bytes of messages that have come, and those that the call has taken."""
+        """Cost of the messages that have come, and of those that the call has taken."""
         self._owed = 0
         """Bytes that the client has sent and may send again."""
 
@@ -69,14 +73,16 @@ class Stream(Call):
     def receive(self, flags: int, payload: memoryview) -> None:
         """Take the messages out of what has come, and let the client go on unless too many wait.
 
-        Raises ConnectionBroken, and Unsupported or Exhausted for messages that are not taken.
+        Raises ConnectionBroken, and Unsupported, Exhausted or InvalidInput for messages that are not taken.
         """
         with self._flow:
             self._owed += len(payload)
         if self._owed > WINDOW:
             raise ConnectionBroken(http2.FLOW_CONTROL_ERROR, "a client that sends more than it may")
         for message in unframed(self._partial, http2.unpadded(flags, payload)):
-            self._arrived += len(message)
+            if self._arrived and not self.method.takes_many:
+                raise InvalidInput(f"more than one request for {self.method.path}, which takes one")
+            self._arrived += len(message) + _COST
             self._inbox.put(message)
         if not flags & http2.END_STREAM:
             self._credit()
@@ -101,7 +107,7 @@ class Stream(Call):
             if message is None:
                 self.check()
                 return
-            self._taken += len(message)
+            self._taken += len(message) + _COST
             self._credit()
             yield decode(message)
 

@@ -362,6 +362,7 @@ def test_frames_of_a_kind_that_is_not_known_are_passed_over(address: Path) -> No
         (Code.UNIMPLEMENTED, message(b"abc", compressed=1)),
         (Code.RESOURCE_EXHAUSTED, struct.pack(">BI", 0, (16 << 20) + 1)),
         (Code.INVALID_ARGUMENT, b""),
+        (Code.INVALID_ARGUMENT, message(b"abc") + message(b"")),
         (Code.INVALID_ARGUMENT, message(b"abc")[:-1]),
     ],
 )
