@@ -52,6 +52,9 @@ MAX_WINDOW: Final = (1 << 31) - 1
 MAX_BLOCK: Final = 64 << 10
 """Bytes of a block of headers."""
 
+_KNOWN: Final = 64
+"""Blocks that are looked up rather than decoded."""
+
 HEAD: Final = struct.Struct(">HBBBI")
 """Of a frame: its length (two fields), type, flags and stream."""
 
@@ -146,6 +149,8 @@ class HeaderBlocks:
         except HPACKError as problem:
             raise ConnectionBroken(COMPRESSION_ERROR, f"malformed headers: {problem}") from problem
         if block and min(block) >= 0x80 and 0xFF not in block:  # indexed fields alone, of one byte each
+            if len(self._known) >= _KNOWN:  # a client that varies them
+                self._known.clear()
             self._known[block] = headers
         else:
             self._known.clear()  # their numbers have changed

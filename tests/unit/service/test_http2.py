@@ -539,6 +539,15 @@ def test_blocks_that_are_looked_up_are_read_as_if_they_were_decoded(blocks: list
             assert reader.read(encoder.encode(headers)) == expected
 
 
+def test_a_client_that_varies_its_headers_has_few_of_them_kept() -> None:
+    reader = http2.HeaderBlocks()
+    for first in range(1, 62):
+        for second in range(1, 62):
+            reader.read(bytes((0x80 | first, 0x80 | second)))
+            assert len(reader._known) <= 64
+    assert reader.read(b"\x83\x86") == {":method": "POST", ":scheme": "http"}
+
+
 @given(st.integers(0, 16), st.text(max_size=300))
 def test_trailers_say_code_and_message(code: int, text: str) -> None:
     found = dict(Decoder().decode(http2.trailers(code, text), raw=True))
