@@ -13,7 +13,7 @@ from hashlib import sha256
 from itertools import islice
 from typing import Final
 
-from lamella.errors import FormatError, Integrity, Unsupported
+from lamella.errors import FormatError, Integrity, InvalidInput, Unsupported
 
 BLOCK: Final = 4096
 _HASH: Final = 32
@@ -32,11 +32,14 @@ Read = Callable[[int, int], bytes]
 
 
 def write_tree(read: Read, size: int, write: Callable[[int, bytes], None]) -> str:
-    """Write the tree over data of ``size`` bytes, whole blocks, and return its root hash in hexadecimal.
+    """Write the tree over data of ``size`` bytes, and return its root hash in hexadecimal.
 
-    It is what ``veritysetup format`` writes with ``--salt=-`` and a UUID of zeros. Raises what the callables raise.
+    It is what ``veritysetup format`` writes with ``--salt=-`` and a UUID of zeros. Raises InvalidInput unless the data
+    are whole blocks, one at least, and what the callables raise.
     """
     blocks = size // BLOCK
+    if not blocks or size % BLOCK:
+        raise InvalidInput(f"hashes are of whole blocks of {BLOCK} bytes: there are {size} bytes")
     version, kind, algorithm, data, hashes, salt = _FORM
     head = _HEAD.pack(_SIGNATURE, version, kind, bytes(16), algorithm, data, hashes, blocks, salt, bytes(256))
     write(0, head.ljust(BLOCK, b"\0"))
@@ -58,7 +61,7 @@ def check_tree(read: Read, size: int, tree: Read, root: str, step: Callable[[int
     that is not what its hash says, FormatError and Unsupported for a tree that is none or of another form.
     """
     blocks = _blocks(tree(0, BLOCK))
-    if blocks != size // BLOCK:
+    if not blocks or blocks * BLOCK != size:
         raise Integrity(f"there are {size} bytes, and hashes of {blocks * BLOCK}")
     expected = iter([bytes.fromhex(root)])
     for first, count in reversed(_levels(blocks)):

@@ -7,11 +7,13 @@ from hashlib import shake_128
 
 import pytest
 
-from lamella.errors import FormatError, Integrity, LamellaError, Unsupported
+from lamella.errors import FormatError, Integrity, InvalidInput, LamellaError, Unsupported
 from lamella.formats.verity import BLOCK, check_tree, write_tree
 
 SIZES = [1, 2, 127, 128, 129, 128 * 128, 128 * 128 + 1]
 """Blocks of data with no level, one, two and three."""
+BLOCKS_AT = 72
+"""Where the first block says how many blocks of data there are."""
 
 
 def data_of(blocks: int) -> bytes:
@@ -69,9 +71,23 @@ def test_a_bit_that_changed_is_found_and_told_by_its_block(blocks: int) -> None:
 def test_another_size_is_told() -> None:
     data = data_of(3)
     tree, root = tree_of(data)
-    for other in (data[:-BLOCK], data + bytes(BLOCK)):
+    for other in (data[:-BLOCK], data + bytes(BLOCK), data + bytes(40), data[:-1], b""):
         with pytest.raises(Integrity, match="hashes of 12288"):
             check(other, tree, root)
+
+
+def test_no_data_are_not_what_any_hashes_are_of() -> None:
+    tree, root = tree_of(data_of(3))
+    forged = tree[:BLOCKS_AT] + bytes(8) + tree[BLOCKS_AT + 8 :]
+    for data in (b"", bytes(40)):
+        with pytest.raises(Integrity, match="hashes of 0"):
+            check(data, forged, root)
+
+
+@pytest.mark.parametrize("size", [0, 40, BLOCK - 1, BLOCK + 1])
+def test_no_hashes_are_made_of_less_than_whole_blocks(size: int) -> None:
+    with pytest.raises(InvalidInput, match="whole blocks"):
+        tree_of(bytes(size))
 
 
 def test_a_tree_that_is_cut_or_none_is_an_error() -> None:
