@@ -20,6 +20,8 @@ Facts: TypeAlias = tuple[int, int, int, int, bool]
 
 # Not waiting: a fifo that somebody puts in the place of a file must not stop us.
 OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
+ANOTHER: Final = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EAGAIN, errno.EISDIR))
+"""How it fails to read what was a regular file when it was listed, and is none any more."""
 _AT_ONCE: Final = 256 << 10
 """Files up to this size are read by a single call, and so are the steps through larger ones when comparing."""
 _STEP: Final = 128 << 10
@@ -55,7 +57,7 @@ class FileOnDisk:
         if self._extents is None:
             file = self.open()
             try:
-                self._extents = tuple(_extents(file, self.size))
+                self._extents = tuple(data_extents(file, self.size))
                 self.check(file)
             except OSError as error:
                 raise self.failure(error) from error
@@ -138,20 +140,29 @@ class FileOnDisk:
 
     def changed(self) -> Conflict:
         """The error of a file that is not what it was."""
-        return Conflict(
-            f"{self.path!r} changed while it was read", hint="stop what writes to the tree, or read a snapshot of it"
-        )
+        return changed(self.path)
 
     def failure(self, error: OSError) -> LamellaError:
         """The error that fits a failed call on the file."""
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EAGAIN, errno.EISDIR):
+        if error.errno in ANOTHER:
             return self.changed()
         if isinstance(error, PermissionError):
             return Denied(f"read {self.path!r}: {error.strerror}", hint="its owner or root can read it")
         return from_os(error, f"read {self.path!r}")
 
 
-def _extents(file: int, size: int) -> Iterator[tuple[int, int]]:
+def changed(path: str) -> Conflict:
+    """The error of a file that is not what it was."""
+    return Conflict(
+        f"{path!r} changed while it was read", hint="stop what writes to the tree, or read a snapshot of it"
+    )
+
+
+def data_extents(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where data lies in an open file of ``size`` bytes (SEEK_DATA), all of it where the file system does not tell.
+
+    Raises OSError, ENXIO among them where the file became shorter.
+    """
     at = 0
     while at < size:
         try:

@@ -359,7 +359,7 @@ def test_a_file_that_shrinks_while_its_image_is_made_is_told(tmp_path: Path, mon
         return read(file, length, offset)
 
     monkeypatch.setattr(os, "pread", shrinking)
-    with pytest.raises(Conflict, match="shorter"):
+    with pytest.raises(Conflict, match="changed while it was read"):
         snapshots.commit("name", "key")
     monkeypatch.undo()
     snapshots.commit("name", "key")

@@ -7,20 +7,18 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from lamella import host
 from lamella.changes.model import Buffer
-from lamella.errors import Conflict, from_os
+from lamella.errors import from_os
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode
-from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.erofs.building import NewImage
+from lamella.layers.files_on_disk import ANOTHER, OPEN, changed, data_extents
 
-_READ: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC
 _OPEN_DIRECTORIES: Final = 128
 _STEP: Final = 1 << 20
 _NOT_KEPT: Final = frozenset(
@@ -73,37 +71,39 @@ class _Walk:
         prefix = f"{path}/" if path else ""
         below: list[tuple[str, NewInode]] = []
         for name in sorted(os.listdir(descriptor), key=os.fsencode):
-            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            identity = (status.st_dev, status.st_ino)
-            kind = stat.S_IFMT(status.st_mode)
-            several = status.st_nlink > 1 and kind != stat.S_IFDIR
-            inode = self._links.get(identity) if several else None
-            if inode is None:
-                inode = self._made(descriptor, prefix + name, name, status)
-                if several:
-                    self._links[identity] = inode
-                if kind == stat.S_IFDIR:
-                    below.append((prefix + name, inode))
-            directory.children[os.fsencode(name)] = inode
+            try:
+                self._take(descriptor, prefix + name, name, directory, below)
+            except OSError as error:
+                if error.errno in ANOTHER:
+                    raise changed(prefix + name) from error
+                raise
         below.reverse()
         return below
+
+    def _take(
+        self, descriptor: int, path: str, name: str, directory: NewInode, below: list[tuple[str, NewInode]]
+    ) -> None:
+        status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+        identity = (status.st_dev, status.st_ino)
+        kind = stat.S_IFMT(status.st_mode)
+        several = status.st_nlink > 1 and kind != stat.S_IFDIR
+        inode = self._links.get(identity) if several else None
+        if inode is None:
+            inode = self._made(descriptor, path, name, status)
+            if several:
+                self._links[identity] = inode
+            if kind == stat.S_IFDIR:
+                below.append((path, inode))
+        directory.children[os.fsencode(name)] = inode
 
     def _made(self, directory: int, path: str, name: str, status: os.stat_result) -> NewInode:
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
-            file = os.open(name, _READ, dir_fd=directory)
+            file = os.open(name, OPEN, dir_fd=directory)
             try:
-                status = os.fstat(file)
-                if not stat.S_ISREG(status.st_mode):
-                    raise Conflict(f"{path!r} changed while it was read")
-                inode = self._inode(status, _xattrs(file))
-                if status.st_size:
-                    inode.content = self._image.place(
-                        path, _Content(file, path, status), len(pack_xattrs(inode.xattrs))
-                    )
+                return self._file(file, path, status)
             finally:
                 os.close(file)
-            return inode
         inode = self._inode(status, _xattrs(host.path_beneath(directory, name)))
         if kind == stat.S_IFLNK:
             inode.target = os.fsencode(os.readlink(name, dir_fd=directory))
@@ -111,44 +111,38 @@ class _Walk:
             inode.device = (os.major(status.st_rdev), os.minor(status.st_rdev))
         return inode
 
+    def _file(self, file: int, path: str, listed: os.stat_result) -> NewInode:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) != (listed.st_dev, listed.st_ino):
+            raise changed(path)
+        inode = self._inode(status, _xattrs(file))
+        if status.st_size:
+            inode.content = self._image.place(path, _Content(file, path, status), len(pack_xattrs(inode.xattrs)))
+        now = os.fstat(file)
+        if (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+            raise changed(path)
+        return inode
+
     def _inode(self, status: os.stat_result, xattrs: dict[str, bytes]) -> NewInode:
         return NewInode(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
 
 
-@dataclass(slots=True, frozen=True)
 class _Content:
-    """The bytes of an open file, as many as it had when it was looked at."""
+    """The bytes of an open file, as many as it had when it was looked at. Raises OSError (ENXIO: it became shorter)."""
 
-    file: int
-    path: str
-    status: os.stat_result
+    __slots__ = ("extents", "file", "path", "size")
 
-    @property
-    def size(self) -> int:
-        return self.status.st_size
+    def __init__(self, file: int, path: str, status: os.stat_result) -> None:
+        self.file = file
+        self.path = path
+        self.size = status.st_size
+        self.extents: Sequence[tuple[int, int]] | None = None
+        if status.st_blocks * 512 < self.size and self.size >= 4096:
+            self.extents = tuple(data_extents(file, self.size))
 
     @property
     def stored(self) -> bool:
         return True
-
-    @property
-    def extents(self) -> Sequence[tuple[int, int]] | None:
-        if self.status.st_blocks * 512 >= self.size or self.size < 4096:
-            return None
-        found: list[tuple[int, int]] = []
-        at = 0
-        while at < self.size:
-            try:
-                start = os.lseek(self.file, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:  # nothing but a hole from here on
-                    raise
-                break
-            at = min(os.lseek(self.file, start, os.SEEK_HOLE), self.size)
-            if at <= start:
-                break
-            found.append((start, at - start))
-        return found
 
     def chunks(self) -> Iterable[Buffer]:
         extents = self.extents
@@ -160,7 +154,7 @@ class _Content:
             while at < end:
                 piece = os.pread(self.file, min(end - at, _STEP), at)
                 if not piece:
-                    raise Conflict(f"{self.path!r} became shorter while it was read")
+                    raise changed(self.path)
                 yield piece
                 at += len(piece)
 
