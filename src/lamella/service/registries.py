@@ -29,9 +29,11 @@ from lamella.service.streaming import Exchange, unpacked
 from lamella.store.contract import Resource
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
+from lamella.store.labels import MAX_LABEL
 from lamella.store.references import CONTENT
 
 if TYPE_CHECKING:
+    from lamella.digests import Digest
     from lamella.progress import Cancellation
     from lamella.store.store import Space
 
@@ -199,10 +201,12 @@ class _Asked:
         return answer
 
 
-def _from(space: Space, digest: str, reference: Reference) -> dict[str, str]:
-    """The label that says of which repository a blob is, besides those that it has come from before."""
-    from lamella.digests import Digest
+def _from(space: Space, digest: Digest, reference: Reference) -> dict[str, str]:
+    """The label that says of which repository a blob is, besides those that it has come from before.
 
+    Where there is no room for one more it stays as it is.
+    """
     key = SOURCE + (urlsplit(f"//{reference.registry}").hostname or reference.registry)
-    before = space.content.info(Digest(digest)).labels.get(key, "")
-    return {key: ",".join(sorted({*filter(None, before.split(",")), reference.repository}))}
+    before = space.content.info(digest).labels.get(key, "")
+    value = ",".join(sorted({*filter(None, before.split(",")), reference.repository}))
+    return {key: value} if len((key + value).encode()) <= MAX_LABEL else {}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images between registries and a namespace, beside a registry that does as the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.registry.hostile import Registry
+
+from lamella.digests import Digest
+from lamella.oci.descriptor import Descriptor
+from lamella.progress import Cancellation
+from lamella.protocol.proto import transfers_pb2 as pb
+from lamella.service.registries import SOURCE, pull
+from lamella.service.streaming import Exchange
+from lamella.store.labels import MAX_LABEL
+from lamella.store.leases import under_lease
+from lamella.store.store import Space, Store
+from lamella.testing.images import small_image
+
+IMAGE = small_image({"a": b"one"})
+LAYER = Digest(IMAGE.manifest["layers"][0]["digest"])
+KEY = f"{SOURCE}127.0.0.1"
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Iterator[Space]:
+    with Store.open(tmp_path / "root") as store, under_lease(store.namespace("default")) as held:
+        yield held
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """Return one that has the image."""
+    with Registry() as server:
+        server.add("app", "v1", IMAGE)
+        yield server
+
+
+def pulled(space: Space, registry: Registry) -> Descriptor:
+    source = pb.OCIRegistry(reference=f"{registry.host}/app:v1")
+    return pull(space, source, nobody, [], tell=nothing, cancel=Cancellation())
+
+
+def nobody(name: str) -> Exchange:
+    raise AssertionError(name)
+
+
+def nothing(**facts: Any) -> None:
+    pass
+
+
+def test_a_blob_is_labelled_with_the_repositories_that_it_has_come_from(space: Space, registry: Registry) -> None:
+    pulled(space, registry)
+    assert space.content.info(LAYER).labels[KEY] == "app"
+    space.content.update(LAYER, {KEY: "other,there"}, [f"labels.{KEY}"])
+    pulled(space, registry)
+    assert space.content.info(LAYER).labels[KEY] == "app,other,there"
+
+
+def test_a_blob_that_has_come_from_more_repositories_than_a_label_names_is_pulled_all_the_same(
+    space: Space, registry: Registry
+) -> None:
+    pulled(space, registry)
+    many = "x" * (MAX_LABEL - len(KEY))
+    space.content.update(LAYER, {KEY: many}, [f"labels.{KEY}"])
+    assert pulled(space, registry).digest == IMAGE.descriptor["digest"]
+    assert space.content.info(LAYER).labels[KEY] == many
