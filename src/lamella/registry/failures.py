@@ -23,11 +23,16 @@ from lamella.registry.transport import Response
 _MAX_ERROR: Final = 64 << 10
 _MAX_TEXT: Final = 300
 
+
+class Refused(Denied):
+    """A registry has said that we may not."""
+
+
 _BY_CODE: Final[dict[str, type[LamellaError]]] = {
     "BLOB_UNKNOWN": NotFound,
     "BLOB_UPLOAD_INVALID": Conflict,
     "BLOB_UPLOAD_UNKNOWN": NotFound,
-    "DENIED": Denied,
+    "DENIED": Refused,
     "DIGEST_INVALID": Integrity,
     "MANIFEST_BLOB_UNKNOWN": Conflict,
     "MANIFEST_INVALID": InvalidInput,
@@ -39,15 +44,15 @@ _BY_CODE: Final[dict[str, type[LamellaError]]] = {
     "SIZE_INVALID": Integrity,
     "TAG_INVALID": InvalidInput,
     "TOOMANYREQUESTS": Unavailable,
-    "UNAUTHORIZED": Denied,
+    "UNAUTHORIZED": Refused,
     "UNAVAILABLE": Unavailable,
     "UNSUPPORTED": Unsupported,
 }
 
 _BY_STATUS: Final[dict[int, type[LamellaError]]] = {
     400: InvalidInput,
-    401: Denied,
-    403: Denied,
+    401: Refused,
+    403: Refused,
     404: NotFound,
     405: Unsupported,
     406: Unsupported,
@@ -94,9 +99,9 @@ def failure(response: Response, doing: str, registry: str, *, secrets: Iterable[
 
 
 def _hint(category: type[LamellaError], status: int, code: str, registry: str) -> str | None:
-    if status == 401 or (category is Denied and code != "DENIED" and status != 403):
+    if status == 401 or (category is Refused and code != "DENIED" and status != 403):
         return f"log in with 'lamella login {registry}', if there is such a repository"
-    if category is Denied:
+    if category is Refused:
         return f"the account may not do this; another one can be used with 'lamella login {registry}'"
     if status == 429 or code == "TOOMANYREQUESTS":
         return f"wait, or log in with 'lamella login {registry}' for a higher limit"

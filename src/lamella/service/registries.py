@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from lamella.errors import Conflict, Denied, InvalidInput, Unsupported
+from lamella.errors import Conflict, InvalidInput, Unsupported
 from lamella.images.options import RegistryOptions
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.platform import Platform, host_platform
@@ -20,6 +20,7 @@ from lamella.operations.copy import put_missing
 from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.protocol.wire import sent_descriptor
 from lamella.registry.client import Client
+from lamella.registry.failures import Refused
 from lamella.registry.reader import RegistryReader
 from lamella.registry.writer import RegistryWriter
 from lamella.service.gathering import Parts, label, references
@@ -43,6 +44,8 @@ SOURCE: Final = "containerd.io/distribution.source."
 _PLAIN: Final[dict[str, bool | None]] = {"": None, "http": True, "https": False}
 _OWN_NAMES: Final = {"docker.io": "registry-1.docker.io"}
 """Registries whose host has another name, by which clients are asked who they are."""
+
+_WHO: Final = "tell the server who you are at the registry"
 
 
 def pull(
@@ -124,8 +127,8 @@ def _for_clients() -> Iterator[None]:
     """What helps a client whom a registry turns away: the logins of this machine are nothing to it."""
     try:
         yield
-    except Denied as problem:
-        raise TurnedAway(str(problem), hint="tell the server who you are at the registry") from problem
+    except Refused as problem:
+        raise TurnedAway(str(problem), hint=_WHO) from problem
 
 
 def _reference(named: pb.OCIRegistry) -> Reference:
@@ -192,7 +195,7 @@ class _Asked:
         self._exchange.send(self._request)
         message = self._exchange.receive()
         if message is None:
-            raise TurnedAway(f"{self._request.host} wants to know who asks, and the client does not say")
+            raise TurnedAway(f"{self._request.host} wants to know who asks, and the client does not say", hint=_WHO)
         answer = unpacked(message, pb.AuthResponse)
         if answer.authType == pb.HEADER and answer.secret:
             raise Unsupported(

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 from tests.registry.hostile import Registry
+from tests.registry.misbehaviour import redirect
 
 from lamella.digests import Digest
+from lamella.errors import Denied
 from lamella.oci.descriptor import Descriptor
 from lamella.progress import Cancellation
 from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.service.registries import SOURCE, pull
+from lamella.service.status import TurnedAway
 from lamella.service.streaming import Exchange
 from lamella.store.labels import MAX_LABEL
 from lamella.store.leases import under_lease
@@ -69,3 +72,18 @@ def test_a_blob_that_has_come_from_more_repositories_than_a_label_names_is_pulle
     space.content.update(LAYER, {KEY: many}, [f"labels.{KEY}"])
     assert pulled(space, registry).digest == IMAGE.descriptor["digest"]
     assert space.content.info(LAYER).labels[KEY] == many
+
+
+@pytest.mark.parametrize("auth", ["basic", "bearer"])
+def test_a_client_whom_the_registry_refuses_is_told_what_helps(space: Space, registry: Registry, auth: str) -> None:
+    registry.auth = auth
+    with pytest.raises(TurnedAway) as caught:
+        pulled(space, registry)
+    assert caught.value.hint == "tell the server who you are at the registry"
+
+
+def test_what_the_server_itself_refuses_is_not_taken_for_the_registrys_word(space: Space, registry: Registry) -> None:
+    registry.misbehave("GET", f"/blobs/{LAYER}", redirect("http://169.254.169.254/"))
+    with pytest.raises(Denied, match="refused to be led to") as caught:
+        pulled(space, registry)
+    assert (type(caught.value), caught.value.hint) == (Denied, None)
