@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -152,6 +153,26 @@ def test_the_kernel_shows_what_the_layers_come_to(overlay: Path, stack: Stack) -
             with ExitStack() as opened:
                 again = merge([opened.enter_context(OverlayChanges(layer)) for layer in layers])
                 assert lines(expected) == lines(again)
+
+
+def test_the_kernel_shows_a_socket_and_nothing_that_is_below(overlay: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir=overlay) as made:
+        where = Path(made)
+        layers = build([[file("a"), directory("b"), file("b/c"), file("d")], []], where, Losses())
+        monkeypatch.chdir(layers[1].path)
+        for name in ("a", "b", "e"):
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(name)
+        os.utime(layers[1].path, ns=(0, 0))
+        monkeypatch.chdir("/")
+        with mounted(layers, where) as top, DirectoryTree(top) as shown:
+            assert [(top / name).is_socket() for name in ("a", "b", "e")] == [True, True, True]
+            expected = lines(shown)
+        with OverlayTree(LayerStack(layers)) as merged:
+            assert expected == lines(merged)
+        with ExitStack() as opened:
+            stated = merge([opened.enter_context(OverlayChanges(layer)) for layer in layers])
+            assert expected == lines(stated)
 
 
 @settings(max_examples=25)

@@ -83,7 +83,9 @@ class DirectoryTree:
         self._facts = 0
         self._near = ""
         self.marks: tuple[str, dict[LayerPath, dict[str, bytes]]] | None = None
-        """A prefix of attributes' names, and where `entries` and `lookup` note those that have it: by path, by rest."""
+        """For a layer of an overlay: a prefix of attributes' names, and where `entries` and `lookup` note those that
+        have it, by path, by rest. A socket is a whiteout then, since it hides what is below.
+        """
         self._own_users: frozenset[int] = frozenset()
         self._own_groups: frozenset[int] = frozenset()
         if self._recorded:
@@ -105,7 +107,7 @@ class DirectoryTree:
         self._listings.clear()
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`. A socket counts as nothing."""
+        """See `Tree.lookup`. A socket counts as nothing; but see `marks`."""
         if not path:
             return self._root()
         parent, name = split(path)
@@ -315,6 +317,8 @@ class DirectoryTree:
             else:
                 kind = _OTHERS.get(form)
                 if kind is None:
+                    if self.marks is not None:
+                        add(Entry(path, Kind.CHARACTER, posix))
                     continue
                 target = ""
                 if kind is Kind.SYMLINK:

@@ -126,8 +126,9 @@ def _is_device(entry: Entry) -> bool:
 class OverlayChanges:
     """What an upper directory states, in the order of a walk: each directory, its opaque marker, what is in it.
 
-    Directories that were merely copied up on the way to something are stated too: nothing tells them apart. Content
-    can be opened until `close`, or the end of the block where this is used as a context manager.
+    Directories that were merely copied up on the way to something are stated too: nothing tells them apart. A socket is
+    in no layer; it is stated to be a whiteout, since a mount shows nothing else there. Content can be opened until
+    `close`, or the end of the block where this is used as a context manager.
 
     To iterate raises Unsupported for a layer with ``metacopy`` or ``redirect`` marks, and what `DirectoryTree` raises.
     """

@@ -16,7 +16,10 @@ _KNOWN: Final = 4096
 
 
 class ShownLayer(Protocol):
-    """One layer of a stack: its files, and what it says to an overlay mount."""
+    """One layer of a stack: its files, and what it says to an overlay mount.
+
+    A socket, which no layer has, is a whiteout here: a mount shows it, and nothing that is below.
+    """
 
     def glance(self, path: LayerPath) -> Seen | None:
         """What is at ``path``, which is not the root; `UNCLEAR` where that takes `lookup` to tell, None for nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,12 @@ class Layers:
 @pytest.fixture
 def layers(tmp_path: Path) -> Layers:
     return Layers(tmp_path)
+
+
+def bind(name: str) -> None:
+    """Make a socket in the working directory: the path of one may be 107 bytes long."""
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(name)
 
 
 def is_whiteout(path: Path) -> bool:
@@ -304,12 +311,34 @@ class TestReadingAnUpperDirectory:
         with OverlayChanges(OverlayLayer(upper)) as changes:
             assert all(not put.entry.posix.xattrs for put in changes if isinstance(put, Put) and put.entry.posix)
 
+    def test_a_socket_is_a_whiteout(self, layers: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        upper = layers.add([file("f")])
+        monkeypatch.chdir(upper)
+        bind("s")
+        with OverlayChanges(OverlayLayer(upper)) as changes:
+            assert [whiteout("s")] == [change for change in changes if not isinstance(change, Put)]
+
     def test_a_plain_directory_is_a_layer_too(self, layers: Layers, tmp_path: Path) -> None:
         (tmp_path / "plain").mkdir()
         (tmp_path / "plain" / "f").write_bytes(b"x")
         layers.layers.append(OverlayLayer(tmp_path / "plain"))
         layers.add([whiteout("f"), file("g")])
         assert layers.outline() == {"g": "file"}
+
+
+@pytest.mark.parametrize("below", [file("s"), directory("s"), symlink("s", "f")])
+def test_a_socket_hides_what_is_below(layers: Layers, monkeypatch: pytest.MonkeyPatch, below: Change) -> None:
+    layers.add([below, file("f"), *([file("s/inside")] if below == directory("s") else [])])
+    monkeypatch.chdir(layers.add([]))
+    bind("s")
+    with OverlayTree(LayerStack(layers.layers)) as tree:
+        assert tree.lookup(LayerPath("s")) is None
+        assert tree.seen(LayerPath("s")) is None
+        assert tree.lookup(LayerPath("s/inside")) is None
+        assert outline(tree) == {"f": "file"}
+        for inside in (tree.entries, tree.open):
+            with pytest.raises(NotFound):
+                inside(LayerPath("s"))
 
 
 def test_lookup_and_listing_agree_in_a_stack(layers: Layers) -> None:

@@ -54,8 +54,7 @@ class _Shown:
     def lookup(self, path: LayerPath) -> Entry | None:
         self._opaque.clear()
         inode = self._image.inode(path)
-        entry = None if inode is None else self._image.entry(path, inode)
-        return None if entry is None else self._noted(entry)
+        return None if inode is None else self._noted(self._image.entry(path, inode))
 
     def entries(self, directory: LayerPath) -> list[Entry]:
         self._opaque.clear()

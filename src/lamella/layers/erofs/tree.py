@@ -65,15 +65,17 @@ class ErofsImage:
     def lookup(self, path: LayerPath) -> Entry | None:
         """See `Tree.lookup`. Raises FormatError."""
         inode = self.inode(path)
-        entry = None if inode is None else self.entry(path, inode)
-        return None if entry is None or is_whiteout(entry) else unmarked(entry)
+        if inode is None:
+            return None
+        entry = self.entry(path, inode)
+        return None if is_whiteout(entry) else unmarked(entry)
 
     def entries(self, directory: LayerPath) -> list[Entry]:
         """See `Tree.entries`. Raises FormatError."""
         return [unmarked(entry) for entry in self.marked(directory) if not is_whiteout(entry)]
 
     def marked(self, directory: LayerPath) -> list[Entry]:
-        """What the image has in a directory, whiteouts and marks included, by the bytes of the names."""
+        """What the image has in a directory, by the bytes of the names; whiteouts, sockets as such, and marks too."""
         inode = self.inode(directory)
         if inode is None:
             raise NotFound(f"{directory!r} is not there")
@@ -82,9 +84,7 @@ class ErofsImage:
         found: list[Entry] = []
         for name, node in self._children(inode).items():
             path = join(directory, name)
-            entry = self.entry(path, self._inode(path, node))
-            if entry is not None:
-                found.append(entry)
+            found.append(self.entry(path, self._inode(path, node)))
         return found
 
     def open(self, path: LayerPath) -> ErofsContent:
@@ -101,12 +101,15 @@ class ErofsImage:
         inode = self.inode(path)
         return inode.node if inode is not None and inode.links > 1 and not stat.S_ISDIR(inode.mode) else None
 
-    def entry(self, path: LayerPath, inode: Inode) -> Entry | None:
-        """The metadata of a file as the image has it; None for a socket. Raises FormatError."""
+    def entry(self, path: LayerPath, inode: Inode) -> Entry:
+        """The metadata of a file as the image has it; of a socket, which hides what is below, a whiteout's.
+
+        Raises FormatError.
+        """
         kind = _KINDS.get(stat.S_IFMT(inode.mode))
         if kind is None:
             if stat.S_ISSOCK(inode.mode):
-                return None
+                return Entry(path, Kind.CHARACTER, Posix(0, 0, 0, 0))
             raise FormatError("EROFS inode", inode.end, f"mode {inode.mode:#o} of {path!r} is that of no file")
         device = decode_device(inode.union) if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0)
         xattrs = self.reader.xattrs(inode)
@@ -199,7 +202,7 @@ class ErofsChanges:
         """Raises FormatError, Unsupported."""
         tree = self._tree
         root = tree.entry(ROOT, tree.reader.inode(tree.reader.superblock.root))
-        if root is None or root.kind is not Kind.DIRECTORY:
+        if root.kind is not Kind.DIRECTORY:
             raise FormatError("EROFS superblock", 0, "the root is no directory")
         firsts: dict[Hashable, LayerPath] = {}
         todo = [root]
