@@ -72,7 +72,10 @@ class ImageReader(Protocol):
         if descriptor.size > MAX_DOCUMENT:
             raise Exhausted(f"{what}: {descriptor.size} bytes are more than the {MAX_DOCUMENT} of a document")
         with self.open_blob(descriptor) as file:
-            raw = file.read(descriptor.size + 1)
+            found = bytearray()
+            while len(found) <= descriptor.size and (more := file.read(descriptor.size + 1 - len(found))):
+                found += more  # a read gives what has arrived
+        raw = bytes(found)
         if len(raw) != descriptor.size:
             raise SizeMismatch(what, expected=descriptor.size, actual=len(raw))
         actual = Digest.of(raw, descriptor.digest.algorithm)

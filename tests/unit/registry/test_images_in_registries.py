@@ -23,6 +23,7 @@ from lamella.images.naming import parse_image_name
 from lamella.images.options import RegistryOptions, registry_options
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_MANIFEST
+from lamella.oci.platform import host_platform
 from lamella.operations.copy import copy
 from lamella.operations.unpack import unpack
 from lamella.registry import streaming
@@ -160,6 +161,27 @@ def test_a_layer_is_unpacked_while_it_arrives(registry: Registry, tmp_path: Path
         unpack(opened, tmp_path / "root")
     assert seen == [True]
     assert (tmp_path / "root/etc/noise").stat().st_size == 50 * len(NOISE)
+
+
+def test_a_document_that_arrives_in_two_pieces_is_whole(registry: Registry) -> None:
+    image = small_image({"etc/first": b"1"})
+    registry.add("small", "v1", image)
+
+    def in_two(request: Request, serve: Serve) -> Answer:
+        answer = serve()
+        raw = answer.body
+        assert isinstance(raw, bytes)
+
+        def body() -> Iterator[bytes]:
+            yield raw[:10]
+            time.sleep(0.2)
+            yield raw[10:]
+
+        return replace(answer, body=body(), headers={**answer.headers, "Content-Length": str(len(raw))})
+
+    registry.misbehave("GET", f"/blobs/{image.manifest['config']['digest']}", in_two)
+    with open_image(f"docker://{registry.host}/small:v1") as opened:
+        assert opened.config.architecture == host_platform().architecture
 
 
 def test_what_is_there_is_not_sent_again(registry: Registry, layout: str) -> None:
