@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeAlias
@@ -25,6 +25,18 @@ class StoredImage:
     descriptor: Descriptor
 
 
+class Elsewhere(Protocol):
+    """Opens layers at the addresses that their descriptors give."""
+
+    def __call__(self, layer: Descriptor) -> BinaryIO:
+        """The bytes, their digest *not* yet checked. Raises NotFound, SizeMismatch, Denied, Unavailable, Cancelled."""
+        ...
+
+    def close(self) -> None:
+        """Close idle connections. May be called again; streams that are open stay good."""
+        ...
+
+
 class ImageReader(Protocol):
     """Gives what a place holds. Never follows a link out of it, and opens regular files alone.
 
@@ -33,8 +45,8 @@ class ImageReader(Protocol):
 
     where: str
     """The place, for messages."""
-    elsewhere: Callable[[Descriptor], BinaryIO] | None = None
-    """Opens a layer at the addresses that its descriptor gives; None where nobody has allowed that."""
+    elsewhere: Elsewhere | None = None
+    """Opens layers that are not here; None where nobody has allowed that."""
 
     plain_files: bool = False
     """Whether blobs are plain files of this machine, or parts of one, which a fork of this process reads as well."""
@@ -63,8 +75,9 @@ class ImageReader(Protocol):
         return self.elsewhere(layer)
 
     def close(self) -> None:
-        """Let go of the place. May be called again."""
-        ...
+        """Let go of the place, and of whatever layers came from elsewhere. May be called again."""
+        if self.elsewhere is not None:
+            self.elsewhere.close()
 
     def read_document(self, descriptor: Descriptor) -> bytes:
         """A small blob, whole, with its size and digest checked. Raises as `open_blob`; Exhausted, DigestMismatch."""

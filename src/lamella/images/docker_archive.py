@@ -69,6 +69,7 @@ class DockerArchiveReader(ImageReader):
 
     def close(self) -> None:
         """Let go of the archive."""
+        super().close()
         self._archive.close()
 
     def _describe(self, image: SavedImage, what: str) -> StoredImage:

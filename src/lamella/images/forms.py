@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import Final, cast
 
 from lamella.errors import InvalidInput
-from lamella.images.contract import ImageReader, ImageWriter
+from lamella.images.contract import Elsewhere, ImageReader, ImageWriter
 from lamella.images.naming import CONTAINERD, REGISTRY, STORE, ImageName
 from lamella.images.options import (
     ContainerdOptions,
@@ -17,9 +17,6 @@ from lamella.images.options import (
     current_containerd,
     current_options,
 )
-
-if TYPE_CHECKING:
-    from lamella.oci.descriptor import Descriptor
 
 _READERS: Final = {
     "oci": "lamella.images.layout:open_directory",
@@ -74,7 +71,7 @@ def open_reader(
     else:
         reader = cast("ImageReader", load(name.path))
     if registry.foreign_urls:
-        reader.elsewhere = cast("Callable[[Descriptor], BinaryIO]", _load(_ELSEWHERE)(reader.where, registry))
+        reader.elsewhere = cast("Elsewhere", _load(_ELSEWHERE)(reader.where, registry))
     return reader
 
 

@@ -45,6 +45,7 @@ class LayoutReader(ImageReader):
 
     def close(self) -> None:
         """Let go of the layout."""
+        super().close()
         self._place.close()
 
 

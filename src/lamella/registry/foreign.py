@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from lamella.registry.addresses import Origin, origin_of
 from lamella.registry.endpoint import Endpoint
 from lamella.registry.hosts import HostConfig
 from lamella.registry.streaming import SPARE_PIECES, BlobStream, Budget
-from lamella.registry.transport import Response
+from lamella.registry.transport import HOSTS, Response
 
 if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions
@@ -35,11 +36,21 @@ class Elsewhere:
         self._options = options
         self._near = near or Origin("http" if options.plain_http else "https", _FAR, 0)
         self._budget = Budget(SPARE_PIECES)
+        self._endpoints: dict[tuple[Origin, str], Endpoint] = {}
+        """By what the addresses begin with: where a token is asked for, what is below one path has the same."""
+        self._lock = threading.Lock()
 
     def __call__(self, layer: Descriptor) -> BinaryIO:
         """A stream of the layer, which is already coming. Raises NotFound, SizeMismatch, Denied, Unavailable."""
         fetch = partial(self._fetch, layer)
         return cast("BinaryIO", BlobStream(fetch, layer, self._where, self._options, self._budget))
+
+    def close(self) -> None:
+        """Close idle connections; layers that are being read stay open."""
+        with self._lock:
+            endpoints, self._endpoints = list(self._endpoints.values()), {}
+        for endpoint in endpoints:
+            endpoint.close()
 
     def _fetch(self, layer: Descriptor, start: int = 0, stop: int | None = None) -> Response:
         """The bytes at the first of the layer's addresses that gives them."""
@@ -50,10 +61,22 @@ class Elsewhere:
                 origin = origin_of(url)
                 if origin.scheme != "https" and self._near.scheme == "https":
                     raise Denied(f"refused to fetch a layer without TLS from {origin}")
-                host = HostConfig(origin.scheme, urlsplit(url).netloc)
-                endpoint = Endpoint(host, origin.host, lambda: None, self._options, near=self._near)
                 doing = f"get the layer {layer.digest}"
-                return endpoint.request("GET", url, doing=doing, headers=headers, accept=(200, 206))
+                return self._endpoint(origin, url).request("GET", url, doing=doing, headers=headers, accept=(200, 206))
             except LamellaError as refused:
                 problem = refused
         raise problem or NotFound(f"{layer.digest}: the layer gives no address that it could be fetched from")
+
+    def _endpoint(self, origin: Origin, url: str) -> Endpoint:
+        parts = urlsplit(url)
+        key = origin, parts.path.rpartition("/")[0]
+        with self._lock:
+            endpoint = self._endpoints.pop(key, None)
+            if endpoint is None:
+                host = HostConfig(origin.scheme, parts.netloc)
+                endpoint = Endpoint(host, origin.host, lambda: None, self._options, near=self._near)
+            self._endpoints[key] = endpoint
+            oldest = self._endpoints.pop(next(iter(self._endpoints))) if len(self._endpoints) > HOSTS else None
+        if oldest is not None:
+            oldest.close()
+        return endpoint

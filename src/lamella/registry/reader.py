@@ -78,6 +78,7 @@ class RegistryReader(ImageReader):
 
     def close(self) -> None:
         """Close idle connections."""
+        super().close()
         self.client.close()
 
     def _manifest(self, descriptor: Descriptor) -> bytes:

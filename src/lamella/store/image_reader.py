@@ -73,6 +73,7 @@ class StoreReader(ImageReader):
 
     def close(self) -> None:
         """Let go of the store."""
+        super().close()
         if self._closing is not None:
             self._closing()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,16 @@ from tests.registry.hostile import Registry
 
 import lamella
 from lamella.cli.main import run
+from lamella.digests import Digest
 from lamella.errors import Unsupported
+from lamella.images.forms import open_reader
+from lamella.images.naming import parse_image_name
+from lamella.images.options import RegistryOptions
+from lamella.oci.descriptor import Descriptor
+from lamella.registry import streaming
+from lamella.registry.addresses import Origin
+from lamella.registry.connections import Connections
+from lamella.registry.foreign import Elsewhere
 from lamella.testing.images import compact, digest, small_image, tagged, write_layout
 
 IMAGE = small_image({"etc/base": b"kept elsewhere"}, {"etc/own": b"here"})
@@ -94,6 +105,47 @@ def test_they_are_fetched_where_the_command_line_says_so(
     assert run(["pull", name, f"oci:{tmp_path}/again:v1"]) == 0
     assert "; 1 non-distributable layer left where it is" in capsys.readouterr().out
     assert len(elsewhere.requests) == before
+
+
+@pytest.mark.parametrize("form", ["docker", "oci", "oci-archive", "store", "docker-archive"])
+def test_their_ranges_share_connections_which_are_closed_with_the_reader(
+    registry: Registry, elsewhere: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    for name, value in {"PIECE": 1 << 16, "ALONE": 1 << 16, "FAST": float("inf")}.items():
+        monkeypatch.setattr(streaming, name, value)
+    monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
+    connected: list[socket.socket] = []
+    connect = Connections._connected
+
+    def counted(pool: Connections) -> socket.socket:
+        found: socket.socket = connect(pool)
+        connected.append(found)
+        return found
+
+    registry.add("own", "v1", IMAGE)
+    place = {"store": "registry.example/own", "docker": f"//{registry.host}/own"}.get(form, str(tmp_path / "out"))
+    if form != "docker":
+        lamella.copy(f"docker://{registry.host}/own:v1", f"{form}:{place}:v1")
+    monkeypatch.setattr(Connections, "_connected", counted)
+    options = RegistryOptions(foreign_urls=True, plain_http=True)
+    with open_reader(parse_image_name(f"{form}:{place}:v1"), registry=options) as reader:
+        reader.elsewhere = Elsewhere("here", options, near=Origin("http", "127.0.0.1", 1))
+        for start in range(2):
+            raw = bytes([start]) * 1_000_000
+            layer = Descriptor(
+                media_type="application/vnd.oci.image.layer.nondistributable.v1.tar",
+                digest=Digest(elsewhere.add_blob("base", raw)),
+                size=len(raw),
+                urls=[f"{elsewhere.url}/v2/base/blobs/{digest(raw)}"],
+            )
+            with reader.open_layer(layer) as stream:
+                assert raw == b"".join(iter(lambda: stream.read(1 << 20), b""))
+        assert len(elsewhere.asked("GET", "/v2/base/blobs/")) > 30
+    assert len(connected) <= 8
+    end = time.monotonic() + 10
+    while {one.fileno() for one in connected} != {-1}:  # threads may still be giving theirs back
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class TestImagesInFiles:
