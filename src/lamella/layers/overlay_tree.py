@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Literal, Self
 
 from lamella.changes.contracts import Seen
-from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, Whiteout
+from lamella.changes.model import Change, Entry, Kind
 from lamella.errors import InvalidInput, Unsupported
 from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.files_on_disk import FileOnDisk
 from lamella.layers.overlay import OverlayLayer
 from lamella.layers.stack import LayerStack
-from lamella.layers.stack_tree import UNCLEAR, StackTree
-from lamella.paths import ROOT, LayerPath, split
+from lamella.layers.stack_tree import UNCLEAR, StackTree, stated
+from lamella.paths import LayerPath, split
 
 _OPEN_DIRECTORIES: Final = 256
 """Of all layers together, so that a stack of 127 fits into the usual limit of 1,024 files."""
@@ -29,7 +28,7 @@ _DIRECTORY: Final = Seen(Kind.DIRECTORY)
 class _Upper:
     """One layer: its files, and what its attributes say to an overlay mount."""
 
-    __slots__ = ("marks", "prefix", "tree")
+    __slots__ = ("identity", "marks", "open", "prefix", "tree")
 
     def __init__(
         self,
@@ -43,6 +42,7 @@ class _Upper:
         self.marks: dict[LayerPath, dict[str, bytes]] = {}
         """By path, what the last call found; see `DirectoryTree.marks`."""
         self.tree.marks = (self.prefix, self.marks)
+        self.open, self.identity = self.tree.open, self.tree.identity
 
     def glance(self, path: LayerPath) -> Seen | None:
         """See `ShownLayer.glance`."""
@@ -53,14 +53,6 @@ class _Upper:
         if form == stat.S_IFREG and status.st_size:
             return _FILE
         return _DIRECTORY if form == stat.S_IFDIR else UNCLEAR
-
-    def open(self, path: LayerPath) -> FileOnDisk:
-        """See `Tree.open`."""
-        return self.tree.open(path)
-
-    def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`."""
-        return self.tree.identity(path)
 
     def close(self) -> None:
         """Close the directory."""
@@ -159,33 +151,7 @@ class OverlayChanges:
         return self._upper.tree.lookup(path)
 
     def __iter__(self) -> Iterator[Change]:
-        upper, tree = self._upper, self._upper.tree
-        root = upper.lookup(ROOT)
-        assert root is not None  # noqa: S101  # a tree has a root
-        firsts: dict[Hashable, LayerPath] = {}
-        todo: list[tuple[Entry, bool]] = [(root, False)]
-        while todo:
-            entry, opaque = todo.pop()
-            path = entry.path
-            if entry.kind is Kind.DIRECTORY:
-                yield Put(entry, None)
-                if opaque:
-                    yield Opaque(path)
-                found = upper.entries(path)
-                inside = [(one, one.kind is Kind.DIRECTORY and upper.is_opaque(one.path)) for one in found]
-                gone = upper.whiteouts(path, found)
-                for one in found:
-                    if one.path in gone:
-                        yield Whiteout(one.path)
-                todo.extend(one for one in reversed(inside) if one[0].path not in gone)
-                continue
-            identity = tree.identity(path)
-            if identity is not None:
-                first = firsts.setdefault(identity, path)
-                if first != path:
-                    yield Link(path, first)
-                    continue
-            yield Put(entry, tree.open(path) if entry.kind is Kind.FILE else None)
+        return stated(self._upper)
 
 
 class OverlayTree(StackTree):

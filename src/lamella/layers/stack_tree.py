@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that lie over each other as an overlay mount has them, read as the tree that they come to."""
+"""Layers that lie over each other as an overlay mount has them, read: as the tree that they come to, one as changes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from lamella.changes.contracts import Seen
-from lamella.changes.model import Entry, Kind, StoredContent
+from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, StoredContent, Whiteout
 from lamella.errors import InvalidInput, NotFound
-from lamella.paths import LayerPath, split
+from lamella.paths import ROOT, LayerPath, split
 
 _KNOWN: Final = 4096
 
@@ -188,6 +188,40 @@ class StackTree:
         for at in reversed(way):
             showing = known[at] = tuple(_directories(showing, at))
         return showing
+
+
+def stated(layer: ShownLayer) -> Iterator[Change]:
+    """What a layer states, in the order of a walk: each directory, its opaque marker, what is in it, whiteouts first.
+
+    Raises what the layer does.
+    """
+    root = layer.lookup(ROOT)
+    assert root is not None  # noqa: S101  # a layer has a root
+    identity_of, content_of = layer.identity, layer.open
+    firsts: dict[Hashable, LayerPath] = {}
+    todo: list[tuple[Entry, bool]] = [(root, False)]
+    while todo:
+        entry, opaque = todo.pop()
+        path = entry.path
+        if entry.kind is Kind.DIRECTORY:
+            yield Put(entry, None)
+            if opaque:
+                yield Opaque(path)
+            found = layer.entries(path)
+            inside = [(one, one.kind is Kind.DIRECTORY and layer.is_opaque(one.path)) for one in found]
+            gone = layer.whiteouts(path, found)
+            for one in found:
+                if one.path in gone:
+                    yield Whiteout(one.path)
+            todo.extend(one for one in reversed(inside) if one[0].path not in gone)
+            continue
+        identity = identity_of(path)
+        if identity is not None:
+            first = firsts.setdefault(identity, path)
+            if first != path:
+                yield Link(path, first)
+                continue
+        yield Put(entry, content_of(path) if entry.kind is Kind.FILE else None)
 
 
 def _directories(layers: tuple[ShownLayer, ...], path: LayerPath) -> Iterator[ShownLayer]:

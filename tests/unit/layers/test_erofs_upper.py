@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Put
+from lamella.formats.erofs.writer import NewInode
+from lamella.layers.erofs.building import NewImage
 from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.from_directory import write_image
 from lamella.layers.erofs.stack import ErofsStack
@@ -67,3 +70,15 @@ def test_a_socket_is_stated_as_a_whiteout_and_not_there_in_its_own_image(with_so
     with ErofsImage(upper) as image:
         assert image.lookup(LayerPath("s")) is None
         assert image.entries(LayerPath("")) == []
+
+
+def test_a_whiteout_is_one_whatever_else_is_noted_on_it(tmp_path: Path) -> None:
+    base, upper = ErofsLayer(tmp_path / "base.erofs"), ErofsLayer(tmp_path / "upper.erofs")
+    apply([file("gone", b"below"), file("kept")], ErofsUpperSink(base, parents=LayerStack([])))
+    root = NewInode(stat.S_IFDIR | 0o755)
+    root.children[b"gone"] = NewInode(stat.S_IFCHR, xattrs={"trusted.overlay.redirect": b"elsewhere"})
+    NewImage(upper.path).finish(root)
+    with ErofsChanges(upper) as changes:
+        assert [whiteout("gone")] == [change for change in changes if not isinstance(change, Put)]
+    with ErofsStack(LayerStack([base, upper])) as shown:
+        assert outline(shown) == {"kept": "file"}

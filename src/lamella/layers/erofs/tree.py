@@ -8,13 +8,15 @@ from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from typing import Final, Self
 
-from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Posix, Put, Whiteout
+from lamella.changes.contracts import Seen
+from lamella.changes.model import Change, Entry, Kind, Posix
 from lamella.changes.tree import merge
 from lamella.errors import FormatError, InvalidInput, NotFound, Unsupported
 from lamella.formats.erofs.reader import Inode
 from lamella.formats.erofs.structures import decode_device
 from lamella.layers.erofs.files import ErofsContent, ErofsLayer, OpenErofs
 from lamella.layers.stack import LayerStack
+from lamella.layers.stack_tree import UNCLEAR, stated
 from lamella.paths import ROOT, LayerPath, join
 
 TYPES: Final = {
@@ -33,6 +35,8 @@ OPAQUE: Final = f"{MARKS}opaque"
 """The mark of a directory that hides what is below; the value is ``y``."""
 
 _KINDS: Final = {number: kind for kind, number in TYPES.items()}
+_FILE: Final = Seen(Kind.FILE)
+_DIRECTORY: Final = Seen(Kind.DIRECTORY)
 _KNOWN: Final = 4096
 """Directories of an image that are remembered."""
 
@@ -166,9 +170,12 @@ def is_whiteout(entry: Entry) -> bool:
 
 
 def unmarked(entry: Entry) -> Entry:
-    """The entry without marks of an overlay. Raises Unsupported where it does not stand for itself."""
+    """The entry without marks of an overlay; a whiteout is one whatever its marks.
+
+    Raises Unsupported where it does not stand for itself.
+    """
     posix = entry.posix
-    if posix is None or not any(name.startswith(MARKS) for name in posix.xattrs):
+    if posix is None or not any(name.startswith(MARKS) for name in posix.xattrs) or is_whiteout(entry):
         return entry
     for mark in ("metacopy", "redirect"):
         if MARKS + mark in posix.xattrs:
@@ -177,16 +184,68 @@ def unmarked(entry: Entry) -> Entry:
     return replace(entry, posix=replace(posix, xattrs=kept))
 
 
+class ShownErofs:
+    """One image as a mount shows it (`ShownLayer`)."""
+
+    __slots__ = ("_opaque", "close", "identity", "image", "open")
+
+    def __init__(self, layer: ErofsLayer) -> None:
+        """Open the image. Raises as `OpenErofs` does."""
+        self.image = ErofsImage(layer)
+        self.open, self.identity, self.close = self.image.open, self.image.identity, self.image.close
+        self._opaque: set[LayerPath] = set()
+        """Of what the last call found, the opaque directories."""
+
+    def glance(self, path: LayerPath) -> Seen | None:
+        """See `ShownLayer.glance`."""
+        inode = self.image.inode(path)
+        if inode is None:
+            return None
+        if stat.S_ISREG(inode.mode):
+            return _FILE
+        return _DIRECTORY if stat.S_ISDIR(inode.mode) else UNCLEAR
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """See `ShownLayer.lookup`."""
+        self._opaque.clear()
+        inode = self.image.inode(path)
+        return None if inode is None else self._noted(self.image.entry(path, inode))
+
+    def entries(self, directory: LayerPath) -> list[Entry]:
+        """See `ShownLayer.entries`."""
+        self._opaque.clear()
+        return [self._noted(entry) for entry in self.image.marked(directory)]
+
+    def _noted(self, entry: Entry) -> Entry:
+        posix = entry.posix
+        if posix is not None and posix.xattrs.get(OPAQUE) == b"y":
+            self._opaque.add(entry.path)
+        return unmarked(entry)
+
+    def is_opaque(self, path: LayerPath) -> bool:
+        """See `ShownLayer.is_opaque`."""
+        return bool(path) and path in self._opaque
+
+    def whiteouts(self, directory: LayerPath, found: list[Entry]) -> set[LayerPath]:
+        """See `ShownLayer.whiteouts`."""
+        del directory
+        return {entry.path for entry in found if is_whiteout(entry)}
+
+    def is_whiteout(self, entry: Entry) -> bool:
+        """See `ShownLayer.is_whiteout`."""
+        return is_whiteout(entry)
+
+
 class ErofsChanges:
     """What the image of a layer states, in the order of a walk. Content can be opened until `close`."""
 
     def __init__(self, layer: ErofsLayer) -> None:
         """Open the image. Raises as `OpenErofs` does."""
-        self._tree = ErofsImage(layer)
+        self._shown = ShownErofs(layer)
 
     def close(self) -> None:
         """Close the image."""
-        self._tree.close()
+        self._shown.close()
 
     def __enter__(self) -> Self:
         return self
@@ -196,35 +255,14 @@ class ErofsChanges:
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """What the image has at ``path``, whiteouts left out."""
-        return self._tree.lookup(path)
+        return self._shown.image.lookup(path)
 
     def __iter__(self) -> Iterator[Change]:
         """Raises FormatError, Unsupported."""
-        tree = self._tree
-        root = tree.entry(ROOT, tree.reader.inode(tree.reader.superblock.root))
-        if root.kind is not Kind.DIRECTORY:
+        root = self._shown.lookup(ROOT)
+        if root is None or root.kind is not Kind.DIRECTORY:
             raise FormatError("EROFS superblock", 0, "the root is no directory")
-        firsts: dict[Hashable, LayerPath] = {}
-        todo = [root]
-        while todo:
-            entry = todo.pop()
-            path = entry.path
-            if entry.kind is Kind.DIRECTORY:
-                yield Put(unmarked(entry), None)
-                # The kernel takes no such mark on the root.
-                if path and entry.posix is not None and entry.posix.xattrs.get(OPAQUE) == b"y":
-                    yield Opaque(path)
-                inside = tree.marked(path)
-                yield from (Whiteout(one.path) for one in inside if is_whiteout(one))
-                todo.extend(one for one in reversed(inside) if not is_whiteout(one))
-                continue
-            identity = tree.identity(path)
-            if identity is not None:
-                first = firsts.setdefault(identity, path)
-                if first != path:
-                    yield Link(path, first)
-                    continue
-            yield Put(unmarked(entry), tree.open(path) if entry.kind is Kind.FILE else None)
+        return stated(self._shown)
 
 
 class ErofsTree:
