@@ -7,6 +7,7 @@ frozen dataclass costs three times as much, and a large layer builds several for
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -38,6 +39,20 @@ class Kind(Enum):
     CHARACTER = "character"
     BLOCK = "block"
     FIFO = "fifo"
+
+
+TYPE_BITS: Final[Mapping[Kind, int]] = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.CHARACTER: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.FIFO: stat.S_IFIFO,
+}
+"""What a system's mode of a file has beside the bits of `Posix.mode` (inode(7))."""
+
+KINDS: Final[Mapping[int, Kind]] = {bits: kind for kind, bits in TYPE_BITS.items()}
+"""`TYPE_BITS` the other way round; a socket's are not there."""
 
 
 @dataclass(slots=True)

@@ -6,18 +6,9 @@ from __future__ import annotations
 import stat
 from typing import Any, Final
 
-from lamella.changes.model import Entry, Kind, Windows
+from lamella.changes.model import TYPE_BITS, Entry, Kind, Windows
 from lamella.cli.console import Console
 from lamella.times import SECOND, format_pax_time
-
-_TYPE_BITS: Final = {
-    Kind.FILE: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.CHARACTER: stat.S_IFCHR,
-    Kind.BLOCK: stat.S_IFBLK,
-    Kind.FIFO: stat.S_IFIFO,
-}
 
 LONG_RIGHT: Final = frozenset({1, 2, 3})
 """Columns of `long_row` that are flush right."""
@@ -36,7 +27,7 @@ def long_row(entry: Entry, name: str, console: Console) -> list[str]:
         return [_attributes(entry, windows.attributes), "-", "-", str(entry.size), time, shown]
     device = entry.kind in (Kind.CHARACTER, Kind.BLOCK)
     size = f"{posix.device[0]},{posix.device[1]}" if device else str(entry.size)
-    mode = stat.filemode(posix.mode | _TYPE_BITS[entry.kind]) + ("+" if posix.xattrs else "")
+    mode = stat.filemode(posix.mode | TYPE_BITS[entry.kind]) + ("+" if posix.xattrs else "")
     return [mode, str(posix.uid), str(posix.gid), size, utc(posix.mtime), shown]
 
 

@@ -12,18 +12,17 @@ from typing import Final
 from lamella import host
 from lamella.changes.contracts import Mine, Seen
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Content, Entry, Kind, Posix
+from lamella.changes.model import KINDS, TYPE_BITS, Content, Entry, Kind, Posix
 from lamella.changes.semantics import prune
 from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root, open_up, remove_tree
 from lamella.layers.filling import write_rest, write_sparse
-from lamella.layers.metadata import HELD, KINDS, MOST_ID, Metadata
+from lamella.layers.metadata import HELD, MOST_ID, Metadata
 from lamella.layers.policy import Devices, Policy
 from lamella.paths import LayerPath, join, split
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC
-_NODE_TYPES: Final = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
 _DIRECTORY: Final = os.O_RDONLY | flags.O_DIRECTORY | flags.O_NOFOLLOW | flags.O_CLOEXEC
 
 
@@ -415,7 +414,7 @@ class DirectorySink:
                         os.symlink(entry.target, name, dir_fd=directory)
                     elif entry.kind is Kind.FIFO or self._policy.devices is Devices.CREATE:
                         major, minor = _device(path, posix)
-                        os.mknod(name, posix.mode | _NODE_TYPES[entry.kind], os.makedev(major, minor), dir_fd=directory)
+                        os.mknod(name, posix.mode | TYPE_BITS[entry.kind], os.makedev(major, minor), dir_fd=directory)
                     elif self._policy.devices is Devices.RECORD:
                         self._record_device(directory, name, entry, posix)
                         return reshaped

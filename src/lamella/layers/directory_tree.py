@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from lamella import host
-from lamella.changes.model import NO_XATTRS, Entry, Kind, Posix
+from lamella.changes.model import KINDS, NO_XATTRS, Entry, Kind, Posix
 from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, StreamConsumed, Unsupported, from_os
 from lamella.layers.descriptors import Descriptors, open_root
 from lamella.layers.files_on_disk import Facts, FileOnDisk, same_bytes
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
 _KEPT_LISTINGS: Final = 256
 _KEPT_FACTS: Final = 65536
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-_OTHERS: Final = {
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 _STANDS_FOR: Final = frozenset({Kind.CHARACTER, Kind.BLOCK, Kind.FIFO})
 
 
@@ -315,7 +308,7 @@ class DirectoryTree:
             elif form == 0o040000:
                 entry = Entry(path, directory_kind, posix)
             else:
-                kind = _OTHERS.get(form)
+                kind = KINDS.get(form)
                 if kind is None:
                     if self.marks is not None:
                         add(Entry(path, Kind.CHARACTER, posix))

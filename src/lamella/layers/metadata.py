@@ -11,21 +11,13 @@ from typing import Final
 
 from lamella import host
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Entry, Kind, Posix
+from lamella.changes.model import KINDS, Entry, Kind, Posix
 from lamella.errors import Conflict, InvalidInput
 from lamella.host import flags
 from lamella.layers.policy import Owners, Policy, refusal
 
 HELD: Final = flags.O_PATH | flags.O_NOFOLLOW | flags.O_CLOEXEC
 """Keeps hold of a file, of whatever kind, without opening it."""
-KINDS: Final = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 _NOT_HELD: Final = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
 MOST_ID: Final = 0xFFFFFFFE
 """The number after it says "leave it as it is" to the system."""

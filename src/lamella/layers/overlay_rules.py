@@ -21,6 +21,11 @@ WHITEOUT: Final = Seen(Kind.CHARACTER)
 _KNOWN_HIDDEN: Final = 16384
 
 
+def is_whiteout(entry: Entry) -> bool:
+    """Whether an overlay takes the file for a whiteout: a character device 0/0."""
+    return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
+
+
 class Below(Tree, Protocol):
     """The tree that the layers below show."""
 
@@ -126,7 +131,7 @@ class OverlayRules(ABC):
                 # It came in the place of a whiteout or a file, which hid what is below: so must it.
                 self._mark_opaque(path)
             return reshaped or self._reshapes_below(path, kind)
-        if kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0):
+        if is_whiteout(entry):
             self._losses.record(Loss(path, "character device 0:0", "an overlay would take it for a whiteout"))
             return self._lose(path)
         reshaped = self._put(entry, content)

@@ -13,6 +13,7 @@ from lamella.changes.model import Change, Entry, Kind
 from lamella.errors import InvalidInput, Unsupported
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.overlay import OverlayLayer
+from lamella.layers.overlay_rules import is_whiteout
 from lamella.layers.stack import LayerStack
 from lamella.layers.stack_tree import UNCLEAR, StackTree, stated
 from lamella.paths import LayerPath, split
@@ -81,7 +82,7 @@ class _Upper:
 
     def whiteouts(self, directory: LayerPath, found: list[Entry]) -> set[LayerPath]:
         """Which of the entries listed last are whiteouts."""
-        gone = {entry.path for entry in found if _is_device(entry)}
+        gone = {entry.path for entry in found if is_whiteout(entry)}
         marked = [path for path, marks in self.marks.items() if "whiteout" in marks]
         if marked and self.expects_marked(directory):
             files = {entry.path for entry in found if entry.kind is Kind.FILE and not entry.size}
@@ -90,7 +91,7 @@ class _Upper:
 
     def is_whiteout(self, entry: Entry) -> bool:
         """Whether the entry looked at last is a whiteout."""
-        if _is_device(entry):
+        if is_whiteout(entry):
             return True
         if entry.kind is not Kind.FILE or entry.size or "whiteout" not in self.marks.get(entry.path, {}):
             return False
@@ -109,10 +110,6 @@ class _Upper:
                     f"{path or '/'!r} has the attribute {self.prefix}{mark}: the layer does not stand for itself",
                     hint="mount overlays with metacopy=off,redirect_dir=off, or read the mounted tree",
                 )
-
-
-def _is_device(entry: Entry) -> bool:
-    return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
 
 
 class OverlayChanges:

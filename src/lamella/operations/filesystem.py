@@ -6,26 +6,16 @@ from __future__ import annotations
 import io
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, Final, Literal, TextIO, cast, overload
+from typing import BinaryIO, Literal, TextIO, cast, overload
 
 from lamella.changes.contracts import Tree
-from lamella.changes.model import Content, Entry, Kind, dense
+from lamella.changes.model import TYPE_BITS, Content, Entry, Kind, dense
 from lamella.changes.tree import resolve
 from lamella.errors import Conflict, InvalidInput, MissingFacet, NotFound
 from lamella.operations.content_file import ContentFile
 from lamella.paths import LayerPath
-
-_TYPE_BITS: Final = {
-    Kind.FILE: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.CHARACTER: stat.S_IFCHR,
-    Kind.BLOCK: stat.S_IFBLK,
-    Kind.FIFO: stat.S_IFIFO,
-}
 
 
 class Filesystem:
@@ -205,7 +195,7 @@ class TreePath:
         size = len(entry.target.encode("utf-8", "surrogateescape")) if entry.kind is Kind.SYMLINK else entry.size
         second, seconds = posix.mtime // 1_000_000_000, posix.mtime / 1_000_000_000
         return os.stat_result(
-            (posix.mode | _TYPE_BITS[entry.kind], 0, 0, links, posix.uid, posix.gid, size, second, second, second),
+            (posix.mode | TYPE_BITS[entry.kind], 0, 0, links, posix.uid, posix.gid, size, second, second, second),
             {
                 **{f"st_{which}time": seconds for which in "amc"},
                 **{f"st_{which}time_ns": posix.mtime for which in "amc"},

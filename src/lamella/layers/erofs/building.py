@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Buffer, Content, Entry, Kind, Posix
+from lamella.changes.model import TYPE_BITS, Buffer, Content, Entry, Kind, Posix
 from lamella.errors import AlreadyExists, InvalidInput, from_os
 from lamella.formats.erofs.structures import encode_device, pack_xattrs, split_prefix
 from lamella.formats.erofs.writer import BLOCK, ErofsWriter, NewInode, Placed
 from lamella.host import flags
-from lamella.layers.erofs.tree import MARKS, TYPES
+from lamella.layers.erofs.tree import MARKS
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
 _NO_CHILDREN: Final[dict[bytes, NewInode]] = {}
@@ -162,7 +162,7 @@ class Written:
 def new_inode(entry: Entry, posix: Posix, placed: Placed | None) -> NewInode:
     """What an image is to have of ``entry``."""
     return NewInode(
-        TYPES[entry.kind] | posix.mode,
+        TYPE_BITS[entry.kind] | posix.mode,
         posix.uid,
         posix.gid,
         posix.mtime,

@@ -9,32 +9,23 @@ from dataclasses import replace
 from typing import Final, Self
 
 from lamella.changes.contracts import Seen
-from lamella.changes.model import Change, Entry, Kind, Posix
+from lamella.changes.model import KINDS, Change, Entry, Kind, Posix
 from lamella.changes.tree import merge
 from lamella.errors import FormatError, InvalidInput, NotFound, Unsupported
 from lamella.formats.erofs.reader import Inode
 from lamella.formats.erofs.structures import decode_device
 from lamella.layers.erofs.files import ErofsContent, ErofsLayer, OpenErofs
+from lamella.layers.overlay_rules import is_whiteout
 from lamella.layers.stack import LayerStack
 from lamella.layers.stack_tree import UNCLEAR, stated
 from lamella.paths import ROOT, LayerPath, join
 
-TYPES: Final = {
-    Kind.FILE: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.CHARACTER: stat.S_IFCHR,
-    Kind.BLOCK: stat.S_IFBLK,
-    Kind.FIFO: stat.S_IFIFO,
-}
-"""The kind of a file, and its type in a mode."""
 MARKS: Final = "trusted.overlay."
 """What the attributes begin with that an overlay takes for marks."""
 
 OPAQUE: Final = f"{MARKS}opaque"
 """The mark of a directory that hides what is below; the value is ``y``."""
 
-_KINDS: Final = {number: kind for kind, number in TYPES.items()}
 _FILE: Final = Seen(Kind.FILE)
 _DIRECTORY: Final = Seen(Kind.DIRECTORY)
 _KNOWN: Final = 4096
@@ -110,7 +101,7 @@ class ErofsImage:
 
         Raises FormatError.
         """
-        kind = _KINDS.get(stat.S_IFMT(inode.mode))
+        kind = KINDS.get(stat.S_IFMT(inode.mode))
         if kind is None:
             if stat.S_ISSOCK(inode.mode):
                 return Entry(path, Kind.CHARACTER, Posix(0, 0, 0, 0))
@@ -162,11 +153,6 @@ class ErofsImage:
                 names[name.decode("utf-8", "surrogateescape")] = node
             self._names[directory.node] = names
         return names
-
-
-def is_whiteout(entry: Entry) -> bool:
-    """Whether an overlay takes the file for a whiteout."""
-    return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
 
 
 def unmarked(entry: Entry) -> Entry:

@@ -15,7 +15,7 @@ from typing import Final
 
 from lamella.changes.contracts import Mine, Seen
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Content, Entry, Kind, implied_directory
+from lamella.changes.model import KINDS, Content, Entry, Kind, implied_directory
 from lamella.changes.semantics import prune
 from lamella.errors import InvalidInput, MissingFacet
 from lamella.formats.erofs.structures import pack_xattrs
@@ -23,7 +23,7 @@ from lamella.formats.erofs.writer import NewInode
 from lamella.layers.erofs.building import NewImage, fitting, new_inode
 from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.stack import ErofsStack
-from lamella.layers.erofs.tree import OPAQUE, TYPES
+from lamella.layers.erofs.tree import OPAQUE
 from lamella.layers.overlay_rules import WHITEOUT, OverlayRules
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.stack import LayerStack
@@ -31,7 +31,6 @@ from lamella.paths import ROOT, LayerPath, split
 
 _LINK_MODE: Final = 0o777
 """Of any symbolic link on Linux, whatever a layer says."""
-_KINDS: Final = {number: kind for kind, number in TYPES.items()}
 
 
 class ErofsUpperSink(OverlayRules):
@@ -110,7 +109,7 @@ class ErofsUpperSink(OverlayRules):
             return None
         if _is_whiteout(inode):
             return WHITEOUT
-        return Seen(_KINDS[stat.S_IFMT(inode.mode)], _text(inode.target))
+        return Seen(KINDS[stat.S_IFMT(inode.mode)], _text(inode.target))
 
     def _put(self, entry: Entry, content: Content | None) -> bool | None:
         posix, path = entry.posix, entry.path
