@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lamella import host
-from lamella.changes.contracts import Mine, Seen
+from lamella.changes.contracts import Seen
 from lamella.changes.losses import Losses
 from lamella.changes.model import Content, Entry
-from lamella.changes.semantics import prune
 from lamella.errors import Conflict, from_os
 from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
@@ -143,8 +142,9 @@ class OverlaySink(OverlayRules, DirectorySink):
     def _drop(self, path: LayerPath) -> bool | None:
         return DirectorySink.whiteout(self, path)
 
-    def _prune(self, directory: LayerPath, mine: Mine) -> None:
-        prune(self, directory, mine)
+    def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
+        """See `FlatPlace.names`."""
+        return DirectorySink.names(self, directory)
 
     def _is_up(self, path: LayerPath) -> bool:
         parent, name = split(path)

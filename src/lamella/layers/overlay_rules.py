@@ -7,11 +7,13 @@ See Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from lamella.changes.contracts import Mine, Seen, Tree
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
+from lamella.changes.semantics import prune
 from lamella.errors import InvalidInput, NotFound, from_os
 from lamella.paths import ROOT, LayerPath, join, split
 
@@ -46,7 +48,7 @@ class OverlayRules(ABC):
     there, and a file from below that gets a further name is copied up. Where it is not known what lies below, a
     directory that the layer does not state has mode 0755, symbolic links below are not seen, and every marker is kept.
 
-    Whoever inherits keeps the upper layer, by the methods that begin with an underscore and are abstract.
+    Whoever inherits keeps the upper layer, by the methods that are abstract.
     """
 
     def __init__(self, below: Below | None, *, parents_known: bool, losses: Losses) -> None:
@@ -92,8 +94,8 @@ class OverlayRules(ABC):
         """Let a directory hide what is below; it is not the root, and may have to be brought up first."""
 
     @abstractmethod
-    def _prune(self, directory: LayerPath, mine: Mine) -> None:
-        """See `lamella.changes.semantics.prune`, of the upper layer alone."""
+    def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
+        """See `FlatPlace.names`, of the upper layer alone."""
 
     def _is_up(self, path: LayerPath) -> bool:
         """Whether the upper layer has something at ``path``, be it a whiteout."""
@@ -181,7 +183,7 @@ class OverlayRules(ABC):
             self._opaque.add("")
             self._hidden.clear()
         # Whiteouts would show in an opaque directory, and what was copied up is no longer there to be seen.
-        self._prune(path, mine)
+        prune(self, path, mine)
         return True
 
     def remove(self, path: LayerPath) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from lamella.changes.contracts import Mine, Seen
+from lamella.changes.contracts import Seen
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import KINDS, Content, Entry, Kind, implied_directory
-from lamella.changes.semantics import prune
 from lamella.errors import InvalidInput, MissingFacet
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode
@@ -173,9 +172,6 @@ class ErofsUpperSink(OverlayRules):
     def _make_opaque(self, path: LayerPath) -> None:
         directory = self._directory(path)
         directory.xattrs = {**directory.xattrs, OPAQUE: b"y"}
-
-    def _prune(self, directory: LayerPath, mine: Mine) -> None:
-        prune(self, directory, mine)
 
     # The files of the upper layer
 
