@@ -168,9 +168,15 @@ class Server:
         while any(connection.busy for connection in connections) and time.monotonic() < end:
             time.sleep(0.01)
         # A client that reads nothing must not keep the others from being told, nor the end from coming.
-        goodbyes = [threading.Thread(target=connection.cancel, daemon=True) for connection in connections]
-        for goodbye in goodbyes:
-            goodbye.start()
+        goodbyes = []
+        for connection in connections:
+            goodbye = threading.Thread(target=connection.cancel, daemon=True)
+            try:
+                goodbye.start()
+            except RuntimeError as problem:  # the system has no more threads; closing ends its calls all the same
+                LOG.error("a client is left without a word: %s", problem)
+                continue
+            goodbyes.append(goodbye)
         _join(goodbyes)
         for connection in connections:
             connection.close()

@@ -30,6 +30,7 @@ ECHO = "/test/Echo"
 PIECES = "/test/Pieces"
 CHAT = "/test/Chat"
 QUICK = "/test/Quick"
+FLOOD = "/test/Flood"
 
 
 class Service:
@@ -38,6 +39,7 @@ class Service:
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.calls: list[Call] = []
+        self.flooded = 0
 
     def echo(self, request: bytes, call: Call) -> Encoded:
         self.calls.append(call)
@@ -63,8 +65,18 @@ class Service:
         finally:
             self.ended.set()
 
+    def flood(self, request: bytes, call: Call) -> Iterator[Encoded]:
+        self.calls.append(call)
+        try:
+            while True:
+                self.flooded += 1
+                yield Encoded((bytes(1 << 20),))
+        finally:
+            self.ended.set()
+
     def methods(self) -> dict[str, Method]:
         return {
+            FLOOD: Method(FLOOD, self.flood, bytes, False, True, None),
             ECHO: Method(ECHO, self.echo, bytes, False, False, None),
             PIECES: Method(PIECES, self.pieces, bytes, False, True, None),
             QUICK: Method(QUICK, self.quick, bytes, False, True, lambda request: len(request) < 1000),
@@ -473,31 +485,48 @@ def test_calls_that_do_not_end_are_broken_off(tmp_path: Path) -> None:
     assert service.ended.wait(5)
 
 
+def test_a_client_for_whose_goodbye_there_is_no_thread_is_left_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service()
+    with running(tmp_path / "s", service.methods(), grace=0.1) as server, peer(tmp_path / "s") as one:
+        one.send(one.open(1, CHAT), http2.frame(http2.DATA, 0, 1, message(b"abc")))
+        one.frames(lambda frame: frame[0] == http2.DATA)
+
+        def fail(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        server.stop()
+        assert one.goodbye() == http2.NO_ERROR
+    assert service.ended.wait(5)
+
+
+@contextmanager
+def deaf(address: Path, service: Service) -> Iterator[Peer]:
+    """A client for which a thread is held up in the middle of writing, stream 1; whatever it sends, it reads nothing."""
+    with peer(address, INITIAL_WINDOW_SIZE=1 << 30) as one:
+        one.send(http2.window_update(0, 1 << 30), one.request(1, FLOOD, b""))
+        before = -1
+        while service.flooded != before or not before:
+            before = service.flooded
+            time.sleep(0.2)
+        yield one
+
+
 def test_a_client_that_reads_nothing_holds_up_neither_the_end_nor_others(tmp_path: Path, service: Service) -> None:
-    written: list[int] = []
-
-    def flood(request: bytes, call: Call) -> Iterator[Encoded]:
-        while True:
-            written.append(1)
-            yield Encoded((bytes(1 << 20),))
-
-    methods = {**service.methods(), "/test/Flood": Method("/test/Flood", flood, bytes, False, True, None)}
-    with running(tmp_path / "s", methods, grace=0.1) as server:
-        deaf, other = Peer(tmp_path / "s", INITIAL_WINDOW_SIZE=1 << 30), Peer(tmp_path / "s")
-        deaf.send(http2.window_update(0, 1 << 30), deaf.request(1, "/test/Flood", b""))
+    with (
+        running(tmp_path / "s", service.methods(), grace=0.1) as server,
+        peer(tmp_path / "s") as other,
+        deaf(tmp_path / "s", service),
+    ):
         other.send(other.open(1, CHAT), http2.frame(http2.DATA, 0, 1, message(b"abc")))
         other.frames(lambda frame: frame[0] == http2.DATA)
-        before = -1
-        while len(written) != before:  # until the thread that writes is held up
-            before = len(written)
-            time.sleep(0.2)
         began = time.monotonic()
         server.stop()
         assert other.answer(1)[1]["grpc-status"] == str(int(Code.UNAVAILABLE))
-    assert before > 1
+        assert other.goodbye() == -1
     assert time.monotonic() - began < 8
-    deaf.close()
-    other.close()
 
 
 @pytest.mark.parametrize("path", [ECHO, QUICK, CHAT])
