@@ -30,6 +30,9 @@ MAX_STREAMS: Final = 1000
 _FRAME: Final = 32 << 10
 """Bytes of the largest frame that a client may send."""
 
+_PARTING: Final = 1.0
+"""Seconds that a client which breaks the protocol has to read why it is left."""
+
 _WINDOW: Final = 64 << 20
 _RESERVED: Final = 0x7FFFFFFF
 
@@ -76,7 +79,7 @@ class Connection:
         except ConnectionBroken as problem:
             LOG.debug("a client has broken the protocol: %s", problem)
             try:
-                self._sender.send([http2.go_away(self._last, problem.code, str(problem))])
+                self._sender.part(http2.go_away(self._last, problem.code, str(problem)), _PARTING)
             except OSError:
                 pass
         except OSError as problem:
@@ -127,7 +130,7 @@ class Connection:
             http2.MAX_FRAME_SIZE: _FRAME,
             http2.MAX_HEADER_LIST_SIZE: http2.MAX_BLOCK,
         }
-        self._sender.send([http2.settings(ours), http2.window_update(0, _WINDOW - http2.DEFAULT_WINDOW)])
+        self._sender.note(http2.settings(ours) + http2.window_update(0, _WINDOW - http2.DEFAULT_WINDOW))
         unpack = http2.HEAD.unpack_from
         while True:
             while end - start >= http2.HEAD_SIZE:
@@ -259,7 +262,7 @@ class Connection:
         try:
             stream.receive(flags, payload)
         except LamellaError as problem:
-            self._finish(stream, *status_of(problem, stream.method.path))
+            self._refuse(stream, *status_of(problem, stream.method.path))
             stream.cancel()
             return
         if flags & http2.END_STREAM:
@@ -275,7 +278,7 @@ class Connection:
         data = stream.first()
         if data is None:
             if not stream.cancelled:
-                self._finish(stream, Code.INVALID_ARGUMENT, "the request is missing")
+                self._refuse(stream, Code.INVALID_ARGUMENT, "the request is missing")
             return
         quick = stream.method.quick
         if quick is not None:
@@ -289,7 +292,7 @@ class Connection:
         try:
             self._workers.run(work)
         except Exhausted as problem:
-            self._finish(stream, *status_of(problem, stream.method.path))
+            self._refuse(stream, *status_of(problem, stream.method.path))
 
     def _quick(self, stream: Stream, data: bytes, quick: Callable[[Any], bool]) -> None:
         method = stream.method
@@ -305,7 +308,7 @@ class Connection:
                 return
             parts, size = framed(answers)
         except Exception as problem:  # noqa: BLE001 whatever it is, the client gets a status
-            self._finish(stream, *status_of(problem, method.path))
+            self._refuse(stream, *status_of(problem, method.path))
             return
         with _Ending(self._ending):
             if self._sender.answer_at_once(
@@ -375,22 +378,22 @@ class Connection:
         self._finish(stream, *status_of(problem, stream.method.path))
 
     def _finish(self, stream: Stream, code: Code, message: str) -> None:
-        """Send the status, and forget the call."""
+        """Forget the call, and send the status once others have sent theirs. Not for the thread that reads."""
         with _Ending(self._ending):
             if self._forget(stream.id, code) is None:
                 return
-            out: list[Part] = []
-            block = http2.trailers(code, message)
-            if stream.started:
-                out.append(http2.frame(http2.HEADERS, LAST, stream.id, block))
-            else:
-                out.append(http2.frame(http2.HEADERS, LAST, stream.id, http2.ANSWER + block))
-            if not stream.ending:
-                out.append(http2.reset(stream.id, http2.NO_ERROR))
             try:
-                self._sender.send(out)
+                self._sender.send([_status(stream, code, message)])
             except OSError:
                 pass
+
+    def _refuse(self, stream: Stream, code: Code, message: str) -> None:
+        """As `_finish`, for the thread that reads. Raises OSError, ConnectionBroken."""
+        with _Ending(self._ending):
+            if self._forget(stream.id, code) is None:
+                return
+            self._sender.note(_status(stream, code, message))
+            self._sender.flush()
 
     def _forget(self, number: int, code: Code) -> Stream | None:
         """The call that was under way and has ended with ``code``."""
@@ -398,6 +401,13 @@ class Connection:
         if stream is not None and self._tally is not None:
             self._tally.call(stream.method.path, code, stream.began)
         return stream
+
+
+def _status(stream: Stream, code: Code, message: str) -> bytes:
+    """The frames that end a call's answer."""
+    block = http2.trailers(code, message)
+    found = http2.frame(http2.HEADERS, LAST, stream.id, block if stream.started else http2.ANSWER + block)
+    return found if stream.ending else found + http2.reset(stream.id, http2.NO_ERROR)
 
 
 class _Ending:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes to one client: frames in the order in which they are given, and no more data than it takes.
 
-Whoever writes a frame holds the lock for writing. The thread that reads from the client never waits for it with frames
-of its own, but leaves them to whoever has the lock, so that it always comes to read what lets the writers go on.
+Whoever writes a frame holds the lock for writing, as long as the client takes to make room for it. The thread that
+reads from the client never waits for the lock while it reads, but leaves its frames to whoever has it, so that it goes
+on while others write. Where nobody has it, that thread writes itself, and waits for room as anybody does. Nobody waits
+with the lock held for a window, which grows by what is read.
 """
 
 from __future__ import annotations
@@ -188,6 +190,19 @@ class Sender:
                 self.flush()
         except (OSError, ValueError):  # the client is gone
             pass
+
+    def part(self, frame: bytes, seconds: float) -> None:
+        """Send the last frame that is sent, unless the client makes no room for it within ``seconds``, twice at most.
+
+        Raises OSError, also where that is so.
+        """
+        self._pending.append(frame)
+        if self._turn.acquire(timeout=seconds):
+            try:
+                self._socket.settimeout(seconds)
+                self._write([])
+            finally:
+                self._turn.release()
 
     def flush(self) -> None:
         """Send what was noted, or have whoever is sending do it. Raises OSError."""

@@ -504,7 +504,7 @@ def test_a_client_for_whose_goodbye_there_is_no_thread_is_left_without_one(
 
 @contextmanager
 def deaf(address: Path, service: Service) -> Iterator[Peer]:
-    """A client for which a thread is held up in the middle of writing, stream 1; whatever it sends, it reads nothing."""
+    """A client that reads nothing, for which a thread is held up in the middle of writing; that is stream 1."""
     with peer(address, INITIAL_WINDOW_SIZE=1 << 30) as one:
         one.send(http2.window_update(0, 1 << 30), one.request(1, FLOOD, b""))
         before = -1
@@ -527,6 +527,24 @@ def test_a_client_that_reads_nothing_holds_up_neither_the_end_nor_others(tmp_pat
         assert other.answer(1)[1]["grpc-status"] == str(int(Code.UNAVAILABLE))
         assert other.goodbye() == -1
     assert time.monotonic() - began < 8
+
+
+def test_a_client_that_breaks_the_protocol_and_reads_nothing_is_left(address: Path, service: Service) -> None:
+    with deaf(address, service) as one:
+        one.send(http2.window_update(0, 0))
+        assert service.ended.wait(5)
+
+
+def test_a_client_that_reads_nothing_is_read_from_after_its_request_was_refused(
+    address: Path, service: Service
+) -> None:
+    with deaf(address, service) as one:
+        one.send(one.open(3, ECHO), http2.frame(http2.DATA, http2.END_STREAM, 3, message(b"abc", compressed=1)))
+        one.send(one.open(5, CHAT), http2.frame(http2.DATA, 0, 5, message(b"abc")))
+        end = time.monotonic() + 5
+        while len(service.calls) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("path", [ECHO, QUICK, CHAT])
