@@ -31,6 +31,8 @@ WINDOW: Final = 1 << 20
 _WAITING: Final = 8
 """Messages that wait to be sent at most."""
 _WAITING_NEWS: Final = 1000
+_NEWS_SIZE: Final = 1 << 20
+"""Bytes of messages that may wait beside news; descriptors among them have annotations of any size."""
 
 
 def unpacked(value: Packed, kind: type[M]) -> M:
@@ -51,6 +53,8 @@ class Exchange:
         self._requests = requests
         self._call = call
         self._outgoing: deque[Packed] = deque()
+        self._size = 0
+        """Bytes of what waits to be sent."""
         self._changed = threading.Condition()
         self._ending = False
         self._sent = False
@@ -67,15 +71,15 @@ class Exchange:
             while len(self._outgoing) >= _WAITING and not self._call.cancelled:
                 self._changed.wait()
             self._call.check()
-            self._outgoing.append(value)
-            self._changed.notify_all()
+            self._put(value)
 
     def tell(self, message: Message) -> None:
         """Send a message that nobody needs, unless the client is far behind. Waits for nothing."""
+        value = packed(message)
         with self._changed:
-            if len(self._outgoing) < _WAITING_NEWS:
-                self._outgoing.append(packed(message))
-                self._changed.notify_all()
+            small = self._size + len(value.value) <= _NEWS_SIZE and len(self._outgoing) < _WAITING_NEWS
+            if small or not self._outgoing:
+                self._put(value)
 
     def end(self) -> None:
         """The stream is over, once what waits has been sent."""
@@ -101,12 +105,18 @@ class Exchange:
                     if not self._outgoing or self._call.cancelled:
                         return
                     value = self._outgoing.popleft()
+                    self._size -= len(value.value)
                     self._changed.notify_all()
                 yield value
         finally:
             with self._changed:
                 self._sent = True
                 self._changed.notify_all()
+
+    def _put(self, value: Packed) -> None:
+        self._outgoing.append(value)
+        self._size += len(value.value)
+        self._changed.notify_all()
 
     def _wake(self) -> None:
         with self._changed:
