@@ -68,6 +68,8 @@ class CimImport:
         self._parent_folder = parent_folder
         self._windows = windows
         self._losses = losses if losses is not None else Losses()
+        self._host_lengths: frozenset[int] = special.LENGTHS if windows else frozenset()
+        """Of the paths of files that the host needs: the cheap question before `is_of_host`."""
         self._queue: dict[str, Queued] = {}
         """What waits for the end, in order, by folded path."""
         self._lengths: set[int] = set()
@@ -102,7 +104,8 @@ class CimImport:
 
     def is_of_host(self, entry: Entry) -> bool:
         """Whether the host needs the file outside of the image."""
-        return self._windows and entry.kind is Kind.FILE and special.is_special(entry.path)
+        path = entry.path
+        return len(path) in self._host_lengths and entry.kind is Kind.FILE and special.is_special(path)
 
     def put_of_host(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> None:
         """A file that the host needs: it is the host's until the end."""

@@ -11,7 +11,6 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
 from lamella.changes.semantics import prune
 from lamella.errors import InvalidInput, MissingFacet, NotFound
-from lamella.layers.cim import special
 from lamella.layers.cim.contract import PLAIN_DIRECTORY, FileMetadata, ForkWriter
 from lamella.layers.cim.files import CimLayer
 from lamella.layers.cim.host_files import HostFiles
@@ -72,7 +71,7 @@ class CimSink(CimImport):
         """See `Sink.put`. Raises MissingFacet, InvalidInput (a name or kind that an image has not)."""
         path, windows = entry.path, entry.windows
         metadata = self._implied(entry) if windows is None else self.metadata(entry, windows)
-        if len(path) in special.LENGTHS and self.is_of_host(entry):
+        if len(path) in self._host_lengths and self.is_of_host(entry):
             replaced = self._replaced(path, entry.kind)
             self.put_of_host(entry, content, metadata)
             return replaced
