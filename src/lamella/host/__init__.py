@@ -16,7 +16,6 @@ if sys.platform == "linux":
         path_of,
         remove_xattr,
         rename_exclusive,
-        return_large_blocks,
         set_xattr,
         xattr_lister,
     )
@@ -31,7 +30,6 @@ else:
         path_of,
         remove_xattr,
         rename_exclusive,
-        return_large_blocks,
         set_xattr,
         xattr_lister,
     )
@@ -46,7 +44,6 @@ __all__ = [
     "path_of",
     "remove_xattr",
     "rename_exclusive",
-    "return_large_blocks",
     "set_xattr",
     "xattr_lister",
 ]

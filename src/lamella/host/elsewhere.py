@@ -15,10 +15,6 @@ def current_umask() -> int:
     return 0o777
 
 
-def return_large_blocks(size: int) -> None:
-    """Nothing."""
-
-
 def list_xattrs(file: int | str) -> list[str]:
     """No names: nothing can be asked."""
     return []

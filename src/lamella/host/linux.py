@@ -29,19 +29,6 @@ def current_umask() -> int:
     return 0o777
 
 
-def return_large_blocks(size: int) -> None:
-    """Have freed memory in blocks of at least ``size`` bytes go back to the system at once.
-
-    The C library keeps what has been freed once, up to 32 MiB, for every thread that allocates.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(-3, size)  # M_MMAP_THRESHOLD
-        mallopt(-1, 8 * size)  # M_TRIM_THRESHOLD, else 128 KiB from now on, which smaller blocks pass again and again
-
-
 class OpenPath(str):
     """A path to the very file that is open: what it leads to is meant, even where that is a link."""
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory the C library keeps for threads."""
+"""How much freed memory the C library keeps."""
 
 from __future__ import annotations
 
 from typing import Final
 
+# Of mallopt(3)
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
 _ARENA_MAX: Final = -8
-"""M_ARENA_MAX of mallopt(3)."""
 
 
 def share_arenas(count: int = 2) -> None:
@@ -15,10 +17,25 @@ def share_arenas(count: int = 2) -> None:
     By itself glibc gives eight to each processor, and what is free in one is of no use to the threads of another.
     Nothing happens where the C library knows no such setting.
     """
+    _set(_ARENA_MAX, count)
+
+
+def return_large_blocks(size: int) -> None:
+    """Have freed memory in blocks of at least ``size`` bytes go back to the system at once.
+
+    By itself glibc keeps what has been freed once, up to 32 MiB, for every thread that allocates. Nothing happens where
+    the C library knows no such setting.
+    """
+    _set(_MMAP_THRESHOLD, size)
+    # Else this is 128 KiB from now on, which smaller blocks pass again and again.
+    _set(_TRIM_THRESHOLD, 8 * size)
+
+
+def _set(option: int, value: int) -> None:
     import ctypes
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    except (AttributeError, OSError, TypeError):  # musl and macOS have none, Windows no such library
         return
-    mallopt(_ARENA_MAX, count)
+    mallopt(option, value)

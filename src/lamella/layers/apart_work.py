@@ -12,11 +12,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeAlias
 
-from lamella import host
 from lamella.changes.model import Change, Content, Kind, Link, Opaque, Posix, Put, Stream, Whiteout
 from lamella.digests import Digest
 from lamella.errors import LamellaError
 from lamella.formats.tar.reader import TarMember
+from lamella.host.memory import return_large_blocks
 from lamella.layers.tarball import tar_changes
 from lamella.streams.blob import BlobLimits
 from lamella.streams.reading import BlobReader
@@ -75,7 +75,7 @@ def work(blobs: Sequence[Blob], ring: SharedRing, messages: int, others: tuple[i
             signal.signal(number, signal.SIG_DFL)
         for end in others:
             os.close(end)
-        host.return_large_blocks(_LARGE)
+        return_large_blocks(_LARGE)
         for blob in blobs:
             if not _Telling(blob, ring, messages).tell():
                 break
