@@ -21,7 +21,6 @@ from tests.interop.daemons import (
     archive,
     compiled,
     containerd_running,
-    folder,
     lamella_serving,
     runnable,
 )
@@ -41,10 +40,9 @@ def program(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def where(needs: Callable[..., str]) -> Iterator[Path]:
+def where(where: Path, needs: Callable[..., str]) -> Path:
     needs("runc")
-    with folder() as where:
-        yield where
+    return where
 
 
 def printed(where: Path, version: str = "1.7") -> str:

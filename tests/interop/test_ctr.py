@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import Ctr, Release, archive, folder, lamella_serving, runnable
+from tests.interop.daemons import Ctr, Release, archive, lamella_serving, runnable
 
 from lamella import __version__
 
@@ -22,12 +22,6 @@ pytestmark = pytest.mark.interop
 NAME = "example.org/small:one"
 BLOB = os.urandom(3_000_001)
 DIGEST = f"sha256:{hashlib.sha256(BLOB).hexdigest()}"
-
-
-@pytest.fixture
-def where() -> Iterator[Path]:
-    with folder() as where:
-        yield where
 
 
 @pytest.fixture

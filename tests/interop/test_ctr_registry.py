@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import FIRST, SECOND, Ctr, Release, archive, folder, lamella_serving, runnable
+from tests.interop.daemons import FIRST, SECOND, Ctr, Release, archive, lamella_serving, runnable
 from tests.registry.docker_registry import PASSWORD, USER, DockerRegistry, running
 
 from lamella.oci.platform import host_platform
@@ -40,12 +40,6 @@ def filled(registry: DockerRegistry, tmp_path: Path) -> DockerRegistry:
     copy(f"{layout}:one", f"docker://{registry.host}/small:one")
     copy(f"{layout}:all", f"docker://{registry.host}/small:all", all_platforms=True)
     return registry
-
-
-@pytest.fixture
-def where() -> Iterator[Path]:
-    with folder() as where:
-        yield where
 
 
 @pytest.fixture

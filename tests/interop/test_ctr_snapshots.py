@@ -12,18 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import Ctr, Release, archive, folder, lamella_serving, runnable
+from tests.interop.daemons import Ctr, Release, archive, lamella_serving, runnable
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
 
 IMAGE = "example.org/small:one"
 KINDS = ["overlayfs", "native", "erofs"]
-
-
-@pytest.fixture
-def where() -> Iterator[Path]:
-    with folder() as where:
-        yield where
 
 
 @pytest.fixture

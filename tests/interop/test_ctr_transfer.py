@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.daemons import Ctr, Release, archive, folder, lamella_serving, runnable
+from tests.interop.daemons import Ctr, Release, archive, lamella_serving, runnable
 
 from lamella.testing.images import image_of_tars, tar_of
 
@@ -17,12 +17,6 @@ pytestmark = pytest.mark.interop
 
 NAME = "example.org/small:one"
 SERVER = "--local=false"
-
-
-@pytest.fixture
-def where() -> Iterator[Path]:
-    with folder() as where:
-        yield where
 
 
 @pytest.fixture
