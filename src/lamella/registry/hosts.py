@@ -66,6 +66,11 @@ class HostConfig:
         return self.scheme == "http"
 
 
+def name_of_host(registry: str) -> str:
+    """The name, and perhaps port, of the host that a registry is on: its own, but for Docker Hub."""
+    return _HUB_HOST if registry in (_HUB, "index.docker.io") else registry
+
+
 def hosts_for(
     registry: str, *, plain_http: bool = False, directory: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> tuple[HostConfig, ...]:
@@ -341,7 +346,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _own_host(registry: str, plain_http: bool) -> HostConfig:
-    host = _HUB_HOST if registry in (_HUB, "index.docker.io") else registry
+    host = name_of_host(registry)
     name, port = _split_port(host)
     plain = plain_http or (port != "443" and is_loopback(name.strip("[]")))
     return HostConfig("http" if plain else "https", host)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,13 @@ from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.protocol.wire import sent_descriptor
 from lamella.registry.client import Client
 from lamella.registry.failures import Refused
+from lamella.registry.hosts import name_of_host
 from lamella.registry.reader import RegistryReader
 from lamella.registry.writer import RegistryWriter
 from lamella.service.gathering import Parts, label, references
 from lamella.service.news import News, Tell
 from lamella.service.status import TurnedAway
-from lamella.service.streaming import Exchange, unpacked
+from lamella.service.streaming import Exchange, Take, unpacked
 from lamella.store.contract import Resource
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
@@ -42,8 +43,6 @@ SOURCE: Final = "containerd.io/distribution.source."
 """Before the name of a host: the label of a blob that says of which repositories there it is, with commas between."""
 
 _PLAIN: Final[dict[str, bool | None]] = {"": None, "http": True, "https": False}
-_OWN_NAMES: Final = {"docker.io": "registry-1.docker.io"}
-"""Registries whose host has another name, by which clients are asked who they are."""
 
 _WHO: Final = "tell the server who you are at the registry"
 
@@ -51,7 +50,7 @@ _WHO: Final = "tell the server who you are at the registry"
 def pull(
     space: Space,
     source: pb.OCIRegistry,
-    take: Callable[[str], Exchange],
+    take: Take,
     platforms: Sequence[Platform | None],
     *,
     documents: bool = False,
@@ -90,7 +89,7 @@ def push(
     space: Space,
     name: str,
     destination: pb.OCIRegistry,
-    take: Callable[[str], Exchange],
+    take: Take,
     *,
     tell: Tell,
     cancel: Cancellation,
@@ -138,9 +137,7 @@ def _reference(named: pb.OCIRegistry) -> Reference:
     return reference
 
 
-def _options(
-    named: pb.OCIRegistry, reference: Reference, take: Callable[[str], Exchange], cancel: Cancellation
-) -> RegistryOptions:
+def _options(named: pb.OCIRegistry, reference: Reference, take: Take, cancel: Cancellation) -> RegistryOptions:
     """How the registry is talked to: as the client says, and with nobody's credentials but the client's."""
     resolver = named.resolver
     if resolver.default_scheme not in _PLAIN:
@@ -151,8 +148,7 @@ def _options(
         raise Unsupported("what is said to a registry is not shown to clients")
     asked = None
     if resolver.auth_stream:
-        host = _OWN_NAMES.get(reference.registry, reference.registry)
-        asked = _Asked(take(resolver.auth_stream), host, named.reference)
+        asked = _Asked(take(resolver.auth_stream), name_of_host(reference.registry), named.reference)
     return RegistryOptions(
         plain_http=_PLAIN[resolver.default_scheme],
         credential=asked,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
 
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.empty_pb2 import Empty
@@ -121,6 +121,10 @@ class Exchange:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+Take: TypeAlias = Callable[[str], Exchange]
+"""Gives the stream of a name, for the call that is under way."""
 
 
 class Streaming:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ from lamella.protocol.proto import images_pb2, types_pb2
 from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.protocol.wire import labels, sent_descriptor, type_name
 from lamella.service.calls import Call
-from lamella.service.streaming import ByteSender, Exchange, Streaming, receive_bytes, unpacked
+from lamella.service.streaming import ByteSender, Exchange, Streaming, Take, receive_bytes, unpacked
 from lamella.store.contract import ImageRecord
 from lamella.store.leases import under_lease
 from lamella.store.store import Space
@@ -39,9 +39,6 @@ _LINGER: Final = 0.1
 _PATIENCE: Final = 10.0
 _SOON: Final = 1.0
 """Seconds in which a client takes the last of what it is told."""
-
-Take = Callable[[str], Exchange]
-"""Gives the stream of a name, for the call that is under way."""
 
 
 class Transfer:
