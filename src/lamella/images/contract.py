@@ -74,6 +74,14 @@ class ImageReader(Protocol):
                 raise
         return self.elsewhere(layer)
 
+    def has_blob(self, blob: Descriptor) -> bool:
+        """Whether `open_layer` finds it. Raises as that does for any other reason."""
+        try:
+            self.open_layer(blob).close()
+        except NotFound:
+            return False
+        return True
+
     def close(self) -> None:
         """Let go of the place, and of whatever layers came from elsewhere. May be called again."""
         if self.elsewhere is not None:

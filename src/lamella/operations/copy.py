@@ -171,7 +171,7 @@ def put_missing(
     left: list[Descriptor] = []
 
     def put(part: tuple[ImageReader, Descriptor], stop: Cancellation) -> None:
-        if writer.leaves_foreign and part[1].media_type in FOREIGN_LAYERS and not _is_there(*part):
+        if writer.leaves_foreign and part[1].media_type in FOREIGN_LAYERS and not part[0].has_blob(part[1]):
             left.append(part[1])
             return
         told = progress if watcher is None else watcher.begun(part[1])
@@ -202,14 +202,6 @@ def _lacking(
     for_each(blobs[:first], look, 1, cancel)
     for_each(blobs[first:], look, min(writer.lanes, len(blobs) - first), cancel)
     return lacking
-
-
-def _is_there(reader: ImageReader, blob: Descriptor) -> bool:
-    try:
-        reader.open_layer(blob).close()
-    except NotFound:
-        return False
-    return True
 
 
 def _whole(reader: ImageReader, writer: ImageWriter, tag: str | None, position: int | None) -> Descriptor:

@@ -113,7 +113,7 @@ class _Gathering:
             return None
         manifest = self._manifests[image.digest] = read_manifest(self._reader, image).manifest
         for part in (manifest.config, *manifest.layers):
-            if part.media_type in FOREIGN_LAYERS and not (self._foreign and self._is_there(part)):
+            if part.media_type in FOREIGN_LAYERS and not (self._foreign and self._reader.has_blob(part)):
                 continue
             self._take(part)
         return image
@@ -136,7 +136,7 @@ class _Gathering:
         best = [best_match(platform, offers) for platform in self._platforms]
         chosen = {one.digest: one for one in best if one is not None}
         for entry in entries:  # which may be for any platform
-            if entry.platform is None and self._is_there(entry):
+            if entry.platform is None and self._reader.has_blob(entry):
                 chosen.setdefault(entry.digest, entry)
         if not chosen:
             raise NotFound(f"{what}: there is no image for {', '.join(map(str, self._platforms))}")
@@ -145,13 +145,6 @@ class _Gathering:
     def _take(self, blob: Descriptor) -> None:
         self._reader.open_blob(blob).close()
         self.blobs.setdefault(blob.digest, blob)
-
-    def _is_there(self, blob: Descriptor) -> bool:
-        try:
-            self._reader.open_blob(blob).close()
-        except NotFound:
-            return False
-        return True
 
 
 def _entry(name: str, target: Descriptor) -> Descriptor:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image consists of, as far as it is wanted, and the labels by which its documents keep that."""
+"""What an image consists of, as far as it is wanted, and what each of its documents needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lamella.errors import NotFound, Unsupported
@@ -11,13 +11,12 @@ from lamella.images.resolve import MAX_INDEX_DEPTH, read_manifest
 from lamella.oci.index import decode_index
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
 from lamella.oci.platform import Platform, matches
-from lamella.store.references import REF_CONTENT
+from lamella.store.references import entry_key, parts_by_key
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.images.contract import ImageReader
     from lamella.oci.descriptor import Descriptor
-    from lamella.store.store import Space
 
 
 class Parts:
@@ -48,11 +47,10 @@ class Parts:
             needs = self._entries(image, depth, layers=layers)
         elif image.media_type in MANIFESTS:
             manifest = read_manifest(self._reader, image).manifest
-            parts = {"config": manifest.config, **{f"l.{at}": one for at, one in enumerate(manifest.layers)}}
-            for key, part in parts.items():
+            for key, part in parts_by_key(manifest).items():
                 if not layers and part is not manifest.config:
                     continue
-                if part.media_type in FOREIGN_LAYERS and not self._is_there(part):
+                if part.media_type in FOREIGN_LAYERS and not self._reader.has_blob(part):
                     continue
                 self.found.setdefault(part.digest, part)
                 needs[key] = part.digest
@@ -73,25 +71,5 @@ class Parts:
             suits = self.suits(entry)
             if suits or self._documents:
                 self.add(entry, depth + 1, layers=layers and suits)
-                needs[f"m.{number}"] = entry.digest
+                needs[entry_key(number)] = entry.digest
         return needs
-
-    def _is_there(self, part: Descriptor) -> bool:
-        try:
-            self._reader.open_blob(part).close()
-        except NotFound:
-            return False
-        return True
-
-
-def references(needs: Mapping[str, Digest]) -> dict[str, str]:
-    """The labels by which a document keeps what it needs."""
-    return {f"{REF_CONTENT}.{key}": str(digest) for key, digest in needs.items()}
-
-
-def label(space: Space, digest: Digest, labels: Mapping[str, str]) -> None:
-    """Let a blob have ``labels`` besides those that it has."""
-    present = space.content.info(digest).labels
-    missing = {key: value for key, value in labels.items() if present.get(key) != value}
-    if missing:
-        space.content.update(digest, missing, [f"labels.{key}" for key in missing])

@@ -22,9 +22,11 @@ from lamella.oci.layout import CONTAINERD_NAME, INDEX_FILE, LAYOUT_FILE, REF_NAM
 from lamella.oci.mediatypes import OCI_INDEX, OCI_LAYER
 from lamella.oci.platform import Platform, host_platform
 from lamella.operations.copy import put_missing
-from lamella.service.gathering import Parts, label, references
+from lamella.service.gathering import Parts
 from lamella.service.transfer import names_of, whole_names
 from lamella.store.image_writer import StoreWriter
+from lamella.store.putting import label_blob
+from lamella.store.references import entry_key, references
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
@@ -74,14 +76,14 @@ def import_archive(
             for number, entry in enumerate(entries):
                 if parts.suits(entry):
                     parts.add(entry)
-                    children[f"m.{number}"] = entry.digest
+                    children[entry_key(number)] = entry.digest
         put_missing(writer, [(reader, part) for part in parts.found.values()], cancel=cancel)
         if whole:
             if not writer.has_blob(index):
                 writer.put_blob(index, [raw])
             parts.children[index.digest] = children
         for digest, needs in parts.children.items():
-            label(space, digest, references(needs))
+            label_blob(space.content, digest, references(needs))
     return [*named, *((name, index) for name in whole)]
 
 

@@ -24,7 +24,7 @@ from lamella.registry.failures import Refused
 from lamella.registry.hosts import name_of_host
 from lamella.registry.reader import RegistryReader
 from lamella.registry.writer import RegistryWriter
-from lamella.service.gathering import Parts, label, references
+from lamella.service.gathering import Parts
 from lamella.service.news import News, Tell
 from lamella.service.status import TurnedAway
 from lamella.service.streaming import Exchange, Take, unpacked
@@ -32,7 +32,8 @@ from lamella.store.contract import Resource
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
 from lamella.store.labels import MAX_LABEL
-from lamella.store.references import CONTENT
+from lamella.store.putting import label_blob
+from lamella.store.references import CONTENT, references
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
@@ -81,7 +82,8 @@ def pull(
         writer = stack.enter_context(StoreWriter(space))
         put_missing(writer, [(reader, part) for part in parts.found.values()], watcher=news, cancel=cancel)
         for digest in parts.found:
-            label(space, digest, {**references(parts.children.get(digest, {})), **_from(space, digest, reference)})
+            labels = {**references(parts.children.get(digest, {})), **_from(space, digest, reference)}
+            label_blob(space.content, digest, labels)
     return target
 
 

@@ -22,8 +22,8 @@ from lamella.store.blobs import is_whole
 from lamella.store.contract import ImageRecord, Ingest, NamespaceView, Resource
 from lamella.store.image_reader import StoreReader, open_space
 from lamella.store.leases import under_lease
-from lamella.store.putting import put_blob
-from lamella.store.references import CONTENT, REF_CONTENT
+from lamella.store.putting import label_blob, put_blob
+from lamella.store.references import CONTENT, entry_key, parts_by_key, references
 from lamella.store.store import Space
 
 _STAGED: Final = "staged-"
@@ -168,23 +168,15 @@ class StoreWriter(ImageWriter):
             inner = decode_index(self._read(image), image.media_type, f"{self.where}: index {image.digest}")
             for number, entry in enumerate(inner.manifests):
                 self._connect(entry, seen)
-                needs[f"m.{number}"] = entry.digest
+                needs[entry_key(number)] = entry.digest
         elif image.media_type in MANIFESTS:
             manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
-            parts = {"config": manifest.config, **{f"l.{at}": layer for at, layer in enumerate(manifest.layers)}}
-            for key, part in parts.items():
+            for key, part in parts_by_key(manifest).items():
                 if self.has_blob(part):
                     needs[key] = part.digest
                 elif part.media_type not in FOREIGN_LAYERS:
                     raise Conflict(f"{self.where}: {part.digest}, a part of {image.digest}, was not put")
-        self._label(image, {f"{REF_CONTENT}.{key}": str(digest) for key, digest in needs.items()})
-
-    def _label(self, image: Descriptor, wanted: dict[str, str]) -> None:
-        content = self.space.content
-        present = content.info(image.digest).labels
-        missing = {key: value for key, value in wanted.items() if present.get(key) != value}
-        if missing:
-            content.update(image.digest, missing, [f"labels.{key}" for key in missing])
+        label_blob(self.space.content, image.digest, references(needs))
 
     def _read(self, document: Descriptor) -> bytes:
         return StoreReader(self.space).read_document(document)

@@ -45,7 +45,7 @@ def put_blob(
                 return ingest.commit(size, digest, labels)
         except AlreadyExists:
             try:
-                return _labelled(content, digest, labels)
+                return label_blob(content, digest, labels)
             except NotFound:
                 continue  # deleted meanwhile
         except Unavailable:
@@ -83,7 +83,8 @@ def _write(ingest: Ingest, digest: Digest, start: int, size: int, chunks: Callab
         raise SizeMismatch(f"blob {digest}", expected=size, actual=offset)
 
 
-def _labelled(content: ContentStore, digest: Digest, labels: Labels) -> ContentRecord:
+def label_blob(content: ContentStore, digest: Digest, labels: Labels) -> ContentRecord:
+    """Let a blob have ``labels`` besides those that it has. Raises NotFound, InvalidInput."""
     record = content.info(digest)
     missing = {key: value for key, value in labels.items() if record.labels.get(key, "") != value}
     return content.update(digest, missing, [f"labels.{key}" for key in missing]) if missing else record

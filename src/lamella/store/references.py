@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
 
 from lamella.errors import InvalidInput
 from lamella.store.contract import Labels
 from lamella.times import parse_rfc3339
+
+if TYPE_CHECKING:
+    from lamella.digests import Digest
+    from lamella.oci.descriptor import Descriptor
+    from lamella.oci.manifest import Manifest
 
 CONTENT: Final = "content"
 INGESTS: Final = "ingests"
@@ -63,6 +68,21 @@ def expiry(labels: Labels) -> int | None:
         return parse_rfc3339(text)
     except InvalidInput:
         return None
+
+
+def references(needs: Mapping[str, Digest]) -> dict[str, str]:
+    """The labels by which a document keeps what it needs, each of which has a key: `parts_by_key`, `entry_key`."""
+    return {f"{REF_CONTENT}.{key}": str(digest) for key, digest in needs.items()}
+
+
+def parts_by_key(manifest: Manifest) -> dict[str, Descriptor]:
+    """Config and layers of a manifest."""
+    return {"config": manifest.config, **{f"l.{at}": layer for at, layer in enumerate(manifest.layers)}}
+
+
+def entry_key(number: int) -> str:
+    """The key of an entry of an index."""
+    return f"m.{number}"
 
 
 def snapshots(snapshotter: str) -> str:
