@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lamella.errors import Cancelled, LamellaError, from_os
 from lamella.store.contract import SnapshotKind
-from lamella.store.snapshotters import SEALING
-from lamella.store.store import SNAPSHOTS
+from lamella.store.snapshotters import form_of
+from lamella.store.snapshotters.graph import home_of
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -34,92 +33,71 @@ class SnapshotRow:
 def broken(
     store: Store, progress: Progress | None, cancel: Cancellation | None
 ) -> tuple[list[tuple[SnapshotRow, str]], int]:
-    """The snapshots that are not whole, each with what is wrong; and how many are. Raises Cancelled."""
+    """The snapshots that are not whole, each with what is wrong; and how many are.
+
+    Raises Cancelled, InvalidInput (a kind of snapshotter that is not known here).
+    """
     with store.database.read() as connection:
         rows = [SnapshotRow(*row) for row in connection.execute(f"{_SELECT} ORDER BY number")]
-    sealed = [row for row in rows if row.snapshotter == SEALING and row.kind == SnapshotKind.COMMITTED.value]
-    if progress is not None and sealed:
-        progress.start("check seals", None)
+    look = _Look(store, progress, cancel)
     try:
-        found = [
-            (row, problem)
-            for row in rows
-            if _problem(store, row, progress, cancel) and (problem := _still(store, row, cancel))
-        ]
+        found = [(row, problem) for row in rows if look.problem(row) and (problem := look.still(row))]
     finally:
-        if progress is not None and sealed:
-            progress.finish()
+        look.finish()
     return found, len(rows) - len(found)
 
 
-def _still(store: Store, row: SnapshotRow, cancel: Cancellation | None) -> str:
-    """What is wrong with what looked wrong, looked at again between two looks at its row, whose number is unique."""
-    while now := _row(store, row.number):
-        problem = _problem(store, now, None, cancel)
-        if not problem or now == _row(store, row.number):
+class _Look:
+    """Looks at snapshots, and tells of the bytes of those that are sealed."""
+
+    def __init__(self, store: Store, progress: Progress | None, cancel: Cancellation | None) -> None:
+        self._store = store
+        self._progress = progress
+        self._cancel = cancel
+        self._telling = False
+
+    def problem(self, row: SnapshotRow) -> str:
+        """What is wrong with a snapshot; nothing where it is whole. Raises as `broken`."""
+        home = home_of(self._store, row.snapshotter)
+        form, place, kind = form_of(row.snapshotter, home), home / str(row.number), SnapshotKind(row.kind)
+        if not place.is_dir():
+            return "its directory is missing"
+        problem = form.lacking(place, kind, parents=row.parent is not None)
+        if problem or kind is not SnapshotKind.COMMITTED:
             return problem
-    return ""
-
-
-def _row(store: Store, number: int) -> SnapshotRow | None:
-    with store.database.read() as connection:
-        found = connection.execute(f"{_SELECT} WHERE number = ?", (number,)).fetchone()
-    return None if found is None else SnapshotRow(*found)
-
-
-def _problem(store: Store, row: SnapshotRow, progress: Progress | None, cancel: Cancellation | None) -> str:
-    place = store.root / SNAPSHOTS / row.snapshotter / str(row.number)
-    problem = _missing(place, row)
-    if problem or row.snapshotter != SEALING or row.kind != SnapshotKind.COMMITTED.value:
-        return problem
-    from lamella.store.snapshotters.erofs import IMAGE
-    from lamella.store.snapshotters.verity import examine
-
-    def step(amount: int) -> None:
-        if cancel is not None:
-            cancel.check()
-        if progress is not None:
-            progress.advance(amount)
-
-    try:
-        examine(place / IMAGE, step)
-    except Cancelled:
-        raise
-    except OSError as error:
-        return f"its image: {from_os(error, 'read what is sealed')}"
-    except LamellaError as error:
-        return f"its image: {error}"
-    return ""
-
-
-def _missing(place: Path, row: SnapshotRow) -> str:
-    """What a snapshot's directory lacks; nothing where it is all there."""
-    if not place.is_dir():
-        return "its directory is missing"
-    committed = row.kind == SnapshotKind.COMMITTED.value
-    view = row.kind == SnapshotKind.VIEW.value
-    if row.snapshotter == SEALING and committed:
-        needed = place / "layer.erofs"
-    elif row.snapshotter == "cimfs":
-        return _missing_image(place, committed=committed, view=view)
-    elif row.snapshotter == "blockcim":
-        if not committed:
-            return ""
-        needed = place / "layer.vhd"
-    elif row.snapshotter == "native" and view and row.parent is not None:
+        try:
+            form.examine(place, self._step)
+        except Cancelled:
+            raise
+        except OSError as error:
+            return f"its image: {from_os(error, 'read what is sealed')}"
+        except LamellaError as error:
+            return f"its image: {error}"
         return ""
-    else:
-        needed = place / "fs"
-    return "" if needed.exists() else f"{needed.name!r} is missing in its directory"
 
-
-def _missing_image(place: Path, *, committed: bool, view: bool) -> str:
-    from lamella.store.snapshotters.cimfs import CimForm
-
-    if view:
+    def still(self, row: SnapshotRow) -> str:
+        """What is wrong with what looked so, looked at again between two looks at its row, whose number is unique."""
+        while now := self._row(row.number):
+            problem = self.problem(now)
+            if not problem or now == self._row(row.number):
+                return problem
         return ""
-    try:
-        image = CimForm(place.parent).layer(place)
-    except LamellaError:
-        return "it is not said which image is its own"
-    return f"its image {image.path.name!r} is missing" if committed and not image.path.exists() else ""
+
+    def finish(self) -> None:
+        """All have been looked at."""
+        if self._progress is not None and self._telling:
+            self._progress.finish()
+
+    def _row(self, number: int) -> SnapshotRow | None:
+        with self._store.database.read() as connection:
+            found = connection.execute(f"{_SELECT} WHERE number = ?", (number,)).fetchone()
+        return None if found is None else SnapshotRow(*found)
+
+    def _step(self, amount: int) -> None:
+        if self._cancel is not None:
+            self._cancel.check()
+        if self._progress is not None:
+            if not self._telling:
+                self._progress.start("check seals", None)
+                self._telling = True
+            self._progress.advance(amount)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from lamella.operations.store_rediff import Rediff
 from lamella.progress import Cancellation
 from lamella.store.blobs import blob_path
 from lamella.store.check import Verdict, check
+from lamella.store.contract import SnapshotKind
 from lamella.store.gc import collect
 from lamella.store.repair import repair
+from lamella.store.snapshotters.blockcim import BlockCimForm
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.images import small_image, tagged, write_layout
@@ -69,6 +72,64 @@ def test_a_snapshot_that_no_layer_made_cannot_be_told_of(tmp_path: Path) -> None
             assert differ(space, snapshots, snapshots.stat("own")).verdict is Verdict.UNKNOWN
             found = check(store, differ=differ)
         assert (found.sound, len(found.undecided)) == (True, 1)
+
+
+def test_a_view_that_shows_only_its_parent_needs_no_files(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        for kind in ("native", "cimfs"):
+            snapshots = store.namespace("default").snapshots(kind)
+            snapshots.begin("key")
+            snapshots.commit("own", "key")
+            snapshots.view("seen", "own")
+        assert check(store).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "committed", "active"),
+    [
+        ("overlayfs", "fs", "fs"),
+        ("native", "fs", "fs"),
+        ("erofs", "layer.erofs", "fs"),
+        ("cimfs", "image", "image"),
+    ],
+)
+def test_a_snapshot_without_the_files_of_its_kind_is_a_fault(
+    tmp_path: Path, kind: str, committed: str, active: str
+) -> None:
+    missing = "it is not said which image is its own" if kind == "cimfs" else "{!r} is missing in its directory"
+    with Store.open(tmp_path / "store") as store:
+        snapshots = store.namespace("default").snapshots(kind)
+        snapshots.begin("key")
+        snapshots.commit("own", "key")
+        snapshots.begin("other")
+        assert check(store).faults == ()
+        for key, name in (("own", committed), ("other", active)):
+            os.rename(snapshots.place(key) / name, tmp_path / f"{key}.{name}")
+        found = {finding.id: finding.problem for finding in check(store).faults}
+        assert found == {"own": missing.format(committed), "other": missing.format(active)}
+        os.rename(snapshots.place("own"), tmp_path / "place")
+        assert {finding.problem for finding in check(store).faults if finding.id == "own"} == {
+            "its directory is missing"
+        }
+
+
+def test_a_composite_image_that_is_gone_is_a_fault_of_its_snapshot(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        snapshots = store.namespace("default").snapshots("cimfs")
+        snapshots.begin("key")
+        snapshots.commit("own", "key")
+        (image,) = store.root.glob("snapshots/cimfs/cim-layers/*.cim")
+        image.unlink()
+        (fault,) = check(store).faults
+        assert fault.problem == f"its image {image.name!r} is missing"
+
+
+def test_a_block_image_is_looked_for_where_it_was_committed(tmp_path: Path) -> None:
+    form = BlockCimForm(tmp_path)
+    assert form.lacking(tmp_path, SnapshotKind.ACTIVE, parents=False) == ""
+    assert form.lacking(tmp_path, SnapshotKind.COMMITTED, parents=False) == "'layer.vhd' is missing in its directory"
+    (tmp_path / "layer.vhd").touch()
+    assert form.lacking(tmp_path, SnapshotKind.COMMITTED, parents=False) == ""
 
 
 def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ def open_snapshotter(name: str, space: Space, *, verity: str = "") -> Snapshots:
     from lamella.store.snapshotters.graph import Snapshots, home_of
 
     name = canonical(name)
-    return Snapshots(space, SNAPSHOTTERS[name](verity, home_of(space.store, name)))
+    return Snapshots(space, form_of(name, home_of(space.store, name), verity))
+
+
+def form_of(name: str, home: Path, verity: str = "") -> Form:
+    """How the kind ``name`` keeps its snapshots, whose places are in ``home``. Raises as `open_snapshotter`."""
+    return SNAPSHOTTERS[canonical(name)](verity, home)
 
 
 def canonical(name: str) -> str:

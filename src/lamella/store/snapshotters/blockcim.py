@@ -9,7 +9,6 @@ first needed. All of it takes Windows; on another host there can be no such snap
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -23,10 +22,9 @@ from lamella.layers.blockcim.sink import BlockCimSink
 from lamella.layers.blockcim.writer import merge
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
-from lamella.paths import LayerPath
 from lamella.store.contract import BlockCimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import measure
-from lamella.store.snapshotters.forms import OpenTree, Use
+from lamella.store.snapshotters.forms import OneByOne, OpenTree, Use, missing
 from lamella.store.snapshotters.places import locked
 from lamella.store.snapshotters.windows import PARENT, EmptyTree, apply_nothing, note, noted, without_policy
 
@@ -38,11 +36,10 @@ UNPACKING: Final = "unpacking"
 """The file in a place that says that a layer is to be applied to it, and that nobody runs anything on it."""
 
 
-class BlockCimForm:
+class BlockCimForm(OneByOne):
     """Each snapshot has an image of what it changes, and nothing of its parents'."""
 
     name = "blockcim"
-    side_by_side = False
     windows = True
 
     def __init__(self, home: Path, options: BlockOptions | None = None, *, calls: Cimfs | None = None) -> None:
@@ -76,14 +73,6 @@ class BlockCimForm:
         merged = above[0] / MERGED_BLOCK / MERGED_IMAGE if len(above) > 1 else None
         return (BlockCimMount(place, images, merged=merged),)
 
-    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `Form.rebase`: never, since it is not `side_by_side`."""
-        raise NotImplementedError
-
-    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `Form.uncover`: never, since it is not `side_by_side`."""
-        raise NotImplementedError
-
     def seal(self, place: Path) -> None:
         """See `Form.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
         if not (place / BLOCK).exists():
@@ -98,10 +87,6 @@ class BlockCimForm:
                     calls=self._calls,
                 )
             )
-
-    def settle(self, place: Path) -> Sequence[Path]:  # noqa: ARG002  # all that it has is needed
-        """See `Form.settle`."""
-        return ()
 
     def release(self, place: Path) -> None:
         """See `Form.release`: nothing is mounted here."""
@@ -126,6 +111,10 @@ class BlockCimForm:
         if not len(parents) and (kind is SnapshotKind.VIEW or not (place / BLOCK).exists()):
             return EmptyTree()
         raise Unsupported("only Windows can look into block images", hint='the snapshotter "cimfs" keeps others')
+
+    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # each has its own
+        """See `Form.lacking`."""
+        return missing(place / BLOCK) if kind is SnapshotKind.COMMITTED else ""
 
     def _merge(self, parents: LayerStack[Path]) -> None:
         nearest = parents.nearest_first()[0]

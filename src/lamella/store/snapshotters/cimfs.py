@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +23,9 @@ from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
-from lamella.paths import LayerPath
 from lamella.store.contract import CimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import measure
-from lamella.store.snapshotters.forms import OpenTree, Use
+from lamella.store.snapshotters.forms import OneByOne, OpenTree, Use
 from lamella.store.snapshotters.windows import PARENT, EmptyTree, apply_nothing, note, noted, without_policy
 
 IMAGES: Final = "cim-layers"
@@ -35,11 +34,10 @@ IMAGE: Final = "image"
 """The file in a place that names its image."""
 
 
-class CimForm:
+class CimForm(OneByOne):
     """Each snapshot has an image that holds what it changes, and shows what its parents hold."""
 
     name = "cimfs"
-    side_by_side = False
     windows = True
 
     def __init__(self, home: Path) -> None:
@@ -62,14 +60,6 @@ class CimForm:
         images = tuple(self.layer(parent).path for parent in above)
         return (CimMount(place, image, above, images, readonly=kind is SnapshotKind.VIEW),)
 
-    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `Form.rebase`: never, since it is not `side_by_side`."""
-        raise NotImplementedError
-
-    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `Form.uncover`: never, since it is not `side_by_side`."""
-        raise NotImplementedError
-
     def seal(self, place: Path) -> None:
         """See `Form.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
         layer = self.layer(place)
@@ -78,10 +68,6 @@ class CimForm:
         parent = noted(place, PARENT)
         stack = None if parent is None else LayerStack([self.layer(self._home / parent)])
         apply_nothing(CimSink(layer, parents=stack, windows=stack is not None, guid=_guid(layer)))
-
-    def settle(self, place: Path) -> Sequence[Path]:  # noqa: ARG002  # all that it has is needed
-        """See `Form.settle`."""
-        return ()
 
     def release(self, place: Path) -> None:
         """See `Form.release`: the image goes with its place."""
@@ -125,6 +111,17 @@ class CimForm:
         if kind is not SnapshotKind.VIEW and self.layer(place).path.exists():
             shown = place
         return EmptyTree() if shown is None else CimTree(self.layer(shown))
+
+    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # a view has none
+        """See `Form.lacking`."""
+        if kind is SnapshotKind.VIEW:
+            return ""
+        try:
+            image = self.layer(place).path
+        except LamellaError:
+            return "it is not said which image is its own"
+        there = kind is not SnapshotKind.COMMITTED or image.exists()
+        return "" if there else f"its image {image.name!r} is missing"
 
     def layer(self, place: Path) -> CimLayer:
         """The image of the snapshot in ``place``. Raises NotFound for a view, that has none."""

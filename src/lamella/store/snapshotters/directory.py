@@ -8,7 +8,6 @@ there are snapshots where the file system cannot share blocks.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -20,20 +19,18 @@ from lamella.layers.directory import DirectorySink
 from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
-from lamella.paths import LayerPath
 from lamella.store.contract import BindMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import copy_tree, measure
-from lamella.store.snapshotters.forms import OpenTree, Use, new_root
+from lamella.store.snapshotters.forms import OneByOne, OpenTree, Use, missing, new_root
 from lamella.store.snapshotters.places import locked
 
 TREE: Final = "fs"
 
 
-class DirectoryForm:
+class DirectoryForm(OneByOne):
     """Each snapshot holds all of its files."""
 
     name = "native"
-    side_by_side = False
     windows = False
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
@@ -54,20 +51,8 @@ class DirectoryForm:
         """See `Form.mounts`."""
         return (BindMount(_tree(place, kind, parents), readonly=kind is SnapshotKind.VIEW),)
 
-    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `Form.rebase`: never, since it is not `side_by_side`."""
-        raise NotImplementedError
-
-    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `Form.uncover`: never, since it is not `side_by_side`."""
-        raise NotImplementedError
-
     def seal(self, place: Path) -> None:
         """See `Form.seal`: it is as it was written."""
-
-    def settle(self, place: Path) -> Sequence[Path]:  # noqa: ARG002  # all that it has is needed
-        """See `Form.settle`."""
-        return ()
 
     def release(self, place: Path) -> None:
         """See `Form.release`: nothing is mounted here."""
@@ -86,6 +71,10 @@ class DirectoryForm:
     def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
         """See `Form.tree`."""
         return DirectoryTree(_tree(place, kind, parents))
+
+    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
+        """See `Form.lacking`."""
+        return "" if kind is SnapshotKind.VIEW and parents else missing(place / TREE)
 
 
 def _tree(place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> Path:

@@ -12,7 +12,7 @@ asked for, the kernel checks the images as they are read (`verity`).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +29,19 @@ from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount
-from lamella.store.snapshotters.forms import OpenTree, Use, new_root
+from lamella.store.snapshotters.forms import OpenTree, Use, missing, new_root
 from lamella.store.snapshotters.overlay import UPPER, WORK, OverlayForm
 from lamella.store.snapshotters.places import locked
-from lamella.store.snapshotters.verity import check_seal, checked, hash_files, parse_verity, release, seal, unseal
+from lamella.store.snapshotters.verity import (
+    check_seal,
+    checked,
+    examine,
+    hash_files,
+    parse_verity,
+    release,
+    seal,
+    unseal,
+)
 
 IMAGE: Final = "layer.erofs"
 SHOWN: Final = "mnt"
@@ -165,6 +174,16 @@ class ErofsForm(OverlayForm):
         elif kind is SnapshotKind.ACTIVE or not len(images):
             return super().tree(place, kind, parents)
         return ErofsStack(images)
+
+    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
+        """See `Form.lacking`."""
+        if kind is SnapshotKind.COMMITTED:
+            return missing(place / IMAGE)
+        return super().lacking(place, kind, parents=parents)
+
+    def examine(self, place: Path, step: Callable[[int], object]) -> None:
+        """See `Form.examine`."""
+        examine(place / IMAGE, step)
 
     def lower(self, place: Path) -> Path:
         """See `OverlayForm.lower`. Mounts the image where that has not been done."""

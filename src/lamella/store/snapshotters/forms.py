@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -123,6 +123,39 @@ class Form(Protocol):
         """See `Unpacks.tree`."""
         ...
 
+    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
+        """What a snapshot, with ``parents`` or without, lacks in its place, which is there; empty where nothing."""
+        ...
+
+    def examine(self, place: Path, step: Callable[[int], object]) -> None:
+        """Read all that is sealed of a committed snapshot, and hold it against its seal.
+
+        ``step`` is told of bytes that were read, and may raise to stop. Raises Integrity, FormatError, Unsupported,
+        OSError.
+        """
+        ...
+
+
+class OneByOne:
+    """What forms have in common that make a layer on those below alone, and keep of it what they wrote."""
+
+    side_by_side = False
+
+    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
+        """See `Form.rebase`: never, since it is not `side_by_side`."""
+        raise NotImplementedError
+
+    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
+        """See `Form.uncover`: never, since it is not `side_by_side`."""
+        raise NotImplementedError
+
+    def settle(self, place: Path) -> Sequence[Path]:  # noqa: ARG002  # all that it has is needed
+        """See `Form.settle`."""
+        return ()
+
+    def examine(self, place: Path, step: Callable[[int], object]) -> None:
+        """See `Form.examine`: nothing is sealed here."""
+
 
 _ROOT_MODE: Final = 0o755
 
@@ -132,6 +165,11 @@ def new_root(path: Path) -> None:
     path.mkdir(mode=_ROOT_MODE)
     path.chmod(_ROOT_MODE)  # whatever the umask
     os.utime(path, ns=(0, 0))
+
+
+def missing(path: Path) -> str:
+    """What to say of a file in a place that is not there; empty where it is."""
+    return "" if path.exists() else f"{path.name!r} is missing in its directory"
 
 
 def is_unstated(path: Path) -> bool:

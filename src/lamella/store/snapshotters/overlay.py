@@ -6,7 +6,7 @@ A place has ``fs``, the upper directory, and ``work`` while it is active.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.store.contract import BindMount, Mount, OverlayMount, SnapshotKind, Usage
 from lamella.store.snapshotters.copying import copy_root_metadata, measure
-from lamella.store.snapshotters.forms import OpenTree, Use, is_unstated, new_root
+from lamella.store.snapshotters.forms import OpenTree, Use, is_unstated, missing, new_root
 
 UPPER: Final = "fs"
 WORK: Final = "work"
@@ -103,6 +103,13 @@ class OverlayForm:
         elif kind is SnapshotKind.ACTIVE or not len(parents):
             stack = stack.with_top(OverlayLayer(place / UPPER, self._user_xattrs))
         return OverlayTree(stack)
+
+    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # all are alike
+        """See `Form.lacking`."""
+        return missing(place / UPPER)
+
+    def examine(self, place: Path, step: Callable[[int], object]) -> None:
+        """See `Form.examine`: nothing is sealed here."""
 
     def lower(self, place: Path) -> Path:
         """Where the files of a committed snapshot are."""
