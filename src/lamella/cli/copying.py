@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What copy, pull and push do alike."""
+"""What copy, pull, push and 'store export' do alike."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def copy_and_tell(
         progress=console.progress(),
         cancel=console.cancellation(),
     )
+    tell_copied(console, target, copied)
+
+
+def tell_copied(console: Console, target: str, copied: Copied) -> None:
+    """Say what came of a copy to ``target``."""
     if console.json:
         from lamella.operations.inspect import describe_descriptor
 

@@ -107,6 +107,17 @@ def test_they_are_fetched_where_the_command_line_says_so(
     assert len(elsewhere.requests) == before
 
 
+def test_an_export_from_the_store_says_how_many_it_leaves(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
+    lamella.copy(f"docker://{registry.host}/app:v1", "store:registry.example/app:v1")
+    assert run(["store", "export", "--json", "registry.example/app:v1", f"oci:{tmp_path}/a:v1"]) == 0
+    assert json.loads(capsys.readouterr().out)["left"] == 1
+    assert run(["store", "export", "registry.example/app:v1", f"oci:{tmp_path}/b:v1"]) == 0
+    assert "; 1 non-distributable layer left where it is" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("form", ["docker", "oci", "oci-archive", "store", "docker-archive"])
 def test_their_ranges_share_connections_which_are_closed_with_the_reader(
     registry: Registry, elsewhere: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str

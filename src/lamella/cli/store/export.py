@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import click
 
-from lamella.cli.console import Console, human_size
+from lamella.cli.console import Console
+from lamella.cli.copying import tell_copied
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import platform_option, replace_option
 from lamella.cli.store.opening import namespace_option, opened_space
@@ -24,7 +25,6 @@ def command(console: Console, name: str, target: str, all_platforms: bool, platf
 
     IMAGE is any other place. It is the same as 'lamella copy store:REF IMAGE', for any namespace.
     """
-    from lamella.operations.inspect import describe_descriptor
     from lamella.operations.store_export import export_image
 
     with opened_space(readonly=True) as space:
@@ -38,9 +38,4 @@ def command(console: Console, name: str, target: str, all_platforms: bool, platf
             progress=console.progress(),
             cancel=console.cancellation(),
         )
-    if console.json:
-        document = describe_descriptor(copied.entry)
-        console.document({"image": target, **document, "blobs": copied.blobs, "bytes": copied.size})
-        return
-    console.summary(f"{target}: {copied.entry.digest}")
-    console.summary(f"{copied.blobs} blobs written, {human_size(copied.size)}; {copied.present} were there already")
+    tell_copied(console, target, copied)
