@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lamella.cli.console import Console, human_size
-from lamella.cli.documents import applied_document, losses_document
+from lamella.cli.console import Console
+from lamella.cli.documents import applied_document, blob_summary, losses_document
 from lamella.cli.frame import Verb
 from lamella.cli.options import (
     awkward_names_option,
@@ -114,10 +114,7 @@ def command(
     if console.json:
         console.document({**applied_document(applied), **losses_document(losses)})
         return
-    facts = applied.facts
-    console.summary(f"{applied.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
-    console.summary(f"digest   {facts.digest}")
-    console.summary(f"diff id  {facts.diff_id}")
+    blob_summary(console, applied.facts, applied.entries)
 
 
 def _policy(kind: str, owner: str | None, devices: str | None) -> Policy | None:

@@ -162,7 +162,7 @@ def diff(
     derives, as cumulative registry hives, is left out.
     """
     from lamella.changes.losses import Losses
-    from lamella.cli.documents import written_document
+    from lamella.cli.documents import tell_written
     from lamella.operations.cim import list_cim_changes
     from lamella.operations.diff import diff as write_changes
 
@@ -188,14 +188,7 @@ def diff(
         progress=console.progress(),
         cancel=console.cancellation(),
     )
-    console.losses(losses)
-    if console.json:
-        console.document({**written_document(written), **losses_document(losses)})
-    elif output != "-":
-        facts = written.facts
-        console.summary(f"{written.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
-        console.summary(f"digest   {facts.digest}")
-        console.summary(f"diff id  {facts.diff_id}")
+    tell_written(console, written, output)
 
 
 def _place(image: Path, path: str) -> str:

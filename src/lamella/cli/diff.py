@@ -107,7 +107,7 @@ def command(
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")
     from lamella.changes.losses import Losses
-    from lamella.cli.documents import losses_document, written_document
+    from lamella.cli.documents import tell_written
     from lamella.layers.policy import Owners
     from lamella.operations.diff import diff
 
@@ -129,14 +129,7 @@ def command(
         progress=console.progress(),
         cancel=console.cancellation(),
     )
-    console.losses(losses)
-    if console.json:
-        console.document({**written_document(written), **losses_document(losses)})
-    elif output != "-":
-        facts = written.facts
-        console.summary(f"{written.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
-        console.summary(f"digest   {facts.digest}")
-        console.summary(f"diff id  {facts.diff_id}")
+    tell_written(console, written, output)
 
 
 def _list(console: Console, lower: Path | None, upper: Path, kind: str, parents: tuple[Path, ...], exact: bool) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lamella.operations.pack import Packed
     from lamella.operations.unpack import Unpacked
     from lamella.operations.write_layer import Written
+    from lamella.streams.reading import BlobFacts
 
 
 def losses_document(losses: Losses) -> dict[str, Any]:
@@ -53,6 +54,22 @@ def written_document(written: Written) -> dict[str, Any]:
         "tar_size": facts.tar_size,
         "entries": written.entries,
     }
+
+
+def tell_written(console: Console, written: Written, output: str) -> None:
+    """Say what came of a layer that was written to ``output``, where ``-`` is standard output, and what was lost."""
+    console.losses(written.losses)
+    if console.json:
+        console.document({**written_document(written), **losses_document(written.losses)})
+    elif output != "-":
+        blob_summary(console, written.facts, written.entries)
+
+
+def blob_summary(console: Console, facts: BlobFacts, entries: int) -> None:
+    """A layer's blob, for people."""
+    console.summary(f"{entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
+    console.summary(f"digest   {facts.digest}")
+    console.summary(f"diff id  {facts.diff_id}")
 
 
 def layer_document(layer: StoredLayer) -> dict[str, Any]:

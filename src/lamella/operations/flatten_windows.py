@@ -4,23 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.diff import diff
 from lamella.changes.model import Change, Entry, Inline, Kind, Put, StoredContent, Whiteout, dense
-from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.errors import InvalidInput, Unsupported
 from lamella.layers.facets import windows_from_posix
 from lamella.layers.windows.place import CONFIG, HIVE_NAMES, HIVES
 from lamella.layers.windows_view import Spelling, WindowsTree
 from lamella.operations.image_hives import with_deltas
-from lamella.operations.layer_reading import layer_changes
+from lamella.operations.layer_reading import lower_and_upper
 from lamella.paths import LayerPath, beneath
-from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
     from lamella.images.image import ImageLayer
@@ -45,24 +43,12 @@ def merged_windows_layers(
 
     Raises Unsupported, InvalidInput, FormatError (malformed hives) and what unpacking raises.
     """
-    spelling = Spelling()
-    lower, upper = MemoryTree(streams=True) if below else None, MemoryTree(streams=True)
     deltas: dict[str, list[StoredContent]] = {}
-    with ExitStack() as stack:
-        if progress is not None:
-            progress.start("read", sum(layer.descriptor.size for layer in layers))
-        try:
-            for at, layer in enumerate(layers):
-                stored = SeekableBlob(layer.open, layer.compression)
-                stack.callback(stored.close)
-                with layer_changes(layer, stored, progress, cancel, spelling) as stated:
-                    found = list(stated) if at < below else stated
-                    if lower is not None and at < below:
-                        apply(found, MemorySink(lower), cancel=cancel)
-                    apply(found if at < below else _noting(found, deltas), MemorySink(upper), cancel=cancel)
-        finally:
-            if progress is not None:
-                progress.finish()
+    noting = partial(_noting, deltas)
+    with lower_and_upper(layers, below, spelling=Spelling(), above=noting, progress=progress, cancel=cancel) as (
+        lower,
+        upper,
+    ):
         changes: Source = diff(lower, upper, exact=True)
         if below:
             for name, several in deltas.items():
@@ -76,7 +62,7 @@ def merged_windows_layers(
         yield windows_from_posix(changes)
 
 
-def _noting(changes: Source, deltas: dict[str, list[StoredContent]]) -> Iterator[Change]:
+def _noting(deltas: dict[str, list[StoredContent]], changes: Source) -> Iterator[Change]:
     for change in changes:
         if isinstance(change, Put) and change.entry.size:
             name = _DELTAS.get(change.entry.path.lower())

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -79,13 +79,15 @@ def lower_and_upper(
     count: int,
     *,
     spelling: Spelling | None = None,
+    above: Callable[[Source], Source] | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Iterator[tuple[MemoryTree | None, MemoryTree]]:
     """What the first ``count`` of ``layers`` come to, None where that is none, and what all of them come to.
 
     Each layer is read once; the content of files is read from the layers when it is asked for, until the block ends.
-    ``spelling`` is for Windows layers. Raises as unpacking does.
+    ``spelling`` is for Windows layers. What layers after the first ``count`` change goes through ``above``. Raises as
+    unpacking does.
     """
     streams = spelling is not None
     lower, upper = MemoryTree(streams=streams) if count else None, MemoryTree(streams=streams)
@@ -100,6 +102,8 @@ def lower_and_upper(
                     if lower is not None and at < count:
                         changes = list(changes)
                         apply(changes, MemorySink(lower), cancel=cancel)
+                    elif above is not None:
+                        changes = above(changes)
                     apply(changes, MemorySink(upper), cancel=cancel)
         finally:
             if progress is not None:

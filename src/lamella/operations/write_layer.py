@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -81,26 +82,17 @@ def write_layer(
     """
     losses = options.losses if options.losses is not None else Losses()
     tally = Tally()
-    if progress is not None:
-        progress.start("write", None)
-    try:
-        with BlobWriter(
-            output, compression=options.compression, level=options.level, threads=options.threads
-        ) as writer:
-            write = writer.write if progress is None else _counting(writer.write, progress)
-            sink: Sink[Losses]
-            if options.windows:
-                from lamella.layers.windows_tar_sink import WindowsTarSink
+    with _writing(output, options, progress) as (writer, write):
+        sink: Sink[Losses]
+        if options.windows:
+            from lamella.layers.windows_tar_sink import WindowsTarSink
 
-                sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=options.rules, losses=losses)
-            else:
-                clamp = source_date_epoch() if clamp is None else clamp
-                sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=losses)
-            apply(changes, sink, cancel=cancel, tally=tally)
-            return Written(writer.finish(), tally.changes, losses)
-    finally:
-        if progress is not None:
-            progress.finish()
+            sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=options.rules, losses=losses)
+        else:
+            clamp = source_date_epoch() if clamp is None else clamp
+            sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=losses)
+        apply(changes, sink, cancel=cancel, tally=tally)
+        return Written(writer.finish(), tally.changes, losses)
 
 
 def write_tar(
@@ -115,27 +107,35 @@ def write_tar(
 
     Raises Conflict where the place is not what it was then, and what reading it raises.
     """
-    if progress is not None:
-        progress.start("write", None)
-    try:
-        with BlobWriter(
-            output, compression=options.compression, level=options.level, threads=options.threads
-        ) as writer:
-            write = writer.write if progress is None else _counting(writer.write, progress)
-            for piece in tar.pieces():
-                if cancel is not None:
-                    cancel.check()
-                write(piece)
-            facts = writer.finish()
-    finally:
-        if progress is not None:
-            progress.finish()
+    with _writing(output, options, progress) as (writer, write):
+        for piece in tar.pieces():
+            if cancel is not None:
+                cancel.check()
+            write(piece)
+        facts = writer.finish()
     if facts.diff_id != tar.diff_id:
         raise Conflict(
             f"what the layer was applied to has changed since: expected diff id {tar.diff_id}, got {facts.diff_id}",
             hint="without lamella.framing in it, its folder gives a layer of what is there now",
         )
     return Written(facts, tar.entries, options.losses if options.losses is not None else Losses())
+
+
+@contextmanager
+def _writing(
+    output: BinaryIO | Callable[[Buffer], object], options: LayerOptions, progress: Progress | None
+) -> Iterator[tuple[BlobWriter, Callable[[Buffer], object]]]:
+    """What makes the blob, and what takes bytes of its tar, which ``progress`` counts."""
+    if progress is not None:
+        progress.start("write", None)
+    try:
+        with BlobWriter(
+            output, compression=options.compression, level=options.level, threads=options.threads
+        ) as writer:
+            yield writer, writer.write if progress is None else _counting(writer.write, progress)
+    finally:
+        if progress is not None:
+            progress.finish()
 
 
 def _counting(write: Callable[[Buffer], object], progress: Progress) -> Callable[[Buffer], object]:
