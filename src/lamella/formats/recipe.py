@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import FormatError, LamellaError, Unsupported
+from lamella.formats.framed import FramedReader, frame_compressor
+from lamella.formats.varint import encode_varint
 from lamella.streams.compressors import RecipeMember
-from lamella.streams.zstandard import zstd
 
 if TYPE_CHECKING:
     from lamella.streams.blob import Buffer
@@ -46,9 +47,6 @@ _END, _RAW, _FILE = range(3)
 _STRUCTURE: Final = "recipe"
 _LEVEL: Final = 12
 _WINDOW_LOG: Final = 23
-_STEP: Final = 256 << 10
-_MAX_NUMBER: Final = 9
-"""Bytes of a number, which make 63 bits."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,19 +86,12 @@ class RecipeWriter:
     """
 
     def __init__(self, write: Callable[[bytes], object], head: RecipeHead) -> None:
-        parameter = zstd.CompressionParameter
-        self._compressor = zstd.ZstdCompressor(
-            options={
-                parameter.compression_level: _LEVEL,
-                parameter.window_log: _WINDOW_LOG,
-                parameter.checksum_flag: 1,
-            }
-        )
+        self._compressor = frame_compressor(_LEVEL, _WINDOW_LOG)
         self._write = write
         self._raw = bytearray()
         write(MAGIC + bytes([VERSION]))
         document = json.dumps(_document(head), separators=(",", ":"), sort_keys=True).encode("ascii")
-        self._put(_number(len(document)) + document)
+        self._put(encode_varint(len(document)) + document)
 
     def raw(self, data: Buffer) -> None:
         """Bytes of the tar as they are."""
@@ -117,9 +108,15 @@ class RecipeWriter:
         self._flush()
         path = segment.path.encode("utf-8", "surrogateescape")
         extents = segment.extents or ()
-        parts = [bytes([_FILE]), _number(len(path)), path, _number(segment.size), _number(len(extents))]
+        parts = [
+            bytes([_FILE]),
+            encode_varint(len(path)),
+            path,
+            encode_varint(segment.size),
+            encode_varint(len(extents)),
+        ]
         for offset, length in extents:
-            parts += (_number(offset), _number(length))
+            parts += (encode_varint(offset), encode_varint(length))
         parts.append(segment.crc32.to_bytes(4, "little"))
         self._put(b"".join(parts))
 
@@ -131,7 +128,7 @@ class RecipeWriter:
 
     def _flush(self) -> None:
         if self._raw:
-            self._put(bytes([_RAW]) + _number(len(self._raw)) + self._raw)
+            self._put(bytes([_RAW]) + encode_varint(len(self._raw)) + self._raw)
             self._raw.clear()
 
     def _put(self, data: bytes) -> None:
@@ -148,7 +145,12 @@ class RecipeReader:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._bytes = _Bytes(file)
+        magic = file.read(len(MAGIC) + 1)
+        if magic[:-1] != MAGIC:
+            raise FormatError(_STRUCTURE, 0, "this is no recipe")
+        if magic[-1] != VERSION:
+            raise Unsupported(f"a recipe of version {magic[-1]}", hint="read it with a newer lamella")
+        self._bytes = FramedReader(file, _STRUCTURE, _WINDOW_LOG)
         self.head: Final = _head(self._bytes)
 
     def segments(self) -> Iterator[Segment]:
@@ -186,83 +188,8 @@ class RecipeReader:
         return FileSegment(path, size, int.from_bytes(source.take(4), "little"), extents or None)
 
 
-class _Bytes:
-    """The bytes in the frame, as many as are asked for."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._have = bytearray()
-        self._at = 0
-        self._before = 0
-        magic = file.read(len(MAGIC) + 1)
-        if magic[:-1] != MAGIC:
-            raise FormatError(_STRUCTURE, 0, "this is no recipe")
-        if magic[-1] != VERSION:
-            raise Unsupported(f"a recipe of version {magic[-1]}", hint="read it with a newer lamella")
-        self._frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
-
-    def error(self, problem: str) -> FormatError:
-        """The error for what was just read."""
-        return FormatError(_STRUCTURE, self._before + self._at, problem)
-
-    def take(self, count: int) -> bytes:
-        """The next ``count`` bytes. Raises FormatError."""
-        while len(self._have) - self._at < count:
-            self._before += self._at
-            del self._have[: self._at]
-            self._at = 0
-            piece = self._more()
-            if not piece and self._frame.eof:
-                raise self.error("truncated: the stream ends inside a segment")
-            self._have += piece
-        data = bytes(self._have[self._at : self._at + count])
-        self._at += count
-        return data
-
-    def number(self, what: str, most: int | None = None) -> int:
-        """The next number. Raises FormatError."""
-        value = 0
-        for shift in range(0, 7 * _MAX_NUMBER, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if not byte & 0x80:
-                if most is not None and value > most:
-                    raise self.error(f"{what}: {value} is above the limit of {most}")
-                return value
-        raise self.error(f"{what}: too large a number")
-
-    def expect_end(self) -> None:
-        """Raise FormatError where something follows."""
-        while not self._frame.eof and len(self._have) == self._at:
-            self._have += self._more()
-        if len(self._have) > self._at or self._frame.unused_data or self._file.read(1):
-            raise self.error("something follows the end")
-
-    def _more(self) -> bytes:
-        if self._frame.eof:
-            return b""
-        piece = b""
-        if self._frame.needs_input:
-            piece = self._file.read(_STEP)
-            if not piece:
-                raise self.error("truncated: the file ends early")
-        try:
-            return self._frame.decompress(piece, _STEP)
-        except zstd.ZstdError as error:
-            raise self.error(f"not valid at this point or shortly before: {error}") from error
-
-
 def _rising(extents: Sequence[tuple[int, int]]) -> bool:
     return all(one[0] + one[1] <= other[0] for one, other in itertools.pairwise(extents))
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _document(head: RecipeHead) -> dict[str, Any]:
@@ -279,7 +206,7 @@ def _document(head: RecipeHead) -> dict[str, Any]:
     }
 
 
-def _head(source: _Bytes) -> RecipeHead:
+def _head(source: FramedReader) -> RecipeHead:
     try:
         document = json.loads(source.take(source.number("head", MAX_HEAD)))
         members = tuple(

@@ -17,6 +17,7 @@ from typing import Final
 
 from lamella.changes.model import Kind, Posix
 from lamella.errors import InvalidInput
+from lamella.formats.varint import encode_varint
 
 ROOTLESS: Final = "user.rootlesscontainers"
 OVERRIDE: Final = "user.containers.override_stat"
@@ -32,7 +33,7 @@ def encode_owner(uid: int, gid: int) -> bytes:
     As umoci does, an id of 0 is written as "as it is"; for 0:0, which is what a file without a record has, no record
     is needed at all.
     """
-    return b"\x08" + _varint(uid or _SAME) + b"\x10" + _varint(gid or _SAME)
+    return b"\x08" + encode_varint(uid or _SAME) + b"\x10" + encode_varint(gid or _SAME)
 
 
 def decode_owner(value: bytes) -> tuple[int | None, int | None]:
@@ -58,15 +59,6 @@ def decode_owner(value: bytes) -> tuple[int | None, int | None]:
             raise InvalidInput(f"{ROOTLESS}: malformed record {value.hex()}")
     uid, gid = ids
     return None if uid == _SAME else uid, None if gid == _SAME else gid
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def _read_varint(value: bytes, at: int) -> tuple[int, int]:

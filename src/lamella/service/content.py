@@ -13,6 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from lamella.digests import Digest
 from lamella.errors import Integrity, InvalidInput, NotFound, Unavailable
+from lamella.formats.varint import encode_varint
 from lamella.protocol.proto import content_pb2 as pb
 from lamella.protocol.proto.happenings_pb2 import ContentCreate, ContentDelete
 from lamella.protocol.wire import digest, fields, labels, timestamp
@@ -262,17 +263,8 @@ def _expected(request: pb.WriteContentRequest) -> Digest | None:
 
 def _piece(offset: int, data: bytes | memoryview) -> Encoded:
     """A ReadContentResponse, without a copy of its data."""
-    head = b"\x08" + _varint(offset) if offset else b""
-    return Encoded((head + b"\x12" + _varint(len(data)), data))
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value >= 128:
-        found.append(value & 127 | 128)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
+    head = b"\x08" + encode_varint(offset) if offset else b""
+    return Encoded((head + b"\x12" + encode_varint(len(data)), data))
 
 
 def _cut_short(which: Digest) -> Integrity:

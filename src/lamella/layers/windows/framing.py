@@ -19,17 +19,15 @@ from lamella.changes.contracts import Source
 from lamella.changes.model import Buffer, Change, Content, Put, Stream
 from lamella.digests import Digest, parse_digest
 from lamella.errors import FormatError, InvalidInput, Unsupported
+from lamella.formats.framed import FramedReader, frame_compressor
 from lamella.formats.tar.reader import TarMember
+from lamella.formats.varint import encode_varint
 from lamella.layers.windows.place import FRAMING
-from lamella.streams.zstandard import zstd
 
 _MAGIC: Final = b"LAYFRAM"
 _VERSION: Final = 1
 _LEVEL: Final = 1
 _WINDOW_LOG: Final = 22
-_STEP: Final = 256 << 10
-_MAX_NUMBER: Final = 9
-"""Bytes of a number, which make 63 bits."""
 _MAX_DIGEST: Final = 256
 
 
@@ -43,13 +41,7 @@ class FramingWriter:
     __slots__ = ("_base", "_buffer", "_compressor", "_held", "_next", "_raw", "_spans", "_write")
 
     def __init__(self, next_buffer: Callable[[], memoryview], write: Callable[[bytes], object]) -> None:
-        parameter = zstd.CompressionParameter
-        options: dict[int, int] = {
-            parameter.compression_level: _LEVEL,
-            parameter.window_log: _WINDOW_LOG,
-            parameter.checksum_flag: 1,
-        }
-        self._compressor = zstd.ZstdCompressor(options=options)
+        self._compressor = frame_compressor(_LEVEL, _WINDOW_LOG)
         self._next = next_buffer
         self._write = write
         self._buffer = memoryview(b"")
@@ -86,7 +78,7 @@ class FramingWriter:
         self._cut()
         digest = diff_id.encode("ascii")
         self._flush()
-        self._write(self._compressor.compress(_number(0) + _number(len(digest)) + digest))
+        self._write(self._compressor.compress(encode_varint(0) + encode_varint(len(digest)) + digest))
         self._write(self._compressor.flush())
 
     def _cut(self) -> None:
@@ -102,8 +94,8 @@ class FramingWriter:
             if at < start:
                 raw += buffer[at - base : start - base]
             if start >= base:
-                held += _number(len(raw) << 1) + raw if raw else b""
-                held += _number((stop - start) << 1 | 1)
+                held += encode_varint(len(raw) << 1) + raw if raw else b""
+                held += encode_varint((stop - start) << 1 | 1)
                 raw.clear()
             at = stop
             if stop > end:
@@ -116,7 +108,7 @@ class FramingWriter:
 
     def _flush(self) -> None:
         if self._raw:
-            self._held += _number(len(self._raw) << 1) + self._raw
+            self._held += encode_varint(len(self._raw) << 1) + self._raw
             self._raw.clear()
         if self._held:
             self._write(self._compressor.compress(self._held))
@@ -131,51 +123,43 @@ class FramingReader:
     """
 
     def __init__(self, file: BinaryIO, changes: Source) -> None:
-        self._file = file
         self._changes = changes
         self.entries = 0
         """Changes that went by."""
-        self._have = bytearray()
-        self._at = 0
-        self._before = 0
         magic = file.read(len(_MAGIC) + 1)
         if magic[:-1] != _MAGIC:
             raise FormatError(FRAMING, 0, "this is no framing of a layer")
         if magic[-1] != _VERSION:
             raise Unsupported(f"{FRAMING} is of version {magic[-1]}; {_VERSION} is known")
-        self._frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
+        self._bytes = FramedReader(file, FRAMING, _WINDOW_LOG)
         self.diff_id: Digest
         """Of the tar; known when all pieces have been given."""
 
     def pieces(self) -> Iterator[Buffer]:
         """The tar. Raises FormatError where content has another size than stated, Conflict where a file is another."""
+        source = self._bytes
         contents = self._contents()
-        while True:
-            number = self._number()
-            if not number:
-                break
+        while number := source.number("bytes"):
             size = number >> 1
             if not number & 1:
-                yield from self._raw(size)
+                while size:
+                    piece = source.some(size)
+                    size -= len(piece)
+                    yield piece
                 continue
             content = next(contents, None)
             extents = None if content is None else content.extents
             if content is None or size != (content.size if extents is None else sum(one[1] for one in extents)):
-                raise self._error(f"the index of the layer has no content of {size} bytes here")
+                raise source.error(f"the index of the layer has no content of {size} bytes here")
             yield from content.chunks()
-        length = self._number()
-        if length > _MAX_DIGEST:
-            raise self._error(f"a digest of {length} bytes")
+        digest = source.take(source.number("digest", _MAX_DIGEST)).decode("latin-1")
         try:
-            self.diff_id = parse_digest(b"".join(self._raw(length)).decode("latin-1"))
+            self.diff_id = parse_digest(digest)
         except (InvalidInput, Unsupported) as error:
-            raise self._error(str(error)) from None
-        while not self._frame.eof and len(self._have) == self._at:
-            self._have += self._more()
-        if len(self._have) > self._at or self._frame.unused_data or self._file.read(1):
-            raise self._error("something follows its end")
+            raise source.error(str(error)) from None
+        source.expect_end()
         if next(contents, None) is not None:
-            raise self._error("the index of the layer has more content than it")
+            raise source.error("the index of the layer has more content than it")
 
     def _contents(self) -> Iterator[Content]:
         """The content of each file and stream that has any, each before the next change is asked for."""
@@ -185,59 +169,3 @@ class FramingReader:
                 content = change.content
                 if content is not None and content.size and (content.extents is None or content.extents):
                     yield content
-
-    def _error(self, problem: str) -> FormatError:
-        return FormatError(FRAMING, self._before + self._at, problem)
-
-    def _raw(self, count: int) -> Iterator[bytes]:
-        while count:
-            if self._at == len(self._have):
-                self._fill()
-            piece = bytes(self._have[self._at : self._at + count])
-            self._at += len(piece)
-            count -= len(piece)
-            yield piece
-
-    def _number(self) -> int:
-        value = 0
-        for shift in range(0, 7 * _MAX_NUMBER, 7):
-            if self._at == len(self._have):
-                self._fill()
-            byte = self._have[self._at]
-            self._at += 1
-            value |= (byte & 0x7F) << shift
-            if not byte & 0x80:
-                return value
-        raise self._error("too large a number")
-
-    def _fill(self) -> None:
-        self._before += self._at
-        self._have.clear()
-        self._at = 0
-        while not self._have:
-            piece = self._more()
-            if not piece and self._frame.eof:
-                raise self._error("truncated: it has no end")
-            self._have += piece
-
-    def _more(self) -> bytes:
-        if self._frame.eof:
-            return b""
-        piece = b""
-        if self._frame.needs_input:
-            piece = self._file.read(_STEP)
-            if not piece:
-                raise self._error("truncated: the file ends early")
-        try:
-            return self._frame.decompress(piece, _STEP)
-        except zstd.ZstdError as error:
-            raise self._error(f"not valid at this point or shortly before: {error}") from error
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
