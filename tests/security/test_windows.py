@@ -16,6 +16,8 @@ from tests.unit.layers.test_windows_dialect import file_at, link_at, windows, wi
 from lamella.changes.model import Change, Entry, Kind, Put
 from lamella.errors import InvalidInput, LamellaError
 from lamella.formats.ntfs import reparse
+from lamella.layers.windows.place import WindowsLayer
+from lamella.layers.windows.source import WindowsChanges
 from lamella.operations.apply import apply_blob
 from lamella.paths import LayerPath
 
@@ -116,6 +118,15 @@ RECORDS: Iterable[tuple[bytes, bytes]] = [
     (b"MSWINDOWS.xattr.A", b"="),
     (b"LIBARCHIVE.creationtime", b"yesterday"),
 ]
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_in_the_place_of_an_index_stops_nobody(arena: Path) -> None:
+    index = arena / "base" / "lamella.index"
+    index.unlink()
+    os.mkfifo(index)
+    with WindowsChanges(WindowsLayer(arena / "base")) as changes, pytest.raises(InvalidInput):
+        list(changes)
 
 
 @pytest.mark.parametrize(("key", "value"), RECORDS)

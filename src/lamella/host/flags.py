@@ -25,6 +25,9 @@ O_NOFOLLOW: Final = _flag("O_NOFOLLOW")
 O_NONBLOCK: Final = _flag("O_NONBLOCK")
 O_PATH: Final = _flag("O_PATH")
 
+READ_FILE: Final = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | O_BINARY
+"""To read a file where others may put what they like: no link is followed, and a fifo holds nobody up."""
+
 _DESCRIPTORS: Final = os.open in os.supports_dir_fd
 """Asked once: the set has the function itself, which somebody who watches it may replace later."""
 

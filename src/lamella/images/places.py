@@ -13,8 +13,6 @@ from lamella.host import flags
 from lamella.paths import LayerPath, parse_path
 
 _DIRECTORY: Final = os.O_RDONLY | flags.O_DIRECTORY | flags.O_NOFOLLOW | flags.O_CLOEXEC
-_FILE: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC
-"""A fifo that is opened for reading without O_NONBLOCK hangs."""
 
 
 class Place(Protocol):
@@ -70,7 +68,7 @@ class DirectoryPlace:
                 self._leave(at)
                 at = inner
             part = name
-            file = os.open(part, _FILE, dir_fd=at)
+            file = os.open(part, flags.READ_FILE, dir_fd=at)
         except FileNotFoundError:
             raise NotFound(f"{self.where}: {path} is not there") from None
         except OSError as problem:

@@ -28,8 +28,6 @@ from lamella.paths import ROOT, LayerPath, join
 if TYPE_CHECKING:
     from lamella.layers.directory_tree import DirectoryTree
 
-# Not waiting: a fifo that somebody puts in the place of a file must not stop us.
-_OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
 _STEP: Final = 256 << 10
 _OPEN_DIRECTORIES: Final = 128
 _SECOND: Final = 1_000_000_000
@@ -98,9 +96,9 @@ class Pairs:
 
     def _same(self, name: str, low: int, up: int) -> int:
         try:
-            one = os.open(name, _OPEN, dir_fd=low)
+            one = os.open(name, flags.READ_FILE, dir_fd=low)
             try:
-                other = os.open(name, _OPEN, dir_fd=up)
+                other = os.open(name, flags.READ_FILE, dir_fd=up)
                 try:
                     return self._compare(one, other)
                 finally:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 Facts: TypeAlias = tuple[int, int, int, int, bool]
 """Of a regular file: size, mtime in ns, inode, device, and whether it may have holes."""
 
-# Not waiting: a fifo that somebody puts in the place of a file must not stop us.
-OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
 ANOTHER: Final = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EAGAIN, errno.EISDIR))
 """How it fails to read what was a regular file when it was listed, and is none any more."""
 _AT_ONCE: Final = 256 << 10
@@ -78,7 +76,7 @@ class FileOnDisk:
         parent, _, name = self.path.rpartition("/")
         directory = self._tree.descriptor(parent)
         try:
-            file = os.open(name, OPEN, dir_fd=directory)
+            file = os.open(name, flags.READ_FILE, dir_fd=directory)
             try:
                 # One byte more than there should be tells a file that has grown.
                 content = os.read(file, size + 1)
@@ -126,7 +124,7 @@ class FileOnDisk:
         """A descriptor, which the caller closes. Raises Conflict, Denied."""
         parent, _, name = self.path.rpartition("/")
         try:
-            return os.open(name, OPEN, dir_fd=self._tree.descriptor(parent))
+            return os.open(name, flags.READ_FILE, dir_fd=self._tree.descriptor(parent))
         except OSError as error:
             raise self.failure(error) from error
 

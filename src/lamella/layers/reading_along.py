@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from lamella.changes.model import EMPTY, Buffer, Change, Content, Entry, Kind, Link, Put
 from lamella.errors import Conflict, NotFound
-from lamella.layers.files_on_disk import OPEN, Facts, FileOnDisk
+from lamella.host import flags
+from lamella.layers.files_on_disk import Facts, FileOnDisk
 from lamella.paths import ROOT, LayerPath
 from lamella.times import SECOND
 
@@ -90,7 +91,7 @@ class Walk:
         path = LayerPath(f"{directory}/{name}" if directory else name)
         self.turn += 1
         try:
-            file = os.open(name, OPEN, dir_fd=tree.descriptor(directory))
+            file = os.open(name, flags.READ_FILE, dir_fd=tree.descriptor(directory))
             try:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status[0]):

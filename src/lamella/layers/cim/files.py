@@ -18,7 +18,7 @@ from lamella.formats.cim.structures import RegionType, objects_file, parse_files
 from lamella.formats.cim.writer import CimWriter
 from lamella.host import flags
 from lamella.host.positions import read_at
-from lamella.layers.cim.regions import NEW, OLD, RegionOutput, WriteBehind
+from lamella.layers.cim.regions import NEW, RegionOutput, WriteBehind
 
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
@@ -240,7 +240,7 @@ def _filesystem_file(path: Path) -> bytes:
 
 def _open(path: Path) -> int:
     try:
-        file = os.open(path, OLD)
+        file = os.open(path, flags.READ_FILE)
     except OSError as problem:
         raise from_os(problem, f"open {os.fspath(path)!r}") from problem
     if not stat.S_ISREG(os.fstat(file).st_mode):

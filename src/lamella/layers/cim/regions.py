@@ -15,7 +15,6 @@ from lamella.formats.cim.contents import ROOM
 from lamella.host import flags
 from lamella.host.positions import read_at
 
-OLD: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC | flags.O_BINARY
 NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags.O_NOFOLLOW | flags.O_CLOEXEC | flags.O_BINARY
 
 _BUFFERS: Final = 6
@@ -128,7 +127,7 @@ class RegionOutput:
                 break
         try:
             if self._reading < 0:
-                self._reading = os.open(self.path, OLD)
+                self._reading = os.open(self.path, flags.READ_FILE)
             return read_at(self._reading, length, offset)
         except OSError as problem:
             raise from_os(problem, f"read {os.fspath(self.path)!r}") from problem

@@ -8,15 +8,13 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 from lamella.changes.model import Buffer
 from lamella.errors import InvalidInput, from_os
 from lamella.formats.erofs.reader import ErofsReader, Inode
 from lamella.formats.erofs.structures import Layout
 from lamella.host import flags
-
-_OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_CLOEXEC | flags.O_BINARY
 
 
 @dataclass(slots=True, frozen=True)
@@ -34,7 +32,7 @@ class OpenErofs:
         self.layer = layer
         name = os.fspath(layer.path)
         try:
-            self._file = os.open(layer.path, _OPEN)
+            self._file = os.open(layer.path, flags.READ_FILE)
         except OSError as error:
             raise from_os(error, f"open the image {name!r}") from error
         try:

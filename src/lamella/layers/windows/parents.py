@@ -19,8 +19,6 @@ from lamella.paths import LayerPath
 if TYPE_CHECKING:
     from lamella.layers.stack import LayerStack
 
-_OPEN = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_CLOEXEC
-
 
 class Parents:
     """The folders of the layers below. Nothing is read before it is asked for."""
@@ -55,7 +53,7 @@ class Parents:
             try:
                 found = [one for one in os.listdir(folder) if one.lower() == name.lower()]
                 if found:
-                    with open(os.open(folder / found[0], _OPEN), "rb") as file:
+                    with open(os.open(folder / found[0], flags.READ_FILE), "rb") as file:
                         return file.read()
             except FileNotFoundError:
                 continue
@@ -111,7 +109,7 @@ def _link(name: str, source: int, target: int) -> None:
 
 def _copy(name: str, source: int, target: int) -> None:
     with (
-        open(os.open(name, _OPEN, dir_fd=source), "rb") as old,
+        open(os.open(name, flags.READ_FILE, dir_fd=source), "rb") as old,
         open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=target), "wb") as new,
     ):
         while chunk := old.read(1 << 20):
@@ -124,7 +122,7 @@ def _copy(name: str, source: int, target: int) -> None:
 def open_index(layer: WindowsLayer) -> BinaryIO:
     """The index of the folder. Raises NotFound, and Denied and the like."""
     try:
-        return open(os.open(layer.path / INDEX, _OPEN), "rb", 1 << 18)
+        return open(os.open(layer.path / INDEX, flags.READ_FILE), "rb", 1 << 18)
     except FileNotFoundError:
         raise NotFound(
             f"{os.fspath(layer.path)!r} has no {INDEX}: it is no folder of a layer that Lamella wrote"

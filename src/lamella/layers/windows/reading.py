@@ -17,7 +17,6 @@ from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
 from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
 
-_OPEN: Final = os.O_RDONLY | flags.O_NOFOLLOW | flags.O_NONBLOCK | flags.O_NOCTTY | flags.O_CLOEXEC
 _STEP: Final = 256 << 10
 _PREFIX: Final = 4
 """Bytes of the attributes before the streams of a file in transport."""
@@ -40,7 +39,7 @@ class Folder:
             raise Conflict(f"the folder {os.fspath(self.path)!r} has been closed")
         parent, _, name = path.rpartition("/")
         try:
-            return os.open(name, _OPEN, dir_fd=self._descriptors.open(parent))
+            return os.open(name, flags.READ_FILE, dir_fd=self._descriptors.open(parent))
         except OSError as error:
             raise self.failure(path, error) from error
 
