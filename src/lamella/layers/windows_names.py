@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final
 
+from lamella.changes.losses import Loss
 from lamella.errors import InvalidInput, UnsafePath
 from lamella.formats.ntfs import names
 from lamella.paths import ROOT, LayerPath, join, parse_path
@@ -30,6 +31,12 @@ class NameRules:
 
 AS_WINDOWS: Final = NameRules(awkward=True)
 """All that Windows' own tools take: for images that there are, and where nobody can be asked."""
+
+
+def lost_stream(path: LayerPath, name: str, lost: Container[str]) -> Loss | None:
+    """What is lost where a layer cannot keep an alternate data stream; ``lost`` are the files that it could not."""
+    problem = "its file is not kept" if path in lost else names.illegal_stream(name)
+    return None if problem is None else Loss(path, f"alternate data stream {name!r}", problem)
 
 
 class Directory:

@@ -12,13 +12,13 @@ from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import NO_XATTRS, Buffer, Content, Entry, Kind, Windows, dense
 from lamella.errors import FormatError, InvalidInput, MissingFacet, UnsafePath, Unsupported
-from lamella.formats.ntfs import extended_attributes, filetime, names, reparse
+from lamella.formats.ntfs import extended_attributes, filetime, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT, SPARSE_FILE
 from lamella.formats.tar.windows import RecordWriter, times
 from lamella.formats.tar.writer import TarWriter
 from lamella.layers.remembered import Remembered
 from lamella.layers.tarball import WHITEOUT
-from lamella.layers.windows_names import LayerNames, NameRules
+from lamella.layers.windows_names import LayerNames, NameRules, lost_stream
 from lamella.layers.windows_tar import EmptyData
 from lamella.paths import LayerPath, join, split
 
@@ -197,13 +197,9 @@ class WindowsTarSink:
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
         """See `Sink.stream`; the file must have been put right before. Raises InvalidInput, SizeMismatch."""
-        what = f"alternate data stream {name!r}"
-        if path in self._lost:
-            self._losses.record(Loss(path, what, "its file is not kept"))
-            return
-        problem = names.illegal_stream(name)
-        if problem is not None:
-            self._losses.record(Loss(path, what, problem))
+        loss = lost_stream(path, name, self._lost)
+        if loss is not None:
+            self._losses.record(loss)
             return
         if self._owner is None or self._owner[0] != path:
             raise InvalidInput(f"the alternate data stream {name!r} does not follow its file {path!r}")

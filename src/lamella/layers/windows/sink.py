@@ -27,7 +27,7 @@ from lamella.layers.windows.place import (
     WindowsLayer,
 )
 from lamella.layers.windows.writer import Ending
-from lamella.layers.windows_names import NameRules
+from lamella.layers.windows_names import NameRules, lost_stream
 from lamella.layers.windows_tar_sink import Facets
 from lamella.paths import LayerPath, join
 
@@ -190,16 +190,12 @@ class WindowsSink:
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
         """See `Sink.stream`; the file must have been put right before. Raises InvalidInput, SizeMismatch."""
-        what = f"alternate data stream {name!r}"
-        if path in self._lost:
-            self._losses.record(Loss(path, what, "its file is not kept"))
-            return
-        problem = names.illegal_stream(name)
-        if problem is not None:
-            self._losses.record(Loss(path, what, problem))
+        loss = lost_stream(path, name, self._lost)
+        if loss is not None:
+            self._losses.record(loss)
             return
         if self._owner is None or names.folded(self._owner) != names.folded(path):
-            raise InvalidInput(f"the {what} does not follow its file {path!r}")
+            raise InvalidInput(f"the alternate data stream {name!r} does not follow its file {path!r}")
         path = self._owner
         try:
             self._writer.stream(path, name, content)
