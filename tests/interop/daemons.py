@@ -120,6 +120,14 @@ class Ctr:
         assert code == done.returncode, f"ctr {words}: {done.stdout.decode()}{done.stderr.decode()}"
         return done.stdout
 
+    def told(self, *words: str | Path) -> str:
+        """What it says on standard error, once it has ended well."""
+        done = subprocess.run(
+            [*self._call, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"ctr {words}: {done.stderr.decode()}"
+        return done.stderr.decode()
+
     def refused(self, *words: str | Path) -> str:
         """What it says when it fails."""
         said = self.said(*words)

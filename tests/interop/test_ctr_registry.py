@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +121,25 @@ def test_the_client_names_a_directory_of_mirrors_that_the_server_reads(
     ctr("images", "pull", "--local=false", "--hosts-dir", where / "hosts", "registry.example/small:one")
     assert names(ctr) == ["registry.example/small:one"]
     assert digests(ctr) == set(IMAGE.blobs)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("release", [SECOND], indirect=True, ids=str)  # the first one's does not say it
+def test_a_client_is_shown_what_is_said_to_the_registry_but_for_secrets(ctr: Ctr, closed: DockerRegistry) -> None:
+    name = f"{closed.host}/small:one"
+    call = ("--local=false", "--plain-http", "--user", f"{USER}:{PASSWORD}")
+    brought(ctr, name)
+    ctr("images", "push", *call, name)
+    ctr("images", "rm", "--sync", name)
+    said = ctr.told("images", "pull", *call, "--http-dump", name)
+    assert f"GET http://{closed.host}/v2/small/manifests/one HTTP/1.1" in said
+    assert f"HTTP 401 for GET http://{closed.host}/v2/small/manifests/one" in said
+    assert f"docker-content-digest: {IMAGE.descriptor['digest']}" in said
+    assert "Authorization: (not shown)" in said
+    assert f"HTTP 200 for GET http://{closed.host}/v2/small/blobs/{IMAGE.manifest['config']['digest']}" in said
+    assert PASSWORD not in said
+    assert base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode() not in said
+    assert "is not done for clients" in ctr.refused("images", "pull", "--local=false", "--http-trace", name)
 
 
 @pytest.mark.root

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from lamella.protocol.proto import streaming_pb2, transfer_pb2
 from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.protocol.wire import packed
 from lamella.store.image_writer import StoreWriter
+from lamella.store.store import Space
 from lamella.testing.images import small_image, tagged, write_layout
 
 pytestmark = pytest.mark.interop
@@ -61,6 +63,10 @@ class Stream:
         assert next(call).type_url == "google.protobuf.Empty"
         self._answer = answer
         self._call = call
+
+    def send(self, message: Message | None) -> None:
+        """Say something unasked; None that it is all."""
+        self._requests.put(None if message is None else packed(message))
 
     def all(self) -> list[Packed]:
         """What comes until the stream ends."""
@@ -109,16 +115,21 @@ def registered(registry: DockerRegistry, name: str, auth: str = "", **more: Any)
     return pb.OCIRegistry(reference=f"{registry.host}/{name}", resolver=resolver)
 
 
-def test_an_image_is_pushed_and_pulled_with_news_of_each_part(
-    registry: DockerRegistry, served: Served, tmp_path: Path
-) -> None:
-    layout = write_layout(str(tmp_path / "layout"), [tagged(IMAGE.descriptor, "x")], IMAGE.blobs)
-    space = served.store.namespace("default")
+def keep(space: Space, folder: Path) -> None:
+    """Put the image into the namespace as example.org/x:1."""
+    layout = write_layout(str(folder / "layout"), [tagged(IMAGE.descriptor, "x")], IMAGE.blobs)
     with (
         open_reader(parse_image_name(f"oci:{layout}:x")) as reader,
         StoreWriter(space, parse_image_name("store:example.org/x:1")) as writer,
     ):
         copy_image(reader, writer, tag="x", new_tag="1")
+
+
+def test_an_image_is_pushed_and_pulled_with_news_of_each_part(
+    registry: DockerRegistry, served: Served, tmp_path: Path
+) -> None:
+    space = served.store.namespace("default")
+    keep(space, tmp_path)
     news, creds = Stream(served, "news"), Stream(served, "creds", who)
     target = registered(registry, "pushed:1", "creds")
     where = f"OCI Registry ({target.reference})"
@@ -154,6 +165,42 @@ def test_an_image_is_pushed_and_pulled_with_news_of_each_part(
     assert [lease.id for lease in space.leases.list()] == []
 
 
+def test_what_is_said_to_the_registry_is_shown_but_for_secrets(
+    registry: DockerRegistry, served: Served, tmp_path: Path
+) -> None:
+    keep(served.store.namespace("default"), tmp_path)
+    creds, log = Stream(served, "creds", who), Stream(served, "log")
+    log.send(pb.WindowUpdate(update=1 << 20))
+    with reading(creds, log):
+        target = registered(registry, "shown:1", "creds", http_debug=1, logs_stream="log")
+        transferred(served, pb.ImageStore(name="example.org/x:1"), target)
+    said = b"".join(pb.Data.FromString(one.value).data for one in log.said).decode()
+    begun = f"http://{registry.host}/v2/shown/blobs/uploads/"
+    assert f"POST {begun} HTTP/1.1\n" in said
+    assert f"HTTP 202 for POST {begun}\n" in said
+    assert f"\nlocation: {begun}" in said
+    assert "_state" not in said
+    assert f"PUT http://{registry.host}/v2/shown/manifests/1 HTTP/1.1\n" in said
+    assert ("Authorization: (not shown)\n" in said) is ("HTTP 401" in said)
+    for secret in (PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()):
+        assert secret not in said
+
+
+def test_a_client_that_takes_no_more_of_what_is_said_has_its_image_all_the_same(
+    registry: DockerRegistry, served: Served, tmp_path: Path
+) -> None:
+    space = served.store.namespace("default")
+    keep(space, tmp_path)
+    for name, window in (("none", 0), ("little", 100)):
+        creds, log = Stream(served, "creds", who), Stream(served, "log")
+        log.send(pb.WindowUpdate(update=window))
+        log.send(None)
+        with reading(creds, log):
+            target = registered(registry, f"{name}:1", "creds", http_debug=1, logs_stream="log")
+            transferred(served, pb.ImageStore(name="example.org/x:1"), target)
+            assert window == sum(len(pb.Data.FromString(one.value).data) for one in log.said)
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
     [
@@ -179,7 +226,8 @@ def test_whoever_does_not_say_rightly_who_they_are_is_turned_away(
     [
         ({"headers": {"X-Meta": "x"}}, {}, "UNIMPLEMENTED"),
         ({"http_debug": 1}, {}, "UNIMPLEMENTED"),
-        ({"logs_stream": "x"}, {}, "UNIMPLEMENTED"),
+        ({"http_debug": 2}, {}, "UNIMPLEMENTED"),
+        ({"logs_stream": "x"}, {}, "NOT_FOUND"),
         ({"auth_stream": "none"}, {}, "NOT_FOUND"),
         ({"default_scheme": "ftp"}, {}, "INVALID_ARGUMENT"),
         ({}, {"manifest_limit": 1}, "UNIMPLEMENTED"),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -66,6 +66,8 @@ class RegistryOptions:
     """All pauses between the tries of one request together."""
     cancel: Cancellation | None = None
     """Looked at while waiting."""
+    said: Callable[[str], object] | None = None
+    """Given the head of each request and of each answer as text, without secrets, by any thread; raises nothing."""
 
 
 DEFAULT_OPTIONS: Final = RegistryOptions()

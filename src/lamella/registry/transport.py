@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from lamella import errors
 from lamella.errors import Denied, Exhausted, InvalidInput, LamellaError, Unavailable
 from lamella.oci.documents import MAX_DOCUMENT
+from lamella.registry import telling
 from lamella.registry.addresses import Origin, check_address, is_loopback, joined, origin_of, shown
 from lamella.registry.answers import Answer, BrokenAnswer
 from lamella.registry.connections import Connection, Connections, ProxyRefused, Unreached, Way
@@ -208,6 +209,9 @@ class Transport:
     def _once(self, method: str, url: str, origin: Origin, headers: Mapping[str, str], body: Buffer | None) -> Response:
         pool = self._pool(origin)
         connection: Connection | None = None
+        said = self._options.said
+        if said is not None:
+            said(telling.request_text(method, url, headers))
         try:
             connection = pool.take()
             answer = pool.ask(connection, method, url, headers, None if body is None else memoryview(body))
@@ -219,6 +223,8 @@ class Transport:
             if isinstance(problem, (Unreached, BrokenAnswer, OSError, ValueError)):
                 raise _failure(problem, url) from None
             raise
+        if said is not None:
+            said(telling.answer_text(method, url, answer.status, answer.headers))
         return Response(answer, connection, pool, url, self._options)
 
     def _pool(self, origin: Origin) -> Connections:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from lamella.errors import Conflict, InvalidInput, Unsupported
+from lamella.errors import Conflict, InvalidInput, LamellaError, Unsupported
 from lamella.images.options import RegistryOptions
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.platform import Platform, host_platform
@@ -27,7 +27,7 @@ from lamella.registry.writer import RegistryWriter
 from lamella.service.gathering import Parts
 from lamella.service.news import News, Tell
 from lamella.service.status import TurnedAway
-from lamella.service.streaming import Exchange, Take, unpacked
+from lamella.service.streaming import SOON, ByteSender, Exchange, Take, unpacked
 from lamella.store.contract import Resource
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
@@ -44,6 +44,9 @@ SOURCE: Final = "containerd.io/distribution.source."
 """Before the name of a host: the label of a blob that says of which repositories there it is, with commas between."""
 
 _PLAIN: Final[dict[str, bool | None]] = {"": None, "http": True, "https": False}
+
+_QUIET, _DUMP = 0, 1
+"""Of a resolver's ``http_debug``; two and three ask for traces of connections."""
 
 _WHO: Final = "tell the server who you are at the registry"
 
@@ -70,7 +73,8 @@ def pull(
     tell(event=f"Resolving from {where}")
     with ExitStack() as stack:
         stack.enter_context(_for_clients())
-        client = Client(reference.registry, reference.repository, _options(source, reference, take, cancel))
+        options = stack.enter_context(_options(source, reference, take, cancel))
+        client = Client(reference.registry, reference.repository, options)
         reader = stack.enter_context(RegistryReader(client, reference.tag, reference.digest))
         target = reader.images()[0].descriptor
         tell(event=f"Pulling from {where}")
@@ -114,8 +118,11 @@ def push(
     parts.add(target)
     news = News(tell, name, "uploading")
     news.expected(parts.found.values(), {digest: needs.values() for digest, needs in parts.children.items()})
-    client = Client(reference.registry, reference.repository, _options(destination, reference, take, cancel))
-    with _for_clients(), RegistryWriter(client, reference.digest) as writer:
+    with (
+        _options(destination, reference, take, cancel) as options,
+        _for_clients(),
+        RegistryWriter(Client(reference.registry, reference.repository, options), reference.digest) as writer,
+    ):
         put_missing(writer, [(reader, part) for part in parts.found.values()], watcher=news, cancel=cancel)
         bare = Descriptor(media_type=target.media_type, digest=target.digest, size=target.size)
         writer.commit(reference.tag, bare)
@@ -139,25 +146,59 @@ def _reference(named: pb.OCIRegistry) -> Reference:
     return reference
 
 
-def _options(named: pb.OCIRegistry, reference: Reference, take: Take, cancel: Cancellation) -> RegistryOptions:
-    """How the registry is talked to: as the client says, and with nobody's credentials but the client's."""
+@contextmanager
+def _options(
+    named: pb.OCIRegistry, reference: Reference, take: Take, cancel: Cancellation
+) -> Iterator[RegistryOptions]:
+    """How the registry is talked to: as the client says, and with nobody's credentials but the client's.
+
+    When the block ends, the client has been shown all that it wanted to see of what was said.
+    """
     resolver = named.resolver
     if resolver.default_scheme not in _PLAIN:
         raise InvalidInput(f"{resolver.default_scheme[:40]!r} is not a scheme of registries")
     if resolver.headers:
         raise Unsupported("headers of a client's own are not sent to registries")
-    if resolver.http_debug or resolver.logs_stream:
-        raise Unsupported("what is said to a registry is not shown to clients")
+    if resolver.http_debug not in (_QUIET, _DUMP):
+        raise Unsupported("tracing of connections to registries is not done for clients")
+    if resolver.http_debug and not resolver.logs_stream:
+        raise Unsupported("what is said to a registry is shown on a stream of the client's, and it names none")
     asked = None
     if resolver.auth_stream:
         asked = _Asked(take(resolver.auth_stream), name_of_host(reference.registry), named.reference)
-    return RegistryOptions(
-        plain_http=_PLAIN[resolver.default_scheme],
-        credential=asked,
-        anonymous=True,
-        certs_dir=Path(resolver.host_dir) if resolver.host_dir else None,
-        cancel=cancel,
-    )
+    log = take(resolver.logs_stream) if resolver.logs_stream else None
+    try:
+        yield RegistryOptions(
+            plain_http=_PLAIN[resolver.default_scheme],
+            credential=asked,
+            anonymous=True,
+            certs_dir=Path(resolver.host_dir) if resolver.host_dir else None,
+            cancel=cancel,
+            said=_Shown(log) if log is not None and resolver.http_debug else None,
+        )
+    finally:
+        if log is not None:
+            log.end()
+            log.await_sent(SOON)
+
+
+class _Shown:
+    """Shows a client what is said to a registry, as fast as it reads that."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._sender = ByteSender(exchange)
+        self._lock = threading.Lock()
+        self._wanted = True
+
+    def __call__(self, text: str) -> None:
+        with self._lock:
+            if not self._wanted:
+                return
+            try:
+                self._sender.write(text.encode(errors="replace"))
+                self._sender.flush()
+            except LamellaError:  # it takes no more of the stream; whether it has gone from the call, others find
+                self._wanted = False
 
 
 class _Asked:

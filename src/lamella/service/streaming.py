@@ -28,6 +28,9 @@ CHUNK: Final = 32 << 10
 WINDOW: Final = 1 << 20
 """Bytes that a client may send at least before it has to wait."""
 
+SOON: Final = 1.0
+"""Seconds in which a client takes the last of what it is told."""
+
 _WAITING: Final = 8
 """Messages that wait to be sent at most."""
 _WAITING_NEWS: Final = 1000

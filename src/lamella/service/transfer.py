@@ -18,7 +18,7 @@ from lamella.protocol.proto import images_pb2, types_pb2
 from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.protocol.wire import labels, sent_descriptor, type_name
 from lamella.service.calls import Call
-from lamella.service.streaming import ByteSender, Exchange, Streaming, Take, receive_bytes, unpacked
+from lamella.service.streaming import SOON, ByteSender, Exchange, Streaming, Take, receive_bytes, unpacked
 from lamella.store.contract import ImageRecord
 from lamella.store.leases import under_lease
 from lamella.store.store import Space
@@ -37,8 +37,6 @@ so many bytes after it, what counts has been taken before."""
 _LINGER: Final = 0.1
 """Seconds that the answer is held back, once all has been sent."""
 _PATIENCE: Final = 10.0
-_SOON: Final = 1.0
-"""Seconds in which a client takes the last of what it is told."""
 
 
 class Transfer:
@@ -86,7 +84,7 @@ class Transfer:
                     raise Unsupported(f"no transfer from {source_kind[:100]!r} to {destination_kind[:100]!r} here")
             if news is not None:
                 news.end()
-                news.await_sent(_SOON)
+                news.await_sent(SOON)
         return Empty()
 
     def _take(self, stack: ExitStack, call: Call, name: str) -> Exchange:
