@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.native.compute_service import ComputeService
 from tests.native.stub import SECURITY, Stub
 from tests.unit.layers.test_windows_dialect import EAS, SD, T, file_at, lines, link_at, windows, with_stream, write

@@ -8,12 +8,13 @@ everything for each change. It knows nothing of symbolic links.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lamella.changes.model import Change, Content, Entry, Kind, Link, Opaque, Put, Whiteout, implied_directory
 from lamella.changes.tree import MemoryTree, merge, walk

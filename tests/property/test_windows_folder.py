@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.property.test_windows_formats import layers, written
 from tests.unit.formats.tar.archives import buffers, with_checksum
 

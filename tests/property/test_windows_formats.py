@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.unit.formats.tar.archives import buffers
 
 from lamella.changes.apply import apply

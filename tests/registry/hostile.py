@@ -13,11 +13,12 @@ import re
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Self, TypeAlias
 from urllib.parse import parse_qs
 
+from msgspec.structs import replace
 from tests.registry.wire import Answer, Request, Server, handler
 
 from lamella.testing.images import SmallImage, compact, digest

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
+from msgspec.structs import replace
 from tests.registry.hostile import Behaviour, Registry, Serve
 from tests.registry.wire import Answer, Request, head
 

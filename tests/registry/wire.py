@@ -10,14 +10,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from msgspec import Struct, field
 
-@dataclass(slots=True)
-class Answer:
+
+class Answer(Struct):
     """What goes back, well formed or not."""
 
     status: int
@@ -30,8 +30,7 @@ class Answer:
     """Send exactly this, from the status line on, and close."""
 
 
-@dataclass(slots=True)
-class Request:
+class Request(Struct):
     """One request as it came."""
 
     method: str

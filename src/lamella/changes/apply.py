@@ -25,8 +25,10 @@ Every step takes time in proportion to the length of the names in it, or to what
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Sink, Source, View
 from lamella.changes.model import Kind, Link, Opaque, Put, Stream, Whiteout, implied_directory
@@ -51,8 +53,7 @@ _KNOWN_TEXT: Final = 1 << 25
 _UNSAFE: Final = frozenset({"", ".", ".."})
 
 
-@dataclass(slots=True, frozen=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Bounds on one layer; reaching one raises Exhausted."""
 
     entries: int = 50_000_000
@@ -62,8 +63,7 @@ class Limits:
     """Characters of a path; twice what Linux takes at once."""
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """What went by."""
 
     changes: int = 0
@@ -223,8 +223,7 @@ def _refusal(path: str) -> UnsafePath:
     return UnsafePath(path, "a component is empty, '.' or '..', or has a NUL")
 
 
-@dataclass(slots=True)
-class LinksPassed:
+class LinksPassed(Struct):
     """The links followed on the way to one file, no more and no longer than there may be."""
 
     count: int = 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from lamella.changes.model import Change, Content, Entry, Kind, StoredContent
 from lamella.paths import LayerPath
@@ -17,8 +18,7 @@ Source: TypeAlias = Iterable[Change]
 """Gives the changes of one layer, in order. Content that streams is valid until the next change is asked for."""
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(Struct):
     """What stands at a path, as far as walking needs it."""
 
     kind: Kind

@@ -20,8 +20,9 @@ So a diff applied to its lower tree gives the upper tree, metadata, holes aside,
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
+
+from msgspec import Struct, field
 
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Change, Content, Entry, Kind, Link, Posix, Put, Stream, Whiteout, Windows
@@ -31,8 +32,7 @@ from lamella.paths import ROOT, LayerPath
 from lamella.times import SECOND
 
 
-@dataclass(slots=True, frozen=True)
-class Compare:
+class Compare(Struct, frozen=True):
     """What counts as a difference."""
 
     xattrs: bool = True
@@ -274,8 +274,7 @@ class _SideBySide:
         """Nothing is open."""
 
 
-@dataclass(slots=True)
-class _Names:
+class _Names(Struct):
     """The names of one file of the upper tree, as far as the walk has come."""
 
     put: LayerPath | None = None

@@ -33,8 +33,9 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Self, assert_never
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import (
@@ -61,8 +62,7 @@ from lamella.paths import LayerPath
 from lamella.times import format_pax_time, parse_pax_time
 
 
-@dataclass(slots=True)
-class Withheld:
+class Withheld(Struct):
     """Content that a dump names and does not hold: all about it can be asked but its bytes."""
 
     size: int

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from lamella.errors import LossRefused
 
 
-@dataclass(slots=True, frozen=True)
-class Loss:
+class Loss(Struct, frozen=True):
     """``what`` of the file at ``path`` was not kept, because ``why``."""
 
     path: str
@@ -21,8 +21,7 @@ class Loss:
         return f"{self.path or '/'}: {self.what} not kept: {self.why}"
 
 
-@dataclass(slots=True)
-class Losses:
+class Losses(Struct):
     """Collects losses; with ``refuse`` the first one raises LossRefused.
 
     The first ``limit`` are kept in full; beyond that they are counted.

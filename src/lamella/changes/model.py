@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a layer says: five kinds of change, the metadata of one file, and its content.
 
-The values here are built once and then shared; nobody changes one in place. They are not frozen because building a
-frozen dataclass costs three times as much, and a large layer builds several for each of its files.
+The values here are built once and then shared; nobody changes one in place. They are not frozen for the sake of whoever
+is still building one.
 """
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol, TypeAlias
+
+from msgspec import Struct
 
 from lamella.paths import LayerPath
 
@@ -21,7 +22,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 class _NoXattrs(dict[str, bytes]):
     """An empty mapping that stays empty, so that all entries can share it."""
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # a default of a dataclass must be hashable
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a frozen value that has it is hashed with it
 
     def __setitem__(self, key: str, value: bytes) -> None:
         raise TypeError("the shared empty mapping cannot be changed")
@@ -55,8 +56,7 @@ KINDS: Final[Mapping[int, Kind]] = {bits: kind for kind, bits in TYPE_BITS.items
 """`TYPE_BITS` the other way round; a socket's are not there."""
 
 
-@dataclass(slots=True)
-class Posix:
+class Posix(Struct):
     """POSIX metadata. ``mode`` has the twelve permission bits alone; ``mtime`` is in nanoseconds since the epoch."""
 
     mode: int
@@ -68,8 +68,7 @@ class Posix:
     """Major and minor number of a character or block device."""
 
 
-@dataclass(slots=True)
-class Windows:
+class Windows(Struct):
     """Windows metadata. Times are in nanoseconds since the Unix epoch, None where the layer does not say."""
 
     attributes: int
@@ -84,8 +83,7 @@ class Windows:
     """The reparse point's buffer with its eight-byte header."""
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     """The metadata of one file. At least one facet is there; none is ever made up in silence."""
 
     path: LayerPath
@@ -132,8 +130,7 @@ class StoredContent(Content, Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Inline:
+class Inline(Struct):
     """Content held in memory."""
 
     data: bytes
@@ -157,8 +154,7 @@ class Inline:
 EMPTY: Final = Inline(b"")
 
 
-@dataclass(slots=True)
-class Sparse:
+class Sparse(Struct):
     """Content with holes, its data held in memory."""
 
     size: int
@@ -179,8 +175,7 @@ class Sparse:
             at += length
 
 
-@dataclass(slots=True)
-class Put:
+class Put(Struct):
     """A file is here with this metadata and content. A directory put over a directory keeps what is in it."""
 
     entry: Entry
@@ -188,16 +183,14 @@ class Put:
     """None for all but regular files."""
 
 
-@dataclass(slots=True)
-class Link:
+class Link(Struct):
     """``path`` is a further name of the file that ``target`` names, in this layer or below."""
 
     path: LayerPath
     target: LayerPath
 
 
-@dataclass(slots=True)
-class Stream:
+class Stream(Struct):
     """An alternate data stream of the file ``path``, put before it in the same layer."""
 
     path: LayerPath
@@ -205,15 +198,13 @@ class Stream:
     content: Content
 
 
-@dataclass(slots=True)
-class Whiteout:
+class Whiteout(Struct):
     """What the layers below have at ``path`` is gone. Never hides what the same layer puts."""
 
     path: LayerPath
 
 
-@dataclass(slots=True)
-class Opaque:
+class Opaque(Struct):
     """What the layers below have in the directory ``path`` is gone. Never hides what the same layer puts."""
 
     path: LayerPath

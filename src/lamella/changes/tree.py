@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.changes.apply import Limits, LinksPassed, apply
 from lamella.changes.contracts import Mine, Seen, Source, Tree
@@ -34,8 +36,7 @@ class _Names:
         self.count = 1
 
 
-@dataclass(slots=True)
-class _Node:
+class _Node(Struct):
     entry: Entry
     content: StoredContent | None
     children: dict[str, _Node] | None

@@ -100,7 +100,7 @@ class RegistryVerb(Verb):
         given = {name: value for name in _REGISTRY_OPTIONS if (value := ctx.params.pop(name, None))}
         if not given:
             return super().invoke(ctx)  # what talks to registries is not even loaded
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         from lamella.images.options import current_options, registry_options
 

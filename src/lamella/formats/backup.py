@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final, TypeAlias
+
+from msgspec import Struct, field
 
 from lamella.errors import FormatError, InvalidInput, SizeMismatch, StreamConsumed
 
@@ -63,8 +64,7 @@ _WHOLE: Final = {
 """Streams that are small enough to hold."""
 
 
-@dataclass(slots=True, eq=False)
-class BackupStream:
+class BackupStream(Struct, eq=False):
     """The header of one stream; its body can be read once, until the next stream is asked for."""
 
     id: int
@@ -77,7 +77,7 @@ class BackupStream:
     """Where in the file a sparse block lies."""
     body_at: int = 0
     """Where the body begins in the whole sequence of streams."""
-    _reader: BackupReader | None = field(default=None, repr=False)
+    _reader: BackupReader | None = None
 
     def chunks(self) -> Iterable[bytes]:
         """The body in pieces. Raises StreamConsumed, and FormatError (while iterating) where the input ends early."""
@@ -270,8 +270,7 @@ def stream_name(name: str) -> str:
     return f":{name}{_DATA_SUFFIX}"
 
 
-@dataclass(slots=True)
-class Surveyed:
+class Surveyed(Struct):
     """What the streams of one file say, content left where it is: each place is an offset in the input."""
 
     security_descriptor: bytes | None = None

@@ -20,8 +20,9 @@ import base64
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
+
+from msgspec import Struct
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import FormatError, LamellaError, Unsupported
@@ -49,8 +50,7 @@ _LEVEL: Final = 12
 _WINDOW_LOG: Final = 23
 
 
-@dataclass(slots=True, frozen=True)
-class RecipeHead:
+class RecipeHead(Struct, frozen=True):
     """What a recipe says of the blob as a whole. Sizes are in bytes."""
 
     digest: Digest
@@ -63,8 +63,7 @@ class RecipeHead:
     """Empty for an uncompressed blob."""
 
 
-@dataclass(slots=True, frozen=True)
-class FileSegment:
+class FileSegment(Struct, frozen=True):
     """The data of a file in the place where it stands in the tar."""
 
     path: str

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final, Self
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, InvalidInput
 
@@ -20,8 +21,7 @@ _FIELDS: Final = struct.Struct(">8sIIQI4sIIQQIII16sB427x")
 _CHECKSUM: Final = slice(64, 68)
 
 
-@dataclass(slots=True, frozen=True)
-class VhdFooter:
+class VhdFooter(Struct, frozen=True):
     """The footer of a fixed disk. Numbers are big-endian; the defaults are what Windows container layers have."""
 
     current_size: int

@@ -7,8 +7,9 @@ import hashlib
 import os
 import posixpath
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import Exhausted, FormatError, InvalidInput, LamellaError, NotFound, Unsupported, from_os
@@ -29,8 +30,7 @@ _COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _OTHERS: Final = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 
 
-@dataclass(slots=True, frozen=True)
-class _Member:
+class _Member(Struct, frozen=True):
     kind: str
     """The typeflag."""
     offset: int

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeAlias
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import DigestMismatch, Exhausted, NotFound, SizeMismatch
@@ -17,8 +18,7 @@ from lamella.oci.mediatypes import FOREIGN_LAYERS
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-@dataclass(slots=True, frozen=True)
-class StoredImage:
+class StoredImage(Struct, frozen=True):
     """One image, or index of images, that a place lists, with the names it has there."""
 
     names: tuple[str, ...]

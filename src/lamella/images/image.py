@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported
@@ -20,8 +21,7 @@ from lamella.oci.mediatypes import FOREIGN_LAYERS, Compression, layer_compressio
 from lamella.oci.platform import Platform, parse_platform
 
 
-@dataclass(slots=True, frozen=True)
-class ImageLayer:
+class ImageLayer(Struct, frozen=True):
     """One layer of an image: a blob, and the digest of the tar in it."""
 
     descriptor: Descriptor
@@ -40,8 +40,7 @@ class ImageLayer:
             raise
 
 
-@dataclass(slots=True, frozen=True)
-class Image:
+class Image(Struct, frozen=True):
     """An image whose documents have been read and agree with each other; the layers' bytes are still where they were.
 
     Closing it lets go of the place; a block does so at its end.

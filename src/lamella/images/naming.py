@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
@@ -24,8 +25,7 @@ _HINT: Final = (
 )
 
 
-@dataclass(slots=True, frozen=True)
-class ImageName:
+class ImageName(Struct, frozen=True):
     """Where an image is. Build it with `parse_image_name`."""
 
     form: str

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from lamella.progress import Cancellation
 
@@ -32,8 +33,7 @@ class Credential(Protocol):
         ...
 
 
-@dataclass(slots=True, frozen=True)
-class RegistryOptions:
+class RegistryOptions(Struct, frozen=True):
     """How registries are talked to. Times are in seconds, sizes in bytes.
 
     What is not said comes from where other tools look too: credentials from login files, mirrors and certificates from
@@ -93,8 +93,7 @@ def current_options() -> RegistryOptions:
     return _current.get()
 
 
-@dataclass(slots=True, frozen=True)
-class StoreOptions:
+class StoreOptions(Struct, frozen=True):
     """Which store is meant, and what in it."""
 
     root: Path | None = None
@@ -107,8 +106,7 @@ CONTAINERD_NAMESPACE: Final = "CONTAINERD_NAMESPACE"
 """Variables that containerd's own clients heed too."""
 
 
-@dataclass(slots=True, frozen=True)
-class ContainerdOptions:
+class ContainerdOptions(Struct, frozen=True):
     """Which containerd is meant, and what in it."""
 
     address: str | None = None

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader
@@ -22,8 +22,7 @@ MAX_INDEX_DEPTH: Final = 8
 """Indexes within indexes."""
 
 
-@dataclass(slots=True, frozen=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """One image for one platform."""
 
     descriptor: Descriptor

@@ -23,8 +23,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final, NoReturn, Self, TypeAlias
+
+from msgspec import Struct
 
 from lamella.changes.model import (
     NO_XATTRS,
@@ -305,8 +306,7 @@ class LayerApart:
         return Put(Entry(path, KINDS[kind], None, size, target, windows), content)
 
 
-@dataclass(slots=True, eq=False)
-class _Content:
+class _Content(Struct, eq=False):
     """The bytes of a file where they lie in the stream; see `TarMember`, which keeps the same promises."""
 
     size: int

@@ -9,8 +9,9 @@ import signal
 import struct
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeAlias
+
+from msgspec import Struct
 
 from lamella.changes.model import Change, Content, Kind, Link, Opaque, Posix, Put, Stream, Whiteout
 from lamella.digests import Digest
@@ -51,8 +52,7 @@ offset.
 """
 
 
-@dataclass(slots=True, frozen=True)
-class Blob:
+class Blob(Struct, frozen=True):
     """A layer's blob, and what was promised of it; see `BlobReader`."""
 
     file: BinaryIO

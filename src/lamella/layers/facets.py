@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Source
 from lamella.changes.losses import Loss, Losses
@@ -31,8 +33,7 @@ _DRIVE: Final = re.compile(r"(?:\\\\\?\\)?[cC]:(?=\\|\Z)")
 _NO_WRITING: Final = ~0o222
 
 
-@dataclass(slots=True, frozen=True)
-class SecurityTemplate:
+class SecurityTemplate(Struct, frozen=True):
     """The security descriptors that directories and all other files get; None for none at all."""
 
     directory: bytes | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Sink, Source, Tree
 from lamella.changes.losses import Losses
@@ -32,8 +33,7 @@ MakeSource: TypeAlias = "Callable[[ExitStack, Path, SourceOptions], tuple[Source
 """What is open goes to the stack."""
 
 
-@dataclass(slots=True, frozen=True)
-class SinkOptions:
+class SinkOptions(Struct, frozen=True):
     """How a layer is applied, beyond where."""
 
     policy: Policy | None = None
@@ -46,8 +46,7 @@ class SinkOptions:
     """The Windows that makes its layers; None for the one that this process runs on, if it does."""
 
 
-@dataclass(slots=True, frozen=True)
-class SourceOptions:
+class SourceOptions(Struct, frozen=True):
     """How a layer is read, beyond where."""
 
     lower: Path | None = None
@@ -96,8 +95,7 @@ def _windows_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | 
     return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules)
 
 
-@dataclass(slots=True, frozen=True)
-class LayerKind:
+class LayerKind(Struct, frozen=True):
     """What can be done with one kind of place. Each function loads what it takes when it is called."""
 
     sink: MakeSink

@@ -7,9 +7,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella import host
 from lamella.changes.contracts import Seen
@@ -35,8 +36,7 @@ _FEW: Final = 16
 _WHITEOUT_DEVICE: Final = 0  # of major and minor number 0; Windows has no os.makedev
 
 
-@dataclass(slots=True, frozen=True)
-class OverlayLayer:
+class OverlayLayer(Struct, frozen=True):
     """A layer in the form of an upper directory; a plain directory will do as the lowest one."""
 
     path: Path

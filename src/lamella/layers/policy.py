@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 
 class Owners(Enum):
@@ -29,8 +30,7 @@ class Devices(Enum):
     """An empty file whose attribute ``user.containers.override_stat`` says what it stands for."""
 
 
-@dataclass(slots=True, frozen=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """How a directory takes a layer. `Policy.default` fits the rights of this process."""
 
     owners: Owners = Owners.KEEP

@@ -12,8 +12,9 @@ Two forms are in use, and both are spoken here:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.changes.model import Kind, Posix
 from lamella.errors import InvalidInput
@@ -74,8 +75,7 @@ def _read_varint(value: bytes, at: int) -> tuple[int, int]:
     raise InvalidInput(f"{ROOTLESS}: malformed record {value.hex()}")
 
 
-@dataclass(slots=True)
-class Override:
+class Override(Struct):
     """What a file stands for. ``mode`` has the twelve permission bits alone."""
 
     uid: int

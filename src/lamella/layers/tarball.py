@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Posix, Put, Whiteout
 from lamella.errors import FormatError, UnsafePath
@@ -42,7 +43,7 @@ def tar_changes(
 
     Raises FormatError, UnsafePath, Exhausted.
     """
-    reader = TarReader(next_buffer, facet=Posix, limits=limits or TarLimits())
+    reader = TarReader(next_buffer, facet=Posix, limits=limits)
     parents: dict[str, LayerPath | None] = {}
     file = Kind.FILE
     for member in reader:
@@ -154,8 +155,7 @@ def _with_xattrs(posix: Posix, records: Mapping[str, bytes], offset: int) -> Pos
     return Posix(posix.mode, posix.uid, posix.gid, posix.mtime, xattrs)
 
 
-@dataclass(slots=True)
-class BlobExtent:
+class BlobExtent(Struct):
     """Content at a place in the uncompressed stream of a blob; opened as often as wanted."""
 
     blob: SeekableBlob

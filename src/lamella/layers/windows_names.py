@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.changes.losses import Loss
 from lamella.errors import InvalidInput, UnsafePath
@@ -19,8 +20,7 @@ _KNOWN: Final = 16384
 _KNOWN_LENGTH: Final = 1024
 
 
-@dataclass(slots=True, frozen=True)
-class NameRules:
+class NameRules(Struct, frozen=True):
     """Which names are taken though a usual Windows program could not reach all of the files."""
 
     awkward: bool = False
@@ -59,7 +59,8 @@ class LayerNames:
 
     __slots__ = ("_awkward", "_root", "fold", "known")
 
-    def __init__(self, rules: NameRules = NameRules()) -> None:
+    def __init__(self, rules: NameRules | None = None) -> None:
+        rules = rules or NameRules()
         self._root = Directory(None, "")
         self._root.path = ROOT
         self.known: dict[str, Directory] = {}

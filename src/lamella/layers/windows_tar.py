@@ -98,10 +98,8 @@ def windows_tar_changes(
     Raises FormatError, UnsafePath, InvalidInput (names that differ in case only), Unsupported (a security descriptor
     in words about a domain's accounts), Exhausted.
     """
-    reader = TarReader(
-        next_buffer, facet=_facet, limits=limits or TarLimits(), mode_bits=_DATA_MODE, header_facets=True
-    )
-    layer_names = LayerNames(rules or NameRules())
+    reader = TarReader(next_buffer, facet=_facet, limits=limits, mode_bits=_DATA_MODE, header_facets=True)
+    layer_names = LayerNames(rules)
     known, fold, plain = layer_names.known, layer_names.fold, names.plain
     source = _Unusual(layer_names, stored)
     read_records = RecordReader(unwrap=unwrap_times).read

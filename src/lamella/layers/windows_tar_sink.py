@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses
@@ -74,7 +75,7 @@ class WindowsTarSink:
     ) -> None:
         self._writer = TarWriter(write)
         self._records = RecordWriter()
-        self._names = LayerNames(rules or NameRules())
+        self._names = LayerNames(rules)
         self._lookup = lookup
         self._remembered = Facets() if lookup is None else None
         self._clamp = clamp

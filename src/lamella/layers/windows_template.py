@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import translate
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.errors import InvalidInput
 from lamella.formats.ntfs import attributes, names, sddl
@@ -17,8 +18,7 @@ NONE: Final = "none"
 """In place of a descriptor: files have none, and inherit one where they are unpacked."""
 
 
-@dataclass(slots=True, frozen=True)
-class WindowsTemplate:
+class WindowsTemplate(Struct, frozen=True):
     """Security descriptors, and attributes for the files whose path on drive C a pattern matches."""
 
     security: SecurityTemplate

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, StoredContent, Stream, Whiteout

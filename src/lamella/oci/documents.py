@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Exhausted, InvalidInput, LamellaError
@@ -161,8 +161,7 @@ def _depth(value: Any) -> int:
 # Known and unknown fields ----------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class _Field:
+class _Field(Struct, frozen=True):
     attribute: str
     name: str
     inner: type[Document] | None
@@ -171,8 +170,7 @@ class _Field:
     required: bool
 
 
-@dataclass(slots=True, frozen=True)
-class _Plan:
+class _Plan(Struct, frozen=True):
     by_name: dict[str, _Field]
     folded: dict[str, str]
     """Case-folded name to name."""

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import InvalidInput
@@ -22,8 +24,7 @@ _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _IDENTIFIER: Final = re.compile(r"[a-f0-9]{64}")
 
 
-@dataclass(slots=True, frozen=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """``registry/repository[:tag][@digest]``, always in full; build it with `parse_reference`."""
 
     registry: str

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Kind, dense
@@ -18,8 +19,7 @@ _LARGEST: Final = 8 << 20
 _LAST_ID: Final = (1 << 32) - 2
 
 
-@dataclass(slots=True, frozen=True)
-class Account:
+class Account(Struct, frozen=True):
     """The ids a process gets, and its home where passwd says."""
 
     uid: int

@@ -7,9 +7,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from msgspec import Struct
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-@dataclass(slots=True, frozen=True)
-class Applied:
+class Applied(Struct, frozen=True):
     """What came of one layer."""
 
     facts: BlobFacts

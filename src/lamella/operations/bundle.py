@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Tree
 from lamella.errors import AlreadyExists, InvalidInput, from_os
@@ -42,8 +43,7 @@ _MASKED: Final = (
 _READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-@dataclass(slots=True, frozen=True)
-class IdRange:
+class IdRange(Struct, frozen=True):
     """Ids of a container, from ``inside`` on, and the host's that they stand for."""
 
     inside: int
@@ -51,8 +51,7 @@ class IdRange:
     size: int
 
 
-@dataclass(slots=True, frozen=True)
-class Rootless:
+class Rootless(Struct, frozen=True):
     """The ids that an unprivileged runtime may use."""
 
     uids: tuple[IdRange, ...]

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.contracts import Source
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-@dataclass(slots=True, frozen=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """What an image was found to hold."""
 
     files: int

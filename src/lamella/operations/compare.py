@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+from msgspec import Struct, field
 
 from lamella.changes.diff import same_windows
 from lamella.changes.model import Entry, Kind
@@ -34,8 +35,7 @@ IGNORABLE: Final = OF_FILES + OF_IMAGES
 """What a comparison can be told to ignore."""
 
 
-@dataclass(slots=True, frozen=True)
-class FieldDifference:
+class FieldDifference(Struct, frozen=True):
     """A field of the config, or an annotation, as ``config.Env.PATH``; None where one of the images has none."""
 
     name: str
@@ -43,8 +43,7 @@ class FieldDifference:
     new: Any
 
 
-@dataclass(slots=True, frozen=True)
-class FileDifference:
+class FileDifference(Struct, frozen=True):
     """A file that is not the same in both images."""
 
     sign: Literal["A", "M", "D"]
@@ -56,8 +55,7 @@ class FileDifference:
     """Of a modified one: ``kind``, or some of `OF_FILES`."""
 
 
-@dataclass(slots=True, frozen=True)
-class PathSize:
+class PathSize(Struct, frozen=True):
     """Bytes of the files beneath a directory in both images; hard links count once."""
 
     path: LayerPath
@@ -65,8 +63,7 @@ class PathSize:
     new: int
 
 
-@dataclass(slots=True, frozen=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """What two images, or trees of files, have in common, and what not."""
 
     old: Descriptor | None
@@ -211,8 +208,7 @@ def _flat(image: Image) -> dict[str, Any]:
 # Files -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Walk:
+class _Walk(Struct):
     """Walks two trees in step."""
 
     ignore: frozenset[str]

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 import msgspec
+from msgspec import Struct, field
+from msgspec.structs import replace as replaced
 
 from lamella.changes.losses import Loss, Losses
 from lamella.digests import Digest
@@ -35,7 +35,7 @@ from lamella.operations.draft import (
     draft_of,
     write_draft,
 )
-from lamella.operations.indexes import Rewriting, one_image, rewrite_index
+from lamella.operations.indexes import one_image, rewrite_index
 from lamella.operations.layer_reading import checked_reader
 from lamella.streams.writing import BlobWriter
 
@@ -52,8 +52,7 @@ _OF_THE_BYTES: Final = (
 """Beginnings of annotations that tell of the compressed bytes of a layer, and not of what is in it."""
 
 
-@dataclass(slots=True, frozen=True)
-class Converted:
+class Converted(Struct, frozen=True):
     """What came of a conversion."""
 
     descriptor: Descriptor
@@ -65,8 +64,7 @@ class Converted:
     """Layers that stayed as they were."""
 
 
-@dataclass(slots=True, frozen=True)
-class Conversion:
+class Conversion(Struct, frozen=True):
     """What is to become of an image. None leaves what there is.
 
     Layers that are compressed the wanted way stay as they are, unless ``again`` is set. This is the place where
@@ -182,8 +180,7 @@ def _differs(layer: ImageLayer, how: Conversion) -> bool:
     return how.again or layer.compression != how.compression
 
 
-@dataclass(slots=True, frozen=True)
-class _Recompressed:
+class _Recompressed(Struct, frozen=True):
     """A layer of an image, the same tar compressed another way."""
 
     layer: ImageLayer
@@ -221,8 +218,7 @@ class _Recompressed:
         return StoredLayer(descriptor, facts)
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct):
     """One conversion, in which each layer is written once however many images have it."""
 
     how: Conversion
@@ -249,8 +245,7 @@ class _Run:
         return rewrite_index(reader, self.writer, index, _IndexRewriting(self, reader))
 
 
-@dataclass(slots=True, frozen=True)
-class _IndexRewriting(Rewriting):
+class _IndexRewriting(Struct, frozen=True):
     """Images are converted, what is about them is taken along where the format has a place for it."""
 
     run: _Run
@@ -281,8 +276,7 @@ class _IndexRewriting(Rewriting):
         return False
 
 
-@dataclass(slots=True, frozen=True)
-class _Once:
+class _Once(Struct, frozen=True):
     """A layer that is made the first time only."""
 
     source: _Recompressed

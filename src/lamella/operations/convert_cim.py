@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from msgspec import Struct
+from msgspec.structs import replace as replace_fields
 
 from lamella.changes.losses import Losses
 from lamella.digests import Digest
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-@dataclass(slots=True, frozen=True)
-class Tarred:
+class Tarred(Struct, frozen=True):
     """An image that was made of composite images."""
 
     finished: Finished

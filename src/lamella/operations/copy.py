@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from dataclasses import replace as replaced
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace as replaced
 
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, NotFound, Unsupported
@@ -30,8 +31,7 @@ _CHUNK: Final = 1 << 20
 _MAX_DEPTH: Final = 8
 
 
-@dataclass(slots=True, frozen=True)
-class Copied:
+class Copied(Struct, frozen=True):
     """What came of a copy."""
 
     entry: Descriptor

@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Source, Tree
 from lamella.changes.diff import EVERYTHING, Compare
@@ -138,8 +140,7 @@ def _of_root(change: Change) -> Change:
 # For people ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """One line of a list of changes."""
 
     sign: Literal["A", "M", "D"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias, cast
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.digests import Digest
 from lamella.errors import NotFound, from_os
@@ -56,8 +57,7 @@ class BlobTaker(Protocol):
         ...
 
 
-@dataclass(slots=True, frozen=True)
-class StoredLayer:
+class StoredLayer(Struct, frozen=True):
     """A layer that was made."""
 
     descriptor: Descriptor
@@ -79,8 +79,7 @@ class LayerSource(Protocol):
 DraftLayer: TypeAlias = ImageLayer | LayerSource
 
 
-@dataclass(slots=True, frozen=True)
-class Draft:
+class Draft(Struct, frozen=True):
     """An image to be written. Nothing of its layers has been read."""
 
     config: ImageConfig
@@ -132,8 +131,7 @@ def write_draft(
     return finished
 
 
-@dataclass(slots=True, frozen=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """An image of which everything is known."""
 
     descriptor: Descriptor

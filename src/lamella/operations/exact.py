@@ -9,9 +9,10 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import (
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
 _STEP: Final = 1 << 20
 
 
-@dataclass(slots=True, frozen=True)
-class RecipeMade:
+class RecipeMade(Struct, frozen=True):
     """What came of making a recipe. Sizes are in bytes."""
 
     head: RecipeHead
@@ -145,8 +145,7 @@ def open_for_reading(path: Path) -> BinaryIO:
 # Making ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Span:
+class _Span(Struct):
     """Where the data of a file stands in the tar."""
 
     path: str

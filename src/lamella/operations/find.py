@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fnmatch import translate
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Entry, Kind
@@ -18,8 +19,7 @@ _UNITS: Final = {"": 1, "c": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1
 _SIZE: Final = re.compile(r"([+-]?)([0-9]{1,18})([ckMGT]?)")
 
 
-@dataclass(slots=True, frozen=True)
-class Sizes:
+class Sizes(Struct, frozen=True):
     """Bounds on a size in bytes, both ends included; None is no bound."""
 
     least: int | None = None
@@ -41,8 +41,7 @@ class Sizes:
         return cls(None if sign == "-" else size, None if sign == "+" else size)
 
 
-@dataclass(slots=True, frozen=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """What a file must be like, in all respects at once; None and empty stand for no wish."""
 
     names: tuple[str, ...] = ()

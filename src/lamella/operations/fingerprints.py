@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
@@ -26,8 +27,7 @@ _BLOCK: Final = 64 << 10
 _ZEROS: Final = bytes(_BLOCK)
 
 
-@dataclass(slots=True, frozen=True)
-class Fingerprint(Content):
+class Fingerprint(Struct, frozen=True):
     """Stands for content: two of them are equal where the contents are, wherever those have holes."""
 
     length: int

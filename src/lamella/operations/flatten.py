@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import replace as replaced
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace as replaced
 
 from lamella.changes.diff import diff
 from lamella.changes.losses import Losses
@@ -130,8 +130,7 @@ def _history(draft: Draft, chosen: range, created: str) -> list[History]:
     return result
 
 
-@dataclass(slots=True, frozen=True)
-class _MergedLayers:
+class _MergedLayers(Struct, frozen=True):
     """The last of some layers as one: all that they change in what the first ``below`` come to."""
 
     layers: tuple[ImageLayer, ...]

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
 
 from lamella.changes.model import Put, Whiteout, dense
 from lamella.errors import InvalidInput, NotFound, UnsafePath
@@ -32,8 +33,7 @@ _PATHS: Final = {
 }
 
 
-@dataclass(slots=True, frozen=True)
-class ImageHive:
+class ImageHive(Struct, frozen=True):
     """A hive of an image, in memory."""
 
     content: bytes
@@ -41,8 +41,7 @@ class ImageHive:
     """What whoever looks at it alone would miss."""
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(Struct):
     file: bytes | None = None
     deltas: list[tuple[int, bytes]] = field(default_factory=list)
     """Numbers of layers, and theirs."""

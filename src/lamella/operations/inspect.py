@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lamella.images.image import Image, ImageLayer
 from lamella.oci.config import History
 from lamella.oci.descriptor import Descriptor
 
 
-@dataclass(slots=True, frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """One step of an image's history, with the layer that it made where the two can be told to belong together."""
 
     history: History

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace as replaced
 
 from lamella.images.forms import open_writer
 from lamella.images.image import open_image

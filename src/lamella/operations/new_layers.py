@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import (
@@ -49,8 +51,7 @@ _STEP: Final = 256 << 10
 _ID_LIMIT: Final = 1 << 32
 
 
-@dataclass(slots=True, frozen=True)
-class File:
+class File(Struct, frozen=True):
     """A regular file: its bytes, its text in UTF-8, or the path of a file on disk whose content it gets.
 
     ``mtime`` is in seconds since the epoch; without one it is SOURCE_DATE_EPOCH, or 0.
@@ -64,8 +65,7 @@ class File:
     xattrs: Mapping[str, bytes] = NO_XATTRS
 
 
-@dataclass(slots=True, frozen=True)
-class Directory:
+class Directory(Struct, frozen=True):
     """A directory; one that is there already keeps what is in it. Those on the way to a file need not be given."""
 
     mode: int = 0o755
@@ -75,8 +75,7 @@ class Directory:
     xattrs: Mapping[str, bytes] = NO_XATTRS
 
 
-@dataclass(slots=True, frozen=True)
-class Symlink:
+class Symlink(Struct, frozen=True):
     """A symbolic link, its target exactly as given."""
 
     target: str
@@ -96,8 +95,7 @@ LayerLike: TypeAlias = str | os.PathLike[str] | Files
 """A directory, a layer's blob or tar, a composite image (``cim:DIR/NAME.cim``, or its path), or files by path."""
 
 
-@dataclass(slots=True, frozen=True)
-class TarredLayer:
+class TarredLayer(Struct, frozen=True):
     """A layer that changes are written to."""
 
     opened: Callable[[], AbstractContextManager[Opened]]
@@ -134,8 +132,7 @@ class TarredLayer:
         return StoredLayer(described(written.facts), written.facts, written.entries)
 
 
-@dataclass(slots=True, frozen=True)
-class BlobLayer:
+class BlobLayer(Struct, frozen=True):
     """A layer that is a blob in a file already, and stays as it is.
 
     It is read whole first, to find its digests and to see that it is a layer.

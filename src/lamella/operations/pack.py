@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace as replace_fields
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Entry
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 _BY: Final = "lamella pack"
 
 
-@dataclass(slots=True, frozen=True)
-class Packed:
+class Packed(Struct, frozen=True):
     """What came of an image that was written."""
 
     descriptor: Descriptor

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace as replaced
 
 from lamella.errors import Conflict, InvalidInput
 from lamella.images.forms import open_writer

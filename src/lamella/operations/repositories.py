@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, Unsupported
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 _FORM = f"{REGISTRY}://"
 
 
-@dataclass(slots=True, frozen=True)
-class Deleted:
+class Deleted(Struct, frozen=True):
     """What is no longer in a repository."""
 
     repository: str

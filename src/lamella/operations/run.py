@@ -18,10 +18,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.errors import LamellaError, NotFound, Unsupported, from_os
 from lamella.operations.bundle import CONFIG, ROOTFS, Rootless, runtime_config
@@ -58,8 +59,7 @@ _PATIENCE: Final = 30.0
 """Seconds for a runtime to remove a container."""
 
 
-@dataclass(slots=True, frozen=True)
-class RunOptions:
+class RunOptions(Struct, frozen=True):
     """How a container differs from what its image says."""
 
     command: Sequence[str] = ()
@@ -76,8 +76,7 @@ class RunOptions:
     """Give it a terminal of its own, that standard input and output are joined to."""
 
 
-@dataclass(slots=True, frozen=True)
-class Ran:
+class Ran(Struct, frozen=True):
     """What came of a container."""
 
     name: str

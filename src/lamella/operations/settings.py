@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypedDict
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from lamella.errors import InvalidInput
 from lamella.oci.config import History, ImageConfig, RootFs
@@ -29,8 +30,7 @@ _TIME: Final = re.compile(
 )
 
 
-@dataclass(slots=True, frozen=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """What is to be another in a config; None leaves what is there, and so does an empty mapping.
 
     An empty text or list takes a value away. ``env`` and ``labels`` go by name: a variable that is there keeps its
@@ -71,14 +71,14 @@ class Settings:
             if match is None or not 0 < int(match[1]) <= int(match[2] or match[1]) <= _LAST_PORT:
                 raise InvalidInput(f"malformed port {port[:100]!r}", hint="write it as PORT[-PORT][/tcp|udp|sctp]")
         if isinstance(self.platform, str):
-            object.__setattr__(self, "platform", parse_platform(self.platform))
+            force_setattr(self, "platform", parse_platform(self.platform))
         self._own("created", _moment)
 
     def _own(self, name: str, make: Callable[[str, Any], object]) -> None:
         """Keep a checked copy of what was given, which nobody can change later."""
         given = getattr(self, name)
         if given is not None:
-            object.__setattr__(self, name, make(name, given))
+            force_setattr(self, name, make(name, given))
 
 
 class SettingsGiven(TypedDict, total=False):

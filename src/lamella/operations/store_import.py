@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.errors import InvalidInput, LamellaError
 from lamella.images.contract import ImageReader
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 _HINT: Final = "give it one with --name"
 
 
-@dataclass(slots=True, frozen=True)
-class ImportedImage:
+class ImportedImage(Struct, frozen=True):
     """One image that has its name in the store now."""
 
     name: str
@@ -40,8 +41,7 @@ class ImportedImage:
     unpacked: Unpacked | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class Imported:
+class Imported(Struct, frozen=True):
     """What came of an import."""
 
     images: tuple[ImportedImage, ...]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
 from lamella.store.contract import SnapshotKind, SnapshotRecord
@@ -30,8 +31,7 @@ PREFIX: Final = "mount:"
 """Before the directory, in the name of the lease and in the key of the snapshot."""
 
 
-@dataclass(slots=True, frozen=True)
-class MountedImage:
+class MountedImage(Struct, frozen=True):
     """An image that is shown at a directory."""
 
     directory: Path

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
+
+from msgspec import Struct
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Tree
@@ -145,8 +146,7 @@ class _NotingSink(MemorySink):
         return super().link(path, target)
 
 
-@dataclass(slots=True)
-class _Difference:
+class _Difference(Struct):
     """The first difference that is one for sure, and the first that a file system or a policy may have caused."""
 
     sure: str = ""

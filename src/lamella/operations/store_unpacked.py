@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lamella.errors import InvalidInput, NotFound
 from lamella.images.image import image_from
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-@dataclass(slots=True, frozen=True)
-class UnpackedImage:
+class UnpackedImage(Struct, frozen=True):
     """An image whose layers are snapshots."""
 
     name: str

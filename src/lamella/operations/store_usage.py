@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from lamella.errors import LamellaError
 from lamella.store.references import CONTENT, needed
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from lamella.store.store import Space, Store
 
 
-@dataclass(slots=True, frozen=True)
-class Share:
+class Share(Struct, frozen=True):
     """Objects of one type in one namespace."""
 
     namespace: str
@@ -28,8 +28,7 @@ class Share:
     """Bytes; a blob that several namespaces have counts in each."""
 
 
-@dataclass(slots=True, frozen=True)
-class StoreUsage:
+class StoreUsage(Struct, frozen=True):
     """What a store holds."""
 
     shares: tuple[Share, ...]

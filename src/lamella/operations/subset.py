@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader
@@ -16,14 +17,13 @@ from lamella.oci.index import Index
 from lamella.oci.mediatypes import INDEXES
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.copy import move_blobs
-from lamella.operations.indexes import Rewriting, one_image, platform_of, rewrite_index, selects
+from lamella.operations.indexes import one_image, platform_of, rewrite_index, selects
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 
-@dataclass(slots=True, frozen=True)
-class Subset:
+class Subset(Struct, frozen=True):
     """What came of an index."""
 
     descriptor: Descriptor
@@ -73,8 +73,7 @@ def subset(
             return Subset(writer.commit(target.tag, entry), tuple(choice.kept), tuple(choice.left_out))
 
 
-@dataclass(slots=True)
-class _Choice(Rewriting):
+class _Choice(Struct):
     """Keeps what is wanted."""
 
     reader: ImageReader

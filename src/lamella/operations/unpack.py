@@ -7,9 +7,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+from msgspec import Struct
 
 from lamella import host
 from lamella.changes.losses import Losses
@@ -30,8 +31,7 @@ UnpackKind: TypeAlias = Literal["directory", "erofs", "windows", "cim", "blockci
 """A plain tree, or one EROFS image; or, of a Windows image, each layer's folder, composite image or block image."""
 
 
-@dataclass(slots=True, frozen=True)
-class Unpacked:
+class Unpacked(Struct, frozen=True):
     """What came of an image."""
 
     directory: Path

@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 20
 
 
-@dataclass(slots=True, frozen=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One promise that does not hold."""
 
     blob: Digest
@@ -41,8 +41,7 @@ class Problem:
         return f"{self.blob}: {self.why}"
 
 
-@dataclass(slots=True)
-class Verified:
+class Verified(Struct):
     """What a check came to."""
 
     images: int = 0

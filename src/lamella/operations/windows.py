@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lamella.errors import InvalidInput
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 
 
-@dataclass(slots=True, frozen=True)
-class WindowsMount:
+class WindowsMount(Struct, frozen=True):
     """A layer as containerd mounts it: writable, or to be looked at."""
 
     layer: WindowsLayer | None

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
+
+from msgspec import Struct
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.contracts import Sink, Source
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from lamella.streams.reading import BlobFacts
 
 
-@dataclass(slots=True, frozen=True)
-class LayerOptions:
+class LayerOptions(Struct, frozen=True):
     """How a layer is written."""
 
     compression: str = "gzip"
@@ -51,8 +51,7 @@ class LayerOptions:
 DEFAULT_OPTIONS: Final = LayerOptions()
 
 
-@dataclass(slots=True, frozen=True)
-class Written:
+class Written(Struct, frozen=True):
     """What came of one layer."""
 
     facts: BlobFacts

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urljoin, urlsplit
+
+from msgspec import Struct
 
 from lamella.errors import Denied, InvalidInput
 
@@ -23,8 +24,7 @@ _METADATA: Final = frozenset(
 """Where clouds answer questions about the machine, credentials included, outside of the link-local networks."""
 
 
-@dataclass(slots=True, frozen=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Who answers for a URL."""
 
     scheme: str

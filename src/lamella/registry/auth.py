@@ -8,9 +8,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from msgspec import Struct
 
 from lamella.errors import Denied, InvalidInput, LamellaError, Unavailable, Unsupported
 from lamella.oci.documents import load
@@ -36,8 +37,7 @@ FindCredential: TypeAlias = "Callable[[], Credential | None]"
 """Asked when a host first wants to know who we are: a keychain may have to be unlocked for it."""
 
 
-@dataclass(slots=True, frozen=True)
-class Challenge:
+class Challenge(Struct, frozen=True):
     """One way to prove who one is that a server takes."""
 
     scheme: str
@@ -69,11 +69,13 @@ def parse_challenges(header: str) -> list[Challenge]:
     return found
 
 
-@dataclass(slots=True)
-class _Token:
-    value: str = field(repr=False)
+class _Token(Struct):
+    value: str
     good_until: float
     """By the monotonic clock."""
+
+    def __repr__(self) -> str:
+        return f"_Token(good_until={self.good_until})"
 
 
 class Authorizer:

@@ -8,9 +8,10 @@ import binascii
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from lamella.errors import Exhausted, InvalidInput, LamellaError, NotFound, from_os
 from lamella.registry.credential_program import CredentialProgram
@@ -27,14 +28,16 @@ TOKEN_USER: Final = "<token>"  # noqa: S105  # the user that stands for "the sec
 _HUB_NAMES: Final = (HUB, "index.docker.io", "registry-1.docker.io")
 
 
-@dataclass(slots=True, frozen=True)
-class Credential:
+class Credential(Struct, frozen=True):
     """What a registry, or the service that gives tokens for it, is shown. Printing it shows no secret."""
 
     username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
+    password: str = ""
+    identity_token: str = ""
     """A token that is exchanged for others; where there is one, it is used and the password is not."""
+
+    def __repr__(self) -> str:
+        return f"Credential({self.username!r})"
 
 
 def normal(key: str) -> str:

@@ -11,10 +11,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urlsplit
+
+from msgspec import Struct
 
 from lamella.errors import InvalidInput
 from lamella.images.contract import Buffer
@@ -46,8 +47,7 @@ class ProxyRefused(OSError):
     """A proxy does not let us through."""
 
 
-@dataclass(slots=True, frozen=True)
-class Way:
+class Way(Struct, frozen=True):
     """How a host is reached. Printing it shows no password of a proxy."""
 
     connect_timeout: float
@@ -57,8 +57,11 @@ class Way:
     """What is trusted at the host; asked for where there is TLS."""
     guard: Callable[[str], None] | None = None
     """Shown the address of the peer before anything is sent; raises where that may not be asked."""
-    proxy: str | None = field(default=None, repr=False)
+    proxy: str | None = None
     """A URL, perhaps with user and password."""
+
+    def __repr__(self) -> str:
+        return f"Way({'through a proxy' if self.proxy is not None else 'directly'})"
 
 
 class Connection:

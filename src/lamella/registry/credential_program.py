@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from lamella.errors import Exhausted, InvalidInput, LamellaError, NotFound, Unavailable, from_os
 
@@ -25,8 +26,7 @@ _ABSENT: Final = (b"credentials not found", b"no credentials server url")
 """What the programs print, in place of JSON, where a keychain has nothing for a registry."""
 
 
-@dataclass(slots=True, frozen=True)
-class CredentialProgram:
+class CredentialProgram(Struct, frozen=True):
     """One such program. Nothing that it prints ever becomes part of a message."""
 
     program: str

@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.errors import Denied, Exhausted, InvalidInput, from_os
 from lamella.registry.addresses import is_loopback
@@ -34,8 +36,7 @@ _HOST_KEYS: Final = {"capabilities", "ca", "client", "skip_verify", "header", "o
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-@dataclass(slots=True, frozen=True)
-class HostConfig:
+class HostConfig(Struct, frozen=True):
     """One host to ask, and how. Printing it shows no header, as there may be secrets in them."""
 
     scheme: str
@@ -50,10 +51,13 @@ class HostConfig:
     client: tuple[tuple[Path, Path | None], ...] = ()
     """Certificate and key to show; without a key the certificate's file has both."""
     skip_verify: bool = False
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
     """Further headers of each request to this host, and to no other."""
     connect_timeout: float | None = None
     """Seconds; None where nothing is set."""
+
+    def __repr__(self) -> str:
+        return f"HostConfig({self.url!r}, {len(self.headers)} headers)"
 
     @property
     def url(self) -> str:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from msgspec import Struct
 
 from lamella.errors import Conflict, InvalidInput
 from lamella.progress import Cancellation
@@ -76,15 +76,13 @@ class Call(Cancellation):
             goodbye()
 
 
-@dataclass(slots=True, frozen=True)
-class Encoded:
+class Encoded(Struct, frozen=True):
     """An answer that is a message already: its bytes in parts, which are sent before the next one is asked for."""
 
     parts: tuple[bytes | memoryview, ...]
 
 
-@dataclass(slots=True, frozen=True)
-class Method:
+class Method(Struct, frozen=True):
     """One RPC of a service."""
 
     path: str

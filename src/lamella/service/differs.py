@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Sink, Source
 from lamella.changes.losses import Losses
@@ -36,8 +37,7 @@ class WriteLayer(Protocol):
 Make: TypeAlias = Callable[[WriteLayer], "Written"]
 
 
-@dataclass(slots=True, frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """Where a layer goes."""
 
     sink: Sink[Losses]

@@ -11,10 +11,11 @@ import fcntl
 import os
 import sqlite3
 import stat
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import Integrity, from_os
@@ -96,8 +97,7 @@ def remove_unnamed(store: Store, digest: Digest) -> None:
     empty_trash(store.root)
 
 
-@dataclass(slots=True, frozen=True)
-class Swept:
+class Swept(Struct, frozen=True):
     """What a sweep has removed."""
 
     files: int

@@ -13,9 +13,10 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+from msgspec import Struct
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Cancelled, LamellaError, NotFound, from_os
@@ -46,8 +47,7 @@ class Verdict(Enum):
     UNKNOWN = "cannot tell"
 
 
-@dataclass(slots=True, frozen=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """A snapshot that was compared with its layer."""
 
     verdict: Verdict
@@ -59,8 +59,7 @@ Differ: TypeAlias = "Callable[[Space, Snapshots, SnapshotRecord], Compared]"
 """Compares a committed snapshot with the layer that it was unpacked from."""
 
 
-@dataclass(slots=True, frozen=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """Something that is not as it should be."""
 
     namespace: str
@@ -77,8 +76,7 @@ class Finding:
         return f"{self.type} {self.id}{where}: {self.problem}"
 
 
-@dataclass(slots=True, frozen=True)
-class Report:
+class Report(Struct, frozen=True):
     """What a check has found."""
 
     faults: tuple[Finding, ...]

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.errors import Cancelled, LamellaError, from_os
 from lamella.store.contract import SnapshotKind
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 _SELECT: Final = "SELECT namespace, snapshotter, name, number, kind, parent FROM snapshot"
 
 
-@dataclass(slots=True, frozen=True)
-class SnapshotRow:
+class SnapshotRow(Struct, frozen=True):
     """What the database has of a snapshot."""
 
     namespace: str

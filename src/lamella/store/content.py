@@ -8,9 +8,10 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from io import FileIO
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
+
+from msgspec.structs import replace
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, Integrity, InvalidInput, LamellaError, NotFound, from_os

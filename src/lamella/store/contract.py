@@ -8,11 +8,12 @@ namespace, which the view that gives these parts has fixed, as it has the lease 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Protocol, Self, TypeAlias
+
+from msgspec import Struct, field
 
 from lamella.digests import Digest
 from lamella.oci.descriptor import Descriptor
@@ -23,8 +24,7 @@ Labels: TypeAlias = Mapping[str, str]
 NO_LABELS: Final[Labels] = {}
 
 
-@dataclass(slots=True, frozen=True)
-class ContentRecord:
+class ContentRecord(Struct, frozen=True):
     """A blob that is there."""
 
     digest: Digest
@@ -34,8 +34,7 @@ class ContentRecord:
     labels: Labels = field(default_factory=dict)
 
 
-@dataclass(slots=True, frozen=True)
-class IngestStatus:
+class IngestStatus(Struct, frozen=True):
     """A blob in the making."""
 
     ref: str
@@ -132,8 +131,7 @@ class ContentStore(Protocol):
         ...
 
 
-@dataclass(slots=True, frozen=True)
-class ImageRecord:
+class ImageRecord(Struct, frozen=True):
     """A name and what it names."""
 
     name: str
@@ -170,16 +168,14 @@ class ImageStore(Protocol):
         ...
 
 
-@dataclass(slots=True, frozen=True, order=True)
-class Resource:
+class Resource(Struct, frozen=True, order=True):
     """What a lease holds: ``content``, ``ingests``, ``images`` or ``snapshots/NAME``, and its key there."""
 
     type: str
     id: str
 
 
-@dataclass(slots=True, frozen=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """What it holds is not collected while it lasts."""
 
     id: str
@@ -223,8 +219,7 @@ class SnapshotKind(Enum):
     COMMITTED = "committed"
 
 
-@dataclass(slots=True, frozen=True)
-class SnapshotRecord:
+class SnapshotRecord(Struct, frozen=True):
     """A snapshot: a layer over the one that is its parent."""
 
     name: str
@@ -237,8 +232,7 @@ class SnapshotRecord:
     labels: Labels = field(default_factory=dict)
 
 
-@dataclass(slots=True, frozen=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """What a snapshot takes itself, its parents left out."""
 
     size: int
@@ -246,16 +240,14 @@ class Usage:
     inodes: int
 
 
-@dataclass(slots=True, frozen=True)
-class BindMount:
+class BindMount(Struct, frozen=True):
     """A directory, as it is."""
 
     source: Path
     readonly: bool = False
 
 
-@dataclass(slots=True, frozen=True)
-class OverlayMount:
+class OverlayMount(Struct, frozen=True):
     """An overlay; without an upper directory it is read-only."""
 
     lower: tuple[Path, ...]
@@ -266,16 +258,14 @@ class OverlayMount:
     """Flags and settings besides the directories, as ``index=off`` or ``userxattr``."""
 
 
-@dataclass(slots=True, frozen=True)
-class ErofsMount:
+class ErofsMount(Struct, frozen=True):
     """An EROFS image in a file; always read-only."""
 
     image: Path
     options: tuple[str, ...] = ()
 
 
-@dataclass(slots=True, frozen=True)
-class WindowsLayerMount:
+class WindowsLayerMount(Struct, frozen=True):
     """The folder of a Windows layer; a read-only one shows its parents, and its own folder is of no matter."""
 
     folder: Path
@@ -284,8 +274,7 @@ class WindowsLayerMount:
     readonly: bool = False
 
 
-@dataclass(slots=True, frozen=True)
-class CimMount:
+class CimMount(Struct, frozen=True):
     """A Windows layer in an image that is forked from its parent's."""
 
     folder: Path
@@ -299,8 +288,7 @@ class CimMount:
     readonly: bool = False
 
 
-@dataclass(slots=True, frozen=True)
-class BlockCimMount:
+class BlockCimMount(Struct, frozen=True):
     """A Windows layer in a block image, or the disk that is written to over such layers."""
 
     source: Path
@@ -368,8 +356,7 @@ class Snapshotter(Protocol):
         ...
 
 
-@dataclass(slots=True, frozen=True)
-class Namespace:
+class Namespace(Struct, frozen=True):
     """A name space and its labels."""
 
     name: str

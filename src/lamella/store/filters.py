@@ -17,8 +17,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NoReturn, TypeAlias
+
+from msgspec import Struct
 
 from lamella.errors import InvalidInput
 from lamella.store.patterns import compile_pattern
@@ -37,8 +38,7 @@ _ESCAPE: Final = re.compile(r"\\([0-7]{3}|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A
 _CONTROLS: Final = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, "\\": 92}
 
 
-@dataclass(slots=True, frozen=True)
-class _Selector:
+class _Selector(Struct, frozen=True):
     path: Path
     operator: str
     """Empty for presence."""

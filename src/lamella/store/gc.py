@@ -12,9 +12,10 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.errors import LamellaError, from_os
 from lamella.store import locks
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from lamella.store.store import Store
 
 
-@dataclass(slots=True, frozen=True)
-class Gone:
+class Gone(Struct, frozen=True):
     """An object that was collected, or would be."""
 
     namespace: str
@@ -42,8 +42,7 @@ class Gone:
     """``expired at ...`` or the like; ``nothing refers to it``."""
 
 
-@dataclass(slots=True, frozen=True)
-class Collection:
+class Collection(Struct, frozen=True):
     """What a collection took away, or would have."""
 
     gone: tuple[Gone, ...]
@@ -62,8 +61,7 @@ class Collection:
         return sum(one.size for one in self.gone)
 
 
-@dataclass(slots=True, frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """One object on the way from a root, and why it is there."""
 
     type: str
@@ -72,8 +70,7 @@ class Step:
     """Of the first: ``is an image`` or the like. Of another, how the one before needs it: ``target``, a label, ..."""
 
 
-@dataclass(slots=True, frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """Whether an object stays, and why."""
 
     namespace: str

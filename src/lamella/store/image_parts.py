@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from lamella.digests import Digest
 from lamella.errors import LamellaError, NotFound
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from lamella.store.store import Space
 
 
-@dataclass(slots=True)
-class Parts:
+class Parts(Struct):
     """What is not there of an image."""
 
     missing: list[Digest] = field(default_factory=list)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, NotFound

@@ -13,9 +13,10 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from msgspec import Struct
 
 from lamella import errors
 from lamella.changes.apply import Tally, apply
@@ -38,8 +39,7 @@ _POLL: Final = 0.1
 """Seconds between two looks at the cancellation."""
 
 
-@dataclass(slots=True, frozen=True)
-class LayerWork:
+class LayerWork(Struct, frozen=True):
     """What is to be done."""
 
     key: str
@@ -55,8 +55,7 @@ class LayerWork:
     """Of the ring, see `BlobReader`."""
 
 
-@dataclass(slots=True, frozen=True)
-class LayerDone:
+class LayerDone(Struct, frozen=True):
     """What came of it."""
 
     entries: int
@@ -225,8 +224,7 @@ _Place: TypeAlias = tuple[Path, str, str | None, str]
 """Root of the store, namespace, lease, snapshotter."""
 
 
-@dataclass(slots=True, frozen=True)
-class _Failure:
+class _Failure(Struct, frozen=True):
     """An error on its way from one process to another."""
 
     kind: str

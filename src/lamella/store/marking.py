@@ -10,10 +10,10 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+from msgspec import Struct, field
 
 from lamella.store.labels import decode
 from lamella.store.references import (
@@ -46,8 +46,7 @@ class _Target(msgspec.Struct):
 _target: Final = msgspec.json.Decoder(_Target).decode
 
 
-@dataclass(slots=True, frozen=True)
-class Cause:
+class Cause(Struct, frozen=True):
     """Why an object stays: ``by`` needs it, or it is a root where that is None."""
 
     why: str
@@ -55,8 +54,7 @@ class Cause:
     by: Node | None
 
 
-@dataclass(slots=True)
-class Picture:
+class Picture(Struct):
     """The objects of a namespace and what leads from one to another."""
 
     sizes: dict[Node, int | None] = field(default_factory=dict)

@@ -8,8 +8,9 @@ import os
 import secrets
 import sqlite3
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import LamellaError, from_os
@@ -27,8 +28,7 @@ QUARANTINE: Final = "quarantine"
 """The folder in the store that damaged files are moved to."""
 
 
-@dataclass(slots=True, frozen=True)
-class Repaired:
+class Repaired(Struct, frozen=True):
     """What came of a repair."""
 
     done: tuple[str, ...]

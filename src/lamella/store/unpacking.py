@@ -17,8 +17,9 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.changes.losses import Losses
 from lamella.digests import Digest
@@ -77,8 +78,7 @@ _POLL: Final = 0.1
 """Seconds between two looks at the cancellation."""
 
 
-@dataclass(slots=True, frozen=True)
-class UnpackedLayer:
+class UnpackedLayer(Struct, frozen=True):
     """What came of one layer."""
 
     chain_id: Digest
@@ -93,8 +93,7 @@ class UnpackedLayer:
     """Whether it was unpacked a second time, over its parent."""
 
 
-@dataclass(slots=True, frozen=True)
-class Unpacked:
+class Unpacked(Struct, frozen=True):
     """What came of an image."""
 
     manifest: Descriptor

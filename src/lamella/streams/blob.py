@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, Unsupported
@@ -23,8 +24,7 @@ _XZ: Final = b"\xfd7zXZ\x00"
 _BZIP2_BLOCKS: Final = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")
 
 
-@dataclass(slots=True, frozen=True)
-class BlobFacts:
+class BlobFacts(Struct, frozen=True):
     """What one pass over a blob found. Sizes are in bytes."""
 
     digest: Digest
@@ -37,8 +37,7 @@ class BlobFacts:
     """``gzip``, ``zstd`` or ``none``."""
 
 
-@dataclass(slots=True, frozen=True)
-class BlobLimits:
+class BlobLimits(Struct, frozen=True):
     """What reading a blob may cost; passing a limit raises Exhausted.
 
     The defaults let everything pass that deflate can express, since a layer with a sparse file of many gigabytes is

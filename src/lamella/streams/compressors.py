@@ -22,8 +22,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, InvalidInput, Unsupported
 
@@ -40,8 +41,7 @@ _TRIALS: Final = 100
 """Members whose compressor is looked for among all: a blob of many more by nobody known must not take for ever."""
 
 
-@dataclass(slots=True, frozen=True)
-class RecipeMember:
+class RecipeMember(Struct, frozen=True):
     """One compressed piece of a blob, such as a member of a gzip file."""
 
     by: str
@@ -351,8 +351,7 @@ def _cannot(compression: str, what: str) -> Unsupported:
     )
 
 
-@dataclass(slots=True, frozen=True)
-class _Member:
+class _Member(Struct, frozen=True):
     """Where a member of a gzip file is, in bytes."""
 
     head: bytes

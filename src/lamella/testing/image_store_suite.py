@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, InvalidInput, NotFound

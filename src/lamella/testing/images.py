@@ -10,8 +10,9 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 OCI = "application/vnd.oci.image."
 
@@ -41,8 +42,7 @@ def tar_of(files: Mapping[str, bytes | tuple[bytes, str]]) -> bytes:
     return raw.getvalue()
 
 
-@dataclass(slots=True)
-class SmallImage:
+class SmallImage(Struct):
     """An image of one platform as blobs by digest, with the descriptor of its manifest."""
 
     manifest: dict[str, Any]

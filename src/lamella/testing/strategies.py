@@ -7,13 +7,13 @@ by bytes. Everything can be held by a Linux file system, so that the same layers
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Final
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from msgspec.structs import replace
 
 from lamella.changes.model import NO_XATTRS, Change, Content, Entry, Inline, Kind, Link, Opaque, Posix, Put, Whiteout
 from lamella.changes.tree import MemoryTree, fold, merge, walk

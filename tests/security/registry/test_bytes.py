@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.registry import hostile
 from tests.registry.hostile import Registry
 from tests.registry.misbehaviour import cut_body, drip, endless, lying_chunks, say, short_body, with_body, with_headers

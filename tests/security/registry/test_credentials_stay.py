@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.registry import hostile
 from tests.registry.hostile import PASSWORD, TOKEN, USER, Registry, error
 from tests.registry.misbehaviour import cut_body, redirect, say, with_headers

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.registry.hostile import Registry
 from tests.registry.misbehaviour import redirect, say
 from tests.registry.wire import Answer

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.registry.hostile import Registry, error
 from tests.registry.misbehaviour import reset, say
 from tests.registry.wire import Answer

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from lamella.changes.apply import apply
 from lamella.changes.diff import CONTAINERD, Compare, diff, same_bytes

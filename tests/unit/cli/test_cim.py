@@ -10,10 +10,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.processes import children, only_child, wait_for, where_forked
 from tests.unit.layers.cim.test_cim_layer import (

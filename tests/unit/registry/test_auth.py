@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.registry.hostile import PASSWORD, SECRETS, TOKEN, USER, Registry
 from tests.registry.misbehaviour import say
 from tests.registry.wire import Answer

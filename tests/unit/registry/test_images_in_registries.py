@@ -7,10 +7,10 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.registry.hostile import Registry, Serve
 from tests.registry.misbehaviour import cut_upload, lose_upload
 from tests.registry.wire import Answer, Request

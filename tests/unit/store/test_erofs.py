@@ -8,12 +8,12 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 from weakref import WeakSet
 
 import pytest
+from msgspec.structs import replace
 from tests.unit.store.conftest import Mount, fill
 
 from lamella.changes.apply import apply

@@ -123,7 +123,7 @@ def rm(console: Console, names: tuple[str, ...], no_gc: bool) -> None:
 @click.pass_obj
 def label(console: Console, name: str, labels: tuple[str, ...]) -> None:
     """Set labels of an image; an empty VALUE removes one."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from lamella.cli.options import pair
 

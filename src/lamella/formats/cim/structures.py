@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
 from uuid import UUID
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, Unsupported
 
@@ -110,8 +111,7 @@ def place(offset: int) -> tuple[int, int]:
     return offset >> 48, offset & _BYTE
 
 
-@dataclass(slots=True, frozen=True)
-class RegionSet:
+class RegionSet(Struct, frozen=True):
     """Regions that one image has written, numbered from 0 in the names of their files."""
 
     guid: UUID
@@ -122,8 +122,7 @@ class RegionSet:
         return SET.pack(self.guid.bytes_le, self.count)
 
 
-@dataclass(slots=True, frozen=True)
-class FilesystemFile:
+class FilesystemFile(Struct, frozen=True):
     """What ``NAME.cim`` says."""
 
     own: RegionSet
@@ -228,8 +227,7 @@ def stream_from(offset: int, word: int) -> Stream:
     return Stream(offset, word & _BYTE, word >> 48 & 0xFF, bool(word >> 56 & 1))
 
 
-@dataclass(slots=True)
-class FileRecord:
+class FileRecord(Struct):
     """One file: its times are FILETIMEs (100 ns since 1601), what is attached to it is told by region offsets."""
 
     flags: int = 0

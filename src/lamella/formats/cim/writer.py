@@ -6,10 +6,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 from uuid import UUID
+
+from msgspec import Struct
 
 from lamella.errors import Conflict, InvalidInput, NotFound
 from lamella.formats.cim.contents import Contents, Output, Region
@@ -60,8 +61,7 @@ class Facts(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Metadata:
+class Metadata(Struct):
     """`Facts` as they are. Nobody changes one in place."""
 
     flags: int = 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, Unsupported
 from lamella.formats.erofs.structures import (
@@ -33,8 +34,7 @@ _WORD: Final = struct.Struct("<I")
 _INDEX: Final = struct.Struct("<HHI")
 
 
-@dataclass(slots=True, frozen=True)
-class Inode:
+class Inode(Struct, frozen=True):
     """A file of an image. ``mode`` has its type too; ``mtime`` is in nanoseconds since the epoch."""
 
     node: int

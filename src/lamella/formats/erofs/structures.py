@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, InvalidInput, Unsupported
 
@@ -74,8 +75,7 @@ class Layout(IntEnum):
     """In pieces of one size, listed behind the inode."""
 
 
-@dataclass(slots=True, frozen=True)
-class Superblock:
+class Superblock(Struct, frozen=True):
     """What is said of a whole image. Sizes and addresses are in blocks of ``1 << block_bits`` bytes."""
 
     block_bits: int

@@ -10,8 +10,9 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from lamella.errors import Exhausted
 from lamella.formats.erofs.structures import (
@@ -45,8 +46,7 @@ _TYPES: Final = {
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(slots=True, frozen=True)
-class Placed:
+class Placed(Struct, frozen=True):
     """Where a content is that has been written."""
 
     size: int
@@ -58,8 +58,7 @@ class Placed:
     """For content with holes: bits of a chunk beyond those of a block, and the address of each chunk."""
 
 
-@dataclass(slots=True, eq=False)
-class NewInode:
+class NewInode(Struct, eq=False):
     """A file to be written. ``mode`` has its type too, ``mtime`` is in nanoseconds since the epoch."""
 
     mode: int
@@ -76,8 +75,7 @@ class NewInode:
     """Of a directory. One inode under several names is one file; directories have a single name."""
 
 
-@dataclass(slots=True, eq=False)
-class _File:
+class _File(Struct, eq=False):
     """A file on its way into the image."""
 
     inode: NewInode

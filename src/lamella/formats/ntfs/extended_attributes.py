@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, InvalidInput
 
@@ -21,8 +22,7 @@ MAX_VALUE: Final = 0xFFFF
 _HEADER: Final = struct.Struct("<IBBH")
 
 
-@dataclass(slots=True, frozen=True)
-class ExtendedAttribute:
+class ExtendedAttribute(Struct, frozen=True):
     """One attribute. Names are bytes, by convention upper-case ASCII."""
 
     name: bytes

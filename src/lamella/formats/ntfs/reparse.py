@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, InvalidInput
 
@@ -26,8 +27,7 @@ _FLAGS: Final = struct.Struct("<I")
 _GUID: Final = 16
 
 
-@dataclass(slots=True, frozen=True)
-class Symlink:
+class Symlink(Struct, frozen=True):
     """A symbolic link. The ``print_name`` is what is shown and stored in tars; Windows follows the other."""
 
     print_name: str
@@ -36,16 +36,14 @@ class Symlink:
     """`RELATIVE`, or 0."""
 
 
-@dataclass(slots=True, frozen=True)
-class MountPoint:
+class MountPoint(Struct, frozen=True):
     """A junction or the place where a volume is mounted. The names are as for `Symlink`."""
 
     print_name: str
     substitute_name: str
 
 
-@dataclass(slots=True, frozen=True)
-class Unknown:
+class Unknown(Struct, frozen=True):
     """Any other reparse point, its data as it is. A tag that is not Microsoft's has a GUID before its data."""
 
     tag: int

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Self, TypeVar
+
+from msgspec import Struct
 
 from lamella.errors import FormatError, InvalidInput
 
@@ -56,8 +57,7 @@ _MAX_AUTHORITY: Final = (1 << 48) - 1
 _SID_TEXT: Final = re.compile(r"S-1-([0-9]{1,15}|0x[0-9a-f]{1,12})((?:-[0-9]{1,10}){0,15})", re.IGNORECASE | re.ASCII)
 
 
-@dataclass(slots=True, frozen=True)
-class Sid:
+class Sid(Struct, frozen=True):
     """A security identifier; its text is ``S-1-AUTHORITY-SUB-SUB...``."""
 
     authority: int
@@ -106,8 +106,7 @@ class Sid:
         return bytes((1, len(self.subs))) + self.authority.to_bytes(6, "big") + subs
 
 
-@dataclass(slots=True, frozen=True)
-class Ace:
+class Ace(Struct, frozen=True):
     """One entry of an access control list; ``body`` is all after its header of type, flags and size.
 
     Conditions and the GUIDs of object entries stay in the body as they are.
@@ -141,8 +140,7 @@ class Ace:
         return self.body if sid is None else self.body[12 + 4 * len(sid.subs) :]
 
 
-@dataclass(slots=True, frozen=True)
-class Acl:
+class Acl(Struct, frozen=True):
     """An access control list, its entries in their order. Revision 4 is for lists with object entries."""
 
     aces: tuple[Ace, ...]
@@ -188,8 +186,7 @@ class Acl:
         return _ACL.pack(self.revision, 0, size, len(parts), 0) + b"".join(parts)
 
 
-@dataclass(slots=True, frozen=True)
-class SecurityDescriptor:
+class SecurityDescriptor(Struct, frozen=True):
     """Owner, group, audit list and access list; a list that `control` says is present and that is None is NULL.
 
     A NULL DACL lets everybody in; an empty one nobody.

@@ -11,9 +11,10 @@ pictures of one archive, the archive is refused. ``docs/formats/tar.md`` lists t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 from zlib import adler32
+
+from msgspec import Struct
 
 from lamella.errors import Exhausted, FormatError, StreamConsumed
 from lamella.formats.tar import fields, pax, sparse
@@ -40,8 +41,7 @@ _VENDOR: Final = frozenset("ABCDEFGHIJNOPQRTUVWYZ")
 """Typeflags that POSIX leaves to vendors, less those with a meaning here (K, L, M, S, X)."""
 
 
-@dataclass(slots=True, frozen=True)
-class TarLimits:
+class TarLimits(Struct, frozen=True):
     """What one member may cost before it is refused with Exhausted."""
 
     pax: int = pax.MAX_BYTES
@@ -56,8 +56,7 @@ class TarLimits:
     """Pieces of data in one sparse file."""
 
 
-@dataclass(slots=True, eq=False)
-class TarMember(Generic[F]):
+class TarMember(Struct, Generic[F], eq=False):
     """One member as the archive has it: names are not cleaned, and no policy is applied.
 
     A member is also the content of its file: its data can be read once, until the next member is asked for.
@@ -84,7 +83,7 @@ class TarMember(Generic[F]):
     """Of the stored data, in the stream."""
     stored_size: int
     """Bytes of data in the stream."""
-    _reader: TarReader[F] = field(repr=False)
+    _reader: TarReader[F]
 
     def chunks(self) -> Iterable[memoryview]:
         """The stored data as views into the reader's buffers; each may be used until the next is asked for.
@@ -143,7 +142,7 @@ class TarReader(Generic[F]):
         next_buffer: Callable[[], memoryview],
         *,
         facet: Callable[[int, int, int, int], F],
-        limits: TarLimits = TarLimits(),
+        limits: TarLimits | None = None,
         mode_bits: int = 0o7777,
         header_facets: bool = False,
     ) -> None:
@@ -151,7 +150,7 @@ class TarReader(Generic[F]):
         self._known = KnownFields(mode_bits)
         self._facet = facet
         self._header_facets = header_facets
-        self._limits = limits
+        self._limits = limits or TarLimits()
         self._started = False
         self._member: TarMember[F] | None = None  # whose data may still be asked for
         self._streaming: TarMember[F] | None = None  # whose data is being read across buffers

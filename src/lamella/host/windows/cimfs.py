@@ -12,9 +12,10 @@ import sys
 import uuid
 from collections.abc import Sequence
 from ctypes import c_uint8, c_uint16
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.errors import LamellaError, Unsupported
 from lamella.host.windows.errors import check_hresult
@@ -87,8 +88,7 @@ class ImagePath(ctypes.Structure):
     _fields_ = (("directory", PTR), ("name", PTR))
 
 
-@dataclass(slots=True, frozen=True)
-class WindowsBuild:
+class WindowsBuild(Struct, frozen=True):
     """A version of Windows, as far as it decides about images."""
 
     build: int
@@ -109,16 +109,14 @@ class WindowsBuild:
         raise Unsupported("this host is not Windows")
 
 
-@dataclass(slots=True, frozen=True)
-class Sealed:
+class Sealed(Struct, frozen=True):
     """What sealing an image, or asking for its seal, tells."""
 
     root_hash: bytes
     fixed_header_size: int
 
 
-@dataclass(slots=True, frozen=True)
-class Verification:
+class Verification(Struct, frozen=True):
     """What Windows says of the seal of a block image."""
 
     sealed: bool

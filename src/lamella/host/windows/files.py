@@ -7,9 +7,10 @@ import ctypes
 import ntpath
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
+
+from msgspec import Struct
 
 from lamella.errors import InvalidInput, NotFound
 from lamella.host.windows.errors import ERROR_NO_MORE_FILES, from_ntstatus, from_win32
@@ -138,8 +139,7 @@ class IdInformation(ctypes.Structure):
     _fields_ = (("volume", U64), ("id", U8 * 16))
 
 
-@dataclass(slots=True, frozen=True)
-class Basic:
+class Basic(Struct, frozen=True):
     """Times as FILETIMEs and attributes. When set, a time of 0 and attributes of 0 stay as they are."""
 
     creation: int
@@ -149,8 +149,7 @@ class Basic:
     attributes: int
 
 
-@dataclass(slots=True, frozen=True)
-class Standard:
+class Standard(Struct, frozen=True):
     """Size in bytes, number of names, whether it is a directory."""
 
     size: int
@@ -158,8 +157,7 @@ class Standard:
     directory: bool
 
 
-@dataclass(slots=True, frozen=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """One name in a directory."""
 
     name: str

@@ -6,16 +6,16 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from lamella.errors import Unsupported
 
 _LOAD_LIBRARY_SEARCH_SYSTEM32 = 0x800
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True):
     """What a function returns (None: nothing) and takes, as ctypes' types."""
 
     result: Any
@@ -57,8 +57,7 @@ def bind(library: ctypes.CDLL, dll: str, name: str, signature: Signature) -> Cal
     return function
 
 
-@dataclass(slots=True)
-class SystemLoader:
+class SystemLoader(Struct):
     """Loads from the system folder alone, so that no DLL beside a program or in the working directory is ever run."""
 
     _loaded: dict[str, ctypes.CDLL | None] = field(default_factory=dict)

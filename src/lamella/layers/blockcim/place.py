@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.errors import InvalidInput, Unsupported, from_os
 from lamella.host.windows.cimfs import HASH_SIZE, Cimfs
@@ -24,8 +25,7 @@ class BlockKind(Enum):
     DEVICE = "device"
 
 
-@dataclass(slots=True, frozen=True)
-class BlockCimLayer:
+class BlockCimLayer(Struct, frozen=True):
     """The layer in the image ``name`` that the file or device ``block`` holds."""
 
     block: Path
@@ -60,8 +60,7 @@ class BlockCimLayer:
         return bytes.fromhex(text)
 
 
-@dataclass(slots=True, frozen=True)
-class BlockOptions:
+class BlockOptions(Struct, frozen=True):
     """What a block image is to have besides its files."""
 
     integrity: bool = False

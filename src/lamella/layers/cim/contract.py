@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer
@@ -22,8 +23,7 @@ NO_DESCRIPTOR: Final = bytes.fromhex("01000480") + bytes(16)
 """What a file without a security descriptor gets, since an image must have one: everybody may do everything."""
 
 
-@dataclass(slots=True)
-class FileMetadata:
+class FileMetadata(Struct):
     """What a file in an image has besides its bytes. Times are FILETIMEs, 0 where nobody has said."""
 
     attributes: int

@@ -7,10 +7,11 @@ import os
 import re
 import secrets
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 from uuid import UUID
+
+from msgspec import Struct
 
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, NotFound, from_os
 from lamella.formats.cim.reader import CimReader
@@ -25,8 +26,7 @@ _MOST: Final = 2 << 20
 _SUFFIX: Final = ".cim"
 
 
-@dataclass(slots=True, frozen=True)
-class CimLayer:
+class CimLayer(Struct, frozen=True):
     """The layer in the image ``path``, a file ``NAME.cim`` whose regions lie beside it."""
 
     path: Path

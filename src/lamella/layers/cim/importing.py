@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from lamella.changes.contracts import Seen
 from lamella.changes.losses import Loss, Losses
@@ -33,16 +34,14 @@ _OF_FILES: Final = sum(attribute for _, attribute in ATTRIBUTES) | bits.NORMAL
 _HELD: Final = _OF_FILES | bits.DIRECTORY | bits.REPARSE_POINT
 
 
-@dataclass(slots=True, frozen=True)
-class QueuedFile:
+class QueuedFile(Struct, frozen=True):
     """A file that is put into the image at the end, as the host's file is then; or a directory."""
 
     path: LayerPath
     metadata: FileMetadata
 
 
-@dataclass(slots=True, frozen=True)
-class QueuedLink:
+class QueuedLink(Struct, frozen=True):
     """A link that is made at the end."""
 
     path: LayerPath

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Self
+
+from msgspec import Struct
 
 from lamella.changes.model import (
     NO_XATTRS,
@@ -48,8 +49,7 @@ _DEEPEST: Final = 300
 _Links = dict[str, tuple[str, int]]
 
 
-@dataclass(slots=True)
-class CimContent:
+class CimContent(Struct):
     """The bytes of a file in an image, good as long as the image is open."""
 
     reader: CimReader

@@ -7,9 +7,10 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+from msgspec.structs import replace
 
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import TYPE_BITS, Buffer, Content, Entry, Kind, Posix

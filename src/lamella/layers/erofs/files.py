@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct
 
 from lamella.changes.model import Buffer
 from lamella.errors import InvalidInput, from_os
@@ -17,8 +18,7 @@ from lamella.formats.erofs.structures import Layout
 from lamella.host import flags
 
 
-@dataclass(slots=True, frozen=True)
-class ErofsLayer:
+class ErofsLayer(Struct, frozen=True):
     """The layer in the image ``path``."""
 
     path: Path
@@ -66,8 +66,7 @@ class OpenErofs:
         self.close()
 
 
-@dataclass(slots=True, frozen=True)
-class ErofsContent:
+class ErofsContent(Struct, frozen=True):
     """The bytes of a file in an image, good as long as the image is open. Equal for the same file of one image."""
 
     reader: ErofsReader

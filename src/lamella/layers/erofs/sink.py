@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Mine, View

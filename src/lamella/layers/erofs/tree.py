@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Hashable, Iterator
-from dataclasses import replace
 from typing import Final, Self
+
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Seen
 from lamella.changes.model import KINDS, Change, Entry, Kind, Posix

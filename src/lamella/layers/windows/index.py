@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, TypeAlias
+
+from msgspec import Struct
 
 from lamella.changes.model import NO_XATTRS, Entry, Kind, Windows
 from lamella.errors import FormatError, UnsafePath, Unsupported
@@ -29,8 +30,7 @@ _LONGEST: Final = 4 << 20
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-@dataclass(slots=True)
-class PutFact:
+class PutFact(Struct):
     """A file; its content begins ``at`` bytes into its file on disk, None for one that is the content itself."""
 
     entry: Entry
@@ -40,8 +40,7 @@ class PutFact:
     """Of an empty file: whether it has a data stream."""
 
 
-@dataclass(slots=True)
-class LinkFact:
+class LinkFact(Struct):
     """A further name, with the attributes and times that the file had then."""
 
     path: LayerPath
@@ -49,8 +48,7 @@ class LinkFact:
     windows: Windows
 
 
-@dataclass(slots=True)
-class StreamFact:
+class StreamFact(Struct):
     """An alternate data stream; its content begins ``at`` bytes into the file that holds it."""
 
     path: LayerPath
@@ -59,8 +57,7 @@ class StreamFact:
     at: int
 
 
-@dataclass(slots=True)
-class WhiteoutFact:
+class WhiteoutFact(Struct):
     """Something below is gone."""
 
     path: LayerPath

@@ -9,9 +9,10 @@ import secrets
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
@@ -50,8 +51,7 @@ if TYPE_CHECKING:
 _WRITING: Final = GENERIC_READ | GENERIC_WRITE
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     """The file that was put last, which may still get alternate streams."""
 
     streams: BackupStreams

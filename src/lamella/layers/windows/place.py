@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.paths import LayerPath
 
@@ -47,8 +48,7 @@ _ROOM: Final = 255 - len(DIRECTORY_SUFFIX)
 """Bytes of a name that a Linux file system takes, with the suffix of a directory's file."""
 
 
-@dataclass(slots=True, frozen=True)
-class WindowsLayer:
+class WindowsLayer(Struct, frozen=True):
     """The folder of one layer: of a base layer, or the transport folder of a layer with parents."""
 
     path: Path

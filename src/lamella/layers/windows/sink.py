@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Final
+
+from msgspec.structs import replace
 
 from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses

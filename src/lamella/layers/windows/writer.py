@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from lamella.changes.model import Content, Entry, Windows
 from lamella.paths import LayerPath
 
 
-@dataclass(slots=True, frozen=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """What remains to be done once all of a layer has been taken."""
 
     boot_copies: Sequence[tuple[LayerPath, str]]

@@ -7,9 +7,10 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from lamella import host
 from lamella.errors import from_os
@@ -63,8 +64,7 @@ def copy_root_metadata(source: Path, target: Path) -> None:
     os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
-@dataclass(slots=True, frozen=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """What a tree takes."""
 
     usage: Usage

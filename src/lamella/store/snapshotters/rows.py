@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from lamella.errors import Conflict, InvalidInput, NotFound
 from lamella.store.contract import Labels, SnapshotKind, SnapshotRecord, Usage
@@ -28,8 +29,7 @@ SELECT number FROM chain ORDER BY depth
 """
 
 
-@dataclass(slots=True, frozen=True)
-class Row:
+class Row(Struct, frozen=True):
     """A snapshot as the database has it."""
 
     number: int
