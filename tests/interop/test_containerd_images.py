@@ -173,7 +173,7 @@ def test_a_containerd_that_is_away_is_told_in_a_line(tmp_path: Path) -> None:
 
 def test_what_ctr_exports_of_an_image_that_was_copied_in_is_the_same(imported: Ctr, tmp_path: Path) -> None:
     lamella(imported, "copy", f"containerd:{NAME}", "containerd:example.org/again:1")
-    (tmp_path / "x.tar").write_bytes(imported.raw("images", "export", "-", "example.org/again:1"))
+    (tmp_path / "x.tar").write_bytes(imported.raw("images", "export", "--local", "-", "example.org/again:1"))
     with open_image(f"oci-archive:{tmp_path}/x.tar") as image:
         assert IMAGE.descriptor["digest"] == image.descriptor.digest
 

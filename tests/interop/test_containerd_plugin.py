@@ -145,7 +145,7 @@ def test_an_image_goes_all_its_way(kind: str, ctr: Ctr, program: bytes, where: P
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     seen(second)
     exported = where / "exported.tar"
-    ctr("images", "export", exported, second)
+    ctr("images", "export", "--local", exported, second)
     all_removed(first, second)
     ctr("images", "import", "--no-unpack", exported)
     seen(second)
@@ -162,7 +162,8 @@ def test_an_import_unpacks_into_the_snapshotter_that_the_namespace_names(ctr: Ct
     assert len(places(where, "lamella")) == 2
     assert ctr("images", "ls", "-q").strip() == "example.org/small:one"
     exported = where / "exported.tar"
-    ctr("images", "export", exported, "example.org/small:one")
+    # By way of the server, containerd's client may end before all that it has received is in the file.
+    ctr("images", "export", "--local", exported, "example.org/small:one")
     with tarfile.open(exported) as tar:
         assert runnable(program).blobs.keys() <= {
             name.removeprefix("blobs/").replace("/", ":") for name in tar.getnames()
