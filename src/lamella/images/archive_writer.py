@@ -213,7 +213,7 @@ class DockerArchiveWriter(ImageWriter):
         target = self._target.staging.file(f"plain-{diff_id.algorithm}-{diff_id.hex}")
         try:
             with (
-                BlobReader(Path(source), compression=compression, diff_id=diff_id) as reader,
+                BlobReader(Path(source), compression=compression, diff_id=diff_id, hash_blob=False) as reader,
                 open(target, "xb") as file,
             ):
                 while buffer := reader.next_buffer():

@@ -90,7 +90,7 @@ class CompressedSource:
         """All of it, decompressed, and checked at its end."""
         from lamella.streams.reading import BlobReader
 
-        with self._open() as file, BlobReader(file) as reader:
+        with self._open() as file, BlobReader(file, hash_blob=False, hash_stream=False) as reader:
             yield _Sequential(reader.next_buffer)
             reader.finish()
 

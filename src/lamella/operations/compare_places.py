@@ -81,7 +81,7 @@ def _of_cim(path: Path, spelling: Spelling) -> Iterator[Source]:
 @contextmanager
 def _of_windows_layer(path: Path, spelling: Spelling) -> Iterator[Source]:
     if path.is_file():
-        with BlobReader(path) as reader:
+        with BlobReader(path, hash_blob=False, hash_stream=False) as reader:
             yield changes_of_blob(reader, spelling=spelling)
             reader.finish()
         return

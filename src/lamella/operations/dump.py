@@ -48,5 +48,5 @@ def _blob(blob: Path | BinaryIO, inline: int, holes: bool) -> Iterator[str]:
     from lamella.layers.tarball import tar_changes
     from lamella.streams.reading import BlobReader
 
-    with BlobReader(blob) as reader:
+    with BlobReader(blob, hash_blob=False, hash_stream=False) as reader:
         yield from dump(tar_changes(reader.next_buffer, end=reader.finish), inline=inline, extents=holes)

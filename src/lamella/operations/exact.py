@@ -75,7 +75,9 @@ def make_recipe(
         source.seek(0)
         with (
             _written(output) as file,
-            BlobReader(source, compression=facts.compression, diff_id=facts.diff_id, cancel=cancel) as reader,
+            BlobReader(
+                source, compression=facts.compression, diff_id=facts.diff_id, hash_blob=False, cancel=cancel
+            ) as reader,
         ):
             counted = _Counted(file)
             writer = RecipeWriter(counted.write, head)
@@ -327,7 +329,7 @@ def _step(blob: _Blob, piece: Buffer, progress: Progress | None, cancel: Cancell
 
 
 def _from_blob(blob: _Blob, path: Path, progress: Progress | None, cancel: Cancellation | None) -> None:
-    with open_for_reading(path) as file, BlobReader(file, cancel=cancel) as reader:
+    with open_for_reading(path) as file, BlobReader(file, hash_blob=False, hash_stream=False, cancel=cancel) as reader:
         while buffer := reader.next_buffer():
             _step(blob, buffer, progress, cancel)
         reader.finish()

@@ -135,7 +135,8 @@ def blob_tree(
 
     tree, spelling = MemoryTree(streams=windows), Spelling() if windows else None
     with ExitStack() as stack:
-        with BlobReader(blob, progress=None if progress is None else progress.advance, cancel=cancel) as reader:
+        advance = None if progress is None else progress.advance
+        with BlobReader(blob, hash_blob=False, hash_stream=False, progress=advance, cancel=cancel) as reader:
             _apply(reader, _stored(lambda: open_blob(blob), None, stack), tree, cancel, spelling, alone=True)
         yield WindowsTree(tree) if windows else tree
 

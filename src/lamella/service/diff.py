@@ -102,7 +102,7 @@ class Diff:
         with (
             self._shared.reading(call) as blobs,
             blobs.open(layer.digest) as blob,
-            BlobReader(blob, size=layer.size or None, cancel=call) as reader,
+            BlobReader(blob, size=layer.size or None, hash_blob=False, cancel=call) as reader,
             applying(mounts, losses) as target,
         ):
             apply(target.changes(reader), target.sink, cancel=call)

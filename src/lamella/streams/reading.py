@@ -52,7 +52,8 @@ class BlobReader:
 
     ``source`` need not be seekable and may give short reads; a path is opened here, an open file stays the caller's.
     ``compression`` is what the media type says, None to go by the magic alone. ``digest``, ``size`` (of the blob) and
-    ``diff_id`` are what was promised. Without ``check`` nothing is hashed and no digest may be promised.
+    ``diff_id`` are what was promised. Without ``hash_blob`` or ``hash_stream`` that one is not hashed, which saves its
+    time: its digest may not be promised, and is empty among the facts.
     ``progress`` is called in the caller's thread with the bytes of the blob read since it was last called.
     ``buffers`` bounds the ring; fewer than four cost speed. With ``ring`` the buffers are those of that one, which goes
     on when this reader is closed.
@@ -71,21 +72,23 @@ class BlobReader:
         size: int | None = None,
         diff_id: Digest | None = None,
         limits: BlobLimits | None = None,
-        check: bool = True,
+        hash_blob: bool = True,
+        hash_stream: bool = True,
         progress: Callable[[int], object] | None = None,
         cancel: Cancellation | None = None,
         buffers: int = BUFFERS,
         ring: Ring | None = None,
     ) -> None:
-        if not check and (digest or diff_id):
-            raise ValueError("a digest is promised but nothing is to be hashed")
+        if (digest and not hash_blob) or (diff_id and not hash_stream):
+            raise ValueError("a digest is promised of what is not to be hashed")
         self._from = source
         self._expected = compression
         self._digest = digest
         self._size = size
         self._diff_id = diff_id
         self._limits = limits or DEFAULT_LIMITS
-        self._check = check
+        self._hash_blob = hash_blob
+        self._hash_stream = hash_stream
         self._progress = progress
         self._told = 0
         self._cancel = cancel
@@ -167,7 +170,10 @@ class BlobReader:
             if isinstance(raw, Path):
                 raw = self._opened = open_blob(raw)
             source = Source(raw, size=self._size, cancel=self._cancel)
-            hashes = (_new_hash(self._digest), _new_hash(self._diff_id)) if self._check else None
+            hashes = (
+                _new_hash(self._digest) if self._hash_blob else None,
+                _new_hash(self._diff_id) if self._hash_stream else None,
+            )
             self._pass = _Pass(
                 source, self._expected, hashes, self._limits, self._ring or OwnRing(self._buffers), self._cancel
             )
@@ -196,7 +202,7 @@ class _Pass:
         self,
         source: Source,
         expected: str | None,
-        hashes: tuple[_Hash, _Hash] | None,
+        hashes: tuple[_Hash | None, _Hash | None],
         limits: BlobLimits,
         ring: Ring,
         cancel: Cancellation | None,
@@ -205,18 +211,16 @@ class _Pass:
         self.source = source
         self.compression = identify(head, expected)
         self.decoder = Bounded(source, self.compression, limits)
-        self.blob_hash: _Hash | None = None
-        self.tar_hash: _Hash | None = None
-        if hashes is not None:
-            self.blob_hash, self.tar_hash = hashes
-        pieces, stream = self.blob_hash, [] if self.tar_hash is None else [self.tar_hash]
-        if hashes and self.compression == "none":
+        pieces, self.tar_hash = hashes
+        self.blob_hash = pieces
+        stream = [] if self.tar_hash is None else [self.tar_hash]
+        if pieces is not None and self.compression == "none":
             # The blob is the stream: hashed once, unless the two digests are of different kinds.
-            pieces = None
-            if hashes[0].name == hashes[1].name:
+            if self.tar_hash is not None and pieces.name == self.tar_hash.name:
                 self.blob_hash = self.tar_hash
             else:
-                stream = [*hashes]
+                stream.append(pieces)
+            pieces = None
         self.feed: _Feed
         if len(head) <= SMALL_BLOB:
             self.feed = _Direct(source, self.decoder, pieces, stream, ring)

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -335,16 +336,20 @@ def test_a_closed_reader_gives_nothing() -> None:
         reader.next_buffer()
 
 
-def test_without_a_check_nothing_is_hashed() -> None:
+def test_what_is_not_wanted_is_not_hashed() -> None:
     tar = tar_like(2_600_000)
     for compression in COMPRESSIONS:
         blob = PACK[compression](tar)
-        got, found = read(blob, check=False, size=len(blob))
-        assert tar == got
-        assert BlobFacts(Digest(""), len(blob), Digest(""), len(tar), compression) == found
-        refuse(SizeMismatch, blob, check=False, size=len(blob) - 1)
+        for blob_too, stream_too in product((False, True), repeat=2):
+            got, found = read(blob, hash_blob=blob_too, hash_stream=stream_too, size=len(blob))
+            assert tar == got
+            digest, diff_id = Digest.of(blob) if blob_too else Digest(""), Digest.of(tar) if stream_too else Digest("")
+            assert BlobFacts(digest, len(blob), diff_id, len(tar), compression) == found
+            refuse(SizeMismatch, blob, hash_blob=blob_too, hash_stream=stream_too, size=len(blob) - 1)
     with pytest.raises(ValueError, match="promised"):
-        BlobReader(io.BytesIO(b""), check=False, digest=Digest.of(b""))
+        BlobReader(io.BytesIO(b""), hash_blob=False, digest=Digest.of(b""))
+    with pytest.raises(ValueError, match="promised"):
+        BlobReader(io.BytesIO(b""), hash_stream=False, diff_id=Digest.of(b""))
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
