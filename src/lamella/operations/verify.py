@@ -12,18 +12,19 @@ from msgspec import Struct, field
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
-from lamella.changes.model import EMPTY, Change, Put
+from lamella.changes.model import EMPTY, Change, Put, Stream
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Cancelled, DigestMismatch, LamellaError, NotFound
 from lamella.images.contract import ImageReader
 from lamella.images.naming import ImageName, parse_image_name
-from lamella.layers.tarball import tar_changes
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, layer_compression
+from lamella.operations.layer_reading import changes_of_blob
 from lamella.streams.reading import BlobReader
 
 if TYPE_CHECKING:
+    from lamella.layers.windows_view import Spelling
     from lamella.oci.manifest import Manifest
     from lamella.progress import Cancellation, Progress
 
@@ -67,8 +68,8 @@ def verify(
     """Check an image, for all its platforms; without a tag, every image of the place, and in a layout every blob.
 
     Digest and size of each blob are compared, documents are read strictly, each layer's diff id is compared and its
-    tar applied to a tree in memory without content, on top of the layers below it. A problem is noted and does not
-    keep the rest from being checked. Raises what opening the place raises, and Cancelled.
+    tar applied to a tree in memory without content, on top of the layers below it, as one of Windows where the image
+    is for that. A problem is noted and does not keep the rest from being checked. Raises what opening the place raises, and Cancelled.
     """
     from lamella.images.forms import open_reader
     from lamella.images.resolve import find
@@ -168,22 +169,28 @@ class _Check:
                 self.blob(layer)
             return
         pairs: list[tuple[Descriptor, Digest | None]] = [(layer, None) for layer in manifest.layers]
+        windows = False
         if raw is not None:
             try:
-                pairs = list(pair_layers(manifest, decode_config(raw)))
+                config = decode_config(raw)
+                windows = config.os == "windows"
+                pairs = list(pair_layers(manifest, config))
             except LamellaError as error:
                 self._note(entry, error)
         if self._progress is not None:
             self._progress.start("verify", sum(layer.size for layer, _ in pairs))
         try:
-            tree: MemoryTree | None = MemoryTree()
+            tree: MemoryTree | None = MemoryTree(streams=windows)
+            spelling = _spelling() if windows else None
             for layer, diff_id in pairs:
-                tree = self._layer(layer, diff_id, tree)
+                tree = self._layer(layer, diff_id, tree, spelling)
         finally:
             if self._progress is not None:
                 self._progress.finish()
 
-    def _layer(self, layer: Descriptor, diff_id: Digest | None, tree: MemoryTree | None) -> MemoryTree | None:
+    def _layer(
+        self, layer: Descriptor, diff_id: Digest | None, tree: MemoryTree | None, spelling: Spelling | None
+    ) -> MemoryTree | None:
         """The tree with ``layer`` on it; None once a layer is broken: what comes later cannot be tried on anything."""
         new = layer.digest not in self._read
         self._read.add(layer.digest)
@@ -200,7 +207,7 @@ class _Check:
                     cancel=self._cancel,
                 ) as blob,
             ):
-                changes = _without_content(tar_changes(blob.next_buffer, end=blob.finish))
+                changes = _without_content(changes_of_blob(blob, spelling=spelling))
                 if tree is not None:
                     apply(changes, MemorySink(tree), cancel=self._cancel)
                 else:
@@ -253,10 +260,18 @@ class _Check:
         self.found.size += blob.size
 
 
+def _spelling() -> Spelling:
+    from lamella.layers.windows_view import Spelling
+
+    return Spelling()
+
+
 def _without_content(changes: Source) -> Iterator[Change]:
     """The same changes with files that take no memory; what a tar has of their content is passed over."""
     for change in changes:
         if type(change) is Put and change.content is not None:
             yield Put(change.entry, EMPTY)
+        elif type(change) is Stream:
+            yield Stream(change.path, change.name, EMPTY)
         else:
             yield change

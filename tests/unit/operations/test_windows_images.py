@@ -125,6 +125,24 @@ class TestView:
         assert "/Files/Windows/new.txt" in run("find", name, "--path", "/files/windows/*", *platform)
         assert "b" in run("hive", "ls", f"{name}::files/windows/system32/config/system", *platform)
 
+    def test_verify_tries_each_layer_as_one_of_windows(self, tmp_path: Path) -> None:
+        """Names are one in whatever case, and what Windows does not take is no sound layer."""
+        streams = with_stream("Files/Windows/System32/Again.exe")
+        assert lamella.verify(image(tmp_path, BASE, [*ABOVE, *streams], TOP)).problems == []
+        bad = image(tmp_path, BASE, [folder("Files"), folder("Hives"), file_at("Files/all users/x")])
+        (problem,) = lamella.verify(bad).problems
+        assert "is a link" in problem.why
+        with lamella.open_image(bad, "windows/amd64") as opened:
+            assert problem.blob == opened.layers[1].descriptor.digest
+
+    def test_verify_finds_a_linux_layer_in_a_windows_image_that_no_drive_can_hold(self, tmp_path: Path) -> None:
+        (tmp_path / "linux").mkdir()
+        (tmp_path / "linux" / "a:b").write_text("x")
+        diff(None, tmp_path / "linux", tmp_path / "linux.tar", compression="none")
+        append(image(tmp_path, BASE), [tmp_path / "linux.tar"], f"oci:{tmp_path}/mixed:v", platform="windows/amd64")
+        (problem,) = lamella.verify(f"oci:{tmp_path}/mixed:v").problems
+        assert "'a:b'" in problem.why
+
     def test_what_lies_in_a_link_is_refused(self, tmp_path: Path) -> None:
         bad = image(tmp_path, BASE, [folder("Files"), folder("Hives"), file_at("Files/all users/x")])
         with pytest.raises(InvalidInput, match="is a link"), open_tree(bad, platform="windows/amd64"):
