@@ -115,7 +115,7 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
                 if path:
                     raise _refusal(path)
                 if entry.kind is not directory:
-                    raise InvalidInput(f"the root must be a directory, not a {entry.kind.value}")
+                    raise InvalidInput(f"the root must be a directory, not a {entry.kind.phrase}")
                 put(entry, None)
                 continue
             where = places.get(parent)

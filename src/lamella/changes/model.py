@@ -41,6 +41,11 @@ class Kind(Enum):
     BLOCK = "block"
     FIFO = "fifo"
 
+    @property
+    def phrase(self) -> str:
+        """The kind in a sentence: a character is a character device there."""
+        return f"{self.value} device" if self in (Kind.CHARACTER, Kind.BLOCK) else self.value
+
 
 TYPE_BITS: Final[Mapping[Kind, int]] = {
     Kind.FILE: stat.S_IFREG,

@@ -76,7 +76,7 @@ class MemoryTree:
         if node is None:
             raise NotFound(f"{path!r} is not there")
         if node.content is None:
-            raise InvalidInput(f"{path!r} is a {node.entry.kind.value}, not a file")
+            raise InvalidInput(f"{path!r} is a {node.entry.kind.phrase}, not a file")
         return node.content
 
     def identity(self, path: LayerPath) -> Hashable:
@@ -119,7 +119,7 @@ class MemoryTree:
         if node is None:
             raise NotFound(f"{path!r} is not there")
         if node.children is None:
-            raise InvalidInput(f"{path!r} is a {node.entry.kind.value}, not a directory")
+            raise InvalidInput(f"{path!r} is a {node.entry.kind.phrase}, not a directory")
         return node.children
 
     def _set(self, path: LayerPath, node: _Node) -> _Node | None:

@@ -171,7 +171,7 @@ def _what(one: Difference) -> str:
     if old is None or new is None:
         return ""
     if old.kind is not new.kind:
-        return f"was a {old.kind.value}"
+        return f"was a {old.kind.phrase}"
     found = ["target"] if old.target != new.target else []
     if old.posix is not None and new.posix is not None:
         before, now = old.posix, new.posix

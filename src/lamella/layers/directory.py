@@ -419,7 +419,7 @@ class DirectorySink:
                         self._record_device(directory, name, entry, posix)
                         return reshaped
                     else:
-                        self._losses.record(Loss(path, f"{entry.kind.value} device", "devices are skipped by choice"))
+                        self._losses.record(Loss(path, entry.kind.phrase, "devices are skipped by choice"))
                         return self.whiteout(path)
                 except FileExistsError:
                     if reshaped is not None:
@@ -429,7 +429,10 @@ class DirectorySink:
                 break
             self._metadata.finish_node(directory, name, entry, posix, inherits=directory in self._inheriting)
         except OSError as error:
-            raise from_os(error, f"make {entry.kind.value} {path!r}") from error
+            failed = from_os(error, f"make {entry.kind.phrase} {path or '/'!r}")
+            if isinstance(failed, Denied) and entry.kind in (Kind.CHARACTER, Kind.BLOCK):
+                failed.hint = "--devices record notes devices in an attribute instead, --devices skip leaves them out"
+            raise failed from error
         return reshaped
 
     def _record_device(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
@@ -451,7 +454,7 @@ class DirectorySink:
                 if error.errno not in (errno.ENOTSUP, errno.EPERM):
                     raise
                 os.unlink(name, dir_fd=directory)
-                self._losses.record(Loss(path, f"{entry.kind.value} device", f"not recorded: {error.strerror}"))
+                self._losses.record(Loss(path, entry.kind.phrase, f"not recorded: {error.strerror}"))
                 return
             self._metadata.set_xattrs(file, path, posix.xattrs)
             os.fchmod(file, posix.mode)

@@ -234,7 +234,7 @@ class DirectoryTree:
         entry = self.lookup(path)
         if entry is None:
             return NotFound(f"{path!r} is not there")
-        return InvalidInput(f"{path!r} is a {entry.kind.value}, not a directory")
+        return InvalidInput(f"{path!r} is a {entry.kind.phrase}, not a directory")
 
     # What is remembered of listed directories
 
@@ -277,7 +277,7 @@ class DirectoryTree:
         if facts is None:
             if entry is None:
                 raise NotFound(f"{path!r} is not there")
-            raise InvalidInput(f"{path or '/'!r} is a {entry.kind.value}, not a file")
+            raise InvalidInput(f"{path or '/'!r} is a {entry.kind.phrase}, not a file")
         return facts
 
     # Looking
@@ -409,7 +409,7 @@ class DirectoryTree:
         if kind is None or kind is entry.kind:
             return
         if entry.kind is not Kind.FILE or kind not in _STANDS_FOR:
-            raise Unsupported(f"{entry.path!r} is a {entry.kind.value}, and is recorded as a {kind.value}")
+            raise Unsupported(f"{entry.path!r} is a {entry.kind.phrase}, and is recorded as a {kind.phrase}")
         entry.kind, entry.size, posix.device = kind, 0, override.device
         listing.files.pop(entry.path, None)
 

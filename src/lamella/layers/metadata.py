@@ -12,7 +12,7 @@ from typing import Final
 from lamella import host
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import KINDS, Entry, Kind, Posix
-from lamella.errors import Conflict, InvalidInput
+from lamella.errors import Conflict, Denied, InvalidInput
 from lamella.host import flags
 from lamella.layers.policy import Owners, Policy, refusal
 
@@ -66,9 +66,13 @@ class Metadata:
                     raise Conflict(f"{path!r} changed while it was made")
                 at, within, follow = host.path_of(handle), None, True
             if self.keep and (posix.uid != self.uid or posix.gid != self.gid or inherits):
-                os.chown(at, posix.uid, posix.gid, dir_fd=within, follow_symlinks=follow)
+                try:
+                    os.chown(at, posix.uid, posix.gid, dir_fd=within, follow_symlinks=follow)
+                except OSError as error:
+                    _refuse_owner(error, path, posix)
+                    raise
             elif self._record and (posix.uid or posix.gid):
-                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {kind.value} takes no attribute"))
+                self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"a {kind.phrase} takes no attribute"))
             inherits = inherits and kind is not Kind.SYMLINK
             if posix.xattrs or inherits:
                 held = at if follow else host.path_beneath(directory, name)
@@ -88,7 +92,11 @@ class Metadata:
             raise no_such_owner(path, posix)
         if self.keep:
             if anyway or posix.uid != self.uid or posix.gid != self.gid:
-                os.fchown(file, posix.uid, posix.gid)
+                try:
+                    os.fchown(file, posix.uid, posix.gid)
+                except OSError as error:
+                    _refuse_owner(error, path, posix)
+                    raise
         elif self._record and (posix.uid or posix.gid):
             from lamella.layers.recorded import ROOTLESS, encode_owner
 
@@ -130,6 +138,18 @@ class Metadata:
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
                 raise
+
+
+def _refuse_owner(error: OSError, path: str, posix: Posix) -> None:
+    """Raise Denied where ``error`` says that this process may not give a file the owner that it should have."""
+    hint = "--owner record notes owners in an attribute instead, --owner ignore drops them"
+    why = error.strerror
+    if error.errno == errno.EINVAL:  # user_namespaces(7)
+        why = "this user namespace has no such ids"
+        hint = f"unshare --map-auto gives it more of them; where files are unpacked, {hint}"
+    elif error.errno != errno.EPERM:
+        return
+    raise Denied(f"give {path or '/'!r} the owner {posix.uid}:{posix.gid}: {why}", hint=hint) from error
 
 
 def no_such_owner(path: str, posix: Posix) -> InvalidInput:

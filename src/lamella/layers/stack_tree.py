@@ -116,7 +116,7 @@ class StackTree:
             entry = self.lookup(directory)
             if entry is None:
                 raise NotFound(f"{directory!r} is not there")
-            raise InvalidInput(f"{directory!r} is a {entry.kind.value}, not a directory")
+            raise InvalidInput(f"{directory!r} is a {entry.kind.phrase}, not a directory")
         merged: list[Entry] = []
         whose: dict[LayerPath, ShownLayer] = {}
         hidden: set[LayerPath] = set()

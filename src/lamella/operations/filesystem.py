@@ -222,7 +222,7 @@ class TreePath:
         """Where a symbolic link points, exactly as stored. Raises InvalidInput for anything else."""
         entry = self.entry()
         if entry.kind is not Kind.SYMLINK:
-            raise InvalidInput(f"{str(self)!r} is a {entry.kind.value}, not a symbolic link")
+            raise InvalidInput(f"{str(self)!r} is a {entry.kind.phrase}, not a symbolic link")
         return entry.target
 
     def resolve(self, *, strict: bool = True) -> TreePath:
@@ -245,7 +245,7 @@ class TreePath:
         path = self._resolved()
         entry = self.filesystem.tree.lookup(path)
         if entry is not None and entry.kind is not Kind.DIRECTORY:
-            raise Conflict(f"{str(self)!r} is a {entry.kind.value}, not a directory")
+            raise Conflict(f"{str(self)!r} is a {entry.kind.phrase}, not a directory")
         return self.filesystem.tree.entries(path)
 
     def iterdir(self) -> Iterator[TreePath]:
@@ -304,7 +304,7 @@ class TreePath:
         path = self._resolved()
         entry = self.filesystem.tree.lookup(path)
         if entry is not None and entry.kind is not Kind.FILE:
-            raise InvalidInput(f"{str(self)!r} is a {entry.kind.value}, not a file")
+            raise InvalidInput(f"{str(self)!r} is a {entry.kind.phrase}, not a file")
         return self.filesystem.tree.open(path)
 
     def read_bytes(self) -> bytes:

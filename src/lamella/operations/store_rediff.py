@@ -171,7 +171,7 @@ def _compare(expected: Tree, actual: Tree, read: Container[LayerPath] | None, fo
             have = names.pop(want.path, None)
             if have is None:
                 device = want.kind in (Kind.CHARACTER, Kind.BLOCK)
-                found.note(want.path, f"the {want.kind.value} is missing", sure=not device)
+                found.note(want.path, f"the {want.kind.phrase} is missing", sure=not device)
                 continue
             _entry(want, have, found)
             if want.kind is Kind.DIRECTORY and have.kind is Kind.DIRECTORY:
@@ -183,7 +183,7 @@ def _compare(expected: Tree, actual: Tree, read: Container[LayerPath] | None, fo
             ):
                 found.note(want.path, "its content differs")
         for path, entry in names.items():
-            found.note(path, f"no layer has this {entry.kind.value}")
+            found.note(path, f"no layer has this {entry.kind.phrase}")
 
 
 def _there(tree: Tree, path: LayerPath) -> Entry:
@@ -200,7 +200,7 @@ def _entry(want: Entry, have: Entry, found: _Difference) -> None:
 
 def _differences(want: Entry, have: Entry) -> Iterator[tuple[str, bool]]:
     if want.kind is not have.kind:
-        yield f"a {want.kind.value} became a {have.kind.value}", True
+        yield f"a {want.kind.phrase} became a {have.kind.phrase}", True
         return
     if want.size != have.size:
         yield f"{want.size} bytes became {have.size}", True

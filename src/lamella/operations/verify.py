@@ -69,7 +69,8 @@ def verify(
 
     Digest and size of each blob are compared, documents are read strictly, each layer's diff id is compared and its
     tar applied to a tree in memory without content, on top of the layers below it, as one of Windows where the image
-    is for that. A problem is noted and does not keep the rest from being checked. Raises what opening the place raises, and Cancelled.
+    is for that. A problem is noted and does not keep the rest from being checked. Raises what opening the place raises,
+    and Cancelled.
     """
     from lamella.images.forms import open_reader
     from lamella.images.resolve import find

@@ -357,7 +357,7 @@ class TestRecordedOwners:
         settle(root / "null", root / "disk", root / "f")
         with DirectoryTree(root, owners="recorded") as tree:
             found = [line for line in dump(walk(tree)) if not line.endswith(" .")]
-            with pytest.raises(InvalidInput, match="is a character, not a file"):
+            with pytest.raises(InvalidInput, match="is a character device, not a file"):
                 tree.open(path("null"))
         assert found == [
             "put block 0660 0:6 1600000000.123456789 disk device=8:1",

@@ -187,7 +187,7 @@ class CimImport:
         """Those that an image can hold, and what tells the kind."""
         kind = entry.kind
         if kind not in (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK):
-            raise InvalidInput(f"{entry.path!r} is a {kind.value}, which Windows has not")
+            raise InvalidInput(f"{entry.path!r} is a {kind.phrase}, which Windows has not")
         attributes = stated & ~bits.REPARSE_POINT
         lost = attributes & ~_HELD
         if lost:

@@ -121,7 +121,7 @@ class ErofsUpperSink(OverlayRules):
         if self._ignore:
             posix = replace(posix, uid=os.geteuid(), gid=os.getegid())
         if self._skip and entry.kind in (Kind.CHARACTER, Kind.BLOCK):
-            self._losses.record(Loss(path, f"{entry.kind.value} device", "devices are skipped by choice"))
+            self._losses.record(Loss(path, entry.kind.phrase, "devices are skipped by choice"))
             return self.whiteout(path)
         if not path:
             self._restate(self._root, new_inode(entry, posix, None))
