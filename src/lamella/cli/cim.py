@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from lamella.cli.console import Console, human_size
+from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import losses_document
 from lamella.cli.frame import Verb, VerbGroup
 from lamella.cli.options import compression_options, strict_option
@@ -100,7 +100,7 @@ def extract(console: Console, image: Path, directory: Path, only: str, strict: b
     if console.json:
         console.document({"entries": entries, **losses_document(losses)})
         return
-    console.summary(f"{entries} entries")
+    console.summary(counted(entries, "entry", "entries"))
 
 
 @command.command("verify", cls=Verb)

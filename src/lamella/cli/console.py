@@ -146,6 +146,11 @@ def _printable(letter: str) -> str:
     )
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """``number`` and what it is a number of."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def human_size(size: int) -> str:
     """``size`` bytes for people: three digits or so, in powers of 1024."""
     if size < 1024:

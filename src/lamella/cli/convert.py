@@ -11,7 +11,7 @@ import click
 from lamella.cli.console import Console
 from lamella.cli.documents import layer_document, layer_summary, losses_document
 from lamella.cli.frame import ImageVerb
-from lamella.cli.options import platform_option, replace_option, strict_option
+from lamella.cli.options import level_option, platform_option, replace_option, strict_option
 
 
 @click.command("convert", cls=ImageVerb)
@@ -31,7 +31,7 @@ from lamella.cli.options import platform_option, replace_option, strict_option
     help="With --to, for a single layer: the composite image below it.",
 )
 @click.option("--compress", type=click.Choice(["gzip", "zstd", "none"]), help="Compression of the layers.")
-@click.option("--level", type=int, metavar="N", help="How hard to compress; more is smaller and slower.")
+@level_option
 @click.option("--again", is_flag=True, help="Compress those too that are compressed this way already.")
 @click.option("--format", "format_", type=click.Choice(["oci", "docker"]), help="Media types of the documents.")
 @click.option("--all", "all_platforms", is_flag=True, help="Convert an index with the images of all platforms.")

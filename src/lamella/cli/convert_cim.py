@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from lamella.cli.console import Console, human_size
+from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import (
     applied_document,
     finished_document,
@@ -49,7 +49,7 @@ def to_cim(
         if console.json:
             console.document({**applied_document(applied), **losses_document(losses)})
         else:
-            console.summary(f"{place}: {applied.entries} entries, diff id {applied.facts.diff_id}")
+            console.summary(f"{place}: {counted(applied.entries, 'entry', 'entries')}, diff id {applied.facts.diff_id}")
         return
     _refuse_parent(parent)
     with open_image(source, platform) as image:
@@ -59,7 +59,7 @@ def to_cim(
             console.document(unpacked_document(image, unpacked))
             return
     entries = sum(layer.entries for layer in unpacked.layers)
-    console.summary(f"{place}: {entries} entries in {len(unpacked.layers)} composite images")
+    console.summary(f"{place}: {counted(entries, 'entry', 'entries')} in {len(unpacked.layers)} composite images")
 
 
 def from_cim(
@@ -99,7 +99,8 @@ def from_cim(
             console.document({**written_document(written), **losses_document(losses)})
         else:
             facts = written.facts
-            console.summary(f"{blob}: {written.entries} entries, {human_size(facts.size)}, diff id {facts.diff_id}")
+            entries = counted(written.entries, "entry", "entries")
+            console.summary(f"{blob}: {entries}, {human_size(facts.size)}, diff id {facts.diff_id}")
         return
     _refuse_parent(parent)
     done = cims_to_image(

@@ -93,6 +93,8 @@ def command(
             if not all(images):
                 raise click.UsageError("a composite image is compared with one that it is forked from, not with others")
             kind, places = "cim", tuple(image for image in images if image is not None)
+    for place in places:
+        _refuse_image(place)
     lower, upper = places if len(places) == 2 else (None, places[0])
     if lower is not None and kind in _ALONE:
         raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")
@@ -130,6 +132,15 @@ def command(
         cancel=console.cancellation(),
     )
     tell_written(console, written, output)
+
+
+def _refuse_image(place: Path) -> None:
+    if ":" not in str(place) or place.exists():
+        return
+    from lamella.operations.trees import names_a_tree
+
+    if names_a_tree(str(place)):
+        raise click.UsageError(f"'{place}' is no directory; 'lamella compare' takes images and the like")
 
 
 def _list(console: Console, lower: Path | None, upper: Path, kind: str, parents: tuple[Path, ...], exact: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from lamella.cli.console import Console, human_size
+from lamella.cli.console import Console, counted, human_size
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
@@ -67,7 +67,9 @@ def tell_written(console: Console, written: Written, output: str) -> None:
 
 def blob_summary(console: Console, facts: BlobFacts, entries: int) -> None:
     """A layer's blob, for people."""
-    console.summary(f"{entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)")
+    console.summary(
+        f"{counted(entries, 'entry', 'entries')}, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)"
+    )
     console.summary(f"digest   {facts.digest}")
     console.summary(f"diff id  {facts.diff_id}")
 
@@ -120,7 +122,8 @@ def packed_summary(console: Console, image: str, packed: Packed) -> None:
     facts = packed.written.facts
     console.summary(f"{image}: {packed.descriptor.digest}")
     console.summary(
-        f"{packed.written.entries} entries, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar), "
+        f"{counted(packed.written.entries, 'entry', 'entries')}, {human_size(facts.size)} "
+        f"({human_size(facts.tar_size)} of tar), "
         f"diff id {facts.diff_id}"
     )
 

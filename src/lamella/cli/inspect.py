@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def command(console: Console, image: str, platform: str | None) -> None:
     """Show an image's config, layers, history and sizes.
 
-    Only its documents are read; 'lamella verify' reads the layers.
+    Only its documents are read; 'lamella verify' reads the layers. Of an index one image is shown, and the platforms
+    that it has images for.
     """
     from lamella.images.image import open_image
     from lamella.operations.inspect import describe
@@ -48,6 +49,7 @@ def _facts(image: Image) -> Iterator[tuple[str, str]]:
         ("manifest", [image.descriptor.digest]),
         ("config", [image.manifest.config.digest]),
         ("platform", [str(image.platform)]),
+        ("of", [", ".join(map(str, image.offers))]),
         ("created", [config.created]),
         ("author", [config.author]),
         ("user", [process.user]),

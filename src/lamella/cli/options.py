@@ -156,11 +156,19 @@ def strict_option(function: F) -> F:
     return click.option("--strict", is_flag=True, help="Fail when something cannot be kept.")(function)
 
 
+def level_option(function: F) -> F:
+    """--level."""
+    return click.option(
+        "--level",
+        type=int,
+        metavar="N",
+        help="How hard to compress; more is smaller and slower: gzip 1 to 9, zstd 1 to 19.  [default: gzip 5, zstd 3]",
+    )(function)
+
+
 def compression_options(function: F) -> F:
     """--compress and --level."""
-    function = click.option("--level", type=int, metavar="N", help="How hard to compress; more is smaller and slower.")(
-        function
-    )
+    function = level_option(function)
     choice = click.Choice(["gzip", "zstd", "none"])
     return click.option("--compress", type=choice, default="gzip", show_default=True, help="Compression.")(function)
 

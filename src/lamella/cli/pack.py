@@ -15,7 +15,6 @@ from lamella.cli.options import (
     compression_options,
     name_rules,
     pair,
-    platform_option,
     read_owner_option,
     replace_option,
     strict_option,
@@ -36,7 +35,12 @@ from lamella.cli.options import (
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label; may be given again.")
 @click.option("--user", metavar="USER[:GROUP]", help="Who the program runs as.")
 @click.option("--workdir", metavar="PATH", help="Where the program starts.")
-@platform_option
+@click.option(
+    "--platform",
+    metavar="OS/ARCH[/VARIANT]",
+    help="What the image is for; of an index, which image --config-from takes.  "
+    "[default: that of --config-from, or this machine's]",
+)
 @compression_options
 @subsecond_option
 @read_owner_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lamella.cli.console import Console
+from lamella.cli.console import Console, counted
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import IMAGE_PATH, platform_option, split_place
 
@@ -57,8 +57,8 @@ def command(console: Console, place: str, depth: int | None, directories: bool, 
             else:
                 directory_count += 1
                 todo += _beneath(tree, entry, stem + ("    " if last else "│   "), level + 1, depth, directories)
-        files = "" if directories else f", {_count(file_count, 'file', 'files')}"
-        console.summary(f"\n{_count(directory_count, 'directory', 'directories')}{files}")
+        files = "" if directories else f", {counted(file_count, 'file', 'files')}"
+        console.summary(f"\n{counted(directory_count, 'directory', 'directories')}{files}")
 
 
 def _beneath(
@@ -74,10 +74,6 @@ def _entries(tree: Tree, entry: Entry, level: int, depth: int | None, directorie
     if entry.kind is not Kind.DIRECTORY or (depth is not None and level > depth):
         return []
     return [one for one in tree.entries(entry.path) if not directories or one.kind is Kind.DIRECTORY]
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _document(tree: Tree, top: Entry, depth: int | None, directories: bool) -> dict[str, Any]:

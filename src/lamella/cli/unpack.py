@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lamella.cli.console import Console, human_size
+from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import unpacked_document
 from lamella.cli.frame import ImageVerb
 from lamella.cli.options import (
@@ -104,9 +104,9 @@ def command(
             return
     entries = sum(layer.entries for layer in unpacked.layers)
     written = sum(layer.facts.tar_size for layer in unpacked.layers)
-    count = len(unpacked.layers)
     console.summary(
-        f"{directory}: {entries} entries of {count} {'layer' if count == 1 else 'layers'}, {human_size(written)}"
+        f"{directory}: {counted(entries, 'entry', 'entries')} of {counted(len(unpacked.layers), 'layer', 'layers')}, "
+        f"{human_size(written)}"
     )
 
 

@@ -87,7 +87,7 @@ class _Target:
                 os.close(directory)
 
     def _exists(self) -> AlreadyExists:
-        return AlreadyExists(f"{self._where}: the file exists", hint="remove it first, or ask for it to be replaced")
+        return AlreadyExists(f"{self._where}: the file exists", hint="remove it first, or give --replace")
 
 
 class OciArchiveWriter(ImageWriter):

@@ -54,6 +54,8 @@ class Image(Struct, frozen=True):
     config: ImageConfig
     layers: tuple[ImageLayer, ...]
     """Base first."""
+    offers: tuple[Platform, ...] = ()
+    """The platforms that there are images for under this name, where there was a choice."""
 
     @property
     def platform(self) -> Platform:
@@ -107,7 +109,7 @@ def image_of(reader: ImageReader, resolved: Resolved, name: ImageName | None = N
         ImageLayer(descriptor, diff_id, layer_compression(descriptor.media_type), reader)
         for descriptor, diff_id in pair_layers(manifest, config, f"{reader.where}: {resolved.descriptor.digest}")
     )
-    return Image(reader, name, resolved.descriptor, manifest, config, layers)
+    return Image(reader, name, resolved.descriptor, manifest, config, layers, resolved.offers)
 
 
 def foreign_layer(reader: ImageReader, layer: Descriptor) -> Unsupported:

@@ -28,6 +28,8 @@ class Resolved(Struct, frozen=True):
     descriptor: Descriptor
     """Of the manifest, with its platform where an index on the way to it said so."""
     manifest: Manifest
+    offers: tuple[Platform, ...] = ()
+    """Where there was a choice, the platforms that there are images for."""
 
 
 def find(reader: ImageReader, tag: str | None = None, position: int | None = None) -> list[Descriptor]:
@@ -83,7 +85,10 @@ def resolve(
             f"{reader.where}: there is no image{_called(tag)} for {wanted}",
             hint=f"choose one with --platform: {there[:1000]}",
         )
-    return read_manifest(reader, best)
+    chosen = read_manifest(reader, best)
+    return Resolved(
+        chosen.descriptor, chosen.manifest, tuple({str(offered): offered for offered, _ in offers}.values())
+    )
 
 
 def read_manifest(reader: ImageReader, descriptor: Descriptor) -> Resolved:
@@ -134,8 +139,10 @@ def _called(tag: str | None) -> str:
 
 
 def _names_hint(reader: ImageReader) -> str:
-    names = [name for image in reader.images() for name in image.names]
+    images = reader.images()
+    names = [name for image in images for name in image.names]
     if not names:
         return "none there has a name; choose by number, as in oci:DIR:@0"
     shown = ", ".join(dict.fromkeys(names[:50]))
-    return f"named there: {shown}" + (", ..." if len(names) > 50 else "")
+    nameless = "" if all(image.names for image in images) else "; @0 is the first one, whatever its name"
+    return f"named there: {shown}" + (", ..." if len(names) > 50 else "") + nameless

@@ -22,7 +22,7 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
 from lamella.operations.fingerprints import fingerprinted_trees
 from lamella.operations.layer_reading import is_windows
-from lamella.operations.trees import names_a_place
+from lamella.operations.trees import names_a_place, refuse_path
 from lamella.paths import ROOT, LayerPath
 
 if TYPE_CHECKING:
@@ -104,6 +104,9 @@ def compare(
     """
     if any(isinstance(place, str) and names_a_place(place) for place in (old, new)):
         return _compare_places(old, new, ignore, exclude, depth, platform, progress, cancel)
+    for place in (old, new):
+        if isinstance(place, str):
+            refuse_path(place)
     with open_image(old, platform) as one, open_image(new, platform) as other:
         return compare_images(one, other, ignore=ignore, exclude=exclude, depth=depth, progress=progress, cancel=cancel)
 

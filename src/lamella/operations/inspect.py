@@ -36,7 +36,8 @@ def steps(image: Image) -> tuple[Step, ...]:
 def describe(image: Image) -> dict[str, Any]:
     """The image as plain values: name, platform, the descriptors of manifest and layers, the config document.
 
-    ``size`` is that of all layers as stored, in bytes.
+    ``platforms`` are those that there are images for, where there was a choice. ``size`` is that of all layers
+    as stored, in bytes.
     """
     import json
 
@@ -45,6 +46,7 @@ def describe(image: Image) -> dict[str, Any]:
     document: dict[str, Any] = {
         "name": str(image.name) if image.name is not None else None,
         "platform": str(image.platform),
+        **({"platforms": [str(one) for one in image.offers]} if image.offers else {}),
         "manifest": describe_descriptor(image.descriptor),
         "size": sum(layer.descriptor.size for layer in image.layers),
         "layers": [describe_layer(layer) for layer in image.layers],

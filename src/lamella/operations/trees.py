@@ -76,8 +76,23 @@ def open_tree(
     else:
         from lamella.images.image import open_image
 
+        refuse_path(place)
         with open_image(place, platform) as image, image_tree(image, progress=progress, cancel=cancel) as tree:
             yield tree
+
+
+def refuse_path(place: str) -> None:
+    """Raise InvalidInput where ``place`` is a mere path, to say what to write before it."""
+    if names_a_tree(place):
+        return
+    if os.path.isdir(place):
+        layout = os.path.isfile(os.path.join(place, "oci-layout"))
+        hint = f"write oci:{place} for the images in it" if layout else f"write dir:{place} for the directory"
+    elif os.path.isfile(place) and not place.lower().endswith(".cim"):
+        hint = f"write blob:{place} for a layer, oci-archive:{place} or docker-archive:{place} for the images in it"
+    else:
+        return
+    raise InvalidInput(f"{place!r} does not say what kind of place it is", hint=hint)
 
 
 @contextmanager

@@ -132,7 +132,7 @@ class StoreWriter(ImageWriter):
         if not self._replace and found.target.digest != image.digest:
             raise AlreadyExists(
                 f"{self.place} has another image {name!r}: {found.target.digest}",
-                hint="choose another name, or ask for it to be replaced",
+                hint="choose another name, or give --replace",
             )
 
     def give_name(self, name: str, image: Descriptor) -> None:

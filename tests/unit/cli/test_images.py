@@ -133,6 +133,45 @@ def test_inspect_takes_the_platform_that_is_asked_for(lamella: Run, make_image: 
     assert "linux/arm64" in done.stderr.partition("hint: ")[2]
 
 
+def test_inspect_of_an_index_tells_all_platforms(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
+    each = [make_image([file("a")], architecture="arm64"), f"oci:{tmp_path}/other:v"]
+    assert lamella("mutate", each[0], each[1], "--set-platform", "linux/riscv64").returncode == 0
+    assert lamella("index", *each, f"oci:{tmp_path}/out:both").returncode == 0
+    chosen = (f"oci:{tmp_path}/out:both", "--platform", "linux/riscv64")
+    assert document(lamella("inspect", *chosen, "--json"))["platforms"] == ["linux/arm64", "linux/riscv64"]
+    assert "\nplatform  linux/riscv64\nof        linux/arm64, linux/riscv64\n" in lamella("inspect", *chosen).stdout
+    assert "platforms" not in document(lamella("inspect", each[0], "--json"))
+
+
+def test_a_path_in_place_of_an_image_is_told_what_to_write_before_it(lamella: Run, image: str, tmp_path: Path) -> None:
+    layout = image.removeprefix("oci:").removesuffix(":test")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "some.tar").write_bytes(b"")
+    for path, hint in (
+        (layout, f"write oci:{layout} for the images in it"),
+        (f"{tmp_path}/plain", f"write dir:{tmp_path}/plain for the directory"),
+        (f"{tmp_path}/some.tar", f"write blob:{tmp_path}/some.tar for a layer, "),
+        (f"{tmp_path}/nothing", "write oci:DIR[:TAG], "),
+    ):
+        for arguments in (("ls", path), ("tree", path), ("compare", image, path)):
+            done = lamella(*arguments)
+            assert (done.returncode, done.stdout) == (3, "")
+            assert done.stderr.partition("hint: ")[2].startswith(hint)
+
+
+def test_diff_of_images_is_told_what_compares_them(lamella: Run, image: str, tmp_path: Path) -> None:
+    done = lamella("diff", image, tmp_path)
+    assert done.returncode == 2
+    assert "'lamella compare'" in done.stderr
+
+
+def test_images_without_a_name_are_told_how_to_choose_one(lamella: Run, image: str) -> None:
+    layout = image.removesuffix(":test")
+    assert lamella("mutate", image, layout, "--env", "A=2").returncode == 0
+    done = lamella("ls", layout)
+    assert done.stderr.endswith("hint: named there: test; @0 is the first one, whatever its name\n")
+
+
 @pytest.mark.parametrize("verb", ["inspect", "ls", "verify", "dump"])
 def test_a_tag_that_is_not_there_is_told_what_is(lamella: Run, image: str, verb: str) -> None:
     done = lamella(verb, image.replace(":test", ":gone"))
