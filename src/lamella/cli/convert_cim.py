@@ -34,12 +34,15 @@ def to_cim(
     from lamella.layers.cim.files import is_cim_path
     from lamella.layers.windows_names import AS_WINDOWS
     from lamella.operations.apply import apply_blob
+    from lamella.operations.trees import names_an_image
     from lamella.operations.unpack import unpack
 
     losses = Losses(refuse=strict)
     progress, cancel = console.progress(), console.cancellation()
     place = Path(target.removeprefix("cim:"))
     if is_cim_path(target):
+        if names_an_image(source):
+            raise click.UsageError("DIR/NAME.cim is for a single layer; name a new directory for those of an image")
         below = () if parent is None else (parent,)
         blob = Path(source.removeprefix("blob:"))
         applied = apply_blob(

@@ -86,9 +86,10 @@ def unpack(
             error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
             raise
     if os.path.lexists(directory):
-        raise AlreadyExists(
-            f"{os.fspath(directory)!r} exists", hint="choose a new directory, or give --merge to unpack over this one"
-        )
+        hint = "choose another name"
+        if kind in (None, "directory") and os.path.isdir(directory):
+            hint = "choose a new directory, or give --merge to unpack over this one"
+        raise AlreadyExists(f"{os.fspath(directory)!r} exists", hint=hint)
     if kind == "erofs":
         return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel, apart)
     with _Aside(directory) as aside:

@@ -86,15 +86,18 @@ def serve(
     with ExitStack() as stack:
         server = Server(None if metrics is None else Tally())
         stack.enter_context(_stopped_by_signals(server))
-        for place, methods in endpoints:
-            listener = stack.enter_context(place if isinstance(place, socket.socket) else listening(place))
-            server.serve(listener, methods)
-            LOG.info("serving at %s", listener.getsockname())
+        listeners = [
+            (stack.enter_context(place if isinstance(place, socket.socket) else listening(place)), methods)
+            for place, methods in endpoints
+        ]
         if metrics is not None:
             from lamella.service.metrics import serving_metrics
 
             where = stack.enter_context(serving_metrics(metrics, server, store))
             LOG.info("telling metrics at %s", where)
+        for listener, methods in listeners:
+            server.serve(listener, methods)
+            LOG.info("serving at %s", listener.getsockname())
         gc.collect()
         gc.freeze()  # what is there now stays, and no collection is to look through it again
         notify("READY=1")

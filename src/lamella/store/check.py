@@ -301,7 +301,9 @@ def _images(store: Store, damaged: set[str]) -> tuple[list[Finding], list[Findin
                 problem = f"{len(parts.missing)} of its blobs {'is' if len(parts.missing) == 1 else 'are'} missing"
                 faults.append(Finding(namespace, IMAGES, image.name, problem, tuple(parts.missing)))
             elif parts.absent:
-                problem = f"{len(parts.absent)} blobs that it names are not here, which it can be used without"
+                count = len(parts.absent)
+                blobs = "1 blob that it names is" if count == 1 else f"{count} blobs that it names are"
+                problem = f"{blobs} not here, which it can be used without"
                 notes.append(Finding(namespace, IMAGES, image.name, problem, tuple(parts.absent)))
     return faults, notes
 

@@ -204,9 +204,7 @@ def _unmount(target: str, *, lazy: bool) -> None:
         if error.errno == errno.EPERM and _unmount_fuse(target, lazy):
             return
         if error.errno == errno.EBUSY:
-            raise Conflict(
-                f"unmount {target!r}: it is in use", hint="end what uses it, or let go of it lazily"
-            ) from error
+            raise Conflict(f"unmount {target!r}: it is in use", hint="end what uses it, or give --lazy") from error
         raise from_os(error, f"unmount {target!r}") from error
 
 

@@ -184,6 +184,11 @@ def test_a_single_layer_is_converted_too(lamella: Run, tmp_path: Path) -> None:
         assert (tmp_path / "out").read_bytes() == blob.read_bytes()
 
 
+def test_an_image_is_no_single_layer_to_convert(lamella: Run, tmp_path: Path) -> None:
+    done = lamella("convert", image_of(tmp_path, LAYERS[0]), tmp_path / "one.cim", "--to", "cim")
+    assert (done.returncode, "a new directory for those of an image" in done.stderr) == (2, True)
+
+
 def test_a_composite_image_can_be_appended_as_a_layer(lamella: Run, tmp_path: Path) -> None:
     name = image_of(tmp_path, LAYERS[0])
     platform = ("--platform", "windows/amd64")

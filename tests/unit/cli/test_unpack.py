@@ -80,6 +80,8 @@ def test_an_existing_directory_is_left_alone(lamella: Run, image: str, tmp_path:
     assert done.returncode == 5
     assert "--merge" in done.stderr.partition("hint: ")[2]
     assert os.listdir(tmp_path / "out") == []
+    done = lamella("unpack", image, tmp_path / "out", "--as", "erofs")
+    assert (done.returncode, done.stderr.partition("hint: ")[2]) == (5, "choose another name\n")
 
 
 def test_merge_unpacks_over_what_is_there(lamella: Run, image: str, tmp_path: Path) -> None:

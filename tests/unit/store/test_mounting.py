@@ -148,8 +148,9 @@ def test_what_is_in_use_goes_only_lazily(where: Path) -> None:
     target = directory(where / "target")
     mount_all([BindMount(directory(where / "source", "f"))], target)
     with (target / "f").open() as file:
-        with pytest.raises(Conflict, match="in use"):
+        with pytest.raises(Conflict, match="in use") as caught:
             unmount(target)
+        assert "--lazy" in (caught.value.hint or "")
         unmount(target, lazy=True)
         assert not is_mounted(target)
         assert file.read() == "f"
