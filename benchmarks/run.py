@@ -31,7 +31,7 @@ UNPACK: dict[str, tuple[str, str, tuple[Bar, ...]]] = {
     "debian": ("debian", "gzip", (Bar("containerd", 0.42),)),
 }
 STORE_UNPACK = ("debian", "large")
-SIDE_BY_SIDE = ("debian",)
+SIDE_BY_SIDE = ("debian", "many-small", "few-big")
 NAMES = (*UNPACK, "pack", "diff", "start", "growth", "store-import", "store-unpack", "side-by-side", "store-listing")
 QUICK = ("large-gzip", "few-big", "debian", "start")
 VERSIONS = {

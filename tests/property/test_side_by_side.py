@@ -24,8 +24,9 @@ from lamella.host.mounting import mount_points, unmount
 from lamella.layers.tar_sink import TarSink
 from lamella.paths import ROOT
 from lamella.progress import Cancellation
-from lamella.store import unpacking
-from lamella.store.layer_work import Advance, Lane, LayerDone, LayerWork, do
+from lamella.store import lanes, unpacking
+from lamella.store.lanes import Lane
+from lamella.store.layer_work import Advance, LayerDone, LayerWork, do
 from lamella.store.mounting import mounted
 from lamella.store.store import Store
 from lamella.store.unpacking import Unpacked, _Unpacking, unpack_image
@@ -54,13 +55,14 @@ def nobody_knows_what_is_below(layers: int) -> Iterator[None]:
         wait(self, at)
 
     def in_this_process(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
-        return do(self._space, self._snapshotter, work, advance, cancel)
+        return do(work, advance, cancel)
 
     with (
         patch.object(_Unpacking, "_make", make_later),
         patch.object(_Unpacking, "_wait_for", wait_together),
         patch.object(Lane, "do", in_this_process),
         patch.object(unpacking, "_OWN_PROCESS", 0),
+        patch.object(lanes, "can_fork", lambda: False),
     ):
         yield
 

@@ -18,8 +18,6 @@ import mmap
 import os
 import select
 import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -44,6 +42,7 @@ from lamella.changes.model import (
 )
 from lamella.digests import Digest
 from lamella.errors import LamellaError, StreamConsumed, Unavailable
+from lamella.host.forking import can_fork
 from lamella.layers.apart_work import (
     END,
     FACET,
@@ -85,9 +84,9 @@ _POLL: Final = 100
 def possible() -> bool:
     """Whether this process can be forked, and whether there is a processor for another one.
 
-    Without other threads, that is: what a lock in another one's hands guards would stay locked.
+    Without other threads, that is (`can_fork`).
     """
-    return sys.platform == "linux" and threading.active_count() == 1 and len(os.sched_getaffinity(0)) > 1
+    return can_fork() and len(os.sched_getaffinity(0)) > 1
 
 
 def started(stack: ExitStack, size: int, blobs: Callable[[ExitStack], Sequence[Blob]]) -> Apart | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import marshal
 import os
-import signal
 import struct
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -17,6 +16,7 @@ from lamella.changes.model import Change, Content, Kind, Link, Opaque, Posix, Pu
 from lamella.digests import Digest
 from lamella.errors import LamellaError
 from lamella.formats.tar.reader import TarMember
+from lamella.host.forking import leave_session
 from lamella.host.memory import return_large_blocks
 from lamella.layers.tarball import tar_changes
 from lamella.streams.blob import BlobLimits
@@ -69,10 +69,7 @@ class Blob(Struct, frozen=True):
 def work(blobs: Sequence[Blob], ring: SharedRing, messages: int, others: tuple[int, ...]) -> NoReturn:
     """Read the blobs, say what is in them, and end without unwinding what this process has from the other one."""
     try:
-        # In a session of its own: Ctrl-C is for the process that the user sees, which ends this one.
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-            signal.signal(number, signal.SIG_DFL)
+        leave_session()
         for end in others:
             os.close(end)
         return_large_blocks(_LARGE)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 import stat
 from io import FileIO
 from pathlib import Path
@@ -22,6 +21,8 @@ from lamella.errors import Integrity, from_os
 from lamella.store.trash import discard, empty_trash
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from lamella.store.store import Store
 
 MODE: Final = 0o444

@@ -20,12 +20,12 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.changes.losses import Losses
 from lamella.digests import Digest
 from lamella.errors import (
     AlreadyExists,
-    Cancelled,
     Denied,
     Exhausted,
     FormatError,
@@ -38,10 +38,10 @@ from lamella.images.image import Image, image_of
 from lamella.images.resolve import resolve
 from lamella.layers.descriptors import remove_tree
 from lamella.oci.chain import chain_ids
-from lamella.progress import Cancellation
 from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.image_reader import StoreReader
-from lamella.store.layer_work import Lane, LayerDone, LayerWork, fits, would_show
+from lamella.store.lanes import Lane, Stop, in_lanes
+from lamella.store.layer_work import LayerDone, LayerWork, fits, would_show
 from lamella.store.leases import under_lease
 from lamella.store.locks import sole
 from lamella.store.references import CONTENT, REF_SNAPSHOT, snapshots
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from lamella.layers.policy import Policy
     from lamella.oci.descriptor import Descriptor
     from lamella.oci.platform import Platform
-    from lamella.progress import Progress
+    from lamella.progress import Cancellation, Progress
     from lamella.store.snapshotters.graph import Snapshots
     from lamella.store.store import Space
 
@@ -159,21 +159,6 @@ def _snapshotter(space: Space, image: Image, given: str | None) -> str:
     return name
 
 
-class _Stop(Cancellation):
-    """A wish to stop of the work's own, because some of it failed, or the caller's."""
-
-    __slots__ = ("_other",)
-
-    def __init__(self, other: Cancellation | None) -> None:
-        super().__init__()
-        self._other = other
-
-    def check(self) -> None:
-        if self._other is not None:
-            self._other.check()
-        super().check()
-
-
 class _Unpacking:
     """The unpacking of one image."""
 
@@ -195,11 +180,10 @@ class _Unpacking:
         self._policy = policy
         self._losses = losses
         self._progress = progress
-        self._stop = _Stop(cancel)
+        self._stop = Stop(cancel)
         self._changed = threading.Condition()
         self._done: dict[int, UnpackedLayer] = {}
         """The layers whose snapshots are committed."""
-        self._failures: list[BaseException] = []
         self._lanes = 1
 
     def run(self, lanes: int | None) -> tuple[UnpackedLayer, ...]:
@@ -215,54 +199,11 @@ class _Unpacking:
         if self._progress is not None:
             self._progress.start("unpack", sum(self._layers[at].descriptor.size for at in left))
         try:
-            self._all(left)
+            in_lanes(left, self._lanes, self._is_large, self._one, self._stop)
         finally:
             if self._progress is not None:
                 self._progress.finish()
         return tuple(self._done[at] for at in range(len(self._chain)))
-
-    def _all(self, left: range) -> None:
-        """Unpack layers, begun in order by each lane; raises the first failure once everybody has stopped.
-
-        The first lane is this process, which takes what comes next; the others take what pays a process of its own.
-        """
-        waiting, lock = list(left), threading.Lock()
-
-        def lane(number: int) -> None:
-            ours = Lane(self._space, self._name, alone=number == 0)
-            try:
-                while True:
-                    with lock:
-                        at = next((at for at in waiting if number == 0 or self._is_large(at)), None)
-                        if at is None:
-                            return
-                        waiting.remove(at)
-                    self._stop.check()
-                    self._one(at, ours)
-            except BaseException as problem:  # noqa: BLE001 - raised in the caller's thread
-                with lock:
-                    # What stopped because another failed says nothing new.
-                    if not self._failures or not isinstance(problem, Cancelled):
-                        self._failures.append(problem)
-                self._stop.cancel()
-            finally:
-                ours.close()
-
-        threads = [threading.Thread(target=lane, args=(number,), daemon=True) for number in range(1, self._lanes)]
-        try:
-            for thread in threads:
-                thread.start()
-            lane(0)
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            self._stop.cancel()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-            raise
-        if self._failures:
-            raise self._failures[0]
 
     def _is_large(self, at: int) -> bool:
         return self._layers[at].descriptor.size >= _OWN_PROCESS
@@ -318,6 +259,7 @@ class _Unpacking:
                     self._snapshots.uncover(key, shown)
                 except Denied:  # a directory keeps its owner out by now
                     return None
+                done = replace(done, beneath=None)  # there is less of it now
             return self._commit(at, key, parent, done, again=False)
 
     @contextmanager
@@ -345,15 +287,26 @@ class _Unpacking:
     def _work(self, at: int, key: str, *, known: bool) -> LayerWork:
         layer = self._layers[at]
         blob = layer.descriptor
-        buffers = BUFFERS if self._lanes == 1 else _FEW_BUFFERS
-        return LayerWork(key, blob.digest, blob.size, layer.diff_id, layer.compression, self._policy, known, buffers)
+        with self._space.content.open(blob.digest) as file:
+            held = os.fstat(file.fileno()).st_size
+        return LayerWork(
+            self._snapshots.target(key, parents_known=known),
+            self._space.store.root,
+            blob.digest,
+            held,
+            blob.size,
+            layer.diff_id,
+            layer.compression,
+            self._policy,
+            BUFFERS if self._lanes == 1 else _FEW_BUFFERS,
+        )
 
     def _commit(self, at: int, key: str, parent: str, done: LayerDone, *, again: bool) -> UnpackedLayer:
         for loss in done.losses:  # in the order of the layers, since each waits for its parent
             self._losses.record(loss)
         self._losses.count += done.lost - len(done.losses)
         layer, chain_id = self._layers[at], self._chain[at]
-        self._snapshots.commit(chain_id, key, self._labels(at), parent)
+        self._snapshots.commit(chain_id, key, self._labels(at), parent, beneath=done.beneath)
         _label(self._space, layer.descriptor.digest, UNCOMPRESSED, layer.diff_id)
         return UnpackedLayer(chain_id, layer.diff_id, layer.descriptor.digest, False, done.entries, again)
 

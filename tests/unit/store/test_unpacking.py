@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,13 +16,15 @@ from lamella.changes.dump import dump
 from lamella.changes.losses import Losses
 from lamella.changes.tree import walk
 from lamella.digests import parse_digest
-from lamella.errors import Cancelled, DigestMismatch, Exhausted, Integrity, LamellaError, LossRefused, NotFound
+from lamella.errors import Cancelled, DigestMismatch, Exhausted, LossRefused, NotFound
 from lamella.oci.chain import chain_ids
 from lamella.paths import ROOT
 from lamella.progress import Cancellation
-from lamella.store import layer_work, unpacking
+from lamella.store import lanes, layer_work, unpacking
 from lamella.store.blobs import blob_path
 from lamella.store.gc import collect
+from lamella.store.lanes import Lane
+from lamella.store.layer_work import Advance, LayerDone, LayerWork
 from lamella.store.locks import sole
 from lamella.store.store import Space, Store
 from lamella.store.unpacking import DIFF_ID, UNCOMPRESSED, Unpacked, unpack_image
@@ -47,22 +48,15 @@ def space(store: Store) -> Space:
 
 
 @pytest.fixture
-def own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let small layers too be given to processes."""
-    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
-
-
-@pytest.fixture
 def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small layers too be unpacked beside each other, by threads, which start sooner than processes."""
 
-    def do(
-        self: layer_work.Lane, work: layer_work.LayerWork, advance: layer_work.Advance, cancel: Cancellation
-    ) -> layer_work.LayerDone:
-        return layer_work.do(self._space, self._snapshotter, work, advance, cancel)
+    def do(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
+        return layer_work.do(work, advance, cancel)
 
     monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
-    monkeypatch.setattr(layer_work.Lane, "do", do)
+    monkeypatch.setattr(lanes, "can_fork", lambda: False)
+    monkeypatch.setattr(Lane, "do", do)
 
 
 def chain(image: SmallImage) -> list[str]:
@@ -139,36 +133,15 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, s
     assert os.listdir(store.root / "locks") == []
 
 
-@pytest.mark.usefixtures("own_processes")
-def test_processes_make_the_same_tree_and_raise_the_same_errors(store: Store, space: Space) -> None:
-    image = small_image(*LAYERS, *({f"f{number}": bytes(100)} for number in range(4)))
-    one = unpack_image(space, put_image(space, image, "image"), lanes=1)
-    other = store.namespace("other")
-    many = unpack_image(other, put_image(other, image, "image"), lanes=3)
-    assert tree(space, one) == tree(other, many)
-    assert [layer.entries for layer in one.layers] == [layer.entries for layer in many.layers]
-
-    third = store.namespace("third")
-    target = put_image(third, image, "image")
-    path = Path(blob_path(store.root, parse_digest(image.manifest["layers"][3]["digest"])))
-    path.chmod(0o600)
-    path.write_bytes(path.read_bytes()[:-4] + b"1234")
-    with pytest.raises(Integrity) as caught:
-        unpack_image(third, target, lanes=3)
-    assert image.manifest["layers"][3]["digest"] in str(caught.value)
-    assert all(not name.startswith("extract") for name in names(third))
-
-
 def test_small_layers_take_turns_and_large_ones_go_beside_them(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[bool, int]] = []
 
-    def note(
-        self: layer_work.Lane, work: layer_work.LayerWork, advance: layer_work.Advance, cancel: Cancellation
-    ) -> layer_work.LayerDone:
+    def note(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
         done.append((self._alone, work.size))
-        return layer_work.do(self._space, self._snapshotter, work, advance, cancel)
+        return layer_work.do(work, advance, cancel)
 
-    monkeypatch.setattr(layer_work.Lane, "do", note)
+    monkeypatch.setattr(Lane, "do", note)
+    monkeypatch.setattr(lanes, "can_fork", lambda: False)
     monkeypatch.setattr(unpacking, "_OWN_PROCESS", 5000)
     small = [{f"small{number}": os.urandom(number)} for number in range(4)]
     unpack_image(space, put_image(space, small_image(*small), "small"), lanes=4)
@@ -180,34 +153,29 @@ def test_small_layers_take_turns_and_large_ones_go_beside_them(space: Space, mon
     assert len(done) == 3
 
 
-def test_a_process_that_was_killed_is_an_error(space: Space) -> None:
-    process = layer_work.LayerProcess(space, "overlayfs")
-    process._process.send_signal(signal.SIGKILL)
-    process._process.wait()
-    some = parse_digest(digest(b""))
-    work = layer_work.LayerWork("key", some, 0, some, "none", None, parents_known=True, buffers=4)
-    with pytest.raises(LamellaError, match="ended before"):
-        process.do(work, lambda _: None, None)
-    process.close()
-
-
 SHARE = """
 import sys
+from lamella.store import unpacking
 from lamella.store.store import Store
 from lamella.store.unpacking import unpack_image
+unpacking._OWN_PROCESS = int(sys.argv[2])
 with Store.open(sys.argv[1]) as store:
     sys.stdin.read(1)
-    unpacked = unpack_image(store.namespace("test"), "image")
+    unpacked = unpack_image(store.namespace("test"), "image", lanes=3)
     print(sum(not layer.skipped for layer in unpacked.layers), unpacked.snapshot)
 """
 
 
-def test_processes_that_unpack_the_same_image_do_the_work_once(store: Store, space: Space) -> None:
+@pytest.mark.parametrize("own_process", [0, 4 << 20], ids=["beside each other", "in turn"])
+def test_processes_that_unpack_the_same_image_do_the_work_once(store: Store, space: Space, own_process: int) -> None:
     image = small_image(*LAYERS, *({f"d/f{number}": bytes(1 << 16)} for number in range(8)))
     put_image(space, image, "image")
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", SHARE, str(store.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SHARE, str(store.root), str(own_process)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]

@@ -91,9 +91,13 @@ class BlockCimForm(OneByOne):
     def release(self, place: Path) -> None:
         """See `Form.release`: nothing is mounted here."""
 
-    def usage(self, place: Path, kind: SnapshotKind) -> Usage:  # noqa: ARG002  # all kinds have all in their places
+    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # all kinds have all in their places
         """See `Form.usage`."""
         return measure(place).usage
+
+    def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
+        """See `Form.beneath`: an image is a few files."""
+        return None
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None

@@ -79,7 +79,7 @@ class CimForm(OneByOne):
         for path in sorted(files, key=lambda path: path != layer.path):  # without its name the rest is nothing
             path.unlink(missing_ok=True)
 
-    def usage(self, place: Path, kind: SnapshotKind) -> Usage:
+    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002
         """See `Form.usage`."""
         used = measure(place).usage
         if kind is SnapshotKind.VIEW:
@@ -92,6 +92,10 @@ class CimForm(OneByOne):
             except FileNotFoundError:
                 pass
         return Usage(size, count)
+
+    def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
+        """See `Form.beneath`: an image is a few files."""
+        return None
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None

@@ -70,6 +70,13 @@ class Measured(Struct, frozen=True):
     usage: Usage
     sparse: int
     """Bytes of the largest file that has holes of some size; 0 where there is none."""
+    own: Usage
+    """What the root takes."""
+
+    @property
+    def beneath(self) -> Usage:
+        """What all but the root takes."""
+        return Usage(self.usage.size - self.own.size, self.usage.inodes - self.own.inodes)
 
 
 def measure(root: Path) -> Measured:
@@ -77,7 +84,8 @@ def measure(root: Path) -> Measured:
 
     What is in a directory that keeps us out is not counted, nor what vanishes meanwhile. Raises NotFound, Denied.
     """
-    size, inodes, sparse = os.lstat(root).st_blocks * 512, 1, 0
+    own = _own(root)
+    size, inodes, sparse = own.size, own.inodes, 0
     seen: set[tuple[int, int]] = set()
     directories = Descriptors(open_root(root), most=_OPEN_DIRECTORIES)
     todo = [""]
@@ -112,7 +120,20 @@ def measure(root: Path) -> Measured:
         raise from_os(error, f"measure {os.fspath(root)!r}") from error
     finally:
         directories.close()
-    return Measured(Usage(size, inodes), sparse)
+    return Measured(Usage(size, inodes), sparse, own)
+
+
+def with_root(root: Path, beneath: Usage) -> Usage:
+    """What a tree takes of which `Measured.beneath` is known. Raises NotFound, Denied."""
+    try:
+        own = _own(root)
+    except OSError as error:
+        raise from_os(error, f"measure {os.fspath(root)!r}") from error
+    return Usage(own.size + beneath.size, own.inodes + beneath.inodes)
+
+
+def _own(root: Path) -> Usage:
+    return Usage(os.lstat(root).st_blocks * 512, 1)
 
 
 class _Copy:

@@ -20,7 +20,7 @@ from lamella.layers.directory_tree import DirectoryTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BindMount, Mount, SnapshotKind, Usage
-from lamella.store.snapshotters.copying import copy_tree, measure
+from lamella.store.snapshotters.copying import copy_tree, measure, with_root
 from lamella.store.snapshotters.forms import OneByOne, OpenTree, Use, missing, new_root
 from lamella.store.snapshotters.places import locked
 
@@ -57,9 +57,15 @@ class DirectoryForm(OneByOne):
     def release(self, place: Path) -> None:
         """See `Form.release`: nothing is mounted here."""
 
-    def usage(self, place: Path, kind: SnapshotKind) -> Usage:  # noqa: ARG002  # only views differ, and those by having nothing
+    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # only views differ, and those by having nothing
         """See `Form.usage`. What is shared with the parent counts, since no file system tells."""
+        if beneath is not None:
+            return with_root(place / TREE, beneath)
         return measure(place / TREE if (place / TREE).exists() else place).usage
+
+    def beneath(self, place: Path) -> Usage | None:
+        """See `Form.beneath`."""
+        return measure(place / TREE).beneath
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None

@@ -141,7 +141,7 @@ class ErofsForm(OverlayForm):
             unmount(place / SHOWN, lazy=True)
         release(place / IMAGE)
 
-    def usage(self, place: Path, kind: SnapshotKind) -> Usage:
+    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002
         """See `Form.usage`: of a committed one that of its image, and of what seals it."""
         used = Usage(0, 0) if kind is SnapshotKind.COMMITTED else super().usage(place, kind)
         try:
@@ -152,6 +152,10 @@ class ErofsForm(OverlayForm):
             return Usage(used.size + sum(os.stat(path).st_blocks for path in files) * 512, used.inodes + len(files))
         except OSError as error:
             raise from_os(error, f"measure the image in {os.fspath(place)!r}") from error
+
+    def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
+        """See `Form.beneath`: there is no image yet."""
+        return None
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from msgspec import Struct
+
 from lamella.changes.contracts import Sink, Tree
 from lamella.changes.losses import Losses
 from lamella.layers.policy import Policy
@@ -109,8 +111,18 @@ class Form(Protocol):
         """Let go of what is mounted in a place that was moved away to be removed; also where it never was a place."""
         ...
 
-    def usage(self, place: Path, kind: SnapshotKind) -> Usage:
-        """What a snapshot takes; for a committed one, what it will take once it is settled."""
+    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:
+        """What a snapshot takes; for a committed one, what it will take once it is settled.
+
+        ``beneath`` is what `beneath` has told, if nothing was changed since but by `rebase`.
+        """
+        ...
+
+    def beneath(self, place: Path) -> Usage | None:
+        """What an active snapshot that a layer was applied to will take once it is settled, but for its root.
+
+        None where only sealing makes what is to be measured.
+        """
         ...
 
     def sink(
@@ -155,6 +167,23 @@ class OneByOne:
 
     def examine(self, place: Path, step: Callable[[int], object]) -> None:
         """See `Form.examine`: nothing is sealed here."""
+
+
+class Target(Struct, frozen=True):
+    """Where a layer goes: an active snapshot as its kind keeps it, for which nobody has to be asked any more."""
+
+    form: Form
+    place: Path
+    parents: LayerStack[Path] | None
+    """None where they are not known."""
+
+    def sink(self, policy: Policy | None = None, losses: Losses | None = None) -> Sink[Losses]:
+        """See `Unpacks.sink`. Raises Conflict (not empty), Denied."""
+        return self.form.sink(self.place, self.parents, policy, losses)
+
+    def beneath(self) -> Usage | None:
+        """See `Form.beneath`. Raises Denied and the like."""
+        return self.form.beneath(self.place)
 
 
 _ROOT_MODE: Final = 0o755

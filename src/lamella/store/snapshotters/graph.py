@@ -26,7 +26,7 @@ from lamella.store.filters import parse_filters
 from lamella.store.labels import check_key, encode, merge, settled
 from lamella.store.leases import hold
 from lamella.store.namespaces import ensure
-from lamella.store.snapshotters.forms import Form, OpenTree, Use
+from lamella.store.snapshotters.forms import Form, OpenTree, Target, Use
 from lamella.store.snapshotters.places import Places, locked
 from lamella.store.snapshotters.rows import Row, Rows, field_of
 
@@ -113,9 +113,12 @@ class Snapshots:
         """See `Snapshotter.view`."""
         return self._shown(self._make(SnapshotKind.VIEW, key, parent, labels))
 
-    def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
+    def commit(
+        self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "", *, beneath: Usage | None = None
+    ) -> None:
         """See `Snapshotter.commit`. All that was written is on the disk first.
 
+        ``beneath`` is what was measured by `Target.beneath` after the last change, so that it need not be done again.
         Raises also Unsupported (a parent for a snapshot of a kind that must know it before), Exhausted.
         """
         check_key(name, "the name of a snapshot")
@@ -136,7 +139,7 @@ class Snapshots:
             if number != row.parent:
                 form.rebase(place, parents)
             form.seal(place)
-            usage = form.usage(place, SnapshotKind.COMMITTED)
+            usage = form.usage(place, SnapshotKind.COMMITTED, beneath)
             _sync(place)
             with self._database.write() as connection:
                 row = self._rows.active(connection, key, row.number)
@@ -196,12 +199,16 @@ class Snapshots:
         self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
     ) -> Sink[Losses]:
         """See `Unpacks.sink`."""
+        return self.target(key, parents_known=parents_known).sink(policy, losses)
+
+    def target(self, key: str, *, parents_known: bool = True) -> Target:
+        """What makes the sink as of `sink`, also in a process that has no database. Raises as that does."""
         with self._database.read() as connection:
             row = self._rows.active(connection, key)
             parents = self._chain(connection, row.parent)
         if not parents_known and not self._form.side_by_side:
             raise Unsupported(f"the snapshotter {self.name!r} unpacks a layer over those below alone")
-        return self._form.sink(self._places.of(row.number), parents if parents_known else None, policy, losses)
+        return Target(self._form, self._places.of(row.number), parents if parents_known else None)
 
     def uncover(self, key: str, paths: Sequence[LayerPath]) -> None:
         """Drop whiteouts of the active snapshot ``key``, which was unpacked without its parents.

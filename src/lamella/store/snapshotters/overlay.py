@@ -20,7 +20,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.store.contract import BindMount, Mount, OverlayMount, SnapshotKind, Usage
-from lamella.store.snapshotters.copying import copy_root_metadata, measure
+from lamella.store.snapshotters.copying import copy_root_metadata, measure, with_root
 from lamella.store.snapshotters.forms import OpenTree, Use, is_unstated, missing, new_root
 
 UPPER: Final = "fs"
@@ -84,9 +84,13 @@ class OverlayForm:
     def release(self, place: Path) -> None:
         """See `Form.release`: nothing is mounted here."""
 
-    def usage(self, place: Path, kind: SnapshotKind) -> Usage:  # noqa: ARG002  # every kind has its upper directory
+    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # every kind has its upper directory
         """See `Form.usage`."""
-        return measure(place / UPPER).usage
+        return measure(place / UPPER).usage if beneath is None else with_root(place / UPPER, beneath)
+
+    def beneath(self, place: Path) -> Usage | None:
+        """See `Form.beneath`."""
+        return measure(place / UPPER).beneath
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
