@@ -28,7 +28,7 @@ Lookup: TypeAlias = "Callable[[LayerPath], Entry | None]"
 Owners: TypeAlias = Literal["actual", "recorded"] | None
 """Whose files a source says that there are; None is what this user goes by."""
 MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], SinkOptions], Sink[Losses]]"
-TakeTar: TypeAlias = "Callable[[BlobReader, Sink[Losses], NameRules | None], Source]"
+TakeTar: TypeAlias = "Callable[[BlobReader, Sink[Losses], NameRules | None, Losses | None], Source]"
 MakeSource: TypeAlias = "Callable[[ExitStack, Path, SourceOptions], tuple[Source, Lookup | None]]"
 """What is open goes to the stack."""
 
@@ -81,17 +81,17 @@ class KeptTar(Protocol):
         ...
 
 
-def _posix_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None) -> Source:
+def _posix_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
     from lamella.layers.tarball import tar_changes
 
     del sink, rules
-    return tar_changes(reader.next_buffer, end=reader.finish)
+    return tar_changes(reader.next_buffer, end=reader.finish, losses=losses)
 
 
-def _windows_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None) -> Source:
+def _windows_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
     from lamella.layers.windows_tar import windows_tar_changes
 
-    del sink
+    del sink, losses
     return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules)
 
 
@@ -153,9 +153,18 @@ def sink(
     return row.sink(place, parents, SinkOptions(policy, losses, contents, rules, system))
 
 
-def tar_changes(kind: str, reader: BlobReader, sink: Sink[Losses], rules: NameRules | None = None) -> Source:
-    """The layer that ``reader`` gives, as the ``sink`` of that kind takes it; ``rules`` are for a Windows layer."""
-    return kind_of(kind).changes(reader, sink, rules)
+def tar_changes(
+    kind: str,
+    reader: BlobReader,
+    sink: Sink[Losses],
+    rules: NameRules | None = None,
+    losses: Losses | None = None,
+) -> Source:
+    """The layer that ``reader`` gives, as the ``sink`` of that kind takes it; ``rules`` are for a Windows layer.
+
+    ``losses`` are told of what reading such a layer as one of Linux loses.
+    """
+    return kind_of(kind).changes(reader, sink, rules, losses)
 
 
 def directory_of(kind: str, place: Path) -> Path:
@@ -291,10 +300,11 @@ def _windows_needs(place: Path) -> Path:
     return place.absolute().parent
 
 
-def _folder_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None) -> Source:
+def _folder_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
     from lamella.layers.windows.sink import WindowsSink
     from lamella.layers.windows.taking import taken_tar
 
+    del losses
     assert isinstance(sink, WindowsSink)  # noqa: S101
     return taken_tar(reader, sink, rules)
 

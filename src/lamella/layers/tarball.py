@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Posix, Put, Whiteout
 from lamella.errors import FormatError, UnsafePath
 from lamella.formats.tar.reader import TarLimits, TarMember, TarReader
@@ -22,6 +23,9 @@ OPAQUE: Final = ".wh..wh..opq"
 _AUFS: Final = ".wh..wh."
 _XATTR: Final = "SCHILY.xattr."
 _LIBARCHIVE_XATTR: Final = "LIBARCHIVE.xattr."
+_OF_WINDOWS: Final = "MSWINDOWS.fileattr"
+"""A record that each file of a Windows layer has."""
+_READ_AS_LINUX: Final = "the layer is one of Windows and read as one of Linux; --as windows takes it as it is"
 _KNOWN_PARENTS: Final = 16384
 _KNOWN_LENGTH: Final = 1024
 """Characters of a parent that is worth keeping."""
@@ -34,12 +38,14 @@ def tar_changes(
     limits: TarLimits | None = None,
     stored: SeekableBlob | None = None,
     end: Callable[[], object] | None = None,
+    losses: Losses | None = None,
 ) -> Iterator[Change]:
     """The changes that the tar states, in its order; content streams from the buffers without a copy.
 
     ``next_buffer`` is the contract of `lamella.formats.tar.TarReader`. With ``stored``, content is given as extents
     of that blob instead, which can be opened again. ``end`` is called when the archive has ended and before the last
-    change is behind us, so that what it raises (a digest that differs) keeps the sink from committing.
+    change is behind us, so that what it raises (a digest that differs) keeps the sink from committing. ``losses`` are
+    told once where the tar is that of a Windows layer, whose files have neither owners nor modes here.
 
     Raises FormatError, UnsafePath, Exhausted.
     """
@@ -71,6 +77,9 @@ def tar_changes(
         posix = member.facet
         if member.records is not None:
             posix = _with_xattrs(posix, member.records, member.header_offset)
+            if losses is not None and _OF_WINDOWS in member.records:
+                losses.record(Loss(path, "what Windows keeps of a file", _READ_AS_LINUX))
+                losses = None
         if flag == "0":
             size = member.size
             if stored is None:

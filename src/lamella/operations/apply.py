@@ -101,7 +101,7 @@ def apply_blob(
             rules=rules,
             system=system,
         )
-        apply(kinds.tar_changes(kind, reader, sink, rules), sink, cancel=cancel, tally=tally)
+        apply(kinds.tar_changes(kind, reader, sink, rules, losses), sink, cancel=cancel, tally=tally)
         return Applied(reader.finish(), tally.changes, losses, getattr(sink, "size", None))
 
 

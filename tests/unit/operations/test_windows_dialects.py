@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tests.unit.layers.windows_tars import BASES, LAYERS, microsoft_base
 
+from lamella.changes.losses import Losses
 from lamella.cli.main import run as main
-from lamella.errors import Conflict, FormatError, Unsupported
+from lamella.errors import Conflict, FormatError, LossRefused, Unsupported
 from lamella.layers.windows.place import FRAMING
 from lamella.operations.apply import apply_blob
 from lamella.operations.diff import diff
@@ -43,6 +44,15 @@ def base(tmp_path: Path) -> Path:
 def test_a_base_layer_keeps_its_bytes(producer: str, tmp_path: Path) -> None:
     data = BASES[producer]()
     assert data == there_and_back(tmp_path, data)
+
+
+@pytest.mark.parametrize("kind", ["directory", "overlay", "erofs"])
+def test_a_windows_layer_that_is_applied_as_one_of_linux_is_told_of_once(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "blob.tar").write_bytes(microsoft_base())
+    losses = apply_blob(tmp_path / "blob.tar", tmp_path / "plain", kind=kind).losses
+    assert [loss.what for loss in losses].count("what Windows keeps of a file") == 1
+    with pytest.raises(LossRefused, match="--as windows"):
+        apply_blob(tmp_path / "blob.tar", tmp_path / "other", kind=kind, losses=Losses(refuse=True))
 
 
 @pytest.mark.parametrize("producer", LAYERS)
