@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +97,7 @@ def command(
             applied = apply_apart(layer, directory, kind=kind, parents=parents, losses=losses, cancel=cancel)
         else:
             applied = apply_blob(
-                sys.stdin.buffer if blob == "-" else Path(blob),
+                console.binary_input() if blob == "-" else Path(blob),
                 directory,
                 kind=kind,
                 parents=parents,

@@ -27,7 +27,7 @@ DIFFERENT = 1
     "--ignore",
     metavar="WHAT,...",
     multiple=True,
-    help="Of files: content, mode, owner, mtime, xattrs, target, device, links.  "
+    help="Of files: content, mode, owner, mtime, xattrs, target, device, links, windows.  "
     "Of images: created, history, annotations, config.",
 )
 @click.option(

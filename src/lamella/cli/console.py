@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
@@ -45,14 +45,14 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A line that does not make the result a failure."""
-        print(f"lamella: warning: {printable(text)}", file=sys.stderr)
+        _tell(f"lamella: warning: {printable(text)}")
 
     def error(self, text: str, hint: str | None = None, notes: Iterable[str] = ()) -> None:
         """What went wrong, what else there is to know, and the next step."""
         message = [f"lamella: {printable(text)}", *(f"note: {printable(note)}" for note in notes)]
         if hint:
             message.append(f"hint: {printable(hint)}")
-        print("\n".join(message), file=sys.stderr)
+        _tell("\n".join(message))
 
     def losses(self, losses: Losses) -> None:
         """What could not be kept: the first few, and how many there are."""
@@ -73,6 +73,15 @@ class Console:
         """Standard output for bytes."""
         sys.stdout.flush()
         return sys.stdout.buffer
+
+    @staticmethod
+    def binary_input() -> BinaryIO:
+        """Standard input for bytes. Raises InvalidInput where there is none."""
+        if sys.stdin is None:
+            from lamella.errors import InvalidInput
+
+            raise InvalidInput("standard input is closed")
+        return sys.stdin.buffer
 
     def blob_output(self) -> BinaryIO:
         """Standard output for a blob. Raises InvalidInput where that is a terminal."""
@@ -112,12 +121,24 @@ class Console:
         try:
             sys.stdout.flush()
         except (OSError, ValueError):
-            try:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, sys.stdout.fileno())
-                os.close(nowhere)
-            except (OSError, ValueError):
-                pass
+            _silence(sys.stdout)
+
+
+def _tell(text: str) -> None:
+    """A line on standard error; where that takes none, as on a full disk, the exit code says what it can."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):
+        pass
 
 
 def is_terminal(stream: object) -> bool:

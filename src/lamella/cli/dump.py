@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from lamella.cli.console import Console
@@ -36,7 +34,7 @@ def command(console: Console, place: str, kind: str, inline: int, holes: bool, p
     from lamella.operations.dump import dump_lines
 
     lines = dump_lines(
-        sys.stdin.buffer if place == "-" else place,
+        console.binary_input() if place == "-" else place,
         kind=kind,
         inline=inline,
         holes=holes,

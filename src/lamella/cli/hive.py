@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -217,7 +216,7 @@ def dump(console: Console, place: str, dirty: bool, layer: int | None, platform:
 
 
 def _place(text: str) -> Place:
-    return sys.stdin.buffer if text == "-" else text
+    return Console.binary_input() if text == "-" else text
 
 
 def _opened(

@@ -90,7 +90,7 @@ def _ask(what: str, *, hide: bool = False) -> str:
 
 
 def _read_password() -> str:
-    raw = sys.stdin.buffer.read(_MAX_PASSWORD + 1)
+    raw = Console.binary_input().read(_MAX_PASSWORD + 1)
     if len(raw) > _MAX_PASSWORD:
         raise Exhausted(f"more than {_MAX_PASSWORD} bytes are no password")
     try:

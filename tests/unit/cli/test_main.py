@@ -291,6 +291,20 @@ def test_a_full_standard_output_is_said_once(program: str) -> None:
     assert "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("ls oci:/nowhere", 4), ("nothing", 2), ("ls nothing", 3)])
+def test_a_full_standard_error_leaves_the_exit_code(program: str, arguments: str, code: int) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([program, *arguments.split()], stdout=subprocess.PIPE, stderr=full)
+    assert (done.returncode, done.stdout) == (code, b"")
+
+
+@pytest.mark.parametrize("verb", ["apply - new", "dump -", "hive ls -", "login localhost:1 -u a --password-stdin"])
+def test_a_closed_standard_input_is_said(program: str, verb: str, tmp_path: Path) -> None:
+    line = f"'{program}' {verb} <&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (3, "lamella: standard input is closed\n")
+
+
 def test_closed_streams_are_no_bug(program: str) -> None:
     for closed, code in ("1>&-", 0), ("2>&-", 0), ("1>&- 2>&-", 0):
         done = subprocess.run(["sh", "-c", f"'{program}' --help {closed}"], capture_output=True, text=True)
