@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Final, NewType
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Final, Generic, NewType, TypeVar
 
 from lamella.errors import UnsafePath
+
+N = TypeVar("N")
 
 LayerPath = NewType("LayerPath", str)
 """A path inside a layer: relative, ``/`` between components, no empty, ``.`` or ``..`` component, no NUL.
@@ -27,6 +31,8 @@ def parse_path(raw: str) -> LayerPath:
 
     Raises UnsafePath.
     """
+    if raw and raw[0] not in "./" and raw[-1] != "/" and "//" not in raw and "/." not in raw and "\0" not in raw:
+        return LayerPath(raw)
     if "\0" in raw:
         raise UnsafePath(raw, "it contains a NUL")
     parts = [part for part in raw.split("/") if part not in ("", ".")]
@@ -54,3 +60,67 @@ def beneath(path: str, root: str) -> bool:
 def sort_key(path: str) -> tuple[bytes, ...]:
     """Orders paths as a walk meets them: a directory right before what is in it, names by their bytes."""
     return tuple(part.encode("utf-8", "surrogateescape") for part in path.split("/")) if path else ()
+
+
+class Way(Generic[N]):
+    """The directories on the way to the one that was come by last: the next is found from there.
+
+    Paths can have thousands of components, and what is asked for next is near, as a rule.
+    """
+
+    __slots__ = ("_ends", "_nodes", "_path", "_root")
+
+    def __init__(self, root: N) -> None:
+        self._root = root
+        self._path = ""
+        self._ends: list[int] = []
+        """Where each component of the path ends."""
+        self._nodes: list[N] = []
+
+    def reset(self) -> None:
+        """Forget the way: a directory may have gone."""
+        self._path = ""
+        self._ends.clear()
+        self._nodes.clear()
+
+    def find(self, path: str, step: Callable[[N, str], N | None]) -> N | None:
+        """The directory ``path``, where ``step`` gives the directory of a name in another; None where that does."""
+        if not path:
+            return self._root
+        ends, nodes = self._ends, self._nodes
+        if path != self._path:
+            shared = self._shared(path)
+            del ends[shared:], nodes[shared:]
+            end = ends[-1] if ends else -1
+            try:
+                while end < len(path):
+                    start = end + 1
+                    end = path.find("/", start)
+                    if end < 0:
+                        end = len(path)
+                    node = step(nodes[-1] if nodes else self._root, path[start:end])
+                    if node is None:
+                        return None
+                    ends.append(end)
+                    nodes.append(node)
+            finally:
+                self._path = path[: ends[-1]] if ends else ""
+        return nodes[-1]
+
+    def _shared(self, path: str) -> int:
+        """How many components from the first on are those of the path before."""
+        old, ends = self._path, self._ends
+        if not path.startswith(old):
+            least, most = 0, len(old)
+            while least < most:  # characters
+                half = (least + most + 1) // 2
+                if path.startswith(old[:half]):
+                    least = half
+                else:
+                    most = half - 1
+        else:
+            least = len(old)
+        count = bisect_right(ends, least)
+        if count and ends[count - 1] == least < len(path) and path[least] != "/":
+            count -= 1
+        return count

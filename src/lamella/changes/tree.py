@@ -24,7 +24,7 @@ from lamella.changes.model import (
 )
 from lamella.changes.semantics import prune
 from lamella.errors import InvalidInput, NotFound, StreamConsumed, Unsupported
-from lamella.paths import ROOT, LayerPath, join, split
+from lamella.paths import ROOT, LayerPath, Way, join, split
 
 
 class _Names:
@@ -50,7 +50,7 @@ class _Node(Struct):
 class MemoryTree:
     """A `Tree` in memory. It holds content that can be opened again only; alternate data streams with ``streams``."""
 
-    __slots__ = ("_near", "_near_path", "_root", "_streams")
+    __slots__ = ("_near", "_near_path", "_root", "_streams", "_way")
 
     def __init__(self, *, streams: bool = False) -> None:
         self._streams = streams
@@ -58,6 +58,7 @@ class MemoryTree:
         # The directory that was last come by: what is asked for next is often in it, and paths can be long.
         self._near_path = ""
         self._near = self._root
+        self._way = Way(self._root)
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """See `Tree.lookup`."""
@@ -99,12 +100,10 @@ class MemoryTree:
         parent, _, name = path.rpartition("/")
         node = self._near
         if parent != self._near_path:
-            node = self._root
-            for step in parent.split("/") if parent else ():
-                found = node.children.get(step) if node.children is not None else None
-                if found is None:
-                    return None
-                node = found
+            above = self._way.find(parent, _inner)
+            if above is None:
+                return None
+            node = above
         if node.children is None:
             return None
         found = node.children.get(name)
@@ -142,6 +141,7 @@ class MemoryTree:
     def _release(self, node: _Node) -> None:
         if node.children is not None:
             self._near_path, self._near = "", self._root
+            self._way.reset()
         todo = [node]
         while todo:
             node = todo.pop()
@@ -149,6 +149,13 @@ class MemoryTree:
                 node.names.count -= 1
             if node.children:
                 todo.extend(node.children.values())
+
+
+def _inner(directory: _Node, name: str) -> _Node | None:
+    """The directory ``name`` in another."""
+    assert directory.children is not None  # noqa: S101  # it is one
+    found = directory.children.get(name)
+    return found if found is not None and found.children is not None else None
 
 
 def _bytes(name: str) -> bytes:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from lamella import host
 from lamella.changes.contracts import Seen
 from lamella.changes.losses import Losses
-from lamella.changes.model import Content, Entry
+from lamella.changes.model import Content, Entry, Kind
 from lamella.errors import Conflict, from_os
 from lamella.host import flags
 from lamella.layers.descriptors import Descriptors, open_root
@@ -121,9 +121,9 @@ class OverlaySink(OverlayRules, DirectorySink):
     def _look(self, path: LayerPath) -> Seen | None:
         parent, name = split(path)
         try:
-            directory = self._known.get(parent)
+            directory = self._there(parent)
             if directory is None:
-                directory = self._descriptors.open(parent)
+                return None
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
@@ -134,6 +134,8 @@ class OverlaySink(OverlayRules, DirectorySink):
         return DirectorySink.seen(self, path)
 
     def _put(self, entry: Entry, content: Content | None) -> bool | None:
+        if entry.kind is Kind.DIRECTORY:
+            self._lacking = None
         return DirectorySink.put(self, entry, content)
 
     def _link(self, path: LayerPath, target: LayerPath) -> bool | None:
@@ -149,13 +151,25 @@ class OverlaySink(OverlayRules, DirectorySink):
     def _is_up(self, path: LayerPath) -> bool:
         parent, name = split(path)
         try:
-            directory = self._known.get(parent)
+            directory = self._there(parent)
             if directory is None:
-                directory = self._descriptors.open(parent)
+                return False
             os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True
+
+    def _there(self, path: str) -> int | None:
+        """The open directory ``path`` of the upper layer; None where that has none. Raises OSError."""
+        directory = self._known.get(path)
+        if directory is None:
+            if self._lacks(path):
+                return None
+            try:
+                directory = self._descriptors.open(path)
+            except FileNotFoundError:
+                self._lacking = path
+        return directory
 
     def _open(self, path: str) -> int:
         """See `DirectorySink`; directories that only the parents have are copied up, or made."""

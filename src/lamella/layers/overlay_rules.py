@@ -15,7 +15,7 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
 from lamella.changes.semantics import prune
 from lamella.errors import InvalidInput, NotFound, from_os
-from lamella.paths import ROOT, LayerPath, join, split
+from lamella.paths import ROOT, LayerPath, beneath, join, split
 
 WHITEOUT: Final = Seen(Kind.CHARACTER)
 """What `OverlayRules._look` gives for a whiteout."""
@@ -60,6 +60,8 @@ class OverlayRules(ABC):
         self._opaque: set[str] = set()
         self._hidden: dict[str, bool] = {}
         self._lost: set[LayerPath] = set()
+        self._lacking: str | None = None
+        """A directory that the upper layer was found to lack, since when it got no other."""
         self.assumed: set[LayerPath] = set()
         """Where the parents are not known: directories that the layer does not state, taken to be there."""
         self.covered: set[LayerPath] = set()
@@ -100,6 +102,10 @@ class OverlayRules(ABC):
     def _is_up(self, path: LayerPath) -> bool:
         """Whether the upper layer has something at ``path``, be it a whiteout."""
         return self._look(path) is not None
+
+    def _lacks(self, directory: str) -> bool:
+        """Whether the upper layer is known to lack a directory, which spares looking for it on a long way."""
+        return self._lacking is not None and beneath(directory, self._lacking)
 
     # See `Sink`
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from lamella.changes.losses import Loss
 from lamella.errors import InvalidInput, UnsafePath
 from lamella.formats.ntfs import names
-from lamella.paths import ROOT, LayerPath, join, parse_path
+from lamella.paths import ROOT, LayerPath, Way, join, parse_path
 
 WHITEOUT: Final = ".wh."
 
@@ -57,12 +57,13 @@ class Directory:
 class LayerNames:
     """The names of one layer, as far as it has been read or written. Time and memory are in proportion to them."""
 
-    __slots__ = ("_awkward", "_root", "fold", "known")
+    __slots__ = ("_awkward", "_root", "_way", "fold", "known")
 
     def __init__(self, rules: NameRules | None = None) -> None:
         rules = rules or NameRules()
         self._root = Directory(None, "")
         self._root.path = ROOT
+        self._way = Way(self._root)
         self.known: dict[str, Directory] = {}
         """Directories by their spelling, as far as they were asked for lately."""
         self._awkward = rules.awkward
@@ -80,10 +81,9 @@ class LayerNames:
         if above is not None and names.plain(last) and last[:4] != WHITEOUT:
             at = self._inside(above, last, spelled)
         else:
-            at = self._root
-            for part in parse_path(spelled).split("/"):
-                if part:
-                    at = self._inside(at, part, spelled)
+            found = self._way.find(parse_path(spelled), lambda above, name: self._inside(above, name, spelled))
+            assert found is not None  # noqa: S101  # what is not there is made
+            at = found
         if not hasattr(at, "path"):
             at.path = _path(at)
         if len(spelled) <= _KNOWN_LENGTH:

@@ -23,6 +23,8 @@ Names: TypeAlias = dict[str, tuple[str, int]]
 
 _OPEN: Final = 512
 """Directories that are held as dictionaries, which take five times the room."""
+_AGAIN: Final = 4
+"""Times that a directory is made a dictionary anew; from then on it stays one, or each name could cost all others."""
 _BLOCK: Final = RECORDS_IN_TABLE * RECORD.size
 
 
@@ -63,6 +65,10 @@ class Records:
         block, row = divmod(number, RECORDS_IN_TABLE)
         return bytes(self._blocks[block][row * RECORD.size : (row + 1) * RECORD.size])
 
+    def has(self, file: int) -> bool:
+        """Whether a file is new or has changed."""
+        return file > self._before or file in self._changed
+
     def kind(self, file: int) -> tuple[bool, bool] | None:
         """Whether a file is a directory, and whether a reparse point; None for one that is as it was."""
         number = file - self._before - 1
@@ -102,9 +108,12 @@ class Records:
 
 
 class Directories:
-    """The names in directories, by file id. What `names` gives is good until the next call."""
+    """The names in directories, by file id. What `names` gives is good until the next call.
 
-    __slots__ = ("_fold", "_load", "_open", "_packed", "changed")
+    Time is in proportion to the names, in whatever order the directories are asked for.
+    """
+
+    __slots__ = ("_fold", "_load", "_open", "_opened", "_packed", "_staying", "changed")
 
     def __init__(self, fold: Callable[[str], str], load: Callable[[int], Names]) -> None:
         """``load`` gives what is in a directory that is not known yet."""
@@ -113,12 +122,18 @@ class Directories:
         self._open: dict[int, Names] = {}
         self._packed: dict[int, tuple[str, array[int]]] = {}
         """In the order of the folded names."""
+        self._opened: dict[int, int] = {}
+        """How often a directory was loaded or unpacked."""
+        self._staying: dict[int, Names] = {}
+        """Directories that were opened too often to be closed again."""
         self.changed: set[int] = set()
         """Directories with other names than they had."""
 
     def names(self, directory: int) -> Names:
         """What is in a directory."""
         found = self._open.get(directory)
+        if found is None:
+            found = self._staying.get(directory)
         if found is not None:
             return found
         packed = self._packed.pop(directory, None)
@@ -128,7 +143,11 @@ class Directories:
             text, files = packed
             names = text.split("/") if files else []
             found = dict(zip(map(self._fold, names), zip(names, files, strict=True), strict=True))
-        self._keep(directory, found)
+        opened = self._opened[directory] = self._opened.get(directory, 0) + 1
+        if opened < _AGAIN:
+            self._keep(directory, found)
+        else:
+            self._staying[directory] = found
         return found
 
     def changing(self, directory: int) -> Names:
@@ -153,7 +172,7 @@ class Directories:
 
     def known(self, directory: int) -> bool:
         """Whether the file is known to be a directory."""
-        return directory in self._open or directory in self._packed
+        return directory in self._open or directory in self._packed or directory in self._staying
 
     def _keep(self, directory: int, names: Names) -> None:
         if len(self._open) >= _OPEN:

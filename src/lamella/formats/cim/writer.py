@@ -35,6 +35,7 @@ from lamella.formats.cim.structures import (
     parse_record,
 )
 from lamella.formats.ntfs.upcase import Upcase, pack_upcase, usual_upcase
+from lamella.paths import Way
 
 _TAG: Final = slice(0, 4)
 _DESCRIPTORS: Final = 4096
@@ -112,6 +113,7 @@ class CimWriter:
         else:
             self._root = parent.root
         self._near = ("", self._root)
+        self._way = Way(self._root)
 
     # Files
 
@@ -157,7 +159,7 @@ class CimWriter:
         directory, name = self._split(path)
         key = self._key(name)
         if self._parent is not None and directory not in self._put_in:
-            self._note_put(path)
+            self._note_put(path, directory)
         names = self._directories.names(directory)
         old = None
         if key in names:
@@ -167,7 +169,7 @@ class CimWriter:
                 self._records.put(there, self._pack(metadata, old.data, directory))
                 self._streams.pop(there, None)
                 return old
-            self._near = ("", self._root)
+            self._forget_way()
         file = self._records.add(self._pack(metadata, self._no_names if stream is None else stream, directory))
         names[key] = name, file
         self._directories.changed.add(directory)
@@ -190,8 +192,8 @@ class CimWriter:
         directory, name = self._split(path)
         self._directories.changing(directory)[self._key(name)] = name, file
         if self._parent is not None and directory not in self._put_in:
-            self._note_put(path)
-        self._near = ("", self._root)
+            self._note_put(path, directory)
+        self._forget_way()
 
     def delete(self, path: str) -> None:
         """A file goes, a directory with all that is in it. Raises NotFound."""
@@ -202,7 +204,7 @@ class CimWriter:
         if key not in self._directories.names(directory):
             raise NotFound(f"{path!r} is not there")
         del self._directories.changing(directory)[key]
-        self._near = ("", self._root)
+        self._forget_way()
 
     # The end
 
@@ -344,8 +346,11 @@ class CimWriter:
             found = self._streams[file] = {self._upcase.fold(name): (name, stream) for name, stream in there}
         return found
 
-    def _note_put(self, path: str) -> None:
-        """Note that something was put into the directories that lead to ``path``."""
+    def _note_put(self, path: str, directory: int) -> None:
+        """Note that something was put into the directories that lead to ``path``, which is in ``directory``."""
+        if directory != self._root and self._records.has(directory):
+            self._put_in.add(directory)  # and those above were noted when it was put itself
+            return
         file: int | None = self._root
         for part in path.split("/"):
             if file is None:
@@ -357,21 +362,24 @@ class CimWriter:
         assert self._parent is not None  # noqa: S101  # our own are there from the start
         return self._parent.children(self._record(directory))
 
+    def _forget_way(self) -> None:
+        self._near = ("", self._root)
+        self._way.reset()
+
     def _find(self, path: str) -> int | None:
         if not path:
             return self._root
         parent, _, name = path.rpartition("/")
         if parent != self._near[0]:
-            file: int = self._root
-            for part in parent.split("/") if parent else ():
-                child = self._child(file, part)
-                if child is None:
-                    return None
-                file = child
-            if not self._is_directory(file):
+            directory = self._way.find(parent, self._inner)
+            if directory is None:
                 return None
-            self._near = parent, file
+            self._near = parent, directory
         return self._child(self._near[1], name)
+
+    def _inner(self, directory: int, name: str) -> int | None:
+        child = self._child(directory, name)
+        return child if child is not None and self._is_directory(child) else None
 
     def _child(self, directory: int, name: str) -> int | None:
         if not self._is_directory(directory):

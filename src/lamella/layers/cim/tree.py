@@ -29,7 +29,7 @@ from lamella.formats.cim.structures import Stream as CimStream
 from lamella.formats.ntfs import attributes as bits
 from lamella.formats.ntfs import extended_attributes, filetime, reparse
 from lamella.layers.cim.files import CimLayer, OpenCim
-from lamella.paths import ROOT, LayerPath, join
+from lamella.paths import ROOT, LayerPath, Way, join
 
 ATTRIBUTES: Final = (
     (Flag.READ_ONLY, bits.READONLY),
@@ -88,6 +88,7 @@ class CimTree:
         self.reader = self.image.reader
         self._directories: dict[int, _Links] = {}
         self._near: tuple[str, int] = ("", self.reader.root)
+        self._way = Way(self.reader.root)
         self._places: dict[int, tuple[int, str]] = {self.reader.root: (0, "")}
         self._recent: dict[int, FileRecord] = {}
         """The records of what is in the directory that was listed last."""
@@ -146,9 +147,7 @@ class CimTree:
         if not path:
             return self.reader.root
         if parent != self._near[0]:
-            file: int | None = self.reader.root
-            for part in parent.split("/") if parent else ():
-                file = None if file is None else self._child(file, part)
+            file = self._way.find(parent, self._child)
             if file is None:
                 return None
             self._near = parent, file

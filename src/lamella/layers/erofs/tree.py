@@ -19,7 +19,7 @@ from lamella.layers.erofs.files import ErofsContent, ErofsLayer, OpenErofs
 from lamella.layers.overlay_rules import is_whiteout
 from lamella.layers.stack import LayerStack
 from lamella.layers.stack_tree import UNCLEAR, stated
-from lamella.paths import ROOT, LayerPath, join
+from lamella.paths import ROOT, LayerPath, Way, join
 
 MARKS: Final = "trusted.overlay."
 """What the attributes begin with that an overlay takes for marks."""
@@ -44,9 +44,11 @@ class ErofsImage:
         self.image = OpenErofs(layer)
         self.reader = self.image.reader
         self._names: dict[int, dict[str, int]] = {}
-        self._paths: dict[int, str] = {self.reader.superblock.root: ""}
-        """Node of a directory -> where it is: no directory is in two places, and so none in itself."""
-        self._near: tuple[str, int] = ("", self.reader.superblock.root)
+        root = self.reader.superblock.root
+        self._places: dict[int, tuple[int, str]] = {root: (0, "")}
+        """Node of a directory -> the one that it is in, and its name: none is in two places, and so none in itself."""
+        self._near: tuple[str, int] = ("", root)
+        self._way = Way(root)
 
     def close(self) -> None:
         """Close the image."""
@@ -79,8 +81,7 @@ class ErofsImage:
             raise InvalidInput(f"{directory!r} is not a directory")
         found: list[Entry] = []
         for name, node in self._children(inode).items():
-            path = join(directory, name)
-            found.append(self.entry(path, self._inode(path, node)))
+            found.append(self.entry(join(directory, name), self._inode(node, inode.node, name)))
         return found
 
     def open(self, path: LayerPath) -> ErofsContent:
@@ -119,29 +120,39 @@ class ErofsImage:
         """The file at ``path`` as the image has it, be it a whiteout; None where nothing is. Raises FormatError."""
         parent, _, name = path.rpartition("/")
         if not path:
-            return self._inode("", self.reader.superblock.root)
-        where, node = self._near
-        if parent != where:
-            where, node = "", self.reader.superblock.root
-            for step in parent.split("/") if parent else ():
-                found = self._step(where, node, step)
-                if found is None:
-                    return None
-                where, node = join(where, step), found
-            self._near = where, node
-        found = self._step(parent, node, name)
-        return None if found is None else self._inode(path, found)
+            return self.reader.inode(self.reader.superblock.root)
+        if parent != self._near[0]:
+            directory = self._way.find(parent, self._inner)
+            if directory is None:
+                return None
+            self._near = parent, directory
+        above = self._near[1]
+        node = self._child(above, name)
+        return None if node is None else self._inode(node, above, name)
 
-    def _step(self, where: str, node: int, name: str) -> int | None:
-        inode = self._inode(where, node)
-        return self._children(inode).get(name) if stat.S_ISDIR(inode.mode) else None
+    def _inner(self, directory: int, name: str) -> int | None:
+        """The directory ``name`` in another."""
+        node = self._child(directory, name)
+        return node if node is not None and stat.S_ISDIR(self._inode(node, directory, name).mode) else None
 
-    def _inode(self, path: str, node: int) -> Inode:
+    def _child(self, directory: int, name: str) -> int | None:
+        names = self._names.get(directory)
+        if names is None:
+            inode = self.reader.inode(directory)
+            if not stat.S_ISDIR(inode.mode):
+                return None
+            names = self._children(inode)
+        return names.get(name)
+
+    def _inode(self, node: int, directory: int, name: str) -> Inode:
+        """The file ``name`` in a directory."""
         inode = self.reader.inode(node)
         if stat.S_ISDIR(inode.mode):
-            known = self._paths.setdefault(node, path)
-            if known != path:
-                raise FormatError("EROFS directory", inode.end, f"{path!r} is {known or '/'!r} once more")
+            known = self._places.setdefault(node, (directory, name))
+            if known != (directory, name):
+                raise FormatError(
+                    "EROFS directory", inode.end, f"{name!r} is the directory {known[1] or '/'!r} once more"
+                )
         return inode
 
     def _children(self, directory: Inode) -> dict[str, int]:

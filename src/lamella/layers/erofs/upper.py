@@ -139,6 +139,7 @@ class ErofsUpperSink(OverlayRules):
         new = children[key] = new_inode(entry, posix, placed)
         reshaped = None if old is None else self._gone(old) or entry.kind is Kind.DIRECTORY
         if entry.kind is Kind.DIRECTORY:
+            self._lacking = None
             self._near[path] = new
         return reshaped
 
@@ -189,6 +190,8 @@ class ErofsUpperSink(OverlayRules):
 
     def _walked(self, path: str) -> NewInode | None:
         """The directory at ``path``, from the nearest one above that is known; None where there is none."""
+        if self._lacks(path):
+            return None
         near, way = self._near, [path]
         while (at := way[-1].rpartition("/")[0]) not in near:
             way.append(at)
@@ -196,6 +199,7 @@ class ErofsUpperSink(OverlayRules):
         for step in reversed(way):
             inode = directory.children.get(step.rpartition("/")[2].encode("utf-8", "surrogateescape"))
             if inode is None or not stat.S_ISDIR(inode.mode):
+                self._lacking = step
                 return None
             directory = near[step] = inode
         return directory

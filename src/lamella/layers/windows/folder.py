@@ -56,6 +56,8 @@ class FolderWriter:
         """The file that may still get alternate streams."""
         self._streams: int | None = None
         self._streams_size = 0
+        self._near = "", ""
+        """The directory that was asked for last, and where it is on disk."""
         self._stage = self._make_stage(layer.path)
         try:
             self._descriptors = Descriptors(open_root(self._stage))
@@ -79,7 +81,7 @@ class FolderWriter:
     def imply(self, path: LayerPath) -> None:
         """See `LayerWriter.imply`."""
         parent, _, name = path.rpartition("/")
-        os.mkdir(disk_name(name), dir_fd=self._descriptors.open(disk_path(parent)))
+        os.mkdir(disk_name(name), dir_fd=self._descriptors.open(self._on_disk(parent)))
 
     def put(self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool) -> None:
         """See `LayerWriter.put`."""
@@ -192,13 +194,22 @@ class FolderWriter:
 
     # Files
 
+    def _on_disk(self, directory: str) -> str:
+        """`disk_path` of a directory, which often is in the one that was asked for last."""
+        known, place = self._near
+        if directory != known:
+            above, _, name = directory.rpartition("/")
+            place = f"{place}/{disk_name(name)}" if above and above == known else disk_path(directory)
+            self._near = directory, place
+        return place
+
     def _write(
         self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool
     ) -> PutFact:
         path = entry.path
         parent, _, name = path.rpartition("/")
         name = disk_name(name)
-        directory = self._descriptors.open(disk_path(parent))
+        directory = self._descriptors.open(self._on_disk(parent))
         if folder and not existed:
             os.mkdir(name, dir_fd=directory)
         has_data = type(content) is EmptyData
