@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 from pathlib import Path
 from typing import Final, Self
@@ -19,11 +18,14 @@ from lamella.formats.cim.structures import RegionType, objects_file, parse_files
 from lamella.formats.cim.writer import CimWriter
 from lamella.host import flags
 from lamella.host.positions import read_at
+from lamella.layers.cim.marks import PARTS, Mark
 from lamella.layers.cim.regions import NEW, RegionOutput, WriteBehind
 
 _MOST: Final = 2 << 20
 """Bytes of a file system file: 65,536 parent sets."""
 _SUFFIX: Final = ".cim"
+_SMALL: Final = PARTS - 1
+"""The part of an image in the making that is none of its regions."""
 
 
 class CimLayer(Struct, frozen=True):
@@ -132,10 +134,10 @@ class NewCim:
         if os.path.lexists(layer.path):
             raise AlreadyExists(f"{os.fspath(layer.path)!r} exists")
         self.layer = layer
-        self._mark = f".{layer.name}.unfinished-{secrets.token_hex(4)}"
         self._behind = WriteBehind()
         self._outputs: dict[RegionType, RegionOutput] = {}
         self._parent: OpenCim | None = None
+        self._mark = Mark(layer.directory, layer.name)
         try:
             if parent is not None:
                 if parent.directory.resolve() != layer.directory.resolve():
@@ -150,8 +152,7 @@ class NewCim:
             raise
 
     def _region(self, kind: RegionType) -> RegionOutput:
-        path = self.layer.directory / f"{self._mark}-{int(kind)}"
-        output = self._outputs[kind] = RegionOutput(path, self._behind)
+        output = self._outputs[kind] = RegionOutput(self._mark.part(int(kind)), self._behind)
         return output
 
     def commit(self, *, guid: UUID | None = None, contents: bytes | None = None, durable: bool = False) -> None:
@@ -165,7 +166,7 @@ class NewCim:
         self._behind.drain()
         self._behind.stop()
         directory = self.layer.directory
-        image = directory / self._mark
+        image = self._mark.part(_SMALL)
         try:
             for kind, output in self._outputs.items():
                 output.finish(durable=durable)
@@ -192,13 +193,15 @@ class NewCim:
             output.close()
             output.path.unlink(missing_ok=True)
         self._outputs.clear()
-        (self.layer.directory / self._mark).unlink(missing_ok=True)
+        self._mark.part(_SMALL).unlink(missing_ok=True)
         self._leave()
 
     def _leave(self) -> None:
         if self._parent is not None:
             self._parent.close()
             self._parent = None
+        if not self._outputs:
+            self._mark.remove()
 
 
 def parent_of(layer: CimLayer) -> CimLayer | None:
