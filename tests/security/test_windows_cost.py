@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 from tests.unit.layers.test_windows_dialect import file_at, windows, write
 
-from lamella.changes.model import Change, Entry, Kind, Put, Whiteout
+from lamella.changes.model import Change, Entry, Inline, Kind, Put, Whiteout
 from lamella.cli.main import run
+from lamella.formats.cim.pending import Directories
+from lamella.layers.cim import special
+from lamella.layers.cim.files import CimLayer
+from lamella.layers.cim.sink import CimSink
 from lamella.layers.descriptors import remove_tree
+from lamella.layers.listings import Listings
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
@@ -86,6 +91,59 @@ def hiding(tmp_path: Path, count: int) -> float:
 def test_hiding_directories_of_the_utility_vm_takes_time_in_proportion(tmp_path: Path) -> None:
     short, long = 1000, 4000
     assert hiding(tmp_path, long) < 8 * hiding(tmp_path, short) + 0.3
+
+
+def test_names_put_into_many_directories_in_turn_are_not_taken_up_again_and_again() -> None:
+    taken = 0
+
+    def fold(name: str) -> str:
+        nonlocal taken
+        taken += 1
+        return name
+
+    directories = Directories(fold, lambda directory: {})
+    count, rounds = 700, 40
+    for directory in range(count):
+        directories.add(directory)
+    for number in range(rounds):
+        for directory in range(count):
+            directories.changing(directory)[f"{number}"] = f"{number}", directory
+    assert taken <= 4 * count * rounds
+    assert [directories.in_order(directory)[0] for directory in (0, count - 1)] == [sorted(map(str, range(rounds)))] * 2
+
+
+def test_directories_of_an_image_that_are_looked_into_in_turn_are_read_a_few_times_only() -> None:
+    listings: Listings[dict[str, int]] = Listings()
+    reads = 0
+    for _ in range(20):
+        for directory in range(6000):
+            if listings.get(directory) is None:
+                reads += 1
+                listings.keep(directory, {"name": directory})
+            assert listings.get(directory) == {"name": directory}
+    assert reads <= 4 * 6000
+
+
+def replacing(tmp_path: Path, count: int) -> float:
+    """The processor seconds of replacing that many directories, while as many links wait for the end of the layer."""
+    hive = f"{special.CONFIG}/SYSTEM"
+    sink = CimSink(CimLayer(tmp_path / f"{count}.cim"))
+    try:
+        sink.put(file_at(hive).entry, Inline(b"hello"))
+        for number in range(count):
+            sink.link(LayerPath(f"l{number}"), LayerPath(hive))
+        gc.collect()
+        start = time.thread_time()
+        for number in range(count):
+            sink.put(folder(f"d{number}").entry, None)
+            sink.put(file_at(f"d{number}").entry, Inline(b"hello"))
+        return time.thread_time() - start
+    finally:
+        sink.abort()
+
+
+def test_replacing_directories_while_links_wait_takes_time_in_proportion(tmp_path: Path) -> None:
+    assert replacing(tmp_path, 8000) < 8 * replacing(tmp_path, 2000) + 0.1
 
 
 def test_a_hidden_directory_of_the_utility_vm_can_be_put_anew(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class HostFiles:
         self.folder = folder
         self._own = own
         self._durable = durable
-        self._made: list[Path] = []
+        self._made: dict[Path, None] = {}
         """In the order in which they were made."""
 
     def write(self, path: str, chunks: Iterable[Buffer]) -> int:
@@ -35,7 +35,7 @@ class HostFiles:
             if target in self._made:
                 target.unlink(missing_ok=True)
             with target.open("xb", buffering=0) as file:
-                self._made.append(target)
+                self._made[target] = None
                 for chunk in chunks:
                     view = memoryview(chunk)
                     done += len(view)
@@ -55,7 +55,7 @@ class HostFiles:
         for directory in reversed(todo):
             try:
                 directory.mkdir(0o700 if directory == self.folder else 0o777)
-                self._made.append(directory)
+                self._made[directory] = None
             except FileExistsError as problem:
                 if not self._own or directory in self._made:
                     continue
@@ -74,14 +74,14 @@ class HostFiles:
                 os.link(source, target)
         except OSError as problem:
             raise from_os(problem, f"link {os.fspath(target)!r}") from problem
-        self._made.append(target)
+        self._made[target] = None
 
     def merge_hive(self, base: Path, delta: Path, path: str) -> None:
         """The hive that ``delta`` makes of ``base``. Raises NotFound, FormatError, InvalidInput, AlreadyExists."""
         self.directory(path.rpartition("/")[0])
         target = self.folder / path
         special.merge_hive(base, delta, target)
-        self._made.append(target)
+        self._made[target] = None
 
     def find(self, path: str) -> Path | None:
         """The file ``path`` in whatever case."""

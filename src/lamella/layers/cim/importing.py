@@ -73,6 +73,8 @@ class CimImport:
         """What waits for the end, in order, by folded path."""
         self._lengths: set[int] = set()
         """Of the paths of what waits."""
+        self._inside: dict[str, set[str]] = {}
+        """Directory -> what waits right in it, and the directories in it in which something has waited; folded."""
 
     def commit(self) -> Losses:
         """Do what waits for the end, and finish the image."""
@@ -130,8 +132,16 @@ class CimImport:
         self._writer.stream(path, name, content.size, dense(content))
 
     def _wait(self, queued: Queued) -> None:
-        self._queue[special.fold(queued.path)] = queued
+        key = special.fold(queued.path)
+        self._queue[key] = queued
         self._lengths.add(len(queued.path))
+        while key:
+            parent = key.rpartition("/")[0]
+            inside = self._inside.setdefault(parent, set())
+            if key in inside:  # and so is all above
+                break
+            inside.add(key)
+            key = parent
 
     def waits(self, path: LayerPath) -> bool:
         """Whether ``path`` is a file that waits for the end."""
@@ -157,9 +167,11 @@ class CimImport:
         if queue and (inside or self._may_wait(path)):
             key = special.fold(path)
             queue.pop(key, None)
-            if inside:
-                for each in [each for each in queue if each.startswith(f"{key}/")]:
-                    del queue[each]
+            todo = list(self._inside.pop(key, ())) if inside else []
+            while todo:
+                key = todo.pop()
+                queue.pop(key, None)
+                todo.extend(self._inside.pop(key, ()))
 
     def metadata(self, entry: Entry, windows: Windows) -> FileMetadata:
         """What a file is to have. Raises InvalidInput (a kind that Windows has not), MissingFacet (a link's buffer)."""

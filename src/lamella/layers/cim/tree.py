@@ -29,6 +29,7 @@ from lamella.formats.cim.structures import Stream as CimStream
 from lamella.formats.ntfs import attributes as bits
 from lamella.formats.ntfs import extended_attributes, filetime, reparse
 from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.layers.listings import Listings
 from lamella.paths import ROOT, LayerPath, Way, join
 
 ATTRIBUTES: Final = (
@@ -42,8 +43,6 @@ ATTRIBUTES: Final = (
 
 _OF_FLAGS: Final = [sum(attribute for flag, attribute in ATTRIBUTES if flags & flag) for flags in range(32)]
 _NO_STREAMS: Final[Mapping[str, CimContent]] = {}
-_KNOWN: Final = 4096
-"""Directories that a tree remembers."""
 _DEEPEST: Final = 300
 """Levels that are walked; Windows' own programs end at 260 characters."""
 _Links = dict[str, tuple[str, int]]
@@ -86,7 +85,7 @@ class CimTree:
         self._owned = isinstance(image, CimLayer)
         self.image = OpenCim(image) if isinstance(image, CimLayer) else image
         self.reader = self.image.reader
-        self._directories: dict[int, _Links] = {}
+        self._directories: Listings[_Links] = Listings()
         self._near: tuple[str, int] = ("", self.reader.root)
         self._way = Way(self.reader.root)
         self._places: dict[int, tuple[int, str]] = {self.reader.root: (0, "")}
@@ -176,9 +175,8 @@ class CimTree:
         """What is in a directory: folded name -> name, file id."""
         found = self._directories.get(directory)
         if found is None:
-            if len(self._directories) >= _KNOWN:
-                self._directories.clear()
-            found = self._directories[directory] = self.reader.children(self.reader.record(directory))
+            found = self.reader.children(self.reader.record(directory))
+            self._directories.keep(directory, found)
         return found
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from lamella.errors import FormatError, InvalidInput, NotFound, Unsupported
 from lamella.formats.erofs.reader import Inode
 from lamella.formats.erofs.structures import decode_device
 from lamella.layers.erofs.files import ErofsContent, ErofsLayer, OpenErofs
+from lamella.layers.listings import Listings
 from lamella.layers.overlay_rules import is_whiteout
 from lamella.layers.stack import LayerStack
 from lamella.layers.stack_tree import UNCLEAR, stated
@@ -29,8 +30,6 @@ OPAQUE: Final = f"{MARKS}opaque"
 
 _FILE: Final = Seen(Kind.FILE)
 _DIRECTORY: Final = Seen(Kind.DIRECTORY)
-_KNOWN: Final = 4096
-"""Directories of an image that are remembered."""
 
 
 class ErofsImage:
@@ -43,7 +42,7 @@ class ErofsImage:
         """Open it. Raises as `OpenErofs` does."""
         self.image = OpenErofs(layer)
         self.reader = self.image.reader
-        self._names: dict[int, dict[str, int]] = {}
+        self._names: Listings[dict[str, int]] = Listings()
         root = self.reader.superblock.root
         self._places: dict[int, tuple[int, str]] = {root: (0, "")}
         """Node of a directory -> the one that it is in, and its name: none is in two places, and so none in itself."""
@@ -158,12 +157,10 @@ class ErofsImage:
     def _children(self, directory: Inode) -> dict[str, int]:
         names = self._names.get(directory.node)
         if names is None:
-            if len(self._names) >= _KNOWN:
-                self._names.clear()
             names = {}
             for name, node in self.reader.names(directory):
                 names[name.decode("utf-8", "surrogateescape")] = node
-            self._names[directory.node] = names
+            self._names.keep(directory.node, names)
         return names
 
 
