@@ -48,7 +48,7 @@ def summed(data: bytes) -> bytes:
     changed = bytearray(data)
     if len(changed) >= 4096:
         struct.pack_into("<I", changed, START + 4, 0)
-        struct.pack_into("<I", changed, START + 4, crc32c(changed[START:4096]))
+        struct.pack_into("<I", changed, START + 4, crc32c(bytes(changed[START:4096])))
     return bytes(changed)
 
 

@@ -15,9 +15,15 @@ import pytest
 from tests.security.routes import apply_tar
 from tests.security.tars import Tar
 
-from lamella.changes.apply import Limits
+from lamella.changes.apply import Limits, apply
+from lamella.changes.model import Change
 from lamella.errors import Exhausted, InvalidInput
+from lamella.formats.erofs.structures import crc32c
 from lamella.layers import descriptors
+from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.erofs.upper import ErofsUpperSink
+from lamella.layers.stack import LayerStack
+from lamella.testing.builders import file, whiteout
 
 Layers = Callable[[int], list[Tar]]
 
@@ -183,6 +189,16 @@ def test_a_stack_of_127_layers(memory: Path) -> None:
         if ratios[-1] <= 2.6:
             break
     assert min(ratios) <= 2.6, ratios
+
+
+def test_each_image_of_a_stack_has_its_checksum_computed_once(memory: Path) -> None:
+    count = 40
+    images = [ErofsLayer(memory / f"{number}.erofs") for number in range(count)]
+    before = crc32c.cache_info().misses
+    for number, image in enumerate(images):
+        changes: list[Change] = [file("d/same"), file(f"d/f{number}"), whiteout(f"d/f{number - 1}")]
+        apply(changes, ErofsUpperSink(image, parents=LayerStack(images[:number])))
+    assert crc32c.cache_info().misses - before <= 3 * count
 
 
 def peak(layers: list[Tar], place: Path, expect: type[Exception] | None = None) -> int:

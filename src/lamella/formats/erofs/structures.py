@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -107,9 +108,7 @@ class Superblock(Struct, frozen=True):
         if fields[18]:
             raise Unsupported("this EROFS image has directory blocks of a size of their own")
         if compatible & CHECKSUM and (1 << bits) > START:
-            covered = bytearray(raw[: (1 << bits) - START])
-            covered[4:8] = bytes(4)
-            actual = crc32c(covered)
+            actual = crc32c(raw[:4] + bytes(4) + raw[8 : (1 << bits) - START])
             if actual != checksum:
                 problem = f"the checksum is {actual:#010x}, not {checksum:#010x}"
                 raise FormatError("EROFS superblock", START + 4, problem)
@@ -126,12 +125,16 @@ class Superblock(Struct, frozen=True):
             self.build_nanoseconds, self.blocks, self.metadata, self.shared, bytes(16), bytes(16), self.incompatible,
             0, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
-        struct.pack_into("<I", block, START + 4, crc32c(block[START:]))
+        struct.pack_into("<I", block, START + 4, crc32c(bytes(block[START:])))
         return bytes(block)
 
 
-def crc32c(raw: bytes | bytearray) -> int:
-    """CRC-32C begun with all ones and not inverted at the end, as the kernel computes it."""
+@lru_cache(512)
+def crc32c(raw: bytes) -> int:
+    """CRC-32C begun with all ones and not inverted at the end, as the kernel computes it.
+
+    It takes some 0.2 us a byte, so results are remembered: each layer of a stack is opened for each layer above it.
+    """
     value = 0xFFFFFFFF
     for byte in raw:
         value = value >> 8 ^ _CRC[(value ^ byte) & 0xFF]
