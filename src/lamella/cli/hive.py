@@ -175,6 +175,8 @@ def merge(
 
     if [base, *deltas].count("-") > 1:
         raise click.UsageError("standard input is one hive at most")
+    if output == "-" and console.json:
+        raise click.UsageError("--json and -o - both want standard output")
     size = merge_hives(
         _place(base),
         [_place(one) for one in deltas],
