@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from lamella.errors import (
     Conflict,
@@ -259,10 +259,14 @@ class Database:
                     check_same_thread=False,
                 )
             )
-            self._all.add(held)  # first, so that it is closed with the others whatever comes of it
+            self._all.add(held)
             connection = held.connection
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
+            try:
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
+            except BaseException:
+                held.close()  # whoever holds the error would hold the file open
+                raise
         return held
 
     def _migrate(self) -> None:
@@ -327,18 +331,19 @@ class _Block:
 class _Held:
     """A connection, which is closed when nobody refers to it any more."""
 
-    __slots__ = ("__weakref__", "connection", "process")
+    __slots__ = ("__weakref__", "close", "connection", "process")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.process = os.getpid()
+        # Where a cycle is collected, a connection may be taken apart before what has it in a __del__ closes it.
+        self.close = finalize(self, _close, connection, self.process)
+        self.close.atexit = False
 
-    def close(self) -> None:
-        if self.process == os.getpid():
-            self.connection.close()
 
-    def __del__(self) -> None:
-        self.close()
+def _close(connection: sqlite3.Connection, process: int) -> None:
+    if process == os.getpid():
+        connection.close()
 
 
 def _exists(path: str) -> bool:

@@ -331,6 +331,12 @@ def test_reading_only_changes_nothing(path: Path) -> None:
     database.close()
 
 
+def held_open(place: Path) -> list[str]:
+    """The files beneath ``place`` that this process has open."""
+    names = (os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+    return [name for name in names if name.startswith(f"{place}/")]
+
+
 @pytest.mark.root
 def test_a_file_system_that_cannot_be_written_to_can_be_read(tmpfs: Mount) -> None:
     place = tmpfs("size=4m")
@@ -341,8 +347,10 @@ def test_a_file_system_that_cannot_be_written_to_can_be_read(tmpfs: Mount) -> No
     reader = Database(place / "lamella.db", readonly=True)
     assert names(reader) == ["a"]
     reader.close()
-    with pytest.raises(Denied):
+    with pytest.raises(Denied) as caught:
         Database(place / "lamella.db")
+    assert str(place) in str(caught.value)
+    assert held_open(place) == []
 
 
 def test_what_cannot_be_opened_is_not_held_open(tmp_path: Path) -> None:
@@ -354,8 +362,7 @@ def test_what_cannot_be_opened_is_not_held_open(tmp_path: Path) -> None:
     with pytest.raises(Conflict) as caught:
         Database(path)
     assert str(path) in str(caught.value)
-    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
-    assert str(path) not in held
+    assert held_open(tmp_path) == []
 
 
 @pytest.mark.root
