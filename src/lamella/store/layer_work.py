@@ -7,18 +7,20 @@ not, since SQLite's locks belong to the one that it was forked from.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 
 from msgspec import Struct
 
 from lamella.changes.apply import Tally, apply
-from lamella.changes.contracts import Tree
+from lamella.changes.contracts import Sink, Tree
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Entry, Kind
 from lamella.digests import Digest
-from lamella.errors import NotFound
+from lamella.errors import DigestMismatch, FormatError, LamellaError, NotFound, UnsafePath
 from lamella.layers.overlay_rules import OverlayRules
 from lamella.layers.policy import Policy
 from lamella.layers.tarball import tar_changes
@@ -73,17 +75,36 @@ Advance: TypeAlias = Callable[[int], object]
 
 
 def do(work: LayerWork, advance: Advance, cancel: Cancellation | None) -> LayerDone:
-    """Unpack a layer, with both of its digests checked. Raises what reading and writing it raise."""
+    """Unpack a layer; its size and its diff id are checked. Raises what reading and writing it raise.
+
+    The blob was checked when the store took it in, and what is unpacked is held against the diff id. So the blob is
+    hashed only where it leads to something wrong: to tell one that has been damaged since from one that was made so.
+    """
     losses = Losses()
     tally = Tally()
+    try:
+        sink = _applied(work, losses, tally, advance, cancel)
+    except (FormatError, DigestMismatch, UnsafePath) as problem:
+        _check_blob(work, problem)
+        raise
+    kept, beneath = tuple(losses.kept), work.target.beneath()
+    if isinstance(sink, OverlayRules):
+        assumed, covered = frozenset(sink.assumed), frozenset(sink.covered)
+        return LayerDone(tally.changes, kept, losses.count, beneath, assumed, covered, sink.root)
+    return LayerDone(tally.changes, kept, losses.count, beneath)
+
+
+def _applied(
+    work: LayerWork, losses: Losses, tally: Tally, advance: Advance, cancel: Cancellation | None
+) -> Sink[Losses]:
     with (
-        _opened(work) as file,
+        cast("BinaryIO", _opened(work)) as file,
         BlobReader(
             file,
             compression=work.compression,
-            digest=work.blob,
             size=work.size,
             diff_id=work.diff_id,
+            hash_blob=False,
             progress=advance,
             cancel=cancel,
             buffers=work.buffers,
@@ -99,16 +120,20 @@ def do(work: LayerWork, advance: Advance, cancel: Cancellation | None) -> LayerD
             changes = tar_changes(reader.next_buffer, end=reader.finish)
         apply(changes, sink, cancel=cancel, tally=tally)
         reader.finish()
-    kept, beneath = tuple(losses.kept), work.target.beneath()
-    if isinstance(sink, OverlayRules):
-        assumed, covered = frozenset(sink.assumed), frozenset(sink.covered)
-        return LayerDone(tally.changes, kept, losses.count, beneath, assumed, covered, sink.root)
-    return LayerDone(tally.changes, kept, losses.count, beneath)
+    return sink
 
 
-def _opened(work: LayerWork) -> BinaryIO:
+def _check_blob(work: LayerWork, problem: LamellaError) -> None:
+    """Raise DigestMismatch where the blob is not what the store took in."""
+    with _opened(work) as file:
+        actual = Digest.finish(hashlib.file_digest(file, work.blob.algorithm))
+    if actual != work.blob:
+        raise DigestMismatch("layer blob", expected=work.blob, actual=actual) from problem
+
+
+def _opened(work: LayerWork) -> FileIO:
     try:
-        return cast("BinaryIO", open_blob(work.root, work.blob, work.held))
+        return open_blob(work.root, work.blob, work.held)
     except FileNotFoundError:
         raise NotFound(f"blob {work.blob} was removed before it was unpacked") from None
 

@@ -119,9 +119,10 @@ def unpack_image(
 ) -> Unpacked:
     """Unpack an image of the namespace, by its name or a manifest or index that it has, for ``platform`` or this host.
 
-    All blobs are checked on the way: size, digest and diff id. A failure leaves the layers that are whole, for the next
-    attempt or the next collection, and nothing of the others. The snapshots live as long as the image's config, which
-    is labelled with them. ``lanes`` is how many layers are unpacked at once at most, None for what the machine has.
+    What the layers come to is checked on the way, by size and diff id; one that is wrong is told from one whose blob
+    has been damaged since the store took it in. A failure leaves the layers that are whole, for the next attempt or the
+    next collection, and nothing of the others. The snapshots live as long as the image's config, which is labelled with
+    them. ``lanes`` is how many layers are unpacked at once at most, None for what the machine has.
     Without a ``snapshotter`` it is the usual one for what the image is made for.
 
     Raises NotFound, Integrity, InvalidInput (also a snapshotter that keeps no layers for the image's system),

@@ -133,6 +133,24 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, s
     assert os.listdir(store.root / "locks") == []
 
 
+@pytest.mark.usefixtures("own_threads")
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("at", [0.01, 0.5, 0.9999])
+def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(space: Space, at: float, lanes: int) -> None:
+    image = small_image(*({f"{name}{number}": os.urandom(9000) for number in range(40)} for name in "abc"))
+    target = put_image(space, image, "image")
+    damaged = parse_digest(image.manifest["layers"][1]["digest"])
+    path = Path(blob_path(space.store.root, damaged))
+    raw = bytearray(path.read_bytes())
+    raw[int(at * len(raw))] ^= 0x55
+    path.chmod(0o600)
+    path.write_bytes(raw)
+    with pytest.raises(DigestMismatch, match="layer blob") as caught:
+        unpack_image(space, target, lanes=lanes)
+    assert caught.value.expected == damaged
+    assert names(space) <= set(chain(image)[:1])
+
+
 def test_small_layers_take_turns_and_large_ones_go_beside_them(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[bool, int]] = []
 
