@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
-from weakref import WeakSet
 
 import pytest
 from msgspec.structs import replace
@@ -92,19 +91,19 @@ def plain(tree: Tree) -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
     yield
-    for store in list(_OPENED):  # those that an error still leads to
-        store.close()
+    while _OPENED:
+        _OPENED.pop().close()
     for point in reversed(mount_points(str(tmp_path))):
         if not point.startswith(str(tmp_path / "tmpfs")) or point.endswith("/mnt"):
             unmount(point, lazy=True)
 
 
-_OPENED: WeakSet[Store] = WeakSet()
+_OPENED: list[Store] = []
 
 
 def opened(root: Path, verity: str = "") -> Snapshots:
     store = Store.open(root / "store")
-    _OPENED.add(store)
+    _OPENED.append(store)
     return open_snapshotter("erofs", store.namespace("tests"), verity=verity)
 
 
@@ -435,6 +434,7 @@ def test_a_full_disk_leaves_the_snapshot_as_it_was(tmpfs: Mount) -> None:
     filler.unlink()
     snapshots.commit("name", "key")
     assert sorted(os.listdir(snapshots.place("name"))) == ["layer.erofs", "mnt"]
+    _OPENED.pop().close()  # before the file system goes
 
 
 def test_a_file_system_that_cannot_seal_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
