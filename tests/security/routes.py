@@ -13,7 +13,8 @@ from typing import Final, TypeAlias
 from tests.security.surroundings import listing
 from tests.security.tars import Tar, buffers
 
-from lamella.changes.apply import Limits, apply
+from lamella.changes.apply import apply
+from lamella.changes.limits import Limits
 from lamella.changes.losses import Losses
 from lamella.changes.model import Kind
 from lamella.changes.tree import walk

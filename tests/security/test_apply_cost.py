@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lamella.changes.apply import MAX_LINK_TEXT, Limits, apply
+from lamella.changes.apply import MAX_LINK_TEXT, apply
 from lamella.changes.diff import diff
+from lamella.changes.limits import Limits
 from lamella.changes.model import Change
 from lamella.changes.tree import MemorySink, MemoryTree, fold, walk
 from lamella.errors import Exhausted, InvalidInput

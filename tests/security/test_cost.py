@@ -15,7 +15,8 @@ import pytest
 from tests.security.routes import apply_tar
 from tests.security.tars import Tar
 
-from lamella.changes.apply import Limits, apply
+from lamella.changes.apply import apply
+from lamella.changes.limits import Limits
 from lamella.changes.model import Change
 from lamella.errors import Exhausted, InvalidInput
 from lamella.formats.erofs.structures import crc32c

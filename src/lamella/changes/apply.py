@@ -31,6 +31,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lamella.changes.contracts import Sink, Source, View
+from lamella.changes.limits import Implied, Limits
 from lamella.changes.model import Kind, Link, Opaque, Put, Stream, Whiteout, implied_directory
 from lamella.changes.semantics import PutRecord
 from lamella.errors import Exhausted, InvalidInput, NotFound, UnsafePath
@@ -51,16 +52,6 @@ _KNOWN_PLACES: Final = 16384
 _KNOWN_TEXT: Final = 1 << 25
 """Characters of their paths: a deep one has thousands of long parents."""
 _UNSAFE: Final = frozenset({"", ".", ".."})
-
-
-class Limits(Struct, frozen=True):
-    """Bounds on one layer; reaching one raises Exhausted."""
-
-    entries: int = 50_000_000
-    depth: int = 5_000
-    """Components of a path."""
-    length: int = 8_192
-    """Characters of a path; twice what Linux takes at once."""
 
 
 class Tally(Struct):
@@ -95,7 +86,7 @@ def apply(
 
 
 def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation | None) -> int:
-    mine = PutRecord() if sink.layered and sink.view is not None else None
+    mine = PutRecord(limits) if sink.layered and sink.view is not None else None
     walker = Walker(sink, mine, limits)
     places, put, unsafe, directory = walker.places, sink.put, _UNSAFE, Kind.DIRECTORY
     opaque: dict[LayerPath, None] = {}
@@ -254,7 +245,9 @@ class Walker(Generic[R]):
 
     __slots__ = (
         "_aliases",
+        "_first",
         "_held",
+        "_implied",
         "_inside",
         "_limits",
         "_links",
@@ -282,6 +275,10 @@ class Walker(Generic[R]):
         """On the walk under way."""
         self._held = 0
         """Characters of all places that were added."""
+        self._implied: Implied = getattr(sink, "implied", None) or Implied()
+        """Of the sink, where that holds more than one layer."""
+        self._first = True
+        """Whether the walk under way has implied nothing yet."""
 
     def gone(self, path: LayerPath) -> None:
         """The directory or link that was at ``path`` is gone."""
@@ -361,6 +358,7 @@ class Walker(Generic[R]):
                 at = places[known]
                 break
         self._links = LinksPassed()
+        self._first = True
         while pending:
             name = pending.pop()
             above, known = known, join(known, name)
@@ -412,6 +410,10 @@ class Walker(Generic[R]):
         return where
 
     def _imply(self, path: LayerPath) -> None:
+        if self._first:
+            self._first = False
+        else:
+            self._implied.add(path, self._limits)
         self._sink.put(implied_directory(path), None)
         if self._mine is not None:
             self._mine.enter(path)

@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from lamella.changes.contracts import Mine
+from lamella.changes.limits import DEFAULT_LIMITS, Implied, Limits
 from lamella.changes.model import Content, Entry, implied_directory
 from lamella.paths import LayerPath, join, split
 
@@ -25,9 +26,11 @@ class PutRecord:
     set only where a marker asks for that directory.
     """
 
-    __slots__ = ("_rows", "_stated", "clean")
+    __slots__ = ("_implied", "_limits", "_rows", "_stated", "clean")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        self._implied = Implied()
         self._rows: dict[LayerPath, bytearray | set[str]] = {}
         self._stated: set[LayerPath] = set()
         self.clean: set[LayerPath] = set()
@@ -48,7 +51,7 @@ class PutRecord:
         self._stated.add(path)
 
     def enter(self, directory: LayerPath) -> bytearray | set[str]:
-        """The layer has something in ``directory``: note the way to it."""
+        """The layer has something in ``directory``: note the way to it. Raises Exhausted."""
         rows = self._rows
         row = rows.get(directory)
         if row is not None:  # then so is the way to it
@@ -59,6 +62,7 @@ class PutRecord:
             above = rows.get(parent)
             known = above is not None
             if above is None:
+                self._implied.add(parent, self._limits)
                 above = rows[parent] = bytearray()
             if type(above) is bytearray:
                 above += name.encode("utf-8", "surrogateescape") + b"/"

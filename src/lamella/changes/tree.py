@@ -8,8 +8,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lamella.changes.apply import Limits, LinksPassed, apply
+from lamella.changes.apply import LinksPassed, apply
 from lamella.changes.contracts import Mine, Seen, Source, Tree
+from lamella.changes.limits import Implied, Limits
 from lamella.changes.model import (
     EMPTY,
     Change,
@@ -50,7 +51,7 @@ class _Node(Struct):
 class MemoryTree:
     """A `Tree` in memory. It holds content that can be opened again only; alternate data streams with ``streams``."""
 
-    __slots__ = ("_near", "_near_path", "_root", "_streams", "_way")
+    __slots__ = ("_implied", "_near", "_near_path", "_root", "_streams", "_way")
 
     def __init__(self, *, streams: bool = False) -> None:
         self._streams = streams
@@ -59,6 +60,7 @@ class MemoryTree:
         self._near_path = ""
         self._near = self._root
         self._way = Way(self._root)
+        self._implied = Implied()
 
     def lookup(self, path: LayerPath) -> Entry | None:
         """See `Tree.lookup`."""
@@ -183,6 +185,11 @@ class MemorySink:
     def layered(self) -> bool:
         """See `Sink.layered`."""
         return self._layered
+
+    @property
+    def implied(self) -> Implied:
+        """What all layers of the tree imply counts together, since all of it is held."""
+        return self._tree._implied  # noqa: SLF001
 
     def seen(self, path: LayerPath) -> Seen | None:
         """See `View.seen`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -44,7 +44,7 @@ class DirectoryTree:
 
     Directories are opened component by component without following links, so a link that is slipped in while the
     tree is read leads nowhere. A file that vanishes, grows, shrinks or is replaced meanwhile raises Conflict. Sockets
-    are not listed: no layer can hold them.
+    are not listed: no layer can hold them. Whoever wants to hear of them sets `left_out`.
 
     ``owners`` says whose files these are: ``"actual"`` takes the ids on disk. With ``"recorded"``, ids and devices
     count that were recorded in attributes (`lamella.layers.recorded`), and what belongs to whoever runs this, or to
@@ -79,6 +79,8 @@ class DirectoryTree:
         """For a layer of an overlay: a prefix of attributes' names, and where `entries` and `lookup` note those that
         have it, by path, by rest. A socket is a whiteout then, since it hides what is below.
         """
+        self.left_out: Callable[[LayerPath], None] | None = None
+        """Told of each socket that `entries` and `lookup` come by, as often as they do."""
         self._own_users: frozenset[int] = frozenset()
         self._own_groups: frozenset[int] = frozenset()
         if self._recorded:
@@ -310,6 +312,8 @@ class DirectoryTree:
             else:
                 kind = KINDS.get(form)
                 if kind is None:
+                    if self.left_out is not None:
+                        self.left_out(path)
                     if self.marks is not None:
                         add(Entry(path, Kind.CHARACTER, posix))
                     continue

@@ -58,6 +58,8 @@ class SourceOptions(Struct, frozen=True):
     """Whether all contents are compared."""
     system: WindowsSystem | None = None
     """See `SinkOptions`."""
+    losses: Losses | None = None
+    """Told of what is there and no layer can hold."""
 
 
 class OpenTree(Tree, Protocol):
@@ -185,12 +187,14 @@ def source(
     owners: Owners = None,
     exact: bool = False,
     system: WindowsSystem | None = None,
+    losses: Losses | None = None,
 ) -> Iterator[tuple[Source, Lookup | None]]:
     """The changes that ``place`` states, against ``lower`` where the kind takes that; good until the block ends.
 
     ``parents``, the nearest first, are for a layer that is read against those; with them comes what tells of the
-    targets of hard links. ``system`` is as for `SinkOptions`. Raises InvalidInput for an unknown kind, for a
-    ``lower``, parents or owners that the kind does not take, and what reading the place raises.
+    targets of hard links. ``system`` is as for `SinkOptions`. ``losses`` are told of what is there and no layer can
+    hold, while changes are taken. Raises InvalidInput for an unknown kind, for a ``lower``, parents or owners that the
+    kind does not take, and what reading the place raises.
     """
     row = kind_of(kind)
     if row.source is None:
@@ -202,7 +206,7 @@ def source(
     if parents and not row.read_above:
         raise InvalidInput("only the folder of a Windows layer is read against its parents")
     with ExitStack() as stack:
-        yield row.source(stack, place, SourceOptions(lower, parents, owners, exact, system))
+        yield row.source(stack, place, SourceOptions(lower, parents, owners, exact, system, losses))
 
 
 def kept_tar(kind: str, changes: Source) -> KeptTar | None:
@@ -232,10 +236,12 @@ def _directory_sink(place: Path, parents: Sequence[Path], options: SinkOptions) 
 def _directory_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.changes.diff import diff
     from lamella.layers.directory_tree import DirectoryTree
+    from lamella.layers.sockets import lost_sockets
 
     lower, owners = options.lower, options.owners
     below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=owners))
     upper = stack.enter_context(DirectoryTree(place, owners=owners))
+    upper.left_out = lost_sockets(options.losses, below)
     return upper.changes() if below is None else diff(below, upper, exact=options.exact), upper.lookup
 
 
@@ -256,8 +262,10 @@ def _overlay_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
 def _overlay_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.overlay import OverlayLayer
     from lamella.layers.overlay_tree import OverlayChanges
+    from lamella.layers.sockets import lost_sockets
 
-    stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=options.owners))
+    left_out = lost_sockets(options.losses)
+    stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=options.owners, left_out=left_out))
     return stated, stated.lookup
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from lamella.changes.contracts import Mine, Seen, Tree
+from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
 from lamella.changes.semantics import prune
@@ -68,6 +69,8 @@ class OverlayRules(ABC):
         """Where the parents are not known: what whiteouts were made for."""
         self.root: Entry | None = None
         """Where the parents are not known: the root as the layer states it."""
+        self._brought = Implied()
+        """Directories that a marker, say, has brought up."""
 
     # The upper layer
 
@@ -269,7 +272,9 @@ class OverlayRules(ABC):
         while path and not self._is_up(path):
             missing.append(path)
             path = split(path)[0]
-        for path in reversed(missing):
+        for number, path in enumerate(reversed(missing)):
+            if number:
+                self._brought.add(path)
             self._put(self._directory_below(path), None)
         return bool(missing)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -128,8 +128,11 @@ class OverlayChanges:
         *,
         owners: Literal["actual", "recorded"] | None = None,
         xattrs: Literal["all", "capability", "none"] = "all",
+        left_out: Callable[[LayerPath], None] | None = None,
     ) -> None:
+        """``left_out`` is told of each socket, once or more often."""
         self._upper = _Upper(layer, owners, xattrs, 128)
+        self._upper.tree.left_out = left_out
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from lamella.changes.contracts import Source
+from lamella.changes.limits import Implied
 from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, StoredContent, Stream, Whiteout
 from lamella.changes.tree import MemoryTree
 from lamella.errors import InvalidInput
@@ -31,13 +32,14 @@ class Spelling:
     The first layer that has a file says how. Memory is in proportion to the files.
     """
 
-    __slots__ = ("_directories", "_known", "_links")
+    __slots__ = ("_directories", "_implied", "_known", "_links")
 
     def __init__(self) -> None:
         self._known: dict[str, LayerPath] = {}
         self._links: set[str] = set()
         self._directories: dict[str, LayerPath] = {}
         """Directories as they were asked for lately."""
+        self._implied = Implied()
 
     def respelled(self, changes: Source) -> Iterator[Change]:
         """``changes`` with each path as the layers below spell it, or this one first did.
@@ -110,9 +112,13 @@ class Spelling:
                 raise InvalidInput(f"something lies in {at!r}, which is a link: Windows does not follow it there")
             new.append((at, key))
             at = at.rpartition("/")[0]
+        first = True
         for at, key in reversed(new):
             known = self._known.get(key)
             if known is None:
+                if not first:
+                    self._implied.add(at)
+                first = False
                 known = self._known[key] = join(above, at.rpartition("/")[2])
             if len(self._directories) >= 4096:
                 self._directories.clear()

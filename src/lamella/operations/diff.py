@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from lamella.changes.contracts import Source, Tree
 from lamella.changes.diff import EVERYTHING, Compare
 from lamella.changes.diff import diff as changes_between
+from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Entry, Link, Opaque, Put, Stream, Whiteout
 from lamella.errors import InvalidInput
 from lamella.layers import kinds
@@ -24,7 +25,6 @@ from lamella.operations.write_layer import LayerOptions, Written, write_layer, w
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
-    from lamella.changes.losses import Losses
     from lamella.host.windows.system import WindowsSystem
     from lamella.layers.windows_names import NameRules
     from lamella.progress import Cancellation, Progress
@@ -84,9 +84,12 @@ def diff(
     else:
         opened = nullcontext(output)
     windows = kinds.kind_of(kind).windows
+    losses = Losses() if losses is None else losses
     options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows, rules=rules)
     with (
-        sourced(lower, upper, kind=kind, parents=parents, exact=exact, owners=owners, system=system) as found,
+        sourced(
+            lower, upper, kind=kind, parents=parents, exact=exact, owners=owners, system=system, losses=losses
+        ) as found,
         opened as file,
     ):
         changes, lookup = found
@@ -112,19 +115,19 @@ def sourced(
     exact: bool = False,
     owners: Owners | None = None,
     system: WindowsSystem | None = None,
+    losses: Losses | None = None,
 ) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None] | None]]:
     """The changes, and what tells of the targets of their hard links; both are good until the block ends.
 
     ``owners``: KEEP takes the ids on disk, IGNORE makes them all 0, RECORD honours recorded ones. The default is KEEP
-    for root and RECORD for everybody else. ``system`` is as for `diff`.
+    for root and RECORD for everybody else. ``system`` is as for `diff`. ``losses`` are told of what no layer can hold.
     """
     how: dict[Owners | None, Literal["actual", "recorded"] | None]
     how = {None: None, Owners.KEEP: "actual", Owners.IGNORE: "actual", Owners.RECORD: "recorded"}
     below = None if lower is None else Path(lower)
-    with kinds.source(kind, Path(upper), below, parents=parents, owners=how[owners], exact=exact, system=system) as (
-        changes,
-        lookup,
-    ):
+    with kinds.source(
+        kind, Path(upper), below, parents=parents, owners=how[owners], exact=exact, system=system, losses=losses
+    ) as (changes, lookup):
         if owners is Owners.IGNORE:
             yield map(_of_root, changes), None
         else:

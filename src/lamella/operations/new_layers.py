@@ -27,7 +27,6 @@ from lamella.changes.model import (
 )
 from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.images.naming import ON_DISK, ImageName
-from lamella.layers.policy import Owners
 from lamella.layers.tarball import WHITEOUT, tar_changes
 from lamella.operations.cim_places import cim_place
 from lamella.operations.copy import Relay
@@ -174,7 +173,7 @@ def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS) -> Laye
     if image is not None:
         return TarredLayer(lambda: sourced(None, image, kind="cim"), options)
     if path.is_dir():
-        return TarredLayer(lambda: _directory(path, options.owners), options, path, posix=True)
+        return TarredLayer(lambda: _directory(path, options), options, path, posix=True)
     return BlobLayer(path)
 
 
@@ -260,8 +259,8 @@ def _given(changes: Sequence[Change]) -> Iterator[Opened]:
 
 
 @contextmanager
-def _directory(path: Path, owners: Owners | None) -> Iterator[Opened]:
-    with sourced(None, path, owners=owners) as (changes, lookup):
+def _directory(path: Path, options: LayerOptions) -> Iterator[Opened]:
+    with sourced(None, path, owners=options.owners, losses=options.losses) as (changes, lookup):
         yield _without_root(changes), lookup
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace as replace_fields
 
 from lamella.changes.contracts import Source
+from lamella.changes.losses import Losses
 from lamella.changes.model import Entry
 from lamella.errors import InvalidInput
 from lamella.images.contract import ImageWriter
@@ -34,7 +35,6 @@ from lamella.operations.write_layer import DEFAULT_OPTIONS, LayerOptions, Writte
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
-    from lamella.changes.losses import Losses
     from lamella.layers.windows_names import NameRules
     from lamella.layers.windows_template import WindowsTemplate
     from lamella.oci.mediatypes import Compression
@@ -117,6 +117,7 @@ def pack(
     config = _configured(base, settings)
     if cim is not None and config.os != "windows":
         raise InvalidInput(f"the image is for {config.os}, and a composite image holds files of Windows")
+    losses = Losses() if losses is None else losses
     options = LayerOptions(
         compression,
         level,
@@ -130,7 +131,7 @@ def pack(
     )
     if (template is not None or rules is not None) and not options.windows:
         raise InvalidInput(f"the image is for {config.os}; security descriptors, attributes and odd names are Windows'")
-    with _opened(directory, cim, owners) as (changes, lookup), open_writer(name, replace=replace) as writer:
+    with _opened(directory, cim, owners, losses) as (changes, lookup), open_writer(name, replace=replace) as writer:
         if options.windows and cim is None:
             from lamella.operations.new_layers import windows_layer
 
@@ -142,10 +143,10 @@ def pack(
 
 
 def _opened(
-    directory: str | os.PathLike[str], cim: Path | None, owners: Owners | None
+    directory: str | os.PathLike[str], cim: Path | None, owners: Owners | None, losses: Losses
 ) -> AbstractContextManager[Opened]:
     if cim is None:
-        return sourced(None, directory, owners=owners)
+        return sourced(None, directory, owners=owners, losses=losses)
     from lamella.operations.cim import cim_as_base_layer
 
     return cim_as_base_layer(cim)

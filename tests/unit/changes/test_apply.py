@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from lamella.changes.apply import Limits, Tally, apply
+from lamella.changes.apply import Tally, apply
 from lamella.changes.contracts import Mine, Seen
 from lamella.changes.dump import dump
+from lamella.changes.limits import Limits
 from lamella.changes.model import Change, Content, Entry, Inline, Kind, Link, Opaque, Put, Stream, Whiteout
 from lamella.changes.tree import MemorySink, MemoryTree, fold
 from lamella.errors import Cancelled, Exhausted, InvalidInput, NotFound, UnsafePath

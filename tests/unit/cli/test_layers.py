@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import time
@@ -353,3 +354,51 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.01)
+
+
+@pytest.fixture
+def with_socket(lower: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small tree with a socket in it, whose path is short to whoever is in its directory."""
+    with monkeypatch.context() as there, socket.socket(socket.AF_UNIX) as bound:
+        there.chdir(lower / "etc")
+        bound.bind("sock")
+    return lower
+
+
+TOLD = "lamella: warning: etc/sock: socket not kept: no layer can hold one"
+
+
+def test_a_socket_that_no_layer_can_hold_is_told_as_lost(lamella: Run, with_socket: Path, tmp_path: Path) -> None:
+    image, blob = f"oci:{tmp_path}/images:v", tmp_path / "blob"
+    assert lamella("pack", with_socket, image).stderr.splitlines() == [TOLD]
+    assert lamella("append", image, with_socket, f"oci:{tmp_path}/images:w").stderr.splitlines() == [TOLD]
+    assert lamella("diff", with_socket, "-o", blob).stderr.splitlines() == [TOLD]
+    assert lamella("diff", with_socket, "--as", "overlay", "-o", blob).stderr.splitlines() == [TOLD]
+    assert lamella("diff", tmp_path / "images", with_socket, "-o", blob).stderr.splitlines() == [TOLD]
+    document = json.loads(lamella("pack", with_socket, f"oci:{tmp_path}/images:x", "--json").stdout)
+    assert document["losses"] == [{"path": "etc/sock", "what": "socket", "why": "no layer can hold one"}]
+
+
+def test_strict_refuses_a_socket_and_leaves_nothing(lamella: Run, with_socket: Path, tmp_path: Path) -> None:
+    for verb in ("pack", with_socket, f"oci:{tmp_path}/images:v"), ("diff", with_socket, "-o", tmp_path / "blob"):
+        done = lamella(*verb, "--strict")
+        assert done.returncode == 7
+        assert "etc/sock: socket not kept" in done.stderr
+    assert lamella("ls", f"oci:{tmp_path}/images:v").returncode != 0
+    assert not (tmp_path / "blob").exists()
+
+
+def test_a_socket_that_was_there_before_is_no_loss_of_a_diff(
+    lamella: Run, with_socket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper = tmp_path / "above"
+    subprocess.run(["cp", "-a", with_socket, upper], check=True)
+    assert (upper / "etc/sock").is_socket()
+    (upper / "new").touch()
+    done = lamella("diff", with_socket, upper, "-o", tmp_path / "blob", "--strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    with monkeypatch.context() as there, socket.socket(socket.AF_UNIX) as bound:
+        there.chdir(upper / "bin")
+        bound.bind("other")
+    done = lamella("diff", with_socket, upper, "-o", tmp_path / "blob")
+    assert done.stderr.splitlines() == ["lamella: warning: bin/other: socket not kept: no layer can hold one"]

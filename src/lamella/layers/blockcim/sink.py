@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from lamella.changes.contracts import Mine
+from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
 from lamella.errors import InvalidInput, MissingFacet, Unsupported
@@ -58,6 +59,7 @@ class BlockCimSink(CimImport):
         self._hidden: set[str] = set()
         """What it has removed from its parents."""
         self._warned = False
+        self._implied = Implied()
         super().__init__(
             BlockWriter(calls, layer, options or BlockOptions()),
             HostFiles(layer.folder, own=False),
@@ -146,14 +148,19 @@ class BlockCimSink(CimImport):
             self._losses.record(Loss(LayerPath(_UTILITY), "utility VM of the layers below", why))
 
     def _imply(self, path: LayerPath) -> None:
-        """A directory that the layer does not state, since all that a file lies in must be in the image."""
-        if self._kinds.get(path.upper()) is Kind.DIRECTORY:
-            return
-        if self._layered:
-            why = "the layer does not state the directory, and the image needs it"
-            self._losses.record(Loss(path, "metadata of the directory below", why))
-        self._enter(path, Kind.DIRECTORY)
-        self._writer.put(path, PLAIN_DIRECTORY, 0, None)
+        """Directories that the layer does not state, since all that a file lies in must be in the image."""
+        missing = []
+        while path and self._kinds.get(path.upper()) is not Kind.DIRECTORY:
+            missing.append(path)
+            if self._layered:
+                why = "the layer does not state the directory, and the image needs it"
+                self._losses.record(Loss(path, "metadata of the directory below", why))
+            path = split(path)[0]
+        for number, path in enumerate(reversed(missing)):
+            if number:
+                self._implied.add(path)
+            self._enter(path, Kind.DIRECTORY)
+            self._writer.put(path, PLAIN_DIRECTORY, 0, None)
 
     def _finish_base(self) -> None:
         super()._finish_base()

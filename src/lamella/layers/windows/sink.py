@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from msgspec.structs import replace
 
 from lamella.changes.contracts import Mine
+from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
@@ -91,6 +92,7 @@ class WindowsSink:
         self._tombstones: list[LayerPath] = []
         self._owner: LayerPath | None = None
         """The file that may still get alternate streams."""
+        self._implied = Implied()
 
     @property
     def view(self) -> None:
@@ -316,7 +318,9 @@ class WindowsSink:
                 raise InvalidInput(f"{path!r} cannot be in {at!r}, which is no directory that can be entered")
             missing.append((at, key))
             at = at.rpartition("/")[0]
-        for at, key in reversed(missing):
+        for number, (at, key) in enumerate(reversed(missing)):
+            if number:
+                self._implied.add(at)
             where = self._imply(at, key, where)
         return where
 

@@ -12,11 +12,13 @@ from tests.unit.layers.cim.test_cim_layer import directory, entry, file, link, s
 from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.apply import apply
+from lamella.changes.limits import Limits
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Inline, Kind, Opaque, Posix, Put, Sparse
 from lamella.errors import (
     AlreadyExists,
     Denied,
+    Exhausted,
     InvalidInput,
     MissingFacet,
     SizeMismatch,
@@ -496,3 +498,19 @@ def test_a_path_is_taken_apart(tmp_path: Path) -> None:
     layer = BlockCimLayer.parse(tmp_path / "layer.vhd" / "layer.cim")
     assert layer == BlockCimLayer(tmp_path / "layer.vhd", "layer.cim")
     assert layer.folder == tmp_path
+
+
+class TestDirectoriesThatAreNotStated:
+    def test_may_be_a_thousand_deep(self, tmp_path: Path, calls: Cimfs, stub: StubCimfs) -> None:
+        sink = BlockCimSink(layer_at(tmp_path / "base"), calls=calls)
+        try:
+            sink.link(LayerPath(f"{'d/' * 1000}f"), LayerPath("g"))
+        finally:
+            sink.abort()
+        assert sum(line.startswith("CimCreateFile ") for line in stub.calls) == 1000
+
+    def test_are_bounded(self, tmp_path: Path, calls: Cimfs) -> None:
+        sink = BlockCimSink(layer_at(tmp_path / "base"), calls=calls)
+        sink._implied.sum = Limits().implied - 1000  # many others have gone by
+        with pytest.raises(Exhausted, match="directories that it does not state, such as 'a/b/c'"):
+            apply([link("a/b/c/d", "g")], sink)
