@@ -35,6 +35,8 @@ QUICK: Final = 64 << 10
 _PAGE: Final = 100
 _PATIENCE: Final = 5.0
 """Seconds to wait for a client that has gone to let go of its ingest."""
+_OVERTAKEN: Final = 0.1
+"""Seconds to wait for one that goes on: clients may send that they cancel a call after the beginning of their next."""
 
 
 class Content:
@@ -173,10 +175,12 @@ class Content:
 
     def _become_writer(self, key: tuple[str, str], call: Call) -> None:
         """Be the one that has an ingest open, or is about to. Raises Unavailable where another is and goes on."""
-        end = time.monotonic() + _PATIENCE
+        began = time.monotonic()
         with self._changed:
             while (holder := self._writers.get(key)) is not None:
-                if not holder.ending or not self._changed.wait(end - time.monotonic()):
+                ending = holder.ending
+                left = began + (_PATIENCE if ending else _OVERTAKEN) - time.monotonic()
+                if not self._changed.wait(left) and holder.ending is ending:
                     raise Unavailable(f"the ingest {key[1]!r} is open elsewhere", hint="wait until it is done")
             self._writers[key] = call
 

@@ -368,6 +368,19 @@ def test_an_ingest_that_was_being_opened_when_its_client_cancelled_is_free(
     assert Writer(client).send(pb.STAT, ref="r").offset in (0, 3)
 
 
+def test_an_ingest_whose_client_begins_the_next_call_before_it_cancels_is_free(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OVERTAKEN", 5.0)  # a tenth of a second is little on a busy machine
+    for length in range(1, 10):
+        holder = Writer(client)
+        assert holder.send(ref="r", offset=length - 1, data=b"x").offset == length
+        threading.Timer(0.02, holder.call.cancel).start()
+        following = Writer(client)
+        assert following.send(pb.STAT, ref="r").offset == length
+        following.call.cancel()
+
+
 def test_an_ingest_is_free_as_soon_as_its_client_is_gone(served: Served) -> None:
     for length in range(1, 6):
         other = Client(served.address)
