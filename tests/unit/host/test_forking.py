@@ -121,6 +121,38 @@ def test_nothing_is_unwound_or_flushed_there() -> None:
     assert done.stderr == ""
 
 
+SIGNALLED = """
+import os, signal
+from lamella.host.forking import Forked
+
+def raises(*_):
+    raise KeyboardInterrupt
+
+def forked(fork=os.fork):
+    process = fork()
+    if not process:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return process
+
+signal.signal(signal.SIGUSR1, raises)
+os.fork = forked
+reading, writing = os.pipe()
+try:
+    process = Forked(lambda: None, (writing,))
+    os.close(writing)
+    os.read(reading, 1)
+    process.end()
+except KeyboardInterrupt:
+    os.write(1, b"unwound there ")
+os.write(1, b"ended")
+"""
+
+
+def test_a_signal_that_comes_at_once_unwinds_nothing_there() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=True)
+    assert done.stdout == "ended"
+
+
 def test_it_is_killed_whatever_it_does_and_may_have_ended() -> None:
     Forked(signal.pause, ()).end()
     ended = Forked(lambda: None, ())

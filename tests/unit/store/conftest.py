@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File systems that are small or cannot be written to."""
+"""Stores, and file systems that are small or cannot be written to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from lamella.store.store import Space, Store
+
 Mount = Callable[[str], Path]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def space(store: Store) -> Space:
+    return store.namespace("test")
 
 
 @pytest.fixture

@@ -42,17 +42,6 @@ pytestmark = [
 LAYERS: tuple[dict[str, bytes], ...] = ({"a": b"1", "b": b"2"}, {"a": b"3"}, {".wh.b": b"", "c": b"4"})
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
-def space(store: Store) -> Space:
-    return store.namespace("test")
-
-
 @pytest.fixture(params=["forked", "started"])
 def own_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Let small layers too be given to processes, of either kind; returned is of which those were that there were."""
