@@ -53,3 +53,19 @@ class Cancellation:
         """Raise Cancelled where `cancel` has been called."""
         if self._wanted:
             raise Cancelled("cancelled")
+
+
+class Either(Cancellation):
+    """A wish to stop of some work's own, because a part of it failed, or that of whoever asked for the work."""
+
+    __slots__ = ("_other",)
+
+    def __init__(self, other: Cancellation | None) -> None:
+        super().__init__()
+        self._other = other
+
+    def check(self) -> None:
+        """See `Cancellation.check`."""
+        if self._other is not None:
+            self._other.check()
+        super().check()

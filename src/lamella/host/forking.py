@@ -28,12 +28,9 @@ def can_fork() -> bool:
         return False
 
 
-def leave_session() -> None:
-    """In a fork: have a session of one's own, and the system's way with signals that would end this process.
-
-    Ctrl-C is for the process that the user sees, which ends this one.
-    """
-    os.setsid()
+def _leave_session() -> None:
+    """Have the system's way with signals that would end this process, and a session of one's own."""
+    os.setsid()  # Ctrl-C is for the process that the user sees, which ends this one
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -41,12 +38,12 @@ def leave_session() -> None:
 class Forked:
     """A process that does ``run`` and ends; nothing that the other one has is unwound or flushed in it.
 
-    Of the files that are open it has those in ``keep``. In the place of each other, the three of every process too, it
-    has ``/dev/null``, so that it holds no lock and no end of a pipe, and what closes a file that it takes for its own
-    closes none of this process. For a process of which `can_fork` is true.
+    Of the files that are open it has those in ``keep``, or all without. In the place of each other, the three of every
+    process too, it has ``/dev/null``, so that it holds no lock and no end of a pipe, and what closes a file that it
+    takes for its own closes none of this process. For a process of which `can_fork` is true.
     """
 
-    def __init__(self, run: Callable[[], object], keep: Collection[int]) -> None:
+    def __init__(self, run: Callable[[], object], keep: Collection[int] | None) -> None:
         """Fork. Raises OSError."""
         self._process: int | None = None
         # A signal whose handler raises would unwind this process in the fork too.
@@ -72,13 +69,14 @@ class Forked:
             pass  # this process does not wait for its children, and the kernel has seen to it
 
 
-def _be(run: Callable[[], object], keep: Collection[int], mask: Iterable[int]) -> NoReturn:
+def _be(run: Callable[[], object], keep: Collection[int] | None, mask: Iterable[int]) -> NoReturn:
     """Be the fork."""
     try:
-        leave_session()
+        _leave_session()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         gc.freeze()  # nothing of the other process is collected here, and the memory stays common
-        _let_go_of_all_but(keep)
+        if keep is not None:
+            _let_go_of_all_but(keep)
         run()
     finally:
         os._exit(0)

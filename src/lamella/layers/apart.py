@@ -17,7 +17,6 @@ import marshal
 import mmap
 import os
 import select
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -42,7 +41,7 @@ from lamella.changes.model import (
 )
 from lamella.digests import Digest
 from lamella.errors import LamellaError, StreamConsumed, Unavailable
-from lamella.host.forking import can_fork
+from lamella.host.forking import Forked, can_fork
 from lamella.layers.apart_work import (
     END,
     FACET,
@@ -121,9 +120,8 @@ class Apart:
         os.write(self._free, bytes(range(BUFFERS)))
         shared = SharedRing(buffers, free)
         try:
-            self._process = os.fork()
-            if not self._process:
-                work(blobs, shared, messages, (self._free, self._messages))
+            others = self._free, self._messages
+            self._process = Forked(lambda: work(blobs, shared, messages, others), keep=None)  # blobs are open
         except BaseException:
             os.close(messages)
             self._close_pipes()
@@ -155,8 +153,7 @@ class Apart:
         if self._closed:
             return
         self._closed = True
-        os.kill(self._process, signal.SIGKILL)
-        os.waitpid(self._process, 0)
+        self._process.end()
         self._close_pipes()
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 from msgspec import Struct
 
@@ -16,7 +16,6 @@ from lamella.changes.model import Change, Content, Kind, Link, Opaque, Posix, Pu
 from lamella.digests import Digest
 from lamella.errors import LamellaError
 from lamella.formats.tar.reader import TarMember
-from lamella.host.forking import leave_session
 from lamella.host.memory import return_large_blocks
 from lamella.layers.tarball import tar_changes
 from lamella.streams.blob import BlobLimits
@@ -66,18 +65,14 @@ class Blob(Struct, frozen=True):
     """The rules for names, where it is a Windows layer's."""
 
 
-def work(blobs: Sequence[Blob], ring: SharedRing, messages: int, others: tuple[int, ...]) -> NoReturn:
-    """Read the blobs, say what is in them, and end without unwinding what this process has from the other one."""
-    try:
-        leave_session()
-        for end in others:
-            os.close(end)
-        return_large_blocks(_LARGE)
-        for blob in blobs:
-            if not _Telling(blob, ring, messages).tell():
-                break
-    finally:
-        os._exit(0)
+def work(blobs: Sequence[Blob], ring: SharedRing, messages: int, others: tuple[int, ...]) -> None:
+    """Read the blobs and say what is in them. ``others`` are the ends of pipes that are the other process's."""
+    for end in others:
+        os.close(end)
+    return_large_blocks(_LARGE)
+    for blob in blobs:
+        if not _Telling(blob, ring, messages).tell():
+            break
 
 
 class SharedRing:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
 from lamella.errors import Cancelled
-from lamella.progress import Cancellation
+from lamella.progress import Cancellation, Either
 
 T = TypeVar("T")
 
@@ -16,21 +16,6 @@ _POLL: Final = 0.1
 
 _PATIENCE: Final = 1.0
 """Seconds that an interrupted caller waits for each lane to come to its end."""
-
-
-class _Either(Cancellation):
-    """A wish to stop of this work's own, or the caller's."""
-
-    __slots__ = ("_other",)
-
-    def __init__(self, other: Cancellation | None) -> None:
-        super().__init__()
-        self._other = other
-
-    def check(self) -> None:
-        if self._other is not None:
-            self._other.check()
-        super().check()
 
 
 def for_each(
@@ -41,7 +26,7 @@ def for_each(
     The first failure is raised once the others have stopped, which they are asked to by the cancellation that they
     are given. With one lane everything happens in the caller's thread. Raises what ``work`` does, Cancelled.
     """
-    stop = _Either(cancel)
+    stop = Either(cancel)
     if lanes <= 1:
         for thing in things:
             stop.check()

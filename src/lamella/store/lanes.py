@@ -14,28 +14,12 @@ from typing import TYPE_CHECKING
 
 from lamella.errors import Cancelled
 from lamella.host.forking import can_fork
-from lamella.progress import Cancellation
 from lamella.store.layer_process import LayerProcess
 from lamella.store.layer_work import LayerDone, LayerWork, do
 
 if TYPE_CHECKING:
+    from lamella.progress import Cancellation
     from lamella.store.layer_work import Advance
-
-
-class Stop(Cancellation):
-    """A wish to stop of the work's own, because some of it failed, or the caller's."""
-
-    __slots__ = ("_other",)
-
-    def __init__(self, other: Cancellation | None) -> None:
-        super().__init__()
-        self._other = other
-
-    def check(self) -> None:
-        """See `Cancellation.check`."""
-        if self._other is not None:
-            self._other.check()
-        super().check()
 
 
 class Lane:
@@ -75,7 +59,7 @@ def in_lanes(
     count: int,
     is_large: Callable[[int], bool],
     one: Callable[[int, Lane], object],
-    stop: Stop,
+    stop: Cancellation,
 ) -> None:
     """Have ``one`` called for each of ``layers``, begun in order by each of at most ``count`` lanes.
 

@@ -38,9 +38,10 @@ from lamella.images.image import Image, image_of
 from lamella.images.resolve import resolve
 from lamella.layers.descriptors import remove_tree
 from lamella.oci.chain import chain_ids
+from lamella.progress import Either
 from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.image_reader import StoreReader
-from lamella.store.lanes import Lane, Stop, in_lanes
+from lamella.store.lanes import Lane, in_lanes
 from lamella.store.layer_work import LayerDone, LayerWork, fits, would_show
 from lamella.store.leases import under_lease
 from lamella.store.locks import sole
@@ -181,7 +182,7 @@ class _Unpacking:
         self._policy = policy
         self._losses = losses
         self._progress = progress
-        self._stop = Stop(cancel)
+        self._stop = Either(cancel)
         self._changed = threading.Condition()
         self._done: dict[int, UnpackedLayer] = {}
         """The layers whose snapshots are committed."""
