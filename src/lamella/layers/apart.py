@@ -24,6 +24,7 @@ from typing import Final, NoReturn, Self, TypeAlias
 
 from msgspec import Struct
 
+from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import (
     NO_XATTRS,
     Buffer,
@@ -134,10 +135,14 @@ class Apart:
         self._closed = False
 
     def next(
-        self, *, progress: Callable[[int], object] | None = None, cancel: Cancellation | None = None
+        self,
+        *,
+        losses: Losses | None = None,
+        progress: Callable[[int], object] | None = None,
+        cancel: Cancellation | None = None,
     ) -> LayerApart:
-        """The next of the blobs; the one before must have been finished."""
-        return LayerApart(self, progress, cancel)
+        """The next of the blobs; the one before must have been finished. ``losses`` are as for `tar_changes`."""
+        return LayerApart(self, losses, progress, cancel)
 
     def message(self, cancel: Cancellation | None) -> tuple[int, int, list[Record], int]:
         """The next message. Raises Unavailable where the process has ended, and Cancelled."""
@@ -188,8 +193,15 @@ class LayerApart:
     Those of a Windows layer (`Blob.windows`) are as `windows_tar_changes` gives them.
     """
 
-    def __init__(self, apart: Apart, progress: Callable[[int], object] | None, cancel: Cancellation | None) -> None:
+    def __init__(
+        self,
+        apart: Apart,
+        losses: Losses | None,
+        progress: Callable[[int], object] | None,
+        cancel: Cancellation | None,
+    ) -> None:
         self._apart = apart
+        self._losses = losses
         self._progress = progress
         self._cancel = cancel
         self._number = NO_BUFFER
@@ -232,8 +244,11 @@ class LayerApart:
                     posix.clear()
                     facets.clear()
                 elif first == END:
-                    _, blob, size, diff_id, tar_size, compression = record
+                    _, blob, size, diff_id, tar_size, compression, lost = record
                     self._facts = BlobFacts(Digest(blob), size, Digest(diff_id), tar_size, compression)
+                    if self._losses is not None:
+                        for path, what, why in lost:
+                            self._losses.record(Loss(path, what, why))
                 else:
                     self.content = None
                     yield self._other(record, posix, facets)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 from msgspec import Struct
 
+from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Content, Kind, Link, Opaque, Posix, Put, Stream, Whiteout
 from lamella.digests import Digest
 from lamella.errors import LamellaError
@@ -140,6 +141,7 @@ class _Telling:
         """Those objects, so that no other has their ids."""
         self._held = 0
         """Bytes in what records name by number."""
+        self._losses = Losses()
 
     def tell(self) -> bool:
         """Send all messages; whether the blob was as promised."""
@@ -158,8 +160,10 @@ class _Telling:
             self._fail(error)
             return False
         self._ring.settle()
-        record = (END, str(facts.digest), facts.size, str(facts.diff_id), facts.tar_size, facts.compression)
-        self._records.append(record)
+        lost = [(loss.path, loss.what, loss.why) for loss in self._losses.kept]
+        self._records.append(
+            (END, str(facts.digest), facts.size, str(facts.diff_id), facts.tar_size, facts.compression, lost)
+        )
         self._send()
         return True
 
@@ -171,7 +175,7 @@ class _Telling:
 
     def _tell_changes(self) -> None:
         add, numbers, file = self._records.append, self._numbers, Kind.FILE
-        for change in tar_changes(self._next_buffer):
+        for change in tar_changes(self._next_buffer, losses=self._losses):
             if type(change) is Put:
                 entry = change.entry
                 posix = entry.posix

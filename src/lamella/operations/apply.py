@@ -150,7 +150,7 @@ def apply_image_layer(
     Raises as `apply_blob` and `apply_apart`.
     """
     if other is not None:
-        following = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
+        following = other.next(losses=losses, progress=None if progress is None else progress.advance, cancel=cancel)
         return apply_apart(
             following, directory, kind=kind, parents=parents, policy=policy, losses=losses, cancel=cancel
         )

@@ -17,11 +17,13 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 from tests.security.tars import Tar
+from tests.unit.layers.windows_tars import microsoft_base
 from tests.unit.streams.blobs import COMPRESSIONS, HEAD, PACK, gzipped, tar_like
 
+from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Content, Put, Stream, dense
 from lamella.digests import Digest
-from lamella.errors import Cancelled, Exhausted, StreamConsumed, Unavailable
+from lamella.errors import Cancelled, Exhausted, LossRefused, StreamConsumed, Unavailable
 from lamella.layers import apart_work
 from lamella.layers.apart import Apart
 from lamella.layers.apart_work import FORGET, POSIX, Blob, Record
@@ -206,6 +208,20 @@ def test_progress_comes_to_the_size_of_the_blob(tmp_path: Path) -> None:
     assert len(blob) == sum(seen)
 
 
+def test_what_reading_a_layer_loses_is_told_here(tmp_path: Path) -> None:
+    blob = microsoft_base()
+    expected, found = Losses(), Losses()
+    with opened(tmp_path / "here", blob) as file, BlobReader(file) as reader:
+        for _ in tar_changes(reader.next_buffer, end=reader.finish, losses=expected):
+            pass
+    with opened(tmp_path / "blob", blob) as file, Apart([Blob(file)]) as other:
+        other.next(losses=found).finish()
+    assert [loss.what for loss in found.kept] == ["what Windows keeps of a file"]
+    assert expected == found
+    with opened(tmp_path / "blob", blob) as file, Apart([Blob(file)]) as other, pytest.raises(LossRefused):
+        other.next(losses=Losses(refuse=True)).finish()
+
+
 # What is wrong with a blob ------------------------------------------------------------------------------------------
 
 
@@ -289,7 +305,7 @@ class Odd(Exception):
 def test_whatever_is_raised_over_there_is_raised_here(
     error: Exception, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(apart_work, "tar_changes", fail)
