@@ -203,18 +203,23 @@ def is_away(said: str) -> bool:
     return "dial unix" in said or "unavailable" in said.lower()
 
 
+def await_plugin(ctr: Ctr) -> None:
+    """Return when containerd has found the plugin; it tries again after some three seconds at the latest."""
+    end = time.monotonic() + 20
+    while is_away(ctr.said("snapshots", "--snapshotter", "lamella", "ls")):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 def test_a_plugin_that_was_away_is_found_again(where: Path, program: bytes, release: Release) -> None:
     serving = partial(lamella_serving, where, "--plugin", where / "p.sock", "--containerd", where / "containerd/socket")
     with containerd_running(where / "containerd", printed(where, release.name), release=release) as ctr:
         with serving():
+            await_plugin(ctr)  # containerd may have looked for it when it began
             image = unpacked(ctr, program, "lamella")
         assert is_away(ctr.refused("run", "--snapshotter", "lamella", image, "one"))
         with serving():
-            # Containerd tries again after some three seconds at the latest.
-            end = time.monotonic() + 20
-            while is_away(ctr.said("snapshots", "--snapshotter", "lamella", "ls")):
-                assert time.monotonic() < end
-                time.sleep(0.2)
+            await_plugin(ctr)
             assert ctr("run", "--snapshotter", "lamella", image, "two", code=7) == SPEAKS
 
 
