@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,7 @@ from lamella.errors import (
     from_os,
 )
 from lamella.store.reserve import spend_reserve
+from lamella.store.store import folders_with_files
 
 VERSION: Final = 1
 """Of the schema. A store of a higher one is refused, a store of a lower one is brought up to it."""
@@ -270,13 +271,17 @@ class Database:
         return held
 
     def _migrate(self) -> None:
+        refuse_lost(self._path)  # before SQLite opens an empty file, and deletes the write-ahead log beside it
         if not self._readonly and not self._path.exists():
             # SQLite makes the file: to open and close it here would end the locks that other threads have on it.
             self._idle.append(self._connect("mode=rwc"))
         with self.read() as connection:
             version = _version(connection)
-            if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise Conflict(f"{str(self._path)!r} is the database of something else")
+            foreign = version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone() is not None
+        if version == 0:
+            refuse_lost(self._path, self._schema_loss)
+        if foreign:
+            raise Conflict(f"{str(self._path)!r} is the database of something else")
         if version > VERSION:
             raise Unsupported(
                 f"the store {str(self._path.parent)!r} has schema {version}, and this Lamella knows up to {VERSION}",
@@ -297,6 +302,10 @@ class Database:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number + 1}")
 
+    def _schema_loss(self) -> str:
+        with self.read() as connection:
+            return "" if _version(connection) else "has schema version 0"
+
     def _prepare(self) -> None:
         """What holds for the file from its beginning."""
         try:
@@ -313,6 +322,31 @@ class Database:
                 if time.monotonic() > patience:
                     raise
                 time.sleep(0.01)
+
+
+def refuse_lost(path: Path, loss: Callable[[], str] | None = None) -> None:
+    """Raise Integrity if the database at ``path`` is lost while the store has files, which the next sweep would delete.
+
+    ``loss`` says what is wrong with the database, as in ``is empty``, or nothing; by default it looks at the file.
+    """
+    look = loss or (lambda: _file_loss(path))
+    if not look() or not (folders := folders_with_files(path.parent)):
+        return
+    # The schema is committed before the first file. If another process has just made the store, the schema shows now.
+    if found := look():
+        filled = " and ".join(f"{folder}/" for folder in folders)
+        verb = "is" if len(folders) == 1 else "are"
+        raise Integrity(
+            f"the store's database {str(path)!r} {found}, but {filled} {verb} not empty",
+            hint=f"move {path.parent} aside, then restore the store from a backup or import its images again",
+        )
+
+
+def _file_loss(path: Path) -> str:
+    try:
+        return "" if path.stat().st_size else "is empty"
+    except FileNotFoundError:
+        return "is missing"
 
 
 _INHERITED: Final[list[_Held]] = []

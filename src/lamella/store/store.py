@@ -50,6 +50,11 @@ _NO_MATTER: Final = frozenset({"lost+found"})
 """What may lie in a directory that is to become a store."""
 
 
+def folders_with_files(root: Path) -> list[str]:
+    """Return which of `BLOBS` and `SNAPSHOTS` hold a blob or a snapshot, with a row in the database or without one."""
+    return [folder for folder in (BLOBS, SNAPSHOTS) if _has_grandchild(root / folder)]
+
+
 def default_root() -> Path:
     """Where the store is unless somebody says otherwise: ``LAMELLA_ROOT``, or where the platform keeps such things."""
     named = os.environ.get(ROOT, "")
@@ -203,6 +208,14 @@ class Space:
         return found
 
 
+def _has_grandchild(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as children:
+            return any(not child.is_dir(follow_symlinks=False) or os.listdir(child.path) for child in children)
+    except FileNotFoundError:
+        return False
+
+
 def _make_folders(path: Path) -> None:
     made = False
     for folder in _FOLDERS:
@@ -238,10 +251,15 @@ def _make_root(path: Path, *, create: bool) -> None:
             hint=f"chmod 700 {path}, if what is in it can be trusted",
         )
     if not (path / DATABASE).exists():
+        names = set(os.listdir(path)) - _NO_MATTER
+        has_traces = any(name.startswith(DATABASE) for name in names)
+        if has_traces or names.issuperset((BLOBS, INGEST, SNAPSHOTS)):  # an OCI layout has blobs/ too
+            from lamella.store.database import refuse_lost
+
+            refuse_lost(path / DATABASE)
         if not create:
             raise NotFound(f"there is no store at {str(path)!r}")
-        names = set(os.listdir(path)) - _NO_MATTER
-        if names and not any(name.startswith(DATABASE) for name in names):
+        if names and not has_traces:
             raise Conflict(
                 f"{str(path)!r} is not a store, and there is something in it", hint="name an empty or a new directory"
             )

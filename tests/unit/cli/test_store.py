@@ -93,6 +93,43 @@ def test_a_store_that_is_not_there_is_said_and_not_made(lamella: Run, root: Path
     assert not root.exists()
 
 
+LOST: list[list[str]] = [
+    ["store", "gc"],
+    ["store", "gc", "--dry-run"],
+    ["store", "import", "LAYOUT", "--name", "other"],
+    ["store", "images"],
+    ["store", "images", "rm", "it"],
+    ["store", "check"],
+    ["store", "check", "--repair"],
+    ["store", "usage"],
+    ["store", "export", "it", "oci:OUT:it"],
+    ["ls", "store:it"],
+    ["copy", "LAYOUT", "store:other"],
+]
+
+
+@pytest.mark.parametrize("words", LOST, ids=" ".join)
+@pytest.mark.parametrize("remove", [False, True], ids=["emptied", "removed"])
+def test_no_verb_touches_a_store_whose_database_is_lost(
+    lamella: Run, kept: str, layout: str, root: Path, tmp_path: Path, words: list[str], remove: bool
+) -> None:
+    assert kept == "it"
+    state = "is missing" if remove else "is empty"
+    if remove:
+        (root / "lamella.db").unlink()
+    else:
+        os.truncate(root / "lamella.db", 0)
+    before = sorted(root.rglob("*"))
+    places = {"LAYOUT": layout, "oci:OUT:it": f"oci:{tmp_path}/out:it"}
+    done = lamella(*(places.get(word, word) for word in words))
+    assert done.stderr.splitlines() == [
+        f"lamella: the store's database '{root}/lamella.db' {state}, but blobs/ and snapshots/ are not empty",
+        f"hint: move {root} aside, then restore the store from a backup or import its images again",
+    ]
+    assert (done.returncode, done.stdout) == (8, "")
+    assert sorted(root.rglob("*")) == before
+
+
 def test_namespaces_are_apart_wherever_the_option_stands(lamella: Run, layout: str) -> None:
     assert lamella("store", "-n", "one", "import", layout, "--name", "it").returncode == 0
     for words in (("-n", "one", "images"), ("images", "-n", "one"), ("images", "ls", "--namespace", "one")):

@@ -397,6 +397,19 @@ def test_systemd_takes_the_units(needs: Callable[..., str], tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_store_whose_database_is_lost_is_not_served(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    with Store.open(root) as store, store.namespace("one").content.ingest("a") as ingest:
+        ingest.write(b"text")
+        ingest.commit()
+    os.truncate(root / "lamella.db", 0)
+    command = [sys.executable, "-m", "lamella", "--root", str(root), "serve", "--address", str(tmp_path / "socket")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 8
+    assert f"the store's database '{root}/lamella.db' is empty, but blobs/ is not empty" in done.stderr
+    assert len(list((root / "blobs" / "sha256").iterdir())) == 1
+
+
 # Settings ----------------------------------------------------------------------------------------------------------
 
 

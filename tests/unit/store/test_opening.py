@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound
+from lamella.errors import Conflict, Denied, Integrity, InvalidInput, LamellaError, NotFound, Unsupported
 from lamella.store import database, reserve
 from lamella.store import store as opening
 from lamella.store.clock import Clock, steady_time
@@ -143,6 +145,161 @@ def test_an_opening_that_fails_leaves_the_database_closed(
     monkeypatch.undo()
     with Store.open(tmp_path / "store") as store:
         assert store.namespaces.list() == []
+
+
+# A database that is lost
+
+
+def add_blob(store: Store) -> None:
+    with store.namespace("one").content.ingest("a") as ingest:
+        ingest.write(b"text")
+        ingest.commit()
+
+
+def add_snapshot(store: Store) -> None:
+    store.namespace("one").snapshots("directory").prepare("a", "")
+
+
+def files(root: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+        if not path.name.endswith(("-wal", "-shm"))
+    }
+
+
+def remove_database(root: Path) -> None:
+    (root / "lamella.db").unlink()
+
+
+def empty_database(root: Path) -> None:
+    os.truncate(root / "lamella.db", 0)
+
+
+def reset_version(root: Path) -> None:
+    connection = sqlite3.connect(root / "lamella.db")
+    connection.execute("PRAGMA user_version = 0")
+    connection.close()
+
+
+LOSSES: list[tuple[Callable[[Path], None], str]] = [
+    (remove_database, "is missing"),
+    (empty_database, "is empty"),
+    (reset_version, "has schema version 0"),
+]
+
+
+@pytest.mark.parametrize("add", [add_blob, add_snapshot])
+@pytest.mark.parametrize(("lose", "state"), LOSSES)
+def test_a_lost_database_beside_files_is_refused_by_every_opener_and_nothing_changes(
+    tmp_path: Path, add: Callable[[Store], None], lose: Callable[[Path], None], state: str
+) -> None:
+    root = tmp_path / "store"
+    with Store.open(root) as store:
+        add(store)
+    lose(root)
+    before = files(root)
+    folder = "blobs" if add is add_blob else "snapshots"
+    for readonly, create in ((False, True), (False, False), (True, True), (True, False)):
+        with pytest.raises(Integrity) as caught:
+            Store.open(root, readonly=readonly, create=create)
+        assert str(caught.value) == f"the store's database '{root}/lamella.db' {state}, but {folder}/ is not empty"
+        assert caught.value.hint == (
+            f"move {root} aside, then restore the store from a backup or import its images again"
+        )
+    assert files(root) == before
+
+
+def test_a_store_whose_write_ahead_log_is_lost_before_its_first_checkpoint_is_refused(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        add_blob(store)
+        shutil.copytree(store.root, tmp_path / "copy", ignore=shutil.ignore_patterns("*-wal", "*-shm"))
+    before = files(tmp_path / "copy")
+    for readonly in (False, True):
+        with pytest.raises(Integrity, match="has schema version 0, but blobs/ is not empty"):
+            Store.open(tmp_path / "copy", readonly=readonly)
+    assert files(tmp_path / "copy") == before
+
+
+@pytest.mark.parametrize("lose", [remove_database, empty_database])
+def test_the_write_ahead_log_of_a_lost_database_is_kept(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    with Store.open(tmp_path / "store") as store:
+        add_blob(store)
+        shutil.copytree(store.root, tmp_path / "copy")
+    lose(tmp_path / "copy")
+    log = tmp_path / "copy" / "lamella.db-wal"
+    before = log.read_bytes()
+    assert before != b""
+    for readonly in (False, True):
+        with pytest.raises(Integrity):
+            Store.open(tmp_path / "copy", readonly=readonly)
+    assert log.read_bytes() == before
+
+
+def test_a_store_whose_first_opening_was_cut_short_opens(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    for name in ("lamella.db", "lamella.db-journal", "reserve"):
+        (tmp_path / name).touch()
+    for name in ("blobs", "ingest", "snapshots"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(Unsupported, match="for reading only"):
+        Store.open(tmp_path, readonly=True)
+    with Store.open(tmp_path) as store:
+        add_blob(store)
+    Store.open(tmp_path, readonly=True).close()
+
+
+def test_an_empty_database_beside_an_unfinished_ingest_alone_opens(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with Store.open(root) as store:
+        add_blob(store)
+        with store.namespace("one").content.ingest("b") as ingest:
+            ingest.write(b"part")
+        shutil.rmtree(root / "blobs" / "sha256")
+        (root / "blobs" / "sha256").mkdir()
+    empty_database(root)
+    with Store.open(root) as store:
+        assert store.namespaces.list() == []
+
+
+@pytest.mark.parametrize("journal", ["DELETE", "WAL"], ids=["an empty file", "a file without a schema"])
+def test_a_store_that_another_process_fills_while_it_is_opened_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: str
+) -> None:
+    root = tmp_path / "store"
+    root.mkdir(0o700)
+    (root / "lamella.db").touch()
+    connection = sqlite3.connect(root / "lamella.db")
+    connection.execute(f"PRAGMA journal_mode = {journal}")
+    connection.close()
+    calls = []
+
+    def look_after_the_other(at: Path) -> list[str]:
+        monkeypatch.undo()
+        with Store.open(root) as other:
+            add_blob(other)
+        calls.append(opening.folders_with_files(at))
+        return calls[-1]
+
+    monkeypatch.setattr(database, "folders_with_files", look_after_the_other)
+    with Store.open(root) as store:
+        assert calls == [["blobs"]]
+        assert [space.name for space in store.namespaces.list()] == ["one"]
+
+
+def test_a_directory_with_blobs_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "blobs" / "sha256").mkdir(parents=True)
+    (tmp_path / "blobs" / "sha256" / "0").touch()
+    (tmp_path / "index.json").touch()
+    tmp_path.chmod(0o700)
+    with pytest.raises(Conflict, match="is not a store"):
+        Store.open(tmp_path)
+    with pytest.raises(NotFound):
+        Store.open(tmp_path, readonly=True)
+    assert sorted(os.listdir(tmp_path)) == ["blobs", "index.json"]
+
+
+# Names
 
 
 def test_a_namespace_has_a_name_and_a_lease_that_is_not_empty(tmp_path: Path) -> None:
