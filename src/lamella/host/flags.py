@@ -28,13 +28,16 @@ O_PATH: Final = _flag("O_PATH")
 READ_FILE: Final = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | O_BINARY
 """To read a file where others may put what they like: no link is followed, and a fifo holds nobody up."""
 
-_DESCRIPTORS: Final = os.open in os.supports_dir_fd
-"""Asked once: the set has the function itself, which somebody who watches it may replace later."""
+HAS_DESCRIPTORS: Final = os.open in os.supports_dir_fd
+"""Whether files can be opened by a descriptor of their directory.
+
+Asked once: the set has the function itself, which somebody who watches it may replace later.
+"""
 
 
 def require_descriptors() -> None:
     """Make sure that files can be opened by a descriptor of their directory. Raises Unsupported."""
-    if not _DESCRIPTORS:
+    if not HAS_DESCRIPTORS:
         raise Unsupported(
             "this system cannot open a file by a descriptor of its directory, which keeps links from leading elsewhere",
             hint="on Windows, layers for Windows are handled by its own calls; for all else take Linux, or WSL",

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import count
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -14,6 +15,7 @@ from typing import BinaryIO, Final, Self
 from lamella.digests import Digest
 from lamella.errors import DigestMismatch, SizeMismatch, Unavailable, from_os
 from lamella.images.contract import Buffer, StagedBlob
+from lamella.layers.descriptors import remove_path
 from lamella.oci.descriptor import Descriptor
 
 PREFIX: Final = ".lamella-"
@@ -154,15 +156,9 @@ def _sweep(parent: str, prefix: str) -> None:
 
 
 def _remove(path: str) -> None:
-    """Remove a directory, as far as the system allows; as a rule there are only files in it."""
-    try:
-        for name in os.listdir(path):
-            os.unlink(os.path.join(path, name))
-        os.rmdir(path)
-    except OSError:
-        import shutil
-
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove a directory, if the system allows it."""
+    with suppress(OSError):
+        remove_path(path)
 
 
 def _lock(path: str) -> int | None:

@@ -15,19 +15,25 @@ from lamella.errors import Conflict, Unsupported, from_os
 from lamella.host import flags
 
 _OPEN: Final = os.O_RDONLY | flags.O_DIRECTORY | flags.O_NOFOLLOW | flags.O_CLOEXEC
-_MOST: Final = 800
+_MOST: Final = 256
+_LEAST: Final = 8
+_SHARE: Final = 8
+"""One cache takes at most this part of the process's limit: work has up to four at once, and opens files besides."""
+_SPACING: Final = frozenset(4**power for power in range(1, 16))
+"""How far above a deep directory further ones stay open: a climb from there costs O(n log n), not O(n^2)."""
 
 
 def _budget() -> int:
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, soft // 2))
+    return _MOST if soft == resource.RLIM_INFINITY else max(_LEAST, min(_MOST, soft // _SHARE))
 
 
 class Descriptors:
     """A bounded cache of open directories by canonical path; it owns them and the root's descriptor.
 
+    It holds about ``most`` directories, and about an eighth of the process's limit of open files at most.
     ``opened`` is told of each directory that comes into the cache, before anybody can change something in it.
     """
 
@@ -39,7 +45,7 @@ class Descriptors:
         self._opened = opened
         self.known: dict[str, int] = {"": root}
         """For hot loops to look into first; what is not in here is asked of `open`."""
-        self._most = _budget() if most is None else most
+        self._most = _budget() if most is None else min(most, _budget())
 
     @property
     def root(self) -> int:
@@ -56,14 +62,14 @@ class Descriptors:
         if descriptor is not None:
             return descriptor
         if len(known) >= self._most:
-            self._evict()
+            self._evict(path)
         at, pending = path, []
         while (descriptor := known.get(at)) is None:
             at, _, name = at.rpartition("/")
             pending.append(name)
         temporary = -1
-        # Of the directories on the way only the nearest are kept: a path of thousands of components must not push
-        # everything else out, and a walk that climbs back up such a path must not start at the root each time.
+        # Of the directories on the way the nearest are kept, and few of the others: a path of thousands of components
+        # must not push everything else out, and a walk that climbs back up it must not start at the root each time.
         keep = max(1, self._most // 4)
         try:
             while pending:
@@ -73,7 +79,7 @@ class Descriptors:
                     os.close(temporary)
                     temporary = -1
                 at = f"{at}/{name}" if at else name
-                if len(pending) < keep:
+                if len(pending) < keep or len(pending) in _SPACING:
                     known[at] = descriptor
                     if self._opened is not None:
                         self._opened(at, descriptor)
@@ -98,9 +104,15 @@ class Descriptors:
         while known:
             os.close(known.popitem()[1])
 
-    def _evict(self) -> None:
+    def _evict(self, path: str) -> None:
+        """Close the oldest directories, first those that do not lead to ``path``."""
         known = self.known
-        for key in [key for key in known if key][: len(known) - self._most // 2]:
+        leading: list[str] = []
+        others: list[str] = []
+        for key in known:
+            if key:
+                (leading if path.startswith(key) and path[len(key)] == "/" else others).append(key)
+        for key in (others + leading)[: len(known) - self._most // 2]:
             os.close(known.pop(key))
 
 
@@ -171,6 +183,27 @@ def remove_tree(parent: int, name: str) -> None:
     finally:
         for descriptor, _, _ in stack:
             os.close(descriptor)
+
+
+def remove_path(path: str | os.PathLike[str]) -> None:
+    """Remove ``path``, which may be a directory, as `remove_tree` does. Raises OSError.
+
+    Where files cannot be opened by a descriptor of their directory, paths are used instead.
+    """
+    if not flags.HAS_DESCRIPTORS:
+        from shutil import rmtree
+
+        try:
+            os.unlink(path)
+        except (IsADirectoryError, PermissionError):
+            rmtree(path)
+        return
+    above, name = os.path.split(path)
+    parent = os.open(above or os.curdir, os.O_RDONLY | flags.O_DIRECTORY | flags.O_CLOEXEC)
+    try:
+        remove_tree(parent, name)
+    finally:
+        os.close(parent)
 
 
 def open_up(parent: int | None, name: str | os.PathLike[str]) -> int:

@@ -166,14 +166,10 @@ def _make(bundle: Path, *, exist_ok: bool) -> None:
 
 
 def _remove(bundle: Path, error: BaseException) -> None:
-    from lamella.layers.descriptors import remove_tree
+    from lamella.layers.descriptors import remove_path
 
     try:
-        parent = os.open(bundle.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            remove_tree(parent, bundle.name)
-        finally:
-            os.close(parent)
+        remove_path(bundle.absolute())
     except OSError as failure:
         error.add_note(f"the unfinished bundle {os.fspath(bundle)!r} is left: {failure}")
 

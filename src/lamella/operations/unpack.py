@@ -15,7 +15,7 @@ from msgspec import Struct
 from lamella import host
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
-from lamella.layers.descriptors import remove_tree
+from lamella.layers.descriptors import remove_path
 from lamella.operations.output import unfinished
 
 if TYPE_CHECKING:
@@ -253,11 +253,7 @@ class _Aside:
         if self._committed:
             return
         try:
-            parent = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                remove_tree(parent, self._hidden.name)
-            finally:
-                os.close(parent)
+            remove_path(self._hidden)
         except OSError as failure:
             note = f"the unfinished directory {os.fspath(self._hidden)!r} is left: {failure}"
             if isinstance(error, LamellaError) and error.hint is None:

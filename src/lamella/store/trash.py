@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from lamella.layers.descriptors import remove_path
 
 _TRASH: Final = "trash"
 _PREFIX: Final = "content-"
@@ -31,10 +33,5 @@ def empty_trash(root: Path) -> None:
     for name in os.listdir(trash):
         if not name.startswith(_PREFIX):
             continue
-        path = os.path.join(trash, name)
-        try:
-            os.unlink(path)
-        except (IsADirectoryError, PermissionError):  # what unlink says of directories differs
-            shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            pass
+        with suppress(OSError):
+            remove_path(os.path.join(trash, name))
