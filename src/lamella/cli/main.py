@@ -15,6 +15,7 @@ import click
 from lamella.cli.console import Console
 from lamella.cli.frame import CONTEXT, result_options
 from lamella.errors import Cancelled, LamellaError, exit_code, from_os
+from lamella.host.open_files import raise_soft_limit
 
 SECTIONS: Final[dict[str, dict[str, str]]] = {
     "Images": {
@@ -174,6 +175,7 @@ cli: Final = Verbs(
 
 def main() -> int:
     """Run the command line of this process; the result is its exit code."""
+    raise_soft_limit()
     # What is imported stays: looking through it again and again for what could go takes a fifth of a short run, half of
     # that when all is done.
     gc.freeze()

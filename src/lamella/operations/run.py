@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from lamella.errors import LamellaError, NotFound, Unsupported, from_os
+from lamella.host.open_files import with_original_limit
+from lamella.layers.descriptors import remove_path
 from lamella.operations.bundle import CONFIG, ROOTFS, Rootless, runtime_config
 from lamella.store.contract import BindMount, Resource
 from lamella.store.mounting import is_mounted, mount_all, unmount
@@ -236,7 +238,7 @@ def _end(space: Space, key: str, bundle: Path, program: str, name: str, *, keep:
     if program and (state / name).exists():
         try:
             subprocess.run(
-                [program, "--root", os.fspath(state), "delete", "--force", name],
+                with_original_limit([program, "--root", os.fspath(state), "delete", "--force", name]),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_PATIENCE,
@@ -259,7 +261,8 @@ def _end(space: Space, key: str, bundle: Path, program: str, name: str, *, keep:
 
 def _remove_bundle(bundle: Path) -> None:
     """Never more than what was made here: what should still be mounted stays as it is."""
-    shutil.rmtree(bundle / _STATE, ignore_errors=True)
+    with suppress(OSError):
+        remove_path(bundle / _STATE)
     for name in (CONFIG, _LOCK):
         (bundle / name).unlink(missing_ok=True)
     for directory in (bundle / ROOTFS, bundle):
@@ -275,7 +278,7 @@ def _run(program: str, bundle: Path, name: str, lock: int) -> int:
     with _forwarding() as start:
         try:
             # The lock lasts as long as the runtime does, even if this process is killed.
-            process = subprocess.Popen(command, pass_fds=(lock,))
+            process = subprocess.Popen(with_original_limit(command), pass_fds=(lock,))
         except OSError as error:
             raise from_os(error, f"start {program!r}") from error
         try:

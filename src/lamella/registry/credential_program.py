@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from lamella.errors import Exhausted, InvalidInput, LamellaError, NotFound, Unavailable, from_os
+from lamella.host.open_files import with_original_limit
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -93,8 +94,9 @@ class CredentialProgram(Struct, frozen=True):
         from time import monotonic
 
         end = monotonic() + TIMEOUT
+        command = with_original_limit([self.path, verb])
         try:
-            process = Popen([self.path, verb], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=dict(environ))
+            process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=dict(environ))
         except OSError as error:
             raise from_os(error, f"start {self.program}") from None
         answer: list[bytes] = []

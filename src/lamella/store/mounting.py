@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, assert_never
 
 from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, Unsupported, from_os
+from lamella.host.open_files import with_original_limit
 from lamella.store.contract import (
     BindMount,
     BlockCimMount,
@@ -178,7 +179,7 @@ def _mount_fuse(
     options = [option.replace("\\", "\\\\").replace(",", "\\,") for option in options]
     try:
         done = subprocess.run(
-            [program, "-o", ",".join(options), os.path.abspath(target)],
+            with_original_limit([program, "-o", ",".join(options), os.path.abspath(target)]),
             cwd=above,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -215,7 +216,7 @@ def _unmount_fuse(target: str, lazy: bool) -> bool:
         return False
     try:
         done = subprocess.run(
-            [program, "-u", *(["-z"] if lazy else []), "--", target],
+            with_original_limit([program, "-u", *(["-z"] if lazy else []), "--", target]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PATIENCE,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from lamella.errors import Conflict, Exhausted, Integrity, LamellaError, Unsupported, from_os
+from lamella.host.open_files import with_original_limit
 
 _TREE: Final = "layer.verity"
 _ROOT: Final = "layer.roothash"
@@ -200,7 +201,7 @@ def _run(*arguments: str) -> None:
     if program is None:
         raise Unsupported(f"there is no {_PROGRAM} on this system, which dm-verity takes", hint=_HINT)
     done = subprocess.run(
-        [program, *arguments],
+        with_original_limit([program, *arguments]),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
