@@ -72,7 +72,7 @@ def test_links_and_directories_are_as_stated_where_open_files_have_no_path(
     monkeypatch.setattr(host, "names_open_files", lambda: False)
     apply_tar(Tar().directory("d", mtime=OLD).add("d/l", b"2", target="x", uid=7, gid=8, mtime=NEW), target)
     assert [mtime(target / "d"), mtime(target / "d/l")] == [OLD, NEW]
-    assert owner(target / "d/l") == (7, 8)
+    assert owner(target / "d/l") == ((7, 8) if os.geteuid() == 0 else (os.geteuid(), os.getegid()))
 
 
 @pytest.mark.parametrize("seconds", [1 << 35, 1 << 62, (1 << 63) - 1, -(1 << 63)])

@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ def own() -> Iterator[Path]:
     where.mkdir(mode=0o755)
     os.chown(where, *person())
     yield where
+    subprocess.run(["chmod", "-R", "u+rwx", top], check=True)
     shutil.rmtree(top)
 
 
