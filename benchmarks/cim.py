@@ -23,13 +23,13 @@ from lamella.changes.model import Buffer, Change, Entry, Inline, Kind, Link, Put
 from lamella.changes.tree import walk
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
 from lamella.formats.regf import MemoryKey, encode_hive
-from lamella.layers.cim.files import CimLayer
-from lamella.layers.cim.special import CONFIG, HIVES
+from lamella.layers.cim.host_files import CONFIG, HIVES
+from lamella.layers.cim.image_files import CimLayer
 from lamella.layers.cim.tree import CimTree
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.paths import LayerPath, join
-from lamella.streams.reading import BlobReader
-from lamella.streams.writing import BlobWriter
+from lamella.streams.blob_reader import BlobReader
+from lamella.streams.blob_writer import BlobWriter
 
 ENTRIES = 85_000
 BYTES = 1_200_000_000

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from lamella.formats.regf import Hive, HiveKey, Layering, MemoryKey, encode_hive, merged
-from lamella.formats.regf.model import REG_BINARY, REG_DWORD, REG_SZ
+from lamella.formats.regf.keys import REG_BINARY, REG_DWORD, REG_SZ
 
 T = TypeVar("T")
 

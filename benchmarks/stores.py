@@ -110,8 +110,8 @@ def fill(store: Path) -> None:
 
     Files and rows are written as they are in the end, since to import all this would take minutes.
     """
-    from lamella.store.blobs import MODE
-    from lamella.store.references import REF_CONTENT, REF_SNAPSHOT
+    from lamella.store.content.files import MODE
+    from lamella.store.gc.labels import REF_CONTENT, REF_SNAPSHOT
     from lamella.store.store import Store
 
     with Store.open(store) as opened, opened.database.write() as connection:

@@ -23,10 +23,10 @@ from lamella.changes.contracts import Mine, Source
 from lamella.changes.model import Change, Content, Entry, Inline, Kind, Link, Posix, Put, Windows
 from lamella.formats.tar.windows import times
 from lamella.formats.tar.writer import TarWriter
-from lamella.layers.facets import usual_security
-from lamella.layers.tarball import tar_changes
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.tar.source import tar_changes
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import windows_tar_changes
+from lamella.layers.windows.transforms import usual_security
 from lamella.paths import LayerPath
 
 ENTRIES = 85_000

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import lamella
-from lamella.operations.dump import dump_lines
+from lamella.operations.layers.dump import dump_lines
 
 PYTHON: Final = f"python{sys.version_info.major}.{sys.version_info.minor}"
 STDLIB: Final = f"usr/lib/{PYTHON}"

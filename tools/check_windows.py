@@ -22,7 +22,7 @@ from lamella.formats.ntfs import extended_attributes, names, reparse, sddl
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
 from lamella.formats.ntfs.security import SecurityDescriptor
 from lamella.host.windows.files import GENERIC_READ, GENERIC_WRITE, RESTORING, Basic, Handle
-from lamella.host.windows.privileges import BACKUP, RESTORE, SECURITY
+from lamella.host.windows.security import BACKUP, RESTORE, SECURITY
 from lamella.host.windows.system import WindowsSystem, this_system
 
 WRITE = GENERIC_READ | GENERIC_WRITE
@@ -226,9 +226,9 @@ def own_base(place: Path) -> Path:
     """A base layer as 'lamella pack' makes it: a file, and registry hives that are empty."""
     from lamella.changes.apply import apply
     from lamella.changes.model import Entry, Inline, Kind, Posix, Put
-    from lamella.layers.facets import container_layer
-    from lamella.layers.windows_base import missing_hives, with_hives
-    from lamella.layers.windows_tar_sink import WindowsTarSink
+    from lamella.layers.windows.hives import missing_hives, with_hives
+    from lamella.layers.windows.tar_sink import WindowsTarSink
+    from lamella.layers.windows.transforms import container_layer
     from lamella.paths import LayerPath
 
     file = Put(Entry(LayerPath("App/hello.txt"), Kind.FILE, Posix(0o644, 0, 0, 0), 5), Inline(b"hello"))
@@ -244,10 +244,10 @@ def layers(system: WindowsSystem, folder: str, blobs: Sequence[tuple[str, Path]]
     """Apply the layers, the base first, by the compute service, read them back and compare what they state."""
     from lamella.changes.dump import dump
     from lamella.layers import kinds
-    from lamella.layers.windows_names import AS_WINDOWS
-    from lamella.layers.windows_tar import windows_tar_changes
-    from lamella.operations.apply import apply_blob
-    from lamella.streams.reading import BlobReader
+    from lamella.layers.windows.names import AS_WINDOWS
+    from lamella.layers.windows.tar_source import windows_tar_changes
+    from lamella.operations.layers.apply import apply_blob
+    from lamella.streams.blob_reader import BlobReader
 
     parents: list[Path] = []
     for name, blob in blobs:

@@ -20,22 +20,20 @@ if TYPE_CHECKING:
     from lamella.digests import Digest, parse_digest
     from lamella.errors import LamellaError
     from lamella.layers.policy import Devices, Owners, Policy
-    from lamella.operations.append import append
-    from lamella.operations.apply import apply_blob as apply
-    from lamella.operations.compare import compare
-    from lamella.operations.convert import convert
     from lamella.operations.copy import copy
-    from lamella.operations.diff import diff, list_changes
-    from lamella.operations.filesystem import Filesystem, TreePath
-    from lamella.operations.flatten import flatten
-    from lamella.operations.index import index
-    from lamella.operations.mutate import mutate
-    from lamella.operations.new_layers import Directory, File, Symlink
-    from lamella.operations.opened import Image, open_image
+    from lamella.operations.image import Image, open_image
+    from lamella.operations.layers.apply import apply_blob as apply
+    from lamella.operations.layers.diff import diff, list_changes
     from lamella.operations.pack import pack
-    from lamella.operations.rebase import rebase
-    from lamella.operations.settings import Settings
-    from lamella.operations.subset import subset
+    from lamella.operations.surgery.append import append
+    from lamella.operations.surgery.convert import convert
+    from lamella.operations.surgery.flatten import flatten
+    from lamella.operations.surgery.index import index, subset
+    from lamella.operations.surgery.mutate import Settings, mutate
+    from lamella.operations.surgery.new_layers import Directory, File, Symlink
+    from lamella.operations.surgery.rebase import rebase
+    from lamella.operations.trees.compare import compare
+    from lamella.operations.trees.filesystem import Filesystem, TreePath
     from lamella.operations.verify import verify
     from lamella.progress import Cancellation, Progress
 

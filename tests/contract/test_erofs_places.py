@@ -12,11 +12,9 @@ from lamella.changes.dump import dump
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Opaque, Whiteout
 from lamella.changes.tree import MemoryTree
-from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.erofs.overlay_sink import ErofsUpperSink
 from lamella.layers.erofs.sink import ErofsSink
-from lamella.layers.erofs.stack import ErofsStack
-from lamella.layers.erofs.tree import ErofsChanges, ErofsImage, ErofsTree
-from lamella.layers.erofs.upper import ErofsUpperSink
+from lamella.layers.erofs.tree import ErofsChanges, ErofsImage, ErofsLayer, ErofsStack, ErofsTree
 from lamella.layers.stack import LayerStack
 from lamella.testing import contract
 from lamella.testing.source_suite import SOME

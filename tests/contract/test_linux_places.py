@@ -18,15 +18,15 @@ from lamella.changes.dump import dump
 from lamella.changes.losses import Losses
 from lamella.changes.model import Buffer, Change, Kind, Opaque, Put
 from lamella.changes.tree import walk
-from lamella.layers.apart import Apart
-from lamella.layers.apart_work import Blob
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.overlay import OverlayLayer, OverlaySink
-from lamella.layers.overlay_tree import OverlayChanges, OverlayTree
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.tree import OverlayChanges, OverlayTree
+from lamella.layers.process_reader import Apart
+from lamella.layers.process_reader_worker import Blob
 from lamella.layers.stack import LayerStack
-from lamella.layers.tar_sink import TarSink
-from lamella.layers.tarball import tar_changes
+from lamella.layers.tar.sink import TarSink
+from lamella.layers.tar.source import tar_changes
 from lamella.paths import ROOT
 from lamella.testing import contract
 from lamella.testing.source_suite import SOME

@@ -10,8 +10,8 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.host.mounting import mount_points, unmount
-from lamella.store.snapshotters import open_snapshotter
-from lamella.store.snapshotters.graph import Snapshots
+from lamella.store.snapshots.kinds import open_snapshotter
+from lamella.store.snapshots.snapshotter import Snapshots
 from lamella.store.store import Store
 from lamella.testing import snapshotter_suite
 from lamella.testing.builders import file

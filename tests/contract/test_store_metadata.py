@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lamella.store.images import Images
-from lamella.store.leases import Leases
+from lamella.store.metadata.images import Images
+from lamella.store.metadata.leases import Leases
 from lamella.store.store import Space, Store
 from lamella.testing.image_store_suite import ImageStoreTests
 from lamella.testing.lease_suite import LeaseTests

@@ -11,9 +11,9 @@ from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream
 from lamella.changes.tree import fold
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.casefold import WindowsTree
+from lamella.layers.windows.folder.source import WindowsChanges
 from lamella.layers.windows.sink import WindowsSink
-from lamella.layers.windows.source import WindowsChanges
-from lamella.layers.windows_view import WindowsTree
 from lamella.paths import LayerPath
 from lamella.testing import contract
 from lamella.testing.builders import sparse

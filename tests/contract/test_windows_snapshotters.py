@@ -14,25 +14,24 @@ from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 from lamella.changes.apply import apply
 from lamella.changes.model import Change, Kind
 from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
-from lamella.formats.regf.model import MemoryKey
+from lamella.formats.regf.keys import MemoryKey
 from lamella.formats.regf.writer import encode_hive
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
-from lamella.layers.blockcim.place import BlockOptions
-from lamella.layers.facets import windows_from_posix
+from lamella.layers.cim.block.layer import BlockOptions
 from lamella.layers.policy import Policy
+from lamella.layers.windows.transforms import windows_from_posix
 from lamella.oci.platform import parse_platform
 from lamella.paths import ROOT, LayerPath
-from lamella.store.check import check
+from lamella.store.check.check import check
 from lamella.store.contract import BlockCimMount, CimMount, SnapshotKind
 from lamella.store.mounting import mount_all
-from lamella.store.snapshotters import open_snapshotter
-from lamella.store.snapshotters.blockcim import BlockCimForm
-from lamella.store.snapshotters.graph import Snapshots, home_of
+from lamella.store.snapshots.drivers.blockcim import BlockCimForm
+from lamella.store.snapshots.kinds import open_snapshotter
+from lamella.store.snapshots.snapshotter import Snapshots, home_of
 from lamella.store.store import Store
-from lamella.store.unpacking import unpack_image
-from lamella.testing.images import image_of_tars
+from lamella.store.unpack.image import unpack_image
+from lamella.testing.images import image_of_tars, put_image
 from lamella.testing.snapshot_graph_suite import SnapshotGraphTests
-from lamella.testing.store import put_image
 
 CONFIG = "Files/Windows/System32/config"
 
@@ -169,7 +168,7 @@ class TestImagesOfSnapshots:
 
     def test_that_windows_wrote_go_too(self, snapshots: Snapshots, images: Path) -> None:
         """Their regions have a GUID of their own."""
-        from lamella.layers.cim.files import CimLayer
+        from lamella.layers.cim.image_files import CimLayer
         from lamella.layers.cim.sink import CimSink
 
         (mount,) = snapshots.prepare("extract")

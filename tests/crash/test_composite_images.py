@@ -13,7 +13,7 @@ import pytest
 from tests.unit.layers.test_windows_dialect import file_at
 
 from lamella.changes.apply import apply
-from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.layers.cim.image_files import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
 
 WRITER = """

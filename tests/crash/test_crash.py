@@ -21,11 +21,11 @@ import pytest
 from lamella.changes.model import dense
 from lamella.digests import Digest
 from lamella.host.mounting import mount_points, unmount
-from lamella.operations.store_rediff import Rediff
+from lamella.operations.store.rediff import Rediff
 from lamella.paths import LayerPath
-from lamella.store.check import check
-from lamella.store.gc import collect
-from lamella.store.references import CONTENT, REF_SNAPSHOT, needed
+from lamella.store.check.check import check
+from lamella.store.gc.collect import collect
+from lamella.store.gc.labels import CONTENT, REF_SNAPSHOT, needed
 from lamella.store.store import Space, Store
 from lamella.testing.images import small_image, tagged, write_layout
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, NotFound
-from lamella.operations.store_import import import_image
-from lamella.store.gc import collect
-from lamella.store.references import ROOT
+from lamella.operations.store.import_ import import_image
+from lamella.store.gc.collect import collect
+from lamella.store.gc.labels import ROOT
 from lamella.store.store import Space, Store
-from lamella.store.unpacking import unpack_image
+from lamella.store.unpack.image import unpack_image
 from lamella.testing.builders import directory, file
 
 NAMES = [f"docker.io/library/name{number}:latest" for number in range(4)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.errors import InvalidInput
-from lamella.registry.answers import Answer, BrokenAnswer
+from lamella.registry.http.response import Answer, BrokenAnswer
 
 _MOST = 1 << 16
 

@@ -23,8 +23,8 @@ from lamella.formats.cim.structures import RegionType, place, region_header, reg
 from lamella.formats.cim.writer import CimWriter, Metadata
 from lamella.formats.ntfs import extended_attributes, reparse
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
-from lamella.formats.ntfs.upcase import TABLE_SIZE, pack_upcase, usual_upcase
-from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.formats.ntfs.names import TABLE_SIZE, pack_upcase, usual_upcase
+from lamella.layers.cim.image_files import CimLayer, OpenCim
 from lamella.layers.cim.tree import CimContent, CimTree, all_changes, changes_since
 
 LONGEST = 2  # seconds; each input takes some milliseconds

@@ -14,9 +14,9 @@ from tests.unit.streams.blobs import HEAD, gzipped, skippable, tar_like, zstd_fr
 
 from lamella.digests import Digest
 from lamella.errors import LamellaError
-from lamella.streams import reading
-from lamella.streams.blob import BlobFacts, BlobLimits
-from lamella.streams.reading import BlobReader
+from lamella.streams import blob_reader
+from lamella.streams.blob_reader import BlobReader
+from lamella.streams.limits import BlobFacts, BlobLimits
 from lamella.streams.zstandard import zstd
 
 LIMITS = BlobLimits(max_tar_size=4 << 20, max_ratio=2000, ratio_floor=1 << 20, window_log_max=20)
@@ -30,7 +30,7 @@ def check_wording(error: LamellaError) -> None:
 def outcome(data: bytes, small: int) -> BlobFacts | type[LamellaError]:
     """What reading comes to; the stream given out is the one whose diff id is told."""
     out = bytearray()
-    with mock.patch.object(reading, "SMALL_BLOB", small), BlobReader(io.BytesIO(data), limits=LIMITS) as reader:
+    with mock.patch.object(blob_reader, "SMALL_BLOB", small), BlobReader(io.BytesIO(data), limits=LIMITS) as reader:
         try:
             while buffer := reader.next_buffer():
                 out += buffer

@@ -18,9 +18,8 @@ from lamella.changes.apply import apply
 from lamella.changes.model import Change, Link, Opaque, Put, Whiteout
 from lamella.errors import FormatError, Unsupported
 from lamella.formats.erofs.structures import START, crc32c
-from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.sink import ErofsSink
-from lamella.layers.erofs.tree import ErofsChanges
+from lamella.layers.erofs.tree import ErofsChanges, ErofsLayer
 from lamella.testing.builders import device, directory, file, link, sparse, symlink
 
 LONGEST = 2  # seconds; each input takes some milliseconds

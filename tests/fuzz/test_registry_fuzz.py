@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamella.errors import LamellaError
-from lamella.registry.addresses import origin_of, shown
-from lamella.registry.auth import parse_challenges
-from lamella.registry.credentials import Credential, Credentials, login
+from lamella.registry.auth.authorizer import parse_challenges
+from lamella.registry.auth.credentials import Credential, Credentials, login
 from lamella.registry.hosts import hosts_for
-from lamella.registry.listing import next_page
+from lamella.registry.http.addresses import origin_of, shown
+from lamella.registry.pagination import next_page
 
 SECRET = "s3cret-of-ada"
 HOST = "registry.example:5000"

@@ -23,10 +23,10 @@ from lamella.formats.backup import BackupReader, survey
 from lamella.formats.ntfs import extended_attributes, filetime, reparse, sddl
 from lamella.formats.ntfs.security import SecurityDescriptor
 from lamella.formats.vhd import VhdFooter
-from lamella.layers.windows.framing import FramingReader
-from lamella.layers.windows.index import IndexReader, IndexWriter, LinkFact, PutFact, StreamFact
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.folder.index import IndexReader, IndexWriter, LinkFact, PutFact, StreamFact
+from lamella.layers.windows.folder.tar_split import FramingReader
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 from lamella.streams.zstandard import zstd
 

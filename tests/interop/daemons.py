@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lamella.changes.model import Change
 from lamella.host.mounting import mount_points, unmount
-from lamella.operations.write_layer import LayerOptions, write_layer
+from lamella.operations.layers.write import LayerOptions, write_layer
 from lamella.testing.builders import directory, file, symlink, whiteout
 from lamella.testing.images import SmallImage, image_of_tars, layout_files, tagged, tar_of
 

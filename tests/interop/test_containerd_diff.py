@@ -18,8 +18,8 @@ from benchmarks.containerd import Containerd
 from lamella.changes.apply import apply
 from lamella.changes.diff import CONTAINERD, diff
 from lamella.changes.model import Buffer
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.tar_sink import TarSink
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.tar.sink import TarSink
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
 

@@ -14,10 +14,9 @@ import pytest
 from tests.interop.daemons import Ctr, Release, archive, containerd_running, folder, runnable
 
 from lamella.errors import AlreadyExists, NotFound
-from lamella.images.forms import open_reader
 from lamella.images.image import open_image
-from lamella.images.naming import parse_image_name
 from lamella.images.options import ContainerdOptions, containerd_options
+from lamella.images.transports import open_reader, parse_image_name
 from lamella.operations.copy import copy
 from lamella.testing.images import index_of, small_image, tagged, write_layout
 

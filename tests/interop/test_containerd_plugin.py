@@ -25,7 +25,7 @@ from tests.interop.daemons import (
     runnable,
 )
 
-from lamella.service.plugin import CONTENT
+from lamella.service.endpoints.plugin import CONTENT
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
 

@@ -19,11 +19,10 @@ from lamella.changes.dump import dump
 from lamella.changes.model import Change
 from lamella.changes.tree import MemoryTree, fold, merge, walk
 from lamella.errors import Unsupported
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.layers.erofs.sink import ErofsSink
-from lamella.layers.erofs.tree import ErofsImage, ErofsTree
+from lamella.layers.erofs.tree import ErofsImage, ErofsLayer, ErofsTree
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.testing.builders import device, directory, fifo, file, link, sparse, symlink, whiteout

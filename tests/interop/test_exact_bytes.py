@@ -16,7 +16,7 @@ from tests.unit.streams.blobs import tar_like
 
 from lamella.errors import Unsupported
 from lamella.formats.tar import TarWriter
-from lamella.operations.exact import make_recipe, restore_blob
+from lamella.operations.layers.recipes import make_recipe, restore_blob
 
 pytestmark = pytest.mark.interop
 

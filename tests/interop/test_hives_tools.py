@@ -17,7 +17,7 @@ import pytest
 from tests.unit.formats.regf.hives import small, utf16
 
 from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merged
-from lamella.formats.regf.model import REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_QWORD, REG_SZ
+from lamella.formats.regf.keys import REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_QWORD, REG_SZ
 
 pytestmark = pytest.mark.interop
 

@@ -15,7 +15,7 @@ import pytest
 
 from lamella.errors import InvalidInput
 from lamella.images.image import open_image
-from lamella.images.naming import parse_image_name
+from lamella.images.transports import parse_image_name
 from lamella.operations.copy import copy
 from lamella.testing.images import compact, digest, index_of, small_image, tagged, write_layout
 

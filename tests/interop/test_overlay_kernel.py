@@ -22,10 +22,10 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Kind, Link, Put
 from lamella.changes.tree import merge, walk
 from lamella.errors import InvalidInput, NotFound
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.overlay import OverlayLayer, OverlaySink
-from lamella.layers.overlay_tree import OverlayChanges, OverlayTree
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.tree import OverlayChanges, OverlayTree
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.testing.builders import directory, file, link, opaque, symlink, whiteout

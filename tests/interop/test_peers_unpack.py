@@ -19,8 +19,8 @@ import pytest
 from lamella.changes.dump import dump
 from lamella.changes.tree import walk
 from lamella.images.image import open_image
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.operations.apply import apply_blob
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.operations.layers.apply import apply_blob
 from lamella.operations.unpack import unpack
 from lamella.testing.images import OCI, compact, digest, tagged, write_layout
 

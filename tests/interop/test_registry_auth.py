@@ -17,8 +17,8 @@ from lamella.cli.main import run as lamella
 from lamella.errors import Denied, InvalidInput, Unavailable
 from lamella.images.image import open_image
 from lamella.operations.copy import copy
-from lamella.operations.login import log_in
-from lamella.registry.credentials import Credential, Credentials, login
+from lamella.operations.registry import log_in
+from lamella.registry.auth.credentials import Credential, Credentials, login
 from lamella.testing.images import small_image, tagged, write_layout
 
 Needs = Callable[..., str]

@@ -16,9 +16,8 @@ from tests.registry.isolation import isolate
 
 from lamella.digests import Digest
 from lamella.errors import Unavailable
-from lamella.images.forms import open_reader, open_writer
-from lamella.images.naming import parse_image_name
 from lamella.images.options import RegistryOptions
+from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.manifest import decode_manifest
 from lamella.operations.copy import copy, copy_image

@@ -15,9 +15,9 @@ from lamella.changes.model import Change
 from lamella.host.mounting import mount_points
 from lamella.host.mounting import unmount as unmount_point
 from lamella.oci.config import ContainerConfig, ImageConfig, RootFs
-from lamella.operations.bundle import write_runtime_config
+from lamella.operations.runtime.bundle import write_runtime_config
 from lamella.store.mounting import mount_all, mounted, unmount
-from lamella.store.snapshotters import open_snapshotter
+from lamella.store.snapshots.kinds import open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import directory, file, symlink, whiteout
 

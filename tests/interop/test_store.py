@@ -13,9 +13,9 @@ from tests.interop.test_peers_unpack import layers_of_everything
 
 from lamella.changes.dump import dump
 from lamella.changes.tree import walk
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.operations.store_export import export_image
-from lamella.operations.store_import import import_image
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.operations.store.export import export_image
+from lamella.operations.store.import_ import import_image
 from lamella.store.store import Store
 from lamella.testing.images import SmallImage, image_of_tars, tagged, write_layout
 

@@ -13,10 +13,10 @@ from tests.unit.streams.blobs import tar_like
 
 from lamella.digests import Digest
 from lamella.errors import Exhausted
-from lamella.streams.blob import BlobLimits
-from lamella.streams.encoding import LEVELS
-from lamella.streams.reading import BlobReader
-from lamella.streams.writing import BlobWriter
+from lamella.streams.blob_reader import BlobReader
+from lamella.streams.blob_writer import BlobWriter
+from lamella.streams.compress import LEVELS
+from lamella.streams.limits import BlobLimits
 
 pytestmark = pytest.mark.interop
 

@@ -17,11 +17,11 @@ import lamella
 from lamella.changes.dump import dump
 from lamella.changes.tree import walk
 from lamella.images.image import open_image
-from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
-from lamella.operations.new_layers import FileLike
-from lamella.operations.trees import open_tree
+from lamella.operations.surgery.new_layers import FileLike
+from lamella.operations.trees.open import open_tree
 from lamella.registry.reader import RegistryReader
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]

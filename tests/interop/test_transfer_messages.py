@@ -17,8 +17,7 @@ from google.protobuf.message import Message
 from tests.registry.docker_registry import PASSWORD, USER, DockerRegistry, running
 from tests.unit.service.serving import Served, Stub, failure, serving, within
 
-from lamella.images.forms import open_reader
-from lamella.images.naming import parse_image_name
+from lamella.images.transports import open_reader, parse_image_name
 from lamella.operations.copy import copy_image
 from lamella.protocol.proto import streaming_pb2, transfer_pb2
 from lamella.protocol.proto import transfers_pb2 as pb

@@ -13,7 +13,7 @@ import pytest
 
 from lamella.changes.dump import dump
 from lamella.changes.tree import walk
-from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.directory.tree import DirectoryTree
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.errors import LamellaError, Unsupported
-from lamella.host.windows.loader import Signature, bind
+from lamella.host.windows.abi import Signature, bind
 
 SOURCE = Path(__file__).with_name("windows.c")
 LAYER_WORK = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p)

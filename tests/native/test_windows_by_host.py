@@ -36,17 +36,17 @@ from lamella.host.windows import system as host
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers import kinds
 from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.native_reading import NativeChanges
-from lamella.layers.windows.tree import WindowsLayerTree
-from lamella.layers.windows_names import AS_WINDOWS
-from lamella.operations.apply import apply_blob
-from lamella.operations.diff import diff
-from lamella.operations.write_layer import LayerOptions, Written, write_layer
+from lamella.layers.windows.choose import WindowsLayerTree
+from lamella.layers.windows.names import AS_WINDOWS
+from lamella.layers.windows.native.reader import NativeChanges
+from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.diff import diff
+from lamella.operations.layers.write import LayerOptions, Written, write_layer
 from lamella.paths import LayerPath
-from lamella.service.differs import Lookup
-from lamella.service.windows_differs import WindowsDiffer
+from lamella.service.differs.table import Lookup
+from lamella.service.differs.windows import WindowsDiffer
 from lamella.store.contract import WindowsLayerMount
-from lamella.streams.reading import BlobReader
+from lamella.streams.blob_reader import BlobReader
 
 __all__ = ["checks"]
 
@@ -169,7 +169,7 @@ class TestTheTableOfKinds:
         apply_blob(tar, tmp_path / "folder", kind="windows")
         assert (tmp_path / "folder" / "lamella.index").is_file()
         assert stub.calls == []
-        monkeypatch.setattr("lamella.layers.windows.opened.this_system", lambda: system)
+        monkeypatch.setattr("lamella.layers.windows.choose.this_system", lambda: system)
         monkeypatch.chdir(tmp_path)  # where its folder would be, were it no path of Windows
         apply_blob(tar, BASE, kind="windows")
         assert "lamella.index" not in names(system, "C:\\layers\\base")

@@ -12,9 +12,10 @@ import pytest
 from tests.native.stub import Stub
 
 from lamella.errors import AlreadyExists, Denied, Exhausted, InvalidInput, LamellaError, Unsupported
-from lamella.host.windows import files, native, privileges, virtdisk, vmcompute
-from lamella.host.windows.loader import SystemLoader
-from lamella.host.windows.sddl import descriptor_of
+from lamella.host.windows import abi, files, virtdisk, vmcompute
+from lamella.host.windows import security as privileges
+from lamella.host.windows.abi import SystemLoader
+from lamella.host.windows.security import descriptor_of
 from lamella.host.windows.system import WindowsSystem, this_system
 
 LAYER, FOLDER = "C:\\layers\\3", "C:\\stage"
@@ -25,7 +26,7 @@ GUID = uuid.UUID(bytes_le=b"ab" + bytes(14))
 @pytest.mark.parametrize(
     ("structure", "size", "offsets"),
     [
-        (native.Guid, 16, {"data2": 4, "data4": 8}),
+        (abi.Guid, 16, {"data2": 4, "data4": 8}),
         (privileges.Luid, 8, {}),
         (privileges.TokenPrivileges, 16, {"luid": 4, "attributes": 12}),
         (files.UnicodeString, 16, {"room": 2, "buffer": 8}),
@@ -51,15 +52,15 @@ def test_structures_have_the_sizes_and_offsets_of_windows(
 
 @pytest.mark.parametrize("text", ["", "ascii", "ünï", "𝄞 outside the first plane", "lone \udc80 surrogate"])
 def test_text_goes_to_utf_16_and_back(text: str) -> None:
-    units = native.wide(text)
+    units = abi.wide(text)
     assert bytes(units) == text.encode("utf-16-le", "surrogatepass") + b"\0\0"
-    assert text == native.text_of(units)
-    assert text == native.text_at(ctypes.addressof(units))
+    assert text == abi.text_of(units)
+    assert text == abi.text_at(ctypes.addressof(units))
 
 
 def test_a_nul_inside_a_text_is_refused() -> None:
     with pytest.raises(InvalidInput, match="NUL"):
-        native.wide("a\0b")
+        abi.wide("a\0b")
 
 
 def test_layer_calls_name_the_layer_by_its_path_and_parents_nearest_first(stub: Stub, windows: WindowsSystem) -> None:

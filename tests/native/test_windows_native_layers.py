@@ -31,10 +31,10 @@ from lamella.formats.ntfs import reparse
 from lamella.host.windows.files import GENERIC_READ, GENERIC_WRITE, Files
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows.native_reading import NativeChanges
-from lamella.layers.windows.opened import opened_source
-from lamella.layers.windows.place import WindowsLayer
-from lamella.operations.apply import Applied, apply_blob
+from lamella.layers.windows.choose import opened_source
+from lamella.layers.windows.folder.layout import WindowsLayer
+from lamella.layers.windows.native.reader import NativeChanges
+from lamella.operations.layers.apply import Applied, apply_blob
 from lamella.paths import LayerPath
 from lamella.testing.builders import sparse
 
@@ -264,7 +264,7 @@ class TestBaseLayer:
     def test_a_sparse_file_is_read_with_its_holes(self, system: WindowsSystem) -> None:
         applied(system, BASE, [folder("Files"), *CONFIG])
         holes = sparse(100_000, [(0, b"a" * 10), (50_000, b"b" * 20)])
-        from lamella.layers.windows.writing import BackupStreams
+        from lamella.layers.windows.folder.writer import BackupStreams
 
         with (
             system.files.open(f"{BASE}\\Files\\holes", GENERIC_READ | GENERIC_WRITE, create=True) as handle,
@@ -467,7 +467,7 @@ class TestLayerWithParents:
 def lines_of(data: bytes) -> list[str]:
     from tests.unit.formats.tar.archives import buffers
 
-    from lamella.layers.windows_tar import windows_tar_changes
+    from lamella.layers.windows.tar_source import windows_tar_changes
 
     return lines(windows_tar_changes(buffers(data, 512)))
 

@@ -9,10 +9,10 @@ import pytest
 from tests.native.stub import BACKUP, RESTORE, SECURITY, Stub
 
 from lamella.errors import Conflict, Denied, Exhausted, InvalidInput, LamellaError
-from lamella.host.windows.privileges import BACKUP as BACKUP_NAME
-from lamella.host.windows.privileges import RESTORE as RESTORE_NAME
-from lamella.host.windows.privileges import SECURITY as SECURITY_NAME
-from lamella.host.windows.privileges import Privileges
+from lamella.host.windows.security import BACKUP as BACKUP_NAME
+from lamella.host.windows.security import RESTORE as RESTORE_NAME
+from lamella.host.windows.security import SECURITY as SECURITY_NAME
+from lamella.host.windows.security import Privileges
 
 
 @pytest.fixture

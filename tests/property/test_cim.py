@@ -19,18 +19,18 @@ from lamella.changes.tree import MemorySink, MemoryTree, walk
 from lamella.errors import InvalidInput, NotFound
 from lamella.formats.ntfs import filetime, reparse
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
-from lamella.formats.ntfs.upcase import usual_upcase
-from lamella.layers.cim.contract import NO_DESCRIPTOR
-from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.formats.ntfs.names import usual_upcase
+from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.cim.import_rules import NO_DESCRIPTOR
 from lamella.layers.cim.portable import KEPT
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree, all_changes, changes_since
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.folder.source import WindowsChanges
 from lamella.layers.windows.sink import WindowsSink
-from lamella.layers.windows.source import WindowsChanges
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 
 TOP = Put(Entry(LayerPath("Files"), Kind.DIRECTORY, None, 0, "", Windows(0x10, 0, 0, 0, 0, b"sd")), None)

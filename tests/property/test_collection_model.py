@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lamella.store.database import Database
-from lamella.store.marking import chain, mark, picture
-from lamella.store.references import Node
+from lamella.store.gc.labels import Node
+from lamella.store.gc.mark import chain, mark, picture
 
 NOW = 1_800_000_000_000_000_000
 PAST, NEVER, FUTURE = "2020-01-01T00:00:00Z", "in a while", "2100-01-01T00:00:00+01:00"

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from lamella.store.content import Content
+from lamella.store.content.store import Content
 from lamella.store.contract import Ingest
 from lamella.store.store import Store
 from lamella.testing.reading import raises

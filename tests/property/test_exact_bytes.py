@@ -18,9 +18,9 @@ from tests.property.test_tar_round_trip import archive, members
 
 from lamella.errors import DigestMismatch, FormatError, Integrity, LamellaError, SizeMismatch, Unsupported
 from lamella.formats.recipe import FileSegment, RecipeReader
-from lamella.operations.apply import apply_blob
-from lamella.operations.exact import make_recipe, restore_blob
-from lamella.streams.compressors import new_compressor
+from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.recipes import make_recipe, restore_blob
+from lamella.streams.recompress.compressors import new_compressor
 
 
 def given_back(tar: bytes) -> bytes:

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.formats.regf import Hive, Key, Layering, MemoryKey, Value, encode_hive, merged
-from lamella.formats.regf.model import DEFAULT_SECURITY
-from lamella.formats.regf.names import fold
+from lamella.formats.regf.keys import DEFAULT_SECURITY, fold
 
 LETTERS = st.sampled_from(
     "aAbBßÿŸäÄµ\u03bc日/ \0\U0001f4be\ud800"

@@ -14,10 +14,10 @@ from lamella.changes.contracts import Source
 from lamella.changes.dump import dump
 from lamella.changes.model import Buffer, Change, Link, Put
 from lamella.changes.tree import MemoryTree, walk
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.tar_sink import TarSink
-from lamella.layers.tarball import tar_changes
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.tar.sink import TarSink
+from lamella.layers.tar.source import tar_changes
 from lamella.paths import beneath
 from lamella.testing.strategies import WHOLE_TIMES, layers, trees
 

@@ -21,18 +21,18 @@ from lamella.changes.model import Buffer, Change, Entry, Kind, Link
 from lamella.changes.tree import walk
 from lamella.errors import LamellaError
 from lamella.host.mounting import mount_points, unmount
-from lamella.layers.tar_sink import TarSink
+from lamella.layers.tar.sink import TarSink
 from lamella.paths import ROOT
 from lamella.progress import Cancellation
-from lamella.store import lanes, unpacking
-from lamella.store.lanes import Lane
-from lamella.store.layer_work import Advance, LayerDone, LayerWork, do
 from lamella.store.mounting import mounted
 from lamella.store.store import Store
-from lamella.store.unpacking import Unpacked, _Unpacking, unpack_image
+from lamella.store.unpack import image as unpacking
+from lamella.store.unpack import schedule
+from lamella.store.unpack.image import Unpacked, _Unpacking, unpack_image
+from lamella.store.unpack.layer import Advance, LayerDone, LayerWork, do
+from lamella.store.unpack.schedule import Lane
 from lamella.testing import builders as b
-from lamella.testing.images import image_of_tars, tar_of
-from lamella.testing.store import put_image
+from lamella.testing.images import image_of_tars, put_image, tar_of
 from lamella.testing.strategies import stacks
 
 
@@ -62,7 +62,7 @@ def nobody_knows_what_is_below(layers: int) -> Iterator[None]:
         patch.object(_Unpacking, "_wait_for", wait_together),
         patch.object(Lane, "do", in_this_process),
         patch.object(unpacking, "_OWN_PROCESS", 0),
-        patch.object(lanes, "can_fork", lambda: False),
+        patch.object(schedule, "can_fork", lambda: False),
     ):
         yield
 
@@ -97,14 +97,14 @@ def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], 
     unpacked: Unpacked | None = None
     with tempfile.TemporaryDirectory() as root, Store.open(Path(root) / "store") as store, ExitStack() as after:
         after.callback(unmount_all, root)
-        for lanes in (1, len(tars)):
-            space = store.namespace(f"lanes{lanes}")
+        for schedule in (1, len(tars)):
+            space = store.namespace(f"lanes{schedule}")
             target = put_image(space, image_of_tars(tars, compress=False), "image")
-            if lanes == 1:
+            if schedule == 1:
                 unpacked = unpack_image(space, target, snapshotter, lanes=1)
             else:
-                with nobody_knows_what_is_below(lanes):
-                    unpacked = unpack_image(space, target, snapshotter, lanes=lanes)
+                with nobody_knows_what_is_below(schedule):
+                    unpacked = unpack_image(space, target, snapshotter, lanes=schedule)
             snapshots = space.snapshots(snapshotter)
             with snapshots.tree(unpacked.snapshot) as tree:
                 trees.append(list(dump(walk(tree), inline=16, extents=False)))

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
 from lamella.store.contract import SnapshotKind
-from lamella.store.snapshotters import open_snapshotter
+from lamella.store.snapshots.kinds import open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.reading import outline

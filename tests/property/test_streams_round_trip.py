@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tests.unit.streams.blobs import COMPRESSIONS, HEAD, PACK, Trickle, skippable, tar_like
 
 from lamella.digests import Digest
-from lamella.streams import reading, writing
-from lamella.streams.blob import BlobFacts
-from lamella.streams.reading import BlobReader
+from lamella.streams import blob_reader, blob_writer
+from lamella.streams.blob_reader import BlobReader
+from lamella.streams.blob_writer import BlobWriter
+from lamella.streams.limits import BlobFacts
 from lamella.streams.seekable import SeekableBlob
-from lamella.streams.writing import BlobWriter
 
 BLOCK = 8192
 SOURCE = tar_like(400_000)
@@ -41,7 +41,7 @@ def written(
     """Write in blocks so small that every tar has several."""
     out = io.BytesIO()
     with (
-        mock.patch.object(writing, "BLOCK_SIZE", BLOCK),
+        mock.patch.object(blob_writer, "BLOCK_SIZE", BLOCK),
         BlobWriter(out, compression=compression, level=level, threads=threads) as writer,
     ):
         at = turn = 0
@@ -55,7 +55,7 @@ def written(
 
 
 def read(blob: BinaryIO, small: int) -> tuple[bytes, BlobFacts]:
-    with mock.patch.object(reading, "SMALL_BLOB", small), BlobReader(blob) as reader:
+    with mock.patch.object(blob_reader, "SMALL_BLOB", small), BlobReader(blob) as reader:
         out = bytearray()
         while buffer := reader.next_buffer():
             out += buffer

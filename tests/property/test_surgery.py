@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lamella.changes.model import Change
 from lamella.cli.main import run
-from lamella.operations.write_layer import LayerOptions, write_layer
+from lamella.operations.layers.write import LayerOptions, write_layer
 from lamella.testing.strategies import stacks
 
 COMPRESSIONS = st.sampled_from(["gzip", "zstd", "none"])

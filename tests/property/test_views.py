@@ -17,10 +17,10 @@ from lamella.changes.contracts import Source
 from lamella.changes.diff import diff
 from lamella.changes.model import Change, Put
 from lamella.changes.tree import MemoryTree, fold, merge, walk
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.tar_sink import TarSink
-from lamella.layers.tarball import tar_changes
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.tar.sink import TarSink
+from lamella.layers.tar.source import tar_changes
 from lamella.testing.reading import text
 from lamella.testing.strategies import WHOLE_TIMES, stacks, tree_pairs
 

@@ -18,11 +18,11 @@ from lamella.digests import Digest
 from lamella.errors import InvalidInput
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.framing import FramingReader, FramingWriter
+from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.folder.tar_split import FramingReader, FramingWriter
 from lamella.layers.windows.sink import WindowsSink
-from lamella.layers.windows.source import WindowsChanges
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 
 REFUSED = ("cannot be in", "is there twice", "has files in it", "is a directory")

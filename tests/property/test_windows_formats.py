@@ -33,8 +33,8 @@ from lamella.formats.ntfs import extended_attributes, filetime, names, reparse, 
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
 from lamella.formats.ntfs.security import Ace, Acl, SecurityDescriptor, Sid
 from lamella.formats.vhd import VhdFooter
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 
 words = st.integers(0, (1 << 32) - 1)

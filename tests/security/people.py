@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 NOBODY: Final = 65534
 
-LOADED: Final = (lamella.layers.recorded, resource, codecs.lookup("ascii"))
+LOADED: Final = (lamella.layers.directory.attrs, resource, codecs.lookup("ascii"))
 """Modules that are loaded late, and that may be out of reach once rights are gone."""
 
 _CLONE_NEWNS: Final = 0x20000

@@ -20,12 +20,12 @@ from lamella.changes.model import Kind
 from lamella.changes.tree import walk
 from lamella.cli.main import run
 from lamella.errors import EXIT_STATUS, LamellaError
-from lamella.layers.directory import DirectorySink
-from lamella.layers.overlay import OverlayLayer, OverlaySink
-from lamella.layers.overlay_tree import OverlayTree
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.tree import OverlayTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
-from lamella.layers.tarball import tar_changes
+from lamella.layers.tar.source import tar_changes
 from lamella.testing.images import OCI, compact, digest, tagged, write_layout
 from lamella.testing.reading import held
 

@@ -20,9 +20,9 @@ from lamella.changes.limits import Limits
 from lamella.changes.model import Change
 from lamella.errors import Exhausted, InvalidInput
 from lamella.formats.erofs.structures import crc32c
-from lamella.layers import descriptors
-from lamella.layers.erofs.files import ErofsLayer
-from lamella.layers.erofs.upper import ErofsUpperSink
+from lamella.layers.directory import dirfd_cache
+from lamella.layers.erofs.overlay_sink import ErofsUpperSink
+from lamella.layers.erofs.tree import ErofsLayer
 from lamella.layers.stack import LayerStack
 from lamella.testing.builders import file, whiteout
 
@@ -308,7 +308,7 @@ def test_few_descriptors_are_enough(memory: Path, monkeypatch: pytest.MonkeyPatc
     for one, other in itertools.permutations(ways, 2):
         upper.link(f"{one}/from-{other[0]}", f"{other}/f").file(f"{one}/new-{other[0]}")
         upper.directory(other, 0o755, mtime=7)
-    monkeypatch.setattr(descriptors, "_budget", lambda: 8)
+    monkeypatch.setattr(dirfd_cache, "_budget", lambda: 8)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(int(name) for name in os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (most + 14, hard))

@@ -21,19 +21,18 @@ from lamella.changes.apply import apply
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Change, Entry, Kind, Put, Whiteout, Windows
 from lamella.changes.tree import fold, merge, walk
-from lamella.layers.cim.files import CimLayer, OpenCim
+from lamella.layers.cim.image_files import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree
-from lamella.layers.descriptors import remove_tree
-from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.directory.dirfd_cache import remove_tree
+from lamella.layers.erofs.overlay_sink import ErofsUpperSink
 from lamella.layers.erofs.sink import ErofsSink
-from lamella.layers.erofs.tree import ErofsImage
-from lamella.layers.erofs.upper import ErofsUpperSink
-from lamella.layers.overlay import OverlayLayer, OverlaySink
+from lamella.layers.erofs.tree import ErofsImage, ErofsLayer
+from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.paths import LayerPath
 from lamella.testing.builders import directory, file, whiteout
 

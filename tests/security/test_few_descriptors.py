@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.security.test_removal import dig
 
-from lamella.store.snapshotters.copying import copy_tree
+from lamella.store.snapshots.copy_tree import copy_tree
 
 DEPTH, WIDTH = 3000, 1000
 
@@ -47,7 +47,7 @@ def tree(memory: Path) -> Path:
 
 
 def test_a_removal(tree: Path) -> None:
-    call("from lamella.layers.descriptors import remove_path; remove_path(place + '/tree')", tree.parent)
+    call("from lamella.layers.directory.dirfd_cache import remove_path; remove_path(place + '/tree')", tree.parent)
     assert os.listdir(tree.parent) == []
 
 
@@ -93,7 +93,7 @@ def test_an_image_is_packed_unpacked_and_unpacked_in_a_store(tree: Path, memory:
 
 def test_a_copy_and_an_image_of_a_directory(tree: Path) -> None:
     call(
-        "from pathlib import Path; from lamella.store.snapshotters.copying import copy_tree, measure;"
+        "from pathlib import Path; from lamella.store.snapshots.copy_tree import copy_tree, measure;"
         "from lamella.layers.erofs.from_directory import write_image; place = Path(place);"
         "copy_tree(place / 'tree', place / 'copy'); write_image(place / 'copy', place / 'image');"
         f"assert measure(place / 'copy').usage.inodes == {1 + 2 * DEPTH + 2 * WIDTH}",

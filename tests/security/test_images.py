@@ -24,7 +24,7 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.images.image import open_image
-from lamella.images.layout_writer import LayoutWriter
+from lamella.images.layout import LayoutWriter
 from lamella.oci.documents import MAX_DOCUMENT
 from lamella.oci.mediatypes import OCI_INDEX, OCI_MANIFEST
 from lamella.testing.images import compact, digest, layout_files, small_image, tagged, tar_of, write_layout

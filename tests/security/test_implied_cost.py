@@ -22,18 +22,18 @@ from lamella.changes.limits import Limits
 from lamella.changes.model import Change, Whiteout
 from lamella.changes.tree import MemorySink, MemoryTree, fold, merge
 from lamella.errors import Exhausted
-from lamella.layers.cim.files import CimLayer
+from lamella.layers.cim.image_files import CimLayer
 from lamella.layers.cim.sink import CimSink
-from lamella.layers.descriptors import remove_tree
-from lamella.layers.directory import DirectorySink
-from lamella.layers.erofs.files import ErofsLayer
+from lamella.layers.directory.dirfd_cache import remove_tree
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.erofs.overlay_sink import ErofsUpperSink
 from lamella.layers.erofs.sink import ErofsSink
-from lamella.layers.erofs.upper import ErofsUpperSink
-from lamella.layers.overlay import OverlayLayer, OverlaySink
+from lamella.layers.erofs.tree import ErofsLayer
+from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.casefold import Spelling
 from lamella.layers.windows.sink import WindowsSink
-from lamella.layers.windows_view import Spelling
 from lamella.paths import LayerPath
 from lamella.store.store import Store
 from lamella.testing.builders import directory, file, whiteout

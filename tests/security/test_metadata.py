@@ -21,7 +21,7 @@ from lamella import host
 from lamella.changes.apply import apply
 from lamella.changes.model import Buffer, Entry, Kind, Posix, Put
 from lamella.errors import InvalidInput, SizeMismatch
-from lamella.layers.directory import DirectorySink
+from lamella.layers.directory.sink import DirectorySink
 from lamella.paths import LayerPath
 
 OLD = 1_234_567_890_123_456_789

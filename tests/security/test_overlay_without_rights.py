@@ -11,16 +11,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import lamella.layers.overlay_tree  # noqa: F401  # loaded now, since it may be out of reach without rights
 import pytest
 from tests.security.people import as_nobody, person
 
-import lamella.layers.overlay_tree  # noqa: F401  # loaded now, since it may be out of reach without rights
 from lamella.changes.apply import apply
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.changes.tree import merge
-from lamella.layers.overlay import USER, OverlayLayer, OverlaySink
-from lamella.layers.overlay_tree import OverlayTree
+from lamella.layers.overlay.layer import USER, OverlayLayer, OverlaySink
+from lamella.layers.overlay.tree import OverlayTree
 from lamella.layers.stack import LayerStack
 from lamella.testing.builders import directory, file, link, opaque, whiteout
 from lamella.testing.reading import text

@@ -16,9 +16,9 @@ from lamella.changes.dump import dump
 from lamella.changes.model import Kind, Put
 from lamella.changes.tree import walk
 from lamella.errors import Conflict, InvalidInput, LamellaError, NotFound
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.files_on_disk import FileOnDisk
-from lamella.layers.tar_sink import TarSink
+from lamella.layers.directory.content import FileOnDisk
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.tar.sink import TarSink
 from lamella.paths import LayerPath
 
 LARGE = 3 << 20

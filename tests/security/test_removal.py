@@ -17,7 +17,7 @@ from tests.security.surroundings import listing
 from tests.security.tars import Tar
 
 from lamella.errors import Conflict
-from lamella.layers.descriptors import remove_tree
+from lamella.layers.directory.dirfd_cache import remove_tree
 
 
 def remove(parent: Path, name: str) -> None:
@@ -154,7 +154,7 @@ def test_what_is_mounted_can_be_written_to(target: Path) -> None:
 def test_a_removal_needs_few_descriptors(memory: Path) -> None:
     dig(memory / "d", 500)
     script = (
-        "import os, resource, sys; from lamella.layers.descriptors import remove_tree;"
+        "import os, resource, sys; from lamella.layers.directory.dirfd_cache import remove_tree;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
         "remove_tree(os.open(sys.argv[1], os.O_RDONLY), 'd')"
     )

@@ -12,25 +12,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Loaded now, since they may be out of reach without rights.
 import pytest
 from tests.security.people import as_nobody, person
 
-# Loaded now, since they may be out of reach without rights.
-import lamella.host.files
-import lamella.host.mounting
-import lamella.layers.overlay_tree
-import lamella.store.database
-import lamella.store.snapshotters.directory
-import lamella.store.snapshotters.erofs  # noqa: F401
 from lamella.changes.apply import apply
 from lamella.changes.model import Change
 from lamella.changes.tree import merge
 from lamella.errors import Denied
-from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.store.contract import BindMount, OverlayMount
 from lamella.store.mounting import mount_all, mounted
-from lamella.store.snapshotters import open_snapshotter
-from lamella.store.snapshotters.graph import Snapshots
+from lamella.store.snapshots.kinds import open_snapshotter
+from lamella.store.snapshots.snapshotter import Snapshots
 from lamella.store.store import Store
 from lamella.testing.builders import device, directory, file, opaque, symlink, whiteout
 from lamella.testing.reading import outline, text

@@ -17,8 +17,8 @@ from tests.unit.streams.blobs import Trickle, gzipped, skippable, tar_like, zstd
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import DigestMismatch, Exhausted, FormatError, InvalidInput, LamellaError, SizeMismatch, Unsupported
-from lamella.streams.blob import BlobFacts, BlobLimits
-from lamella.streams.reading import BlobReader
+from lamella.streams.blob_reader import BlobReader
+from lamella.streams.limits import BlobFacts, BlobLimits
 from lamella.streams.seekable import SeekableBlob
 from lamella.streams.zstandard import zstd
 

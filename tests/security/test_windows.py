@@ -16,9 +16,9 @@ from tests.unit.layers.test_windows_dialect import file_at, link_at, windows, wi
 from lamella.changes.model import Change, Entry, Kind, Put
 from lamella.errors import InvalidInput, LamellaError
 from lamella.formats.ntfs import reparse
-from lamella.layers.windows.place import WindowsLayer
-from lamella.layers.windows.source import WindowsChanges
-from lamella.operations.apply import apply_blob
+from lamella.layers.windows.folder.layout import WindowsLayer
+from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.operations.layers.apply import apply_blob
 from lamella.paths import LayerPath
 
 

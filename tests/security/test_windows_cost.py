@@ -14,17 +14,17 @@ from tests.unit.layers.test_windows_dialect import file_at, windows, write
 
 from lamella.changes.model import Change, Entry, Inline, Kind, Put, Whiteout
 from lamella.cli.main import run
-from lamella.formats.cim.pending import Directories
-from lamella.layers.cim import special
-from lamella.layers.cim.files import CimLayer
+from lamella.formats.cim.record_tables import Directories
+from lamella.layers.cim import host_files
+from lamella.layers.cim.image_files import CimLayer
 from lamella.layers.cim.sink import CimSink
-from lamella.layers.descriptors import remove_tree
-from lamella.layers.listings import Listings
+from lamella.layers.directory.dirfd_cache import remove_tree
+from lamella.layers.overlay_view import Listings
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
-from lamella.operations.apply import apply_blob
-from lamella.operations.diff import diff
+from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.diff import diff
 from lamella.paths import LayerPath
 from lamella.testing.images import image_of_tars, tagged, write_layout
 
@@ -126,7 +126,7 @@ def test_directories_of_an_image_that_are_looked_into_in_turn_are_read_a_few_tim
 
 def replacing(tmp_path: Path, count: int) -> float:
     """The processor seconds of replacing that many directories, while as many links wait for the end of the layer."""
-    hive = f"{special.CONFIG}/SYSTEM"
+    hive = f"{host_files.CONFIG}/SYSTEM"
     sink = CimSink(CimLayer(tmp_path / f"{count}.cim"))
     try:
         sink.put(file_at(hive).entry, Inline(b"hello"))

@@ -20,8 +20,8 @@ from tests.security.test_snapshots_without_rights import in_namespaces
 
 from lamella.changes.losses import Losses
 from lamella.errors import Denied, InvalidInput, LossRefused
+from lamella.layers.directory.attrs import OVERRIDE, ROOTLESS, encode_owner
 from lamella.layers.policy import Devices, Owners, Policy
-from lamella.layers.recorded import OVERRIDE, ROOTLESS, encode_owner
 
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 

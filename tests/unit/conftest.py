@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from lamella.changes.model import Change
-from lamella.images.forms import open_writer
-from lamella.images.naming import parse_image_name
+from lamella.images.transports import open_writer, parse_image_name
 from lamella.oci.config import ContainerConfig, History, ImageConfig, RootFs
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
 from lamella.oci.manifest import new_manifest
 from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
-from lamella.operations.write_layer import LayerOptions, write_layer
+from lamella.operations.layers.write import LayerOptions, write_layer
 
 MakeImage = Callable[..., str]
 

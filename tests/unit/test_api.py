@@ -83,7 +83,7 @@ def test_the_version_is_the_projects() -> None:
 def test_names_are_loaded_when_they_are_used() -> None:
     script = (
         "import sys, lamella; print([m for m in sys.modules if m.startswith('lamella.')]); "
-        "lamella.Losses; print('lamella.operations.diff' in sys.modules, 'http' in sys.modules)"
+        "lamella.Losses; print('lamella.operations.layers.diff' in sys.modules, 'http' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\nFalse False\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lamella.errors import Unsupported
-from lamella.host.windows.loader import Signature, bind
+from lamella.host.windows.abi import Signature, bind
 
 SOURCES: Final = Path(__file__).parent
 FLAGS: Final = ("-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-fvisibility=hidden")
@@ -43,7 +43,7 @@ def compiled(name: str) -> bytes:
 
 
 class StubLoader:
-    """Gives functions of stubs (`lamella.host.windows.loader.Loader`)."""
+    """Gives functions of stubs (`lamella.host.windows.abi.Loader`)."""
 
     def __init__(self, **libraries: ctypes.CDLL) -> None:
         """``libraries`` are named without ``.dll``."""

@@ -16,10 +16,9 @@ import pytest
 
 import lamella
 from lamella.errors import AlreadyExists, Conflict, Denied, InvalidInput, NotFound, Unsupported
+from lamella.host.windows.abi import BOOL, HANDLE, PTR, U32, SystemLoader, signature
 from lamella.host.windows.files import DIRECTORY, GENERIC_READ, GENERIC_WRITE, Basic, Files, Handle
-from lamella.host.windows.loader import SystemLoader, signature
-from lamella.host.windows.native import BOOL, HANDLE, PTR, U32
-from lamella.host.windows.privileges import BACKUP, RESTORE, SECURITY
+from lamella.host.windows.security import BACKUP, RESTORE, SECURITY
 from lamella.host.windows.system import WindowsSystem, this_system
 
 WRITE = GENERIC_READ | GENERIC_WRITE
@@ -71,14 +70,20 @@ def test_every_part_for_any_host_is_imported() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("lamella.cli.main", "lamella.cli.apply", "lamella.cli.diff", "lamella.cli.hive", "lamella.cli.cim"),
         *(
-            "lamella.operations.windows",
-            "lamella.operations.apply",
-            "lamella.operations.diff",
-            "lamella.operations.cim",
+            "lamella.cli.main",
+            "lamella.cli.layers.apply",
+            "lamella.cli.layers.diff",
+            "lamella.cli.windows.hive",
+            "lamella.cli.windows.cim",
         ),
-        *("lamella.layers.windows.sink", "lamella.layers.windows.source", "lamella.layers.directory"),
+        *(
+            "lamella.service.differs.windows",
+            "lamella.operations.layers.apply",
+            "lamella.operations.layers.diff",
+            "lamella.operations.windows.cim",
+        ),
+        *("lamella.layers.windows.sink", "lamella.layers.windows.folder.source", "lamella.layers.directory.sink"),
         *("lamella.images.layout", "lamella.registry.client", "lamella.formats.regf"),
     ],
 )
@@ -92,7 +97,7 @@ def test_the_command_line_starts() -> None:
 
 
 def test_a_place_that_needs_descriptors_of_directories_says_so(tmp_path: Path) -> None:
-    from lamella.layers.descriptors import open_root
+    from lamella.layers.directory.dirfd_cache import open_root
 
     with pytest.raises(Unsupported, match="descriptor of its directory"):
         open_root(tmp_path)
@@ -131,7 +136,7 @@ def test_layers_of_the_kind_windows_are_made_and_exported_by_the_systems_calls(
 ) -> None:
     """Wine has no compute service, so that they are refused here, where another host would make a folder."""
     from lamella.layers import kinds
-    from lamella.operations.apply import apply_blob
+    from lamella.operations.layers.apply import apply_blob
 
     (tmp_path / "layer.tar").write_bytes(bytes(1024))
     (tmp_path / "base").mkdir()

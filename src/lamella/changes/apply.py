@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from lamella.changes.contracts import Sink, Source, View
 from lamella.changes.limits import Implied, Limits
 from lamella.changes.model import Kind, Link, Opaque, Put, Stream, Whiteout, implied_directory
-from lamella.changes.semantics import PutRecord
+from lamella.changes.whiteouts import PutRecord
 from lamella.errors import Exhausted, InvalidInput, NotFound, UnsafePath
 from lamella.paths import ROOT, LayerPath, join, parse_path, split
 

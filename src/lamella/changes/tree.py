@@ -23,7 +23,7 @@ from lamella.changes.model import (
     Stream,
     implied_directory,
 )
-from lamella.changes.semantics import prune
+from lamella.changes.whiteouts import prune
 from lamella.errors import InvalidInput, NotFound, StreamConsumed, Unsupported
 from lamella.paths import ROOT, LayerPath, Way, join, split
 

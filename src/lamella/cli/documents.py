@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from lamella.changes.losses import Losses
     from lamella.images.image import Image
     from lamella.oci.mediatypes import Compression
-    from lamella.operations.apply import Applied
-    from lamella.operations.draft import Finished, StoredLayer
+    from lamella.operations.layers.apply import Applied
+    from lamella.operations.layers.write import Written
     from lamella.operations.pack import Packed
+    from lamella.operations.surgery.draft import Finished, StoredLayer
     from lamella.operations.unpack import Unpacked
-    from lamella.operations.write_layer import Written
-    from lamella.streams.reading import BlobFacts
+    from lamella.streams.blob_reader import BlobFacts
 
 
 def losses_document(losses: Losses) -> dict[str, Any]:

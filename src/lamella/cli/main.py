@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import CONTEXT, result_options
+from lamella.cli.verb import CONTEXT, result_options
 from lamella.errors import Cancelled, LamellaError, exit_code, from_os
 from lamella.host.open_files import raise_soft_limit
 

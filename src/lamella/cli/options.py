@@ -11,8 +11,8 @@ import click
 
 if TYPE_CHECKING:
     from lamella.layers.policy import Policy
-    from lamella.layers.windows_names import NameRules
-    from lamella.layers.windows_template import WindowsTemplate
+    from lamella.layers.windows.names import NameRules
+    from lamella.layers.windows.transforms import WindowsTemplate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,7 +124,7 @@ def template(
     """What the options of `template_options` say; None where none is given."""
     if file_security is None and directory_security is None and not attributes:
         return None
-    from lamella.layers.windows_template import parse_template
+    from lamella.layers.windows.transforms import parse_template
 
     return parse_template(file_security, directory_security, attributes)
 
@@ -144,7 +144,7 @@ def name_rules(awkward_names: bool, kind: str | None = "windows") -> NameRules |
     if not awkward_names:
         return None
     from lamella.layers.kinds import kind_of
-    from lamella.layers.windows_names import AS_WINDOWS
+    from lamella.layers.windows.names import AS_WINDOWS
 
     if kind is None or not kind_of(kind).windows:
         raise click.UsageError("--awkward-names is for layers of Windows; see --as")

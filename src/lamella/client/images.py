@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from lamella.errors import Unsupported
-from lamella.images.naming import ImageName
 from lamella.images.options import CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE, ContainerdOptions
+from lamella.images.transports import ImageName
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
 

@@ -17,7 +17,7 @@ from lamella.client.snapshots import RemoteSnapshots
 from lamella.errors import InvalidInput, LamellaError, Unavailable
 from lamella.protocol import LEASE, NAMESPACE
 from lamella.protocol.proto import introspection_pb2
-from lamella.store.labels import check_namespace
+from lamella.store.metadata.labels import check_namespace
 
 
 class RemoteStore:

@@ -26,12 +26,11 @@ from msgspec import Struct
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import FormatError, LamellaError, Unsupported
-from lamella.formats.framed import FramedReader, frame_compressor
-from lamella.formats.varint import encode_varint
-from lamella.streams.compressors import RecipeMember
+from lamella.formats.container import FramedReader, encode_varint, frame_compressor
+from lamella.streams.recompress.compressors import RecipeMember
 
 if TYPE_CHECKING:
-    from lamella.streams.blob import Buffer
+    from lamella.streams.limits import Buffer
 
 __all__ = ["FileSegment", "RecipeHead", "RecipeMember", "RecipeReader", "RecipeWriter", "Segment"]
 

@@ -20,7 +20,7 @@ if sys.platform == "linux":
         xattr_lister,
     )
 else:
-    from lamella.host.elsewhere import (
+    from lamella.host.generic import (
         HAS_XATTRS,
         current_umask,
         get_xattr,

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, Unsupported, from_os
 from lamella.images.contract import Buffer, ImageWriter, StagedBlob
-from lamella.images.layout_writer import LayoutWriter, named_entry
+from lamella.images.layout import LayoutWriter, named_entry
 from lamella.images.staging import BlobStage, Staging, write_all
 from lamella.oci.config import decode_config, pair_layers
 from lamella.oci.descriptor import Descriptor
@@ -204,7 +204,7 @@ class DockerArchiveWriter(ImageWriter):
 
     def _plain(self, layer: Descriptor, diff_id: Digest) -> str:
         """The file of the layer's tar; the compressed one makes room for it."""
-        from lamella.streams.reading import BlobReader
+        from lamella.streams.blob_reader import BlobReader
 
         source = self._file(layer)
         compression = layer_compression(layer.media_type)

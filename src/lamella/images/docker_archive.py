@@ -16,7 +16,7 @@ from lamella.digests import Digest
 from lamella.errors import DigestMismatch, InvalidInput, LamellaError, NotFound, SizeMismatch
 from lamella.images.archive import Archive, sha256
 from lamella.images.contract import ImageReader, StoredImage
-from lamella.images.places import read_small
+from lamella.images.layout import read_small
 from lamella.oci.config import decode_config
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.docker import SAVED_FILE, SavedImage, decode_saved

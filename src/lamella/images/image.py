@@ -11,9 +11,9 @@ from msgspec import Struct
 from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported
 from lamella.images.contract import ImageReader
-from lamella.images.naming import ImageName, parse_image_name
 from lamella.images.options import RegistryOptions
 from lamella.images.resolve import Resolved, read_config, resolve
+from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.config import ImageConfig, pair_layers
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.manifest import Manifest
@@ -81,7 +81,7 @@ def open_image(
     ``registry`` says how a registry is talked to. Raises InvalidInput, NotFound, Unsupported, Integrity; for a registry
     Denied and Unavailable too.
     """
-    from lamella.images.forms import open_reader
+    from lamella.images.transports import open_reader
 
     if isinstance(name, str):
         name = parse_image_name(name)

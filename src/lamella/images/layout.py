@@ -1,20 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads an OCI image layout, in a directory or in an archive (image-spec, image-layout.md)."""
+"""Writes images into an OCI layout directory (image-spec, image-layout.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import BinaryIO, Final
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO, Final, Protocol
 
-from lamella.errors import InvalidInput, NotFound, SizeMismatch
-from lamella.images.contract import ImageReader, StoredImage
-from lamella.images.places import DirectoryPlace, Place, read_small
+import msgspec
+
+from lamella.digests import Digest
+from lamella.errors import Conflict, Exhausted, InvalidInput, NotFound, SizeMismatch, from_os
+from lamella.host import file_io
+from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob, StoredImage
+from lamella.images.staging import PREFIX, BlobStage, Staging
 from lamella.oci.descriptor import Descriptor
-from lamella.oci.documents import MAX_DOCUMENT
-from lamella.oci.index import Index, decode_index
-from lamella.oci.layout import CONTAINERD_NAME, INDEX_FILE, LAYOUT_FILE, REF_NAME, blob_path, decode_layout
-from lamella.oci.mediatypes import OCI_INDEX
-from lamella.paths import LayerPath
+from lamella.oci.documents import MAX_DOCUMENT, encode
+from lamella.oci.index import Index, decode_index, new_index
+from lamella.oci.layout import (
+    BLOBS,
+    CONTAINERD_NAME,
+    INDEX_FILE,
+    LAYOUT_FILE,
+    LAYOUT_VERSION,
+    REF_NAME,
+    OciLayout,
+    blob_path,
+    decode_layout,
+    parse_tag,
+)
+from lamella.oci.manifest import decode_manifest
+from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS, OCI_INDEX
+from lamella.paths import LayerPath, parse_path
+
+_DIRECTORY_places: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
+
+
+class Place(Protocol):
+    """Files by name: a directory, or the members of an archive."""
+
+    where: str
+    """For messages."""
+    plain_files: bool
+    """Whether what it opens is read from a file's descriptor, and not decompressed for it."""
+
+    def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
+        """A regular file and its size in bytes. Raises NotFound, InvalidInput."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; files that are open stay so."""
+        ...
+
+
+def read_small(place: Place, name: str, limit: int) -> bytes:
+    """A whole file of at most ``limit`` bytes. Raises NotFound, InvalidInput, Exhausted."""
+    file, size = place.open(parse_path(name))
+    with file:
+        if size > limit:
+            raise Exhausted(f"{place.where}: {name} has {size} bytes, more than the {limit} that it may have")
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise Exhausted(f"{place.where}: {name} grew beyond {limit} bytes while it was read")
+    return raw
+
+
+class DirectoryPlace:
+    """The files beneath a directory. The directory itself may be reached through links, nothing in it may be one."""
+
+    __slots__ = ("_root", "plain_files", "where")
+
+    def __init__(self, path: str, where: str) -> None:
+        self.where = where
+        self.plain_files = True
+        file_io.require_descriptors()
+        try:
+            self._root = os.open(path, os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_CLOEXEC)
+        except OSError as problem:
+            raise from_os(problem, f"open the directory {path!r}") from problem
+
+    def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
+        """A regular file beneath the directory and its size; no component may be a symbolic link."""
+        *parents, name = path.split("/")
+        part, at = name, self._root
+        try:
+            for part in parents:
+                inner = os.open(part, _DIRECTORY_places, dir_fd=at)
+                self._leave(at)
+                at = inner
+            part = name
+            file = os.open(part, file_io.READ_FILE, dir_fd=at)
+        except FileNotFoundError:
+            raise NotFound(f"{self.where}: {path} is not there") from None
+        except OSError as problem:
+            if _is_link(at, part):
+                raise InvalidInput(
+                    f"{self.where}: {path} is or lies behind a symbolic link",
+                    hint="copy the layout with 'cp -rL' to have the files themselves",
+                ) from None
+            if problem.errno == errno.ENXIO:
+                raise InvalidInput(f"{self.where}: {path} is not a regular file") from None  # a socket
+            raise from_os(problem, f"open {path!r} in {self.where}") from problem
+        finally:
+            self._leave(at)
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(file)
+            raise InvalidInput(f"{self.where}: {path} is not a regular file")
+        return open(file, "rb", buffering=0), status.st_size
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        root, self._root = self._root, -1
+        if root >= 0:
+            os.close(root)
+
+    def _leave(self, directory: int) -> None:
+        if directory != self._root:
+            os.close(directory)
+
+
+def _is_link(directory: int, name: str) -> bool:
+    """Ask after a failure, since O_NOFOLLOW says ELOOP of a link to a file and ENOTDIR of one to a directory."""
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
 
 _NAMES: Final = (REF_NAME, CONTAINERD_NAME)
 
@@ -68,3 +184,213 @@ def open_directory(path: str) -> LayoutReader:
     except BaseException:
         place.close()
         raise
+
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LayoutWriter(ImageWriter):
+    """Adds an image to a layout, which is made where there is none; several processes may do so at once.
+
+    Blobs wait in a private directory inside the layout. `commit` moves them into place and then replaces index.json,
+    both under a lock; an entry of the same tag gives way, all others stay. A crash at any point leaves the layout as
+    it was, but for blobs that nothing refers to.
+    """
+
+    takes_indexes = True
+    lanes = 6
+
+    def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
+        del replace  # the same tag always gives way, as skopeo's users know it
+        self.where = f"oci:{path}"
+        path = self._path = path.rstrip("/") or "/"
+        self._durable = durable
+        try:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            try:
+                os.mkdir(path)
+                self._created = True
+            except FileExistsError:
+                self._created = False
+            self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as problem:
+            raise from_os(problem, f"make the layout {path!r}") from problem
+        self._staging: Staging | None = None
+        try:
+            with self._locked():
+                self._check_target()
+                self._staging = Staging(path)
+        except BaseException:
+            self.abort()
+            raise
+        self._blobs = BlobStage(self._staging, self.where, durable=durable)
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the layout has a file of the right size for it."""
+        if self._blobs.sizes.get(descriptor.digest) == descriptor.size:
+            return True
+        try:
+            status = os.stat(blob_path(descriptor.digest), dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == descriptor.size
+
+    def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
+        """Store a blob in the staging directory, checked."""
+        self._blobs.put(descriptor, chunks)
+
+    def stage(self) -> StagedBlob:
+        """A file in the staging directory."""
+        return self._blobs.stage()
+
+    def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
+        """Move the blobs into place and name the image in index.json."""
+        entry = named_entry(image, tag)
+        self._check_complete(image, set())
+        try:
+            with self._locked():
+                index = self._index()
+                self._publish(self._blobs.sizes)
+                self._write(LAYOUT_FILE, encode(OciLayout(image_layout_version=LAYOUT_VERSION)), keep=True)
+                self._write(INDEX_FILE, encode(with_entry(index, entry)))
+                if self._durable:
+                    os.fsync(self._root)
+        except OSError as problem:
+            raise from_os(problem, f"write to {self.where}") from problem
+        self._created = False
+        self.abort()
+        return entry
+
+    def abort(self) -> None:
+        """Remove the staging directory, and the layout where this writer made it and nothing is in it."""
+        if self._staging is not None:
+            self._staging.remove()
+            self._staging = None
+        root, self._root = self._root, -1
+        if root >= 0:
+            os.close(root)
+            if self._created:
+                try:
+                    os.rmdir(self._path)
+                except OSError:
+                    pass  # another writer is at work in it
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._root, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._root, fcntl.LOCK_UN)
+
+    def _check_target(self) -> None:
+        """Refuse a directory that is something else. Raises Conflict, InvalidInput, Unsupported."""
+        names = {name for name in os.listdir(self._root) if not name.startswith(PREFIX)}
+        if LAYOUT_FILE in names:
+            place = DirectoryPlace(self._path, self.where)
+            try:
+                if INDEX_FILE in names:
+                    read_index(place)
+            finally:
+                place.close()
+        elif names - {BLOBS}:
+            raise Conflict(
+                f"{self.where}: the directory is not empty, and is no OCI image layout",
+                hint="name a new or empty directory",
+            )
+
+    def _index(self) -> Index:
+        place = DirectoryPlace(self._path, self.where)
+        try:
+            raw = read_small(place, INDEX_FILE, MAX_DOCUMENT)
+        except NotFound:
+            return new_index([])
+        finally:
+            place.close()
+        return decode_index(raw, None, f"{self.where}: {INDEX_FILE}")
+
+    def _publish(self, digests: Iterable[Digest]) -> None:
+        """Move blobs to where readers look for them."""
+        directories = [_subdirectory(self._root, BLOBS)]
+        try:
+            by_algorithm: dict[str, int] = {}
+            for digest in digests:
+                directory = by_algorithm.get(digest.algorithm)
+                if directory is None:
+                    directory = by_algorithm[digest.algorithm] = _subdirectory(directories[0], digest.algorithm)
+                    directories.append(directory)
+                os.rename(self._blobs.path(digest), digest.hex, dst_dir_fd=directory)
+            if self._durable:
+                for directory in (*reversed(directories), self._root):
+                    os.fsync(directory)
+        finally:
+            for directory in directories:
+                os.close(directory)
+
+    def _write(self, name: str, raw: bytes, *, keep: bool = False) -> None:
+        """Replace a file of the layout whole, or with ``keep`` leave one that is there."""
+        assert self._staging is not None  # noqa: S101 nothing follows abort
+        if keep and os.path.lexists(os.path.join(self._path, name)):
+            return
+        staged = self._staging.file(name)
+        with open(staged, "xb") as file:
+            file.write(raw)
+            if self._durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(staged, name, dst_dir_fd=self._root)
+
+    def _check_complete(self, image: Descriptor, seen: set[Digest]) -> None:
+        """Refuse to name an image of which a part is missing. Raises Conflict."""
+        if image.digest in seen:
+            return
+        seen.add(image.digest)
+        if not self.has_blob(image):
+            raise Conflict(f"{self.where}: {image.digest} was not put")
+        if image.media_type in INDEXES:
+            what = f"{self.where}: index {image.digest}"
+            for entry in decode_index(self._read(image), image.media_type, what).manifests:
+                self._check_complete(entry, seen)
+        elif image.media_type in MANIFESTS:
+            manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
+            for needed in (manifest.config, *manifest.layers):
+                if not self.has_blob(needed) and needed.media_type not in FOREIGN_LAYERS:
+                    raise Conflict(f"{self.where}: {needed.digest}, a part of {image.digest}, was not put")
+
+    def _read(self, document: Descriptor) -> bytes:
+        if document.digest in self._blobs.sizes:
+            with open(self._blobs.path(document.digest), "rb") as file:
+                return file.read(MAX_DOCUMENT + 1)
+        place = DirectoryPlace(self._path, self.where)
+        try:
+            return read_small(place, blob_path(document.digest), MAX_DOCUMENT)
+        finally:
+            place.close()
+
+
+def named_entry(image: Descriptor, tag: str | None) -> Descriptor:
+    """The entry of index.json that names ``image`` by ``tag``. Raises InvalidInput for a malformed tag."""
+    annotations = {key: value for key, value in image.annotations.items() if key != REF_NAME}
+    if tag is not None:
+        annotations[REF_NAME] = parse_tag(tag)
+    return msgspec.structs.replace(image, annotations=annotations)
+
+
+def with_entry(index: Index, entry: Descriptor) -> Index:
+    """The index with ``entry`` in the place of what had its tag, or of what had no tag and the same digest."""
+    tag = entry.annotations.get(REF_NAME)
+
+    def gives_way(other: Descriptor) -> bool:
+        return other.annotations.get(REF_NAME) == tag and (tag is not None or other.digest == entry.digest)
+
+    at = next((at for at, other in enumerate(index.manifests) if gives_way(other)), len(index.manifests))
+    kept = [other for other in index.manifests if not gives_way(other)]
+    return msgspec.structs.replace(index, manifests=[*kept[:at], entry, *kept[at:]])
+
+
+def _subdirectory(parent: int, name: str) -> int:
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        pass
+    return os.open(name, _DIRECTORY, dir_fd=parent)

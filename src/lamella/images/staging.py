@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, Self
 from lamella.digests import Digest
 from lamella.errors import DigestMismatch, SizeMismatch, Unavailable, from_os
 from lamella.images.contract import Buffer, StagedBlob
-from lamella.layers.descriptors import remove_path
+from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.oci.descriptor import Descriptor
 
 PREFIX: Final = ".lamella-"

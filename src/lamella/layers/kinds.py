@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.host.windows.system import WindowsSystem
     from lamella.layers.policy import Policy
-    from lamella.layers.windows_names import NameRules
+    from lamella.layers.windows.names import NameRules
     from lamella.paths import LayerPath
-    from lamella.streams.reading import BlobReader
+    from lamella.streams.blob_reader import BlobReader
 
 Lookup: TypeAlias = "Callable[[LayerPath], Entry | None]"
 """Tells of the target of a hard link that a source gives."""
@@ -84,14 +84,14 @@ class KeptTar(Protocol):
 
 
 def _posix_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
-    from lamella.layers.tarball import tar_changes
+    from lamella.layers.tar.source import tar_changes
 
     del sink, rules
     return tar_changes(reader.next_buffer, end=reader.finish, losses=losses)
 
 
 def _windows_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
-    from lamella.layers.windows_tar import windows_tar_changes
+    from lamella.layers.windows.tar_source import windows_tar_changes
 
     del sink, losses
     return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules)
@@ -227,7 +227,7 @@ def tree(kind: str, place: Path) -> OpenTree:
 
 
 def _directory_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.directory import DirectorySink
+    from lamella.layers.directory.sink import DirectorySink
 
     del parents
     return DirectorySink(place, policy=options.policy, losses=options.losses)
@@ -235,8 +235,7 @@ def _directory_sink(place: Path, parents: Sequence[Path], options: SinkOptions) 
 
 def _directory_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.changes.diff import diff
-    from lamella.layers.directory_tree import DirectoryTree
-    from lamella.layers.sockets import lost_sockets
+    from lamella.layers.directory.tree import DirectoryTree, lost_sockets
 
     lower, owners = options.lower, options.owners
     below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=owners))
@@ -246,13 +245,13 @@ def _directory_source(stack: ExitStack, place: Path, options: SourceOptions) -> 
 
 
 def _directory_tree(place: Path) -> OpenTree:
-    from lamella.layers.directory_tree import DirectoryTree
+    from lamella.layers.directory.tree import DirectoryTree
 
     return DirectoryTree(place)
 
 
 def _overlay_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.overlay import OverlayLayer, OverlaySink
+    from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(OverlayLayer(parent) for parent in parents) if parents else None
@@ -260,9 +259,9 @@ def _overlay_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
 
 
 def _overlay_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
-    from lamella.layers.overlay import OverlayLayer
-    from lamella.layers.overlay_tree import OverlayChanges
-    from lamella.layers.sockets import lost_sockets
+    from lamella.layers.directory.tree import lost_sockets
+    from lamella.layers.overlay.layer import OverlayLayer
+    from lamella.layers.overlay.tree import OverlayChanges
 
     left_out = lost_sockets(options.losses)
     stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=options.owners, left_out=left_out))
@@ -270,8 +269,8 @@ def _overlay_source(stack: ExitStack, place: Path, options: SourceOptions) -> tu
 
 
 def _erofs_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.erofs.files import ErofsLayer
     from lamella.layers.erofs.sink import ErofsSink
+    from lamella.layers.erofs.tree import ErofsLayer
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(ErofsLayer(parent) for parent in parents) if parents else None
@@ -279,8 +278,7 @@ def _erofs_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> S
 
 
 def _erofs_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
-    from lamella.layers.erofs.files import ErofsLayer
-    from lamella.layers.erofs.tree import ErofsChanges
+    from lamella.layers.erofs.tree import ErofsChanges, ErofsLayer
 
     del options
     stated = stack.enter_context(ErofsChanges(ErofsLayer(place)))
@@ -288,15 +286,14 @@ def _erofs_source(stack: ExitStack, place: Path, options: SourceOptions) -> tupl
 
 
 def _erofs_tree(place: Path) -> OpenTree:
-    from lamella.layers.erofs.files import ErofsLayer
-    from lamella.layers.erofs.tree import ErofsImage
+    from lamella.layers.erofs.tree import ErofsImage, ErofsLayer
 
     return ErofsImage(ErofsLayer(place))
 
 
 def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.stack import LayerStack
-    from lamella.layers.windows.place import WindowsLayer
+    from lamella.layers.windows.folder.layout import WindowsLayer
     from lamella.layers.windows.sink import WindowsSink
 
     stack = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
@@ -309,8 +306,8 @@ def _windows_needs(place: Path) -> Path:
 
 
 def _folder_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
+    from lamella.layers.windows.folder.tar_split import taken_tar
     from lamella.layers.windows.sink import WindowsSink
-    from lamella.layers.windows.taking import taken_tar
 
     del losses
     assert isinstance(sink, WindowsSink)  # noqa: S101
@@ -319,8 +316,8 @@ def _folder_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | N
 
 def _windows_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.stack import LayerStack
-    from lamella.layers.windows.opened import opened_source
-    from lamella.layers.windows.place import WindowsLayer
+    from lamella.layers.windows.choose import opened_source
+    from lamella.layers.windows.folder.layout import WindowsLayer
 
     parents = options.parents
     below = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
@@ -329,22 +326,22 @@ def _windows_source(stack: ExitStack, place: Path, options: SourceOptions) -> tu
 
 
 def _windows_tree(place: Path) -> OpenTree:
-    from lamella.layers.windows.place import WindowsLayer
-    from lamella.layers.windows.tree import WindowsLayerTree
+    from lamella.layers.windows.choose import WindowsLayerTree
+    from lamella.layers.windows.folder.layout import WindowsLayer
 
     return WindowsLayerTree(WindowsLayer(place))
 
 
 def _windows_tar(changes: Source) -> KeptTar | None:
-    from lamella.layers.windows.source import WindowsChanges
+    from lamella.layers.windows.folder.source import WindowsChanges
 
     return changes.tar() if isinstance(changes, WindowsChanges) else None
 
 
 def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.cim.files import CimLayer
+    from lamella.layers.cim.image_files import CimLayer
+    from lamella.layers.cim.native import fork_writer
     from lamella.layers.cim.sink import CimSink
-    from lamella.layers.cim.system import fork_writer
     from lamella.layers.stack import LayerStack
 
     layer, above = CimLayer(place), [CimLayer(parent) for parent in parents]
@@ -362,15 +359,15 @@ def _cim_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[
 
 
 def _cim_tree(place: Path) -> OpenTree:
-    from lamella.layers.cim.files import CimLayer
+    from lamella.layers.cim.image_files import CimLayer
     from lamella.layers.cim.tree import CimTree
 
     return CimTree(CimLayer(place))
 
 
 def _blockcim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.blockcim.place import BlockCimLayer
-    from lamella.layers.blockcim.sink import BlockCimSink
+    from lamella.layers.cim.block.layer import BlockCimLayer
+    from lamella.layers.cim.block.sink import BlockCimSink
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(BlockCimLayer.parse(parent) for parent in parents) if parents else None
@@ -378,7 +375,7 @@ def _blockcim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -
 
 
 def _blockcim_needs(place: Path) -> Path:
-    from lamella.layers.blockcim.place import BlockCimLayer, system_calls
+    from lamella.layers.cim.block.layer import BlockCimLayer, system_calls
 
     layer = BlockCimLayer.parse(place)
     system_calls()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,14 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import Document, decode
 from lamella.oci.manifest import Manifest
 from lamella.oci.platform import Platform
+
+
+def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:
+    """The chain id of each layer, the base first; that of the base is its diff id."""
+    chain: list[Digest] = []
+    for diff_id in diff_ids:
+        chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+    return chain
 
 
 class ContainerConfig(Document, frozen=True, kw_only=True):

@@ -15,14 +15,14 @@ from lamella.digests import Digest
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.image import foreign_layer
-from lamella.images.naming import ImageName, parse_image_name
 from lamella.images.resolve import read_manifest, resolve
+from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import decode_index
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
 from lamella.oci.platform import Platform, parse_platform
-from lamella.operations.indexes import one_image
-from lamella.operations.lanes import for_each
+from lamella.operations.parallel import for_each
+from lamella.operations.surgery.rewrite_index import one_image
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -62,7 +62,7 @@ def copy(
     ``replace`` lets an archive that exists give way; ``durable`` waits for the disk. The rest is `copy_image`.
     Raises AlreadyExists, and as `copy_image` does.
     """
-    from lamella.images.forms import open_reader, open_writer
+    from lamella.images.transports import open_reader, open_writer
 
     source = parse_image_name(source) if isinstance(source, str) else source
     target = parse_image_name(target) if isinstance(target, str) else target

@@ -18,8 +18,7 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Entry
 from lamella.errors import InvalidInput
 from lamella.images.contract import ImageWriter
-from lamella.images.forms import open_reader, open_writer
-from lamella.images.naming import ImageName, parse_image_name
+from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
 from lamella.layers.policy import Owners
 from lamella.oci.config import History, ImageConfig, RootFs
 from lamella.oci.descriptor import Descriptor
@@ -27,18 +26,18 @@ from lamella.oci.documents import encode
 from lamella.oci.manifest import new_manifest
 from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.platform import Platform, host_platform, parse_platform
-from lamella.operations.cim_places import cim_place
-from lamella.operations.diff import sourced
-from lamella.operations.output import refuse_within
-from lamella.operations.settings import Settings, configured, creation_time, new_config, parse_variables
-from lamella.operations.write_layer import DEFAULT_OPTIONS, LayerOptions, Written, write_layer
+from lamella.operations.atomic_file import refuse_within
+from lamella.operations.layers.diff import sourced
+from lamella.operations.layers.write import DEFAULT_OPTIONS, LayerOptions, Written, write_layer
+from lamella.operations.surgery.mutate import Settings, configured, creation_time, new_config, parse_variables
+from lamella.operations.windows.cim import cim_place
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
-    from lamella.layers.windows_names import NameRules
-    from lamella.layers.windows_template import WindowsTemplate
+    from lamella.layers.windows.names import NameRules
+    from lamella.layers.windows.transforms import WindowsTemplate
     from lamella.oci.mediatypes import Compression
-    from lamella.operations.new_layers import Opened
+    from lamella.operations.surgery.new_layers import Opened
     from lamella.progress import Cancellation, Progress
 
 _BY: Final = "lamella pack"
@@ -90,7 +89,7 @@ def pack(
     lacks, empty, without which Windows takes none. ``rules`` are for its names; a file whose name they refuse is lost.
 
     The same tree always gives the same digest on one platform: the image is dated by SOURCE_DATE_EPOCH, or 1970 where
-    that is not set. See `lamella.operations.diff.diff` for the options of the layer, and `open_writer` for
+    that is not set. See `lamella.operations.layers.diff.diff` for the options of the layer, and `open_writer` for
     ``replace``. ``recipe`` is a file that gets what it takes to make the layer's blob again, once the image is there.
     Raises AlreadyExists, InvalidInput, and as `diff` does.
     """
@@ -133,7 +132,7 @@ def pack(
         raise InvalidInput(f"the image is for {config.os}; security descriptors, attributes and odd names are Windows'")
     with _opened(directory, cim, owners, losses) as (changes, lookup), open_writer(name, replace=replace) as writer:
         if options.windows and cim is None:
-            from lamella.operations.new_layers import windows_layer
+            from lamella.operations.surgery.new_layers import windows_layer
 
             changes, lookup = windows_layer(changes, Path(directory), template, losses, base=True), None
         packed = write_image(writer, name.tag, config, changes, lookup, options, progress=progress, cancel=cancel)
@@ -147,7 +146,7 @@ def _opened(
 ) -> AbstractContextManager[Opened]:
     if cim is None:
         return sourced(None, directory, owners=owners, losses=losses)
-    from lamella.operations.cim import cim_as_base_layer
+    from lamella.operations.windows.cim import cim_as_base_layer
 
     return cim_as_base_layer(cim)
 
@@ -159,7 +158,7 @@ def _record(
     progress: Progress | None,
     cancel: Cancellation | None,
 ) -> None:
-    from lamella.operations.exact import make_recipe
+    from lamella.operations.layers.recipes import make_recipe
 
     with open_reader(name) as reader, reader.open_blob(packed.layer) as blob:
         make_recipe(blob, recipe, compression=packed.written.facts.compression, progress=progress, cancel=cancel)

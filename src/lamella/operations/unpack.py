@@ -13,18 +13,48 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 from msgspec import Struct
 
 from lamella import host
+from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
-from lamella.layers.descriptors import remove_path
-from lamella.operations.output import unfinished
+from lamella.layers.directory.dirfd_cache import remove_path
+from lamella.layers.erofs.sink import ErofsSink
+from lamella.layers.erofs.tree import ErofsLayer
+from lamella.operations.atomic_file import unfinished
+from lamella.operations.layers.apply import Applied
+from lamella.operations.layers.read import changes_of_blob, checked_reader
 
 if TYPE_CHECKING:
     from lamella.images.image import Image, ImageLayer
-    from lamella.layers.apart import Apart
     from lamella.layers.policy import Policy
-    from lamella.layers.windows_names import NameRules
-    from lamella.operations.apply import Applied
+    from lamella.layers.process_reader import Apart
+    from lamella.layers.windows.names import NameRules
     from lamella.progress import Cancellation, Progress
+
+
+def erofs_applied(
+    layers: Sequence[ImageLayer],
+    path: Path,
+    losses: Losses,
+    progress: Progress | None,
+    cancel: Cancellation | None,
+) -> Iterator[Applied]:
+    """Apply ``layers`` to one new image at ``path``, which is there when the last has been checked, and not before.
+
+    What upper layers hide of lower ones takes room in the image, though nothing leads there.
+    """
+    sink = ErofsSink(ErofsLayer(path), losses=losses)
+    try:
+        for number, layer in enumerate(layers, 1):
+            tally = Tally()
+            sink.more = number < len(layers)
+            with checked_reader(layer, progress, cancel) as reader:
+                apply(changes_of_blob(reader), sink, cancel=cancel, tally=tally)
+                yield Applied(reader.finish(), tally.changes, losses)
+        if not layers:
+            sink.commit()
+    except BaseException:
+        sink.abort()
+        raise
 
 
 UnpackKind: TypeAlias = Literal["directory", "erofs", "windows", "cim", "blockcim"]
@@ -122,11 +152,9 @@ def _unpack(
         if plain:
             applied = _plain_applied(layers, other, where, policy, losses, progress, cancel)
         elif kind == "erofs":
-            from lamella.operations.unpack_erofs import erofs_applied
-
             applied = erofs_applied(layers, where, losses, progress, cancel)
         else:
-            from lamella.operations.unpack_windows import files_applied, images_applied, layers_applied
+            from lamella.operations.windows.unpack import files_applied, images_applied, layers_applied
 
             if kind == "directory":
                 applied = files_applied(layers, where, policy, losses, progress, cancel)
@@ -147,7 +175,7 @@ def _plain_applied(
     cancel: Cancellation | None,
 ) -> Iterator[Applied]:
     # Loaded while another process, if there is one, begins to read.
-    from lamella.operations.apply import apply_image_layer
+    from lamella.operations.layers.apply import apply_image_layer
 
     for layer in layers:
         yield apply_image_layer(
@@ -159,12 +187,12 @@ def _read_apart(
     layers: Sequence[ImageLayer], stack: ExitStack, kind: UnpackKind | None, rules: NameRules | None
 ) -> Apart | None:
     """Another process that reads the layers, those of plain files; see `started`."""
-    from lamella.layers.apart import started
-    from lamella.layers.apart_work import Blob
+    from lamella.layers.process_reader import started
+    from lamella.layers.process_reader_worker import Blob
 
     windows = None
     if kind == "cim":
-        from lamella.layers.windows_names import NameRules
+        from lamella.layers.windows.names import NameRules
 
         windows = rules or NameRules()
 

@@ -17,14 +17,14 @@ from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Cancelled, DigestMismatch, LamellaError, NotFound
 from lamella.images.contract import ImageReader
-from lamella.images.naming import ImageName, parse_image_name
+from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, layer_compression
-from lamella.operations.layer_reading import changes_of_blob
-from lamella.streams.reading import BlobReader
+from lamella.operations.layers.read import changes_of_blob
+from lamella.streams.blob_reader import BlobReader
 
 if TYPE_CHECKING:
-    from lamella.layers.windows_view import Spelling
+    from lamella.layers.windows.casefold import Spelling
     from lamella.oci.manifest import Manifest
     from lamella.progress import Cancellation, Progress
 
@@ -72,8 +72,8 @@ def verify(
     is for that. A problem is noted and does not keep the rest from being checked. Raises what opening the place raises,
     and Cancelled.
     """
-    from lamella.images.forms import open_reader
     from lamella.images.resolve import find
+    from lamella.images.transports import open_reader
 
     name = parse_image_name(name) if isinstance(name, str) else name
     with open_reader(name) as reader:
@@ -262,7 +262,7 @@ class _Check:
 
 
 def _spelling() -> Spelling:
-    from lamella.layers.windows_view import Spelling
+    from lamella.layers.windows.casefold import Spelling
 
     return Spelling()
 

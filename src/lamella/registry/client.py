@@ -25,8 +25,8 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import load
 from lamella.oci.mediatypes import DOCKER_LIST, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
 from lamella.registry.endpoint import Endpoint
-from lamella.registry.transport import Response
-from lamella.registry.uploads import Upload
+from lamella.registry.http.transport import Response
+from lamella.registry.push import Upload
 
 if TYPE_CHECKING:
     from lamella.images.options import Credential
@@ -230,7 +230,7 @@ class Client:
 
     def tags(self) -> Iterator[str]:
         """The tags of the repository, page by page. Raises NotFound, Denied, InvalidInput."""
-        from lamella.registry.listing import pages, texts
+        from lamella.registry.pagination import pages, texts
 
         listed = f"the tags of {self.repository}"
         for page, what in pages(self, f"{self.repository}/tags/list", self.pull_scopes, listed):
@@ -238,7 +238,7 @@ class Client:
 
     def catalog(self) -> Iterator[str]:
         """The repositories of the registry, page by page. Raises Denied, Unsupported, InvalidInput."""
-        from lamella.registry.listing import pages, texts
+        from lamella.registry.pagination import pages, texts
 
         for page, what in pages(self, "_catalog", ["registry:catalog:*"], "its repositories"):
             yield from texts(page, "repositories", what)
@@ -328,8 +328,8 @@ def _endpoints(registry: str, repository: str, options: RegistryOptions) -> list
 
 def _credential(host: str, repository: str, options: RegistryOptions) -> Credential | None:
     """Who to be at ``host``, by the login files; they are read when a host first wants to know."""
-    from lamella.registry.auth_file import AuthFile
-    from lamella.registry.credentials import Credentials
+    from lamella.registry.auth.credentials import Credentials
+    from lamella.registry.auth.file import AuthFile
 
     if options.anonymous:
         return None

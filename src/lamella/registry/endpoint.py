@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from lamella.errors import Denied
-from lamella.registry.addresses import Origin, joined, origin_of
-from lamella.registry.auth import Authorizer, FindCredential
-from lamella.registry.failures import failure
-from lamella.registry.retries import PASSING, Patience, retry_after
-from lamella.registry.transport import Buffer, Interrupted, Response, Transport
+from lamella.registry.auth.authorizer import Authorizer, FindCredential
+from lamella.registry.errors import failure
+from lamella.registry.http.addresses import Origin, joined, origin_of
+from lamella.registry.http.retry import PASSING, Patience, retry_after
+from lamella.registry.http.transport import Buffer, Interrupted, Response, Transport
 
 if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions

@@ -12,12 +12,12 @@ from typing import BinaryIO, Final, cast
 from lamella.digests import Digest
 from lamella.errors import Exhausted, NotFound, SizeMismatch
 from lamella.images.contract import ImageReader, StoredImage
-from lamella.images.naming import ImageName
 from lamella.images.options import RegistryOptions
+from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import MAX_DOCUMENT
+from lamella.registry.blob_fetch import SPARE_PIECES, BlobStream, Budget
 from lamella.registry.client import DOCUMENTS, Client
-from lamella.registry.streaming import SPARE_PIECES, BlobStream, Budget
 
 _KEPT: Final = 16 << 20
 """Bytes of documents that are kept rather than fetched again."""
@@ -41,7 +41,7 @@ class RegistryReader(ImageReader):
         self._documents: dict[Digest, bytes] = {}
         self._kept = 0
         if client.options.foreign_urls:
-            from lamella.registry.foreign import Elsewhere
+            from lamella.registry.blob_fetch import Elsewhere
 
             self.elsewhere = Elsewhere(self.where, client.options, client.own.origin)
 

@@ -14,7 +14,7 @@ from lamella.oci.documents import encode
 from lamella.oci.index import Index, decode_index, new_index
 from lamella.oci.manifest import decode_manifest
 from lamella.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX
-from lamella.registry.listing import pages
+from lamella.registry.pagination import pages
 
 if TYPE_CHECKING:
     from lamella.registry.client import Client

@@ -12,15 +12,15 @@ from typing import BinaryIO, Final, Self, cast
 from lamella.digests import Digest
 from lamella.errors import Conflict, Denied, DigestMismatch, InvalidInput, SizeMismatch, Unsupported, from_os
 from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob
-from lamella.images.naming import ImageName
 from lamella.images.options import RegistryOptions
+from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import decode_index
 from lamella.oci.manifest import decode_manifest
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES
 from lamella.registry.client import DOCUMENTS, Client
+from lamella.registry.push import Upload, UploadLost
 from lamella.registry.reader import RegistryReader
-from lamella.registry.uploads import Upload, UploadLost
 
 PIECE: Final = 6 << 20
 """Bytes that are sent by one request, and kept until they have arrived; stores behind registries want 5 MiB or more."""

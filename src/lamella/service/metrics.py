@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lamella import __version__
 from lamella.errors import InvalidInput, from_os
-from lamella.service.server import listening
-from lamella.service.tally import BOUNDS, Tally
+from lamella.service.counters import BOUNDS, Tally
+from lamella.service.grpc.server import listening
 
 if TYPE_CHECKING:
-    from lamella.service.server import Server
+    from lamella.service.grpc.server import Server
     from lamella.store.store import Store
 
 PATH: Final = "/metrics"

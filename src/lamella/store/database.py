@@ -30,7 +30,7 @@ from lamella.errors import (
     Unsupported,
     from_os,
 )
-from lamella.store.reserve import spend_reserve
+from lamella.store.disk_reserve import spend_reserve
 from lamella.store.store import folders_with_files
 
 VERSION: Final = 1

@@ -13,8 +13,8 @@ from lamella.errors import LamellaError, NotFound
 from lamella.oci.index import decode_index
 from lamella.oci.manifest import decode_manifest
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
+from lamella.store.gc.labels import REF_SNAPSHOT
 from lamella.store.image_reader import StoreReader
-from lamella.store.references import REF_SNAPSHOT
 
 if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.errors import Conflict, InvalidInput, NotFound, SizeMismatch
 from lamella.images.contract import ImageReader, StoredImage
-from lamella.images.naming import ImageName
 from lamella.images.options import StoreOptions
+from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.reference import DEFAULT_REGISTRY, DEFAULT_TAG, parse_reference
 from lamella.store.contract import NamespaceView

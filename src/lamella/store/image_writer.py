@@ -12,18 +12,18 @@ from typing import BinaryIO, Final, Self, cast
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
 from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob
-from lamella.images.naming import ImageName
 from lamella.images.options import StoreOptions
+from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import decode_index
 from lamella.oci.manifest import decode_manifest
 from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, is_layer
-from lamella.store.blobs import is_whole
+from lamella.store.content.files import is_whole
+from lamella.store.content.put import label_blob, put_blob
 from lamella.store.contract import ImageRecord, Ingest, NamespaceView, Resource
+from lamella.store.gc.labels import CONTENT, entry_key, parts_by_key, references
 from lamella.store.image_reader import StoreReader, open_space
-from lamella.store.leases import under_lease
-from lamella.store.putting import label_blob, put_blob
-from lamella.store.references import CONTENT, entry_key, parts_by_key, references
+from lamella.store.metadata.leases import under_lease
 from lamella.store.store import Space
 
 _STAGED: Final = "staged-"

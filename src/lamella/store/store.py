@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Final, Self
 
 from lamella.errors import Conflict, Denied, InvalidInput, NotFound, from_os
 from lamella.store.clock import Clock
-from lamella.store.labels import check_key, check_namespace
+from lamella.store.metadata.labels import check_key, check_namespace
 
 if TYPE_CHECKING:
-    from lamella.store.content import Content
+    from lamella.store.content.store import Content
     from lamella.store.database import Database
-    from lamella.store.images import Images
-    from lamella.store.leases import Leases
-    from lamella.store.namespaces import Namespaces
-    from lamella.store.snapshotters.graph import Snapshots
+    from lamella.store.metadata.images import Images
+    from lamella.store.metadata.leases import Leases
+    from lamella.store.metadata.namespaces import Namespaces
+    from lamella.store.snapshots.snapshotter import Snapshots
 
 ROOT: Final = "LAMELLA_ROOT"
 """The variable that says where the store is."""
@@ -117,7 +117,7 @@ class Store:
         Unsupported (written by a newer Lamella), Integrity, Exhausted.
         """
         from lamella.store.database import Database
-        from lamella.store.reserve import keep_reserve
+        from lamella.store.disk_reserve import keep_reserve
 
         path = Path(os.path.realpath(root))
         try:
@@ -144,7 +144,7 @@ class Store:
     @cached_property
     def namespaces(self) -> Namespaces:
         """Which namespaces there are."""
-        from lamella.store.namespaces import Namespaces
+        from lamella.store.metadata.namespaces import Namespaces
 
         return Namespaces(self.database)
 
@@ -171,21 +171,21 @@ class Space:
     @property
     def content(self) -> Content:
         """Its blobs. Made anew each time: the two would keep each other, and a server makes a view for each call."""
-        from lamella.store.content import Content
+        from lamella.store.content.store import Content
 
         return Content(self)
 
     @cached_property
     def images(self) -> Images:
         """Its images."""
-        from lamella.store.images import Images
+        from lamella.store.metadata.images import Images
 
         return Images(self.store.database, self.name, self.lease, self.store.clock)
 
     @cached_property
     def leases(self) -> Leases:
         """Its leases."""
-        from lamella.store.leases import Leases
+        from lamella.store.metadata.leases import Leases
 
         return Leases(self.store.database, self.name, self.store.clock)
 
@@ -201,7 +201,7 @@ class Space:
         """Its snapshots that the snapshotter ``name`` keeps. Raises InvalidInput, Unsupported."""
         found = self._snapshotters.get(name)
         if found is None:
-            from lamella.store.snapshotters import SEALING, canonical, open_snapshotter
+            from lamella.store.snapshots.kinds import SEALING, canonical, open_snapshotter
 
             verity = self.store.verity if canonical(name) == SEALING else ""
             found = self._snapshotters[name] = open_snapshotter(name, self, verity=verity)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, Self
 
 from lamella.errors import FormatError, from_os
-from lamella.streams.blob import DEFAULT_LIMITS, MAGIC_SIZE, BlobLimits, identify
-from lamella.streams.blocks import BUFFER_SIZE
-from lamella.streams.decoding import Bounded, Source
+from lamella.streams.buffers import BUFFER_SIZE
+from lamella.streams.decompress import Bounded, Source
+from lamella.streams.limits import DEFAULT_LIMITS, MAGIC_SIZE, BlobLimits, identify
 
 _STEP: Final = 256 << 10
 

@@ -11,9 +11,9 @@ from typing import cast
 from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.errors import Conflict, Unsupported
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.overlay import OverlayLayer, OverlaySink
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import (
@@ -28,7 +28,7 @@ from lamella.store.contract import (
     Usage,
 )
 from lamella.store.mounting import mounted
-from lamella.store.snapshotters.forms import OpenTree
+from lamella.store.snapshots.driver import OpenTree
 
 
 class MountedSnapshots:
@@ -45,7 +45,7 @@ class MountedSnapshots:
     def sink(
         self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
     ) -> Sink[Losses]:
-        """See `lamella.store.snapshotters.forms.Unpacks.sink`."""
+        """See `lamella.store.snapshots.driver.Unpacks.sink`."""
         if not (parents_known or self.side_by_side):
             raise Unsupported("a layer is unpacked over those below alone")
         match self._snapshots.mounts(key):
@@ -77,7 +77,7 @@ class MountedSnapshots:
                 self.remove(view)
 
     def tree(self, key: str) -> OpenTree:
-        """See `lamella.store.snapshotters.forms.Unpacks.tree`; good for a block alone."""
+        """See `lamella.store.snapshots.driver.Unpacks.tree`; good for a block alone."""
         return cast("OpenTree", self._tree(key))
 
     def stat(self, key: str) -> SnapshotRecord:

@@ -11,7 +11,7 @@ from lamella.changes.apply import apply
 from lamella.changes.model import Change
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from lamella.store.contract import SnapshotKind, Snapshotter
-from lamella.store.snapshotters.forms import Unpacks
+from lamella.store.snapshots.driver import Unpacks
 from lamella.testing.builders import file
 from lamella.testing.reading import raises
 

@@ -17,7 +17,7 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.changes.tree import merge
 from lamella.errors import Conflict, Denied, InvalidInput, NotFound, Unsupported
-from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.store.contract import Mount
 from lamella.store.mounting import mounted
 from lamella.testing.builders import WHEN, device, directory, fifo, file, link, opaque, sparse, symlink, whiteout

@@ -13,11 +13,10 @@ from tests.registry.hostile import PASSWORD, SECRETS, USER, Registry
 
 from lamella.digests import Digest
 from lamella.errors import LamellaError
-from lamella.images.forms import open_reader, open_writer
-from lamella.images.naming import parse_image_name
 from lamella.images.options import RegistryOptions
+from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.operations.copy import copy_image
-from lamella.registry.credentials import Credential
+from lamella.registry.auth.credentials import Credential
 from lamella.testing.images import SmallImage, small_image
 
 NOISE = random.Random(7).randbytes(600_000)

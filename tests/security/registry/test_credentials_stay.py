@@ -29,8 +29,7 @@ from tests.security.registry.pulling import (
 
 from lamella.digests import parse_digest
 from lamella.errors import Denied, LamellaError, NotFound, Unavailable, Unsupported
-from lamella.images.forms import open_reader
-from lamella.images.naming import parse_image_name
+from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.registry.client import Client
 from lamella.testing.images import compact

@@ -27,8 +27,7 @@ from tests.security.registry.pulling import (
 
 from lamella.digests import Digest
 from lamella.errors import Denied, InvalidInput, LamellaError, NotFound, Unavailable
-from lamella.images.forms import open_reader
-from lamella.images.naming import parse_image_name
+from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.descriptor import Descriptor
 
 LINK_LOCAL = [

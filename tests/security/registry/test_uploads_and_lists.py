@@ -13,7 +13,7 @@ from tests.registry.wire import Answer, Request
 from tests.security.registry.pulling import IMAGE, LAYER, MANIFESTS, NOISE, OPTIONS, UPLOADS, keep_quiet, push
 
 from lamella.errors import Conflict, DigestMismatch, Exhausted, InvalidInput, LamellaError, Unavailable
-from lamella.registry import listing
+from lamella.registry import pagination
 from lamella.registry.client import Client
 from lamella.testing.images import compact, digest, small_image
 
@@ -89,7 +89,7 @@ class TestLists:
         assert len(registry.asked("GET", "/tags/list")) <= 4
 
     def test_pages_without_end_are_bounded(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(listing, "MAX_PAGES", 20)
+        monkeypatch.setattr(pagination, "MAX_PAGES", 20)
 
         def more(request: Request, serve: hostile.Serve) -> Answer:
             number = int(request.query.get("last", "0"))

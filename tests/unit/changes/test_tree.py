@@ -7,8 +7,8 @@ import pytest
 
 from lamella.changes.dump import dump
 from lamella.changes.model import Change, Inline, Kind, Link, Put, Sparse, dense, implied_directory
-from lamella.changes.semantics import PutRecord, prune
 from lamella.changes.tree import MemorySink, MemoryTree, fold, merge, resolve, walk
+from lamella.changes.whiteouts import PutRecord, prune
 from lamella.errors import InvalidInput, NotFound, StreamConsumed, Unsupported
 from lamella.paths import ROOT, LayerPath
 from lamella.testing.builders import directory, file, link, sparse, stream, symlink, whiteout

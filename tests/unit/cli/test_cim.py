@@ -35,9 +35,9 @@ from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.host.windows.cimfs import WindowsBuild
 from lamella.host.windows.system import WindowsSystem
 from lamella.images.image import open_image
-from lamella.layers.blockcim import place
-from lamella.layers.cim.files import CimLayer
-from lamella.operations.apply import apply_blob
+from lamella.layers.cim.block import layer as place
+from lamella.layers.cim.image_files import CimLayer
+from lamella.operations.layers.apply import apply_blob
 from lamella.operations.unpack import unpack
 from lamella.testing.images import image_of_tars, tagged, write_layout
 

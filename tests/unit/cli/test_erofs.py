@@ -11,7 +11,7 @@ from tests.unit.cli.conftest import Run
 
 from lamella.changes.apply import apply
 from lamella.changes.model import Buffer, Change
-from lamella.layers.tar_sink import TarSink
+from lamella.layers.tar.sink import TarSink
 from lamella.testing.builders import directory, file, symlink, whiteout
 
 BASE: list[Change] = [directory("etc"), file("etc/f", b"text\n"), symlink("l", "etc")]

@@ -14,7 +14,7 @@ from tests.unit.formats.regf.hives import changed, small
 from tests.unit.layers.windows_tars import microsoft_base, microsoft_update
 
 from lamella.formats.regf import Hive, Layering, MemoryKey, encode_hive
-from lamella.formats.regf.model import REG_SZ
+from lamella.formats.regf.keys import REG_SZ
 from lamella.testing.images import small_image, tagged, write_layout
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

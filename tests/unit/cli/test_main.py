@@ -16,8 +16,8 @@ import pytest
 
 from lamella import errors
 from lamella.cli.console import Console, columns, human_size, printable
-from lamella.cli.frame import Verb
 from lamella.cli.main import SECTIONS, VERBS, cli
+from lamella.cli.verb import Verb
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,7 +35,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], N
                 raise error
             console.line(f"{console.json} {console.quiet} {console.debug}")
 
-        monkeypatch.setattr("lamella.cli.ls.command", command)
+        monkeypatch.setattr("lamella.cli.files.ls.command", command)
 
     import lamella.cli.ls  # noqa: F401  # there to be patched
 

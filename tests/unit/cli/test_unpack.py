@@ -19,7 +19,7 @@ from tests.unit.cli.processes import FORKS, children, only_child, wait_for, wher
 
 from lamella.changes.diff import diff
 from lamella.images.image import open_image
-from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.oci.config import ContainerConfig
 from lamella.operations.unpack import unpack
 from lamella.testing.builders import device, directory, file, link, symlink, whiteout
@@ -314,7 +314,7 @@ def test_where_no_process_can_be_made_the_image_is_read_here(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr("lamella.layers.apart.possible", lambda: True)
+    monkeypatch.setattr("lamella.layers.process_reader.possible", lambda: True)
     with open_image(make_image([file("random", os.urandom(5 << 20))])) as image:
         unpack(image, tmp_path / "out", apart=True)
     assert tried == [True]

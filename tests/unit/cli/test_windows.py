@@ -14,7 +14,7 @@ from tests.unit.layers.test_windows_dialect import SD, file_at, link_at, with_st
 from tests.unit.layers.windows_tars import microsoft_base, microsoft_update
 
 from lamella.formats.ntfs import reparse
-from lamella.layers.windows_names import AS_WINDOWS
+from lamella.layers.windows.names import AS_WINDOWS
 
 BASE = [file_at("Files/a")]
 ABOVE = [file_at("Files/b"), file_at("Hives/System_Delta", b"")]

@@ -12,11 +12,10 @@ from tests.unit.service.serving import Served, serving
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, InvalidInput, Unavailable, Unsupported
-from lamella.images.forms import open_reader, open_writer
-from lamella.images.naming import parse_image_name
 from lamella.images.options import ContainerdOptions, containerd_options
+from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.operations.copy import copy
-from lamella.store.gc import collect
+from lamella.store.gc.collect import collect
 from lamella.testing.images import small_image, tagged, write_layout
 
 IMAGE = small_image({"a": b"1"}, {"b": b"2"})

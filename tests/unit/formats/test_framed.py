@@ -9,8 +9,7 @@ from io import BytesIO
 import pytest
 
 from lamella.errors import FormatError
-from lamella.formats.framed import FramedReader, frame_compressor
-from lamella.formats.varint import encode_varint
+from lamella.formats.container import FramedReader, encode_varint, frame_compressor
 
 WINDOW_LOG = 20
 

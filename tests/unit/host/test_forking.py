@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella.host.forking import Forked, can_fork
+from lamella.host.worker import Forked, can_fork
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -163,7 +163,7 @@ def test_it_is_killed_whatever_it_does_and_may_have_ended() -> None:
     waited.end()
 
 
-ALONE = "from lamella.host.forking import can_fork; print(can_fork())"
+ALONE = "from lamella.host.worker import can_fork; print(can_fork())"
 FOREIGN = """
 import _thread, time
 _thread.start_new_thread(time.sleep, (60,))

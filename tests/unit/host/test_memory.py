@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from lamella.host.memory import return_large_blocks, share_arenas
+from lamella.host.malloc import return_large_blocks, share_arenas
 
 ALLOCATE = """
 import ctypes, sys, threading

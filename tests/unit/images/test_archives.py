@@ -27,13 +27,11 @@ from lamella.errors import (
     SizeMismatch,
     Unsupported,
 )
-from lamella.images.archive import Archive, open_oci_archive
+from lamella.images.archive import Archive, Window, open_oci_archive
 from lamella.images.contract import ImageWriter
 from lamella.images.docker_archive import open_docker_archive
-from lamella.images.forms import open_writer
 from lamella.images.image import open_image
-from lamella.images.naming import parse_image_name
-from lamella.images.parts import Window
+from lamella.images.transports import open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_LAYER, OCI_LAYER_GZIP
 from lamella.paths import LayerPath

@@ -27,8 +27,7 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.images.image import Image, open_image
-from lamella.images.layout import open_directory
-from lamella.images.layout_writer import LayoutWriter
+from lamella.images.layout import LayoutWriter, open_directory
 from lamella.images.resolve import resolve
 from lamella.oci import platform as platforms
 from lamella.oci.descriptor import Descriptor
@@ -367,7 +366,7 @@ class TestWriting:
         before = snapshot(Path(layout))
         script = (
             "import sys, time\n"
-            "from lamella.images.layout_writer import LayoutWriter\n"
+            "from lamella.images.layout import LayoutWriter\n"
             f"writer = LayoutWriter({layout!r})\n"
             "writer.put_document('a/b', b'whole')\n"
             "writer.stage().file.write(b'half')\n"

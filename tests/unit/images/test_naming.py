@@ -7,8 +7,7 @@ import pytest
 
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
-from lamella.images.forms import open_writer
-from lamella.images.naming import ImageName, parse_image_name
+from lamella.images.transports import ImageName, open_writer, parse_image_name
 
 DIGEST = Digest.of(b"")
 
@@ -77,7 +76,7 @@ def test_nothing_is_written_at_a_number() -> None:
 def test_a_windows_drive_is_a_part_of_the_path_on_windows_alone(
     monkeypatch: pytest.MonkeyPatch, host: str, path: str
 ) -> None:
-    monkeypatch.setattr("lamella.images.naming.os.name", host)
+    monkeypatch.setattr("lamella.images.transports.os.name", host)
     assert path == parse_image_name("oci:C:\\images:v1").path
 
 

@@ -24,16 +24,16 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Content, Put, Stream, dense
 from lamella.digests import Digest
 from lamella.errors import Cancelled, Exhausted, LossRefused, StreamConsumed, Unavailable
-from lamella.layers import apart_work
-from lamella.layers.apart import Apart
-from lamella.layers.apart_work import FORGET, POSIX, Blob, Record
-from lamella.layers.tarball import tar_changes
-from lamella.layers.windows_names import NameRules
-from lamella.layers.windows_tar import EmptyData, windows_tar_changes
+from lamella.layers import process_reader_worker
+from lamella.layers.process_reader import Apart
+from lamella.layers.process_reader_worker import FORGET, POSIX, Blob, Record
+from lamella.layers.tar.source import tar_changes
+from lamella.layers.windows.names import NameRules
+from lamella.layers.windows.tar_source import EmptyData, windows_tar_changes
 from lamella.progress import Cancellation
-from lamella.streams import reading
-from lamella.streams.blob import BlobLimits
-from lamella.streams.reading import BlobReader
+from lamella.streams import blob_reader
+from lamella.streams.blob_reader import BlobReader
+from lamella.streams.limits import BlobLimits
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone"),
@@ -53,7 +53,7 @@ def nobody_is_left() -> Iterator[None]:
 @pytest.fixture(params=["small", "large"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read every blob both as a small and as a large one."""
-    monkeypatch.setattr(reading, "SMALL_BLOB", 1 << 30 if request.param == "small" else HEAD)
+    monkeypatch.setattr(blob_reader, "SMALL_BLOB", 1 << 30 if request.param == "small" else HEAD)
 
 
 Story = list[Any]
@@ -157,7 +157,7 @@ def test_content_may_end_anywhere_in_a_buffer(size: int, tmp_path: Path) -> None
 def test_metadata_beyond_what_is_remembered_is_right(
     bound: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart_work, bound, most)
+    monkeypatch.setattr(process_reader_worker, bound, most)
     values: list[dict[str, bytes]] = [{}, {"user.a": b"1"}, {"user.a": bytes(300)}]
     tar = Tar()
     for number in range(40):
@@ -308,7 +308,7 @@ def test_whatever_is_raised_over_there_is_raised_here(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(apart_work, "tar_changes", fail)
+    monkeypatch.setattr(process_reader_worker, "tar_changes", fail)
     with opened(tmp_path / "blob", b"") as file, Apart([Blob(file)]) as other:
         with pytest.raises(expected) as caught:
             other.next().finish()

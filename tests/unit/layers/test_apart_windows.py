@@ -23,17 +23,17 @@ from lamella.errors import Cancelled, StreamConsumed, Unavailable
 from lamella.formats.ntfs import reparse
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
 from lamella.formats.regf import MemoryKey, encode_hive
-from lamella.layers import apart_work
-from lamella.layers.apart import Apart
-from lamella.layers.apart_work import Blob
-from lamella.layers.cim.special import CONFIG, HIVES
-from lamella.layers.windows_names import AS_WINDOWS, NameRules
-from lamella.layers.windows_tar import EMPTY_DATA
-from lamella.layers.windows_tar_sink import WindowsTarSink
-from lamella.operations.apply import apply_apart, apply_blob
+from lamella.layers import process_reader_worker
+from lamella.layers.cim.host_files import CONFIG, HIVES
+from lamella.layers.process_reader import Apart
+from lamella.layers.process_reader_worker import Blob
+from lamella.layers.windows.names import AS_WINDOWS, NameRules
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import EMPTY_DATA
+from lamella.operations.layers.apply import apply_apart, apply_blob
 from lamella.paths import LayerPath
 from lamella.progress import Cancellation
-from lamella.streams.blob import BlobLimits
+from lamella.streams.limits import BlobLimits
 
 __all__ = ("nobody_is_left", "pytestmark", "way")
 
@@ -150,7 +150,7 @@ def test_content_and_streams_may_end_anywhere_in_a_buffer(size: int, tmp_path: P
 def test_metadata_beyond_what_is_remembered_is_right(
     bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart_work, bound, 3 if bound == "_MOST" else 100)
+    monkeypatch.setattr(process_reader_worker, bound, 3 if bound == "_MOST" else 100)
     values = [{}, {"A": b"1"}, {"A": bytes(300)}]
     tar = tar_of(
         [

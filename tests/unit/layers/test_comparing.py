@@ -16,10 +16,10 @@ from lamella.changes.dump import dump
 from lamella.changes.model import Change, Entry, Put
 from lamella.changes.tree import walk
 from lamella.errors import Conflict, LamellaError
-from lamella.layers import comparing
-from lamella.layers.comparing import DirectoriesComparison, Pairs
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.directory import compare
+from lamella.layers.directory.compare import DirectoriesComparison, Pairs
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.paths import ROOT, LayerPath
 from lamella.testing.builders import WHEN, device, directory, fifo, file, link, sparse, symlink
 
@@ -62,7 +62,7 @@ class Looker:
 
 
 @pytest.mark.parametrize("mtime", [5 * SECOND, WHEN])
-@pytest.mark.parametrize("content", [b"", b"text", b"x" * comparing._STEP, LARGE])
+@pytest.mark.parametrize("content", [b"", b"text", b"x" * compare._STEP, LARGE])
 def test_files_that_are_the_same_in_all_respects_are_left_out(looked: Looker, mtime: int, content: bytes) -> None:
     one = [file("a", content, mtime=mtime, mode=0o640, uid=5, xattrs={"user.a": b"1"}), file("b", b"other")]
 
@@ -99,9 +99,7 @@ def test_attributes_are_compared_by_their_values(looked: Looker) -> None:
     assert looked(one, one) == "a"
 
 
-@pytest.mark.parametrize(
-    "size", [4, comparing._STEP - 1, comparing._STEP, comparing._STEP + 1, 3 * comparing._STEP + 5]
-)
+@pytest.mark.parametrize("size", [4, compare._STEP - 1, compare._STEP, compare._STEP + 1, 3 * compare._STEP + 5])
 def test_content_is_compared_to_its_last_byte_where_times_are_not_believed(looked: Looker, size: int) -> None:
     content = bytearray(os.urandom(size))
     one = [file(name, bytes(content), mtime=5 * SECOND) for name in ("a", "b", "c")]
@@ -230,9 +228,9 @@ def expected(trees: tuple[Path, Path]) -> list[str]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Further processes are started at once, two of them, whatever the machine."""
-    monkeypatch.setattr(comparing, "_WORTH", 1)
-    monkeypatch.setattr(comparing, "_BATCH", 4)
-    monkeypatch.setattr(comparing, "_processors", lambda: 3)
+    monkeypatch.setattr(compare, "_WORTH", 1)
+    monkeypatch.setattr(compare, "_BATCH", 4)
+    monkeypatch.setattr(compare, "_processors", lambda: 3)
 
 
 def differences(trees: tuple[Path, Path]) -> list[str]:
@@ -247,7 +245,7 @@ def children() -> list[str]:
 def test_one_process_says_what_a_plain_comparison_says(
     trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparing, "_processors", lambda: 1)
+    monkeypatch.setattr(compare, "_processors", lambda: 1)
     assert len(expected(trees)) > 100
     assert expected(trees) == differences(trees)
 
@@ -263,19 +261,19 @@ def test_several_processes_say_the_same_and_leave_no_trace(trees: tuple[Path, Pa
 @pytest.mark.usefixtures("eager")
 def test_other_processes_do_take_part(trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = 0
-    really = comparing._Worker.take
+    really = compare._Worker.take
 
-    def counting(worker: comparing._Worker) -> list[tuple[comparing._Job, comparing.Looked | None]]:
+    def counting(worker: compare._Worker) -> list[tuple[compare._Job, compare.Looked | None]]:
         nonlocal seen
         taken = really(worker)
         seen += sum(looked is not None for _, looked in taken)
         return taken
 
-    monkeypatch.setattr(comparing._Worker, "take", counting)
+    monkeypatch.setattr(compare._Worker, "take", counting)
     # This process is slow, so that the others, which have to start first, have the time to.
     slow = Pairs.look
 
-    def slowly(pairs: Pairs, path: LayerPath) -> comparing.Looked:
+    def slowly(pairs: Pairs, path: LayerPath) -> compare.Looked:
         import time
 
         time.sleep(0.005)
@@ -291,9 +289,9 @@ def test_a_process_that_dies_is_replaced_by_looking_oneself(
     trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = 0
-    really = comparing._Worker.give
+    really = compare._Worker.give
 
-    def dying(worker: comparing._Worker, batch: list[comparing._Job]) -> None:
+    def dying(worker: compare._Worker, batch: list[compare._Job]) -> None:
         nonlocal given
         given += 1
         really(worker, batch)
@@ -301,7 +299,7 @@ def test_a_process_that_dies_is_replaced_by_looking_oneself(
         if given > 1:
             worker._process.wait()
 
-    monkeypatch.setattr(comparing._Worker, "give", dying)
+    monkeypatch.setattr(compare._Worker, "give", dying)
     assert expected(trees) == differences(trees)
     assert given > 0
 

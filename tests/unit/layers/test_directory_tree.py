@@ -15,8 +15,8 @@ from lamella.changes.dump import dump
 from lamella.changes.model import Kind, dense
 from lamella.changes.tree import walk
 from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.recorded import OVERRIDE, ROOTLESS, encode_owner
+from lamella.layers.directory.attrs import OVERRIDE, ROOTLESS, encode_owner
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.paths import LayerPath
 
 WHEN = 1_600_000_000_123_456_789
@@ -397,7 +397,7 @@ def deep(root: Path, levels: int) -> None:
 
 
 def remove_deep(root: Path) -> None:
-    from lamella.layers.descriptors import remove_tree
+    from lamella.layers.directory.dirfd_cache import remove_tree
 
     parent = os.open(root.parent, os.O_RDONLY)
     try:

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import Conflict
-from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.from_directory import write_image
-from lamella.layers.erofs.tree import ErofsImage
+from lamella.layers.erofs.tree import ErofsImage, ErofsLayer
 from lamella.paths import LayerPath
 
 SIZE = 3 << 20

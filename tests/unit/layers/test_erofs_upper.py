@@ -14,12 +14,10 @@ from lamella.changes.apply import apply
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Put
 from lamella.formats.erofs.writer import NewInode
-from lamella.layers.erofs.building import NewImage
-from lamella.layers.erofs.files import ErofsLayer
 from lamella.layers.erofs.from_directory import write_image
-from lamella.layers.erofs.stack import ErofsStack
-from lamella.layers.erofs.tree import ErofsChanges, ErofsImage, ErofsTree
-from lamella.layers.erofs.upper import ErofsUpperSink
+from lamella.layers.erofs.image_writer import NewImage
+from lamella.layers.erofs.overlay_sink import ErofsUpperSink
+from lamella.layers.erofs.tree import ErofsChanges, ErofsImage, ErofsLayer, ErofsStack, ErofsTree
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.testing.builders import directory, file, whiteout

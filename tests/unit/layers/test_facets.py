@@ -10,7 +10,13 @@ from lamella.changes.model import EMPTY, Change, Entry, Inline, Kind, Link, Posi
 from lamella.errors import InvalidInput
 from lamella.formats.ntfs import reparse, sddl
 from lamella.formats.ntfs.security import SecurityDescriptor
-from lamella.layers.facets import SecurityTemplate, inside, posix_from_windows, usual_security, windows_from_posix
+from lamella.layers.windows.transforms import (
+    SecurityTemplate,
+    inside,
+    posix_from_windows,
+    usual_security,
+    windows_from_posix,
+)
 from lamella.paths import LayerPath
 from lamella.testing.builders import device, directory, fifo, file, link, opaque, stream, symlink, whiteout
 

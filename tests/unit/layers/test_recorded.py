@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lamella.changes.model import Kind, Posix
 from lamella.errors import InvalidInput
-from lamella.layers.recorded import Override, decode_override, decode_owner, encode_override, encode_owner
+from lamella.layers.directory.attrs import Override, decode_override, decode_owner, encode_override, encode_owner
 
 ids = st.integers(0, 0xFFFFFFFE)
 

@@ -11,8 +11,8 @@ import pytest
 
 from lamella.errors import InvalidInput
 from lamella.layers import kinds
-from lamella.layers.directory import DirectorySink
-from lamella.layers.overlay import OverlaySink
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.overlay.layer import OverlaySink
 from lamella.layers.stack import LayerStack
 
 

@@ -14,7 +14,7 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Buffer, Change, Entry, Kind, Put, Windows
 from lamella.changes.tree import fold, walk
 from lamella.errors import LossRefused, MissingFacet, SizeMismatch
-from lamella.layers.tar_sink import TarSink
+from lamella.layers.tar.sink import TarSink
 from lamella.paths import LayerPath
 from lamella.testing.builders import (
     device,

@@ -32,9 +32,9 @@ from lamella.changes.model import (
 )
 from lamella.errors import FormatError, InvalidInput, LossRefused, MissingFacet, StreamConsumed, UnsafePath, Unsupported
 from lamella.formats.ntfs import filetime, reparse
-from lamella.layers.windows_names import NameRules
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.names import NameRules
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 from lamella.testing.builders import sparse
 

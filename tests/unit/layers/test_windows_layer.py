@@ -33,11 +33,11 @@ from lamella.formats.ntfs import reparse
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.names import NameRules
 from lamella.layers.windows.sink import WindowsSink
-from lamella.layers.windows.source import WindowsChanges
-from lamella.layers.windows_names import NameRules
-from lamella.layers.windows_tar import EMPTY_DATA, windows_tar_changes
-from lamella.operations.apply import apply_blob
+from lamella.layers.windows.tar_source import EMPTY_DATA, windows_tar_changes
+from lamella.operations.layers.apply import apply_blob
 from lamella.paths import LayerPath
 from lamella.testing.builders import file as posix_file
 from lamella.testing.builders import sparse
@@ -553,7 +553,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     blob = tmp_path / "blob.tar"
     blob.write_bytes(write([*TOP, *with_stream("Files/a")])[0])
-    monkeypatch.setattr("lamella.layers.windows.writing.os.write", full)
+    monkeypatch.setattr("lamella.layers.windows.folder.writer.os.write", full)
     with pytest.raises(Exhausted):
         apply_blob(blob, tmp_path / "base", kind="windows", losses=Losses())
     assert os.listdir(tmp_path) == ["blob.tar"]

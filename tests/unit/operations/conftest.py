@@ -12,7 +12,7 @@ import pytest
 
 from lamella.digests import Digest
 from lamella.images.image import open_image
-from lamella.operations.trees import open_tree
+from lamella.operations.trees.open import open_tree
 from lamella.testing.reading import text
 
 Rewrite = Callable[[str, Callable[[Any, Any], None]], None]

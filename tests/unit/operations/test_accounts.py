@@ -8,7 +8,7 @@ import pytest
 from lamella.changes.model import Change
 from lamella.changes.tree import fold
 from lamella.errors import Exhausted, InvalidInput, NotFound
-from lamella.operations.accounts import Account, find_account
+from lamella.operations.runtime.bundle import Account, find_account
 from lamella.testing.builders import fifo, file, sparse, symlink
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh

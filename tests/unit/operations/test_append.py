@@ -18,8 +18,8 @@ from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput, LamellaError, LossRefused, NotFound
 from lamella.images.image import open_image
 from lamella.layers.policy import Owners
-from lamella.layers.tar_sink import TarSink
-from lamella.operations.new_layers import Directory, File, FileLike, Symlink, changes_of
+from lamella.layers.tar.sink import TarSink
+from lamella.operations.surgery.new_layers import Directory, File, FileLike, Symlink, changes_of
 from lamella.testing.builders import directory, file
 
 MakeImage = Callable[..., str]

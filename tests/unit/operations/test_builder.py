@@ -77,7 +77,7 @@ def test_what_is_wrong_with_arguments_is_said_at_once(base: str) -> None:
 def test_an_image_never_changes(base: str) -> None:
     image = lamella.Image.open(base)
     before = image.descriptor.digest
-    files: dict[str, lamella.operations.new_layers.FileLike] = {"a": b"1"}
+    files: dict[str, lamella.operations.surgery.new_layers.FileLike] = {"a": b"1"}
     more = image.append(files)
     files["b"] = b"2"
     further = more.with_config(user="x")

@@ -14,7 +14,7 @@ from lamella.changes.contracts import Tree
 from lamella.changes.tree import fold
 from lamella.errors import NotFound
 from lamella.oci.config import ContainerConfig, ImageConfig, RootFs
-from lamella.operations.bundle import IdRange, Rootless, runtime_config, write_runtime_config
+from lamella.operations.runtime.bundle import IdRange, Rootless, runtime_config, write_runtime_config
 from lamella.testing.builders import file
 
 TREE: Tree = fold(

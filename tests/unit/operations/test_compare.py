@@ -15,7 +15,7 @@ from lamella.changes.model import Content, Inline
 from lamella.errors import InvalidInput
 from lamella.images.image import ImageLayer
 from lamella.oci.config import ContainerConfig
-from lamella.operations.fingerprints import fingerprint
+from lamella.operations.trees.fingerprints import fingerprint
 from lamella.testing.builders import device, directory, file, link, sparse, symlink, whiteout
 
 MakeImage = Callable[..., str]

@@ -13,9 +13,8 @@ import pytest
 from lamella.changes.model import Change
 from lamella.changes.tree import fold
 from lamella.errors import Conflict, InvalidInput, NotFound
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.operations.content_file import ContentFile
-from lamella.operations.filesystem import Filesystem
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.operations.trees.filesystem import ContentFile, Filesystem
 from lamella.testing.builders import (
     WHEN,
     device,

@@ -8,7 +8,7 @@ import pytest
 from lamella.changes.model import Kind
 from lamella.changes.tree import fold
 from lamella.errors import InvalidInput, NotFound
-from lamella.operations.find import Sizes, Wanted, find
+from lamella.operations.trees.find import Sizes, Wanted, find
 from lamella.paths import LayerPath
 from lamella.testing.builders import WHEN, directory, file, symlink
 

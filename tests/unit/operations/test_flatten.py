@@ -17,9 +17,9 @@ from lamella.changes.model import Change, Put
 from lamella.changes.tree import walk
 from lamella.errors import InvalidInput
 from lamella.images.image import open_image
-from lamella.operations.flatten import parse_layers
-from lamella.operations.trees import open_tree
-from lamella.operations.write_layer import LayerOptions, write_layer
+from lamella.operations.layers.write import LayerOptions, write_layer
+from lamella.operations.surgery.flatten import parse_layers
+from lamella.operations.trees.open import open_tree
 from lamella.testing.builders import directory, file, link, opaque, symlink, whiteout
 from lamella.testing.reading import text
 from lamella.testing.strategies import stacks

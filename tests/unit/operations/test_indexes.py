@@ -13,13 +13,12 @@ import pytest
 
 import lamella
 from lamella.errors import Conflict, InvalidInput, LossRefused, NotFound, Unsupported
-from lamella.images.forms import open_reader
 from lamella.images.image import open_image
-from lamella.images.naming import parse_image_name
+from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.index import Index, decode_index
 from lamella.oci.platform import parse_platform
-from lamella.operations.convert import Conversion
-from lamella.operations.indexes import ABOUT, one_image, selects
+from lamella.operations.surgery.convert import Conversion
+from lamella.operations.surgery.rewrite_index import ABOUT, one_image, selects
 from lamella.testing.images import OCI, SmallImage, compact, digest, index_of, small_image, tagged, write_layout
 
 MakeImage = Callable[..., str]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lamella.errors import Cancelled, NotFound
-from lamella.operations.lanes import for_each
+from lamella.operations.parallel import for_each
 from lamella.progress import Cancellation
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import AlreadyExists, Conflict, Exhausted, InvalidInput, NotFound
-from lamella.operations.output import refuse_within, replacing
+from lamella.operations.atomic_file import refuse_within, replacing
 
 
 def test_a_file_appears_at_the_end_and_alone(tmp_path: Path) -> None:

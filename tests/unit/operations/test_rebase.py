@@ -13,7 +13,7 @@ import lamella
 from lamella.errors import Conflict, InvalidInput, NotFound
 from lamella.images.image import open_image
 from lamella.oci.config import ContainerConfig, History
-from lamella.operations.rebase import BASE_DIGEST, BASE_NAME, rebased
+from lamella.operations.surgery.rebase import BASE_DIGEST, BASE_NAME, rebased
 from lamella.testing.builders import directory, file
 
 MakeImage = Callable[..., str]

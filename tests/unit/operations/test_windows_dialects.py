@@ -14,9 +14,9 @@ from tests.unit.layers.windows_tars import BASES, LAYERS, microsoft_base
 from lamella.changes.losses import Losses
 from lamella.cli.main import run as main
 from lamella.errors import Conflict, FormatError, LossRefused, Unsupported
-from lamella.layers.windows.place import FRAMING
-from lamella.operations.apply import apply_blob
-from lamella.operations.diff import diff
+from lamella.layers.windows.folder.layout import FRAMING
+from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.diff import diff
 
 
 def lamella(*arguments: str | Path) -> None:

@@ -22,24 +22,23 @@ from lamella.formats.ntfs import reparse, sddl
 from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
 from lamella.images.image import open_image
-from lamella.layers.facets import usual_security
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_template import parse_template
-from lamella.operations.append import append
-from lamella.operations.apply import apply_blob
-from lamella.operations.compare import compare
-from lamella.operations.diff import diff, list_changes
-from lamella.operations.filesystem import Filesystem
-from lamella.operations.flatten import flatten
-from lamella.operations.new_layers import FileLike, Symlink
+from lamella.layers.windows.tar_source import windows_tar_changes
+from lamella.layers.windows.transforms import parse_template, usual_security
+from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.diff import diff, list_changes
 from lamella.operations.pack import pack
-from lamella.operations.trees import open_tree
+from lamella.operations.surgery.append import append
+from lamella.operations.surgery.flatten import flatten
+from lamella.operations.surgery.new_layers import FileLike, Symlink
+from lamella.operations.trees.compare import compare
+from lamella.operations.trees.filesystem import Filesystem
+from lamella.operations.trees.open import open_tree
 from lamella.operations.unpack import unpack
-from lamella.operations.windows import WindowsMount, layer_to_diff
 from lamella.paths import LayerPath
-from lamella.streams.reading import BlobReader
+from lamella.service.differs.windows import WindowsMount, layer_to_diff
+from lamella.streams.blob_reader import BlobReader
 from lamella.testing.images import image_of_tars, tagged, write_layout
 
 CONFIG = "Files/Windows/System32/config"

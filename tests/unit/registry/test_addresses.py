@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from lamella.errors import Denied, InvalidInput
-from lamella.registry.addresses import Origin, check_address, joined, origin_of, shown
-from lamella.registry.proxies import proxy_for
+from lamella.registry.http.addresses import Origin, check_address, joined, origin_of, shown
+from lamella.registry.http.proxies import proxy_for
 
 HTTPS = Origin("https", "registry.example", 443)
 

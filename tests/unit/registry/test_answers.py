@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lamella.errors import InvalidInput
-from lamella.registry.answers import Answer, BrokenAnswer
+from lamella.registry.http.response import Answer, BrokenAnswer
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

@@ -16,9 +16,9 @@ from tests.registry.wire import Answer
 
 from lamella.errors import Denied
 from lamella.images.options import RegistryOptions
-from lamella.registry.auth import parse_challenges
+from lamella.registry.auth.authorizer import parse_challenges
+from lamella.registry.auth.credentials import Credential
 from lamella.registry.client import Client, check_login
-from lamella.registry.credentials import Credential
 from lamella.testing.images import compact, small_image
 
 IMAGE = small_image({"a": b"b"})
@@ -87,7 +87,7 @@ def test_a_token_that_has_ended_is_replaced(registry: Registry, monkeypatch: pyt
     one = client(registry)
     one.manifest("v1")
     later = time.monotonic() + 3000
-    monkeypatch.setattr("lamella.registry.auth.time.monotonic", lambda: later)
+    monkeypatch.setattr("lamella.registry.auth.authorizer.time.monotonic", lambda: later)
     one.manifest("v1")
     assert len(registry.asked("GET", "/token")) == 2
 

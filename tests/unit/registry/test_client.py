@@ -30,10 +30,11 @@ from lamella.errors import (
 from lamella.images.options import RegistryOptions
 from lamella.oci.mediatypes import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from lamella.progress import Cancellation
-from lamella.registry import listing, retries
+from lamella.registry import pagination
 from lamella.registry.client import Client
+from lamella.registry.http import retry
+from lamella.registry.http.retry import Patience, retry_after
 from lamella.registry.referrers import fallback_tag
-from lamella.registry.retries import Patience, retry_after
 from lamella.testing.images import compact, digest, small_image
 
 IMAGE = small_image({"a": b"b"})
@@ -44,7 +45,7 @@ OPTIONS = RegistryOptions(tries=3, retry_wait=3, anonymous=True)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.registry.retries._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("lamella.registry.http.retry._FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ class TestPatience:
 
     def test_a_host_that_was_never_there_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pauses: list[float] = []
-        monkeypatch.setattr(retries, "sleep", lambda seconds, cancel: pauses.append(seconds))
+        monkeypatch.setattr(retry, "sleep", lambda seconds, cancel: pauses.append(seconds))
         with pytest.raises(Unavailable):
             Client("127.0.0.1:1", "a", RegistryOptions()).manifest("v1")
         assert pauses == []
@@ -294,7 +295,7 @@ class TestLists:
             last = int(request.query.get("last", "0")) + 1
             return Answer(200, {"Link": f'</v2/team/app/tags/list?last={last}>; rel="next"'}, b'{"tags": ["a"]}')
 
-        monkeypatch.setattr(listing, "MAX_PAGES", 10)
+        monkeypatch.setattr(pagination, "MAX_PAGES", 10)
         registry.misbehave("GET", "/tags/list", more)
         with pytest.raises(Exhausted):
             list(client.tags())

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from lamella.errors import Exhausted, InvalidInput, LamellaError, NotFound, Unavailable
-from lamella.registry import credential_program
-from lamella.registry.credentials import Credential, Credentials, login, logout
+from lamella.registry.auth import helper_program
+from lamella.registry.auth.credentials import Credential, Credentials, login, logout
 
 SECRET = "s3cret-of-ada"
 HOST = "registry.example:5000"
@@ -227,7 +227,7 @@ class TestKeychains:
         script: str,
         expected: type[LamellaError],
     ) -> None:
-        monkeypatch.setattr(credential_program, "TIMEOUT", 2 if "sleep" not in script else 0.3)
+        monkeypatch.setattr(helper_program, "TIMEOUT", 2 if "sleep" not in script else 0.3)
         environ["PATH"] += ":/usr/bin:/bin"
         helper("bad", f"#!/bin/sh\n{script}\n")
         write(docker, {"credsStore": "bad"})
@@ -239,7 +239,7 @@ class TestKeychains:
     def test_the_pipe_that_a_child_held_is_closed_when_the_child_lets_go(
         self, environ: dict[str, str], docker: Path, helper: Helper, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(credential_program, "TIMEOUT", 0.2)
+        monkeypatch.setattr(helper_program, "TIMEOUT", 0.2)
         environ["PATH"] += ":/usr/bin:/bin"
         helper("bad", "#!/bin/sh\nsleep 0.6 & exit 0\n")
         write(docker, {"credsStore": "bad"})

@@ -17,14 +17,13 @@ import lamella
 from lamella.cli.main import run
 from lamella.digests import Digest
 from lamella.errors import Unsupported
-from lamella.images.forms import open_reader
-from lamella.images.naming import parse_image_name
 from lamella.images.options import RegistryOptions
+from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.descriptor import Descriptor
-from lamella.registry import streaming
-from lamella.registry.addresses import Origin
-from lamella.registry.connections import Connections
-from lamella.registry.foreign import Elsewhere
+from lamella.registry import blob_fetch
+from lamella.registry.blob_fetch import Elsewhere
+from lamella.registry.http.addresses import Origin
+from lamella.registry.http.connection import Connections
 from lamella.testing.images import compact, digest, small_image, tagged, write_layout
 
 IMAGE = small_image({"etc/base": b"kept elsewhere"}, {"etc/own": b"here"})
@@ -123,7 +122,7 @@ def test_their_ranges_share_connections_which_are_closed_with_the_reader(
     registry: Registry, elsewhere: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     for name, value in {"PIECE": 1 << 16, "ALONE": 1 << 16, "FAST": float("inf")}.items():
-        monkeypatch.setattr(streaming, name, value)
+        monkeypatch.setattr(blob_fetch, name, value)
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
     connected: list[socket.socket] = []
     connect = Connections._connected

@@ -17,16 +17,15 @@ from tests.registry.wire import Answer, Request
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch, Unavailable
-from lamella.images.forms import open_reader, open_writer
 from lamella.images.image import open_image
-from lamella.images.naming import parse_image_name
 from lamella.images.options import RegistryOptions, registry_options
+from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_MANIFEST
 from lamella.oci.platform import host_platform
 from lamella.operations.copy import copy
 from lamella.operations.unpack import unpack
-from lamella.registry import streaming
+from lamella.registry import blob_fetch
 from lamella.registry import writer as writing
 from lamella.registry.writer import RegistryWriter
 from lamella.testing.images import compact, digest, index_of, small_image, tagged, write_layout
@@ -40,7 +39,7 @@ LAYER = IMAGE.manifest["layers"][1]["digest"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.registry.retries._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("lamella.registry.http.retry._FIRST_PAUSE", 0.01)
     monkeypatch.setattr(writing, "PIECE", 100_000)
 
 
@@ -82,9 +81,9 @@ def test_no_more_than_so_many_requests_are_under_way_at_once(
 ) -> None:
     image = small_image(*({"noise": NOISE + bytes([number])} for number in range(12)), compress=False)
     registry.add("many", "v1", image)
-    monkeypatch.setattr(streaming, "PIECE", 20_000)
-    monkeypatch.setattr(streaming, "ALONE", 40_000)
-    monkeypatch.setattr(streaming, "FAST", 1e18)
+    monkeypatch.setattr(blob_fetch, "PIECE", 20_000)
+    monkeypatch.setattr(blob_fetch, "ALONE", 40_000)
+    monkeypatch.setattr(blob_fetch, "FAST", 1e18)
     lock, now, peak = threading.Lock(), 0, 0
 
     def slowly(request: Request, serve: Serve) -> Answer:

@@ -17,10 +17,10 @@ from lamella.errors import Cancelled, LamellaError, NotFound, SizeMismatch, Unav
 from lamella.images.options import RegistryOptions
 from lamella.oci.descriptor import Descriptor
 from lamella.progress import Cancellation
-from lamella.registry import streaming
+from lamella.registry import blob_fetch
+from lamella.registry.blob_fetch import BlobStream, Budget
 from lamella.registry.client import Client
-from lamella.registry.streaming import BlobStream, Budget
-from lamella.registry.transport import Response
+from lamella.registry.http.transport import Response
 
 RAW = random.Random(3).randbytes(1_000_003)
 BLOB = Descriptor(media_type="application/octet-stream", digest=Digest.of(RAW), size=len(RAW))
@@ -39,10 +39,10 @@ def registry() -> Iterator[Registry]:
 @pytest.fixture
 def start(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Return a function that opens the blob, in ranges of 100,000 bytes where there are to be several."""
-    monkeypatch.setattr(streaming, "PIECE", 100_000)
-    monkeypatch.setattr(streaming, "ALONE", 200_000)
-    monkeypatch.setattr(streaming, "FAST", 1e18)
-    monkeypatch.setattr("lamella.registry.retries._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(blob_fetch, "PIECE", 100_000)
+    monkeypatch.setattr(blob_fetch, "ALONE", 200_000)
+    monkeypatch.setattr(blob_fetch, "FAST", 1e18)
+    monkeypatch.setattr("lamella.registry.http.retry._FIRST_PAUSE", 0.01)
     client = Client(registry.host, "a", FAST)
 
     def call(streams: int = 3, options: RegistryOptions = FAST, budget: int = 5) -> BlobStream:
@@ -83,7 +83,7 @@ def test_several_streams_ask_for_each_range_once(start: Open, registry: Registry
 def test_a_fast_registry_is_asked_for_the_rest_at_once(
     start: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "FAST", 0)
+    monkeypatch.setattr(blob_fetch, "FAST", 0)
     with start(3) as stream:
         assert stream.readall() == RAW
     assert ranges(registry) == ["bytes=0-99999", "bytes=100000-"]

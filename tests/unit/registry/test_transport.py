@@ -25,7 +25,7 @@ from lamella.errors import InvalidInput, LamellaError, Unavailable
 from lamella.images.options import RegistryOptions
 from lamella.registry.client import Client
 from lamella.registry.hosts import HostConfig
-from lamella.registry.transport import Transport
+from lamella.registry.http.transport import Transport
 from lamella.testing.images import compact, small_image
 
 IMAGE = small_image({"a": b"b"})

@@ -26,11 +26,11 @@ from lamella.protocol.proto import (
     namespaces_pb2,
     version_pb2,
 )
-from lamella.service.calls import Method
-from lamella.service.collector import PAUSE, Collector
-from lamella.service.direct import Direct
-from lamella.service.server import Server, listening
-from lamella.service.tally import Tally
+from lamella.service.counters import Tally
+from lamella.service.endpoints.direct import Direct
+from lamella.service.gc_scheduler import PAUSE, Collector
+from lamella.service.grpc.rpc import Method
+from lamella.service.grpc.server import Server, listening
 from lamella.store.store import Store
 
 LARGEST = 16 << 20

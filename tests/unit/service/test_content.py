@@ -18,7 +18,7 @@ from tests.unit.service.serving import Client, Served, code_of, failure, within
 
 from lamella.protocol.proto import content_pb2 as pb
 from lamella.protocol.proto import leases_pb2
-from lamella.service import content as module
+from lamella.service.services import content as module
 
 Code = grpc.StatusCode
 BLOB = bytes(range(256)) * 12_000  # three chunks

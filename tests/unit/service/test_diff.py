@@ -34,14 +34,14 @@ from lamella.oci.mediatypes import (
     Compression,
     layer_compression,
 )
-from lamella.operations.write_layer import LayerOptions, write_layer
+from lamella.operations.layers.write import LayerOptions, write_layer
 from lamella.protocol.mounts import sent, typed
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Descriptor
-from lamella.service.diff import UNCOMPRESSED
-from lamella.service.walking import stated_by
+from lamella.service.differs.posix import stated_by
+from lamella.service.services.diff import UNCOMPRESSED
 from lamella.store.contract import BindMount, Mount, OverlayMount
-from lamella.store.snapshotters.graph import Snapshots
+from lamella.store.snapshots.snapshotter import Snapshots
 from lamella.testing.builders import directory, file, symlink, whiteout
 
 BASE: Final[list[Change]] = [

@@ -28,7 +28,7 @@ from lamella.protocol.proto import (
     streaming_pb2,
     transfer_pb2,
 )
-from lamella.service.plugin import opened_plugin
+from lamella.service.endpoints.plugin import opened_plugin
 
 FILES = (
     *(content_pb2, diff_pb2, events_pb2, images_pb2, introspection_pb2, leases_pb2, namespaces_pb2),

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.service.serving import running
 
-from lamella.service import http2
-from lamella.service.calls import Call, Encoded, Method
-from lamella.service.sending import Sender
-from lamella.service.status import Code
+from lamella.service.grpc import http2
+from lamella.service.grpc.flow import Sender
+from lamella.service.grpc.rpc import Call, Encoded, Method
+from lamella.service.grpc.status import Code
 
 ECHO = "/test/Echo"
 PIECES = "/test/Pieces"

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.service import crowd
 from tests.unit.service.serving import running
 
-from lamella.service.direct import Direct
+from lamella.service.endpoints.direct import Direct
 from lamella.store.store import Store
 
 CLIENTS = 100

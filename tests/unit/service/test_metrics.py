@@ -16,10 +16,10 @@ from tests.unit.service.serving import Client, code_of, running, within
 
 from lamella.errors import InvalidInput
 from lamella.protocol.proto import content_pb2
-from lamella.service.direct import Direct
+from lamella.service.counters import Tally
+from lamella.service.endpoints.direct import Direct
+from lamella.service.grpc.server import Server
 from lamella.service.metrics import exposition, serving_metrics
-from lamella.service.server import Server
-from lamella.service.tally import Tally
 from lamella.store.store import Store
 
 LINE = re.compile(r'[a-z_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? [0-9.e+-]+')

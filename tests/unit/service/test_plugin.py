@@ -20,10 +20,10 @@ from lamella.protocol import NAMESPACE
 from lamella.protocol.mounts import sent
 from lamella.protocol.proto import content_pb2, diff_pb2, snapshots_pb2
 from lamella.protocol.proto.types_pb2 import Descriptor
-from lamella.service.calls import Call
-from lamella.service.plugin import opened_plugin
+from lamella.service.endpoints.plugin import opened_plugin
+from lamella.service.grpc.rpc import Call
 from lamella.store.contract import BindMount
-from lamella.store.gc import collect
+from lamella.store.gc.collect import collect
 from lamella.testing.builders import file
 from lamella.times import parse_rfc3339
 

@@ -24,8 +24,8 @@ from lamella.protocol.proto import leases_pb2 as leases
 from lamella.protocol.proto import namespaces_pb2 as namespaces
 from lamella.protocol.proto.happenings_pb2 import ContentCreate, NamespaceCreate
 from lamella.protocol.proto.types_pb2 import Descriptor, Envelope
-from lamella.store import gc
-from lamella.store.gc import Collection
+from lamella.store.gc import collect as gc
+from lamella.store.gc.collect import Collection
 from lamella.store.store import Store
 
 Code = grpc.StatusCode
@@ -233,7 +233,7 @@ def test_a_deletion_is_followed_by_a_collection_soon(client: Client) -> None:
 def test_deletions_that_come_close_together_make_one_collection(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lamella.service import collector
+    from lamella.service import gc_scheduler
 
     times: list[Store] = []
 
@@ -241,7 +241,7 @@ def test_deletions_that_come_close_together_make_one_collection(
         times.append(store)
         return gc.collect(store)
 
-    monkeypatch.setattr(collector, "collect", count)
+    monkeypatch.setattr(gc_scheduler, "collect", count)
     for number in range(20):
         create(served.client, str(number))
     for number in range(20):
@@ -253,7 +253,7 @@ def test_deletions_that_come_close_together_make_one_collection(
 def test_a_collection_that_fails_is_told_to_who_waits_and_the_next_one_works(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lamella.service import collector
+    from lamella.service import gc_scheduler
 
     def fail(store: object) -> None:
         raise OSError(28, "no space")
@@ -261,7 +261,7 @@ def test_a_collection_that_fails_is_told_to_who_waits_and_the_next_one_works(
     create(served.client, "a")
     create(served.client, "b")
     with monkeypatch.context() as patch:
-        patch.setattr(collector, "collect", fail)
+        patch.setattr(gc_scheduler, "collect", fail)
         delete = images.DeleteImageRequest(name="a", sync=True)
         assert code_of(lambda: served.client.images.Delete(delete, metadata=within())) == Code.RESOURCE_EXHAUSTED
     served.client.images.Delete(images.DeleteImageRequest(name="b", sync=True), metadata=within())
@@ -472,7 +472,7 @@ def test_a_bug_is_no_traceback_for_the_client(served: Served, monkeypatch: pytes
     def fail(*_: object) -> Iterator[None]:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("lamella.store.images.Images.list", fail)
+    monkeypatch.setattr("lamella.store.metadata.images.Images.list", fail)
     request = images.ListImagesRequest()
     with pytest.raises(grpc.RpcError) as raised:
         served.client.images.List(request, metadata=within())

@@ -16,11 +16,11 @@ from lamella.errors import Denied
 from lamella.oci.descriptor import Descriptor
 from lamella.progress import Cancellation
 from lamella.protocol.proto import transfers_pb2 as pb
-from lamella.service.registries import SOURCE, pull
-from lamella.service.status import TurnedAway
-from lamella.service.streaming import Exchange
-from lamella.store.labels import MAX_LABEL
-from lamella.store.leases import under_lease
+from lamella.service.grpc.status import TurnedAway
+from lamella.service.services.streaming import Exchange
+from lamella.service.services.transfer.registry import SOURCE, pull
+from lamella.store.metadata.labels import MAX_LABEL
+from lamella.store.metadata.leases import under_lease
 from lamella.store.store import Space, Store
 from lamella.testing.images import small_image
 

@@ -29,10 +29,11 @@ from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput
 from lamella.protocol.proto import content_pb2, events_pb2, health_pb2, namespaces_pb2, streaming_pb2
 from lamella.protocol.wire import packed
-from lamella.service import http2, logs
-from lamella.service.server import listening
-from lamella.service.serving import sole_server
-from lamella.service.supervisor import inherited, notify, watchdog
+from lamella.service import daemon as logs
+from lamella.service.daemon import sole_server
+from lamella.service.grpc import http2
+from lamella.service.grpc.server import listening
+from lamella.service.sd_notify import inherited, notify, watchdog
 from lamella.store.store import Store
 
 # Sockets -----------------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def test_a_store_has_one_server(tmp_path: Path) -> None:
     with Store.open(tmp_path / "root") as store, sole_server(store.root):
         with pytest.raises(Conflict, match="being served already"), sole_server(store.root):
             pass
-        from lamella.store.gc import collect
+        from lamella.store.gc.collect import collect
 
         collect(store)  # which sweeps locks that nobody holds
         with pytest.raises(Conflict), sole_server(store.root):
@@ -477,8 +478,8 @@ def test_a_signal_that_does_not_interrupt_the_waiting_thread_ends_the_service_al
 
 
 def test_a_collection_that_takes_long_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamella.service import collector as module
-    from lamella.service.bus import Bus
+    from lamella.service import gc_scheduler as module
+    from lamella.service.services.event_bus import Bus
 
     began, done = threading.Event(), threading.Event()
 

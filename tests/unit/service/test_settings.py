@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import InvalidInput, NotFound
-from lamella.service.settings import MAX_SIZE, read_settings
+from lamella.service.daemon import MAX_SIZE, read_settings
 
 KNOWN = {"address": None, "log-format": ("text", "json")}
 

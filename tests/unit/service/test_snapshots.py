@@ -13,8 +13,8 @@ from tests.unit.service.serving import Client, Served, Stub, code_of, running, w
 
 from lamella.protocol.proto import snapshots_pb2 as pb
 from lamella.protocol.proto.happenings_pb2 import SnapshotCommit, SnapshotPrepare, SnapshotRemove
-from lamella.service.plugin import Plugin
-from lamella.store.gc import collect
+from lamella.service.endpoints.plugin import Plugin
+from lamella.store.gc.collect import collect
 from lamella.store.store import Store
 
 KIND: Final = "overlayfs"

@@ -9,9 +9,9 @@ from itertools import islice
 import pytest
 
 from lamella.errors import InvalidInput
-from lamella.service import http2
-from lamella.service.calls import Method
-from lamella.service.stream import WINDOW, Stream
+from lamella.service.grpc import http2
+from lamella.service.grpc.rpc import Method
+from lamella.service.grpc.stream import WINDOW, Stream
 
 FRAME = 16_000
 

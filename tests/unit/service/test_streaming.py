@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from lamella.protocol.proto.transfers_pb2 import Progress
 from lamella.protocol.proto.types_pb2 import Descriptor
-from lamella.service.calls import Call
-from lamella.service.streaming import Exchange
+from lamella.service.grpc.rpc import Call
+from lamella.service.services.streaming import Exchange
 
 
 def news(size: int) -> Progress:

@@ -23,19 +23,19 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, Unsupported
-from lamella.layers.cim.files import CimLayer
+from lamella.layers.cim.image_files import CimLayer
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.source import WindowsChanges
-from lamella.layers.windows_names import AS_WINDOWS
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.names import AS_WINDOWS
+from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.oci.mediatypes import OCI_LAYER
 from lamella.paths import LayerPath
 from lamella.protocol.mounts import sent
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Mount as Sent
-from lamella.service import differs
-from lamella.service.differs import Make, Mounts, Target, applying, comparing
+from lamella.service.differs import table
+from lamella.service.differs.table import Make, Mounts, Target, applying, comparing
 from lamella.store.contract import BindMount, BlockCimMount, CimMount, Mount, WindowsLayerMount
 
 BASE: Final = windows_base(file("Files/kept", b"kept"), file("Files/gone", b"gone"))
@@ -282,7 +282,7 @@ class TestOthers:
                     raise self._problem
 
         def use(*fakes: Fake) -> None:
-            monkeypatch.setattr(differs, "DIFFERS", {fake.name: partial(copy, fake) for fake in fakes})
+            monkeypatch.setattr(table, "DIFFERS", {fake.name: partial(copy, fake) for fake in fakes})
             asked.clear()
 
         mounts = (BindMount(Path("/a")),)

@@ -11,15 +11,15 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.errors import Cancelled
-from lamella.operations.store_import import import_image
-from lamella.operations.store_rediff import Rediff
+from lamella.operations.store.import_ import import_image
+from lamella.operations.store.rediff import Rediff
 from lamella.progress import Cancellation
-from lamella.store.blobs import blob_path
-from lamella.store.check import Verdict, check
+from lamella.store.check.check import Verdict, check
+from lamella.store.check.repair import repair
+from lamella.store.content.files import blob_path
 from lamella.store.contract import SnapshotKind
-from lamella.store.gc import collect
-from lamella.store.repair import repair
-from lamella.store.snapshotters.blockcim import BlockCimForm
+from lamella.store.gc.collect import collect
+from lamella.store.snapshots.drivers.blockcim import BlockCimForm
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.images import small_image, tagged, write_layout

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from lamella.digests import Digest
-from lamella.store.blobs import Swept
+from lamella.store.content.files import Swept
 from lamella.store.store import Store
 
 ROUNDS = 8

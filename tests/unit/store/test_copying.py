@@ -19,12 +19,12 @@ from lamella.changes.dump import dump
 from lamella.changes.model import Change, Put
 from lamella.changes.tree import MemoryTree, fold, walk
 from lamella.errors import AlreadyExists, NotFound
-from lamella.layers.descriptors import remove_tree
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
+from lamella.layers.directory.dirfd_cache import remove_tree
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
 from lamella.paths import LayerPath
-from lamella.store.snapshotters import copying
-from lamella.store.snapshotters.copying import copy_tree, measure
+from lamella.store.snapshots import copy_tree as copying
+from lamella.store.snapshots.copy_tree import copy_tree, measure
 from lamella.store.store import Store
 from lamella.testing.builders import directory, file, link, sparse
 from lamella.testing.strategies import trees

@@ -19,8 +19,8 @@ from tests.unit.store.conftest import Mount, fill
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Denied, Exhausted, Integrity, NotFound, Unavailable
-from lamella.store.blobs import Swept
-from lamella.store.content import LIFETIME, Content
+from lamella.store.content.files import Swept
+from lamella.store.content.store import LIFETIME, Content
 from lamella.store.contract import Resource
 from lamella.store.store import Store
 
@@ -316,7 +316,7 @@ def test_a_commit_whose_row_cannot_be_written_leaves_the_ingest(store: Store, mo
     content = store.namespace("one").content
     with content.ingest("a") as ingest:
         ingest.write(b"text")
-        monkeypatch.setattr("lamella.store.ingests.encode", lambda _: b"".decode(None))  # type: ignore[arg-type]
+        monkeypatch.setattr("lamella.store.content.ingest.encode", lambda _: b"".decode(None))  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             ingest.commit()
         monkeypatch.undo()

@@ -22,18 +22,18 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Put
 from lamella.changes.tree import merge, walk
 from lamella.errors import Conflict, Exhausted, Unsupported
-from lamella.host import files, mounting
+from lamella.host import linux, mounting
 from lamella.host.mounting import mount_points, unmount
-from lamella.layers.directory import DirectorySink
-from lamella.layers.directory_tree import DirectoryTree
-from lamella.layers.erofs.files import ErofsLayer
-from lamella.layers.erofs.tree import ErofsChanges, ErofsImage
+from lamella.layers.directory.sink import DirectorySink
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.erofs.tree import ErofsChanges, ErofsImage, ErofsLayer
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.paths import ROOT
 from lamella.store.contract import ErofsMount, SnapshotKind
 from lamella.store.mounting import mounted
-from lamella.store.snapshotters import graph, open_snapshotter
-from lamella.store.snapshotters.graph import Snapshots
+from lamella.store.snapshots import snapshotter
+from lamella.store.snapshots.kinds import open_snapshotter
+from lamella.store.snapshots.snapshotter import Snapshots
 from lamella.store.store import Store
 from lamella.testing.builders import device, directory, fifo, file, link, opaque, sparse, symlink, whiteout
 from lamella.testing.reading import outline, text
@@ -393,7 +393,7 @@ def test_an_image_and_its_hashes_are_on_the_disk_before_the_row(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "rename", renamed)
-    monkeypatch.setattr(files, "sync_file_system", all_synced)
+    monkeypatch.setattr(linux, "sync_file_system", all_synced)
     snapshots.commit("name", "key")
     sealing = ["fsync layer.verity", "fsync layer.roothash.new", "rename layer.roothash.new layer.roothash"]
     assert calls[: 3 + 3 * bool(verity)] == [
@@ -413,7 +413,7 @@ def test_a_commit_that_was_broken_off_is_done_again(tmp_path: Path, monkeypatch:
             apply([file("f", b"1")], snapshots.sink(key))
         else:
             (snapshots.place(key) / "fs" / "f").write_bytes(b"1")
-        monkeypatch.setattr(graph, "_sync", lambda _: 1 / 0)
+        monkeypatch.setattr(snapshotter, "_sync", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             snapshots.commit("name " + key, key)
         monkeypatch.undo()
@@ -441,7 +441,7 @@ def test_a_file_system_that_cannot_seal_says_so(tmp_path: Path, monkeypatch: pyt
     def refuse(_: str) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(files, "enable_verity", refuse)
+    monkeypatch.setattr(linux, "enable_verity", refuse)
     snapshots = opened(tmp_path, "fs-verity")
     snapshots.prepare("key")
     with pytest.raises(Unsupported, match="fs-verity") as caught:
@@ -462,8 +462,8 @@ def test_what_is_not_sealed_is_not_mounted_where_seals_are_asked_for(
         snapshots.view("view", "base")
     assert [one.name for one in snapshots.list(["kind==active", "kind==view"])] == []
     sealed: list[str] = []
-    monkeypatch.setattr(files, "enable_verity", sealed.append)
-    monkeypatch.setattr(files, "verity_digest", lambda _: b"digest")
+    monkeypatch.setattr(linux, "enable_verity", sealed.append)
+    monkeypatch.setattr(linux, "verity_digest", lambda _: b"digest")
     commit(snapshots, "sealed", file("f", b"1"))
     assert len(sealed) == 1
     assert len(snapshots.view("of it", "sealed")) == 1
@@ -472,11 +472,11 @@ def test_what_is_not_sealed_is_not_mounted_where_seals_are_asked_for(
 def test_this_systems_answer_about_seals_is_understood(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 10_000)
     try:
-        files.enable_verity(str(tmp_path / "file"))
+        linux.enable_verity(str(tmp_path / "file"))
     except OSError:
-        assert files.verity_digest(str(tmp_path / "file")) is None
+        assert linux.verity_digest(str(tmp_path / "file")) is None
     else:
-        assert len(files.verity_digest(str(tmp_path / "file")) or b"") == 32
+        assert len(linux.verity_digest(str(tmp_path / "file")) or b"") == 32
 
 
 @pytest.mark.root

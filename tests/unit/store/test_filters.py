@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.errors import InvalidInput
-from lamella.store.filters import MAX_EXPRESSION, parse_filters
+from lamella.store.metadata.filters import MAX_EXPRESSION, parse_filters
 
 FIELDS: Mapping[str, str] = {
     "name": "docker.io/library/alpine:3.20",

@@ -17,13 +17,13 @@ from tests.unit.store.conftest import Mount
 
 from lamella.digests import Digest
 from lamella.errors import Denied, Exhausted, Unsupported
-from lamella.operations.store_export import export_image
-from lamella.operations.store_import import import_image
-from lamella.operations.store_rediff import Rediff
-from lamella.store.check import check
-from lamella.store.gc import collect
+from lamella.operations.store.export import export_image
+from lamella.operations.store.import_ import import_image
+from lamella.operations.store.rediff import Rediff
+from lamella.store.check.check import check
+from lamella.store.gc.collect import collect
 from lamella.store.store import Store
-from lamella.store.unpacking import unpack_image
+from lamella.store.unpack.image import unpack_image
 from lamella.testing.images import SmallImage, small_image, tagged, write_layout
 
 DAY = 24 * 3600 * 10**9

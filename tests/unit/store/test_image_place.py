@@ -10,22 +10,30 @@ import pytest
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
-from lamella.images.forms import open_reader, open_writer
 from lamella.images.image import open_image
-from lamella.images.naming import parse_image_name
+from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.operations.copy import copy
-from lamella.operations.flatten import flatten
-from lamella.operations.store_export import export_image
-from lamella.operations.store_import import import_image
-from lamella.store.check import check
+from lamella.operations.store.export import export_image
+from lamella.operations.store.import_ import import_image
+from lamella.operations.surgery.flatten import flatten
+from lamella.store.check.check import check
 from lamella.store.contract import ImageRecord
-from lamella.store.gc import collect
+from lamella.store.gc.collect import collect
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
 from lamella.store.store import Space, Store
-from lamella.testing.images import compact, digest, index_of, small_image, tagged, tar_of, write_layout
-from lamella.testing.store import descriptor_of, put_image
+from lamella.testing.images import (
+    compact,
+    descriptor_of,
+    digest,
+    index_of,
+    put_image,
+    small_image,
+    tagged,
+    tar_of,
+    write_layout,
+)
 
 ONE = small_image({"a": b"1"}, {"b": b"2"})
 OTHER = small_image({"a": b"1"}, {"c": b"3"})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.errors import Integrity, InvalidInput
-from lamella.store.labels import check_key, check_labels, check_namespace, decode, encode, merge
+from lamella.store.metadata.labels import check_key, check_labels, check_namespace, decode, encode, merge
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 LABELS = st.dictionaries(KEYS, st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=5)

@@ -20,18 +20,19 @@ from lamella.changes.tree import walk
 from lamella.digests import parse_digest
 from lamella.errors import Cancelled, Integrity, LamellaError
 from lamella.progress import Cancellation, NoProgress
-from lamella.store import lanes, layer_process, unpacking
-from lamella.store.blobs import blob_path
+from lamella.store.content.files import blob_path
 from lamella.store.contract import SnapshotKind
-from lamella.store.layer_process import LayerProcess
-from lamella.store.layer_work import LayerWork
 from lamella.store.locks import sole
-from lamella.store.snapshotters import copying, overlay
-from lamella.store.snapshotters.copying import Measured
+from lamella.store.snapshots import copy_tree
+from lamella.store.snapshots.copy_tree import Measured
+from lamella.store.snapshots.drivers import overlay
 from lamella.store.store import Space, Store
-from lamella.store.unpacking import Unpacked, unpack_image
-from lamella.testing.images import SmallImage, image_of_tars, small_image, tar_of
-from lamella.testing.store import put_image
+from lamella.store.unpack import image as unpacking
+from lamella.store.unpack import schedule, worker
+from lamella.store.unpack.image import Unpacked, unpack_image
+from lamella.store.unpack.layer import LayerWork
+from lamella.store.unpack.worker import LayerProcess
+from lamella.testing.images import SmallImage, image_of_tars, put_image, small_image, tar_of
 
 pytestmark = [
     pytest.mark.root,
@@ -57,7 +58,7 @@ def own_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         start(self, *arguments, **more)
 
     monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
-    monkeypatch.setattr(lanes, "can_fork", lambda: request.param == "forked")
+    monkeypatch.setattr(schedule, "can_fork", lambda: request.param == "forked")
     monkeypatch.setattr(os, "fork", forked)
     monkeypatch.setattr(subprocess.Popen, "__init__", started)
     yield made
@@ -159,7 +160,7 @@ def test_a_process_that_is_killed_at_work_leaves_nothing(
     own_processes: list[str], store: Store, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = put_image(space, small_image(*LAYERS), "image")
-    send = layer_process._send
+    send = worker._send
 
     def kill(output: int, message: object) -> None:
         if isinstance(message, LayerWork):
@@ -168,7 +169,7 @@ def test_a_process_that_is_killed_at_work_leaves_nothing(
         send(output, message)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layer_process, "_send", kill)
+        patch.setattr(worker, "_send", kill)
         with pytest.raises(LamellaError, match="ended before"):
             unpack_image(space, target, lanes=2)
     assert [name for name in names(space) if name.startswith("extract")] == []
@@ -296,7 +297,7 @@ def test_the_files_of_a_layer_are_walked_over_where_it_was_unpacked(
     own_processes: list[str], space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walked: list[Path] = []
-    measure = copying.measure
+    measure = copy_tree.measure
 
     def noted(path: Path) -> Measured:
         walked.append(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import Conflict, Denied, Integrity, InvalidInput, LamellaError, NotFound, Unsupported
-from lamella.store import database, reserve
+from lamella.store import database, disk_reserve
 from lamella.store import store as opening
 from lamella.store.clock import Clock, steady_time
 from lamella.store.store import Store, default_root
@@ -138,7 +138,7 @@ def test_an_opening_that_fails_leaves_the_database_closed(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(database.Database, "close", noted)
-    monkeypatch.setattr(opening if step == "_make_folders" else reserve, step, fail)
+    monkeypatch.setattr(opening if step == "_make_folders" else disk_reserve, step, fail)
     with pytest.raises(LamellaError, match="open the store"):
         Store.open(tmp_path / "store")
     assert closed == [tmp_path]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.errors import InvalidInput
-from lamella.store.patterns import MAX_PATTERN, compile_pattern
+from lamella.store.metadata.re2 import MAX_PATTERN, compile_pattern
 
 
 def found(pattern: str, text: str) -> bool | None:

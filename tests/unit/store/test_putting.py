@@ -14,8 +14,8 @@ from lamella.digests import Digest
 from lamella.errors import DigestMismatch, InvalidInput, SizeMismatch, Unavailable
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import oci_layer
-from lamella.store.content import Content
-from lamella.store.putting import put_blob
+from lamella.store.content.put import put_blob
+from lamella.store.content.store import Content
 from lamella.store.store import Store
 
 TEXT = b"some text that is a blob"

@@ -19,11 +19,11 @@ from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, Denied, Exhausted, InvalidInput, LamellaError, NotFound, Unsupported
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import Resource, SnapshotKind
-from lamella.store.snapshotters import open_snapshotter
-from lamella.store.snapshotters.forms import Use
-from lamella.store.snapshotters.graph import Snapshots
-from lamella.store.snapshotters.overlay import OverlayForm
-from lamella.store.snapshotters.places import Places, locked
+from lamella.store.snapshots.dirs import Places, locked
+from lamella.store.snapshots.driver import Use
+from lamella.store.snapshots.drivers.overlay import OverlayForm
+from lamella.store.snapshots.kinds import open_snapshotter
+from lamella.store.snapshots.snapshotter import Snapshots
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.reading import outline
@@ -205,7 +205,7 @@ def test_what_was_written_is_on_the_disk_before_the_row_that_says_so(
 
     monkeypatch.setattr(os, "fsync", recorded)
     monkeypatch.setattr(
-        "lamella.host.files.sync_file_system", lambda descriptor: calls.append((path_of(descriptor), _names(store)))
+        "lamella.host.linux.sync_file_system", lambda descriptor: calls.append((path_of(descriptor), _names(store)))
     )
     snapshots.prepare("key")
     assert calls == [("snapshots", []), ("new", []), ("snapshots/overlayfs", [])]

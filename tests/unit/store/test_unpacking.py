@@ -17,19 +17,20 @@ from lamella.changes.losses import Losses
 from lamella.changes.tree import walk
 from lamella.digests import parse_digest
 from lamella.errors import Cancelled, DigestMismatch, Exhausted, LossRefused, NotFound
-from lamella.oci.chain import chain_ids
+from lamella.oci.config import chain_ids
 from lamella.paths import ROOT
 from lamella.progress import Cancellation
-from lamella.store import lanes, layer_work, unpacking
-from lamella.store.blobs import blob_path
-from lamella.store.gc import collect
-from lamella.store.lanes import Lane
-from lamella.store.layer_work import Advance, LayerDone, LayerWork
+from lamella.store.content.files import blob_path
+from lamella.store.gc.collect import collect
 from lamella.store.locks import sole
 from lamella.store.store import Space, Store
-from lamella.store.unpacking import DIFF_ID, UNCOMPRESSED, Unpacked, unpack_image
-from lamella.testing.images import SmallImage, compact, digest, image_of_tars, small_image, tar_of
-from lamella.testing.store import put_image
+from lamella.store.unpack import image as unpacking
+from lamella.store.unpack import layer as layer_work
+from lamella.store.unpack import schedule
+from lamella.store.unpack.image import DIFF_ID, UNCOMPRESSED, Unpacked, unpack_image
+from lamella.store.unpack.layer import Advance, LayerDone, LayerWork
+from lamella.store.unpack.schedule import Lane
+from lamella.testing.images import SmallImage, compact, digest, image_of_tars, put_image, small_image, tar_of
 
 pytestmark = pytest.mark.root
 
@@ -44,7 +45,7 @@ def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         return layer_work.do(work, advance, cancel)
 
     monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
-    monkeypatch.setattr(lanes, "can_fork", lambda: False)
+    monkeypatch.setattr(schedule, "can_fork", lambda: False)
     monkeypatch.setattr(Lane, "do", do)
 
 
@@ -113,7 +114,7 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, s
     )
     target = put_image(space, wrong, "image")
     with pytest.raises(DigestMismatch, match="diff id"):
-        unpack_image(space, target, lanes=lanes)
+        unpack_image(space, target, lanes=schedule)
     assert names(space) <= set(chain(image)[:1])
     collect(store)
     assert set() == names(space)
@@ -135,7 +136,7 @@ def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(space: Space
     path.chmod(0o600)
     path.write_bytes(raw)
     with pytest.raises(DigestMismatch, match="layer blob") as caught:
-        unpack_image(space, target, lanes=lanes)
+        unpack_image(space, target, lanes=schedule)
     assert caught.value.expected == damaged
     assert names(space) <= set(chain(image)[:1])
 
@@ -148,7 +149,7 @@ def test_small_layers_take_turns_and_large_ones_go_beside_them(space: Space, mon
         return layer_work.do(work, advance, cancel)
 
     monkeypatch.setattr(Lane, "do", note)
-    monkeypatch.setattr(lanes, "can_fork", lambda: False)
+    monkeypatch.setattr(schedule, "can_fork", lambda: False)
     monkeypatch.setattr(unpacking, "_OWN_PROCESS", 5000)
     small = [{f"small{number}": os.urandom(number)} for number in range(4)]
     unpack_image(space, put_image(space, small_image(*small), "small"), lanes=4)

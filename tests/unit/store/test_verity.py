@@ -18,11 +18,11 @@ from tests.unit.store.test_erofs import commit, opened
 from lamella.errors import Cancelled, Integrity, Unsupported
 from lamella.host.mounting import mount_points, unmount
 from lamella.progress import Cancellation
-from lamella.store.check import check
+from lamella.store.check.check import check
+from lamella.store.check.repair import repair
 from lamella.store.contract import ErofsMount
 from lamella.store.mounting import mounted
-from lamella.store.repair import repair
-from lamella.store.snapshotters import verity
+from lamella.store.snapshots.drivers import verity
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.reading import outline

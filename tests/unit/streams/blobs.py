@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-from lamella.streams.blocks import BUFFER_SIZE
+from lamella.streams.buffers import BUFFER_SIZE
 from lamella.streams.zstandard import zstd
 
 COMPRESSIONS: Final = ("gzip", "zstd", "none")

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.streams.blobs import gzipped, skippable, zstd_frame
 
 from lamella.errors import InvalidInput, Unsupported
-from lamella.streams.blob import MAGIC_SIZE, identify
+from lamella.streams.limits import MAGIC_SIZE, identify
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 import pytest
 from tests.unit.streams.blobs import SIZES, Trickle, tar_like
 
-from lamella.streams.blocks import BUFFER_SIZE, FileBuffers
+from lamella.streams.buffers import BUFFER_SIZE, FileBuffers
 
 
 @pytest.mark.parametrize("size", SIZES)

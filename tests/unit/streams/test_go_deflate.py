@@ -14,8 +14,8 @@ from typing import Final
 import pytest
 from tests.unit.streams.blobs import tar_like
 
-from lamella.operations.exact import make_recipe, restore_blob
-from lamella.streams.compressors import new_compressor
+from lamella.operations.layers.recipes import make_recipe, restore_blob
+from lamella.streams.recompress.compressors import new_compressor
 
 _NOISE: Final = random.Random(11).randbytes(70_000)
 INPUTS: Final = {

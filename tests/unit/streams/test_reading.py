@@ -41,16 +41,16 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.progress import Cancellation
-from lamella.streams import reading
-from lamella.streams.blob import BlobFacts, BlobLimits
-from lamella.streams.blocks import BUFFER_SIZE
-from lamella.streams.reading import BlobReader
+from lamella.streams import blob_reader
+from lamella.streams.blob_reader import BlobReader
+from lamella.streams.buffers import BUFFER_SIZE
+from lamella.streams.limits import BlobFacts, BlobLimits
 
 
 @pytest.fixture(params=["in one thread", "in several"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Read every blob both as a small and as a large one, and see that no thread is left."""
-    monkeypatch.setattr(reading, "SMALL_BLOB", 1 << 30 if request.param == "in one thread" else HEAD)
+    monkeypatch.setattr(blob_reader, "SMALL_BLOB", 1 << 30 if request.param == "in one thread" else HEAD)
     yield request.param
     assert workers() == []
 
@@ -452,7 +452,7 @@ def test_ctrl_c_ends_the_wait_for_a_source_that_gives_nothing() -> None:
 
 
 def test_a_small_blob_is_read_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "SMALL_BLOB", 256 << 10)
+    monkeypatch.setattr(blob_reader, "SMALL_BLOB", 256 << 10)
     for size, threads in ((200_000, False), (30_000_000, True)):
         with BlobReader(io.BytesIO(bytes(size))) as reader:
             reader.next_buffer()
@@ -468,6 +468,6 @@ def test_hashing_that_fails_is_told(way: str, monkeypatch: pytest.MonkeyPatch) -
 
     for broken in (0, 1):
         states = [cast("Any", Broken()) if number == broken else hashlib.sha256() for number in (0, 1)]
-        monkeypatch.setattr(reading, "_new_hash", lambda _, states=states: states.pop(0))
+        monkeypatch.setattr(blob_reader, "_new_hash", lambda _, states=states: states.pop(0))
         with pytest.raises(MemoryError), BlobReader(io.BytesIO(gzipped(os.urandom(9_000_000)))) as reader:
             reader.finish()

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.streams.blobs import COMPRESSIONS, PACK, Trickle, gzipped, tar_like
 
 from lamella.errors import Exhausted, FormatError, InvalidInput, Unsupported
-from lamella.streams.blob import BlobLimits
+from lamella.streams.limits import BlobLimits
 from lamella.streams.seekable import SeekableBlob
 
 TAR = tar_like(2_600_000)

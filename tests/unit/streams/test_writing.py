@@ -18,9 +18,9 @@ from tests.unit.streams.blobs import COMPRESSIONS, tar_like, workers
 
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, StreamConsumed
-from lamella.streams.blob import BlobFacts, Buffer
-from lamella.streams.encoding import BLOCK_SIZE, LEVELS
-from lamella.streams.writing import BlobWriter
+from lamella.streams.blob_writer import BlobWriter
+from lamella.streams.compress import BLOCK_SIZE, LEVELS
+from lamella.streams.limits import BlobFacts, Buffer
 from lamella.streams.zstandard import zstd
 
 UNPACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "zstd": zstd.decompress, "none": bytes}

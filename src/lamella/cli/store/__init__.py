@@ -8,8 +8,8 @@ from typing import Final
 
 import click
 
-from lamella.cli.frame import VerbGroup
 from lamella.cli.store.opening import namespace_option
+from lamella.cli.verb import VerbGroup
 
 VERBS: Final = {
     "import": "Put an image into the store.",

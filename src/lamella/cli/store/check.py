@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb
 from lamella.cli.store.opening import opened_store
+from lamella.cli.verb import Verb
 
 if TYPE_CHECKING:
-    from lamella.store.check import Finding
+    from lamella.store.check.check import Finding
 
 
 @click.command("check", cls=Verb)
@@ -28,20 +28,20 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
     8 otherwise. What is to be fetched again is listed.
     """
     from lamella.errors import Integrity
-    from lamella.store.check import Differ, check
+    from lamella.store.check.check import Differ, check
 
     repaired = None
     with opened_store(readonly=not mend) as store, ExitStack() as stack:
         cancel = console.cancellation()
         differ: Differ | None = None
         if rediff:
-            from lamella.operations.store_rediff import Rediff
+            from lamella.operations.store.rediff import Rediff
 
             differ = stack.enter_context(Rediff(cancel))
         found = check(store, differ=differ, progress=console.progress(), cancel=cancel)
         root = str(store.root)
         if mend:
-            from lamella.store.repair import repair
+            from lamella.store.check.repair import repair
 
             repaired = repair(store, found)
     faults = found.faults if repaired is None else repaired.left

@@ -6,8 +6,8 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb, VerbGroup
 from lamella.cli.store.opening import namespace_option, opened_space, table, when
+from lamella.cli.verb import Verb, VerbGroup
 
 
 @click.group("content", cls=VerbGroup, invoke_without_command=True)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb
 from lamella.cli.store.opening import chosen_namespace, namespace_option, opened_store, table
+from lamella.cli.verb import Verb
 
 
 @click.command("gc", cls=Verb)
@@ -20,14 +20,14 @@ def command(console: Console, dry_run: bool) -> None:
     Images, leases and what they lead to stay, and so does what is being written. All namespaces are gone through, or
     the one that --namespace names.
     """
-    from lamella.store.gc import collect, explain
+    from lamella.store.gc.collect import collect, explain
 
     wanted = chosen_namespace()
     namespaces = None if wanted is None else [wanted]
     with opened_store(readonly=dry_run) as store:
         verdicts = list(explain(store, namespaces=namespaces)) if dry_run else []
         if not dry_run:
-            from lamella.operations.run import end_dead_runs
+            from lamella.operations.runtime.run import end_dead_runs
 
             end_dead_runs(store)
         done = collect(store, namespaces=namespaces, dry_run=dry_run)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb, VerbGroup
 from lamella.cli.store.opening import labels_text, namespace_option, opened_space, table, when
+from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
     from lamella.store.contract import ImageRecord
@@ -38,7 +38,7 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
     A FILTER is one of containerd's, as in 'name~=alpine' or 'labels.tier==db'; what any of them lets pass is listed.
     SIZE is that of what is there of the image, compressed as it is.
     """
-    from lamella.operations.store_usage import image_size
+    from lamella.operations.store.usage import image_size
 
     with opened_space(readonly=True) as space:
         images = space.images.list(filters)
@@ -71,7 +71,7 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
 def tag(console: Console, source: str, names: tuple[str, ...], replace: bool) -> None:
     """Give an image further names."""
     from lamella.errors import AlreadyExists
-    from lamella.operations.store_unpacked import full_name
+    from lamella.operations.store.unpacked import full_name
     from lamella.store.contract import ImageRecord
 
     with opened_space() as space:
@@ -100,7 +100,7 @@ def tag(console: Console, source: str, names: tuple[str, ...], replace: bool) ->
 @click.pass_obj
 def rm(console: Console, names: tuple[str, ...], no_gc: bool) -> None:
     """Remove images, and what nothing needs then."""
-    from lamella.store.gc import collect
+    from lamella.store.gc.collect import collect
 
     with opened_space() as space:
         found = [_find(space, name) for name in names]
@@ -138,14 +138,14 @@ def label(console: Console, name: str, labels: tuple[str, ...]) -> None:
 
 
 def _find(space: Space, text: str) -> ImageRecord:
-    from lamella.operations.store_unpacked import find_image
+    from lamella.operations.store.unpacked import find_image
 
     return find_image(space, text)
 
 
 def _document(space: Space, image: ImageRecord) -> dict[str, Any]:
     from lamella.operations.inspect import describe_descriptor
-    from lamella.operations.store_usage import image_size
+    from lamella.operations.store.usage import image_size
     from lamella.times import format_rfc3339
 
     return {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.frame import Verb, VerbGroup
 from lamella.cli.store.opening import labels_text, namespace_option, opened_space, table, when
+from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
     from lamella.store.contract import Lease
@@ -70,7 +70,7 @@ def create(console: Console, id_: str, hours: float | None, labels: tuple[str, .
     Without ID one is made up. 'lamella store leases rm' ends it.
     """
     from lamella.cli.options import pair
-    from lamella.store.references import EXPIRE
+    from lamella.store.gc.labels import EXPIRE
     from lamella.times import SECOND, format_rfc3339
 
     given = dict(pair("label", text) for text in labels)

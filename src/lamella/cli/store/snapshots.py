@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb, VerbGroup
 from lamella.cli.store.opening import namespace_option, opened_space, snapshotter_option, table, when
+from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
-    from lamella.store.snapshotters.graph import Snapshots
+    from lamella.store.snapshots.snapshotter import Snapshots
     from lamella.store.store import Space
 
 
@@ -107,7 +107,7 @@ def rm(console: Console, names: tuple[str, ...], snapshotter: str | None) -> Non
 
 
 def _kept_by(space: Space, snapshotter: str | None) -> list[Snapshots]:
-    from lamella.store.snapshotters import SNAPSHOTTERS
+    from lamella.store.snapshots.kinds import SNAPSHOTTERS
 
     return [space.snapshots(name) for name in (SNAPSHOTTERS if snapshotter is None else (snapshotter,))]
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.frame import Verb
 from lamella.cli.store.opening import chosen_namespace, namespace_option, opened_store, table
+from lamella.cli.verb import Verb
 
 
 @click.command("usage", cls=Verb)
@@ -18,7 +18,7 @@ def command(console: Console) -> None:
 
     All namespaces are shown, or the one that --namespace names. A blob that several of them have is one file.
     """
-    from lamella.operations.store_usage import store_usage
+    from lamella.operations.store.usage import store_usage
 
     wanted = chosen_namespace()
     with opened_store(readonly=True) as store:

@@ -36,7 +36,7 @@ from lamella.formats.cim.structures import (
     place,
     stream_from,
 )
-from lamella.formats.ntfs.upcase import TABLE_SIZE, Upcase, parse_upcase
+from lamella.formats.ntfs.names import TABLE_SIZE, Upcase, parse_upcase
 
 STEP: Final = 1 << 20
 """Bytes of a stream that are read at once."""

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from lamella.errors import Conflict, InvalidInput, NotFound
 from lamella.formats.cim.contents import Contents, Output, Region
-from lamella.formats.cim.pending import Directories, Names, Records
 from lamella.formats.cim.reader import CimReader
+from lamella.formats.cim.record_tables import Directories, Names, Records
 from lamella.formats.cim.structures import (
     COUNTED,
     LINKS,
@@ -34,7 +34,7 @@ from lamella.formats.cim.structures import (
     StreamType,
     parse_record,
 )
-from lamella.formats.ntfs.upcase import Upcase, pack_upcase, usual_upcase
+from lamella.formats.ntfs.names import Upcase, pack_upcase, usual_upcase
 from lamella.paths import Way
 
 _TAG: Final = slice(0, 4)

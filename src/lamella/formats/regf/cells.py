@@ -3,12 +3,85 @@
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from typing import Final
 
 from lamella.errors import FormatError, Unsupported
-from lamella.formats.regf import layout
-from lamella.formats.regf.layout import BASE_BLOCK, BIN, BIN_HEADER, I32, PAGE
+
+BASE_BLOCK: Final = 4096
+PAGE: Final = 4096
+BIN_HEADER: Final = 32
+NIL: Final = 0xFFFFFFFF
+"""The offset that leads nowhere."""
+
+LARGEST: Final = 0x7FFFF000
+"""Bytes that all bins together can have: the highest bit of an offset tells volatile cells apart."""
+
+BASE: Final = struct.Struct("<4sIIQIIIIIII64s")
+"""Signature, two sequence numbers, time, major and minor version, file type, file format, root, size of the bins,
+clustering factor, file name."""
+
+HIVE_FLAGS: Final = 144
+CHECKSUM: Final = 508
+WORDS: Final = struct.Struct("<127I")
+LAYERED: Final = 0x2
+
+BIN: Final = struct.Struct("<4sII8xQ4x")
+"""Signature, offset, size, time."""
+
+U32: Final = struct.Struct("<I")
+I32: Final = struct.Struct("<i")
+TAG: Final = struct.Struct("<2sH")
+"""Signature and count of a list or of big data."""
+
+KEY: Final = struct.Struct("<2sHQxB2xIIIIIIIIIHBxIII4xHH")
+"""Signature, flags, time, layer, parent, subkeys, volatile subkeys, their lists, values, their list, security, class,
+largest subkey name, user and virtualization flags, largest subkey class, largest value name, largest value data, sizes
+of name and class name. What is left out is state of a running system."""
+
+VALUE: Final = struct.Struct("<2sHIIIH2x")
+"""Signature, size of the name, size of the data, the data's offset, type, flags."""
+
+SECURITY: Final = struct.Struct("<2s2xIIII")
+"""Signature, next, previous, reference count, size."""
+
+BIG: Final = struct.Struct("<2sHI")
+"""Signature, number of segments, offset of their list."""
+
+SEGMENT: Final = 16344
+"""Bytes in a segment of big data; data that is longer than one is big."""
+
+INLINE: Final = 0x80000000
+"""Set in the size of data that stands in place of its offset."""
+
+KEY_VOLATILE: Final = 0x1
+KEY_HIVE_EXIT: Final = 0x2
+KEY_HIVE_ENTRY: Final = 0x4
+KEY_NO_DELETE: Final = 0x8
+"""Each root has it."""
+KEY_COMPRESSED_NAME: Final = 0x20
+KEY_PREDEFINED: Final = 0x40
+KEY_OWN_FLAGS: Final = 0xFFFF & ~(KEY_VOLATILE | KEY_HIVE_EXIT | KEY_HIVE_ENTRY | KEY_COMPRESSED_NAME | KEY_PREDEFINED)
+"""Flags that belong to a key, and not to its place or its encoding."""
+
+LAYER_SEMANTICS: Final = 0x3
+INHERIT_CLASS: Final = 0x80
+
+VALUE_COMPRESSED_NAME: Final = 0x1
+VALUE_TOMBSTONE: Final = 0x2
+
+DEEPEST: Final = 512
+"""Levels of keys that a hive may have below its root."""
+
+
+def checksum(block: bytes | bytearray) -> int:
+    """The checksum of a base block."""
+    total = 0
+    for word in WORDS.unpack_from(block):
+        total ^= word
+    return {0: 1, 0xFFFFFFFF: 0xFFFFFFFE}.get(total, total)
+
 
 _CLAIMABLE: Final = 1
 _FREE: Final = 2
@@ -32,7 +105,7 @@ class Cells:
         """``dirty`` allows a hive whose last changes are in its log alone, and a base block with a wrong checksum."""
         if len(data) < BASE_BLOCK:
             raise FormatError("regf", 0, f"{len(data)} bytes are no base block of {BASE_BLOCK}")
-        fields = layout.BASE.unpack_from(data)
+        fields = BASE.unpack_from(data)
         signature, primary, secondary, self.time, major, self.minor, kind, form, self.root, self._size, _, name = fields
         if signature != b"regf":
             raise FormatError("regf", 0, f"the signature is {signature!r}")
@@ -42,9 +115,9 @@ class Cells:
             raise Unsupported(f"hives of version {major}.{self.minor}")
         if form != 1:
             raise FormatError("regf", 32, f"the file format is {form}, not 1")
-        stated = layout.U32.unpack_from(data, layout.CHECKSUM)[0]
-        if stated != (summed := layout.checksum(data)) and not dirty:
-            raise FormatError("regf", layout.CHECKSUM, f"the checksum is {stated:#x}, not {summed:#x}")
+        stated = U32.unpack_from(data, CHECKSUM)[0]
+        if stated != (summed := checksum(data)) and not dirty:
+            raise FormatError("regf", CHECKSUM, f"the checksum is {stated:#x}, not {summed:#x}")
         self.dirty = primary != secondary or stated != summed
         if self.dirty and not dirty:
             raise Unsupported(
@@ -53,7 +126,7 @@ class Cells:
             )
         if not 0 < self._size <= len(data) - BASE_BLOCK:
             raise FormatError("regf", 40, f"bins of {self._size} bytes in a file of {len(data)}")
-        self.layered = bool(layout.U32.unpack_from(data, layout.HIVE_FLAGS)[0] & layout.LAYERED)
+        self.layered = bool(U32.unpack_from(data, HIVE_FLAGS)[0] & LAYERED)
         self.file_name = name.decode("utf-16-le", "replace").partition("\0")[0]
         self._data = data
         self._bins = self._read_bins()
@@ -105,7 +178,7 @@ class Cells:
         An owner is the offset of the cell of what leads here, or ROOT, or SHARED. ``what`` is for errors.
         """
         if offset & 7 or not offset < self._size:
-            where = "nowhere" if offset == layout.NIL else "outside the bins" if offset >= self._size else "amid a cell"
+            where = "nowhere" if offset == NIL else "outside the bins" if offset >= self._size else "amid a cell"
             raise FormatError(what, offset, f"the offset leads {where}")
         place = offset >> 3
         state = self._owners[place]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from lamella.errors import InvalidInput
-from lamella.formats.regf.model import Key, Layering, Value
-from lamella.formats.regf.names import fold
+from lamella.formats.regf.keys import Key, Layering, Value, fold
 
 T = TypeVar("T", Key, Value)
 

@@ -7,11 +7,9 @@ import struct
 from typing import Final
 
 from lamella.errors import FormatError, NotFound
-from lamella.formats.regf import layout
-from lamella.formats.regf.cells import ROOT, SHARED, Cells
-from lamella.formats.regf.layout import KEY, NIL, SEGMENT, TAG, VALUE
-from lamella.formats.regf.model import Layering, Value
-from lamella.formats.regf.names import fold, split_path
+from lamella.formats.regf import cells
+from lamella.formats.regf.cells import KEY, NIL, ROOT, SEGMENT, SHARED, TAG, VALUE, Cells
+from lamella.formats.regf.keys import Layering, Value, fold, split_path
 
 _WIDTHS: Final = {b"lf": 2, b"lh": 2, b"li": 1}
 """Words of an element of each kind of list; the first is the offset, the second a hint that is not relied on."""
@@ -59,10 +57,10 @@ class Hive(Cells):
         found = self._descriptors.get(offset)
         if found is None:
             at, end = self.claim(offset, SHARED, "sk")
-            if end - at < layout.SECURITY.size:
+            if end - at < cells.SECURITY.size:
                 raise FormatError("sk", offset, f"it has {end - at} bytes")
-            signature, _, _, _, size = layout.SECURITY.unpack_from(self._data, at)
-            at += layout.SECURITY.size
+            signature, _, _, _, size = cells.SECURITY.unpack_from(self._data, at)
+            at += cells.SECURITY.size
             if signature != b"sk":
                 raise FormatError("sk", offset, f"the signature is {signature!r}")
             if size > end - at:
@@ -81,11 +79,11 @@ class Hive(Cells):
         if name_size > end - at:
             raise FormatError("vk", offset, f"a name of {name_size} bytes in a cell that has {end - at} for it")
         raw = self._data[at : at + name_size]
-        name = raw.decode("latin-1") if flags & layout.VALUE_COMPRESSED_NAME else _utf16(raw, "vk", offset)
-        if flags & layout.VALUE_TOMBSTONE and self.layered:
+        name = raw.decode("latin-1") if flags & cells.VALUE_COMPRESSED_NAME else _utf16(raw, "vk", offset)
+        if flags & cells.VALUE_TOMBSTONE and self.layered:
             return Value(name, kind, b"", True)
-        if size & layout.INLINE:
-            size ^= layout.INLINE
+        if size & cells.INLINE:
+            size ^= cells.INLINE
             if size > 4:
                 raise FormatError("vk", offset, f"{size} bytes of data in place of an offset")
             return Value(name, kind, self._data[at - 12 : at - 12 + size])
@@ -96,9 +94,9 @@ class Hive(Cells):
         if size <= end - at:
             return self._data[at : at + size]
         # A cell that could hold the data holds it, whatever the version says of larger data: so other writers have it.
-        if size <= SEGMENT or self.minor < 4 or end - at < layout.BIG.size:
+        if size <= SEGMENT or self.minor < 4 or end - at < cells.BIG.size:
             raise FormatError("data", offset, f"the value has {size} bytes and the cell {end - at}")
-        signature, count, where = layout.BIG.unpack_from(self._data, at)
+        signature, count, where = cells.BIG.unpack_from(self._data, at)
         if signature != b"db":
             raise FormatError("db", offset, f"the signature is {signature!r}")
         if count != -(-size // SEGMENT):
@@ -162,8 +160,8 @@ class HiveKey:
         at, end = hive.claim(offset, parent, "nk")
         if end - at < _KEY_SIZE:
             raise FormatError("nk", offset, f"it has {end - at} bytes")
-        if depth > layout.DEEPEST:
-            raise FormatError("nk", offset, f"it is deeper than {layout.DEEPEST} levels")
+        if depth > cells.DEEPEST:
+            raise FormatError("nk", offset, f"it is deeper than {cells.DEEPEST} levels")
         data = hive._data  # noqa: SLF001  # a hive and its keys are one reader
         (
             signature,
@@ -195,13 +193,13 @@ class HiveKey:
         if not name_size and depth:
             raise FormatError("nk", offset, "its name is empty")
         raw = data[at : at + name_size]
-        self.name = raw.decode("latin-1") if flags & layout.KEY_COMPRESSED_NAME else _utf16(raw, "nk", offset)
-        if flags & layout.KEY_PREDEFINED:
+        self.name = raw.decode("latin-1") if flags & cells.KEY_COMPRESSED_NAME else _utf16(raw, "nk", offset)
+        if flags & cells.KEY_PREDEFINED:
             self._value_count = 0  # it is a handle
-        self.flags = flags & (layout.KEY_OWN_FLAGS if depth else layout.KEY_OWN_FLAGS & ~layout.KEY_NO_DELETE)
+        self.flags = flags & (cells.KEY_OWN_FLAGS if depth else cells.KEY_OWN_FLAGS & ~cells.KEY_NO_DELETE)
         if hive.layered and layer:
-            self.layering = _LAYERINGS[layer & layout.LAYER_SEMANTICS]
-            self.inherit_class = bool(layer & layout.INHERIT_CLASS)
+            self.layering = _LAYERINGS[layer & cells.LAYER_SEMANTICS]
+            self.inherit_class = bool(layer & cells.INHERIT_CLASS)
         else:
             self.layering = Layering.MERGE
             self.inherit_class = False

@@ -28,7 +28,7 @@ from functools import lru_cache
 from typing import Final
 
 from lamella.errors import Exhausted
-from lamella.formats.regf.model import (
+from lamella.formats.regf.keys import (
     REG_DWORD,
     REG_DWORD_BIG_ENDIAN,
     REG_EXPAND_SZ,
@@ -40,8 +40,8 @@ from lamella.formats.regf.model import (
     Key,
     Layering,
     Value,
+    fold,
 )
-from lamella.formats.regf.names import fold
 
 _LONGEST: Final = 1 << 30
 _TICKS: Final = 10_000_000

@@ -9,10 +9,9 @@ from itertools import chain
 from typing import Final
 
 from lamella.errors import Exhausted, InvalidInput
-from lamella.formats.regf import layout
-from lamella.formats.regf.layout import BIN_HEADER, I32, KEY, NIL, PAGE, SEGMENT, U32, VALUE
-from lamella.formats.regf.model import Key, Value
-from lamella.formats.regf.names import encode, fold, name_hash, units
+from lamella.formats.regf import cells as layout
+from lamella.formats.regf.cells import BIN_HEADER, I32, KEY, NIL, PAGE, SEGMENT, U32, VALUE
+from lamella.formats.regf.keys import Key, Value, encode, fold, name_hash, units
 
 _LEAF: Final = 506
 """Subkeys that one list names: what fits in the smallest bin."""

@@ -19,9 +19,9 @@ from msgspec import Struct
 from lamella.errors import Exhausted, FormatError, StreamConsumed
 from lamella.formats.tar import fields, pax, sparse
 from lamella.formats.tar.blocks import DATA, STRUCTURE, Blocks
+from lamella.formats.tar.field_cache import REMEMBERED, KnownFields
+from lamella.formats.tar.field_cache import device as device_of
 from lamella.formats.tar.fields import BLOCK, BLOCK_AT, HEADER, HEADER_ONLY
-from lamella.formats.tar.known import REMEMBERED, KnownFields
-from lamella.formats.tar.known import device as device_of
 
 F = TypeVar("F")
 

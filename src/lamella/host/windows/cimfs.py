@@ -18,9 +18,23 @@ from typing import Final
 from msgspec import Struct
 
 from lamella.errors import LamellaError, Unsupported
+from lamella.host.windows.abi import (
+    HANDLE,
+    HRESULT,
+    I64,
+    PTR,
+    U8,
+    U16,
+    U32,
+    U64,
+    Guid,
+    Library,
+    Loader,
+    signature,
+    wide,
+    wide_or_null,
+)
 from lamella.host.windows.errors import check_hresult
-from lamella.host.windows.loader import Library, Loader, signature
-from lamella.host.windows.native import HANDLE, HRESULT, I64, PTR, U8, U16, U32, U64, Guid, wide, wide_or_null
 
 READER: Final = "cimfs.dll"
 WRITER: Final = "cimwriter.dll"

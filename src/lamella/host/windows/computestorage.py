@@ -12,9 +12,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
+from lamella.host.windows.abi import HANDLE, HRESULT, PTR, Library, Loader, signature, text_at, wide
 from lamella.host.windows.errors import check_hresult
-from lamella.host.windows.loader import Library, Loader, signature
-from lamella.host.windows.native import HANDLE, HRESULT, PTR, text_at, wide
 
 _COMPUTESTORAGE: Final = {
     "HcsImportLayer": signature(HRESULT, PTR, PTR, PTR),

@@ -13,9 +13,7 @@ from typing import Any, Final, Self, TypeAlias
 from msgspec import Struct
 
 from lamella.errors import InvalidInput, NotFound
-from lamella.host.windows.errors import ERROR_NO_MORE_FILES, from_ntstatus, from_win32
-from lamella.host.windows.loader import Library, Loader, signature
-from lamella.host.windows.native import (
+from lamella.host.windows.abi import (
     BOOL,
     HANDLE,
     I64,
@@ -27,8 +25,12 @@ from lamella.host.windows.native import (
     U16,
     U32,
     U64,
+    Library,
+    Loader,
+    signature,
     wide,
 )
+from lamella.host.windows.errors import ERROR_NO_MORE_FILES, from_ntstatus, from_win32
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+from lamella.host.windows.abi import HANDLE, PTR, U32, Library, Loader, signature, wide, wide_or_null
 from lamella.host.windows.errors import ERROR_MORE_DATA, check_win32
-from lamella.host.windows.loader import Library, Loader, signature
-from lamella.host.windows.native import HANDLE, PTR, U32, wide, wide_or_null
 
 OS_VERSION: Final = (10, 0)
 """What a hive is saved for."""

@@ -6,12 +6,12 @@ from __future__ import annotations
 import sys
 from functools import cache, cached_property
 
+from lamella.host.windows.abi import Loader, SystemLoader
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.host.windows.computestorage import StorageLayers
 from lamella.host.windows.files import Files
-from lamella.host.windows.loader import Loader, SystemLoader
 from lamella.host.windows.offreg import OfflineRegistry
-from lamella.host.windows.privileges import Privileges
+from lamella.host.windows.security import Privileges
 from lamella.host.windows.virtdisk import VirtualDisks
 from lamella.host.windows.vmcompute import ComputeLayers
 

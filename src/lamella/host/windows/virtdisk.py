@@ -8,9 +8,21 @@ import uuid
 from types import TracebackType
 from typing import Any, Final, Self
 
+from lamella.host.windows.abi import (
+    BOOL,
+    HANDLE,
+    PTR,
+    U32,
+    U64,
+    Guid,
+    Library,
+    Loader,
+    signature,
+    text_of,
+    wide,
+    wide_or_null,
+)
 from lamella.host.windows.errors import ERROR_INSUFFICIENT_BUFFER, check_win32
-from lamella.host.windows.loader import Library, Loader, signature
-from lamella.host.windows.native import BOOL, HANDLE, PTR, U32, U64, Guid, text_of, wide, wide_or_null
 
 VHD: Final = 2
 VHDX: Final = 3

@@ -14,9 +14,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
+from lamella.host.windows.abi import HRESULT, I32, PTR, U32, U64, Guid, Library, Loader, signature, text_of, wide
 from lamella.host.windows.errors import ERROR_INSUFFICIENT_BUFFER, check_hresult, win32_of_hresult
-from lamella.host.windows.loader import Library, Loader, signature
-from lamella.host.windows.native import HRESULT, I32, PTR, U32, U64, Guid, text_of, wide
 
 _DLL: Final = "vmcompute.dll"
 _FILTER_DRIVER: Final = 1

@@ -11,9 +11,9 @@ from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer, Kind
 from lamella.errors import Unsupported
 from lamella.formats.ntfs import attributes as bits
-from lamella.layers.cim import special
-from lamella.layers.cim.contract import FileMetadata
-from lamella.layers.cim.files import CimLayer, NewCim
+from lamella.layers.cim import host_files
+from lamella.layers.cim.image_files import CimLayer, NewCim
+from lamella.layers.cim.import_rules import FileMetadata
 from lamella.layers.cim.tree import ATTRIBUTES
 
 KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
@@ -50,7 +50,7 @@ class PortableWriter:
             if chunks is None:
                 stream = self._writer.zeros(size)
             else:
-                stream = self._store(chunks, size, derived=special.is_derived(path))
+                stream = self._store(chunks, size, derived=host_files.is_derived(path))
         found = self._put(path, metadata, stream)
         if found is None:
             return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer into a new image that is forked from its parent's; the rules are those of `layers.cim.importing`."""
+"""A layer into a new image that is forked from its parent's; the rules are those of `layers.cim.import_rules`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from uuid import UUID
 from lamella.changes.contracts import Mine, Seen
 from lamella.changes.losses import Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
-from lamella.changes.semantics import prune
+from lamella.changes.whiteouts import prune
 from lamella.errors import InvalidInput, MissingFacet, NotFound
-from lamella.layers.cim.contract import PLAIN_DIRECTORY, FileMetadata, ForkWriter
-from lamella.layers.cim.files import CimLayer
 from lamella.layers.cim.host_files import HostFiles
-from lamella.layers.cim.importing import CimImport
+from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.import_rules import PLAIN_DIRECTORY, CimImport, FileMetadata, ForkWriter
 from lamella.layers.cim.portable import PortableWriter
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from lamella.changes.model import Change, Kind, Put
 from lamella.formats.ntfs.attributes import NORMAL
-from lamella.layers.cim.contract import NO_DESCRIPTOR
-from lamella.layers.cim.files import CimLayer, OpenCim, parent_of
-from lamella.layers.cim.special import CONFIG, HIVES
+from lamella.layers.cim.host_files import CONFIG, HIVES
+from lamella.layers.cim.image_files import CimLayer, OpenCim, parent_of
+from lamella.layers.cim.import_rules import NO_DESCRIPTOR
 from lamella.layers.cim.tree import CimContent, CimTree, all_changes, changes_since
 from lamella.paths import LayerPath, beneath
 

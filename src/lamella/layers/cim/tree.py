@@ -28,8 +28,8 @@ from lamella.formats.cim.structures import RECORDS_IN_TABLE, FileRecord, Flag, p
 from lamella.formats.cim.structures import Stream as CimStream
 from lamella.formats.ntfs import attributes as bits
 from lamella.formats.ntfs import extended_attributes, filetime, reparse
-from lamella.layers.cim.files import CimLayer, OpenCim
-from lamella.layers.listings import Listings
+from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.overlay_view import Listings
 from lamella.paths import ROOT, LayerPath, Way, join
 
 ATTRIBUTES: Final = (

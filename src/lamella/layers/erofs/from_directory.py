@@ -15,10 +15,10 @@ from lamella.changes.model import Buffer
 from lamella.errors import from_os
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode
-from lamella.host import flags
-from lamella.layers.descriptors import Descriptors, open_root
-from lamella.layers.erofs.building import NewImage
-from lamella.layers.files_on_disk import ANOTHER, changed, data_extents
+from lamella.host import file_io
+from lamella.layers.directory.content import ANOTHER, changed, data_extents
+from lamella.layers.directory.dirfd_cache import Descriptors, open_root
+from lamella.layers.erofs.image_writer import NewImage
 
 _OPEN_DIRECTORIES: Final = 128
 _STEP: Final = 1 << 20
@@ -100,7 +100,7 @@ class _Walk:
     def _made(self, directory: int, path: str, name: str, status: os.stat_result) -> NewInode:
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
-            file = os.open(name, flags.READ_FILE, dir_fd=directory)
+            file = os.open(name, file_io.READ_FILE, dir_fd=directory)
             try:
                 return self._file(file, path, status)
             finally:

@@ -16,10 +16,9 @@ from lamella.changes.tree import MemorySink, MemoryTree, walk
 from lamella.errors import MissingFacet
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode, Placed
-from lamella.layers.erofs.building import NewImage, Written, fitting, new_inode
-from lamella.layers.erofs.files import ErofsLayer
-from lamella.layers.erofs.tree import ErofsTree
-from lamella.layers.overlay_rules import is_whiteout
+from lamella.layers.erofs.image_writer import NewImage, Written, fitting, new_inode
+from lamella.layers.erofs.tree import ErofsLayer, ErofsTree
+from lamella.layers.overlay.rules import is_whiteout
 from lamella.layers.stack import LayerStack
 from lamella.paths import ROOT, LayerPath, split
 

@@ -4,6 +4,6 @@
 ``docs/windows.md`` tells what is where in such a folder.
 """
 
-from lamella.layers.windows.place import WindowsLayer
+from lamella.layers.windows.folder.layout import WindowsLayer
 
 __all__ = ["WindowsLayer"]

@@ -15,10 +15,9 @@ from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
 from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
-from lamella.layers.windows.codes import PathCodes
-from lamella.layers.windows.folder import FolderWriter
-from lamella.layers.windows.opened import layer_writer
-from lamella.layers.windows.place import (
+from lamella.layers.windows.backend import Ending
+from lamella.layers.windows.choose import layer_writer
+from lamella.layers.windows.folder.layout import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
     FILES,
@@ -28,14 +27,51 @@ from lamella.layers.windows.place import (
     UTILITY_FILES,
     WindowsLayer,
 )
-from lamella.layers.windows.writer import Ending
-from lamella.layers.windows_names import NameRules, lost_stream
-from lamella.layers.windows_tar_sink import Facets
+from lamella.layers.windows.folder.writer import FolderWriter
+from lamella.layers.windows.names import NameRules, lost_stream
+from lamella.layers.windows.tar_sink import Facets
 from lamella.paths import LayerPath, join
 
 if TYPE_CHECKING:
     from lamella.host.windows.system import WindowsSystem
     from lamella.layers.stack import LayerStack
+
+
+class PathCodes:
+    """A number for each of many paths, which are as NTFS compares them."""
+
+    __slots__ = ("_inside",)
+
+    def __init__(self) -> None:
+        self._inside: dict[str, dict[str, int]] = {}
+
+    def get(self, path: str) -> int | None:
+        """The number of ``path``; None where it has none."""
+        parent, _, name = path.rpartition("/")
+        inside = self._inside.get(parent)
+        return None if inside is None else inside.get(name)
+
+    def __contains__(self, path: str) -> bool:
+        return self.get(path) is not None
+
+    def __setitem__(self, path: str, code: int) -> None:
+        parent, _, name = path.rpartition("/")
+        inside = self._inside.get(parent)
+        if inside is None:
+            inside = self._inside[parent] = {}
+        inside[name] = code
+
+    def remove(self, path: str) -> list[str]:
+        """Forget ``path`` and all beneath it, and give their paths; that takes time in proportion to them."""
+        parent, _, name = path.rpartition("/")
+        inside = self._inside.get(parent)
+        if inside is not None:
+            inside.pop(name, None)
+        gone = [path]
+        for at in gone:
+            gone.extend(f"{at}/{beneath}" for beneath in self._inside.pop(at, ()))
+        return gone
+
 
 _FILE: Final = 0
 _DIRECTORY: Final = 1
@@ -298,7 +334,7 @@ class WindowsSink:
         return path, key, known
 
     def _check_names(self, path: LayerPath) -> None:
-        from lamella.layers.windows_names import LayerNames
+        from lamella.layers.windows.names import LayerNames
 
         rules = LayerNames(NameRules(awkward=self._awkward))
         for name in path.split("/"):

@@ -18,7 +18,7 @@ from lamella.formats.cim import structures as on_disk
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import FileRecord, RegionType, Stream, StreamType, place
 from lamella.formats.cim.writer import CimWriter, Metadata
-from lamella.formats.ntfs.upcase import TABLE_SIZE, usual_upcase
+from lamella.formats.ntfs.names import TABLE_SIZE, usual_upcase
 
 FILE = Metadata(flags=8, creation_time=1, write_time=2, change_time=3, access_time=4)
 

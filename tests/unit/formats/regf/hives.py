@@ -7,8 +7,8 @@ import struct
 from typing import Any
 
 from lamella.formats.regf import Hive, Key, MemoryKey, encode_hive
-from lamella.formats.regf.layout import CHECKSUM, checksum
-from lamella.formats.regf.model import DEFAULT_SECURITY, REG_BINARY, REG_DWORD, REG_MULTI_SZ, REG_SZ
+from lamella.formats.regf.cells import CHECKSUM, checksum
+from lamella.formats.regf.keys import DEFAULT_SECURITY, REG_BINARY, REG_DWORD, REG_MULTI_SZ, REG_SZ
 
 TIME = 133_500_000_000_000_000
 OTHER_SECURITY = DEFAULT_SECURITY[:20] + DEFAULT_SECURITY[20:].replace(b"\x3f\x00\x0f\x00", b"\x19\x00\x02\x00", 1)

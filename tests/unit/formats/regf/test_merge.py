@@ -8,7 +8,7 @@ from tests.unit.formats.regf.hives import OTHER_SECURITY, picture, read_back, sm
 
 from lamella.errors import InvalidInput
 from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merged
-from lamella.formats.regf.model import REG_SZ, SYMLINK
+from lamella.formats.regf.keys import REG_SZ, SYMLINK
 
 
 def tree(key: Key) -> dict[str, object]:

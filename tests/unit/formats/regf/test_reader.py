@@ -12,9 +12,8 @@ from tests.unit.formats.regf.hives import TIME, changed, picture, read_back, sma
 
 from lamella.errors import FormatError, NotFound, Unsupported
 from lamella.formats.regf import Hive, HiveKey, Layering, MemoryKey, encode_hive
-from lamella.formats.regf.layout import KEY
-from lamella.formats.regf.model import REG_BINARY, REG_DWORD, REG_NONE, REG_SZ
-from lamella.formats.regf.names import fold
+from lamella.formats.regf.cells import KEY
+from lamella.formats.regf.keys import REG_BINARY, REG_DWORD, REG_NONE, REG_SZ, fold
 
 HIVE = encode_hive(small())
 

@@ -11,8 +11,8 @@ from tests.unit.formats.regf.hives import OTHER_SECURITY, TIME, picture, read_ba
 
 from lamella.errors import InvalidInput
 from lamella.formats.regf import Hive, HiveKey, Layering, MemoryKey, encode_hive
-from lamella.formats.regf.layout import BIN, CHECKSUM, KEY
-from lamella.formats.regf.model import DEFAULT_SECURITY, REG_BINARY, REG_SZ
+from lamella.formats.regf.cells import BIN, CHECKSUM, KEY
+from lamella.formats.regf.keys import DEFAULT_SECURITY, REG_BINARY, REG_SZ
 
 NIL = 0xFFFFFFFF
 

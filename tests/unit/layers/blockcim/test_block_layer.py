@@ -26,17 +26,17 @@ from lamella.errors import (
 )
 from lamella.formats.ntfs import reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
-from lamella.formats.regf.model import MemoryKey
+from lamella.formats.regf.keys import MemoryKey
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.writer import encode_hive
 from lamella.formats.vhd import VhdFooter
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.layers import kinds
-from lamella.layers.blockcim.place import BlockCimLayer, BlockKind, BlockOptions
-from lamella.layers.blockcim.sink import BlockCimSink
-from lamella.layers.blockcim.writer import merge
-from lamella.layers.cim import special
-from lamella.layers.cim.contract import NO_DESCRIPTOR
+from lamella.layers.cim import host_files
+from lamella.layers.cim.block.layer import BlockCimLayer, BlockKind, BlockOptions
+from lamella.layers.cim.block.sink import BlockCimSink
+from lamella.layers.cim.block.writer import merge
+from lamella.layers.cim.import_rules import NO_DESCRIPTOR
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 
@@ -126,7 +126,7 @@ class TestABaseLayer:
             expected.append(f"CimCreateHardLink Hives\\{stem}_BASE {windows(CONFIG)}\\{name}")
         expected += [
             "CimCreateFile layout 15",
-            f"CimWriteStream 15 {special.LAYOUT.hex()}",
+            f"CimWriteStream 15 {host_files.LAYOUT.hex()}",
             "CimCloseStream",
             "CimCommitImage",
             "CimCloseImage",

@@ -17,18 +17,18 @@ from lamella.changes.tree import walk
 from lamella.errors import AlreadyExists, Conflict, FormatError, InvalidInput, MissingFacet, NotFound
 from lamella.formats.ntfs import reparse
 from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
-from lamella.formats.regf.model import MemoryKey
+from lamella.formats.regf.keys import MemoryKey
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.writer import encode_hive
-from lamella.layers.cim.contract import NO_DESCRIPTOR
-from lamella.layers.cim.files import CimLayer, NewCim, OpenCim
+from lamella.layers.cim.image_files import CimLayer, NewCim, OpenCim
+from lamella.layers.cim.import_rules import NO_DESCRIPTOR
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree, all_changes, changes_since
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows_tar import windows_tar_changes
-from lamella.layers.windows_tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
-from lamella.streams.blocks import FileBuffers
+from lamella.streams.buffers import FileBuffers
 
 NS = 1_683_356_889_123_456_700
 

@@ -18,7 +18,7 @@ from lamella.changes.model import Change
 from lamella.errors import Exhausted
 from lamella.formats.cim.contents import ROOM, Region
 from lamella.formats.cim.structures import RegionType
-from lamella.layers.cim.regions import RegionOutput, WriteBehind
+from lamella.layers.cim.async_output import RegionOutput, WriteBehind
 
 
 def threads() -> list[str]:

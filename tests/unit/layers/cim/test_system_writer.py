@@ -25,13 +25,12 @@ from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers import kinds
-from lamella.layers.blockcim.place import BlockCimLayer, BlockKind
-from lamella.layers.blockcim.volumes import mounted, mounted_blocks, volume_of
-from lamella.layers.cim.contract import ForkWriter
-from lamella.layers.cim.files import CimLayer
+from lamella.layers.cim.block.layer import BlockCimLayer, BlockKind, mounted, mounted_blocks, volume_of
+from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.import_rules import ForkWriter
+from lamella.layers.cim.native import SystemForkWriter
 from lamella.layers.cim.portable import PortableWriter
 from lamella.layers.cim.sink import CimSink
-from lamella.layers.cim.system import SystemForkWriter
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath, split
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from lamella.cli.console import Console, columns, human_size, printable
+from lamella.cli.options import platform_option
+from lamella.cli.verb import ImageVerb
+
+if TYPE_CHECKING:
+    from lamella.images.image import Image
+
+
+@click.command("inspect", cls=ImageVerb)
+@click.argument("image", metavar="IMAGE")
+@platform_option
+@click.pass_obj
+def command(console: Console, image: str, platform: str | None) -> None:
+    """Show an image's config, layers, history and sizes.
+
+    Only its documents are read; 'lamella verify' reads the layers. Of an index one image is shown, and the platforms
+    that it has images for.
+    """
+    from lamella.images.image import open_image
+    from lamella.operations.inspect import describe
+
+    with open_image(image, platform) as opened:
+        if console.json:
+            console.document(describe(opened))
+            return
+        for line in columns(list(_facts(opened))):
+            console.line(line)
+        for part in (_layers(opened), _history(opened)):
+            console.line()
+            for line in part:
+                console.line(line)
+
+
+def _facts(image: Image) -> Iterator[tuple[str, str]]:
+    config = image.config
+    process = config.config
+    facts: list[tuple[str, list[str]]] = [
+        ("image", [str(image.name)]),
+        ("manifest", [image.descriptor.digest]),
+        ("config", [image.manifest.config.digest]),
+        ("platform", [str(image.platform)]),
+        ("of", [", ".join(map(str, image.offers))]),
+        ("created", [config.created]),
+        ("author", [config.author]),
+        ("user", [process.user]),
+        ("entrypoint", [_words(process.entrypoint)]),
+        ("cmd", [_words(process.cmd)]),
+        ("workdir", [process.working_dir]),
+        ("env", process.env),
+        ("ports", sorted(process.exposed_ports)),
+        ("volumes", sorted(process.volumes)),
+        ("stop signal", [process.stop_signal]),
+        ("labels", [f"{key}={value}" for key, value in sorted(process.labels.items())]),
+    ]
+    for name, values in facts:
+        for at, value in enumerate(value for value in values if value):
+            yield "" if at else name, printable(value)
+
+
+def _words(words: list[str]) -> str:
+    if not words:
+        return ""
+    from shlex import join
+
+    return join(words)
+
+
+def _layers(image: Image) -> Iterator[str]:
+    layers = image.layers
+    total = human_size(sum(layer.descriptor.size for layer in layers))
+    yield f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}, {total}"
+    rows = [
+        [str(at), human_size(layer.descriptor.size), layer.compression, layer.descriptor.digest]
+        for at, layer in enumerate(layers)
+    ]
+    yield from columns(rows, {0, 1})
+
+
+def _history(image: Image) -> Iterator[str]:
+    from lamella.operations.inspect import steps
+
+    found = steps(image)
+    yield "history (layer, created, by)" if found else "no history"
+    rows = [
+        [
+            "" if step.layer is None else str(step.layer),
+            printable(step.history.created or "-"),
+            _shortened(printable(step.history.created_by or step.history.comment or "-")),
+        ]
+        for step in found
+    ]
+    yield from columns(rows, {0})
+
+
+def _shortened(text: str, most: int = 120) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"

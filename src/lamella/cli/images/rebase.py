@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella rebase``."""
+
+from __future__ import annotations
+
+import click
+
+from lamella.cli.console import Console
+from lamella.cli.documents import finished_document, finished_summary
+from lamella.cli.options import platform_option, replace_option
+from lamella.cli.verb import ImageVerb
+
+
+@click.command("rebase", cls=ImageVerb)
+@click.argument("source", metavar="IMAGE")
+@click.argument("target", metavar="IMAGE")
+@click.option("--old-base", metavar="IMAGE", help="What the image was built on.  [default: as its annotations say]")
+@click.option("--new-base", metavar="IMAGE", help="What it shall stand on.  [default: as its annotations say]")
+@platform_option
+@replace_option
+@click.pass_obj
+def command(
+    console: Console,
+    source: str,
+    target: str,
+    old_base: str | None,
+    new_base: str | None,
+    platform: str | None,
+    replace: bool,
+) -> None:
+    """Copy an image onto another base.
+
+    The layers of the old base give way to those of the new one; the image's own layers stay, and so does its config,
+    variables included. No layer is read or merged: the image must have been built on the very layers of the old base,
+    and its own must make sense on the new one.
+    """
+    from lamella.operations.surgery.rebase import rebase
+
+    finished = rebase(
+        source,
+        target,
+        old_base=old_base,
+        new_base=new_base,
+        platform=platform,
+        replace=replace,
+        progress=console.progress(),
+        cancel=console.cancellation(),
+    )
+    if console.json:
+        console.document(finished_document(target, finished))
+    else:
+        finished_summary(console, target, finished)

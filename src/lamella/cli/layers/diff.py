@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella diff``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from lamella.cli.console import Console, human_size
+from lamella.cli.options import (
+    awkward_names_option,
+    compression_options,
+    name_rules,
+    read_owner_option,
+    strict_option,
+    subsecond_option,
+)
+from lamella.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from lamella.operations.layers.diff import Difference
+
+_ALONE: Final = {
+    "overlay": "an overlay's upper directory",
+    "erofs": "the image of a layer",
+    "windows": "the folder of a Windows layer",
+}
+_KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "directory": "dir"}
+
+
+@click.command("diff", cls=Verb)
+@click.argument("places", metavar="[LOWER] UPPER", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["directory", "overlay", "erofs", "windows", "cim"]),
+    default="directory",
+    show_default=True,
+    help="UPPER is a plain tree; or an overlay's upper directory, an EROFS image or a Windows layer's folder, which "
+    "say what changed; or the path of a composite image, whose LOWER is its parent and need not be given beside it. "
+    "DIR/NAME.cim is one without --as too.",
+)
+@click.option(
+    "--parent",
+    "parents",
+    metavar="PLACE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A layer below a Windows layer, the nearest first; on Windows it is exported against them.",
+)
+@compression_options
+@click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
+@subsecond_option
+@read_owner_option
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write what gives the blob back, too.")
+@awkward_names_option
+@strict_option
+@click.pass_obj
+def command(
+    console: Console,
+    places: tuple[Path, ...],
+    output: str | None,
+    kind: str,
+    parents: tuple[Path, ...],
+    compress: str,
+    level: int | None,
+    exact: bool,
+    subsecond: bool,
+    owner: str | None,
+    recipe: Path | None,
+    awkward_names: bool,
+    strict: bool,
+) -> None:
+    """List or write what changed between two directories.
+
+    Without -o, each change is a line: A for added, M for modified, D for deleted, then kind, size and path. With -o,
+    the changes are written as a layer, which gets its name when it is complete. Without LOWER, all of UPPER is new,
+    but for an UPPER that says itself what changed: see --as.
+
+    Files count as changed by kind, mode, owner, size, time and extended attributes. Content is compared where times
+    leave it open, since they have no fraction of a second; with --exact it always is.
+    """
+    if not 1 <= len(places) <= 2:
+        raise click.UsageError("give one directory, or two, the lower one first")
+    if kind in ("directory", "cim"):
+        from lamella.operations.windows.cim import cim_place
+
+        images = [cim_place(place) for place in places]
+        if any(images):
+            if not all(images):
+                raise click.UsageError("a composite image is compared with one that it is forked from, not with others")
+            kind, places = "cim", tuple(image for image in images if image is not None)
+    for place in places:
+        _refuse_image(place)
+    lower, upper = places if len(places) == 2 else (None, places[0])
+    if lower is not None and kind in _ALONE:
+        raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")
+    if parents and kind != "windows":
+        raise click.UsageError("--parent is for the folder of a Windows layer")
+    rules = name_rules(awkward_names, kind)
+    if recipe is not None and output in (None, "-"):
+        raise click.UsageError("--recipe is for a blob with a name; give one with -o")
+    if output is None:
+        _list(console, lower, upper, kind, parents, exact)
+        return
+    if output == "-" and console.json:
+        raise click.UsageError("--json and -o - both want standard output")
+    from lamella.changes.losses import Losses
+    from lamella.cli.documents import tell_written
+    from lamella.layers.policy import Owners
+    from lamella.operations.layers.diff import diff
+
+    losses = Losses(refuse=strict)
+    written = diff(
+        lower,
+        upper,
+        console.blob_output() if output == "-" else output,
+        kind=kind,
+        parents=parents,
+        compression=compress,
+        level=level,
+        exact=exact,
+        subsecond=subsecond,
+        owners=None if owner is None else Owners(owner),
+        recipe=recipe,
+        losses=losses,
+        rules=rules,
+        progress=console.progress(),
+        cancel=console.cancellation(),
+    )
+    tell_written(console, written, output)
+
+
+def _refuse_image(place: Path) -> None:
+    if ":" not in str(place) or place.exists():
+        return
+    from lamella.operations.trees.open import names_a_tree
+
+    if names_a_tree(str(place)):
+        raise click.UsageError(f"'{place}' is no directory; 'lamella compare' takes images and the like")
+
+
+def _list(console: Console, lower: Path | None, upper: Path, kind: str, parents: tuple[Path, ...], exact: bool) -> None:
+    from lamella.operations.layers.diff import list_changes
+
+    found = list_changes(lower, upper, kind=kind, parents=parents, exact=exact)
+    if console.json:
+        console.document([_document(one) for one in found])
+        return
+    for one in found:
+        console.line(_line(one, console))
+
+
+def _line(one: Difference, console: Console) -> str:
+    entry = one.new or one.old
+    kind = "" if entry is None else _KINDS.get(entry.kind.value, entry.kind.value)
+    name = console.name(f"/{one.path}")
+    if one.link is not None:
+        name += f" => {console.name(f'/{one.link}')}"
+    elif one.new is not None and one.new.target:
+        name += f" -> {console.name(one.new.target)}"
+    elif one.opaque:
+        name += "/*"
+    line = f"{one.sign}  {kind:<6}  {_sizes(one):>20}  {name}"
+    what = _what(one)
+    return f"{line}  ({what})" if what else line
+
+
+def _sizes(one: Difference) -> str:
+    sizes = [human_size(entry.size) for entry in (one.old, one.new) if entry is not None and entry.kind.value == "file"]
+    if len(sizes) == 2 and sizes[0] == sizes[1]:
+        del sizes[0]
+    return " → ".join(sizes)
+
+
+def _what(one: Difference) -> str:
+    """What of a modified file is another than before."""
+    old, new = one.old, one.new
+    if old is None or new is None:
+        return ""
+    if old.kind is not new.kind:
+        return f"was a {old.kind.phrase}"
+    found = ["target"] if old.target != new.target else []
+    if old.posix is not None and new.posix is not None:
+        before, now = old.posix, new.posix
+        if before.mode != now.mode:
+            found.append(f"mode {before.mode:04o} → {now.mode:04o}")
+        if (before.uid, before.gid) != (now.uid, now.gid):
+            found.append(f"owner {before.uid}:{before.gid} → {now.uid}:{now.gid}")
+        if before.device != now.device:
+            found.append("device numbers")
+        if before.xattrs != now.xattrs:
+            found.append("extended attributes")
+        if before.mtime != now.mtime:
+            found.append("time")
+    return ", ".join(found) or ("" if old.size != new.size or one.link is not None else "content")
+
+
+def _document(one: Difference) -> dict[str, Any]:
+    from lamella.cli.files.entries import entry_document
+
+    document: dict[str, Any] = {"change": one.sign, "path": f"/{one.path}"}
+    if one.opaque:
+        document["opaque"] = True
+    if one.link is not None:
+        document["link"] = f"/{one.link}"
+    for name, entry in (("old", one.old), ("new", one.new)):
+        if entry is not None:
+            document[name] = entry_document(entry)
+    return document

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella mount``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lamella.cli.console import Console
+from lamella.cli.options import platform_option
+from lamella.cli.store.opening import (
+    chosen_verity,
+    namespace_option,
+    opened_space,
+    opened_store,
+    snapshotter_option,
+    store_reference,
+    verity_option,
+)
+from lamella.cli.verb import Verb
+
+
+@click.command("mount", cls=Verb)
+@click.argument("image", metavar="store:REF")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--rw", is_flag=True, help="Let DIR be written to; what is changed is dropped by 'lamella umount'.")
+@snapshotter_option
+@verity_option
+@platform_option
+@namespace_option
+@click.pass_obj
+def mount(
+    console: Console,
+    image: str,
+    directory: Path,
+    rw: bool,
+    snapshotter: str | None,
+    verity: str | None,
+    platform: str | None,
+) -> None:
+    """Show an image of the store at a directory.
+
+    DIR must be there. The image is unpacked into the store where it has not been. It takes root or, where there is
+    fuse-overlayfs, /dev/fuse. 'lamella umount' ends it.
+    """
+    from lamella.operations.store.mount import mount_image
+
+    reference = store_reference(image)
+    sealing = chosen_verity(verity, snapshotter)
+    with opened_space(verity=sealing) as space:
+        done = mount_image(
+            space,
+            reference,
+            directory,
+            writable=rw,
+            snapshotter=snapshotter,
+            platform=platform,
+            progress=console.progress(),
+            cancel=console.cancellation(),
+        )
+    if console.json:
+        console.document(
+            {
+                "image": done.image,
+                "directory": str(done.directory),
+                "snapshotter": done.snapshotter,
+                "snapshot": done.key,
+                "writable": done.writable,
+                "resumed": done.resumed,
+            }
+        )
+        return
+    again = ", with what was changed in it before" if done.resumed and done.writable else ""
+    console.summary(f"{console.name(done.image)} mounted at {console.name(str(directory))}{again}")
+
+
+@click.command("umount", cls=Verb)
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--lazy", is_flag=True, help="Unmount it even while it is in use.")
+@click.pass_obj
+def umount(console: Console, directory: Path, lazy: bool) -> None:
+    """End what 'lamella mount' has begun.
+
+    What was changed in DIR is dropped.
+    """
+    from lamella.operations.store.mount import unmount_image
+
+    with opened_store() as store:
+        unmount_image(store, directory, lazy=lazy)
+    if console.json:
+        console.document({"directory": str(directory)})
+    else:
+        console.summary(f"{console.name(str(directory))} unmounted")

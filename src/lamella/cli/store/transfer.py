@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella store import``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lamella.cli.console import Console, human_size
+from lamella.cli.documents import losses_document
+from lamella.cli.options import platform_option, replace_option, strict_option
+from lamella.cli.registry.copy import tell_copied
+from lamella.cli.store.opening import chosen_verity, namespace_option, opened_space, snapshotter_option, verity_option
+from lamella.cli.verb import ImageVerb
+
+
+@click.command("import", cls=ImageVerb)
+@click.argument("image", metavar="IMAGE")
+@click.option("--name", metavar="REF", help="The name in the store.  [default: those that the images have]")
+@click.option("--unpack", is_flag=True, help="Unpack the layers into snapshots too.")
+@snapshotter_option
+@verity_option
+@click.option("--all", "all_platforms", is_flag=True, help="Take an index with the images of all platforms.")
+@click.option("--replace", is_flag=True, help="Let a name that has another image give way.")
+@platform_option
+@strict_option
+@namespace_option
+@click.pass_obj
+def import_(
+    console: Console,
+    image: str,
+    name: str | None,
+    unpack: bool,
+    snapshotter: str | None,
+    verity: str | None,
+    all_platforms: bool,
+    replace: bool,
+    platform: str | None,
+    strict: bool,
+) -> None:
+    """Put an image into the store.
+
+    What the store has already is not read again. Without --name, all images of an archive or a layout are taken that
+    have a full name there. 'store:REF' names them afterwards.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.operations.inspect import describe_descriptor
+    from lamella.operations.store.import_ import import_image
+
+    if snapshotter is not None and not unpack:
+        raise click.UsageError("--snapshotter says where to unpack to; give --unpack too")
+    losses = Losses(refuse=strict)
+    sealing = chosen_verity(verity, snapshotter)
+    with opened_space(create=True, verity=sealing) as space:
+        done = import_image(
+            space,
+            image,
+            name=name,
+            platform=platform,
+            all_platforms=all_platforms,
+            unpack=unpack,
+            snapshotter=snapshotter,
+            losses=losses,
+            replace=replace,
+            progress=console.progress(),
+            cancel=console.cancellation(),
+        )
+    console.losses(losses)
+    if console.json:
+        images: list[dict[str, Any]] = []
+        for one in done.images:
+            document: dict[str, Any] = {"name": one.name, "target": describe_descriptor(one.target)}
+            if one.unpacked is not None:
+                document |= {
+                    "snapshotter": one.unpacked.snapshotter,
+                    "snapshot": one.unpacked.snapshot,
+                    "layers": [
+                        {"chain_id": layer.chain_id, "diff_id": layer.diff_id, "skipped": layer.skipped}
+                        for layer in one.unpacked.layers
+                    ],
+                }
+            images.append(document)
+        totals = {"blobs": done.blobs, "bytes": done.size, "present": done.present}
+        console.document({"images": images, **totals, **losses_document(losses)})
+        return
+    for one in done.images:
+        console.summary(f"{one.name}: {one.target.digest}")
+        if one.unpacked is not None:
+            made = sum(not layer.skipped for layer in one.unpacked.layers)
+            console.summary(f"{made} of {len(one.unpacked.layers)} layers unpacked into {one.unpacked.snapshotter}")
+    console.summary(f"{done.blobs} blobs written, {human_size(done.size)}; {done.present} were there already")
+
+
+@click.command("export", cls=ImageVerb)
+@click.argument("name", metavar="REF")
+@click.argument("target", metavar="IMAGE")
+@click.option("--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms.")
+@platform_option
+@replace_option
+@namespace_option
+@click.pass_obj
+def export(console: Console, name: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
+    """Copy an image out of the store.
+
+    IMAGE is any other place. It is the same as 'lamella copy store:REF IMAGE', for any namespace.
+    """
+    from lamella.operations.store.export import export_image
+
+    with opened_space(readonly=True) as space:
+        copied = export_image(
+            space,
+            name,
+            target,
+            platform=platform,
+            all_platforms=all_platforms,
+            replace=replace,
+            progress=console.progress(),
+            cancel=console.cancellation(),
+        )
+    tell_copied(console, target, copied)

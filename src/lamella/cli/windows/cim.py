@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella cim``: verbs of their own for Windows' composite images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from lamella.cli.console import Console, counted, human_size
+from lamella.cli.documents import losses_document
+from lamella.cli.options import compression_options, strict_option
+from lamella.cli.verb import Verb, VerbGroup
+
+_IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=click.Path(path_type=Path))
+
+
+@click.group("cim", cls=VerbGroup)
+def command() -> None:
+    """Look into composite images, check them, and take layers out of them.
+
+    A composite image of Windows (CIM) is the file NAME.cim; the files of its regions, and of those it is forked from,
+    lie beside it. The usual verbs take one as cim:DIR/NAME.cim, as in 'lamella find cim:layers/base.cim'.
+    """
+
+
+@command.command("info", cls=Verb)
+@_IMAGE
+@click.pass_obj
+def info(console: Console, image: Path) -> None:
+    """Show what the image says about itself: version, regions, parents, file tables."""
+    from lamella.operations.windows.cim import describe
+
+    document = describe(image)
+    if console.json:
+        console.document(document)
+        return
+    console.line(f"version      {document['version']}")
+    console.line(f"regions      {document['regions']} of {document['guid']}")
+    for parent in document["parents"]:
+        console.line(f"parent       {parent['regions']} of {parent['guid']}")
+    ids = f"{document['file_ids']} file ids, the root is {document['root']}"
+    console.line(f"file tables  {document['file_tables']} with {ids}")
+
+
+@command.command("ls", cls=Verb)
+@_IMAGE
+@click.argument("path", metavar="[PATH]", default="")
+@click.option("-l", "long", is_flag=True, help="Show attributes, size and time.")
+@click.option("-R", "--recursive", is_flag=True, help="List what is in directories too, as whole paths.")
+@click.pass_context
+def ls(context: click.Context, image: Path, path: str, long: bool, recursive: bool) -> None:
+    """List files; case does not matter in PATH."""
+    from lamella.cli.files.ls import command as verb
+
+    place = _place(image, path)
+    _as(context, verb, place=place, long=long, recursive=recursive, directory=False, platform=None)
+
+
+@command.command("tree", cls=Verb)
+@_IMAGE
+@click.argument("path", metavar="[PATH]", default="")
+@click.option("-L", "--depth", type=click.IntRange(1), metavar="N", help="Go no deeper than N levels.")
+@click.pass_context
+def tree(context: click.Context, image: Path, path: str, depth: int | None) -> None:
+    """Draw a directory and what is in it."""
+    from lamella.cli.files.tree import command as verb
+
+    _as(context, verb, place=_place(image, path), depth=depth, directories=False, platform=None)
+
+
+@command.command("cat", cls=Verb)
+@_IMAGE
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.pass_context
+def cat(context: click.Context, image: Path, paths: tuple[str, ...]) -> None:
+    """Print the content of files."""
+    from lamella.cli.files.cat import command as verb
+
+    first, *more = paths
+    _as(context, verb, place=_place(image, first), more=tuple(more), platform=None)
+
+
+@command.command("extract", cls=Verb)
+@_IMAGE
+@click.argument("directory", metavar="TARGET", type=click.Path(path_type=Path))
+@click.option("--only", default="", metavar="PATH", help="Take what is in PATH alone, as Files, a container's drive C.")
+@strict_option
+@click.pass_obj
+def extract(console: Console, image: Path, directory: Path, only: str, strict: bool) -> None:
+    """Write the files to the new directory TARGET, as far as its file system can hold them."""
+    from lamella.changes.losses import Losses
+    from lamella.operations.windows.cim import extract_cim
+
+    losses = Losses(refuse=strict)
+    below = only.replace("\\", "/").strip("/")
+    entries = extract_cim(image, directory, below=below, losses=losses, cancel=console.cancellation())
+    console.losses(losses)
+    if console.json:
+        console.document({"entries": entries, **losses_document(losses)})
+        return
+    console.summary(counted(entries, "entry", "entries"))
+
+
+@command.command("verify", cls=Verb)
+@_IMAGE
+@click.option(
+    "--list",
+    "listing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all that each file has, a JSON document a line, which tools/mount-cim.ps1 compares with on Windows.",
+)
+@click.pass_obj
+def verify(console: Console, image: Path, listing: Path | None) -> None:
+    """Read everything that the image leads to, and say the structure and offset of what is wrong."""
+    from lamella.operations.windows.cim import verify_cim
+
+    found = verify_cim(image, progress=console.progress(), cancel=console.cancellation())
+    if listing is not None:
+        import json
+
+        from lamella.operations.atomic_file import replacing
+        from lamella.operations.windows.cim import cim_listing
+
+        with replacing(listing) as file:
+            for document in cim_listing(image, cancel=console.cancellation()):
+                file.write(json.dumps(document).encode() + b"\n")
+    if console.json:
+        console.document(
+            {"files": found.files, "directories": found.directories, "streams": found.streams, "size": found.size}
+        )
+        return
+    console.summary(f"{found.files} files and {found.directories} directories, {human_size(found.size)}: all readable")
+
+
+@command.command("diff", cls=Verb)
+@_IMAGE
+@click.option(
+    "--parent",
+    type=click.Path(path_type=Path),
+    metavar="CIM",
+    help="The image that it was forked from, if not beside it.",
+)
+@click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
+@compression_options
+@strict_option
+@click.pass_obj
+def diff(
+    console: Console,
+    image: Path,
+    parent: Path | None,
+    output: str | None,
+    compress: str,
+    level: int | None,
+    strict: bool,
+) -> None:
+    """List the changes of an image's layer, or write them as a blob in the tar dialect of Windows.
+
+    That is what differs from the image that it was forked from, or everything where it is no fork. What an import
+    derives, as cumulative registry hives, is left out.
+    """
+    from lamella.changes.losses import Losses
+    from lamella.cli.documents import tell_written
+    from lamella.operations.layers.diff import diff as write_changes
+    from lamella.operations.windows.cim import list_cim_changes
+
+    if output is None:
+        found = list_cim_changes(image, parent)
+        if console.json:
+            console.document([{"change": sign, "path": f"/{path}"} for sign, path in found])
+            return
+        for sign, path in found:
+            console.line(f"{sign}  {console.name(f'/{path}')}")
+        return
+    if output == "-" and console.json:
+        raise click.UsageError("--json and -o - both want standard output")
+    losses = Losses(refuse=strict)
+    written = write_changes(
+        parent,
+        image,
+        console.blob_output() if output == "-" else output,
+        kind="cim",
+        compression=compress,
+        level=level,
+        losses=losses,
+        progress=console.progress(),
+        cancel=console.cancellation(),
+    )
+    tell_written(console, written, output)
+
+
+def _place(image: Path, path: str) -> str:
+    path = path.replace("\\", "/").strip("/")
+    return f"cim:{image}" + (f"::{path}" if path else "")
+
+
+def _as(context: click.Context, verb: click.Command, **values: Any) -> None:
+    """Do what another verb does, without its options about registries."""
+    assert verb.callback is not None  # noqa: S101  # every verb has one
+    context.invoke(verb.callback, **values)

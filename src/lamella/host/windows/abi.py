@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the functions come from: DLLs of the system folder, or what a test puts in their place."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from ctypes import c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
+from typing import Any, Protocol
+
+from msgspec import Struct, field
+
+from lamella.errors import InvalidInput, Unsupported
+
+I32, I64, U8, U16, U32, U64, PTR = c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
+HANDLE = c_uint64
+"""A handle as a number; -1 is 0xFFFFFFFFFFFFFFFF."""
+INVALID_HANDLE = 0xFFFF_FFFF_FFFF_FFFF
+BOOL, HRESULT, NTSTATUS = c_int32, c_int32, c_int32
+
+LONGEST_STRING = 32767
+"""UTF-16 units that a path may have."""
+
+if ctypes.sizeof(c_void_p) != 8:
+    raise Unsupported("the bindings to Windows need a 64-bit process")
+
+
+def wide(text: str) -> ctypes.Array[c_uint16]:
+    """``text`` as UTF-16LE with a NUL at the end; lone surrogates are kept, as Windows' names may have them.
+
+    Raises InvalidInput for a NUL inside, where Windows would see another text.
+    """
+    if "\0" in text:
+        raise InvalidInput(f"{text!r} has a NUL in it")
+    encoded = text.encode("utf-16-le", "surrogatepass") + b"\0\0"
+    return (c_uint16 * (len(encoded) // 2)).from_buffer_copy(encoded)
+
+
+def wide_or_null(text: str | None) -> ctypes.Array[c_uint16] | None:
+    """As ``wide``; None is the null pointer."""
+    return None if text is None else wide(text)
+
+
+def text_of(units: ctypes.Array[c_uint16]) -> str:
+    """The text in a buffer of UTF-16 units, up to the first NUL."""
+    raw = bytes(units)
+    for at in range(0, len(raw), 2):
+        if not raw[at] and not raw[at + 1]:
+            raw = raw[:at]
+            break
+    return raw.decode("utf-16-le", "surrogatepass")
+
+
+def text_at(address: int) -> str:
+    """The text that starts at ``address`` and ends with a NUL; no more than a path's length of it is read."""
+    raw = bytearray()
+    for at in range(LONGEST_STRING):
+        unit = c_uint16.from_address(address + 2 * at).value
+        if not unit:
+            break
+        raw += unit.to_bytes(2, "little")
+    return raw.decode("utf-16-le", "surrogatepass")
+
+
+class Guid(ctypes.Structure):
+    """GUID: 16 bytes, the first three fields little-endian."""
+
+    _fields_ = (("data1", U32), ("data2", U16), ("data3", U16), ("data4", U8 * 8))
+
+    @classmethod
+    def of(cls, value: uuid.UUID) -> Guid:
+        """The structure of ``value``."""
+        return cls.from_buffer_copy(value.bytes_le)
+
+    def uuid(self) -> uuid.UUID:
+        """The value of the structure."""
+        return uuid.UUID(bytes_le=bytes(self))
+
+
+_LOAD_LIBRARY_SEARCH_SYSTEM32 = 0x800
+
+
+class Signature(Struct, frozen=True):
+    """What a function returns (None: nothing) and takes, as ctypes' types."""
+
+    result: Any
+    arguments: tuple[Any, ...] = ()
+
+
+def signature(result: Any, *arguments: Any) -> Signature:
+    """A signature, written as a row of a table."""
+    return Signature(result, arguments)
+
+
+class Loader(Protocol):
+    """Gives functions by DLL and name."""
+
+    def has(self, dll: str) -> bool:
+        """Whether the DLL can be loaded here."""
+        ...
+
+    def find(self, dll: str, name: str, signature: Signature) -> Callable[..., Any]:
+        """The function, ready to call; Unsupported where this Windows lacks the DLL or the function."""
+        ...
+
+    def last_error(self) -> int:
+        """What GetLastError would have said after this thread's last call of a function from here."""
+        ...
+
+
+def bind(library: ctypes.CDLL, dll: str, name: str, signature: Signature) -> Callable[..., Any]:
+    """The function ``name`` of a loaded library with its types; Unsupported if it has none of that name.
+
+    Each call makes an object of its own, so that two bindings of one function never change each other's types.
+    """
+    try:
+        function = library[name]
+    except AttributeError:
+        raise Unsupported(f"{dll} of this Windows has no {name}", hint="a newer build of Windows may have it") from None
+    function.restype = signature.result
+    function.argtypes = signature.arguments
+    return function
+
+
+class SystemLoader(Struct):
+    """Loads from the system folder alone, so that no DLL beside a program or in the working directory is ever run."""
+
+    _loaded: dict[str, ctypes.CDLL | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if sys.platform != "win32":
+            raise Unsupported("this takes Windows' own calls, and this host is not Windows")
+
+    def has(self, dll: str) -> bool:
+        """Whether the system folder has the DLL."""
+        return self._library(dll) is not None
+
+    def find(self, dll: str, name: str, signature: Signature) -> Callable[..., Any]:
+        """The function, ready to call; Unsupported where this Windows lacks the DLL or the function."""
+        library = self._library(dll)
+        if library is None:
+            raise Unsupported(f"this Windows has no {dll}", hint=_HINTS.get(dll))
+        return bind(library, dll, name, signature)
+
+    def last_error(self) -> int:
+        """What the last call of this thread left."""
+        if sys.platform == "win32":
+            return ctypes.get_last_error()
+        return 0
+
+    def _library(self, dll: str) -> ctypes.CDLL | None:
+        if dll not in self._loaded:
+            library: ctypes.CDLL | None = None
+            if sys.platform == "win32":
+                try:
+                    library = ctypes.WinDLL(dll, use_last_error=True, winmode=_LOAD_LIBRARY_SEARCH_SYSTEM32)
+                except OSError:
+                    pass
+            self._loaded[dll] = library
+        return self._loaded[dll]
+
+
+_HINTS = {
+    "vmcompute.dll": "turn on the Containers feature of Windows",
+    "computestorage.dll": "turn on the Containers feature of Windows",
+    "cimfs.dll": "composite images need a newer build of Windows",
+}
+
+
+class Library:
+    """The functions of one DLL, each looked up when it is first called."""
+
+    __slots__ = ("_dll", "_found", "_loader", "_table")
+
+    def __init__(self, loader: Loader, dll: str, table: Mapping[str, Signature]) -> None:
+        self._loader = loader
+        self._dll = dll
+        self._table = table
+        self._found: dict[str, Callable[..., Any]] = {}
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        """Call ``name``; what it returns is not looked at. Unsupported where this Windows lacks it."""
+        function = self._found.get(name)
+        if function is None:
+            function = self._found[name] = self._loader.find(self._dll, name, self._table[name])
+        return function(*arguments)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Region files in the making, written by a thread of their own while the caller fills the next buffer."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from lamella.errors import from_os
+from lamella.formats.cim.contents import ROOM
+from lamella.host import file_io
+from lamella.host.file_io import read_at
+
+NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_io.O_CLOEXEC | file_io.O_BINARY
+
+_BUFFERS: Final = 6
+"""Buffers beyond those that regions are filling; with all of them full the caller waits."""
+
+
+class WriteBehind:
+    """The thread: buffers are written in the order in which they are given. It begins with the first of them.
+
+    What goes wrong in it is raised by the next call of its outputs.
+    """
+
+    def __init__(self) -> None:
+        self._todo: queue.SimpleQueue[tuple[RegionOutput, memoryview, int] | threading.Event | None]
+        self._todo = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._to_make = _BUFFERS
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def give(self, output: RegionOutput, buffer: memoryview, filled: int) -> memoryview:
+        """Have ``filled`` bytes of ``buffer`` written; another buffer, which need not be empty."""
+        self.check()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="lamella-cim", daemon=True)
+            self._thread.start()
+        self._todo.put((output, buffer, filled))
+        if self._to_make:
+            self._to_make -= 1
+            return memoryview(bytearray(ROOM))
+        return self._free.get()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread."""
+        if self._error is not None:
+            raise self._error
+
+    def drain(self) -> None:
+        """Wait until all is written."""
+        if self._thread is not None:
+            done = threading.Event()
+            self._todo.put(done)
+            done.wait()
+        self.check()
+
+    def stop(self) -> None:
+        """End the thread, once it has written what it was given. May be called again."""
+        if self._thread is not None:
+            self._todo.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (item := self._todo.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            output, buffer, filled = item
+            if self._error is None:
+                try:
+                    output.append(buffer[:filled])
+                except BaseException as problem:  # noqa: BLE001  # raised where somebody is to be told
+                    self._error = problem
+            output.written()
+            self._free.put(buffer)
+
+
+class RegionOutput:
+    """A region file (`lamella.formats.cim.contents.Output`). Let go of it only when the thread has stopped."""
+
+    __slots__ = ("_behind", "_file", "_given", "_reading", "_waiting", "path")
+
+    def __init__(self, path: Path, behind: WriteBehind) -> None:
+        self.path = path
+        self._behind = behind
+        self._given = 0
+        self._reading = -1
+        """The file once more, with a position of its own, as soon as something is read."""
+        self._waiting: deque[tuple[int, memoryview, int]] = deque()
+        """Buffers that are not written yet: where in the file each goes, and how many bytes of it."""
+        try:
+            self._file = os.open(path, NEW, 0o600)
+        except OSError as problem:
+            raise from_os(problem, f"make {os.fspath(path)!r}") from problem
+
+    def swap(self, buffer: memoryview, filled: int) -> memoryview:
+        """See `Output.swap`."""
+        self._waiting.append((self._given, buffer, filled))
+        self._given += filled
+        return self._behind.give(self, buffer, filled)
+
+    def truncate(self, size: int) -> None:
+        """See `Output.truncate`."""
+        self._behind.drain()
+        self._given = size
+        try:
+            os.ftruncate(self._file, size)
+            os.lseek(self._file, size, os.SEEK_SET)
+        except OSError as problem:
+            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Output.read`."""
+        self._behind.check()
+        for start, buffer, filled in tuple(self._waiting):
+            if offset + length > start and offset < start + filled:
+                if start <= offset and offset + length <= start + filled:
+                    return bytes(buffer[offset - start : offset - start + length])
+                self._behind.drain()
+                break
+        try:
+            if self._reading < 0:
+                self._reading = os.open(self.path, file_io.READ_FILE)
+            return read_at(self._reading, length, offset)
+        except OSError as problem:
+            raise from_os(problem, f"read {os.fspath(self.path)!r}") from problem
+
+    def append(self, data: memoryview) -> None:
+        """Write ``data`` now, for the thread."""
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._file, data[done:])
+        except OSError as problem:
+            raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
+
+    def written(self) -> None:
+        """The thread is done with the buffer that has waited longest."""
+        self._waiting.popleft()
+
+    def finish(self, *, durable: bool) -> None:
+        """Nothing more is to be written, and all has been."""
+        if durable:
+            os.fsync(self._file)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file. May be called again."""
+        for file in (self._file, self._reading):
+            if file >= 0:
+                os.close(file)
+        self._file = self._reading = -1

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Composite images written by Windows itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from lamella.changes.contracts import Seen
+from lamella.changes.model import Buffer, Kind
+from lamella.errors import AlreadyExists, InvalidInput, LamellaError, SizeMismatch, Unsupported
+from lamella.formats.ntfs import attributes as bits
+from lamella.host.windows import cimfs
+from lamella.host.windows.cimfs import Cimfs
+from lamella.host.windows.system import WindowsSystem, this_system
+from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.import_rules import FileMetadata
+from lamella.layers.cim.tree import CimTree
+from lamella.paths import LayerPath
+
+_STREAM: Final = ":$DATA"
+
+
+class SystemWriter:
+    """The image with the handle ``image`` (`CimWriter`); whoever began it says what is left when it is given up."""
+
+    def __init__(self, calls: Cimfs, image: int) -> None:
+        self._calls = calls
+        self._image: int | None = image
+
+    @property
+    def image(self) -> int:
+        """The handle. Raises LamellaError once the image is closed."""
+        if self._image is None:
+            raise LamellaError("the image is closed")
+        return self._image
+
+    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
+        """See `CimWriter.put`. Of a file of zeros nothing is written, which Windows reads as that."""
+        known = cimfs.FileMetadata(
+            attributes=metadata.attributes,
+            size=0 if metadata.attributes & bits.DIRECTORY else size,
+            creation_time=metadata.creation_time,
+            write_time=metadata.write_time,
+            change_time=metadata.change_time,
+            access_time=metadata.access_time,
+        )
+        stream = self._calls.create_file(
+            self.image,
+            windows_path(path),
+            known,
+            security=metadata.security,
+            reparse=metadata.reparse,
+            extended_attributes=metadata.extended_attributes,
+        )
+        self._fill(stream, path, size, chunks)
+
+    def stream(self, path: str, name: str, size: int, chunks: Iterable[Buffer]) -> None:
+        """See `CimWriter.stream`."""
+        full = f"{windows_path(path)}:{name}{_STREAM}"
+        self._fill(self._calls.create_stream(self.image, full, size), full, size, chunks)
+
+    def link(self, path: str, target: str) -> None:
+        """See `CimWriter.link`."""
+        self._calls.hard_link(self.image, windows_path(path), windows_path(target))
+
+    def merge_link(self, path: str, target: str) -> None:
+        """See `CimWriter.merge_link`."""
+        self._calls.merge_link(self.image, windows_path(path), windows_path(target))
+
+    def delete(self, path: str) -> None:
+        """See `CimWriter.delete`."""
+        self._calls.delete(self.image, windows_path(path))
+
+    def tombstone(self, path: str) -> None:
+        """See `CimWriter.tombstone`."""
+        self._calls.tombstone(self.image, windows_path(path))
+
+    def commit(self) -> None:
+        """See `CimWriter.commit`."""
+        self._calls.commit(self.image)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the image. May be called again."""
+        if self._image is not None:
+            image, self._image = self._image, None
+            self._calls.close(image)
+
+    def abort(self) -> None:
+        """See `CimWriter.abort`; what is left of it on the disk stays."""
+        self.close()
+
+    def _fill(self, stream: int, path: str, size: int, chunks: Iterable[Buffer] | None) -> None:
+        done = 0
+        try:
+            for chunk in chunks or ():
+                done += len(chunk)
+                if done > size:
+                    raise SizeMismatch(f"content of {path!r}", expected=size, actual="more")
+                self._calls.write(stream, chunk)
+        finally:
+            self._calls.close_stream(stream)
+        if chunks is not None and done != size:
+            raise SizeMismatch(f"content of {path!r}", expected=size, actual=done)
+
+
+def windows_path(path: str) -> str:
+    """A path with ``/`` between names as Windows has it."""
+    return path.replace("/", "\\")
+
+
+def host_path(path: Path) -> str:
+    """A path of the host, as it is given to Windows' calls: without a backslash at the end."""
+    return os.fspath(path).rstrip("\\")
+
+
+def fork_writer(
+    layer: CimLayer, parent: CimLayer | None = None, system: WindowsSystem | None = None
+) -> SystemForkWriter | None:
+    """What writes the image ``layer`` by Windows' calls, begun; None where Lamella is to write it itself, without any.
+
+    ``system`` is this host unless given. Raises as `SystemForkWriter` does.
+    """
+    system = this_system() if system is None else system
+    if system is None:
+        return None
+    try:
+        calls = system.images
+        calls.check_writing()
+    except Unsupported:
+        return None
+    return SystemForkWriter(calls, layer, parent)
+
+
+class _Seen(NamedTuple):
+    name: str
+    directory: bool
+    reparse: bool
+
+
+class SystemForkWriter(SystemWriter):
+    """Writes the image ``layer``, forked from ``parent`` where there is one, by Windows' calls (`ForkWriter`).
+
+    Windows tells nothing of an image in the making, so what is in it is noted here, over the parent's file tables.
+    """
+
+    def __init__(self, calls: Cimfs, layer: CimLayer, parent: CimLayer | None = None) -> None:
+        """Begin the image. Raises AlreadyExists, NotFound, InvalidInput (a parent elsewhere), Unsupported."""
+        calls.check_writing()
+        layer.check()
+        if os.path.lexists(layer.path):
+            raise AlreadyExists(f"{os.fspath(layer.path)!r} exists")
+        if parent is not None and parent.directory.resolve() != layer.directory.resolve():
+            raise InvalidInput(
+                f"{os.fspath(layer.path)!r} cannot be forked from {os.fspath(parent.path)!r}",
+                hint="an image and those it is forked from lie in one directory",
+            )
+        self._layer = layer
+        self._below = None if parent is None else CimTree(parent)
+        self._put: dict[str, _Seen] = {}
+        """What this image has put, by path in upper case."""
+        self._inside: dict[str, set[str]] = {}
+        """What lies right in a directory of that, and the way to it, in upper case."""
+        self._gone: set[str] = set()
+        """Where nothing of the parent is left, in upper case."""
+        self._before = set(os.listdir(layer.directory))
+        existing = None if parent is None else parent.path.name
+        try:
+            image = calls.create(host_path(layer.directory), existing, layer.path.name)
+        except BaseException:
+            self._remove()
+            raise
+        super().__init__(calls, image)
+
+    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
+        """See `CimWriter.put`. The root, which the parent or nobody states, is left as it is."""
+        if not path:
+            return
+        super().put(path, metadata, size, chunks)
+        directory = bool(metadata.attributes & bits.DIRECTORY)
+        found = self._look(path)
+        if found is not None and not (directory and found.directory):
+            self._forget(path)
+        self._note(path, directory, bool(metadata.attributes & bits.REPARSE_POINT))
+
+    def link(self, path: str, target: str) -> None:
+        """See `CimWriter.link`."""
+        super().link(path, target)
+        self._forget(path)
+        self._note(path, False, False)
+
+    def delete(self, path: str) -> None:
+        """See `CimWriter.delete`."""
+        super().delete(path)
+        self._forget(path)
+
+    def commit(self) -> None:
+        """See `CimWriter.commit`."""
+        super().commit()
+        self._let_go()
+
+    def abort(self) -> None:
+        """See `CimWriter.abort`: the files that came since this began go, since nobody else can write there."""
+        super().abort()
+        self._remove()
+
+    def seen(self, path: str) -> Seen | None:
+        """See `ForkWriter.seen`."""
+        found = self._look(path)
+        if found is None:
+            return None
+        return Seen(Kind.DIRECTORY if found.directory and not found.reparse else Kind.FILE)
+
+    def is_reparse_point(self, path: str) -> bool:
+        """See `ForkWriter.is_reparse_point`."""
+        found = self._look(path)
+        return found is not None and found.reparse
+
+    def names(self, directory: str) -> Iterable[tuple[str, bool]]:
+        """See `ForkWriter.names`."""
+        found: dict[str, tuple[str, bool]] = {}
+        if self._below is not None and not self._is_gone(directory.upper()):
+            entry = self._below.lookup(LayerPath(directory))
+            for each in self._below.entries(LayerPath(directory)) if entry and entry.kind is Kind.DIRECTORY else ():
+                if each.path.upper() not in self._gone:
+                    name = each.path.rpartition("/")[2]
+                    found[name.upper()] = name, each.kind is Kind.DIRECTORY
+        above = directory.upper()
+        for key in self._inside.get(above, ()):
+            put = self._put.get(key)
+            if put is not None:
+                found[key.rpartition("/")[2]] = put.name, put.directory
+        return list(found.values())
+
+    def touched(self, path: str) -> bool:
+        """See `ForkWriter.touched`."""
+        todo = [path.upper()]
+        while todo:
+            key = todo.pop()
+            if key in self._put:
+                return True
+            todo.extend(self._inside.get(key, ()))
+        return False
+
+    def _note(self, path: str, directory: bool, reparse: bool) -> None:
+        key = path.upper()
+        self._put[key] = _Seen(path.rpartition("/")[2], directory, reparse)
+        while key:
+            parent = key.rpartition("/")[0]
+            inside = self._inside.setdefault(parent, set())
+            if key in inside:
+                break
+            inside.add(key)
+            key = parent
+
+    def _look(self, path: str) -> _Seen | None:
+        """What is at ``path``."""
+        key = path.upper()
+        found = self._put.get(key)
+        if found is not None:
+            return found
+        if not path:
+            return _Seen("", True, False)
+        if self._below is None or self._is_gone(key):
+            return None
+        entry = self._below.lookup(LayerPath(path))
+        if entry is None:
+            return None
+        attributes = entry.windows.attributes if entry.windows is not None else 0
+        return _Seen("", bool(attributes & bits.DIRECTORY), bool(attributes & bits.REPARSE_POINT))
+
+    def _is_gone(self, key: str) -> bool:
+        while key:
+            if key in self._gone:
+                return True
+            key = key.rpartition("/")[0]
+        return False
+
+    def _forget(self, path: str) -> None:
+        """Nothing that was at ``path``, or beneath, is there any more."""
+        key = path.upper()
+        self._gone.add(key)
+        self._inside.get(key.rpartition("/")[0], set()).discard(key)
+        todo = [key]
+        while todo:
+            each = todo.pop()
+            self._put.pop(each, None)
+            todo.extend(self._inside.pop(each, ()))
+
+    def _let_go(self) -> None:
+        if self._below is not None:
+            self._below.close()
+            self._below = None
+
+    def _remove(self) -> None:
+        self._let_go()
+        for name in set(os.listdir(self._layer.directory)) - self._before:
+            if name == self._layer.path.name or name.startswith(("region_", "objectid_")):
+                (self._layer.directory / name).unlink(missing_ok=True)

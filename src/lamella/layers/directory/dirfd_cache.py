@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open directories beneath one root: reached component by component, never through a link."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from lamella import host
+from lamella.errors import Conflict, Unsupported, from_os
+from lamella.host import file_io
+
+_OPEN: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
+_MOST: Final = 256
+_LEAST: Final = 8
+_SHARE: Final = 8
+"""One cache takes at most this part of the process's limit: work has up to four at once, and opens files besides."""
+_SPACING: Final = frozenset(4**power for power in range(1, 16))
+"""How far above a deep directory further ones stay open: a climb from there costs O(n log n), not O(n^2)."""
+
+
+def _budget() -> int:
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if soft == resource.RLIM_INFINITY else max(_LEAST, min(_MOST, soft // _SHARE))
+
+
+class Descriptors:
+    """A bounded cache of open directories by canonical path; it owns them and the root's descriptor.
+
+    It holds about ``most`` directories, and about an eighth of the process's limit of open files at most.
+    ``opened`` is told of each directory that comes into the cache, before anybody can change something in it.
+    """
+
+    __slots__ = ("_most", "_opened", "known")
+
+    def __init__(
+        self, root: int, opened: Callable[[str, int], object] | None = None, *, most: int | None = None
+    ) -> None:
+        self._opened = opened
+        self.known: dict[str, int] = {"": root}
+        """For hot loops to look into first; what is not in here is asked of `open`."""
+        self._most = _budget() if most is None else min(most, _budget())
+
+    @property
+    def root(self) -> int:
+        """The descriptor of the root."""
+        return self.known[""]
+
+    def open(self, path: str) -> int:
+        """The descriptor of the directory ``path``, open until the next call of any method here.
+
+        Raises OSError: ENOENT, ENOTDIR or ELOOP where a component is not there, or is no directory.
+        """
+        known = self.known
+        descriptor = known.get(path)
+        if descriptor is not None:
+            return descriptor
+        if len(known) >= self._most:
+            self._evict(path)
+        at, pending = path, []
+        while (descriptor := known.get(at)) is None:
+            at, _, name = at.rpartition("/")
+            pending.append(name)
+        temporary = -1
+        # Of the directories on the way the nearest are kept, and few of the others: a path of thousands of components
+        # must not push everything else out, and a walk that climbs back up it must not start at the root each time.
+        keep = max(1, self._most // 4)
+        try:
+            while pending:
+                name = pending.pop()
+                descriptor = os.open(name, _OPEN, dir_fd=descriptor)
+                if temporary >= 0:
+                    os.close(temporary)
+                    temporary = -1
+                at = f"{at}/{name}" if at else name
+                if len(pending) < keep or len(pending) in _SPACING:
+                    known[at] = descriptor
+                    if self._opened is not None:
+                        self._opened(at, descriptor)
+                else:
+                    temporary = descriptor
+        except OSError:
+            if temporary >= 0:
+                os.close(temporary)
+            raise
+        return descriptor
+
+    def forget(self, path: str) -> None:
+        """Close what is open at ``path`` and beneath: it is being removed or replaced."""
+        prefix = path + "/"
+        known = self.known
+        for key in [key for key in known if key == path or key.startswith(prefix)]:
+            os.close(known.pop(key))
+
+    def close(self) -> None:
+        """Close everything, the root too."""
+        known = self.known
+        while known:
+            os.close(known.popitem()[1])
+
+    def _evict(self, path: str) -> None:
+        """Close the oldest directories, first those that do not lead to ``path``."""
+        known = self.known
+        leading: list[str] = []
+        others: list[str] = []
+        for key in known:
+            if key:
+                (leading if path.startswith(key) and path[len(key)] == "/" else others).append(key)
+        for key in (others + leading)[: len(known) - self._most // 2]:
+            os.close(known.pop(key))
+
+
+def open_root(root: str | os.PathLike[str]) -> int:
+    """Open the directory that is to be a root; a link that leads to it is followed.
+
+    Raises LamellaError; Unsupported where Python would write the names of files in another encoding than they have.
+    """
+    file_io.require_descriptors()
+    if sys.getfilesystemencoding() != "utf-8":
+        raise Unsupported(
+            f"the names of files would be written in the encoding {sys.getfilesystemencoding()!r}",
+            hint="set PYTHONUTF8=1 in the environment",
+        )
+    try:
+        return os.open(root, os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise Conflict(f"{os.fspath(root)!r} is not a directory") from error
+        raise from_os(error, f"open directory {os.fspath(root)!r}") from error
+
+
+_NESTING: Final = 48
+
+
+def remove_tree(parent: int, name: str) -> None:
+    """Remove ``name`` in the open directory ``parent``, with all beneath it if it is a directory.
+
+    Links are not followed, and nothing that is mounted beneath is looked into. Directories of our own that keep us
+    out are opened up first. Needs a bounded number of descriptors and linear time, however deep the tree: what lies
+    deep is moved up within it. Raises OSError; EBUSY where something is mounted.
+    """
+    try:
+        os.unlink(name, dir_fd=parent)
+        return
+    except IsADirectoryError:
+        pass
+    except PermissionError:  # what unlink(2) of a directory gives on some systems
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise
+    if _remove_empty(parent, name):
+        return
+    top = _enter(parent, name)
+    stack: list[tuple[int, str, list[str]]] = [(top, name, [])]
+    try:
+        stack[0][2].extend(_unlink_files(top))
+        while stack:
+            descriptor, name, directories = stack[-1]
+            if not directories:
+                os.rmdir(name, dir_fd=stack[-2][0] if len(stack) > 1 else parent)
+                stack.pop()
+                os.close(descriptor)
+                continue
+            below = directories.pop()
+            if _remove_empty(descriptor, below):
+                continue
+            child = _enter(descriptor, below)
+            if len(stack) < _NESTING:
+                inside: list[str] = []
+                stack.append((child, below, inside))
+                inside.extend(_unlink_files(child))
+            else:
+                os.close(child)
+                # A name that no layer can have guessed: renaming replaces an empty directory without a word.
+                lifted = f".lamella-{os.urandom(8).hex()}"
+                os.rename(below, lifted, src_dir_fd=descriptor, dst_dir_fd=top)
+                stack[0][2].append(lifted)
+    finally:
+        for descriptor, _, _ in stack:
+            os.close(descriptor)
+
+
+def remove_path(path: str | os.PathLike[str]) -> None:
+    """Remove ``path``, which may be a directory, as `remove_tree` does. Raises OSError.
+
+    Where files cannot be opened by a descriptor of their directory, paths are used instead.
+    """
+    if not file_io.HAS_DESCRIPTORS:
+        from shutil import rmtree
+
+        try:
+            os.unlink(path)
+        except (IsADirectoryError, PermissionError):
+            rmtree(path)
+        return
+    above, name = os.path.split(path)
+    parent = os.open(above or os.curdir, os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_CLOEXEC)
+    try:
+        remove_tree(parent, name)
+    finally:
+        os.close(parent)
+
+
+def open_up(parent: int | None, name: str | os.PathLike[str]) -> int:
+    """Give us all rights to a directory of our own whose mode keeps us out; the mode that it had. Raises OSError."""
+    handle = os.open(name, file_io.O_PATH | file_io.O_NOFOLLOW | file_io.O_DIRECTORY | file_io.O_CLOEXEC, dir_fd=parent)
+    try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        os.chmod(host.path_of(handle), mode | 0o700)
+    finally:
+        os.close(handle)
+    return mode
+
+
+def _remove_empty(parent: int, name: str) -> bool:
+    """Remove a directory if it is empty.
+
+    What is asked is whether something is mounted there: the system refuses that with EBUSY before anything else, and
+    there is no better way to know of a directory that is bound to another of the same file system.
+    """
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _enter(parent: int, name: str) -> int:
+    """Open a directory whose content is to be removed."""
+    try:
+        descriptor = os.open(name, _OPEN, dir_fd=parent)
+    except PermissionError:
+        open_up(parent, name)
+        descriptor = os.open(name, _OPEN, dir_fd=parent)
+    user = os.geteuid()
+    if user:
+        try:
+            status = os.fstat(descriptor)
+            if status.st_mode & 0o300 != 0o300 and status.st_uid == user:
+                os.fchmod(descriptor, 0o700)
+        except OSError:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _unlink_files(directory: int) -> list[str]:
+    """Unlink all but directories, whose names are returned."""
+    directories = []
+    with os.scandir(directory) as scan:
+        for entry in scan:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
+    return directories

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers in the form of upper directories, read: one as the changes that it states, a stack as the tree it comes to."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from lamella.changes.contracts import Seen
+from lamella.changes.model import Change, Entry, Kind
+from lamella.errors import InvalidInput, Unsupported
+from lamella.layers.directory.tree import DirectoryTree
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.rules import is_whiteout
+from lamella.layers.overlay_view import UNCLEAR, StackTree, stated
+from lamella.layers.stack import LayerStack
+from lamella.paths import LayerPath, split
+
+_OPEN_DIRECTORIES: Final = 256
+"""Of all layers together, so that a stack of 127 fits into the usual limit of 1,024 files."""
+
+
+_FILE: Final = Seen(Kind.FILE)
+_DIRECTORY: Final = Seen(Kind.DIRECTORY)
+
+
+class _Upper:
+    """One layer: its files, and what its attributes say to an overlay mount."""
+
+    __slots__ = ("identity", "marks", "open", "prefix", "tree")
+
+    def __init__(
+        self,
+        layer: OverlayLayer,
+        owners: Literal["actual", "recorded"] | None,
+        xattrs: Literal["all", "capability", "none"],
+        open_directories: int,
+    ) -> None:
+        self.prefix = layer.prefix()
+        self.tree = DirectoryTree(layer.path, owners=owners, xattrs=xattrs, open_directories=open_directories)
+        self.marks: dict[LayerPath, dict[str, bytes]] = {}
+        """By path, what the last call found; see `DirectoryTree.marks`."""
+        self.tree.marks = (self.prefix, self.marks)
+        self.open, self.identity = self.tree.open, self.tree.identity
+
+    def glance(self, path: LayerPath) -> Seen | None:
+        """See `ShownLayer.glance`."""
+        status = self.tree.status(path)
+        if status is None:
+            return None
+        form = stat.S_IFMT(status.st_mode)
+        if form == stat.S_IFREG and status.st_size:
+            return _FILE
+        return _DIRECTORY if form == stat.S_IFDIR else UNCLEAR
+
+    def close(self) -> None:
+        """Close the directory."""
+        self.tree.close()
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """The entry, whiteouts included; its marks are in ``marks`` then."""
+        self.marks.clear()
+        entry = self.tree.lookup(path)
+        if entry is not None:
+            self._check(path)
+        return entry
+
+    def entries(self, directory: LayerPath) -> list[Entry]:
+        """The entries, whiteouts included; their marks are in ``marks`` then."""
+        self.marks.clear()
+        found = self.tree.entries(directory)
+        if self.marks:
+            for path in self.marks:
+                self._check(path)
+        return found
+
+    def is_opaque(self, path: LayerPath) -> bool:
+        """Whether the directory looked at last hides what is below. The kernel takes no such mark on the root."""
+        return bool(path) and self.marks.get(path, {}).get("opaque") == b"y"
+
+    def whiteouts(self, directory: LayerPath, found: list[Entry]) -> set[LayerPath]:
+        """Which of the entries listed last are whiteouts."""
+        gone = {entry.path for entry in found if is_whiteout(entry)}
+        marked = [path for path, marks in self.marks.items() if "whiteout" in marks]
+        if marked and self.expects_marked(directory):
+            files = {entry.path for entry in found if entry.kind is Kind.FILE and not entry.size}
+            gone.update(files.intersection(marked))
+        return gone
+
+    def is_whiteout(self, entry: Entry) -> bool:
+        """Whether the entry looked at last is a whiteout."""
+        if is_whiteout(entry):
+            return True
+        if entry.kind is not Kind.FILE or entry.size or "whiteout" not in self.marks.get(entry.path, {}):
+            return False
+        return self.expects_marked(split(entry.path)[0])
+
+    def expects_marked(self, directory: LayerPath) -> bool:
+        """Whether the kernel looks for whiteouts that are marked files there."""
+        self.marks.clear()
+        self.tree.lookup(directory)
+        return self.marks.get(directory, {}).get("opaque") == b"x"
+
+    def _check(self, path: LayerPath) -> None:
+        for mark in ("metacopy", "redirect"):
+            if mark in self.marks.get(path, ()):
+                raise Unsupported(
+                    f"{path or '/'!r} has the attribute {self.prefix}{mark}: the layer does not stand for itself",
+                    hint="mount overlays with metacopy=off,redirect_dir=off, or read the mounted tree",
+                )
+
+
+class OverlayChanges:
+    """What an upper directory states, in the order of a walk: each directory, its opaque marker, what is in it.
+
+    Directories that were merely copied up on the way to something are stated too: nothing tells them apart. A socket is
+    in no layer; it is stated to be a whiteout, since a mount shows nothing else there. Content can be opened until
+    `close`, or the end of the block where this is used as a context manager.
+
+    To iterate raises Unsupported for a layer with ``metacopy`` or ``redirect`` marks, and what `DirectoryTree` raises.
+    """
+
+    def __init__(
+        self,
+        layer: OverlayLayer,
+        *,
+        owners: Literal["actual", "recorded"] | None = None,
+        xattrs: Literal["all", "capability", "none"] = "all",
+        left_out: Callable[[LayerPath], None] | None = None,
+    ) -> None:
+        """``left_out`` is told of each socket, once or more often."""
+        self._upper = _Upper(layer, owners, xattrs, 128)
+        self._upper.tree.left_out = left_out
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the directory."""
+        self._upper.tree.close()
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """What the layer has at ``path``, a whiteout as the device that it is."""
+        return self._upper.tree.lookup(path)
+
+    def __iter__(self) -> Iterator[Change]:
+        return stated(self._upper)
+
+
+class OverlayTree(StackTree):
+    """The tree that a mount of the stack would show. `close` it, or use it as a context manager.
+
+    Raises what `DirectoryTree` does, and Unsupported for layers with ``metacopy`` or ``redirect`` marks.
+    """
+
+    def __init__(
+        self,
+        stack: LayerStack[OverlayLayer],
+        *,
+        owners: Literal["actual", "recorded"] | None = None,
+        xattrs: Literal["all", "capability", "none"] = "all",
+    ) -> None:
+        super().__init__()
+        each = max(3, _OPEN_DIRECTORIES // max(2, len(stack)))
+        try:
+            for layer in stack.nearest_first():
+                self._layers.append(_Upper(layer, owners, xattrs, each))
+        except BaseException:
+            self.close()
+            raise
+        if not self._layers:
+            raise InvalidInput("a tree needs at least one layer")

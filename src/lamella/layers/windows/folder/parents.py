@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the layers below a Windows layer have, as far as its folder is made of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from lamella.changes.model import Entry, Kind
+from lamella.errors import NotFound, from_os
+from lamella.formats.ntfs import names
+from lamella.host import file_io
+from lamella.layers.directory.dirfd_cache import Descriptors, open_root
+from lamella.layers.windows.folder.index import IndexReader, LinkFact, PutFact, WhiteoutFact
+from lamella.layers.windows.folder.layout import HIVES, INDEX, UTILITY_FILES, WindowsLayer
+from lamella.paths import LayerPath
+
+if TYPE_CHECKING:
+    from lamella.layers.stack import LayerStack
+
+
+class Parents:
+    """The folders of the layers below. Nothing is read before it is asked for."""
+
+    def __init__(self, parents: LayerStack[WindowsLayer] | None) -> None:
+        self._layers = parents.nearest_first() if parents else ()
+        self._entries: list[tuple[dict[str, Entry], set[str]]] | None = None
+        for layer in self._layers:
+            if not layer.path.is_dir():
+                raise NotFound(f"the parent layer {os.fspath(layer.path)!r} is not there")
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """The file ``path`` as the layers below come to; None where they have none."""
+        if self._entries is None:
+            self._entries = [_entries(layer) for layer in self._layers]
+        key = names.folded(path)
+        for entries, hidden in self._entries:
+            found = entries.get(key)
+            if found is not None:
+                return found
+            at = key
+            while at:
+                if at in hidden:
+                    return None
+                at = at.rpartition("/")[0]
+        return None
+
+    def hive(self, name: str) -> bytes | None:
+        """The file ``name`` in `Hives` of the nearest parent that has it."""
+        for layer in self._layers:
+            folder = layer.path / HIVES
+            try:
+                found = [one for one in os.listdir(folder) if one.lower() == name.lower()]
+                if found:
+                    with open(os.open(folder / found[0], file_io.READ_FILE), "rb") as file:
+                        return file.read()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise from_os(error, f"read {name!r} of {os.fspath(layer.path)!r}") from error
+        return None
+
+    def clone_utility(self, target: Descriptors, copied: frozenset[str]) -> Iterator[tuple[LayerPath, bool]]:
+        """Make the parents' utility VM in the folder, and give each path with whether it is a directory.
+
+        Files are linked, since no layer's file is ever written again; ``copied`` are those that Windows writes.
+        """
+        for layer in self._layers:
+            if (layer.path / UTILITY_FILES).is_dir():
+                yield from _clone(layer, target, copied)
+                return
+
+
+def _clone(layer: WindowsLayer, target: Descriptors, copied: frozenset[str]) -> Iterator[tuple[LayerPath, bool]]:
+    source = Descriptors(open_root(layer.path))
+    try:
+        todo = [UTILITY_FILES]
+        while todo:
+            path = todo.pop()
+            parent, _, name = path.rpartition("/")
+            os.mkdir(name, dir_fd=target.open(parent))
+            yield LayerPath(path), True
+            with os.scandir(source.open(path)) as scan:
+                found = [
+                    (one.name, one.is_dir(follow_symlinks=False), one.is_file(follow_symlinks=False)) for one in scan
+                ]
+            for name, directory, regular in found:
+                inner = LayerPath(f"{path}/{name}")
+                if directory:
+                    todo.append(inner)
+                elif regular:
+                    from_directory, to_directory = source.open(path), target.open(path)
+                    if names.folded(inner) in copied:
+                        _copy(name, from_directory, to_directory)
+                    else:
+                        _link(name, from_directory, to_directory)
+                    yield inner, False
+    finally:
+        source.close()
+
+
+def _link(name: str, source: int, target: int) -> None:
+    try:
+        os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    except OSError:  # another file system, or too many names
+        _copy(name, source, target)
+
+
+def _copy(name: str, source: int, target: int) -> None:
+    with (
+        open(os.open(name, file_io.READ_FILE, dir_fd=source), "rb") as old,
+        open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=target), "wb") as new,
+    ):
+        while chunk := old.read(1 << 20):
+            new.write(chunk)
+        status = os.fstat(old.fileno())
+        new.flush()
+        os.utime(new.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def open_index(layer: WindowsLayer) -> BinaryIO:
+    """The index of the folder. Raises NotFound, and Denied and the like."""
+    try:
+        return open(os.open(layer.path / INDEX, file_io.READ_FILE), "rb", 1 << 18)
+    except FileNotFoundError:
+        raise NotFound(
+            f"{os.fspath(layer.path)!r} has no {INDEX}: it is no folder of a layer that Lamella wrote"
+        ) from None
+    except OSError as error:
+        raise from_os(error, f"read the index of {os.fspath(layer.path)!r}") from error
+
+
+def _entries(layer: WindowsLayer) -> tuple[dict[str, Entry], set[str]]:
+    """What one layer states: files by their path as NTFS compares it, and what it hides."""
+    entries: dict[str, Entry] = {}
+    hidden: set[str] = set()
+    with open_index(layer) as file:
+        for fact in IndexReader(file):
+            if isinstance(fact, PutFact):
+                entries[names.folded(fact.entry.path)] = fact.entry
+            elif isinstance(fact, LinkFact):
+                entries[names.folded(fact.path)] = Entry(fact.path, Kind.FILE, None, 0, "", fact.windows)
+            elif isinstance(fact, WhiteoutFact):
+                hidden.add(names.folded(fact.path))
+    return entries, hidden

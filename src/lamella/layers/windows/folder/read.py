@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The content of files in a layer's folder, opened as often as wanted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from lamella.changes.model import Buffer, Content, Windows
+from lamella.errors import Conflict, FormatError, LamellaError, NotFound, Unsupported, from_os
+from lamella.formats import backup
+from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
+from lamella.host import file_io
+from lamella.layers.directory.dirfd_cache import Descriptors, open_root
+
+_STEP: Final = 256 << 10
+_PREFIX: Final = 4
+"""Bytes of the attributes before the streams of a file in transport."""
+_BLOCK_HEADER: Final = 28
+"""Bytes between two blocks of a sparse file: WIN32_STREAM_ID and the offset."""
+
+
+class Folder:
+    """The open folder of a layer."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises NotFound, Conflict, Denied."""
+        self.path = path
+        self._descriptors = Descriptors(open_root(path))
+        self._closed = False
+
+    def open(self, path: str) -> int:
+        """A descriptor of the regular file ``path``, which the caller closes. Raises NotFound, Conflict, Denied."""
+        if self._closed:
+            raise Conflict(f"the folder {os.fspath(self.path)!r} has been closed")
+        parent, _, name = path.rpartition("/")
+        try:
+            return os.open(name, file_io.READ_FILE, dir_fd=self._descriptors.open(parent))
+        except OSError as error:
+            raise self.failure(path, error) from error
+
+    def directory(self, path: str) -> int:
+        """A descriptor of the directory ``path``, good until the next call. Raises NotFound, Conflict, Denied."""
+        try:
+            return self._descriptors.open(path)
+        except OSError as error:
+            raise self.failure(path, error) from error
+
+    def failure(self, path: str, error: OSError) -> LamellaError:
+        """The error that fits a failed call on ``path``."""
+        return from_os(error, f"read {path!r} of {os.fspath(self.path)!r}")
+
+    def has(self, path: str) -> bool:
+        """Whether there is a regular file ``path``."""
+        try:
+            os.close(self.open(path))
+        except NotFound:
+            return False
+        return True
+
+    # As a transport folder that Windows exported, see `ExportFolder`
+
+    def names(self, path: str) -> list[tuple[str, bool]]:
+        """See `ExportFolder.names`."""
+        try:
+            with os.scandir(self.directory(path)) as scan:
+                return [(one.name, one.is_dir(follow_symlinks=False)) for one in scan]
+        except OSError as error:
+            raise self.failure(path, error) from error
+
+    def head(self, path: str, limit: int) -> bytes:
+        """See `ExportFolder.head`."""
+        with open(self.open(path), "rb") as file:
+            return file.read(limit)
+
+    def windows(self, path: str) -> Windows:
+        """See `ExportFolder.windows`: a time of creation on some systems, and no time of change that means it."""
+        status = self._status(path)
+        birth = getattr(status, "st_birthtime", None)
+        creation = None if birth is None else round(birth * 10_000_000) * 100
+        write = status.st_mtime_ns - status.st_mtime_ns % 100
+        return Windows(DIRECTORY if stat.S_ISDIR(status.st_mode) else ARCHIVE, creation, None, write)
+
+    def size(self, path: str) -> int:
+        """See `ExportFolder.size`."""
+        status = self._status(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unsupported(f"{path!r} is no regular file")
+        return status.st_size
+
+    def transported(self, path: str) -> tuple[int, backup.Surveyed]:
+        """See `ExportFolder.transported`."""
+        with open(self.open(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unsupported(f"{path!r} is no regular file")
+            prefix = file.read(_PREFIX)
+            if len(prefix) != _PREFIX:
+                raise FormatError("attributes", 0, f"{len(prefix)} of {_PREFIX} bytes")
+
+            def skip(count: int) -> int:
+                at = file.tell()
+                return min(file.seek(count, os.SEEK_CUR), status.st_size) - at
+
+            return int.from_bytes(prefix, "little"), backup.survey(
+                backup.BackupReader(file.read, skip=skip, at=_PREFIX)
+            )
+
+    def content(self, path: str, size: int, at: int | None) -> Content:
+        """See `ExportFolder.content`."""
+        return FolderContent(self, path, size, at)
+
+    def pieces(self, path: str, found: backup.Surveyed) -> Content:
+        """See `ExportFolder.pieces`."""
+        return Pieces(self, path, found)
+
+    def _status(self, path: str) -> os.stat_result:
+        parent, _, name = path.rpartition("/")
+        try:
+            return os.stat(name, dir_fd=self.directory(parent), follow_symlinks=False)
+        except OSError as error:
+            raise self.failure(path, error) from error
+
+    def close(self) -> None:
+        """Let go of it."""
+        if not self._closed:
+            self._closed = True
+            self._descriptors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class FolderContent(Content):
+    """Bytes of a file in the folder: ``size`` of them, the first at ``at``.
+
+    ``gap`` bytes stand between two extents. A file that is ``whole`` must end where the content does. Raises Conflict
+    where the file is shorter or longer than the layer says.
+    """
+
+    __slots__ = ("_at", "_extents", "_folder", "_gap", "_path", "_size", "_whole")
+
+    def __init__(
+        self,
+        folder: Folder,
+        path: str,
+        size: int,
+        at: int | None,
+        extents: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._path = path
+        self._size = size
+        self._whole = at is None
+        self._at = at or 0
+        self._extents = extents
+
+    @property
+    def size(self) -> int:
+        """See `Content.size`."""
+        return self._size
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        """See `Content.extents`."""
+        return self._extents
+
+    @property
+    def stored(self) -> bool:
+        """True."""
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """See `Content.chunks`."""
+        size = self._size
+        if self._whole and size <= _STEP and self._extents is None:
+            return (self._small(),) if size else ()
+        return self._steps()
+
+    def _small(self) -> bytes:
+        file = self._folder.open(self._path)
+        try:
+            data = os.read(file, self._size + 1)
+            while len(data) < self._size and (more := os.read(file, self._size + 1 - len(data))):
+                data += more
+        except OSError as error:
+            raise self._folder.failure(self._path, error) from error
+        finally:
+            os.close(file)
+        if len(data) != self._size:
+            raise self._changed()
+        return data
+
+    def _steps(self) -> Iterator[Buffer]:
+        file = self._folder.open(self._path)
+        try:
+            if self._whole and os.fstat(file).st_size != self._size:
+                raise self._changed()
+            for at, left in self._places():
+                while left:
+                    part = os.pread(file, min(left, _STEP), at)
+                    if not part:
+                        raise self._changed()
+                    yield part
+                    at += len(part)
+                    left -= len(part)
+        except OSError as error:
+            raise self._folder.failure(self._path, error) from error
+        finally:
+            os.close(file)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        if self._extents is None:
+            yield self._at, self._size
+        elif self._whole:
+            yield from self._extents
+        else:
+            at = self._at
+            for _, length in self._extents:
+                at += _BLOCK_HEADER
+                yield at, length
+                at += length
+
+    def _changed(self) -> Conflict:
+        return Conflict(
+            f"{self._path!r} of {os.fspath(self._folder.path)!r} is not what the layer's index says",
+            hint="the files of a layer's folder must stay as they are",
+        )
+
+
+class Pieces(Content):
+    """Content that lies in a backup stream as a survey found it."""
+
+    __slots__ = ("_folder", "_path", "_pieces", "_size", "_sparse")
+
+    def __init__(self, folder: Folder, path: str, found: backup.Surveyed) -> None:
+        self._folder = folder
+        self._path = path
+        self._size = found.size
+        self._sparse = found.sparse
+        self._pieces = tuple(found.pieces)
+
+    @property
+    def size(self) -> int:
+        """See `Content.size`."""
+        return self._size
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        """See `Content.extents`."""
+        return tuple((offset, length) for offset, length, _ in self._pieces) if self._sparse else None
+
+    @property
+    def stored(self) -> bool:
+        """True."""
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """See `Content.chunks`."""
+        for _, length, at in self._pieces:
+            yield from FolderContent(self._folder, self._path, length, at).chunks()

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Windows layer read through Windows' own calls: a base layer as it lies on NTFS, another as it is exported."""
+
+from __future__ import annotations
+
+import ntpath
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from lamella.changes.model import Buffer, Change, Content, Entry, Kind, Link, Put, Stream, Windows
+from lamella.errors import Conflict, FormatError, InvalidInput, NotFound, Unsupported
+from lamella.formats import backup
+from lamella.formats.ntfs import filetime
+from lamella.formats.ntfs.attributes import ALL, DERIVED, DIRECTORY, NORMAL, REPARSE_POINT
+from lamella.host.windows.files import GENERIC_READ, Basic, Files, Handle
+from lamella.host.windows.system import WindowsSystem
+from lamella.layers.windows.folder.layout import FILES, UTILITY, UTILITY_FILES, WindowsLayer
+from lamella.layers.windows.folder.transport import RECYCLE, Exported, about, content_of, entry_of, in_order
+from lamella.paths import LayerPath
+
+if TYPE_CHECKING:
+    from lamella.layers.stack import LayerStack
+
+
+def native(path: str) -> str:
+    """A path of a layer as Windows wants it."""
+    return path.replace("/", "\\")
+
+
+def basic_of(windows: Windows, *, attributes: bool = True) -> Basic:
+    """What is set on a file; a time that the layer does not state is the write time, one before 1601 is left alone."""
+    write = windows.write_time
+
+    def ticks(time: int | None) -> int:
+        time = write if time is None else time
+        return 0 if time is None else max(0, filetime.ticks_from_ns(time))
+
+    settable = windows.attributes & ALL & ~DERIVED or NORMAL
+    return Basic(
+        ticks(windows.creation_time),
+        ticks(windows.access_time),
+        ticks(write),
+        ticks(windows.change_time),
+        settable if attributes else 0,
+    )
+
+
+def windows_of(basic: Basic) -> Windows:
+    """The facet of a file as far as attributes and times tell it."""
+    ns = filetime.ns_from_ticks
+    return Windows(basic.attributes, ns(basic.creation), ns(basic.access), ns(basic.write), ns(basic.change))
+
+
+_PREFIX: Final = 4
+"""Bytes of the attributes before the streams of a file in transport."""
+_OF_PARENTS: Final = frozenset({0x80000018, 0x90001018, 0xA000001F, 0xA0000027, 0xA0001027})
+"""Tags of the reparse points by which a layer's files are those of its parents (IO_REPARSE_TAG_WCI and its like)."""
+
+
+class NativeContent(Content):
+    """Bytes of a file on NTFS, opened as often as wanted. Raises Conflict where it has become shorter or longer."""
+
+    __slots__ = ("_at", "_extents", "_files", "_path", "_root", "_size")
+
+    def __init__(
+        self,
+        files: Files,
+        root: Handle,
+        path: str,
+        size: int,
+        at: int | None = None,
+        extents: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        self._files = files
+        self._root = root
+        self._path = path
+        self._size = size
+        self._at = at
+        self._extents = extents
+
+    @property
+    def size(self) -> int:
+        """See `Content.size`."""
+        return self._size
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        """See `Content.extents`."""
+        return self._extents
+
+    @property
+    def stored(self) -> bool:
+        """True."""
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """See `Content.chunks`."""
+        with self._files.open_in(self._root, native(self._path), GENERIC_READ) as handle:
+            if self._at is None and self._files.standard(handle).size != self._size:
+                raise self._changed()
+            for at, left in [(self._at or 0, self._size)] if self._extents is None else self._extents:
+                if at:
+                    self._files.seek(handle, at)
+                while left:
+                    chunk = self._files.read(handle, min(left, 256 << 10))
+                    if not chunk:
+                        raise self._changed()
+                    yield chunk
+                    left -= len(chunk)
+
+    def _changed(self) -> Conflict:
+        return Conflict(f"{self._path!r} has changed while the layer is read")
+
+
+class _Pieces(Content):
+    """Content that lies in a backup stream in a file."""
+
+    __slots__ = ("_files", "_found", "_path", "_root")
+
+    def __init__(self, files: Files, root: Handle, path: str, found: backup.Surveyed) -> None:
+        self._files = files
+        self._root = root
+        self._path = path
+        self._found = found
+
+    @property
+    def size(self) -> int:
+        """See `Content.size`."""
+        return self._found.size
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        """See `Content.extents`."""
+        return [(at, length) for at, length, _ in self._found.pieces] if self._found.sparse else None
+
+    @property
+    def stored(self) -> bool:
+        """True."""
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """See `Content.chunks`."""
+        for _, length, place in self._found.pieces:
+            yield from NativeContent(self._files, self._root, self._path, length, place).chunks()
+
+
+class NativeFolder:
+    """An open folder on NTFS, as a transport folder is asked."""
+
+    def __init__(self, files: Files, root: Handle) -> None:
+        self._files = files
+        self._root = root
+
+    def names(self, path: str) -> list[tuple[str, bool]]:
+        """See `ExportFolder.names`; a link to a directory is a directory."""
+        if not path:
+            return self._listed(self._root)
+        with self._files.open_in(self._root, native(path), directory=True) as handle:
+            return self._listed(handle)
+
+    def head(self, path: str, limit: int) -> bytes:
+        """See `ExportFolder.head`."""
+        with self._files.open_in(self._root, native(path)) as handle:
+            data = b""
+            while len(data) < limit and (chunk := self._files.read(handle, min(limit - len(data), 256 << 10))):
+                data += chunk
+            return data
+
+    def windows(self, path: str) -> Windows:
+        """See `ExportFolder.windows`."""
+        with self._files.open_in(self._root, native(path)) as handle:
+            return windows_of(self._files.basic(handle))
+
+    def size(self, path: str) -> int:
+        """See `ExportFolder.size`."""
+        with self._files.open_in(self._root, native(path)) as handle:
+            if self._files.basic(handle).attributes & (DIRECTORY | REPARSE_POINT):
+                raise Unsupported(f"{path!r} is no regular file")
+            return self._files.standard(handle).size
+
+    def transported(self, path: str) -> tuple[int, backup.Surveyed]:
+        """See `ExportFolder.transported`."""
+        with self._files.open_in(self._root, native(path)) as handle:
+            size = self._files.standard(handle).size
+            prefix = self._files.read(handle, _PREFIX)
+            if len(prefix) != _PREFIX:
+                raise FormatError("attributes", 0, f"{len(prefix)} of {_PREFIX} bytes")
+            at = _PREFIX
+
+            def read(count: int) -> bytes:
+                nonlocal at
+                data = self._files.read(handle, count)
+                at += len(data)
+                return data
+
+            def skip(count: int) -> int:
+                nonlocal at
+                passed = min(count, size - at)
+                at += passed
+                self._files.seek(handle, at)
+                return passed
+
+            found = backup.survey(backup.BackupReader(read, skip=skip, at=_PREFIX))
+        return int.from_bytes(prefix, "little"), found
+
+    def content(self, path: str, size: int, at: int | None) -> Content:
+        """See `ExportFolder.content`."""
+        return NativeContent(self._files, self._root, path, size, at)
+
+    def pieces(self, path: str, found: backup.Surveyed) -> Content:
+        """See `ExportFolder.pieces`."""
+        return _Pieces(self._files, self._root, path, found)
+
+    def _listed(self, handle: Handle) -> list[tuple[str, bool]]:
+        return [(one.name, bool(one.attributes & DIRECTORY)) for one in self._files.listing(handle)]
+
+
+class NativeChanges:
+    """What a layer on NTFS states.
+
+    A base layer's files are read as they lie there, with all that BackupRead gives: `Files` without the recycle bin,
+    then `UtilityVM/Files`. A layer with parents is exported into a folder beside it first, which `close` removes.
+    Content can be opened until then. The caller holds SeBackupPrivilege.
+    """
+
+    def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None, system: WindowsSystem) -> None:
+        """Export the layer, if it has parents. Raises NotFound, Unsupported (no Containers feature), Denied."""
+        self._system = system
+        self._files = system.files
+        self._layer = ntpath.abspath(os.fspath(layer.path))
+        self._linked: tuple[LayerPath, Windows] | None = None
+        self._base = not parents
+        self._closing = ExitStack()
+        try:
+            place = self._layer
+            if parents:
+                place = self._export([ntpath.abspath(os.fspath(one.path)) for one in parents.nearest_first()])
+            self._root = self._closing.enter_context(self._open(place))
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """The attributes and times of the target of the link that was given last."""
+        if self._linked is None or self._linked[0] != path:
+            return None
+        return Entry(path, Kind.FILE, None, 0, "", self._linked[1])
+
+    def __iter__(self) -> Iterator[Change]:
+        if self._base:
+            return self._walk()
+        return Exported(NativeFolder(self._files, self._root)).changes()
+
+    def close(self) -> None:
+        """Let go of the layer, and remove what it was exported into."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self, path: str) -> Handle:
+        try:
+            return self._files.open(path)
+        except NotFound:
+            raise NotFound(f"the layer {path!r} is not there") from None
+
+    def _export(self, parents: list[str]) -> str:
+        """Windows exports a layer that is active, and has been prepared once."""
+        layers, layer = self._system.layers, self._layer
+        above, name = ntpath.split(layer)
+        folder = ntpath.join(above, f".{name}.export-{secrets.token_hex(4)}")
+        self._open(layer).close()
+        layers.require()
+        self._files.make_directory(folder)
+        self._closing.callback(self._remove, above, ntpath.basename(folder))
+        layers.activate(layer)
+        self._closing.callback(layers.deactivate, layer)
+        layers.prepare(layer, parents)
+        layers.unprepare(layer)
+        layers.export_layer(layer, folder, parents)
+        return folder
+
+    def _remove(self, above: str, name: str) -> None:
+        with self._files.open(above) as handle:
+            self._files.delete_tree(handle, name)
+
+    # A base layer
+
+    def _walk(self) -> Iterator[Change]:
+        seen: dict[tuple[int, bytes], LayerPath] = {}
+        folder = NativeFolder(self._files, self._root)
+        top = {name.lower() for name, directory in folder.names("") if directory}
+        if FILES.lower() not in top:
+            raise NotFound(f"{self._layer!r} has no {FILES}: it is no layer")
+        yield from self._tree(LayerPath(FILES), folder, seen)
+        if UTILITY.lower() in top and UTILITY_FILES.rpartition("/")[2].lower() in {
+            name.lower() for name, _ in folder.names(UTILITY)
+        }:
+            entry, _, _, _ = self._read(LayerPath(UTILITY))
+            yield Put(entry, None)
+            yield from self._tree(LayerPath(UTILITY_FILES), folder, seen)
+
+    def _tree(self, top: LayerPath, folder: NativeFolder, seen: dict[tuple[int, bytes], LayerPath]) -> Iterator[Change]:
+        todo = [top]
+        while todo:
+            path = todo.pop()
+            if path.lower() == RECYCLE:
+                continue
+            entry, content, streams, identity = self._read(path)
+            if identity is not None:
+                first = seen.setdefault(identity, path)
+                if first != path:
+                    assert entry.windows is not None  # noqa: S101
+                    self._linked = first, entry.windows
+                    yield Link(path, first)
+                    continue
+            yield Put(entry, content)
+            for name, stream in streams:
+                yield Stream(path, name, stream)
+            if entry.kind is Kind.DIRECTORY and entry.windows is not None and entry.windows.reparse is None:
+                found = in_order(path, folder.names(path))
+                todo.extend(LayerPath(f"{path}/{name}") for name, _ in reversed(found))
+
+    def _read(
+        self, path: LayerPath
+    ) -> tuple[Entry, Content | None, list[tuple[str, Content]], tuple[int, bytes] | None]:
+        """A file, its content and streams, and what tells it from others where it has several names."""
+        with self._files.open_in(self._root, native(path)) as handle:
+            basic = self._files.basic(handle)
+            standard = self._files.standard(handle)
+            identity = None
+            if standard.links > 1 and not standard.directory:
+                identity = self._files.identity(handle)
+            with self._files.backup(handle, security=True) as read, about(path):
+                found = backup.survey(backup.BackupReader(read.read, skip=read.skip))
+        if found.reparse is not None and int.from_bytes(found.reparse[:4], "little") in _OF_PARENTS:
+            raise InvalidInput(
+                f"{self._layer!r} has parents, in which {path!r} lies", hint="say which, the nearest first"
+            )
+        entry = entry_of(path, windows_of(basic), found, directory=standard.directory)
+        streams: list[tuple[str, Content]] = [
+            (name, NativeContent(self._files, self._root, f"{path}:{name}", size)) for name, size, _ in found.alternates
+        ]
+        if entry.kind is not Kind.FILE:
+            return entry, None, streams, identity
+        extents = [(at, length) for at, length, _ in found.pieces] if found.sparse else None
+        content = content_of(found, NativeContent(self._files, self._root, path, found.size, None, extents))
+        return entry, content, streams, identity

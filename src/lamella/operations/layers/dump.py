@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layer, a directory or an image as canonical text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from lamella.changes.dump import dump
+from lamella.changes.tree import walk
+
+if TYPE_CHECKING:
+    from lamella.oci.platform import Platform
+
+
+def dump_lines(
+    place: str | os.PathLike[str] | BinaryIO,
+    *,
+    kind: str = "directory",
+    inline: int = 0,
+    holes: bool = False,
+    platform: str | Platform | None = None,
+) -> Iterator[str]:
+    """The lines of what is at ``place``, as `lamella.changes.dump` writes them.
+
+    ``place`` is an open blob, the path of a blob or of a directory (of the ``kind`` directory or overlay), or a name
+    that `open_tree` takes. Raises NotFound, InvalidInput, and what reading the place raises.
+    """
+    from lamella.operations.trees.open import names_a_tree, open_tree
+
+    if not isinstance(place, (str, os.PathLike)):
+        yield from _blob(place, inline, holes)
+    elif isinstance(place, str) and names_a_tree(place):
+        with open_tree(place, platform=platform) as tree:
+            yield from dump(walk(tree), inline=inline, extents=holes)
+    elif os.path.isdir(place):
+        from lamella.operations.layers.diff import sourced
+
+        with sourced(None, place, kind=kind) as (changes, _):
+            yield from dump(changes, inline=inline, extents=holes)
+    else:
+        yield from _blob(Path(place), inline, holes)
+
+
+def _blob(blob: Path | BinaryIO, inline: int, holes: bool) -> Iterator[str]:
+    from lamella.layers.tar.source import tar_changes
+    from lamella.streams.blob_reader import BlobReader
+
+    with BlobReader(blob, hash_blob=False, hash_stream=False) as reader:
+        yield from dump(tar_changes(reader.next_buffer, end=reader.finish), inline=inline, extents=holes)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from a store to anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lamella.images.transports import ON_DISK, STORE, ImageName, parse_image_name
+from lamella.oci.platform import Platform, parse_platform
+from lamella.operations.copy import Copied, copy_image
+from lamella.store.contract import Resource
+from lamella.store.gc.labels import CONTENT
+from lamella.store.image_reader import StoreReader
+from lamella.store.metadata.leases import under_lease
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+    from lamella.store.store import Space
+
+
+def export_image(
+    space: Space,
+    name: str,
+    target: str | ImageName,
+    *,
+    platform: str | Platform | None = None,
+    all_platforms: bool = False,
+    replace: bool = False,
+    durable: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Copied:
+    """Copy the image ``name`` (``busybox`` will do) of a namespace to any form of place.
+
+    A layout or an archive notes it by its full name, unless ``target`` says a tag. Raises as `copy_image` does.
+    """
+    from lamella.images.transports import open_writer
+
+    target = parse_image_name(target) if isinstance(target, str) else target
+    source = parse_image_name(f"{STORE}:{name}")
+    tag = target.tag
+    if tag is None and target.form in ON_DISK and source.tag is not None:
+        tag = f"{source.path}:{source.tag}"
+    with (
+        StoreReader(space, source) as reader,
+        _kept(space, reader),
+        open_writer(target, replace=replace, durable=durable) as writer,
+    ):
+        return copy_image(
+            reader,
+            writer,
+            tag=source.tag,
+            new_tag=tag,
+            platform=parse_platform(platform) if isinstance(platform, str) else platform,
+            all_platforms=all_platforms,
+            progress=progress,
+            cancel=cancel,
+        )
+
+
+@contextmanager
+def _kept(space: Space, reader: StoreReader) -> Iterator[None]:
+    """Let the image stay as long as the block lasts, even if its name goes; in a store that can be written to."""
+    if space.store.readonly:
+        yield
+        return
+    with under_lease(space) as held:
+        for image in reader.images():
+            assert held.lease is not None  # noqa: S101  # that is what `under_lease` is for
+            held.leases.add(held.lease, Resource(CONTENT, image.descriptor.digest))
+        yield

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from anywhere into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lamella.errors import InvalidInput, LamellaError
+from lamella.images.contract import ImageReader
+from lamella.images.resolve import find, resolve
+from lamella.images.transports import KEPT, REGISTRY, ImageName, parse_image_name
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.index import is_image_entry
+from lamella.oci.platform import Platform, parse_platform
+from lamella.oci.reference import parse_reference
+from lamella.operations.copy import move_blobs
+from lamella.store.image_writer import StoreWriter
+from lamella.store.metadata.leases import under_lease
+from lamella.store.unpack.image import Unpacked, unpack_image
+
+if TYPE_CHECKING:
+    from lamella.changes.losses import Losses
+    from lamella.layers.policy import Policy
+    from lamella.progress import Cancellation, Progress
+    from lamella.store.store import Space
+
+_HINT: Final = "give it one with --name"
+
+
+class ImportedImage(Struct, frozen=True):
+    """One image that has its name in the store now."""
+
+    name: str
+    """In full, as docker.io/library/busybox:latest."""
+    target: Descriptor
+    """The manifest, or the index with all platforms."""
+    unpacked: Unpacked | None = None
+
+
+class Imported(Struct, frozen=True):
+    """What came of an import."""
+
+    images: tuple[ImportedImage, ...]
+    blobs: int
+    """Blobs that were written; documents are blobs too."""
+    size: int
+    """Bytes of them."""
+    present: int
+    """Blobs that the store had already."""
+
+
+def import_image(
+    space: Space,
+    source: str | ImageName,
+    *,
+    name: str | None = None,
+    platform: str | Platform | None = None,
+    all_platforms: bool = False,
+    unpack: bool = False,
+    snapshotter: str | None = None,
+    policy: Policy | None = None,
+    losses: Losses | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Imported:
+    """Bring what ``source`` names into a namespace of a store, under ``name`` (``busybox`` will do).
+
+    Without ``name`` images keep the full names that they have where they are, and all that have one are taken, unless
+    ``source`` says which. Either all get their names or, after a failure, none that is not right. A name that has
+    another image in the store gives way with ``replace`` alone. ``unpack`` makes snapshots too.
+
+    Raises AlreadyExists, InvalidInput (no name), and as `copy_image` and `unpack_image` do.
+    """
+    from lamella.images.transports import open_reader
+
+    source = parse_image_name(source) if isinstance(source, str) else source
+    if isinstance(platform, str):
+        platform = parse_platform(platform)
+    if all_platforms and platform is not None:
+        raise InvalidInput("one platform and all platforms exclude each other")
+    with (
+        open_reader(source) as reader,
+        under_lease(space) as held,
+        StoreWriter(held, replace=replace) as writer,
+    ):
+        wanted = _wanted(reader, source, name, platform, all_platforms=all_platforms)
+        for full, image in wanted.items():
+            writer.check_name(full, image)
+        moved = move_blobs(reader, writer, list(wanted.values()), progress=progress, cancel=cancel)
+        for full, image in wanted.items():
+            writer.give_name(full, image)
+        images = [ImportedImage(full, image) for full, image in wanted.items()]
+        if unpack:
+            images = _unpacked(held, images, platform, snapshotter, policy, losses, progress, cancel)
+    return Imported(tuple(images), moved.blobs, moved.size, moved.present)
+
+
+def full_name(text: str) -> str:
+    """The name of an image in the store that a person means: short forms made full. Raises InvalidInput."""
+    return str(parse_reference(text).with_default_tag())
+
+
+def _unpacked(
+    space: Space,
+    images: Sequence[ImportedImage],
+    platform: Platform | None,
+    snapshotter: str | None,
+    policy: Policy | None,
+    losses: Losses | None,
+    progress: Progress | None,
+    cancel: Cancellation | None,
+) -> list[ImportedImage]:
+    results: dict[str, Unpacked] = {}
+    for image in images:
+        digest = image.target.digest
+        if digest not in results:
+            results[digest] = unpack_image(
+                space,
+                image.target,
+                snapshotter,
+                platform=platform,
+                policy=policy,
+                losses=losses,
+                progress=progress,
+                cancel=cancel,
+            )
+    return [replace(image, unpacked=results[image.target.digest]) for image in images]
+
+
+def _wanted(
+    reader: ImageReader,
+    source: ImageName,
+    name: str | None,
+    platform: Platform | None,
+    *,
+    all_platforms: bool,
+) -> dict[str, Descriptor]:
+    """Full names, and what each is to name."""
+    if name is not None or source.form in (REGISTRY, *KEPT) or source.tag is not None or source.position is not None:
+        full = full_name(name) if name is not None else _own_name(reader, source)
+        return {full: _chosen(reader, source.tag, source.position, platform, all_platforms=all_platforms)}
+    wanted: dict[str, Descriptor] = {}
+    nameless = 0
+    for position, listed in enumerate(reader.images()):
+        if not is_image_entry(listed.descriptor):
+            continue
+        names = [full for full in map(_full, listed.names) if full is not None]
+        nameless += not names
+        image = None
+        for full in names:
+            if image is None:
+                image = _chosen(reader, None, position, platform, all_platforms=all_platforms)
+            if wanted.setdefault(full, image).digest != image.digest:
+                raise InvalidInput(f"{reader.where}: two images there are named {full!r}", hint="choose one by number")
+    if not wanted:
+        raise InvalidInput(f"{reader.where}: no image there has a full name", hint=_HINT)
+    return wanted
+
+
+def _own_name(reader: ImageReader, source: ImageName) -> str:
+    """The full name of the one image that ``source`` names."""
+    if source.form in (REGISTRY, *KEPT):
+        return f"{source.path}:{source.tag}" if source.tag else f"{source.path}@{source.digest}"
+    found = {image.digest for image in find(reader, source.tag, source.position)}
+    names = [full for listed in reader.images() if listed.descriptor.digest in found for full in _fulls(listed.names)]
+    unique = list(dict.fromkeys(names))
+    if source.tag in unique:
+        return source.tag
+    if len(unique) != 1:
+        raise InvalidInput(f"{source}: the image has {'several names' if unique else 'no full name'}", hint=_HINT)
+    return unique[0]
+
+
+def _chosen(
+    reader: ImageReader, tag: str | None, position: int | None, platform: Platform | None, *, all_platforms: bool
+) -> Descriptor:
+    if not all_platforms:
+        return resolve(reader, tag, platform, position).descriptor
+    found = find(reader, tag, position)
+    if len(found) > 1:
+        raise InvalidInput(
+            f"{reader.where}: {len(found)} images there have that name", hint="choose one by number, as in oci:DIR:@0"
+        )
+    return found[0]
+
+
+def _fulls(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        full = _full(name)
+        if full is not None:
+            yield full
+
+
+def _full(name: str) -> str | None:
+    """The full form of a name that an image has somewhere; None for a mere tag, which says nothing in a store."""
+    if "/" not in name and ":" not in name:
+        return None
+    try:
+        return full_name(name)
+    except LamellaError:
+        return None

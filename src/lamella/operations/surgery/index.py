@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An index of images for several platforms, made from images that are somewhere already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct, field
+
+from lamella.digests import Digest
+from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
+from lamella.images.contract import ImageReader
+from lamella.images.resolve import resolve
+from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.documents import encode
+from lamella.oci.index import Index, is_image_entry, new_index
+from lamella.oci.mediatypes import INDEXES, OCI_INDEX
+from lamella.oci.platform import Platform, parse_platform
+from lamella.operations.copy import Copied, move_blobs
+from lamella.operations.surgery.mutate import merged, pairs
+from lamella.operations.surgery.rewrite_index import (
+    bare,
+    image_entries,
+    one_image,
+    platform_of,
+    rewrite_index,
+    selects,
+    without_names,
+)
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+
+
+def index(
+    sources: Sequence[str | ImageName | tuple[str | ImageName, str | Platform]],
+    target: str | ImageName,
+    *,
+    annotations: Mapping[str, str] | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Copied:
+    """Write an index of the images ``sources`` as ``target``, in their order.
+
+    A source that is an index itself gives all of its images, with what is about them. With a platform beside its name,
+    an index gives the image for that one, and a single image is listed as one for it; else the platform is what the
+    image's config says. The images stay as they are. See `open_writer` for ``replace``.
+
+    Raises Conflict where two different images are for one platform, NotFound, InvalidInput, Unsupported.
+    """
+    chosen = [_parsed(one) for one in sources]
+    if not chosen:
+        raise InvalidInput("an index needs at least one image")
+    target = parse_image_name(target) if isinstance(target, str) else target
+    noted = merged({}, pairs("annotations", annotations or {}))
+    with ExitStack() as stack, open_writer(target, replace=replace) as writer:
+        if not writer.takes_indexes:
+            raise Unsupported(f"{writer.where}: there is no place for an index")
+        listed: list[tuple[ImageReader, Descriptor]] = []
+        for name, platform in chosen:
+            reader = stack.enter_context(open_reader(name))
+            listed += [(reader, entry) for entry in _entries(reader, name, platform)]
+        entries = _unique(entry for _, entry in listed)
+        kept = {entry.digest for entry in entries}
+        moved: list[Copied] = []
+        for reader in dict.fromkeys(reader for reader, _ in listed):
+            images = [entry for place, entry in listed if place is reader and entry.digest in kept]
+            if images:
+                moved.append(move_blobs(reader, writer, images, progress=progress, cancel=cancel))
+        document = msgspec.structs.replace(new_index(entries), annotations=noted)
+        entry = writer.commit(target.tag, writer.put_document(OCI_INDEX, encode(document)))
+        return Copied(
+            entry,
+            sum(one.blobs for one in moved),
+            sum(one.size for one in moved),
+            sum(one.present for one in moved),
+            sum(one.left for one in moved),
+        )
+
+
+def _parsed(
+    source: str | ImageName | tuple[str | ImageName, str | Platform],
+) -> tuple[ImageName, Platform | None]:
+    name, platform = source if isinstance(source, tuple) else (source, None)
+    return (
+        parse_image_name(name) if isinstance(name, str) else name,
+        parse_platform(platform) if isinstance(platform, str) else platform,
+    )
+
+
+def _entries(reader: ImageReader, name: ImageName, platform: Platform | None) -> list[Descriptor]:
+    """What a source gives, described as an index does."""
+    image = one_image(reader, name.tag, name.position)
+    if image.media_type not in INDEXES:
+        return [_entry(image, platform or platform_of(reader, _without_platform(image)))]
+    if platform is not None:
+        found = resolve(reader, name.tag, platform, name.position).descriptor
+        return [_entry(found, platform_of(reader, found))]
+    return [
+        _entry(entry, platform_of(reader, entry)) if is_image_entry(entry) else entry
+        for entry in image_entries(reader, image)
+    ]
+
+
+def _without_platform(image: Descriptor) -> Descriptor:
+    """A descriptor that does not say what the image is for, so that its config is asked."""
+    return bare(image)
+
+
+def _entry(image: Descriptor, platform: Platform) -> Descriptor:
+    entry: Descriptor = msgspec.structs.replace(without_names(image), platform=platform)
+    return entry
+
+
+def _unique(entries: Iterable[Descriptor]) -> list[Descriptor]:
+    """The entries, each once. Raises Conflict where two images are for one platform."""
+    by_platform: dict[str, Descriptor] = {}
+    by_digest: dict[tuple[Digest, str], Descriptor] = {}
+    for entry in entries:
+        key = (entry.digest, str(entry.platform))
+        if key in by_digest:
+            continue
+        by_digest[key] = entry
+        if is_image_entry(entry):
+            other = by_platform.setdefault(str(entry.platform), entry)
+            if other is not entry:
+                raise Conflict(
+                    f"{other.digest} and {entry.digest} are both for {entry.platform}",
+                    hint="say what one of them is for, as in IMAGE::linux/arm/v6",
+                )
+    return list(by_digest.values())
+
+
+class Subset(Struct, frozen=True):
+    """What came of an index."""
+
+    descriptor: Descriptor
+    """Of the new one, as the place lists it."""
+    kept: tuple[Platform, ...]
+    left_out: tuple[Platform, ...]
+
+
+def subset(
+    source: str | ImageName,
+    target: str | ImageName,
+    platforms: Sequence[str | Platform],
+    *,
+    replace: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Subset:
+    """Write the index ``source`` as ``target`` with the images for ``platforms`` only, which stay as they are.
+
+    A platform without a variant means all variants of it. Attestations and the like stay with the image that they are
+    about, and go with it; annotations and the order of what stays are kept. See `open_writer` for ``replace``.
+
+    Raises NotFound where there is no image for one of the platforms, InvalidInput where ``source`` is no index.
+    """
+    if isinstance(platforms, (str, Platform)):
+        platforms = [platforms]
+    wanted = [parse_platform(one) if isinstance(one, str) else one for one in platforms]
+    if not wanted:
+        raise InvalidInput("no platform is given that should stay")
+    source = parse_image_name(source) if isinstance(source, str) else source
+    target = parse_image_name(target) if isinstance(target, str) else target
+    with open_reader(source) as reader:
+        index = one_image(reader, source.tag, source.position)
+        if index.media_type not in INDEXES:
+            raise InvalidInput(f"{source} is a single image, and no index of several platforms")
+        with open_writer(target, replace=replace) as writer:
+            if not writer.takes_indexes:
+                raise Unsupported(f"{writer.where}: there is no place for an index", hint="copy one platform instead")
+            choice = _Choice(reader, wanted)
+            try:
+                entry = rewrite_index(reader, writer, index, choice)
+            except NotFound:
+                choice.check(source)
+                raise
+            choice.check(source)
+            move_blobs(reader, writer, choice.stays, progress=progress, cancel=cancel)
+            return Subset(writer.commit(target.tag, entry), tuple(choice.kept), tuple(choice.left_out))
+
+
+class _Choice(Struct):
+    """Keeps what is wanted."""
+
+    reader: ImageReader
+    wanted: Sequence[Platform]
+    stays: list[Descriptor] = field(default_factory=list)
+    kept: list[Platform] = field(default_factory=list)
+    left_out: list[Platform] = field(default_factory=list)
+
+    def index(self, index: Index) -> Index:
+        return index
+
+    def image(self, entry: Descriptor) -> Descriptor | None:
+        offered = platform_of(self.reader, entry)
+        if not any(selects(one, offered) for one in self.wanted):
+            self.left_out.append(offered)
+            return None
+        self.kept.append(offered)
+        self.stays.append(entry)
+        return entry
+
+    def other(self, entry: Descriptor) -> bool:
+        self.stays.append(entry)
+        return True
+
+    def check(self, source: ImageName) -> None:
+        """Raise NotFound where a platform that is wanted is not there."""
+        for one in self.wanted:
+            if not any(selects(one, offered) for offered in self.kept):
+                there = ", ".join(dict.fromkeys(str(offered) for offered in (*self.kept, *self.left_out)))
+                raise NotFound(f"{source}: there is no image for {one}", hint=f"there are images for {there[:1000]}")

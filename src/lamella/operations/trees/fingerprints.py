@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The merged views of two images with a fingerprint in place of each file's content, so that nothing is read twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from lamella.changes.apply import apply
+from lamella.changes.contracts import Source
+from lamella.changes.diff import pieces
+from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Put, Stream, dense
+from lamella.changes.tree import MemorySink, MemoryTree
+from lamella.digests import Digest
+from lamella.errors import Unsupported
+from lamella.images.image import ImageLayer
+from lamella.layers.windows.casefold import Spelling
+from lamella.operations.layers.read import layer_changes
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+
+_BLOCK: Final = 64 << 10
+_ZEROS: Final = bytes(_BLOCK)
+
+
+class Fingerprint(Struct, frozen=True):
+    """Stands for content: two of them are equal where the contents are, wherever those have holes."""
+
+    length: int
+    digest: bytes
+
+    @property
+    def size(self) -> int:
+        """See `Content.size`."""
+        return self.length
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        """See `Content.extents`."""
+        return None
+
+    @property
+    def stored(self) -> bool:
+        """True."""
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """Refused: the content is gone."""
+        raise Unsupported("a fingerprint has no content")
+
+
+def fingerprint(content: Content) -> Fingerprint:
+    """The fingerprint of ``content``, which is read once. Blocks of zeros cost nothing where they are holes."""
+    state = hashlib.sha256()
+    size = content.size
+    if size <= _BLOCK:
+        for chunk in dense(content):
+            state.update(chunk)
+        return Fingerprint(size, state.digest())
+    block = bytearray(_BLOCK)
+    at = 0
+    filled = False
+    for length, view in pieces(content):
+        if view is None:
+            left = _BLOCK - at % _BLOCK
+            if filled and length >= left:
+                _account(state, block, at // _BLOCK)
+                filled = False
+            at += length
+            continue
+        while view:
+            start = at % _BLOCK
+            part = view[: _BLOCK - start]
+            if not filled:
+                block[:] = _ZEROS
+            block[start : start + len(part)] = part
+            filled = True
+            at += len(part)
+            view = view[len(part) :]
+            if at % _BLOCK == 0:
+                _account(state, block, at // _BLOCK - 1)
+                filled = False
+    if filled:
+        _account(state, block, at // _BLOCK)
+    return Fingerprint(size, state.digest())
+
+
+def _account(state: hashlib._Hash, block: bytearray, number: int) -> None:
+    if block != _ZEROS:
+        state.update(number.to_bytes(8, "big"))
+        state.update(block)
+
+
+def fingerprinted(changes: Source) -> Iterator[Change]:
+    """``changes`` with fingerprints in place of contents."""
+    for change in changes:
+        if isinstance(change, Put) and change.entry.kind is Kind.FILE:
+            yield Put(change.entry, fingerprint(EMPTY if change.content is None else change.content))
+        elif isinstance(change, Stream):
+            yield Stream(change.path, change.name, fingerprint(change.content))
+        else:
+            yield change
+
+
+def fingerprinted_trees(
+    one: Sequence[ImageLayer],
+    other: Sequence[ImageLayer],
+    *,
+    windows: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> tuple[MemoryTree, MemoryTree]:
+    """What two stacks of layers come to, both of Windows or neither. A layer that both have is read once.
+
+    Raises as unpacking does.
+    """
+    # One for both, so that what differs in case alone is not taken for two files.
+    spelling = Spelling() if windows else None
+    shared = {layer.diff_id for layer in one} & {layer.diff_id for layer in other}
+    to_read = [*one, *(layer for layer in other if layer.diff_id not in shared)]
+    known: dict[Digest, list[Change]] = {}
+    trees = MemoryTree(streams=windows), MemoryTree(streams=windows)
+    if progress is not None:
+        progress.start("read", sum(layer.descriptor.size for layer in to_read))
+    try:
+        for tree, layers in zip(trees, (one, other), strict=True):
+            for layer in layers:
+                changes = known.get(layer.diff_id)
+                if changes is not None:
+                    apply(changes, MemorySink(tree), cancel=cancel)
+                    continue
+                with layer_changes(layer, None, progress, cancel, spelling) as stated:
+                    found: Source = fingerprinted(stated)
+                    if layer.diff_id in shared:
+                        found = known[layer.diff_id] = list(found)
+                    apply(found, MemorySink(tree), cancel=cancel)
+    finally:
+        if progress is not None:
+            progress.finish()
+    return trees

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on hives, composite images and Windows images."""

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows images whose layers are composite images in one directory, made of tars again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from msgspec import Struct
+from msgspec.structs import replace as replace_fields
+
+from lamella.changes.losses import Losses
+from lamella.digests import Digest
+from lamella.errors import NotFound, Unsupported, from_os
+from lamella.images.contract import ImageReader, StoredImage
+from lamella.images.image import Image, image_from
+from lamella.images.transports import ON_DISK, ImageName, open_writer, parse_image_name
+from lamella.layers.windows.names import AS_WINDOWS
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.documents import decode
+from lamella.oci.manifest import Manifest
+from lamella.oci.mediatypes import OCI_MANIFEST
+from lamella.operations.atomic_file import refuse_within
+from lamella.operations.layers.diff import sourced
+from lamella.operations.layers.write import LayerOptions
+from lamella.operations.surgery.draft import Draft, Finished, draft_of, write_draft
+from lamella.operations.surgery.new_layers import TarredLayer
+from lamella.operations.windows.unpack import BLOCK, CONFIG, MANIFEST
+
+if TYPE_CHECKING:
+    from lamella.progress import Cancellation, Progress
+
+
+class Tarred(Struct, frozen=True):
+    """An image that was made of composite images."""
+
+    finished: Finished
+    kept: int
+    """Layers that have the diff id that they had before they became composite images."""
+
+
+def cims_to_image(
+    directory: Path,
+    target: str | ImageName,
+    *,
+    compression: str | None = None,
+    level: int | None = None,
+    replace: bool = False,
+    losses: Losses | None = None,
+    progress: Progress | None = None,
+    cancel: Cancellation | None = None,
+) -> Tarred:
+    """Write the image ``target`` from the ``directory`` that `unpack` has made of another, of the kind ``"cim"``.
+
+    Layers are compressed as they were unless ``compression`` says how. Each is told from the file tables of its image
+    and its parent's; one whose tar was in the order of a walk, as Windows' tools write it, keeps its diff id. Raises
+    NotFound, InvalidInput, AlreadyExists, FormatError, Exhausted, Unsupported (block images).
+    """
+    target = parse_image_name(target) if isinstance(target, str) else target
+    if (directory / "0" / BLOCK).exists():
+        raise Unsupported(
+            f"{os.fspath(directory)!r} holds block images, which only Windows can look into: no tars are made of them",
+            hint="keep the image that they were made of",
+        )
+    with CimDirectory(directory) as reader:
+        image = image_from(reader)
+        if target.form in ON_DISK:
+            refuse_within(directory, target.path, "the image")
+        with open_writer(target, replace=replace) as writer:
+            draft = _draft(image, directory, compression, level, losses)
+            finished = write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
+    kept = sum(made.facts.diff_id == old.diff_id for made, old in zip(finished.made, image.layers, strict=True))
+    return Tarred(finished, kept)
+
+
+def _draft(image: Image, directory: Path, compression: str | None, level: int | None, losses: Losses | None) -> Draft:
+    """The image with each layer told from its composite image."""
+    layers = []
+    for number, layer in enumerate(image.layers):
+        parent = directory / f"{number - 1}.cim" if number else None
+        options = LayerOptions(compression or layer.compression, level, windows=True, losses=losses, rules=AS_WINDOWS)
+        opened = partial(sourced, parent, directory / f"{number}.cim", kind="cim")
+        layers.append(TarredLayer(opened, options))
+    return replace_fields(draft_of(image), layers=tuple(layers))
+
+
+class CimDirectory(ImageReader):
+    """The documents of an image whose layers are composite images in ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the manifest. Raises NotFound, InvalidInput."""
+        self.where = os.fspath(directory)
+        self._paths: dict[Digest, Path] = {}
+        raw = self._read(directory / MANIFEST)
+        manifest = decode(Manifest, raw, f"the manifest in {self.where!r}")
+        media_type = manifest.media_type or OCI_MANIFEST
+        self._image = Descriptor(media_type=media_type, digest=Digest.of(raw), size=len(raw))
+        self._paths = {self._image.digest: directory / MANIFEST, manifest.config.digest: directory / CONFIG}
+
+    def images(self) -> Sequence[StoredImage]:
+        """See `ImageReader.images`: the one."""
+        return [StoredImage((), self._image)]
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        """See `ImageReader.open_blob`: the documents alone are there as blobs."""
+        path = self._paths.get(descriptor.digest)
+        if path is None:
+            raise NotFound(f"{self.where}: {descriptor.digest} is not there; layers are composite images")
+        try:
+            return path.open("rb")
+        except OSError as problem:
+            raise from_os(problem, f"read {os.fspath(path)!r}") from problem
+
+    def close(self) -> None:
+        """See `ImageReader.close`."""
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise NotFound(
+                f"{os.fspath(path)!r} is not there",
+                hint="a directory that 'lamella convert --to cim' or 'lamella unpack --as cim' has made has it",
+            ) from None
+        except OSError as problem:
+            raise from_os(problem, f"read {os.fspath(path)!r}") from problem

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP to registries: connections, TLS, proxies, redirects, retries."""

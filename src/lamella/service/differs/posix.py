@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The differ of files: directories, overlays and EROFS images, as they are or mounted.
+
+Where the mounts say how the files come to be, nothing is mounted: a layer goes straight into the upper directory of
+an overlay, and out of it again. What is mounted is out of reach for other users and of other calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lamella.changes.contracts import Source
+from lamella.changes.losses import Losses
+from lamella.errors import Unsupported, from_os
+from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.stack import LayerStack
+from lamella.service.differs.table import Lookup, Make, Mounts, Target, WriteLayer
+from lamella.store.contract import BindMount, ErofsMount, OverlayMount
+
+if TYPE_CHECKING:
+    from lamella.operations.layers.write import Written
+    from lamella.streams.blob_reader import BlobReader
+
+LOG = logging.getLogger("lamella.service")
+
+
+class WalkingDiffer:
+    """Layers of files with POSIX metadata (`Differ`)."""
+
+    name: Final = "walking"
+
+    def knows(self, mounts: Mounts) -> bool:
+        """See `Differ.knows`."""
+        return all(isinstance(mount, (BindMount, OverlayMount, ErofsMount)) for mount in mounts)
+
+    @contextmanager
+    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+        """See `Differ.applying`."""
+        from lamella.layers.directory.sink import DirectorySink
+
+        match mounts:
+            case (OverlayMount(lower, Path() as upper, _, options),) if _is_empty(upper):
+                # An upper directory alone is that of a layer whose parents come later: then they are not known.
+                below = [_overlay_layer(path, options) for path in lower]
+                parents = LayerStack.from_nearest(below) if below else None
+                yield Target(
+                    OverlaySink(_overlay_layer(upper, options), parents=parents, losses=losses), upper, _changes
+                )
+            case (BindMount(source, False),):
+                yield Target(DirectorySink(source, losses=losses), source, _changes)
+            case _:
+                from lamella.store.mounting import mounted
+
+                with mounted(mounts) as root:
+                    yield Target(DirectorySink(root, losses=losses), root, _changes)
+
+    def comparing(self, left: Mounts, right: Mounts) -> Make:
+        """See `Differ.comparing`."""
+        return partial(_written, left, right)
+
+
+def _changes(reader: BlobReader) -> Source:
+    from lamella.layers.tar.source import tar_changes
+
+    return tar_changes(reader.next_buffer, end=reader.finish)
+
+
+def _overlay_layer(path: Path, options: tuple[str, ...]) -> OverlayLayer:
+    return OverlayLayer(path, user_xattrs="userxattr" in options)
+
+
+def _is_empty(directory: Path) -> bool:
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is None
+    except OSError as error:
+        raise from_os(error, f"open the upper directory {os.fspath(directory)!r}") from error
+
+
+def _written(left: Mounts, right: Mounts, write: WriteLayer) -> Written:
+    upper = stated_by(left, right)
+    if upper is not None:
+        from lamella.layers.overlay.tree import OverlayChanges
+
+        try:
+            with OverlayChanges(upper) as stated:
+                return write(stated, stated.lookup)
+        except Unsupported as problem:  # marks that only the kernel follows
+            LOG.debug("%s: mounted instead", problem)
+    with _trees(left, right) as (changes, lookup):
+        return write(changes, lookup)
+
+
+def stated_by(left: Mounts, right: Mounts) -> OverlayLayer | None:
+    """The upper directory that holds all that ``right`` changes of ``left``; None where no single one does."""
+    match right:
+        case (OverlayMount(lower, upper, _, options),):
+            layers = lower if upper is None else (upper, *lower)
+        case _:
+            return None
+    match left:
+        case (OverlayMount(below, None, _, _),):
+            pass
+        case (BindMount(source, _),):
+            below = (source,)
+        case _:
+            return None
+    return _overlay_layer(layers[0], options) if layers[1:] == below else None
+
+
+@contextmanager
+def _trees(left: Mounts, right: Mounts) -> Iterator[tuple[Source, Lookup]]:
+    from lamella.changes.diff import diff
+    from lamella.layers.directory.tree import DirectoryTree
+
+    with ExitStack() as stack:
+        below = None if not left else stack.enter_context(DirectoryTree(stack.enter_context(_shown(left))))
+        tree = stack.enter_context(DirectoryTree(stack.enter_context(_shown(right))))
+        yield (tree.changes() if below is None else diff(below, tree)), tree.lookup
+
+
+@contextmanager
+def _shown(mounts: Mounts) -> Iterator[Path]:
+    """The directory that ``mounts`` come to, to be read."""
+    match mounts:
+        case (BindMount(source, _),):
+            yield source
+            return
+        case (OverlayMount(lower, Path() as upper, _, options),):
+            # Somebody may have it mounted, and an upper directory is not for two.
+            mounts = (OverlayMount((upper, *lower), options=options),)
+        case _:
+            pass
+    from lamella.store.mounting import mounted
+
+    with mounted(mounts) as root:
+        yield root

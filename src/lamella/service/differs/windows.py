@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The differs of Windows layers: in folders, in composite images, in block images. Nothing is mounted for them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from msgspec import Struct
+
+from lamella.changes.contracts import Source
+from lamella.changes.losses import Losses
+from lamella.errors import InvalidInput, Unsupported
+from lamella.layers import kinds
+from lamella.layers.stack import LayerStack
+from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.names import AS_WINDOWS
+from lamella.service.differs.table import Make, Mounts, Target, WriteLayer
+from lamella.store.contract import BlockCimMount, CimMount, WindowsLayerMount
+
+if TYPE_CHECKING:
+    from lamella.host.windows.system import WindowsSystem
+    from lamella.operations.layers.write import Written
+    from lamella.streams.blob_reader import BlobReader
+
+
+class WindowsMount(Struct, frozen=True):
+    """A layer as containerd mounts it: writable, or to be looked at."""
+
+    layer: WindowsLayer | None
+    """None for what shows nothing: a view of no layer."""
+    parents: LayerStack[WindowsLayer]
+
+    @classmethod
+    def of(cls, source: WindowsLayer, parents: LayerStack[WindowsLayer], *, read_only: bool) -> WindowsMount:
+        """What a mount of type ``windows-layer`` means: a read-only one shows its parents, and is a dummy itself."""
+        if not read_only:
+            return cls(source, parents)
+        nearest = parents.nearest_first()
+        if not nearest:
+            return cls(None, parents)
+        return cls(nearest[0], LayerStack.from_nearest(nearest[1:]))
+
+
+def layer_to_diff(lower: WindowsMount, upper: WindowsMount) -> tuple[WindowsLayer, LayerStack[WindowsLayer]]:
+    """The layer that tells how ``upper`` differs from ``lower``, with its parents.
+
+    A Windows layer says itself what changed, against its parents alone, so ``lower`` must be the nearest of them, with
+    the same parents in turn. Raises InvalidInput where it is not.
+    """
+    if upper.layer is None:
+        raise InvalidInput("the upper mount shows no layer")
+    above = upper.parents.nearest_first()
+    if lower.layer is None:
+        if above:
+            raise InvalidInput("the upper layer has parents, and is to be compared with nothing")
+        return upper.layer, upper.parents
+    if not above:
+        raise InvalidInput("the upper layer has no parents, and is to be compared with a layer")
+    if above[0] != lower.layer:
+        raise InvalidInput(
+            f"{os.fspath(lower.layer.path)!r} is not the nearest parent of {os.fspath(upper.layer.path)!r}",
+            hint="a Windows layer can be compared with its parent alone",
+        )
+    if above[1:] != lower.parents.nearest_first():
+        raise InvalidInput("the two layers do not have the same layers below")
+    return upper.layer, upper.parents
+
+
+M = TypeVar("M", WindowsLayerMount, CimMount, BlockCimMount)
+
+
+class WindowsDiffer:
+    """Layers in folders, over their parents' (`Differ`); on Windows, by its own calls."""
+
+    name: Final = "windows"
+
+    def __init__(self, system: WindowsSystem | None = None) -> None:
+        """``system`` is the Windows that has the folders: this host, unless another is given."""
+        self._system = system
+
+    def knows(self, mounts: Mounts) -> bool:
+        """See `Differ.knows`."""
+        return any(isinstance(mount, WindowsLayerMount) for mount in mounts)
+
+    @contextmanager
+    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+        """See `Differ.applying`. The folder holds nothing, or nothing but the directory that a new snapshot has."""
+        from lamella.layers.windows.choose import empty_new_folder
+        from lamella.layers.windows.sink import WindowsSink
+        from lamella.layers.windows.tar_source import windows_tar_changes
+
+        mount = _single(mounts, WindowsLayerMount)
+        _check_writable(mount)
+        layer = WindowsLayer(mount.folder)
+        if not mount.parents:
+            empty_new_folder(layer, self._system)
+        parents = LayerStack.from_nearest(map(WindowsLayer, mount.parents)) if mount.parents else None
+        sink = WindowsSink(layer, parents=parents, rules=AS_WINDOWS, losses=losses, system=self._system)
+
+        def changes(reader: BlobReader) -> Source:
+            return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS, linked=sink.link_facet)
+
+        yield Target(sink, mount.folder.parent, changes)
+
+    def comparing(self, left: Mounts, right: Mounts) -> Make:
+        """See `Differ.comparing`: a layer says itself what changed, and ``left`` must be the parent of ``right``."""
+
+        layer, parents = layer_to_diff(self._seen(left), self._seen(right))
+        below = [parent.path for parent in parents.nearest_first()]
+        return partial(_written_folder, layer.path, below, self._system)
+
+    def _seen(self, mounts: Mounts) -> WindowsMount:
+
+        if not mounts:
+            return WindowsMount(None, LayerStack(()))
+        mount = _single(mounts, WindowsLayerMount)
+        parents = LayerStack.from_nearest(map(WindowsLayer, mount.parents))
+        return WindowsMount.of(WindowsLayer(mount.folder), parents, read_only=mount.readonly)
+
+
+class CimDiffer:
+    """Layers in images, forked from their parents' (`Differ`)."""
+
+    name: Final = "cimfs"
+
+    def knows(self, mounts: Mounts) -> bool:
+        """See `Differ.knows`."""
+        return any(isinstance(mount, CimMount) for mount in mounts)
+
+    @contextmanager
+    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+        """See `Differ.applying`."""
+        from lamella.layers.cim.image_files import CimLayer
+        from lamella.layers.cim.sink import CimSink
+
+        mount = _single(mounts, CimMount)
+        _check_writable(mount)
+        if mount.image is None:
+            raise InvalidInput("the mount does not say which image the layer is to be written to")
+        if len(mount.images) != len(mount.parents):
+            raise InvalidInput(f"the mount has {len(mount.images)} parent images and {len(mount.parents)} folders")
+        pairs = zip(mount.images, mount.parents, strict=True)
+        below = [CimLayer(image, folder) for image, folder in pairs]
+        parents = LayerStack.from_nearest(below) if below else None
+        layer = CimLayer(mount.image, mount.folder)
+        sink = CimSink(layer, parents=parents, guid=_guid(layer.name), losses=losses)
+        yield Target(sink, mount.image.parent, _windows_changes)
+
+    def comparing(self, left: Mounts, right: Mounts) -> Make:
+        """See `Differ.comparing`: the file tables tell, and ``left`` must be the parent of ``right``."""
+        image, parents = self._shown(right)
+        if image is None:
+            raise InvalidInput("the right mount shows no layer")
+        lower, below = self._shown(left)
+        if image == lower:
+            return _written_nothing
+        if parents != ((lower, *below) if lower is not None else ()):
+            raise InvalidInput(
+                f"the left mount does not show the parent of {os.fspath(image)!r}",
+                hint="an image can be compared with the one that it is forked from alone",
+            )
+        return partial(_written_image, image, lower)
+
+    def _shown(self, mounts: Mounts) -> tuple[Path | None, tuple[Path, ...]]:
+        """The image whose files a mount shows, and those that it is forked from."""
+        if not mounts:
+            return None, ()
+        mount = _single(mounts, CimMount)
+        if mount.image is not None and os.path.lexists(mount.image):
+            return mount.image, mount.images
+        return (mount.images[0], mount.images[1:]) if mount.images else (None, ())
+
+
+class BlockCimDiffer:
+    """Layers in block images (`Differ`)."""
+
+    name: Final = "blockcim"
+
+    def knows(self, mounts: Mounts) -> bool:
+        """See `Differ.knows`."""
+        return any(isinstance(mount, BlockCimMount) for mount in mounts)
+
+    @contextmanager
+    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+        """See `Differ.applying`. Raises Unsupported on another host than Windows."""
+        from lamella.layers.cim.block.layer import BlockCimLayer, BlockKind, BlockOptions
+        from lamella.layers.cim.block.sink import BlockCimSink
+
+        mount = _single(mounts, BlockCimMount)
+        kind = BlockKind(mount.kind)
+        below = [BlockCimLayer(image.parent, image.name, kind) for image in mount.images]
+        parents = LayerStack.from_nearest(below) if below else None
+        layer = BlockCimLayer(mount.source.parent, mount.source.name, kind)
+        options = BlockOptions(mount.integrity, mount.footer)
+        sink = BlockCimSink(layer, parents=parents, options=options, losses=losses)
+        yield Target(sink, layer.folder, _windows_changes)
+
+    def comparing(self, left: Mounts, right: Mounts) -> Make:  # noqa: ARG002
+        """See `Differ.comparing`: nobody but Windows can look into the images."""
+        raise Unsupported("block images cannot be compared: only Windows can look into them")
+
+
+def _single(mounts: Mounts, kind: type[M]) -> M:
+    match mounts:
+        case (mount,) if isinstance(mount, kind):
+            return mount
+        case _:
+            raise InvalidInput(f"{len(mounts)} mounts were given; a Windows layer is mounted by one of its own type")
+
+
+def _check_writable(mount: WindowsLayerMount | CimMount) -> None:
+    if mount.readonly:
+        raise InvalidInput("the mount is to look at, and no layer can be applied to it")
+
+
+def _windows_changes(reader: BlobReader) -> Source:
+    from lamella.layers.windows.tar_source import windows_tar_changes
+
+    return windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS)
+
+
+def _guid(name: str) -> uuid.UUID:
+    """The GUID of an image's regions: its name where that is one, else a new one, so that no two images share files."""
+    try:
+        return uuid.UUID(name)
+    except ValueError:
+        return uuid.uuid4()
+
+
+def _written_folder(layer: Path, parents: Sequence[Path], system: WindowsSystem | None, write: WriteLayer) -> Written:
+    with kinds.source("windows", layer, parents=parents, system=system) as (changes, lookup):
+        return write(changes, lookup, windows=True)
+
+
+def _written_image(image: Path, parent: Path | None, write: WriteLayer) -> Written:
+    with kinds.source("cim", image, parent) as (changes, lookup):
+        return write(changes, lookup, windows=True)
+
+
+def _written_nothing(write: WriteLayer) -> Written:
+    return write((), lambda _: None, windows=True)

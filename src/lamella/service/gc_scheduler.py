@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collection after deletions: in one thread, once for deletions that come close together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final
+
+from lamella.errors import Unavailable
+from lamella.protocol.proto.happenings_pb2 import SnapshotRemove
+from lamella.protocol.proto.images_pb2 import ImageDelete
+from lamella.service.services.event_bus import Bus
+from lamella.store.gc.collect import collect
+from lamella.store.gc.labels import IMAGES, SNAPSHOTS
+from lamella.store.store import Store
+
+LOG = logging.getLogger("lamella.service")
+
+_END: Final = 1.0
+"""Seconds that a collection has to come to its end when the service is being stopped."""
+
+PAUSE: Final = 0.1
+"""Seconds from a deletion to the collection, in which others may come."""
+
+
+class Collector:
+    """Runs collections. Close it: one that takes long then is left to be taken up by the next, as after a crash."""
+
+    def __init__(self, store: Store, bus: Bus, *, pause: float = PAUSE) -> None:
+        self._store = store
+        self._bus = bus
+        self._pause = pause
+        self._changed = threading.Condition()
+        self._asked = 0
+        self._done = 0
+        self._hurry = 0
+        self._closed = False
+        self._problem: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def ask(self) -> None:
+        """Something was deleted: collect soon."""
+        with self._changed:
+            self._ask()
+
+    def collect(self) -> None:
+        """Collect, and come back once a collection that began after this call has ended. Raises what it has raised."""
+        with self._changed:
+            turn = self._ask()
+            self._hurry += 1
+            self._changed.notify_all()
+            try:
+                self._changed.wait_for(lambda: self._done >= turn or self._closed)
+            finally:
+                self._hurry -= 1
+            if self._done < turn:
+                raise Unavailable("the service is being stopped")
+            if self._problem is not None:
+                raise self._problem
+
+    def close(self) -> None:
+        """Stop. What was asked for and has not begun is left to the next start."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_END)
+
+    def _ask(self) -> int:
+        if self._closed:
+            raise Unavailable("the service is being stopped")
+        self._asked += 1
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+        return self._asked
+
+    def _run(self) -> None:
+        pause = self._pause
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked > self._done or self._closed)
+                self._changed.wait_for(lambda: self._hurry or self._closed, pause)
+                if self._closed:
+                    return
+                turn = self._asked
+            began = time.monotonic()
+            problem: Exception | None = None
+            try:
+                self._collect()
+            except Exception as error:  # the thread must live on; whoever waits is told
+                if not self._closed:
+                    LOG.exception("collection failed")
+                problem = error
+            took = time.monotonic() - began
+            # A large store is not to be busy with nothing else.
+            pause = max(self._pause, 5 * took)
+            with self._changed:
+                self._done = turn
+                self._problem = problem
+                self._changed.notify_all()
+
+    def _collect(self) -> None:
+        done = collect(self._store)
+        if done.gone:
+            LOG.info("collected %s", ", ".join(f"{count} {kind}" for kind, count in done.counts.items()))
+        for one in done.gone:
+            if one.type == IMAGES:
+                self._bus.publish(one.namespace, "/images/delete", ImageDelete(name=one.id))
+            elif one.type.startswith(SNAPSHOTS):
+                event = SnapshotRemove(key=one.id, snapshotter=one.type.removeprefix(SNAPSHOTS))
+                self._bus.publish(one.namespace, "/snapshot/remove", event)

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server on unix sockets: takes connections, and ends them in order."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import selectors
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lamella.errors import Conflict, InvalidInput, from_os
+from lamella.service.counters import Tally
+from lamella.service.grpc.connection import Connection
+from lamella.service.grpc.rpc import Method
+from lamella.service.grpc.thread_pool import Workers
+
+LOG = logging.getLogger("lamella.service")
+
+MODE: Final = 0o660
+GRACE: Final = 10.0
+"""Seconds that calls which are under way have to come to their end."""
+
+_END: Final = 1.0
+"""Seconds that threads have to come to their end."""
+
+_LONGEST: Final = 107
+"""Bytes of the path of a socket."""
+
+_BUFFER: Final = 4 << 20
+_RINGS: Final = 4096
+_BACKLOG: Final = 128
+
+
+class Server:
+    """Serves methods on sockets until `stop` is called."""
+
+    def __init__(self, tally: Tally | None = None) -> None:
+        """``tally`` counts what is done, where somebody wants to know."""
+        self.tally = tally
+        self._workers = Workers()
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._waker = socket.socketpair()
+        self._bell.setblocking(False)
+        self._waker.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._connections: set[Connection] = set()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._once = False
+
+    def serve(self, listener: socket.socket, methods: Mapping[str, Method]) -> None:
+        """Take connections from ``listener``, which listens, as soon as `run` is called."""
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, methods)
+
+    @property
+    def connections(self) -> int:
+        """How many clients there are."""
+        return len(self._connections)
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way."""
+        with self._lock:
+            return sum(connection.calls for connection in self._connections)
+
+    def run(
+        self,
+        grace: float = GRACE,
+        *,
+        once: bool = False,
+        beat: Callable[[], None] | None = None,
+        every: float | None = None,
+        leaving: Callable[[], None] | None = None,
+    ) -> None:
+        """Serve until `stop` is called, and then until the calls under way are done, ``grace`` seconds at most.
+
+        With ``once`` the end comes by itself, when the last of the clients that came has gone. ``beat`` is called
+        ``every`` so many seconds or sooner, ``leaving`` once when the end has come: to end calls that would not.
+        """
+        self._once = once
+        while not self._stopping:
+            for key, _ in self._selector.select(every):
+                if key.data is not None and isinstance(key.fileobj, socket.socket):
+                    self._accept(key.fileobj, key.data)
+                else:
+                    self._bell.recv(_RINGS)
+            if beat is not None:
+                beat()
+        if leaving is not None:
+            leaving()
+        for key in tuple(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+        self._leave(grace)
+        self._selector.close()
+        self._bell.close()
+        self._waker.close()
+
+    def waker(self) -> socket.socket:
+        """What a byte can be sent to, without waiting, to have `run` look around. Close it."""
+        return self._waker.dup()
+
+    def stop(self) -> None:
+        """Have `run` come to its end. From any thread, and from a signal's handler."""
+        self._stopping = True
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            pass
+
+    def _accept(self, listener: socket.socket, methods: Mapping[str, Method]) -> None:
+        try:
+            peer, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            if problem.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED):
+                raise
+            LOG.error("a client could not be let in: %s", problem)
+            time.sleep(0.1)  # it keeps knocking
+            return
+        peer.setblocking(True)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        connection = Connection(peer, methods, self._workers, self.tally)
+        if self.tally is not None:
+            self.tally.connection()
+        thread = threading.Thread(target=self._attend, args=(connection,), name="connection", daemon=True)
+        with self._lock:
+            self._connections.add(connection)
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as problem:  # the system has no more threads
+            LOG.error("a client could not be let in: %s", problem)
+            with self._lock:
+                self._connections.discard(connection)
+                self._threads.discard(thread)
+            peer.close()
+
+    def _attend(self, connection: Connection) -> None:
+        try:
+            connection.run()
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+                self._threads.discard(threading.current_thread())
+                last = not self._connections
+            if last and self._once:
+                self.stop()
+
+    def _leave(self, grace: float) -> None:
+        with self._lock:
+            connections = tuple(self._connections)
+            threads = tuple(self._threads)
+        for connection in connections:
+            connection.leave()
+        end = time.monotonic() + grace
+        while any(connection.busy for connection in connections) and time.monotonic() < end:
+            time.sleep(0.01)
+        # A client that reads nothing must not keep the others from being told, nor the end from coming.
+        goodbyes = []
+        for connection in connections:
+            goodbye = threading.Thread(target=connection.cancel, daemon=True)
+            try:
+                goodbye.start()
+            except RuntimeError as problem:  # the system has no more threads; closing ends its calls all the same
+                LOG.error("a client is left without a word: %s", problem)
+                continue
+            goodbyes.append(goodbye)
+        _join(goodbyes)
+        for connection in connections:
+            connection.close()
+        _join(threads)
+        self._workers.wait(_END)
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    end = time.monotonic() + _END
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+
+
+@contextmanager
+def listening(address: str | os.PathLike[str], mode: int = MODE) -> Iterator[socket.socket]:
+    """A socket that listens at ``address`` while the block lasts, in place of one that nobody answers at.
+
+    Raises Conflict where somebody answers there, or where it is no socket; InvalidInput, Denied.
+    """
+    path = Path(os.path.abspath(address))
+    if len(os.fsencode(path)) > _LONGEST:
+        raise InvalidInput(f"the address {str(path)!r} has more than {_LONGEST} bytes", hint="name a shorter path")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as problem:
+        raise from_os(problem, f"listen at {str(path)!r}") from problem
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        ours = _bind(listener, path, directory, mode)
+        try:
+            yield listener
+        finally:
+            _remove(path, ours)
+
+
+def _bind(listener: socket.socket, path: Path, directory: int, mode: int) -> os.stat_result:
+    """Have ``listener`` listen at ``path`` in the open ``directory``, which is closed."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)  # nobody else is to look and replace meanwhile
+        _clear(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+        return os.stat(path, follow_symlinks=False)
+    except OSError as problem:
+        raise from_os(problem, f"listen at {str(path)!r}") from problem
+    finally:
+        os.close(directory)
+
+
+def _clear(path: Path) -> None:
+    """Make room for a socket. Raises Conflict."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise Conflict(f"{str(path)!r} is there, and it is no socket", hint="name another address, or remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except (BlockingIOError, TimeoutError):  # it listens, and is busy
+            pass
+    raise Conflict(f"a server answers at {str(path)!r} already", hint="stop it, or name another address")
+
+
+def _remove(path: Path, ours: os.stat_result) -> None:
+    try:
+        if os.path.samestat(os.stat(path, follow_symlinks=False), ours):
+            path.unlink()
+    except OSError:
+        pass

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Diff service: layers onto mounts, and what changed between mounts as layers, by the differ that knows them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+
+from lamella.changes.apply import apply
+from lamella.changes.contracts import Source
+from lamella.changes.losses import Losses
+from lamella.digests import Digest
+from lamella.errors import AlreadyExists, LamellaError, Unsupported, from_os
+from lamella.oci import mediatypes
+from lamella.oci.descriptor import Descriptor
+from lamella.protocol import wire
+from lamella.protocol.mounts import typed
+from lamella.protocol.proto import diff_pb2 as pb
+from lamella.service.differs.table import Lookup, applying, comparing
+from lamella.service.grpc.rpc import Call
+from lamella.store.contract import ContentRecord, Ingest, Labels, Mount
+
+if TYPE_CHECKING:
+    from lamella.operations.layers.write import Written
+
+LOG = logging.getLogger("lamella.service")
+
+UNCOMPRESSED: Final = "containerd.io/uncompressed"
+"""The label of a layer that is compressed: the digest of its tar."""
+
+_COMPRESSIONS: Final[dict[str, mediatypes.Compression]] = {
+    "": "gzip",
+    mediatypes.OCI_LAYER: "none",
+    mediatypes.OCI_LAYER_GZIP: "gzip",
+    mediatypes.OCI_LAYER_ZSTD: "zstd",
+}
+
+
+class ReadableBlobs(Protocol):
+    """What is needed to apply a layer."""
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """The bytes, in order. Raises NotFound."""
+        ...
+
+
+class Blobs(Protocol):
+    """What is needed to make one (see `lamella.store.contract.ContentStore`)."""
+
+    def info(self, digest: Digest) -> ContentRecord:
+        """Raises NotFound."""
+        ...
+
+    def update(self, digest: Digest, labels: Labels, fields: tuple[str, ...] = ()) -> object:
+        """Change the labels that ``fields`` names."""
+        ...
+
+    def ingest(self, ref: str) -> Ingest:
+        """Open or resume an ingest. Raises Unavailable."""
+        ...
+
+    def abort(self, ref: str) -> None:
+        """Drop an ingest. Raises NotFound."""
+        ...
+
+
+class Diffing(Protocol):
+    """Where a service's blobs are."""
+
+    def reading(self, call: Call) -> AbstractContextManager[ReadableBlobs]:
+        """The blobs that ``call`` may read."""
+        ...
+
+    def writing(self, call: Call, mounts: Sequence[Mount]) -> AbstractContextManager[Blobs]:
+        """Where new blobs of ``call``, made from ``mounts``, go, to be kept until the client has made use of them."""
+        ...
+
+
+class Diff:
+    """Applies layers and makes them."""
+
+    def __init__(self, shared: Diffing) -> None:
+        self._shared = shared
+
+    def apply(self, request: pb.ApplyRequest, call: Call) -> pb.ApplyResponse:
+        """Apply a layer; the answer is what its tar is. Payloads are for stages that there are none of here.
+
+        Raises NotFound (the blob), Unsupported (media type, kind of mount), InvalidInput and whatever the blob leads
+        to; what was written by then stays.
+        """
+        from lamella.streams.blob_reader import BlobReader
+
+        layer = wire.descriptor(request.diff, "the layer")
+        mediatypes.layer_compression(layer.media_type)  # names the layers that there are; the magic says the rest
+        mounts = typed(request.mounts)
+        losses = Losses()
+        with (
+            self._shared.reading(call) as blobs,
+            blobs.open(layer.digest) as blob,
+            BlobReader(blob, size=layer.size or None, hash_blob=False, cancel=call) as reader,
+            applying(mounts, losses) as target,
+        ):
+            apply(target.changes(reader), target.sink, cancel=call)
+            facts = reader.finish()
+            if request.sync_fs:
+                _sync(target.root)
+        _tell(losses, f"layer {layer.digest}")
+        applied = Descriptor(media_type=mediatypes.OCI_LAYER, digest=facts.diff_id, size=facts.tar_size)
+        return pb.ApplyResponse(applied=wire.sent_descriptor(applied))
+
+    def diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
+        """Make a layer of what the right mounts have that the left ones have not, and put it into the content store.
+
+        Raises Unsupported (media type, kind of mount), Unavailable (the reference is in use) and what reading raises.
+        """
+        media_type = request.media_type or mediatypes.OCI_LAYER_GZIP
+        compression = _COMPRESSIONS.get(media_type)
+        if compression is None:
+            raise Unsupported(f"no layers of the media type {media_type!r} are made here")
+        left, right = typed(request.left), typed(request.right)
+        make = comparing(left, right)
+        epoch = wire.nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
+        ref = request.ref or f"lamella-diff-{secrets.token_hex(8)}"
+        with self._shared.writing(call, (*right, *left)) as blobs:
+            try:
+                with blobs.ingest(ref) as ingest:
+                    written = make(_Layer(ingest, compression, epoch, call))
+                    labels = wire.labels(request.labels)
+                    if compression != "none":
+                        labels[UNCOMPRESSED] = str(written.facts.diff_id)
+                    _commit(blobs, ingest, written, labels)
+            except BaseException:
+                if not request.ref:  # nobody else knows of it
+                    _abort(blobs, ref)
+                raise
+        _tell(written.losses, f"layer {written.facts.digest}")
+        made = Descriptor(media_type=media_type, digest=written.facts.digest, size=written.facts.size)
+        return pb.DiffResponse(diff=wire.sent_descriptor(made))
+
+
+class _Layer:
+    """A layer in the making (`WriteLayer`)."""
+
+    def __init__(self, ingest: Ingest, compression: mediatypes.Compression, epoch: int | None, call: Call) -> None:
+        self._ingest = ingest
+        self._compression = compression
+        self._epoch = epoch
+        self._call = call
+
+    def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
+        from lamella.layers.windows.names import AS_WINDOWS
+        from lamella.operations.layers.write import LayerOptions, write_layer
+
+        self._ingest.truncate()
+        return write_layer(
+            changes,
+            self._ingest.write,
+            LayerOptions(self._compression, windows=windows, rules=AS_WINDOWS),
+            lookup=lookup,
+            clamp=self._epoch,
+            cancel=self._call,
+        )
+
+
+def _sync(directory: Path) -> None:
+    from lamella.host.linux import sync_file_system
+
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_file_system(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise from_os(error, f"bring {os.fspath(directory)!r} to the disk") from error
+
+
+def _commit(blobs: Blobs, ingest: Ingest, written: Written, labels: Labels) -> None:
+    digest = written.facts.digest
+    try:
+        ingest.commit(written.facts.size, digest, labels)
+    except AlreadyExists:
+        if UNCOMPRESSED in labels and UNCOMPRESSED not in blobs.info(digest).labels:
+            blobs.update(digest, {UNCOMPRESSED: labels[UNCOMPRESSED]}, (f"labels.{UNCOMPRESSED}",))
+
+
+def _abort(blobs: Blobs, ref: str) -> None:
+    try:
+        blobs.abort(ref)
+    except LamellaError as problem:  # what has gone wrong before is what is to be told
+        LOG.debug("abort the ingest %r: %s", ref, problem)
+
+
+def _tell(losses: Losses, what: str) -> None:
+    """The protocol has no place for it."""
+    if losses.count:
+        LOG.warning("%s: %d things were not kept, the first being %s", what, losses.count, losses.kept[0])

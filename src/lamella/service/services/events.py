@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Events service: what happens in the store, and what clients tell each other."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from lamella.errors import InvalidInput
+from lamella.protocol.proto import events_pb2 as pb
+from lamella.protocol.proto.types_pb2 import Envelope
+from lamella.protocol.wire import timestamp, type_name
+from lamella.service.grpc.rpc import Call
+from lamella.store.metadata.filters import Path, parse_filters
+from lamella.store.metadata.labels import MAX_NAMESPACE, check_namespace
+
+if TYPE_CHECKING:
+    from lamella.service.endpoints.direct import Direct
+
+_NAME: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+
+
+class Events:
+    """Events go to those who listen, and are kept nowhere."""
+
+    def __init__(self, shared: Direct) -> None:
+        self._bus = shared.bus
+
+    def publish(self, request: pb.PublishRequest, call: Call) -> Empty:
+        """Tell of an event in the call's namespace."""
+        namespace = check_namespace(call.namespace)
+        _check_topic(request.topic)
+        now = timestamp(time.time_ns())
+        self._bus.forward(Envelope(timestamp=now, namespace=namespace, topic=request.topic, event=request.event))
+        return Empty()
+
+    def forward(self, request: pb.ForwardRequest, call: Call) -> Empty:  # noqa: ARG002
+        """Tell of an event of somebody else's."""
+        envelope = request.envelope
+        check_namespace(envelope.namespace)
+        _check_topic(envelope.topic)
+        if not envelope.HasField("timestamp"):
+            raise InvalidInput("an event without a time")
+        self._bus.forward(envelope)
+        return Empty()
+
+    def subscribe(self, request: pb.SubscribeRequest, call: Call) -> Iterator[Envelope]:
+        """The events of all namespaces that pass, from now on, until the client goes."""
+        wanted = parse_filters(tuple(request.filters))
+        envelopes = self._bus.subscribe(call)
+        if wanted.everything:
+            return envelopes
+        return (envelope for envelope in envelopes if wanted.matches(_fields(envelope)))
+
+
+def _check_topic(topic: str) -> None:
+    parts = topic.split("/")
+    if len(parts) < 2 or parts[0]:
+        raise InvalidInput(f"the topic {topic[:200]!r} must start with a slash")
+    for part in parts[1:]:
+        if len(part) > MAX_NAMESPACE or not _NAME.fullmatch(part):
+            raise InvalidInput(f"the topic {topic[:200]!r} has a malformed part {part[:100]!r}")
+
+
+def _fields(envelope: Envelope) -> Callable[[Path], str | None]:
+    """The fields of an event that filters know."""
+
+    def look(path: Path) -> str | None:
+        match path:
+            case ("namespace",):
+                return envelope.namespace or None
+            case ("topic",):
+                return envelope.topic or None
+            case ("event", *rest) if rest:
+                return _inside(envelope.event, tuple(rest))
+            case _:
+                return None
+
+    return look
+
+
+def _inside(event: Any, path: Path) -> str | None:
+    """A field of the event itself, where its type is known and the field is text or a label."""
+    try:
+        described = Default().FindMessageTypeByName(type_name(event))
+        message: Message = GetMessageClass(described).FromString(event.value)
+    except (KeyError, DecodeError):
+        return None
+    field = described.fields_by_name.get(path[0])
+    if field is None:
+        return None
+    value = getattr(message, field.name)
+    if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated and len(path) == 1:
+        return str(value) or None
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        found = value.get(".".join(path[1:]))
+        return None if found is None else str(found)
+    return None

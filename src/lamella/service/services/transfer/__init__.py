@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Transfer service: archives and registries to and from a namespace."""

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives of images into a namespace, by the rules by which containerd's clients name what they bring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from lamella.errors import InvalidInput, NotFound, Unsupported
+from lamella.images.archive import Archive
+from lamella.images.docker_archive import DockerArchiveReader
+from lamella.images.layout import LayoutReader, read_small
+from lamella.images.resolve import read_manifest
+from lamella.oci.descriptor import Descriptor
+from lamella.oci.docker import SAVED_FILE
+from lamella.oci.documents import MAX_DOCUMENT, encode
+from lamella.oci.index import new_index
+from lamella.oci.layout import CONTAINERD_NAME, INDEX_FILE, LAYOUT_FILE, REF_NAME
+from lamella.oci.mediatypes import OCI_INDEX, OCI_LAYER
+from lamella.oci.platform import Platform, host_platform
+from lamella.operations.copy import put_missing
+from lamella.service.services.transfer.collect import Parts
+from lamella.service.services.transfer.transfer import names_of, whole_names
+from lamella.store.content.put import label_blob
+from lamella.store.gc.labels import entry_key, references
+from lamella.store.image_writer import StoreWriter
+
+if TYPE_CHECKING:
+    from lamella.digests import Digest
+    from lamella.progress import Cancellation
+    from lamella.protocol.proto.transfers_pb2 import ImageStore
+    from lamella.store.store import Space
+
+_WHERE: Final = "the archive"
+
+
+def import_archive(
+    space: Space,
+    file: int,
+    destination: ImageStore,
+    platforms: Sequence[Platform | None],
+    *,
+    compress: bool = False,
+    cancel: Cancellation | None = None,
+) -> list[tuple[str, Descriptor]]:
+    """Put the images of the archive in the open ``file`` into ``space``, which has a lease; no name is given yet.
+
+    The result is which names are to be given to what, never empty. Of an index only the images for ``platforms`` are
+    taken, all where there are none; its other parts need not be in the archive. Blobs are checked. Raises NotFound
+    (a part, a platform, no name that is wanted), InvalidInput, Unsupported (``compress`` and layers that are not),
+    Integrity, Exhausted, Cancelled.
+    """
+    wanted = [platform or host_platform() for platform in platforms]
+    archive = Archive(f"/proc/self/fd/{file}", _WHERE)
+    with _reader(archive) as reader, StoreWriter(space) as writer:
+        entries, raw = _entries(reader, archive)
+        if compress and isinstance(reader, DockerArchiveReader):
+            _refuse_plain(reader, entries)
+        parts = Parts(reader, wanted)
+        named: list[tuple[str, Descriptor]] = []
+        for entry in entries:
+            if parts.suits(entry):
+                full, tag = (entry.annotations.get(key, "") for key in (CONTAINERD_NAME, REF_NAME))
+                named += [(name, entry) for name in names_of(destination.extra_references, full, tag, entry)]
+        index = _index_of(raw)
+        whole = whole_names(destination, index)
+        if not named and not whole:
+            raise NotFound("the archive has no image of a name and platform that is wanted", hint=_hint(entries))
+        for entry in {entry.digest: entry for _, entry in named}.values():
+            parts.add(entry)
+        children: dict[str, Digest] = {}
+        if whole:
+            for number, entry in enumerate(entries):
+                if parts.suits(entry):
+                    parts.add(entry)
+                    children[entry_key(number)] = entry.digest
+        put_missing(writer, [(reader, part) for part in parts.found.values()], cancel=cancel)
+        if whole:
+            if not writer.has_blob(index):
+                writer.put_blob(index, [raw])
+            parts.children[index.digest] = children
+        for digest, needs in parts.children.items():
+            label_blob(space.content, digest, references(needs))
+    return [*named, *((name, index) for name in whole)]
+
+
+def _index_of(raw: bytes) -> Descriptor:
+    """The index of an archive, as a blob."""
+    from lamella.digests import Digest
+
+    return Descriptor(media_type=OCI_INDEX, digest=Digest.of(raw), size=len(raw))
+
+
+def _reader(archive: Archive) -> LayoutReader | DockerArchiveReader:
+    try:
+        if LAYOUT_FILE in archive:
+            return LayoutReader(archive)
+        if SAVED_FILE in archive:
+            return DockerArchiveReader(archive)
+        raise InvalidInput(f"{_WHERE} is neither an OCI layout nor what 'docker save' writes")
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _entries(reader: LayoutReader | DockerArchiveReader, archive: Archive) -> tuple[list[Descriptor], bytes]:
+    """The images that an archive lists, with their names in annotations, and the document that does so."""
+    if isinstance(reader, LayoutReader):
+        return reader.index.manifests, read_small(archive, INDEX_FILE, MAX_DOCUMENT)
+    entries: list[Descriptor] = []
+    for image in reader.images():
+        named = [{CONTAINERD_NAME: name} for name in image.names] or [{}]
+        entries += [msgspec.structs.replace(image.descriptor, annotations=annotations) for annotations in named]
+    return entries, encode(new_index(entries))
+
+
+def _refuse_plain(reader: DockerArchiveReader, entries: Sequence[Descriptor]) -> None:
+    for entry in entries:
+        if any(layer.media_type == OCI_LAYER for layer in read_manifest(reader, entry).manifest.layers):
+            raise Unsupported("layers are kept as the archive has them", hint="import it without compressing blobs")
+
+
+def _hint(entries: Sequence[Descriptor]) -> str | None:
+    found = [entry.annotations.get(CONTAINERD_NAME) or entry.annotations.get(REF_NAME, "") for entry in entries]
+    names = ", ".join(dict.fromkeys(name for name in found if name))
+    return f"named there: {names[:500]}" if names else None

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of blobs: read-only, named by digest, one for all namespaces.
+
+What puts them in place and takes them away runs inside a change of the database, so that no file goes for which a row
+is just being written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from lamella.digests import Digest
+from lamella.errors import Integrity, from_os
+from lamella.store.disk_reserve import discard, empty_trash
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from lamella.store.store import Store
+
+MODE: Final = 0o444
+_BLOBS: Final = "blobs"
+_INGEST: Final = "ingest"
+DATA: Final = "data"
+"""The name of the file in an ingest's folder."""
+
+
+def blob_path(root: Path, digest: Digest) -> str:
+    """Where the file of a blob is."""
+    return f"{root}/{_BLOBS}/{digest.algorithm}/{digest.hex}"
+
+
+def ingest_path(root: Path, folder: str) -> str:
+    """Where the folder of an ingest is."""
+    return f"{root}/{_INGEST}/{folder}"
+
+
+def open_blob(root: Path, digest: Digest, size: int) -> FileIO:
+    """The file of a blob, without a buffer.
+
+    Raises FileNotFoundError, Integrity where it is not a file of that size.
+    """
+    path = blob_path(root, digest)
+    try:
+        file = FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise
+    except OSError as problem:
+        raise from_os(problem, f"open blob {digest}") from problem
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        file.close()
+        raise Integrity(
+            f"blob {digest}: the store has {status.st_size} bytes of {size}", hint="lamella store check --repair"
+        )
+    return file
+
+
+def is_whole(root: Path, digest: Digest, size: int) -> bool:
+    """Whether there is a file of the right size for a blob."""
+    try:
+        status = os.stat(blob_path(root, digest), follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def put_in_place(root: Path, path: str, digest: Digest) -> None:
+    """Give the file at ``path``, which is on the disk, the name of a blob, and bring that name to the disk."""
+    target = blob_path(root, digest)
+    folder = os.path.dirname(target)
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        os.mkdir(folder, 0o700)
+        _fsync(os.path.dirname(folder))
+        os.rename(path, target)
+    _fsync(folder)
+
+
+def is_named(connection: sqlite3.Connection, digest: Digest) -> bool:
+    """Whether any namespace has the blob."""
+    return connection.execute("SELECT 1 FROM blob WHERE digest = ?", (digest,)).fetchone() is not None
+
+
+def remove_unnamed(store: Store, digest: Digest) -> None:
+    """Remove the file of a blob whose row is gone, unless another namespace has the blob, or has it again."""
+    with store.database.write(durable=False, frees=True) as connection:
+        if is_named(connection, digest) or not discard(store.root, blob_path(store.root, digest)):
+            return
+    empty_trash(store.root)
+
+
+class Swept(Struct, frozen=True):
+    """What a sweep has removed."""
+
+    files: int
+    size: int
+    """Bytes."""
+
+
+def sweep(store: Store) -> Swept:
+    """Remove the files of blobs and ingests that no row names: what a collection or broken-off work has left.
+
+    An ingest that somebody has open is let be. Raises what `Database.write` does.
+    """
+    files = size = 0
+    root = store.root
+    try:
+        with store.database.write(durable=False, frees=True) as connection:
+            rows = connection.execute("SELECT DISTINCT digest FROM blob")
+            named = {f"{root}/{_BLOBS}/{digest.replace(':', '/', 1)}" for (digest,) in rows}
+            unnamed = [
+                file
+                for algorithm in os.scandir(f"{root}/{_BLOBS}")
+                if algorithm.is_dir(follow_symlinks=False)
+                for file in os.scandir(algorithm.path)
+                if file.path not in named
+            ]
+            folders = {folder for (folder,) in connection.execute("SELECT folder FROM ingest")}
+            for entry in os.scandir(f"{root}/{_INGEST}"):
+                if entry.name not in folders and not _is_open(f"{entry.path}/{DATA}"):
+                    size += _size(f"{entry.path}/{DATA}")
+                    files += discard(root, entry.path)
+            for file in unnamed:
+                size += _size(file.path)
+                files += discard(root, file.path)
+        empty_trash(root)
+    except OSError as problem:
+        raise from_os(problem, "remove what the store does not need") from problem
+    return Swept(files, size)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path, follow_symlinks=False).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _is_open(path: str) -> bool:
+    """Whether a writer has the file of an ingest open."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _fsync(path: str) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blobs by digest, in files that all namespaces share, and rows that say which namespace has which."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from io import FileIO
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
+
+from msgspec.structs import replace
+
+from lamella.digests import Digest, parse_digest
+from lamella.errors import AlreadyExists, Integrity, InvalidInput, LamellaError, NotFound, from_os
+from lamella.store.content.files import DATA, Swept, ingest_path, is_whole, open_blob, remove_unnamed, sweep
+from lamella.store.content.ingest import CONTENT, INGESTS, FileIngest, drop_ingest, find_blob, open_file, remove_folder
+from lamella.store.contract import ContentRecord, IngestStatus, Labels
+from lamella.store.metadata.filters import Lookup, Path, label_at, parse_filters
+from lamella.store.metadata.labels import check_key, decode, encode, merge
+from lamella.store.metadata.leases import hold
+from lamella.store.metadata.namespaces import SHAREABLE, ensure
+from lamella.times import SECOND
+
+if TYPE_CHECKING:
+    from lamella.store.store import Space
+
+LIFETIME: Final = 24 * 3600 * SECOND
+"""Of an ingest that no lease holds, from when it was opened last; then it may be collected."""
+
+_PAGE: Final = 2000
+_SELECT: Final = "SELECT ref, folder, total, expected, started, updated FROM ingest WHERE namespace = ?"
+
+
+class Content:
+    """The blobs of a namespace (`lamella.store.contract.ContentStore`)."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._name = space.name
+        self._store = space.store
+        self._database = space.store.database
+
+    def info(self, digest: Digest) -> ContentRecord:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            row = find_blob(connection, self._name, digest)
+        if row is None:
+            raise _no_blob(digest)
+        return _record(digest, *row)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """The bytes, seekable and unbuffered; good until closed, even if the blob is deleted.
+
+        Raises NotFound, Integrity where the file is not what the store has written.
+        """
+        size = self.info(digest).size
+        try:
+            return cast("BinaryIO", open_blob(self._store.root, digest, size))
+        except FileNotFoundError:
+            self.info(digest)  # deleted meanwhile?
+            raise Integrity(
+                f"the file of blob {digest} is not in the store any more", hint="lamella store check --repair"
+            ) from None
+
+    def walk(self, filters: Sequence[str] = ()) -> Iterator[ContentRecord]:
+        """The blobs that any of the filters lets pass, by digest; filters know ``digest`` and ``labels.KEY``.
+
+        Read in pages, so that the store can be changed meanwhile. Raises InvalidInput.
+        """
+        wanted = parse_filters(filters)
+        return self._walk(None if wanted.everything else wanted.matches)
+
+    def _walk(self, passes: Callable[[Lookup], bool] | None) -> Iterator[ContentRecord]:
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(
+                    "SELECT digest, size, created, updated, labels FROM blob"
+                    " WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?",
+                    (self._name, last, _PAGE),
+                ).fetchall()
+            for digest, size, created, updated, labels in rows:
+                record = _record(Digest(digest), size, created, updated, labels)
+                if passes is None or passes(_Fields(record)):
+                    yield record
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1][0]
+
+    def update(self, digest: Digest, labels: Labels, fields: Sequence[str] = ()) -> ContentRecord:
+        """Change labels: those that ``fields`` names (``labels.KEY``), or all of them.
+
+        An empty value removes one. Raises NotFound, InvalidInput.
+        """
+        with self._database.write() as connection:
+            row = find_blob(connection, self._name, digest)
+            if row is None:
+                raise _no_blob(digest)
+            size, created, updated, old = row
+            kept = merge(decode(old), labels, fields)
+            now = max(self._store.clock(), updated + 1)
+            connection.execute(
+                "UPDATE blob SET labels = ?, updated = ? WHERE namespace = ? AND digest = ?",
+                (encode(kept), now, self._name, digest),
+            )
+        return ContentRecord(digest, size, created, now, kept)
+
+    def delete(self, digest: Digest) -> None:
+        """The blob is gone from this namespace; nobody is asked whether it is needed. Raises NotFound."""
+        with self._database.write(frees=True) as connection:
+            gone = connection.execute("DELETE FROM blob WHERE namespace = ? AND digest = ?", (self._name, digest))
+            if not gone.rowcount:
+                raise _no_blob(digest)
+        # In a change of its own: the row must be gone for good before the file is.
+        remove_unnamed(self._store, digest)
+
+    def sweep(self) -> Swept:
+        """Remove files that no row names; see `lamella.store.content.files.sweep`. It is the same for all namespaces."""
+        return sweep(self._store)
+
+    def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> FileIngest:
+        """Open or resume the ingest ``ref``; it starts over where it was to have another ``total``.
+
+        A blob that is ``expected`` and that another namespace shares is there at once. Without a lease an ingest may
+        be collected `LIFETIME` after it was opened. Raises Unavailable while another has it open, AlreadyExists where
+        ``expected`` is there already, InvalidInput, NotFound (lease), Exhausted.
+        """
+        check_key(ref, "the reference of an ingest")
+        if not 0 <= total < 1 << 63:
+            raise InvalidInput(f"the ingest {ref!r} cannot have {total} bytes")
+        if expected is not None and self._is_there(ref, expected):
+            raise AlreadyExists(f"blob {expected} is there already")
+        with ExitStack() as undo:
+            status, folder, file, lent = self._open(ref, total, expected, undo)
+            undo.pop_all()
+        return FileIngest(self._space, folder, file, status, lent)
+
+    def _open(
+        self, ref: str, total: int, expected: Digest | None, undo: ExitStack
+    ) -> tuple[IngestStatus, str, FileIO, FileIO | None]:
+        """The row and the files of an ingest; what is to be undone should anything fail goes to ``undo``."""
+        now = self._store.clock()
+        expires = None if self._space.lease is not None else now + LIFETIME
+        try:
+            with self._database.write(durable=False) as connection:
+                ensure(connection, self._name)
+                hold(connection, self._name, self._space.lease, INGESTS, ref)
+                row = connection.execute(f"{_SELECT} AND ref = ?", (self._name, ref)).fetchone()
+                if row is None:
+                    folder = secrets.token_hex(8)
+                    undo.callback(remove_folder, self._path(folder))
+                    file = undo.enter_context(open_file(self._path(folder), ref))
+                    status = IngestStatus(ref, 0, total, expected, now, now)
+                    connection.execute(
+                        "INSERT INTO ingest (namespace, ref, folder, total, expected, started, updated, expires)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        (self._name, ref, folder, total, expected or "", now, now, expires),
+                    )
+                else:
+                    folder = row[1]
+                    file = undo.enter_context(open_file(self._path(folder), ref))
+                    status = self._status(row)
+                    if total and status.total and total != status.total:
+                        os.ftruncate(file.fileno(), 0)
+                    status = replace(status, total=total or status.total, expected=expected or status.expected)
+                    connection.execute(
+                        "UPDATE ingest SET total = ?, expected = ?, expires = ? WHERE namespace = ? AND ref = ?",
+                        (status.total, status.expected or "", expires, self._name, ref),
+                    )
+                lent = None if status.expected is None else self._lent(connection, status.expected)
+                if lent is not None:
+                    undo.enter_context(lent)
+        except OSError as problem:
+            raise from_os(problem, f"open the ingest {ref!r}") from problem
+        return status, folder, file, lent
+
+    def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
+        """The ingests that are under way, by reference; filters know ``ref``. Raises InvalidInput."""
+        wanted = parse_filters(filters)
+        with self._database.read() as connection:
+            rows = connection.execute(f"{_SELECT} ORDER BY ref", (self._name,)).fetchall()
+        return [
+            self._status(row)
+            for row in rows
+            if wanted.matches(lambda path, ref=row[0]: ref if path == ("ref",) else None)  # type: ignore[misc]
+        ]
+
+    def status(self, ref: str) -> IngestStatus:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            row = connection.execute(f"{_SELECT} AND ref = ?", (self._name, ref)).fetchone()
+        if row is None:
+            raise _no_ingest(ref)
+        return self._status(row)
+
+    def abort(self, ref: str) -> None:
+        """Drop an ingest. Raises NotFound, Unavailable while somebody has it open."""
+        try:
+            with self._database.write(durable=False, frees=True) as connection:
+                row = connection.execute(f"{_SELECT} AND ref = ?", (self._name, ref)).fetchone()
+                if row is None:
+                    raise _no_ingest(ref)
+                path = self._path(row[1])
+                open_file(path, ref).close()
+                drop_ingest(connection, self._name, ref, row[1])
+        except OSError as problem:
+            raise from_os(problem, f"abort the ingest {ref!r}") from problem
+        remove_folder(path)
+
+    def _is_there(self, ref: str, digest: Digest) -> bool:
+        """Whether the namespace has a blob that an ingest is opened for; then the lease holds it, and no ingest is.
+
+        One whose file is damaged may be sent again.
+        """
+        with self._database.read() as connection:
+            row = find_blob(connection, self._name, digest)
+        if row is None or not is_whole(self._store.root, digest, row[0]):
+            return False
+        if self._space.lease is not None:
+            with self._database.write() as connection:
+                if find_blob(connection, self._name, digest) is None:
+                    return False
+                hold(connection, self._name, self._space.lease, CONTENT, digest)
+        try:
+            self.abort(ref)
+        except LamellaError:
+            pass  # there was none, or somebody else will find out
+        return True
+
+    def _lent(self, connection: sqlite3.Connection, digest: Digest) -> FileIO | None:
+        """The file of a blob that another namespace shares with this one."""
+        rows = connection.execute(
+            "SELECT blob.size, coalesce(namespace.labels, '{}') FROM blob"
+            " LEFT JOIN namespace ON namespace.name = blob.namespace WHERE blob.digest = ?",
+            (digest,),
+        )
+        for size, labels in rows:
+            if not self._store.isolated or decode(labels).get(SHAREABLE) == "true":
+                try:
+                    return open_blob(self._store.root, digest, size)
+                except (OSError, LamellaError):
+                    return None  # then its bytes are to be sent, which makes it whole again
+        return None
+
+    def _path(self, folder: str) -> str:
+        return f"{ingest_path(self._store.root, folder)}/{DATA}"
+
+    def _status(self, row: tuple[str, str, int, str, int, int]) -> IngestStatus:
+        ref, folder, total, expected, started, updated = row
+        try:
+            file = os.stat(self._path(folder), follow_symlinks=False)
+        except FileNotFoundError:
+            size = 0
+        else:
+            size = file.st_size
+            updated = max(updated, file.st_mtime_ns)
+        return IngestStatus(ref, size, total, parse_digest(expected) if expected else None, started, updated)
+
+
+class _Fields:
+    """The fields of a blob that filters know."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: ContentRecord) -> None:
+        self._record = record
+
+    def __call__(self, path: Path) -> str | None:
+        match path:
+            case ("digest",):
+                return self._record.digest
+            case ("labels", *rest):
+                return label_at(self._record.labels, tuple(rest))
+            case _:
+                return None
+
+
+def _record(digest: Digest, size: int, created: int, updated: int, labels: str) -> ContentRecord:
+    return ContentRecord(digest, size, created, updated, decode(labels))
+
+
+def _no_blob(digest: str) -> NotFound:
+    return NotFound(f"there is no blob {digest}")
+
+
+def _no_ingest(ref: str) -> NotFound:
+    return NotFound(f"there is no ingest {ref!r}")

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of snapshotter, by name. Each is loaded when it is used, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from lamella.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lamella.store.snapshots.driver import Form
+    from lamella.store.snapshots.snapshotter import Snapshots
+    from lamella.store.store import Space
+
+
+def open_snapshotter(name: str, space: Space, *, verity: str = "") -> Snapshots:
+    """The snapshots of a namespace that the kind ``name`` keeps: `SNAPSHOTTERS` or an alias.
+
+    ``verity`` asks for committed layers that the kernel checks as they are read: ``fs-verity`` or ``dm-verity``.
+    Nothing is made before it is needed. Raises InvalidInput (no such kind), Unsupported (not on this system, no such
+    ``verity``).
+    """
+    from lamella.store.snapshots.snapshotter import Snapshots, home_of
+
+    name = canonical(name)
+    return Snapshots(space, form_of(name, home_of(space.store, name), verity))
+
+
+def form_of(name: str, home: Path, verity: str = "") -> Form:
+    """How the kind ``name`` keeps its snapshots, whose places are in ``home``. Raises as `open_snapshotter`."""
+    return SNAPSHOTTERS[canonical(name)](verity, home)
+
+
+def canonical(name: str) -> str:
+    """Containerd's name for a kind, which an alias stands for too. Raises InvalidInput."""
+    name = ALIASES.get(name, name)
+    if name not in SNAPSHOTTERS:
+        raise InvalidInput(f"there is no snapshotter {name!r}", hint=f"there are {', '.join(SNAPSHOTTERS)}")
+    return name
+
+
+def _overlay(verity: str, home: Path) -> Form:  # noqa: ARG001
+    from lamella.store.snapshots.drivers.overlay import OverlayForm
+
+    _without(verity, OverlayForm.name)
+    return OverlayForm()
+
+
+def _directory(verity: str, home: Path) -> Form:  # noqa: ARG001
+    from lamella.store.snapshots.drivers.native import DirectoryForm
+
+    _without(verity, DirectoryForm.name)
+    return DirectoryForm()
+
+
+def _erofs(verity: str, home: Path) -> Form:  # noqa: ARG001
+    from lamella.store.snapshots.drivers.erofs import ErofsForm
+
+    return ErofsForm(verity)
+
+
+def _cimfs(verity: str, home: Path) -> Form:
+    from lamella.store.snapshots.drivers.cimfs import CimForm
+
+    _without(verity, CimForm.name)
+    return CimForm(home)
+
+
+def _blockcim(verity: str, home: Path) -> Form:
+    from lamella.store.snapshots.drivers.blockcim import BlockCimForm
+
+    _without(verity, BlockCimForm.name)
+    return BlockCimForm(home)
+
+
+def _without(verity: str, name: str) -> None:
+    if verity:
+        from lamella.errors import Unsupported
+
+        raise Unsupported(f"the snapshotter {name!r} keeps no images that could have {verity}")
+
+
+SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], Form]]] = {
+    "overlayfs": _overlay,
+    "native": _directory,
+    "erofs": _erofs,
+    "cimfs": _cimfs,
+    "blockcim": _blockcim,
+}
+"""Containerd's name of a kind -> what makes its form, given the verity that is asked for and its directory."""
+
+OF_WINDOWS: Final = frozenset({"cimfs", "blockcim"})
+"""Those that keep layers of Windows images."""
+
+SEALING: Final = "erofs"
+"""The kind whose layers are images that can be sealed."""
+
+ALIASES: Final = {"overlay": "overlayfs", "directory": "native", "cim": "cimfs"}
+"""Lamella's names of kinds of layer -> containerd's of snapshotters that keep them."""

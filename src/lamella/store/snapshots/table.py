@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of snapshots in a store's database, each of which names a directory by its number."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from msgspec import Struct
+
+from lamella.errors import Conflict, InvalidInput, NotFound
+from lamella.store.contract import Labels, SnapshotKind, SnapshotRecord, Usage
+from lamella.store.metadata.filters import label_at
+from lamella.store.metadata.labels import decode, encode, settled
+
+_SELECT: Final = """
+SELECT s.number, s.parent, s.name, COALESCE(p.name, ''), s.kind, s.created, s.updated, s.labels, s.size, s.inodes
+FROM snapshot s LEFT JOIN snapshot p ON p.number = s.parent
+WHERE s.namespace = ? AND s.snapshotter = ?
+"""
+
+_CHAIN: Final = """
+WITH RECURSIVE chain (number, parent, depth) AS (
+    SELECT number, parent, 0 FROM snapshot WHERE number = ?
+    UNION ALL
+    SELECT s.number, s.parent, depth + 1 FROM snapshot s JOIN chain c ON s.number = c.parent WHERE depth < 100000
+)
+SELECT number FROM chain ORDER BY depth
+"""
+
+
+class Row(Struct, frozen=True):
+    """A snapshot as the database has it."""
+
+    number: int
+    parent: int | None
+    record: SnapshotRecord
+    usage: Usage | None
+
+
+class Rows:
+    """Those of one snapshotter in one namespace. All that is asked for happens in the caller's transaction."""
+
+    def __init__(self, namespace: str, snapshotter: str) -> None:
+        self._namespace = namespace
+        self._snapshotter = snapshotter
+
+    def records(self, connection: sqlite3.Connection) -> list[SnapshotRecord]:
+        """All, by name."""
+        found = connection.execute(f"{_SELECT} ORDER BY s.name", (self._namespace, self._snapshotter))
+        return [_row(row).record for row in found]
+
+    def find(self, connection: sqlite3.Connection, key: str) -> Row | None:
+        """The row of a snapshot, if it is there."""
+        found = connection.execute(f"{_SELECT} AND s.name = ?", (self._namespace, self._snapshotter, key)).fetchone()
+        return None if found is None else _row(found)
+
+    def get(self, connection: sqlite3.Connection, key: str) -> Row:
+        """The row of a snapshot. Raises NotFound."""
+        found = self.find(connection, key)
+        if found is None:
+            raise NotFound(f"snapshot {key!r} does not exist")
+        return found
+
+    def active(self, connection: sqlite3.Connection, key: str, number: int | None = None) -> Row:
+        """The row of an active snapshot, the same as before where its ``number`` is known.
+
+        Raises NotFound, Conflict.
+        """
+        row = self.get(connection, key)
+        if number is not None and row.number != number:
+            raise NotFound(f"snapshot {key!r} was removed, and another has its key now")
+        if row.record.kind is not SnapshotKind.ACTIVE:
+            raise Conflict(f"snapshot {key!r} is {_WORDS[row.record.kind]}, not active")
+        return row
+
+    def committed(self, connection: sqlite3.Connection, parent: str) -> int | None:
+        """The number of a parent; None for none. Raises NotFound, InvalidInput (not committed)."""
+        if not parent:
+            return None
+        found = self.find(connection, parent)
+        if found is None:
+            raise NotFound(f"parent snapshot {parent!r} does not exist")
+        if found.record.kind is not SnapshotKind.COMMITTED:
+            raise InvalidInput(f"parent snapshot {parent!r} is not committed")
+        return found.number
+
+    def taken(self, connection: sqlite3.Connection, key: str, wanted: str | None) -> str:
+        """The snapshot that is in the way of making ``key``; empty where none is."""
+        if wanted:
+            found = self.find(connection, wanted)
+            if found is not None and found.record.kind is SnapshotKind.COMMITTED:
+                return wanted
+        return key if self.find(connection, key) is not None else ""
+
+    def chain(self, connection: sqlite3.Connection, nearest: int) -> list[int]:
+        """The number of a snapshot and those of all below it, nearest first."""
+        return [number for (number,) in connection.execute(_CHAIN, (nearest,))]
+
+    def insert(
+        self,
+        connection: sqlite3.Connection,
+        kind: SnapshotKind,
+        key: str,
+        parent: int | None,
+        labels: Labels,
+        now: int,
+    ) -> int:
+        """Write a new row, and return its number."""
+        made = connection.execute(
+            "INSERT INTO snapshot (namespace, snapshotter, name, parent, kind, created, updated, labels)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self._namespace, self._snapshotter, key, parent, kind.value, now, now, encode(labels)),
+        )
+        assert made.lastrowid is not None  # noqa: S101  # what was inserted has a number
+        return made.lastrowid
+
+    def turn(
+        self,
+        connection: sqlite3.Connection,
+        row: Row,
+        name: str,
+        parent: int | None,
+        labels: Labels,
+        usage: Usage,
+        now: int,
+    ) -> None:
+        """Let an active snapshot be a committed one."""
+        connection.execute(
+            "UPDATE snapshot SET name = ?, parent = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?,"
+            " inodes = ? WHERE number = ?",
+            (
+                *(name, parent, SnapshotKind.COMMITTED.value, now, now, encode(settled(labels))),
+                *(usage.size, usage.inodes, row.number),
+            ),
+        )
+
+
+_WORDS: Final = {SnapshotKind.VIEW: "a view", SnapshotKind.COMMITTED: "committed", SnapshotKind.ACTIVE: "active"}
+
+
+def _row(row: tuple[int, int | None, str, str, str, int, int, str, int | None, int | None]) -> Row:
+    number, parent, name, parent_name, kind, created, updated, labels, size, inodes = row
+    record = SnapshotRecord(name, parent_name, SnapshotKind(kind), created, updated, decode(labels))
+    return Row(number, parent, record, None if size is None else Usage(size, inodes or 0))
+
+
+def field_of(record: SnapshotRecord, path: tuple[str, ...]) -> str | None:
+    """The field of a snapshot that filters know as ``path``; None where there is none."""
+    match path:
+        case ("name",):
+            return record.name
+        case ("parent",):
+            return record.parent
+        case ("kind",):
+            return record.kind.value
+        case ("labels", *rest):
+            return label_at(record.labels, tuple(rest))
+        case _:
+            return None
