@@ -22,7 +22,7 @@ NAME = "bench.invalid/image:1"
 UNPACK = """
 import sys
 from lamella.store.store import Store
-from lamella.store.unpacking import unpack_image
+from lamella.store.unpack.image import unpack_image
 with Store.open(sys.argv[1], create=False) as store:
     unpack_image(store.namespace("default"), sys.argv[2], sys.argv[4], lanes=int(sys.argv[3]) or None)
 """

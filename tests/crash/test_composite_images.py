@@ -20,7 +20,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.unit.layers.test_windows_dialect import file_at
-from lamella.layers.cim.files import CimLayer
+from lamella.layers.cim.image_files import CimLayer
 from lamella.layers.cim.sink import CimSink
 
 sink = CimSink(CimLayer(Path(sys.argv[1])), windows=False)

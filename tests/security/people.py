@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import lamella.layers.recorded
+import lamella.layers.directory.attrs
 
 T = TypeVar("T")
 

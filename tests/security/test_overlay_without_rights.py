@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import lamella.layers.overlay_tree  # noqa: F401  # loaded now, since it may be out of reach without rights
 import pytest
 from tests.security.people import as_nobody, person
 
+import lamella.layers.overlay.tree  # noqa: F401  # loaded now, since it may be out of reach without rights
 from lamella.changes.apply import apply
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change

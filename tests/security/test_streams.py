@@ -97,7 +97,7 @@ def test_a_blob_as_dense_as_can_be_passes_by_default(compression: str) -> None:
 MEMORY = """
 import io, resource, sys
 from lamella.errors import LamellaError
-from lamella.streams.reading import BlobReader
+from lamella.streams.blob_reader import BlobReader
 blob = io.BytesIO(bytes.fromhex(sys.argv[1]) * int(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -7,69 +7,66 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Final
 
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.verb import CONTEXT, result_options
+from lamella.cli.verb import CONTEXT, LazyGroup, result_options
 from lamella.errors import Cancelled, LamellaError, exit_code, from_os
 from lamella.host.open_files import raise_soft_limit
 
-SECTIONS: Final[dict[str, dict[str, str]]] = {
+SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Images": {
-        "unpack": "Unpack an image into a directory.",
-        "pack": "Make an image of one layer from a directory.",
-        "inspect": "Show an image's config, layers, history and sizes.",
-        "verify": "Check every digest, size and layer of an image.",
-        "copy": "Copy an image from one place to another.",
-        "compare": "Show how two images differ.",
-        "append": "Copy an image with further layers on top.",
-        "mutate": "Copy an image with another config or other annotations.",
-        "flatten": "Copy an image with its layers merged into one.",
-        "rebase": "Copy an image onto another base.",
-        "convert": "Copy an image with its layers compressed or kept another way.",
-        "subset": "Copy an index with some of its platforms only.",
-        "index": "Make an index for several platforms from images.",
+        "unpack": ("Unpack an image into a directory.", "images.unpack"),
+        "pack": ("Make an image of one layer from a directory.", "images.pack"),
+        "inspect": ("Show an image's config, layers, history and sizes.", "images.inspect"),
+        "verify": ("Check every digest, size and layer of an image.", "images.verify"),
+        "copy": ("Copy an image from one place to another.", "registry.copy:copy"),
+        "compare": ("Show how two images differ.", "images.compare"),
+        "append": ("Copy an image with further layers on top.", "images.append"),
+        "mutate": ("Copy an image with another config or other annotations.", "images.mutate"),
+        "flatten": ("Copy an image with its layers merged into one.", "images.flatten"),
+        "rebase": ("Copy an image onto another base.", "images.rebase"),
+        "convert": ("Copy an image with its layers compressed or kept another way.", "images.convert"),
+        "subset": ("Copy an index with some of its platforms only.", "images.index:subset"),
+        "index": ("Make an index for several platforms from images.", "images.index:index"),
     },
     "Layers": {
-        "apply": "Apply a layer blob to a directory.",
-        "diff": "List or write what changed between two directories.",
-        "dump": "Print a layer or a directory as canonical text.",
-        "recipe": "Give back the very blob of a layer that was unpacked or converted.",
+        "apply": ("Apply a layer blob to a directory.", "layers.apply"),
+        "diff": ("List or write what changed between two directories.", "layers.diff"),
+        "dump": ("Print a layer or a directory as canonical text.", "layers.dump"),
+        "recipe": ("Give back the very blob of a layer that was unpacked or converted.", "layers.recipe"),
     },
     "Files in an image": {
-        "ls": "List files.",
-        "tree": "Draw a directory and what is in it.",
-        "cat": "Print the content of files.",
-        "find": "Find files by name, kind, size or time.",
+        "ls": ("List files.", "files.ls"),
+        "tree": ("Draw a directory and what is in it.", "files.tree"),
+        "cat": ("Print the content of files.", "files.cat"),
+        "find": ("Find files by name, kind, size or time.", "files.find"),
     },
     "Store": {
-        "store": "Keep images, and what is unpacked of them, in a store.",
-        "mount": "Show an image of the store at a directory.",
-        "umount": "End what 'lamella mount' has begun.",
-        "run": "Run a container of an image of the store.",
-        "serve": "Serve the store to containerd's clients, or to a containerd.",
+        "store": ("Keep images, and what is unpacked of them, in a store.", "store"),
+        "mount": ("Show an image of the store at a directory.", "store.mount:mount"),
+        "umount": ("End what 'lamella mount' has begun.", "store.mount:umount"),
+        "run": ("Run a container of an image of the store.", "store.run"),
+        "serve": ("Serve the store to containerd's clients, or to a containerd.", "store.serve"),
     },
     "Windows": {
-        "hive": "Look into registry hives, and merge them.",
-        "cim": "Look into composite images, check them, and take layers out of them.",
+        "hive": ("Look into registry hives, and merge them.", "windows.hive"),
+        "cim": ("Look into composite images, check them, and take layers out of them.", "windows.cim"),
     },
     "Registries": {
-        "pull": "Copy an image from a registry to this machine.",
-        "push": "Copy an image from this machine to a registry.",
-        "tags": "List the tags of a repository.",
-        "catalog": "List the repositories of a registry.",
-        "referrers": "List signatures, attestations and the like about an image.",
-        "delete": "Remove a tag or an image from a registry.",
-        "login": "Keep a user and a password for a registry.",
-        "logout": "Forget the user and the password for a registry.",
+        "pull": ("Copy an image from a registry to this machine.", "registry.copy:pull"),
+        "push": ("Copy an image from this machine to a registry.", "registry.copy:push"),
+        "tags": ("List the tags of a repository.", "registry.list:tags"),
+        "catalog": ("List the repositories of a registry.", "registry.list:catalog"),
+        "referrers": ("List signatures, attestations and the like about an image.", "registry.list:referrers"),
+        "delete": ("Remove a tag or an image from a registry.", "registry.delete"),
+        "login": ("Keep a user and a password for a registry.", "registry.login:login"),
+        "logout": ("Forget the user and the password for a registry.", "registry.login:logout"),
     },
 }
-"""Each verb is the module of its name in this package; its line here is the one its own help begins with."""
-
-VERBS: Final = {name: line for verbs in SECTIONS.values() for name, line in verbs.items()}
+"""Each verb with the first line of its help and the place of its command."""
 
 _YOUNG: Final = 20_000
 """Objects that are made before the collector looks at them."""
@@ -79,36 +76,18 @@ _SIGINT: Final = 2
 _SIGPIPE: Final = 13
 
 
-class Verbs(click.Group):
-    """A group whose verbs are imported when they are called, and not to be listed."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """The verbs, in the order of the help page."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The verb, from its module."""
-        if cmd_name not in VERBS:
-            return None
-        command: click.Command = import_module(f"lamella.cli.{cmd_name}").command
-        return command
+class Verbs(LazyGroup):
+    """The verbs of ``lamella``; an unknown one is answered with the nearest."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As the base does, with the verb that was perhaps meant."""
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
+        if args and args[0] not in self.verbs and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], VERBS, 1)
+            near = get_close_matches(args[0], self.verbs, 1)
             raise click.UsageError(f"there is no verb {args[0]!r}{f'; is it {near[0]!r}?' if near else ''}", ctx)
         return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The table of verbs, without importing one."""
-        for title, verbs in SECTIONS.items():
-            with formatter.section(title):
-                formatter.write_dl(list(verbs.items()))
 
 
 def _start() -> None:
@@ -146,7 +125,7 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
 
 cli: Final = Verbs(
     name="lamella",
-    subcommand_metavar="VERB ...",
+    sections=SECTIONS,
     callback=_start,
     help=_start.__doc__,
     params=[

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,3 +143,32 @@ class VerbGroup(Verb, click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """The verbs."""
         return list(self.commands)
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module only when the verb is called; listing the verbs imports none.
+
+    ``sections`` maps a heading to its verbs, each with its line in the list and its place, ``module`` or
+    ``module:attribute`` below ``lamella.cli``; the attribute is ``command`` unless given.
+    """
+
+    def __init__(self, *args: Any, sections: dict[str, dict[str, tuple[str, str]]], **settings: Any) -> None:
+        settings.setdefault("subcommand_metavar", "VERB ...")
+        super().__init__(*args, **settings)
+        self.sections = sections
+        self.verbs = {name: row for verbs in sections.values() for name, row in verbs.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in self.verbs:
+            return None
+        module, _, attribute = self.verbs[cmd_name][1].partition(":")
+        command: click.Command = getattr(import_module(f"lamella.cli.{module}"), attribute or "command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        for title, verbs in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, line) for name, (line, _) in verbs.items()])

@@ -42,7 +42,7 @@ _MOST: Final = 8192
 _MOST_BYTES: Final = 2 << 20
 """Bytes of extended attributes, security descriptors and reparse points in those."""
 NO_DATA: Final = -1
-"""In the place of an offset: the file is empty and has a data stream; see `lamella.layers.windows.tar_source.EMPTY_DATA`."""
+"""In the place of an offset: the file is empty and has a data stream; see `windows.tar_source.EMPTY_DATA`."""
 
 Record: TypeAlias = tuple[Any, ...]
 """Of a file: path, number of its metadata, size, offset in the stream. Others begin with a number that tells what.

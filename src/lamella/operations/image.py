@@ -188,7 +188,7 @@ class Image:
     ) -> Image:
         """This image with ``layers`` on top: directories, blobs, or mappings of paths to files.
 
-        Directories and files on disk are read when the image is made. See `lamella.operations.surgery.append.append`. Raises
+        Directories and files on disk are read when the image is made. See `lamella.append`. Raises
         InvalidInput for files that cannot be in one layer.
         """
         from lamella.operations.layers.write import LayerOptions
@@ -221,7 +221,7 @@ class Image:
     def flatten(
         self, layers: range | str | None = None, *, compression: str = "gzip", level: int | None = None
     ) -> Image:
-        """This image with all of its layers, or some, merged into one. See `lamella.operations.surgery.flatten.flatten`."""
+        """This image with all of its layers, or some, merged into one. See `lamella.flatten`."""
         from lamella.operations.layers.write import LayerOptions
         from lamella.operations.surgery.flatten import flattened
 

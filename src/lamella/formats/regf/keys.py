@@ -126,32 +126,32 @@ class Key(Protocol):
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
 
     @property
-    def time(self) -> int: ...  # noqa: D102
+    def time(self) -> int: ...
 
     @property
-    def flags(self) -> int: ...  # noqa: D102
+    def flags(self) -> int: ...
 
     @property
-    def control(self) -> int: ...  # noqa: D102
+    def control(self) -> int: ...
 
     @property
-    def security(self) -> bytes: ...  # noqa: D102
+    def security(self) -> bytes: ...
 
     @property
-    def class_name(self) -> str: ...  # noqa: D102
+    def class_name(self) -> str: ...
 
     @property
-    def layering(self) -> Layering: ...  # noqa: D102
+    def layering(self) -> Layering: ...
 
     @property
-    def inherit_class(self) -> bool: ...  # noqa: D102
+    def inherit_class(self) -> bool: ...
 
-    def values(self) -> Sequence[Value]: ...  # noqa: D102
+    def values(self) -> Sequence[Value]: ...
 
-    def subkeys(self) -> Sequence[Key]: ...  # noqa: D102
+    def subkeys(self) -> Sequence[Key]: ...
 
 
 class MemoryKey:

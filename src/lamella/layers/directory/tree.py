@@ -70,7 +70,7 @@ class DirectoryTree:
     are not listed: no layer can hold them. Whoever wants to hear of them sets `left_out`.
 
     ``owners`` says whose files these are: ``"actual"`` takes the ids on disk. With ``"recorded"``, ids and devices
-    count that were recorded in attributes (`lamella.layers.directory.attrs`), and what belongs to whoever runs this, or to
+    count that were recorded in attributes (`directory.attrs`), and what belongs to whoever runs this, or to
     the owner of the root, without a record belongs to 0. The default is ``"recorded"`` for all but root: a privileged
     process must not believe attributes that any owner of a file can set.
 

@@ -114,7 +114,7 @@ def convert(
     images. Each layer is checked as it is read. See `open_writer` for ``replace``.
 
     ``recipes`` is a directory that gets a file ``DIGEST.recipe`` for each layer that is written anew, from which and
-    from its new blob the old one can be made again; see `lamella.operations.layers.recipes`. What no recipe can be made of goes
+    from its new blob the old one can be made again; see `operations.layers.recipes`. What no recipe can be made of goes
     to ``losses``.
 
     Raises Integrity, NotFound, InvalidInput, Unsupported, AlreadyExists, Exhausted.

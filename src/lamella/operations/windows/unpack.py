@@ -94,7 +94,7 @@ def images_applied(
 ) -> Iterator[Applied]:
     """Make a composite image in ``directory`` for each layer of ``image``, forked from the one before it.
 
-    Its documents lie beside them, so that `lamella.operations.windows.convert_cim` can make the image again. Of the kind
+    Its documents lie beside them, so that `windows.convert_cim` can make the image again. Of the kind
     ``"blockcim"`` each is a file in a folder of its own, as containerd has them. ``other`` reads the layers as those of
     Windows, where it is given.
     """

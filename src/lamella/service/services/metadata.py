@@ -162,16 +162,20 @@ class Namespaces:
         return namespaces_pb2.ListNamespacesResponse(namespaces=[_namespace(one) for one in self._namespaces.list()])
 
     def create(
-        self, request: namespaces_pb2.CreateNamespaceRequest, call: Call
-    ) -> namespaces_pb2.CreateNamespaceResponse:  # noqa: ARG002
+        self,
+        request: namespaces_pb2.CreateNamespaceRequest,
+        call: Call,  # noqa: ARG002
+    ) -> namespaces_pb2.CreateNamespaceResponse:
         """Make one."""
         made = self._namespaces.create(request.namespace.name, labels(request.namespace.labels))
         self._tell(made.name, "/namespaces/create", NamespaceCreate(name=made.name, labels=made.labels))
         return namespaces_pb2.CreateNamespaceResponse(namespace=_namespace(made))
 
     def update(
-        self, request: namespaces_pb2.UpdateNamespaceRequest, call: Call
-    ) -> namespaces_pb2.UpdateNamespaceResponse:  # noqa: ARG002
+        self,
+        request: namespaces_pb2.UpdateNamespaceRequest,
+        call: Call,  # noqa: ARG002
+    ) -> namespaces_pb2.UpdateNamespaceResponse:
         """Change the labels that a mask names, or all."""
         changed = fields(request.update_mask)
         for field in changed:

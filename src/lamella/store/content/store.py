@@ -118,7 +118,7 @@ class Content:
         remove_unnamed(self._store, digest)
 
     def sweep(self) -> Swept:
-        """Remove files that no row names; see `lamella.store.content.files.sweep`. It is the same for all namespaces."""
+        """Remove files that no row names; see `content.files.sweep`. It is the same for all namespaces."""
         return sweep(self._store)
 
     def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> FileIngest:

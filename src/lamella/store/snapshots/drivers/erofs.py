@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots whose committed layers are EROFS images, laid over each other by the kernel.
 
-A layer goes from its tar into its image as it comes (`lamella.layers.erofs.overlay_sink`), ``applied/layer.erofs`` of a place
+A layer goes from its tar into its image as it comes (`layers.erofs.overlay_sink`), ``applied/layer.erofs`` of a place
 until it is committed. For whatever else writes to an active snapshot it has an upper directory as `overlay` has it, of
 which committing makes the image (`lamella.layers.erofs.from_directory`). Either way whiteouts and opaque directories
 are in the overlay's form. Images are mounted at ``mnt`` of their places when something lies on them that is to be

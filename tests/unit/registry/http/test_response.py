@@ -157,7 +157,7 @@ def test_a_head_that_drips_is_not_waited_for() -> None:
 
 
 _DROPPED = """
-from lamella.registry.answers import Answer
+from lamella.registry.http.response import Answer
 class Given:
     raw = b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n"
     def recv_into(self, view):

@@ -114,7 +114,7 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, s
     )
     target = put_image(space, wrong, "image")
     with pytest.raises(DigestMismatch, match="diff id"):
-        unpack_image(space, target, lanes=schedule)
+        unpack_image(space, target, lanes=lanes)
     assert names(space) <= set(chain(image)[:1])
     collect(store)
     assert set() == names(space)
@@ -136,7 +136,7 @@ def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(space: Space
     path.chmod(0o600)
     path.write_bytes(raw)
     with pytest.raises(DigestMismatch, match="layer blob") as caught:
-        unpack_image(space, target, lanes=schedule)
+        unpack_image(space, target, lanes=lanes)
     assert caught.value.expected == damaged
     assert names(space) <= set(chain(image)[:1])
 
@@ -163,9 +163,9 @@ def test_small_layers_take_turns_and_large_ones_go_beside_them(space: Space, mon
 
 SHARE = """
 import sys
-from lamella.store import unpacking
+from lamella.store.unpack import image as unpacking
 from lamella.store.store import Store
-from lamella.store.unpacking import unpack_image
+from lamella.store.unpack.image import unpack_image
 unpacking._OWN_PROCESS = int(sys.argv[2])
 with Store.open(sys.argv[1]) as store:
     sys.stdin.read(1)

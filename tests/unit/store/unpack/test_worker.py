@@ -221,7 +221,7 @@ def test_a_process_has_nothing_of_the_store_open_but_what_it_reads_and_writes(
 ORPHAN = """
 import os, sys
 from pathlib import Path
-from lamella.store.layer_process import LayerProcess
+from lamella.store.unpack.worker import LayerProcess
 LayerProcess(fork=sys.argv[1] == "fork")
 LayerProcess(fork=sys.argv[1] == "fork")
 print(*Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(), flush=True)
@@ -246,7 +246,7 @@ def test_processes_end_when_the_one_that_has_started_them_is_killed(kind: str) -
 
 OTHERS = """
 import os, subprocess, sys, threading
-from lamella.store import unpacking
+from lamella.store.unpack import image as unpacking
 from lamella.store.store import Store
 def told(event, arguments):
     if event in ("os.fork", "subprocess.Popen"):

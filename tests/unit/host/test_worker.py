@@ -101,7 +101,7 @@ def test_what_it_keeps_it_can_read_and_the_rest_is_nothing(tmp_path: Path) -> No
 
 UNWINDS = """
 import atexit, os, sys
-from lamella.host.forking import Forked
+from lamella.host.worker import Forked
 atexit.register(print, "at exit")
 sys.stdout.write("buffered ")
 def run():
@@ -123,7 +123,7 @@ def test_nothing_is_unwound_or_flushed_there() -> None:
 
 SIGNALLED = """
 import os, signal
-from lamella.host.forking import Forked
+from lamella.host.worker import Forked
 
 def raises(*_):
     raise KeyboardInterrupt

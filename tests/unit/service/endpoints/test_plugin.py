@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.unit.service.services.test_diff import stored
 from tests.unit.service.serving import Served, Stub, code_of, running, within
-from tests.unit.service.test_diff import stored
 
 from lamella.digests import Digest
 from lamella.errors import NotFound, Unavailable

@@ -14,7 +14,7 @@ from lamella.host.malloc import return_large_blocks, share_arenas
 
 ALLOCATE = """
 import ctypes, sys, threading
-from lamella.host.memory import share_arenas
+from lamella.host.malloc import share_arenas
 if sys.argv[1] == "shared":
     share_arenas(2)
 threads = [threading.Thread(target=lambda: [barrier.wait(), bytes(2000), barrier.wait()]) for _ in range(8)]
@@ -32,7 +32,7 @@ library.fflush(file)
 
 AGAIN = """
 import ctypes, sys
-from lamella.host.memory import return_large_blocks
+from lamella.host.malloc import return_large_blocks
 if sys.argv[1] == "returned":
     return_large_blocks(1 << 16)
 class Told(ctypes.Structure):

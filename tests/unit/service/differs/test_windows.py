@@ -14,9 +14,9 @@ from typing import Any, Final
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.unit.layers.cim.test_cim_layer import directory, file, link, stream, tar_of, whiteout, windows_base
+from tests.unit.service.services.test_diff import put
+from tests.unit.service.services.test_snapshots import Snapshots
 from tests.unit.service.serving import Client, Served, Stub, code_of, within
-from tests.unit.service.test_diff import put
-from tests.unit.service.test_snapshots import Snapshots
 
 from lamella.changes.apply import apply as apply_changes
 from lamella.changes.losses import Losses

@@ -457,7 +457,7 @@ def test_settings_that_there_are_none_of_are_refused_with_those_that_there_are(t
 
 _SIGNALLED = """
 import signal, sys, threading, time
-from lamella.service.serving import serve
+from lamella.service.daemon import serve
 
 def strike():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -284,7 +284,7 @@ def test_an_error_tells_where_in_the_other_process_it_arose(tmp_path: Path) -> N
     with opened(tmp_path / "blob", gzipped(b"\x01" * 512)) as file, Apart([Blob(file)]) as other:
         with pytest.raises(Exception, match="checksum") as caught:
             other.next().finish()
-        assert "known.py" in str(caught.value.__cause__)
+        assert "field_cache.py" in str(caught.value.__cause__)
 
 
 class Odd(Exception):
@@ -392,8 +392,8 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
 
 PARENT = """
 import sys, time
-from lamella.layers.apart import Apart
-from lamella.layers.apart_work import Blob
+from lamella.layers.process_reader import Apart
+from lamella.layers.process_reader_worker import Blob
 with open(sys.argv[1], "rb", buffering=0) as file, Apart([Blob(file)]) as other:
     next(other.next().changes())
     print("reading", flush=True)
