@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from lamella.changes.job import Job
     from lamella.changes.losses import Loss, Losses
     from lamella.digests import Digest, parse_digest
     from lamella.errors import LamellaError
@@ -47,6 +48,7 @@ __all__ = [
     "File",
     "Filesystem",
     "Image",
+    "Job",
     "LamellaError",
     "Loss",
     "Losses",
@@ -82,6 +84,7 @@ _HOMES: Final = {
     "File": "operations.surgery.new_layers",
     "Filesystem": "operations.trees.filesystem",
     "Image": "operations.image",
+    "Job": "changes.job",
     "LamellaError": "errors",
     "Loss": "changes.losses",
     "Losses": "changes.losses",

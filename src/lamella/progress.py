@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long work tells of itself, and how it is told to stop."""
+"""Progress reports and cancellation of long operations."""
 
 from __future__ import annotations
 
@@ -9,63 +9,68 @@ from lamella.errors import Cancelled
 
 
 class Progress(Protocol):
-    """Is told of one piece of work after the other. Methods may be called from any thread."""
+    """Receives the progress of an operation, one step after the other. Methods may be called from any thread."""
 
     def start(self, what: str, total: int | None) -> None:
-        """Work begins: ``total`` bytes of it, None where nobody knows."""
+        """A step begins: ``total`` bytes, or None if the size is unknown."""
         ...
 
     def advance(self, amount: int) -> None:
-        """``amount`` further bytes are done."""
+        """``amount`` more bytes are done."""
         ...
 
     def finish(self) -> None:
-        """The work that began last has ended, well or not."""
+        """The last step that began has ended, with or without an error."""
         ...
 
 
 class NoProgress:
-    """Says nothing."""
+    """A `Progress` that ignores all reports; a base class for those that need some of them."""
 
-    def start(self, what: str, total: int | None) -> None:
-        """See `Progress.start`."""
+    def start(self, what: str, total: int | None) -> None: ...
 
-    def advance(self, amount: int) -> None:
-        """See `Progress.advance`."""
+    def advance(self, amount: int) -> None: ...
 
-    def finish(self) -> None:
-        """See `Progress.finish`."""
+    def finish(self) -> None: ...
 
 
 class Cancellation:
-    """A wish to stop, made in one thread and looked for in another."""
+    """A cancellation token: set in one thread, checked in another."""
 
-    __slots__ = ("_wanted",)
+    __slots__ = ("_requested",)
 
     def __init__(self) -> None:
-        self._wanted = False
+        self._requested = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `check` raises."""
+        return self._requested
 
     def cancel(self) -> None:
-        """Ask for the work to stop soon."""
-        self._wanted = True
+        """Request that the operation stops soon."""
+        self._requested = True
 
     def check(self) -> None:
-        """Raise Cancelled where `cancel` has been called."""
-        if self._wanted:
+        """Raise Cancelled after `cancel` was called."""
+        if self._requested:
             raise Cancelled("cancelled")
 
 
-class Either(Cancellation):
-    """A wish to stop of some work's own, because a part of it failed, or that of whoever asked for the work."""
+class LinkedCancellation(Cancellation):
+    """A cancellation token linked to its parent: a request on either cancels it, its own leaves the parent alone."""
 
-    __slots__ = ("_other",)
+    __slots__ = ("_parent",)
 
-    def __init__(self, other: Cancellation | None) -> None:
+    def __init__(self, parent: Cancellation | None) -> None:
         super().__init__()
-        self._other = other
+        self._parent = parent
+
+    @property
+    def cancelled(self) -> bool:
+        return self._requested or (self._parent is not None and self._parent.cancelled)
 
     def check(self) -> None:
-        """See `Cancellation.check`."""
-        if self._other is not None:
-            self._other.check()
+        if self._parent is not None:
+            self._parent.check()
         super().check()

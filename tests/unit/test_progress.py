@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping long work, and hearing from it."""
+"""Progress reports and cancellation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lamella.errors import Cancelled
 from lamella.progress import Cancellation, NoProgress, Progress
 
 
-def test_a_cancellation_raises_once_it_was_asked_for_and_ever_after() -> None:
+def test_a_cancelled_token_raises_at_every_check() -> None:
     cancel = Cancellation()
     cancel.check()
     cancel.cancel()
@@ -18,7 +18,7 @@ def test_a_cancellation_raises_once_it_was_asked_for_and_ever_after() -> None:
             cancel.check()
 
 
-def test_who_does_not_care_hears_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_progress_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     progress: Progress = NoProgress()
     progress.start("read", None)
     progress.advance(1)

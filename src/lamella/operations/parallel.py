@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
 from lamella.errors import Cancelled
-from lamella.progress import Cancellation, Either
+from lamella.progress import Cancellation, LinkedCancellation
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def for_each(
     The first failure is raised once the others have stopped, which they are asked to by the cancellation that they
     are given. With one lane everything happens in the caller's thread. Raises what ``work`` does, Cancelled.
     """
-    stop = Either(cancel)
+    stop = LinkedCancellation(cancel)
     if lanes <= 1:
         for thing in things:
             stop.check()

@@ -43,11 +43,6 @@ class Call(Cancellation):
         self._goodbyes: list[Callable[[], None]] = []
 
     @property
-    def cancelled(self) -> bool:
-        """Whether the client is gone, or takes no more."""
-        return self._wanted
-
-    @property
     def namespace(self) -> str:
         """The namespace that the call is about, not checked. Raises Conflict where it names none."""
         name = self.metadata.get(NAMESPACE, "")

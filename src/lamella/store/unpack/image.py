@@ -38,7 +38,7 @@ from lamella.images.image import Image, image_of
 from lamella.images.resolve import resolve
 from lamella.layers.directory.dirfd_cache import remove_tree
 from lamella.oci.config import chain_ids
-from lamella.progress import Either
+from lamella.progress import LinkedCancellation
 from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.gc.labels import CONTENT, REF_SNAPSHOT, snapshots
 from lamella.store.image_reader import StoreReader
@@ -182,7 +182,7 @@ class _Unpacking:
         self._policy = policy
         self._losses = losses
         self._progress = progress
-        self._stop = Either(cancel)
+        self._stop = LinkedCancellation(cancel)
         self._changed = threading.Condition()
         self._done: dict[int, UnpackedLayer] = {}
         """The layers whose snapshots are committed."""
