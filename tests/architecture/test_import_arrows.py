@@ -169,3 +169,21 @@ def test_layers_take_flags_that_windows_lacks_from_the_host() -> None:
 def test_records_are_structs_since_each_dataclass_costs_half_a_millisecond_of_every_start() -> None:
     taken = re.compile(r"^\s*(from|import) dataclasses\b", re.MULTILINE)
     assert [name for name, path in modules() if taken.search(path.read_text())] == []
+
+
+def test_sql_and_the_database_stay_inside_the_store() -> None:
+    sql = re.compile(
+        r"\b(SELECT\s[^\n]*\bFROM|INSERT\s(OR\s\w+\s)?INTO|UPDATE\s\w+\sSET|DELETE\sFROM)\b|\.database\.|\bsqlite3\b"
+    )
+    outside = [(name, path) for name, path in modules() if part_of(name) != "store"]
+    assert [name for name, path in outside if sql.search(path.read_text())] == []
+
+
+def test_modules_of_the_store_do_not_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    files = {module: path for module, path in modules() if part_of(module) == "store"}
+    for module, path in files.items():
+        names = {name for _, name in imported(module, path)}
+        graph[module] = {name if name in files else name.rpartition(".")[0] for name in names} & files.keys() - {module}
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("lamella.store.database") < order.index("lamella.store.store")

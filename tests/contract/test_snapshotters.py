@@ -10,8 +10,7 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.host.mounting import mount_points, unmount
-from lamella.store.snapshots.kinds import open_snapshotter
-from lamella.store.snapshots.snapshotter import Snapshots
+from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing import snapshotter_suite
 from lamella.testing.builders import file
@@ -28,17 +27,17 @@ def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
 
 
 def snapshots(kind: str, tmp_path: Path) -> Snapshots:
-    return open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests"))
+    return open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests").context)
 
 
 def readonly(kind: str, tmp_path: Path) -> Snapshots:
     with Store.open(tmp_path / "store") as store:
-        writable = open_snapshotter(kind, store.namespace("tests"))
+        writable = open_snapshotter(kind, store.namespace("tests").context)
         writable.prepare("key")
         apply([file("f")], writable.sink("key"))
         writable.commit("base", "key")
         writable.view("view", "base")
-    return open_snapshotter(kind, Store.open(tmp_path / "store", readonly=True).namespace("tests"))
+    return open_snapshotter(kind, Store.open(tmp_path / "store", readonly=True).namespace("tests").context)
 
 
 class TestOverlay(snapshotter_suite.SnapshotterTests):

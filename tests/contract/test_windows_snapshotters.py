@@ -24,10 +24,10 @@ from lamella.oci.platform import parse_platform
 from lamella.paths import ROOT, LayerPath
 from lamella.store.check.check import check
 from lamella.store.contract import BlockCimMount, CimMount, SnapshotKind
+from lamella.store.disk_layout import snapshotter_path
 from lamella.store.mounting import mount_all
 from lamella.store.snapshots.drivers.blockcim import BlockCimForm
-from lamella.store.snapshots.kinds import open_snapshotter
-from lamella.store.snapshots.snapshotter import Snapshots, home_of
+from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.store.unpack.image import unpack_image
 from lamella.testing.images import image_of_tars, put_image
@@ -55,7 +55,7 @@ def names(snapshots: Snapshots, key: str, path: str = "Files") -> list[str]:
 
 class TestCim(SnapshotGraphTests):
     def make(self, tmp_path: Path) -> Snapshots:
-        return open_snapshotter("cim", Store.open(tmp_path / "store").namespace("tests"))
+        return open_snapshotter("cim", Store.open(tmp_path / "store").namespace("tests").context)
 
     def layer(self, changes: Iterable[Change], parent: str) -> Iterable[Change]:
         return layer_of(changes, parent)
@@ -75,7 +75,9 @@ class TestBlockCim(SnapshotGraphTests):
 
 def blocks(store: Store, stub: StubCimfs, options: BlockOptions | None = None) -> Snapshots:
     calls = Cimfs(StubLoader(cimfs=stub.library), WindowsBuild(27800))
-    return Snapshots(store.namespace("tests"), BlockCimForm(home_of(store, "blockcim"), options, calls=calls))
+    return Snapshots(
+        store.namespace("tests").context, BlockCimForm(snapshotter_path(store.root, "blockcim"), options, calls=calls)
+    )
 
 
 class TestImagesOfSnapshots:
@@ -85,11 +87,11 @@ class TestImagesOfSnapshots:
 
     @pytest.fixture
     def snapshots(self, store: Store) -> Snapshots:
-        return open_snapshotter("cimfs", store.namespace("tests"))
+        return open_snapshotter("cimfs", store.namespace("tests").context)
 
     @pytest.fixture
     def images(self, store: Store) -> Path:
-        return home_of(store, "cimfs") / "cim-layers"
+        return snapshotter_path(store.root, "cimfs") / "cim-layers"
 
     def test_show_what_the_layers_come_to(self, snapshots: Snapshots) -> None:
         committed(snapshots, "base", windows_base(file("Files/kept", b"1"), file("Files/gone", b"2")))
@@ -252,7 +254,7 @@ class TestBlockImagesOfSnapshots:
 
     def test_cannot_be_on_another_host(self, tmp_path: Path) -> None:
         store = Store.open(tmp_path / "store")
-        snapshots = open_snapshotter("blockcim", store.namespace("tests"))
+        snapshots = open_snapshotter("blockcim", store.namespace("tests").context)
         for make in (snapshots.prepare, snapshots.view):
             with pytest.raises(Unsupported, match="Windows alone: their layout is not published") as refusal:
                 make("key")
@@ -261,7 +263,7 @@ class TestBlockImagesOfSnapshots:
         with pytest.raises(NotFound):
             snapshots.stat("key")
         snapshots.cleanup()
-        assert [path for path in home_of(store, "blockcim").iterdir() if path.is_dir()] == []
+        assert [path for path in snapshotter_path(store.root, "blockcim").iterdir() if path.is_dir()] == []
 
     def test_are_missed_by_a_check_of_the_store(self, tmp_path: Path) -> None:
         store = Store.open(tmp_path / "store")

@@ -17,7 +17,7 @@ from lamella.host.mounting import unmount as unmount_point
 from lamella.oci.config import ContainerConfig, ImageConfig, RootFs
 from lamella.operations.runtime.bundle import write_runtime_config
 from lamella.store.mounting import mount_all, mounted, unmount
-from lamella.store.snapshots.kinds import open_snapshotter
+from lamella.store.snapshots.snapshotter import open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import directory, file, symlink, whiteout
 
@@ -58,7 +58,7 @@ def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["overlay", "directory", "erofs"])
 def test_a_container_runs_from_a_snapshot(kind: str, program: bytes, needs: Callable[..., str], tmp_path: Path) -> None:
-    snapshots = open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests"))
+    snapshots = open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests").context)
     layers: list[list[Change]] = [
         [
             *(directory(name) for name in ("", "bin", "proc", "sys", "dev", "etc", "real")),

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
 from lamella.store.contract import SnapshotKind
-from lamella.store.snapshots.kinds import open_snapshotter
+from lamella.store.snapshots.snapshotter import open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.reading import outline
@@ -41,7 +41,7 @@ class _Snapshots(RuleBasedStateMachine):
         super().__init__()
         self.where = tempfile.TemporaryDirectory()
         self.store = Store.open(Path(self.where.name, "store"))
-        self.snapshots = open_snapshotter(self.kind, self.store.namespace("tests"))
+        self.snapshots = open_snapshotter(self.kind, self.store.namespace("tests").context)
         self.model: dict[str, Expected] = {}
         self.count = 0
 
@@ -120,7 +120,7 @@ class _Snapshots(RuleBasedStateMachine):
     def open_again(self) -> None:
         self.store.close()
         self.store = Store.open(Path(self.where.name, "store"))
-        self.snapshots = open_snapshotter(self.kind, self.store.namespace("tests"))
+        self.snapshots = open_snapshotter(self.kind, self.store.namespace("tests").context)
 
     @invariant()
     def all_is_as_expected(self) -> None:

@@ -23,8 +23,7 @@ from lamella.errors import Denied
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.store.contract import BindMount, OverlayMount
 from lamella.store.mounting import mount_all, mounted
-from lamella.store.snapshots.kinds import open_snapshotter
-from lamella.store.snapshots.snapshotter import Snapshots
+from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import device, directory, file, opaque, symlink, whiteout
 from lamella.testing.reading import outline, text
@@ -62,7 +61,7 @@ def own() -> Iterator[Path]:
 
 def unpacked(kind: str, own: Path, layers: list[list[Change]] = LAYERS) -> Snapshots:
     """A store whose snapshot ``1`` has all layers."""
-    snapshots = open_snapshotter(kind, Store.open(own / "store").namespace("tests"))
+    snapshots = open_snapshotter(kind, Store.open(own / "store").namespace("tests").context)
     for number, layer in enumerate(layers):
         snapshots.prepare("key", str(number - 1) if number else "")
         apply(layer, snapshots.sink("key"))
@@ -101,7 +100,7 @@ def test_layers_become_images_with_all_owners_without_rights(own: Path) -> None:
     layers = [[*LAYERS[0], file("theirs", b"t", uid=5, gid=70_000), device("null", 1, 3)], LAYERS[1]]
 
     def work() -> list[str]:
-        snapshots = open_snapshotter("erofs", Store.open(own / "store").namespace("tests"))
+        snapshots = open_snapshotter("erofs", Store.open(own / "store").namespace("tests").context)
         for number, layer in enumerate(layers):
             snapshots.begin("key", str(number - 1) if number else "")
             apply(layer, snapshots.sink("key"))

@@ -18,6 +18,7 @@ from lamella import __version__
 from lamella.errors import InvalidInput, from_os
 from lamella.service.counters import BOUNDS, Tally
 from lamella.service.grpc.server import listening
+from lamella.store.gc.usage import store_counts
 
 if TYPE_CHECKING:
     from lamella.service.grpc.server import Server
@@ -29,15 +30,6 @@ LOOPBACK: Final = "127.0.0.1"
 _TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _PATIENCE: Final = 10.0
 """Seconds that somebody has to say what they want."""
-
-_TABLES: Final = {
-    "blobs": "SELECT count(DISTINCT digest) FROM blob",
-    "images": "SELECT count(*) FROM image",
-    "ingests": "SELECT count(*) FROM ingest",
-    "leases": "SELECT count(*) FROM lease",
-    "snapshots": "SELECT count(*) FROM snapshot",
-}
-_BYTES: Final = "SELECT coalesce(sum(size), 0) FROM (SELECT max(size) AS size FROM blob GROUP BY digest)"
 
 _STARTED: Final = time.time()
 
@@ -94,11 +86,10 @@ def exposition(server: Server, store: Store | None) -> str:
     one("lamella_connections", "gauge", "Clients that are there.", server.connections)
     one("lamella_calls", "gauge", "Calls under way.", server.calls)
     if store is not None:
-        with store.database.read() as connection:
-            counts = [("", {"kind": kind}, connection.execute(sql).fetchone()[0]) for kind, sql in _TABLES.items()]
-            (size,) = connection.execute(_BYTES).fetchone()
-        tell("lamella_store_objects", "gauge", "Objects in the store, of all namespaces.", counts)
-        one("lamella_store_blob_bytes", "gauge", "Bytes of the blobs in the store.", size)
+        counts = store_counts(store)
+        objects = [("", {"kind": kind}, count) for kind, count in counts.objects.items()]
+        tell("lamella_store_objects", "gauge", "Objects in the store, of all namespaces.", objects)
+        one("lamella_store_blob_bytes", "gauge", "Bytes of the blobs in the store.", counts.blob_bytes)
     one("process_start_time_seconds", "gauge", "When the process started, since the Unix epoch.", _STARTED)
     one("process_cpu_seconds_total", "counter", "Processor time of the process.", sum(os.times()[:2]))
     one("process_resident_memory_bytes", "gauge", "Memory of the process.", _resident())

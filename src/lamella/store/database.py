@@ -30,8 +30,7 @@ from lamella.errors import (
     Unsupported,
     from_os,
 )
-from lamella.store.disk_reserve import spend_reserve
-from lamella.store.store import folders_with_files
+from lamella.store.disk_layout import folders_with_files, spend_reserve
 
 VERSION: Final = 1
 """Of the schema. A store of a higher one is refused, a store of a lower one is brought up to it."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lamella.errors import from_os
+from lamella.store.disk_layout import LOCKS
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation
 
-_FOLDER: Final = "locks"
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHORTEST: Final = 0.005
 _LONGEST: Final = 0.1
@@ -29,7 +29,7 @@ def sole(root: Path, work: str, cancel: Cancellation | None = None) -> Iterator[
 
     Waits for who is at it, whose end the kernel tells of, however it comes. Raises Cancelled, Denied, Exhausted.
     """
-    path = f"{root}/{_FOLDER}/{hashlib.sha256(work.encode()).hexdigest()[:32]}"
+    path = f"{root}/{LOCKS}/{hashlib.sha256(work.encode()).hexdigest()[:32]}"
     try:
         file = _wait(path, cancel)
     except OSError as problem:
@@ -76,7 +76,7 @@ def sweep(root: Path) -> None:
     """Remove the files of locks that nobody holds: what was killed has left them. Raises OSError."""
     import fcntl
 
-    folder = f"{root}/{_FOLDER}"
+    folder = f"{root}/{LOCKS}"
     for name in os.listdir(folder):
         path = f"{folder}/{name}"
         try:

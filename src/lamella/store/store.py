@@ -1,18 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store: a directory that one or many processes keep images in, and the views of its namespaces.
-
-::
-
-    lamella.db                          what there is: `lamella.store.database`
-    blobs/ALGORITHM/HEX                 files of blobs, never changed once they are there
-    ingest/FOLDER/data                  blobs in the making
-    snapshots/SNAPSHOTTER/NUMBER/       files of snapshots
-    locks/                              of work that is to be done once
-    trash/                              what is being removed
-    reserve                             room that a full disk leaves to what frees space
-
-The database says what there is. A file that no row names is left over from work that was broken off, and is swept.
-"""
+"""An open store, and its namespaces. Several processes and threads may have one store open."""
 
 from __future__ import annotations
 
@@ -23,12 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from msgspec.structs import replace
+
 from lamella.errors import Conflict, Denied, InvalidInput, NotFound, from_os
-from lamella.store.clock import Clock
+from lamella.store.context import Clock, StoreContext
+from lamella.store.disk_layout import BLOBS, DATABASE, INGEST, LOCKS, SNAPSHOTS, TRASH, fsync_directory, keep_reserve
 from lamella.store.metadata.labels import check_key, check_namespace
 
 if TYPE_CHECKING:
     from lamella.store.content.store import Content
+    from lamella.store.contract import Lease
     from lamella.store.database import Database
     from lamella.store.metadata.images import Images
     from lamella.store.metadata.leases import Leases
@@ -36,27 +27,15 @@ if TYPE_CHECKING:
     from lamella.store.snapshots.snapshotter import Snapshots
 
 ROOT: Final = "LAMELLA_ROOT"
-"""The variable that says where the store is."""
-
-DATABASE: Final = "lamella.db"
-BLOBS: Final = "blobs"
-INGEST: Final = "ingest"
-SNAPSHOTS: Final = "snapshots"
-LOCKS: Final = "locks"
-TRASH: Final = "trash"
+"""The environment variable that sets the store's directory."""
 
 _FOLDERS: Final = (BLOBS, INGEST, SNAPSHOTS, LOCKS, TRASH)
-_NO_MATTER: Final = frozenset({"lost+found"})
-"""What may lie in a directory that is to become a store."""
-
-
-def folders_with_files(root: Path) -> list[str]:
-    """Return which of `BLOBS` and `SNAPSHOTS` hold a blob or a snapshot, with a row in the database or without one."""
-    return [folder for folder in (BLOBS, SNAPSHOTS) if _has_grandchild(root / folder)]
+_IGNORED: Final = frozenset({"lost+found"})
+"""Names that an empty directory may contain."""
 
 
 def default_root() -> Path:
-    """Where the store is unless somebody says otherwise: ``LAMELLA_ROOT``, or where the platform keeps such things."""
+    """Return ``LAMELLA_ROOT``, or else the platform's directory for such data."""
     named = os.environ.get(ROOT, "")
     if named:
         return Path(named)
@@ -67,17 +46,8 @@ def default_root() -> Path:
     return platformdirs.user_data_path("lamella", appauthor=False)
 
 
-def fsync_directory(path: str | os.PathLike[str]) -> None:
-    """Bring the names in a directory to the disk."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 class Store:
-    """An open store. Several processes and threads may have one open; close it, or use it as a context."""
+    """An open store. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -90,15 +60,15 @@ class Store:
         verity: str = "",
     ) -> None:
         self.root = root
-        """Absolute, without links."""
+        """Absolute, without symbolic links."""
         self.database = database
         self.clock = clock
-        """Nanoseconds since the Unix epoch, each later than the last one (`lamella.store.clock.Clock`)."""
+        """Nanoseconds since the Unix epoch, strictly increasing."""
         self.readonly = readonly
         self.isolated = isolated
-        """Whether a namespace must be sent the bytes of a blob that another one has."""
+        """Whether a namespace must receive the bytes of a blob that another namespace has."""
         self.verity = verity
-        """What the images of the snapshotter ``erofs`` are sealed with, and must be; empty for nothing."""
+        """The integrity check that snapshots of the snapshotter ``erofs`` require; empty for none."""
 
     @classmethod
     def open(
@@ -111,19 +81,18 @@ class Store:
         isolated: bool = False,
         verity: str = "",
     ) -> Self:
-        """The store at ``root``, which is made where there is none, unless ``create`` is false.
+        """Open the store at ``root``; make it if it is missing, unless ``create`` is false.
 
-        Raises NotFound, Denied (rights, somebody else's directory), Conflict (a directory with something else in it),
-        Unsupported (written by a newer Lamella), Integrity, Exhausted.
+        Raises NotFound, Denied (permissions, a directory of another user), Conflict (a directory that holds something
+        else), Unsupported (written by a newer Lamella), Integrity, Exhausted.
         """
         from lamella.store.database import Database
-        from lamella.store.disk_reserve import keep_reserve
 
         path = Path(os.path.realpath(root))
         try:
             _make_root(path, create=create and not readonly)
             if not readonly:
-                # The database comes first: without it the directory would be somebody else's.
+                # The database comes first: without one, the directory would not be recognised as a store.
                 database = Database(path / DATABASE)
                 try:
                     _make_folders(path)
@@ -138,15 +107,33 @@ class Store:
         return cls(path, database, Clock(clock), readonly=readonly, isolated=isolated, verity=verity)
 
     def namespace(self, name: str, lease: str | None = None) -> Space:
-        """The view of one namespace; what is made through it is put under ``lease``. Raises InvalidInput."""
-        return Space(self, check_namespace(name), None if lease is None else check_key(lease, "the lease"))
+        """Return a namespace whose new objects are added to ``lease``. Raises InvalidInput."""
+        if lease is not None:
+            check_key(lease, "the lease")
+        context = StoreContext(
+            self.root, self.database, check_namespace(name), lease, self.clock, self.readonly, self.isolated
+        )
+        return Space(self, context)
 
     @cached_property
     def namespaces(self) -> Namespaces:
-        """Which namespaces there are."""
+        """The list of namespaces, and their labels."""
         from lamella.store.metadata.namespaces import Namespaces
 
         return Namespaces(self.database)
+
+    def leases(self, prefix: str) -> list[tuple[str, Lease]]:
+        """Return the leases of all namespaces whose ids start with ``prefix``, each after its namespace."""
+        from lamella.store.metadata.leases import leases_by_prefix
+
+        return leases_by_prefix(self.database, prefix)
+
+    def snapshot_key(self, number: int) -> str | None:
+        """Return the key or name of the snapshot whose directory is ``number``; None if there is none."""
+        from lamella.store.snapshots.table import snapshot_key
+
+        with self.database.read() as connection:
+            return snapshot_key(connection, number)
 
     def close(self) -> None:
         """Close the database. May be called again."""
@@ -160,60 +147,50 @@ class Store:
 
 
 class Space:
-    """A namespace of a store. What is made through it is held by its lease, where it has one."""
+    """A namespace of an open store (`lamella.store.contract.NamespaceView`)."""
 
-    def __init__(self, store: Store, name: str, lease: str | None) -> None:
+    def __init__(self, store: Store, context: StoreContext) -> None:
         self.store = store
-        self.name = name
-        self.lease = lease
+        self.context = context
+        self.name = context.namespace
+        self.lease = context.lease
+        self.clock = context.clock
         self._snapshotters: dict[str, Snapshots] = {}
 
-    @property
+    @cached_property
     def content(self) -> Content:
-        """Its blobs. Made anew each time: the two would keep each other, and a server makes a view for each call."""
         from lamella.store.content.store import Content
 
-        return Content(self)
+        return Content(self.context)
 
     @cached_property
     def images(self) -> Images:
-        """Its images."""
         from lamella.store.metadata.images import Images
 
-        return Images(self.store.database, self.name, self.lease, self.store.clock)
+        return Images(self.context)
 
     @cached_property
     def leases(self) -> Leases:
-        """Its leases."""
         from lamella.store.metadata.leases import Leases
 
-        return Leases(self.store.database, self.name, self.store.clock)
-
-    def clock(self) -> int:
-        """The time by the store's clock."""
-        return self.store.clock()
+        return Leases(self.context)
 
     def under(self, lease: str) -> Self:
-        """The view of the same namespace whose new objects ``lease`` holds. Raises InvalidInput."""
-        return type(self)(self.store, self.name, check_key(lease, "the lease"))
+        return type(self)(self.store, replace(self.context, lease=check_key(lease, "the lease")))
+
+    def at(self, time: int) -> Self:
+        """Return the same namespace with a clock that always shows ``time``, in nanoseconds since the Unix epoch."""
+        return type(self)(self.store, replace(self.context, clock=lambda: time))
 
     def snapshots(self, name: str) -> Snapshots:
-        """Its snapshots that the snapshotter ``name`` keeps. Raises InvalidInput, Unsupported."""
         found = self._snapshotters.get(name)
         if found is None:
-            from lamella.store.snapshots.kinds import SEALING, canonical, open_snapshotter
+            from lamella.store.snapshots.kinds import SEALING, canonical
+            from lamella.store.snapshots.snapshotter import open_snapshotter
 
             verity = self.store.verity if canonical(name) == SEALING else ""
-            found = self._snapshotters[name] = open_snapshotter(name, self, verity=verity)
+            found = self._snapshotters[name] = open_snapshotter(name, self.context, verity=verity)
         return found
-
-
-def _has_grandchild(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as children:
-            return any(not child.is_dir(follow_symlinks=False) or os.listdir(child.path) for child in children)
-    except FileNotFoundError:
-        return False
 
 
 def _make_folders(path: Path) -> None:
@@ -247,11 +224,11 @@ def _make_root(path: Path, *, create: bool) -> None:
         )
     if status.st_mode & 0o022:
         raise Denied(
-            f"the store's root {str(path)!r} can be written by others (mode {status.st_mode & 0o7777:04o})",
-            hint=f"chmod 700 {path}, if what is in it can be trusted",
+            f"the store's root {str(path)!r} is writable by other users (mode {status.st_mode & 0o7777:04o})",
+            hint=f"chmod 700 {path}, if you trust its content",
         )
     if not (path / DATABASE).exists():
-        names = set(os.listdir(path)) - _NO_MATTER
+        names = set(os.listdir(path)) - _IGNORED
         has_traces = any(name.startswith(DATABASE) for name in names)
         if has_traces or names.issuperset((BLOBS, INGEST, SNAPSHOTS)):  # an OCI layout has blobs/ too
             from lamella.store.database import refuse_lost
@@ -261,7 +238,7 @@ def _make_root(path: Path, *, create: bool) -> None:
             raise NotFound(f"there is no store at {str(path)!r}")
         if names and not has_traces:
             raise Conflict(
-                f"{str(path)!r} is not a store, and there is something in it", hint="name an empty or a new directory"
+                f"{str(path)!r} is not a store, and the directory is not empty", hint="name an empty or a new directory"
             )
         if status.st_mode & 0o077:
-            path.chmod(0o700)  # set-id files of images are nothing for other users to reach
+            path.chmod(0o700)  # other users must not reach set-id files of images

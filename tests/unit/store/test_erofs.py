@@ -32,8 +32,7 @@ from lamella.paths import ROOT
 from lamella.store.contract import ErofsMount, SnapshotKind
 from lamella.store.mounting import mounted
 from lamella.store.snapshots import snapshotter
-from lamella.store.snapshots.kinds import open_snapshotter
-from lamella.store.snapshots.snapshotter import Snapshots
+from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import device, directory, fifo, file, link, opaque, sparse, symlink, whiteout
 from lamella.testing.reading import outline, text
@@ -104,7 +103,7 @@ _OPENED: list[Store] = []
 def opened(root: Path, verity: str = "") -> Snapshots:
     store = Store.open(root / "store")
     _OPENED.append(store)
-    return open_snapshotter("erofs", store.namespace("tests"), verity=verity)
+    return open_snapshotter("erofs", store.namespace("tests").context, verity=verity)
 
 
 def commit(snapshots: Snapshots, name: str, *changes: Change) -> bytes:

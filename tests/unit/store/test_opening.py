@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import Conflict, Denied, Integrity, InvalidInput, LamellaError, NotFound, Unsupported
-from lamella.store import database, disk_reserve
+from lamella.store import database, disk_layout
 from lamella.store import store as opening
-from lamella.store.clock import Clock, steady_time
+from lamella.store.context import Clock, steady_time
 from lamella.store.store import Store, default_root
 
 
@@ -76,7 +76,7 @@ def test_a_root_that_others_can_write_to_is_refused(tmp_path: Path, bits: int) -
     root = tmp_path / "store"
     root.mkdir()
     root.chmod(bits)
-    with pytest.raises(Denied, match="can be written by others"):
+    with pytest.raises(Denied, match="is writable by other users"):
         Store.open(root)
     assert os.listdir(root) == []
 
@@ -138,7 +138,7 @@ def test_an_opening_that_fails_leaves_the_database_closed(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(database.Database, "close", noted)
-    monkeypatch.setattr(opening if step == "_make_folders" else disk_reserve, step, fail)
+    monkeypatch.setattr(opening, step, fail)
     with pytest.raises(LamellaError, match="open the store"):
         Store.open(tmp_path / "store")
     assert closed == [tmp_path]
@@ -278,7 +278,7 @@ def test_a_store_that_another_process_fills_while_it_is_opened_is_not_lost(
         monkeypatch.undo()
         with Store.open(root) as other:
             add_blob(other)
-        calls.append(opening.folders_with_files(at))
+        calls.append(disk_layout.folders_with_files(at))
         return calls[-1]
 
     monkeypatch.setattr(database, "folders_with_files", look_after_the_other)

@@ -22,8 +22,7 @@ from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.snapshots.dirs import Places, locked
 from lamella.store.snapshots.driver import Use
 from lamella.store.snapshots.drivers.overlay import OverlayForm
-from lamella.store.snapshots.kinds import open_snapshotter
-from lamella.store.snapshots.snapshotter import Snapshots
+from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.reading import outline
@@ -37,7 +36,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def snapshots(store: Store) -> Snapshots:
-    return open_snapshotter("overlay", store.namespace("tests"))
+    return open_snapshotter("overlay", store.namespace("tests").context)
 
 
 def places(store: Store, name: str = "overlayfs") -> list[str]:
@@ -68,14 +67,14 @@ def failing(snapshots: Snapshots, method: str, error: Exception) -> Iterator[Non
 def test_kinds_have_containerds_names_and_ours(store: Store) -> None:
     space = store.namespace("tests")
     assert [
-        open_snapshotter(name, space).name for name in ("overlay", "overlayfs", "directory", "native", "erofs")
+        open_snapshotter(name, space.context).name for name in ("overlay", "overlayfs", "directory", "native", "erofs")
     ] == [*("overlayfs", "overlayfs", "native", "native", "erofs")]
     with pytest.raises(InvalidInput, match="no snapshotter 'zfs'"):
-        open_snapshotter("zfs", space)
+        open_snapshotter("zfs", space.context)
     with pytest.raises(Unsupported, match="fs-verity"):
-        open_snapshotter("overlay", space, verity="fs-verity")
+        open_snapshotter("overlay", space.context, verity="fs-verity")
     with pytest.raises(Unsupported, match="sha-verity"):
-        open_snapshotter("erofs", space, verity="sha-verity")
+        open_snapshotter("erofs", space.context, verity="sha-verity")
 
 
 def test_snapshots_are_out_of_reach_for_others(store: Store, snapshots: Snapshots) -> None:
@@ -90,12 +89,12 @@ def test_a_lease_holds_what_is_made_and_what_is_found(store: Store) -> None:
     space = store.namespace("tests")
     space.leases.create("first")
     space.leases.create("second")
-    first = open_snapshotter("overlay", store.namespace("tests", lease="first"))
+    first = open_snapshotter("overlay", store.namespace("tests", lease="first").context)
     first.prepare("key")
     assert held(store, "first") == [Resource("snapshots/overlayfs", "key")]
     first.commit("name", "key")
     assert held(store, "first") == [Resource("snapshots/overlayfs", "name")]
-    second = open_snapshotter("overlay", store.namespace("tests", lease="second"))
+    second = open_snapshotter("overlay", store.namespace("tests", lease="second").context)
     second.prepare("other")
     with pytest.raises(AlreadyExists):
         second.commit("name", "other")
@@ -110,7 +109,7 @@ def test_a_lease_holds_what_is_made_and_what_is_found(store: Store) -> None:
 
 
 def test_a_lease_that_is_not_there_makes_nothing(store: Store) -> None:
-    snapshots = open_snapshotter("overlay", store.namespace("tests", lease="missing"))
+    snapshots = open_snapshotter("overlay", store.namespace("tests", lease="missing").context)
     with pytest.raises(NotFound, match="lease"):
         snapshots.prepare("key")
     assert snapshots.list() == []
@@ -118,8 +117,8 @@ def test_a_lease_that_is_not_there_makes_nothing(store: Store) -> None:
 
 
 def test_namespaces_and_kinds_do_not_see_each_others_snapshots(store: Store, snapshots: Snapshots) -> None:
-    other = open_snapshotter("overlay", store.namespace("other"))
-    copies = open_snapshotter("directory", store.namespace("tests"))
+    other = open_snapshotter("overlay", store.namespace("other").context)
+    copies = open_snapshotter("directory", store.namespace("tests").context)
     for one in (snapshots, other, copies):
         make(one, "base")
         one.prepare("key", "base")
@@ -270,7 +269,7 @@ def test_cleaning_up_beside_writers_takes_nothing_of_theirs(store: Store, snapsh
     def clean() -> None:
         try:
             while not done.is_set():
-                open_snapshotter("overlay", store.namespace("tests")).cleanup()
+                open_snapshotter("overlay", store.namespace("tests").context).cleanup()
         except BaseException as failure:  # noqa: BLE001  # whatever it is, the test is to fail
             failures.append(failure)
 
@@ -300,7 +299,7 @@ def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Sto
             snapshots.remove("base")
             make(snapshots, "base")
 
-    slow = Snapshots(store.namespace("tests"), Meanwhile())
+    slow = Snapshots(store.namespace("tests").context, Meanwhile())
     with pytest.raises(NotFound, match="another"):
         slow.prepare("child", "base")
     assert [one.name for one in snapshots.list()] == ["base"]
@@ -312,7 +311,7 @@ def test_nothing_is_changed_in_a_store_that_is_open_for_reading(store: Store, sn
     snapshots.prepare("key", "base")
     before = places(store)
     with Store.open(store.root, readonly=True) as readonly:
-        reading = open_snapshotter("overlay", readonly.namespace("tests"))
+        reading = open_snapshotter("overlay", readonly.namespace("tests").context)
         assert [one.name for one in reading.list()] == ["base", "key"]
         with reading.tree("base") as tree:
             assert outline(tree) == {"base": "file base"}
@@ -348,7 +347,7 @@ def _churn(root: Path, seed: int) -> None:
     """Make, commit and remove snapshots for ever."""
     chance = random.Random(seed)
     with Store.open(root) as store:
-        kinds = [open_snapshotter(kind, store.namespace("tests")) for kind in ("overlay", "directory")]
+        kinds = [open_snapshotter(kind, store.namespace("tests").context) for kind in ("overlay", "directory")]
         count = 0
         while True:
             count += 1
@@ -378,7 +377,7 @@ def test_a_kill_at_any_moment_leaves_rows_with_their_directories(store: Store) -
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         for kind in ("overlay", "directory"):
-            snapshots = open_snapshotter(kind, store.namespace("tests"))
+            snapshots = open_snapshotter(kind, store.namespace("tests").context)
             for record in snapshots.list():
                 assert (snapshots.place(record.name) / "fs").is_dir()
                 if record.kind is SnapshotKind.COMMITTED:

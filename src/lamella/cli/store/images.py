@@ -38,7 +38,7 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
     A FILTER is one of containerd's, as in 'name~=alpine' or 'labels.tier==db'; what any of them lets pass is listed.
     SIZE is that of what is there of the image, compressed as it is.
     """
-    from lamella.operations.store.usage import image_size
+    from lamella.store.gc.usage import image_size
 
     with opened_space(readonly=True) as space:
         images = space.images.list(filters)
@@ -145,7 +145,7 @@ def _find(space: Space, text: str) -> ImageRecord:
 
 def _document(space: Space, image: ImageRecord) -> dict[str, Any]:
     from lamella.operations.inspect import describe_descriptor
-    from lamella.operations.store.usage import image_size
+    from lamella.store.gc.usage import image_size
     from lamella.times import format_rfc3339
 
     return {

@@ -18,7 +18,7 @@ def command(console: Console) -> None:
 
     All namespaces are shown, or the one that --namespace names. A blob that several of them have is one file.
     """
-    from lamella.operations.store.usage import store_usage
+    from lamella.store.gc.usage import store_usage
 
     wanted = chosen_namespace()
     with opened_store(readonly=True) as store:

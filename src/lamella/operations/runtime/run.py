@@ -169,14 +169,10 @@ def find_runtime(name: str | None = None) -> str:
 
 def end_dead_runs(store: Store) -> None:
     """Remove what runs have left that were killed. Raises what removing raises, once all have been tried."""
-    with store.database.read() as connection:
-        rows = connection.execute(
-            "SELECT namespace, id FROM lease WHERE substr(id, 1, ?) = ?", (len(PREFIX), PREFIX)
-        ).fetchall()
     failures: list[LamellaError] = []
-    for namespace, key in rows:
+    for namespace, lease in store.leases(PREFIX):
+        key, labels = lease.id, lease.labels
         space = store.namespace(namespace, key)
-        labels = next((dict(lease.labels) for lease in space.leases.list() if lease.id == key), {})
         bundle = Path(labels.get(BUNDLE, ""))
         if not bundle.name.startswith(_FOLDER):
             continue  # not one of ours

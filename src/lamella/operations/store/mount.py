@@ -103,9 +103,8 @@ def unmount_image(store: Store, directory: Path, *, lazy: bool = False) -> None:
     """
     where = Path(os.path.realpath(directory))
     key = f"{PREFIX}{where}"
-    with store.database.read() as connection:
-        rows = connection.execute("SELECT namespace FROM lease WHERE id = ?", (key,)).fetchall()
-    if not rows:
+    namespaces = [namespace for namespace, lease in store.leases(key) if lease.id == key]
+    if not namespaces:
         if is_mounted(where):
             raise NotFound(
                 f"what is mounted at {os.fspath(where)!r} is not of the store {os.fspath(store.root)!r}",
@@ -114,7 +113,7 @@ def unmount_image(store: Store, directory: Path, *, lazy: bool = False) -> None:
         raise NotFound(f"nothing is mounted at {os.fspath(where)!r}")
     if is_mounted(where):
         unmount(where, lazy=lazy)
-    for (namespace,) in rows:
+    for namespace in namespaces:
         _drop(store.namespace(namespace, key), key)
 
 

@@ -32,8 +32,9 @@ from lamella.store.contract import (
     Snapshotter,
     WindowsLayerMount,
 )
+from lamella.store.disk_layout import SNAPSHOTS
 from lamella.store.gc.labels import EXPIRE
-from lamella.store.store import SNAPSHOTS, Space, Store
+from lamella.store.store import Space, Store
 from lamella.times import SECOND, format_rfc3339
 
 if TYPE_CHECKING:
@@ -122,12 +123,11 @@ class Plugin(Direct):
         """The namespace of a snapshot that is here: containerd begins its keys with it, ``NAMESPACE/NUMBER/KEY``."""
         home = self.store.root / SNAPSHOTS
         for path in (path for mount in mounts for path in _paths(mount) if path.is_relative_to(home)):
-            number = path.relative_to(home).parts[1:2]
-            with self.store.database.read() as connection:
-                row = connection.execute("SELECT name FROM snapshot WHERE number = ?", number).fetchone()
-            namespace, slash, _ = row[0].partition("/") if row else ("", "", "")
+            number = path.relative_to(home).parts[1]
+            key = self.store.snapshot_key(int(number)) if number.isdecimal() else None
+            namespace, slash, _ = (key or "").partition("/")
             if slash:
-                return str(namespace)
+                return namespace
         raise Unsupported("containerd has not said which namespace the layer is for, and the mounts are not of here")
 
     @cached_property

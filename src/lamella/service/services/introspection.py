@@ -16,9 +16,9 @@ from lamella.protocol.proto import introspection_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Platform
 from lamella.service.differs.table import DIFFERS
 from lamella.service.grpc.rpc import Call, quick
+from lamella.store.disk_layout import SNAPSHOTS
 from lamella.store.metadata.filters import Path, parse_filters
 from lamella.store.snapshots.kinds import OF_WINDOWS, SNAPSHOTTERS
-from lamella.store.store import SNAPSHOTS
 
 if TYPE_CHECKING:
     from lamella.service.endpoints.direct import Direct

@@ -78,7 +78,7 @@ class Images:
         if not request.HasField("source_date_epoch"):
             return space.images
         epoch = nanoseconds(request.source_date_epoch)
-        return StoredImages(space.store.database, space.name, space.lease, lambda: epoch)
+        return space.at(epoch).images
 
     def _tell(
         self, call: Call, topic: str, event: images_pb2.ImageCreate | images_pb2.ImageUpdate | images_pb2.ImageDelete

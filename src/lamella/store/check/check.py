@@ -22,11 +22,10 @@ from lamella.digests import Digest, parse_digest
 from lamella.errors import Cancelled, LamellaError, NotFound, from_os
 from lamella.store.content.files import open_blob
 from lamella.store.contract import SnapshotKind, SnapshotRecord
+from lamella.store.disk_layout import BLOBS, INGEST, TRASH, snapshotter_path
+from lamella.store.disk_layout import SNAPSHOTS as SNAPSHOT_FOLDER
 from lamella.store.gc.labels import CONTENT, IMAGES, SNAPSHOTS
 from lamella.store.snapshots.kinds import form_of
-from lamella.store.snapshots.snapshotter import home_of
-from lamella.store.store import BLOBS, INGEST, TRASH
-from lamella.store.store import SNAPSHOTS as SNAPSHOT_FOLDER
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -75,7 +74,7 @@ class _Look:
 
     def problem(self, row: SnapshotRow) -> str:
         """What is wrong with a snapshot; nothing where it is whole. Raises as `broken`."""
-        home = home_of(self._store, row.snapshotter)
+        home = snapshotter_path(self._store.root, row.snapshotter)
         form, place, kind = form_of(row.snapshotter, home), home / str(row.number), SnapshotKind(row.kind)
         if not place.is_dir():
             return "its directory is missing"

@@ -15,11 +15,10 @@ from msgspec import Struct
 from lamella.digests import Digest, parse_digest
 from lamella.errors import LamellaError, from_os
 from lamella.store.check.check import DATABASE, ROOT, Finding, Report
-from lamella.store.content.files import blob_path
 from lamella.store.contract import SnapshotKind
+from lamella.store.disk_layout import blob_path, fsync_directory
 from lamella.store.gc.collect import sweep_files
 from lamella.store.gc.labels import CONTENT, IMAGES, SNAPSHOTS
-from lamella.store.store import fsync_directory
 
 if TYPE_CHECKING:
     from lamella.store.store import Store

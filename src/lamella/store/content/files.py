@@ -18,28 +18,22 @@ from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import Integrity, from_os
-from lamella.store.disk_reserve import discard, empty_trash
+from lamella.store.disk_layout import (
+    BLOBS,
+    DATA,
+    INGEST,
+    blob_path,
+    empty_trash,
+    fsync_directory,
+    move_to_trash,
+)
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from lamella.store.store import Store
+    from lamella.store.database import Database
 
 MODE: Final = 0o444
-_BLOBS: Final = "blobs"
-_INGEST: Final = "ingest"
-DATA: Final = "data"
-"""The name of the file in an ingest's folder."""
-
-
-def blob_path(root: Path, digest: Digest) -> str:
-    """Where the file of a blob is."""
-    return f"{root}/{_BLOBS}/{digest.algorithm}/{digest.hex}"
-
-
-def ingest_path(root: Path, folder: str) -> str:
-    """Where the folder of an ingest is."""
-    return f"{root}/{_INGEST}/{folder}"
 
 
 def open_blob(root: Path, digest: Digest, size: int) -> FileIO:
@@ -80,9 +74,9 @@ def put_in_place(root: Path, path: str, digest: Digest) -> None:
         os.rename(path, target)
     except FileNotFoundError:
         os.mkdir(folder, 0o700)
-        _fsync(os.path.dirname(folder))
+        fsync_directory(os.path.dirname(folder))
         os.rename(path, target)
-    _fsync(folder)
+    fsync_directory(folder)
 
 
 def is_named(connection: sqlite3.Connection, digest: Digest) -> bool:
@@ -90,12 +84,12 @@ def is_named(connection: sqlite3.Connection, digest: Digest) -> bool:
     return connection.execute("SELECT 1 FROM blob WHERE digest = ?", (digest,)).fetchone() is not None
 
 
-def remove_unnamed(store: Store, digest: Digest) -> None:
+def remove_unnamed(root: Path, database: Database, digest: Digest) -> None:
     """Remove the file of a blob whose row is gone, unless another namespace has the blob, or has it again."""
-    with store.database.write(durable=False, frees=True) as connection:
-        if is_named(connection, digest) or not discard(store.root, blob_path(store.root, digest)):
+    with database.write(durable=False, frees=True) as connection:
+        if is_named(connection, digest) or not move_to_trash(root, blob_path(root, digest)):
             return
-    empty_trash(store.root)
+    empty_trash(root)
 
 
 class Swept(Struct, frozen=True):
@@ -106,32 +100,31 @@ class Swept(Struct, frozen=True):
     """Bytes."""
 
 
-def sweep(store: Store) -> Swept:
+def sweep(root: Path, database: Database) -> Swept:
     """Remove the files of blobs and ingests that no row names: what a collection or broken-off work has left.
 
     An ingest that somebody has open is let be. Raises what `Database.write` does.
     """
     files = size = 0
-    root = store.root
     try:
-        with store.database.write(durable=False, frees=True) as connection:
+        with database.write(durable=False, frees=True) as connection:
             rows = connection.execute("SELECT DISTINCT digest FROM blob")
-            named = {f"{root}/{_BLOBS}/{digest.replace(':', '/', 1)}" for (digest,) in rows}
+            named = {f"{root}/{BLOBS}/{digest.replace(':', '/', 1)}" for (digest,) in rows}
             unnamed = [
                 file
-                for algorithm in os.scandir(f"{root}/{_BLOBS}")
+                for algorithm in os.scandir(f"{root}/{BLOBS}")
                 if algorithm.is_dir(follow_symlinks=False)
                 for file in os.scandir(algorithm.path)
                 if file.path not in named
             ]
             folders = {folder for (folder,) in connection.execute("SELECT folder FROM ingest")}
-            for entry in os.scandir(f"{root}/{_INGEST}"):
+            for entry in os.scandir(f"{root}/{INGEST}"):
                 if entry.name not in folders and not _is_open(f"{entry.path}/{DATA}"):
                     size += _size(f"{entry.path}/{DATA}")
-                    files += discard(root, entry.path)
+                    files += move_to_trash(root, entry.path)
             for file in unnamed:
                 size += _size(file.path)
-                files += discard(root, file.path)
+                files += move_to_trash(root, file.path)
         empty_trash(root)
     except OSError as problem:
         raise from_os(problem, "remove what the store does not need") from problem
@@ -158,11 +151,3 @@ def _is_open(path: str) -> bool:
     finally:
         os.close(file)
     return False
-
-
-def _fsync(path: str) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

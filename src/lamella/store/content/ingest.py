@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, Integrity, InvalidInput, LamellaError, Unavailable, from_os
-from lamella.store.content.files import DATA, MODE, blob_path, ingest_path, is_named, is_whole, put_in_place
+from lamella.store.content.files import MODE, is_named, is_whole, put_in_place
 from lamella.store.contract import NO_LABELS, Buffer, ContentRecord, IngestStatus, Labels
+from lamella.store.disk_layout import DATA, blob_path, ingest_path
+from lamella.store.gc.labels import CONTENT, INGESTS
 from lamella.store.metadata.labels import encode, settled
 from lamella.store.metadata.leases import hold
 from lamella.store.metadata.namespaces import ensure
@@ -26,10 +28,8 @@ from lamella.store.metadata.namespaces import ensure
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-    from lamella.store.store import Space
+    from lamella.store.context import StoreContext
 
-CONTENT: Final = "content"
-INGESTS: Final = "ingests"
 _CHUNK: Final = 1 << 20
 _USUAL: Final = "sha256"
 
@@ -41,10 +41,12 @@ class FileIngest:
     and its own file is empty, until something other than a commit is asked for.
     """
 
-    def __init__(self, space: Space, folder: str, file: FileIO, status: IngestStatus, lent: FileIO | None) -> None:
+    def __init__(
+        self, context: StoreContext, folder: str, file: FileIO, status: IngestStatus, lent: FileIO | None
+    ) -> None:
         self.ref = status.ref
-        self._space = space
-        self._path = f"{ingest_path(space.store.root, folder)}/{DATA}"
+        self._context = context
+        self._path = f"{ingest_path(context.root, folder)}/{DATA}"
         self._folder = folder
         self._file = file
         self._lent = lent
@@ -95,7 +97,7 @@ class FileIngest:
             self._cut(offset)
             raise from_os(problem, f"write to the ingest {self.ref!r}") from problem
         self._offset = offset + written
-        self._updated = self._space.store.clock()
+        self._updated = self._context.clock()
         return self._offset
 
     def truncate(self, offset: int = 0) -> None:
@@ -112,7 +114,7 @@ class FileIngest:
         except OSError as problem:
             raise from_os(problem, f"cut the ingest {self.ref!r}") from problem
         self._offset = offset
-        self._updated = self._space.store.clock()
+        self._updated = self._context.clock()
 
     def commit(self, total: int = 0, expected: Digest | None = None, labels: Labels = NO_LABELS) -> ContentRecord:
         """Make the bytes a blob, on the disk before its name; the reference is free again.
@@ -202,29 +204,29 @@ class FileIngest:
 
     def _record(self, digest: Digest, labels: dict[str, str]) -> ContentRecord | None:
         """Put the file in place and write its row; None where the namespace has the blob, and the row is gone then."""
-        space = self._space
-        root = space.store.root
+        context = self._context
+        root, namespace = context.root, context.namespace
         if self._lent is None:
             os.fchmod(self._file.fileno(), MODE)
             os.fsync(self._file.fileno())
         moved = False
         try:
-            with space.store.database.write() as connection:
-                ensure(connection, space.name)
-                hold(connection, space.name, space.lease, CONTENT, digest)
-                drop_ingest(connection, space.name, self.ref, self._folder)
+            with context.database.write() as connection:
+                ensure(connection, namespace)
+                hold(connection, namespace, context.lease, CONTENT, digest)
+                drop_ingest(connection, namespace, self.ref, self._folder)
                 named = is_named(connection, digest)
                 if self._lent is not None and not named:
                     raise _LenderGoneError
                 if self._lent is None and not (named and is_whole(root, digest, self._offset)):
                     moved = True
                     put_in_place(root, self._path, digest)
-                if named and find_blob(connection, space.name, digest) is not None:
+                if named and find_blob(connection, namespace, digest) is not None:
                     return None
-                now = space.store.clock()
+                now = context.clock()
                 connection.execute(
                     "INSERT INTO blob (namespace, digest, size, created, updated, labels) VALUES (?, ?, ?, ?, ?, ?)",
-                    (space.name, digest, self._offset, now, now, encode(labels)),
+                    (namespace, digest, self._offset, now, now, encode(labels)),
                 )
         except BaseException:
             if moved:
@@ -234,11 +236,10 @@ class FileIngest:
 
     def _take_back(self, digest: Digest) -> None:
         """Make the file an ingest's again, since its row was not written."""
-        store = self._space.store
-        path = blob_path(store.root, digest)
+        path = blob_path(self._context.root, digest)
         try:
             os.fchmod(self._file.fileno(), 0o600)
-            with store.database.write(durable=False) as connection:
+            with self._context.database.write(durable=False) as connection:
                 ours = os.path.samestat(os.fstat(self._file.fileno()), os.stat(path, follow_symlinks=False))
                 if ours and not is_named(connection, digest):
                     os.rename(path, self._path)

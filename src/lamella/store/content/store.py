@@ -15,9 +15,11 @@ from msgspec.structs import replace
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, Integrity, InvalidInput, LamellaError, NotFound, from_os
-from lamella.store.content.files import DATA, Swept, ingest_path, is_whole, open_blob, remove_unnamed, sweep
-from lamella.store.content.ingest import CONTENT, INGESTS, FileIngest, drop_ingest, find_blob, open_file, remove_folder
+from lamella.store.content.files import Swept, is_whole, open_blob, remove_unnamed, sweep
+from lamella.store.content.ingest import FileIngest, drop_ingest, find_blob, open_file, remove_folder
 from lamella.store.contract import ContentRecord, IngestStatus, Labels
+from lamella.store.disk_layout import DATA, ingest_path
+from lamella.store.gc.labels import CONTENT, INGESTS
 from lamella.store.metadata.filters import Lookup, Path, label_at, parse_filters
 from lamella.store.metadata.labels import check_key, decode, encode, merge
 from lamella.store.metadata.leases import hold
@@ -25,7 +27,7 @@ from lamella.store.metadata.namespaces import SHAREABLE, ensure
 from lamella.times import SECOND
 
 if TYPE_CHECKING:
-    from lamella.store.store import Space
+    from lamella.store.context import StoreContext
 
 LIFETIME: Final = 24 * 3600 * SECOND
 """Of an ingest that no lease holds, from when it was opened last; then it may be collected."""
@@ -37,16 +39,18 @@ _SELECT: Final = "SELECT ref, folder, total, expected, started, updated FROM ing
 class Content:
     """The blobs of a namespace (`lamella.store.contract.ContentStore`)."""
 
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self._name = space.name
-        self._store = space.store
-        self._database = space.store.database
+    def __init__(self, context: StoreContext) -> None:
+        self._context = context
+        self._root = context.root
+        self._database = context.database
+        self._namespace = context.namespace
+        self._lease = context.lease
+        self._clock = context.clock
 
     def info(self, digest: Digest) -> ContentRecord:
         """Raises NotFound."""
         with self._database.read() as connection:
-            row = find_blob(connection, self._name, digest)
+            row = find_blob(connection, self._namespace, digest)
         if row is None:
             raise _no_blob(digest)
         return _record(digest, *row)
@@ -58,7 +62,7 @@ class Content:
         """
         size = self.info(digest).size
         try:
-            return cast("BinaryIO", open_blob(self._store.root, digest, size))
+            return cast("BinaryIO", open_blob(self._root, digest, size))
         except FileNotFoundError:
             self.info(digest)  # deleted meanwhile?
             raise Integrity(
@@ -80,7 +84,7 @@ class Content:
                 rows = connection.execute(
                     "SELECT digest, size, created, updated, labels FROM blob"
                     " WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?",
-                    (self._name, last, _PAGE),
+                    (self._namespace, last, _PAGE),
                 ).fetchall()
             for digest, size, created, updated, labels in rows:
                 record = _record(Digest(digest), size, created, updated, labels)
@@ -96,30 +100,30 @@ class Content:
         An empty value removes one. Raises NotFound, InvalidInput.
         """
         with self._database.write() as connection:
-            row = find_blob(connection, self._name, digest)
+            row = find_blob(connection, self._namespace, digest)
             if row is None:
                 raise _no_blob(digest)
             size, created, updated, old = row
             kept = merge(decode(old), labels, fields)
-            now = max(self._store.clock(), updated + 1)
+            now = max(self._clock(), updated + 1)
             connection.execute(
                 "UPDATE blob SET labels = ?, updated = ? WHERE namespace = ? AND digest = ?",
-                (encode(kept), now, self._name, digest),
+                (encode(kept), now, self._namespace, digest),
             )
         return ContentRecord(digest, size, created, now, kept)
 
     def delete(self, digest: Digest) -> None:
         """The blob is gone from this namespace; nobody is asked whether it is needed. Raises NotFound."""
         with self._database.write(frees=True) as connection:
-            gone = connection.execute("DELETE FROM blob WHERE namespace = ? AND digest = ?", (self._name, digest))
+            gone = connection.execute("DELETE FROM blob WHERE namespace = ? AND digest = ?", (self._namespace, digest))
             if not gone.rowcount:
                 raise _no_blob(digest)
         # In a change of its own: the row must be gone for good before the file is.
-        remove_unnamed(self._store, digest)
+        remove_unnamed(self._root, self._database, digest)
 
     def sweep(self) -> Swept:
         """Remove files that no row names; see `content.files.sweep`. It is the same for all namespaces."""
-        return sweep(self._store)
+        return sweep(self._root, self._database)
 
     def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> FileIngest:
         """Open or resume the ingest ``ref``; it starts over where it was to have another ``total``.
@@ -136,19 +140,19 @@ class Content:
         with ExitStack() as undo:
             status, folder, file, lent = self._open(ref, total, expected, undo)
             undo.pop_all()
-        return FileIngest(self._space, folder, file, status, lent)
+        return FileIngest(self._context, folder, file, status, lent)
 
     def _open(
         self, ref: str, total: int, expected: Digest | None, undo: ExitStack
     ) -> tuple[IngestStatus, str, FileIO, FileIO | None]:
         """The row and the files of an ingest; what is to be undone should anything fail goes to ``undo``."""
-        now = self._store.clock()
-        expires = None if self._space.lease is not None else now + LIFETIME
+        now = self._clock()
+        expires = None if self._lease is not None else now + LIFETIME
         try:
             with self._database.write(durable=False) as connection:
-                ensure(connection, self._name)
-                hold(connection, self._name, self._space.lease, INGESTS, ref)
-                row = connection.execute(f"{_SELECT} AND ref = ?", (self._name, ref)).fetchone()
+                ensure(connection, self._namespace)
+                hold(connection, self._namespace, self._lease, INGESTS, ref)
+                row = connection.execute(f"{_SELECT} AND ref = ?", (self._namespace, ref)).fetchone()
                 if row is None:
                     folder = secrets.token_hex(8)
                     undo.callback(remove_folder, self._path(folder))
@@ -157,7 +161,7 @@ class Content:
                     connection.execute(
                         "INSERT INTO ingest (namespace, ref, folder, total, expected, started, updated, expires)"
                         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                        (self._name, ref, folder, total, expected or "", now, now, expires),
+                        (self._namespace, ref, folder, total, expected or "", now, now, expires),
                     )
                 else:
                     folder = row[1]
@@ -168,7 +172,7 @@ class Content:
                     status = replace(status, total=total or status.total, expected=expected or status.expected)
                     connection.execute(
                         "UPDATE ingest SET total = ?, expected = ?, expires = ? WHERE namespace = ? AND ref = ?",
-                        (status.total, status.expected or "", expires, self._name, ref),
+                        (status.total, status.expected or "", expires, self._namespace, ref),
                     )
                 lent = None if status.expected is None else self._lent(connection, status.expected)
                 if lent is not None:
@@ -181,7 +185,7 @@ class Content:
         """The ingests that are under way, by reference; filters know ``ref``. Raises InvalidInput."""
         wanted = parse_filters(filters)
         with self._database.read() as connection:
-            rows = connection.execute(f"{_SELECT} ORDER BY ref", (self._name,)).fetchall()
+            rows = connection.execute(f"{_SELECT} ORDER BY ref", (self._namespace,)).fetchall()
         return [
             self._status(row)
             for row in rows
@@ -191,7 +195,7 @@ class Content:
     def status(self, ref: str) -> IngestStatus:
         """Raises NotFound."""
         with self._database.read() as connection:
-            row = connection.execute(f"{_SELECT} AND ref = ?", (self._name, ref)).fetchone()
+            row = connection.execute(f"{_SELECT} AND ref = ?", (self._namespace, ref)).fetchone()
         if row is None:
             raise _no_ingest(ref)
         return self._status(row)
@@ -200,12 +204,12 @@ class Content:
         """Drop an ingest. Raises NotFound, Unavailable while somebody has it open."""
         try:
             with self._database.write(durable=False, frees=True) as connection:
-                row = connection.execute(f"{_SELECT} AND ref = ?", (self._name, ref)).fetchone()
+                row = connection.execute(f"{_SELECT} AND ref = ?", (self._namespace, ref)).fetchone()
                 if row is None:
                     raise _no_ingest(ref)
                 path = self._path(row[1])
                 open_file(path, ref).close()
-                drop_ingest(connection, self._name, ref, row[1])
+                drop_ingest(connection, self._namespace, ref, row[1])
         except OSError as problem:
             raise from_os(problem, f"abort the ingest {ref!r}") from problem
         remove_folder(path)
@@ -216,14 +220,14 @@ class Content:
         One whose file is damaged may be sent again.
         """
         with self._database.read() as connection:
-            row = find_blob(connection, self._name, digest)
-        if row is None or not is_whole(self._store.root, digest, row[0]):
+            row = find_blob(connection, self._namespace, digest)
+        if row is None or not is_whole(self._root, digest, row[0]):
             return False
-        if self._space.lease is not None:
+        if self._lease is not None:
             with self._database.write() as connection:
-                if find_blob(connection, self._name, digest) is None:
+                if find_blob(connection, self._namespace, digest) is None:
                     return False
-                hold(connection, self._name, self._space.lease, CONTENT, digest)
+                hold(connection, self._namespace, self._lease, CONTENT, digest)
         try:
             self.abort(ref)
         except LamellaError:
@@ -238,15 +242,15 @@ class Content:
             (digest,),
         )
         for size, labels in rows:
-            if not self._store.isolated or decode(labels).get(SHAREABLE) == "true":
+            if not self._context.isolated or decode(labels).get(SHAREABLE) == "true":
                 try:
-                    return open_blob(self._store.root, digest, size)
+                    return open_blob(self._root, digest, size)
                 except (OSError, LamellaError):
                     return None  # then its bytes are to be sent, which makes it whole again
         return None
 
     def _path(self, folder: str) -> str:
-        return f"{ingest_path(self._store.root, folder)}/{DATA}"
+        return f"{ingest_path(self._root, folder)}/{DATA}"
 
     def _status(self, row: tuple[str, str, int, str, int, int]) -> IngestStatus:
         ref, folder, total, expected, started, updated = row

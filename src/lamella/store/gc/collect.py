@@ -19,11 +19,10 @@ from msgspec import Struct
 
 from lamella.errors import LamellaError, from_os
 from lamella.store import locks
-from lamella.store.disk_reserve import keep_reserve
+from lamella.store.disk_layout import INGEST, keep_reserve, snapshotter_path
+from lamella.store.disk_layout import SNAPSHOTS as SNAPSHOT_FOLDER
 from lamella.store.gc.labels import CONTENT, IMAGES, INGESTS, LEASES, SNAPSHOTS, Node
 from lamella.store.gc.mark import Cause, Picture, chain, mark, picture
-from lamella.store.store import INGEST
-from lamella.store.store import SNAPSHOTS as SNAPSHOT_FOLDER
 
 if TYPE_CHECKING:
     from lamella.store.store import Store
@@ -187,7 +186,7 @@ def _sizes(
                 ).fetchone()
                 size = store.root / INGEST / row[0]
             elif kind.startswith(SNAPSHOTS) and size is None:
-                size = store.root / SNAPSHOT_FOLDER / kind.removeprefix(SNAPSHOTS) / str(found.numbers[node])
+                size = snapshotter_path(store.root, kind.removeprefix(SNAPSHOTS)) / str(found.numbers[node])
             if size is not None:
                 freed[namespace, node] = size
     return freed
@@ -251,7 +250,7 @@ def sweep_files(store: Store) -> None:
 
     failures: list[LamellaError] = []
     try:
-        sweep(store)
+        sweep(store.root, store.database)
     except LamellaError as problem:
         failures.append(problem)
     try:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -17,12 +17,14 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import decode as decode_document
 from lamella.oci.documents import encode as encode_document
 from lamella.store.contract import ImageRecord
-from lamella.store.database import Database
 from lamella.store.gc.labels import EXPIRE, IMAGES
 from lamella.store.metadata.filters import label_at, parse_filters
 from lamella.store.metadata.labels import check_key, decode, encode, merge, settled
 from lamella.store.metadata.leases import hold
 from lamella.store.metadata.namespaces import ensure
+
+if TYPE_CHECKING:
+    from lamella.store.context import StoreContext
 
 _COLUMNS: Final = "name, target, labels, created, updated"
 
@@ -33,11 +35,11 @@ class Images:
     An image that says when it expires is put under ``lease``; the others need none, since they are roots themselves.
     """
 
-    def __init__(self, database: Database, namespace: str, lease: str | None, clock: Callable[[], int]) -> None:
-        self._database = database
-        self._namespace = namespace
-        self._lease = lease
-        self._clock = clock
+    def __init__(self, context: StoreContext) -> None:
+        self._database = context.database
+        self._namespace = context.namespace
+        self._lease = context.lease
+        self._clock = context.clock
 
     def get(self, name: str) -> ImageRecord:
         """See `ImageStore.get`."""

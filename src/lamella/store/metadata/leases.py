@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from lamella.errors import AlreadyExists, NotFound, Unsupported
 from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, NamespaceView, Resource
-from lamella.store.database import Database
 from lamella.store.gc.labels import CONTENT, EXPIRE, IMAGES, INGESTS, SNAPSHOTS
 from lamella.store.metadata.filters import label_at, parse_filters
 from lamella.store.metadata.labels import check_key, decode, encode, settled
 from lamella.store.metadata.namespaces import ensure
 from lamella.times import SECOND, format_rfc3339
+
+if TYPE_CHECKING:
+    from lamella.store.context import StoreContext
+    from lamella.store.database import Database
 
 V = TypeVar("V", bound=NamespaceView)
 
@@ -30,10 +33,10 @@ _SNAPSHOTTER: Final = re.compile(re.escape(SNAPSHOTS) + "[A-Za-z0-9]+(?:[._-][A-
 class Leases:
     """The leases of a namespace in this process's store; keeps what `LeaseStore` promises."""
 
-    def __init__(self, database: Database, namespace: str, clock: Callable[[], int]) -> None:
-        self._database = database
-        self._namespace = namespace
-        self._clock = clock
+    def __init__(self, context: StoreContext) -> None:
+        self._database = context.database
+        self._namespace = context.namespace
+        self._clock = context.clock
 
     def create(self, id: str = "", labels: Labels = NO_LABELS) -> Lease:  # noqa: A002
         """See `LeaseStore.create`. Raises InvalidInput (labels)."""
@@ -102,6 +105,16 @@ class Leases:
         check_resource(resource)
         if not self._is_there(connection, id_):
             raise _missing(id_)
+
+
+def leases_by_prefix(database: Database, prefix: str) -> list[tuple[str, Lease]]:
+    """Return the leases of all namespaces whose ids start with ``prefix``, each after its namespace."""
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT namespace, id, created, labels FROM lease WHERE substr(id, 1, ?) = ? ORDER BY namespace, id",
+            (len(prefix), prefix),
+        ).fetchall()
+    return [(namespace, Lease(id_, created, decode(labels))) for namespace, id_, created, labels in rows]
 
 
 def hold(connection: sqlite3.Connection, namespace: str, lease: str | None, type_: str, key: str) -> None:

@@ -12,25 +12,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lamella.store.snapshots.driver import Form
-    from lamella.store.snapshots.snapshotter import Snapshots
-    from lamella.store.store import Space
-
-
-def open_snapshotter(name: str, space: Space, *, verity: str = "") -> Snapshots:
-    """The snapshots of a namespace that the kind ``name`` keeps: `SNAPSHOTTERS` or an alias.
-
-    ``verity`` asks for committed layers that the kernel checks as they are read: ``fs-verity`` or ``dm-verity``.
-    Nothing is made before it is needed. Raises InvalidInput (no such kind), Unsupported (not on this system, no such
-    ``verity``).
-    """
-    from lamella.store.snapshots.snapshotter import Snapshots, home_of
-
-    name = canonical(name)
-    return Snapshots(space, form_of(name, home_of(space.store, name), verity))
 
 
 def form_of(name: str, home: Path, verity: str = "") -> Form:
-    """How the kind ``name`` keeps its snapshots, whose places are in ``home``. Raises as `open_snapshotter`."""
+    """How the kind ``name`` keeps its snapshots, whose places are in ``home``.
+
+    ``verity`` makes the kernel check committed layers as they are read. Raises InvalidInput (unknown kind),
+    Unsupported (not on this system, unknown ``verity``).
+    """
     return SNAPSHOTTERS[canonical(name)](verity, home)
 
 

@@ -22,16 +22,18 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.store.contract import NO_LABELS, Labels, Mount, SnapshotKind, SnapshotRecord, Usage
+from lamella.store.disk_layout import TRASH, snapshotter_path
 from lamella.store.metadata.filters import parse_filters
 from lamella.store.metadata.labels import check_key, encode, merge, settled
 from lamella.store.metadata.leases import hold
 from lamella.store.metadata.namespaces import ensure
 from lamella.store.snapshots.dirs import Places, locked
 from lamella.store.snapshots.driver import Form, OpenTree, Target, Use
+from lamella.store.snapshots.kinds import canonical, form_of
 from lamella.store.snapshots.table import Row, Rows, field_of
 
 if TYPE_CHECKING:
-    from lamella.store.store import Space, Store
+    from lamella.store.context import StoreContext
 
 SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
 """The label by which a client that prepares says what it will commit; where that is there, its work is done."""
@@ -43,16 +45,17 @@ UNPACKING: Final = "extract"
 class Snapshots:
     """The snapshots of one kind in one namespace (`lamella.store.contract.Snapshotter`, `forms.Unpacks`)."""
 
-    def __init__(self, space: Space, form: Form) -> None:
-        self._store = space.store
-        self._database = space.store.database
-        self._namespace = space.name
-        self._lease = space.lease
+    def __init__(self, context: StoreContext, form: Form) -> None:
+        self._database = context.database
+        self._namespace = context.namespace
+        self._lease = context.lease
+        self._clock = context.clock
+        self._readonly = context.readonly
         self._form = form
         self.name = form.name
         """Containerd's name for the kind."""
-        self._rows = Rows(space.name, form.name)
-        self._places = Places(home_of(space.store, form.name), space.store.root / "trash", form.release)
+        self._rows = Rows(context.namespace, form.name)
+        self._places = Places(snapshotter_path(context.root, form.name), context.root / TRASH, form.release)
 
     # Looking
 
@@ -97,7 +100,7 @@ class Snapshots:
             changed = merge(row.record.labels, labels, fields)
             connection.execute(
                 "UPDATE snapshot SET labels = ?, updated = ? WHERE number = ?",
-                (encode(changed), self._store.clock(), row.number),
+                (encode(changed), self._clock(), row.number),
             )
             return self._rows.get(connection, key).record
 
@@ -272,7 +275,7 @@ class Snapshots:
     ) -> int:
         ensure(connection, self._namespace)
         hold(connection, self._namespace, self._lease, self._type, key)
-        return self._rows.insert(connection, kind, key, parent, labels, self._store.clock())
+        return self._rows.insert(connection, kind, key, parent, labels, self._clock())
 
     def _turn(
         self,
@@ -284,7 +287,7 @@ class Snapshots:
         usage: Usage,
     ) -> None:
         """Let an active snapshot be a committed one."""
-        self._rows.turn(connection, row, name, parent, labels, usage, self._store.clock())
+        self._rows.turn(connection, row, name, parent, labels, usage, self._clock())
         self._let_go(connection, row.record.name)
         hold(connection, self._namespace, self._lease, self._type, name)
 
@@ -325,7 +328,7 @@ class Snapshots:
         return LayerStack.from_nearest(map(self._places.of, self._rows.chain(connection, nearest)))
 
     def _check_writable(self) -> None:
-        if self._store.readonly:
+        if self._readonly:
             raise Denied("the store is open for reading only")
 
     @contextmanager
@@ -350,9 +353,14 @@ def _sync(place: Path) -> None:
         os.close(descriptor)
 
 
-def home_of(store: Store, snapshotter: str) -> Path:
-    """The directory that has the places of a snapshotter."""
-    return store.root / "snapshots" / snapshotter
+def open_snapshotter(name: str, context: StoreContext, *, verity: str = "") -> Snapshots:
+    """Return the snapshotter ``name`` (`SNAPSHOTTERS` or an alias) of a namespace; creates no files.
+
+    ``verity`` (``fs-verity`` or ``dm-verity``) makes the kernel check committed layers as they are read. Raises
+    InvalidInput (unknown snapshotter), Unsupported (not on this system, unknown ``verity``).
+    """
+    name = canonical(name)
+    return Snapshots(context, form_of(name, snapshotter_path(context.root, name), verity))
 
 
 @contextmanager

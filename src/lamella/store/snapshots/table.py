@@ -136,6 +136,12 @@ class Rows:
         )
 
 
+def snapshot_key(connection: sqlite3.Connection, number: int) -> str | None:
+    """Return the key or name of the snapshot whose directory is ``number``; None if there is none."""
+    row = connection.execute("SELECT name FROM snapshot WHERE number = ?", (number,)).fetchone()
+    return None if row is None else str(row[0])
+
+
 _WORDS: Final = {SnapshotKind.VIEW: "a view", SnapshotKind.COMMITTED: "committed", SnapshotKind.ACTIVE: "active"}
 
 

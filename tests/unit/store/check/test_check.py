@@ -16,8 +16,8 @@ from lamella.operations.store.rediff import Rediff
 from lamella.progress import Cancellation
 from lamella.store.check.check import Verdict, check
 from lamella.store.check.repair import repair
-from lamella.store.content.files import blob_path
 from lamella.store.contract import SnapshotKind
+from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import collect
 from lamella.store.snapshots.drivers.blockcim import BlockCimForm
 from lamella.store.store import Store

@@ -20,7 +20,7 @@ from lamella.errors import Cancelled, DigestMismatch, Exhausted, LossRefused, No
 from lamella.oci.config import chain_ids
 from lamella.paths import ROOT
 from lamella.progress import Cancellation
-from lamella.store.content.files import blob_path
+from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import collect
 from lamella.store.locks import sole
 from lamella.store.store import Space, Store

@@ -20,8 +20,8 @@ from lamella.changes.tree import walk
 from lamella.digests import parse_digest
 from lamella.errors import Cancelled, Integrity, LamellaError
 from lamella.progress import Cancellation, NoProgress
-from lamella.store.content.files import blob_path
 from lamella.store.contract import SnapshotKind
+from lamella.store.disk_layout import blob_path
 from lamella.store.locks import sole
 from lamella.store.snapshots import copy_tree
 from lamella.store.snapshots.copy_tree import Measured
