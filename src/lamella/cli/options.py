@@ -143,10 +143,10 @@ def name_rules(awkward_names: bool, kind: str | None = "windows") -> NameRules |
     """What --awkward-names says, for a place of that kind. Raises UsageError where that holds no Windows layers."""
     if not awkward_names:
         return None
-    from lamella.layers.kinds import kind_of
+    from lamella.layers.kinds import LAYER_KINDS
     from lamella.layers.windows.names import AS_WINDOWS
 
-    if kind is None or not kind_of(kind).windows:
+    if kind is None or not LAYER_KINDS[kind].windows:
         raise click.UsageError("--awkward-names is for layers of Windows; see --as")
     return AS_WINDOWS
 

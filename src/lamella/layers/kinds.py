@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of place that a layer can live in: one row of a table each, loaded when it is used, and not before."""
+"""The kinds of layer: one row for each, with everything in which a kind differs from the others.
+
+Importing the table loads no kind. Each function of a row imports what it needs when it is called.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct
 
 from lamella.changes.contracts import Sink, Source, Tree
 from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput
+from lamella.extensions import Table
 
 if TYPE_CHECKING:
     from lamella.changes.model import Buffer, Entry
@@ -24,73 +29,103 @@ if TYPE_CHECKING:
     from lamella.streams.blob_reader import BlobReader
 
 Lookup: TypeAlias = "Callable[[LayerPath], Entry | None]"
-"""Tells of the target of a hard link that a source gives."""
+"""Returns the entry of a path; used for the targets of the hard links that a source gives."""
 Owners: TypeAlias = Literal["actual", "recorded"] | None
-"""Whose files a source says that there are; None is what this user goes by."""
+"""Which owners a source reports: those of the files, those recorded in an attribute, or the default of this user."""
 MakeSink: TypeAlias = "Callable[[Path, Sequence[Path], SinkOptions], Sink[Losses]]"
-TakeTar: TypeAlias = "Callable[[BlobReader, Sink[Losses], NameRules | None, Losses | None], Source]"
+"""Takes the place, its parents, nearest first, and the options."""
 MakeSource: TypeAlias = "Callable[[ExitStack, Path, SourceOptions], tuple[Source, Lookup | None]]"
-"""What is open goes to the stack."""
+"""Takes the place and the options; whatever it opens is closed with the stack."""
+ReadTar: TypeAlias = "Callable[[BlobReader, Sink[Losses], NameRules | None, Losses | None], Source]"
+"""Reads the tar of a layer in the dialect of the kind."""
 
 
 class SinkOptions(Struct, frozen=True):
-    """How a layer is applied, beyond where."""
+    """How a layer is applied."""
 
     policy: Policy | None = None
     losses: Losses | None = None
     contents: Callable[[], bytes] | None = None
-    """Gives, once all changes have come, bytes that tell this layer from any other: those of its diff id, say."""
+    """Called after the last change; returns bytes that are unique to this layer, such as its diff id."""
     rules: NameRules | None = None
-    """Which odd names a Windows layer may have."""
+    """Which unusual names a Windows layer may have."""
     system: WindowsSystem | None = None
-    """The Windows that makes its layers; None for the one that this process runs on, if it does."""
+    """The Windows host that writes the layer; None for the current host."""
 
 
 class SourceOptions(Struct, frozen=True):
-    """How a layer is read, beyond where."""
+    """How a layer is read."""
 
     lower: Path | None = None
-    """The place of the same kind that it is compared with."""
+    """The place of the same kind to compare with."""
     parents: Sequence[Path] = ()
-    """The places below a layer that is read against them, nearest first."""
+    """The places of the parent layers, nearest first."""
     owners: Owners = None
     exact: bool = False
-    """Whether all contents are compared."""
+    """Whether the content of all files is compared."""
     system: WindowsSystem | None = None
-    """See `SinkOptions`."""
+    """The Windows host that reads the layer; None for the current host."""
     losses: Losses | None = None
-    """Told of what is there and no layer can hold."""
+    """Collects what is in the place and cannot be part of a layer."""
 
 
 class OpenTree(Tree, Protocol):
-    """A tree that holds something open."""
+    """A tree that holds files open until it is closed."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the files."""
         ...
 
 
-class KeptTar(Protocol):
-    """The very tar that a place was made of, kept apart from content."""
+class SeveralLayersSink(Sink[Losses], Protocol):
+    """A sink that takes one layer after the other (`UnpackForm.IMAGE`)."""
+
+    more: bool
+    """Set before a layer is applied: another one follows, and `commit` ends the layer but not the image."""
+
+
+@runtime_checkable
+class SizedSink(Protocol):
+    """A sink that counts what it writes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files written so far."""
+        ...
+
+
+class RecordedTar(Protocol):
+    """The tar that a place was made from, restored byte for byte."""
 
     diff_id: Digest
-    """What the tar must have; known when all pieces have been given."""
+    """The digest that the tar must have; known after the last piece."""
     entries: int
-    """Changes that went by."""
+    """Changes in the pieces so far."""
 
     def pieces(self) -> Iterator[Buffer]:
-        """All bytes of the tar, once. Raises FormatError, Conflict where a file is not what it was."""
+        """All bytes of the tar, once. Raises FormatError; Conflict if a file has changed since."""
         ...
 
 
-def _posix_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
+class UnpackForm(Enum):
+    """What `lamella.operations.unpack.unpack` makes of the layers of an image."""
+
+    TREE = "tree"
+    """One directory: each layer is applied over the ones below it."""
+    IMAGE = "image"
+    """One file that holds the merged layers. The sink is a `SeveralLayersSink`."""
+    LAYERS = "layers"
+    """One place for each layer, in a new directory."""
+
+
+def _read_posix_tar(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
     from lamella.layers.tar.source import tar_changes
 
     del sink, rules
     return tar_changes(reader.next_buffer, end=reader.finish, losses=losses)
 
 
-def _windows_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
+def _read_windows_tar(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
     from lamella.layers.windows.tar_source import windows_tar_changes
 
     del sink, losses
@@ -98,35 +133,44 @@ def _windows_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | 
 
 
 class LayerKind(Struct, frozen=True):
-    """What can be done with one kind of place. Each function loads what it takes when it is called."""
+    """Everything in which a kind of layer differs from the others."""
 
+    summary: str
+    """What a place of the kind is, for the help of ``--as``."""
     sink: MakeSink
     source: MakeSource | None = None
+    """Gives the changes of a place; None if layers of the kind cannot be read."""
     tree: Callable[[Path], OpenTree] | None = None
-    """What a place holds, on its own."""
-    changes: TakeTar = _posix_changes
-    """The tar of a layer as the sink takes it."""
+    """Opens the files of one place as a tree; None if a place cannot be read on its own."""
+    tree_form: str = ""
+    """The prefix of the name of such a tree, as in ``dir:PATH``; the name of the kind if empty."""
+    read_tar: ReadTar = _read_posix_tar
     windows: bool = False
-    """Whether entries have a Windows facet, so that tars are of that dialect and owners are not chosen."""
+    """Whether layers are those of Windows images: entries have a Windows facet, and tars have the Windows dialect."""
+    chooses_owners: bool = False
+    """Whether a policy for owners and devices applies to a sink."""
     is_file: bool = False
-    """Whether the place is a file, in a directory that must be there."""
+    """Whether the place is a file."""
     has_parents: bool = True
-    read_above: bool = False
-    """Whether ``source`` takes the parents that a layer is read against."""
-    lower: str = ""
-    """Why a source is given alone, where it is; else what lies below is another place of the kind."""
-    tar: Callable[[Source], KeptTar | None] | None = None
-    """From what `source` gave, the tar that the place was made of, where that is kept."""
-    needs: Callable[[Path], Path] | None = None
-    """Gives the directory that must be there; where it is not given, that follows from ``is_file``."""
-
-
-def kind_of(name: str) -> LayerKind:
-    """The kind called ``name``. Raises InvalidInput."""
-    try:
-        return KINDS[name]
-    except KeyError:
-        raise InvalidInput(f"no kind of layer is called {name!r}; there are {', '.join(KINDS)}") from None
+    """Whether a sink takes the places of the parent layers."""
+    reads_parents: bool = False
+    """Whether ``source`` takes the places of the parent layers."""
+    changes_only: bool = False
+    """Whether a place holds the changes of one layer, so that ``source`` takes no lower place."""
+    recorded_tar: Callable[[Source], RecordedTar | None] | None = None
+    """Returns the tar that the place was made from, if the result of ``source`` keeps it."""
+    required_directory: Callable[[Path], Path] | None = None
+    """Returns the directory that must exist before a layer is written; None: the place, or the parent of a file."""
+    unpack: UnpackForm | None = None
+    """What `unpack` makes of an image; None if it does not take the kind."""
+    layer_place: str = "{}"
+    """Where `UnpackForm.LAYERS` puts a layer in the new directory; the braces stand for its number, 0 at the base."""
+    keeps_documents: bool = False
+    """Whether `unpack` writes manifest and config beside the layers, so that the image can be made again."""
+    other_process: bool = False
+    """Whether another process may read the blob for the sink."""
+    mount_type: str = ""
+    """The type of containerd's mounts of the kind; empty if it has none."""
 
 
 def sink(
@@ -140,18 +184,17 @@ def sink(
     rules: NameRules | None = None,
     system: WindowsSystem | None = None,
 ) -> Sink[Losses]:
-    """The sink that applies a layer to the directory ``place`` as ``kind`` has it.
+    """A sink that applies a layer to ``place`` in the form of ``kind``.
 
-    ``parents`` are places of the same kind, nearest first. None means that they are not known for ``"overlay"``; of
-    the other kinds that keep layers apart, that the layer is a base layer. See `SinkOptions` for the rest. Raises
-    InvalidInput for an unknown kind, and for parents where the kind has none; Unsupported where this host cannot write
-    the kind.
+    ``parents`` are places of the same kind, nearest first. Without parents, ``"overlay"`` takes them as unknown, the
+    other kinds write a base layer. See `SinkOptions` for the rest. Raises InvalidInput for an unknown kind and for
+    parents that the kind does not take; Unsupported if this host cannot write the kind.
     """
-    row = kind_of(kind)
+    row = LAYER_KINDS[kind]
     if parents and not row.has_parents:
-        raise InvalidInput("a plain directory has what is below in it; it takes no parents")
+        raise InvalidInput(f"a layer of the kind {kind!r} takes no parents: the place holds the layers below too")
     if policy is not None and row.windows:
-        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
+        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps its own metadata")
     return row.sink(place, parents, SinkOptions(policy, losses, contents, rules, system))
 
 
@@ -162,18 +205,21 @@ def tar_changes(
     rules: NameRules | None = None,
     losses: Losses | None = None,
 ) -> Source:
-    """The layer that ``reader`` gives, as the ``sink`` of that kind takes it; ``rules`` are for a Windows layer.
+    """The changes of the blob that ``reader`` reads, in the dialect of ``kind``, for a ``sink`` of that kind.
 
-    ``losses`` are told of what reading such a layer as one of Linux loses.
+    ``rules`` apply to Windows layers. ``losses`` collects what reading a Windows layer as a POSIX one loses.
     """
-    return kind_of(kind).changes(reader, sink, rules, losses)
+    return LAYER_KINDS[kind].read_tar(reader, sink, rules, losses)
 
 
-def directory_of(kind: str, place: Path) -> Path:
-    """What must be there before a layer goes to ``place``. Raises Unsupported where this host cannot write the kind."""
-    row = kind_of(kind)
-    if row.needs is not None:
-        return row.needs(place)
+def required_directory(kind: str, place: Path) -> Path:
+    """The directory that must exist before a layer is written to ``place``.
+
+    Raises Unsupported if this host cannot write the kind.
+    """
+    row = LAYER_KINDS[kind]
+    if row.required_directory is not None:
+        return row.required_directory(place)
     return place.parent if row.is_file else place
 
 
@@ -189,41 +235,50 @@ def source(
     system: WindowsSystem | None = None,
     losses: Losses | None = None,
 ) -> Iterator[tuple[Source, Lookup | None]]:
-    """The changes that ``place`` states, against ``lower`` where the kind takes that; good until the block ends.
+    """The changes in ``place``, or the differences of ``place`` from ``lower``; valid until the block ends.
 
-    ``parents``, the nearest first, are for a layer that is read against those; with them comes what tells of the
-    targets of hard links. ``system`` is as for `SinkOptions`. ``losses`` are told of what is there and no layer can
-    hold, while changes are taken. Raises InvalidInput for an unknown kind, for a ``lower``, parents or owners that the
-    kind does not take, and what reading the place raises.
+    The second value looks up the targets of hard links. See `SourceOptions` for the options. Raises InvalidInput for
+    an unknown kind, for a ``lower``, parents or owners that the kind does not take, and what reading the place raises.
     """
-    row = kind_of(kind)
+    row = LAYER_KINDS[kind]
     if row.source is None:
-        raise InvalidInput(f"layers of the kind {kind!r} are not read here; {', '.join(SOURCES)} are")
-    if lower is not None and row.lower:
-        raise InvalidInput(row.lower)
+        readable = ", ".join(LAYER_KINDS.select(lambda row: row.source))
+        raise InvalidInput(f"layers of the kind {kind!r} cannot be read; these can: {readable}")
+    if lower is not None and row.changes_only:
+        raise InvalidInput(f"{row.summary} holds the changes of one layer; give it without a lower place")
     if owners is not None and row.windows:
-        raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps what it has")
-    if parents and not row.read_above:
-        raise InvalidInput("only the folder of a Windows layer is read against its parents")
+        raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps its own metadata")
+    if parents and not row.reads_parents:
+        raise InvalidInput(f"a layer of the kind {kind!r} is read without parents")
     with ExitStack() as stack:
         yield row.source(stack, place, SourceOptions(lower, parents, owners, exact, system, losses))
 
 
-def kept_tar(kind: str, changes: Source) -> KeptTar | None:
-    """The very tar that a place was made of, which `source` opened; None where it is not kept, as with most kinds."""
-    keeps = kind_of(kind).tar
-    return None if keeps is None else keeps(changes)
+def recorded_tar(kind: str, changes: Source) -> RecordedTar | None:
+    """The tar that a place was made from, given the result of `source`; None if the place does not keep it."""
+    recorded = LAYER_KINDS[kind].recorded_tar
+    return None if recorded is None else recorded(changes)
 
 
 def tree(kind: str, place: Path) -> OpenTree:
-    """What ``place`` holds, as a tree to be closed. Raises InvalidInput where the kind has none."""
-    make = kind_of(kind).tree
+    """The files in ``place``; the caller closes the tree. Raises InvalidInput if the kind has no trees."""
+    make = LAYER_KINDS[kind].tree
     if make is None:
-        raise InvalidInput(f"places of the kind {kind!r} are not looked into by themselves; {', '.join(TREES)} are")
+        readable = ", ".join(LAYER_KINDS.select(lambda row: row.tree))
+        raise InvalidInput(f"a place of the kind {kind!r} cannot be read as a tree; these can: {readable}")
     return make(place)
 
 
-# One kind after the other ------------------------------------------------------------------------------------------
+def kind_of_form(form: str) -> str | None:
+    """The kind of layer whose trees are named ``form:PATH``; None if there is none."""
+    return _with_form(form, LAYER_KINDS.built_in) or _with_form(form, LAYER_KINDS.rows())
+
+
+def _with_form(form: str, rows: dict[str, LayerKind]) -> str | None:
+    return next((name for name, row in rows.items() if row.tree and form == (row.tree_form or name)), None)
+
+
+# The rows
 
 
 def _directory_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
@@ -301,11 +356,11 @@ def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
     return WindowsSink(layer, parents=stack, rules=rules, losses=options.losses, system=system)
 
 
-def _windows_needs(place: Path) -> Path:
+def _windows_directory(place: Path) -> Path:
     return place.absolute().parent
 
 
-def _folder_changes(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
+def _read_folder_tar(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
     from lamella.layers.windows.folder.tar_split import taken_tar
     from lamella.layers.windows.sink import WindowsSink
 
@@ -332,7 +387,7 @@ def _windows_tree(place: Path) -> OpenTree:
     return WindowsLayerTree(WindowsLayer(place))
 
 
-def _windows_tar(changes: Source) -> KeptTar | None:
+def _recorded_windows_tar(changes: Source) -> RecordedTar | None:
     from lamella.layers.windows.folder.source import WindowsChanges
 
     return changes.tar() if isinstance(changes, WindowsChanges) else None
@@ -374,7 +429,7 @@ def _blockcim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -
     return BlockCimSink(BlockCimLayer.parse(place), parents=stack, losses=options.losses)
 
 
-def _blockcim_needs(place: Path) -> Path:
+def _blockcim_directory(place: Path) -> Path:
     from lamella.layers.cim.block.layer import BlockCimLayer, system_calls
 
     layer = BlockCimLayer.parse(place)
@@ -382,35 +437,80 @@ def _blockcim_needs(place: Path) -> Path:
     return layer.folder
 
 
-KINDS: Final[dict[str, LayerKind]] = {
-    "directory": LayerKind(_directory_sink, _directory_source, _directory_tree, has_parents=False),
-    "overlay": LayerKind(
-        _overlay_sink,
-        _overlay_source,
-        lower="an overlay's upper directory says itself what changed: it is given alone",
-    ),
-    "erofs": LayerKind(
-        _erofs_sink,
-        _erofs_source,
-        _erofs_tree,
-        is_file=True,
-        lower="the image of a layer says itself what changed: it is given alone",
-    ),
-    "windows": LayerKind(
-        _windows_sink,
-        _windows_source,
-        _windows_tree,
-        changes=_folder_changes,
-        needs=_windows_needs,
-        read_above=True,
-        windows=True,
-        tar=_windows_tar,
-        lower="a Windows layer says itself what changed: it is given alone",
-    ),
-    "cim": LayerKind(_cim_sink, _cim_source, _cim_tree, changes=_windows_changes, windows=True, is_file=True),
-    "blockcim": LayerKind(_blockcim_sink, changes=_windows_changes, windows=True, needs=_blockcim_needs),
-}
-"""Every kind, by name."""
-
-SOURCES: Final = tuple(name for name, row in KINDS.items() if row.source is not None)
-TREES: Final = tuple(name for name, row in KINDS.items() if row.tree is not None)
+LAYER_KINDS: Final = Table(
+    "kind of layer",
+    "lamella.layers",
+    LayerKind,
+    {
+        "directory": LayerKind(
+            "a plain directory",
+            _directory_sink,
+            _directory_source,
+            _directory_tree,
+            tree_form="dir",
+            chooses_owners=True,
+            has_parents=False,
+            unpack=UnpackForm.TREE,
+            other_process=True,
+            mount_type="bind",
+        ),
+        "overlay": LayerKind(
+            "the upper directory of an overlay",
+            _overlay_sink,
+            _overlay_source,
+            chooses_owners=True,
+            changes_only=True,
+            mount_type="overlay",
+        ),
+        "erofs": LayerKind(
+            "an EROFS image",
+            _erofs_sink,
+            _erofs_source,
+            _erofs_tree,
+            is_file=True,
+            changes_only=True,
+            unpack=UnpackForm.IMAGE,
+            mount_type="erofs",
+        ),
+        "windows": LayerKind(
+            "the folder of a Windows layer",
+            _windows_sink,
+            _windows_source,
+            _windows_tree,
+            read_tar=_read_folder_tar,
+            windows=True,
+            reads_parents=True,
+            changes_only=True,
+            recorded_tar=_recorded_windows_tar,
+            required_directory=_windows_directory,
+            unpack=UnpackForm.LAYERS,
+            mount_type="windows-layer",
+        ),
+        "cim": LayerKind(
+            "a composite image, DIR/NAME.cim",
+            _cim_sink,
+            _cim_source,
+            _cim_tree,
+            read_tar=_read_windows_tar,
+            windows=True,
+            is_file=True,
+            unpack=UnpackForm.LAYERS,
+            layer_place="{}.cim",
+            keeps_documents=True,
+            other_process=True,
+            mount_type="CimFS",
+        ),
+        "blockcim": LayerKind(
+            "a composite image in a block file, DIR/layer.vhd/layer.cim (on Windows)",
+            _blockcim_sink,
+            read_tar=_read_windows_tar,
+            windows=True,
+            required_directory=_blockcim_directory,
+            unpack=UnpackForm.LAYERS,
+            layer_place="{}/layer.vhd/layer.cim",
+            keeps_documents=True,
+            mount_type="BlockCIM",
+        ),
+    },
+)
+"""All kinds of layer, by the names that ``--as`` and `sink` take."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lamella.operations.surgery.mutate import Pairs, SettingsGiven
     from lamella.operations.surgery.new_layers import LayerLike
     from lamella.operations.trees.filesystem import Filesystem
-    from lamella.operations.unpack import Unpacked, UnpackKind
+    from lamella.operations.unpack import Unpacked
     from lamella.progress import Cancellation, Progress
 
 
@@ -123,7 +123,7 @@ class Image:
         self,
         directory: str | os.PathLike[str],
         *,
-        kind: UnpackKind | None = None,
+        kind: str | None = None,
         bundle: bool = False,
         policy: Policy | None = None,
         merge: bool = False,

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Self, cast
 
 from msgspec import Struct
 
@@ -16,12 +16,12 @@ from lamella import host
 from lamella.changes.apply import Tally, apply
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
+from lamella.layers import kinds
 from lamella.layers.directory.dirfd_cache import remove_path
-from lamella.layers.erofs.sink import ErofsSink
-from lamella.layers.erofs.tree import ErofsLayer
+from lamella.layers.kinds import UnpackForm
 from lamella.operations.atomic_file import unfinished
 from lamella.operations.layers.apply import Applied
-from lamella.operations.layers.read import changes_of_blob, checked_reader
+from lamella.operations.layers.read import checked_reader
 
 if TYPE_CHECKING:
     from lamella.images.image import Image, ImageLayer
@@ -30,35 +30,37 @@ if TYPE_CHECKING:
     from lamella.layers.windows.names import NameRules
     from lamella.progress import Cancellation, Progress
 
+_DEFAULT: Final = "directory"
+MANIFEST: Final = "manifest.json"
+CONFIG: Final = "config.json"
+"""The documents of an image beside its layers; see `LayerKind.keeps_documents`."""
 
-def erofs_applied(
+
+def image_applied(
+    kind: str,
     layers: Sequence[ImageLayer],
     path: Path,
     losses: Losses,
     progress: Progress | None,
     cancel: Cancellation | None,
 ) -> Iterator[Applied]:
-    """Apply ``layers`` to one new image at ``path``, which is there when the last has been checked, and not before.
+    """Apply ``layers`` to one new image file at ``path``, which appears once the last layer has been checked.
 
-    What upper layers hide of lower ones takes room in the image, though nothing leads there.
+    Files that upper layers hide still take space in the image.
     """
-    sink = ErofsSink(ErofsLayer(path), losses=losses)
+    sink = cast("kinds.SeveralLayersSink", kinds.sink(kind, path, losses=losses))
     try:
         for number, layer in enumerate(layers, 1):
             tally = Tally()
             sink.more = number < len(layers)
             with checked_reader(layer, progress, cancel) as reader:
-                apply(changes_of_blob(reader), sink, cancel=cancel, tally=tally)
+                apply(kinds.tar_changes(kind, reader, sink), sink, cancel=cancel, tally=tally)
                 yield Applied(reader.finish(), tally.changes, losses)
         if not layers:
             sink.commit()
     except BaseException:
         sink.abort()
         raise
-
-
-UnpackKind: TypeAlias = Literal["directory", "erofs", "windows", "cim", "blockcim"]
-"""A plain tree, or one EROFS image; or, of a Windows image, each layer's folder, composite image or block image."""
 
 
 class Unpacked(Struct, frozen=True):
@@ -76,7 +78,7 @@ def unpack(
     *,
     policy: Policy | None = None,
     merge: bool = False,
-    kind: UnpackKind | None = None,
+    kind: str | None = None,
     losses: Losses | None = None,
     rules: NameRules | None = None,
     progress: Progress | None = None,
@@ -105,10 +107,11 @@ def unpack(
     """
     losses = losses if losses is not None else Losses()
     _check_kind(image, kind)
-    if merge and kind not in (None, "directory"):
-        raise InvalidInput("only a plain tree can be merged into a directory that is there")
-    if kind == "erofs" and policy is not None:
-        raise InvalidInput("owners and devices are chosen for directories; an EROFS image has those of the layers")
+    form = kinds.LAYER_KINDS[kind or _DEFAULT].unpack
+    if merge and form is not UnpackForm.TREE:
+        raise InvalidInput("only a plain directory can be merged into an existing one")
+    if form is UnpackForm.IMAGE and policy is not None:
+        raise InvalidInput("owners and devices are chosen for directories; an image file has those of the layers")
     if merge:
         try:
             return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel, apart)
@@ -117,10 +120,10 @@ def unpack(
             raise
     if os.path.lexists(directory):
         hint = "choose another name"
-        if kind in (None, "directory") and os.path.isdir(directory):
+        if form is UnpackForm.TREE and os.path.isdir(directory):
             hint = "choose a new directory, or give --merge to unpack over this one"
         raise AlreadyExists(f"{os.fspath(directory)!r} exists", hint=hint)
-    if kind == "erofs":
+    if form is UnpackForm.IMAGE:
         return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel, apart)
     with _Aside(directory) as aside:
         unpacked = _unpack(image, aside.path, directory, policy, kind, losses, rules, progress, cancel, apart)
@@ -133,7 +136,7 @@ def _unpack(
     where: Path,
     directory: Path,
     policy: Policy | None,
-    kind: UnpackKind | None,
+    kind: str | None,
     losses: Losses,
     rules: NameRules | None,
     progress: Progress | None,
@@ -141,31 +144,31 @@ def _unpack(
     apart: bool,
 ) -> Unpacked:
     layers = image.layers
-    plain = kind != "erofs" and image.config.os != "windows"
+    kind = kind or _DEFAULT
+    row = kinds.LAYER_KINDS[kind]
+    windows_files = image.config.os == "windows" and not row.windows
     applied: Iterator[Applied]
     with ExitStack() as stack:
         # Before anything shows progress, which may take a thread.
-        other = _read_apart(layers, stack, kind, rules) if apart and (plain or kind == "cim") else None
+        other = _read_apart(layers, stack, row, rules) if apart and row.other_process and not windows_files else None
         if progress is not None:
             progress.start("unpack", sum(layer.descriptor.size for layer in layers))
             stack.callback(progress.finish)
-        if plain:
-            applied = _plain_applied(layers, other, where, policy, losses, progress, cancel)
-        elif kind == "erofs":
-            applied = erofs_applied(layers, where, losses, progress, cancel)
-        else:
-            from lamella.operations.windows.unpack import files_applied, images_applied, layers_applied
+        if windows_files:
+            from lamella.operations.windows.unpack import files_applied
 
-            if kind == "directory":
-                applied = files_applied(layers, where, policy, losses, progress, cancel)
-            elif kind in ("cim", "blockcim"):
-                applied = images_applied(image, where, kind, losses, rules, progress, cancel, other)
-            else:
-                applied = layers_applied(layers, where, losses, rules, progress, cancel)
+            applied = files_applied(layers, where, policy, losses, progress, cancel)
+        elif row.unpack is UnpackForm.TREE:
+            applied = _tree_applied(kind, layers, other, where, policy, losses, progress, cancel)
+        elif row.unpack is UnpackForm.IMAGE:
+            applied = image_applied(kind, layers, where, losses, progress, cancel)
+        else:
+            applied = _layers_applied(kind, image, where, losses, rules, progress, cancel, other)
         return Unpacked(directory, tuple(applied), losses)
 
 
-def _plain_applied(
+def _tree_applied(
+    kind: str,
     layers: Sequence[ImageLayer],
     other: Apart | None,
     where: Path,
@@ -179,19 +182,60 @@ def _plain_applied(
 
     for layer in layers:
         yield apply_image_layer(
-            layer, where, other=other, policy=policy, losses=losses, progress=progress, cancel=cancel
+            layer, where, other=other, kind=kind, policy=policy, losses=losses, progress=progress, cancel=cancel
         )
 
 
+def _layers_applied(
+    kind: str,
+    image: Image,
+    directory: Path,
+    losses: Losses,
+    rules: NameRules | None,
+    progress: Progress | None,
+    cancel: Cancellation | None,
+    other: Apart | None,
+) -> Iterator[Applied]:
+    """Apply each layer of ``image`` to a place of its own in ``directory``, over the places before it.
+
+    If the row of the kind says so, the manifest and the config of the image are written beside them.
+    """
+    from lamella.operations.layers.apply import apply_image_layer
+
+    row = kinds.LAYER_KINDS[kind]
+    kinds.required_directory(kind, directory / row.layer_place.format(0))  # fails early if this host cannot write it
+    if row.keeps_documents:
+        for name, descriptor in ((MANIFEST, image.descriptor), (CONFIG, image.manifest.config)):
+            try:
+                (directory / name).write_bytes(image.reader.read_document(descriptor))
+            except OSError as problem:
+                raise from_os(problem, f"write {os.fspath(directory / name)!r}") from problem
+    parents: list[Path] = []
+    for number, layer in enumerate(image.layers):
+        place = directory / row.layer_place.format(number)
+        yield apply_image_layer(
+            layer,
+            place,
+            other=other,
+            kind=kind,
+            parents=parents if row.has_parents else (),
+            losses=losses,
+            rules=rules if row.windows else None,
+            progress=progress,
+            cancel=cancel,
+        )
+        parents.insert(0, place)
+
+
 def _read_apart(
-    layers: Sequence[ImageLayer], stack: ExitStack, kind: UnpackKind | None, rules: NameRules | None
+    layers: Sequence[ImageLayer], stack: ExitStack, row: kinds.LayerKind, rules: NameRules | None
 ) -> Apart | None:
     """Another process that reads the layers, those of plain files; see `started`."""
     from lamella.layers.process_reader import started
     from lamella.layers.process_reader_worker import Blob
 
     windows = None
-    if kind == "cim":
+    if row.windows:
         from lamella.layers.windows.names import NameRules
 
         windows = rules or NameRules()
@@ -214,17 +258,21 @@ def _read_apart(
     return started(stack, sum(layer.descriptor.size for layer in layers), blobs)
 
 
-def _check_kind(image: Image, kind: UnpackKind | None) -> None:
+def _check_kind(image: Image, kind: str | None) -> None:
     built_for = image.config.os
     if kind is None and built_for == "windows":
         raise InvalidInput(
             "the image is for Windows, and can be unpacked in several ways",
             hint="--as directory gives drive C as a plain tree, --as windows or cim gives each layer by itself",
         )
-    if kind in ("windows", "cim", "blockcim") and built_for != "windows":
+    row = kinds.LAYER_KINDS[kind or _DEFAULT]
+    if row.unpack is None:
+        takes = ", ".join(kinds.LAYER_KINDS.select(lambda row: row.unpack))
+        raise InvalidInput(f"images are not unpacked as {row.summary}; choose from {takes}")
+    if row.windows and built_for != "windows":
         raise InvalidInput(f"the image is for {built_for}, not for Windows")
-    if kind == "erofs" and built_for == "windows":
-        raise InvalidInput("the image is for Windows, and EROFS is a file system of Linux")
+    if not row.windows and kind not in (None, _DEFAULT) and built_for == "windows":
+        raise InvalidInput(f"the image is for Windows, and {row.summary} does not hold the metadata of its files")
 
 
 class _Aside:

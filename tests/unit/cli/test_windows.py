@@ -14,6 +14,7 @@ from tests.unit.layers.test_windows_dialect import SD, file_at, link_at, with_st
 from tests.unit.layers.windows_tars import microsoft_base, microsoft_update
 
 from lamella.formats.ntfs import reparse
+from lamella.layers.kinds import LAYER_KINDS
 from lamella.layers.windows.names import AS_WINDOWS
 
 BASE = [file_at("Files/a")]
@@ -47,7 +48,7 @@ def test_a_parent_that_is_not_there_is_told(layers: Path, lamella: Run) -> None:
 def test_layers_of_other_kinds_take_no_parents_to_be_read(layers: Path, lamella: Run, kind: str) -> None:
     done = lamella("diff", layers / "above", "--as", kind, "--parent", layers / "base")
     assert done.returncode == 2
-    assert "--parent is for the folder of a Windows layer" in done.stderr
+    assert f"--parent is not for {LAYER_KINDS[kind].summary}" in done.stderr
 
 
 class TestALayersFolderIsLookedInto:

@@ -45,7 +45,7 @@ def test_sinks_are_made_by_name(tmp_path: Path) -> None:
 
 
 def test_what_no_kind_offers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="directory, overlay"):
+    with pytest.raises(InvalidInput, match=r"unknown kind of layer .flying.; choose from directory, overlay"):
         kinds.sink("flying", tmp_path)
     with pytest.raises(InvalidInput, match="no parents"):
         kinds.sink("directory", tmp_path, [tmp_path])

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
+from lamella.cli.choices import kind_option
 from lamella.cli.console import Console
 from lamella.cli.documents import layer_document, layer_summary, losses_document
 from lamella.cli.options import level_option, platform_option, replace_option, strict_option
@@ -17,12 +17,11 @@ from lamella.cli.verb import ImageVerb
 @click.command("convert", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE|PLACE")
 @click.argument("target", metavar="IMAGE|PLACE")
-@click.option(
+@kind_option(
+    lambda row: row.keeps_documents,
     "--to",
-    "kind",
-    type=click.Choice(["tar", "cim", "blockcim"]),
-    help="Composite images of Windows in place of tars, on Windows block images too, or tars again. PLACE is the "
-    "directory that has them.",
+    others=("tar",),
+    about="Write the layers of a Windows image to the directory PLACE, or read them there with tar.",
 )
 @click.option(
     "--parent",
@@ -49,7 +48,7 @@ def command(
     console: Console,
     source: str,
     target: str,
-    kind: Literal["tar", "cim", "blockcim"] | None,
+    kind: str | None,
     parent: Path | None,
     compress: str | None,
     level: int | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lamella.cli.choices import kind_option
 from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import unpacked_document
 from lamella.cli.options import (
@@ -25,7 +26,6 @@ from lamella.cli.verb import ImageVerb
 if TYPE_CHECKING:
     from lamella.images.image import Image
     from lamella.layers.policy import Policy
-    from lamella.operations.unpack import UnpackKind
 
 
 @click.command("unpack", cls=ImageVerb)
@@ -36,13 +36,7 @@ if TYPE_CHECKING:
 @devices_option
 @click.option("--merge", is_flag=True, help="Unpack into DIR though it exists, over what is in it.")
 @click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
-@click.option(
-    "--as",
-    "kind",
-    type=click.Choice(["directory", "erofs", "windows", "cim", "blockcim"]),
-    help="A plain tree, or one EROFS image called DIR; of a Windows image, the folder or the composite image of each "
-    "layer, too, or on Windows the block image.",
-)
+@kind_option(lambda row: row.unpack, "--as", about="What DIR becomes, or for a Windows image has for each layer.")
 @awkward_names_option
 @strict_option
 @click.pass_obj
@@ -55,7 +49,7 @@ def command(
     devices: str | None,
     merge: bool,
     bundle: bool,
-    kind: UnpackKind | None,
+    kind: str | None,
     awkward_names: bool,
     strict: bool,
 ) -> None:
@@ -74,6 +68,7 @@ def command(
     """
     from lamella.changes.losses import Losses
     from lamella.images.image import open_image
+    from lamella.layers.kinds import LAYER_KINDS
     from lamella.operations.unpack import unpack
 
     work = partial(unpack, kind=kind, rules=name_rules(awkward_names, kind))
@@ -84,14 +79,16 @@ def command(
             raise click.UsageError("--bundle takes a plain tree; give --as alone")
         work = partial(unpack_bundle)
 
-    if kind == "erofs" and (owner is not None or devices is not None):
-        raise click.UsageError("--owner and --devices are for directories; an EROFS image keeps what the layers say")
+    row = LAYER_KINDS[kind or "directory"]
+    keeps_owners = not row.windows and not row.chooses_owners
+    if keeps_owners and (owner is not None or devices is not None):
+        raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layers say")
     losses = Losses(refuse=strict)
     with open_image(image, platform) as opened:
         unpacked = work(
             opened,
             directory,
-            policy=_policy(opened, kind, owner, devices),
+            policy=None if keeps_owners else _policy(opened, owner, devices),
             merge=merge,
             losses=losses,
             progress=console.progress(),
@@ -110,7 +107,5 @@ def command(
     )
 
 
-def _policy(image: Image, kind: UnpackKind | None, owner: str | None, devices: str | None) -> Policy | None:
-    if kind == "erofs":
-        return None
+def _policy(image: Image, owner: str | None, devices: str | None) -> Policy:
     return policy(owner or ("ignore" if image.config.os == "windows" else None), devices)

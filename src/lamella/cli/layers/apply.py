@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lamella.cli.choices import kind_option
 from lamella.cli.console import Console
 from lamella.cli.documents import applied_document, blob_summary, losses_document
 from lamella.cli.options import (
@@ -22,22 +23,14 @@ from lamella.cli.options import (
 from lamella.cli.verb import Verb
 
 if TYPE_CHECKING:
+    from lamella.layers.kinds import LayerKind
     from lamella.layers.policy import Policy
 
 
 @click.command("apply", cls=Verb)
 @click.argument("blob", metavar="BLOB")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--as",
-    "kind",
-    type=click.Choice(["directory", "overlay", "erofs", "windows", "cim", "blockcim"]),
-    default="directory",
-    show_default=True,
-    help="DIR is a plain tree, which whiteouts remove from, an overlay's upper directory, an EROFS image, a Windows "
-    "layer's folder, or the path of a composite image, DIR/NAME.cim, or on Windows of one in a block file, "
-    "DIR/layer.vhd/layer.cim.",
-)
+@kind_option(lambda row: row.sink, "--as", default="directory", about="What DIR is.")
 @click.option(
     "--parent",
     "parents",
@@ -73,20 +66,22 @@ def command(
     """
     from lamella.changes.losses import Losses
     from lamella.digests import parse_digest
+    from lamella.layers.kinds import LAYER_KINDS
     from lamella.operations.layers.apply import apply_apart, apply_blob, read_apart
 
-    if parents and kind == "directory":
-        raise click.UsageError("--parent is for layers that are kept apart; a plain directory has what is below in it")
+    row = LAYER_KINDS[kind]
+    if parents and not row.has_parents:
+        raise click.UsageError(f"--parent is for separate layers; {row.summary} holds the layers below too")
     rules = name_rules(awkward_names, kind)
     losses = Losses(refuse=strict)
     progress = console.progress()
-    chosen = _policy(kind, owner, devices)
+    chosen = _policy(row, owner, devices)
     wanted = None if digest is None else parse_digest(digest)
     diff_id = None if expect is None else parse_digest(expect)
     cancel = console.cancellation()
     with ExitStack() as stack:
         other = None
-        if kind == "cim" and blob != "-":
+        if row.windows and row.other_process and blob != "-":
             # Before anything shows progress, which may take a thread.
             other = stack.enter_context(read_apart(Path(blob), digest=wanted, diff_id=diff_id, rules=rules))
         if progress is not None:
@@ -116,15 +111,11 @@ def command(
     blob_summary(console, applied.facts, applied.entries)
 
 
-def _policy(kind: str, owner: str | None, devices: str | None) -> Policy | None:
-    if kind == "erofs":
-        if owner is not None or devices is not None:
-            raise click.UsageError("--owner and --devices are for directories; an image keeps what the layer has")
-        return None
-    if kind in ("directory", "overlay"):
+def _policy(row: LayerKind, owner: str | None, devices: str | None) -> Policy | None:
+    if row.chooses_owners:
         return policy(owner, devices)
     if owner is not None or devices is not None:
-        raise click.UsageError("--owner and --devices are for POSIX layers; a Windows layer keeps what it has")
+        raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layer has")
     return None
 
 

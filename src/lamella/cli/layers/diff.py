@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from lamella.cli.choices import kind_option
 from lamella.cli.console import Console, human_size
 from lamella.cli.options import (
     awkward_names_option,
@@ -22,27 +23,13 @@ from lamella.cli.verb import Verb
 if TYPE_CHECKING:
     from lamella.operations.layers.diff import Difference
 
-_ALONE: Final = {
-    "overlay": "an overlay's upper directory",
-    "erofs": "the image of a layer",
-    "windows": "the folder of a Windows layer",
-}
 _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "directory": "dir"}
 
 
 @click.command("diff", cls=Verb)
 @click.argument("places", metavar="[LOWER] UPPER", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
-@click.option(
-    "--as",
-    "kind",
-    type=click.Choice(["directory", "overlay", "erofs", "windows", "cim"]),
-    default="directory",
-    show_default=True,
-    help="UPPER is a plain tree; or an overlay's upper directory, an EROFS image or a Windows layer's folder, which "
-    "say what changed; or the path of a composite image, whose LOWER is its parent and need not be given beside it. "
-    "DIR/NAME.cim is one without --as too.",
-)
+@kind_option(lambda row: row.source, "--as", default="directory", about="What UPPER is; DIR/NAME.cim implies cim.")
 @click.option(
     "--parent",
     "parents",
@@ -83,6 +70,8 @@ def command(
     Files count as changed by kind, mode, owner, size, time and extended attributes. Content is compared where times
     leave it open, since they have no fraction of a second; with --exact it always is.
     """
+    from lamella.layers.kinds import LAYER_KINDS
+
     if not 1 <= len(places) <= 2:
         raise click.UsageError("give one directory, or two, the lower one first")
     if kind in ("directory", "cim"):
@@ -96,10 +85,11 @@ def command(
     for place in places:
         _refuse_image(place)
     lower, upper = places if len(places) == 2 else (None, places[0])
-    if lower is not None and kind in _ALONE:
-        raise click.UsageError(f"{_ALONE[kind]} says itself what changed; give it alone")
-    if parents and kind != "windows":
-        raise click.UsageError("--parent is for the folder of a Windows layer")
+    row = LAYER_KINDS[kind]
+    if lower is not None and row.changes_only:
+        raise click.UsageError(f"{row.summary} holds the changes of one layer; give it without LOWER")
+    if parents and not row.reads_parents:
+        raise click.UsageError(f"--parent is not for {row.summary}")
     rules = name_rules(awkward_names, kind)
     if recipe is not None and output in (None, "-"):
         raise click.UsageError("--recipe is for a blob with a name; give one with -o")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import click
 
+from lamella.cli.choices import kind_option
 from lamella.cli.console import Console
 from lamella.cli.options import platform_option
 from lamella.cli.verb import ImageVerb
@@ -12,14 +13,7 @@ from lamella.cli.verb import ImageVerb
 
 @click.command("dump", cls=ImageVerb)
 @click.argument("place", metavar="BLOB|DIR|IMAGE")
-@click.option(
-    "--as",
-    "kind",
-    type=click.Choice(["directory", "overlay", "windows"]),
-    default="directory",
-    show_default=True,
-    help="DIR is a plain tree, an overlay's upper directory, or a Windows layer's folder.",
-)
+@kind_option(lambda row: row.source and not row.is_file, "--as", default="directory", about="What DIR is.")
 @click.option("--inline", type=click.IntRange(min=0), default=0, metavar="N", help="Show content of up to N bytes.")
 @click.option("--holes", is_flag=True, help="Tell where files have holes, in place of reading them as zeros.")
 @platform_option

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -23,7 +22,7 @@ def to_cim(
     console: Console,
     source: str,
     target: str,
-    kind: Literal["cim", "blockcim"],
+    kind: str,
     parent: Path | None,
     platform: str | None,
     strict: bool,

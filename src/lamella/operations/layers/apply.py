@@ -73,7 +73,7 @@ def apply_blob(
     folder is there), NotFound (a parent is not, or a link's target); on Windows Unsupported (no Containers feature).
     """
     losses = losses if losses is not None else Losses()
-    made = kinds.directory_of(kind, Path(directory))
+    made = kinds.required_directory(kind, Path(directory))
     if system is None:  # a system that is given has a volume of its own
         _make(made)
     tally = Tally()
@@ -102,7 +102,8 @@ def apply_blob(
             system=system,
         )
         apply(kinds.tar_changes(kind, reader, sink, rules, losses), sink, cancel=cancel, tally=tally)
-        return Applied(reader.finish(), tally.changes, losses, getattr(sink, "size", None))
+        size = sink.size if isinstance(sink, kinds.SizedSink) else None
+        return Applied(reader.finish(), tally.changes, losses, size)
 
 
 def apply_apart(
@@ -117,11 +118,11 @@ def apply_apart(
 ) -> Applied:
     """Apply a layer that another process reads to ``directory``, which is made where missing.
 
-    ``kind`` is ``"directory"`` or ``"cim"``; that process must read the layer as one of Windows for the latter.
+    ``kind`` is one whose row says `other_process`; that process must read the dialect of the kind.
     Raises as `apply_blob`, and Unavailable where the other process has ended.
     """
     losses = losses if losses is not None else Losses()
-    _make(kinds.directory_of(kind, directory))
+    _make(kinds.required_directory(kind, directory))
     tally = Tally()
 
     def contents() -> bytes:

@@ -83,7 +83,7 @@ def diff(
         opened: Any = replacing(Path(output))
     else:
         opened = nullcontext(output)
-    windows = kinds.kind_of(kind).windows
+    windows = kinds.LAYER_KINDS[kind].windows
     losses = Losses() if losses is None else losses
     options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows, rules=rules)
     with (
@@ -93,7 +93,7 @@ def diff(
         opened as file,
     ):
         changes, lookup = found
-        tar = kinds.kept_tar(kind, changes)
+        tar = kinds.recorded_tar(kind, changes)
         if tar is not None:
             written = write_tar(tar, file, options, progress=progress, cancel=cancel)
         else:

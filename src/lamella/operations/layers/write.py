@@ -20,7 +20,7 @@ from lamella.streams.blob_writer import BlobWriter
 from lamella.times import source_date_epoch
 
 if TYPE_CHECKING:
-    from lamella.layers.kinds import KeptTar
+    from lamella.layers.kinds import RecordedTar
     from lamella.layers.policy import Owners
     from lamella.layers.windows.names import NameRules
     from lamella.layers.windows.transforms import WindowsTemplate
@@ -95,7 +95,7 @@ def write_layer(
 
 
 def write_tar(
-    tar: KeptTar,
+    tar: RecordedTar,
     output: BinaryIO | Callable[[Buffer], object],
     options: LayerOptions = DEFAULT_OPTIONS,
     *,

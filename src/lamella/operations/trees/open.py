@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 _IMAGES: Final = (*ON_DISK, REGISTRY, *KEPT)
-_FORMS: Final = ("dir", "blob", *kinds.TREES, *_IMAGES)
 
 
 def names_a_tree(text: str) -> bool:
-    """Whether ``text`` begins with a form that `open_tree` knows."""
-    form, colon, _ = text.partition(":")
-    return bool(colon) and form in _FORMS
+    """Whether ``text`` begins with a form that `open_tree` takes."""
+    return names_an_image(text) or names_a_place(text)
 
 
 def names_an_image(text: str) -> bool:
@@ -40,9 +38,9 @@ def names_an_image(text: str) -> bool:
 
 
 def names_a_place(text: str) -> bool:
-    """Whether ``text`` begins with a form of `open_tree` that is no image's."""
+    """Whether ``text`` begins with a form of `open_tree` that does not name an image."""
     form, colon, _ = text.partition(":")
-    return bool(colon) and form in ("dir", "blob", *kinds.TREES)
+    return bool(colon) and (form == "blob" or kinds.kind_of_form(form) is not None)
 
 
 @contextmanager
@@ -61,13 +59,13 @@ def open_tree(
     Raises InvalidInput, NotFound and what reading the place raises.
     """
     form, _, path = place.partition(":")
-    kind = "directory" if form == "dir" else form
-    if (form == "blob" or kind in kinds.TREES) and not path:
+    kind = None if names_an_image(place) else kinds.kind_of_form(form)
+    if (form == "blob" or kind is not None) and not path:
         raise InvalidInput(f"{place!r} has no path")
     if form == "windows" and os.path.isfile(path):
         with blob_tree(Path(path), windows=True, progress=progress, cancel=cancel) as seen:
             yield seen
-    elif kind in kinds.TREES:
+    elif kind is not None:
         with closing(kinds.tree(kind, Path(path))) as found:
             yield found
     elif form == "blob":

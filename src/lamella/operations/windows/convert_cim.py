@@ -18,6 +18,7 @@ from lamella.errors import NotFound, Unsupported, from_os
 from lamella.images.contract import ImageReader, StoredImage
 from lamella.images.image import Image, image_from
 from lamella.images.transports import ON_DISK, ImageName, open_writer, parse_image_name
+from lamella.layers.kinds import LAYER_KINDS
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import decode
@@ -28,7 +29,7 @@ from lamella.operations.layers.diff import sourced
 from lamella.operations.layers.write import LayerOptions
 from lamella.operations.surgery.draft import Draft, Finished, draft_of, write_draft
 from lamella.operations.surgery.new_layers import TarredLayer
-from lamella.operations.windows.unpack import BLOCK, CONFIG, MANIFEST
+from lamella.operations.unpack import CONFIG, MANIFEST
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -60,7 +61,7 @@ def cims_to_image(
     NotFound, InvalidInput, AlreadyExists, FormatError, Exhausted, Unsupported (block images).
     """
     target = parse_image_name(target) if isinstance(target, str) else target
-    if (directory / "0" / BLOCK).exists():
+    if (directory / LAYER_KINDS["blockcim"].layer_place.format(0)).parent.exists():
         raise Unsupported(
             f"{os.fspath(directory)!r} holds block images, which only Windows can look into: no tars are made of them",
             hint="keep the image that they were made of",
@@ -78,11 +79,11 @@ def cims_to_image(
 
 def _draft(image: Image, directory: Path, compression: str | None, level: int | None, losses: Losses | None) -> Draft:
     """The image with each layer told from its composite image."""
-    layers = []
+    layers, place = [], LAYER_KINDS["cim"].layer_place
     for number, layer in enumerate(image.layers):
-        parent = directory / f"{number - 1}.cim" if number else None
+        parent = directory / place.format(number - 1) if number else None
         options = LayerOptions(compression or layer.compression, level, windows=True, losses=losses, rules=AS_WINDOWS)
-        opened = partial(sourced, parent, directory / f"{number}.cim", kind="cim")
+        opened = partial(sourced, parent, directory / place.format(number), kind="cim")
         layers.append(TarredLayer(opened, options))
     return replace_fields(draft_of(image), layers=tuple(layers))
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options whose values are names of rows: kinds of layer, compressions, snapshotters.
+
+A name that is built in costs no search of installed packages; another name does, and so does ``--help``, which lists
+all rows that the verb takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from lamella.extensions import Table
+    from lamella.layers.kinds import LayerKind
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RowChoice(click.ParamType[str]):
+    """The name of a row that the verb takes, or one of ``others``."""
+
+    name = "choice"
+
+    def __init__(
+        self, table: Callable[[], Table[Any]], takes: Callable[[Any], object], others: tuple[str, ...] = ()
+    ) -> None:
+        self._table = table
+        self._takes = takes
+        self._others = others
+
+    def rows(self) -> dict[str, Any]:
+        """All rows that the verb takes, by name."""
+        return {name: row for name, row in self._table().rows().items() if self._takes(row)}
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self._choice().get_metavar(param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        built_in = self._table().built_in.get(value)
+        if built_in is not None and self._takes(built_in):
+            return str(value)
+        return self._choice().convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return self._choice().shell_complete(ctx, param, incomplete)
+
+    def _choice(self) -> click.Choice[str]:
+        return click.Choice((*self._others, *self.rows()))
+
+
+class RowOption(click.Option):
+    """An option whose help is made from the rows that the verb takes."""
+
+    def __init__(self, *args: Any, describe: Callable[[dict[str, Any]], str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._describe = describe
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        if isinstance(self.type, RowChoice):
+            self.help = self._describe(self.type.rows())
+        return super().get_help_record(ctx)
+
+
+def kind_option(
+    takes: Callable[[LayerKind], object],
+    *names: str,
+    about: str,
+    default: str | None = None,
+    others: tuple[str, ...] = (),
+) -> Callable[[F], F]:
+    """An option for a kind of layer that ``takes`` accepts; ``about`` is the first sentence of its help."""
+
+    def describe(rows: dict[str, LayerKind]) -> str:
+        return f"{about} {'; '.join(f'{name}: {row.summary}' for name, row in rows.items())}."
+
+    return click.option(
+        *names,
+        "kind",
+        cls=RowOption,
+        describe=describe,
+        type=RowChoice(_layer_kinds, takes, others),
+        default=default,
+        show_default=default is not None,
+    )
+
+
+def _layer_kinds() -> Table[LayerKind]:
+    from lamella.layers.kinds import LAYER_KINDS
+
+    return LAYER_KINDS
