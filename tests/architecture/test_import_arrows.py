@@ -96,6 +96,18 @@ def test_imports_follow_the_arrows() -> None:
     assert wrong == []
 
 
+def test_the_http2_server_knows_nothing_of_what_it_serves() -> None:
+    """It could serve other services: it takes a table of methods."""
+    allowed = BASICS | {"protocol", FRONT_DOOR}
+    wrong = []
+    for module, path in modules():
+        if module.startswith("lamella.service.grpc."):
+            for line, name in imported(module, path):
+                if part_of(name) not in allowed and not name.startswith("lamella.service.grpc."):
+                    wrong.append(f"{path.relative_to(PACKAGE.parent)}:{line}: {name}")
+    assert wrong == []
+
+
 def test_no_two_parts_import_each_other_in_a_circle() -> None:
     graph: dict[str, set[str]] = {}
     for module, path in modules():

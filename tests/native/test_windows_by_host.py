@@ -43,7 +43,7 @@ from lamella.operations.layers.apply import apply_blob
 from lamella.operations.layers.diff import diff
 from lamella.operations.layers.write import LayerOptions, Written, write_layer
 from lamella.paths import LayerPath
-from lamella.service.differs.table import Lookup
+from lamella.service.differs.contract import Lookup
 from lamella.service.differs.windows import WindowsDiffer
 from lamella.store.contract import WindowsLayerMount
 from lamella.streams.blob_reader import BlobReader

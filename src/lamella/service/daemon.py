@@ -22,7 +22,7 @@ from typing import Final
 
 from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.host.malloc import share_arenas
-from lamella.service.counters import Tally
+from lamella.service.grpc.counters import Tally
 from lamella.service.grpc.rpc import Method
 from lamella.service.grpc.server import Server, listening
 from lamella.service.sd_notify import notify, watchdog

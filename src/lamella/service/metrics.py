@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lamella import __version__
 from lamella.errors import InvalidInput, from_os
-from lamella.service.counters import BOUNDS, Tally
+from lamella.service.grpc.counters import BOUNDS, Tally
 from lamella.service.grpc.server import listening
 from lamella.store.gc.usage import store_counts
 

@@ -26,11 +26,12 @@ from lamella.protocol.proto import (
     namespaces_pb2,
     version_pb2,
 )
-from lamella.service.counters import Tally
-from lamella.service.endpoints.direct import Direct
+from lamella.service.endpoints.direct import direct_methods
 from lamella.service.gc_scheduler import PAUSE, Collector
+from lamella.service.grpc.counters import Tally
 from lamella.service.grpc.rpc import Method
 from lamella.service.grpc.server import Server, listening
+from lamella.service.services.served_store import ServedStore
 from lamella.store.store import Store
 
 LARGEST = 16 << 20
@@ -81,7 +82,7 @@ class Client:
 class Served:
     """A server that runs, its store and a client."""
 
-    def __init__(self, address: Path, store: Store, shared: Direct, client: Client) -> None:
+    def __init__(self, address: Path, store: Store, shared: ServedStore, client: Client) -> None:
         self.address = address
         self.store = store
         self.shared = shared
@@ -110,11 +111,11 @@ def serving(folder: Path, *, pause: float = PAUSE) -> Iterator[Served]:
     """A store that is served, in a folder that has no other; see `Collector` for ``pause``."""
     address = folder / "socket"
     with Store.open(folder / "root") as store:
-        shared = Direct(store)
+        shared = ServedStore(store)
         shared.collector = Collector(store, shared.bus, pause=pause)
         client = Client(address)
         try:
-            with running(address, shared.methods()):
+            with running(address, direct_methods(shared)):
                 yield Served(address, store, shared, client)
                 client.close()
         finally:

@@ -28,7 +28,7 @@ from lamella.protocol.proto import (
     streaming_pb2,
     transfer_pb2,
 )
-from lamella.service.endpoints.plugin import opened_plugin
+from lamella.service.endpoints.plugin import opened_plugin, plugin_methods
 
 FILES = (
     *(content_pb2, diff_pb2, events_pb2, images_pb2, introspection_pb2, leases_pb2, namespaces_pb2),
@@ -127,7 +127,7 @@ def plugin(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     address = tmp_path_factory.mktemp("plugin") / "p.sock"
     with (
         opened_plugin(served.store.root, str(served.address)) as plugin,
-        running(address, plugin.methods()),
+        running(address, plugin_methods(plugin)),
         grpc.insecure_channel(f"unix:{address}") as channel,
     ):
         yield channel

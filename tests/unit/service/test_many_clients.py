@@ -11,7 +11,8 @@ import pytest
 from benchmarks.service import crowd
 from tests.unit.service.serving import running
 
-from lamella.service.endpoints.direct import Direct
+from lamella.service.endpoints.direct import direct_methods
+from lamella.service.services.served_store import ServedStore
 from lamella.store.store import Store
 
 CLIENTS = 100
@@ -21,8 +22,8 @@ CLIENTS = 100
 def test_a_hundred_clients_at_once_are_served_and_leave_nothing_behind(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with Store.open(tmp_path / "root") as store:
-        shared = Direct(store)
-        with running(tmp_path / "socket", shared.methods()) as server:
+        shared = ServedStore(store)
+        with running(tmp_path / "socket", direct_methods(shared)) as server:
             rounds, failures = crowd(str(tmp_path / "socket"), CLIENTS, time.time() + 2, 0)
             assert failures == []
             assert rounds >= CLIENTS

@@ -16,10 +16,11 @@ from tests.unit.service.serving import Client, code_of, running, within
 
 from lamella.errors import InvalidInput
 from lamella.protocol.proto import content_pb2
-from lamella.service.counters import Tally
-from lamella.service.endpoints.direct import Direct
+from lamella.service.endpoints.direct import direct_methods
+from lamella.service.grpc.counters import Tally
 from lamella.service.grpc.server import Server
 from lamella.service.metrics import exposition, serving_metrics
+from lamella.service.services.served_store import ServedStore
 from lamella.store.store import Store
 
 LINE = re.compile(r'[a-z_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? [0-9.e+-]+')
@@ -29,8 +30,8 @@ LINE = re.compile(r'[a-z_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? [0-9.e+-]+'
 def served(tmp_path: Path) -> Iterator[tuple[Server, Store, Client]]:
     """Return a server that counts, its store and a client."""
     with Store.open(tmp_path / "root") as store:
-        shared = Direct(store)
-        with running(tmp_path / "socket", shared.methods(), tally=Tally()) as server:
+        shared = ServedStore(store)
+        with running(tmp_path / "socket", direct_methods(shared), tally=Tally()) as server:
             client = Client(tmp_path / "socket")
             yield server, store, client
             client.close()

@@ -135,9 +135,10 @@ def command(
     from lamella.client.images import SOCKET as CONTAINERD
     from lamella.service import daemon
     from lamella.service.daemon import serve, sole_server
-    from lamella.service.endpoints.direct import Direct
-    from lamella.service.endpoints.plugin import opened_plugin
+    from lamella.service.endpoints.direct import direct_methods
+    from lamella.service.endpoints.plugin import opened_plugin, plugin_methods
     from lamella.service.sd_notify import inherited
+    from lamella.service.services.served_store import ServedStore
 
     direct: list[str | socket] = [] if address is None else [address]
     plugins: list[str | socket] = [] if plugin is None else [plugin]
@@ -156,17 +157,17 @@ def command(
         store = stack.enter_context(opened_store(create=True, verity=verity or "", isolated=content_sharing != _SHARED))
         stack.enter_context(sole_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
-        served: list[Direct] = []
+        served: list[ServedStore] = []
         if direct:
-            shared = Direct(store)
+            shared = ServedStore(store)
             stack.callback(shared.close)
             served.append(shared)
-            methods = shared.methods()
+            methods = direct_methods(shared)
             endpoints += [(place, methods) for place in direct]
         if plugins:
             ours = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD, verity=store.verity))
             served.append(ours)
-            methods = ours.methods()
+            methods = plugin_methods(ours)
             endpoints += [(place, methods) for place in plugins]
 
         def leave() -> None:

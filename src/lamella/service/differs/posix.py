@@ -20,7 +20,7 @@ from lamella.changes.losses import Losses
 from lamella.errors import Unsupported, from_os
 from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
 from lamella.layers.stack import LayerStack
-from lamella.service.differs.table import Lookup, Make, Mounts, Target, WriteLayer
+from lamella.service.differs.contract import Lookup, Make, Mounts, Target, WriteLayer
 from lamella.store.contract import BindMount, ErofsMount, OverlayMount
 
 if TYPE_CHECKING:

@@ -1,71 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which differ is for which mounts. Mounts that none knows are Unsupported, so that containerd asks its next one."""
+"""The differs, and the choice of one by mounts.
+
+Mounts that no differ knows are Unsupported, so that containerd asks its next differ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Final, TypeVar
 
-from msgspec import Struct
-
-from lamella.changes.contracts import Sink, Source
 from lamella.changes.losses import Losses
-from lamella.changes.model import Entry
 from lamella.errors import InvalidInput, Unsupported
-from lamella.paths import LayerPath
-from lamella.store.contract import Mount
+from lamella.service.differs.contract import Differ, Make, Mounts, Target
 
-if TYPE_CHECKING:
-    from lamella.operations.layers.write import Written
-    from lamella.streams.blob_reader import BlobReader
-
-Lookup: TypeAlias = Callable[[LayerPath], Entry | None]
-Mounts: TypeAlias = tuple[Mount, ...]
 T = TypeVar("T")
-
-
-class WriteLayer(Protocol):
-    """Writes changes as a layer, from its start on even where it was begun before."""
-
-    def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
-        """``lookup`` tells of the targets of links; ``windows`` is for entries with a Windows facet."""
-        ...
-
-
-Make: TypeAlias = Callable[[WriteLayer], "Written"]
-
-
-class Target(Struct, frozen=True):
-    """Where a layer goes."""
-
-    sink: Sink[Losses]
-    root: Path
-    """A directory of the file system that it is written to."""
-    changes: Callable[[BlobReader], Source]
-    """Reads a tar as the place takes it."""
-
-
-class Differ(Protocol):
-    """Applies layers to mounts of some types, and makes layers of such mounts."""
-
-    @property
-    def name(self) -> str:
-        """Containerd's name for it."""
-        ...
-
-    def knows(self, mounts: Mounts) -> bool:
-        """Whether the mounts are of its types."""
-        ...
-
-    def applying(self, mounts: Mounts, losses: Losses) -> AbstractContextManager[Target]:
-        """Where a layer onto ``mounts`` goes. Raises Unsupported, InvalidInput and what making the sink raises."""
-        ...
-
-    def comparing(self, left: Mounts, right: Mounts) -> Make:
-        """What makes the layer that leads from ``left`` to ``right``. Raises Unsupported, InvalidInput."""
-        ...
 
 
 def _walking() -> Differ:
@@ -103,7 +52,7 @@ DIFFERS: Final[dict[str, Callable[[], Differ]]] = {
 
 @contextmanager
 def applying(mounts: Mounts, losses: Losses) -> Iterator[Target]:
-    """See `Differ.applying`, by the first differ that knows the mounts and does not find them Unsupported."""
+    """Open a layer's target by the first differ that knows the mounts and does not raise Unsupported."""
     if not mounts:
         raise InvalidInput("there is nothing to apply a layer to")
     with ExitStack() as stack:
@@ -111,7 +60,7 @@ def applying(mounts: Mounts, losses: Losses) -> Iterator[Target]:
 
 
 def comparing(left: Mounts, right: Mounts) -> Make:
-    """See `Differ.comparing`, by the first differ that knows the right mounts and does not find it Unsupported."""
+    """The function that writes a layer, by the first differ that knows ``right`` and does not raise Unsupported."""
     return _first(right or left, lambda differ: differ.comparing(left, right))
 
 

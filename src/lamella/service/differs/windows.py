@@ -20,7 +20,7 @@ from lamella.layers import kinds
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.names import AS_WINDOWS
-from lamella.service.differs.table import Make, Mounts, Target, WriteLayer
+from lamella.service.differs.contract import Make, Mounts, Target, WriteLayer
 from lamella.store.contract import BlockCimMount, CimMount, WindowsLayerMount
 
 if TYPE_CHECKING:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sockets' endpoints: a store served directly, or as a containerd plugin."""
+"""Endpoints: the services that a socket offers, directly over a store or as plugins of a containerd."""

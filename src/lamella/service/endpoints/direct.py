@@ -1,73 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The direct endpoint: a store as containerd's clients see a containerd, and what its services share."""
+"""The direct endpoint: all of containerd's services over one store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
-
-from lamella.service.gc_scheduler import Collector
-from lamella.service.grpc.rpc import Call, Method
-from lamella.service.services.event_bus import Bus
-from lamella.store.store import Space, Store
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
-    from lamella.service.services.diff import Blobs, ReadableBlobs
-    from lamella.store.contract import Mount, Snapshotter
+from lamella.service.grpc.rpc import Method, methods
+from lamella.service.services.served_store import ServedStore
 
 
-class Direct:
-    """A store that is served, with its events and its collector."""
+def direct_methods(shared: ServedStore) -> dict[str, Method]:
+    """The methods of the direct endpoint, by path."""
+    from lamella.protocol.proto import (
+        containers_pb2,
+        content_pb2,
+        diff_pb2,
+        events_pb2,
+        health_pb2,
+        images_pb2,
+        introspection_pb2,
+        leases_pb2,
+        namespaces_pb2,
+        snapshots_pb2,
+        streaming_pb2,
+        transfer_pb2,
+        version_pb2,
+    )
+    from lamella.service.services.content import Content
+    from lamella.service.services.diff import Diff
+    from lamella.service.services.events import Events
+    from lamella.service.services.health import Containers, Health, Version
+    from lamella.service.services.introspection import Introspection
+    from lamella.service.services.metadata import Images, Leases, Namespaces
+    from lamella.service.services.snapshots import Snapshots
+    from lamella.service.services.streaming import Streaming
+    from lamella.service.services.transfer.transfer import Transfer
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.bus = Bus()
-        self.collector = Collector(store, self.bus)
-        self.endings: list[Callable[[], None]] = [self.bus.close]
-        """What ends calls that would go on for ever; `leave` calls them."""
-
-    def space(self, call: Call) -> Space:
-        """The namespace that a call is about, under its lease. Raises Conflict where it names none, InvalidInput."""
-        return self.store.namespace(call.namespace, call.lease)
-
-    def collect(self, *, wait: bool) -> None:
-        """Collect after a deletion: soon, or now where the client waits for it. Raises what a collection raises."""
-        if wait:
-            self.collector.collect()
-        else:
-            self.collector.ask()
-
-    def snapshotter(self, name: str, call: Call) -> Snapshotter:
-        """See `lamella.service.services.snapshots.Snapshotting`."""
-        return self.space(call).snapshots(name)
-
-    def happened(self, call: Call, topic: str, event: Message) -> None:
-        """See `lamella.service.services.snapshots.Snapshotting`."""
-        self.bus.publish(call.namespace, topic, event)
-
-    def reading(self, call: Call) -> AbstractContextManager[ReadableBlobs]:
-        """See `lamella.service.services.diff.Diffing`."""
-        return nullcontext(self.space(call).content)
-
-    def writing(self, call: Call, mounts: Sequence[Mount]) -> AbstractContextManager[Blobs]:  # noqa: ARG002
-        """See `lamella.service.services.diff.Diffing`. Whoever calls has a lease, if what is made is to last."""
-        return nullcontext(self.space(call).content)
-
-    def methods(self) -> Mapping[str, Method]:
-        """What is served, by path."""
-        from lamella.service.endpoints import router
-
-        return router.direct(self)
-
-    def leave(self) -> None:
-        """The server is being stopped: end calls that last as long as their clients like."""
-        for end in self.endings:
-            end()
-
-    def close(self) -> None:
-        """End what goes on by itself. The store stays open."""
-        self.bus.close()
-        self.collector.close()
+    streams, health = Streaming(), Health()
+    shared.endings += (streams.leave, health.leave)
+    return {
+        **methods(version_pb2.DESCRIPTOR, Version()),
+        **methods(introspection_pb2.DESCRIPTOR, Introspection(shared)),
+        **methods(namespaces_pb2.DESCRIPTOR, Namespaces(shared)),
+        **methods(content_pb2.DESCRIPTOR, Content(shared)),
+        **methods(images_pb2.DESCRIPTOR, Images(shared)),
+        **methods(leases_pb2.DESCRIPTOR, Leases(shared)),
+        **methods(events_pb2.DESCRIPTOR, Events(shared)),
+        **methods(snapshots_pb2.DESCRIPTOR, Snapshots(shared)),
+        **methods(diff_pb2.DESCRIPTOR, Diff(shared)),
+        **methods(streaming_pb2.DESCRIPTOR, streams),
+        **methods(transfer_pb2.DESCRIPTOR, Transfer(shared, streams)),
+        **methods(containers_pb2.DESCRIPTOR, Containers()),
+        **methods(health_pb2.DESCRIPTOR, health, name="grpc.health.v1.Health"),
+    }

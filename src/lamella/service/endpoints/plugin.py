@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from lamella.client.images import SOCKET as CONTAINERD
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.protocol import NAMESPACE
-from lamella.service.endpoints.direct import Direct
 from lamella.service.grpc.rpc import Call, Method, methods
+from lamella.service.services.served_store import ServedStore
 from lamella.store.contract import (
     BindMount,
     BlockCimMount,
@@ -70,7 +70,7 @@ def opened_plugin(root: Path, containerd: str = CONTAINERD, *, verity: str = "")
             plugin.close()
 
 
-class Plugin(Direct):
+class Plugin(ServedStore):
     """The plugins' store, and the containerd that they are plugins of."""
 
     def __init__(self, store: Store, containerd: str = CONTAINERD) -> None:
@@ -137,23 +137,6 @@ class Plugin(Direct):
 
         return RemoteStore(self._address)
 
-    def methods(self) -> Mapping[str, Method]:
-        """What is served, by path."""
-        from lamella.protocol.proto import content_pb2, diff_pb2, health_pb2, snapshots_pb2
-        from lamella.service.services.content import Content
-        from lamella.service.services.diff import Diff
-        from lamella.service.services.health import Health
-        from lamella.service.services.snapshots import Snapshots
-
-        health = Health()
-        self.endings.append(health.leave)
-        return {
-            **methods(snapshots_pb2.DESCRIPTOR, Snapshots(self)),
-            **methods(diff_pb2.DESCRIPTOR, Diff(self)),
-            **methods(content_pb2.DESCRIPTOR, Content(self)),
-            **methods(health_pb2.DESCRIPTOR, health, name="grpc.health.v1.Health"),
-        }
-
     def close(self) -> None:
         """End what goes on by itself. The store stays open."""
         super().close()
@@ -163,6 +146,24 @@ class Plugin(Direct):
     @cached_property
     def _space(self) -> Space:
         return self.store.namespace(_SPACE)
+
+
+def plugin_methods(plugin: Plugin) -> dict[str, Method]:
+    """The methods of the plugin endpoint, by path."""
+    from lamella.protocol.proto import content_pb2, diff_pb2, health_pb2, snapshots_pb2
+    from lamella.service.services.content import Content
+    from lamella.service.services.diff import Diff
+    from lamella.service.services.health import Health
+    from lamella.service.services.snapshots import Snapshots
+
+    health = Health()
+    plugin.endings.append(health.leave)
+    return {
+        **methods(snapshots_pb2.DESCRIPTOR, Snapshots(plugin)),
+        **methods(diff_pb2.DESCRIPTOR, Diff(plugin)),
+        **methods(content_pb2.DESCRIPTOR, Content(plugin)),
+        **methods(health_pb2.DESCRIPTOR, health, name="grpc.health.v1.Health"),
+    }
 
 
 class _Everywhere:

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from lamella.errors import Cancelled, Exhausted, LamellaError
-from lamella.service.counters import Tally
 from lamella.service.grpc import http2
+from lamella.service.grpc.counters import Tally
 from lamella.service.grpc.flow import LAST, Sender
 from lamella.service.grpc.http2 import ConnectionBroken
 from lamella.service.grpc.rpc import Method

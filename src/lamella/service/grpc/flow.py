@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from lamella.service.counters import Tally
 from lamella.service.grpc import http2
+from lamella.service.grpc.counters import Tally
 from lamella.service.grpc.http2 import ConnectionBroken
 from lamella.service.grpc.stream import Part, Stream
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from lamella.errors import Conflict, InvalidInput, from_os
-from lamella.service.counters import Tally
 from lamella.service.grpc.connection import Connection
+from lamella.service.grpc.counters import Tally
 from lamella.service.grpc.rpc import Method
 from lamella.service.grpc.thread_pool import Workers
 

@@ -24,7 +24,7 @@ from lamella.store.contract import ContentRecord, Ingest, IngestStatus
 from lamella.store.store import Space
 
 if TYPE_CHECKING:
-    from lamella.service.endpoints.direct import Direct
+    from lamella.service.services.served_store import ServedStore
 
 MOST: Final = 64
 """Files that are kept open."""
@@ -96,7 +96,7 @@ _OVERTAKEN: Final = 0.1
 class Content:
     """Blobs. Pieces of one that come one after the other are read from a file that is opened once."""
 
-    def __init__(self, shared: Direct) -> None:
+    def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
         self._blobs = OpenBlobs()
         self._writers: dict[tuple[str, str], Call] = {}

@@ -21,7 +21,8 @@ from lamella.oci.descriptor import Descriptor
 from lamella.protocol import wire
 from lamella.protocol.mounts import typed
 from lamella.protocol.proto import diff_pb2 as pb
-from lamella.service.differs.table import Lookup, applying, comparing
+from lamella.service.differs.contract import Lookup
+from lamella.service.differs.table import applying, comparing
 from lamella.service.grpc.rpc import Call
 from lamella.store.contract import ContentRecord, Ingest, Labels, Mount
 

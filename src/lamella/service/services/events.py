@@ -24,7 +24,7 @@ from lamella.store.metadata.filters import Path, parse_filters
 from lamella.store.metadata.labels import MAX_NAMESPACE, check_namespace
 
 if TYPE_CHECKING:
-    from lamella.service.endpoints.direct import Direct
+    from lamella.service.services.served_store import ServedStore
 
 _NAME: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
@@ -32,7 +32,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 class Events:
     """Events go to those who listen, and are kept nowhere."""
 
-    def __init__(self, shared: Direct) -> None:
+    def __init__(self, shared: ServedStore) -> None:
         self._bus = shared.bus
 
     def publish(self, request: pb.PublishRequest, call: Call) -> Empty:

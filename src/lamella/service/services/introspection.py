@@ -21,7 +21,7 @@ from lamella.store.metadata.filters import Path, parse_filters
 from lamella.store.snapshots.kinds import OF_WINDOWS, SNAPSHOTTERS
 
 if TYPE_CHECKING:
-    from lamella.service.endpoints.direct import Direct
+    from lamella.service.services.served_store import ServedStore
 
 _CONTENT: Final = "io.containerd.content.v1"
 _SNAPSHOTTER: Final = "io.containerd.snapshotter.v1"
@@ -32,7 +32,7 @@ _COLLECTOR: Final = "io.containerd.gc.v1"
 class Introspection:
     """The server, and its parts under the names that containerd has for them."""
 
-    def __init__(self, shared: Direct) -> None:
+    def __init__(self, shared: ServedStore) -> None:
         self._root = shared.store.root
 
     @quick()

@@ -22,13 +22,13 @@ from lamella.store.metadata.labels import is_label
 from lamella.store.metadata.leases import Leases as StoredLeases
 
 if TYPE_CHECKING:
-    from lamella.service.endpoints.direct import Direct
+    from lamella.service.services.served_store import ServedStore
 
 
 class Images:
     """Images. What a name leads to need not be there."""
 
-    def __init__(self, shared: Direct) -> None:
+    def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
 
     @quick()
@@ -99,7 +99,7 @@ def _image(record: ImageRecord) -> images_pb2.Image:
 class Leases:
     """Leases, and what they hold."""
 
-    def __init__(self, shared: Direct) -> None:
+    def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
 
     def create(self, request: leases_pb2.CreateRequest, call: Call) -> leases_pb2.CreateResponse:
@@ -148,7 +148,7 @@ def _resource(sent: leases_pb2.Resource) -> contract.Resource:
 class Namespaces:
     """Namespaces. One comes into being with its first object."""
 
-    def __init__(self, shared: Direct) -> None:
+    def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
         self._namespaces = shared.store.namespaces
 

@@ -35,7 +35,8 @@ from lamella.protocol.mounts import sent
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Mount as Sent
 from lamella.service.differs import table
-from lamella.service.differs.table import Make, Mounts, Target, applying, comparing
+from lamella.service.differs.contract import Make, Mounts, Target
+from lamella.service.differs.table import applying, comparing
 from lamella.store.contract import BindMount, BlockCimMount, CimMount, Mount, WindowsLayerMount
 
 BASE: Final = windows_base(file("Files/kept", b"kept"), file("Files/gone", b"gone"))

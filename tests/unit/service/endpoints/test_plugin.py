@@ -20,7 +20,7 @@ from lamella.protocol import NAMESPACE
 from lamella.protocol.mounts import sent
 from lamella.protocol.proto import content_pb2, diff_pb2, snapshots_pb2
 from lamella.protocol.proto.types_pb2 import Descriptor
-from lamella.service.endpoints.plugin import opened_plugin
+from lamella.service.endpoints.plugin import opened_plugin, plugin_methods
 from lamella.service.grpc.rpc import Call
 from lamella.store.contract import BindMount
 from lamella.store.gc.collect import collect
@@ -35,7 +35,7 @@ SPACE = "default"
 def plugin(served: Served, tmp_path: Path) -> Iterator[grpc.Channel]:
     with (
         opened_plugin(served.store.root, str(served.address)) as plugin,
-        running(tmp_path / "p.sock", plugin.methods()),
+        running(tmp_path / "p.sock", plugin_methods(plugin)),
         grpc.insecure_channel(f"unix:{tmp_path}/p.sock") as channel,
     ):
         yield channel

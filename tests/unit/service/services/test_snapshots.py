@@ -13,7 +13,7 @@ from tests.unit.service.serving import Client, Served, Stub, code_of, running, w
 
 from lamella.protocol.proto import snapshots_pb2 as pb
 from lamella.protocol.proto.happenings_pb2 import SnapshotCommit, SnapshotPrepare, SnapshotRemove
-from lamella.service.endpoints.plugin import Plugin
+from lamella.service.endpoints.plugin import Plugin, plugin_methods
 from lamella.store.gc.collect import collect
 from lamella.store.store import Store
 
@@ -243,7 +243,7 @@ class TestPlugin:
 
     @pytest.fixture
     def plugin(self, tmp_path: Path) -> Any:
-        with Store.open(tmp_path / "root") as store, running(tmp_path / "socket", Plugin(store).methods()):
+        with Store.open(tmp_path / "root") as store, running(tmp_path / "socket", plugin_methods(Plugin(store))):
             channel = grpc.insecure_channel(f"unix:{tmp_path}/socket")
             yield channel
             channel.close()

@@ -25,7 +25,7 @@ from lamella.store.store import Space
 
 if TYPE_CHECKING:
     from lamella.protocol.proto.transfer_pb2 import TransferRequest
-    from lamella.service.endpoints.direct import Direct
+    from lamella.service.services.served_store import ServedStore
     from lamella.service.services.transfer.progress import Tell
 
 DEFAULT_SNAPSHOTTER: Final = "containerd.io/defaults/snapshotter"
@@ -42,7 +42,7 @@ _PATIENCE: Final = 10.0
 class Transfer:
     """Moves images between what a client names."""
 
-    def __init__(self, shared: Direct, streams: Streaming) -> None:
+    def __init__(self, shared: ServedStore, streams: Streaming) -> None:
         self._shared = shared
         self._streams = streams
 

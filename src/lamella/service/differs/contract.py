@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contract of a differ, which applies layers to mounts of its types and makes layers of such mounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from lamella.changes.contracts import Sink, Source
+from lamella.changes.losses import Losses
+from lamella.changes.model import Entry
+from lamella.paths import LayerPath
+from lamella.store.contract import Mount
+
+if TYPE_CHECKING:
+    from lamella.operations.layers.write import Written
+    from lamella.streams.blob_reader import BlobReader
+
+Lookup: TypeAlias = Callable[[LayerPath], Entry | None]
+Mounts: TypeAlias = tuple[Mount, ...]
+
+
+class WriteLayer(Protocol):
+    """Writes changes as a layer, from its start even if a layer was begun before."""
+
+    def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
+        """``lookup`` finds the entries that hard links name; ``windows`` is for entries with a Windows facet."""
+        ...
+
+
+Make: TypeAlias = Callable[[WriteLayer], "Written"]
+
+
+class Target(Struct, frozen=True):
+    """Where a layer is applied."""
+
+    sink: Sink[Losses]
+    root: Path
+    """A directory of the file system that the sink writes to."""
+    changes: Callable[[BlobReader], Source]
+    """Reads a tar in the dialect of the sink."""
+
+
+class Differ(Protocol):
+    """Applies layers to mounts of some types, and makes layers of such mounts."""
+
+    @property
+    def name(self) -> str:
+        """Containerd's name for the differ."""
+        ...
+
+    def knows(self, mounts: Mounts) -> bool:
+        """Whether the mounts are of its types."""
+        ...
+
+    def applying(self, mounts: Mounts, losses: Losses) -> AbstractContextManager[Target]:
+        """Open the target of a layer. Raises Unsupported, InvalidInput and the errors of the sink's constructor."""
+        ...
+
+    def comparing(self, left: Mounts, right: Mounts) -> Make:
+        """The function that writes the layer from ``left`` to ``right``. Raises Unsupported, InvalidInput."""
+        ...
