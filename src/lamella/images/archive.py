@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
     from lamella.images.contract import Buffer
     from lamella.images.layout import LayoutReader
+    from lamella.progress import Cancellation
 
 _BLOCK: Final = 512
 _HEADERS: Final = 32 << 10
 """Bytes read at a time where only headers matter."""
+
+_CHUNK: Final = 1 << 20
 
 _SKIPPED: Final = memoryview(bytes(1 << 20))
 """Stands for bytes that are passed over."""
@@ -273,8 +276,9 @@ class Archive:
     threads.
     """
 
-    def __init__(self, path: str, where: str) -> None:
+    def __init__(self, path: str, where: str, cancel: Cancellation | None = None) -> None:
         self.where = where
+        self._cancel = cancel
         self._source = _open_source(path, where)
         self.plain_files = isinstance(self._source, PlainSource)
         try:
@@ -328,7 +332,30 @@ class Archive:
         return first
 
     def _hash(self, member: _Member) -> Digest:
-        return sha256(self._source.window(member.offset, member.size))
+        return self._sha256(self._source.window(member.offset, member.size))
+
+    def sha256(self, path: LayerPath) -> Digest:
+        """The digest of the regular file at ``path``. Raises as `open`; Cancelled."""
+        return self._sha256(self.open(path)[0])
+
+    def _sha256(self, file: BinaryIO) -> Digest:
+        state = hashlib.sha256()
+        with file:
+            while chunk := file.read(_CHUNK):
+                self._check()
+                state.update(chunk)
+        return Digest.finish(state)
+
+    def _check(self) -> None:
+        if self._cancel is not None:
+            self._cancel.check()
+
+    def _buffers(self, stream: HeaderStream) -> Callable[[], memoryview]:
+        def next_buffer() -> memoryview:
+            self._check()
+            return stream.next_buffer()
+
+        return next_buffer
 
     def _index(self) -> dict[str, list[_Member]]:
         from lamella.formats.tar.reader import TarReader
@@ -337,7 +364,7 @@ class Archive:
         count = 0
         try:
             with self._source.stream() as stream:
-                for member in TarReader(stream.next_buffer, facet=_no_facet):
+                for member in TarReader(self._buffers(stream), facet=_no_facet):
                     stream.skip_to(member.data_offset + member.stored_size)
                     count += 1
                     if count > MAX_MEMBERS:
@@ -367,15 +394,6 @@ def open_oci_archive(path: str) -> LayoutReader:
         if isinstance(problem, LamellaError) and "manifest.json" in archive:
             problem.hint = problem.hint or f"it looks like docker-archive:{path}"
         raise
-
-
-def sha256(file: BinaryIO) -> Digest:
-    """The digest of what is left of a file, which is closed then."""
-    state = hashlib.sha256()
-    with file:
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return Digest.finish(state)
 
 
 def _open_source(path: str, where: str) -> ArchiveSource:

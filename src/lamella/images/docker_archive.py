@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 
 from lamella.digests import Digest
 from lamella.errors import DigestMismatch, InvalidInput, LamellaError, NotFound, SizeMismatch
-from lamella.images.archive import Archive, sha256
+from lamella.images.archive import Archive
 from lamella.images.contract import ImageReader, StoredImage
 from lamella.images.layout import read_small
 from lamella.oci.config import decode_config
@@ -98,7 +98,7 @@ class DockerArchiveReader(ImageReader):
         with file:
             start = file.read(4)
         compression: Compression = next((name for magic, name in _MAGICS.items() if start.startswith(magic)), "none")
-        digest = diff_id if compression == "none" else sha256(self._archive.open(path)[0])
+        digest = diff_id if compression == "none" else self._archive.sha256(path)
         layer = Descriptor(media_type=oci_layer(compression), digest=digest, size=size)
         if compression != "none":
             self._compressed[path] = layer

@@ -11,8 +11,9 @@ from msgspec import Struct
 from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported
 from lamella.images.contract import ImageReader
+from lamella.images.graph import ImageGraph
 from lamella.images.options import RegistryOptions
-from lamella.images.resolve import Resolved, read_config, resolve
+from lamella.images.resolve import Resolved, resolve
 from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.config import ImageConfig, pair_layers
 from lamella.oci.descriptor import Descriptor
@@ -97,14 +98,14 @@ def open_image(
 
 def image_from(reader: ImageReader, name: ImageName | None = None, platform: Platform | None = None) -> Image:
     """The image in ``reader`` that ``name`` (its tag or position) and ``platform`` choose."""
-    resolved = resolve(reader, name.tag if name else None, platform, name.position if name else None)
-    return image_of(reader, resolved, name)
+    graph = ImageGraph(reader)
+    return image_of(graph, resolve(graph, name.tag if name else None, platform, name.position if name else None), name)
 
 
-def image_of(reader: ImageReader, resolved: Resolved, name: ImageName | None = None) -> Image:
-    """The image whose manifest has been read from ``reader``. Raises InvalidInput, Unsupported, Integrity."""
-    manifest = resolved.manifest
-    config = read_config(reader, manifest)
+def image_of(graph: ImageGraph, resolved: Resolved, name: ImageName | None = None) -> Image:
+    """The image that has been chosen in ``graph``. Raises InvalidInput, Unsupported, Integrity."""
+    reader, manifest = graph.reader, resolved.manifest
+    config = graph.config(manifest)
     layers = tuple(
         ImageLayer(descriptor, diff_id, layer_compression(descriptor.media_type), reader)
         for descriptor, diff_id in pair_layers(manifest, config, f"{reader.where}: {resolved.descriptor.digest}")

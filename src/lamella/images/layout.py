@@ -17,6 +17,7 @@ from lamella.digests import Digest
 from lamella.errors import Conflict, Exhausted, InvalidInput, NotFound, SizeMismatch, from_os
 from lamella.host import file_io
 from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob, StoredImage
+from lamella.images.graph import ImageGraph
 from lamella.images.staging import PREFIX, BlobStage, Staging
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import MAX_DOCUMENT, encode
@@ -33,8 +34,7 @@ from lamella.oci.layout import (
     decode_layout,
     parse_tag,
 )
-from lamella.oci.manifest import decode_manifest
-from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS, OCI_INDEX
+from lamella.oci.mediatypes import OCI_INDEX
 from lamella.paths import LayerPath, parse_path
 
 _DIRECTORY_places: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
@@ -246,7 +246,7 @@ class LayoutWriter(ImageWriter):
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
         """Move the blobs into place and name the image in index.json."""
         entry = named_entry(image, tag)
-        self._check_complete(image, set())
+        self._check_complete(image)
         try:
             with self._locked():
                 index = self._index()
@@ -340,32 +340,31 @@ class LayoutWriter(ImageWriter):
                 os.fsync(file.fileno())
         os.rename(staged, name, dst_dir_fd=self._root)
 
-    def _check_complete(self, image: Descriptor, seen: set[Digest]) -> None:
+    def _check_complete(self, image: Descriptor) -> None:
         """Refuse to name an image of which a part is missing. Raises Conflict."""
-        if image.digest in seen:
-            return
-        seen.add(image.digest)
-        if not self.has_blob(image):
-            raise Conflict(f"{self.where}: {image.digest} was not put")
-        if image.media_type in INDEXES:
-            what = f"{self.where}: index {image.digest}"
-            for entry in decode_index(self._read(image), image.media_type, what).manifests:
-                self._check_complete(entry, seen)
-        elif image.media_type in MANIFESTS:
-            manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
-            for needed in (manifest.config, *manifest.layers):
-                if not self.has_blob(needed) and needed.media_type not in FOREIGN_LAYERS:
-                    raise Conflict(f"{self.where}: {needed.digest}, a part of {image.digest}, was not put")
-
-    def _read(self, document: Descriptor) -> bytes:
-        if document.digest in self._blobs.sizes:
-            with open(self._blobs.path(document.digest), "rb") as file:
-                return file.read(MAX_DOCUMENT + 1)
         place = DirectoryPlace(self._path, self.where)
         try:
-            return read_small(place, blob_path(document.digest), MAX_DOCUMENT)
+            for _ in ImageGraph(_PutBlobs(self._blobs, place)).check_complete(image, self.has_blob):
+                pass
         finally:
             place.close()
+
+
+class _PutBlobs(ImageReader):
+    """The blobs of a layout that is being written: those that wait, then those that are in place."""
+
+    def __init__(self, waiting: BlobStage, place: Place) -> None:
+        self.where = place.where
+        self._waiting = waiting
+        self._place = place
+
+    def images(self) -> Sequence[StoredImage]:
+        return ()
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        if descriptor.digest in self._waiting.sizes:
+            return open(self._waiting.path(descriptor.digest), "rb", buffering=0)
+        return self._place.open(parse_path(blob_path(descriptor.digest)))[0]
 
 
 def named_entry(image: Descriptor, tag: str | None) -> Descriptor:

@@ -14,21 +14,19 @@ from msgspec.structs import replace as replaced
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
+from lamella.images.graph import ImageGraph
 from lamella.images.image import foreign_layer
-from lamella.images.resolve import read_manifest, resolve
+from lamella.images.resolve import find_one, resolve
 from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
-from lamella.oci.index import decode_index
-from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
+from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.parallel import for_each
-from lamella.operations.surgery.rewrite_index import one_image
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 _CHUNK: Final = 1 << 20
-_MAX_DEPTH: Final = 8
 
 
 class Copied(Struct, frozen=True):
@@ -98,34 +96,35 @@ def copy_image(
     the target has is not read. Non-distributable layers that the source lacks are left where they are.
     Raises Integrity, NotFound, InvalidInput, Unsupported, Exhausted.
     """
+    graph = ImageGraph(reader, cancel=cancel)
     if all_platforms:
         if platform is not None:
             raise InvalidInput("one platform and all platforms exclude each other")
-        image = _whole(reader, writer, tag, position)
+        image = find_one(reader, tag, position)
+        if image.media_type in INDEXES and not writer.takes_indexes:
+            raise Unsupported(f"{writer.where}: there is no place for an index", hint="choose one platform")
     else:
-        image = resolve(reader, tag, platform, position).descriptor
-    moved = move_blobs(reader, writer, [image], progress=progress, cancel=cancel)
+        image = resolve(graph, tag, platform, position).descriptor
+    moved = move_blobs(graph, writer, [image], progress=progress, cancel=cancel)
     bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
     entry = writer.commit(new_tag, bare)
     return replaced(moved, entry=entry)
 
 
 def move_blobs(
-    reader: ImageReader,
+    graph: ImageGraph,
     writer: ImageWriter,
     images: Sequence[Descriptor],
     *,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Copied:
-    """Put all that ``images``, manifests and indexes, consist of into ``writer``, as far as it is not there already.
+    """Put all blobs of ``images``, manifests and indexes of ``graph``, into ``writer``, unless it has them.
 
     Nothing is committed. The entry of the result is the last image. Raises as `copy_image` does.
     """
-    blobs: dict[str, Descriptor] = {}
-    for image in images:
-        _collect(reader, image, blobs, 0)
-    put, left = put_missing(writer, [(reader, blob) for blob in blobs.values()], progress=progress, cancel=cancel)
+    blobs = [(graph.reader, node.descriptor) for node in graph.walk(images)]
+    put, left = put_missing(writer, blobs, progress=progress, cancel=cancel)
     return Copied(
         images[-1], len(put), sum(blob.size for blob in put), len(blobs) - len(put) - len(left), left=len(left)
     )
@@ -202,30 +201,6 @@ def _lacking(
     for_each(blobs[:first], look, 1, cancel)
     for_each(blobs[first:], look, min(writer.lanes, len(blobs) - first), cancel)
     return lacking
-
-
-def _whole(reader: ImageReader, writer: ImageWriter, tag: str | None, position: int | None) -> Descriptor:
-    found = one_image(reader, tag, position)
-    if found.media_type in INDEXES and not writer.takes_indexes:
-        raise Unsupported(f"{writer.where}: there is no place for an index", hint="choose one platform")
-    return found
-
-
-def _collect(reader: ImageReader, image: Descriptor, blobs: dict[str, Descriptor], depth: int) -> None:
-    """Note what ``image`` consists of, parts before what names them."""
-    if image.digest in blobs:
-        return
-    if image.media_type in INDEXES:
-        if depth >= _MAX_DEPTH:
-            raise Unsupported(f"{reader.where}: indexes are nested deeper than {_MAX_DEPTH} levels")
-        what = f"{reader.where}: index {image.digest}"
-        for entry in decode_index(reader.read_document(image), image.media_type, what).manifests:
-            _collect(reader, entry, blobs, depth + 1)
-    elif image.media_type in MANIFESTS:
-        manifest = read_manifest(reader, image).manifest
-        for part in (manifest.config, *manifest.layers):
-            blobs.setdefault(part.digest, part)
-    blobs[image.digest] = image
 
 
 class Relay:

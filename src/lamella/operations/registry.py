@@ -106,6 +106,7 @@ def list_referrers(
     With ``platform`` what is about that image of an index, else about the index. Raises InvalidInput, NotFound,
     Unsupported, Denied, Unavailable, Integrity.
     """
+    from lamella.images.graph import ImageGraph
     from lamella.images.resolve import resolve
     from lamella.oci.platform import parse_platform
     from lamella.registry.reader import open_registry
@@ -118,7 +119,7 @@ def list_referrers(
             subject = reader.images()[0].descriptor
         else:
             wanted = parse_platform(platform) if isinstance(platform, str) else platform
-            subject = resolve(reader, name.tag, wanted).descriptor
+            subject = resolve(ImageGraph(reader), name.tag, wanted).descriptor
         return subject, reader.client.referrers(subject.digest, artifact_type)
 
 

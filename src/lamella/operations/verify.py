@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
@@ -17,9 +17,10 @@ from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Cancelled, DigestMismatch, LamellaError, NotFound
 from lamella.images.contract import ImageReader
+from lamella.images.graph import ImageGraph, Kind, Node, kind_of, only_entries
 from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
-from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, layer_compression
+from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, layer_compression
 from lamella.operations.layers.read import changes_of_blob
 from lamella.streams.blob_reader import BlobReader
 
@@ -86,7 +87,7 @@ def verify(
             check.entry(entry)
         if name.form == "oci" and name.tag is None and name.position is None:
             for blob in _stored_blobs(name.path):
-                check.blob(blob)
+                check.stored(blob)
         return check.found
 
 
@@ -105,58 +106,51 @@ def _stored_blobs(layout: str) -> Iterator[Descriptor]:
 
 
 class _Check:
-    """One run: what was found so far, and the blobs that have been read."""
+    """One run: its findings, and the blobs that have been checked."""
 
     def __init__(self, reader: ImageReader, progress: Progress | None, cancel: Cancellation | None) -> None:
         self.found = Verified()
         self._reader = reader
         self._progress = progress
         self._cancel = cancel
-        self._read: set[Digest] = set()
+        self._read: set[tuple[Digest, Kind]] = set()
+        """The same bytes may be listed as a document and as a blob."""
 
     def entry(self, entry: Descriptor) -> None:
-        """Whatever an index lists, and what that leads to."""
-        from lamella.oci.index import decode_index
-        from lamella.oci.manifest import decode_manifest
+        """Check an entry of the place and all that it leads to, but for what other entries led to before."""
+        if not self._is_new(entry):
+            return
+        for node in ImageGraph(self._reader, cancel=self._cancel).walk([entry], self._select, self._record):
+            if node.kind is Kind.BLOB:
+                self._blob(node.descriptor)
+                continue
+            self._count(node.descriptor)
+            if node.kind is Kind.MANIFEST:
+                self._image(node.descriptor, node.manifest)
 
-        if entry.digest in self._read:
-            return
-        if entry.media_type not in INDEXES | MANIFESTS:
-            self.blob(entry)
-            return
-        raw = self._document(entry)
-        if raw is None:
-            return
-        try:
-            if entry.media_type in INDEXES:
-                for inner in decode_index(raw, entry.media_type).manifests:
-                    self.entry(inner)
-            else:
-                self._image(entry, decode_manifest(raw, entry.media_type))
-        except LamellaError as error:
-            self._note(entry, error)
+    def stored(self, blob: Descriptor) -> None:
+        """Check the digest of a blob in the layout, unless an image led to it."""
+        if not any((blob.digest, kind) in self._read for kind in Kind):
+            self._read.add((blob.digest, Kind.BLOB))
+            self._blob(blob)
 
-    def blob(self, blob: Descriptor) -> None:
-        """A blob of which digest and size are all that is known."""
-        if blob.digest in self._read:
-            return
-        self._read.add(blob.digest)
+    def _select(self, node: Node) -> Iterable[Descriptor]:
+        """Read a document; follow the new entries of an index. `_image` checks config and layers."""
+        self._read.add((node.digest, node.kind))
+        if node.kind is Kind.MANIFEST:
+            node.manifest  # noqa: B018  # its errors belong to the walk
+        return filter(self._is_new, only_entries(node))
+
+    def _is_new(self, descriptor: Descriptor) -> bool:
+        return (descriptor.digest, kind_of(descriptor)) not in self._read
+
+    def _blob(self, blob: Descriptor) -> None:
         try:
             self._digest(blob)
         except LamellaError as error:
-            self._note(blob, error)
+            self._record(blob, error)
         else:
             self._count(blob)
-
-    def _document(self, blob: Descriptor) -> bytes | None:
-        self._read.add(blob.digest)
-        try:
-            raw = self._reader.read_document(blob)
-        except LamellaError as error:
-            self._note(blob, error)
-            return None
-        self._count(blob)
-        return raw
 
     def _image(self, entry: Descriptor, manifest: Manifest) -> None:
         from lamella.oci.config import decode_config, pair_layers
@@ -164,10 +158,11 @@ class _Check:
 
         image = is_image_entry(entry)  # what is about one, as attestations are, has its media types all the same
         self.found.images += image
-        raw = self._document(manifest.config)
+        raw = self._config(manifest.config)
         if manifest.config.media_type not in CONFIGS or not image:
-            for layer in manifest.layers:  # an artifact: blobs of which nobody says what they are
-                self.blob(layer)
+            for layer in filter(self._is_new, manifest.layers):  # an artifact: blobs of any type
+                self._read.add((layer.digest, Kind.BLOB))
+                self._blob(layer)
             return
         pairs: list[tuple[Descriptor, Digest | None]] = [(layer, None) for layer in manifest.layers]
         windows = False
@@ -177,7 +172,7 @@ class _Check:
                 windows = config.os == "windows"
                 pairs = list(pair_layers(manifest, config))
             except LamellaError as error:
-                self._note(entry, error)
+                self._record(entry, error)
         if self._progress is not None:
             self._progress.start("verify", sum(layer.size for layer, _ in pairs))
         try:
@@ -189,12 +184,24 @@ class _Check:
             if self._progress is not None:
                 self._progress.finish()
 
+    def _config(self, config: Descriptor) -> bytes | None:
+        new = self._is_new(config)
+        self._read.add((config.digest, Kind.BLOB))
+        try:
+            raw = self._reader.read_document(config)
+        except LamellaError as error:
+            self._record(config, error)
+            return None
+        if new:
+            self._count(config)
+        return raw
+
     def _layer(
         self, layer: Descriptor, diff_id: Digest | None, tree: MemoryTree | None, spelling: Spelling | None
     ) -> MemoryTree | None:
         """The tree with ``layer`` on it; None once a layer is broken: what comes later cannot be tried on anything."""
-        new = layer.digest not in self._read
-        self._read.add(layer.digest)
+        new = (layer.digest, Kind.BLOB) not in self._read
+        self._read.add((layer.digest, Kind.BLOB))
         try:
             with (
                 self._reader.open_layer(layer) as file,
@@ -221,10 +228,10 @@ class _Check:
             if layer.media_type in FOREIGN_LAYERS:
                 self.found.foreign.append(layer.digest)
             else:
-                self._note(layer, error)
+                self._record(layer, error)
             return None
         except LamellaError as error:
-            self._note(layer, self._cause(layer, error))
+            self._record(layer, self._cause(layer, error))
             return None
         if new:
             self._count(layer)
@@ -251,7 +258,7 @@ class _Check:
         if actual != blob.digest:
             raise DigestMismatch("its bytes", expected=blob.digest, actual=actual)
 
-    def _note(self, blob: Descriptor, error: LamellaError) -> None:
+    def _record(self, blob: Descriptor, error: LamellaError) -> None:
         if isinstance(error, Cancelled):
             raise error
         self.found.problems.append(Problem(blob.digest, str(error)))

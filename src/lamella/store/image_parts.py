@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
 from lamella.digests import Digest
 from lamella.errors import LamellaError, NotFound
-from lamella.oci.index import decode_index
-from lamella.oci.manifest import decode_manifest
-from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
+from lamella.images.graph import ImageGraph, Kind, Node
+from lamella.oci.mediatypes import FOREIGN_LAYERS
 from lamella.store.gc.labels import REF_SNAPSHOT
 from lamella.store.image_reader import StoreReader
 
@@ -31,35 +30,34 @@ class Parts(Struct):
 
 
 def parts_of(space: Space, target: Descriptor, damaged: Container[str] = ()) -> Parts:
-    """Go through all that ``target`` leads to. A blob in ``damaged`` is as good as not there."""
+    """What ``target`` leads to and the store lacks. A blob in ``damaged`` counts as lacking."""
     parts = Parts()
-    reader = StoreReader(space)
-    seen: set[Digest] = set()
-    todo = [(target, True)]
-    while todo:
-        one, needed = todo.pop()
-        if one.digest in seen:
-            continue
-        seen.add(one.digest)
-        if not _has(space, one.digest, damaged):
-            (parts.missing if needed else parts.absent).append(one.digest)
-            continue
-        try:
-            if one.media_type in INDEXES:
-                entries = decode_index(reader.read_document(one), one.media_type, str(one.digest)).manifests
-                there = [entry for entry in entries if _has(space, entry.digest, damaged)]
-                # With none of them, nobody chose to do without the others.
-                todo += [(entry, not there) for entry in reversed(entries)]
-            elif one.media_type in MANIFESTS:
-                manifest = decode_manifest(reader.read_document(one), one.media_type, str(one.digest))
-                unpacked = _is_unpacked(space, manifest.config.digest)
-                todo.append((manifest.config, True))
-                todo += [
-                    (layer, not unpacked and layer.media_type not in FOREIGN_LAYERS)
-                    for layer in reversed(manifest.layers)
-                ]
-        except LamellaError:
-            parts.missing.append(one.digest)  # what cannot be read is as good as not there
+    needed = {target.digest}
+    lacking: list[Digest] = []
+
+    def select(node: Node) -> Iterable[Descriptor]:
+        if not _has(space, node.digest, damaged):
+            lacking.append(node.digest)
+            return ()
+        match node.kind:
+            case Kind.INDEX:
+                if not any(_has(space, entry.digest, damaged) for entry in node.parts):
+                    needed.update(entry.digest for entry in node.parts)  # otherwise the user chose some platforms
+            case Kind.MANIFEST:
+                config = node.manifest.config.digest
+                needed.add(config)
+                if not _is_unpacked(space, config):
+                    needed.update(one.digest for one in node.manifest.layers if one.media_type not in FOREIGN_LAYERS)
+        return node.parts
+
+    def record(unreadable: Descriptor, _: LamellaError) -> None:
+        needed.add(unreadable.digest)
+        lacking.append(unreadable.digest)
+
+    for _ in ImageGraph(StoreReader(space)).walk([target], select, record):
+        pass
+    for digest in dict.fromkeys(lacking):
+        (parts.missing if digest in needed else parts.absent).append(digest)
     return parts
 
 

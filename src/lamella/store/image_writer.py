@@ -12,12 +12,11 @@ from typing import BinaryIO, Final, Self, cast
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
 from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob
+from lamella.images.graph import ImageGraph, Kind
 from lamella.images.options import StoreOptions
 from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
-from lamella.oci.index import decode_index
-from lamella.oci.manifest import decode_manifest
-from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS, is_layer
+from lamella.oci.mediatypes import CONFIGS, INDEXES, MANIFESTS, is_layer
 from lamella.store.content.files import is_whole
 from lamella.store.content.put import label_blob, put_blob
 from lamella.store.contract import ImageRecord, Ingest, NamespaceView, Resource
@@ -138,7 +137,7 @@ class StoreWriter(ImageWriter):
     def give_name(self, name: str, image: Descriptor) -> None:
         """Let ``name`` be the name of an image that has been put, all of it. Raises AlreadyExists, Conflict."""
         self.check_name(name, image)
-        self._connect(image, set())
+        self._connect(image)
         bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
         record = ImageRecord(name, bare)
         images = self.space.images
@@ -156,30 +155,21 @@ class StoreWriter(ImageWriter):
             except NotFound:
                 continue  # deleted meanwhile
 
-    def _connect(self, image: Descriptor, seen: set[Digest]) -> None:
-        """Label each manifest and index with what it needs, parts before what names them. Raises Conflict."""
-        if image.digest in seen:
-            return
-        seen.add(image.digest)
-        if not self.has_blob(image):
-            raise Conflict(f"{self.where}: {image.digest} was not put")
-        needs: dict[str, Digest] = {}
-        if image.media_type in INDEXES:
-            inner = decode_index(self._read(image), image.media_type, f"{self.where}: index {image.digest}")
-            for number, entry in enumerate(inner.manifests):
-                self._connect(entry, seen)
-                needs[entry_key(number)] = entry.digest
-        elif image.media_type in MANIFESTS:
-            manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
-            for key, part in parts_by_key(manifest).items():
-                if self.has_blob(part):
-                    needs[key] = part.digest
-                elif part.media_type not in FOREIGN_LAYERS:
-                    raise Conflict(f"{self.where}: {part.digest}, a part of {image.digest}, was not put")
-        label_blob(self.space.content, image.digest, references(needs))
-
-    def _read(self, document: Descriptor) -> bytes:
-        return StoreReader(self.space).read_document(document)
+    def _connect(self, image: Descriptor) -> None:
+        """Label each manifest and index with what it needs, parts before what lists them. Raises Conflict."""
+        reader = StoreReader(self.space)
+        reader.where = self.where
+        for node in ImageGraph(reader).check_complete(image, self.has_blob):
+            needs: dict[str, Digest] = {}
+            match node.kind:
+                case Kind.INDEX:
+                    needs = {entry_key(number): entry.digest for number, entry in enumerate(node.index.manifests)}
+                case Kind.MANIFEST:
+                    parts = parts_by_key(node.manifest).items()
+                    needs = {key: part.digest for key, part in parts if self.has_blob(part)}
+                case Kind.BLOB:
+                    continue
+            label_blob(self.space.content, node.digest, references(needs))
 
     def staged(self, ingest: Ingest, digest: Digest, size: int) -> None:
         """Take in an ingest that is complete. Raises SizeMismatch, DigestMismatch."""

@@ -119,6 +119,34 @@ def index_of(*images: SmallImage) -> tuple[dict[str, Any], bytes]:
     return {"mediaType": OCI + "index.v1+json", "digest": digest(raw), "size": len(raw)}, raw
 
 
+def index_lattice(
+    width: int, levels: int, *images: SmallImage, about: str = "", leaves: Sequence[Mapping[str, Any]] = ()
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """An index of ``levels`` levels, each ``width`` wide, in which every index lists all indexes of the next level.
+
+    The lowest level lists ``images``, then the descriptors ``leaves``. Returns the descriptor of the top and all blobs.
+    A walk that does not remember what it has seen reads ``width ** levels`` documents of ``width * levels``. ``about``
+    tells one lattice from another.
+    """
+    blobs = {name: raw for image in images for name, raw in image.blobs.items()}
+    entries = [*json.loads(index_of(*images)[1])["manifests"], *leaves]
+    for level in reversed(range(levels)):
+        documents = [
+            compact(
+                {
+                    "schemaVersion": 2,
+                    "mediaType": OCI + "index.v1+json",
+                    "manifests": entries,
+                    "annotations": {"place": f"{about}{level}.{number}"},
+                }
+            )
+            for number in range(width if level else 1)
+        ]
+        blobs.update((digest(raw), raw) for raw in documents)
+        entries = [{"mediaType": OCI + "index.v1+json", "digest": digest(raw), "size": len(raw)} for raw in documents]
+    return entries[0], blobs
+
+
 def tagged(descriptor: Mapping[str, Any], tag: str) -> dict[str, Any]:
     """The entry of index.json that names ``descriptor``."""
     return {**descriptor, "annotations": {"org.opencontainers.image.ref.name": tag}}

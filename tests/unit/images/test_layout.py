@@ -26,6 +26,7 @@ from lamella.errors import (
     SizeMismatch,
     Unsupported,
 )
+from lamella.images.graph import ImageGraph
 from lamella.images.image import Image, open_image
 from lamella.images.layout import LayoutWriter, open_directory
 from lamella.images.resolve import resolve
@@ -243,7 +244,7 @@ class TestPlatforms:
         inner["platform"] = {"os": "linux", "architecture": "riscv64"}
         write_layout(str(tmp_path), [tagged(inner, "multi")], {**AMD.blobs, digest(raw): raw})
         with open_directory(str(tmp_path)) as reader:
-            found = resolve(reader, "multi", parse_platform("linux/riscv64"))
+            found = resolve(ImageGraph(reader), "multi", parse_platform("linux/riscv64"))
         assert str(found.descriptor.platform) == "linux/riscv64"
 
 

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from lamella.errors import InvalidInput, LamellaError
 from lamella.images.contract import ImageReader
-from lamella.images.resolve import find, resolve
+from lamella.images.graph import ImageGraph
+from lamella.images.resolve import find, find_one, resolve
 from lamella.images.transports import KEPT, REGISTRY, ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import is_image_entry
@@ -88,10 +89,11 @@ def import_image(
         under_lease(space) as held,
         StoreWriter(held, replace=replace) as writer,
     ):
-        wanted = _wanted(reader, source, name, platform, all_platforms=all_platforms)
+        graph = ImageGraph(reader, cancel=cancel)
+        wanted = _wanted(graph, source, name, platform, all_platforms=all_platforms)
         for full, image in wanted.items():
             writer.check_name(full, image)
-        moved = move_blobs(reader, writer, list(wanted.values()), progress=progress, cancel=cancel)
+        moved = move_blobs(graph, writer, list(wanted.values()), progress=progress, cancel=cancel)
         for full, image in wanted.items():
             writer.give_name(full, image)
         images = [ImportedImage(full, image) for full, image in wanted.items()]
@@ -133,17 +135,18 @@ def _unpacked(
 
 
 def _wanted(
-    reader: ImageReader,
+    graph: ImageGraph,
     source: ImageName,
     name: str | None,
     platform: Platform | None,
     *,
     all_platforms: bool,
 ) -> dict[str, Descriptor]:
-    """Full names, and what each is to name."""
+    """The image or index that each full name shall name."""
+    reader = graph.reader
     if name is not None or source.form in (REGISTRY, *KEPT) or source.tag is not None or source.position is not None:
         full = full_name(name) if name is not None else _own_name(reader, source)
-        return {full: _chosen(reader, source.tag, source.position, platform, all_platforms=all_platforms)}
+        return {full: _chosen(graph, source.tag, source.position, platform, all_platforms=all_platforms)}
     wanted: dict[str, Descriptor] = {}
     nameless = 0
     for position, listed in enumerate(reader.images()):
@@ -154,7 +157,7 @@ def _wanted(
         image = None
         for full in names:
             if image is None:
-                image = _chosen(reader, None, position, platform, all_platforms=all_platforms)
+                image = _chosen(graph, None, position, platform, all_platforms=all_platforms)
             if wanted.setdefault(full, image).digest != image.digest:
                 raise InvalidInput(f"{reader.where}: two images there are named {full!r}", hint="choose one by number")
     if not wanted:
@@ -177,16 +180,11 @@ def _own_name(reader: ImageReader, source: ImageName) -> str:
 
 
 def _chosen(
-    reader: ImageReader, tag: str | None, position: int | None, platform: Platform | None, *, all_platforms: bool
+    graph: ImageGraph, tag: str | None, position: int | None, platform: Platform | None, *, all_platforms: bool
 ) -> Descriptor:
-    if not all_platforms:
-        return resolve(reader, tag, platform, position).descriptor
-    found = find(reader, tag, position)
-    if len(found) > 1:
-        raise InvalidInput(
-            f"{reader.where}: {len(found)} images there have that name", hint="choose one by number, as in oci:DIR:@0"
-        )
-    return found[0]
+    if all_platforms:
+        return find_one(graph.reader, tag, position)
+    return resolve(graph, tag, platform, position).descriptor
 
 
 def _fulls(names: Sequence[str]) -> Iterator[str]:

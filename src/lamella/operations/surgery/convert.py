@@ -15,9 +15,10 @@ from msgspec.structs import replace as replaced
 from lamella.changes.losses import Loss, Losses
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, LossRefused, Unsupported, from_os
-from lamella.images.contract import ImageReader, ImageWriter
-from lamella.images.image import Image, ImageLayer, image_from, image_of
-from lamella.images.resolve import read_manifest
+from lamella.images.contract import ImageWriter
+from lamella.images.graph import ImageGraph, subject_of
+from lamella.images.image import Image, ImageLayer, image_of
+from lamella.images.resolve import Resolved, find_one, resolve
 from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import Index
@@ -35,7 +36,7 @@ from lamella.operations.surgery.draft import (
     draft_of,
     write_draft,
 )
-from lamella.operations.surgery.rewrite_index import one_image, rewrite_index
+from lamella.operations.surgery.rewrite_index import rewrite_index
 from lamella.streams.blob_writer import BlobWriter
 
 if TYPE_CHECKING:
@@ -136,14 +137,11 @@ def convert(
         raise InvalidInput("one platform and all platforms exclude each other")
     with open_reader(source) as reader, open_writer(target, replace=replace) as writer:
         run = _Run(how, writer, losses, progress, cancel)
-        if not all_platforms:
-            entry = run.image(image_from(reader, source, platform))
+        graph = ImageGraph(reader, cancel=cancel)
+        if all_platforms and (whole := find_one(reader, source.tag, source.position)).media_type in INDEXES:
+            entry = rewrite_index(graph, writer, whole, _IndexRewriting(run, graph))
         else:
-            whole = one_image(reader, source.tag, source.position)
-            if whole.media_type in INDEXES:
-                entry = run.index(reader, whole)
-            else:
-                entry = run.image(image_of(reader, read_manifest(reader, whole), source))
+            entry = run.image(image_of(graph, resolve(graph, source.tag, platform, source.position), source))
         return Converted(writer.commit(target.tag, entry), run.images, tuple(run.made.values()), run.kept)
 
 
@@ -239,16 +237,13 @@ class _Run(Struct):
         self.kept += sum(isinstance(layer, ImageLayer) for layer in draft.layers)
         return finished.descriptor
 
-    def index(self, reader: ImageReader, index: Descriptor) -> Descriptor:
-        """Convert an index with its images and describe it."""
-        return rewrite_index(reader, self.writer, index, _IndexRewriting(self, reader))
-
 
 class _IndexRewriting(Struct, frozen=True):
     """Images are converted, what is about them is taken along where the format has a place for it."""
 
     run: _Run
-    reader: ImageReader
+    graph: ImageGraph
+    images: dict[Digest, Descriptor] = field(default_factory=dict)
 
     def index(self, index: Index) -> Index:
         wanted = self.run.how.format
@@ -263,14 +258,17 @@ class _IndexRewriting(Struct, frozen=True):
         return new
 
     def image(self, entry: Descriptor) -> Descriptor | None:
-        return self.run.image(image_of(self.reader, read_manifest(self.reader, entry)))
+        if entry.digest not in self.images:
+            resolved = Resolved(entry, self.graph.manifest(entry))
+            self.images[entry.digest] = self.run.image(image_of(self.graph, resolved))
+        return self.images[entry.digest]
 
     def other(self, entry: Descriptor) -> bool:
         run = self.run
         if run.how.format != "docker" or entry.media_type == DOCKER_MANIFEST:
-            move_blobs(self.reader, run.writer, [entry], progress=run.progress, cancel=run.cancel)
+            move_blobs(self.graph, run.writer, [entry], progress=run.progress, cancel=run.cancel)
             return True
-        what = f"what is about {entry.annotations.get('vnd.docker.reference.digest', 'an image')}"
+        what = f"what is about {subject_of(entry) or 'an image'}"
         run.losses.record(Loss(str(entry.digest), what, "Docker's manifest lists have images only"))
         return False
 

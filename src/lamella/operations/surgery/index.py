@@ -12,8 +12,8 @@ from msgspec import Struct, field
 
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
-from lamella.images.contract import ImageReader
-from lamella.images.resolve import resolve
+from lamella.images.graph import ImageGraph
+from lamella.images.resolve import find_one, resolve
 from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
@@ -24,9 +24,6 @@ from lamella.operations.copy import Copied, move_blobs
 from lamella.operations.surgery.mutate import merged, pairs
 from lamella.operations.surgery.rewrite_index import (
     bare,
-    image_entries,
-    one_image,
-    platform_of,
     rewrite_index,
     selects,
     without_names,
@@ -61,17 +58,17 @@ def index(
     with ExitStack() as stack, open_writer(target, replace=replace) as writer:
         if not writer.takes_indexes:
             raise Unsupported(f"{writer.where}: there is no place for an index")
-        listed: list[tuple[ImageReader, Descriptor]] = []
+        listed: list[tuple[ImageGraph, Descriptor]] = []
         for name, platform in chosen:
-            reader = stack.enter_context(open_reader(name))
-            listed += [(reader, entry) for entry in _entries(reader, name, platform)]
+            graph = ImageGraph(stack.enter_context(open_reader(name)), cancel=cancel)
+            listed += [(graph, entry) for entry in _entries(graph, name, platform)]
         entries = _unique(entry for _, entry in listed)
         kept = {entry.digest for entry in entries}
         moved: list[Copied] = []
-        for reader in dict.fromkeys(reader for reader, _ in listed):
-            images = [entry for place, entry in listed if place is reader and entry.digest in kept]
+        for graph in dict.fromkeys(graph for graph, _ in listed):
+            images = [entry for other, entry in listed if other is graph and entry.digest in kept]
             if images:
-                moved.append(move_blobs(reader, writer, images, progress=progress, cancel=cancel))
+                moved.append(move_blobs(graph, writer, images, progress=progress, cancel=cancel))
         document = msgspec.structs.replace(new_index(entries), annotations=noted)
         entry = writer.commit(target.tag, writer.put_document(OCI_INDEX, encode(document)))
         return Copied(
@@ -93,23 +90,17 @@ def _parsed(
     )
 
 
-def _entries(reader: ImageReader, name: ImageName, platform: Platform | None) -> list[Descriptor]:
-    """What a source gives, described as an index does."""
-    image = one_image(reader, name.tag, name.position)
+def _entries(graph: ImageGraph, name: ImageName, platform: Platform | None) -> list[Descriptor]:
+    """The entries that a source contributes, each image with its platform."""
+    image = find_one(graph.reader, name.tag, name.position)
     if image.media_type not in INDEXES:
-        return [_entry(image, platform or platform_of(reader, _without_platform(image)))]
+        return [_entry(image, platform or graph.platform(bare(image)))]  # the platform of the config
     if platform is not None:
-        found = resolve(reader, name.tag, platform, name.position).descriptor
-        return [_entry(found, platform_of(reader, found))]
+        found = resolve(graph, name.tag, platform, name.position).descriptor
+        return [_entry(found, graph.platform(found))]
     return [
-        _entry(entry, platform_of(reader, entry)) if is_image_entry(entry) else entry
-        for entry in image_entries(reader, image)
+        _entry(entry, graph.platform(entry)) if is_image_entry(entry) else entry for entry in graph.entries([image])
     ]
-
-
-def _without_platform(image: Descriptor) -> Descriptor:
-    """A descriptor that does not say what the image is for, so that its config is asked."""
-    return bare(image)
 
 
 def _entry(image: Descriptor, platform: Platform) -> Descriptor:
@@ -169,27 +160,28 @@ def subset(
     source = parse_image_name(source) if isinstance(source, str) else source
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_reader(source) as reader:
-        index = one_image(reader, source.tag, source.position)
+        graph = ImageGraph(reader, cancel=cancel)
+        index = find_one(reader, source.tag, source.position)
         if index.media_type not in INDEXES:
             raise InvalidInput(f"{source} is a single image, and no index of several platforms")
         with open_writer(target, replace=replace) as writer:
             if not writer.takes_indexes:
                 raise Unsupported(f"{writer.where}: there is no place for an index", hint="copy one platform instead")
-            choice = _Choice(reader, wanted)
+            choice = _Choice(graph, wanted)
             try:
-                entry = rewrite_index(reader, writer, index, choice)
+                entry = rewrite_index(graph, writer, index, choice)
             except NotFound:
                 choice.check(source)
                 raise
             choice.check(source)
-            move_blobs(reader, writer, choice.stays, progress=progress, cancel=cancel)
+            move_blobs(graph, writer, choice.stays, progress=progress, cancel=cancel)
             return Subset(writer.commit(target.tag, entry), tuple(choice.kept), tuple(choice.left_out))
 
 
 class _Choice(Struct):
     """Keeps what is wanted."""
 
-    reader: ImageReader
+    graph: ImageGraph
     wanted: Sequence[Platform]
     stays: list[Descriptor] = field(default_factory=list)
     kept: list[Platform] = field(default_factory=list)
@@ -199,7 +191,7 @@ class _Choice(Struct):
         return index
 
     def image(self, entry: Descriptor) -> Descriptor | None:
-        offered = platform_of(self.reader, entry)
+        offered = self.graph.platform(entry)
         if not any(selects(one, offered) for one in self.wanted):
             self.left_out.append(offered)
             return None

@@ -1,93 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Indexes of images for several platforms: taken apart entry by entry, and put together again."""
+"""Rewriting of image indexes: images are replaced or left out, and their referrers follow them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import msgspec
 
 from lamella.digests import Digest
-from lamella.errors import InvalidInput, NotFound, Unsupported
-from lamella.images.contract import ImageReader, ImageWriter
-from lamella.images.resolve import MAX_INDEX_DEPTH, find, read_config, read_manifest
+from lamella.errors import NotFound
+from lamella.images.contract import ImageWriter
+from lamella.images.graph import SUBJECT, ImageGraph, Kind, Node, kind_of, subject_of
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
-from lamella.oci.index import Index, decode_index, is_image_entry
+from lamella.oci.index import Index, is_image_entry
 from lamella.oci.layout import CONTAINERD_NAME, REF_NAME
-from lamella.oci.mediatypes import INDEXES
 from lamella.oci.platform import Platform, matches
-
-ABOUT: Final = "vnd.docker.reference.digest"
-"""Annotation of an entry that is about an image, such as an attestation: the digest of that image's manifest."""
 
 
 class Rewriting(Protocol):
-    """What becomes of the entries of an index. Whatever stays is to be put into the writer."""
+    """What becomes of the entries of an index. The blobs of every entry that stays must be put into the writer."""
 
     def index(self, index: Index) -> Index:
-        """What takes the place of an index, but for its entries."""
+        """Replace an index, except for its entries."""
         ...
 
     def image(self, entry: Descriptor) -> Descriptor | None:
-        """What takes the place of an image; None where it is left out."""
+        """Replace an image, or leave it out with None. Called once for each image and platform."""
         ...
 
     def other(self, entry: Descriptor) -> bool:
-        """Whether an entry that is no image stays. Not asked of what is about an image that is left out."""
+        """Whether an entry that is no image stays. Not called for referrers of an image that is left out."""
         ...
 
 
-def rewrite_index(reader: ImageReader, writer: ImageWriter, index: Descriptor, rewriting: Rewriting) -> Descriptor:
-    """Put the index that comes of ``index`` into ``writer`` and describe it.
+def rewrite_index(graph: ImageGraph, writer: ImageWriter, index: Descriptor, rewriting: Rewriting) -> Descriptor:
+    """Rewrite ``index``, put the result into ``writer`` and return its descriptor.
 
-    Entries keep their order, platforms and annotations; those that are about an image follow it. Indexes within the
-    index are rewritten alike, and left out where nothing is left in them. Where nothing changes, the bytes stay.
-    Raises NotFound where nothing is left at all.
+    Entries keep their order, platforms and annotations; referrers follow their image. Nested indexes are rewritten
+    first, and left out where nothing is left in them. An index without changes keeps its bytes.
+    Raises NotFound where nothing is left at all, and as `ImageGraph.walk` does.
     """
-    new = _rewritten(reader, writer, index, rewriting, 0)
-    if new is None:
-        raise NotFound(f"{reader.where}: nothing is left of index {index.digest}")
-    return new
+    rewritten: dict[Digest, Descriptor | None] = {}
+    images: dict[tuple[Digest, str], Descriptor | None] = {}
+
+    def replace(entry: Descriptor) -> Descriptor | None:
+        if kind_of(entry) is Kind.INDEX:
+            return rewritten[entry.digest]
+        key = entry.digest, str(entry.platform)
+        if key not in images:
+            images[key] = rewriting.image(entry)
+        return images[key]
+
+    for node in graph.walk([index], _nested):
+        old = node.index
+        entries = _rewrite_entries(old, replace, rewriting)
+        new: Index = msgspec.structs.replace(rewriting.index(old), manifests=entries)
+        if not entries:
+            rewritten[node.digest] = None
+        elif new != old:
+            rewritten[node.digest] = writer.put_document(new.media_type or node.descriptor.media_type, encode(new))
+        else:
+            if not writer.has_blob(node.descriptor):
+                writer.put_blob(node.descriptor, [node.raw])
+            rewritten[node.digest] = bare(node.descriptor)
+    result = rewritten[index.digest]
+    if result is None:
+        raise NotFound(f"{graph.where}: nothing is left of index {index.digest}")
+    return result
 
 
-def _rewritten(
-    reader: ImageReader, writer: ImageWriter, index: Descriptor, rewriting: Rewriting, depth: int
-) -> Descriptor | None:
-    if depth > MAX_INDEX_DEPTH:
-        raise Unsupported(f"{reader.where}: indexes are nested deeper than {MAX_INDEX_DEPTH} levels")
-    raw, old = read_index(reader, index)
-    became: dict[Digest, Descriptor | None] = {}
-    for entry in old.manifests:
-        if is_image_entry(entry) and entry.digest not in became:
-            if entry.media_type in INDEXES:
-                became[entry.digest] = _rewritten(reader, writer, entry, rewriting, depth + 1)
-            else:
-                became[entry.digest] = rewriting.image(entry)
-    entries: list[Descriptor] = []
-    for entry in old.manifests:
+def _nested(node: Node) -> Iterable[Descriptor]:
+    """Follow indexes alone."""
+    return (entry for entry in node.index.manifests if kind_of(entry) is Kind.INDEX)
+
+
+def _rewrite_entries(
+    old: Index, replace: Callable[[Descriptor], Descriptor | None], rewriting: Rewriting
+) -> list[Descriptor]:
+    """The entries of ``old`` with images replaced, and referrers kept or left out with them."""
+    replaced = [replace(entry) if is_image_entry(entry) else None for entry in old.manifests]
+    subjects: dict[str, Descriptor | None] = {}
+    for entry, new in zip(old.manifests, replaced, strict=True):
         if is_image_entry(entry):
-            new = became[entry.digest]
+            subjects[entry.digest] = subjects.get(entry.digest) or new
+    entries: list[Descriptor] = []
+    for entry, new in zip(old.manifests, replaced, strict=True):
+        if is_image_entry(entry):
             if new is not None:
                 entries.append(_replaced(entry, new))
             continue
-        about = entry.annotations.get(ABOUT)
-        subject = next((new for digest, new in became.items() if digest == about), entry)
+        about = subject_of(entry)
+        subject = subjects.get(about, entry) if about is not None else entry
         if subject is None or not rewriting.other(entry):
             continue
-        if about is not None and subject is not entry and subject.digest != about:
-            annotations = {**entry.annotations, ABOUT: str(subject.digest)}
+        if subject is not entry and subject.digest != about:
+            annotations = {**entry.annotations, SUBJECT: str(subject.digest)}
             entry = msgspec.structs.replace(entry, annotations=annotations)
         entries.append(entry)
-    if not entries:
-        return None
-    new_index: Index = msgspec.structs.replace(rewriting.index(old), manifests=entries)
-    if new_index == old:
-        if not writer.has_blob(index):
-            writer.put_blob(index, [raw])
-        return bare(index)
-    return writer.put_document(new_index.media_type or index.media_type, encode(new_index))
+    return entries
 
 
 def _replaced(entry: Descriptor, new: Descriptor) -> Descriptor:
@@ -100,29 +112,8 @@ def _replaced(entry: Descriptor, new: Descriptor) -> Descriptor:
 
 
 def bare(image: Descriptor) -> Descriptor:
-    """What names the blob, and nothing else."""
+    """The descriptor of the blob without platform, annotations and the like."""
     return Descriptor(media_type=image.media_type, digest=image.digest, size=image.size)
-
-
-def read_index(reader: ImageReader, index: Descriptor) -> tuple[bytes, Index]:
-    """The index that ``index`` names, checked, with its bytes."""
-    raw = reader.read_document(index)
-    return raw, decode_index(raw, index.media_type, f"{reader.where}: index {index.digest}")
-
-
-def one_image(reader: ImageReader, tag: str | None, position: int | None) -> Descriptor:
-    """The one manifest or index that the place lists under the name. Raises NotFound, InvalidInput."""
-    found = find(reader, tag, position)
-    if len(found) > 1:
-        raise InvalidInput(
-            f"{reader.where}: {len(found)} images there have that name", hint="choose one by number, as in oci:DIR:@0"
-        )
-    return found[0]
-
-
-def platform_of(reader: ImageReader, image: Descriptor) -> Platform:
-    """What an image is for, by its entry, or its config where that does not say."""
-    return image.platform or read_config(reader, read_manifest(reader, image).manifest).platform
 
 
 def selects(wanted: Platform, offered: Platform) -> bool:
@@ -137,19 +128,8 @@ def selects(wanted: Platform, offered: Platform) -> bool:
     return matches(wanted, offered) and matches(other, plain)
 
 
-def image_entries(reader: ImageReader, index: Descriptor, depth: int = 0) -> Iterator[Descriptor]:
-    """All that an index leads to, but for the indexes in it."""
-    if depth > MAX_INDEX_DEPTH:
-        raise Unsupported(f"{reader.where}: indexes are nested deeper than {MAX_INDEX_DEPTH} levels")
-    for entry in read_index(reader, index)[1].manifests:
-        if entry.media_type in INDEXES:
-            yield from image_entries(reader, entry, depth + 1)
-        else:
-            yield entry
-
-
 def without_names(entry: Descriptor) -> Descriptor:
-    """An entry of a layout as an index within it has it."""
+    """An entry of a layout's index.json without the names that belong there alone."""
     annotations = {key: to for key, to in entry.annotations.items() if key not in (REF_NAME, CONTAINERD_NAME)}
     plain: Descriptor = msgspec.structs.replace(entry, annotations=annotations)
     return plain

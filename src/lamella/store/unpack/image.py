@@ -34,8 +34,7 @@ from lamella.errors import (
     NotFound,
     UnsafePath,
 )
-from lamella.images.image import Image, image_of
-from lamella.images.resolve import resolve
+from lamella.images.image import Image, image_from
 from lamella.layers.directory.dirfd_cache import remove_tree
 from lamella.oci.config import chain_ids
 from lamella.progress import LinkedCancellation
@@ -134,7 +133,7 @@ def unpack_image(
     losses = losses if losses is not None else Losses()
     with under_lease(space) as held:
         reader = StoreReader(held, target=target)
-        image = image_of(reader, resolve(reader, platform=platform))
+        image = image_from(reader, platform=platform)
         name = _snapshotter(held, image, snapshotter)
         assert held.lease is not None  # noqa: S101  # that is what `under_lease` is for
         held.leases.add(held.lease, Resource(CONTENT, image.descriptor.digest))  # and so all that it needs

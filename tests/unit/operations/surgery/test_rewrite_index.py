@@ -13,12 +13,14 @@ import pytest
 
 import lamella
 from lamella.errors import Conflict, InvalidInput, LossRefused, NotFound, Unsupported
+from lamella.images.graph import SUBJECT
 from lamella.images.image import open_image
+from lamella.images.resolve import find_one
 from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.index import Index, decode_index
 from lamella.oci.platform import parse_platform
 from lamella.operations.surgery.convert import Conversion
-from lamella.operations.surgery.rewrite_index import ABOUT, one_image, selects
+from lamella.operations.surgery.rewrite_index import selects
 from lamella.testing.images import OCI, SmallImage, compact, digest, index_of, small_image, tagged, write_layout
 
 MakeImage = Callable[..., str]
@@ -46,7 +48,7 @@ def attestation(image: SmallImage) -> tuple[dict[str, Any], dict[str, bytes]]:
         "mediaType": OCI + "manifest.v1+json",
         "digest": digest(manifest),
         "size": len(manifest),
-        "annotations": {ABOUT: image.descriptor["digest"], "vnd.docker.reference.type": "attestation-manifest"},
+        "annotations": {SUBJECT: image.descriptor["digest"], "vnd.docker.reference.type": "attestation-manifest"},
         "platform": {"architecture": "unknown", "os": "unknown"},
     }
     return entry, {digest(manifest): manifest, digest(statement): statement, digest(b"{}"): b"{}"}
@@ -73,7 +75,7 @@ def source(tmp_path: Path) -> str:
 def read(name: str) -> Index:
     parsed = parse_image_name(name)
     with open_reader(parsed) as reader:
-        found = one_image(reader, parsed.tag, parsed.position)
+        found = find_one(reader, parsed.tag, parsed.position)
         return decode_index(reader.read_document(found), found.media_type)
 
 
@@ -184,7 +186,7 @@ def test_images_are_listed_in_their_order_for_what_their_configs_say(singles: st
         [f"{singles}:v7", f"{singles}:amd"], f"oci-archive:{tmp_path}/a.tar:x", annotations={"k": "v"}
     )
     with open_reader(parse_image_name(target)) as reader:
-        assert again.entry.digest == one_image(reader, "multi", None).digest
+        assert again.entry.digest == find_one(reader, "multi", None).digest
 
 
 def test_a_platform_may_be_said(singles: str, source: str, tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_all_platforms_are_converted_and_a_shared_layer_once(source: str, tmp_pa
     ]
     assert index.annotations == {"k": "v"}
     assert index.manifests[0].annotations == {"of": "the entry"}
-    about = [entry.annotations[ABOUT] for entry in index.manifests[4:]]
+    about = [entry.annotations[SUBJECT] for entry in index.manifests[4:]]
     assert about == [str(index.manifests[0].digest), str(index.manifests[1].digest)]
     assert [str(entry.digest) for entry in index.manifests[4:]] == digests(source)[4:]
     assert lamella.verify(target).sound

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lamella.errors import LamellaError, NotFound, SizeMismatch, Unsupported
+from lamella.errors import LamellaError, NotFound, SizeMismatch
 from lamella.formats.tar.writer import TarWriter
 from lamella.images.contract import Buffer
-from lamella.images.resolve import MAX_INDEX_DEPTH, read_manifest
+from lamella.images.graph import ImageGraph, Kind, Node
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.docker import SAVED_FILE
 from lamella.oci.documents import encode, encode_json
-from lamella.oci.index import decode_index, new_index
+from lamella.oci.index import new_index
 from lamella.oci.layout import (
     BLOBS,
     CONTAINERD_NAME,
@@ -27,7 +27,7 @@ from lamella.oci.layout import (
     OciLayout,
     blob_path,
 )
-from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, INDEXES, MANIFESTS
+from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS
 from lamella.oci.platform import Platform, best_match, host_platform
 from lamella.oci.reference import parse_reference
 from lamella.store.contract import Resource
@@ -36,7 +36,7 @@ from lamella.store.image_reader import StoreReader
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
-    from lamella.oci.manifest import Manifest
+    from lamella.progress import Cancellation
     from lamella.store.store import Space
 
 _CHUNK: Final = 1 << 20
@@ -50,77 +50,70 @@ def export_archive(
     *,
     saved_file: bool = True,
     foreign: bool = True,
+    cancel: Cancellation | None = None,
 ) -> None:
     """Write an archive of the images ``names`` of ``space``, which has a lease, piece by piece.
 
     Of an index comes the best image for each of ``platforms``, this host's where none is given, and all where that is
     None. ``saved_file`` adds what ``docker load`` looks for; ``foreign`` takes layers that may not be passed on, as far
     as they are there. Nothing is written before all is found. The same images give the same bytes.
-    Raises NotFound, Unsupported, Integrity, and whatever ``write`` raises.
+    Raises NotFound, Unsupported, Integrity, Cancelled, and whatever ``write`` raises.
     """
     wanted = platforms if platforms is None else [one or host_platform() for one in platforms or [None]]
     assert space.lease is not None  # noqa: S101  # what is being sent must not go meanwhile
-    gathering = _Gathering(StoreReader(space), wanted, foreign=foreign)
-    entries: list[Descriptor] = []
-    saved: dict[Digest, list[str]] = {}
+    targets: dict[str, Descriptor] = {}
     for name in names:
-        target = space.images.get(name).target
-        space.leases.add(space.lease, Resource(CONTENT, target.digest))
-        image = gathering.add(target)
+        targets[name] = space.images.get(name).target
+        space.leases.add(space.lease, Resource(CONTENT, targets[name].digest))
+    selection = _Selection(ImageGraph(StoreReader(space), cancel=cancel), wanted, foreign=foreign)
+    selection.add(targets.values())
+    saved: dict[Digest, tuple[Descriptor, list[str]]] = {}
+    for name, target in targets.items():
+        image = selection.images[target.digest]
         if image is not None:
-            saved.setdefault(image.digest, []).append(name)
-        entries.append(_entry(name, target))
+            saved.setdefault(image.digest, (image, []))[1].append(name)
     members: dict[str, bytes | Descriptor] = {
         LAYOUT_FILE: encode(OciLayout(image_layout_version=LAYOUT_VERSION)),
-        INDEX_FILE: encode(new_index(entries)),
+        INDEX_FILE: encode(new_index([_entry(name, target) for name, target in targets.items()])),
         f"{BLOBS}/": b"",
     }
-    for blob in gathering.blobs.values():
+    for blob in selection.blobs.values():
         members[f"{BLOBS}/{blob.digest.algorithm}/"] = b""
         members[blob_path(blob.digest)] = blob
-    listed = [gathering.saved(digest, tags) for digest, tags in saved.items()] if saved_file else []
+    listed = [selection.saved(image, tags) for image, tags in saved.values()] if saved_file else []
     if any(listed):
         members[SAVED_FILE] = encode_json([one for one in listed if one])
-    _write(space, members, write)
+    _write(space, members, write, cancel)
 
 
-class _Gathering:
-    """The blobs that images consist of."""
+class _Selection:
+    """The blobs of images for chosen platforms, and the manifest that stands for each image or index."""
 
-    def __init__(self, reader: StoreReader, platforms: Sequence[Platform] | None, *, foreign: bool) -> None:
-        self._reader = reader
+    def __init__(self, graph: ImageGraph, platforms: Sequence[Platform] | None, *, foreign: bool) -> None:
+        self._graph = graph
         self._platforms = platforms
         self._foreign = foreign
+        self._chosen: dict[Digest, list[Descriptor]] = {}
         self.blobs: dict[Digest, Descriptor] = {}
-        self._manifests: dict[Digest, Manifest] = {}
+        self.images: dict[Digest, Descriptor | None] = {}
+        """By the digest of a manifest or index: the manifest that stands for it, None where there is none."""
 
-    def add(self, image: Descriptor, depth: int = 0) -> Descriptor | None:
-        """Take an image or an index with what it leads to; the manifest that stands for it, if there is one."""
-        if image.media_type in INDEXES:
-            if depth >= MAX_INDEX_DEPTH:
-                raise Unsupported(f"indexes are nested deeper than {MAX_INDEX_DEPTH} levels")
-            self._take(image)
-            what = f"index {image.digest}"
-            entries = decode_index(self._reader.read_document(image), image.media_type, what).manifests
-            chosen = self._chosen(entries, what)
-            found = {entry.digest: self.add(entry, depth + 1) for entry in chosen}
-            best = best_match(host_platform(), [(entry.platform, entry) for entry in chosen if entry.platform])
-            if self._platforms is None and best is not None:
-                return found[best.digest]
-            return next((one for one in found.values() if one is not None), None)
-        self._take(image)
-        if image.media_type not in MANIFESTS:
-            return None
-        manifest = self._manifests[image.digest] = read_manifest(self._reader, image).manifest
-        for part in (manifest.config, *manifest.layers):
-            if part.media_type in FOREIGN_LAYERS and not (self._foreign and self._reader.has_blob(part)):
-                continue
-            self._take(part)
-        return image
+    def add(self, images: Iterable[Descriptor]) -> None:
+        """Take images and indexes with all that they lead to."""
+        for node in self._graph.walk(images, self._select):
+            self._graph.reader.open_blob(node.descriptor).close()
+            self.blobs[node.digest] = node.descriptor
+            match node.kind:
+                case Kind.INDEX:
+                    self.images[node.digest] = self._representative(self._chosen[node.digest])
+                case Kind.MANIFEST:
+                    self.images[node.digest] = node.descriptor
+                case Kind.BLOB:
+                    self.images[node.digest] = None
 
-    def saved(self, digest: Digest, names: Sequence[str]) -> dict[str, object] | None:
-        """The entry of an image for ``docker load``, if it is one that could be run."""
-        manifest = self._manifests[digest]
+    def saved(self, image: Descriptor, names: Sequence[str]) -> dict[str, object] | None:
+        """The entry of an image for ``docker load``, if it can be run."""
+        manifest = self._graph.manifest(image)
         if manifest.config.media_type not in CONFIGS or any(one.digest not in self.blobs for one in manifest.layers):
             return None
         return {
@@ -129,22 +122,40 @@ class _Gathering:
             "Layers": [blob_path(layer.digest) for layer in manifest.layers],
         }
 
-    def _chosen(self, entries: Sequence[Descriptor], what: str) -> list[Descriptor]:
+    def _select(self, node: Node) -> Iterable[Descriptor]:
+        reader = self._graph.reader
+        match node.kind:
+            case Kind.INDEX:
+                self._chosen[node.digest] = self._choose(node.index.manifests, f"index {node.digest}")
+                return self._chosen[node.digest]
+            case Kind.MANIFEST:
+                return (
+                    part
+                    for part in node.parts
+                    if part.media_type not in FOREIGN_LAYERS or (self._foreign and reader.has_blob(part))
+                )
+            case Kind.BLOB:
+                return ()
+
+    def _choose(self, entries: Sequence[Descriptor], what: str) -> list[Descriptor]:
         if self._platforms is None:
             return list(entries)
         offers = [(entry.platform, entry) for entry in entries if entry.platform is not None]
         best = [best_match(platform, offers) for platform in self._platforms]
         chosen = {one.digest: one for one in best if one is not None}
         for entry in entries:  # which may be for any platform
-            if entry.platform is None and self._reader.has_blob(entry):
+            if entry.platform is None and self._graph.reader.has_blob(entry):
                 chosen.setdefault(entry.digest, entry)
         if not chosen:
             raise NotFound(f"{what}: there is no image for {', '.join(map(str, self._platforms))}")
         return list(chosen.values())
 
-    def _take(self, blob: Descriptor) -> None:
-        self._reader.open_blob(blob).close()
-        self.blobs.setdefault(blob.digest, blob)
+    def _representative(self, chosen: Sequence[Descriptor]) -> Descriptor | None:
+        """The image of an index that stands for it: this host's among all platforms, else the first."""
+        best = best_match(host_platform(), [(entry.platform, entry) for entry in chosen if entry.platform])
+        if self._platforms is None and best is not None:
+            return self.images[best.digest]
+        return next((image for image in (self.images[one.digest] for one in chosen) if image is not None), None)
 
 
 def _entry(name: str, target: Descriptor) -> Descriptor:
@@ -169,7 +180,12 @@ def _is_tagged(name: str) -> bool:
     return _tag(name) is not None and "@" not in name
 
 
-def _write(space: Space, members: dict[str, bytes | Descriptor], write: Callable[[Buffer], object]) -> None:
+def _write(
+    space: Space,
+    members: dict[str, bytes | Descriptor],
+    write: Callable[[Buffer], object],
+    cancel: Cancellation | None,
+) -> None:
     writer = TarWriter(write)
     reader = StoreReader(space)
     room = memoryview(bytearray(_CHUNK))
@@ -184,6 +200,8 @@ def _write(space: Space, members: dict[str, bytes | Descriptor], write: Callable
         left = content.size
         with reader.open_blob(content) as file:
             while left:
+                if cancel is not None:
+                    cancel.check()
                 count = file.readinto(room[: min(left, _CHUNK)])  # type: ignore[attr-defined]
                 if not count:
                     raise SizeMismatch(name, expected=content.size, actual=content.size - left)

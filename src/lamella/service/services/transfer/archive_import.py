@@ -11,8 +11,8 @@ import msgspec
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.archive import Archive
 from lamella.images.docker_archive import DockerArchiveReader
+from lamella.images.graph import ImageGraph
 from lamella.images.layout import LayoutReader, read_small
-from lamella.images.resolve import read_manifest
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.docker import SAVED_FILE
 from lamella.oci.documents import MAX_DOCUMENT, encode
@@ -28,7 +28,6 @@ from lamella.store.gc.labels import entry_key, references
 from lamella.store.image_writer import StoreWriter
 
 if TYPE_CHECKING:
-    from lamella.digests import Digest
     from lamella.progress import Cancellation
     from lamella.protocol.proto.transfers_pb2 import ImageStore
     from lamella.store.store import Space
@@ -53,12 +52,13 @@ def import_archive(
     Integrity, Exhausted, Cancelled.
     """
     wanted = [platform or host_platform() for platform in platforms]
-    archive = Archive(f"/proc/self/fd/{file}", _WHERE)
+    archive = Archive(f"/proc/self/fd/{file}", _WHERE, cancel)
     with _reader(archive) as reader, StoreWriter(space) as writer:
+        graph = ImageGraph(reader, cancel=cancel)
         entries, raw = _entries(reader, archive)
         if compress and isinstance(reader, DockerArchiveReader):
-            _refuse_plain(reader, entries)
-        parts = Parts(reader, wanted)
+            _refuse_plain(graph, entries)
+        parts = Parts(graph, wanted)
         named: list[tuple[str, Descriptor]] = []
         for entry in entries:
             if parts.suits(entry):
@@ -68,20 +68,16 @@ def import_archive(
         whole = whole_names(destination, index)
         if not named and not whole:
             raise NotFound("the archive has no image of a name and platform that is wanted", hint=_hint(entries))
-        for entry in {entry.digest: entry for _, entry in named}.values():
-            parts.add(entry)
-        children: dict[str, Digest] = {}
-        if whole:
-            for number, entry in enumerate(entries):
-                if parts.suits(entry):
-                    parts.add(entry)
-                    children[entry_key(number)] = entry.digest
+        listed = {entry_key(number): entry for number, entry in enumerate(entries) if parts.suits(entry)}
+        parts.add([entry for _, entry in named] + (list(listed.values()) if whole else []))
         put_missing(writer, [(reader, part) for part in parts.found.values()], cancel=cancel)
         if whole:
             if not writer.has_blob(index):
                 writer.put_blob(index, [raw])
-            parts.children[index.digest] = children
+            parts.children[index.digest] = {key: entry.digest for key, entry in listed.items()}
         for digest, needs in parts.children.items():
+            if cancel is not None:
+                cancel.check()
             label_blob(space.content, digest, references(needs))
     return [*named, *((name, index) for name in whole)]
 
@@ -116,9 +112,9 @@ def _entries(reader: LayoutReader | DockerArchiveReader, archive: Archive) -> tu
     return entries, encode(new_index(entries))
 
 
-def _refuse_plain(reader: DockerArchiveReader, entries: Sequence[Descriptor]) -> None:
+def _refuse_plain(graph: ImageGraph, entries: Sequence[Descriptor]) -> None:
     for entry in entries:
-        if any(layer.media_type == OCI_LAYER for layer in read_manifest(reader, entry).manifest.layers):
+        if any(layer.media_type == OCI_LAYER for layer in graph.manifest(entry).layers):
             raise Unsupported("layers are kept as the archive has them", hint="import it without compressing blobs")
 
 

@@ -1,75 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image consists of, as far as it is wanted, and what each of its documents needs."""
+"""The blobs of images for chosen platforms, and the garbage collection references of each document."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from lamella.errors import NotFound, Unsupported
-from lamella.images.resolve import MAX_INDEX_DEPTH, read_manifest
-from lamella.oci.index import decode_index
-from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES, MANIFESTS
+from lamella.errors import NotFound
+from lamella.images.graph import ImageGraph, Kind, Node
+from lamella.oci.mediatypes import FOREIGN_LAYERS
 from lamella.oci.platform import Platform, matches
 from lamella.store.gc.labels import entry_key, parts_by_key
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
-    from lamella.images.contract import ImageReader
     from lamella.oci.descriptor import Descriptor
 
 
 class Parts:
-    """What images consist of, parts before what names them, and what each document needs."""
+    """The blobs of images, parts before what lists them, and what each document needs by the key of its label."""
 
-    def __init__(self, reader: ImageReader, platforms: Sequence[Platform], *, documents: bool = False) -> None:
-        """Of an index the images for ``platforms`` are taken, all where there are none.
+    def __init__(self, graph: ImageGraph, platforms: Sequence[Platform], *, documents: bool = False) -> None:
+        """Take the images of an index for ``platforms``, or all without any.
 
-        Of the others manifests and configs come along where ``documents`` says so.
+        ``documents`` adds the manifests and configs of the other images.
         """
-        self._reader = reader
+        self._graph = graph
         self._platforms = platforms
         self._documents = documents
+        self._there: dict[Digest, bool] = {}
         self.found: dict[Digest, Descriptor] = {}
         self.children: dict[Digest, dict[str, Digest]] = {}
 
     def suits(self, entry: Descriptor) -> bool:
-        """Whether an entry of an index is taken."""
+        """Whether an entry of an index is for one of the platforms, or states none."""
         offered = entry.platform
         return not self._platforms or offered is None or any(matches(one, offered) for one in self._platforms)
 
-    def add(self, image: Descriptor, depth: int = 0, *, layers: bool = True) -> None:
-        """Take a manifest or an index with what it leads to. Raises NotFound, InvalidInput, Unsupported."""
-        if image.digest in self.found:
-            return
-        needs: dict[str, Digest] = {}
-        if image.media_type in INDEXES:
-            needs = self._entries(image, depth, layers=layers)
-        elif image.media_type in MANIFESTS:
-            manifest = read_manifest(self._reader, image).manifest
-            for key, part in parts_by_key(manifest).items():
-                if not layers and part is not manifest.config:
-                    continue
-                if part.media_type in FOREIGN_LAYERS and not self._reader.has_blob(part):
-                    continue
-                self.found.setdefault(part.digest, part)
-                needs[key] = part.digest
-        self.found[image.digest] = image
-        self.children[image.digest] = needs
+    def add(self, images: Sequence[Descriptor]) -> None:
+        """Take manifests and indexes with all that they lead to. Raises NotFound, and as `ImageGraph.walk` does."""
+        wanted = {node.digest for node in self._graph.walk(images, self._suiting)}
 
-    def _entries(self, image: Descriptor, depth: int, *, layers: bool) -> dict[str, Digest]:
-        if depth >= MAX_INDEX_DEPTH:
-            raise Unsupported(f"{self._reader.where}: indexes are nested deeper than {MAX_INDEX_DEPTH} levels")
-        what = f"{self._reader.where}: index {image.digest}"
-        entries = decode_index(self._reader.read_document(image), image.media_type, what).manifests
-        if entries and not any(map(self.suits, entries)) and layers:
-            raise NotFound(f"{what}: there is no image for {', '.join(map(str, self._platforms))}")
-        needs = {}
-        numbered = list(enumerate(entries))
-        # One manifest may be listed for several platforms: those that suit come first.
-        for number, entry in sorted(numbered, key=lambda one: not self.suits(one[1])):
-            suits = self.suits(entry)
-            if suits or self._documents:
-                self.add(entry, depth + 1, layers=layers and suits)
-                needs[entry_key(number)] = entry.digest
-        return needs
+        def select(node: Node) -> Iterable[Descriptor]:
+            if node.kind is Kind.BLOB:
+                return ()
+            has_entries = node.kind is Kind.INDEX
+            parts = self._entries(node) if has_entries else self._parts(node, layers=node.digest in wanted)
+            self.children[node.digest] = {key: part.digest for key, part in parts.items()}
+            return parts.values()
+
+        for node in self._graph.walk(images, select):
+            self.found[node.digest] = node.descriptor
+
+    def _suiting(self, node: Node) -> Iterable[Descriptor]:
+        if node.kind is not Kind.INDEX:
+            return ()
+        suiting = [entry for entry in node.index.manifests if self.suits(entry)]
+        if node.index.manifests and not suiting:
+            wanted = ", ".join(map(str, self._platforms))
+            raise NotFound(f"{self._graph.where}: index {node.digest}: there is no image for {wanted}")
+        return suiting
+
+    def _entries(self, node: Node) -> dict[str, Descriptor]:
+        entries = enumerate(node.index.manifests)
+        return {entry_key(number): entry for number, entry in entries if self._documents or self.suits(entry)}
+
+    def _parts(self, node: Node, *, layers: bool) -> dict[str, Descriptor]:
+        config = node.manifest.config
+        return {
+            key: part
+            for key, part in parts_by_key(node.manifest).items()
+            if part is config or (layers and (part.media_type not in FOREIGN_LAYERS or self._has(part)))
+        }
+
+    def _has(self, part: Descriptor) -> bool:
+        if part.digest not in self._there:
+            self._there[part.digest] = self._graph.reader.has_blob(part)
+        return self._there[part.digest]

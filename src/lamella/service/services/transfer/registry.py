@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from lamella.errors import Conflict, InvalidInput, LamellaError, Unsupported
+from lamella.images.graph import ImageGraph
 from lamella.images.options import RegistryOptions
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.platform import Platform, host_platform
@@ -79,13 +80,15 @@ def pull(
         target = reader.images()[0].descriptor
         tell(event=f"Pulling from {where}")
         tell(event="fetching image content", name=name, desc=sent_descriptor(target))
-        parts = Parts(reader, [one or host_platform() for one in platforms], documents=documents)
-        parts.add(target)
+        graph = ImageGraph(reader, cancel=cancel)
+        parts = Parts(graph, [one or host_platform() for one in platforms], documents=documents)
+        parts.add([target])
         news = News(tell, name, "downloading")
         news.expected(parts.found.values(), {digest: needs.values() for digest, needs in parts.children.items()})
         writer = stack.enter_context(StoreWriter(space))
         put_missing(writer, [(reader, part) for part in parts.found.values()], watcher=news, cancel=cancel)
         for digest in parts.found:
+            cancel.check()
             labels = {**references(parts.children.get(digest, {})), **_from(space, digest, reference)}
             label_blob(space.content, digest, labels)
     return target
@@ -114,8 +117,8 @@ def push(
     tell(event=f"Pushing to {where}")
     tell(event="pushing content", name=name, desc=sent_descriptor(target))
     reader = StoreReader(space)
-    parts = Parts(reader, [])
-    parts.add(target)
+    parts = Parts(ImageGraph(reader, cancel=cancel), [])
+    parts.add([target])
     news = News(tell, name, "uploading")
     news.expected(parts.found.values(), {digest: needs.values() for digest, needs in parts.children.items()})
     with (

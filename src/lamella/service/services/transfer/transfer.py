@@ -147,6 +147,7 @@ class Transfer:
                 None if destination.all_platforms else [platform(one) for one in destination.platforms],
                 saved_file=not destination.skip_compatibility_manifest,
                 foreign=not destination.skip_non_distributable,
+                cancel=call,
             )
         sender.write(bytes(_TAIL))
         sender.flush()
