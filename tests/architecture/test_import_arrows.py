@@ -178,6 +178,36 @@ def test_layers_take_flags_that_windows_lacks_from_the_host() -> None:
     assert [str(path) for path in sorted((PACKAGE / "layers").rglob("*.py")) if lacking.search(path.read_text())] == []
 
 
+# Who may open connections by which modules; `urllib.parse` handles text only.
+NETWORK = {"http", "socket", "ssl", "urllib"}
+MAY_CONNECT = {
+    "lamella.registry.http": NETWORK,
+    "lamella.service": {"socket"},
+    "lamella.service.metrics": {"http.server"},
+    "lamella.cli.store.serve": {"socket"},
+}
+
+
+def test_http_stays_in_its_room() -> None:
+    wrong = []
+    for module, path in modules():
+        allowed = {"urllib.parse"}.union(*(names for room, names in MAY_CONNECT.items() if _is_in(module, room)))
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            wrong += [
+                f"{module} imports {name}"
+                for name in names
+                if name.partition(".")[0] in NETWORK and not any(_is_in(name, one) for one in allowed)
+            ]
+    assert wrong == []
+
+
+def _is_in(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
 def test_records_are_structs_since_each_dataclass_costs_half_a_millisecond_of_every_start() -> None:
     taken = re.compile(r"^\s*(from|import) dataclasses\b", re.MULTILINE)
     assert [name for name, path in modules() if taken.search(path.read_text())] == []

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from lamella.errors import Denied, LamellaError, NotFound, SizeMismatch
 from lamella.registry.endpoint import Endpoint
 from lamella.registry.hosts import HostConfig
-from lamella.registry.http.addresses import Origin, origin_of
 from lamella.registry.http.retry import Patience
-from lamella.registry.http.transport import HOSTS, Interrupted, Response
+from lamella.registry.http.transport import MAX_HOSTS, Interrupted, Response
+from lamella.registry.http.urls import Origin, parse_origin
 
 if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions
@@ -395,7 +395,7 @@ class Elsewhere:
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
         for url in layer.urls:
             try:
-                origin = origin_of(url)
+                origin = parse_origin(url)
                 if origin.scheme != "https" and self._near.scheme == "https":
                     raise Denied(f"refused to fetch a layer without TLS from {origin}")
                 doing = f"get the layer {layer.digest}"
@@ -413,7 +413,7 @@ class Elsewhere:
                 host = HostConfig(origin.scheme, parts.netloc)
                 endpoint = Endpoint(host, origin.host, lambda: None, self._options, near=self._near)
             self._endpoints[key] = endpoint
-            oldest = self._endpoints.pop(next(iter(self._endpoints))) if len(self._endpoints) > HOSTS else None
+            oldest = self._endpoints.pop(next(iter(self._endpoints))) if len(self._endpoints) > MAX_HOSTS else None
         if oldest is not None:
             oldest.close()
         return endpoint

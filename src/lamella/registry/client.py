@@ -75,7 +75,7 @@ class Client:
 
     def ping(self) -> None:
         """Ask the registry itself whether it is one, and takes our credentials. Raises Denied, Unavailable."""
-        self.own.request("GET", self.own.url(""), doing="log in").drop()
+        self.own.request("GET", self.own.url(""), doing="log in").discard()
 
     # Manifests -----------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Client:
             body=raw,
             accept=(201, 202),
         )
-        response.drop()
+        response.discard()
         stored = response.headers.get("Docker-Content-Digest")
         if stored is not None and stored.startswith(f"{algorithm}:") and stored != digest:
             raise DigestMismatch(f"{self.name}: the manifest as stored", expected=digest, actual=stored[:200])
@@ -207,7 +207,7 @@ class Client:
             scopes=[*self.push_scopes, f"repository:{repository}:pull"],
             accept=(201, 202),
         )
-        response.drop()
+        response.discard()
         return None if response.status == 201 else Upload(self._target, self.repository, self.push_scopes, response)
 
     def start_upload(self) -> Upload:
@@ -219,7 +219,7 @@ class Client:
             scopes=self.push_scopes,
             accept=(202,),
         )
-        response.drop()
+        response.discard()
         return Upload(self._target, self.repository, self.push_scopes, response)
 
     def delete_blob(self, digest: Digest) -> None:
@@ -290,7 +290,7 @@ class Client:
     def _delete(self, path: str, doing: str) -> None:
         scopes = [f"repository:{self.repository}:delete", *self.push_scopes]
         url = self._target.url(f"{self.repository}/{path}")
-        self._target.request("DELETE", url, doing=doing, scopes=scopes, accept=(202, 200, 204)).drop()
+        self._target.request("DELETE", url, doing=doing, scopes=scopes, accept=(202, 200, 204)).discard()
 
     def close(self) -> None:
         """Close idle connections; blobs that are being read stay open."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from lamella.errors import Denied
+from lamella.images.contract import Buffer
 from lamella.registry.auth.authorizer import Authorizer, FindCredential
 from lamella.registry.errors import failure
-from lamella.registry.http.addresses import Origin, joined, origin_of
 from lamella.registry.http.retry import PASSING, Patience, retry_after
-from lamella.registry.http.transport import Buffer, Interrupted, Response, Transport
+from lamella.registry.http.transport import Interrupted, Response, Transport
+from lamella.registry.http.urls import Origin, join_url, parse_origin
 
 if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions
@@ -65,8 +66,8 @@ class Endpoint:
         text = response.headers.get("Location")
         if text is None:
             return None
-        url = joined(response.url, text)
-        origin, own = origin_of(url), self.origin
+        url = join_url(response.url, text)
+        origin, own = parse_origin(url), self.origin
         if origin.scheme == "http" and own.scheme == "https":
             if origin.host != own.host:
                 raise Denied(f"{self.registry}: refused to go on without TLS at {origin}")
@@ -97,7 +98,7 @@ class Endpoint:
         while True:
             if self.options.cancel is not None:
                 self.options.cancel.check()
-            own = origin_of(url) == self.origin
+            own = parse_origin(url) == self.origin
             authorization = self._authorizer.header(scopes) if own else None
             try:
                 response = self._transport.send(
@@ -113,7 +114,7 @@ class Endpoint:
             if response.status in accept:
                 return response
             # What another host asks for is none of the registry's business: it gets no credentials.
-            asked = response.status == 401 and origin_of(response.url) == self.origin
+            asked = response.status == 401 and parse_origin(response.url) == self.origin
             try:
                 again = asked and not signed_again and self._authorizer.learn(response, scopes, authorization)
             except BaseException:
@@ -121,7 +122,7 @@ class Endpoint:
                 raise
             if again:
                 signed_again = True
-                response.drop()
+                response.discard()
                 continue
             refused = failure(response, doing, self.registry, secrets=self._authorizer.secrets())
             passing = response.status in (PASSING if repeat else _NOTHING_DONE)

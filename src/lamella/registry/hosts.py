@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lamella.errors import Denied, Exhausted, InvalidInput, from_os
-from lamella.registry.http.addresses import is_loopback
+from lamella.registry.http.urls import is_loopback
 
 CAPABILITIES: Final = frozenset({"pull", "resolve", "push", "referrers"})
 MAX_FILE: Final = 1 << 20

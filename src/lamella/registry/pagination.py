@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lamella.errors import Denied, Exhausted, InvalidInput
 from lamella.oci.documents import load
-from lamella.registry.http.addresses import joined, origin_of
 from lamella.registry.http.transport import Response
+from lamella.registry.http.urls import join_url, parse_origin
 
 if TYPE_CHECKING:
     from lamella.registry.client import Client
@@ -43,8 +43,8 @@ def pages(
         yield document, what
         if following is None:
             return
-        if origin_of(following) != origin_of(url):
-            raise Denied(f"{what}: refused to read on at another host, {origin_of(following)}")
+        if parse_origin(following) != parse_origin(url):
+            raise Denied(f"{what}: refused to read on at another host, {parse_origin(following)}")
         url = following
         if url in seen:
             raise InvalidInput(f"{what}: its pages go round in a circle")
@@ -56,7 +56,7 @@ def next_page(response: Response) -> str | None:
     """The URL of the page after this one, by ``Link`` (RFC 8288)."""
     for match in _LINK.finditer(response.headers.get("Link", "")[:8192]):
         if _NEXT.search(match[2]):
-            return joined(response.url, str(match[1]))
+            return join_url(response.url, str(match[1]))
     return None
 
 

@@ -9,9 +9,10 @@ from typing import Final
 
 from lamella.digests import Digest
 from lamella.errors import Conflict, DigestMismatch, LamellaError, NotFound, Unavailable
+from lamella.images.contract import Buffer
 from lamella.registry.endpoint import Endpoint
 from lamella.registry.http.retry import Patience
-from lamella.registry.http.transport import Buffer, Interrupted, Response
+from lamella.registry.http.transport import Interrupted, Response
 
 _RANGE: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _MAX_LEAST: Final = 64 << 20
@@ -59,7 +60,7 @@ class Upload:
                 patience.pause(problem)
                 self._ask(start, end)
                 continue
-            response.drop()
+            response.discard()
             self._follow(response)
             arrived = _arrived(response)
             self.offset = end if arrived is None else arrived
@@ -90,7 +91,7 @@ class Upload:
                         return
                     raise
                 continue
-            response.drop()
+            response.discard()
             stored = response.headers.get("Docker-Content-Digest")
             if stored is not None and stored.startswith(f"{digest.algorithm}:") and stored != digest:
                 raise DigestMismatch(f"{self._where}: the blob as stored", expected=digest, actual=stored[:200])
@@ -99,7 +100,7 @@ class Upload:
     def cancel(self) -> None:
         """Tell the registry that nothing more comes; whatever it says to that."""
         try:
-            self._request("DELETE", self._url, None, {}, (204, 202, 200, 404), "give up an upload").drop()
+            self._request("DELETE", self._url, None, {}, (204, 202, 200, 404), "give up an upload").discard()
         except LamellaError:
             pass
 
@@ -111,7 +112,7 @@ class Upload:
             )
         except (NotFound, Conflict) as problem:
             raise UploadLost(str(problem), hint="try again") from None
-        response.drop()
+        response.discard()
         self._follow(response)
         arrived = _arrived(response) or 0
         if arrived > end:

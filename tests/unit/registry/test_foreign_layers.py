@@ -22,8 +22,8 @@ from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.registry import blob_fetch
 from lamella.registry.blob_fetch import Elsewhere
-from lamella.registry.http.addresses import Origin
-from lamella.registry.http.connection import Connections
+from lamella.registry.http.connection import ConnectionPool
+from lamella.registry.http.urls import Origin
 from lamella.testing.images import compact, digest, small_image, tagged, write_layout
 
 IMAGE = small_image({"etc/base": b"kept elsewhere"}, {"etc/own": b"here"})
@@ -125,9 +125,9 @@ def test_their_ranges_share_connections_which_are_closed_with_the_reader(
         monkeypatch.setattr(blob_fetch, name, value)
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
     connected: list[socket.socket] = []
-    connect = Connections._connected
+    connect = ConnectionPool._connect
 
-    def counted(pool: Connections) -> socket.socket:
+    def counted(pool: ConnectionPool) -> socket.socket:
         found: socket.socket = connect(pool)
         connected.append(found)
         return found
@@ -136,7 +136,7 @@ def test_their_ranges_share_connections_which_are_closed_with_the_reader(
     place = {"store": "registry.example/own", "docker": f"//{registry.host}/own"}.get(form, str(tmp_path / "out"))
     if form != "docker":
         lamella.copy(f"docker://{registry.host}/own:v1", f"{form}:{place}:v1")
-    monkeypatch.setattr(Connections, "_connected", counted)
+    monkeypatch.setattr(ConnectionPool, "_connect", counted)
     options = RegistryOptions(foreign_urls=True, plain_http=True)
     with open_reader(parse_image_name(f"{form}:{place}:v1"), registry=options) as reader:
         reader.elsewhere = Elsewhere("here", options, near=Origin("http", "127.0.0.1", 1))
@@ -214,7 +214,7 @@ class TestImagesInFiles:
     ) -> None:
         name = _stored(tmp_path, "oci", f"http://{host}:{elsewhere.host.rpartition(':')[2]}")
         assert run(["unpack", "-q", "--plain-http", "--foreign-urls", name, str(tmp_path / "root")]) == 9
-        assert f"refused to be led to {host.strip('[]')}" in capsys.readouterr().err
+        assert f"refused to connect to {host.strip('[]')}" in capsys.readouterr().err
         assert elsewhere.requests == []
 
 

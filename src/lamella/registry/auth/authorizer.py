@@ -16,9 +16,9 @@ from msgspec import Struct
 from lamella.errors import Denied, InvalidInput, LamellaError, Unavailable, Unsupported
 from lamella.oci.documents import load
 from lamella.registry.errors import failure
-from lamella.registry.http.addresses import check_address, is_loopback, origin_of, shown
 from lamella.registry.http.retry import PASSING, Patience, retry_after
 from lamella.registry.http.transport import Interrupted, Response, Transport
+from lamella.registry.http.urls import check_address, is_loopback, parse_origin, redact_url
 
 if TYPE_CHECKING:
     from lamella.images.options import Credential, RegistryOptions
@@ -212,19 +212,19 @@ class Authorizer:
 
     def _check_realm(self, realm: str, *, has_secret: bool) -> None:
         """Whether a token may be asked for there. Raises Denied, InvalidInput."""
-        origin, own = origin_of(realm), self._transport.origin
+        origin, own = parse_origin(realm), self._transport.origin
         if origin.host != own.host:
             check_address(origin.host, loopback=is_loopback(own.host))
         if origin.scheme == "https":
             return
         if own.scheme == "https":
-            raise Denied(f"{self._registry}: refused to ask for a token without TLS at {shown(realm)}")
+            raise Denied(f"{self._registry}: refused to ask for a token without TLS at {redact_url(realm)}")
         same = origin.host == own.host or (is_loopback(origin.host) and is_loopback(own.host))
         if has_secret and not same and not self._options.plain_http:
-            raise Denied(f"{self._registry}: refused to log in without TLS at another host, {shown(realm)}")
+            raise Denied(f"{self._registry}: refused to log in without TLS at another host, {redact_url(realm)}")
 
     def _read(self, response: Response, realm: str, asked: float) -> _Token:
-        what = f"{self._registry}: the token from {shown(realm)}"
+        what = f"{self._registry}: the token from {redact_url(realm)}"
         try:
             document = load(response.document(_MAX_TOKEN), what)
         except InvalidInput:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that look at whom they have reached, and do not wait for ever."""
+"""Connections to one host, direct or through a proxy, with a guard on the peer's address and timeouts on each step."""
 
 from __future__ import annotations
 
@@ -19,205 +19,201 @@ from msgspec import Struct
 
 from lamella.errors import InvalidInput
 from lamella.images.contract import Buffer
-from lamella.registry.http.addresses import Origin, origin_of
-from lamella.registry.http.response import Answer, BrokenAnswer
+from lamella.registry.http.response import MalformedResponse, RawResponse
+from lamella.registry.http.urls import Origin, parse_origin
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-IDLE: Final = 8
-"""Idle connections kept to one host; what runs at once is bounded by those who ask."""
+MAX_IDLE: Final = 8
+"""Idle connections kept to one host; callers bound how many are in use at once."""
 
-_PIECE: Final = 256 << 10
+_SEND_SIZE: Final = 256 << 10
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-_SENDABLE: Final = re.compile("[\t\x20-\x7e\x80-\xff]*")
+_FIELD_VALUE: Final = re.compile("[\t\x20-\x7e\x80-\xff]*")
 
-_AS_THEY_ARE: Final = "%/?:@!$&'()*+,;=~[]|^`{}\"<>\\"
-"""What is sent of a path and a query as it is, be it right or not; the rest, letters beyond ASCII, is escaped."""
+_UNESCAPED: Final = "%/?:@!$&'()*+,;=~[]|^`{}\"<>\\"
+"""Characters of a path and query that are sent unchanged; others, such as those beyond ASCII, are escaped."""
 
 
-class Unreached(Exception):
-    """No connection came about, so that nothing can have been sent; its cause says why.
-
-    Its text says to whom, where that is not the host itself.
-    """
+class ConnectFailed(Exception):
+    """No connection was made, so nothing was sent; the cause says why, the message names a proxy in between."""
 
 
 class ProxyRefused(OSError):
-    """A proxy does not let us through."""
+    """A proxy refused to open a tunnel."""
 
 
-class Way(Struct, frozen=True):
-    """How a host is reached. Printing it shows no password of a proxy."""
+class Route(Struct, frozen=True):
+    """How to reach a host. Its repr shows no password of a proxy."""
 
     connect_timeout: float
-    patience: float
-    """Seconds that each step of sending and receiving may take."""
+    """Seconds."""
+    timeout: float
+    """Seconds for each step of sending and receiving."""
     tls: Callable[[], SSLContext]
-    """What is trusted at the host; asked for where there is TLS."""
+    """Gives the context for TLS to the host; called only where the host has TLS."""
     guard: Callable[[str], None] | None = None
-    """Shown the address of the peer before anything is sent; raises where that may not be asked."""
+    """Called with the peer's address before anything is sent; raises to refuse it."""
     proxy: str | None = None
-    """A URL, perhaps with user and password."""
+    """URL of a proxy, with user and password if it needs them."""
 
     def __repr__(self) -> str:
-        return f"Way({'through a proxy' if self.proxy is not None else 'directly'})"
+        return f"Route({'through a proxy' if self.proxy is not None else 'direct'})"
 
 
 class Connection:
-    """A connection that stands, for one request at a time."""
+    """An open connection, for one request at a time."""
 
-    def __init__(self, connected: Any, patience: float) -> None:
-        self._connected = connected
-        self._patience = patience
+    def __init__(self, sock: Any, timeout: float) -> None:
+        self._socket = sock
+        self._timeout = timeout
 
-    def ask(self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> Answer:
-        """Send a request and read status and headers of the answer.
+    def request(self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> RawResponse:
+        """Send a request and read the head of the response.
 
-        Raises OSError, BrokenAnswer, and InvalidInput where a header cannot be sent or an answer's not be read.
+        Raises OSError, MalformedResponse, and InvalidInput for a header field that is malformed on either side.
         """
         request = HTTPConnection("")
-        request.sock = self._connected
+        request.sock = self._socket
         try:
             request.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
             for name, value in headers.items():
-                if not _SENDABLE.fullmatch(value):
-                    raise InvalidInput(f"the header {name} has letters that cannot be sent")
+                if not _FIELD_VALUE.fullmatch(value):
+                    raise InvalidInput(f"the header {name} has a control character or one beyond Latin-1")
                 request.putheader(name, value)
             if body is not None or method in _WITH_BODY:
                 request.putheader("Content-Length", str(len(body or b"")))
             request.endheaders()
             if body is not None:
-                # Each piece has its time to be sent, rather than all of them together.
-                for at in range(0, len(body), _PIECE):
-                    self._connected.sendall(body[at : at + _PIECE])
+                # The timeout counts for each of these pieces, not for the whole body.
+                for at in range(0, len(body), _SEND_SIZE):
+                    self._socket.sendall(body[at : at + _SEND_SIZE])
         except (BrokenPipeError, ConnectionResetError):
             if body is None:
                 raise
-            # A server may refuse, and hang up, before it has read all: what it says is there to be read.
-        return Answer(self._connected, method, self._patience)
+            # A server may refuse a request, and close, before it has read the body: read what it answered.
+        return RawResponse(self._socket, method, self._timeout)
 
     @property
-    def idle(self) -> bool:
-        """Whether it still stands: who has something to say before it was asked has hung up."""
+    def reusable(self) -> bool:
+        """Whether it is still open; input before the next request means that the server has closed it."""
         poll = select.poll()
-        poll.register(self._connected.fileno(), select.POLLIN)
+        poll.register(self._socket.fileno(), select.POLLIN)
         return not poll.poll(0)
 
     def close(self) -> None:
-        """Close it."""
-        self._connected.close()
+        """Close the socket."""
+        self._socket.close()
 
 
-class Connections:
-    """The connections to one host. Usable from several threads."""
+class ConnectionPool:
+    """The connections to one host. Thread-safe."""
 
-    def __init__(self, origin: Origin, way: Way) -> None:
+    def __init__(self, origin: Origin, route: Route) -> None:
         self._origin = origin
-        self._way = way
+        self._route = route
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._closed = False
-        # Whoever forgets to close should leave no sockets open.
-        weakref.finalize(self, _close_all, self._idle).atexit = False
-        proxy = urlsplit(way.proxy) if way.proxy else None
-        self._proxy = origin_of(f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}") if proxy else None
-        self._sign_in: dict[str, str] = {}
+        weakref.finalize(self, _close_all, self._idle).atexit = False  # a pool that is never closed leaks no sockets
+        proxy = urlsplit(route.proxy) if route.proxy else None
+        self._proxy = parse_origin(f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}") if proxy else None
+        self._proxy_headers: dict[str, str] = {}
         if proxy is not None and proxy.username is not None:
             pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-            self._sign_in["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+            self._proxy_headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
 
-    def take(self) -> Connection:
-        """A connection that stands and is idle, a new one where there is none.
+    def acquire(self) -> Connection:
+        """Take an idle connection, or open one.
 
-        Raises Unreached, OSError, ProxyRefused, BrokenAnswer, and what the guard raises.
+        Raises ConnectFailed, OSError, ProxyRefused, MalformedResponse, and what the guard raises.
         """
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                return Connection(self._connected(), self._way.patience)
-            if connection.idle:
+                return Connection(self._connect(), self._route.timeout)
+            if connection.reusable:
                 return connection
             connection.close()
 
-    def give(self, connection: Connection) -> None:
-        """Keep a connection whose answer has been read to its end, for another request."""
+    def release(self, connection: Connection) -> None:
+        """Keep a connection, whose last response has been read to its end, for another request."""
         with self._lock:
-            if not self._closed and len(self._idle) < IDLE:
+            if not self._closed and len(self._idle) < MAX_IDLE:
                 self._idle.append(connection)
                 return
         connection.close()
 
-    def ask(
+    def request(
         self, connection: Connection, method: str, url: str, headers: Mapping[str, str], body: Buffer | None
-    ) -> Answer:
-        """Ask for ``url`` as the way there wants it. Raises as `Connection.ask`."""
+    ) -> RawResponse:
+        """Send a request for ``url``, in the form that the route wants. Raises as `Connection.request`."""
         parts = urlsplit(url)
-        target = quote(f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}", safe=_AS_THEY_ARE)
+        target = quote(f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}", safe=_UNESCAPED)
         headers = {"Host": str(self._origin), **headers}
         if self._proxy is not None and self._origin.scheme == "http":
             target = f"http://{self._origin}{target}"
-            headers.update(self._sign_in)
-        return connection.ask(method, target, headers, body)
+            headers.update(self._proxy_headers)
+        return connection.request(method, target, headers, body)
 
     def close(self) -> None:
-        """Close what is idle; what is in use is closed when it is given back."""
+        """Close idle connections; those in use are closed when they are released."""
         with self._lock:
             self._closed = True
             _close_all(self._idle)
 
-    def _connected(self) -> Any:
-        """A socket, or what passes for one, at whose other end is the host."""
-        way = self._way
+    def _connect(self) -> Any:
+        """Open a socket, or an object like one, whose peer is the host."""
+        route = self._route
         first = self._proxy or self._origin
-        context = way.tls() if self._origin.scheme == "https" else None
+        context = route.tls() if self._origin.scheme == "https" else None
         try:
-            # As bytes, or it would be taken for a name in letters of all the world.
-            connected: Any = socket.create_connection((first.host.encode("ascii"), first.port), way.connect_timeout)  # type: ignore[arg-type]
+            # Bytes, since text would be encoded as an internationalised name first.
+            sock: Any = socket.create_connection((first.host.encode("ascii"), first.port), route.connect_timeout)  # type: ignore[arg-type]
         except (OSError, ValueError) as problem:
-            raise Unreached(f"the proxy {self._proxy}: " if self._proxy else "") from problem
+            raise ConnectFailed(f"the proxy {self._proxy}: " if self._proxy else "") from problem
         try:
-            if way.guard is not None:
-                way.guard(connected.getpeername()[0])
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if route.guard is not None:
+                route.guard(sock.getpeername()[0])
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None or self._proxy is not None:
-                with _watched(connected, 2 * way.patience):
-                    connected = self._introduced(connected, context)
-            connected.settimeout(way.patience)
+                with _shut_down_after(sock, 2 * route.timeout):
+                    sock = self._handshake(sock, context)
+            sock.settimeout(route.timeout)
         except BaseException:
-            connected.close()
+            sock.close()
             raise
-        return connected
+        return sock
 
-    def _introduced(self, connected: Any, context: SSLContext | None) -> Any:
-        """What comes of the socket when proxy and host have agreed on who speaks with whom."""
+    def _handshake(self, sock: Any, context: SSLContext | None) -> Any:
+        """Set up TLS to the proxy, the tunnel through it, and TLS to the host, as needed."""
         proxy = self._proxy
         if proxy is not None and proxy.scheme == "https":
             import ssl
 
-            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=proxy.host)
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=proxy.host)
         if context is None:
-            return connected
+            return sock
         if proxy is not None:
-            self._tunnel(connected)
+            self._open_tunnel(sock)
             if proxy.scheme == "https":
-                from lamella.registry.http.proxies import LayeredTls
+                from lamella.registry.http.proxies import TlsOverTls
 
-                return LayeredTls(connected, context, self._origin.host)
-        return context.wrap_socket(connected, server_hostname=self._origin.host)
+                return TlsOverTls(sock, context, self._origin.host)
+        return context.wrap_socket(sock, server_hostname=self._origin.host)
 
-    def _tunnel(self, connected: Any) -> None:
-        """Have the proxy pass on what comes after this."""
+    def _open_tunnel(self, sock: Any) -> None:
         host = f"[{self._origin.host}]" if ":" in self._origin.host else self._origin.host
-        there = f"{host}:{self._origin.port}"
-        fields = [f"{name}: {value}\r\n" for name, value in {"Host": there, **self._sign_in}.items()]
-        connected.sendall(f"CONNECT {there} HTTP/1.1\r\n{''.join(fields)}\r\n".encode())
-        answer = Answer(connected, "CONNECT", self._way.patience)
-        if answer.status != 200:
-            raise ProxyRefused(f"the proxy {self._proxy} answers with status {answer.status}")
-        if not answer.whole:
-            raise BrokenAnswer("the proxy says more than was asked")
+        target = f"{host}:{self._origin.port}"
+        fields = [f"{name}: {value}\r\n" for name, value in {"Host": target, **self._proxy_headers}.items()]
+        sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{''.join(fields)}\r\n".encode())
+        response = RawResponse(sock, "CONNECT", self._route.timeout)
+        if response.status != 200:
+            raise ProxyRefused(f"the proxy {self._proxy} answers with status {response.status}")
+        if not response.reusable:
+            raise MalformedResponse("the proxy sent data before the tunnel was used")
 
 
 def _close_all(connections: list[Connection]) -> None:
@@ -226,20 +222,19 @@ def _close_all(connections: list[Connection]) -> None:
 
 
 @contextmanager
-def _watched(connected: Any, seconds: float) -> Iterator[None]:
-    """Cut the connection after ``seconds``: the socket's own timeout begins anew with each byte that drips in."""
-    watch = threading.Timer(seconds, _cut, [connected])
-    watch.daemon = True
-    watch.start()
+def _shut_down_after(sock: Any, seconds: float) -> Iterator[None]:
+    """Bound the time of the block: the socket's own timeout starts again with each byte."""
+    timer = threading.Timer(seconds, _shut_down, [sock])
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        watch.cancel()
+        timer.cancel()
 
 
-def _cut(connected: Any) -> None:
+def _shut_down(sock: socket.socket) -> None:
     try:
-        if connected is not None:
-            connected.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of HTTP/1.1, read by the standard library, whose bodies go straight into a buffer of the caller's."""
+"""Responses of HTTP/1.1 (RFC 9112), whose bodies go from the socket straight into the caller's buffer.
+
+The standard library parses heads and chunks; what it leaves open (ambiguous lengths, malformed fields, heads that
+never end) is refused here. tests/unit/registry/http/test_http_client.py pins the undocumented parts of it in use.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +18,27 @@ from typing import Any, Final, cast
 from lamella.errors import InvalidInput
 
 _BUFFER: Final = 64 << 10
-_PIECE: Final = 16 << 10
+_CHUNKED_READ: Final = 16 << 10
 _LENGTH: Final = re.compile("[0-9]{1,18}")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-class BrokenAnswer(Exception):
-    """The answer ends too early, or is not HTTP; the message says which."""
+class MalformedResponse(Exception):
+    """The response is not HTTP, or ends too early; the message says which."""
 
 
 class Headers(Mapping[str, str]):
-    """The fields of a header by name in any case, those that are there more than once joined (RFC 9110, 5.3)."""
+    """Header fields by case-insensitive name; repeated fields are joined by commas (RFC 9110, section 5.3)."""
 
     __slots__ = ("_fields",)
 
     def __init__(self, fields: list[tuple[str, str]]) -> None:
         self._fields: dict[str, str] = {}
         for name, raw in fields:
-            # The line before goes on in one that begins with a space, as was once allowed.
-            value = _FOLD.sub(" ", raw).strip(" \t")
+            value = _FOLD.sub(" ", raw).strip(" \t")  # obsolete line folding
             if _CONTROL.search(value):
-                raise BrokenAnswer("the head of the answer is malformed")
+                raise MalformedResponse("the head of the response is malformed")
             before = self._fields.get(name.lower())
             self._fields[name.lower()] = value if before is None else f"{before}, {value}"
 
@@ -49,130 +52,121 @@ class Headers(Mapping[str, str]):
         return len(self._fields)
 
 
-class _Arriving(io.RawIOBase):
-    """What arrives on a connection, until a time: the connection's own timeout begins anew with each byte."""
+class _SocketReader(io.RawIOBase):
+    """Reads a socket until a deadline, since the socket's own timeout starts again with each byte."""
 
-    def __init__(self, connected: Any) -> None:
-        self._connected = connected
-        self.until = math.inf
-        self.closed_there = False
-        """Whether the other end has said that it has no more."""
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.deadline = math.inf
+        """Monotonic time; negative to read nothing more."""
+        self.at_end = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self.until < 0:  # no more is wanted
+        if self.deadline < 0:
             return None
-        if time.monotonic() > self.until:
+        if time.monotonic() > self.deadline:
             raise TimeoutError
-        count: int = self._connected.recv_into(buffer)
-        self.closed_there = not count
+        count: int = self._sock.recv_into(buffer)
+        self.at_end = not count
         return count
 
 
 class _Buffered(io.BufferedReader):
-    """What the standard library takes for the file of a socket; closing it leaves the connection open."""
-
-    fills = True
-    """Whether `readinto` waits until the buffer is full, rather than for something to be there."""
-    rest = False
-    """Once closed: whether something had arrived that nobody read."""
-
-    def readinto(self, buffer: Any) -> int:
-        return super().readinto(buffer) if self.fills else super().readinto1(buffer)
-
-    def close(self) -> None:
-        if not self.closed:
-            cast("_Arriving", self.raw).until = -math.inf
-            self.rest = bool(self.peek())
-        super().close()
+    """Passes for a socket and for its file, which `http.client` closes at the end of a body; the socket stays open."""
 
     def makefile(self, _: str) -> _Buffered:
-        """The file of the socket for which this passes."""
         return self
 
-
-class _Response(HTTPResponse):
-    def flush(self) -> None:
-        """Nothing: what it reads from may be closed before it, which Python 3.13 and later would tell of."""
+    def close(self) -> None:
+        pass
 
 
-class Answer:
-    """An answer whose status and headers are there, and whose body is yet to come.
+class RawResponse:
+    """A response whose head has been read and whose body has not.
 
-    Made by reading the head, which may take twice ``patience`` seconds. Raises BrokenAnswer, OSError, and InvalidInput
-    for a length that could be read in two ways.
+    Reading the head takes at most twice ``timeout`` seconds, interim responses (1xx) included. Raises
+    MalformedResponse, OSError, and InvalidInput for an ambiguous length.
     """
 
-    def __init__(self, connected: Any, method: str, patience: float) -> None:
-        self._patience = patience
-        self._arriving = _Arriving(connected)
-        self._arriving.until = time.monotonic() + 2 * patience
-        self._buffered = _Buffered(self._arriving, _BUFFER)
+    def __init__(self, sock: Any, method: str, timeout: float) -> None:
+        self._timeout = timeout
+        self._socket = _SocketReader(sock)
+        self._socket.deadline = time.monotonic() + 2 * timeout
+        self._buffered = _Buffered(self._socket, _BUFFER)
         try:
             while True:
-                self._response = _Response(cast("Any", self._buffered), method=method)
-                self._response.begin()
-                if self._arriving.closed_there:
-                    raise BrokenAnswer("the connection was closed")
-                if self._response.headers.defects:
-                    raise BrokenAnswer("the head of the answer is malformed")
-                if self._response.status >= 200:
+                self._parsed = HTTPResponse(cast("Any", self._buffered), method=method)
+                self._parsed.begin()
+                if self._socket.at_end:
+                    raise MalformedResponse("the connection was closed")
+                if self._parsed.headers.defects:
+                    raise MalformedResponse("the head of the response is malformed")
+                if self._parsed.status >= 200:
                     break
-                self._response.fp = None  # type: ignore[assignment]  # or it would close what the next one reads
         except HTTPException as problem:
-            raise _broken(problem) from problem
-        self.status = self._response.status
-        self.headers = Headers(self._response.getheaders())
-        length, coding = self._length(), self.headers.get("Transfer-Encoding")
-        if coding is not None and not self._response.chunked:
-            raise BrokenAnswer("the answer is encoded in a way that nobody asked for")
-        # Whoever states both lengths may mean another than those who stand between us.
-        self._stays = not self._response.will_close and not (coding is not None and length is not None)
-        self._buffered.fills = self._response.chunked
-        if self._response.length is None and not self._response.chunked:
-            self._response.length = length  # which is said twice
-        self._ended = method == "HEAD" or self._response.length == 0 or (method == "CONNECT" and self.status < 300)
+            raise _malformed(problem) from problem
+        self.status = self._parsed.status
+        self.headers = Headers(self._parsed.getheaders())
+        self._chunked = bool(self._parsed.chunked)
+        self._left = self._content_length()
+        """Bytes of the body to come; None for a body that the end of the connection or the last chunk ends."""
+        if "Transfer-Encoding" in self.headers and not self._chunked:
+            raise MalformedResponse("the response has an unsupported transfer encoding")
+        bodiless = method == "HEAD" or self.status in (204, 304) or (method == "CONNECT" and self.status < 300)
+        # A chunked body beside a length may be two bodies to a proxy on the way: such a connection is not reused.
+        self._reusable = not self._parsed.will_close and not (self._chunked and self._left is not None)
+        self._ended = bodiless or (self._left == 0 and not self._chunked)
 
     @property
-    def whole(self) -> bool:
-        """Whether all of the answer has been read and nothing besides, so that the connection is good for another."""
-        if self._ended:
-            self._buffered.close()
-        return self._ended and self._stays and not self._buffered.rest
+    def reusable(self) -> bool:
+        """Whether the body has been read to its end, and nothing follows it, so that another request can be sent."""
+        if not (self._ended and self._reusable):
+            return False
+        self._socket.deadline = -math.inf
+        return not self._buffered.peek()
 
     def readinto(self, view: memoryview) -> int:
-        """Fill the start of ``view`` with what has arrived, and say how much that is; 0 at the end of the body alone.
+        """Fill the start of ``view`` with the bytes that have arrived and return their number; 0 at the end only.
 
-        Raises BrokenAnswer and OSError where the body is cut.
+        Raises MalformedResponse and OSError for a body that is cut.
         """
         if self._ended:
             return 0
-        self._arriving.until = time.monotonic() + self._patience
-        response = self._response
-        try:
-            # Chunks are put together until the view is full, so it must not be so large that it takes long.
-            count = response.readinto(view[:_PIECE] if response.chunked else view)
-        except HTTPException as problem:
-            raise _broken(problem) from problem
-        if not count and not response.chunked and response.length:
-            raise BrokenAnswer("the connection was closed")
-        self._ended = not count or response.length == 0
+        self._socket.deadline = time.monotonic() + self._timeout
+        if self._chunked:
+            try:
+                # Chunks are joined until the view is full: a large view would wait too long.
+                count = self._parsed.readinto(view[:_CHUNKED_READ])
+            except HTTPException as problem:
+                raise _malformed(problem) from problem
+            self._ended = not count
+            return count
+        left = self._left
+        count = self._buffered.readinto1(view if left is None else view[:left])
+        if left is None:
+            self._ended = not count
+        elif not count:
+            raise MalformedResponse("the connection was closed")
+        else:
+            self._left = left - count
+            self._ended = left == count
         return count
 
-    def _length(self) -> int | None:
+    def _content_length(self) -> int | None:
         text = self.headers.get("Content-Length")
         if text is None:
             return None
-        # Two lengths, or one that is none, are read differently by different programs; the same twice is well-formed.
+        # Programs differ in how they read two lengths; the same one twice is well-formed (RFC 9110, section 8.6).
         lengths = {one.strip() for one in text.split(",")}
         if len(lengths) > 1 or not all(_LENGTH.fullmatch(one) for one in lengths):
-            raise InvalidInput("the answer has a malformed Content-Length")
+            raise InvalidInput("the response has a malformed Content-Length")
         return int(lengths.pop())
 
 
-def _broken(problem: HTTPException) -> BrokenAnswer:
+def _malformed(problem: HTTPException) -> MalformedResponse:
     if isinstance(problem, RemoteDisconnected | IncompleteRead):
-        return BrokenAnswer("the connection was closed")
-    return BrokenAnswer("the answer is not HTTP")
+        return MalformedResponse("the connection was closed")
+    return MalformedResponse("the response is not HTTP")

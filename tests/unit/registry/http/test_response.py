@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lamella.errors import InvalidInput
-from lamella.registry.http.response import Answer, BrokenAnswer
+from lamella.registry.http.response import MalformedResponse, RawResponse
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -35,11 +35,11 @@ class Dripping:
         return 1
 
 
-def answer(raw: bytes, method: str = "GET") -> Answer:
-    return Answer(Given(raw), method, 1)
+def answer(raw: bytes, method: str = "GET") -> RawResponse:
+    return RawResponse(Given(raw), method, 1)
 
 
-def body(found: Answer, size: int = 7) -> bytes:
+def body(found: RawResponse, size: int = 7) -> bytes:
     buffer = bytearray(size)
     return b"".join(iter(lambda: bytes(buffer[: found.readinto(memoryview(buffer))]), b""))
 
@@ -65,20 +65,20 @@ def body(found: Answer, size: int = 7) -> bytes:
 def test_a_body_ends_where_its_head_says(raw: bytes, expected: bytes | None, stays: bool) -> None:
     found = answer(raw)
     assert (b"all of it in pieces" if expected is None else expected) == body(found)
-    assert found.whole == stays
+    assert found.reusable == stays
 
 
 def test_an_answer_about_a_body_has_none() -> None:
     found = answer(OK + b"Content-Length: 3\r\n\r\n", "HEAD")
-    assert (body(found), found.whole, found.headers["content-length"]) == (b"", True, "3")
-    assert answer(OK + b"Transfer-Encoding: chunked\r\n\r\n", "HEAD").whole
+    assert (body(found), found.reusable, found.headers["content-length"]) == (b"", True, "3")
+    assert answer(OK + b"Transfer-Encoding: chunked\r\n\r\n", "HEAD").reusable
 
 
 def test_a_connection_is_not_good_for_more_before_the_body_is_read() -> None:
     found = answer(OK + b"Content-Length: 9\r\n\r\nall of it")
-    assert not found.whole
+    assert not found.reusable
     assert 0 < found.readinto(memoryview(bytearray(4))) <= 4
-    assert not found.whole
+    assert not found.reusable
 
 
 def test_fields_are_joined_and_found_in_any_case() -> None:
@@ -109,7 +109,7 @@ def test_fields_are_joined_and_found_in_any_case() -> None:
     ],
 )
 def test_what_is_no_head_is_refused(raw: bytes) -> None:
-    with pytest.raises(BrokenAnswer):
+    with pytest.raises(MalformedResponse):
         answer(raw)
 
 
@@ -127,20 +127,20 @@ def test_what_is_no_head_is_refused(raw: bytes) -> None:
 )
 def test_chunks_that_are_none_are_refused(raw: bytes) -> None:
     found = answer(OK + b"Transfer-Encoding: chunked\r\n\r\n" + raw)
-    with pytest.raises(BrokenAnswer):
+    with pytest.raises(MalformedResponse):
         body(found)
-    assert not found.whole
+    assert not found.reusable
 
 
 def test_a_line_may_come_in_two_buffers() -> None:
     many = b"".join(b"n%d: %s\r\n" % (at, bytes([97 + at]) * 30_000) for at in range(5))
     found = answer(OK + many + b"Content-Length: 3\r\n\r\nall")
-    assert (found.headers["N4"], body(found), found.whole) == ("e" * 30_000, b"all", True)
+    assert (found.headers["N4"], body(found), found.reusable) == ("e" * 30_000, b"all", True)
 
 
 def test_a_body_that_is_cut_is_no_body() -> None:
     found = answer(OK + b"Content-Length: 9\r\n\r\nall")
-    with pytest.raises(BrokenAnswer, match="closed"):
+    with pytest.raises(MalformedResponse, match="closed"):
         body(found)
 
 
@@ -152,18 +152,18 @@ def test_lengths_that_differ_are_refused() -> None:
 def test_a_head_that_drips_is_not_waited_for() -> None:
     start = time.monotonic()
     with pytest.raises(TimeoutError):
-        Answer(Dripping(), "GET", 0.05)
+        RawResponse(Dripping(), "GET", 0.05)
     assert time.monotonic() - start < 10
 
 
 _DROPPED = """
-from lamella.registry.http.response import Answer
+from lamella.registry.http.response import RawResponse
 class Given:
     raw = b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n"
     def recv_into(self, view):
         view[:len(self.raw)], count, self.raw = self.raw, len(self.raw), b""
         return count
-assert Answer(Given(), "GET", 1).whole
+assert RawResponse(Given(), "GET", 1).reusable
 """
 
 

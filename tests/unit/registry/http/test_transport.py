@@ -168,7 +168,7 @@ def test_the_same_length_twice_is_one(registry: Registry) -> None:
 def test_headers_of_the_settings_are_sent_to_the_host(registry: Registry) -> None:
     host = HostConfig("http", registry.host, headers=(("X-Extra", "1"),))
     transport = Transport(host, ONCE, environ={})
-    transport.send("GET", f"{host.url}/", headers={}).drop()
+    transport.send("GET", f"{host.url}/", headers={}).discard()
     transport.close()
     assert registry.requests[0].headers["X-Extra"] == "1"
 
@@ -183,8 +183,8 @@ def test_a_large_body_is_sent_whole(registry: Registry) -> None:
     registry.misbehave("PUT", "", take)
     transport = Transport(HostConfig("http", registry.host), ONCE, environ={})
     body = bytes(range(256)) * 5000
-    transport.send("PUT", f"{registry.url}/x", headers={}, body=memoryview(body)).drop()
-    transport.send("PUT", f"{registry.url}/x", headers={}, body=b"").drop()
+    transport.send("PUT", f"{registry.url}/x", headers={}, body=memoryview(body)).discard()
+    transport.send("PUT", f"{registry.url}/x", headers={}, body=b"").discard()
     transport.close()
     assert seen == [body, b""]
 

@@ -84,6 +84,6 @@ def test_a_client_whom_the_registry_refuses_is_told_what_helps(space: Space, reg
 
 def test_what_the_server_itself_refuses_is_not_taken_for_the_registrys_word(space: Space, registry: Registry) -> None:
     registry.misbehave("GET", f"/blobs/{LAYER}", redirect("http://169.254.169.254/"))
-    with pytest.raises(Denied, match="refused to be led to") as caught:
+    with pytest.raises(Denied, match="refused to connect to") as caught:
         pulled(space, registry)
     assert (type(caught.value), caught.value.hint) == (Denied, None)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from lamella.errors import Denied, InvalidInput
-from lamella.registry.http.addresses import Origin, check_address, joined, origin_of, shown
 from lamella.registry.http.proxies import proxy_for
+from lamella.registry.http.urls import Origin, check_address, join_url, parse_origin, redact_url
 
 HTTPS = Origin("https", "registry.example", 443)
 
@@ -23,8 +23,8 @@ HTTPS = Origin("https", "registry.example", 443)
     ],
 )
 def test_who_answers_for_a_url(url: str, expected: Origin, text: str) -> None:
-    assert expected == origin_of(url)
-    assert text == str(origin_of(url))
+    assert expected == parse_origin(url)
+    assert text == str(parse_origin(url))
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,18 @@ def test_who_answers_for_a_url(url: str, expected: Origin, text: str) -> None:
 )
 def test_what_is_no_address_of_a_registry(url: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        origin_of(url)
+        parse_origin(url)
     assert "secret" not in str(caught.value)
 
 
 def test_what_is_shown_of_a_url_has_no_secrets() -> None:
-    assert shown("https://u:p@a.example:1/b/c?signature=x#y") == "https://a.example:1/b/c"
+    assert redact_url("https://u:p@a.example:1/b/c?signature=x#y") == "https://a.example:1/b/c"
 
 
 def test_a_location_is_seen_from_where_it_was_said() -> None:
-    assert joined("https://a.example/v2/x?y", "/v2/z") == "https://a.example/v2/z"
+    assert join_url("https://a.example/v2/x?y", "/v2/z") == "https://a.example/v2/z"
     with pytest.raises(InvalidInput):
-        joined("https://a.example/", "http://[::1")
+        join_url("https://a.example/", "http://[::1")
 
 
 @pytest.mark.parametrize(

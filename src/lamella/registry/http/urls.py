@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a request may go: addresses taken apart, and those that a registry may not send us to."""
+"""URLs of servers, their origins, and the addresses that a server must not send us to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamella.errors import Denied, InvalidInput
 
 _PORTS: Final = {"http": 80, "https": 443}
 
-_METADATA: Final = frozenset(
+_METADATA_SERVICES: Final = frozenset(
     {
         ipaddress.ip_address("fd00:ec2::254"),
         ipaddress.ip_address("fd20:ce::254"),
@@ -21,15 +21,15 @@ _METADATA: Final = frozenset(
         ipaddress.ip_address("168.63.129.16"),
     }
 )
-"""Where clouds answer questions about the machine, credentials included, outside of the link-local networks."""
+"""Metadata services of clouds, which give out credentials, outside of the link-local networks."""
 
 
 class Origin(Struct, frozen=True):
-    """Who answers for a URL."""
+    """Scheme, host and port of a URL."""
 
     scheme: str
     host: str
-    """In lower case, an IPv6 address without brackets."""
+    """In lower case; an IPv6 address has no brackets."""
     port: int
 
     def __str__(self) -> str:
@@ -37,51 +37,51 @@ class Origin(Struct, frozen=True):
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def origin_of(url: str) -> Origin:
-    """The origin of ``url``. Raises InvalidInput for what is no HTTP URL, or has a user in it."""
+def parse_origin(url: str) -> Origin:
+    """The origin of an HTTP URL. Raises InvalidInput for other URLs, and for one with a user name."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in _PORTS or not host or not host.isascii():
-        raise InvalidInput(f"{shown(url)!r} is no address of a web server")
+        raise InvalidInput(f"{redact_url(url)!r} is not an HTTP URL")
     if "@" in parts.netloc:
-        raise InvalidInput(f"the address of {host} has a user in it, which is not how one logs in")
+        raise InvalidInput(f"the URL of {host} has a user name; credentials are not read from URLs")
     if "%" in host or any(letter.isspace() or not letter.isprintable() for letter in url):
-        raise InvalidInput(f"the address of {host[:200]!r} has letters that no address has")
+        raise InvalidInput(f"the URL of {host[:200]!r} has characters that a URL cannot have")
     return Origin(parts.scheme, host.lower().rstrip(".") or host, port if port is not None else _PORTS[parts.scheme])
 
 
-def joined(base: str, location: str) -> str:
-    """The URL that ``location`` means, seen from ``base``. Raises InvalidInput where that is none."""
+def join_url(base: str, location: str) -> str:
+    """Resolve ``location`` relative to ``base``. Raises InvalidInput for a malformed one."""
     try:
         return urljoin(base, location)
     except ValueError:
-        raise InvalidInput(f"{shown(base)} points to {shown(location)!r}, which is no address") from None
+        raise InvalidInput(f"{redact_url(base)} points to {redact_url(location)!r}, which is not a URL") from None
 
 
-def shown(url: str) -> str:
-    """``url`` as it may be printed: without user and query, in which there may be secrets."""
+def redact_url(url: str) -> str:
+    """``url`` for messages: without user and query, which may hold secrets."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
     except ValueError:
-        return "a malformed address"
+        return "a malformed URL"
     return f"{parts.scheme}://{host}{parts.path}"[:300]
 
 
 def check_address(address: str, *, loopback: bool) -> None:
     """Refuse the numeric ``address`` of a server that a registry or a document named.
 
-    Networks where a machine's own services answer are out of bounds: link-local ones, with the metadata of clouds,
-    and, unless ``loopback`` allows them, this machine. A name that is not an address passes. Raises Denied.
+    Link-local networks, multicast and the metadata services of clouds are refused; loopback addresses too unless
+    ``loopback`` allows them. Names other than ``localhost`` pass. Raises Denied.
     """
     try:
         number = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         if address == "localhost" and not loopback:
-            raise Denied(f"refused to be led to {address}, where this machine's own services are") from None
+            raise Denied(f"refused to connect to {address}, an address of the machine's own services") from None
         return
     if isinstance(number, ipaddress.IPv6Address):
         inner = number.ipv4_mapped or number.sixtofour
@@ -89,13 +89,13 @@ def check_address(address: str, *, loopback: bool) -> None:
             inner = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
         if inner is not None:
             number = inner
-    outside = number.is_link_local or number in _METADATA or number.is_unspecified or number.is_multicast
-    if outside or (number.is_loopback and not loopback):
-        raise Denied(f"refused to be led to {address}, where this machine's own services are")
+    reserved = number.is_link_local or number in _METADATA_SERVICES or number.is_unspecified or number.is_multicast
+    if reserved or (number.is_loopback and not loopback):
+        raise Denied(f"refused to connect to {address}, an address of the machine's own services")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether ``address`` is this machine, by number or as ``localhost``."""
+    """Whether ``address`` is a loopback address or ``localhost``."""
     try:
         number = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.errors import InvalidInput
-from lamella.registry.http.response import Answer, BrokenAnswer
+from lamella.registry.http.response import MalformedResponse, RawResponse
 
 _MOST = 1 << 16
 
@@ -30,10 +30,10 @@ def read(raw: bytes, at_once: int, method: str = "GET") -> tuple[int, dict[str, 
     """Status, headers and body, None where there is no answer; nothing else is raised."""
     view, body = memoryview(bytearray(64)), b""
     try:
-        answer = Answer(Sent(raw, at_once), method, 5)
+        answer = RawResponse(Sent(raw, at_once), method, 5)
         while len(body) < _MOST and (count := answer.readinto(view)):
             body += view[:count]
-    except (BrokenAnswer, InvalidInput):
+    except (MalformedResponse, InvalidInput):
         return None
     assert answer.readinto(view) == 0
     return answer.status, dict(answer.headers), body
