@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.interop.daemons import Ctr, Release, archive, lamella_serving, runnable
 
-from lamella.testing.images import image_of_tars, tar_of
+from lamella.testing.images import image_of_tars, index_lattice, layout_files, small_image, tagged, tar_of
 
 pytestmark = pytest.mark.interop
 
@@ -124,3 +125,14 @@ def test_a_client_that_does_it_all_itself_comes_to_the_same(ctr: Ctr, where: Pat
         exported = {name.removeprefix("blobs/").replace("/", ":") for name in tar.getnames()}
     assert set(runnable().blobs) <= exported
     assert ctr.table("leases", "ls") == []
+
+
+def test_a_wide_deep_index_is_imported_and_exported_in_no_time(ctr: Ctr, where: Path) -> None:
+    top, blobs = index_lattice(6, 8, small_image({"a": b"1"}))
+    stdin = tar_of(layout_files([tagged(top, NAME)], blobs))
+    start = time.monotonic()
+    ctr("images", "import", SERVER, "--no-unpack", "--all-platforms", "-", stdin=stdin)
+    ctr("images", "export", SERVER, "--all-platforms", where / "out.tar", NAME)
+    assert time.monotonic() - start < 30
+    with tarfile.open(where / "out.tar") as tar:
+        assert {f"blobs/{name.replace(':', '/')}" for name in blobs} <= set(tar.getnames())

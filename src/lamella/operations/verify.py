@@ -117,34 +117,38 @@ class _Check:
         """The same bytes may be listed as a document and as a blob."""
 
     def entry(self, entry: Descriptor) -> None:
-        """Check an entry of the place and all that it leads to, but for what other entries led to before."""
+        """Check an entry of the place and all that it leads to, except what earlier entries led to."""
         if not self._is_new(entry):
             return
-        for node in ImageGraph(self._reader, cancel=self._cancel).walk([entry], self._select, self._record):
+        fresh: set[tuple[Digest, Kind]] = set()
+
+        def select(node: Node) -> Iterable[Descriptor]:
+            fresh.add((node.digest, node.kind))
+            if node.kind is Kind.MANIFEST:
+                node.manifest  # noqa: B018  # its errors belong to the walk; `_image` checks config and layers
+            return filter(self._is_new, only_entries(node))
+
+        for node in ImageGraph(self._reader, cancel=self._cancel).walk([entry], select, self._record):
             if node.kind is Kind.BLOB:
                 self._blob(node.descriptor)
                 continue
             self._count(node.descriptor)
             if node.kind is Kind.MANIFEST:
                 self._image(node.descriptor, node.manifest)
+        self._read |= fresh
 
     def stored(self, blob: Descriptor) -> None:
         """Check the digest of a blob in the layout, unless an image led to it."""
         if not any((blob.digest, kind) in self._read for kind in Kind):
-            self._read.add((blob.digest, Kind.BLOB))
             self._blob(blob)
-
-    def _select(self, node: Node) -> Iterable[Descriptor]:
-        """Read a document; follow the new entries of an index. `_image` checks config and layers."""
-        self._read.add((node.digest, node.kind))
-        if node.kind is Kind.MANIFEST:
-            node.manifest  # noqa: B018  # its errors belong to the walk
-        return filter(self._is_new, only_entries(node))
 
     def _is_new(self, descriptor: Descriptor) -> bool:
         return (descriptor.digest, kind_of(descriptor)) not in self._read
 
     def _blob(self, blob: Descriptor) -> None:
+        if not self._is_new(blob):
+            return
+        self._read.add((blob.digest, kind_of(blob)))
         try:
             self._digest(blob)
         except LamellaError as error:
@@ -160,8 +164,7 @@ class _Check:
         self.found.images += image
         raw = self._config(manifest.config)
         if manifest.config.media_type not in CONFIGS or not image:
-            for layer in filter(self._is_new, manifest.layers):  # an artifact: blobs of any type
-                self._read.add((layer.digest, Kind.BLOB))
+            for layer in manifest.layers:  # an artifact: blobs of any type
                 self._blob(layer)
             return
         pairs: list[tuple[Descriptor, Digest | None]] = [(layer, None) for layer in manifest.layers]
