@@ -214,9 +214,9 @@ class ImageGraph:
         """
 
         def complete(node: Node) -> Iterable[Descriptor]:
-            if not has_blob(node.descriptor):
-                raise Conflict(f"{self.where}: {node.digest} was not put")
-            for part in node.parts if node.kind is Kind.MANIFEST else ():
+            if node.digest == image.digest and not has_blob(image):
+                raise Conflict(f"{self.where}: {image.digest} was not put")
+            for part in node.parts:
                 if part.media_type not in FOREIGN_LAYERS and not has_blob(part):
                     raise Conflict(f"{self.where}: {part.digest}, a part of {node.digest}, was not put")
             return select(node)

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import BinaryIO, Final, Self, cast
 
 from lamella.digests import Digest
 from lamella.errors import Conflict, Denied, DigestMismatch, InvalidInput, SizeMismatch, Unsupported, from_os
-from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob
+from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob, StoredImage
+from lamella.images.graph import ImageGraph, Node, only_entries
 from lamella.images.options import RegistryOptions
 from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
-from lamella.oci.index import decode_index
-from lamella.oci.manifest import decode_manifest
-from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES
 from lamella.registry.client import DOCUMENTS, Client
 from lamella.registry.push import Upload, UploadLost
 from lamella.registry.reader import RegistryReader
@@ -47,7 +46,7 @@ class RegistryWriter(ImageWriter):
         self.where = f"docker://{client.name}"
         self._digest = digest
         self._there: dict[Digest, int] = {}
-        self._documents: dict[Digest, tuple[Descriptor, bytes]] = {}
+        self._documents: dict[Digest, bytes] = {}
         self._begun: dict[Digest, Upload] = {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
@@ -91,7 +90,7 @@ class RegistryWriter(ImageWriter):
         """
         if descriptor.media_type in DOCUMENTS:
             raw = b"".join(bytes(piece) for piece in _checked(descriptor, chunks, self._what(descriptor)))
-            self._documents[descriptor.digest] = (descriptor, raw)
+            self._documents[descriptor.digest] = raw
             return
         once = isinstance(chunks, Iterator)
         for left in reversed(range(_ANEW)):
@@ -114,10 +113,10 @@ class RegistryWriter(ImageWriter):
                 f"{self.where}: the image is {image.digest}, and not the {self._digest} that its name says",
                 hint="push to a tag",
             )
-        raw = self._document(image)
-        self._check_complete(image, raw, set())
-        self._put_parts(image, raw, set())
-        self.client.put_manifest(tag or image.digest, image.media_type, raw)
+        graph = ImageGraph(_Documents(self.client, self._documents))
+        for node in list(graph.check_complete(image, self.has_blob, self._own_entries)):  # not every registry checks
+            name = node.digest if node.digest != image.digest else tag or image.digest
+            self.client.put_manifest(name, node.descriptor.media_type, node.raw)
         self.abort()
         return image
 
@@ -165,45 +164,28 @@ class RegistryWriter(ImageWriter):
                 upload.cancel()
             raise
 
-    def _document(self, descriptor: Descriptor) -> bytes:
-        known = self._documents.get(descriptor.digest)
-        if known is not None:
-            return known[1]
-        # Another push has put it. Only its bytes can be given a further tag.
-        if not self.has_blob(descriptor):
-            raise Conflict(f"{self.where}: {descriptor.digest} was not put")
-        return self.client.manifest(descriptor.digest)[1]
-
-    def _check_complete(self, image: Descriptor, raw: bytes, seen: set[Digest]) -> None:
-        """Refuse to name an image of which a part is missing: not every registry looks. Raises Conflict."""
-        for part in self._parts(image, raw):
-            if part.digest in seen:
-                continue
-            seen.add(part.digest)
-            if not self.has_blob(part) and part.media_type not in FOREIGN_LAYERS:
-                raise Conflict(f"{self.where}: {part.digest}, a part of {image.digest}, was not put")
-            if part.digest in self._documents:
-                self._check_complete(part, self._documents[part.digest][1], seen)
-
-    def _put_parts(self, image: Descriptor, raw: bytes, done: set[Digest]) -> None:
-        if image.media_type not in INDEXES:
-            return
-        for part in self._parts(image, raw):
-            known = self._documents.get(part.digest)
-            if known is None or part.digest in done:
-                continue
-            done.add(part.digest)
-            self._put_parts(part, known[1], done)
-            self.client.put_manifest(part.digest, part.media_type, known[1])
-
-    def _parts(self, image: Descriptor, raw: bytes) -> list[Descriptor]:
-        if image.media_type in INDEXES:
-            return decode_index(raw, image.media_type, f"{self.where}: index {image.digest}").manifests
-        manifest = decode_manifest(raw, image.media_type, f"{self.where}: manifest {image.digest}")
-        return [manifest.config, *manifest.layers]
+    def _own_entries(self, node: Node) -> Iterable[Descriptor]:
+        """The documents of an index that wait to be put; what the registry has is complete."""
+        return (entry for entry in only_entries(node) if entry.digest in self._documents)
 
     def _what(self, descriptor: Descriptor) -> str:
         return f"{self.where}: blob {descriptor.digest}"
+
+
+class _Documents(ImageReader):
+    """Manifests and indexes that wait to be put, or that another push has put; their bytes are needed for a new tag."""
+
+    def __init__(self, client: Client, waiting: Mapping[Digest, bytes]) -> None:
+        self.where = f"docker://{client.name}"
+        self._client = client
+        self._waiting = waiting
+
+    def images(self) -> Sequence[StoredImage]:
+        return ()
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        raw = self._waiting.get(descriptor.digest)
+        return io.BytesIO(self._client.manifest(descriptor.digest)[1] if raw is None else raw)
 
 
 class _Staged(StagedBlob):

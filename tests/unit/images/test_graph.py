@@ -221,7 +221,9 @@ class TestCompleteness:
         top, raw = index_of(AMD)
         layer = AMD.manifest["layers"][1]["digest"]
         blobs = {**AMD.blobs, top["digest"]: raw}
-        with pytest.raises(Conflict, match=f"{AMD.descriptor['digest']} was not put"):
+        with pytest.raises(Conflict, match=f"{top['digest']} was not put"):
+            self.check(blobs, top["digest"])
+        with pytest.raises(Conflict, match=f"{AMD.descriptor['digest']}, a part of {top['digest']}, was not put"):
             self.check(blobs, AMD.descriptor["digest"])
         with pytest.raises(Conflict, match=f"{layer}, a part of {AMD.descriptor['digest']}, was not put"):
             self.check(blobs, layer)
