@@ -15,7 +15,7 @@ from lamella.digests import Digest
 from lamella.errors import Exhausted
 from lamella.streams.blob_reader import BlobReader
 from lamella.streams.blob_writer import BlobWriter
-from lamella.streams.compress import LEVELS
+from lamella.streams.compressions import COMPRESSIONS
 from lamella.streams.limits import BlobLimits
 
 pytestmark = pytest.mark.interop
@@ -43,7 +43,7 @@ def written(path: Path, tar: bytes, compression: str, level: int | None = None) 
 def test_gzip_and_pigz_read_our_gzip_at_every_level(needs: Needs, tmp_path: Path, tool: str, size: int) -> None:
     program = needs(tool)
     tar = tar_like(size)
-    for level in LEVELS["gzip"]:
+    for level in COMPRESSIONS["gzip"].levels:
         blob = written(tmp_path / "blob.gz", tar, "gzip", level)
         run(program, "-t", blob)
         assert tar == run(program, "-dc", blob)

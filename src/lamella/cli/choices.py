@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from lamella.extensions import Table
     from lamella.layers.kinds import LayerKind
+    from lamella.streams.compressions import Compression
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,15 +55,21 @@ class RowChoice(click.ParamType[str]):
 
 
 class RowOption(click.Option):
-    """An option whose help is made from the rows that the verb takes."""
+    """An option whose help ``describe`` makes from rows."""
 
-    def __init__(self, *args: Any, describe: Callable[[dict[str, Any]], str], **settings: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        rows: Callable[[], dict[str, Any]],
+        describe: Callable[[dict[str, Any]], str],
+        **settings: Any,
+    ) -> None:
         super().__init__(*args, **settings)
+        self._rows = rows
         self._describe = describe
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        if isinstance(self.type, RowChoice):
-            self.help = self._describe(self.type.rows())
+        self.help = self._describe(self._rows())
         return super().get_help_record(ctx)
 
 
@@ -78,12 +85,14 @@ def kind_option(
     def describe(rows: dict[str, LayerKind]) -> str:
         return f"{about} {'; '.join(f'{name}: {row.summary}' for name, row in rows.items())}."
 
+    choice = RowChoice(_layer_kinds, takes, others)
     return click.option(
         *names,
         "kind",
         cls=RowOption,
+        rows=choice.rows,
         describe=describe,
-        type=RowChoice(_layer_kinds, takes, others),
+        type=choice,
         default=default,
         show_default=default is not None,
     )
@@ -93,3 +102,36 @@ def _layer_kinds() -> Table[LayerKind]:
     from lamella.layers.kinds import LAYER_KINDS
 
     return LAYER_KINDS
+
+
+def compression_options(function: F) -> F:
+    """--compress, gzip by default, and --level."""
+    return _compression_options(function, "gzip")
+
+
+def new_compression_options(function: F) -> F:
+    """--compress, without a default, and --level."""
+    return _compression_options(function, None)
+
+
+def _compression_options(function: F, default: str | None) -> F:
+    choice = RowChoice(_compressions, lambda row: True)  # noqa: ARG005
+    function = click.option("--level", cls=RowOption, rows=choice.rows, describe=_levels, type=int, metavar="N")(
+        function
+    )
+    return click.option(
+        "--compress", type=choice, default=default, show_default=default is not None, help="Compression of layers."
+    )(function)
+
+
+def _levels(rows: dict[str, Compression]) -> str:
+    levelled = {name: row for name, row in rows.items() if row.levels}
+    levels = ", ".join(f"{name} {row.levels[0]} to {row.levels[-1]}" for name, row in levelled.items())
+    defaults = ", ".join(f"{name} {row.default_level}" for name, row in levelled.items())
+    return f"Compression level; higher is smaller and slower: {levels}.  [default: {defaults}]"
+
+
+def _compressions() -> Table[Compression]:
+    from lamella.streams.compressions import COMPRESSIONS
+
+    return COMPRESSIONS

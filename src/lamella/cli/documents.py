@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lamella.cli.console import Console, counted, human_size
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
     from lamella.images.image import Image
-    from lamella.oci.mediatypes import Compression
     from lamella.operations.layers.apply import Applied
     from lamella.operations.layers.write import Written
     from lamella.operations.pack import Packed
@@ -47,7 +46,7 @@ def written_document(written: Written) -> dict[str, Any]:
 
     facts = written.facts
     return {
-        "mediaType": oci_layer(cast("Compression", facts.compression)),
+        "mediaType": oci_layer(facts.compression),
         "digest": facts.digest,
         "size": facts.size,
         "diff_id": facts.diff_id,

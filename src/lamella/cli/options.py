@@ -156,23 +156,6 @@ def strict_option(function: F) -> F:
     return click.option("--strict", is_flag=True, help="Fail when something cannot be kept.")(function)
 
 
-def level_option(function: F) -> F:
-    """--level."""
-    return click.option(
-        "--level",
-        type=int,
-        metavar="N",
-        help="How hard to compress; more is smaller and slower: gzip 1 to 9, zstd 1 to 19.  [default: gzip 5, zstd 3]",
-    )(function)
-
-
-def compression_options(function: F) -> F:
-    """--compress and --level."""
-    function = level_option(function)
-    choice = click.Choice(["gzip", "zstd", "none"])
-    return click.option("--compress", type=choice, default="gzip", show_default=True, help="Compression.")(function)
-
-
 def policy(owner: str | None, devices: str | None) -> Policy:
     """The policy that --owner and --devices ask for, the rest as it fits the rights of this process."""
     from lamella.layers.policy import Devices, Owners, Policy

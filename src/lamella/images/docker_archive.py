@@ -22,11 +22,11 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.docker import SAVED_FILE, SavedImage, decode_saved
 from lamella.oci.documents import MAX_DOCUMENT, encode
 from lamella.oci.manifest import MAX_LAYERS, new_manifest
-from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, Compression, oci_layer
+from lamella.oci.mediatypes import OCI_CONFIG, OCI_MANIFEST, oci_layer
 from lamella.oci.reference import parse_reference
 from lamella.paths import LayerPath, parse_path
+from lamella.streams.compressions import MAGIC_SIZE, NONE, compression_of
 
-_MAGICS: Final[dict[bytes, Compression]] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _BY_DIGEST: Final = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 
 
@@ -96,11 +96,11 @@ class DockerArchiveReader(ImageReader):
             return known
         file, size = self._archive.open(path)
         with file:
-            start = file.read(4)
-        compression: Compression = next((name for magic, name in _MAGICS.items() if start.startswith(magic)), "none")
-        digest = diff_id if compression == "none" else self._archive.sha256(path)
+            start = file.read(MAGIC_SIZE)
+        compression = compression_of(start)
+        digest = diff_id if compression == NONE else self._archive.sha256(path)
         layer = Descriptor(media_type=oci_layer(compression), digest=digest, size=size)
-        if compression != "none":
+        if compression != NONE:
             self._compressed[path] = layer
         self._members.setdefault(digest, path)
         return layer

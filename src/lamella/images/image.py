@@ -18,7 +18,7 @@ from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.config import ImageConfig, pair_layers
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.manifest import Manifest
-from lamella.oci.mediatypes import FOREIGN_LAYERS, Compression, layer_compression
+from lamella.oci.mediatypes import FOREIGN_LAYERS, layer_compression
 from lamella.oci.platform import Platform, parse_platform
 
 
@@ -27,7 +27,7 @@ class ImageLayer(Struct, frozen=True):
 
     descriptor: Descriptor
     diff_id: Digest
-    compression: Compression
+    compression: str
     """What the media type says; the bytes may say otherwise."""
     reader: ImageReader
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from lamella.errors import Unsupported
-
-Compression: TypeAlias = Literal["none", "gzip", "zstd"]
+from lamella.streams.compressions import COMPRESSIONS, NONE
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -31,62 +30,56 @@ CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _OCI_FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 _DOCKER_FOREIGN: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 
-FOREIGN_LAYERS: Final = frozenset(
-    {
-        _OCI_FOREIGN,
-        _OCI_FOREIGN + "+gzip",
-        _OCI_FOREIGN + "+zstd",
-        _DOCKER_FOREIGN,
-        _DOCKER_FOREIGN + ".gzip",
-        _DOCKER_FOREIGN + ".zstd",
-    }
-)
-"""Layers whose bytes need not be where the image is, but at the ``urls`` of their descriptor."""
+_PLAIN_LAYERS: Final = {OCI_LAYER: "+", _OCI_FOREIGN: "+", DOCKER_LAYER: ".", _DOCKER_FOREIGN: "."}
+"""Types of uncompressed layers, and what joins them to the name of a compression."""
 
-_LAYERS: Final[dict[str, Compression]] = {
-    OCI_LAYER: "none",
-    OCI_LAYER_GZIP: "gzip",
-    OCI_LAYER_ZSTD: "zstd",
-    DOCKER_LAYER: "none",
-    DOCKER_LAYER_GZIP: "gzip",
-    DOCKER_LAYER_ZSTD: "zstd",
-    **{
-        kind: "gzip" if kind.endswith("gzip") else "zstd" if kind.endswith("zstd") else "none"
-        for kind in FOREIGN_LAYERS
-    },
-}
 
-_OCI_LAYER_OF: Final[dict[Compression, str]] = {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
-_DOCKER_SUFFIX: Final[dict[Compression, str]] = {"none": "", "gzip": ".gzip", "zstd": ".zstd"}
+def _compressed(plain: str, compression: str) -> str:
+    return plain if compression == NONE else f"{plain}{_PLAIN_LAYERS[plain]}{compression}"
+
+
+_LAYERS: Final = {_compressed(plain, name): name for plain in _PLAIN_LAYERS for name in COMPRESSIONS.built_in}
+
+FOREIGN_LAYERS: Final = frozenset(name for name in _LAYERS if name.startswith((_OCI_FOREIGN, _DOCKER_FOREIGN)))
+"""Layers whose blobs may be absent from where the image is, and are at the ``urls`` of their descriptors."""
 
 
 def is_layer(media_type: str) -> bool:
     """Whether blobs of this type are tar layers."""
-    return media_type in _LAYERS
+    return media_type in _LAYERS or _added_compression(media_type) is not None
 
 
-def layer_compression(media_type: str) -> Compression:
-    """How a layer of this type is compressed. Raises Unsupported for what is not a tar layer."""
+def layer_compression(media_type: str) -> str:
+    """The compression of a layer of this type. Raises Unsupported for types of other blobs."""
     found = _LAYERS.get(media_type)
     if found is None:
         if media_type.endswith("+encrypted"):
             raise Unsupported(f"encrypted layer of type {media_type!r}", hint="decrypt the image first")
+        found = _added_compression(media_type)
+    if found is None:
         raise Unsupported(f"{media_type!r} is not the media type of a tar layer")
     return found
 
 
-def oci_layer(compression: Compression) -> str:
+def _added_compression(media_type: str) -> str | None:
+    """The compression of an installed package that the type names, if any."""
+    for plain, joint in _PLAIN_LAYERS.items():
+        name = media_type.removeprefix(plain + joint)
+        if name != media_type and name in COMPRESSIONS:
+            return name
+    return None
+
+
+def oci_layer(compression: str) -> str:
     """The OCI media type of a tar layer compressed like this."""
-    return _OCI_LAYER_OF[compression]
+    return _compressed(OCI_LAYER, compression)
 
 
 def retyped_layer(media_type: str, *, docker: bool) -> str:
-    """The media type that the same layer has in an image of Docker's format, or of OCI's. Raises Unsupported."""
+    """The media type of the same layer in an image of Docker's format, or of OCI's. Raises Unsupported."""
     compression = layer_compression(media_type)
     if media_type.startswith("application/vnd.docker.") == docker:
         return media_type
-    if docker:
-        return (_DOCKER_FOREIGN if media_type in FOREIGN_LAYERS else DOCKER_LAYER) + _DOCKER_SUFFIX[compression]
     if media_type in FOREIGN_LAYERS:
-        return _OCI_FOREIGN + ("" if compression == "none" else f"+{compression}")
-    return oci_layer(compression)
+        return _compressed(_DOCKER_FOREIGN if docker else _OCI_FOREIGN, compression)
+    return _compressed(DOCKER_LAYER if docker else OCI_LAYER, compression)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lamella.oci.config import ImageConfig
     from lamella.oci.descriptor import Descriptor
     from lamella.oci.manifest import Manifest
-    from lamella.oci.mediatypes import Compression
     from lamella.oci.platform import Platform
     from lamella.operations.surgery.convert import Format
     from lamella.operations.surgery.draft import Draft
@@ -239,7 +238,7 @@ class Image:
 
     def convert(
         self,
-        compression: Compression | None = None,
+        compression: str | None = None,
         *,
         level: int | None = None,
         again: bool = False,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
@@ -36,7 +36,6 @@ from lamella.paths import LayerPath
 if TYPE_CHECKING:
     from lamella.layers.windows.names import NameRules
     from lamella.layers.windows.transforms import WindowsTemplate
-    from lamella.oci.mediatypes import Compression
     from lamella.operations.surgery.new_layers import Opened
     from lamella.progress import Cancellation, Progress
 
@@ -180,9 +179,7 @@ def write_image(
         written = write_layer(changes, blob.file, options, lookup=lookup, progress=progress, cancel=cancel)
         facts = written.facts
         blob.keep(facts.digest, facts.size)
-    layer = Descriptor(
-        media_type=oci_layer(cast("Compression", facts.compression)), digest=facts.digest, size=facts.size
-    )
+    layer = Descriptor(media_type=oci_layer(facts.compression), digest=facts.digest, size=facts.size)
     config = msgspec.structs.replace(config, rootfs=RootFs(diff_ids=[facts.diff_id]))
     document = writer.put_document(OCI_CONFIG, encode(config))
     manifest = writer.put_document(OCI_MANIFEST, encode(new_manifest(document, [layer])))

@@ -15,8 +15,9 @@ from lamella.digests import Digest
 from lamella.errors import DigestMismatch, FormatError, SizeMismatch, from_os
 from lamella.progress import Cancellation
 from lamella.streams.buffers import NOTHING, OwnRing, Ring
+from lamella.streams.compressions import NONE, identify, new_decoder
 from lamella.streams.decompress import Bounded, Source
-from lamella.streams.limits import DEFAULT_LIMITS, BlobFacts, BlobLimits, identify
+from lamella.streams.limits import DEFAULT_LIMITS, BlobFacts, BlobLimits
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -210,11 +211,11 @@ class _Pass:
         head = source.peek(SMALL_BLOB + 1)
         self.source = source
         self.compression = identify(head, expected)
-        self.decoder = Bounded(source, self.compression, limits)
+        self.decoder = Bounded(source, new_decoder(self.compression, source, limits), limits)
         pieces, self.tar_hash = hashes
         self.blob_hash = pieces
         stream = [] if self.tar_hash is None else [self.tar_hash]
-        if pieces is not None and self.compression == "none":
+        if pieces is not None and self.compression == NONE:
             # The blob is the stream: hashed once, unless the two digests are of different kinds.
             if self.tar_hash is not None and pieces.name == self.tar_hash.name:
                 self.blob_hash = self.tar_hash

@@ -14,7 +14,8 @@ from typing import BinaryIO, Final, Self
 
 from lamella.digests import Digest
 from lamella.errors import StreamConsumed
-from lamella.streams.compress import BLOCK_SIZE, WINDOW, Encoder, new_encoder
+from lamella.streams.compress import BLOCK_SIZE, WINDOW, Encoder
+from lamella.streams.compressions import NONE, new_encoder
 from lamella.streams.limits import BlobFacts, Buffer
 
 __all__ = ["BlobWriter"]
@@ -70,7 +71,7 @@ class BlobWriter:
         self._encoder = new_encoder(compression, level, threads)
         self._compression = compression
         self._threads = threads
-        self._output = _Output(sink, same=compression == "none")
+        self._output = _Output(sink, same=compression == NONE)
         self._block = memoryview(bytearray(BLOCK_SIZE))
         self._filled = 0
         self._before = b""

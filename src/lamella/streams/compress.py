@@ -8,18 +8,13 @@ import zlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from lamella.errors import InvalidInput
-from lamella.streams.limits import COMPRESSIONS, Buffer
+from lamella.streams.limits import Buffer
 
 BLOCK_SIZE: Final = 1 << 20
 """Bytes of the tar that are compressed at a time."""
 
 WINDOW: Final = 32 << 10
 """Bytes before a block that deflate may refer to."""
-
-LEVELS: Final[dict[str, range]] = {"gzip": range(1, 10), "zstd": range(1, 20), "none": range(0)}
-
-DEFAULT_LEVEL: Final[dict[str, int]] = {"gzip": 5, "zstd": 3}
 
 _GZIP_HEAD: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """No name, no time, no operating system: nothing but the tar decides the bytes (RFC 1952, 2.3)."""
@@ -63,26 +58,9 @@ class Encoder(Protocol):
         ...
 
 
-def new_encoder(compression: str, level: int | None, threads: int) -> Encoder:
-    """An encoder of ``compression``; the default level where ``level`` is None.
+class PlainEncoder:
+    """No compression."""
 
-    Raises InvalidInput for a compression or level that there is not.
-    """
-    if compression not in COMPRESSIONS:
-        raise InvalidInput(f"unknown compression {compression!r}, expected one of {', '.join(COMPRESSIONS)}")
-    levels = LEVELS[compression]
-    if level is None:
-        level = DEFAULT_LEVEL.get(compression, 0)
-    elif not levels:
-        raise InvalidInput("without compression there is no level")
-    elif level not in levels:
-        raise InvalidInput(f"{compression} level {level} is not one of {levels[0]} to {levels[-1]}")
-    if compression == "gzip":
-        return _Gzip(level, threads)
-    return _Zstd(level, threads) if compression == "zstd" else _Plain()
-
-
-class _Plain:
     workers = 0
     head = b""
 
@@ -99,7 +77,7 @@ class _Plain:
         return data
 
 
-class _Gzip:
+class GzipEncoder:
     """One member whose blocks are compressed apart, each primed with the bytes before it and ended by a sync flush."""
 
     head = _GZIP_HEAD
@@ -150,7 +128,7 @@ def _deflate(level: int) -> Callable[[memoryview, bytes], bytes]:
     return block
 
 
-class _Zstd:
+class ZstdEncoder:
     """One frame with a checksum. The library's own threads do the work, one of ours hands it the blocks."""
 
     workers = 1

@@ -152,14 +152,10 @@ class Bounded:
 
     __slots__ = ("_decoder", "_limits", "_source", "size")
 
-    def __init__(self, source: Source, compression: str, limits: BlobLimits) -> None:
+    def __init__(self, source: Source, decoder: Decoder, limits: BlobLimits) -> None:
         self._source = source
         self._limits = limits
-        self._decoder: Decoder = source
-        if compression == "gzip":
-            self._decoder = _Gzip(source)
-        elif compression == "zstd":
-            self._decoder = _Zstd(source, limits.window_log_max)
+        self._decoder = decoder
         self.size = 0
         """Uncompressed bytes so far."""
 
@@ -177,7 +173,7 @@ class Bounded:
         return filled
 
 
-class _Gzip:
+class GzipDecoder:
     """Members one after the other, as Go's reader takes them: whatever follows the last one must be a member too.
 
     The reader beneath skips zeros between members and at the end, as gzip(1) does. Zeros after a blob of one member
@@ -241,7 +237,7 @@ def _gzip_reader(source: Source) -> Callable[[memoryview], int]:
     return _GzipReader(source, READ_SIZE).readinto  # type: ignore[arg-type]
 
 
-class _Zstd:
+class ZstdDecoder:
     """Frames one after the other, skippable ones among them (RFC 8878), none with a window above the cap."""
 
     __slots__ = ("_at", "_cap", "_chunk", "_fed", "_frame", "_source", "_step")

@@ -11,8 +11,9 @@ from typing import BinaryIO, Final, Self
 
 from lamella.errors import FormatError, from_os
 from lamella.streams.buffers import BUFFER_SIZE
+from lamella.streams.compressions import MAGIC_SIZE, NONE, identify, new_decoder
 from lamella.streams.decompress import Bounded, Source
-from lamella.streams.limits import DEFAULT_LIMITS, MAGIC_SIZE, BlobLimits, identify
+from lamella.streams.limits import DEFAULT_LIMITS, BlobLimits
 
 _STEP: Final = 256 << 10
 
@@ -97,7 +98,7 @@ class SeekableBlob:
         try:
             source = Source(raw)
             compression = identify(source.peek(MAGIC_SIZE), self._expected)
-            if compression == "none" and raw.seekable():
+            if compression == NONE and raw.seekable():
                 return _InPlace(raw)
             return _Forward(raw, source, compression, self._limits)
         except BaseException:
@@ -127,7 +128,7 @@ class _Forward:
     def __init__(self, raw: BinaryIO, source: Source, compression: str, limits: BlobLimits) -> None:
         self.compression = compression
         self._raw = raw
-        self._decoder = Bounded(source, compression, limits)
+        self._decoder = Bounded(source, new_decoder(compression, source, limits), limits)
         self._room = memoryview(bytearray(_STEP))
 
     @property
@@ -151,7 +152,8 @@ class _Spooled:
     ) -> None:
         self._raw = raw
         try:
-            self._decoder = Bounded(Source(raw), compression, limits)
+            source = Source(raw)
+            self._decoder = Bounded(source, new_decoder(compression, source, limits), limits)
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - closed with this object
         except OSError as error:
             raw.close()

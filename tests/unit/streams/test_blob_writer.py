@@ -19,7 +19,8 @@ from tests.unit.streams.blobs import COMPRESSIONS, tar_like, workers
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, StreamConsumed
 from lamella.streams.blob_writer import BlobWriter
-from lamella.streams.compress import BLOCK_SIZE, LEVELS
+from lamella.streams.compress import BLOCK_SIZE
+from lamella.streams.compressions import COMPRESSIONS as ROWS
 from lamella.streams.limits import BlobFacts, Buffer
 from lamella.streams.zstandard import zstd
 
@@ -65,7 +66,7 @@ def test_neither_threads_nor_pieces_change_a_byte(compression: str, size: int) -
 
 
 @pytest.mark.parametrize(
-    ("compression", "level"), [(name, level) for name in ("gzip", "zstd") for level in LEVELS[name] if level < 13]
+    ("compression", "level"), [(name, level) for name in ("gzip", "zstd") for level in ROWS[name].levels if level < 13]
 )
 def test_each_level_gives_the_tar_back(compression: str, level: int) -> None:
     tar = tar_like(1_200_000)
@@ -161,7 +162,7 @@ def test_a_file_that_takes_little_at_once_gets_all(compression: str) -> None:
         ({"compression": "gzip", "level": 0}, "gzip level 0 is not one of 1 to 9"),
         ({"compression": "gzip", "level": 10}, "gzip level 10 is not one of 1 to 9"),
         ({"compression": "zstd", "level": 20}, "zstd level 20 is not one of 1 to 19"),
-        ({"compression": "none", "level": 1}, "without compression there is no level"),
+        ({"compression": "none", "level": 1}, "the compression 'none' has no levels"),
     ],
 )
 def test_a_compression_or_level_that_there_is_not_is_refused(options: dict[str, Any], match: str) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from lamella.cli.choices import compression_options
 from lamella.cli.console import Console
 from lamella.cli.documents import finished_document, finished_summary, losses_document
 from lamella.cli.options import (
     awkward_names_option,
-    compression_options,
     name_rules,
     platform_option,
     read_owner_option,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from lamella.cli.choices import kind_option
+from lamella.cli.choices import kind_option, new_compression_options
 from lamella.cli.console import Console
 from lamella.cli.documents import layer_document, layer_summary, losses_document
-from lamella.cli.options import level_option, platform_option, replace_option, strict_option
+from lamella.cli.options import platform_option, replace_option, strict_option
 from lamella.cli.verb import ImageVerb
 
 
@@ -29,8 +29,7 @@ from lamella.cli.verb import ImageVerb
     type=click.Path(path_type=Path),
     help="With --to, for a single layer: the composite image below it.",
 )
-@click.option("--compress", type=click.Choice(["gzip", "zstd", "none"]), help="Compression of the layers.")
-@level_option
+@new_compression_options
 @click.option("--again", is_flag=True, help="Compress those too that are compressed this way already.")
 @click.option("--format", "format_", type=click.Choice(["oci", "docker"]), help="Media types of the documents.")
 @click.option("--all", "all_platforms", is_flag=True, help="Convert an index with the images of all platforms.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import click
 
+from lamella.cli.choices import compression_options
 from lamella.cli.console import Console
 from lamella.cli.documents import packed_document, packed_summary
-from lamella.cli.options import compression_options, platform_option, replace_option, strict_option
+from lamella.cli.options import platform_option, replace_option, strict_option
 from lamella.cli.verb import ImageVerb
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from lamella.cli.choices import compression_options
 from lamella.cli.console import Console
 from lamella.cli.documents import packed_document, packed_summary
 from lamella.cli.options import (
     awkward_names_option,
-    compression_options,
     name_rules,
     pair,
     read_owner_option,

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from lamella.cli.choices import kind_option
+from lamella.cli.choices import compression_options, kind_option
 from lamella.cli.console import Console, human_size
 from lamella.cli.options import (
     awkward_names_option,
-    compression_options,
     name_rules,
     read_owner_option,
     strict_option,

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import click
 
+from lamella.cli.choices import compression_options
 from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import losses_document
-from lamella.cli.options import compression_options, strict_option
+from lamella.cli.options import strict_option
 from lamella.cli.verb import Verb, VerbGroup
 
 _IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=click.Path(path_type=Path))

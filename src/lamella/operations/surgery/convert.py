@@ -22,7 +22,7 @@ from lamella.images.resolve import Resolved, find_one, resolve
 from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import Index
-from lamella.oci.mediatypes import DOCKER_LIST, DOCKER_MANIFEST, FOREIGN_LAYERS, INDEXES, OCI_INDEX, Compression
+from lamella.oci.mediatypes import DOCKER_LIST, DOCKER_MANIFEST, FOREIGN_LAYERS, INDEXES, OCI_INDEX
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.copy import move_blobs
 from lamella.operations.layers.read import checked_reader
@@ -38,6 +38,7 @@ from lamella.operations.surgery.draft import (
 )
 from lamella.operations.surgery.rewrite_index import rewrite_index
 from lamella.streams.blob_writer import BlobWriter
+from lamella.streams.compressions import COMPRESSIONS
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -71,7 +72,7 @@ class Conversion(Struct, frozen=True):
     further kinds of layers would be told.
     """
 
-    compression: Compression | None = None
+    compression: str | None = None
     level: int | None = None
     threads: int | None = None
     again: bool = False
@@ -80,12 +81,11 @@ class Conversion(Struct, frozen=True):
     """A directory for the recipes of the layers that are written anew."""
 
     def __post_init__(self) -> None:
-        if self.compression is not None and self.compression not in get_args(Compression):
-            raise InvalidInput(f"no compression is called {self.compression!r}; there are gzip, zstd and none")
+        row = None if self.compression is None else COMPRESSIONS[self.compression]
         if self.format is not None and self.format not in get_args(Format):
             raise InvalidInput(f"no format is called {self.format!r}; there are oci and docker")
-        if self.format == "docker" and self.compression == "zstd":
-            raise InvalidInput("Docker's format has no layers of zstd", hint="choose gzip, or the format oci")
+        if self.format == "docker" and row is not None and not row.in_docker_format:
+            raise InvalidInput(f"Docker's format has no layers of {self.compression}", hint="choose gzip")
         if self.level is not None and self.compression is None:
             raise InvalidInput("a level is for a compression, and none is given")
 
@@ -121,7 +121,7 @@ def convert(
     Raises Integrity, NotFound, InvalidInput, Unsupported, AlreadyExists, Exhausted.
     """
     how = Conversion(
-        cast("Compression | None", compression),
+        compression,
         level,
         threads,
         again,
@@ -159,9 +159,9 @@ def _converted(
     manifest = draft.manifest
     if how.format == "docker":
         for layer in layers:
-            if isinstance(layer, ImageLayer) and layer.compression == "zstd":
+            if isinstance(layer, ImageLayer) and not COMPRESSIONS[layer.compression].in_docker_format:
                 raise Unsupported(
-                    f"layer {layer.descriptor.digest}: Docker's format has no layers of zstd",
+                    f"layer {layer.descriptor.digest}: Docker's format has no layers of {layer.compression}",
                     hint="have them compressed with gzip as well",
                 )
         for name in manifest.annotations:

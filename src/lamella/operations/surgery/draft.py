@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -30,10 +30,10 @@ from lamella.oci.mediatypes import (
     retyped_layer,
 )
 from lamella.operations.copy import put_missing
+from lamella.streams.compressions import COMPRESSIONS
 
 if TYPE_CHECKING:
     from lamella.images.transports import ImageName
-    from lamella.oci.mediatypes import Compression
     from lamella.progress import Cancellation, Progress
     from lamella.streams.blob_reader import BlobFacts
 
@@ -164,7 +164,8 @@ def finish(
             descriptors.append(stored.descriptor)
             diff_ids.append(stored.facts.diff_id)
     annotated = bool(draft.manifest.annotations)
-    docker = draft.docker and not annotated and all(layer_compression(one.media_type) != "zstd" for one in descriptors)
+    docker = draft.docker and not annotated
+    docker = docker and all(COMPRESSIONS[layer_compression(one.media_type)].in_docker_format for one in descriptors)
     descriptors = [_retyped(one, docker) for one in descriptors]
     rootfs: RootFs = msgspec.structs.replace(draft.config.rootfs, diff_ids=diff_ids)
     config: ImageConfig = msgspec.structs.replace(draft.config, rootfs=rootfs)
@@ -221,7 +222,7 @@ def _put_again(place: BlobTaker, origin: Image, descriptor: Descriptor, document
 
 def described(facts: BlobFacts) -> Descriptor:
     """The descriptor of a layer that has been read or written."""
-    media_type = oci_layer(cast("Compression", facts.compression))
+    media_type = oci_layer(facts.compression)
     return Descriptor(media_type=media_type, digest=facts.digest, size=facts.size)
 
 

@@ -34,13 +34,6 @@ LOG = logging.getLogger("lamella.service")
 UNCOMPRESSED: Final = "containerd.io/uncompressed"
 """The label of a layer that is compressed: the digest of its tar."""
 
-_COMPRESSIONS: Final[dict[str, mediatypes.Compression]] = {
-    "": "gzip",
-    mediatypes.OCI_LAYER: "none",
-    mediatypes.OCI_LAYER_GZIP: "gzip",
-    mediatypes.OCI_LAYER_ZSTD: "zstd",
-}
-
 
 class ReadableBlobs(Protocol):
     """What is needed to apply a layer."""
@@ -120,8 +113,8 @@ class Diff:
         Raises Unsupported (media type, kind of mount), Unavailable (the reference is in use) and what reading raises.
         """
         media_type = request.media_type or mediatypes.OCI_LAYER_GZIP
-        compression = _COMPRESSIONS.get(media_type)
-        if compression is None:
+        compression = mediatypes.layer_compression(media_type)
+        if media_type != mediatypes.oci_layer(compression):
             raise Unsupported(f"no layers of the media type {media_type!r} are made here")
         left, right = typed(request.left), typed(request.right)
         make = comparing(left, right)
@@ -147,7 +140,7 @@ class Diff:
 class _Layer:
     """A layer in the making (`WriteLayer`)."""
 
-    def __init__(self, ingest: Ingest, compression: mediatypes.Compression, epoch: int | None, call: Call) -> None:
+    def __init__(self, ingest: Ingest, compression: str, epoch: int | None, call: Call) -> None:
         self._ingest = ingest
         self._compression = compression
         self._epoch = epoch

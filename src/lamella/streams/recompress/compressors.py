@@ -120,7 +120,8 @@ class _Blocks:
 
 class _Lamella:
     def __init__(self, level: int) -> None:
-        from lamella.streams.compress import BLOCK_SIZE, new_encoder
+        from lamella.streams.compress import BLOCK_SIZE
+        from lamella.streams.compressions import new_encoder
 
         self._encoder = new_encoder("gzip", level, 1)
         self._blocks = _Blocks(BLOCK_SIZE, lambda data, before: self._encoder.block(memoryview(data), before))
@@ -179,7 +180,8 @@ class _Pigz:
 
 class _LamellaZstd:
     def __init__(self, level: int) -> None:
-        from lamella.streams.compress import BLOCK_SIZE, new_encoder
+        from lamella.streams.compress import BLOCK_SIZE
+        from lamella.streams.compressions import new_encoder
 
         self._encoder = new_encoder("zstd", level, 1)
         self._blocks = _Blocks(BLOCK_SIZE, lambda data, before: self._encoder.block(memoryview(data), before))

@@ -31,7 +31,6 @@ from lamella.oci.mediatypes import (
     OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
-    Compression,
     layer_compression,
 )
 from lamella.operations.layers.write import LayerOptions, write_layer
@@ -78,7 +77,7 @@ def tree(tmp_path: Path) -> Path:
 def stored(served: Served, changes: Sequence[Change], media_type: str = OCI_LAYER_GZIP) -> tuple[Descriptor, Digest]:
     """A layer in the store, and its diff id."""
     blob = io.BytesIO()
-    compression: Compression = layer_compression(media_type)
+    compression: str = layer_compression(media_type)
     facts = write_layer(changes, blob, LayerOptions(compression=compression)).facts
     return put(served, blob.getvalue(), media_type), facts.diff_id
 

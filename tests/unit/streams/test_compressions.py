@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a blob's first bytes tell."""
+"""The compression of a blob, by its first bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.unit.streams.blobs import gzipped, skippable, zstd_frame
 
 from lamella.errors import InvalidInput, Unsupported
-from lamella.streams.limits import MAGIC_SIZE, identify
+from lamella.streams.compressions import MAGIC_SIZE, identify
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_an_empty_blob_is_an_uncompressed_stream_whatever_its_media_type(says: s
 
 
 def test_a_compression_of_another_name_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="unknown compression 'GZIP', expected one of gzip, zstd, none"):
+    with pytest.raises(InvalidInput, match="unknown compression 'GZIP'; choose from gzip, zstd, none"):
         identify(b"", "GZIP")
