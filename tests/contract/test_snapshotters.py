@@ -10,7 +10,7 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.host.mounting import mount_points, unmount
-from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
+from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing import snapshotter_suite
 from lamella.testing.builders import file
@@ -26,11 +26,11 @@ def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
         unmount(point, lazy=True)
 
 
-def snapshots(kind: str, tmp_path: Path) -> Snapshots:
+def snapshots(kind: str, tmp_path: Path) -> LocalSnapshots:
     return open_snapshotter(kind, Store.open(tmp_path / "store").namespace("tests").context)
 
 
-def readonly(kind: str, tmp_path: Path) -> Snapshots:
+def readonly(kind: str, tmp_path: Path) -> LocalSnapshots:
     with Store.open(tmp_path / "store") as store:
         writable = open_snapshotter(kind, store.namespace("tests").context)
         writable.prepare("key")

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lamella.store.metadata.images import Images
-from lamella.store.metadata.leases import Leases
-from lamella.store.store import Space, Store
+from lamella.store.metadata.images import LocalImages
+from lamella.store.metadata.leases import LocalLeases
+from lamella.store.store import LocalNamespace, Store
 from lamella.testing.image_store_suite import ImageStoreTests
 from lamella.testing.lease_suite import LeaseTests
 
 
 class _OnDisk:
-    def space(self, tmp_path: Path) -> Space:
+    def space(self, tmp_path: Path) -> LocalNamespace:
         self.store = Store.open(tmp_path / "store")
         return self.store.namespace("default")
 
@@ -22,10 +22,10 @@ class _OnDisk:
 
 
 class TestImages(_OnDisk, ImageStoreTests):
-    def make(self, tmp_path: Path) -> Images:
+    def make(self, tmp_path: Path) -> LocalImages:
         return self.space(tmp_path).images
 
 
 class TestLeases(_OnDisk, LeaseTests):
-    def make(self, tmp_path: Path) -> Leases:
+    def make(self, tmp_path: Path) -> LocalLeases:
         return self.space(tmp_path).leases

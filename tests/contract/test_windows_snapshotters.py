@@ -26,8 +26,8 @@ from lamella.store.check.check import check
 from lamella.store.contract import BlockCimMount, CimMount, SnapshotKind
 from lamella.store.disk_layout import snapshotter_path
 from lamella.store.mounting import mount_all
-from lamella.store.snapshots.drivers.blockcim import BlockCimForm
-from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
+from lamella.store.snapshots.drivers.blockcim import BlockCimDriver
+from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.store.unpack.image import unpack_image
 from lamella.testing.images import image_of_tars, put_image
@@ -42,19 +42,19 @@ def layer_of(changes: Iterable[Change], parent: str) -> Iterable[Change]:
     yield from windows_from_posix(changes)
 
 
-def committed(snapshots: Snapshots, name: str, changes: Iterable[Change], parent: str = "") -> None:
+def committed(snapshots: LocalSnapshots, name: str, changes: Iterable[Change], parent: str = "") -> None:
     snapshots.prepare(f"extract {name}", parent)
     apply(changes, snapshots.sink(f"extract {name}"))
     snapshots.commit(name, f"extract {name}")
 
 
-def names(snapshots: Snapshots, key: str, path: str = "Files") -> list[str]:
+def names(snapshots: LocalSnapshots, key: str, path: str = "Files") -> list[str]:
     with snapshots.tree(key) as tree:
         return [entry.path.rpartition("/")[2] for entry in tree.entries(LayerPath(path))]
 
 
 class TestCim(SnapshotGraphTests):
-    def make(self, tmp_path: Path) -> Snapshots:
+    def make(self, tmp_path: Path) -> LocalSnapshots:
         return open_snapshotter("cim", Store.open(tmp_path / "store").namespace("tests").context)
 
     def layer(self, changes: Iterable[Change], parent: str) -> Iterable[Change]:
@@ -66,17 +66,17 @@ class TestBlockCim(SnapshotGraphTests):
     def compiler(self, needs: Callable[..., str]) -> None:
         check_compiler(needs)
 
-    def make(self, tmp_path: Path) -> Snapshots:
+    def make(self, tmp_path: Path) -> LocalSnapshots:
         return blocks(Store.open(tmp_path / "store"), StubCimfs())
 
     def layer(self, changes: Iterable[Change], parent: str) -> Iterable[Change]:
         return layer_of(changes, parent)
 
 
-def blocks(store: Store, stub: StubCimfs, options: BlockOptions | None = None) -> Snapshots:
+def blocks(store: Store, stub: StubCimfs, options: BlockOptions | None = None) -> LocalSnapshots:
     calls = Cimfs(StubLoader(cimfs=stub.library), WindowsBuild(27800))
-    return Snapshots(
-        store.namespace("tests").context, BlockCimForm(snapshotter_path(store.root, "blockcim"), options, calls=calls)
+    return LocalSnapshots(
+        store.namespace("tests").context, BlockCimDriver(snapshotter_path(store.root, "blockcim"), options, calls=calls)
     )
 
 
@@ -86,14 +86,14 @@ class TestImagesOfSnapshots:
         return Store.open(tmp_path / "store")
 
     @pytest.fixture
-    def snapshots(self, store: Store) -> Snapshots:
+    def snapshots(self, store: Store) -> LocalSnapshots:
         return open_snapshotter("cimfs", store.namespace("tests").context)
 
     @pytest.fixture
     def images(self, store: Store) -> Path:
         return snapshotter_path(store.root, "cimfs") / "cim-layers"
 
-    def test_show_what_the_layers_come_to(self, snapshots: Snapshots) -> None:
+    def test_show_what_the_layers_come_to(self, snapshots: LocalSnapshots) -> None:
         committed(snapshots, "base", windows_base(file("Files/kept", b"1"), file("Files/gone", b"2")))
         committed(snapshots, "top", [directory("Files"), file("Files/new", b"3"), whiteout("Files/gone")], "base")
         assert names(snapshots, "base") == ["Windows", "gone", "kept"]
@@ -108,7 +108,7 @@ class TestImagesOfSnapshots:
             root = tree.lookup(ROOT)
             assert (root is not None and root.kind, tree.entries(ROOT)) == (Kind.DIRECTORY, [])
 
-    def test_carry_hives_from_layer_to_layer(self, snapshots: Snapshots) -> None:
+    def test_carry_hives_from_layer_to_layer(self, snapshots: LocalSnapshots) -> None:
         committed(snapshots, "base", windows_base())
         delta = MemoryKey("d")
         delta.make("added")
@@ -120,7 +120,7 @@ class TestImagesOfSnapshots:
         assert (base / "SYSTEM_BASE").samefile(top / "SYSTEM_BASE")
         assert not (base / "SAM_BASE").samefile(top / "SAM_BASE")
 
-    def test_are_what_mounts_name(self, store: Store, snapshots: Snapshots, images: Path) -> None:
+    def test_are_what_mounts_name(self, store: Store, snapshots: LocalSnapshots, images: Path) -> None:
         (first,) = snapshots.prepare("extract 1")
         assert isinstance(first, CimMount)
         assert first.image is not None
@@ -139,7 +139,7 @@ class TestImagesOfSnapshots:
         with pytest.raises(Unsupported, match="Windows alone"):
             mount_all((view,), store.root)
 
-    def test_go_with_their_snapshots(self, snapshots: Snapshots, images: Path) -> None:
+    def test_go_with_their_snapshots(self, snapshots: LocalSnapshots, images: Path) -> None:
         committed(snapshots, "base", windows_base())
         before = sorted(os.listdir(images))
         committed(snapshots, "top", [directory("Files"), file("Files/f", bytes(9000))], "base")
@@ -168,7 +168,7 @@ class TestImagesOfSnapshots:
         assert os.listdir(images) == []
         snapshots.cleanup()
 
-    def test_that_windows_wrote_go_too(self, snapshots: Snapshots, images: Path) -> None:
+    def test_that_windows_wrote_go_too(self, snapshots: LocalSnapshots, images: Path) -> None:
         """Their regions have a GUID of their own."""
         from lamella.layers.cim.image_files import CimLayer
         from lamella.layers.cim.sink import CimSink
@@ -182,7 +182,7 @@ class TestImagesOfSnapshots:
         snapshots.remove("base")
         assert os.listdir(images) == []
 
-    def test_count_for_the_snapshot_alone(self, snapshots: Snapshots) -> None:
+    def test_count_for_the_snapshot_alone(self, snapshots: LocalSnapshots) -> None:
         block = os.urandom(300_000)
         committed(snapshots, "base", windows_base(file("Files/big", block)))
         committed(snapshots, "top", [directory("Files"), file("Files/small", b"1")], "base")
@@ -190,7 +190,7 @@ class TestImagesOfSnapshots:
         assert snapshots.usage("top").size < 100_000
         assert snapshots.usage("top").inodes > 7
 
-    def test_are_made_once(self, snapshots: Snapshots) -> None:
+    def test_are_made_once(self, snapshots: LocalSnapshots) -> None:
         snapshots.prepare("extract")
         apply(windows_base(), snapshots.sink("extract"))
         with pytest.raises(Conflict, match="already"):
@@ -199,7 +199,7 @@ class TestImagesOfSnapshots:
         with pytest.raises(InvalidInput, match="owners"):
             snapshots.sink("extract 2", policy=Policy())
 
-    def test_are_missed_by_a_check_of_the_store(self, store: Store, snapshots: Snapshots, images: Path) -> None:
+    def test_are_missed_by_a_check_of_the_store(self, store: Store, snapshots: LocalSnapshots, images: Path) -> None:
         committed(snapshots, "base", windows_base())
         snapshots.view("view", "base")
         snapshots.prepare("active", "base")

@@ -26,7 +26,7 @@ from lamella.paths import LayerPath
 from lamella.store.check.check import check
 from lamella.store.gc.collect import collect
 from lamella.store.gc.labels import CONTENT, REF_SNAPSHOT, needed
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.testing.images import small_image, tagged, write_layout
 
 WORK = Path(__file__).with_name("work.py")
@@ -121,7 +121,7 @@ def start(root: Path, seed: int, images: Path, namespace: str = "work", count: i
     return child
 
 
-def kept_as_told(space: Space, told: Told) -> None:
+def kept_as_told(space: LocalNamespace, told: Told) -> None:
     """Compare what was reported with what is there, and note what is there from now on."""
     verb, *words = told.open or [""]
     names = {image.name: str(image.target.digest) for image in space.images.list()}
@@ -139,7 +139,7 @@ def kept_as_told(space: Space, told: Told) -> None:
             assert b"".join(map(bytes, dense(tree.open(LayerPath(f"d/{name}"))))) == name.encode() * 1000
 
 
-def needed_by_images(space: Space) -> tuple[set[str], set[tuple[str, str]]]:
+def needed_by_images(space: LocalNamespace) -> tuple[set[str], set[tuple[str, str]]]:
     """Return the blobs and the snapshots that images lead to, by their labels."""
     blobs: set[str] = set()
     snapshots: set[tuple[str, str]] = set()
@@ -160,7 +160,7 @@ def needed_by_images(space: Space) -> tuple[set[str], set[tuple[str, str]]]:
     return blobs, snapshots
 
 
-def nothing_else(store: Store, space: Space, told: Told) -> None:
+def nothing_else(store: Store, space: LocalNamespace, told: Told) -> None:
     """After a collection, nothing is there but what is needed, neither rows nor files nor mounts."""
     blobs, snapshots = needed_by_images(space)
     assert {str(one.digest) for one in space.content.walk()} == blobs

@@ -16,7 +16,7 @@ from lamella.errors import AlreadyExists, Conflict, NotFound
 from lamella.operations.store.import_ import import_image
 from lamella.store.gc.collect import collect
 from lamella.store.gc.labels import ROOT
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack.image import unpack_image
 from lamella.testing.builders import directory, file
 
@@ -30,7 +30,7 @@ def tell(*words: object) -> None:
 class Work:
     """What there is to do, each with the same chance."""
 
-    def __init__(self, space: Space, dice: random.Random, images: Path, kinds: list[str]) -> None:
+    def __init__(self, space: LocalNamespace, dice: random.Random, images: Path, kinds: list[str]) -> None:
         self.space = space
         self.dice = dice
         self.images = sorted(images.iterdir())

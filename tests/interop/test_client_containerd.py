@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.interop.daemons import FIRST, Ctr, Release, containerd_running, folder
 
-from lamella.client.remote import RemoteSpace, RemoteStore
+from lamella.client.remote import RemoteNamespace, RemoteStore
 from lamella.errors import AlreadyExists, LamellaError
 from lamella.host.mounting import mount_points, unmount
 from lamella.store.contract import ContentStore, ImageStore, LeaseStore
@@ -75,7 +75,7 @@ class _Containerd:
             self.prefix = secrets.token_hex(6)
             yield
 
-    def space(self, name: str = "one") -> RemoteSpace:
+    def space(self, name: str = "one") -> RemoteNamespace:
         """A namespace of this test alone."""
         return self.remote.namespace(f"{self.prefix}-{name}")
 

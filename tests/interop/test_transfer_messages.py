@@ -23,7 +23,7 @@ from lamella.protocol.proto import streaming_pb2, transfer_pb2
 from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.protocol.wire import packed
 from lamella.store.image_writer import StoreWriter
-from lamella.store.store import Space
+from lamella.store.store import LocalNamespace
 from lamella.testing.images import small_image, tagged, write_layout
 
 pytestmark = pytest.mark.interop
@@ -114,7 +114,7 @@ def registered(registry: DockerRegistry, name: str, auth: str = "", **more: Any)
     return pb.OCIRegistry(reference=f"{registry.host}/{name}", resolver=resolver)
 
 
-def keep(space: Space, folder: Path) -> None:
+def keep(space: LocalNamespace, folder: Path) -> None:
     """Put the image into the namespace as example.org/x:1."""
     layout = write_layout(str(folder / "layout"), [tagged(IMAGE.descriptor, "x")], IMAGE.blobs)
     with (

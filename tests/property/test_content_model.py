@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from lamella.store.content.store import Content
+from lamella.store.content.store import LocalContent
 from lamella.store.contract import Ingest
 from lamella.store.store import Store
 from lamella.testing.reading import raises
@@ -49,7 +49,7 @@ class ContentMachine(RuleBasedStateMachine):
         self.store.close()
         self.place.cleanup()
 
-    def content(self, name: str) -> Content:
+    def content(self, name: str) -> LocalContent:
         return self.store.namespace(name).content
 
     @rule(name=NAMES, ref=REFS, data=st.data())

@@ -23,7 +23,7 @@ from lamella.errors import Denied
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.store.contract import BindMount, OverlayMount
 from lamella.store.mounting import mount_all, mounted
-from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
+from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import device, directory, file, opaque, symlink, whiteout
 from lamella.testing.reading import outline, text
@@ -59,7 +59,7 @@ def own() -> Iterator[Path]:
     shutil.rmtree(top)
 
 
-def unpacked(kind: str, own: Path, layers: list[list[Change]] = LAYERS) -> Snapshots:
+def unpacked(kind: str, own: Path, layers: list[list[Change]] = LAYERS) -> LocalSnapshots:
     """A store whose snapshot ``1`` has all layers."""
     snapshots = open_snapshotter(kind, Store.open(own / "store").namespace("tests").context)
     for number, layer in enumerate(layers):

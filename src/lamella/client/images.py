@@ -13,7 +13,7 @@ from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
 
 if TYPE_CHECKING:
-    from lamella.client.remote import RemoteSpace
+    from lamella.client.remote import RemoteNamespace
 
 SOCKET: Final = "/run/containerd/containerd.sock"
 """Where a containerd listens unless it is told otherwise."""
@@ -24,7 +24,7 @@ _NAMESPACE: Final = "default"
 class ContainerdReader(StoreReader):
     """An image of a containerd's namespace."""
 
-    def __init__(self, space: RemoteSpace, name: ImageName) -> None:
+    def __init__(self, space: RemoteNamespace, name: ImageName) -> None:
         self.place = _place(space)
         self.hint = f"ctr -a {space.store.connection.address} -n {space.name} images ls tells what there is"
         super().__init__(space, name, closing=space.store.close)
@@ -33,7 +33,7 @@ class ContainerdReader(StoreReader):
 class ContainerdWriter(StoreWriter):
     """Puts an image into a containerd's namespace, under a lease until it has its name."""
 
-    def __init__(self, space: RemoteSpace, name: ImageName, *, replace: bool = False) -> None:
+    def __init__(self, space: RemoteNamespace, name: ImageName, *, replace: bool = False) -> None:
         self.place = _place(space)
         super().__init__(space, name, replace=replace, closing=space.store.close)
 
@@ -48,7 +48,7 @@ def open_containerd_writer(name: ImageName, options: ContainerdOptions, *, repla
     return ContainerdWriter(open_remote(options), name, replace=replace)
 
 
-def open_remote(options: ContainerdOptions) -> RemoteSpace:
+def open_remote(options: ContainerdOptions) -> RemoteNamespace:
     """The namespace that ``options`` say, whose store is to be closed. Raises InvalidInput, Unsupported."""
     try:
         from lamella.client.remote import RemoteStore
@@ -64,5 +64,5 @@ def open_remote(options: ContainerdOptions) -> RemoteSpace:
         raise
 
 
-def _place(space: RemoteSpace) -> str:
+def _place(space: RemoteNamespace) -> str:
     return f"namespace {space.name!r} of containerd at {space.store.connection.address!r}"

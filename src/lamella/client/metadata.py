@@ -15,7 +15,7 @@ from lamella.errors import NotFound
 from lamella.oci.descriptor import Descriptor
 from lamella.protocol import wire
 from lamella.protocol.proto import images_pb2, leases_pb2, namespaces_pb2, types_pb2
-from lamella.store.contract import NO_LABELS, ImageRecord, Labels, Lease, Namespace, Resource
+from lamella.store.contract import NO_LABELS, ImageRecord, Labels, Lease, NamespaceRecord, Resource
 
 _IMAGES: Final = "images.v1.Images"
 _LEASES: Final = "leases.v1.Leases"
@@ -106,25 +106,25 @@ class RemoteLeases(_Service):
 class RemoteNamespaces(_Service):
     """The namespaces of a server; keeps what `NamespaceStore` promises."""
 
-    def get(self, name: str) -> Namespace:
+    def get(self, name: str) -> NamespaceRecord:
         """See `NamespaceStore.get`."""
         request = namespaces_pb2.GetNamespaceRequest(name=name)
         found = self._ask(f"{_NAMESPACES}/Get", request, namespaces_pb2.GetNamespaceResponse.FromString)
         return _namespace(found.namespace)
 
-    def list(self) -> Sequence[Namespace]:
+    def list(self) -> Sequence[NamespaceRecord]:
         """See `NamespaceStore.list`."""
         request = namespaces_pb2.ListNamespacesRequest()
         found = self._ask(f"{_NAMESPACES}/List", request, namespaces_pb2.ListNamespacesResponse.FromString)
         return sorted((_namespace(one) for one in found.namespaces), key=lambda namespace: namespace.name)
 
-    def create(self, name: str, labels: Labels = NO_LABELS) -> Namespace:
+    def create(self, name: str, labels: Labels = NO_LABELS) -> NamespaceRecord:
         """See `NamespaceStore.create`."""
         request = namespaces_pb2.CreateNamespaceRequest(namespace=namespaces_pb2.Namespace(name=name, labels=labels))
         made = self._ask(f"{_NAMESPACES}/Create", request, namespaces_pb2.CreateNamespaceResponse.FromString)
         return _namespace(made.namespace)
 
-    def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> Namespace:
+    def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> NamespaceRecord:
         """See `NamespaceStore.update`."""
         request = namespaces_pb2.UpdateNamespaceRequest(
             namespace=namespaces_pb2.Namespace(name=name, labels=labels), update_mask=FieldMask(paths=fields)
@@ -161,5 +161,5 @@ def _lease(sent: leases_pb2.Lease) -> Lease:
     return Lease(sent.id, wire.nanoseconds(sent.created_at), dict(sent.labels))
 
 
-def _namespace(sent: namespaces_pb2.Namespace) -> Namespace:
-    return Namespace(sent.name, dict(sent.labels))
+def _namespace(sent: namespaces_pb2.Namespace) -> NamespaceRecord:
+    return NamespaceRecord(sent.name, dict(sent.labels))

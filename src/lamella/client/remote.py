@@ -26,9 +26,9 @@ class RemoteStore:
     def __init__(self, address: str | os.PathLike[str]) -> None:
         self.connection = Connection(address)
 
-    def namespace(self, name: str, lease: str | None = None) -> RemoteSpace:
+    def namespace(self, name: str, lease: str | None = None) -> RemoteNamespace:
         """The view of one namespace; what is made through it is put under ``lease``. Raises InvalidInput."""
-        return RemoteSpace(self, check_namespace(name), lease)
+        return RemoteNamespace(self, check_namespace(name), lease)
 
     @cached_property
     def namespaces(self) -> RemoteNamespaces:
@@ -67,7 +67,7 @@ class RemoteStore:
         self.close()
 
 
-class RemoteSpace:
+class RemoteNamespace:
     """A namespace of a server's store. What is made through it is held by its lease, where it has one."""
 
     def __init__(self, store: RemoteStore, name: str, lease: str | None = None) -> None:

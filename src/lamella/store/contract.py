@@ -356,7 +356,7 @@ class Snapshotter(Protocol):
         ...
 
 
-class Namespace(Struct, frozen=True):
+class NamespaceRecord(Struct, frozen=True):
     """A name space and its labels."""
 
     name: str
@@ -366,19 +366,19 @@ class Namespace(Struct, frozen=True):
 class NamespaceStore(Protocol):
     """Namespaces. One comes into being with its first object."""
 
-    def get(self, name: str) -> Namespace:
+    def get(self, name: str) -> NamespaceRecord:
         """One without labels where the name is not known. Raises InvalidInput."""
         ...
 
-    def list(self) -> Sequence[Namespace]:
+    def list(self) -> Sequence[NamespaceRecord]:
         """By name."""
         ...
 
-    def create(self, name: str, labels: Labels = NO_LABELS) -> Namespace:
+    def create(self, name: str, labels: Labels = NO_LABELS) -> NamespaceRecord:
         """Raises AlreadyExists, InvalidInput."""
         ...
 
-    def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> Namespace:
+    def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> NamespaceRecord:
         """Change labels; makes the namespace where it is not there."""
         ...
 
@@ -387,7 +387,7 @@ class NamespaceStore(Protocol):
         ...
 
 
-class NamespaceView(Protocol):
+class Namespace(Protocol):
     """One namespace of a store, whoever keeps that. What is made through it is held by its lease, where it has one."""
 
     name: str

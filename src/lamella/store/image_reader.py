@@ -12,11 +12,11 @@ from lamella.images.options import StoreOptions
 from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.reference import DEFAULT_REGISTRY, DEFAULT_TAG, parse_reference
-from lamella.store.contract import NamespaceView
+from lamella.store.contract import Namespace
 from lamella.store.store import Store, default_root
 
 if TYPE_CHECKING:
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 _IMPLIED: Final = (f"{DEFAULT_REGISTRY}/library/", f"{DEFAULT_REGISTRY}/")
 """What a name may be without."""
@@ -35,7 +35,7 @@ class StoreReader(ImageReader):
 
     def __init__(
         self,
-        space: NamespaceView,
+        space: Namespace,
         name: ImageName | None = None,
         *,
         target: Descriptor | None = None,
@@ -119,7 +119,7 @@ def open_store_reader(name: ImageName, options: StoreOptions | None = None) -> S
         raise
 
 
-def open_space(options: StoreOptions | None = None, *, readonly: bool = False) -> Space:
+def open_space(options: StoreOptions | None = None, *, readonly: bool = False) -> LocalNamespace:
     """The namespace that ``options`` say, whose store is to be closed. Raises as `Store.open` does."""
     options = options or StoreOptions()
     store = Store.open(options.root or default_root(), readonly=readonly, create=not readonly)

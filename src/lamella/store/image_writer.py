@@ -19,11 +19,11 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import CONFIGS, INDEXES, MANIFESTS, is_layer
 from lamella.store.content.files import is_whole
 from lamella.store.content.put import label_blob, put_blob
-from lamella.store.contract import ImageRecord, Ingest, NamespaceView, Resource
+from lamella.store.contract import ImageRecord, Ingest, Namespace, Resource
 from lamella.store.gc.labels import CONTENT, entry_key, parts_by_key, references
 from lamella.store.image_reader import StoreReader, open_space
 from lamella.store.metadata.leases import under_lease
-from lamella.store.store import Space
+from lamella.store.store import LocalNamespace
 
 _STAGED: Final = "staged-"
 
@@ -43,7 +43,7 @@ class StoreWriter(ImageWriter):
 
     def __init__(
         self,
-        space: NamespaceView,
+        space: Namespace,
         name: ImageName | None = None,
         *,
         replace: bool = False,
@@ -72,7 +72,7 @@ class StoreWriter(ImageWriter):
                 size = content.info(digest).size  # it may have been collected before it was held
             except NotFound:
                 return False
-            if isinstance(self.space, Space) and not is_whole(self.space.store.root, digest, size):
+            if isinstance(self.space, LocalNamespace) and not is_whole(self.space.store.root, digest, size):
                 return False
             self._there[digest] = size
         return self._there[digest] == descriptor.size
@@ -239,9 +239,9 @@ class _IngestFile(io.RawIOBase):
         return self._ingest.status().offset
 
 
-def _share(one: NamespaceView, other: NamespaceView) -> bool:
+def _share(one: Namespace, other: Namespace) -> bool:
     """Whether two namespaces are of one store of this machine."""
-    return isinstance(one, Space) and isinstance(other, Space) and one.store.root == other.store.root
+    return isinstance(one, LocalNamespace) and isinstance(other, LocalNamespace) and one.store.root == other.store.root
 
 
 def open_store_writer(name: ImageName, options: StoreOptions | None = None, *, replace: bool = False) -> StoreWriter:

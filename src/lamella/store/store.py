@@ -18,13 +18,13 @@ from lamella.store.disk_layout import BLOBS, DATABASE, INGEST, LOCKS, SNAPSHOTS,
 from lamella.store.metadata.labels import check_key, check_namespace
 
 if TYPE_CHECKING:
-    from lamella.store.content.store import Content
+    from lamella.store.content.store import LocalContent
     from lamella.store.contract import Lease
     from lamella.store.database import Database
-    from lamella.store.metadata.images import Images
-    from lamella.store.metadata.leases import Leases
-    from lamella.store.metadata.namespaces import Namespaces
-    from lamella.store.snapshots.snapshotter import Snapshots
+    from lamella.store.metadata.images import LocalImages
+    from lamella.store.metadata.leases import LocalLeases
+    from lamella.store.metadata.namespaces import LocalNamespaces
+    from lamella.store.snapshots.snapshotter import LocalSnapshots
 
 ROOT: Final = "LAMELLA_ROOT"
 """The environment variable that sets the store's directory."""
@@ -106,21 +106,21 @@ class Store:
             raise from_os(problem, f"open the store {str(path)!r}") from problem
         return cls(path, database, Clock(clock), readonly=readonly, isolated=isolated, verity=verity)
 
-    def namespace(self, name: str, lease: str | None = None) -> Space:
+    def namespace(self, name: str, lease: str | None = None) -> LocalNamespace:
         """Return a namespace whose new objects are added to ``lease``. Raises InvalidInput."""
         if lease is not None:
             check_key(lease, "the lease")
         context = StoreContext(
             self.root, self.database, check_namespace(name), lease, self.clock, self.readonly, self.isolated
         )
-        return Space(self, context)
+        return LocalNamespace(self, context)
 
     @cached_property
-    def namespaces(self) -> Namespaces:
+    def namespaces(self) -> LocalNamespaces:
         """The list of namespaces, and their labels."""
-        from lamella.store.metadata.namespaces import Namespaces
+        from lamella.store.metadata.namespaces import LocalNamespaces
 
-        return Namespaces(self.database)
+        return LocalNamespaces(self.database)
 
     def leases(self, prefix: str) -> list[tuple[str, Lease]]:
         """Return the leases of all namespaces whose ids start with ``prefix``, each after its namespace."""
@@ -146,8 +146,8 @@ class Store:
         self.close()
 
 
-class Space:
-    """A namespace of an open store (`lamella.store.contract.NamespaceView`)."""
+class LocalNamespace:
+    """A namespace of an open store (`lamella.store.contract.Namespace`)."""
 
     def __init__(self, store: Store, context: StoreContext) -> None:
         self.store = store
@@ -155,25 +155,25 @@ class Space:
         self.name = context.namespace
         self.lease = context.lease
         self.clock = context.clock
-        self._snapshotters: dict[str, Snapshots] = {}
+        self._snapshotters: dict[str, LocalSnapshots] = {}
 
     @cached_property
-    def content(self) -> Content:
-        from lamella.store.content.store import Content
+    def content(self) -> LocalContent:
+        from lamella.store.content.store import LocalContent
 
-        return Content(self.context)
-
-    @cached_property
-    def images(self) -> Images:
-        from lamella.store.metadata.images import Images
-
-        return Images(self.context)
+        return LocalContent(self.context)
 
     @cached_property
-    def leases(self) -> Leases:
-        from lamella.store.metadata.leases import Leases
+    def images(self) -> LocalImages:
+        from lamella.store.metadata.images import LocalImages
 
-        return Leases(self.context)
+        return LocalImages(self.context)
+
+    @cached_property
+    def leases(self) -> LocalLeases:
+        from lamella.store.metadata.leases import LocalLeases
+
+        return LocalLeases(self.context)
 
     def under(self, lease: str) -> Self:
         return type(self)(self.store, replace(self.context, lease=check_key(lease, "the lease")))
@@ -182,7 +182,7 @@ class Space:
         """Return the same namespace with a clock that always shows ``time``, in nanoseconds since the Unix epoch."""
         return type(self)(self.store, replace(self.context, clock=lambda: time))
 
-    def snapshots(self, name: str) -> Snapshots:
+    def snapshots(self, name: str) -> LocalSnapshots:
         found = self._snapshotters.get(name)
         if found is None:
             from lamella.store.snapshots.kinds import SEALING, canonical

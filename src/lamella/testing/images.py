@@ -19,7 +19,7 @@ from lamella.oci.descriptor import Descriptor
 from lamella.store.image_writer import StoreWriter
 
 if TYPE_CHECKING:
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 OCI = "application/vnd.oci.image."
 
@@ -177,7 +177,7 @@ def descriptor_of(image: SmallImage) -> Descriptor:
     return Descriptor(media_type=named["mediaType"], digest=parse_digest(named["digest"]), size=named["size"])
 
 
-def put_image(space: Space, image: SmallImage, name: str) -> Descriptor:
+def put_image(space: LocalNamespace, image: SmallImage, name: str) -> Descriptor:
     """Put an image into a namespace under a name, without checking any of its bytes; its manifest."""
     manifest = descriptor_of(image)
     with StoreWriter(space) as writer:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 
 Mount = Callable[[str], Path]
 
@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def space(store: Store) -> Space:
+def space(store: Store) -> LocalNamespace:
     return store.namespace("test")
 
 

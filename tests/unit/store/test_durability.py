@@ -20,7 +20,7 @@ from tests.unit.store.conftest import Mount, fill
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Denied, Exhausted, Integrity, NotFound, Unavailable
 from lamella.store.content.files import Swept
-from lamella.store.content.store import LIFETIME, Content
+from lamella.store.content.store import LIFETIME, LocalContent
 from lamella.store.contract import Resource
 from lamella.store.store import Store
 
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def put(content: Content, data: bytes = b"text", ref: str = "put") -> Digest:
+def put(content: LocalContent, data: bytes = b"text", ref: str = "put") -> Digest:
     with content.ingest(ref) as ingest:
         ingest.write(data)
         return ingest.commit().digest

@@ -32,7 +32,7 @@ from lamella.paths import ROOT
 from lamella.store.contract import ErofsMount, SnapshotKind
 from lamella.store.mounting import mounted
 from lamella.store.snapshots import snapshotter
-from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
+from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import device, directory, fifo, file, link, opaque, sparse, symlink, whiteout
 from lamella.testing.reading import outline, text
@@ -100,13 +100,13 @@ def nothing_stays_mounted(tmp_path: Path) -> Iterator[None]:
 _OPENED: list[Store] = []
 
 
-def opened(root: Path, verity: str = "") -> Snapshots:
+def opened(root: Path, verity: str = "") -> LocalSnapshots:
     store = Store.open(root / "store")
     _OPENED.append(store)
     return open_snapshotter("erofs", store.namespace("tests").context, verity=verity)
 
 
-def commit(snapshots: Snapshots, name: str, *changes: Change) -> bytes:
+def commit(snapshots: LocalSnapshots, name: str, *changes: Change) -> bytes:
     """Make a base layer, and return its image."""
     snapshots.prepare("key")
     apply(changes, snapshots.sink("key"))

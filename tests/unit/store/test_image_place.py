@@ -22,7 +22,7 @@ from lamella.store.contract import ImageRecord
 from lamella.store.gc.collect import collect
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.testing.images import (
     compact,
     descriptor_of,
@@ -48,7 +48,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 @pytest.fixture
-def space(store: Store) -> Space:
+def space(store: Store) -> LocalNamespace:
     return store.namespace("default")
 
 
@@ -59,15 +59,17 @@ def layout(tmp_path: Path) -> str:
     return write_layout(str(tmp_path / "layout"), entries, {**ONE.blobs, **OTHER.blobs})
 
 
-def blobs(space: Space) -> set[str]:
+def blobs(space: LocalNamespace) -> set[str]:
     return {record.digest for record in space.content.walk()}
 
 
-def images(space: Space) -> dict[str, str]:
+def images(space: LocalNamespace) -> dict[str, str]:
     return {image.name: image.target.digest for image in space.images.list()}
 
 
-def test_an_image_goes_in_and_comes_out_byte_for_byte(store: Store, space: Space, layout: str, tmp_path: Path) -> None:
+def test_an_image_goes_in_and_comes_out_byte_for_byte(
+    store: Store, space: LocalNamespace, layout: str, tmp_path: Path
+) -> None:
     assert ONE.descriptor["digest"] == copy(f"oci:{layout}:one", "store:one").entry.digest
     assert {NAME: ONE.descriptor["digest"]} == images(space)
     assert set(ONE.blobs) == blobs(space)
@@ -78,7 +80,9 @@ def test_an_image_goes_in_and_comes_out_byte_for_byte(store: Store, space: Space
     assert space.leases.list() == []
 
 
-def test_what_is_needed_is_labelled_so_that_a_collection_leaves_it(store: Store, space: Space, layout: str) -> None:
+def test_what_is_needed_is_labelled_so_that_a_collection_leaves_it(
+    store: Store, space: LocalNamespace, layout: str
+) -> None:
     copy(f"oci:{layout}:one", "store:one")
     labels = space.content.info(parse_digest(ONE.descriptor["digest"])).labels
     assert {
@@ -93,7 +97,7 @@ def test_what_is_needed_is_labelled_so_that_a_collection_leaves_it(store: Store,
     assert set() == blobs(space)
 
 
-def test_an_index_is_labelled_with_its_manifests(space: Space, store: Store, tmp_path: Path) -> None:
+def test_an_index_is_labelled_with_its_manifests(space: LocalNamespace, store: Store, tmp_path: Path) -> None:
     arm = small_image({"a": b"arm"}, platform="linux/arm64")
     descriptor, raw = index_of(ONE, arm)
     place = write_layout(
@@ -108,7 +112,7 @@ def test_an_index_is_labelled_with_its_manifests(space: Space, store: Store, tmp
     assert {descriptor["digest"], *ONE.blobs, *arm.blobs} == blobs(space)
 
 
-def test_a_name_that_has_another_image_gives_way_only_when_asked(space: Space, layout: str) -> None:
+def test_a_name_that_has_another_image_gives_way_only_when_asked(space: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     copy(f"oci:{layout}:one", "store:one")  # the same is no harm
     with pytest.raises(AlreadyExists, match="another image"):
@@ -118,7 +122,7 @@ def test_a_name_that_has_another_image_gives_way_only_when_asked(space: Space, l
     assert {NAME: OTHER.descriptor["digest"]} == images(space)
 
 
-def test_nothing_that_is_being_written_is_collected(store: Store, space: Space) -> None:
+def test_nothing_that_is_being_written_is_collected(store: Store, space: LocalNamespace) -> None:
     with StoreWriter(space, parse_image_name("store:one")) as writer:
         for name, raw in ONE.blobs.items():
             writer.put_blob(Descriptor(media_type="", digest=parse_digest(name), size=len(raw)), [raw])
@@ -127,7 +131,7 @@ def test_nothing_that_is_being_written_is_collected(store: Store, space: Space) 
     assert set(ONE.blobs) == blobs(space)
 
 
-def test_what_a_writer_found_there_is_not_collected_either(store: Store, space: Space) -> None:
+def test_what_a_writer_found_there_is_not_collected_either(store: Store, space: LocalNamespace) -> None:
     put_image(space, ONE, "one")
     with StoreWriter(space) as writer:
         manifest = descriptor_of(ONE)
@@ -141,7 +145,7 @@ def test_what_a_writer_found_there_is_not_collected_either(store: Store, space: 
     assert set(ONE.blobs) == blobs(space)
 
 
-def test_a_writer_that_gives_up_leaves_nothing_to_stay(store: Store, space: Space) -> None:
+def test_a_writer_that_gives_up_leaves_nothing_to_stay(store: Store, space: LocalNamespace) -> None:
     with StoreWriter(space, parse_image_name("store:one")) as writer:
         raw = b"blob"
         writer.put_blob(Descriptor(media_type="", digest=Digest.of(raw), size=4), [raw])
@@ -153,7 +157,9 @@ def test_a_writer_that_gives_up_leaves_nothing_to_stay(store: Store, space: Spac
 @pytest.mark.parametrize(
     ("raw", "size", "error"), [(b"blub", 4, DigestMismatch), (b"bl", 4, SizeMismatch), (b"blobb", 4, SizeMismatch)]
 )
-def test_a_blob_that_is_another_is_refused(space: Space, raw: bytes, size: int, error: type[Exception]) -> None:
+def test_a_blob_that_is_another_is_refused(
+    space: LocalNamespace, raw: bytes, size: int, error: type[Exception]
+) -> None:
     blob = Descriptor(media_type="", digest=Digest.of(b"blob"), size=size)
     with StoreWriter(space) as writer:
         with pytest.raises(error):
@@ -163,7 +169,7 @@ def test_a_blob_that_is_another_is_refused(space: Space, raw: bytes, size: int, 
         assert writer.has_blob(blob)
 
 
-def test_an_image_of_which_a_part_is_missing_gets_no_name(space: Space) -> None:
+def test_an_image_of_which_a_part_is_missing_gets_no_name(space: LocalNamespace) -> None:
     with StoreWriter(space, parse_image_name("store:one")) as writer:
         manifest = descriptor_of(ONE)
         with pytest.raises(Conflict, match="was not put"):
@@ -174,7 +180,7 @@ def test_an_image_of_which_a_part_is_missing_gets_no_name(space: Space) -> None:
     assert images(space) == {}
 
 
-def test_a_digest_in_the_name_must_be_that_of_the_image(space: Space, layout: str) -> None:
+def test_a_digest_in_the_name_must_be_that_of_the_image(space: LocalNamespace, layout: str) -> None:
     right, wrong = ONE.descriptor["digest"], OTHER.descriptor["digest"]
     with pytest.raises(Conflict):
         copy(f"oci:{layout}:one", f"store:one@{wrong}")
@@ -195,7 +201,7 @@ def test_a_name_that_is_not_there_is_not_found() -> None:
         open_image("store:nothing")
 
 
-def test_another_namespace_shares_blobs_without_their_bytes(store: Store, space: Space) -> None:
+def test_another_namespace_shares_blobs_without_their_bytes(store: Store, space: LocalNamespace) -> None:
     put_image(space, ONE, "one")
     there = store.namespace("there")
     with StoreReader(space) as reader, StoreWriter(there) as writer:
@@ -206,7 +212,7 @@ def test_another_namespace_shares_blobs_without_their_bytes(store: Store, space:
     assert blobs(space) == blobs(there)
 
 
-def test_a_staged_blob_is_there_when_it_is_kept(space: Space) -> None:
+def test_a_staged_blob_is_there_when_it_is_kept(space: LocalNamespace) -> None:
     with StoreWriter(space) as writer:
         with writer.stage() as staged:
             staged.file.write(b"blo")
@@ -219,14 +225,14 @@ def test_a_staged_blob_is_there_when_it_is_kept(space: Space) -> None:
     assert space.content.statuses() == []
 
 
-def test_an_image_is_flattened_within_the_store(space: Space, layout: str) -> None:
+def test_an_image_is_flattened_within_the_store(space: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     flatten("store:one", "store:flat")
     with open_image("store:flat") as image:
         assert len(image.layers) == 1
 
 
-def test_all_images_of_an_archive_keep_their_names(space: Space, tmp_path: Path) -> None:
+def test_all_images_of_an_archive_keep_their_names(space: LocalNamespace, tmp_path: Path) -> None:
     layer = tar_of({"a": b"1"})
     config = compact(
         {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest(layer)]}}
@@ -240,14 +246,14 @@ def test_all_images_of_an_archive_keep_their_names(space: Space, tmp_path: Path)
     assert set(images(space)) == {image.name for image in done.images}
 
 
-def test_of_a_layout_only_images_with_full_names_are_taken(space: Space, layout: str) -> None:
+def test_of_a_layout_only_images_with_full_names_are_taken(space: LocalNamespace, layout: str) -> None:
     assert [image.name for image in import_image(space, f"oci:{layout}").images] == ["example.org/other:2"]
     with pytest.raises(InvalidInput, match="no full name"):
         import_image(space, f"oci:{layout}:one")
     assert [image.name for image in import_image(space, f"oci:{layout}:one", name="one").images] == [NAME]
 
 
-def test_an_archive_does_not_take_a_name_in_silence(space: Space, layout: str) -> None:
+def test_an_archive_does_not_take_a_name_in_silence(space: LocalNamespace, layout: str) -> None:
     put_image(space, ONE, "example.org/other:2")
     with pytest.raises(AlreadyExists, match="another image"):
         import_image(space, f"oci:{layout}")
@@ -256,7 +262,7 @@ def test_an_archive_does_not_take_a_name_in_silence(space: Space, layout: str) -
     assert {"example.org/other:2": OTHER.descriptor["digest"]} == images(space)
 
 
-def test_two_images_of_one_name_are_refused(space: Space, tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(space: LocalNamespace, tmp_path: Path) -> None:
     name = "example.org/a:1"
     place = write_layout(
         str(tmp_path / "twice"),
@@ -269,7 +275,7 @@ def test_two_images_of_one_name_are_refused(space: Space, tmp_path: Path) -> Non
 
 
 @pytest.mark.root
-def test_an_import_may_unpack_too(store: Store, space: Space, layout: str) -> None:
+def test_an_import_may_unpack_too(store: Store, space: LocalNamespace, layout: str) -> None:
     (image,) = import_image(space, f"oci:{layout}:one", name="one", unpack=True).images
     assert image.unpacked is not None
     assert len(space.snapshots("overlayfs").list()) == 2
@@ -277,7 +283,7 @@ def test_an_import_may_unpack_too(store: Store, space: Space, layout: str) -> No
     assert image.unpacked.snapshot == space.snapshots("overlayfs").stat(image.unpacked.snapshot).name
 
 
-def test_what_is_exported_can_be_imported_under_its_name(store: Store, space: Space, tmp_path: Path) -> None:
+def test_what_is_exported_can_be_imported_under_its_name(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
     put_image(space, ONE, NAME)
     for form in ("oci-archive", "docker-archive", "oci"):
         export_image(space, "one", f"{form}:{tmp_path}/{form}")
@@ -286,14 +292,14 @@ def test_what_is_exported_can_be_imported_under_its_name(store: Store, space: Sp
     assert space.leases.list() == []
 
 
-def test_a_store_that_is_only_read_can_be_exported_from(store: Store, space: Space, tmp_path: Path) -> None:
+def test_a_store_that_is_only_read_can_be_exported_from(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
     put_image(space, ONE, NAME)
     with Store.open(store.root, readonly=True) as readonly:
         export_image(readonly.namespace("default"), "one", f"oci:{tmp_path}/out")
     assert (tmp_path / "out" / "index.json").exists()
 
 
-def test_a_writer_goes_on_where_another_was_broken_off(space: Space) -> None:
+def test_a_writer_goes_on_where_another_was_broken_off(space: LocalNamespace) -> None:
     blob = Descriptor(media_type="", digest=Digest.of(b"0123456789"), size=10)
     with space.content.ingest(f"unknown-{blob.digest}", total=10, expected=blob.digest) as ingest:
         ingest.write(b"01234")
@@ -302,13 +308,13 @@ def test_a_writer_goes_on_where_another_was_broken_off(space: Space) -> None:
         assert writer.has_blob(blob)
 
 
-def test_a_store_is_written_through_its_form(space: Space) -> None:
+def test_a_store_is_written_through_its_form(space: LocalNamespace) -> None:
     with open_writer(parse_image_name("store:one")) as writer:
         assert writer.where == "store:docker.io/library/one:latest"
     assert images(space) == {}
 
 
-def test_a_name_that_somebody_keeps_as_it_stands_is_found(space: Space, layout: str) -> None:
+def test_a_name_that_somebody_keeps_as_it_stands_is_found(space: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     target = space.images.get(NAME).target
     for kept, asked in (("bare", "bare"), ("bare:two", "bare:two"), ("group/x:1", "group/x:1")):

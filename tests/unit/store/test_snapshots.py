@@ -21,8 +21,8 @@ from lamella.layers.stack import LayerStack
 from lamella.store.contract import Resource, SnapshotKind
 from lamella.store.snapshots.dirs import Places, locked
 from lamella.store.snapshots.driver import Use
-from lamella.store.snapshots.drivers.overlay import OverlayForm
-from lamella.store.snapshots.snapshotter import Snapshots, open_snapshotter
+from lamella.store.snapshots.drivers.overlay import OverlayDriver
+from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.reading import outline
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def snapshots(store: Store) -> Snapshots:
+def snapshots(store: Store) -> LocalSnapshots:
     return open_snapshotter("overlay", store.namespace("tests").context)
 
 
@@ -44,7 +44,7 @@ def places(store: Store, name: str = "overlayfs") -> list[str]:
     return sorted(os.listdir(home)) if home.exists() else []
 
 
-def make(snapshots: Snapshots, name: str, parent: str = "") -> None:
+def make(snapshots: LocalSnapshots, name: str, parent: str = "") -> None:
     snapshots.prepare(f"making {name}", parent)
     apply([file(name, name.encode())], snapshots.sink(f"making {name}"))
     snapshots.commit(name, f"making {name}")
@@ -55,7 +55,7 @@ def held(store: Store, lease: str) -> Sequence[Resource]:
 
 
 @contextmanager
-def failing(snapshots: Snapshots, method: str, error: Exception) -> Iterator[None]:
+def failing(snapshots: LocalSnapshots, method: str, error: Exception) -> Iterator[None]:
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -77,7 +77,7 @@ def test_kinds_have_containerds_names_and_ours(store: Store) -> None:
         open_snapshotter("erofs", space.context, verity="sha-verity")
 
 
-def test_snapshots_are_out_of_reach_for_others(store: Store, snapshots: Snapshots) -> None:
+def test_snapshots_are_out_of_reach_for_others(store: Store, snapshots: LocalSnapshots) -> None:
     snapshots.prepare("key")
     place = snapshots.place("key")
     assert place.stat().st_mode & 0o777 == 0o700
@@ -116,7 +116,7 @@ def test_a_lease_that_is_not_there_makes_nothing(store: Store) -> None:
     assert places(store) == []
 
 
-def test_namespaces_and_kinds_do_not_see_each_others_snapshots(store: Store, snapshots: Snapshots) -> None:
+def test_namespaces_and_kinds_do_not_see_each_others_snapshots(store: Store, snapshots: LocalSnapshots) -> None:
     other = open_snapshotter("overlay", store.namespace("other").context)
     copies = open_snapshotter("directory", store.namespace("tests").context)
     for one in (snapshots, other, copies):
@@ -132,7 +132,7 @@ def test_namespaces_and_kinds_do_not_see_each_others_snapshots(store: Store, sna
             assert outline(tree) == {"base": "file base"}
 
 
-def test_cleanup_takes_what_no_row_names_and_nobody_works_on(store: Store, snapshots: Snapshots) -> None:
+def test_cleanup_takes_what_no_row_names_and_nobody_works_on(store: Store, snapshots: LocalSnapshots) -> None:
     make(snapshots, "base")
     kept = places(store)
     home = store.root / "snapshots" / "overlayfs"
@@ -150,14 +150,14 @@ def test_cleanup_takes_what_no_row_names_and_nobody_works_on(store: Store, snaps
         assert outline(tree) == {"base": "file base"}
 
 
-def test_a_snapshot_that_cannot_be_made_leaves_nothing(store: Store, snapshots: Snapshots) -> None:
+def test_a_snapshot_that_cannot_be_made_leaves_nothing(store: Store, snapshots: LocalSnapshots) -> None:
     with failing(snapshots, "make", OSError(28, "No space left on device")), pytest.raises(Exhausted):
         snapshots.prepare("key")
     assert (snapshots.list(), places(store), os.listdir(store.root / "trash")) == ([], [], [])
 
 
 def test_a_number_whose_row_never_came_to_be_is_used_again(
-    store: Store, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+    store: Store, snapshots: LocalSnapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = Places.put
 
@@ -179,7 +179,7 @@ def test_a_number_whose_row_never_came_to_be_is_used_again(
         assert outline(tree) == {}
 
 
-def test_a_commit_that_fails_leaves_the_snapshot_active(store: Store, snapshots: Snapshots) -> None:
+def test_a_commit_that_fails_leaves_the_snapshot_active(store: Store, snapshots: LocalSnapshots) -> None:
     snapshots.prepare("key")
     for method in ("seal", "usage"):
         with failing(snapshots, method, OSError(28, "No space left on device")), pytest.raises(Exhausted):
@@ -189,7 +189,7 @@ def test_a_commit_that_fails_leaves_the_snapshot_active(store: Store, snapshots:
 
 
 def test_what_was_written_is_on_the_disk_before_the_row_that_says_so(
-    store: Store, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+    store: Store, snapshots: LocalSnapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, object]] = []
     fsync = os.fsync
@@ -222,7 +222,9 @@ def _names(store: Store) -> list[str]:
     return names
 
 
-def test_a_directory_goes_after_its_row(store: Store, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_goes_after_its_row(
+    store: Store, snapshots: LocalSnapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(snapshots, "base")
     seen: list[list[str]] = []
     discard = Places.discard
@@ -236,7 +238,7 @@ def test_a_directory_goes_after_its_row(store: Store, snapshots: Snapshots, monk
     assert seen == [[]]
 
 
-def test_of_many_who_make_the_same_snapshot_one_does(store: Store, snapshots: Snapshots) -> None:
+def test_of_many_who_make_the_same_snapshot_one_does(store: Store, snapshots: LocalSnapshots) -> None:
     outcomes: list[str] = []
 
     def work() -> None:
@@ -262,7 +264,7 @@ def test_of_many_who_make_the_same_snapshot_one_does(store: Store, snapshots: Sn
     assert len(places(store)) == len(rows)
 
 
-def test_cleaning_up_beside_writers_takes_nothing_of_theirs(store: Store, snapshots: Snapshots) -> None:
+def test_cleaning_up_beside_writers_takes_nothing_of_theirs(store: Store, snapshots: LocalSnapshots) -> None:
     done = threading.Event()
     failures: list[BaseException] = []
 
@@ -290,23 +292,23 @@ def test_cleaning_up_beside_writers_takes_nothing_of_theirs(store: Store, snapsh
     assert len(places(store)) == 19
 
 
-def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Store, snapshots: Snapshots) -> None:
+def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Store, snapshots: LocalSnapshots) -> None:
     make(snapshots, "base")
 
-    class Meanwhile(OverlayForm):
+    class Meanwhile(OverlayDriver):
         def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
             super().make(place, kind, parents, use)
             snapshots.remove("base")
             make(snapshots, "base")
 
-    slow = Snapshots(store.namespace("tests").context, Meanwhile())
+    slow = LocalSnapshots(store.namespace("tests").context, Meanwhile())
     with pytest.raises(NotFound, match="another"):
         slow.prepare("child", "base")
     assert [one.name for one in snapshots.list()] == ["base"]
     assert len(places(store)) == 1
 
 
-def test_nothing_is_changed_in_a_store_that_is_open_for_reading(store: Store, snapshots: Snapshots) -> None:
+def test_nothing_is_changed_in_a_store_that_is_open_for_reading(store: Store, snapshots: LocalSnapshots) -> None:
     make(snapshots, "base")
     snapshots.prepare("key", "base")
     before = places(store)
@@ -328,7 +330,7 @@ def test_nothing_is_changed_in_a_store_that_is_open_for_reading(store: Store, sn
     assert places(store) == before
 
 
-def test_ten_thousand_snapshots_are_listed_in_a_second(store: Store, snapshots: Snapshots) -> None:
+def test_ten_thousand_snapshots_are_listed_in_a_second(store: Store, snapshots: LocalSnapshots) -> None:
     with store.database.write() as connection:
         connection.executemany(
             "INSERT INTO snapshot (namespace, snapshotter, name, parent, kind, created, updated, labels)"

@@ -13,7 +13,7 @@ from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
     from lamella.store.contract import ImageRecord
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 
 @click.group("images", cls=VerbGroup, invoke_without_command=True)
@@ -137,13 +137,13 @@ def label(console: Console, name: str, labels: tuple[str, ...]) -> None:
     console.summary(f"{console.name(made.name)}: {labels_text(made.labels.items())}")
 
 
-def _find(space: Space, text: str) -> ImageRecord:
+def _find(space: LocalNamespace, text: str) -> ImageRecord:
     from lamella.operations.store.unpacked import find_image
 
     return find_image(space, text)
 
 
-def _document(space: Space, image: ImageRecord) -> dict[str, Any]:
+def _document(space: LocalNamespace, image: ImageRecord) -> dict[str, Any]:
     from lamella.operations.inspect import describe_descriptor
     from lamella.store.gc.usage import image_size
     from lamella.times import format_rfc3339

@@ -13,7 +13,7 @@ from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
     from lamella.store.contract import Lease
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 
 @click.group("leases", cls=VerbGroup, invoke_without_command=True)
@@ -98,7 +98,7 @@ def rm(console: Console, ids: tuple[str, ...]) -> None:
         console.document({"removed": list(ids)})
 
 
-def _document(space: Space, lease: Lease) -> dict[str, Any]:
+def _document(space: LocalNamespace, lease: Lease) -> dict[str, Any]:
     from lamella.times import format_rfc3339
 
     return {

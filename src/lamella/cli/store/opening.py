@@ -14,7 +14,7 @@ import click
 from lamella.cli.console import Console, columns, is_terminal, printable
 
 if TYPE_CHECKING:
-    from lamella.store.store import Space, Store
+    from lamella.store.store import LocalNamespace, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,7 +88,7 @@ def opened_store(
 
 
 @contextmanager
-def opened_space(*, create: bool = False, readonly: bool = False, verity: str = "") -> Iterator[Space]:
+def opened_space(*, create: bool = False, readonly: bool = False, verity: str = "") -> Iterator[LocalNamespace]:
     """The namespace of this run, as long as the block lasts."""
     with opened_store(create=create, readonly=readonly, verity=verity) as store:
         yield store.namespace(chosen_namespace() or DEFAULT_NAMESPACE)

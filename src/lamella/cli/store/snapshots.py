@@ -12,8 +12,8 @@ from lamella.cli.store.opening import namespace_option, opened_space, snapshotte
 from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
-    from lamella.store.snapshots.snapshotter import Snapshots
-    from lamella.store.store import Space
+    from lamella.store.snapshots.snapshotter import LocalSnapshots
+    from lamella.store.store import LocalNamespace
 
 
 @click.group("snapshots", cls=VerbGroup, invoke_without_command=True)
@@ -106,13 +106,13 @@ def rm(console: Console, names: tuple[str, ...], snapshotter: str | None) -> Non
         console.document({"removed": list(names)})
 
 
-def _kept_by(space: Space, snapshotter: str | None) -> list[Snapshots]:
+def _kept_by(space: LocalNamespace, snapshotter: str | None) -> list[LocalSnapshots]:
     from lamella.store.snapshots.kinds import SNAPSHOTTERS
 
     return [space.snapshots(name) for name in (SNAPSHOTTERS if snapshotter is None else (snapshotter,))]
 
 
-def _has(snapshots: Snapshots, name: str) -> bool:
+def _has(snapshots: LocalSnapshots, name: str) -> bool:
     from lamella.errors import NotFound
 
     try:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lamella.oci.config import ImageConfig
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
-    from lamella.store.store import Space, Store
+    from lamella.store.store import LocalNamespace, Store
 
 PREFIX: Final = "run:"
 """Before the name of the container, in the name of its lease and in the key of its snapshot."""
@@ -90,7 +90,7 @@ class Ran(Struct, frozen=True):
 
 
 def run_image(
-    space: Space,
+    space: LocalNamespace,
     image: str,
     options: RunOptions,
     *,
@@ -228,7 +228,7 @@ def _dead(bundle: Path) -> Iterator[bool]:
         os.close(lock)
 
 
-def _end(space: Space, key: str, bundle: Path, program: str, name: str, *, keep: bool) -> None:
+def _end(space: LocalNamespace, key: str, bundle: Path, program: str, name: str, *, keep: bool) -> None:
     """Remove a container, its mount, its bundle, its snapshot and last its lease, as far as they are there."""
     state = bundle / _STATE
     if program and (state / name).exists():

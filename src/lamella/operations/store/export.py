@@ -17,11 +17,11 @@ from lamella.store.metadata.leases import under_lease
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 
 def export_image(
-    space: Space,
+    space: LocalNamespace,
     name: str,
     target: str | ImageName,
     *,
@@ -61,7 +61,7 @@ def export_image(
 
 
 @contextmanager
-def _kept(space: Space, reader: StoreReader) -> Iterator[None]:
+def _kept(space: LocalNamespace, reader: StoreReader) -> Iterator[None]:
     """Let the image stay as long as the block lasts, even if its name goes; in a store that can be written to."""
     if space.store.readonly:
         yield

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lamella.changes.losses import Losses
     from lamella.layers.policy import Policy
     from lamella.progress import Cancellation, Progress
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 _HINT: Final = "give it one with --name"
 
@@ -55,7 +55,7 @@ class Imported(Struct, frozen=True):
 
 
 def import_image(
-    space: Space,
+    space: LocalNamespace,
     source: str | ImageName,
     *,
     name: str | None = None,
@@ -108,7 +108,7 @@ def full_name(text: str) -> str:
 
 
 def _unpacked(
-    space: Space,
+    space: LocalNamespace,
     images: Sequence[ImportedImage],
     platform: Platform | None,
     snapshotter: str | None,

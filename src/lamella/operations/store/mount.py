@@ -24,8 +24,8 @@ from lamella.store.snapshots.kinds import canonical
 if TYPE_CHECKING:
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
-    from lamella.store.snapshots.snapshotter import Snapshots
-    from lamella.store.store import Space, Store
+    from lamella.store.snapshots.snapshotter import LocalSnapshots
+    from lamella.store.store import LocalNamespace, Store
 
 PREFIX: Final = "mount:"
 """Before the directory, in the name of the lease and in the key of the snapshot."""
@@ -45,7 +45,7 @@ class MountedImage(Struct, frozen=True):
 
 
 def mount_image(
-    space: Space,
+    space: LocalNamespace,
     image: str,
     directory: Path,
     *,
@@ -124,14 +124,14 @@ def _check_directory(directory: Path, where: Path) -> None:
         raise InvalidInput(f"{os.fspath(directory)!r} is not a directory")
 
 
-def _held(space: Space, key: str) -> Iterator[Snapshots]:
+def _held(space: LocalNamespace, key: str) -> Iterator[LocalSnapshots]:
     """The snapshotters that have a snapshot under the lease ``key``."""
     for resource in space.leases.resources(key):
         if resource.type.startswith(SNAPSHOTS) and resource.id == key:
             yield space.snapshots(resource.type.removeprefix(SNAPSHOTS))
 
 
-def _left(space: Space, key: str) -> tuple[Snapshots, SnapshotRecord] | None:
+def _left(space: LocalNamespace, key: str) -> tuple[LocalSnapshots, SnapshotRecord] | None:
     """The snapshot that an earlier mount has left."""
     for snapshots in _held(space, key):
         try:
@@ -142,7 +142,7 @@ def _left(space: Space, key: str) -> tuple[Snapshots, SnapshotRecord] | None:
 
 
 def _settled(
-    old: tuple[Snapshots, SnapshotRecord], snapshots: Snapshots, parent: str, writable: bool, where: Path
+    old: tuple[LocalSnapshots, SnapshotRecord], snapshots: LocalSnapshots, parent: str, writable: bool, where: Path
 ) -> bool:
     """Whether what is left is what is wanted; a view that is not goes. Raises Conflict for one with changes."""
     before, record = old
@@ -160,7 +160,7 @@ def _settled(
     return False
 
 
-def _drop(space: Space, key: str) -> None:
+def _drop(space: LocalNamespace, key: str) -> None:
     for snapshots in _held(space, key):
         try:
             snapshots.remove(key)

@@ -34,8 +34,8 @@ from lamella.times import SECOND
 if TYPE_CHECKING:
     from lamella.progress import Cancellation
     from lamella.store.contract import SnapshotRecord
-    from lamella.store.snapshots.snapshotter import Snapshots
-    from lamella.store.store import Space
+    from lamella.store.snapshots.snapshotter import LocalSnapshots
+    from lamella.store.store import LocalNamespace
 
 _LAST_TIME: Final = (1 << 31) * SECOND
 """Some file systems hold times up to here, and none before the epoch."""
@@ -54,7 +54,7 @@ class Rediff:
         """Of which snapshot the tree is."""
         self._tree = MemoryTree()
 
-    def __call__(self, space: Space, snapshots: Snapshots, record: SnapshotRecord) -> Compared:
+    def __call__(self, space: LocalNamespace, snapshots: LocalSnapshots, record: SnapshotRecord) -> Compared:
         """The differ that `lamella.store.check.check.check` takes."""
         key = (space.name, snapshots.name, record.name)
         chain = [record]
@@ -84,7 +84,7 @@ class Rediff:
             return Compared(Verdict.UNKNOWN, found.perhaps)
         return Compared(Verdict.SAME)
 
-    def _apply(self, space: Space, blob: Digest, diff_id: Digest) -> set[LayerPath]:
+    def _apply(self, space: LocalNamespace, blob: Digest, diff_id: Digest) -> set[LayerPath]:
         """Apply a layer to the tree; the paths that it puts."""
         stored = SeekableBlob(lambda: space.content.open(blob), None)
         self._held.callback(stored.close)
@@ -111,7 +111,7 @@ class Rediff:
         self.close()
 
 
-def _blob(space: Space, record: SnapshotRecord) -> tuple[Digest, Digest] | str:
+def _blob(space: LocalNamespace, record: SnapshotRecord) -> tuple[Digest, Digest] | str:
     """The blob of the layer that a snapshot was made of and its diff id; or why there is none."""
     stated = record.labels.get(DIFF_ID)
     if not stated:

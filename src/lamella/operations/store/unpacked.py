@@ -14,7 +14,7 @@ from lamella.oci.config import ImageConfig, chain_ids
 from lamella.oci.platform import Platform, parse_platform
 from lamella.store.contract import ImageRecord
 from lamella.store.image_reader import StoreReader
-from lamella.store.store import Space
+from lamella.store.store import LocalNamespace
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -30,7 +30,7 @@ class UnpackedImage(Struct, frozen=True):
 
 
 def unpacked_image(
-    space: Space,
+    space: LocalNamespace,
     image: str,
     snapshotter: str,
     *,
@@ -52,7 +52,7 @@ def unpacked_image(
     return UnpackedImage(str(name).removeprefix("store:"), chain[-1] if chain else "", found.config)
 
 
-def find_image(space: Space, text: str) -> ImageRecord:
+def find_image(space: LocalNamespace, text: str) -> ImageRecord:
     """The record of the image that ``text`` names, exactly or as people write it. Raises NotFound, InvalidInput."""
     try:
         return space.images.get(text)

@@ -34,7 +34,7 @@ from lamella.store.contract import (
 )
 from lamella.store.disk_layout import SNAPSHOTS
 from lamella.store.gc.labels import EXPIRE
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.times import SECOND, format_rfc3339
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Plugin(ServedStore):
         super().__init__(store)
         self._address = containerd
 
-    def space(self, call: Call) -> Space:  # noqa: ARG002  # namespaces are not ours, nor are leases known here
+    def space(self, call: Call) -> LocalNamespace:  # noqa: ARG002  # namespaces are not ours, nor are leases known here
         """The same for all."""
         return self._space
 
@@ -144,7 +144,7 @@ class Plugin(ServedStore):
             self.containerd.close()
 
     @cached_property
-    def _space(self) -> Space:
+    def _space(self) -> LocalNamespace:
         return self.store.namespace(_SPACE)
 
 

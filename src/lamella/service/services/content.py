@@ -21,7 +21,7 @@ from lamella.protocol.wire import digest, fields, labels, timestamp
 from lamella.service.grpc.rpc import Call, Encoded, quick
 from lamella.service.grpc.status import OutOfRange
 from lamella.store.contract import ContentRecord, Ingest, IngestStatus
-from lamella.store.store import Space
+from lamella.store.store import LocalNamespace
 
 if TYPE_CHECKING:
     from lamella.service.services.served_store import ServedStore
@@ -210,7 +210,7 @@ class Content:
                 self._changed.notify_all()
 
     def _written(
-        self, space: Space, first: pb.WriteContentRequest, requests: Iterator[pb.WriteContentRequest]
+        self, space: LocalNamespace, first: pb.WriteContentRequest, requests: Iterator[pb.WriteContentRequest]
     ) -> Iterator[pb.WriteContentResponse]:
         writer = _Writer(space, first)
         try:
@@ -249,7 +249,7 @@ class Content:
 class _Writer:
     """An ingest as its client sees it."""
 
-    def __init__(self, space: Space, first: pb.WriteContentRequest) -> None:
+    def __init__(self, space: LocalNamespace, first: pb.WriteContentRequest) -> None:
         self._content = space.content
         self._ref = first.ref
         self._total = _total(first)

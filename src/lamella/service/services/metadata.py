@@ -17,9 +17,9 @@ from lamella.protocol.wire import descriptor, digest, fields, labels, nanosecond
 from lamella.service.grpc.rpc import Call, quick
 from lamella.store import contract
 from lamella.store.contract import ImageRecord
-from lamella.store.metadata.images import Images as StoredImages
+from lamella.store.metadata.images import LocalImages
 from lamella.store.metadata.labels import is_label
-from lamella.store.metadata.leases import Leases as StoredLeases
+from lamella.store.metadata.leases import LocalLeases
 
 if TYPE_CHECKING:
     from lamella.service.services.served_store import ServedStore
@@ -72,7 +72,7 @@ class Images:
 
     def _images(
         self, request: images_pb2.CreateImageRequest | images_pb2.UpdateImageRequest, call: Call
-    ) -> StoredImages:
+    ) -> LocalImages:
         """The images of the call's namespace, with the time that the request wants instead of the present."""
         space = self._shared.space(call)
         if not request.HasField("source_date_epoch"):
@@ -133,7 +133,7 @@ class Leases:
             resources=[leases_pb2.Resource(id=one.id, type=one.type) for one in found]
         )
 
-    def _leases(self, call: Call) -> StoredLeases:
+    def _leases(self, call: Call) -> LocalLeases:
         return self._shared.space(call).leases
 
 
@@ -195,5 +195,5 @@ class Namespaces:
         self._shared.bus.publish(namespace, topic, event)
 
 
-def _namespace(namespace: contract.Namespace) -> namespaces_pb2.Namespace:
+def _namespace(namespace: contract.NamespaceRecord) -> namespaces_pb2.Namespace:
     return namespaces_pb2.Namespace(name=namespace.name, labels=namespace.labels)

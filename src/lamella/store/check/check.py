@@ -25,12 +25,12 @@ from lamella.store.contract import SnapshotKind, SnapshotRecord
 from lamella.store.disk_layout import BLOBS, INGEST, TRASH, snapshotter_path
 from lamella.store.disk_layout import SNAPSHOTS as SNAPSHOT_FOLDER
 from lamella.store.gc.labels import CONTENT, IMAGES, SNAPSHOTS
-from lamella.store.snapshots.kinds import form_of
+from lamella.store.snapshots.kinds import snapshot_driver
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
-    from lamella.store.snapshots.snapshotter import Snapshots
-    from lamella.store.store import Space, Store
+    from lamella.store.snapshots.snapshotter import LocalSnapshots
+    from lamella.store.store import LocalNamespace, Store
 
 _SELECT: Final = "SELECT namespace, snapshotter, name, number, kind, parent FROM snapshot"
 
@@ -75,7 +75,7 @@ class _Look:
     def problem(self, row: SnapshotRow) -> str:
         """What is wrong with a snapshot; nothing where it is whole. Raises as `broken`."""
         home = snapshotter_path(self._store.root, row.snapshotter)
-        form, place, kind = form_of(row.snapshotter, home), home / str(row.number), SnapshotKind(row.kind)
+        form, place, kind = snapshot_driver(row.snapshotter, home), home / str(row.number), SnapshotKind(row.kind)
         if not place.is_dir():
             return "its directory is missing"
         problem = form.lacking(place, kind, parents=row.parent is not None)
@@ -143,7 +143,7 @@ class Compared(Struct, frozen=True):
     """What differs first, or why nothing can be told."""
 
 
-Differ: TypeAlias = "Callable[[Space, Snapshots, SnapshotRecord], Compared]"
+Differ: TypeAlias = "Callable[[LocalNamespace, LocalSnapshots, SnapshotRecord], Compared]"
 """Compares a committed snapshot with the layer that it was unpacked from."""
 
 
@@ -325,7 +325,7 @@ def _blob_rows(store: Store, digest: Digest) -> list[tuple[str, int, int]]:
         ).fetchall()
 
 
-# Snapshots
+# LocalSnapshots
 
 
 def _snapshots(store: Store, progress: Progress | None, cancel: Cancellation | None) -> tuple[list[Finding], int]:

@@ -34,7 +34,7 @@ _CHUNK: Final = 1 << 20
 _USUAL: Final = "sha256"
 
 
-class FileIngest:
+class LocalIngest:
     """An ingest whose file this process has open and locked (`lamella.store.contract.Ingest`).
 
     ``lent`` is the file of the blob that is expected, which another namespace has: the ingest begins as a whole one

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, Integrity, InvalidInput, LamellaError, NotFound, from_os
 from lamella.store.content.files import Swept, is_whole, open_blob, remove_unnamed, sweep
-from lamella.store.content.ingest import FileIngest, drop_ingest, find_blob, open_file, remove_folder
+from lamella.store.content.ingest import LocalIngest, drop_ingest, find_blob, open_file, remove_folder
 from lamella.store.contract import ContentRecord, IngestStatus, Labels
 from lamella.store.disk_layout import DATA, ingest_path
 from lamella.store.gc.labels import CONTENT, INGESTS
@@ -36,7 +36,7 @@ _PAGE: Final = 2000
 _SELECT: Final = "SELECT ref, folder, total, expected, started, updated FROM ingest WHERE namespace = ?"
 
 
-class Content:
+class LocalContent:
     """The blobs of a namespace (`lamella.store.contract.ContentStore`)."""
 
     def __init__(self, context: StoreContext) -> None:
@@ -125,7 +125,7 @@ class Content:
         """Remove files that no row names; see `content.files.sweep`. It is the same for all namespaces."""
         return sweep(self._root, self._database)
 
-    def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> FileIngest:
+    def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> LocalIngest:
         """Open or resume the ingest ``ref``; it starts over where it was to have another ``total``.
 
         A blob that is ``expected`` and that another namespace shares is there at once. Without a lease an ingest may
@@ -140,7 +140,7 @@ class Content:
         with ExitStack() as undo:
             status, folder, file, lent = self._open(ref, total, expected, undo)
             undo.pop_all()
-        return FileIngest(self._context, folder, file, status, lent)
+        return LocalIngest(self._context, folder, file, status, lent)
 
     def _open(
         self, ref: str, total: int, expected: Digest | None, undo: ExitStack

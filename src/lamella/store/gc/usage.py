@@ -17,7 +17,7 @@ from lamella.store.metadata.labels import decode
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
-    from lamella.store.store import Space, Store
+    from lamella.store.store import LocalNamespace, Store
 
 _BLOB_BYTES: Final = "SELECT coalesce(sum(size), 0) FROM (SELECT max(size) AS size FROM blob GROUP BY digest)"
 _COUNTS: Final = {
@@ -119,7 +119,7 @@ def store_usage(store: Store, *, namespaces: Sequence[str] | None = None) -> Sto
     )
 
 
-def image_size(space: Space, target: Digest) -> int:
+def image_size(space: LocalNamespace, target: Digest) -> int:
     """Return the bytes of the present blobs that ``target`` refers to by labels, itself included."""
     size = 0
     seen: set[str] = set()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _COLUMNS: Final = "name, target, labels, created, updated"
 
 
-class Images:
+class LocalImages:
     """The images of a namespace in this process's store; keeps what `ImageStore` promises.
 
     An image that says when it expires is put under ``lease``; the others need none, since they are roots themselves.

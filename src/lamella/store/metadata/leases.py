@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from lamella.errors import AlreadyExists, NotFound, Unsupported
-from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, NamespaceView, Resource
+from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, Namespace, Resource
 from lamella.store.gc.labels import CONTENT, EXPIRE, IMAGES, INGESTS, SNAPSHOTS
 from lamella.store.metadata.filters import label_at, parse_filters
 from lamella.store.metadata.labels import check_key, decode, encode, settled
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from lamella.store.context import StoreContext
     from lamella.store.database import Database
 
-V = TypeVar("V", bound=NamespaceView)
+V = TypeVar("V", bound=Namespace)
 
 _HOUR: Final = 3600 * SECOND
 _SNAPSHOTTER: Final = re.compile(re.escape(SNAPSHOTS) + "[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 
-class Leases:
+class LocalLeases:
     """The leases of a namespace in this process's store; keeps what `LeaseStore` promises."""
 
     def __init__(self, context: StoreContext) -> None:

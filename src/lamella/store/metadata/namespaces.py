@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lamella.errors import AlreadyExists, Conflict, NotFound
-from lamella.store.contract import NO_LABELS, Labels, Namespace
+from lamella.store.contract import NO_LABELS, Labels, NamespaceRecord
 from lamella.store.database import Database
 from lamella.store.metadata.labels import check_namespace, decode, encode, merge, settled
 
@@ -26,25 +26,25 @@ def ensure(connection: sqlite3.Connection, name: str) -> None:
     connection.execute("INSERT OR IGNORE INTO namespace (name) VALUES (?)", (name,))
 
 
-class Namespaces:
+class LocalNamespaces:
     """The namespaces of a store (`lamella.store.contract.NamespaceStore`)."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def get(self, name: str) -> Namespace:
+    def get(self, name: str) -> NamespaceRecord:
         """One without labels where the name is not known. Raises InvalidInput."""
         check_namespace(name)
         with self._database.read() as connection:
-            return Namespace(name, _labels(connection, name) or {})
+            return NamespaceRecord(name, _labels(connection, name) or {})
 
-    def list(self) -> builtins.list[Namespace]:
+    def list(self) -> builtins.list[NamespaceRecord]:
         """By name."""
         with self._database.read() as connection:
             rows = connection.execute("SELECT name, labels FROM namespace ORDER BY name").fetchall()
-        return [Namespace(name, decode(labels)) for name, labels in rows]
+        return [NamespaceRecord(name, decode(labels)) for name, labels in rows]
 
-    def create(self, name: str, labels: Labels = NO_LABELS) -> Namespace:
+    def create(self, name: str, labels: Labels = NO_LABELS) -> NamespaceRecord:
         """Raises AlreadyExists, InvalidInput."""
         check_namespace(name)
         kept = settled(labels)
@@ -52,15 +52,15 @@ class Namespaces:
             if _labels(connection, name) is not None:
                 raise AlreadyExists(f"namespace {name!r} is there already")
             _put(connection, name, kept)
-        return Namespace(name, kept)
+        return NamespaceRecord(name, kept)
 
-    def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> Namespace:
+    def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> NamespaceRecord:
         """Change labels; makes the namespace where it is not there. Raises InvalidInput."""
         check_namespace(name)
         with self._database.write() as connection:
             kept = merge(_labels(connection, name) or {}, labels, fields)
             _put(connection, name, kept)
-        return Namespace(name, kept)
+        return NamespaceRecord(name, kept)
 
     def delete(self, name: str) -> None:
         """Raises NotFound, Conflict while images, blobs or snapshots are in it; leases and ingests go with it."""

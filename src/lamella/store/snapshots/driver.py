@@ -67,10 +67,10 @@ class Use(Enum):
     UNPACK = "unpack"
     """To have a layer applied to it by whatever way; nothing is to run on it."""
     APPLY = "apply"
-    """To have a layer applied to it through `Form.sink`; nothing is mounted before it is committed."""
+    """To have a layer applied to it through `SnapshotDriver.sink`; nothing is mounted before it is committed."""
 
 
-class Form(Protocol):
+class SnapshotDriver(Protocol):
     """How a kind keeps its snapshots. A snapshot has a directory of its own, its place, which no one else may enter.
 
     Nothing here knows of names, of the database, or of who else is at work.
@@ -148,31 +148,31 @@ class Form(Protocol):
         ...
 
 
-class OneByOne:
+class SequentialDriver:
     """What forms have in common that make a layer on those below alone, and keep of it what they wrote."""
 
     side_by_side = False
 
     def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `Form.rebase`: never, since it is not `side_by_side`."""
+        """See `SnapshotDriver.rebase`: never, since it is not `side_by_side`."""
         raise NotImplementedError
 
     def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `Form.uncover`: never, since it is not `side_by_side`."""
+        """See `SnapshotDriver.uncover`: never, since it is not `side_by_side`."""
         raise NotImplementedError
 
     def settle(self, place: Path) -> Sequence[Path]:  # noqa: ARG002  # all that it has is needed
-        """See `Form.settle`."""
+        """See `SnapshotDriver.settle`."""
         return ()
 
     def examine(self, place: Path, step: Callable[[int], object]) -> None:
-        """See `Form.examine`: nothing is sealed here."""
+        """See `SnapshotDriver.examine`: nothing is sealed here."""
 
 
 class Target(Struct, frozen=True):
     """Where a layer goes: an active snapshot as its kind keeps it, for which nobody has to be asked any more."""
 
-    form: Form
+    form: SnapshotDriver
     place: Path
     parents: LayerStack[Path] | None
     """None where they are not known."""
@@ -182,7 +182,7 @@ class Target(Struct, frozen=True):
         return self.form.sink(self.place, self.parents, policy, losses)
 
     def beneath(self) -> Usage | None:
-        """See `Form.beneath`. Raises Denied and the like."""
+        """See `SnapshotDriver.beneath`. Raises Denied and the like."""
         return self.form.beneath(self.place)
 
 

@@ -11,10 +11,10 @@ from lamella.errors import InvalidInput
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lamella.store.snapshots.driver import Form
+    from lamella.store.snapshots.driver import SnapshotDriver
 
 
-def form_of(name: str, home: Path, verity: str = "") -> Form:
+def snapshot_driver(name: str, home: Path, verity: str = "") -> SnapshotDriver:
     """How the kind ``name`` keeps its snapshots, whose places are in ``home``.
 
     ``verity`` makes the kernel check committed layers as they are read. Raises InvalidInput (unknown kind),
@@ -31,38 +31,38 @@ def canonical(name: str) -> str:
     return name
 
 
-def _overlay(verity: str, home: Path) -> Form:  # noqa: ARG001
-    from lamella.store.snapshots.drivers.overlay import OverlayForm
+def _overlay(verity: str, home: Path) -> SnapshotDriver:  # noqa: ARG001
+    from lamella.store.snapshots.drivers.overlay import OverlayDriver
 
-    _without(verity, OverlayForm.name)
-    return OverlayForm()
-
-
-def _directory(verity: str, home: Path) -> Form:  # noqa: ARG001
-    from lamella.store.snapshots.drivers.native import DirectoryForm
-
-    _without(verity, DirectoryForm.name)
-    return DirectoryForm()
+    _without(verity, OverlayDriver.name)
+    return OverlayDriver()
 
 
-def _erofs(verity: str, home: Path) -> Form:  # noqa: ARG001
-    from lamella.store.snapshots.drivers.erofs import ErofsForm
+def _directory(verity: str, home: Path) -> SnapshotDriver:  # noqa: ARG001
+    from lamella.store.snapshots.drivers.native import NativeDriver
 
-    return ErofsForm(verity)
-
-
-def _cimfs(verity: str, home: Path) -> Form:
-    from lamella.store.snapshots.drivers.cimfs import CimForm
-
-    _without(verity, CimForm.name)
-    return CimForm(home)
+    _without(verity, NativeDriver.name)
+    return NativeDriver()
 
 
-def _blockcim(verity: str, home: Path) -> Form:
-    from lamella.store.snapshots.drivers.blockcim import BlockCimForm
+def _erofs(verity: str, home: Path) -> SnapshotDriver:  # noqa: ARG001
+    from lamella.store.snapshots.drivers.erofs import ErofsDriver
 
-    _without(verity, BlockCimForm.name)
-    return BlockCimForm(home)
+    return ErofsDriver(verity)
+
+
+def _cimfs(verity: str, home: Path) -> SnapshotDriver:
+    from lamella.store.snapshots.drivers.cimfs import CimDriver
+
+    _without(verity, CimDriver.name)
+    return CimDriver(home)
+
+
+def _blockcim(verity: str, home: Path) -> SnapshotDriver:
+    from lamella.store.snapshots.drivers.blockcim import BlockCimDriver
+
+    _without(verity, BlockCimDriver.name)
+    return BlockCimDriver(home)
 
 
 def _without(verity: str, name: str) -> None:
@@ -72,7 +72,7 @@ def _without(verity: str, name: str) -> None:
         raise Unsupported(f"the snapshotter {name!r} keeps no images that could have {verity}")
 
 
-SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], Form]]] = {
+SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], SnapshotDriver]]] = {
     "overlayfs": _overlay,
     "native": _directory,
     "erofs": _erofs,

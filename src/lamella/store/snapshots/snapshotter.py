@@ -28,8 +28,8 @@ from lamella.store.metadata.labels import check_key, encode, merge, settled
 from lamella.store.metadata.leases import hold
 from lamella.store.metadata.namespaces import ensure
 from lamella.store.snapshots.dirs import Places, locked
-from lamella.store.snapshots.driver import Form, OpenTree, Target, Use
-from lamella.store.snapshots.kinds import canonical, form_of
+from lamella.store.snapshots.driver import OpenTree, SnapshotDriver, Target, Use
+from lamella.store.snapshots.kinds import canonical, snapshot_driver
 from lamella.store.snapshots.table import Row, Rows, field_of
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ UNPACKING: Final = "extract"
 """What the key of a snapshot has in it that a layer is to be applied to; containerd's clients keep to that."""
 
 
-class Snapshots:
+class LocalSnapshots:
     """The snapshots of one kind in one namespace (`lamella.store.contract.Snapshotter`, `forms.Unpacks`)."""
 
-    def __init__(self, context: StoreContext, form: Form) -> None:
+    def __init__(self, context: StoreContext, form: SnapshotDriver) -> None:
         self._database = context.database
         self._namespace = context.namespace
         self._lease = context.lease
@@ -353,14 +353,14 @@ def _sync(place: Path) -> None:
         os.close(descriptor)
 
 
-def open_snapshotter(name: str, context: StoreContext, *, verity: str = "") -> Snapshots:
+def open_snapshotter(name: str, context: StoreContext, *, verity: str = "") -> LocalSnapshots:
     """Return the snapshotter ``name`` (`SNAPSHOTTERS` or an alias) of a namespace; creates no files.
 
     ``verity`` (``fs-verity`` or ``dm-verity``) makes the kernel check committed layers as they are read. Raises
     InvalidInput (unknown snapshotter), Unsupported (not on this system, unknown ``verity``).
     """
     name = canonical(name)
-    return Snapshots(context, form_of(name, snapshotter_path(context.root, name), verity))
+    return LocalSnapshots(context, snapshot_driver(name, snapshotter_path(context.root, name), verity))
 
 
 @contextmanager

@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
-    from lamella.store.snapshots.snapshotter import Snapshots
-    from lamella.store.store import Space
+    from lamella.store.snapshots.snapshotter import LocalSnapshots
+    from lamella.store.store import LocalNamespace
 
 DIFF_ID: Final = "containerd.io/snapshot/diff-id"
 """The label of a snapshot that says of which layer it was made."""
@@ -106,7 +106,7 @@ class Unpacked(Struct, frozen=True):
 
 
 def unpack_image(
-    space: Space,
+    space: LocalNamespace,
     target: Descriptor | str,
     snapshotter: str | None = None,
     *,
@@ -146,7 +146,7 @@ def unpack_image(
     return Unpacked(image.descriptor, name, top, layers, losses)
 
 
-def _snapshotter(space: Space, image: Image, given: str | None) -> str:
+def _snapshotter(space: LocalNamespace, image: Image, given: str | None) -> str:
     """The name of the snapshotter for the image. Raises InvalidInput where ``given`` is one for another system."""
     windows = image.config.os == "windows"
     if given is None:
@@ -165,7 +165,7 @@ class _Unpacking:
 
     def __init__(
         self,
-        space: Space,
+        space: LocalNamespace,
         snapshotter: str,
         image: Image,
         policy: Policy | None,
@@ -175,7 +175,7 @@ class _Unpacking:
     ) -> None:
         self._space = space
         self._name = snapshotter
-        self._snapshots: Snapshots = space.snapshots(snapshotter)
+        self._snapshots: LocalSnapshots = space.snapshots(snapshotter)
         self._layers = image.layers
         self._chain = chain_ids([layer.diff_id for layer in image.layers])
         self._policy = policy
@@ -359,7 +359,7 @@ def _empty(place: Path) -> None:
             os.close(opened)
 
 
-def _label(space: Space, digest: Digest, label: str, value: str) -> None:
+def _label(space: LocalNamespace, digest: Digest, label: str, value: str) -> None:
     """Set a label of a blob, if there is the blob: a layer that was unpacked need not be."""
     content = space.content
     with suppress(NotFound):

@@ -62,7 +62,7 @@ class LayerDone(Struct, frozen=True):
     lost: int
     """How many losses there were."""
     beneath: Usage | None
-    """See `Form.beneath`."""
+    """See `SnapshotDriver.beneath`."""
     assumed: frozenset[LayerPath] = frozenset()
     """Directories that were taken to be below, where that was not known."""
     covered: frozenset[LayerPath] = frozenset()

@@ -40,7 +40,7 @@ from lamella.protocol.proto.types_pb2 import Descriptor
 from lamella.service.differs.posix import stated_by
 from lamella.service.services.diff import UNCOMPRESSED
 from lamella.store.contract import BindMount, Mount, OverlayMount
-from lamella.store.snapshots.snapshotter import Snapshots
+from lamella.store.snapshots.snapshotter import LocalSnapshots
 from lamella.testing.builders import directory, file, symlink, whiteout
 
 BASE: Final[list[Change]] = [
@@ -102,11 +102,11 @@ def make(stub: Stub, left: tuple[Mount, ...], right: tuple[Mount, ...], **furthe
     return made
 
 
-def snapshots(served: Served, kind: str = "overlayfs") -> Snapshots:
+def snapshots(served: Served, kind: str = "overlayfs") -> LocalSnapshots:
     return served.store.namespace("default").snapshots(kind)
 
 
-def unpacked(stub: Stub, served: Served, kind: str = "overlayfs") -> Snapshots:
+def unpacked(stub: Stub, served: Served, kind: str = "overlayfs") -> LocalSnapshots:
     """Two layers, as a client unpacks them."""
     kept = snapshots(served, kind)
     for parent, name, changes in (("", "base", BASE), ("base", "upper", UPPER)):

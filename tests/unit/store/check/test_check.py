@@ -19,7 +19,7 @@ from lamella.store.check.repair import repair
 from lamella.store.contract import SnapshotKind
 from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import collect
-from lamella.store.snapshots.drivers.blockcim import BlockCimForm
+from lamella.store.snapshots.drivers.blockcim import BlockCimDriver
 from lamella.store.store import Store
 from lamella.testing.builders import file
 from lamella.testing.images import small_image, tagged, write_layout
@@ -125,7 +125,7 @@ def test_a_composite_image_that_is_gone_is_a_fault_of_its_snapshot(tmp_path: Pat
 
 
 def test_a_block_image_is_looked_for_where_it_was_committed(tmp_path: Path) -> None:
-    form = BlockCimForm(tmp_path)
+    form = BlockCimDriver(tmp_path)
     assert form.lacking(tmp_path, SnapshotKind.ACTIVE, parents=False) == ""
     assert form.lacking(tmp_path, SnapshotKind.COMMITTED, parents=False) == "'layer.vhd' is missing in its directory"
     (tmp_path / "layer.vhd").touch()

@@ -11,8 +11,8 @@ import pytest
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_MANIFEST
-from lamella.store.contract import ImageRecord, Namespace
-from lamella.store.store import Space, Store
+from lamella.store.contract import ImageRecord, NamespaceRecord
+from lamella.store.store import LocalNamespace, Store
 
 
 @pytest.fixture
@@ -21,36 +21,36 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def put(space: Space) -> None:
+def put(space: LocalNamespace) -> None:
     with space.content.ingest("put") as ingest:
         ingest.write(b"text")
         ingest.commit()
 
 
 def test_a_namespace_that_is_not_known_has_no_labels(store: Store) -> None:
-    assert store.namespaces.get("a") == Namespace("a", {})
+    assert store.namespaces.get("a") == NamespaceRecord("a", {})
     assert store.namespaces.list() == []
     with pytest.raises(InvalidInput):
         store.namespaces.get("a/b")
 
 
 def test_a_namespace_is_made_once(store: Store) -> None:
-    assert store.namespaces.create("b", {"k": "v", "none": ""}) == Namespace("b", {"k": "v"})
-    assert store.namespaces.create("a") == Namespace("a", {})
+    assert store.namespaces.create("b", {"k": "v", "none": ""}) == NamespaceRecord("b", {"k": "v"})
+    assert store.namespaces.create("a") == NamespaceRecord("a", {})
     with pytest.raises(AlreadyExists):
         store.namespaces.create("b")
     with pytest.raises(InvalidInput):
         store.namespaces.create("b..c")
     with pytest.raises(InvalidInput):
         store.namespaces.create("c", {"k": "v" * 5000})
-    assert store.namespaces.list() == [Namespace("a", {}), Namespace("b", {"k": "v"})]
+    assert store.namespaces.list() == [NamespaceRecord("a", {}), NamespaceRecord("b", {"k": "v"})]
 
 
 def test_labels_change_and_make_the_namespace(store: Store) -> None:
-    assert store.namespaces.update("a", {"x": "1", "y": "2"}, ["labels.x"]) == Namespace("a", {"x": "1"})
-    assert store.namespaces.update("a", {"y": "2"}, ["labels.y"]) == Namespace("a", {"x": "1", "y": "2"})
-    assert store.namespaces.update("a", {}, ["labels.x"]) == Namespace("a", {"y": "2"})
-    assert store.namespaces.get("a") == Namespace("a", {"y": "2"})
+    assert store.namespaces.update("a", {"x": "1", "y": "2"}, ["labels.x"]) == NamespaceRecord("a", {"x": "1"})
+    assert store.namespaces.update("a", {"y": "2"}, ["labels.y"]) == NamespaceRecord("a", {"x": "1", "y": "2"})
+    assert store.namespaces.update("a", {}, ["labels.x"]) == NamespaceRecord("a", {"y": "2"})
+    assert store.namespaces.get("a") == NamespaceRecord("a", {"y": "2"})
     with pytest.raises(InvalidInput):
         store.namespaces.update("a", {}, ["name"])
     with pytest.raises(InvalidInput):

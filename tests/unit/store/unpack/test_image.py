@@ -23,7 +23,7 @@ from lamella.progress import Cancellation
 from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import collect
 from lamella.store.locks import sole
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack import image as unpacking
 from lamella.store.unpack import layer as layer_work
 from lamella.store.unpack import schedule
@@ -53,17 +53,17 @@ def chain(image: SmallImage) -> list[str]:
     return [str(one) for one in chain_ids([parse_digest(diff_id) for diff_id in image.config["rootfs"]["diff_ids"]])]
 
 
-def names(space: Space, snapshotter: str = "overlayfs") -> set[str]:
+def names(space: LocalNamespace, snapshotter: str = "overlayfs") -> set[str]:
     return {one.name for one in space.snapshots(snapshotter).list()}
 
 
-def tree(space: Space, unpacked: Unpacked) -> list[str]:
+def tree(space: LocalNamespace, unpacked: Unpacked) -> list[str]:
     with space.snapshots(unpacked.snapshotter).tree(unpacked.snapshot) as found:
         return list(dump(walk(found), inline=16, extents=False))
 
 
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
-def test_each_layer_becomes_a_snapshot_that_is_named_by_its_chain_id(space: Space, snapshotter: str) -> None:
+def test_each_layer_becomes_a_snapshot_that_is_named_by_its_chain_id(space: LocalNamespace, snapshotter: str) -> None:
     image = small_image(*LAYERS)
     unpacked = unpack_image(space, put_image(space, image, "image"), snapshotter)
     assert set(chain(image)) == names(space, snapshotter)
@@ -76,7 +76,7 @@ def test_each_layer_becomes_a_snapshot_that_is_named_by_its_chain_id(space: Spac
         assert diff_id == space.content.info(parse_digest(layer["digest"])).labels[UNCOMPRESSED]
 
 
-def test_snapshots_live_as_long_as_the_image(store: Store, space: Space) -> None:
+def test_snapshots_live_as_long_as_the_image(store: Store, space: LocalNamespace) -> None:
     image = small_image(*LAYERS)
     unpack_image(space, put_image(space, image, "image"))
     collect(store)
@@ -86,7 +86,7 @@ def test_snapshots_live_as_long_as_the_image(store: Store, space: Space) -> None
     assert set() == names(space)
 
 
-def test_layers_that_are_there_are_not_unpacked_again(space: Space) -> None:
+def test_layers_that_are_there_are_not_unpacked_again(space: LocalNamespace) -> None:
     one, other = small_image(*LAYERS[:2]), small_image(*LAYERS[:2], {"other": b""})
     assert [layer.skipped for layer in unpack_image(space, put_image(space, one, "one")).layers] == [False, False]
     second = put_image(space, other, "other")
@@ -96,14 +96,16 @@ def test_layers_that_are_there_are_not_unpacked_again(space: Space) -> None:
     assert [layer.skipped for layer in unpack_image(space, second).layers] == [True] * 3
 
 
-def test_an_image_without_layers_has_no_snapshot(space: Space) -> None:
+def test_an_image_without_layers_has_no_snapshot(space: LocalNamespace) -> None:
     unpacked = unpack_image(space, put_image(space, small_image(), "image"))
     assert (unpacked.snapshot, unpacked.layers) == ("", ())
 
 
 @pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, space: Space, lanes: int) -> None:
+def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(
+    store: Store, space: LocalNamespace, lanes: int
+) -> None:
     image = small_image(*LAYERS)
     config = {**image.config, "rootfs": {"type": "layers", "diff_ids": [*image.config["rootfs"]["diff_ids"]]}}
     config["rootfs"]["diff_ids"][1] = digest(b"something else")
@@ -126,7 +128,9 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(store: Store, s
 @pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("at", [0.01, 0.5, 0.9999])
-def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(space: Space, at: float, lanes: int) -> None:
+def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(
+    space: LocalNamespace, at: float, lanes: int
+) -> None:
     image = small_image(*({f"{name}{number}": os.urandom(9000) for number in range(40)} for name in "abc"))
     target = put_image(space, image, "image")
     damaged = parse_digest(image.manifest["layers"][1]["digest"])
@@ -141,7 +145,9 @@ def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(space: Space
     assert names(space) <= set(chain(image)[:1])
 
 
-def test_small_layers_take_turns_and_large_ones_go_beside_them(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_layers_take_turns_and_large_ones_go_beside_them(
+    space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[tuple[bool, int]] = []
 
     def note(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
@@ -175,7 +181,9 @@ with Store.open(sys.argv[1]) as store:
 
 
 @pytest.mark.parametrize("own_process", [0, 4 << 20], ids=["beside each other", "in turn"])
-def test_processes_that_unpack_the_same_image_do_the_work_once(store: Store, space: Space, own_process: int) -> None:
+def test_processes_that_unpack_the_same_image_do_the_work_once(
+    store: Store, space: LocalNamespace, own_process: int
+) -> None:
     image = small_image(*LAYERS, *({f"d/f{number}": bytes(1 << 16)} for number in range(8)))
     put_image(space, image, "image")
     workers = [
@@ -201,7 +209,7 @@ def test_processes_that_unpack_the_same_image_do_the_work_once(store: Store, spa
     assert set(chain(image)) == names(space)
 
 
-def test_threads_that_unpack_the_same_image_do_the_work_once(space: Space) -> None:
+def test_threads_that_unpack_the_same_image_do_the_work_once(space: LocalNamespace) -> None:
     image = small_image(*LAYERS, *({f"d/f{number}": bytes(1 << 16)} for number in range(8)))
     target = put_image(space, image, "image")
     results: list[Unpacked] = []
@@ -214,7 +222,7 @@ def test_threads_that_unpack_the_same_image_do_the_work_once(space: Space) -> No
     assert len(chain(image)) == sum(not layer.skipped for result in results for layer in result.layers)
 
 
-def test_who_waits_for_another_can_be_told_to_stop(store: Store, space: Space) -> None:
+def test_who_waits_for_another_can_be_told_to_stop(store: Store, space: LocalNamespace) -> None:
     image = small_image(*LAYERS)
     target = put_image(space, image, "image")
     cancel = Cancellation()
@@ -246,7 +254,7 @@ def test_a_lock_is_for_one_at_a_time_and_leaves_no_file(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("own_threads")
-def test_a_loss_that_is_refused_leaves_no_snapshot(space: Space) -> None:
+def test_a_loss_that_is_refused_leaves_no_snapshot(space: LocalNamespace) -> None:
     raw = image_of_tars([tar_of({"a": b"1"}), _with_xattr()])
     target = put_image(space, raw, "image")
     losses = Losses()
@@ -258,7 +266,7 @@ def test_a_loss_that_is_refused_leaves_no_snapshot(space: Space) -> None:
 
 
 @pytest.mark.usefixtures("own_threads")
-def test_a_blob_that_is_not_there_is_told_and_leaves_nothing(space: Space) -> None:
+def test_a_blob_that_is_not_there_is_told_and_leaves_nothing(space: LocalNamespace) -> None:
     image = small_image(*LAYERS)
     target = put_image(space, image, "image")
     space.content.delete(parse_digest(image.manifest["layers"][1]["digest"]))

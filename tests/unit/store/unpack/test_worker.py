@@ -26,7 +26,7 @@ from lamella.store.locks import sole
 from lamella.store.snapshots import copy_tree
 from lamella.store.snapshots.copy_tree import Measured
 from lamella.store.snapshots.drivers import overlay
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack import image as unpacking
 from lamella.store.unpack import schedule, worker
 from lamella.store.unpack.image import Unpacked, unpack_image
@@ -81,16 +81,16 @@ def is_there(process: int) -> bool:
         return False
 
 
-def names(space: Space) -> set[str]:
+def names(space: LocalNamespace) -> set[str]:
     return {one.name for one in space.snapshots("overlayfs").list()}
 
 
-def tree(space: Space, unpacked: Unpacked) -> list[str]:
+def tree(space: LocalNamespace, unpacked: Unpacked) -> list[str]:
     with space.snapshots(unpacked.snapshotter).tree(unpacked.snapshot) as found:
         return list(dump(walk(found), inline=16, extents=False))
 
 
-def work_on(space: Space, image: SmallImage) -> LayerWork:
+def work_on(space: LocalNamespace, image: SmallImage) -> LayerWork:
     """The base layer of an image, into a snapshot that is made for it."""
     layer, diff_id = (parse_digest(one) for one in (image.manifest["layers"][0]["digest"], _diff_id(image)))
     space.snapshots("overlayfs").begin("extract")
@@ -103,7 +103,7 @@ def _diff_id(image: SmallImage) -> str:
 
 
 def test_processes_make_the_same_tree_and_raise_the_same_errors(
-    own_processes: list[str], store: Store, space: Space
+    own_processes: list[str], store: Store, space: LocalNamespace
 ) -> None:
     image = small_image(*LAYERS, *({f"f{number}": bytes(100)} for number in range(4)))
     one = unpack_image(space, put_image(space, image, "image"), lanes=1)
@@ -125,7 +125,7 @@ def test_processes_make_the_same_tree_and_raise_the_same_errors(
 
 
 def test_no_process_is_forked_that_would_find_nothing_to_do(
-    own_processes: list[str], space: Space, monkeypatch: pytest.MonkeyPatch
+    own_processes: list[str], space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unpack(name: str, layers: list[dict[str, bytes]]) -> list[str]:
         own_processes.clear()
@@ -143,7 +143,7 @@ def test_no_process_is_forked_that_would_find_nothing_to_do(
 
 
 @pytest.mark.parametrize("fork", [True, False])
-def test_a_process_that_was_killed_is_an_error(space: Space, fork: bool) -> None:
+def test_a_process_that_was_killed_is_an_error(space: LocalNamespace, fork: bool) -> None:
     image = small_image(*LAYERS)
     put_image(space, image, "image")
     process = LayerProcess(fork=fork)
@@ -157,7 +157,7 @@ def test_a_process_that_was_killed_is_an_error(space: Space, fork: bool) -> None
 
 
 def test_a_process_that_is_killed_at_work_leaves_nothing(
-    own_processes: list[str], store: Store, space: Space, monkeypatch: pytest.MonkeyPatch
+    own_processes: list[str], store: Store, space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = put_image(space, small_image(*LAYERS), "image")
     send = worker._send
@@ -178,7 +178,7 @@ def test_a_process_that_is_killed_at_work_leaves_nothing(
     assert len(own_processes) == 2
 
 
-def test_who_waits_for_a_process_can_stop(own_processes: list[str], store: Store, space: Space) -> None:
+def test_who_waits_for_a_process_can_stop(own_processes: list[str], store: Store, space: LocalNamespace) -> None:
     cancel = Cancellation()
 
     class Told(NoProgress):
@@ -194,7 +194,7 @@ def test_who_waits_for_a_process_can_stop(own_processes: list[str], store: Store
 
 @pytest.mark.parametrize("fork", [True, False])
 def test_a_process_has_nothing_of_the_store_open_but_what_it_reads_and_writes(
-    store: Store, space: Space, fork: bool
+    store: Store, space: LocalNamespace, fork: bool
 ) -> None:
     image = small_image({"a": os.urandom(3 << 20)})
     put_image(space, image, "image")
@@ -263,7 +263,7 @@ waiting.set()
 
 
 @pytest.mark.parametrize(("what", "expected"), [("alone", "os.fork"), ("beside a thread", "subprocess.Popen")])
-def test_no_process_is_forked_beside_a_thread(what: str, expected: str, store: Store, space: Space) -> None:
+def test_no_process_is_forked_beside_a_thread(what: str, expected: str, store: Store, space: LocalNamespace) -> None:
     put_image(space, small_image(*LAYERS), "image")
     said = subprocess.run([sys.executable, "-c", OTHERS, store.root, what], capture_output=True, text=True, check=True)
     assert said.stdout.split() == [expected]
@@ -294,7 +294,7 @@ def test_what_a_layer_takes_is_what_a_walk_over_its_files_finds(
 
 
 def test_the_files_of_a_layer_are_walked_over_where_it_was_unpacked(
-    own_processes: list[str], space: Space, monkeypatch: pytest.MonkeyPatch
+    own_processes: list[str], space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walked: list[Path] = []
     measure = copy_tree.measure

@@ -30,13 +30,13 @@ from lamella.store.image_writer import StoreWriter
 if TYPE_CHECKING:
     from lamella.progress import Cancellation
     from lamella.protocol.proto.transfers_pb2 import ImageStore
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 _WHERE: Final = "the archive"
 
 
 def import_archive(
-    space: Space,
+    space: LocalNamespace,
     file: int,
     destination: ImageStore,
     platforms: Sequence[Platform | None],

@@ -39,7 +39,7 @@ from lamella.store.metadata.labels import MAX_LABEL
 if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.progress import Cancellation
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 SOURCE: Final = "containerd.io/distribution.source."
 """Before the name of a host: the label of a blob that says of which repositories there it is, with commas between."""
@@ -53,7 +53,7 @@ _WHO: Final = "tell the server who you are at the registry"
 
 
 def pull(
-    space: Space,
+    space: LocalNamespace,
     source: pb.OCIRegistry,
     take: Take,
     platforms: Sequence[Platform | None],
@@ -95,7 +95,7 @@ def pull(
 
 
 def push(
-    space: Space,
+    space: LocalNamespace,
     name: str,
     destination: pb.OCIRegistry,
     take: Take,
@@ -246,7 +246,7 @@ class _Asked:
         return answer
 
 
-def _from(space: Space, digest: Digest, reference: Reference) -> dict[str, str]:
+def _from(space: LocalNamespace, digest: Digest, reference: Reference) -> dict[str, str]:
     """The label that says of which repository a blob is, besides those that it has come from before.
 
     Where there is no room for one more it stays as it is.

@@ -21,7 +21,7 @@ from lamella.service.grpc.rpc import Call
 from lamella.service.services.streaming import SOON, ByteSender, Exchange, Streaming, Take, receive_bytes, unpacked
 from lamella.store.contract import ImageRecord
 from lamella.store.metadata.leases import under_lease
-from lamella.store.store import Space
+from lamella.store.store import LocalNamespace
 
 if TYPE_CHECKING:
     from lamella.protocol.proto.transfer_pb2 import TransferRequest
@@ -198,7 +198,9 @@ class Transfer:
         for name in names:
             self._name(space, name, target, destination, call)
 
-    def _name(self, space: Space, name: str, target: Descriptor, destination: pb.ImageStore, call: Call) -> None:
+    def _name(
+        self, space: LocalNamespace, name: str, target: Descriptor, destination: pb.ImageStore, call: Call
+    ) -> None:
         """Let ``name`` be the name of ``target``, whatever it has been before."""
         record = ImageRecord(name, target, labels(destination.labels))
         while True:
@@ -217,7 +219,9 @@ class Transfer:
             )
             return
 
-    def _unpack(self, space: Space, destination: pb.ImageStore, targets: Sequence[Descriptor], call: Call) -> None:
+    def _unpack(
+        self, space: LocalNamespace, destination: pb.ImageStore, targets: Sequence[Descriptor], call: Call
+    ) -> None:
         if not destination.unpacks:
             return
         from lamella.store.unpack import image as unpacking

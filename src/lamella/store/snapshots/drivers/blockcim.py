@@ -25,7 +25,7 @@ from lamella.layers.stack import LayerStack
 from lamella.store.contract import BlockCimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshots.copy_tree import measure
 from lamella.store.snapshots.dirs import locked
-from lamella.store.snapshots.driver import OneByOne, OpenTree, Use, missing
+from lamella.store.snapshots.driver import OpenTree, SequentialDriver, Use, missing
 from lamella.store.snapshots.drivers.cimfs import PARENT, EmptyTree, apply_nothing, note, noted, without_policy
 
 BLOCK: Final = "layer.vhd"
@@ -36,7 +36,7 @@ UNPACKING: Final = "unpacking"
 """The file in a place that says that a layer is to be applied to it, and that nobody runs anything on it."""
 
 
-class BlockCimForm(OneByOne):
+class BlockCimDriver(SequentialDriver):
     """Each snapshot has an image of what it changes, and nothing of its parents'."""
 
     name = "blockcim"
@@ -54,7 +54,7 @@ class BlockCimForm(OneByOne):
         return system_calls()
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
-        """See `Form.make`. Raises Unsupported on another host than Windows."""
+        """See `SnapshotDriver.make`. Raises Unsupported on another host than Windows."""
         self._calls.check_writing_blocks(verified=self._options.integrity)
         if len(parents):
             note(place, PARENT, parents.nearest_first()[0].name)
@@ -64,7 +64,7 @@ class BlockCimForm(OneByOne):
             self._merge(parents)
 
     def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `Form.mounts`."""
+        """See `SnapshotDriver.mounts`."""
         above = parents.nearest_first()
         images = tuple(parent / BLOCK / IMAGE for parent in above)
         if kind is SnapshotKind.ACTIVE and noted(place, UNPACKING) is not None:
@@ -74,7 +74,7 @@ class BlockCimForm(OneByOne):
         return (BlockCimMount(place, images, merged=merged),)
 
     def seal(self, place: Path) -> None:
-        """See `Form.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
+        """See `SnapshotDriver.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
         if not (place / BLOCK).exists():
             parent = noted(place, PARENT)
             stack = None if parent is None else LayerStack([_layer(self._home / parent)])
@@ -89,20 +89,20 @@ class BlockCimForm(OneByOne):
             )
 
     def release(self, place: Path) -> None:
-        """See `Form.release`: nothing is mounted here."""
+        """See `SnapshotDriver.release`: nothing is mounted here."""
 
     def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # all kinds have all in their places
-        """See `Form.usage`."""
+        """See `SnapshotDriver.usage`."""
         return measure(place).usage
 
     def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
-        """See `Form.beneath`: an image is a few files."""
+        """See `SnapshotDriver.beneath`: an image is a few files."""
         return None
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `Form.sink`."""
+        """See `SnapshotDriver.sink`."""
         assert parents is not None  # noqa: S101  # not `side_by_side`
         without_policy(policy)
         if (place / BLOCK).exists():
@@ -111,13 +111,13 @@ class BlockCimForm(OneByOne):
         return BlockCimSink(_layer(place), parents=stack, options=self._options, losses=losses, calls=self._calls)
 
     def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `Form.tree`. Raises Unsupported, but for a snapshot that shows nothing."""
+        """See `SnapshotDriver.tree`. Raises Unsupported, but for a snapshot that shows nothing."""
         if not len(parents) and (kind is SnapshotKind.VIEW or not (place / BLOCK).exists()):
             return EmptyTree()
         raise Unsupported("only Windows can look into block images", hint='the snapshotter "cimfs" keeps others')
 
     def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # each has its own
-        """See `Form.lacking`."""
+        """See `SnapshotDriver.lacking`."""
         return missing(place / BLOCK) if kind is SnapshotKind.COMMITTED else ""
 
     def _merge(self, parents: LayerStack[Path]) -> None:

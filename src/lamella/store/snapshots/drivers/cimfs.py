@@ -26,7 +26,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import CimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshots.copy_tree import measure
-from lamella.store.snapshots.driver import OneByOne, OpenTree, Use
+from lamella.store.snapshots.driver import OpenTree, SequentialDriver, Use
 
 PARENT: Final = "parent"
 """The file in a place that says which place is that of its parent."""
@@ -85,7 +85,7 @@ IMAGE: Final = "image"
 """The file in a place that names its image."""
 
 
-class CimForm(OneByOne):
+class CimDriver(SequentialDriver):
     """Each snapshot has an image that holds what it changes, and shows what its parents hold."""
 
     name = "cimfs"
@@ -97,7 +97,7 @@ class CimForm(OneByOne):
         self._images = home / IMAGES
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
-        """See `Form.make`."""
+        """See `SnapshotDriver.make`."""
         self._images.mkdir(mode=0o700, exist_ok=True)
         if kind is SnapshotKind.ACTIVE:
             note(place, IMAGE, str(uuid.uuid4()))
@@ -105,14 +105,14 @@ class CimForm(OneByOne):
                 note(place, PARENT, parents.nearest_first()[0].name)
 
     def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `Form.mounts`."""
+        """See `SnapshotDriver.mounts`."""
         above = parents.nearest_first()
         image = None if kind is SnapshotKind.VIEW else self.layer(place).path
         images = tuple(self.layer(parent).path for parent in above)
         return (CimMount(place, image, above, images, readonly=kind is SnapshotKind.VIEW),)
 
     def seal(self, place: Path) -> None:
-        """See `Form.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
+        """See `SnapshotDriver.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
         layer = self.layer(place)
         if layer.path.exists():
             return
@@ -121,7 +121,7 @@ class CimForm(OneByOne):
         apply_nothing(CimSink(layer, parents=stack, windows=stack is not None, guid=_guid(layer)))
 
     def release(self, place: Path) -> None:
-        """See `Form.release`: the image goes with its place."""
+        """See `SnapshotDriver.release`: the image goes with its place."""
         try:
             layer = self.layer(place)
         except LamellaError:  # a view, or what never came to be
@@ -131,7 +131,7 @@ class CimForm(OneByOne):
             path.unlink(missing_ok=True)
 
     def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002
-        """See `Form.usage`."""
+        """See `SnapshotDriver.usage`."""
         used = measure(place).usage
         if kind is SnapshotKind.VIEW:
             return used
@@ -145,13 +145,13 @@ class CimForm(OneByOne):
         return Usage(size, count)
 
     def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
-        """See `Form.beneath`: an image is a few files."""
+        """See `SnapshotDriver.beneath`: an image is a few files."""
         return None
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `Form.sink`."""
+        """See `SnapshotDriver.sink`."""
         assert parents is not None  # noqa: S101  # not `side_by_side`
         without_policy(policy)
         layer = self.layer(place)
@@ -161,14 +161,14 @@ class CimForm(OneByOne):
         return CimSink(layer, parents=stack, guid=_guid(layer), losses=losses)
 
     def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `Form.tree`."""
+        """See `SnapshotDriver.tree`."""
         shown = parents.nearest_first()[0] if len(parents) else None
         if kind is not SnapshotKind.VIEW and self.layer(place).path.exists():
             shown = place
         return EmptyTree() if shown is None else CimTree(self.layer(shown))
 
     def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # a view has none
-        """See `Form.lacking`."""
+        """See `SnapshotDriver.lacking`."""
         if kind is SnapshotKind.VIEW:
             return ""
         try:

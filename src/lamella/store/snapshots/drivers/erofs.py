@@ -29,7 +29,7 @@ from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount
 from lamella.store.snapshots.dirs import locked
 from lamella.store.snapshots.driver import OpenTree, Use, missing, new_root
-from lamella.store.snapshots.drivers.overlay import UPPER, WORK, OverlayForm
+from lamella.store.snapshots.drivers.overlay import UPPER, WORK, OverlayDriver
 from lamella.store.snapshots.drivers.verity import (
     check_seal,
     checked,
@@ -47,7 +47,7 @@ APPLIED: Final = "applied"
 """The directory in a place of an active snapshot that has the image of the layer that was applied to it."""
 
 
-class ErofsForm(OverlayForm):
+class ErofsDriver(OverlayDriver):
     """Each committed snapshot is an image."""
 
     name = "erofs"
@@ -56,7 +56,7 @@ class ErofsForm(OverlayForm):
         self._verity = parse_verity(verity)
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
-        """See `Form.make`. Raises Denied, Unsupported where the parents cannot be mounted, and are to be."""
+        """See `SnapshotDriver.make`. Raises Denied, Unsupported where the parents cannot be mounted, and are to be."""
         if use is not Use.APPLY:
             self.mounts(place, kind, parents)  # mounts them now, before anybody is told that there is a snapshot
             super().make(place, kind, parents, use)
@@ -66,7 +66,7 @@ class ErofsForm(OverlayForm):
         (place / SHOWN).mkdir(mode=0o700)
 
     def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `Form.mounts`. Raises Conflict for an active snapshot that a layer was applied to."""
+        """See `SnapshotDriver.mounts`. Raises Conflict for an active snapshot that a layer was applied to."""
         if kind is SnapshotKind.ACTIVE and _applied(place).exists():
             raise Conflict(
                 "a layer was applied to this snapshot, and nothing can be written to an image",
@@ -75,7 +75,7 @@ class ErofsForm(OverlayForm):
         return super().mounts(place, kind, parents)
 
     def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `Form.rebase`. A root that nobody has stated is the parent's."""
+        """See `SnapshotDriver.rebase`. A root that nobody has stated is the parent's."""
         applied = _applied(place)
         if not applied.exists():
             super().rebase(place, parents)
@@ -83,7 +83,7 @@ class ErofsForm(OverlayForm):
             with_root(ErofsLayer(applied), _stack(LayerStack([parents.nearest_first()[0]])))
 
     def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `Form.uncover`."""
+        """See `SnapshotDriver.uncover`."""
         applied = _applied(place)
         if applied.exists():
             without_whiteouts(ErofsLayer(applied), paths)
@@ -91,7 +91,7 @@ class ErofsForm(OverlayForm):
             super().uncover(place, paths)
 
     def shown(self, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `OverlayForm.shown`. The image of a single one is mounted as it is."""
+        """See `OverlayDriver.shown`. The image of a single one is mounted as it is."""
         if len(parents) == 1:
             image = parents.nearest_first()[0] / IMAGE
             check_seal(image, self._verity)
@@ -99,7 +99,7 @@ class ErofsForm(OverlayForm):
         return super().shown(parents)
 
     def seal(self, place: Path) -> None:
-        """See `Form.seal`. Raises Conflict, Unsupported, Exhausted."""
+        """See `SnapshotDriver.seal`. Raises Conflict, Unsupported, Exhausted."""
         image, unfinished = place / IMAGE, place / f"{IMAGE}.new"
         try:
             unfinished.unlink(missing_ok=True)
@@ -130,17 +130,17 @@ class ErofsForm(OverlayForm):
             seal(unfinished, self._verity)
 
     def settle(self, place: Path) -> Sequence[Path]:
-        """See `Form.settle`."""
+        """See `SnapshotDriver.settle`."""
         return [path for path in (place / UPPER, place / WORK, place / APPLIED) if path.exists()]
 
     def release(self, place: Path) -> None:
-        """See `Form.release`."""
+        """See `SnapshotDriver.release`."""
         if _is_shown(place):
             unmount(place / SHOWN, lazy=True)
         release(place / IMAGE)
 
     def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002
-        """See `Form.usage`: of a committed one that of its image, and of what seals it."""
+        """See `SnapshotDriver.usage`: of a committed one that of its image, and of what seals it."""
         used = Usage(0, 0) if kind is SnapshotKind.COMMITTED else super().usage(place, kind)
         try:
             if kind is SnapshotKind.COMMITTED:
@@ -152,13 +152,13 @@ class ErofsForm(OverlayForm):
             raise from_os(error, f"measure the image in {os.fspath(place)!r}") from error
 
     def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
-        """See `Form.beneath`: there is no image yet."""
+        """See `SnapshotDriver.beneath`: there is no image yet."""
         return None
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `Form.sink`. Nothing is mounted for it."""
+        """See `SnapshotDriver.sink`. Nothing is mounted for it."""
         applied = _applied(place)
         if applied.exists() or os.listdir(place / UPPER):
             raise Conflict(f"the snapshot in {os.fspath(place)!r} is not empty: it takes a single layer")
@@ -167,7 +167,7 @@ class ErofsForm(OverlayForm):
         return ErofsUpperSink(ErofsLayer(applied), parents=stack, policy=policy, losses=losses)
 
     def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `Form.tree`. What is in images is read from them, which takes no rights and mounts nothing."""
+        """See `SnapshotDriver.tree`. What is in images is read from them, which takes no rights and mounts nothing."""
         images = _stack(parents)
         if kind is SnapshotKind.COMMITTED:
             images = images.with_top(ErofsLayer(place / IMAGE))
@@ -178,17 +178,17 @@ class ErofsForm(OverlayForm):
         return ErofsStack(images)
 
     def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
-        """See `Form.lacking`."""
+        """See `SnapshotDriver.lacking`."""
         if kind is SnapshotKind.COMMITTED:
             return missing(place / IMAGE)
         return super().lacking(place, kind, parents=parents)
 
     def examine(self, place: Path, step: Callable[[int], object]) -> None:
-        """See `Form.examine`."""
+        """See `SnapshotDriver.examine`."""
         examine(place / IMAGE, step)
 
     def lower(self, place: Path) -> Path:
-        """See `OverlayForm.lower`. Mounts the image where that has not been done."""
+        """See `OverlayDriver.lower`. Mounts the image where that has not been done."""
         shown = place / SHOWN
         if not _is_shown(place):
             try:

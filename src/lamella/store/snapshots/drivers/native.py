@@ -22,19 +22,19 @@ from lamella.layers.stack import LayerStack
 from lamella.store.contract import BindMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshots.copy_tree import copy_tree, measure, with_root
 from lamella.store.snapshots.dirs import locked
-from lamella.store.snapshots.driver import OneByOne, OpenTree, Use, missing, new_root
+from lamella.store.snapshots.driver import OpenTree, SequentialDriver, Use, missing, new_root
 
 TREE: Final = "fs"
 
 
-class DirectoryForm(OneByOne):
+class NativeDriver(SequentialDriver):
     """Each snapshot holds all of its files."""
 
     name = "native"
     windows = False
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
-        """See `Form.make`."""
+        """See `SnapshotDriver.make`."""
         if not len(parents):
             new_root(place / TREE)
         elif kind is SnapshotKind.ACTIVE:
@@ -48,38 +48,38 @@ class DirectoryForm(OneByOne):
                 copy_tree(parent / TREE, place / TREE)
 
     def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `Form.mounts`."""
+        """See `SnapshotDriver.mounts`."""
         return (BindMount(_tree(place, kind, parents), readonly=kind is SnapshotKind.VIEW),)
 
     def seal(self, place: Path) -> None:
-        """See `Form.seal`: it is as it was written."""
+        """See `SnapshotDriver.seal`: it is as it was written."""
 
     def release(self, place: Path) -> None:
-        """See `Form.release`: nothing is mounted here."""
+        """See `SnapshotDriver.release`: nothing is mounted here."""
 
     def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # only views differ, and those by having nothing
-        """See `Form.usage`. What is shared with the parent counts, since no file system tells."""
+        """See `SnapshotDriver.usage`. What is shared with the parent counts, since no file system tells."""
         if beneath is not None:
             return with_root(place / TREE, beneath)
         return measure(place / TREE if (place / TREE).exists() else place).usage
 
     def beneath(self, place: Path) -> Usage | None:
-        """See `Form.beneath`."""
+        """See `SnapshotDriver.beneath`."""
         return measure(place / TREE).beneath
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `Form.sink`."""
+        """See `SnapshotDriver.sink`."""
         assert parents is not None  # noqa: S101  # not `side_by_side`
         return DirectorySink(place / TREE, policy=policy, losses=losses)
 
     def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `Form.tree`."""
+        """See `SnapshotDriver.tree`."""
         return DirectoryTree(_tree(place, kind, parents))
 
     def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
-        """See `Form.lacking`."""
+        """See `SnapshotDriver.lacking`."""
         return "" if kind is SnapshotKind.VIEW and parents else missing(place / TREE)
 
 

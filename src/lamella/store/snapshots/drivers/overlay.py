@@ -29,7 +29,7 @@ WORK: Final = "work"
 _PARAMETERS: Final = Path("/sys/module/overlay/parameters")
 
 
-class OverlayForm:
+class OverlayDriver:
     """Each snapshot holds what it changes, and the kernel lays them over each other."""
 
     name = "overlayfs"
@@ -37,7 +37,7 @@ class OverlayForm:
     windows = False
 
     def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
-        """See `Form.make`. The root is that of the parent, since the nearest one is what a mount shows."""
+        """See `SnapshotDriver.make`. The root is that of the parent, since the nearest one is what a mount shows."""
         upper = place / UPPER
         new_root(upper)
         if len(parents) and kind is SnapshotKind.ACTIVE:
@@ -49,7 +49,7 @@ class OverlayForm:
             (place / WORK).mkdir(mode=0o700)
 
     def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `Form.mounts`."""
+        """See `SnapshotDriver.mounts`."""
         if kind is SnapshotKind.ACTIVE:
             if not len(parents):
                 return (BindMount(place / UPPER),)
@@ -66,41 +66,41 @@ class OverlayForm:
         return (OverlayMount(lowers, options=self._options),)
 
     def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `Form.rebase`. A root that nobody has stated is the parent's."""
+        """See `SnapshotDriver.rebase`. A root that nobody has stated is the parent's."""
         if is_unstated(place / UPPER):
             copy_root_metadata(self.lower(parents.nearest_first()[0]), place / UPPER)
 
     def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `Form.uncover`. Raises Denied where a directory keeps its owner out."""
+        """See `SnapshotDriver.uncover`. Raises Denied where a directory keeps its owner out."""
         drop_whiteouts(OverlayLayer(place / UPPER, self._user_xattrs), paths)
 
     def seal(self, place: Path) -> None:
-        """See `Form.seal`: it is as it was written."""
+        """See `SnapshotDriver.seal`: it is as it was written."""
 
     def settle(self, place: Path) -> Sequence[Path]:
-        """See `Form.settle`."""
+        """See `SnapshotDriver.settle`."""
         return [path for path in (place / WORK,) if path.exists()]
 
     def release(self, place: Path) -> None:
-        """See `Form.release`: nothing is mounted here."""
+        """See `SnapshotDriver.release`: nothing is mounted here."""
 
     def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # every kind has its upper directory
-        """See `Form.usage`."""
+        """See `SnapshotDriver.usage`."""
         return measure(place / UPPER).usage if beneath is None else with_root(place / UPPER, beneath)
 
     def beneath(self, place: Path) -> Usage | None:
-        """See `Form.beneath`."""
+        """See `SnapshotDriver.beneath`."""
         return measure(place / UPPER).beneath
 
     def sink(
         self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `Form.sink`."""
+        """See `SnapshotDriver.sink`."""
         stack = None if parents is None else self._stack(parents)
         return OverlaySink(OverlayLayer(place / UPPER, self._user_xattrs), parents=stack, policy=policy, losses=losses)
 
     def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `Form.tree`. Raises Unsupported where a mount has left marks that only the kernel can follow."""
+        """See `SnapshotDriver.tree`. Raises Unsupported where a mount has left marks that only the kernel can follow."""
         stack = self._stack(parents)
         if kind is SnapshotKind.COMMITTED:
             stack = stack.with_top(OverlayLayer(self.lower(place), self._user_xattrs))
@@ -109,11 +109,11 @@ class OverlayForm:
         return OverlayTree(stack)
 
     def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # all are alike
-        """See `Form.lacking`."""
+        """See `SnapshotDriver.lacking`."""
         return missing(place / UPPER)
 
     def examine(self, place: Path, step: Callable[[int], object]) -> None:
-        """See `Form.examine`: nothing is sealed here."""
+        """See `SnapshotDriver.examine`: nothing is sealed here."""
 
     def lower(self, place: Path) -> Path:
         """Where the files of a committed snapshot are."""

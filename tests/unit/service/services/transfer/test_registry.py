@@ -21,7 +21,7 @@ from lamella.service.services.streaming import Exchange
 from lamella.service.services.transfer.registry import SOURCE, pull
 from lamella.store.metadata.labels import MAX_LABEL
 from lamella.store.metadata.leases import under_lease
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.testing.images import small_image
 
 IMAGE = small_image({"a": b"one"})
@@ -30,7 +30,7 @@ KEY = f"{SOURCE}127.0.0.1"
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Iterator[Space]:
+def space(tmp_path: Path) -> Iterator[LocalNamespace]:
     with Store.open(tmp_path / "root") as store, under_lease(store.namespace("default")) as held:
         yield held
 
@@ -43,7 +43,7 @@ def registry() -> Iterator[Registry]:
         yield server
 
 
-def pulled(space: Space, registry: Registry) -> Descriptor:
+def pulled(space: LocalNamespace, registry: Registry) -> Descriptor:
     source = pb.OCIRegistry(reference=f"{registry.host}/app:v1")
     return pull(space, source, nobody, [], tell=nothing, cancel=Cancellation())
 
@@ -56,7 +56,9 @@ def nothing(**facts: Any) -> None:
     pass
 
 
-def test_a_blob_is_labelled_with_the_repositories_that_it_has_come_from(space: Space, registry: Registry) -> None:
+def test_a_blob_is_labelled_with_the_repositories_that_it_has_come_from(
+    space: LocalNamespace, registry: Registry
+) -> None:
     pulled(space, registry)
     assert space.content.info(LAYER).labels[KEY] == "app"
     space.content.update(LAYER, {KEY: "other,there"}, [f"labels.{KEY}"])
@@ -65,7 +67,7 @@ def test_a_blob_is_labelled_with_the_repositories_that_it_has_come_from(space: S
 
 
 def test_a_blob_that_has_come_from_more_repositories_than_a_label_names_is_pulled_all_the_same(
-    space: Space, registry: Registry
+    space: LocalNamespace, registry: Registry
 ) -> None:
     pulled(space, registry)
     many = "x" * (MAX_LABEL - len(KEY))
@@ -75,14 +77,18 @@ def test_a_blob_that_has_come_from_more_repositories_than_a_label_names_is_pulle
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
-def test_a_client_whom_the_registry_refuses_is_told_what_helps(space: Space, registry: Registry, auth: str) -> None:
+def test_a_client_whom_the_registry_refuses_is_told_what_helps(
+    space: LocalNamespace, registry: Registry, auth: str
+) -> None:
     registry.auth = auth
     with pytest.raises(TurnedAway) as caught:
         pulled(space, registry)
     assert caught.value.hint == "tell the server who you are at the registry"
 
 
-def test_what_the_server_itself_refuses_is_not_taken_for_the_registrys_word(space: Space, registry: Registry) -> None:
+def test_what_the_server_itself_refuses_is_not_taken_for_the_registrys_word(
+    space: LocalNamespace, registry: Registry
+) -> None:
     registry.misbehave("GET", f"/blobs/{LAYER}", redirect("http://169.254.169.254/"))
     with pytest.raises(Denied, match="refused to connect to") as caught:
         pulled(space, registry)
