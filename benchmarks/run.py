@@ -97,7 +97,7 @@ def chosen(bench: Bench, corpus: Path, names: Sequence[str]) -> Iterator[Workloa
         with on_tmpfs(ensure(name, corpus), bench.work) as layout:
             yield stores.store_unpack(bench, layout, "gzip")
     for name in SIDE_BY_SIDE if "side-by-side" in names else ():
-        yield stores.side_by_side(bench, ensure(name, corpus), "gzip")
+        yield stores.can_rebase(bench, ensure(name, corpus), "gzip")
     if "store-listing" in names:
         yield stores.listing(bench)
     if "pack" in names or "diff" in names:

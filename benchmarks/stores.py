@@ -80,7 +80,7 @@ def store_unpack(bench: Bench, layout: Path, tag: str) -> Workload:
     return Workload(f"store-unpack {layout.name}", contenders, (Bar("containerd", 0.45),))
 
 
-def side_by_side(bench: Bench, layout: Path, tag: str) -> Workload:
+def can_rebase(bench: Bench, layout: Path, tag: str) -> Workload:
     """An image of two layers of the same size, which take turns or share the machine."""
     double = bench.fresh()
     twice(layout, tag, double)

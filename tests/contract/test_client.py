@@ -15,12 +15,12 @@ from lamella.digests import Digest
 from lamella.errors import Unsupported
 from lamella.host.mounting import mount_points, unmount
 from lamella.store.contract import ContentStore, ImageStore, LeaseStore
+from lamella.store.snapshots.driver import UnpackingSnapshotter
 from lamella.testing.content_suite import ContentStoreTests, SharedContentTests
 from lamella.testing.image_store_suite import ImageStoreTests
 from lamella.testing.ingest_suite import BIG, Contents, put
 from lamella.testing.lease_suite import LeaseTests
 from lamella.testing.mounted_snapshots import MountedSnapshots
-from lamella.testing.snapshot_graph_suite import UnpackingSnapshotter
 from lamella.testing.snapshotter_suite import SnapshotterTests
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.host.mounting import mount_points, unmount
+from lamella.store.snapshots.driver import UnpackingSnapshotter
 from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing import snapshotter_suite
 from lamella.testing.builders import file
-from lamella.testing.snapshot_graph_suite import UnpackingSnapshotter
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
 

@@ -115,7 +115,7 @@ class TestImagesOfSnapshots:
         snapshots.prepare("of nothing", "base")
         snapshots.commit("middle", "of nothing")
         committed(snapshots, "top", [directory("Hives"), file("Hives/Sam_Delta", encode_hive(delta))], "middle")
-        base, top = snapshots.place("base") / "Hives", snapshots.place("top") / "Hives"
+        base, top = snapshots.directory("base") / "Hives", snapshots.directory("top") / "Hives"
         assert sorted(os.listdir(base)) == sorted(set(os.listdir(top)) - {"Sam_Delta"})
         assert (base / "SYSTEM_BASE").samefile(top / "SYSTEM_BASE")
         assert not (base / "SAM_BASE").samefile(top / "SAM_BASE")
@@ -129,13 +129,13 @@ class TestImagesOfSnapshots:
         assert first.image.exists()
         snapshots.commit("1", "extract 1")
         committed(snapshots, "2", [], "1")
-        places = [snapshots.place(name) for name in ("2", "1")]
+        places = [snapshots.directory(name) for name in ("2", "1")]
         (active,), (view,) = snapshots.prepare("active", "2"), snapshots.view("view", "2")
         assert isinstance(active, CimMount)
         assert isinstance(view, CimMount)
         assert active.images[1] == first.image
-        assert active == CimMount(snapshots.place("active"), active.image, tuple(places), active.images)
-        assert view == CimMount(snapshots.place("view"), None, tuple(places), active.images, readonly=True)
+        assert active == CimMount(snapshots.directory("active"), active.image, tuple(places), active.images)
+        assert view == CimMount(snapshots.directory("view"), None, tuple(places), active.images, readonly=True)
         with pytest.raises(Unsupported, match="Windows alone"):
             mount_all((view,), store.root)
 
@@ -224,20 +224,20 @@ class TestBlockImagesOfSnapshots:
         snapshots = blocks(Store.open(tmp_path / "store"), stub, BlockOptions(integrity=True, footer=True))
         (first,) = snapshots.prepare("default/1/extract-1 sha256:0")
         assert first == BlockCimMount(
-            snapshots.place("default/1/extract-1 sha256:0") / "layer.vhd" / "layer.cim", integrity=True, footer=True
+            snapshots.directory("default/1/extract-1 sha256:0") / "layer.vhd" / "layer.cim", integrity=True, footer=True
         )
         apply(windows_base(), snapshots.sink("default/1/extract-1 sha256:0"))
         snapshots.commit("1", "default/1/extract-1 sha256:0")
-        base = snapshots.place("1")
+        base = snapshots.directory("1")
         (scratch,) = snapshots.prepare("run on one", "1")
-        assert scratch == BlockCimMount(snapshots.place("run on one"), (base / "layer.vhd" / "layer.cim",))
+        assert scratch == BlockCimMount(snapshots.directory("run on one"), (base / "layer.vhd" / "layer.cim",))
         committed(snapshots, "2", [directory("Files")], "1")
-        top = snapshots.place("2")
+        top = snapshots.directory("2")
         assert not (top / "merged.vhd").exists()
         stub.library["stub_reset"]()
         (scratch,) = snapshots.prepare("run", "2")
         images = (top / "layer.vhd" / "layer.cim", base / "layer.vhd" / "layer.cim")
-        assert scratch == BlockCimMount(snapshots.place("run"), images, merged=top / "merged.vhd" / "merged.cim")
+        assert scratch == BlockCimMount(snapshots.directory("run"), images, merged=top / "merged.vhd" / "merged.cim")
         assert stub.calls == [
             f"CimCreateImage2 {top}/merged.vhd 0x58 - merged.cim",
             f"CimAddFsToMergedImage2 {top}/layer.vhd\\layer.cim 0x5",
@@ -271,7 +271,7 @@ class TestBlockImagesOfSnapshots:
         committed(snapshots, "base", windows_base())
         snapshots.prepare("active", "base")
         assert check(store).faults == ()
-        (snapshots.place("base") / "layer.vhd").unlink()
+        (snapshots.directory("base") / "layer.vhd").unlink()
         assert [fault.id for fault in check(store).faults] == ["base"]
         assert snapshots.stat("base").kind is SnapshotKind.COMMITTED
 

@@ -72,7 +72,7 @@ class Work:
             return
         content = name.encode() * 1000
         if kind == "erofs" and self.dice.random() < 0.5:  # as somebody would who has it mounted
-            written = snapshots.place(key) / "fs" / "d"
+            written = snapshots.directory(key) / "fs" / "d"
             written.mkdir()
             (written / name).write_bytes(content)
         else:

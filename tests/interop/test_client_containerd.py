@@ -15,12 +15,12 @@ from lamella.client.remote import RemoteNamespace, RemoteStore
 from lamella.errors import AlreadyExists, LamellaError
 from lamella.host.mounting import mount_points, unmount
 from lamella.store.contract import ContentStore, ImageStore, LeaseStore
+from lamella.store.snapshots.driver import UnpackingSnapshotter
 from lamella.testing.content_suite import ContentStoreTests, SharedContentTests
 from lamella.testing.image_store_suite import ImageStoreTests
 from lamella.testing.ingest_suite import Contents
 from lamella.testing.lease_suite import LeaseTests
 from lamella.testing.mounted_snapshots import MountedSnapshots
-from lamella.testing.snapshot_graph_suite import UnpackingSnapshotter
 from lamella.testing.snapshotter_suite import SnapshotterTests
 
 pytestmark = [pytest.mark.interop, pytest.mark.root]
@@ -46,7 +46,7 @@ DIFFERENT = {
     "test_labels_are_changed_one_by_one_or_all_together": "some malformed fields are passed over",
     "test_filters_choose_by_name_parent_kind_and_labels": "a malformed filter is refused as an unknown failure",
     "test_whoever_prepares_for_a_layer_that_is_there_is_told": "one that is not committed yet is there already",
-    "test_a_parent_may_come_with_the_commit_where_layers_go_side_by_side": _LATER,
+    "test_a_parent_may_come_with_the_commit_where_the_driver_can_rebase": _LATER,
     "test_the_root_of_a_child_is_that_of_its_parent": "its mode is not",
     "test_all_metadata_is_kept": "the times of the root are not",
 }

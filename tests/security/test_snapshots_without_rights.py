@@ -102,7 +102,7 @@ def test_layers_become_images_with_all_owners_without_rights(own: Path) -> None:
     def work() -> list[str]:
         snapshots = open_snapshotter("erofs", Store.open(own / "store").namespace("tests").context)
         for number, layer in enumerate(layers):
-            snapshots.begin("key", str(number - 1) if number else "")
+            snapshots.prepare_layer("key", str(number - 1) if number else "")
             apply(layer, snapshots.sink("key"))
             snapshots.commit(str(number), "key")
         with snapshots.tree("1") as tree:
@@ -117,7 +117,7 @@ def test_a_copy_has_what_keeps_its_owner_out_and_the_original_is_as_it_was(own: 
         snapshots.prepare("top", "1")
         found = []
         for key in ("1", "top"):
-            root = snapshots.place(key) / "fs"
+            root = snapshots.directory(key) / "fs"
             secret = (root / "locked" / "secret").lstat()
             found.append((stat.S_IMODE((root / "locked").stat().st_mode), stat.S_IMODE(secret.st_mode), secret.st_size))
         snapshots.remove("top")

@@ -39,17 +39,16 @@ class MountedSnapshots:
 
     def __init__(self, snapshots: Snapshotter, *, whole: bool = False) -> None:
         self.name = snapshots.name
-        self.side_by_side = not whole
+        self.can_rebase = not whole
         self._snapshots = snapshots
 
     def sink(
         self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
     ) -> Sink[Losses]:
-        """See `lamella.store.snapshots.driver.Unpacks.sink`."""
-        if not (parents_known or self.side_by_side):
+        if not (parents_known or self.can_rebase):
             raise Unsupported("a layer is unpacked over those below alone")
         match self._snapshots.mounts(key):
-            case (BindMount(source, False),) if not self.side_by_side:
+            case (BindMount(source, False),) if not self.can_rebase:
                 return DirectorySink(source, policy=policy, losses=losses)
             case (BindMount(source, False),):
                 none: LayerStack[OverlayLayer] = LayerStack(())
@@ -77,45 +76,34 @@ class MountedSnapshots:
                 self.remove(view)
 
     def tree(self, key: str) -> OpenTree:
-        """See `lamella.store.snapshots.driver.Unpacks.tree`; good for a block alone."""
         return cast("OpenTree", self._tree(key))
 
     def stat(self, key: str) -> SnapshotRecord:
-        """See `Snapshotter.stat`."""
         return self._snapshots.stat(key)
 
     def list(self, filters: Sequence[str] = ()) -> list[SnapshotRecord]:
-        """See `Snapshotter.list`."""
         return self._snapshots.list(filters)
 
     def update(self, key: str, labels: Labels, fields: Sequence[str] = ()) -> SnapshotRecord:
-        """See `Snapshotter.update`."""
         return self._snapshots.update(key, labels, fields)
 
     def usage(self, key: str) -> Usage:
-        """See `Snapshotter.usage`."""
         return self._snapshots.usage(key)
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
-        """See `Snapshotter.mounts`."""
         return self._snapshots.mounts(key)
 
     def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
-        """See `Snapshotter.prepare`."""
         return self._snapshots.prepare(key, parent, labels)
 
     def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
-        """See `Snapshotter.view`."""
         return self._snapshots.view(key, parent, labels)
 
     def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
-        """See `Snapshotter.commit`."""
         self._snapshots.commit(name, key, labels, parent)
 
     def remove(self, key: str) -> None:
-        """See `Snapshotter.remove`."""
         self._snapshots.remove(key)
 
     def cleanup(self) -> None:
-        """See `Snapshotter.cleanup`."""
         self._snapshots.cleanup()

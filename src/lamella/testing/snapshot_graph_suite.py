@@ -5,21 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 from lamella.changes.apply import apply
 from lamella.changes.model import Change
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, NotFound
-from lamella.store.contract import SnapshotKind, Snapshotter
-from lamella.store.snapshots.driver import Unpacks
+from lamella.store.contract import SnapshotKind
+from lamella.store.snapshots.driver import UnpackingSnapshotter
 from lamella.testing.builders import file
 from lamella.testing.reading import raises
 
 REF = "containerd.io/snapshot.ref"
-
-
-class UnpackingSnapshotter(Snapshotter, Unpacks, Protocol):
-    """A snapshotter that layers can be applied to."""
 
 
 class SnapshotGraphTests:

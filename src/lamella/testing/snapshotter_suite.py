@@ -20,9 +20,10 @@ from lamella.errors import Conflict, Denied, InvalidInput, NotFound, Unsupported
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.store.contract import Mount
 from lamella.store.mounting import mounted
+from lamella.store.snapshots.driver import UnpackingSnapshotter
 from lamella.testing.builders import WHEN, device, directory, fifo, file, link, opaque, sparse, symlink, whiteout
 from lamella.testing.reading import outline, raises, text
-from lamella.testing.snapshot_graph_suite import SnapshotGraphTests, UnpackingSnapshotter
+from lamella.testing.snapshot_graph_suite import SnapshotGraphTests
 
 
 class SnapshotterTests(SnapshotGraphTests):
@@ -59,12 +60,12 @@ class SnapshotterTests(SnapshotGraphTests):
         with raises(NotFound):
             snapshots.usage("missing")
 
-    def test_a_parent_may_come_with_the_commit_where_layers_go_side_by_side(self, tmp_path: Path) -> None:
+    def test_a_parent_may_come_with_the_commit_where_the_driver_can_rebase(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "base", directory("", mode=0o750), file("f", b"1"), file("gone"))
         self.committed(snapshots, "other")
         snapshots.prepare("alone")
-        if not snapshots.side_by_side:
+        if not snapshots.can_rebase:
             with raises(Unsupported):
                 snapshots.sink("alone", parents_known=False)
             with raises(Unsupported):

@@ -349,7 +349,7 @@ def test_a_changed_snapshot_is_found_by_rediff_and_made_again(
 ) -> None:
     top = next(one for one in document(lamella("store", "snapshots", "--json")) if one["parent"])
     with Store.open(root) as store:
-        files = store.namespace("default").snapshots("native").place(top["name"]) / "fs"
+        files = store.namespace("default").snapshots("native").directory(top["name"]) / "fs"
     times = (files / "etc").stat()
     match change:
         case "content":

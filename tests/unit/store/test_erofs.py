@@ -111,7 +111,7 @@ def commit(snapshots: LocalSnapshots, name: str, *changes: Change) -> bytes:
     snapshots.prepare("key")
     apply(changes, snapshots.sink("key"))
     snapshots.commit(name, "key")
-    return (snapshots.place(name) / "layer.erofs").read_bytes()
+    return (snapshots.directory(name) / "layer.erofs").read_bytes()
 
 
 def test_the_same_layer_or_tree_comes_to_the_same_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +121,9 @@ def test_the_same_layer_or_tree_comes_to_the_same_image(tmp_path: Path, monkeypa
 
     def written(name: str, changes: Sequence[Change]) -> bytes:
         snapshots.prepare("key")
-        apply(changes, DirectorySink(snapshots.place("key") / "fs"))
+        apply(changes, DirectorySink(snapshots.directory("key") / "fs"))
         snapshots.commit(name, "key")
-        return (snapshots.place(name) / "layer.erofs").read_bytes()
+        return (snapshots.directory(name) / "layer.erofs").read_bytes()
 
     first, tree = commit(snapshots, "first", *changes), written("tree", changes)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000")
@@ -136,17 +136,17 @@ def test_the_same_layer_or_tree_comes_to_the_same_image(tmp_path: Path, monkeypa
 def test_a_committed_layer_is_an_image_and_nothing_else(tmp_path: Path, keeps: str) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", file("f", b"1"))
-    assert keeps in os.listdir(snapshots.place("base"))
-    assert len(os.listdir(snapshots.place("base"))) == 2
+    assert keeps in os.listdir(snapshots.directory("base"))
+    assert len(os.listdir(snapshots.directory("base"))) == 2
 
 
 def test_what_only_an_active_snapshot_needs_goes_even_after_a_kill(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", file("f", b"1"))
-    (snapshots.place("base") / "fs").mkdir()
-    (snapshots.place("base") / "fs" / "f").write_text("1")
+    (snapshots.directory("base") / "fs").mkdir()
+    (snapshots.directory("base") / "fs" / "f").write_text("1")
     snapshots.cleanup()
-    assert sorted(os.listdir(snapshots.place("base"))) == ["layer.erofs", "mnt"]
+    assert sorted(os.listdir(snapshots.directory("base"))) == ["layer.erofs", "mnt"]
 
 
 def test_holes_do_not_fill_the_store(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_holes_do_not_fill_the_store(tmp_path: Path) -> None:
     commit(snapshots, "base", file("huge", sparse(1 << 42, [(1 << 33, b"middle")])), file("small", b"1"))
     assert snapshots.usage("base").size < 1 << 20
     snapshots.prepare("key")
-    with (snapshots.place("key") / "fs" / "huge").open("wb") as huge:
+    with (snapshots.directory("key") / "fs" / "huge").open("wb") as huge:
         huge.truncate(1 << 40)
         huge.seek(1 << 33)
         huge.write(b"middle")
@@ -166,7 +166,7 @@ def test_holes_do_not_fill_the_store(tmp_path: Path) -> None:
 def test_a_single_layer_is_mounted_as_it_is_and_several_go_on_removal(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", file("f", b"1"))
-    assert snapshots.view("view", "base") == (ErofsMount(snapshots.place("base") / "layer.erofs"),)
+    assert snapshots.view("view", "base") == (ErofsMount(snapshots.directory("base") / "layer.erofs"),)
     assert mount_points(str(tmp_path)) == []
     snapshots.prepare("key", "base")
     apply([file("g", b"2")], snapshots.sink("key"))
@@ -214,7 +214,7 @@ def test_a_layer_takes_no_program_no_rights_and_no_mount(tmp_path: Path, monkeyp
     monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.setattr(mounting, "erofs", refuse)
     for number, layer in enumerate(LAYERS):
-        snapshots.begin("key", str(number - 1) if number else "")
+        snapshots.prepare_layer("key", str(number - 1) if number else "")
         apply(layer, snapshots.sink("key"))
         with snapshots.tree("key") as tree:
             assert plain(tree) == plain(merge(LAYERS[: number + 1]))
@@ -230,10 +230,10 @@ def test_what_the_kernel_shows_is_what_the_layers_say_and_fsck_finds_nothing(
     snapshots = opened(tmp_path)
     for number, layer in enumerate(LAYERS):
         parent = str(number - 1) if number else ""
-        snapshots.begin("key", parent)
+        snapshots.prepare_layer("key", parent)
         apply(layer, snapshots.sink("key"))
         snapshots.commit(str(number), "key")
-        image = snapshots.place(str(number)) / "layer.erofs"
+        image = snapshots.directory(str(number)) / "layer.erofs"
         said = subprocess.run([needs("fsck.erofs"), "-d1", image], capture_output=True, text=True, check=False)
         assert said.returncode == 0, said.stderr + said.stdout
     snapshots.view("view", str(len(LAYERS) - 1))
@@ -270,10 +270,10 @@ def test_what_is_written_to_a_mount_comes_to_the_tree_that_mkfs_makes_of_it(
         (root / "gone").unlink()
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(os.fspath(root / "socket"))
-    upper, theirs = snapshots.place("key") / "fs", tmp_path / "theirs.erofs"
+    upper, theirs = snapshots.directory("key") / "fs", tmp_path / "theirs.erofs"
     subprocess.run([needs("mkfs.erofs"), *MKFS, theirs, upper], check=True)
     snapshots.commit("top", "key")
-    ours = snapshots.place("top") / "layer.erofs"
+    ours = snapshots.directory("top") / "layer.erofs"
     with ErofsChanges(ErofsLayer(theirs)) as expected, ErofsChanges(ErofsLayer(ours)) as actual:
         assert list(dump(expected, inline=16, extents=False)) == list(dump(actual, inline=16, extents=False))
     with mounted([ErofsMount(ours)]) as root:
@@ -289,12 +289,12 @@ def test_a_layer_that_was_applied_is_not_written_to(tmp_path: Path) -> None:
     for refused in (lambda: snapshots.mounts("key"), lambda: snapshots.sink("key")):
         with pytest.raises(Conflict):
             refused()
-    (snapshots.place("key") / "fs" / "slipped in").touch()
+    (snapshots.directory("key") / "fs" / "slipped in").touch()
     with pytest.raises(Conflict, match="something else written"):
         snapshots.commit("name", "key")
-    (snapshots.place("key") / "fs" / "slipped in").unlink()
+    (snapshots.directory("key") / "fs" / "slipped in").unlink()
     snapshots.commit("name", "key")
-    assert sorted(os.listdir(snapshots.place("name"))) == ["layer.erofs", "mnt"]
+    assert sorted(os.listdir(snapshots.directory("name"))) == ["layer.erofs", "mnt"]
 
 
 @pytest.mark.root
@@ -305,7 +305,7 @@ def test_a_root_that_no_layer_states_is_that_of_the_parent_which_comes_later(
     snapshots = opened(tmp_path)
     commit(snapshots, "base", directory("", mode=0o1750, uid=70_000, gid=6, mtime=-5, xattrs=xattrs), file("gone"))
     for name, root in (("unstated", []), ("stated", [directory("", mode=0o711, mtime=9)])):
-        snapshots.begin(name)
+        snapshots.prepare_layer(name)
         apply(
             [*root, file("f", b"x" * 5000), link("g", "f"), whiteout("gone")], snapshots.sink(name, parents_known=False)
         )
@@ -335,7 +335,7 @@ def test_links_have_the_mode_that_they_have_on_linux(tmp_path: Path) -> None:
 def test_choices_about_owners_and_devices_are_kept(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     losses = Losses()
-    snapshots.begin("key")
+    snapshots.prepare_layer("key")
     policy = Policy(Owners.IGNORE, Devices.SKIP)
     apply([file("f", uid=5, gid=6), device("d", 1, 3)], snapshots.sink("key", policy=policy, losses=losses))
     with snapshots.tree("key") as tree:
@@ -348,7 +348,7 @@ def test_choices_about_owners_and_devices_are_kept(tmp_path: Path) -> None:
 def test_a_file_that_shrinks_while_its_image_is_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = opened(tmp_path)
     snapshots.prepare("key")
-    path = snapshots.place("key") / "fs" / "log"
+    path = snapshots.directory("key") / "fs" / "log"
     path.write_bytes(b"x" * 100_000)
     read = os.pread
 
@@ -375,7 +375,7 @@ def test_an_image_and_its_hashes_are_on_the_disk_before_the_row(
     if applied:
         apply([file("f", b"1")], snapshots.sink("key"))
     else:
-        (snapshots.place("key") / "fs" / "f").write_bytes(b"1")
+        (snapshots.directory("key") / "fs" / "f").write_bytes(b"1")
     calls: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -411,7 +411,7 @@ def test_a_commit_that_was_broken_off_is_done_again(tmp_path: Path, monkeypatch:
         if key == "applied":
             apply([file("f", b"1")], snapshots.sink(key))
         else:
-            (snapshots.place(key) / "fs" / "f").write_bytes(b"1")
+            (snapshots.directory(key) / "fs" / "f").write_bytes(b"1")
         monkeypatch.setattr(snapshotter, "_sync", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             snapshots.commit("name " + key, key)
@@ -432,7 +432,7 @@ def test_a_full_disk_leaves_the_snapshot_as_it_was(tmpfs: Mount) -> None:
         snapshots.commit("name", "key")
     filler.unlink()
     snapshots.commit("name", "key")
-    assert sorted(os.listdir(snapshots.place("name"))) == ["layer.erofs", "mnt"]
+    assert sorted(os.listdir(snapshots.directory("name"))) == ["layer.erofs", "mnt"]
     _OPENED.pop().close()  # before the file system goes
 
 
@@ -447,7 +447,7 @@ def test_a_file_system_that_cannot_seal_says_so(tmp_path: Path, monkeypatch: pyt
         snapshots.commit("name", "key")
     assert "verity" in (caught.value.hint or "")
     assert snapshots.stat("key").kind is SnapshotKind.ACTIVE
-    assert sorted(os.listdir(snapshots.place("key"))) == ["fs", "mnt", "work"]
+    assert sorted(os.listdir(snapshots.directory("key"))) == ["fs", "mnt", "work"]
 
 
 def test_what_is_not_sealed_is_not_mounted_where_seals_are_asked_for(
@@ -483,7 +483,7 @@ def test_what_was_mounted_again_while_it_was_removed_goes_too(tmp_path: Path) ->
     snapshots = opened(tmp_path)
     commit(snapshots, "base", file("f", b"1"))
     snapshots.prepare("key", "base")
-    place = snapshots.place("base")
+    place = snapshots.directory("base")
     assert mount_points(str(tmp_path)) == [str(place / "mnt")]
     snapshots.remove("key")
     place.rename(tmp_path / "store" / "trash" / "snapshot-left")

@@ -10,7 +10,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,8 @@ from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, Denied, Exhausted, InvalidInput, LamellaError, NotFound, Unsupported
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import Resource, SnapshotKind
-from lamella.store.snapshots.dirs import Places, locked
-from lamella.store.snapshots.driver import Use
+from lamella.store.snapshots.directories import SnapshotDirectories, locked
+from lamella.store.snapshots.driver import Purpose
 from lamella.store.snapshots.drivers.overlay import OverlayDriver
 from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
@@ -54,14 +53,15 @@ def held(store: Store, lease: str) -> Sequence[Resource]:
     return store.namespace("tests").leases.resources(lease)
 
 
-@contextmanager
-def failing(snapshots: LocalSnapshots, method: str, error: Exception) -> Iterator[None]:
+def failing(store: Store, method: str, error: Exception) -> LocalSnapshots:
+    """The snapshots of a driver whose ``method`` raises."""
+
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshots._form, method, fail)
-        yield
+    driver = OverlayDriver()
+    setattr(driver, method, fail)
+    return LocalSnapshots(store.namespace("tests").context, driver)
 
 
 def test_kinds_have_containerds_names_and_ours(store: Store) -> None:
@@ -79,7 +79,7 @@ def test_kinds_have_containerds_names_and_ours(store: Store) -> None:
 
 def test_snapshots_are_out_of_reach_for_others(store: Store, snapshots: LocalSnapshots) -> None:
     snapshots.prepare("key")
-    place = snapshots.place("key")
+    place = snapshots.directory("key")
     assert place.stat().st_mode & 0o777 == 0o700
     assert place.parent.stat().st_mode & 0o777 == 0o700
     assert (place / "fs").stat().st_mode & 0o777 == 0o755
@@ -151,22 +151,22 @@ def test_cleanup_takes_what_no_row_names_and_nobody_works_on(store: Store, snaps
 
 
 def test_a_snapshot_that_cannot_be_made_leaves_nothing(store: Store, snapshots: LocalSnapshots) -> None:
-    with failing(snapshots, "make", OSError(28, "No space left on device")), pytest.raises(Exhausted):
-        snapshots.prepare("key")
+    with pytest.raises(Exhausted):
+        failing(store, "create", OSError(28, "No space left on device")).prepare("key")
     assert (snapshots.list(), places(store), os.listdir(store.root / "trash")) == ([], [], [])
 
 
 def test_a_number_whose_row_never_came_to_be_is_used_again(
     store: Store, snapshots: LocalSnapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = Places.put
+    install = SnapshotDirectories.install
 
-    def put_and_fail(self: Places, fresh: Path, number: int) -> None:
-        put(self, fresh, number)
+    def install_and_fail(self: SnapshotDirectories, new: Path, number: int) -> None:
+        install(self, new, number)
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Places, "put", put_and_fail)
+        patch.setattr(SnapshotDirectories, "install", install_and_fail)
         with pytest.raises(LamellaError):
             snapshots.prepare("key")
     assert snapshots.list() == []
@@ -181,9 +181,9 @@ def test_a_number_whose_row_never_came_to_be_is_used_again(
 
 def test_a_commit_that_fails_leaves_the_snapshot_active(store: Store, snapshots: LocalSnapshots) -> None:
     snapshots.prepare("key")
-    for method in ("seal", "usage"):
-        with failing(snapshots, method, OSError(28, "No space left on device")), pytest.raises(Exhausted):
-            snapshots.commit("name", "key")
+    for method in ("commit", "usage"):
+        with pytest.raises(Exhausted):
+            failing(store, method, OSError(28, "No space left on device")).commit("name", "key")
     assert [(one.name, one.kind) for one in snapshots.list()] == [("key", SnapshotKind.ACTIVE)]
     snapshots.commit("name", "key")
 
@@ -209,7 +209,7 @@ def test_what_was_written_is_on_the_disk_before_the_row_that_says_so(
     snapshots.prepare("key")
     assert calls == [("snapshots", []), ("new", []), ("snapshots/overlayfs", [])]
     calls.clear()
-    number = snapshots.place("key").name
+    number = snapshots.directory("key").name
     snapshots.commit("name", "key")
     assert calls == [(f"snapshots/overlayfs/{number}", ["key"])]
 
@@ -227,13 +227,13 @@ def test_a_directory_goes_after_its_row(
 ) -> None:
     make(snapshots, "base")
     seen: list[list[str]] = []
-    discard = Places.discard
+    remove = SnapshotDirectories.remove
 
-    def recorded(self: Places, path: Path) -> None:
+    def recorded(self: SnapshotDirectories, path: Path) -> None:
         seen.append(_names(store))
-        discard(self, path)
+        remove(self, path)
 
-    monkeypatch.setattr(Places, "discard", recorded)
+    monkeypatch.setattr(SnapshotDirectories, "remove", recorded)
     snapshots.remove("base")
     assert seen == [[]]
 
@@ -296,8 +296,8 @@ def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Sto
     make(snapshots, "base")
 
     class Meanwhile(OverlayDriver):
-        def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
-            super().make(place, kind, parents, use)
+        def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:
+            super().create(directory, kind, parents, purpose)
             snapshots.remove("base")
             make(snapshots, "base")
 
@@ -381,7 +381,7 @@ def test_a_kill_at_any_moment_leaves_rows_with_their_directories(store: Store) -
         for kind in ("overlay", "directory"):
             snapshots = open_snapshotter(kind, store.namespace("tests").context)
             for record in snapshots.list():
-                assert (snapshots.place(record.name) / "fs").is_dir()
+                assert (snapshots.directory(record.name) / "fs").is_dir()
                 if record.kind is SnapshotKind.COMMITTED:
                     with snapshots.tree(record.name) as tree:
                         assert f"file {record.name}" == outline(tree)[record.name]

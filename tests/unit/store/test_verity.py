@@ -88,7 +88,7 @@ def test_a_sealed_layer_has_the_hashes_that_veritysetup_checks(tmp_path: Path, n
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "one", file("f", CONTENT))
     commit(snapshots, "other", file("f", CONTENT))
-    one, other = snapshots.place("one"), snapshots.place("other")
+    one, other = snapshots.directory("one"), snapshots.directory("other")
     assert sorted(os.listdir(one)) == ["layer.erofs", "layer.roothash", "layer.verity", "mnt"]
     for name in ("layer.roothash", "layer.verity"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
@@ -102,7 +102,7 @@ def test_a_sealed_layer_has_the_hashes_that_veritysetup_checks(tmp_path: Path, n
 def test_what_is_damaged_cannot_be_read_where_the_kernel_checks(tmp_path: Path) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", CONTENT))
-    place = snapshots.place("base")
+    place = snapshots.directory("base")
     if not Path("/sys/class/misc/device-mapper").exists():
         with pytest.raises(Unsupported, match="device-mapper") as refused:
             snapshots.view("view", "base")
@@ -151,17 +151,17 @@ def test_what_is_sealed_is_mounted_by_its_device_alone_and_the_device_goes_with_
 def test_a_seal_that_was_broken_off_is_begun_anew(tmp_path: Path, needs: Callable[..., str]) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     snapshots.prepare("key")
-    place = snapshots.place("key")
+    place = snapshots.directory("key")
     (place / "layer.roothash").write_text("0" * 64)
     (place / "layer.verity").write_text("nothing")
     snapshots.commit("base", "key")
-    assert verified(snapshots.place("base"), needs)
+    assert verified(snapshots.directory("base"), needs)
 
 
 def test_a_root_hash_that_is_none_is_told(tmp_path: Path) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", b"1"))
-    path = snapshots.place("base") / "layer.roothash"
+    path = snapshots.directory("base") / "layer.roothash"
     path.chmod(0o600)
     path.write_text("--help")
     with pytest.raises(Integrity, match="root hash"):
@@ -183,7 +183,7 @@ def test_a_seal_of_the_file_systems_own_lets_nothing_be_changed(tmp_path: Path, 
         assert "CONFIG_FS_VERITY" in (refused.value.hint or "")
         return
     commit(snapshots, "base", file("f", CONTENT))
-    image = snapshots.place("base") / "layer.erofs"
+    image = snapshots.directory("base") / "layer.erofs"
     with pytest.raises(PermissionError):
         image.open("r+b")
     with mounted(snapshots.view("view", "base")) as root:
@@ -201,7 +201,7 @@ def test_sealing_takes_no_program_and_without_it_it_is_said_what_mounting_takes(
         snapshots.view("view", "base")
     assert "cryptsetup-bin" in (caught.value.hint or "")
     monkeypatch.undo()
-    assert verified(snapshots.place("base"), needs)
+    assert verified(snapshots.directory("base"), needs)
 
 
 def faults(root: Path) -> list[tuple[str, str]]:
@@ -215,12 +215,12 @@ def test_a_check_finds_damage_in_what_is_sealed_and_nothing_else(tmp_path: Path)
         commit(snapshots, name, file("f", CONTENT), file(name, b"1"))
     commit(opened(tmp_path), "plain", file("f", CONTENT))
     assert faults(tmp_path) == []
-    damage(snapshots.place("image") / "layer.erofs")
-    damage(snapshots.place("plain") / "layer.erofs")  # of which nobody can tell
-    with writable(snapshots.place("tree") / "layer.verity") as path, path.open("r+b") as tree:
+    damage(snapshots.directory("image") / "layer.erofs")
+    damage(snapshots.directory("plain") / "layer.erofs")  # of which nobody can tell
+    with writable(snapshots.directory("tree") / "layer.verity") as path, path.open("r+b") as tree:
         tree.seek(4096 + 17)
         tree.write(b"?")
-    with writable(snapshots.place("cut") / "layer.erofs") as path:
+    with writable(snapshots.directory("cut") / "layer.erofs") as path:
         os.truncate(path, path.stat().st_size - 4096)
     found = dict(faults(tmp_path))
     assert sorted(found) == ["cut", "image", "tree"]
@@ -233,7 +233,7 @@ def test_a_check_finds_damage_in_what_is_sealed_and_nothing_else(tmp_path: Path)
 def test_a_check_finds_half_a_seal(tmp_path: Path, lost: str) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", CONTENT))
-    (snapshots.place("base") / lost).unlink()
+    (snapshots.directory("base") / lost).unlink()
     ((name, problem),) = faults(tmp_path)
     assert name == "base"
     assert "missing" in problem
@@ -250,7 +250,7 @@ def test_a_check_of_seals_stops_when_asked_to(tmp_path: Path) -> None:
 def test_what_is_damaged_is_dropped_by_a_repair_and_can_be_unpacked_again(tmp_path: Path) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", CONTENT))
-    damage(snapshots.place("base") / "layer.erofs")
+    damage(snapshots.directory("base") / "layer.erofs")
     with Store.open(tmp_path / "store") as store:
         assert repair(store, check(store)).left == ()
         assert check(store).sound

@@ -75,14 +75,14 @@ class _Look:
     def problem(self, row: SnapshotRow) -> str:
         """What is wrong with a snapshot; nothing where it is whole. Raises as `broken`."""
         home = snapshotter_path(self._store.root, row.snapshotter)
-        form, place, kind = snapshot_driver(row.snapshotter, home), home / str(row.number), SnapshotKind(row.kind)
-        if not place.is_dir():
+        driver, directory, kind = snapshot_driver(row.snapshotter, home), home / str(row.number), SnapshotKind(row.kind)
+        if not directory.is_dir():
             return "its directory is missing"
-        problem = form.lacking(place, kind, parents=row.parent is not None)
+        problem = driver.find_missing(directory, kind, has_parents=row.parent is not None)
         if problem or kind is not SnapshotKind.COMMITTED:
             return problem
         try:
-            form.examine(place, self._step)
+            driver.verify(directory, self._step)
         except Cancelled:
             raise
         except OSError as error:

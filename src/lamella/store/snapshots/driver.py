@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells one kind of snapshotter from another: how it keeps a snapshot in a directory."""
+"""The contract of snapshot drivers: how one kind of snapshotter keeps a snapshot in a directory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lamella.changes.losses import Losses
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
-from lamella.store.contract import Mount, SnapshotKind, Usage
+from lamella.store.contract import Mount, SnapshotKind, Snapshotter, Usage
 
 
 class OpenTree(Tree, Protocol):
-    """A tree that holds files open until it is closed, or the block ends for which it is entered."""
+    """A tree that holds files open until it is closed, or until the end of its block."""
 
     def close(self) -> None:
-        """Nothing can be asked any more."""
+        """Close the files. The tree cannot be used any more."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -35,174 +35,175 @@ class OpenTree(Tree, Protocol):
     ) -> None: ...
 
 
-class Unpacks(Protocol):
-    """A snapshotter that layers can be unpacked into without mounting anything."""
+class UnpackingSnapshotter(Snapshotter, Protocol):
+    """A snapshotter that unpacks layers without mounts."""
 
     @property
-    def side_by_side(self) -> bool:
-        """Whether a layer can be unpacked before those below are: prepared without a parent, committed with one."""
+    def can_rebase(self) -> bool:
+        """Whether a snapshot can get its parent at its commit, so that layers can be unpacked in parallel."""
         ...
 
     def sink(
         self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
     ) -> Sink[Losses]:
-        """The sink that applies one layer to the active snapshot ``key``, in which nothing is yet.
+        """Return the sink that applies one layer to the empty active snapshot ``key``.
 
-        With ``parents_known`` false it will get its parent when it is committed (`side_by_side`). Some kinds have no
-        mounts of a snapshot between the end of the layer and its commit, and raise Conflict.
+        If ``parents_known`` is false, the snapshot gets its parent at its commit (`can_rebase`). With some drivers the
+        snapshot has no mounts between the end of the layer and its commit; `mounts` raises Conflict then.
         Raises NotFound, Conflict (not active, or not empty), Unsupported (parents must be known).
         """
         ...
 
     def tree(self, key: str) -> OpenTree:
-        """What a mount of the snapshot ``key``, of whatever kind, shows. Raises NotFound."""
+        """Return the tree that a mount of the snapshot ``key``, of any kind, shows. Raises NotFound."""
         ...
 
 
-class Use(Enum):
-    """What a snapshot is made for."""
+class Purpose(Enum):
+    """What a new snapshot is made for."""
 
     RUN = "run"
-    """To be mounted, and looked at or written to."""
+    """To be mounted, and read or written."""
     UNPACK = "unpack"
-    """To have a layer applied to it by whatever way; nothing is to run on it."""
+    """To get a layer, through mounts or a sink; nothing runs on it."""
     APPLY = "apply"
-    """To have a layer applied to it through `SnapshotDriver.sink`; nothing is mounted before it is committed."""
+    """To get a layer through `SnapshotDriver.sink`; nothing is mounted before the commit."""
 
 
 class SnapshotDriver(Protocol):
-    """How a kind keeps its snapshots. A snapshot has a directory of its own, its place, which no one else may enter.
+    """How one kind of snapshotter keeps its snapshots, each in a directory of its own.
 
-    Nothing here knows of names, of the database, or of who else is at work.
+    A driver knows nothing of keys, of the database, or of other processes.
     """
 
     name: str
-    """Containerd's name for the kind."""
-    side_by_side: bool
-    """See `Unpacks.side_by_side`."""
+    """containerd's name of the snapshotter."""
+    can_rebase: bool
+    """As `UnpackingSnapshotter.can_rebase`."""
     windows: bool
-    """Whether the layers are those of Windows images, whose tars have rules of their own."""
+    """Whether the snapshotter keeps layers of Windows images."""
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
-        """Fill the new directory ``place``, which gets another name afterwards."""
+    def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:
+        """Fill the new directory of a snapshot, which is renamed afterwards."""
         ...
 
-    def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """What to mount to see a view or an active one."""
+    def mounts(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
+        """Return the mounts of a view or an active snapshot."""
         ...
 
-    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """Give an active snapshot that was made without parents those that it gets, before it is sealed."""
+    def rebase(self, directory: Path, parents: LayerStack[Path]) -> None:
+        """Give an active snapshot that was made without parents its parents, before `commit`."""
         ...
 
-    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """Drop whiteouts of an active snapshot that was made without parents, which a mount would list."""
+    def remove_whiteouts(self, directory: Path, paths: Sequence[LayerPath]) -> None:
+        """Remove whiteouts that a mount would list from an active snapshot that was made without parents."""
         ...
 
-    def seal(self, place: Path) -> None:
-        """Write what a committed snapshot needs; may be broken off and done again, and what it is made from stays."""
+    def commit(self, directory: Path) -> None:
+        """Write what a committed snapshot needs. Keeps its sources, so that an interrupted commit can be repeated."""
         ...
 
-    def settle(self, place: Path) -> Sequence[Path]:
-        """Of a snapshot that is committed, the directories that are there and only an active one needs."""
+    def active_directories(self, directory: Path) -> Sequence[Path]:
+        """Return the existing directories of a committed snapshot that only an active one needs."""
         ...
 
-    def release(self, place: Path) -> None:
-        """Let go of what is mounted in a place that was moved away to be removed; also where it never was a place."""
+    def release(self, directory: Path) -> None:
+        """Unmount what is mounted in a directory that is about to be removed, even if its creation was interrupted."""
         ...
 
-    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:
-        """What a snapshot takes; for a committed one, what it will take once it is settled.
+    def usage(self, directory: Path, kind: SnapshotKind, below_root: Usage | None = None) -> Usage:
+        """Measure a snapshot; a committed one without its `active_directories`.
 
-        ``beneath`` is what `beneath` has told, if nothing was changed since but by `rebase`.
+        ``below_root`` is the result of `usage_below_root`, if only `rebase` has changed the snapshot since.
         """
         ...
 
-    def beneath(self, place: Path) -> Usage | None:
-        """What an active snapshot that a layer was applied to will take once it is settled, but for its root.
+    def usage_below_root(self, directory: Path) -> Usage | None:
+        """Measure an unpacked active snapshot as `usage` will after its commit, without its root directory.
 
-        None where only sealing makes what is to be measured.
+        None if `commit` makes the files to measure.
         """
         ...
 
     def sink(
-        self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
+        self, directory: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `Unpacks.sink`; without parents they are not known."""
+        """Return the sink of `UnpackingSnapshotter.sink`; ``parents`` is None if they are not known."""
         ...
 
-    def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `Unpacks.tree`."""
+    def tree(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
+        """Return the tree of `UnpackingSnapshotter.tree`."""
         ...
 
-    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
-        """What a snapshot, with ``parents`` or without, lacks in its place, which is there; empty where nothing."""
+    def find_missing(self, directory: Path, kind: SnapshotKind, *, has_parents: bool) -> str:
+        """Return which file the existing directory of a snapshot lacks, for a message; empty if it is complete."""
         ...
 
-    def examine(self, place: Path, step: Callable[[int], object]) -> None:
-        """Read all that is sealed of a committed snapshot, and hold it against its seal.
+    def verify(self, directory: Path, step: Callable[[int], object]) -> None:
+        """Read the sealed files of a committed snapshot and compare them with their seal.
 
-        ``step`` is told of bytes that were read, and may raise to stop. Raises Integrity, FormatError, Unsupported,
+        ``step`` receives the number of bytes read, and may raise to stop. Raises Integrity, FormatError, Unsupported,
         OSError.
         """
         ...
 
 
 class SequentialDriver:
-    """What forms have in common that make a layer on those below alone, and keep of it what they wrote."""
+    """Base class of drivers that need the parents of a layer first, and seal nothing."""
 
-    side_by_side = False
+    can_rebase = False
 
-    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `SnapshotDriver.rebase`: never, since it is not `side_by_side`."""
+    def rebase(self, directory: Path, parents: LayerStack[Path]) -> None:
         raise NotImplementedError
 
-    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `SnapshotDriver.uncover`: never, since it is not `side_by_side`."""
+    def remove_whiteouts(self, directory: Path, paths: Sequence[LayerPath]) -> None:
         raise NotImplementedError
 
-    def settle(self, place: Path) -> Sequence[Path]:  # noqa: ARG002  # all that it has is needed
-        """See `SnapshotDriver.settle`."""
+    def active_directories(self, directory: Path) -> Sequence[Path]:  # noqa: ARG002
         return ()
 
-    def examine(self, place: Path, step: Callable[[int], object]) -> None:
-        """See `SnapshotDriver.examine`: nothing is sealed here."""
+    def release(self, directory: Path) -> None: ...
+
+    def usage_below_root(self, directory: Path) -> Usage | None:  # noqa: ARG002
+        return None
+
+    def verify(self, directory: Path, step: Callable[[int], object]) -> None: ...
 
 
-class Target(Struct, frozen=True):
-    """Where a layer goes: an active snapshot as its kind keeps it, for which nobody has to be asked any more."""
+class SnapshotTarget(Struct, frozen=True):
+    """An active snapshot that receives a layer; usable in a process that has no database."""
 
-    form: SnapshotDriver
-    place: Path
+    driver: SnapshotDriver
+    directory: Path
     parents: LayerStack[Path] | None
-    """None where they are not known."""
+    """None if they are not known."""
 
     def sink(self, policy: Policy | None = None, losses: Losses | None = None) -> Sink[Losses]:
-        """See `Unpacks.sink`. Raises Conflict (not empty), Denied."""
-        return self.form.sink(self.place, self.parents, policy, losses)
+        """Return the sink that applies the layer. Raises Conflict (not empty), Denied."""
+        return self.driver.sink(self.directory, self.parents, policy, losses)
 
-    def beneath(self) -> Usage | None:
-        """See `SnapshotDriver.beneath`. Raises Denied and the like."""
-        return self.form.beneath(self.place)
+    def usage_below_root(self) -> Usage | None:
+        """Return `SnapshotDriver.usage_below_root`. Raises Denied, NotFound."""
+        return self.driver.usage_below_root(self.directory)
 
 
 _ROOT_MODE: Final = 0o755
 
 
-def new_root(path: Path) -> None:
-    """Make the directory that is the root of an empty snapshot: the one that an image has which states none."""
+def make_root(path: Path) -> None:
+    """Make the root directory of an empty snapshot, with the metadata of an image that does not state its root."""
     path.mkdir(mode=_ROOT_MODE)
-    path.chmod(_ROOT_MODE)  # whatever the umask
+    path.chmod(_ROOT_MODE)  # regardless of the umask
     os.utime(path, ns=(0, 0))
 
 
-def missing(path: Path) -> str:
-    """What to say of a file in a place that is not there; empty where it is."""
-    return "" if path.exists() else f"{path.name!r} is missing in its directory"
-
-
 def is_unstated(path: Path) -> bool:
-    """Whether the metadata of a root are still those of `new_root`, so that no layer has stated others."""
+    """Return whether a root directory still has the metadata of `make_root`, so that no layer has stated others."""
     status = path.stat()
     ours = status.st_uid == os.geteuid() and status.st_mtime_ns == 0
     return ours and stat.S_IMODE(status.st_mode) == _ROOT_MODE
+
+
+def describe_missing(path: Path) -> str:
+    """Return a message if the file at ``path`` is missing in the directory of a snapshot; else the empty text."""
+    return "" if path.exists() else f"{path.name!r} is missing in its directory"

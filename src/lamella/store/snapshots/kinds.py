@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of snapshotter, by name. Each is loaded when it is used, and not before."""
+"""The snapshotters by name. A driver's module is imported on first use."""
 
 from __future__ import annotations
 
@@ -14,62 +14,62 @@ if TYPE_CHECKING:
     from lamella.store.snapshots.driver import SnapshotDriver
 
 
-def snapshot_driver(name: str, home: Path, verity: str = "") -> SnapshotDriver:
-    """How the kind ``name`` keeps its snapshots, whose places are in ``home``.
+def snapshot_driver(name: str, root: Path, verity: str = "") -> SnapshotDriver:
+    """Return the driver of the snapshotter ``name``, whose snapshots are in the directory ``root``.
 
-    ``verity`` makes the kernel check committed layers as they are read. Raises InvalidInput (unknown kind),
+    ``verity`` makes the kernel check committed layers as they are read. Raises InvalidInput (unknown snapshotter),
     Unsupported (not on this system, unknown ``verity``).
     """
-    return SNAPSHOTTERS[canonical(name)](verity, home)
+    return SNAPSHOTTERS[canonical(name)](verity, root)
 
 
 def canonical(name: str) -> str:
-    """Containerd's name for a kind, which an alias stands for too. Raises InvalidInput."""
+    """Return containerd's name of a snapshotter, given that name or an alias. Raises InvalidInput."""
     name = ALIASES.get(name, name)
     if name not in SNAPSHOTTERS:
-        raise InvalidInput(f"there is no snapshotter {name!r}", hint=f"there are {', '.join(SNAPSHOTTERS)}")
+        raise InvalidInput(f"there is no snapshotter {name!r}", hint=f"choose one of {', '.join(SNAPSHOTTERS)}")
     return name
 
 
-def _overlay(verity: str, home: Path) -> SnapshotDriver:  # noqa: ARG001
+def _overlay(verity: str, root: Path) -> SnapshotDriver:  # noqa: ARG001
     from lamella.store.snapshots.drivers.overlay import OverlayDriver
 
-    _without(verity, OverlayDriver.name)
+    _refuse_verity(verity, OverlayDriver.name)
     return OverlayDriver()
 
 
-def _directory(verity: str, home: Path) -> SnapshotDriver:  # noqa: ARG001
+def _directory(verity: str, root: Path) -> SnapshotDriver:  # noqa: ARG001
     from lamella.store.snapshots.drivers.native import NativeDriver
 
-    _without(verity, NativeDriver.name)
+    _refuse_verity(verity, NativeDriver.name)
     return NativeDriver()
 
 
-def _erofs(verity: str, home: Path) -> SnapshotDriver:  # noqa: ARG001
+def _erofs(verity: str, root: Path) -> SnapshotDriver:  # noqa: ARG001
     from lamella.store.snapshots.drivers.erofs import ErofsDriver
 
     return ErofsDriver(verity)
 
 
-def _cimfs(verity: str, home: Path) -> SnapshotDriver:
+def _cimfs(verity: str, root: Path) -> SnapshotDriver:
     from lamella.store.snapshots.drivers.cimfs import CimDriver
 
-    _without(verity, CimDriver.name)
-    return CimDriver(home)
+    _refuse_verity(verity, CimDriver.name)
+    return CimDriver(root)
 
 
-def _blockcim(verity: str, home: Path) -> SnapshotDriver:
+def _blockcim(verity: str, root: Path) -> SnapshotDriver:
     from lamella.store.snapshots.drivers.blockcim import BlockCimDriver
 
-    _without(verity, BlockCimDriver.name)
-    return BlockCimDriver(home)
+    _refuse_verity(verity, BlockCimDriver.name)
+    return BlockCimDriver(root)
 
 
-def _without(verity: str, name: str) -> None:
+def _refuse_verity(verity: str, name: str) -> None:
     if verity:
         from lamella.errors import Unsupported
 
-        raise Unsupported(f"the snapshotter {name!r} keeps no images that could have {verity}")
+        raise Unsupported(f"the snapshotter {name!r} does not support {verity}")
 
 
 SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], SnapshotDriver]]] = {
@@ -79,13 +79,13 @@ SNAPSHOTTERS: Final[dict[str, Callable[[str, Path], SnapshotDriver]]] = {
     "cimfs": _cimfs,
     "blockcim": _blockcim,
 }
-"""Containerd's name of a kind -> what makes its form, given the verity that is asked for and its directory."""
+"""containerd's name of a snapshotter -> function that makes its driver, given the verity and the directory."""
 
 OF_WINDOWS: Final = frozenset({"cimfs", "blockcim"})
-"""Those that keep layers of Windows images."""
+"""Snapshotters of Windows images."""
 
 SEALING: Final = "erofs"
-"""The kind whose layers are images that can be sealed."""
+"""The snapshotter that supports verity."""
 
 ALIASES: Final = {"overlay": "overlayfs", "directory": "native", "cim": "cimfs"}
-"""Lamella's names of kinds of layer -> containerd's of snapshotters that keep them."""
+"""Lamella's name of a layer kind -> containerd's name of its snapshotter."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of snapshots in a store's database, each of which names a directory by its number."""
+"""The table ``snapshot`` of the database. A row's number names the directory of the snapshot."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SELECT number FROM chain ORDER BY depth
 """
 
 
-class Row(Struct, frozen=True):
-    """A snapshot as the database has it."""
+class SnapshotRow(Struct, frozen=True):
+    """A snapshot in the database."""
 
     number: int
     parent: int | None
@@ -38,44 +38,47 @@ class Row(Struct, frozen=True):
     usage: Usage | None
 
 
-class Rows:
-    """Those of one snapshotter in one namespace. All that is asked for happens in the caller's transaction."""
+class SnapshotTable:
+    """The rows of one snapshotter in one namespace. Each method runs in the caller's transaction."""
 
     def __init__(self, namespace: str, snapshotter: str) -> None:
         self._namespace = namespace
         self._snapshotter = snapshotter
 
     def records(self, connection: sqlite3.Connection) -> list[SnapshotRecord]:
-        """All, by name."""
+        """Return all records, sorted by name."""
         found = connection.execute(f"{_SELECT} ORDER BY s.name", (self._namespace, self._snapshotter))
-        return [_row(row).record for row in found]
+        return [_decode_row(row).record for row in found]
 
-    def find(self, connection: sqlite3.Connection, key: str) -> Row | None:
-        """The row of a snapshot, if it is there."""
+    def find(self, connection: sqlite3.Connection, key: str) -> SnapshotRow | None:
+        """Return the row of a snapshot; None if there is none."""
         found = connection.execute(f"{_SELECT} AND s.name = ?", (self._namespace, self._snapshotter, key)).fetchone()
-        return None if found is None else _row(found)
+        return None if found is None else _decode_row(found)
 
-    def get(self, connection: sqlite3.Connection, key: str) -> Row:
-        """The row of a snapshot. Raises NotFound."""
+    def get(self, connection: sqlite3.Connection, key: str) -> SnapshotRow:
+        """Return the row of a snapshot. Raises NotFound."""
         found = self.find(connection, key)
         if found is None:
             raise NotFound(f"snapshot {key!r} does not exist")
         return found
 
-    def active(self, connection: sqlite3.Connection, key: str, number: int | None = None) -> Row:
-        """The row of an active snapshot, the same as before where its ``number`` is known.
+    def get_active(self, connection: sqlite3.Connection, key: str, number: int | None = None) -> SnapshotRow:
+        """Return the row of an active snapshot, with the given ``number`` if there is one.
 
-        Raises NotFound, Conflict.
+        Raises NotFound, Conflict (not active).
         """
         row = self.get(connection, key)
         if number is not None and row.number != number:
-            raise NotFound(f"snapshot {key!r} was removed, and another has its key now")
+            raise NotFound(f"snapshot {key!r} was removed, and another snapshot has its key now")
         if row.record.kind is not SnapshotKind.ACTIVE:
             raise Conflict(f"snapshot {key!r} is {_WORDS[row.record.kind]}, not active")
         return row
 
-    def committed(self, connection: sqlite3.Connection, parent: str) -> int | None:
-        """The number of a parent; None for none. Raises NotFound, InvalidInput (not committed)."""
+    def parent_number(self, connection: sqlite3.Connection, parent: str) -> int | None:
+        """Return the number of the snapshot ``parent``; None for the empty name.
+
+        Raises NotFound, InvalidInput (not committed).
+        """
         if not parent:
             return None
         found = self.find(connection, parent)
@@ -85,16 +88,19 @@ class Rows:
             raise InvalidInput(f"parent snapshot {parent!r} is not committed")
         return found.number
 
-    def taken(self, connection: sqlite3.Connection, key: str, wanted: str | None) -> str:
-        """The snapshot that is in the way of making ``key``; empty where none is."""
-        if wanted:
-            found = self.find(connection, wanted)
+    def find_conflict(self, connection: sqlite3.Connection, key: str, committed: str | None) -> str:
+        """Return the name of an existing snapshot that makes ``key`` impossible or unnecessary; empty if none.
+
+        That is ``committed`` if it exists and is committed, or ``key`` itself.
+        """
+        if committed:
+            found = self.find(connection, committed)
             if found is not None and found.record.kind is SnapshotKind.COMMITTED:
-                return wanted
+                return committed
         return key if self.find(connection, key) is not None else ""
 
     def chain(self, connection: sqlite3.Connection, nearest: int) -> list[int]:
-        """The number of a snapshot and those of all below it, nearest first."""
+        """Return the number of a snapshot and those of its ancestors, nearest first."""
         return [number for (number,) in connection.execute(_CHAIN, (nearest,))]
 
     def insert(
@@ -106,32 +112,25 @@ class Rows:
         labels: Labels,
         now: int,
     ) -> int:
-        """Write a new row, and return its number."""
+        """Insert a row; return its number."""
         made = connection.execute(
             "INSERT INTO snapshot (namespace, snapshotter, name, parent, kind, created, updated, labels)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (self._namespace, self._snapshotter, key, parent, kind.value, now, now, encode(labels)),
         )
-        assert made.lastrowid is not None  # noqa: S101  # what was inserted has a number
+        assert made.lastrowid is not None  # noqa: S101  # an INSERT sets it
         return made.lastrowid
 
-    def turn(
-        self,
-        connection: sqlite3.Connection,
-        row: Row,
-        name: str,
-        parent: int | None,
-        labels: Labels,
-        usage: Usage,
-        now: int,
-    ) -> None:
-        """Let an active snapshot be a committed one."""
+    def commit(self, connection: sqlite3.Connection, row: SnapshotRow) -> None:
+        """Turn the active snapshot of ``row.number`` into the committed one that ``row`` describes."""
+        record, usage = row.record, row.usage
+        assert usage is not None  # noqa: S101  # a committed snapshot is measured
         connection.execute(
             "UPDATE snapshot SET name = ?, parent = ?, kind = ?, created = ?, updated = ?, labels = ?, size = ?,"
             " inodes = ? WHERE number = ?",
             (
-                *(name, parent, SnapshotKind.COMMITTED.value, now, now, encode(settled(labels))),
-                *(usage.size, usage.inodes, row.number),
+                *(record.name, row.parent, record.kind.value, record.created_at, record.updated_at),
+                *(encode(settled(record.labels)), usage.size, usage.inodes, row.number),
             ),
         )
 
@@ -145,14 +144,14 @@ def snapshot_key(connection: sqlite3.Connection, number: int) -> str | None:
 _WORDS: Final = {SnapshotKind.VIEW: "a view", SnapshotKind.COMMITTED: "committed", SnapshotKind.ACTIVE: "active"}
 
 
-def _row(row: tuple[int, int | None, str, str, str, int, int, str, int | None, int | None]) -> Row:
+def _decode_row(row: tuple[int, int | None, str, str, str, int, int, str, int | None, int | None]) -> SnapshotRow:
     number, parent, name, parent_name, kind, created, updated, labels, size, inodes = row
     record = SnapshotRecord(name, parent_name, SnapshotKind(kind), created, updated, decode(labels))
-    return Row(number, parent, record, None if size is None else Usage(size, inodes or 0))
+    return SnapshotRow(number, parent, record, None if size is None else Usage(size, inodes or 0))
 
 
 def field_of(record: SnapshotRecord, path: tuple[str, ...]) -> str | None:
-    """The field of a snapshot that filters know as ``path``; None where there is none."""
+    """Return the value of the field that filters name by ``path``; None if there is none."""
     match path:
         case ("name",):
             return record.name

@@ -193,7 +193,7 @@ class _Unpacking:
         for at in range(start):
             self._done[at] = self._skipped(at)
         left = range(start, len(self._chain))
-        if self._snapshots.side_by_side:
+        if self._snapshots.can_rebase:
             large = sum(map(self._is_large, left))
             # Whoever takes turns with the small ones is this process, and one is enough for them.
             self._lanes = max(1, min(lanes or min(_processors(), _MOST_LANES), large + (large < len(left))))
@@ -222,7 +222,7 @@ class _Unpacking:
 
     def _make(self, at: int, lane: Lane) -> UnpackedLayer | None:
         """Unpack a layer and commit its snapshot; None where another client of the store was quicker."""
-        beside = at > 0 and at - 1 not in self._done and self._snapshots.side_by_side
+        beside = at > 0 and at - 1 not in self._done and self._snapshots.can_rebase
         try:
             made = self._beside(at, lane) if beside else None
             return made if made is not None else self._over(at, lane, again=beside)
@@ -257,7 +257,7 @@ class _Unpacking:
                 shown = would_show(done, below)
             if shown:
                 try:
-                    self._snapshots.uncover(key, shown)
+                    self._snapshots.remove_whiteouts(key, shown)
                 except Denied:  # a directory keeps its owner out by now
                     return None
                 done = replace(done, beneath=None)  # there is less of it now
@@ -268,7 +268,7 @@ class _Unpacking:
         """An active snapshot for a layer, which is gone when the block ends, unless it was committed."""
         chain_id = self._chain[at]
         key = f"extract-{secrets.token_hex(8)} {chain_id}"
-        self._snapshots.begin(key, parent, self._labels(at))
+        self._snapshots.prepare_layer(key, parent, self._labels(at))
         try:
             yield key
         finally:
@@ -280,7 +280,7 @@ class _Unpacking:
             self._snapshots.remove(key)
         except Exhausted:  # a full disk takes no change of the database either
             with suppress(LamellaError, OSError):
-                _empty(self._snapshots.place(key))
+                _empty(self._snapshots.directory(key))
                 self._snapshots.remove(key)
         except LamellaError:
             pass
@@ -307,7 +307,7 @@ class _Unpacking:
             self._losses.record(loss)
         self._losses.count += done.lost - len(done.losses)
         layer, chain_id = self._layers[at], self._chain[at]
-        self._snapshots.commit(chain_id, key, self._labels(at), parent, beneath=done.beneath)
+        self._snapshots.commit(chain_id, key, self._labels(at), parent, below_root=done.beneath)
         _label(self._space, layer.descriptor.digest, UNCOMPRESSED, layer.diff_id)
         return UnpackedLayer(chain_id, layer.diff_id, layer.descriptor.digest, False, done.entries, again)
 

@@ -27,7 +27,7 @@ from lamella.layers.tar.source import tar_changes
 from lamella.paths import ROOT, LayerPath, split
 from lamella.store.content.files import open_blob
 from lamella.store.contract import Usage
-from lamella.store.snapshots.driver import Target
+from lamella.store.snapshots.driver import SnapshotTarget
 from lamella.streams.blob_reader import BlobReader
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class LayerWork(Struct, frozen=True):
     """What is to be done."""
 
-    target: Target
+    target: SnapshotTarget
     """The active snapshot."""
     root: Path
     """Of the store."""
@@ -62,7 +62,7 @@ class LayerDone(Struct, frozen=True):
     lost: int
     """How many losses there were."""
     beneath: Usage | None
-    """See `SnapshotDriver.beneath`."""
+    """See `SnapshotDriver.usage_below_root`."""
     assumed: frozenset[LayerPath] = frozenset()
     """Directories that were taken to be below, where that was not known."""
     covered: frozenset[LayerPath] = frozenset()
@@ -87,7 +87,7 @@ def do(work: LayerWork, advance: Advance, cancel: Cancellation | None) -> LayerD
     except (FormatError, DigestMismatch, UnsafePath) as problem:
         _check_blob(work, problem)
         raise
-    kept, beneath = tuple(losses.kept), work.target.beneath()
+    kept, beneath = tuple(losses.kept), work.target.usage_below_root()
     if isinstance(sink, OverlayRules):
         assumed, covered = frozenset(sink.assumed), frozenset(sink.covered)
         return LayerDone(tally.changes, kept, losses.count, beneath, assumed, covered, sink.root)
@@ -111,7 +111,7 @@ def _applied(
         ) as reader,
     ):
         sink = work.target.sink(work.policy, losses)
-        if work.target.form.windows:
+        if work.target.driver.windows:
             from lamella.layers.windows.names import AS_WINDOWS
             from lamella.layers.windows.tar_source import windows_tar_changes
 

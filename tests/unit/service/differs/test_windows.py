@@ -316,7 +316,7 @@ class TestSnapshots:
         snapshots = Snapshots(client.channel, "cimfs")
         (mount,) = snapshots.prepare("extract-1 base")
         kept = served.store.namespace("default").snapshots("cimfs")
-        home = kept.place("extract-1 base")
+        home = kept.directory("extract-1 base")
         assert (mount.type, mount.source, mount.options[0]) == ("CimFS", str(home), "rw")
         (image,) = [word.removeprefix("cimpath=") for word in mount.options[1:]]
         assert (Path(image).parent, Path(image).suffix) == (home.parent / "cim-layers", ".cim")

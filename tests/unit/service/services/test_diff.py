@@ -159,11 +159,11 @@ class TestApply:
             assert [entry.path for entry in tree.entries(directory("").entry.path)] == ["etc", "way"]
             assert [entry.path for entry in tree.entries(directory("etc").entry.path)] == ["etc/kept", "etc/new"]
         # Through the link of the layer below, which is not replaced.
-        assert {"etc", "etc/new", "etc/gone"} == names(kept.place("upper") / "fs")
+        assert {"etc", "etc/new", "etc/gone"} == names(kept.directory("upper") / "fs")
 
     def test_layers_lie_in_whole_trees(self, stub: Stub, served: Served) -> None:
         kept = unpacked(stub, served, "native")
-        assert {"etc", "etc/kept", "etc/new", "way"} == names(kept.place("upper") / "fs")
+        assert {"etc", "etc/kept", "etc/new", "way"} == names(kept.directory("upper") / "fs")
 
     def test_payloads_and_zero_sizes_do_no_harm(self, stub: Stub, served: Served, tmp_path: Path) -> None:
         layer, diff_id = stored(served, BASE)

@@ -78,7 +78,7 @@ def test_a_view_that_shows_only_its_parent_needs_no_files(tmp_path: Path) -> Non
     with Store.open(tmp_path / "store") as store:
         for kind in ("native", "cimfs"):
             snapshots = store.namespace("default").snapshots(kind)
-            snapshots.begin("key")
+            snapshots.prepare_layer("key")
             snapshots.commit("own", "key")
             snapshots.view("seen", "own")
         assert check(store).faults == ()
@@ -99,15 +99,15 @@ def test_a_snapshot_without_the_files_of_its_kind_is_a_fault(
     missing = "it is not said which image is its own" if kind == "cimfs" else "{!r} is missing in its directory"
     with Store.open(tmp_path / "store") as store:
         snapshots = store.namespace("default").snapshots(kind)
-        snapshots.begin("key")
+        snapshots.prepare_layer("key")
         snapshots.commit("own", "key")
-        snapshots.begin("other")
+        snapshots.prepare_layer("other")
         assert check(store).faults == ()
         for key, name in (("own", committed), ("other", active)):
-            os.rename(snapshots.place(key) / name, tmp_path / f"{key}.{name}")
+            os.rename(snapshots.directory(key) / name, tmp_path / f"{key}.{name}")
         found = {finding.id: finding.problem for finding in check(store).faults}
         assert found == {"own": missing.format(committed), "other": missing.format(active)}
-        os.rename(snapshots.place("own"), tmp_path / "place")
+        os.rename(snapshots.directory("own"), tmp_path / "place")
         assert {finding.problem for finding in check(store).faults if finding.id == "own"} == {
             "its directory is missing"
         }
@@ -116,7 +116,7 @@ def test_a_snapshot_without_the_files_of_its_kind_is_a_fault(
 def test_a_composite_image_that_is_gone_is_a_fault_of_its_snapshot(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         snapshots = store.namespace("default").snapshots("cimfs")
-        snapshots.begin("key")
+        snapshots.prepare_layer("key")
         snapshots.commit("own", "key")
         (image,) = store.root.glob("snapshots/cimfs/cim-layers/*.cim")
         image.unlink()
@@ -126,10 +126,13 @@ def test_a_composite_image_that_is_gone_is_a_fault_of_its_snapshot(tmp_path: Pat
 
 def test_a_block_image_is_looked_for_where_it_was_committed(tmp_path: Path) -> None:
     form = BlockCimDriver(tmp_path)
-    assert form.lacking(tmp_path, SnapshotKind.ACTIVE, parents=False) == ""
-    assert form.lacking(tmp_path, SnapshotKind.COMMITTED, parents=False) == "'layer.vhd' is missing in its directory"
+    assert form.find_missing(tmp_path, SnapshotKind.ACTIVE, has_parents=False) == ""
+    assert (
+        form.find_missing(tmp_path, SnapshotKind.COMMITTED, has_parents=False)
+        == "'layer.vhd' is missing in its directory"
+    )
     (tmp_path / "layer.vhd").touch()
-    assert form.lacking(tmp_path, SnapshotKind.COMMITTED, parents=False) == ""
+    assert form.find_missing(tmp_path, SnapshotKind.COMMITTED, has_parents=False) == ""
 
 
 def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path:
         assert made.unpacked is not None
         snapshots = space.snapshots("overlayfs")
         snapshots.prepare("mine", made.unpacked.snapshot)
-        (snapshots.place(made.unpacked.snapshot) / "fs/c").write_bytes(b"changed")
+        (snapshots.directory(made.unpacked.snapshot) / "fs/c").write_bytes(b"changed")
         with Rediff() as differ:
             found = check(store, differ=differ)
         assert [finding.id for finding in found.faults] == [made.unpacked.snapshot]

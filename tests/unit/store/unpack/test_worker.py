@@ -26,6 +26,7 @@ from lamella.store.locks import sole
 from lamella.store.snapshots import copy_tree
 from lamella.store.snapshots.copy_tree import Measured
 from lamella.store.snapshots.drivers import overlay
+from lamella.store.snapshots.kinds import snapshot_driver
 from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack import image as unpacking
 from lamella.store.unpack import schedule, worker
@@ -93,7 +94,7 @@ def tree(space: LocalNamespace, unpacked: Unpacked) -> list[str]:
 def work_on(space: LocalNamespace, image: SmallImage) -> LayerWork:
     """The base layer of an image, into a snapshot that is made for it."""
     layer, diff_id = (parse_digest(one) for one in (image.manifest["layers"][0]["digest"], _diff_id(image)))
-    space.snapshots("overlayfs").begin("extract")
+    space.snapshots("overlayfs").prepare_layer("extract")
     target, size = space.snapshots("overlayfs").target("extract"), image.manifest["layers"][0]["size"]
     return LayerWork(target, space.store.root, layer, size, size, diff_id, "gzip", None, 4)
 
@@ -288,8 +289,9 @@ def test_what_a_layer_takes_is_what_a_walk_over_its_files_finds(
         unpacked = unpack_image(space, put_image(space, image, "image"), snapshotter, lanes=count)
         snapshots = space.snapshots(snapshotter)
         usages = [snapshots.usage(layer.chain_id) for layer in unpacked.layers]
-        places = [snapshots.place(layer.chain_id) for layer in unpacked.layers]
-        assert usages == [snapshots._form.usage(place, SnapshotKind.COMMITTED) for place in places]
+        places = [snapshots.directory(layer.chain_id) for layer in unpacked.layers]
+        driver = snapshot_driver(snapshotter, store.root / "snapshots" / snapshotter)
+        assert usages == [driver.usage(place, SnapshotKind.COMMITTED) for place in places]
     assert own_processes
 
 

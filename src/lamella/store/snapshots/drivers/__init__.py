@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshot drivers: overlay, native, erofs, cimfs, blockcim."""
+"""Snapshot drivers: overlay, native, erofs, cimfs and blockcim."""

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of Windows layers in block images, one each, that are merged where several lie on each other.
+"""Snapshots of Windows layers in block CIMs, one per layer (containerd's ``blockcim``).
 
-containerd's name is ``blockcim``. A place has ``layer.vhd``, which holds the layer's image. What is shown over two or
-more layers needs an image of how they lie on each other, ``merged.vhd`` in the place of the nearest, made when it is
-first needed. All of it takes Windows; on another host there can be no such snapshots.
+The directory of a snapshot has ``layer.vhd``, which holds the layer's image. Two or more parents need a merged image,
+``merged.vhd`` in the directory of the nearest parent, made on first use. Works on Windows only.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BlockCimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshots.copy_tree import measure
-from lamella.store.snapshots.dirs import locked
-from lamella.store.snapshots.driver import OpenTree, SequentialDriver, Use, missing
-from lamella.store.snapshots.drivers.cimfs import PARENT, EmptyTree, apply_nothing, note, noted, without_policy
+from lamella.store.snapshots.directories import locked
+from lamella.store.snapshots.driver import OpenTree, Purpose, SequentialDriver, describe_missing
+from lamella.store.snapshots.drivers.cimfs import PARENT, EmptyTree, commit_empty, read_note, refuse_policy, write_note
 
 BLOCK: Final = "layer.vhd"
 IMAGE: Final = "layer.cim"
 MERGED_BLOCK: Final = "merged.vhd"
 MERGED_IMAGE: Final = "merged.cim"
 UNPACKING: Final = "unpacking"
-"""The file in a place that says that a layer is to be applied to it, and that nobody runs anything on it."""
+"""The file that marks a snapshot as one that will get a layer, and on which nothing runs."""
 
 
 class BlockCimDriver(SequentialDriver):
-    """Each snapshot has an image of what it changes, and nothing of its parents'."""
+    """Keeps each layer in a block image of its own."""
 
     name = "blockcim"
     windows = True
 
-    def __init__(self, home: Path, options: BlockOptions | None = None, *, calls: Cimfs | None = None) -> None:
-        """``home`` is the directory of the places; ``calls`` are Windows', where none are given."""
-        self._home = home
+    def __init__(self, root: Path, options: BlockOptions | None = None, *, calls: Cimfs | None = None) -> None:
+        """``root`` is the directory of all snapshots; ``calls`` replaces the system calls of Windows."""
+        self._root = root
         self._options = options or BlockOptions()
         if calls is not None:
             self._calls = calls
@@ -53,34 +52,34 @@ class BlockCimDriver(SequentialDriver):
     def _calls(self) -> Cimfs:
         return system_calls()
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
-        """See `SnapshotDriver.make`. Raises Unsupported on another host than Windows."""
+    def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:
         self._calls.check_writing_blocks(verified=self._options.integrity)
         if len(parents):
-            note(place, PARENT, parents.nearest_first()[0].name)
-        if kind is SnapshotKind.ACTIVE and use is not Use.RUN:
-            note(place, UNPACKING, "yes")
+            write_note(directory, PARENT, parents.nearest_first()[0].name)
+        if kind is SnapshotKind.ACTIVE and purpose is not Purpose.RUN:
+            write_note(directory, UNPACKING, "yes")
         elif len(parents) > 1:
             self._merge(parents)
 
-    def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `SnapshotDriver.mounts`."""
+    def mounts(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
         above = parents.nearest_first()
         images = tuple(parent / BLOCK / IMAGE for parent in above)
-        if kind is SnapshotKind.ACTIVE and noted(place, UNPACKING) is not None:
+        if kind is SnapshotKind.ACTIVE and read_note(directory, UNPACKING) is not None:
             options = self._options
-            return (BlockCimMount(place / BLOCK / IMAGE, images, integrity=options.integrity, footer=options.footer),)
+            return (
+                BlockCimMount(directory / BLOCK / IMAGE, images, integrity=options.integrity, footer=options.footer),
+            )
         merged = above[0] / MERGED_BLOCK / MERGED_IMAGE if len(above) > 1 else None
-        return (BlockCimMount(place, images, merged=merged),)
+        return (BlockCimMount(directory, images, merged=merged),)
 
-    def seal(self, place: Path) -> None:
-        """See `SnapshotDriver.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
-        if not (place / BLOCK).exists():
-            parent = noted(place, PARENT)
-            stack = None if parent is None else LayerStack([_layer(self._home / parent)])
-            apply_nothing(
+    def commit(self, directory: Path) -> None:
+        # A snapshot without a layer gets the image of an empty one.
+        if not (directory / BLOCK).exists():
+            parent = read_note(directory, PARENT)
+            stack = None if parent is None else LayerStack([_layer(self._root / parent)])
+            commit_empty(
                 BlockCimSink(
-                    _layer(place),
+                    _layer(directory),
                     parents=stack,
                     options=self._options,
                     windows=stack is not None,
@@ -88,37 +87,26 @@ class BlockCimDriver(SequentialDriver):
                 )
             )
 
-    def release(self, place: Path) -> None:
-        """See `SnapshotDriver.release`: nothing is mounted here."""
-
-    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # all kinds have all in their places
-        """See `SnapshotDriver.usage`."""
-        return measure(place).usage
-
-    def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
-        """See `SnapshotDriver.beneath`: an image is a few files."""
-        return None
+    def usage(self, directory: Path, kind: SnapshotKind, below_root: Usage | None = None) -> Usage:  # noqa: ARG002
+        return measure(directory).usage
 
     def sink(
-        self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
+        self, directory: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `SnapshotDriver.sink`."""
-        assert parents is not None  # noqa: S101  # not `side_by_side`
-        without_policy(policy)
-        if (place / BLOCK).exists():
-            raise Conflict(f"the snapshot in {os.fspath(place)!r} has its layer already")
+        assert parents is not None  # noqa: S101  # not `can_rebase`
+        refuse_policy(policy)
+        if (directory / BLOCK).exists():
+            raise Conflict(f"the snapshot in {os.fspath(directory)!r} has its layer already")
         stack = LayerStack(map(_layer, parents.base_first())) if len(parents) else None
-        return BlockCimSink(_layer(place), parents=stack, options=self._options, losses=losses, calls=self._calls)
+        return BlockCimSink(_layer(directory), parents=stack, options=self._options, losses=losses, calls=self._calls)
 
-    def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `SnapshotDriver.tree`. Raises Unsupported, but for a snapshot that shows nothing."""
-        if not len(parents) and (kind is SnapshotKind.VIEW or not (place / BLOCK).exists()):
+    def tree(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
+        if not len(parents) and (kind is SnapshotKind.VIEW or not (directory / BLOCK).exists()):
             return EmptyTree()
-        raise Unsupported("only Windows can look into block images", hint='the snapshotter "cimfs" keeps others')
+        raise Unsupported("only Windows can read block images", hint='use the snapshotter "cimfs"')
 
-    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # each has its own
-        """See `SnapshotDriver.lacking`."""
-        return missing(place / BLOCK) if kind is SnapshotKind.COMMITTED else ""
+    def find_missing(self, directory: Path, kind: SnapshotKind, *, has_parents: bool) -> str:  # noqa: ARG002
+        return describe_missing(directory / BLOCK) if kind is SnapshotKind.COMMITTED else ""
 
     def _merge(self, parents: LayerStack[Path]) -> None:
         nearest = parents.nearest_first()[0]
@@ -131,5 +119,5 @@ class BlockCimDriver(SequentialDriver):
             raise from_os(problem, f"open the parent snapshot {os.fspath(nearest)!r}") from problem
 
 
-def _layer(place: Path) -> BlockCimLayer:
-    return BlockCimLayer(place / BLOCK, IMAGE)
+def _layer(directory: Path) -> BlockCimLayer:
+    return BlockCimLayer(directory / BLOCK, IMAGE)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of Windows layers in composite images, each forked from its parent's; containerd's name is ``cimfs``.
+"""Snapshots of Windows layers in composite images (CIMs), each forked from its parent's (containerd's ``cimfs``).
 
-All images lie in one directory, beside the places, since a fork needs the files of those that it comes from. A place
-says which image is its own: its name is the GUID of its regions, so that all its files are known by it, and go with
-the snapshot even if it was broken off. Works on every host; what is shown by a mount, and the disk that a container
-writes to, are for Windows.
+All images are in one directory beside those of the snapshots, since a forked image needs its parent's files. The
+directory of a snapshot has a file that names its image. The name is the GUID of the image's regions, so that all files
+of an image can be found and removed with the snapshot, even after an interrupted write. Works on every host; mounts,
+and the disk that a container writes to, need Windows.
 """
 
 from __future__ import annotations
@@ -26,33 +26,31 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import CimMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshots.copy_tree import measure
-from lamella.store.snapshots.driver import OpenTree, SequentialDriver, Use
+from lamella.store.snapshots.driver import OpenTree, Purpose, SequentialDriver
 
 PARENT: Final = "parent"
-"""The file in a place that says which place is that of its parent."""
+"""The file that names the directory of the parent."""
 
 
 class EmptyTree(MemoryTree):
-    """The tree of a snapshot in which nothing is yet (`OpenTree`)."""
+    """The tree of an empty snapshot (`OpenTree`)."""
 
-    def close(self) -> None:
-        """There is nothing to let go of."""
+    def close(self) -> None: ...
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """There is nothing to let go of."""
+    def __exit__(self, *_: object) -> None: ...
 
 
-def note(place: Path, name: str, text: str) -> None:
-    """Write a file of one line into a new place."""
-    (place / name).write_text(text + "\n", "ascii")
+def write_note(directory: Path, name: str, text: str) -> None:
+    """Write a file of one line into the new directory of a snapshot."""
+    (directory / name).write_text(text + "\n", "ascii")
 
 
-def noted(place: Path, name: str) -> str | None:
-    """What such a file says; None where it is not there. Raises InvalidInput where it is none of ours."""
-    path = place / name
+def read_note(directory: Path, name: str) -> str | None:
+    """Return the line that `write_note` has written; None if the file is missing. Raises InvalidInput (damaged)."""
+    path = directory / name
     try:
         text = path.read_text("ascii", "replace")
     except FileNotFoundError:
@@ -64,14 +62,14 @@ def noted(place: Path, name: str) -> str | None:
     return text[:-1]
 
 
-def without_policy(policy: Policy | None) -> None:
-    """Raise InvalidInput where somebody chooses owners for a layer of Windows."""
+def refuse_policy(policy: Policy | None) -> None:
+    """Raise InvalidInput for a policy of owners and devices, which Windows layers do not have."""
     if policy is not None:
-        raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps what it has")
+        raise InvalidInput("options for owners and devices are for POSIX layers; Windows layers have neither")
 
 
-def apply_nothing(sink: Sink[Losses]) -> None:
-    """The layer in which nothing changed."""
+def commit_empty(sink: Sink[Losses]) -> None:
+    """Commit a layer without changes."""
     try:
         sink.commit()
     except BaseException:
@@ -80,63 +78,61 @@ def apply_nothing(sink: Sink[Losses]) -> None:
 
 
 IMAGES: Final = "cim-layers"
-"""The directory beside the places that has all images."""
+"""The directory of all images, beside those of the snapshots."""
 IMAGE: Final = "image"
-"""The file in a place that names its image."""
+"""The file that names the image of a snapshot."""
 
 
 class CimDriver(SequentialDriver):
-    """Each snapshot has an image that holds what it changes, and shows what its parents hold."""
+    """Keeps each layer in a CIM forked from its parent's."""
 
     name = "cimfs"
     windows = True
 
-    def __init__(self, home: Path) -> None:
-        """``home`` is the directory of the places."""
-        self._home = home
-        self._images = home / IMAGES
+    def __init__(self, root: Path) -> None:
+        """``root`` is the directory of all snapshots."""
+        self._root = root
+        self._images = root / IMAGES
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
-        """See `SnapshotDriver.make`."""
+    def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:  # noqa: ARG002
         self._images.mkdir(mode=0o700, exist_ok=True)
         if kind is SnapshotKind.ACTIVE:
-            note(place, IMAGE, str(uuid.uuid4()))
+            write_note(directory, IMAGE, str(uuid.uuid4()))
             if len(parents):
-                note(place, PARENT, parents.nearest_first()[0].name)
+                write_note(directory, PARENT, parents.nearest_first()[0].name)
 
-    def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `SnapshotDriver.mounts`."""
+    def mounts(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
         above = parents.nearest_first()
-        image = None if kind is SnapshotKind.VIEW else self.layer(place).path
+        image = None if kind is SnapshotKind.VIEW else self.layer(directory).path
         images = tuple(self.layer(parent).path for parent in above)
-        return (CimMount(place, image, above, images, readonly=kind is SnapshotKind.VIEW),)
+        return (CimMount(directory, image, above, images, readonly=kind is SnapshotKind.VIEW),)
 
-    def seal(self, place: Path) -> None:
-        """See `SnapshotDriver.seal`. A snapshot to which no layer was applied gets the image of one that changes nothing."""
-        layer = self.layer(place)
+    def commit(self, directory: Path) -> None:
+        # A snapshot without a layer gets the image of an empty one.
+        layer = self.layer(directory)
         if layer.path.exists():
             return
-        parent = noted(place, PARENT)
-        stack = None if parent is None else LayerStack([self.layer(self._home / parent)])
-        apply_nothing(CimSink(layer, parents=stack, windows=stack is not None, guid=_guid(layer)))
+        parent = read_note(directory, PARENT)
+        stack = None if parent is None else LayerStack([self.layer(self._root / parent)])
+        commit_empty(CimSink(layer, parents=stack, windows=stack is not None, guid=_guid(layer)))
 
-    def release(self, place: Path) -> None:
-        """See `SnapshotDriver.release`: the image goes with its place."""
+    def release(self, directory: Path) -> None:
         try:
-            layer = self.layer(place)
-        except LamellaError:  # a view, or what never came to be
+            layer = self.layer(directory)
+        except LamellaError:  # a view, or an interrupted creation
             return
         files = list(self._files(layer))
-        for path in sorted(files, key=lambda path: path != layer.path):  # without its name the rest is nothing
+        for path in sorted(
+            files, key=lambda path: path != layer.path
+        ):  # the .cim file first: without it the rest is unreachable
             path.unlink(missing_ok=True)
 
-    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002
-        """See `SnapshotDriver.usage`."""
-        used = measure(place).usage
+    def usage(self, directory: Path, kind: SnapshotKind, below_root: Usage | None = None) -> Usage:  # noqa: ARG002
+        used = measure(directory).usage
         if kind is SnapshotKind.VIEW:
             return used
         size, count = used.size, used.inodes
-        for path in self._files(self.layer(place)):
+        for path in self._files(self.layer(directory)):
             try:
                 size += path.stat().st_blocks * 512
                 count += 1
@@ -144,52 +140,45 @@ class CimDriver(SequentialDriver):
                 pass
         return Usage(size, count)
 
-    def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
-        """See `SnapshotDriver.beneath`: an image is a few files."""
-        return None
-
     def sink(
-        self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
+        self, directory: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `SnapshotDriver.sink`."""
-        assert parents is not None  # noqa: S101  # not `side_by_side`
-        without_policy(policy)
-        layer = self.layer(place)
+        assert parents is not None  # noqa: S101  # not `can_rebase`
+        refuse_policy(policy)
+        layer = self.layer(directory)
         if layer.path.exists():
-            raise Conflict(f"the snapshot in {os.fspath(place)!r} has its layer already")
+            raise Conflict(f"the snapshot in {os.fspath(directory)!r} has its layer already")
         stack = LayerStack(self.layer(parent) for parent in parents.base_first()) if len(parents) else None
         return CimSink(layer, parents=stack, guid=_guid(layer), losses=losses)
 
-    def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `SnapshotDriver.tree`."""
+    def tree(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
         shown = parents.nearest_first()[0] if len(parents) else None
-        if kind is not SnapshotKind.VIEW and self.layer(place).path.exists():
-            shown = place
+        if kind is not SnapshotKind.VIEW and self.layer(directory).path.exists():
+            shown = directory
         return EmptyTree() if shown is None else CimTree(self.layer(shown))
 
-    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:  # noqa: ARG002  # a view has none
-        """See `SnapshotDriver.lacking`."""
+    def find_missing(self, directory: Path, kind: SnapshotKind, *, has_parents: bool) -> str:  # noqa: ARG002
         if kind is SnapshotKind.VIEW:
             return ""
         try:
-            image = self.layer(place).path
+            image = self.layer(directory).path
         except LamellaError:
-            return "it is not said which image is its own"
+            return "the file that names its image is missing or damaged"
         there = kind is not SnapshotKind.COMMITTED or image.exists()
         return "" if there else f"its image {image.name!r} is missing"
 
-    def layer(self, place: Path) -> CimLayer:
-        """The image of the snapshot in ``place``. Raises NotFound for a view, that has none."""
-        name = noted(place, IMAGE)
+    def layer(self, directory: Path) -> CimLayer:
+        """Return the image of the snapshot in ``directory``. Raises NotFound (a view has no image)."""
+        name = read_note(directory, IMAGE)
         if name is None:
-            raise NotFound(f"the snapshot in {os.fspath(place)!r} has no image")
-        return CimLayer(self._images / f"{name}.cim", place)
+            raise NotFound(f"the snapshot in {os.fspath(directory)!r} has no image")
+        return CimLayer(self._images / f"{name}.cim", directory)
 
     def _files(self, layer: CimLayer) -> Iterator[Path]:
-        """All files that an image has, or had when its writing was broken off, but for those in its place."""
+        """Yield the files of an image, complete or not, outside the directory of its snapshot."""
         own = {layer.name.lower()}
         try:
-            with OpenCim(layer) as image:  # which Windows may have written, under a GUID of its own
+            with OpenCim(layer) as image:  # Windows gives the regions that it writes another GUID
                 own.add(str(image.reader.filesystem.own.guid))
         except LamellaError:
             pass

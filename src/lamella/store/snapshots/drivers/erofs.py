@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots whose committed layers are EROFS images, laid over each other by the kernel.
+"""Snapshots whose committed layers are EROFS images, merged by the kernel's overlay (containerd's ``erofs``).
 
-A layer goes from its tar into its image as it comes (`layers.erofs.overlay_sink`), ``applied/layer.erofs`` of a place
-until it is committed. For whatever else writes to an active snapshot it has an upper directory as `overlay` has it, of
-which committing makes the image (`lamella.layers.erofs.from_directory`). Either way whiteouts and opaque directories
-are in the overlay's form. Images are mounted at ``mnt`` of their places when something lies on them that is to be
-mounted, and let go when the snapshot is removed. Mounting takes the rights to do so, all else does not. Where it is
-asked for, the kernel checks the images as they are read (`verity`).
+The sink writes a layer from its tar straight into its image (`layers.erofs.overlay_sink`), ``applied/layer.erofs``
+until the commit. Other writers use an upper directory as with the overlay driver, and the commit makes the image from
+it (`layers.erofs.from_directory`). Both store whiteouts and opaque directories in overlayfs' form. An image is mounted
+at ``mnt`` of its directory when a snapshot above it needs mounts, and unmounted when its snapshot is removed. Only
+mounting needs privileges. With verity, the kernel checks images as they are read (`verity`).
 """
 
 from __future__ import annotations
@@ -27,99 +26,93 @@ from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.store.contract import ErofsMount, Mount, SnapshotKind, Usage
 from lamella.store.mounting import mount_all, unmount
-from lamella.store.snapshots.dirs import locked
-from lamella.store.snapshots.driver import OpenTree, Use, missing, new_root
+from lamella.store.snapshots.directories import locked
+from lamella.store.snapshots.driver import OpenTree, Purpose, describe_missing, make_root
 from lamella.store.snapshots.drivers.overlay import UPPER, WORK, OverlayDriver
 from lamella.store.snapshots.drivers.verity import (
     check_seal,
-    checked,
-    examine,
     hash_files,
+    open_verified,
     parse_verity,
     release,
     seal,
     unseal,
+    verify_seal,
 )
 
 IMAGE: Final = "layer.erofs"
-SHOWN: Final = "mnt"
+MOUNT_POINT: Final = "mnt"
 APPLIED: Final = "applied"
-"""The directory in a place of an active snapshot that has the image of the layer that was applied to it."""
+"""The directory of an active snapshot that holds the image of its layer."""
 
 
 class ErofsDriver(OverlayDriver):
-    """Each committed snapshot is an image."""
+    """Keeps each committed layer in an EROFS image."""
 
     name = "erofs"
 
     def __init__(self, verity: str = "") -> None:
         self._verity = parse_verity(verity)
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:
-        """See `SnapshotDriver.make`. Raises Denied, Unsupported where the parents cannot be mounted, and are to be."""
-        if use is not Use.APPLY:
-            self.mounts(place, kind, parents)  # mounts them now, before anybody is told that there is a snapshot
-            super().make(place, kind, parents, use)
+    def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:
+        if purpose is not Purpose.APPLY:
+            self.mounts(directory, kind, parents)  # mounts the parents: may fail, and so comes before the row
+            super().create(directory, kind, parents, purpose)
         else:
-            new_root(place / UPPER)
-            (place / WORK).mkdir(mode=0o700)
-        (place / SHOWN).mkdir(mode=0o700)
+            make_root(directory / UPPER)
+            (directory / WORK).mkdir(mode=0o700)
+        (directory / MOUNT_POINT).mkdir(mode=0o700)
 
-    def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `SnapshotDriver.mounts`. Raises Conflict for an active snapshot that a layer was applied to."""
-        if kind is SnapshotKind.ACTIVE and _applied(place).exists():
+    def mounts(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
+        if kind is SnapshotKind.ACTIVE and _applied(directory).exists():
             raise Conflict(
-                "a layer was applied to this snapshot, and nothing can be written to an image",
-                hint="commit it, and prepare another on it",
+                "this snapshot holds the image of a layer, which is not writable",
+                hint="commit it, and prepare another snapshot on it",
             )
-        return super().mounts(place, kind, parents)
+        return super().mounts(directory, kind, parents)
 
-    def rebase(self, place: Path, parents: LayerStack[Path]) -> None:
-        """See `SnapshotDriver.rebase`. A root that nobody has stated is the parent's."""
-        applied = _applied(place)
+    def rebase(self, directory: Path, parents: LayerStack[Path]) -> None:
+        applied = _applied(directory)
         if not applied.exists():
-            super().rebase(place, parents)
+            super().rebase(directory, parents)
         elif has_root_unstated(ErofsLayer(applied)):
             with_root(ErofsLayer(applied), _stack(LayerStack([parents.nearest_first()[0]])))
 
-    def uncover(self, place: Path, paths: Sequence[LayerPath]) -> None:
-        """See `SnapshotDriver.uncover`."""
-        applied = _applied(place)
+    def remove_whiteouts(self, directory: Path, paths: Sequence[LayerPath]) -> None:
+        applied = _applied(directory)
         if applied.exists():
             without_whiteouts(ErofsLayer(applied), paths)
         else:
-            super().uncover(place, paths)
+            super().remove_whiteouts(directory, paths)
 
-    def shown(self, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `OverlayDriver.shown`. The image of a single one is mounted as it is."""
+    def read_only_mounts(self, parents: LayerStack[Path]) -> tuple[Mount, ...]:
         if len(parents) == 1:
             image = parents.nearest_first()[0] / IMAGE
             check_seal(image, self._verity)
-            return (ErofsMount(self._checked(image)),)
-        return super().shown(parents)
+            return (ErofsMount(self._open_verified(image)),)
+        return super().read_only_mounts(parents)
 
-    def seal(self, place: Path) -> None:
-        """See `SnapshotDriver.seal`. Raises Conflict, Unsupported, Exhausted."""
-        image, unfinished = place / IMAGE, place / f"{IMAGE}.new"
+    def commit(self, directory: Path) -> None:
+        image, unfinished = directory / IMAGE, directory / f"{IMAGE}.new"
         try:
             unfinished.unlink(missing_ok=True)
-            unseal(place)
+            unseal(directory)
             try:
-                self._write(place, unfinished)
+                self._write_image(directory, unfinished)
                 os.rename(unfinished, image)
             finally:
-                unfinished.unlink(missing_ok=True)  # also where both are one file already, and nothing was renamed
+                unfinished.unlink(missing_ok=True)  # rename(2) does nothing if both names are links to one file
         except OSError as error:
             raise from_os(error, f"make the image {os.fspath(image)!r}") from error
 
-    def _write(self, place: Path, unfinished: Path) -> None:
-        """Have the image of an active snapshot under another name, on the disk and sealed."""
-        if _applied(place).exists():
-            if os.listdir(place / UPPER):
-                raise Conflict("a layer was applied to this snapshot, and something else written to it")
-            os.link(_applied(place), unfinished)
+    def _write_image(self, directory: Path, unfinished: Path) -> None:
+        """Write the image of an active snapshot to ``unfinished``, durable and sealed."""
+        if _applied(directory).exists():
+            if os.listdir(directory / UPPER):
+                raise Conflict("this snapshot holds the image of a layer and other files")
+            os.link(_applied(directory), unfinished)
         else:
-            write_image(place / UPPER, unfinished)
+            write_image(directory / UPPER, unfinished)
         descriptor = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fchmod(descriptor, 0o400)
@@ -129,98 +122,90 @@ class ErofsDriver(OverlayDriver):
         if self._verity is not None:
             seal(unfinished, self._verity)
 
-    def settle(self, place: Path) -> Sequence[Path]:
-        """See `SnapshotDriver.settle`."""
-        return [path for path in (place / UPPER, place / WORK, place / APPLIED) if path.exists()]
+    def active_directories(self, directory: Path) -> Sequence[Path]:
+        return [path for path in (directory / UPPER, directory / WORK, directory / APPLIED) if path.exists()]
 
-    def release(self, place: Path) -> None:
-        """See `SnapshotDriver.release`."""
-        if _is_shown(place):
-            unmount(place / SHOWN, lazy=True)
-        release(place / IMAGE)
+    def release(self, directory: Path) -> None:
+        if _is_mounted(directory):
+            unmount(directory / MOUNT_POINT, lazy=True)
+        release(directory / IMAGE)
 
-    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002
-        """See `SnapshotDriver.usage`: of a committed one that of its image, and of what seals it."""
-        used = Usage(0, 0) if kind is SnapshotKind.COMMITTED else super().usage(place, kind)
+    def usage(self, directory: Path, kind: SnapshotKind, below_root: Usage | None = None) -> Usage:  # noqa: ARG002
+        used = Usage(0, 0) if kind is SnapshotKind.COMMITTED else super().usage(directory, kind)
         try:
             if kind is SnapshotKind.COMMITTED:
-                files = [place / IMAGE, *hash_files(place)]
+                files = [directory / IMAGE, *hash_files(directory)]
             else:
-                files = [path for path in (_applied(place),) if path.exists()]
+                files = [path for path in (_applied(directory),) if path.exists()]
             return Usage(used.size + sum(os.stat(path).st_blocks for path in files) * 512, used.inodes + len(files))
         except OSError as error:
-            raise from_os(error, f"measure the image in {os.fspath(place)!r}") from error
+            raise from_os(error, f"measure the image in {os.fspath(directory)!r}") from error
 
-    def beneath(self, place: Path) -> Usage | None:  # noqa: ARG002
-        """See `SnapshotDriver.beneath`: there is no image yet."""
+    def usage_below_root(self, directory: Path) -> Usage | None:  # noqa: ARG002
         return None
 
     def sink(
-        self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
+        self, directory: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `SnapshotDriver.sink`. Nothing is mounted for it."""
-        applied = _applied(place)
-        if applied.exists() or os.listdir(place / UPPER):
-            raise Conflict(f"the snapshot in {os.fspath(place)!r} is not empty: it takes a single layer")
+        applied = _applied(directory)
+        if applied.exists() or os.listdir(directory / UPPER):
+            raise Conflict(f"the snapshot in {os.fspath(directory)!r} is not empty, and takes one layer only")
         applied.parent.mkdir(mode=0o700, exist_ok=True)
         stack = None if parents is None else _stack(parents)
         return ErofsUpperSink(ErofsLayer(applied), parents=stack, policy=policy, losses=losses)
 
-    def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `SnapshotDriver.tree`. What is in images is read from them, which takes no rights and mounts nothing."""
+    def tree(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
+        # Images are read directly: that needs no privileges and no mounts.
         images = _stack(parents)
         if kind is SnapshotKind.COMMITTED:
-            images = images.with_top(ErofsLayer(place / IMAGE))
-        elif kind is SnapshotKind.ACTIVE and _applied(place).exists():
-            images = images.with_top(ErofsLayer(_applied(place)))
+            images = images.with_top(ErofsLayer(directory / IMAGE))
+        elif kind is SnapshotKind.ACTIVE and _applied(directory).exists():
+            images = images.with_top(ErofsLayer(_applied(directory)))
         elif kind is SnapshotKind.ACTIVE or not len(images):
-            return super().tree(place, kind, parents)
+            return super().tree(directory, kind, parents)
         return ErofsStack(images)
 
-    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
-        """See `SnapshotDriver.lacking`."""
+    def find_missing(self, directory: Path, kind: SnapshotKind, *, has_parents: bool) -> str:
         if kind is SnapshotKind.COMMITTED:
-            return missing(place / IMAGE)
-        return super().lacking(place, kind, parents=parents)
+            return describe_missing(directory / IMAGE)
+        return super().find_missing(directory, kind, has_parents=has_parents)
 
-    def examine(self, place: Path, step: Callable[[int], object]) -> None:
-        """See `SnapshotDriver.examine`."""
-        examine(place / IMAGE, step)
+    def verify(self, directory: Path, step: Callable[[int], object]) -> None:
+        verify_seal(directory / IMAGE, step)
 
-    def lower(self, place: Path) -> Path:
-        """See `OverlayDriver.lower`. Mounts the image where that has not been done."""
-        shown = place / SHOWN
-        if not _is_shown(place):
+    def lower(self, directory: Path) -> Path:
+        mount_point = directory / MOUNT_POINT
+        if not _is_mounted(directory):
             try:
-                with locked(place):
-                    if not _is_shown(place):
-                        check_seal(place / IMAGE, self._verity)
-                        mount_all((ErofsMount(checked(place / IMAGE)),), shown)
+                with locked(directory):
+                    if not _is_mounted(directory):
+                        check_seal(directory / IMAGE, self._verity)
+                        mount_all((ErofsMount(open_verified(directory / IMAGE)),), mount_point)
             except OSError as error:
-                raise from_os(error, f"mount the layer {os.fspath(place)!r}") from error
-        return shown
+                raise from_os(error, f"mount the layer {os.fspath(directory)!r}") from error
+        return mount_point
 
-    def _checked(self, image: Path) -> Path:
-        """See `checked`; also where several ask at once."""
+    def _open_verified(self, image: Path) -> Path:
+        """`open_verified` under the lock of the directory."""
         try:
             with locked(image.parent):
-                return checked(image)
+                return open_verified(image)
         except OSError as error:
             raise from_os(error, f"open the image {os.fspath(image)!r}") from error
 
 
-def _is_shown(place: Path) -> bool:
-    """Whether the image is mounted, as this process sees it: another file system begins there."""
+def _is_mounted(directory: Path) -> bool:
+    """Return whether the image is mounted in this process's mount namespace: its device number differs."""
     try:
-        return os.lstat(place / SHOWN).st_dev != os.lstat(place).st_dev
+        return os.lstat(directory / MOUNT_POINT).st_dev != os.lstat(directory).st_dev
     except FileNotFoundError:
         return False
 
 
-def _applied(place: Path) -> Path:
-    """The image of the layer that was applied to an active snapshot, if one was."""
-    return place / APPLIED / IMAGE
+def _applied(directory: Path) -> Path:
+    """Return the path of the image that `sink` writes."""
+    return directory / APPLIED / IMAGE
 
 
 def _stack(places: LayerStack[Path]) -> LayerStack[ErofsLayer]:
-    return LayerStack(ErofsLayer(place / IMAGE) for place in places.base_first())
+    return LayerStack(ErofsLayer(directory / IMAGE) for directory in places.base_first())

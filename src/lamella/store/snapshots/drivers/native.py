@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots as whole trees, each copied from its parent; containerd's name for it is ``native``.
+"""Snapshots as complete trees, each a copy of its parent (containerd's ``native``).
 
-A place has ``fs``, but for views of a parent, which need no copy. Works everywhere, and takes as much space as
-there are snapshots where the file system cannot share blocks.
+The tree is in ``fs``; views need no copy and show their parent's. Works on every file system. One that cannot share
+blocks between files stores each file once per snapshot.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BindMount, Mount, SnapshotKind, Usage
 from lamella.store.snapshots.copy_tree import copy_tree, measure, with_root
-from lamella.store.snapshots.dirs import locked
-from lamella.store.snapshots.driver import OpenTree, SequentialDriver, Use, missing, new_root
+from lamella.store.snapshots.directories import locked
+from lamella.store.snapshots.driver import OpenTree, Purpose, SequentialDriver, describe_missing, make_root
 
 TREE: Final = "fs"
 
 
 class NativeDriver(SequentialDriver):
-    """Each snapshot holds all of its files."""
+    """Keeps all files of each snapshot in a directory."""
 
     name = "native"
     windows = False
 
-    def make(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path], use: Use) -> None:  # noqa: ARG002
-        """See `SnapshotDriver.make`."""
+    def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:  # noqa: ARG002
         if not len(parents):
-            new_root(place / TREE)
+            make_root(directory / TREE)
         elif kind is SnapshotKind.ACTIVE:
             parent = parents.nearest_first()[0]
             with ExitStack() as held:
@@ -45,46 +44,37 @@ class NativeDriver(SequentialDriver):
                         held.enter_context(locked(parent))
                     except OSError as error:
                         raise from_os(error, "open the parent snapshot") from error
-                copy_tree(parent / TREE, place / TREE)
+                copy_tree(parent / TREE, directory / TREE)
 
-    def mounts(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
-        """See `SnapshotDriver.mounts`."""
-        return (BindMount(_tree(place, kind, parents), readonly=kind is SnapshotKind.VIEW),)
+    def mounts(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
+        return (BindMount(_tree(directory, kind, parents), readonly=kind is SnapshotKind.VIEW),)
 
-    def seal(self, place: Path) -> None:
-        """See `SnapshotDriver.seal`: it is as it was written."""
+    def commit(self, directory: Path) -> None: ...
 
-    def release(self, place: Path) -> None:
-        """See `SnapshotDriver.release`: nothing is mounted here."""
+    def usage(self, directory: Path, kind: SnapshotKind, below_root: Usage | None = None) -> Usage:  # noqa: ARG002
+        # Blocks shared with the parent count: no file system reports them.
+        if below_root is not None:
+            return with_root(directory / TREE, below_root)
+        return measure(directory / TREE if (directory / TREE).exists() else directory).usage
 
-    def usage(self, place: Path, kind: SnapshotKind, beneath: Usage | None = None) -> Usage:  # noqa: ARG002  # only views differ, and those by having nothing
-        """See `SnapshotDriver.usage`. What is shared with the parent counts, since no file system tells."""
-        if beneath is not None:
-            return with_root(place / TREE, beneath)
-        return measure(place / TREE if (place / TREE).exists() else place).usage
-
-    def beneath(self, place: Path) -> Usage | None:
-        """See `SnapshotDriver.beneath`."""
-        return measure(place / TREE).beneath
+    def usage_below_root(self, directory: Path) -> Usage | None:
+        return measure(directory / TREE).beneath
 
     def sink(
-        self, place: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
+        self, directory: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
     ) -> Sink[Losses]:
-        """See `SnapshotDriver.sink`."""
-        assert parents is not None  # noqa: S101  # not `side_by_side`
-        return DirectorySink(place / TREE, policy=policy, losses=losses)
+        assert parents is not None  # noqa: S101  # not `can_rebase`
+        return DirectorySink(directory / TREE, policy=policy, losses=losses)
 
-    def tree(self, place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
-        """See `SnapshotDriver.tree`."""
-        return DirectoryTree(_tree(place, kind, parents))
+    def tree(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> OpenTree:
+        return DirectoryTree(_tree(directory, kind, parents))
 
-    def lacking(self, place: Path, kind: SnapshotKind, *, parents: bool) -> str:
-        """See `SnapshotDriver.lacking`."""
-        return "" if kind is SnapshotKind.VIEW and parents else missing(place / TREE)
+    def find_missing(self, directory: Path, kind: SnapshotKind, *, has_parents: bool) -> str:
+        return "" if kind is SnapshotKind.VIEW and has_parents else describe_missing(directory / TREE)
 
 
-def _tree(place: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> Path:
-    """Where the files are."""
+def _tree(directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> Path:
+    """Return the directory of the files."""
     if kind is SnapshotKind.VIEW and len(parents):
         return parents.nearest_first()[0] / TREE
-    return place / TREE
+    return directory / TREE

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that the kernel checks against a tree of hashes as they are read, so that damage is an error and not a file.
+"""Sealed images: the kernel checks them against a hash tree as they are read, so that damage gives an I/O error.
 
-fs-verity is a file system's own: once a file is sealed it cannot change any more. dm-verity is a block device over the
-image, which ``veritysetup`` sets up when it is mounted. The tree of hashes and its root are made here and lie beside
-the image, and equal images have equal trees. What is sealed with it is always mounted by way of the device.
+fs-verity is a feature of the file system; a sealed file is immutable. dm-verity is a block device over the image, which
+``veritysetup`` opens for a mount. Its hash tree and root hash are files beside the image; equal images have equal
+trees. An image with a dm-verity tree is always mounted through its device.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ _STEP: Final = 1 << 20
 
 
 class Verity(StrEnum):
-    """What checks an image."""
+    """How the kernel checks an image."""
 
     FS = "fs-verity"
     DM = "dm-verity"
 
 
 def parse_verity(text: str) -> Verity | None:
-    """What ``text`` asks for; None where it is empty. Raises Unsupported."""
+    """Return the member named ``text``; None if it is empty. Raises Unsupported."""
     if not text:
         return None
     try:
         return Verity(text)
     except ValueError:
-        raise Unsupported(f"layers are not sealed with {text!r}", hint=f"{' and '.join(Verity)} are there") from None
+        raise Unsupported(f"unknown verity {text!r}", hint=f"choose {' or '.join(Verity)}") from None
 
 
-def unseal(place: Path) -> None:
-    """Drop what an earlier attempt to seal an image in ``place`` has left. Raises OSError."""
+def unseal(directory: Path) -> None:
+    """Remove the files of an interrupted `seal` in ``directory``. Raises OSError."""
     for name in (_ROOT, _TREE):
         for left in (name, f"{name}{_NEW}"):
-            (place / left).unlink(missing_ok=True)
+            (directory / left).unlink(missing_ok=True)
 
 
 def seal(image: Path, verity: Verity) -> None:
-    """Seal an image that is about to be put beside: what is written for it is on the disk when this returns.
+    """Seal an image; its hash tree, if any, is durable when this returns.
 
     Raises Unsupported, Exhausted, OSError.
     """
@@ -69,13 +69,13 @@ def seal(image: Path, verity: Verity) -> None:
             _write_tree(image)
 
 
-def hash_files(place: Path) -> list[Path]:
-    """The files of a place that are there for the sake of its image's seal."""
-    return [path for path in (place / _TREE, place / _ROOT) if path.exists()]
+def hash_files(directory: Path) -> list[Path]:
+    """Return the files that seal the image in ``directory``."""
+    return [path for path in (directory / _TREE, directory / _ROOT) if path.exists()]
 
 
 def check_seal(image: Path, verity: Verity | None) -> None:
-    """Let no image be mounted unchecked where checks are asked for. Raises Conflict."""
+    """Raise Conflict if ``verity`` is required and the image is not sealed with it."""
     if verity is None:
         return
     from lamella.host.linux import verity_digest
@@ -87,14 +87,15 @@ def check_seal(image: Path, verity: Verity | None) -> None:
     if not sealed:
         raise Conflict(
             f"the image {os.fspath(image)!r} is not sealed with {verity}",
-            hint="remove the snapshot and unpack it again, or do without",
+            hint="remove the snapshot and unpack it again, or omit --verity",
         )
 
 
-def checked(image: Path) -> Path:
-    """What to mount to see an image: the device that checks it, begun where it is not there, or the image itself.
+def open_verified(image: Path) -> Path:
+    """Return what to mount for an image: its dm-verity device, opened if necessary, or the image itself.
 
-    For one caller at a time. Raises Unsupported (no device mapper), Integrity (the tree is not the root's), Denied.
+    Not thread-safe; the caller holds the lock of the directory. Raises Unsupported (no device mapper), Integrity
+    (hash tree and root hash differ), Denied.
     """
     if not _is_in_tree(image):
         return image
@@ -107,13 +108,13 @@ def checked(image: Path) -> Path:
 
 
 def release(image: Path) -> None:
-    """End the device that checks an image, if there is one, once nothing has it mounted any more."""
+    """Close the dm-verity device of an image, if there is one, once it is not mounted any more."""
     try:
         if not _is_in_tree(image) or not (_DEVICES / _device_name(image)).exists():
             return
         _run("close", "--deferred", _device_name(image))
     except (OSError, LamellaError):
-        pass  # in use elsewhere; it does no harm to what is removed
+        pass  # in use elsewhere; the removal of the image goes on
 
 
 def _is_in_tree(image: Path) -> bool:
@@ -131,13 +132,13 @@ def _root_hash(image: Path) -> str:
 
 
 def _device_name(image: Path) -> str:
-    """One for each image of this machine, wherever it is moved to within its file system."""
+    """Return a name that is unique on this machine, and stays when the image is renamed."""
     status = os.stat(image)
     return f"lamella-{status.st_dev:x}-{status.st_ino:x}-{_root_hash(image)[:16]}"
 
 
 def _write_tree(image: Path) -> None:
-    """Write the tree of hashes; its root comes last, and on its own says that the image is sealed."""
+    """Write the hash tree, then the root hash, whose presence marks the image as sealed."""
     from lamella.formats.verity import write_tree
 
     tree, root = (image.with_name(name) for name in (_TREE, _ROOT))
@@ -163,10 +164,10 @@ def _new(path: Path) -> FileIO:
     return FileIO(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400))
 
 
-def examine(image: Path, step: Callable[[int], object]) -> None:
-    """Read all of a sealed image, and hold it against its hashes; of one that is not sealed nothing is read.
+def verify_seal(image: Path, step: Callable[[int], object]) -> None:
+    """Read all of a sealed image and compare it with its hash tree; do nothing for one that is not sealed.
 
-    The kernel's help is not needed for dm-verity. ``step`` is told of bytes that were read, and may raise to stop.
+    dm-verity is checked in this process. ``step`` receives the number of bytes read, and may raise to stop.
     Raises Integrity, FormatError, Unsupported, OSError.
     """
     from lamella.formats.verity import check_tree
@@ -175,16 +176,16 @@ def examine(image: Path, step: Callable[[int], object]) -> None:
     tree = image.with_name(_TREE)
     if not _is_in_tree(image):
         if tree.exists():
-            raise Integrity("its hashes are there, and their root is missing")
+            raise Integrity("its hash tree exists, but the root hash is missing")
         if verity_digest(os.fspath(image)) is None:
             return
         with open(image, "rb", buffering=0) as data:
-            while held := data.read(_STEP):  # which the kernel checks
-                step(len(held))
+            while chunk := data.read(_STEP):  # the kernel checks it
+                step(len(chunk))
         return
     root = _root_hash(image)
     if not tree.exists():
-        raise Integrity("its hashes are missing, and their root is there")
+        raise Integrity("its root hash exists, but the hash tree is missing")
     with open(image, "rb", buffering=0) as data, open(tree, "rb", buffering=0) as hashes:
         reading, looking = data.fileno(), hashes.fileno()
         check_tree(
@@ -199,7 +200,7 @@ def examine(image: Path, step: Callable[[int], object]) -> None:
 def _run(*arguments: str) -> None:
     program = shutil.which(_PROGRAM)
     if program is None:
-        raise Unsupported(f"there is no {_PROGRAM} on this system, which dm-verity takes", hint=_HINT)
+        raise Unsupported(f"dm-verity needs {_PROGRAM}, which is not installed", hint=_HINT)
     done = subprocess.run(
         with_original_limit([program, *arguments]),
         stdin=subprocess.DEVNULL,
@@ -218,7 +219,7 @@ def _failure(said: str, verb: str, status: int) -> LamellaError:
     if os.strerror(errno.ENOSPC).lower() in lower:
         return Exhausted(text, hint="free some space in the store's file system and run again")
     if "device-mapper" in lower or "device mapper" in lower or "dm_mod" in lower:
-        return Unsupported(text, hint="it takes a kernel with CONFIG_BLK_DEV_DM and CONFIG_DM_VERITY, and root")
+        return Unsupported(text, hint="dm-verity needs root, and a kernel with CONFIG_BLK_DEV_DM and CONFIG_DM_VERITY")
     if "verification" in lower or "corrupted" in lower:
         return Integrity(text, hint="lamella store check --repair")
     return LamellaError(text)
@@ -230,7 +231,7 @@ def _enable(image: Path) -> None:
     try:
         enable_verity(os.fspath(image))
     except OSError as error:
-        if error.errno == errno.EEXIST:  # an earlier attempt came so far
+        if error.errno == errno.EEXIST:  # an interrupted attempt has sealed it
             return
         if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
             raise Unsupported(
