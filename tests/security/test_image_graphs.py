@@ -36,7 +36,7 @@ from lamella.store.check.check import check
 from lamella.store.contract import ImageRecord
 from lamella.store.image_writer import StoreWriter
 from lamella.store.metadata.leases import under_lease
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 from lamella.testing.images import OCI, compact, digest, index_lattice, small_image, tagged, write_layout
 
 AMD: Final = small_image({"a": b"amd"}, {"shared": b"2"})
@@ -138,7 +138,7 @@ FROM_A_NAME: Final[dict[str, Callable[[Place], object]]] = {
 """Verbs that read a layout, as functions of the library."""
 
 
-def export_stream(space: Space, cancel: Cancellation | None = None) -> bytes:
+def export_stream(space: LocalNamespace, cancel: Cancellation | None = None) -> bytes:
     """The archive that 'ctr images export' receives."""
     out = io.BytesIO()
     with under_lease(space) as held:

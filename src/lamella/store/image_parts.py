@@ -17,7 +17,7 @@ from lamella.store.image_reader import StoreReader
 
 if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 
 class Parts(Struct):
@@ -29,7 +29,7 @@ class Parts(Struct):
     """Others: images of an index for platforms that nobody brought, layers that were brought by being unpacked."""
 
 
-def parts_of(space: Space, target: Descriptor, damaged: Container[str] = ()) -> Parts:
+def parts_of(space: LocalNamespace, target: Descriptor, damaged: Container[str] = ()) -> Parts:
     """What ``target`` leads to and the store lacks. A blob in ``damaged`` counts as lacking."""
     parts = Parts()
     needed = {target.digest}
@@ -61,7 +61,7 @@ def parts_of(space: Space, target: Descriptor, damaged: Container[str] = ()) -> 
     return parts
 
 
-def _has(space: Space, digest: Digest, damaged: Container[str]) -> bool:
+def _has(space: LocalNamespace, digest: Digest, damaged: Container[str]) -> bool:
     if digest in damaged:
         return False
     try:
@@ -71,7 +71,7 @@ def _has(space: Space, digest: Digest, damaged: Container[str]) -> bool:
     return True
 
 
-def _is_unpacked(space: Space, config: Digest) -> bool:
+def _is_unpacked(space: LocalNamespace, config: Digest) -> bool:
     try:
         labels = space.content.info(config).labels
     except NotFound:

@@ -290,7 +290,7 @@ def test_a_layer_that_was_applied_is_not_written_to(tmp_path: Path) -> None:
         with pytest.raises(Conflict):
             refused()
     (snapshots.directory("key") / "fs" / "slipped in").touch()
-    with pytest.raises(Conflict, match="something else written"):
+    with pytest.raises(Conflict, match="and other files"):
         snapshots.commit("name", "key")
     (snapshots.directory("key") / "fs" / "slipped in").unlink()
     snapshots.commit("name", "key")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lamella.service.gc_scheduler import Collector
 from lamella.service.grpc.rpc import Call
 from lamella.service.services.event_bus import Bus
-from lamella.store.store import Space, Store
+from lamella.store.store import LocalNamespace, Store
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -32,7 +32,7 @@ class ServedStore:
         self.endings: list[Callable[[], None]] = [self.bus.close]
         """Functions that end calls of unlimited duration; `leave` calls them."""
 
-    def space(self, call: Call) -> Space:
+    def space(self, call: Call) -> LocalNamespace:
         """The namespace and lease of a call. Raises Conflict (no namespace named), InvalidInput."""
         return self.store.namespace(call.namespace, call.lease)
 

@@ -37,13 +37,13 @@ from lamella.store.image_reader import StoreReader
 if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.progress import Cancellation
-    from lamella.store.store import Space
+    from lamella.store.store import LocalNamespace
 
 _CHUNK: Final = 1 << 20
 
 
 def export_archive(
-    space: Space,
+    space: LocalNamespace,
     names: Iterable[str],
     write: Callable[[Buffer], object],
     platforms: Sequence[Platform | None] | None,
@@ -181,7 +181,7 @@ def _is_tagged(name: str) -> bool:
 
 
 def _write(
-    space: Space,
+    space: LocalNamespace,
     members: dict[str, bytes | Descriptor],
     write: Callable[[Buffer], object],
     cancel: Cancellation | None,
