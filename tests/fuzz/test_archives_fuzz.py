@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.errors import LamellaError
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.testing.images import compact, layout_files, small_image, tagged, tar_of
 
 IMAGE = small_image({"a": b"1"}, {"b": b"2"}, compress=False)
@@ -37,7 +37,7 @@ def fuzz_archive(data: bytes) -> None:
         descriptors = len(os.listdir("/proc/self/fd"))
         for form in ("oci-archive", "docker-archive"):
             try:
-                with open_image(f"{form}:{file.name}") as image:
+                with open_platform_image(f"{form}:{file.name}") as image:
                     for layer in image.layers:
                         with layer.open() as blob:
                             assert len(blob.read()) <= layer.descriptor.size

@@ -14,8 +14,8 @@ import pytest
 from tests.interop.daemons import Ctr, Release, archive, containerd_running, folder, runnable
 
 from lamella.errors import AlreadyExists, NotFound
-from lamella.images.image import open_image
 from lamella.images.options import ContainerdOptions, containerd_options
+from lamella.images.resolve import open_platform_image
 from lamella.images.transports import open_reader, parse_image_name
 from lamella.operations.copy import copy
 from lamella.testing.images import index_of, small_image, tagged, write_layout
@@ -129,9 +129,9 @@ def test_names_are_those_of_dockers_users_and_else_taken_as_they_stand(imported:
     assert "docker.io/library/busybox:latest" in imported("images", "ls", "--quiet").split()
     for name in ("bare", "bare:one", "import-2026-11-26:one"):
         imported("images", "tag", NAME, name)
-        with open_image(f"containerd:{name}") as image:
+        with open_platform_image(f"containerd:{name}") as image:
             assert IMAGE.descriptor["digest"] == image.descriptor.digest
-    with open_image(f"containerd:example.org/small@{IMAGE.descriptor['digest']}") as image:
+    with open_platform_image(f"containerd:example.org/small@{IMAGE.descriptor['digest']}") as image:
         assert IMAGE.descriptor["digest"] == image.descriptor.digest
 
 
@@ -140,7 +140,7 @@ def test_what_is_not_there_is_told_with_where_it_was_looked_for(imported: Ctr) -
     assert f"there is no such image in namespace '{imported.namespace}' of containerd at" in said
     assert "images ls tells what there is" in said
     with pytest.raises(NotFound):
-        open_image("containerd:none")
+        open_platform_image("containerd:none")
 
 
 def test_blobs_that_are_open_stay_so_after_the_reader_is_closed(imported: Ctr) -> None:
@@ -173,7 +173,7 @@ def test_a_containerd_that_is_away_is_told_in_a_line(tmp_path: Path) -> None:
 def test_what_ctr_exports_of_an_image_that_was_copied_in_is_the_same(imported: Ctr, tmp_path: Path) -> None:
     lamella(imported, "copy", f"containerd:{NAME}", "containerd:example.org/again:1")
     (tmp_path / "x.tar").write_bytes(imported.raw("images", "export", "--local", "-", "example.org/again:1"))
-    with open_image(f"oci-archive:{tmp_path}/x.tar") as image:
+    with open_platform_image(f"oci-archive:{tmp_path}/x.tar") as image:
         assert IMAGE.descriptor["digest"] == image.descriptor.digest
 
 

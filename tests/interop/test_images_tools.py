@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lamella.errors import InvalidInput
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.images.transports import parse_image_name
 from lamella.operations.copy import copy
 from lamella.testing.images import compact, digest, index_of, small_image, tagged, write_layout
@@ -66,7 +66,7 @@ def several(tmp_path: Path) -> str:
 
 def seen(name: str, platform: str | None = None) -> tuple[str, list[str], list[bytes]]:
     """Digest of the config, diff ids, and the layers' bytes, all of them read from ``name``."""
-    with open_image(name, platform) as image:
+    with open_platform_image(name, platform) as image:
         blobs = []
         for layer in image.layers:
             with layer.open() as blob:
@@ -94,7 +94,7 @@ class TestSkopeo:
         skopeo("copy", target, f"oci:{tmp_path}/back:v1")
         config, diff_ids, _ = seen(f"oci:{tmp_path}/back:v1")
         assert diff_ids == DIFF_IDS
-        with open_image(f"oci:{tmp_path}/back:v1") as image:
+        with open_platform_image(f"oci:{tmp_path}/back:v1") as image:
             assert image.config.config.env == ["A=b & <c>"]
         if form != "docker-archive":  # from there skopeo writes the config anew
             assert config == digest(compact(IMAGE.config))
@@ -167,7 +167,7 @@ class TestUmoci:
         run(umoci, "config", "--image", f"{layout}:v1", "--tag", "v2", "--config.env", "A=b")
         _, diff_ids, blobs = seen(f"oci:{layout}:v2")
         assert (len(diff_ids), len(blobs)) == (1, 1)
-        with open_image(f"oci:{layout}:v2") as image:
+        with open_platform_image(f"oci:{layout}:v2") as image:
             assert "A=b" in image.config.config.env
             assert [stored.names for stored in image.reader.images()] == [("v1",), ("v2",)]
 
@@ -212,7 +212,7 @@ class TestBuildah:
         buildah("config", "--env", "A=b", "--label", "x=<&>", container)
         target = f"{form}:{tmp_path}/out:v1"
         buildah("commit", "--quiet", container, target)
-        with open_image(target) as image:
+        with open_platform_image(target) as image:
             assert (image.config.config.env[-1], image.config.config.labels["x"]) == ("A=b", "<&>")
             [layer] = image.layers
             with layer.open() as blob, tarfile.open(fileobj=blob) as archive:
@@ -236,5 +236,5 @@ def test_names_are_split_as_skopeo_splits_them(needs: Needs, tmp_path: Path) -> 
     path = write_layout(str(tmp_path / "dir"), [tagged(IMAGE.descriptor, "a:b")], IMAGE.blobs)
     for name in (f"oci:{path}", f"oci:{path}:", f"oci:{path}:a:b", f"oci:{path}:@0"):
         assert run(tool, "--insecure-policy", "inspect", "--raw", name) == compact(IMAGE.manifest).decode()
-        with open_image(parse_image_name(name)) as image:
+        with open_platform_image(parse_image_name(name)) as image:
             assert IMAGE.descriptor["digest"] == image.descriptor.digest

@@ -18,7 +18,7 @@ import pytest
 
 from lamella.changes.dump import dump
 from lamella.changes.tree import walk
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.operations.layers.apply import apply_blob
 from lamella.operations.unpack import unpack
@@ -173,7 +173,7 @@ def text_of(tree: Path) -> list[str]:
 def ours(layout: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What Lamella makes of it."""
     target = tmp_path_factory.mktemp("ours") / "root"
-    with open_image(f"oci:{layout}:all", "linux/amd64") as image:
+    with open_platform_image(f"oci:{layout}:all", "linux/amd64") as image:
         unpacked = unpack(image, target)
     assert [str(loss) for loss in unpacked.losses] == []
     return text_of(target)
@@ -281,7 +281,7 @@ def test_gnu_tar_and_bsdtar_extract_the_same_base_layer(layout: Path, needs: Nee
         target.mkdir()
         subprocess.run([*command, str(target)], check=True, capture_output=True)
         trees.append(text_of(target))
-    with open_image(f"oci:{layout}:all", "linux/amd64") as image, image.layers[0].open() as blob:
+    with open_platform_image(f"oci:{layout}:all", "linux/amd64") as image, image.layers[0].open() as blob:
         apply_blob(blob, tmp_path / "ours")
     ours = text_of(tmp_path / "ours")
     # Both set the times of some directories before they put the last file there.

@@ -17,7 +17,7 @@ from tests.registry.docker_registry import DockerRegistry, running
 from lamella.cli.main import run as lamella
 from lamella.digests import parse_digest
 from lamella.errors import NotFound
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.operations.copy import copy
 from lamella.registry.client import Client
 from lamella.testing.images import compact, digest, index_of, small_image, tagged, write_layout
@@ -70,7 +70,7 @@ def test_what_skopeo_pushed_is_pulled(
     skopeo("copy", "-q", "--all", "--dest-tls-verify=false", f"{layout}:all", name)
     copied = copy(name, f"oci:{tmp_path}/back:all", all_platforms=True)
     assert copied.entry.digest == ENTRY["digest"]
-    with open_image(name, "linux/amd64") as image:
+    with open_platform_image(name, "linux/amd64") as image:
         assert image.descriptor.digest == IMAGE.descriptor["digest"]
 
 
@@ -96,7 +96,7 @@ def test_docker_types_pass_unchanged(
     copied = copy(name, named(registry, "of/docker-too:v1"))
     assert copied.entry.digest == digest(raw)
     assert copied.entry.media_type == "application/vnd.docker.distribution.manifest.v2+json"
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         assert [str(layer.diff_id) for layer in image.layers] == IMAGE.config["rootfs"]["diff_ids"]
 
 
@@ -168,10 +168,10 @@ def test_six_blobs_at_once_take_little_memory(registry: DockerRegistry, tmp_path
     copy(f"oci:{source}:v1", name)
     script = """if True:
         import hashlib, re, sys, threading
-        from lamella.images.image import open_image
+        from lamella.images.resolve import open_platform_image
         from lamella.registry import blob_fetch as streaming
         streaming.FAST = 1e18
-        with open_image(sys.argv[1]) as image:
+        with open_platform_image(sys.argv[1]) as image:
             streams = [layer.open() for layer in image.layers]
             bad = []
             def read(layer, stream):

@@ -15,7 +15,7 @@ from tests.registry.token_server import IDENTITY_TOKEN, TokenServer
 
 from lamella.cli.main import run as lamella
 from lamella.errors import Denied, InvalidInput, Unavailable
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.operations.copy import copy
 from lamella.operations.registry import log_in
 from lamella.registry.auth.credentials import Credential, Credentials, login
@@ -113,7 +113,7 @@ class TestBasic:
         round_trip(basic, layout, tmp_path)
         assert lamella(["logout", basic.host]) == 0
         with pytest.raises(Denied):
-            open_image(f"docker://{basic.host}/team/app:v1")
+            open_platform_image(f"docker://{basic.host}/team/app:v1")
 
     def test_a_wrong_password_is_refused_and_not_kept(self, basic: DockerRegistry, tmp_path: Path) -> None:
         with pytest.raises(Denied):

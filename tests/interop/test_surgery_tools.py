@@ -16,7 +16,7 @@ from tests.registry.docker_registry import DockerRegistry, running
 import lamella
 from lamella.changes.dump import dump
 from lamella.changes.tree import walk
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
@@ -81,7 +81,7 @@ def made(place: str) -> dict[str, str]:
 def test_skopeo_reads_and_copies_each_without_a_change(place: str, needs: Needs, tmp_path: Path) -> None:
     skopeo = needs("skopeo")
     for what, name in made(place).items():
-        with open_image(name) as image:
+        with open_platform_image(name) as image:
             expected = image.descriptor.digest
             config = json.loads(run(skopeo, "inspect", "--config", name))
             assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]

@@ -23,8 +23,8 @@ from lamella.errors import (
     SizeMismatch,
     Unsupported,
 )
-from lamella.images.image import open_image
 from lamella.images.layout import LayoutWriter
+from lamella.images.resolve import open_platform_image
 from lamella.oci.documents import MAX_DOCUMENT
 from lamella.oci.mediatypes import OCI_INDEX, OCI_MANIFEST
 from lamella.testing.images import compact, digest, layout_files, small_image, tagged, tar_of, write_layout
@@ -41,7 +41,7 @@ def layout(tmp_path: Path) -> Path:
 
 
 def read_all(name: str) -> list[bytes]:
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         found = []
         for layer in image.layers:
             with layer.open() as blob:
@@ -261,7 +261,7 @@ class TestArchives:
     def test_a_layer_that_is_not_the_diff_id_is_found_out_by_its_digest(self, tmp_path: Path) -> None:
         wrong = tar_of({"a": b"2"})
         assert len(wrong) == len(IMAGE.layers[0])
-        with open_image(archive(tmp_path / "a.tar", {**docker_files(), "layer.tar": wrong})) as image:
+        with open_platform_image(archive(tmp_path / "a.tar", {**docker_files(), "layer.tar": wrong})) as image:
             with image.layers[0].open() as blob:
                 actual = hashlib.sha256(blob.read()).hexdigest()
             assert image.layers[0].descriptor.digest.hex != actual

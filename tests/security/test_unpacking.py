@@ -21,7 +21,7 @@ from tests.security.surroundings import listing
 from tests.security.tars import Tar
 
 from lamella.errors import AlreadyExists, Cancelled, Exhausted, UnsafePath
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.operations.unpack import unpack
 from lamella.progress import Cancellation
 
@@ -101,7 +101,7 @@ def test_nobody_else_gets_in_before_it_is_done(room: Path, tmp_path: Path) -> No
     for number in range(600):
         tar.file(f"f{number}", mode=0o4755)
     watching = Watching(room)
-    with open_image(image(tmp_path / "image", tar, tar)) as opened:
+    with open_platform_image(image(tmp_path / "image", tar, tar)) as opened:
         unpack(opened, room / "new", cancel=watching)
     assert {mode for _, mode in watching.seen} == {0o700}
     assert stat.S_IMODE(os.lstat(room / "new").st_mode) == 0o777
@@ -124,7 +124,7 @@ def test_a_name_that_is_taken_in_the_meantime_stays_with_its_owner(room: Path, t
     tar = Tar()
     for number in range(600):
         tar.file(f"f{number}")
-    with open_image(image(tmp_path / "image", tar)) as opened, pytest.raises(AlreadyExists):
+    with open_platform_image(image(tmp_path / "image", tar)) as opened, pytest.raises(AlreadyExists):
         unpack(opened, room / "new", cancel=Busy(room / "new"))
     assert around(room) == {"new"}
     assert os.listdir(room / "new") == []
@@ -134,7 +134,7 @@ def test_a_link_of_that_name_is_not_followed(room: Path, outside: Path, tmp_path
     name = image(tmp_path / "image", Tar().file("f"))
     for target in (outside, outside / "empty", room / "nowhere"):
         (room / "new").symlink_to(target)
-        with open_image(name) as opened, pytest.raises(AlreadyExists):
+        with open_platform_image(name) as opened, pytest.raises(AlreadyExists):
             unpack(opened, room / "new")
         (room / "new").unlink()
     assert around(room) == set()
@@ -144,11 +144,11 @@ def test_a_link_of_that_name_is_not_followed(room: Path, outside: Path, tmp_path
 def test_names_of_any_length(name: str, room: Path, tmp_path: Path) -> None:
     if name == ".":
         (room / "new").mkdir()
-        with open_image(image(tmp_path / "image", Tar().file("f"))) as opened, pytest.raises(AlreadyExists):
+        with open_platform_image(image(tmp_path / "image", Tar().file("f"))) as opened, pytest.raises(AlreadyExists):
             unpack(opened, room / "new" / ".")
         (room / "new").rmdir()
         return
-    with open_image(image(tmp_path / "image", Tar().file("f"))) as opened:
+    with open_platform_image(image(tmp_path / "image", Tar().file("f"))) as opened:
         unpack(opened, room / name)
     assert around(room) == {name}
 
@@ -171,7 +171,7 @@ def test_a_root_that_locks_its_owner_out(mode: int, fails: bool, commons: Path, 
     lower = (
         Tar().directory("./", mode, uid=5, mtime=when).file("d/f", mode=0o400, uid=6).directory("d", mode, mtime=when)
     )
-    with open_image(image(tmp_path / "image", lower, Tar().file("x/" * 60 + "f"))) as opened:
+    with open_platform_image(image(tmp_path / "image", lower, Tar().file("x/" * 60 + "f"))) as opened:
         unpack(opened, tmp_path / "loads-all-modules")
 
         def work() -> None:
@@ -206,7 +206,7 @@ def test_a_deep_image_that_fails_leaves_nothing_beside(room: Path, tmp_path: Pat
     """What lies deep is taken apart within the unfinished directory."""
     broken = Tar().file("d/" * 200 + "f").file("../x")
     name = image(tmp_path / "image", Tar().file("e/" * 200 + "f"), broken)
-    with open_image(name) as opened, pytest.raises(UnsafePath):
+    with open_platform_image(name) as opened, pytest.raises(UnsafePath):
         unpack(opened, room / "new")
     assert around(room) == set()
 
@@ -214,7 +214,7 @@ def test_a_deep_image_that_fails_leaves_nothing_beside(room: Path, tmp_path: Pat
 def test_merging_keeps_what_is_there(room: Path, tmp_path: Path) -> None:
     (room / "new" / "d").mkdir(parents=True)
     (room / "new" / "d" / "mine").write_bytes(b"mine")
-    with open_image(image(tmp_path / "image", Tar().file("d/f").whiteout("d/other"))) as opened:
+    with open_platform_image(image(tmp_path / "image", Tar().file("d/f").whiteout("d/other"))) as opened:
         unpack(opened, room / "new", merge=True)
     assert listing(room / "new") == {"d": "directory 755", "d/f": "644 layer", "d/mine": "644 mine"}
 

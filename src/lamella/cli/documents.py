@@ -9,7 +9,7 @@ from lamella.cli.console import Console, counted, human_size
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
-    from lamella.images.image import Image
+    from lamella.images.resolve import PlatformImage
     from lamella.operations.layers.apply import Applied
     from lamella.operations.layers.write import Written
     from lamella.operations.pack import Packed
@@ -127,7 +127,7 @@ def packed_summary(console: Console, image: str, packed: Packed) -> None:
     )
 
 
-def unpacked_document(image: Image, unpacked: Unpacked) -> dict[str, Any]:
+def unpacked_document(image: PlatformImage, unpacked: Unpacked) -> dict[str, Any]:
     """What came of an image: its manifest and layers, the base first."""
     from lamella.operations.inspect import describe_descriptor
 

@@ -2,8 +2,8 @@
 """The graph of documents and blobs that make up an image: index, manifests, configs, layers, referrers.
 
 Every operation that follows descriptors walks this graph, so that each document is read and decoded once, whatever
-the number of paths that lead to it, and so that a hostile index cannot hang a command or the daemon. An image is found
-in one direction: name -> `ImageReader` -> `ImageGraph` -> chosen platform (`images.resolve`) -> `images.image`.
+the number of paths that lead to it, and so that a hostile index cannot hang a command or the daemon. Resolution of a
+name (`images.resolve`) runs one way: name -> `ImageReader` -> `ImageGraph` -> chosen platform -> `PlatformImage`.
 
 Referrers (signatures, attestations) are entries of an index that `subject_of` connects with the image they describe.
 """

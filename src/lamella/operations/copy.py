@@ -15,8 +15,7 @@ from lamella.digests import Digest
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.graph import ImageGraph
-from lamella.images.image import foreign_layer
-from lamella.images.resolve import find_one, resolve
+from lamella.images.resolve import choose_platform, find_one, missing_foreign_layer
 from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES
@@ -104,7 +103,7 @@ def copy_image(
         if image.media_type in INDEXES and not writer.takes_indexes:
             raise Unsupported(f"{writer.where}: there is no place for an index", hint="choose one platform")
     else:
-        image = resolve(graph, tag, platform, position).descriptor
+        image = choose_platform(graph, tag, platform, position).descriptor
     moved = move_blobs(graph, writer, [image], progress=progress, cancel=cancel)
     bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
     entry = writer.commit(new_tag, bare)
@@ -232,5 +231,5 @@ def _opened(reader: ImageReader, blob: Descriptor) -> BinaryIO:
         return reader.open_layer(blob)
     except NotFound:
         if blob.media_type in FOREIGN_LAYERS:
-            raise foreign_layer(reader, blob) from None
+            raise missing_foreign_layer(reader, blob) from None
         raise

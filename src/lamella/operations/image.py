@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
 from lamella.errors import Conflict, InvalidInput
-from lamella.images import image as images
+from lamella.images.resolve import PlatformImage, open_platform_image
 from lamella.images.transports import parse_image_name
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
-    from lamella.images.image import ImageLayer
+    from lamella.images.resolve import ImageLayer
     from lamella.images.transports import ImageName
     from lamella.layers.policy import Owners, Policy
     from lamella.layers.windows.names import NameRules
@@ -90,7 +90,7 @@ class Image:
         return self._source.name
 
     @property
-    def _image(self) -> images.Image:
+    def _image(self) -> PlatformImage:
         return self._source.image()
 
     @property
@@ -303,7 +303,7 @@ class _Source(Protocol):
 
     name: str | None
 
-    def image(self) -> images.Image:
+    def image(self) -> PlatformImage:
         """The image, ready to be read."""
         ...
 
@@ -321,15 +321,15 @@ class _Placed:
         self.name: str | None = str(name)
         self._where = name
         self._platform = platform
-        self._image: images.Image | None = None
+        self._image: PlatformImage | None = None
         self._closing: weakref.finalize[..., _Placed] | None = None
         self._closed = False
 
-    def image(self) -> images.Image:
+    def image(self) -> PlatformImage:
         if self._image is None:
             if self._closed:
                 raise Conflict(f"{self.name}: the image is closed")
-            self._image = images.open_image(self._where, self._platform)
+            self._image = open_platform_image(self._where, self._platform)
             self._closing = weakref.finalize(self, self._image.close)
         return self._image
 
@@ -352,10 +352,10 @@ class _Made:
     def __init__(self, make: Callable[[], Draft]) -> None:
         self._make = make
         self._draft: Draft | None = None
-        self._image: images.Image | None = None
+        self._image: PlatformImage | None = None
         self._closing: weakref.finalize[..., _Made] | None = None
 
-    def image(self) -> images.Image:
+    def image(self) -> PlatformImage:
         if self._image is None:
             from lamella.operations.surgery.draft import Spool, spooled
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from lamella.images.image import Image, ImageLayer
+from lamella.images.resolve import ImageLayer, PlatformImage
 from lamella.oci.config import History
 from lamella.oci.descriptor import Descriptor
 
@@ -20,7 +20,7 @@ class Step(Struct, frozen=True):
     """The number of the layer, from 0."""
 
 
-def steps(image: Image) -> tuple[Step, ...]:
+def steps(image: PlatformImage) -> tuple[Step, ...]:
     """The history, oldest first. Layers are matched only where the history accounts for each of them."""
     history = image.config.history
     matched = sum(not one.empty_layer for one in history) == len(image.layers)
@@ -33,7 +33,7 @@ def steps(image: Image) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def describe(image: Image) -> dict[str, Any]:
+def describe(image: PlatformImage) -> dict[str, Any]:
     """The image as plain values: name, platform, the descriptors of manifest and layers, the config document.
 
     ``platforms`` are those that there are images for, where there was a choice. ``size`` is that of all layers

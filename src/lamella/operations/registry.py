@@ -107,7 +107,7 @@ def list_referrers(
     Unsupported, Denied, Unavailable, Integrity.
     """
     from lamella.images.graph import ImageGraph
-    from lamella.images.resolve import resolve
+    from lamella.images.resolve import choose_platform
     from lamella.oci.platform import parse_platform
     from lamella.registry.reader import open_registry
 
@@ -119,7 +119,7 @@ def list_referrers(
             subject = reader.images()[0].descriptor
         else:
             wanted = parse_platform(platform) if isinstance(platform, str) else platform
-            subject = resolve(ImageGraph(reader), name.tag, wanted).descriptor
+            subject = choose_platform(ImageGraph(reader), name.tag, wanted).descriptor
         return subject, reader.client.referrers(subject.digest, artifact_type)
 
 

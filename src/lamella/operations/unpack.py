@@ -24,7 +24,7 @@ from lamella.operations.layers.apply import Applied
 from lamella.operations.layers.read import checked_reader
 
 if TYPE_CHECKING:
-    from lamella.images.image import Image, ImageLayer
+    from lamella.images.resolve import ImageLayer, PlatformImage
     from lamella.layers.policy import Policy
     from lamella.layers.process_reader import Apart
     from lamella.layers.windows.names import NameRules
@@ -73,7 +73,7 @@ class Unpacked(Struct, frozen=True):
 
 
 def unpack(
-    image: Image,
+    image: PlatformImage,
     directory: Path,
     *,
     policy: Policy | None = None,
@@ -132,7 +132,7 @@ def unpack(
 
 
 def _unpack(
-    image: Image,
+    image: PlatformImage,
     where: Path,
     directory: Path,
     policy: Policy | None,
@@ -188,7 +188,7 @@ def _tree_applied(
 
 def _layers_applied(
     kind: str,
-    image: Image,
+    image: PlatformImage,
     directory: Path,
     losses: Losses,
     rules: NameRules | None,
@@ -258,7 +258,7 @@ def _read_apart(
     return started(stack, sum(layer.descriptor.size for layer in layers), blobs)
 
 
-def _check_kind(image: Image, kind: str | None) -> None:
+def _check_kind(image: PlatformImage, kind: str | None) -> None:
     built_for = image.config.os
     if kind is None and built_for == "windows":
         raise InvalidInput(

@@ -30,7 +30,7 @@ from lamella.errors import (
 from lamella.images.archive import Archive, Window, open_oci_archive
 from lamella.images.contract import ImageWriter
 from lamella.images.docker_archive import open_docker_archive
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.images.transports import open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_LAYER, OCI_LAYER_GZIP
@@ -76,7 +76,7 @@ def put(writer: ImageWriter, image: SmallImage, tag: str | None) -> Descriptor:
 
 
 def contents(name: str) -> list[bytes]:
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         opened = [layer.open() for layer in image.layers]
     found = []
     for blob in opened:
@@ -145,16 +145,16 @@ class TestMembers:
     def test_another_compression_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(b"\xfd7zXZ\0" + bytes(600))
         with pytest.raises(Unsupported, match="compressed with xz"):
-            open_image(f"oci-archive:{tmp_path}/a.tar")
+            open_platform_image(f"oci-archive:{tmp_path}/a.tar")
 
     def test_what_is_no_archive(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(b"x" * 2000)
         with pytest.raises(InvalidInput, match="not a tar archive"):
-            open_image(f"oci-archive:{tmp_path}/a.tar")
+            open_platform_image(f"oci-archive:{tmp_path}/a.tar")
         with pytest.raises(InvalidInput, match="not a regular file"):
-            open_image(f"oci-archive:{tmp_path}")
+            open_platform_image(f"oci-archive:{tmp_path}")
         with pytest.raises(NotFound):
-            open_image(f"oci-archive:{tmp_path}/none")
+            open_platform_image(f"oci-archive:{tmp_path}/none")
 
     @pytest.mark.parametrize("cut", [100, 600, 1500])
     def test_an_archive_that_is_cut_off(self, tmp_path: Path, cut: int) -> None:
@@ -227,7 +227,7 @@ class TestOciArchive:
     def test_a_docker_archive_is_told_from_it(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", old_style())
         with pytest.raises(InvalidInput) as caught:
-            open_image(f"oci-archive:{path}")
+            open_platform_image(f"oci-archive:{path}")
         assert f"it looks like docker-archive:{path}" == caught.value.hint
 
     def test_a_blob_of_another_size(self, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ class TestOciArchive:
         layer = ZIPPED.manifest["layers"][0]["digest"]
         files[f"blobs/{layer.replace(':', '/')}"] += b"x"
         with (
-            open_image(f"oci-archive:{store(tmp_path / 'a.tar', files)}") as image,
+            open_platform_image(f"oci-archive:{store(tmp_path / 'a.tar', files)}") as image,
             pytest.raises(SizeMismatch, match=layer),
         ):
             image.layers[0].open()
@@ -245,13 +245,13 @@ class TestDockerArchive:
     def test_one_of_docker_before_25(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", old_style(["busybox:1", "x.io/b:2"]))
         assert PLAIN.layers == contents(f"docker-archive:{path}") == contents(f"docker-archive:{path}:busybox:1")
-        with open_image(f"docker-archive:{path}:x.io/b:2") as image:
+        with open_platform_image(f"docker-archive:{path}:x.io/b:2") as image:
             assert digest(RAW_CONFIG) == image.manifest.config.digest
             assert [layer.descriptor.media_type for layer in image.layers] == [OCI_LAYER, OCI_LAYER]
             assert [layer.diff_id for layer in image.layers] == [layer.descriptor.digest for layer in image.layers]
             assert image.reader.images()[0].names == ("docker.io/library/busybox:1", "x.io/b:2")
         with pytest.raises(NotFound) as caught:
-            open_image(f"docker-archive:{path}:busybox")
+            open_platform_image(f"docker-archive:{path}:busybox")
         assert caught.value.hint == "named there: docker.io/library/busybox:1, x.io/b:2"
 
     def test_a_layer_that_is_a_link_to_anothers(self, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ class TestDockerArchive:
         files = {**old_style(), "one/layer.tar": first, "two/layer.tar": second}
         path = store(tmp_path / "a.tar", files)
         assert ZIPPED.layers == contents(f"docker-archive:{path}")
-        with open_image(f"docker-archive:{path}") as image:
+        with open_platform_image(f"docker-archive:{path}") as image:
             assert [(OCI_LAYER_GZIP, digest(blob)) for blob in (first, second)] == [
                 (layer.descriptor.media_type, layer.descriptor.digest) for layer in image.layers
             ]
@@ -304,7 +304,7 @@ class TestDockerArchive:
         assert PLAIN.layers == contents(f"docker-archive:{path}:a:1")
         assert PLAIN.layers[:1] == contents(f"docker-archive:{path}:b:2") == contents(f"docker-archive:{path}:@2")
         with pytest.raises(InvalidInput, match="3 images") as caught:
-            open_image(f"docker-archive:{path}")
+            open_platform_image(f"docker-archive:{path}")
         assert "docker.io/library/b:2" in (caught.value.hint or "")
 
     def test_the_made_up_manifest_is_the_same_each_time(self, tmp_path: Path) -> None:
@@ -316,20 +316,20 @@ class TestDockerArchive:
     def test_an_oci_archive_is_told_from_it(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", layout_files([ZIPPED.descriptor], ZIPPED.blobs))
         with pytest.raises(InvalidInput, match=r"no archive of 'docker save'") as caught:
-            open_image(f"docker-archive:{path}")
+            open_platform_image(f"docker-archive:{path}")
         assert f"it looks like oci-archive:{path}" == caught.value.hint
 
     def test_layers_and_diff_ids_that_differ_in_number(self, tmp_path: Path) -> None:
         files = {**old_style(), "manifest.json": compact([saved("one/layer.tar")])}
         with pytest.raises(InvalidInput, match="1 layers, but the config has 2 diff ids"):
-            open_image(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
+            open_platform_image(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
 
     def test_a_config_whose_name_is_another_digest(self, tmp_path: Path) -> None:
         name = f"blobs/sha256/{'a' * 64}"
         files = {**old_style(), name: RAW_CONFIG}
         files["manifest.json"] = compact([saved("one/layer.tar", "two/layer.tar", config=name)])
         with pytest.raises(DigestMismatch):
-            open_image(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
+            open_platform_image(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
 
 
 @pytest.mark.parametrize("form", ["oci-archive", "docker-archive"])

@@ -18,7 +18,7 @@ from lamella.errors import (
     NotFound,
     Unsupported,
 )
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.operations.copy import copy
 from lamella.progress import Cancellation
 from lamella.testing.images import SmallImage, compact, digest, index_of, small_image, tagged, write_layout
@@ -56,7 +56,7 @@ def source(tmp_path: Path) -> str:
 
 
 def diff_ids(name: str, platform: str | None = None) -> list[str]:
-    with open_image(name, platform) as image:
+    with open_platform_image(name, platform) as image:
         return [str(layer.diff_id) for layer in image.layers]
 
 
@@ -69,7 +69,7 @@ def test_an_image_goes_through_any_two_forms(tmp_path: Path, source: str, first:
     assert AMD.descriptor["digest"] == copied.entry.digest
     assert (copied.blobs, copied.present) == (4, 0)
     assert AMD.config["rootfs"]["diff_ids"] == diff_ids(two)
-    with open_image(two) as image:
+    with open_platform_image(two) as image:
         assert digest(compact(AMD.config)) == image.manifest.config.digest
         if "docker-archive" not in (first, second):
             assert AMD.descriptor["digest"] == again.entry.digest == image.descriptor.digest
@@ -174,7 +174,7 @@ def test_an_index_of_which_a_platform_is_missing(tmp_path: Path) -> None:
     layout = write_layout(str(tmp_path / "source"), [INDEX], {**AMD.blobs, digest(RAW_INDEX): RAW_INDEX})
     with pytest.raises(NotFound, match=ARM.descriptor["digest"][7:]):
         copy(f"oci:{layout}", f"oci:{tmp_path}/t", all_platforms=True)
-    with open_image(f"oci:{layout}", "linux/amd64") as image:
+    with open_platform_image(f"oci:{layout}", "linux/amd64") as image:
         assert len(image.layers) == 2
 
 

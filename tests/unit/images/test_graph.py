@@ -15,7 +15,7 @@ from lamella.digests import Digest, parse_digest
 from lamella.errors import Cancelled, Conflict, InvalidInput, LamellaError, NotFound, Unsupported
 from lamella.images.contract import ImageReader, StoredImage
 from lamella.images.graph import GraphLimit, ImageGraph, Kind, Limits, Node, all_parts, only_entries
-from lamella.images.resolve import resolve
+from lamella.images.resolve import choose_platform
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import decode
 from lamella.oci.platform import parse_platform
@@ -202,7 +202,7 @@ class TestEntries:
         ]
         top = {**entry("top")}
         reader = FakeReader({**AMD.blobs, named("top"): index(*entries)}, [described(top)])
-        found = resolve(ImageGraph(reader), platform=parse_platform("linux/riscv64"))
+        found = choose_platform(ImageGraph(reader), platform=parse_platform("linux/riscv64"))
         assert str(found.descriptor.platform) == "linux/riscv64"
 
 

@@ -27,9 +27,8 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.images.graph import ImageGraph
-from lamella.images.image import Image, open_image
 from lamella.images.layout import LayoutWriter, open_directory
-from lamella.images.resolve import resolve
+from lamella.images.resolve import PlatformImage, choose_platform, open_platform_image
 from lamella.oci import platform as platforms
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_INDEX, OCI_LAYER, OCI_MANIFEST
@@ -80,7 +79,7 @@ def put(writer: LayoutWriter, image: SmallImage, tag: str | None) -> Descriptor:
 class TestReading:
     def test_an_image_its_config_and_its_layers(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [tagged(AMD.descriptor, "v1")], AMD.blobs)
-        with open_image(name_of(tmp_path, "v1")) as image:
+        with open_platform_image(name_of(tmp_path, "v1")) as image:
             assert AMD.descriptor["digest"] == image.descriptor.digest
             assert str(image.platform) == "linux/amd64"
             assert AMD.config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]
@@ -91,26 +90,26 @@ class TestReading:
 
     def test_the_only_image_needs_no_tag(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [tagged(AMD.descriptor, "v1")], AMD.blobs)
-        with open_image(name_of(tmp_path)) as image:
+        with open_platform_image(name_of(tmp_path)) as image:
             assert AMD.descriptor["digest"] == image.descriptor.digest
 
     def test_among_several_images_the_tags_are_listed(self, tmp_path: Path) -> None:
         entries = [tagged(AMD.descriptor, "v1"), tagged(ARM.descriptor, "v2")]
         write_layout(str(tmp_path), entries, AMD.blobs | ARM.blobs)
         with pytest.raises(InvalidInput, match="there are 2 images") as caught:
-            open_image(name_of(tmp_path))
+            open_platform_image(name_of(tmp_path))
         assert caught.value.hint == "named there: v1, v2"
         with pytest.raises(NotFound, match="no image is named 'v3'") as missing:
-            open_image(name_of(tmp_path, "v3"))
+            open_platform_image(name_of(tmp_path, "v3"))
         assert missing.value.hint == "named there: v1, v2"
-        with open_image(name_of(tmp_path, "@1")) as image:
+        with open_platform_image(name_of(tmp_path, "@1")) as image:
             assert ARM.descriptor["digest"] == image.descriptor.digest
         with pytest.raises(NotFound, match="no image @2"):
-            open_image(name_of(tmp_path, "@2"))
+            open_platform_image(name_of(tmp_path, "@2"))
 
     def test_one_image_under_two_tags_is_one_image(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [tagged(AMD.descriptor, tag) for tag in ("a", "b")], AMD.blobs)
-        with open_image(name_of(tmp_path)) as image:
+        with open_platform_image(name_of(tmp_path)) as image:
             assert AMD.descriptor["digest"] == image.descriptor.digest
 
     def test_references_that_docker_notes_are_names_too(self, tmp_path: Path) -> None:
@@ -118,30 +117,30 @@ class TestReading:
         for entry, name in zip(entries, ("x.io/a:latest", "x.io/b:latest"), strict=True):
             entry["annotations"]["io.containerd.image.name"] = name
         write_layout(str(tmp_path), entries, AMD.blobs | ARM.blobs)
-        with open_image(name_of(tmp_path, "x.io/b:latest")) as image:
+        with open_platform_image(name_of(tmp_path, "x.io/b:latest")) as image:
             assert image.descriptor.digest == ARM.descriptor["digest"]
 
     def test_what_is_about_an_image_does_not_count(self, tmp_path: Path) -> None:
         signature = {**AMD.descriptor, "digest": digest(b"s"), "artifactType": "application/vnd.example"}
         write_layout(str(tmp_path), [signature, AMD.descriptor], AMD.blobs)
-        with open_image(name_of(tmp_path)) as image:
+        with open_platform_image(name_of(tmp_path)) as image:
             assert AMD.descriptor["digest"] == image.descriptor.digest
 
     def test_an_image_of_no_layers(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [EMPTY.descriptor], EMPTY.blobs)
-        with open_image(name_of(tmp_path)) as image:
+        with open_platform_image(name_of(tmp_path)) as image:
             assert image.layers == ()
 
     def test_a_directory_that_is_no_layout(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="this is no OCI image layout"):
-            open_image(name_of(tmp_path))
+            open_platform_image(name_of(tmp_path))
         with pytest.raises(NotFound):
-            open_image(name_of(tmp_path / "none"))
+            open_platform_image(name_of(tmp_path / "none"))
 
     def test_an_empty_layout(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [], {})
         with pytest.raises(NotFound, match="there is no image"):
-            open_image(name_of(tmp_path))
+            open_platform_image(name_of(tmp_path))
 
     def test_something_that_is_no_container_image(self, tmp_path: Path) -> None:
         chart = {**AMD.manifest, "config": {**AMD.manifest["config"], "mediaType": "application/vnd.cncf.helm.config"}}
@@ -149,17 +148,17 @@ class TestReading:
         entry = {"mediaType": OCI_MANIFEST, "digest": digest(raw), "size": len(raw)}
         write_layout(str(tmp_path), [entry], {**AMD.blobs, digest(raw): raw})
         with pytest.raises(Unsupported, match="helm"):
-            open_image(name_of(tmp_path))
+            open_platform_image(name_of(tmp_path))
 
     def test_the_directory_itself_may_be_reached_through_a_link(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path / "real"), [AMD.descriptor], AMD.blobs)
         (tmp_path / "link").symlink_to("real")
-        with open_image(name_of(tmp_path / "link")) as image:
+        with open_platform_image(name_of(tmp_path / "link")) as image:
             assert len(image.layers) == 2
 
     def test_a_stream_outlives_its_image(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [AMD.descriptor], AMD.blobs)
-        with open_image(name_of(tmp_path)) as image:
+        with open_platform_image(name_of(tmp_path)) as image:
             stream = image.layers[0].open()
         with stream:
             assert AMD.layers[0] == stream.read()
@@ -172,7 +171,7 @@ class TestReading:
         gone = blobs.pop(AMD.manifest["layers"][1]["digest"])
         entry = {"mediaType": OCI_MANIFEST, "digest": digest(raw), "size": len(raw)}
         write_layout(str(tmp_path), [entry], blobs)
-        with open_image(name_of(tmp_path)) as image:
+        with open_platform_image(name_of(tmp_path)) as image:
             image.layers[0].open().close()
             with pytest.raises(Unsupported, match="non-distributable and not here"):
                 image.layers[1].open()
@@ -186,8 +185,8 @@ class TestPlatforms:
         write_layout(str(path), [tagged(entry, "multi")], {**blobs, entry["digest"]: raw})
         return path
 
-    def chosen(self, path: Path, platform: str | None = None) -> Image:
-        with open_image(name_of(path, "multi"), platform) as image:
+    def chosen(self, path: Path, platform: str | None = None) -> PlatformImage:
+        with open_platform_image(name_of(path, "multi"), platform) as image:
             return image
 
     def test_the_hosts_is_taken_unless_another_is_asked_for(self, tmp_path: Path) -> None:
@@ -244,7 +243,7 @@ class TestPlatforms:
         inner["platform"] = {"os": "linux", "architecture": "riscv64"}
         write_layout(str(tmp_path), [tagged(inner, "multi")], {**AMD.blobs, digest(raw): raw})
         with open_directory(str(tmp_path)) as reader:
-            found = resolve(ImageGraph(reader), "multi", parse_platform("linux/riscv64"))
+            found = choose_platform(ImageGraph(reader), "multi", parse_platform("linux/riscv64"))
         assert str(found.descriptor.platform) == "linux/riscv64"
 
 
@@ -258,7 +257,7 @@ class TestWriting:
             name: raw.replace(b'"mediaType":"application/vnd.oci.image.index.v1+json",', b"")
             for name, raw in snapshot(target).items()
         }
-        with open_image(name_of(target, "v1")) as image:
+        with open_platform_image(name_of(target, "v1")) as image:
             assert AMD.config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]
 
     def test_nothing_is_to_be_seen_before_the_commit_and_nothing_stays_without(self, tmp_path: Path) -> None:
@@ -435,5 +434,5 @@ class TestWriting:
         assert failures == []
         assert {"blobs", "index.json", "oci-layout"} == set(os.listdir(tmp_path / "l"))
         for number, image in enumerate(images):
-            with open_image(name_of(tmp_path / "l", f"t{number}")) as found:
+            with open_platform_image(name_of(tmp_path / "l", f"t{number}")) as found:
                 assert image.descriptor["digest"] == found.descriptor.digest

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lamella.digests import Digest
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.operations.trees.open import open_tree
 from lamella.testing.reading import text
 
@@ -55,7 +55,7 @@ def spoil_layers() -> Callable[[str], None]:
     """Return a function that makes the layers of an image zeros, so that nobody can read them unnoticed."""
 
     def spoil(name: str) -> None:
-        with open_image(name) as image:
+        with open_platform_image(name) as image:
             for layer in image.layers:
                 blob = Path(name.split(":")[1], "blobs/sha256", layer.descriptor.digest.hex)
                 blob.write_bytes(bytes(layer.descriptor.size))

@@ -21,7 +21,7 @@ from lamella.errors import Conflict, Integrity, InvalidInput, Unsupported
 from lamella.formats.ntfs import reparse, sddl
 from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.tar_source import windows_tar_changes
@@ -150,7 +150,7 @@ class TestView:
 
 class TestUnpack:
     def test_files_give_a_plain_tree_of_drive_c(self, name: str, tmp_path: Path) -> None:
-        with open_image(name, "windows/amd64") as opened:
+        with open_platform_image(name, "windows/amd64") as opened:
             unpacked = unpack(opened, tmp_path / "out", kind="directory")
         out = tmp_path / "out"
         assert sorted(os.listdir(out)) == ["All Users", "ProgramData", "Windows", "older"]
@@ -159,7 +159,7 @@ class TestUnpack:
         assert [loss.what for loss in unpacked.losses] == ["alternate data stream 'ads'"]
 
     def test_layers_give_their_folders(self, name: str, tmp_path: Path) -> None:
-        with open_image(name, "windows/amd64") as opened:
+        with open_platform_image(name, "windows/amd64") as opened:
             unpack(opened, tmp_path / "out", kind="windows")
             ids = [str(layer.diff_id) for layer in opened.layers]
         found = []
@@ -172,11 +172,11 @@ class TestUnpack:
         assert {one.name: one.data.decode("utf-16-le") for one in values} == {"a": "1", "b": "3", "c": "4"}
 
     def test_which_of_them_has_to_be_said(self, name: str, tmp_path: Path) -> None:
-        with open_image(name, "windows/amd64") as opened, pytest.raises(InvalidInput) as caught:
+        with open_platform_image(name, "windows/amd64") as opened, pytest.raises(InvalidInput) as caught:
             unpack(opened, tmp_path / "out")
         assert "--as directory" in (caught.value.hint or "")
         posix = image(tmp_path, [], system="linux")
-        with open_image(posix, "linux/amd64") as opened, pytest.raises(InvalidInput, match="for linux"):
+        with open_platform_image(posix, "linux/amd64") as opened, pytest.raises(InvalidInput, match="for linux"):
             unpack(opened, tmp_path / "out", kind="windows")
 
     def test_it_is_no_bundle(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,7 +241,7 @@ class TestAppend:
         (source / "App/link").symlink_to("data")
         (source / "App/file").symlink_to("run.exe")
         run("append", name, str(source), f"oci:{tmp_path}/new:v", "--platform", "windows/amd64", "--windows")
-        with open_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
+        with open_platform_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
             layer = opened.layers[-1]
             with layer.open() as blob, BlobReader(blob) as reader:
                 found = {
@@ -262,7 +262,11 @@ class TestAppend:
 
     def facets(self, place: str) -> dict[str, Windows]:
         """What the topmost layer says of each file."""
-        with open_image(place, "windows/amd64") as opened, opened.layers[-1].open() as blob, BlobReader(blob) as reader:
+        with (
+            open_platform_image(place, "windows/amd64") as opened,
+            opened.layers[-1].open() as blob,
+            BlobReader(blob) as reader,
+        ):
             changes = list(windows_tar_changes(reader.next_buffer))
         entries = [one.entry for one in changes if isinstance(one, Put)]
         return {str(one.path): one.windows for one in entries if one.windows is not None}
@@ -325,7 +329,7 @@ class TestAppend:
 
     def test_the_new_layer_can_be_applied(self, name: str, tmp_path: Path) -> None:
         append(name, {"App/a": "text"}, f"oci:{tmp_path}/new:v", platform="windows/amd64")
-        with open_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
+        with open_platform_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
             unpack(opened, tmp_path / "out", kind="windows")
         assert (tmp_path / "out/2/Files/App/a").exists()
 
@@ -341,7 +345,11 @@ class TestAppend:
 
     def stated(self, place: str) -> list[str]:
         """The paths of the lowest layer, in their order."""
-        with open_image(place, "windows/amd64") as opened, opened.layers[0].open() as blob, BlobReader(blob) as reader:
+        with (
+            open_platform_image(place, "windows/amd64") as opened,
+            opened.layers[0].open() as blob,
+            BlobReader(blob) as reader,
+        ):
             return [str(one.entry.path) for one in windows_tar_changes(reader.next_buffer) if isinstance(one, Put)]
 
     def test_pack_makes_a_base_layer_with_empty_hives_in_the_order_of_a_walk(self, tmp_path: Path) -> None:
@@ -357,7 +365,7 @@ class TestAppend:
             for hive in hives:
                 root = Hive((Filesystem(tree) / hive).read_bytes()).root_key
                 assert (root.subkeys(), root.values()) == ([], [])
-        with open_image(place, "windows/amd64") as opened:
+        with open_platform_image(place, "windows/amd64") as opened:
             for kind in ("windows", "cim"):
                 unpack(opened, tmp_path / kind, kind=kind)
         assert len(os.listdir(tmp_path / "windows/0/Hives")) == 5
@@ -383,7 +391,7 @@ class TestAppend:
         assert "Hives" not in stated
         assert "Files/windows/System32/config/SYSTEM" in stated
         assert stated.count("Files/windows/System32/config/SAM") == 1
-        with open_image(place, "windows/amd64") as opened:
+        with open_platform_image(place, "windows/amd64") as opened:
             unpack(opened, tmp_path / "out", kind="windows")
         assert (tmp_path / "out/1/Files/App/b").exists()
 

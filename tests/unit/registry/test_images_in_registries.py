@@ -17,8 +17,8 @@ from tests.registry.wire import Answer, Request
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch, Unavailable
-from lamella.images.image import open_image
 from lamella.images.options import RegistryOptions, registry_options
+from lamella.images.resolve import open_platform_image
 from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import OCI_MANIFEST
@@ -156,7 +156,7 @@ def test_a_layer_is_unpacked_while_it_arrives(registry: Registry, tmp_path: Path
 
     registry.misbehave("GET", "/blobs/", haltingly)
     options = RegistryOptions(streams=1)
-    with open_image(f"docker://{registry.host}/large:v1", registry=options) as opened:
+    with open_platform_image(f"docker://{registry.host}/large:v1", registry=options) as opened:
         unpack(opened, tmp_path / "root")
     assert seen == [True]
     assert (tmp_path / "root/etc/noise").stat().st_size == 50 * len(NOISE)
@@ -179,7 +179,7 @@ def test_a_document_that_arrives_in_two_pieces_is_whole(registry: Registry) -> N
         return replace(answer, body=body(), headers={**answer.headers, "Content-Length": str(len(raw))})
 
     registry.misbehave("GET", f"/blobs/{image.manifest['config']['digest']}", in_two)
-    with open_image(f"docker://{registry.host}/small:v1") as opened:
+    with open_platform_image(f"docker://{registry.host}/small:v1") as opened:
         assert opened.config.architecture == host_platform().architecture
 
 
@@ -194,7 +194,7 @@ def test_the_platform_is_chosen_and_nothing_else_is_read(registry: Registry, lay
     name = f"docker://{registry.host}/a:v1"
     copy(f"{layout}:all", name, all_platforms=True)
     before = len(registry.requests)
-    with open_image(name, "linux/arm64") as image:
+    with open_platform_image(name, "linux/arm64") as image:
         assert image.descriptor.digest == ARM.descriptor["digest"]
     assert len(registry.requests) == before + 3  # index, manifest, config
 
@@ -204,9 +204,9 @@ def test_by_digest_and_under_a_tag_that_has_moved(registry: Registry) -> None:
     registry.add("a", "v1", ARM)
     wanted = IMAGE.descriptor["digest"]
     for suffix in (f"@{wanted}", f":v1@{wanted}"):
-        with open_image(f"docker://{registry.host}/a{suffix}") as image:
+        with open_platform_image(f"docker://{registry.host}/a{suffix}") as image:
             assert image.descriptor.digest == wanted
-    with open_image(f"docker://{registry.host}/a:v1", "linux/arm64") as image:
+    with open_platform_image(f"docker://{registry.host}/a:v1", "linux/arm64") as image:
         assert image.descriptor.digest == ARM.descriptor["digest"]
 
 
@@ -338,7 +338,7 @@ def test_a_size_that_is_another_is_found_before_anything_is_read(registry: Regis
 
 def test_an_image_that_is_not_there(registry: Registry) -> None:
     with pytest.raises(NotFound):
-        open_image(f"docker://{registry.host}/a:v1")
+        open_platform_image(f"docker://{registry.host}/a:v1")
 
 
 def test_nothing_is_written_at_a_number_or_a_bad_name(registry: Registry) -> None:
@@ -359,8 +359,8 @@ def test_options_of_a_block_count_for_what_is_opened_in_it(registry: Registry) -
     name = f"docker://{registry.host}/a:v1"
     with registry_options(RegistryOptions(plain_http=False, tries=1)):
         with pytest.raises(Unavailable):
-            open_image(name)
-        with open_image(name, registry=RegistryOptions()) as image:
+            open_platform_image(name)
+        with open_platform_image(name, registry=RegistryOptions()) as image:
             assert image.descriptor.digest == IMAGE.descriptor["digest"]
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         assert len(image.layers) == 2

@@ -10,7 +10,7 @@ import pytest
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.operations.copy import copy
@@ -186,7 +186,7 @@ def test_a_digest_in_the_name_must_be_that_of_the_image(space: LocalNamespace, l
         copy(f"oci:{layout}:one", f"store:one@{wrong}")
     copy(f"oci:{layout}:one", f"store:one@{right}")
     assert {f"docker.io/library/one@{right}": right} == images(space)
-    with open_image(f"store:one@{right}") as image:
+    with open_platform_image(f"store:one@{right}") as image:
         assert right == image.descriptor.digest
     with pytest.raises(NotFound):
         open_reader(parse_image_name(f"store:one@{wrong}")).images()
@@ -198,7 +198,7 @@ def test_a_digest_in_the_name_must_be_that_of_the_image(space: LocalNamespace, l
 @pytest.mark.usefixtures("store")
 def test_a_name_that_is_not_there_is_not_found() -> None:
     with pytest.raises(NotFound, match="no such image"):
-        open_image("store:nothing")
+        open_platform_image("store:nothing")
 
 
 def test_another_namespace_shares_blobs_without_their_bytes(store: Store, space: LocalNamespace) -> None:
@@ -228,7 +228,7 @@ def test_a_staged_blob_is_there_when_it_is_kept(space: LocalNamespace) -> None:
 def test_an_image_is_flattened_within_the_store(space: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     flatten("store:one", "store:flat")
-    with open_image("store:flat") as image:
+    with open_platform_image("store:flat") as image:
         assert len(image.layers) == 1
 
 
@@ -319,5 +319,5 @@ def test_a_name_that_somebody_keeps_as_it_stands_is_found(space: LocalNamespace,
     target = space.images.get(NAME).target
     for kept, asked in (("bare", "bare"), ("bare:two", "bare:two"), ("group/x:1", "group/x:1")):
         space.images.create(ImageRecord(kept, target))
-        with open_image(f"store:{asked}") as image:
+        with open_platform_image(f"store:{asked}") as image:
             assert image.descriptor.digest == target.digest

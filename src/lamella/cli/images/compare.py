@@ -13,7 +13,7 @@ from lamella.cli.options import platform_option
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
-    from lamella.images.image import ImageLayer
+    from lamella.images.resolve import ImageLayer
     from lamella.operations.trees.compare import Compared, FileDifference
 
 DIFFERENT = 1

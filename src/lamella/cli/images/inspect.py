@@ -13,7 +13,7 @@ from lamella.cli.options import platform_option
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
-    from lamella.images.image import Image
+    from lamella.images.resolve import PlatformImage
 
 
 @click.command("inspect", cls=ImageVerb)
@@ -26,10 +26,10 @@ def command(console: Console, image: str, platform: str | None) -> None:
     Only its documents are read; 'lamella verify' reads the layers. Of an index one image is shown, and the platforms
     that it has images for.
     """
-    from lamella.images.image import open_image
+    from lamella.images.resolve import open_platform_image
     from lamella.operations.inspect import describe
 
-    with open_image(image, platform) as opened:
+    with open_platform_image(image, platform) as opened:
         if console.json:
             console.document(describe(opened))
             return
@@ -41,7 +41,7 @@ def command(console: Console, image: str, platform: str | None) -> None:
                 console.line(line)
 
 
-def _facts(image: Image) -> Iterator[tuple[str, str]]:
+def _facts(image: PlatformImage) -> Iterator[tuple[str, str]]:
     config = image.config
     process = config.config
     facts: list[tuple[str, list[str]]] = [
@@ -75,7 +75,7 @@ def _words(words: list[str]) -> str:
     return join(words)
 
 
-def _layers(image: Image) -> Iterator[str]:
+def _layers(image: PlatformImage) -> Iterator[str]:
     layers = image.layers
     total = human_size(sum(layer.descriptor.size for layer in layers))
     yield f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}, {total}"
@@ -86,7 +86,7 @@ def _layers(image: Image) -> Iterator[str]:
     yield from columns(rows, {0, 1})
 
 
-def _history(image: Image) -> Iterator[str]:
+def _history(image: PlatformImage) -> Iterator[str]:
     from lamella.operations.inspect import steps
 
     found = steps(image)

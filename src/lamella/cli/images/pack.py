@@ -89,13 +89,13 @@ def command(
     composite image and of those that it is forked from, its registry hives with all deltas in them.
     """
     from lamella.changes.losses import Losses
-    from lamella.images.image import open_image
+    from lamella.images.resolve import open_platform_image
     from lamella.layers.policy import Owners
     from lamella.operations.pack import pack
 
     base = None
     if config_from is not None:
-        with open_image(config_from, platform) as opened:
+        with open_platform_image(config_from, platform) as opened:
             base = opened.config
     losses = Losses(refuse=strict)
     packed = pack(

@@ -24,7 +24,7 @@ from lamella.cli.options import (
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
-    from lamella.images.image import Image
+    from lamella.images.resolve import PlatformImage
     from lamella.layers.policy import Policy
 
 
@@ -67,7 +67,7 @@ def command(
     --as blockcim, which only Windows can do, gives 0/layer.vhd/layer.cim for the base, and so on.
     """
     from lamella.changes.losses import Losses
-    from lamella.images.image import open_image
+    from lamella.images.resolve import open_platform_image
     from lamella.layers.kinds import LAYER_KINDS
     from lamella.operations.unpack import unpack
 
@@ -84,7 +84,7 @@ def command(
     if keeps_owners and (owner is not None or devices is not None):
         raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layers say")
     losses = Losses(refuse=strict)
-    with open_image(image, platform) as opened:
+    with open_platform_image(image, platform) as opened:
         unpacked = work(
             opened,
             directory,
@@ -107,5 +107,5 @@ def command(
     )
 
 
-def _policy(image: Image, owner: str | None, devices: str | None) -> Policy:
+def _policy(image: PlatformImage, owner: str | None, devices: str | None) -> Policy:
     return policy(owner or ("ignore" if image.config.os == "windows" else None), devices)

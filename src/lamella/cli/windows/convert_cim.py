@@ -29,7 +29,7 @@ def to_cim(
 ) -> None:
     """Make composite images of an image's layers, or one of a blob where ``target`` names one."""
     from lamella.changes.losses import Losses
-    from lamella.images.image import open_image
+    from lamella.images.resolve import open_platform_image
     from lamella.layers.cim.image_files import is_cim_path
     from lamella.layers.windows.names import AS_WINDOWS
     from lamella.operations.layers.apply import apply_blob
@@ -54,7 +54,7 @@ def to_cim(
             console.summary(f"{place}: {counted(applied.entries, 'entry', 'entries')}, diff id {applied.facts.diff_id}")
         return
     _refuse_parent(parent)
-    with open_image(source, platform) as image:
+    with open_platform_image(source, platform) as image:
         unpacked = unpack(image, place, kind=kind, losses=losses, rules=AS_WINDOWS, progress=progress, cancel=cancel)
         console.losses(losses)
         if console.json:

@@ -21,7 +21,7 @@ from lamella.streams.blob_reader import BlobFacts, BlobLimits, BlobReader, open_
 if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.host.windows.system import WindowsSystem
-    from lamella.images.image import ImageLayer
+    from lamella.images.resolve import ImageLayer
     from lamella.layers.policy import Policy
     from lamella.layers.process_reader import Apart, LayerApart
     from lamella.layers.windows.names import NameRules

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.tree import MemorySink, MemoryTree
-from lamella.images.image import Image, ImageLayer
+from lamella.images.resolve import ImageLayer, PlatformImage
 from lamella.layers.tar.source import tar_changes
 from lamella.streams.blob_reader import BlobReader
 from lamella.streams.seekable import SeekableBlob
@@ -40,7 +40,7 @@ def checked_reader(
         yield reader
 
 
-def is_windows(image: Image) -> bool:
+def is_windows(image: PlatformImage) -> bool:
     """Whether the layers of ``image`` are those of Windows."""
     return image.config.os == "windows"
 

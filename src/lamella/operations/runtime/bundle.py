@@ -18,7 +18,7 @@ from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
-    from lamella.images.image import Image
+    from lamella.images.resolve import PlatformImage
     from lamella.layers.policy import Policy
     from lamella.oci.config import ImageConfig
     from lamella.operations.unpack import Unpacked
@@ -184,7 +184,7 @@ def runtime_config(config: ImageConfig, rootfs: Tree, *, rootless: Rootless | No
 
 
 def unpack_bundle(
-    image: Image,
+    image: PlatformImage,
     directory: Path,
     *,
     policy: Policy | None = None,

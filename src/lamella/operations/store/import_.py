@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from lamella.errors import InvalidInput, LamellaError
 from lamella.images.contract import ImageReader
 from lamella.images.graph import ImageGraph
-from lamella.images.resolve import find, find_one, resolve
+from lamella.images.resolve import choose_platform, find, find_one
 from lamella.images.transports import KEPT, REGISTRY, ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import is_image_entry
@@ -184,7 +184,7 @@ def _chosen(
 ) -> Descriptor:
     if all_platforms:
         return find_one(graph.reader, tag, position)
-    return resolve(graph, tag, platform, position).descriptor
+    return choose_platform(graph, tag, platform, position).descriptor
 
 
 def _fulls(names: Sequence[str]) -> Iterator[str]:

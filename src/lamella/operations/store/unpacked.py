@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from lamella.errors import InvalidInput, NotFound
-from lamella.images.image import image_from
+from lamella.images.resolve import resolve_image
 from lamella.images.transports import parse_image_name
 from lamella.oci.config import ImageConfig, chain_ids
 from lamella.oci.platform import Platform, parse_platform
@@ -46,7 +46,7 @@ def unpacked_image(
 
     name = parse_image_name(f"store:{image}")
     wanted = parse_platform(platform) if isinstance(platform, str) else platform
-    found = image_from(StoreReader(space, name), name, wanted)
+    found = resolve_image(StoreReader(space, name), name, wanted)
     chain = chain_ids([layer.diff_id for layer in found.layers])
     unpack_image(space, found.descriptor, snapshotter, progress=progress, cancel=cancel)
     return UnpackedImage(str(name).removeprefix("store:"), chain[-1] if chain else "", found.config)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lamella.errors import InvalidInput
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.images.transports import ImageName, open_writer, parse_image_name
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
@@ -63,7 +63,7 @@ def append(
     Raises FormatError, Integrity, NotFound, AlreadyExists, Exhausted, Cancelled and the like.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
-    with open_image(source, platform) as image:
+    with open_platform_image(source, platform) as image:
         if windows is None and (template is not None or rules is not None):
             windows = True
         if windows is not None and windows is not is_windows(image):

@@ -17,8 +17,7 @@ from lamella.digests import Digest
 from lamella.errors import InvalidInput, LossRefused, Unsupported, from_os
 from lamella.images.contract import ImageWriter
 from lamella.images.graph import ImageGraph, subject_of
-from lamella.images.image import Image, ImageLayer, image_of
-from lamella.images.resolve import Resolved, find_one, resolve
+from lamella.images.resolve import ImageLayer, PlatformImage, Resolved, choose_platform, find_one, read_image
 from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import Index
@@ -141,18 +140,18 @@ def convert(
         if all_platforms and (whole := find_one(reader, source.tag, source.position)).media_type in INDEXES:
             entry = rewrite_index(graph, writer, whole, _IndexRewriting(run, graph))
         else:
-            entry = run.image(image_of(graph, resolve(graph, source.tag, platform, source.position), source))
+            entry = run.image(read_image(graph, choose_platform(graph, source.tag, platform, source.position), source))
         return Converted(writer.commit(target.tag, entry), run.images, tuple(run.made.values()), run.kept)
 
 
-def converted(image: Image, how: Conversion, losses: Losses | None = None) -> Draft:
+def converted(image: PlatformImage, how: Conversion, losses: Losses | None = None) -> Draft:
     """``image`` as ``how`` wants it. Raises Unsupported, LossRefused."""
     losses = losses if losses is not None else Losses()
     return _converted(image, how, losses, lambda layer, how: _Recompressed(layer, how, losses))
 
 
 def _converted(
-    image: Image, how: Conversion, losses: Losses, recompressed: Callable[[ImageLayer, Conversion], DraftLayer]
+    image: PlatformImage, how: Conversion, losses: Losses, recompressed: Callable[[ImageLayer, Conversion], DraftLayer]
 ) -> Draft:
     draft = draft_of(image)
     layers = tuple(recompressed(layer, how) if _differs(layer, how) else layer for layer in image.layers)
@@ -228,7 +227,7 @@ class _Run(Struct):
     images: int = 0
     kept: int = 0
 
-    def image(self, image: Image) -> Descriptor:
+    def image(self, image: PlatformImage) -> Descriptor:
         """Convert one image and describe its manifest."""
         losses, made = self.losses, self.made
         draft = _converted(image, self.how, losses, lambda layer, how: _Once(_Recompressed(layer, how, losses), made))
@@ -260,7 +259,7 @@ class _IndexRewriting(Struct, frozen=True):
     def image(self, entry: Descriptor) -> Descriptor | None:
         if entry.digest not in self.images:
             resolved = Resolved(entry, self.graph.manifest(entry))
-            self.images[entry.digest] = self.run.image(image_of(self.graph, resolved))
+            self.images[entry.digest] = self.run.image(read_image(self.graph, resolved))
         return self.images[entry.digest]
 
     def other(self, entry: Descriptor) -> bool:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from lamella.digests import Digest
 from lamella.errors import NotFound, from_os
 from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob, StoredImage
-from lamella.images.image import Image, ImageLayer
+from lamella.images.resolve import ImageLayer, PlatformImage
 from lamella.images.staging import BlobStage, Staging
 from lamella.oci.config import ImageConfig, RootFs
 from lamella.oci.descriptor import Descriptor
@@ -90,7 +90,7 @@ class Draft(Struct, frozen=True):
     """Its config and layers do not count."""
     docker: bool = False
     """Whether it is of Docker's format, as far as that can hold it: not with annotations or zstd layers."""
-    origin: Image | None = None
+    origin: PlatformImage | None = None
     """What it was made from; documents that did not change are taken over byte for byte."""
 
     @property
@@ -99,7 +99,7 @@ class Draft(Struct, frozen=True):
         return sum(not one.empty_layer for one in self.config.history) == len(self.layers)
 
 
-def draft_of(image: Image) -> Draft:
+def draft_of(image: PlatformImage) -> Draft:
     """``image`` as it is."""
     return Draft(image.config, image.layers, image.manifest, image.descriptor.media_type == DOCKER_MANIFEST, image)
 
@@ -211,7 +211,7 @@ def _put_document(place: BlobTaker, media_type: str, raw: bytes) -> Descriptor:
     return descriptor
 
 
-def _put_again(place: BlobTaker, origin: Image, descriptor: Descriptor, document: Document) -> None:
+def _put_again(place: BlobTaker, origin: PlatformImage, descriptor: Descriptor, document: Document) -> None:
     """Put a document that did not change, as the bytes that it was."""
     if not place.has_blob(descriptor):
         raw = encode(document)
@@ -264,7 +264,7 @@ class Spool(ImageReader):
         self._staging.remove()
 
 
-def spooled(draft: Draft, spool: Spool, name: ImageName | None = None) -> Image:
+def spooled(draft: Draft, spool: Spool, name: ImageName | None = None) -> PlatformImage:
     """``draft`` as an image that can be read: what had to be made is in ``spool``, the rest is where it was."""
     finished = finish(draft, spool)
     made = iter(finished.made)
@@ -274,4 +274,4 @@ def spooled(draft: Draft, spool: Spool, name: ImageName | None = None) -> Image:
         else ImageLayer(descriptor, next(made).facts.diff_id, layer_compression(descriptor.media_type), spool)
         for layer, descriptor in zip(draft.layers, finished.layers, strict=True)
     ]
-    return Image(spool, name, finished.descriptor, finished.manifest, finished.config, tuple(layers))
+    return PlatformImage(spool, name, finished.descriptor, finished.manifest, finished.config, tuple(layers))

@@ -15,7 +15,7 @@ from msgspec.structs import replace as replaced
 from lamella.changes.diff import diff
 from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput
-from lamella.images.image import Image, ImageLayer, open_image
+from lamella.images.resolve import ImageLayer, PlatformImage, open_platform_image
 from lamella.images.transports import ImageName, open_writer, parse_image_name
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.oci.config import History
@@ -58,7 +58,7 @@ def flatten(
     target = parse_image_name(target) if isinstance(target, str) else target
     losses = losses if losses is not None else Losses()
     options = LayerOptions(compression, level, threads, True, None, losses)
-    with open_image(source, platform) as image:
+    with open_platform_image(source, platform) as image:
         draft = flattened(image, layers, options)
         with open_writer(target, replace=replace) as writer:
             finished = write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
@@ -66,7 +66,9 @@ def flatten(
     return Packed(finished.descriptor, made.descriptor, Written(made.facts, made.entries or 0, losses))
 
 
-def flattened(image: Image, layers: range | str | None = None, options: LayerOptions = DEFAULT_OPTIONS) -> Draft:
+def flattened(
+    image: PlatformImage, layers: range | str | None = None, options: LayerOptions = DEFAULT_OPTIONS
+) -> Draft:
     """``image`` with some of its layers, or all, merged into one. Raises InvalidInput."""
     count = len(image.layers)
     if isinstance(layers, str):

@@ -13,7 +13,7 @@ from msgspec import Struct, field
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
 from lamella.images.graph import ImageGraph
-from lamella.images.resolve import find_one, resolve
+from lamella.images.resolve import choose_platform, find_one
 from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
@@ -96,7 +96,7 @@ def _entries(graph: ImageGraph, name: ImageName, platform: Platform | None) -> l
     if image.media_type not in INDEXES:
         return [_entry(image, platform or graph.platform(bare(image)))]  # the platform of the config
     if platform is not None:
-        found = resolve(graph, name.tag, platform, name.position).descriptor
+        found = choose_platform(graph, name.tag, platform, name.position).descriptor
         return [_entry(found, graph.platform(found))]
     return [
         _entry(entry, graph.platform(entry)) if is_image_entry(entry) else entry for entry in graph.entries([image])

@@ -14,7 +14,7 @@ from msgspec.structs import force_setattr
 from msgspec.structs import replace as replaced
 
 from lamella.errors import InvalidInput
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.images.transports import ImageName, open_writer, parse_image_name
 from lamella.oci.config import History, ImageConfig, RootFs
 from lamella.oci.platform import Platform, parse_platform
@@ -272,7 +272,7 @@ def mutate(
     of ``source`` are read, unless the target lacks its layers. Raises InvalidInput, NotFound, AlreadyExists.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
-    with open_image(source, platform) as image:
+    with open_platform_image(source, platform) as image:
         draft = with_annotations(with_settings(draft_of(image), settings), annotations or {})
         with open_writer(target, replace=replace) as writer:
             return write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)

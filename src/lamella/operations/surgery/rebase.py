@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace as replaced
 
 from lamella.errors import Conflict, InvalidInput
-from lamella.images.image import Image, open_image
+from lamella.images.resolve import PlatformImage, open_platform_image
 from lamella.images.transports import REGISTRY, ImageName, open_writer, parse_image_name
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
@@ -49,17 +49,17 @@ def rebase(
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     with ExitStack() as stack:
-        image = stack.enter_context(open_image(source, platform))
+        image = stack.enter_context(open_platform_image(source, platform))
         old_base = old_base or _noted_base(image, with_digest=True)
         new_base = new_base or _noted_base(image, with_digest=False)
-        old = stack.enter_context(open_image(old_base, image.platform))
-        new = stack.enter_context(open_image(new_base, image.platform))
+        old = stack.enter_context(open_platform_image(old_base, image.platform))
+        new = stack.enter_context(open_platform_image(new_base, image.platform))
         draft = rebased(image, old, new)
         with open_writer(target, replace=replace) as writer:
             return write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
 
 
-def rebased(image: Image, old: Image, new: Image) -> Draft:
+def rebased(image: PlatformImage, old: PlatformImage, new: PlatformImage) -> Draft:
     """``image`` with the layers of ``new`` in place of those of ``old``, which it must begin with.
 
     Its config stays, variables included: what the new base sets in its own config does not get in. Only the version of
@@ -87,7 +87,7 @@ def rebased(image: Image, old: Image, new: Image) -> Draft:
     return replaced(draft, config=config, layers=layers, manifest=manifest)
 
 
-def _check_built_on(image: Image, old: Image) -> None:
+def _check_built_on(image: PlatformImage, old: PlatformImage) -> None:
     if len(old.layers) > len(image.layers):
         raise Conflict(
             f"{_called(image)} has {len(image.layers)} layers, fewer than the {len(old.layers)} of {_called(old)}, "
@@ -102,13 +102,13 @@ def _check_built_on(image: Image, old: Image) -> None:
             )
 
 
-def _check_platform(image: Image, new: Image) -> None:
+def _check_platform(image: PlatformImage, new: PlatformImage) -> None:
     mine, other = image.config, new.config
     if (mine.os, mine.architecture) != (other.os, other.architecture):
         raise Conflict(f"{_called(image)} is for {image.platform}, and {_called(new)} for {new.platform}")
 
 
-def _own_history(image: Image, old: Image) -> list[History]:
+def _own_history(image: PlatformImage, old: PlatformImage) -> list[History]:
     """The steps behind those of the old base."""
     history, below = image.config.history, old.config.history
     if draft_of(old).accounted and history[: len(below)] == below:
@@ -122,7 +122,7 @@ def _own_history(image: Image, old: Image) -> list[History]:
     return list(history[at:])
 
 
-def _noted_base(image: Image, *, with_digest: bool) -> ImageName:
+def _noted_base(image: PlatformImage, *, with_digest: bool) -> ImageName:
     annotations = image.manifest.annotations
     name, digest = annotations.get(BASE_NAME), annotations.get(BASE_DIGEST)
     if not name or (with_digest and not digest):
@@ -135,5 +135,5 @@ def _noted_base(image: Image, *, with_digest: bool) -> ImageName:
     return parse_image_name(f"docker://{reference.name}@{digest}" if with_digest else f"docker://{reference}")
 
 
-def _called(image: Image) -> str:
+def _called(image: PlatformImage) -> str:
     return str(image.name or image.descriptor.digest)

@@ -21,7 +21,7 @@ from lamella.changes.single_layer import links_shown
 from lamella.changes.tree import MemorySink, MemoryTree, streams_of, walk
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
-from lamella.images.image import Image, ImageLayer, open_image
+from lamella.images.resolve import ImageLayer, PlatformImage, open_platform_image
 from lamella.images.transports import ImageName
 from lamella.layers import kinds
 from lamella.layers.windows.transforms import posix_from_windows
@@ -62,7 +62,7 @@ def fingerprinted_place(
         with _walked(place, cancel) if of_windows is None else of_windows(Path(path), spelling) as changes:
             apply(fingerprinted(links_shown(changes, tree)), MemorySink(tree), cancel=cancel)
         return tree, windows
-    with open_image(place, platform) as image, ExitStack() as stack:
+    with open_platform_image(place, platform) as image, ExitStack() as stack:
         windows = is_windows(image)
         tree = MemoryTree(streams=windows)
         if progress is not None:
@@ -181,13 +181,13 @@ def compare(
     for place in (old, new):
         if isinstance(place, str):
             refuse_path(place)
-    with open_image(old, platform) as one, open_image(new, platform) as other:
+    with open_platform_image(old, platform) as one, open_platform_image(new, platform) as other:
         return compare_images(one, other, ignore=ignore, exclude=exclude, depth=depth, progress=progress, cancel=cancel)
 
 
 def compare_images(
-    old: Image,
-    new: Image,
+    old: PlatformImage,
+    new: PlatformImage,
     *,
     ignore: Collection[str] = (),
     exclude: Collection[str] = (),
@@ -252,21 +252,21 @@ def _walk(ignore: Collection[str], exclude: Collection[str], depth: int) -> _Wal
     return _Walk(frozenset(ignore), [pattern.strip("/") for pattern in exclude], depth)
 
 
-def _diff_ids(image: Image) -> list[Digest]:
+def _diff_ids(image: PlatformImage) -> list[Digest]:
     return [layer.diff_id for layer in image.layers]
 
 
 # Config ----------------------------------------------------------------------------------------------------------
 
 
-def _fields(old: Image, new: Image, ignore: Collection[str]) -> Iterator[FieldDifference]:
+def _fields(old: PlatformImage, new: PlatformImage, ignore: Collection[str]) -> Iterator[FieldDifference]:
     one, other = _flat(old), _flat(new)
     for name in sorted({*one, *other}):
         if name.partition(".")[0] not in ignore and one.get(name) != other.get(name):
             yield FieldDifference(name, one.get(name), other.get(name))
 
 
-def _flat(image: Image) -> dict[str, Any]:
+def _flat(image: PlatformImage) -> dict[str, Any]:
     """The fields of config and annotations by name, maps taken apart; diff ids belong to the layers."""
     document: dict[str, Any] = json.loads(encode(image.config))
     document.pop("rootfs")

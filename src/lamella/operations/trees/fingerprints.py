@@ -16,7 +16,7 @@ from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Put, Str
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest
 from lamella.errors import Unsupported
-from lamella.images.image import ImageLayer
+from lamella.images.resolve import ImageLayer
 from lamella.layers.windows.casefold import Spelling
 from lamella.operations.layers.read import layer_changes
 

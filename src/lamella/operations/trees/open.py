@@ -18,7 +18,7 @@ from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
     from lamella.changes.tree import MemoryTree
-    from lamella.images.image import Image
+    from lamella.images.resolve import PlatformImage
     from lamella.layers.windows.casefold import Spelling
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
@@ -72,10 +72,10 @@ def open_tree(
         with blob_tree(Path(path), progress=progress, cancel=cancel) as tree:
             yield tree
     else:
-        from lamella.images.image import open_image
+        from lamella.images.resolve import open_platform_image
 
         refuse_path(place)
-        with open_image(place, platform) as image, image_tree(image, progress=progress, cancel=cancel) as tree:
+        with open_platform_image(place, platform) as image, image_tree(image, progress=progress, cancel=cancel) as tree:
             yield tree
 
 
@@ -94,7 +94,9 @@ def refuse_path(place: str) -> None:
 
 
 @contextmanager
-def image_tree(image: Image, *, progress: Progress | None = None, cancel: Cancellation | None = None) -> Iterator[Tree]:
+def image_tree(
+    image: PlatformImage, *, progress: Progress | None = None, cancel: Cancellation | None = None
+) -> Iterator[Tree]:
     """The merged view of an image, good until the block ends.
 
     The layers are read once, whole, and checked as they are when unpacked; the content of a file is read from its layer

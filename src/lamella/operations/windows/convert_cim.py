@@ -16,7 +16,7 @@ from lamella.changes.losses import Losses
 from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported, from_os
 from lamella.images.contract import ImageReader, StoredImage
-from lamella.images.image import Image, image_from
+from lamella.images.resolve import PlatformImage, resolve_image
 from lamella.images.transports import ON_DISK, ImageName, open_writer, parse_image_name
 from lamella.layers.kinds import LAYER_KINDS
 from lamella.layers.windows.names import AS_WINDOWS
@@ -67,7 +67,7 @@ def cims_to_image(
             hint="keep the image that they were made of",
         )
     with CimDirectory(directory) as reader:
-        image = image_from(reader)
+        image = resolve_image(reader)
         if target.form in ON_DISK:
             refuse_within(directory, target.path, "the image")
         with open_writer(target, replace=replace) as writer:
@@ -77,7 +77,9 @@ def cims_to_image(
     return Tarred(finished, kept)
 
 
-def _draft(image: Image, directory: Path, compression: str | None, level: int | None, losses: Losses | None) -> Draft:
+def _draft(
+    image: PlatformImage, directory: Path, compression: str | None, level: int | None, losses: Losses | None
+) -> Draft:
     """The image with each layer told from its composite image."""
     layers, place = [], LAYER_KINDS["cim"].layer_place
     for number, layer in enumerate(image.layers):

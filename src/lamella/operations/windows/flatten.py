@@ -22,7 +22,7 @@ from lamella.operations.windows.image_hives import with_deltas
 from lamella.paths import LayerPath, beneath
 
 if TYPE_CHECKING:
-    from lamella.images.image import ImageLayer
+    from lamella.images.resolve import ImageLayer
     from lamella.progress import Cancellation, Progress
 
 _DELTAS: Final = {f"{HIVES}/{called}_delta".lower(): name for name, called in HIVE_NAMES.items()}

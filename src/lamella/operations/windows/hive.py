@@ -87,9 +87,9 @@ def _content(
         if not path:
             raise InvalidInput(f"no file in {name!r} is named", hint="write it as IMAGE::PATH")
         if _of_an_image(place) and names_a_hive(path):
-            from lamella.images.image import open_image
+            from lamella.images.resolve import open_platform_image
 
-            with open_image(name, platform) as image:
+            with open_platform_image(name, platform) as image:
                 if is_windows(image):
                     hive = image_hive(image, path, layer=layer, dirty=dirty, progress=progress)
                     if hive.note is not None and tell is not None:

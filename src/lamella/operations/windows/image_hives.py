@@ -18,7 +18,7 @@ from lamella.paths import beneath, parse_path
 
 if TYPE_CHECKING:
     from lamella.formats.regf import Key
-    from lamella.images.image import Image
+    from lamella.images.resolve import PlatformImage
     from lamella.progress import Cancellation, Progress
 
 FILE, DELTA, MERGED = "file", "delta", "merged"
@@ -56,7 +56,7 @@ def names_a_hive(path: str) -> bool:
 
 
 def image_hive(
-    image: Image,
+    image: PlatformImage,
     path: str,
     *,
     layer: int | None = None,
@@ -113,7 +113,9 @@ def with_deltas(base: bytes, deltas: Iterable[bytes], *, dirty: bool = False) ->
     return encode_hive(root, file_name="" if hive is None else hive.file_name)
 
 
-def _found(image: Image, name: str, count: int, progress: Progress | None, cancel: Cancellation | None) -> _Found:
+def _found(
+    image: PlatformImage, name: str, count: int, progress: Progress | None, cancel: Cancellation | None
+) -> _Found:
     layers = image.layers[:count]
     config, delta = names.folded(f"{CONFIG}{name}"), names.folded(f"{HIVES}/{HIVE_NAMES[name]}_Delta")
     found, spelling = _Found(), Spelling()

@@ -19,7 +19,7 @@ from lamella.operations.layers.read import checked_reader
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
-    from lamella.images.image import ImageLayer
+    from lamella.images.resolve import ImageLayer
     from lamella.progress import Cancellation, Progress
 
 _POLICY: Final = Policy(Owners.IGNORE, Devices.SKIP)

@@ -34,7 +34,7 @@ from lamella.errors import (
     NotFound,
     UnsafePath,
 )
-from lamella.images.image import Image, image_from
+from lamella.images.resolve import PlatformImage, resolve_image
 from lamella.layers.directory.dirfd_cache import remove_tree
 from lamella.oci.config import chain_ids
 from lamella.progress import LinkedCancellation
@@ -133,7 +133,7 @@ def unpack_image(
     losses = losses if losses is not None else Losses()
     with under_lease(space) as held:
         reader = StoreReader(held, target=target)
-        image = image_from(reader, platform=platform)
+        image = resolve_image(reader, platform=platform)
         name = _snapshotter(held, image, snapshotter)
         assert held.lease is not None  # noqa: S101  # that is what `under_lease` is for
         held.leases.add(held.lease, Resource(CONTENT, image.descriptor.digest))  # and so all that it needs
@@ -146,7 +146,7 @@ def unpack_image(
     return Unpacked(image.descriptor, name, top, layers, losses)
 
 
-def _snapshotter(space: LocalNamespace, image: Image, given: str | None) -> str:
+def _snapshotter(space: LocalNamespace, image: PlatformImage, given: str | None) -> str:
     """The name of the snapshotter for the image. Raises InvalidInput where ``given`` is one for another system."""
     windows = image.config.os == "windows"
     if given is None:
@@ -167,7 +167,7 @@ class _Unpacking:
         self,
         space: LocalNamespace,
         snapshotter: str,
-        image: Image,
+        image: PlatformImage,
         policy: Policy | None,
         losses: Losses,
         progress: Progress | None,

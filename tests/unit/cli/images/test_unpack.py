@@ -18,7 +18,7 @@ import pytest
 from tests.unit.cli.processes import FORKS, children, only_child, wait_for, where_forked
 
 from lamella.changes.diff import diff
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.oci.config import ContainerConfig
 from lamella.operations.unpack import unpack
@@ -275,7 +275,7 @@ def test_a_large_image_is_read_by_a_process_of_its_own_and_comes_out_the_same(
     ) as process:
         only_child(process)
         output, _ = process.communicate(timeout=60)
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         unpacked = unpack(image, tmp_path / "here")
     tree = tmp_path / "out/rootfs" if "--bundle" in options else tmp_path / "out"
     with DirectoryTree(tmp_path / "here") as expected, DirectoryTree(tree) as actual:
@@ -296,7 +296,7 @@ def test_nothing_is_forked_beside_another_thread(
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        with open_image(name) as image:
+        with open_platform_image(name) as image:
             unpack(image, tmp_path / "out", apart=True)
     finally:
         done.set()
@@ -315,7 +315,7 @@ def test_where_no_process_can_be_made_the_image_is_read_here(
 
     monkeypatch.setattr(os, "fork", fork)
     monkeypatch.setattr("lamella.layers.process_reader.possible", lambda: True)
-    with open_image(make_image([file("random", os.urandom(5 << 20))])) as image:
+    with open_platform_image(make_image([file("random", os.urandom(5 << 20))])) as image:
         unpack(image, tmp_path / "out", apart=True)
     assert tried == [True]
     assert (tmp_path / "out/random").stat().st_size == 5 << 20

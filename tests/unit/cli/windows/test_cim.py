@@ -34,7 +34,7 @@ from lamella.formats.ntfs.attributes import NORMAL
 from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.host.windows.cimfs import WindowsBuild
 from lamella.host.windows.system import WindowsSystem
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.layers.cim.block import layer as place
 from lamella.layers.cim.image_files import CimLayer
 from lamella.operations.layers.apply import apply_blob
@@ -532,7 +532,7 @@ def test_a_large_layer_is_read_by_a_process_of_its_own_and_gives_the_same_images
     else:
         name = image_of(tmp_path, large(), *LAYERS[1:])
         command = [program, "unpack", name, tmp_path / "out", "--as", "cim", "--platform", "windows/amd64"]
-        with open_image(name, "windows/amd64") as image:
+        with open_platform_image(name, "windows/amd64") as image:
             unpack(image, tmp_path / "here", kind="cim")
     with subprocess.Popen(command) as process:
         only_child(process)

@@ -16,7 +16,7 @@ from lamella.changes.apply import apply
 from lamella.changes.dump import dump
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput, LamellaError, LossRefused, NotFound
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.layers.policy import Owners
 from lamella.layers.tar.sink import TarSink
 from lamella.operations.surgery.new_layers import Directory, File, FileLike, Symlink, changes_of
@@ -168,7 +168,7 @@ def test_of_the_base_only_documents_are_read_where_the_target_has_its_layers(
     spoil_layers(base)
     lamella.append(base, {"new": b""}, base)
     lamella.mutate(base, base, lamella.Settings(user="app"))
-    with open_image(base) as image:
+    with open_platform_image(base) as image:
         assert len(image.layers) == 2
 
 

@@ -16,7 +16,7 @@ import lamella
 from lamella.changes.model import Change, Put
 from lamella.changes.tree import walk
 from lamella.errors import InvalidInput
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.operations.layers.write import LayerOptions, write_layer
 from lamella.operations.surgery.flatten import parse_layers
 from lamella.operations.trees.open import open_tree
@@ -40,11 +40,11 @@ LAYERS: list[list[Change]] = [
 def test_a_range_becomes_one_layer_and_the_view_stays(make_image: MakeImage, view: View, chosen: str) -> None:
     name = make_image(*LAYERS)
     before = view(name)
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         layers = image.layers
     merged = lamella.flatten(name, name, layers=chosen)
     numbers = parse_layers(chosen, 5)
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         kept = [layer.diff_id for layer in layers if layers.index(layer) not in numbers]
         assert [layer.diff_id for layer in image.layers if layer.diff_id in kept] == kept
         assert image.layers[numbers.start].diff_id == merged.written.facts.diff_id
@@ -74,7 +74,7 @@ def test_steps_without_a_layer_keep_their_places(
     name = make_image(*LAYERS)
     rewrite(name, with_steps)
     lamella.flatten(name, name, layers=range(1, 3))
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         assert [(step.created_by, step.empty_layer) for step in image.config.history] == [
             ("step 0", False),
             ("ENV", True),
@@ -90,14 +90,14 @@ def test_steps_without_a_layer_keep_their_places(
 @pytest.mark.parametrize("chosen", ["5", "3..1", "1..5", "a", "..", "-1", range(2), range(0, 4, 2), range(3, 9)])
 def test_layers_that_are_not_there_are_refused(make_image: MakeImage, chosen: str | range) -> None:
     name = make_image(*LAYERS)
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         before = image.descriptor.digest
     if chosen in ("..", range(2)):
         lamella.flatten(name, name, layers=chosen)
         return
     with pytest.raises(InvalidInput):
         lamella.flatten(name, name, layers=chosen)
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         assert image.descriptor.digest == before
 
 

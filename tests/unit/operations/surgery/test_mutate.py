@@ -13,7 +13,7 @@ import pytest
 
 import lamella
 from lamella.errors import InvalidInput
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.oci.config import ContainerConfig
 from lamella.oci.documents import encode
 from lamella.testing.builders import file
@@ -38,7 +38,7 @@ def image(make_image: MakeImage) -> str:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    with open_image(name) as image:
+    with open_platform_image(name) as image:
         found: dict[str, Any] = json.loads(encode(image.config))
         return found
 
@@ -89,7 +89,7 @@ def test_where_nothing_changes_the_digest_stays(image: str, rewrite: Rewrite, tm
         config["config"]["Healthcheck"] = {"Test": ["NONE"]}
 
     rewrite(image, odd)  # written with spaces, which Lamella would not do
-    with open_image(image) as opened:
+    with open_platform_image(image) as opened:
         before = opened.descriptor.digest
     assert lamella.mutate(image, f"oci:{tmp_path}/other:x").descriptor.digest == before
     same = lamella.mutate(image, f"oci-archive:{tmp_path}/a.tar:x", lamella.Settings(env={"A": "1"}, user=""))

@@ -11,7 +11,7 @@ import pytest
 
 import lamella
 from lamella.errors import Conflict, InvalidInput, NotFound
-from lamella.images.image import open_image
+from lamella.images.resolve import open_platform_image
 from lamella.oci.config import ContainerConfig, History
 from lamella.operations.surgery.rebase import BASE_DIGEST, BASE_NAME, rebased
 from lamella.testing.builders import directory, file
@@ -37,7 +37,7 @@ def test_the_layers_of_the_base_change_and_the_rest_stays(images: tuple[str, str
     app, old, new = images
     target = f"oci:{tmp_path}/out:it"
     finished = lamella.rebase(app, target, old_base=old, new_base=new)
-    with open_image(app) as one, open_image(new) as base, open_image(target) as image:
+    with open_platform_image(app) as one, open_platform_image(new) as base, open_platform_image(target) as image:
         assert [layer.diff_id for layer in image.layers] == [base.layers[0].diff_id, one.layers[2].diff_id]
         assert image.descriptor.digest == finished.descriptor.digest
         assert image.config.config == one.config.config
@@ -72,9 +72,9 @@ def test_the_platform_must_be_the_images(images: tuple[str, str, str], make_imag
     with pytest.raises(NotFound, match="no image named 'it' for linux/amd64"):
         lamella.rebase(app, app, old_base=old, new_base=other)
     with (
-        open_image(app) as image,
-        open_image(old) as below,
-        open_image(other) as base,
+        open_platform_image(app) as image,
+        open_platform_image(old) as below,
+        open_platform_image(other) as base,
         pytest.raises(Conflict, match=r"is for linux/amd64, and .* for linux/arm64"),
     ):
         rebased(image, below, base)
@@ -100,7 +100,7 @@ def test_the_steps_behind_the_old_base_are_kept(images: tuple[str, str, str], re
     rewrite(old, below)
 
     def names() -> list[History]:
-        with open_image(app) as image, open_image(old) as base, open_image(new) as other:
+        with open_platform_image(app) as image, open_platform_image(old) as base, open_platform_image(new) as other:
             return rebased(image, base, other).config.history
 
     assert [step.created_by for step in names()] == ["step 0", "c"]

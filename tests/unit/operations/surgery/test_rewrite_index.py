@@ -14,8 +14,7 @@ import pytest
 import lamella
 from lamella.errors import Conflict, InvalidInput, LossRefused, NotFound, Unsupported
 from lamella.images.graph import SUBJECT
-from lamella.images.image import open_image
-from lamella.images.resolve import find_one
+from lamella.images.resolve import find_one, open_platform_image
 from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.index import Index, decode_index
 from lamella.oci.platform import parse_platform
@@ -96,7 +95,7 @@ def test_only_the_platforms_that_are_wanted_stay_with_what_is_about_them(source:
     assert [str(one) for one in found.kept] == ["linux/arm/v7", "linux/arm64"]
     assert [str(one) for one in found.left_out] == ["linux/amd64", "linux/arm/v6"]
     assert digests(source)[:4] == [image.descriptor["digest"] for image in (V7, AMD, ARM64, V6)]
-    with open_image(target, "linux/arm/v7") as image:
+    with open_platform_image(target, "linux/arm/v7") as image:
         assert image.descriptor.digest == V7.descriptor["digest"]
         for layer in image.layers:
             layer.open().close()
@@ -140,7 +139,7 @@ def test_indexes_in_an_index_are_cut_down_too(tmp_path: Path) -> None:
     lamella.subset(name, target, ["linux/arm64", "linux/arm/v6"])
     assert len(read(target).manifests) == 2
     assert digests(target)[1] == V6.descriptor["digest"]
-    with open_image(target, "linux/arm64") as image:
+    with open_platform_image(target, "linux/arm64") as image:
         assert image.descriptor.digest == ARM64.descriptor["digest"]
 
 
@@ -226,7 +225,7 @@ def test_layers_are_compressed_another_way_and_stay_the_same_layers(
 ) -> None:
     target = f"oci:{tmp_path}/out:x"
     done = lamella.convert(f"{singles}:amd", target, compression=compression)
-    with open_image(f"{singles}:amd") as before, open_image(target) as after:
+    with open_platform_image(f"{singles}:amd") as before, open_platform_image(target) as after:
         assert [layer.diff_id for layer in before.layers] == [layer.diff_id for layer in after.layers]
         assert {layer.compression for layer in after.layers} == {compression}
         assert before.manifest.config.digest == after.manifest.config.digest
@@ -275,7 +274,7 @@ def test_annotations_stay_but_those_that_tell_of_the_compressed_bytes(tmp_path: 
     image.blobs[digest(raw)] = raw
     name = f"oci:{write_layout(str(tmp_path / 'source'), [tagged(image.descriptor, 'x')], image.blobs)}:x"
     lamella.convert(name, f"oci:{tmp_path}/out:x", compression="zstd")
-    with open_image(f"oci:{tmp_path}/out:x") as after:
+    with open_platform_image(f"oci:{tmp_path}/out:x") as after:
         assert after.manifest.annotations == kept
         assert after.layers[0].descriptor.annotations == kept
     losses = lamella.Losses()
@@ -307,7 +306,7 @@ def test_foreign_layers_are_left_alone(tmp_path: Path) -> None:
     name = f"oci:{write_layout(str(tmp_path / 'source'), [tagged(image.descriptor, 'x')], image.blobs)}:x"
     done = lamella.convert(name, f"oci:{tmp_path}/out:x", compression="none", format="docker")
     assert (len(done.layers), done.kept) == (1, 1)
-    with open_image(f"oci:{tmp_path}/out:x") as after:
+    with open_platform_image(f"oci:{tmp_path}/out:x") as after:
         assert [layer.descriptor.media_type for layer in after.layers] == [
             "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
             "application/vnd.docker.image.rootfs.diff.tar",

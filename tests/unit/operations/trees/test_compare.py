@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import lamella
 from lamella.changes.model import Content, Inline
 from lamella.errors import InvalidInput
-from lamella.images.image import ImageLayer
+from lamella.images.resolve import ImageLayer
 from lamella.oci.config import ContainerConfig
 from lamella.operations.trees.fingerprints import fingerprint
 from lamella.testing.builders import device, directory, file, link, sparse, symlink, whiteout
