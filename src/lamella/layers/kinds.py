@@ -269,9 +269,13 @@ def tree(kind: str, place: Path) -> OpenTree:
     return make(place)
 
 
-def kind_of_form(form: str) -> str | None:
-    """The kind of layer whose trees are named ``form:PATH``; None if there is none."""
-    return _with_form(form, LAYER_KINDS.built_in) or _with_form(form, LAYER_KINDS.rows())
+def kind_of_form(form: str, *, installed: bool = True) -> str | None:
+    """The kind of layer whose trees are named ``form:PATH``; None if there is none.
+
+    Kinds that other packages add are considered if ``installed`` is true.
+    """
+    found = _with_form(form, LAYER_KINDS.built_in)
+    return _with_form(form, LAYER_KINDS.rows()) if found is None and installed else found
 
 
 def _with_form(form: str, rows: dict[str, LayerKind]) -> str | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, LamellaError, Unsupported
 from lamella.images.options import RegistryOptions, current_options
-from lamella.images.transports import REGISTRY, ImageName, parse_image_name
+from lamella.images.transports import ImageName, Syntax, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.reference import Reference, parse_reference
 
@@ -62,7 +62,7 @@ def registry_name(text: str) -> str:
     return reference.registry
 
 
-_FORM = f"{REGISTRY}://"
+_FORM: Final = "docker://"
 
 
 class Deleted(Struct, frozen=True):
@@ -112,7 +112,7 @@ def list_referrers(
     from lamella.registry.reader import open_registry
 
     name = parse_image_name(image) if isinstance(image, str) else image
-    if name.form != REGISTRY:
+    if name.syntax is not Syntax.REGISTRY:
         raise Unsupported(f"{name}: only registries list what is about an image", hint=f"name it as {_FORM}HOST/NAME")
     with open_registry(name, current_options()) as reader:
         if platform is None:

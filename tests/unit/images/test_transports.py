@@ -40,7 +40,7 @@ def test_forms_paths_and_tags(text: str, expected: ImageName) -> None:
 def test_a_name_without_a_form_gets_the_forms_as_a_hint(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_image_name(text)
-    assert "oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF]" in (caught.value.hint or "")
+    assert "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF]" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["dir:a", "cim:a.cim"])

@@ -60,9 +60,9 @@ def copied_summary(copied: Copied) -> str:
 def check_direction(verb: str, image: str, *, in_registry: bool) -> None:
     """Refuse an image that is on the wrong side for ``verb``. Raises InvalidInput."""
     from lamella.errors import InvalidInput
-    from lamella.images.transports import REGISTRY, parse_image_name
+    from lamella.images.transports import Syntax, parse_image_name
 
-    if (parse_image_name(image).form == REGISTRY) != in_registry:
+    if (parse_image_name(image).syntax is Syntax.REGISTRY) != in_registry:
         where = "not in a registry" if in_registry else "in a registry"
         raise InvalidInput(
             f"{verb}: {image[:300]!r} is {where}",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lamella.images.transports import ON_DISK, STORE, ImageName, parse_image_name
+from lamella.images.transports import STORE, ImageName, Syntax, parse_image_name
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.copy import Copied, copy_image
 from lamella.store.contract import Resource
@@ -41,7 +41,7 @@ def export_image(
     target = parse_image_name(target) if isinstance(target, str) else target
     source = parse_image_name(f"{STORE}:{name}")
     tag = target.tag
-    if tag is None and target.form in ON_DISK and source.tag is not None:
+    if tag is None and target.syntax is Syntax.PATH and source.tag is not None:
         tag = f"{source.path}:{source.tag}"
     with (
         StoreReader(space, source) as reader,

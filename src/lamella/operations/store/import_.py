@@ -13,7 +13,7 @@ from lamella.errors import InvalidInput, LamellaError
 from lamella.images.contract import ImageReader
 from lamella.images.graph import ImageGraph
 from lamella.images.resolve import choose_platform, find, find_one
-from lamella.images.transports import KEPT, REGISTRY, ImageName, parse_image_name
+from lamella.images.transports import ImageName, Syntax, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import is_image_entry
 from lamella.oci.platform import Platform, parse_platform
@@ -144,7 +144,7 @@ def _wanted(
 ) -> dict[str, Descriptor]:
     """The image or index that each full name shall name."""
     reader = graph.reader
-    if name is not None or source.form in (REGISTRY, *KEPT) or source.tag is not None or source.position is not None:
+    if name is not None or source.syntax is not Syntax.PATH or source.tag is not None or source.position is not None:
         full = full_name(name) if name is not None else _own_name(reader, source)
         return {full: _chosen(graph, source.tag, source.position, platform, all_platforms=all_platforms)}
     wanted: dict[str, Descriptor] = {}
@@ -167,7 +167,7 @@ def _wanted(
 
 def _own_name(reader: ImageReader, source: ImageName) -> str:
     """The full name of the one image that ``source`` names."""
-    if source.form in (REGISTRY, *KEPT):
+    if source.syntax is not Syntax.PATH:
         return f"{source.path}:{source.tag}" if source.tag else f"{source.path}@{source.digest}"
     found = {image.digest for image in find(reader, source.tag, source.position)}
     names = [full for listed in reader.images() if listed.descriptor.digest in found for full in _fulls(listed.names)]

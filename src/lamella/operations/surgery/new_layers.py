@@ -26,7 +26,7 @@ from lamella.changes.model import (
     Whiteout,
 )
 from lamella.errors import Conflict, InvalidInput, from_os
-from lamella.images.transports import ON_DISK, ImageName
+from lamella.images.transports import ImageName, Syntax
 from lamella.layers.tar.source import WHITEOUT, tar_changes
 from lamella.operations.atomic_file import refuse_within
 from lamella.operations.copy import Relay
@@ -186,7 +186,7 @@ def new_layers(given: LayerLike | Sequence[LayerLike], options: LayerOptions = D
 
 def refuse_own_source(layers: Iterable[object], target: ImageName) -> None:
     """Raise InvalidInput where the image ``target`` would lie in a directory that one of its layers is made from."""
-    if target.form in ON_DISK:
+    if target.syntax is Syntax.PATH:
         for layer in layers:
             if isinstance(layer, TarredLayer) and layer.directory is not None:
                 refuse_within(layer.directory, target.path, "the image")

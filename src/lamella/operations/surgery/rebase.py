@@ -11,7 +11,7 @@ from msgspec.structs import replace as replaced
 
 from lamella.errors import Conflict, InvalidInput
 from lamella.images.resolve import PlatformImage, open_platform_image
-from lamella.images.transports import REGISTRY, ImageName, open_writer, parse_image_name
+from lamella.images.transports import ImageName, Syntax, open_writer, parse_image_name
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.oci.reference import parse_reference
@@ -79,7 +79,7 @@ def rebased(image: PlatformImage, old: PlatformImage, new: PlatformImage) -> Dra
     if source_date_epoch() is not None:
         config = msgspec.structs.replace(config, created=creation_time())
     annotations = {key: to for key, to in draft.manifest.annotations.items() if key not in (BASE_NAME, BASE_DIGEST)}
-    if new.name is not None and new.name.form == REGISTRY:
+    if new.name is not None and new.name.syntax is Syntax.REGISTRY:
         # A name in another place would tell nobody anything who has the image only.
         annotations[BASE_NAME] = new.name.path + (f":{new.name.tag}" if new.name.tag else "")
         annotations[BASE_DIGEST] = str(new.descriptor.digest)

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 
 from lamella.changes.contracts import Tree
 from lamella.errors import InvalidInput
-from lamella.images.transports import KEPT, ON_DISK, REGISTRY
+from lamella.images.transports import TRANSPORTS
 from lamella.layers import kinds
 from lamella.streams.blob_reader import BlobReader, open_blob
 from lamella.streams.seekable import SeekableBlob
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from lamella.oci.platform import Platform
     from lamella.progress import Cancellation, Progress
 
-_IMAGES: Final = (*ON_DISK, REGISTRY, *KEPT)
-
 
 def names_a_tree(text: str) -> bool:
     """Whether ``text`` begins with a form that `open_tree` takes."""
@@ -34,13 +32,17 @@ def names_a_tree(text: str) -> bool:
 def names_an_image(text: str) -> bool:
     """Whether ``text`` begins with a form of images."""
     form, colon, _ = text.partition(":")
-    return bool(colon) and form in _IMAGES
+    if not colon or form == "blob" or kinds.kind_of_form(form, installed=False) is not None:
+        return False
+    return form in TRANSPORTS
 
 
 def names_a_place(text: str) -> bool:
     """Whether ``text`` begins with a form of `open_tree` that does not name an image."""
     form, colon, _ = text.partition(":")
-    return bool(colon) and (form == "blob" or kinds.kind_of_form(form) is not None)
+    if not colon or form in TRANSPORTS.built_in:
+        return False
+    return form == "blob" or kinds.kind_of_form(form) is not None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported, from_os
 from lamella.images.contract import ImageReader, StoredImage
 from lamella.images.resolve import PlatformImage, resolve_image
-from lamella.images.transports import ON_DISK, ImageName, open_writer, parse_image_name
+from lamella.images.transports import ImageName, Syntax, open_writer, parse_image_name
 from lamella.layers.kinds import LAYER_KINDS
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.oci.descriptor import Descriptor
@@ -68,7 +68,7 @@ def cims_to_image(
         )
     with CimDirectory(directory) as reader:
         image = resolve_image(reader)
-        if target.form in ON_DISK:
+        if target.syntax is Syntax.PATH:
             refuse_within(directory, target.path, "the image")
         with open_writer(target, replace=replace) as writer:
             draft = _draft(image, directory, compression, level, losses)
