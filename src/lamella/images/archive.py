@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a file, or of what a compressed file holds, as files of their own."""
+"""Tar archives of images, plain or compressed, whose members can be opened by name."""
 
 from __future__ import annotations
 
@@ -34,61 +34,58 @@ _HEADERS: Final = 32 << 10
 _CHUNK: Final = 1 << 20
 
 _SKIPPED: Final = memoryview(bytes(1 << 20))
-"""Stands for bytes that are passed over."""
+"""Substitute for data that is skipped."""
 
 
 class HeaderStream(Protocol):
-    """Gives a tar reader its buffers, and may give anything in place of data that nobody will look at."""
+    """The buffers of an archive for a tar reader; data that the reader skips may be replaced by zeros."""
 
     def next_buffer(self) -> memoryview:
         """The next part of the archive; empty at its end."""
         ...
 
     def skip_to(self, offset: int) -> None:
-        """Nobody looks at what lies before ``offset`` and has not been given yet."""
+        """Allow zeros for the data between here and ``offset``."""
         ...
 
 
 class ArchiveSource(Protocol):
-    """The bytes of a tar archive: once in order, then any part of them."""
+    """The bytes of a tar archive: once in order, then by random access."""
 
     def stream(self) -> AbstractContextManager[HeaderStream]:
-        """All of it, from the start."""
+        """The whole archive, from the start."""
         ...
 
     def window(self, offset: int, size: int) -> BinaryIO:
-        """A part of it, good even after `close`."""
+        """A part of the archive as a file, usable after `close` too."""
         ...
 
     def close(self) -> None:
-        """Let go. May be called again."""
+        """Release the file. May be called again."""
         ...
 
 
 class PlainSource:
-    """An archive that is not compressed. Owns the descriptor it is given."""
+    """An uncompressed archive. Owns the file descriptor."""
 
     def __init__(self, file: int) -> None:
         self._file = file
 
     @contextmanager
     def stream(self) -> Iterator[HeaderStream]:
-        """The headers; data is passed over without being read."""
         yield _Headers(self._file)
 
     def window(self, offset: int, size: int) -> BinaryIO:
-        """A part of the file."""
         return cast("BinaryIO", Window(os.dup(self._file), offset, size))
 
     def close(self) -> None:
-        """Close the file."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
 
 
 class CompressedSource:
-    """An archive that is compressed as a whole. Owns the descriptor it is given."""
+    """An archive that is compressed as a whole. Owns the file descriptor."""
 
     def __init__(self, file: int) -> None:
         from lamella.streams.seekable import SeekableBlob
@@ -101,7 +98,6 @@ class CompressedSource:
 
     @contextmanager
     def stream(self) -> Iterator[HeaderStream]:
-        """All of it, decompressed, and checked at its end."""
         from lamella.streams.blob_reader import BlobReader
 
         with self._open() as file, BlobReader(file, hash_blob=False, hash_stream=False) as reader:
@@ -109,13 +105,11 @@ class CompressedSource:
             reader.finish()
 
     def window(self, offset: int, size: int) -> BinaryIO:
-        """A part of what the file holds."""
         with self._lock:
             self._users += 1
         return cast("BinaryIO", StreamWindow(lambda at: self._blob.chunks(offset + at, size - at), size, self._leave))
 
     def close(self) -> None:
-        """Let go, as soon as no window is open."""
         if not self._closed:
             self._closed = True
             self._leave()
@@ -157,26 +151,23 @@ class _Sequential:
         self.next_buffer = next_buffer
 
     def skip_to(self, offset: int) -> None:
-        """There is no way past compressed bytes."""
+        pass  # compressed data cannot be skipped
 
 
 class _Positioned(io.RawIOBase):
-    """A file of a known size that can be read and sought in."""
+    """A seekable file of a known size."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._position = 0
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position in the window."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError("negative position")
@@ -184,11 +175,9 @@ class _Positioned(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """The position in the window."""
         return self._position
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Read what fits of what is left."""
         left = self._size - self._position
         view = memoryview(buffer).cast("B")[: max(left, 0)]
         count = self._fill(view) if view else 0
@@ -196,12 +185,12 @@ class _Positioned(io.RawIOBase):
         return count
 
     def _fill(self, view: memoryview) -> int:
-        """Read something, at the position, into a view that is not empty."""
+        """Read at least one byte at the position into a view that is not empty."""
         raise NotImplementedError
 
 
 class Window(_Positioned):
-    """A part of a file. Owns the descriptor it is given, and shares no position with others."""
+    """A part of a file. Owns the file descriptor, and shares no position with others."""
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
         super().__init__(size)
@@ -212,14 +201,13 @@ class Window(_Positioned):
         return os.preadv(self._descriptor, [view], self._offset + self._position)
 
     def close(self) -> None:
-        """Close the window and its descriptor."""
         if not self.closed:
             os.close(self._descriptor)
         super().close()
 
 
 class StreamWindow(_Positioned):
-    """A part of a stream that can be read from any position on; ``closed`` is called once, at the end."""
+    """A part of a stream that can be read from any position on; ``leave`` is called once, by `close`."""
 
     def __init__(self, chunks: Callable[[int], Iterator[Buffer]], size: int, leave: Callable[[], None]) -> None:
         super().__init__(size)
@@ -241,7 +229,6 @@ class StreamWindow(_Positioned):
         return count
 
     def close(self) -> None:
-        """Let go of the stream."""
         if not self.closed:
             self._chunks = None
             self._leave()
@@ -252,7 +239,7 @@ MAX_MEMBERS: Final = 100_000
 """Members of one archive; an image has a few for each of its layers."""
 
 MAX_LINKS: Final = 8
-"""Links from one name to the file it means."""
+"""Links from one member to the next that are followed."""
 
 _COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _OTHERS: Final = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
@@ -264,16 +251,16 @@ class _Member(Struct, frozen=True):
     offset: int
     size: int
     target: str
-    """What a link says."""
+    """Of a link."""
     sparse: bool
 
 
 class Archive:
     """A tar archive, plain or compressed as a whole, indexed by name when it is opened.
 
-    Of a plain one only the headers are read then. Links are followed inside the archive alone. A name that is there
-    twice with two contents is refused when it is used, since readers would differ about it. Usable from several
-    threads.
+    Opening a plain archive reads only the headers. Links are followed only inside the archive. A name that occurs twice
+    with two contents is refused when it is used, since readers would disagree. ``cancel`` ends the indexing and
+    `sha256`. Usable from several threads.
     """
 
     def __init__(self, path: str, where: str, cancel: Cancellation | None = None) -> None:
@@ -288,15 +275,18 @@ class Archive:
             raise
 
     def close(self) -> None:
-        """Let go of the archive; windows that are open stay so."""
+        """Close the archive; open files stay usable."""
         self._source.close()
 
     def __contains__(self, path: str) -> bool:
         return path in self._members
 
     def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
-        """The regular file at ``path``, links followed, and its size. Raises NotFound, InvalidInput, Unsupported."""
-        member = self._only(path)
+        """Open the regular file at ``path``, links followed. Returns it with its size.
+
+        Raises NotFound, InvalidInput, Unsupported.
+        """
+        member = self._unambiguous(path)
         for _ in range(MAX_LINKS):
             if member.kind == "0":
                 break
@@ -312,14 +302,14 @@ class Archive:
                 path = parse_path(goal)
             except InvalidInput as problem:
                 raise InvalidInput(f"{self.where}: {path} is a link out of the archive: {problem}") from None
-            member = self._only(path)
+            member = self._unambiguous(path)
         else:
             raise InvalidInput(f"{self.where}: {path}: more than {MAX_LINKS} links from name to name")
         if member.sparse:
             raise Unsupported(f"{self.where}: {path} is stored as a sparse file")
         return self._source.window(member.offset, member.size), member.size
 
-    def _only(self, path: str) -> _Member:
+    def _unambiguous(self, path: str) -> _Member:
         found = self._members.get(path)
         if not found:
             raise NotFound(f"{self.where}: {path[:300]} is not there")
@@ -383,7 +373,7 @@ class Archive:
 
 
 def open_oci_archive(path: str) -> LayoutReader:
-    """A reader of the OCI layout in the archive at ``path``."""
+    """Open the OCI layout in the archive at ``path``. Raises InvalidInput, NotFound, Unsupported, Exhausted."""
     from lamella.images.layout import LayoutReader
 
     archive = Archive(path, f"oci-archive:{path}")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes one image as an archive: an OCI layout in a tar, or what ``docker load`` takes.
+"""Writers of archives with one image: an OCI layout in a tar, or an archive for ``docker load``.
 
-Everything is gathered in a private directory beside the archive, and the archive is written there too; it gets its
-name when it is whole. The same image gives the same bytes: members are sorted, owned by 0, and dated by
-SOURCE_DATE_EPOCH or 0.
+Blobs and then the archive are written in a private directory beside the target; the archive is renamed when it is
+complete. The same image gives the same bytes: members are sorted, owned by 0, and dated by SOURCE_DATE_EPOCH or 0.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _CHUNK: Final = 1 << 20
 
 
 class _Target:
-    """A file that gets its name when it is complete."""
+    """The archive file, which is renamed into place when it is complete."""
 
     def __init__(self, path: str, where: str, *, replace: bool, durable: bool) -> None:
         self._path = path
@@ -54,18 +53,18 @@ class _Target:
         self.staging = Staging(self._parent, prefix=f".{name[:100]}.lamella-")
 
     def write(self, members: Mapping[str, str | bytes]) -> None:
-        """Write the archive of these members, each a file's path or its bytes, and give it its name."""
+        """Write and publish an archive of these members, each the path of a file, or bytes."""
         staged = self.staging.file("archive")
         try:
             with open(staged, "xb", buffering=0) as file:
                 _write_tar(file, members)
                 if self._durable:
                     os.fsync(file.fileno())
-            self._name(staged)
+            self._publish(staged)
         except OSError as problem:
             raise from_os(problem, f"write {self._where}") from problem
 
-    def _name(self, staged: str) -> None:
+    def _publish(self, staged: str) -> None:
         if self._replace:
             os.rename(staged, self._path)
         else:
@@ -76,7 +75,7 @@ class _Target:
             except OSError as problem:
                 if problem.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                     raise
-                if os.path.lexists(self._path):  # there are no hard links here, so this is as good as it gets
+                if os.path.lexists(self._path):  # no hard links here: this check is racy
                     raise self._exists() from None
                 os.rename(staged, self._path)
         if self._durable:
@@ -91,10 +90,10 @@ class _Target:
 
 
 class OciArchiveWriter(ImageWriter):
-    """Writes an OCI layout of one image, or one index of images, as a tar."""
+    """Writes an OCI layout with one image, or one index of images, as a tar."""
 
     takes_indexes = True
-    lanes = 6
+    concurrent_puts = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
         self.where = f"oci-archive:{path}"
@@ -107,19 +106,15 @@ class OciArchiveWriter(ImageWriter):
         self._layout.where = self.where
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether it has been put."""
         return self._layout.has_blob(descriptor)
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Store a blob, checked."""
         self._layout.put_blob(descriptor, chunks)
 
     def stage(self) -> StagedBlob:
-        """A file beside the archive."""
         return self._layout.stage()
 
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
-        """Write the archive."""
         entry = self._layout.commit(tag, image)
         root = self._target.staging.file("layout")
         members: dict[str, str | bytes] = {name: os.path.join(root, name) for name in (LAYOUT_FILE, INDEX_FILE)}
@@ -133,21 +128,20 @@ class OciArchiveWriter(ImageWriter):
         return entry
 
     def abort(self) -> None:
-        """Remove what was gathered."""
         self._layout.abort()
         self._target.staging.remove()
 
 
 class DockerArchiveWriter(ImageWriter):
-    """Writes one image as ``docker load`` takes it: layers decompressed, no manifest with digests.
+    """Writes one image for ``docker load``: layers decompressed, no manifest with digests.
 
-    The form has no room for the manifest, so the image has another digest when it is read from there. Its config, and
-    with it Docker's id of the image, stays.
+    The format has no manifest, so the image has another digest when it is read back. Its config, and with it Docker's
+    image id, stays.
     """
 
     takes_indexes = False
     leaves_foreign = False
-    lanes = 6
+    concurrent_puts = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
         self.where = f"docker-archive:{path}"
@@ -155,21 +149,18 @@ class DockerArchiveWriter(ImageWriter):
         self._blobs = BlobStage(self._target.staging, self.where, durable=False)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether it has been put."""
         return self._blobs.sizes.get(descriptor.digest) == descriptor.size
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Store a blob, checked."""
         self._blobs.put(descriptor, chunks)
 
     def stage(self) -> StagedBlob:
-        """A file beside the archive."""
         return self._blobs.stage()
 
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
-        """Decompress the layers, checking their diff ids, and write the archive."""
+        """Decompress the layers, check their diff ids, and write the archive."""
         if image.media_type in INDEXES:
-            raise Unsupported(f"{self.where}: a Docker archive has no place for an index", hint="choose one platform")
+            raise Unsupported(f"{self.where}: a Docker archive cannot hold an index", hint="choose one platform")
         reference = None if tag is None else parse_reference(tag).with_default_tag()
         manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
         raw_config = self._read(manifest.config)
@@ -180,7 +171,7 @@ class DockerArchiveWriter(ImageWriter):
             name = f"{diff_id.hex}.tar"
             names.append(name)
             if name not in members:
-                members[name] = self._plain(layer, diff_id)
+                members[name] = self._decompress(layer, diff_id)
         config_name = f"{manifest.config.digest.hex}.json"
         members[config_name] = raw_config
         saved = {"Config": config_name, "RepoTags": reference and [str(reference)], "Layers": names}
@@ -190,7 +181,6 @@ class DockerArchiveWriter(ImageWriter):
         return named_entry(image, None)
 
     def abort(self) -> None:
-        """Remove what was gathered."""
         self._target.staging.remove()
 
     def _read(self, document: Descriptor) -> bytes:
@@ -202,8 +192,8 @@ class DockerArchiveWriter(ImageWriter):
             raise Conflict(f"{self.where}: {blob.digest}, a part of the image, was not put")
         return self._blobs.path(blob.digest)
 
-    def _plain(self, layer: Descriptor, diff_id: Digest) -> str:
-        """The file of the layer's tar; the compressed one makes room for it."""
+    def _decompress(self, layer: Descriptor, diff_id: Digest) -> str:
+        """The file of the layer's tar. Removes the compressed file."""
         from lamella.streams.blob_reader import BlobReader
 
         source = self._file(layer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a place that holds images must offer: `ImageReader` to take from it, `ImageWriter` to put into it."""
+"""The contract of places that hold images: `ImageReader` and `ImageWriter`."""
 
 from __future__ import annotations
 
@@ -19,63 +19,64 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class StoredImage(Struct, frozen=True):
-    """One image, or index of images, that a place lists, with the names it has there."""
+    """An image, or index of images, that a place lists."""
 
     names: tuple[str, ...]
+    """The names it has there."""
     descriptor: Descriptor
 
 
-class Elsewhere(Protocol):
-    """Opens layers at the addresses that their descriptors give."""
+class ForeignLayerSource(Protocol):
+    """Fetches non-distributable layers from the URLs of their descriptors."""
 
     def __call__(self, layer: Descriptor) -> BinaryIO:
-        """The bytes, their digest *not* yet checked. Raises NotFound, SizeMismatch, Denied, Unavailable, Cancelled."""
+        """Open a layer, its digest *not* yet checked. Raises NotFound, SizeMismatch, Denied, Unavailable, Cancelled."""
         ...
 
     def close(self) -> None:
-        """Close idle connections. May be called again; streams that are open stay good."""
+        """Close idle connections. May be called again; open streams stay usable."""
         ...
 
 
 class ImageReader(Protocol):
-    """Gives what a place holds. Never follows a link out of it, and opens regular files alone.
+    """Reads the images of a place. It never follows a link out of the place, and opens only regular files.
 
-    Usable from several threads; the streams it has opened stay good after `close`.
+    Usable from several threads; the streams it has opened stay usable after `close`.
     """
 
     where: str
     """The place, for messages."""
-    elsewhere: Elsewhere | None = None
-    """Opens layers that are not here; None where nobody has allowed that."""
+    foreign_layers: ForeignLayerSource | None = None
+    """Where non-distributable layers come from that the place lacks; None if that is not allowed."""
 
     plain_files: bool = False
-    """Whether blobs are plain files of this machine, or parts of one, which a fork of this process reads as well."""
+    """Whether blobs are plain local files or parts of one, so that a forked process can read them through its copy."""
 
     def images(self) -> Sequence[StoredImage]:
-        """What is there, in the place's own order."""
+        """The images of the place, in its own order."""
         ...
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """The bytes as stored, of the promised size, their digest *not* yet checked; the caller closes it.
+        """Open a blob as stored, of the promised size, its digest *not* yet checked; the caller closes it.
 
-        Raises NotFound, SizeMismatch, InvalidInput (what is there is no regular file).
+        Raises NotFound, SizeMismatch, InvalidInput (not a regular file).
         """
         ...
 
     def open_layer(self, layer: Descriptor) -> BinaryIO:
-        """As `open_blob`; one that is not to be passed on, and is not here, from elsewhere where that is allowed.
+        """Open a blob as `open_blob` does, a missing non-distributable layer through ``foreign_layers``.
 
-        Raises Denied, Unavailable and Cancelled then too.
+        Raises Denied, Unavailable and Cancelled too.
         """
         try:
             return self.open_blob(layer)
         except NotFound:
-            if self.elsewhere is None or not (layer.urls and layer.media_type in FOREIGN_LAYERS):
+            if self.foreign_layers is None or not (layer.urls and layer.media_type in FOREIGN_LAYERS):
                 raise
-        return self.elsewhere(layer)
+        return self.foreign_layers(layer)
 
     def has_blob(self, blob: Descriptor) -> bool:
-        """Whether `open_layer` finds it. Raises as that does for any other reason."""
+        """Whether `open_layer` finds the blob. Raises other errors as that does."""
         try:
             self.open_layer(blob).close()
         except NotFound:
@@ -83,19 +84,19 @@ class ImageReader(Protocol):
         return True
 
     def close(self) -> None:
-        """Let go of the place, and of whatever layers came from elsewhere. May be called again."""
-        if self.elsewhere is not None:
-            self.elsewhere.close()
+        """Close the place and ``foreign_layers``. May be called again."""
+        if self.foreign_layers is not None:
+            self.foreign_layers.close()
 
     def read_document(self, descriptor: Descriptor) -> bytes:
-        """A small blob, whole, with its size and digest checked. Raises as `open_blob`; Exhausted, DigestMismatch."""
+        """Read a small blob and check its size and digest. Raises as `open_blob`; Exhausted, DigestMismatch."""
         what = f"{self.where}: {descriptor.digest}"
         if descriptor.size > MAX_DOCUMENT:
             raise Exhausted(f"{what}: {descriptor.size} bytes are more than the {MAX_DOCUMENT} of a document")
         with self.open_blob(descriptor) as file:
             found = bytearray()
             while len(found) <= descriptor.size and (more := file.read(descriptor.size + 1 - len(found))):
-                found += more  # a read gives what has arrived
+                found += more  # reads may be short
         raw = bytes(found)
         if len(raw) != descriptor.size:
             raise SizeMismatch(what, expected=descriptor.size, actual=len(raw))
@@ -112,20 +113,17 @@ class ImageReader(Protocol):
 
 
 class StagedBlob(Protocol):
-    """A blob in the making. Leaving its block without `keep` discards it."""
+    """A blob that is being written. Leaving its block without `keep` discards it."""
 
     file: BinaryIO
     """Unbuffered; write the bytes of the blob here."""
 
     def keep(self, digest: Digest, size: int) -> None:
-        """The blob is complete. The caller vouches for the digest, which it came to while writing.
-
-        Raises SizeMismatch.
-        """
+        """Complete the blob. The caller has computed the digest while writing. Raises SizeMismatch."""
         ...
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the blob."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -136,9 +134,9 @@ class StagedBlob(Protocol):
 
 
 class ImageWriter(Protocol):
-    """Takes the blobs of an image, then its name. Nothing is to be seen before `commit`.
+    """Writes the blobs of an image, then its name. The image is invisible before `commit`.
 
-    Neither `commit` nor `abort` is followed by another call. Leaving its block without a commit aborts.
+    No call may follow `commit` or `abort`. Leaving its block without a commit aborts.
     """
 
     where: str
@@ -146,47 +144,44 @@ class ImageWriter(Protocol):
     takes_indexes: bool
     """Whether an index of several platforms can be committed."""
     leaves_foreign: bool = True
-    """Whether an image may lack layers that are not to be passed on, which are then where their descriptors say."""
-    lanes: int = 1
-    """How many threads may put blobs at once."""
-    asks: bool = False
-    """Whether to know what is there somebody has to be asked, which takes time: so for several blobs at once."""
+    """Whether an image may lack non-distributable layers; readers fetch them from the URLs of their descriptors."""
+    concurrent_puts: int = 1
+    """Threads that may put blobs at once."""
+    is_remote: bool = False
+    """Whether `has_blob` takes a round trip, so that several blobs are asked for at once."""
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the blob need not be put: it is there with the right size, or has been put already."""
+        """Whether the place holds the blob with the right size, or it has been put."""
         ...
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Store a blob whose size and digest are checked as it streams. Raises SizeMismatch, DigestMismatch.
+        """Store a blob and check its size and digest on the way. Raises SizeMismatch, DigestMismatch.
 
-        No chunk is looked at any more once the next is asked for: they may all lie in one buffer.
+        A chunk is not used after the next is requested: all may share one buffer.
         """
         ...
 
     def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:  # noqa: ARG002
-        """Take a blob from ``source`` without its bytes passing through here, where the two places know a way.
-
-        False where they do not: the blob is to be put then.
-        """
+        """Take a blob over from ``source`` without transferring its bytes; False where the places cannot."""
         return False
 
     def stage(self) -> StagedBlob:
-        """A place to write a blob whose digest is known at its end only."""
+        """Begin a blob whose digest is only known at its end."""
         ...
 
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
-        """Make the image visible under ``tag``, all at once; ``image`` is a manifest or index that has been put.
+        """Make the image visible under ``tag``, atomically; ``image`` is a manifest or index that has been put.
 
-        Returns the entry as written. Raises Conflict where a blob that it needs is missing.
+        Returns the entry as written. Raises Conflict where a blob is missing.
         """
         ...
 
     def abort(self) -> None:
-        """Give up and leave nothing behind. May be called again, and after `commit`, to no effect."""
+        """Discard everything. May be called again, and after `commit`, without effect."""
         ...
 
     def put_document(self, media_type: str, raw: bytes) -> Descriptor:
-        """Store a small blob and describe it."""
+        """Store a small blob and return its descriptor."""
         descriptor = Descriptor(media_type=media_type, digest=Digest.of(raw), size=len(raw))
         if not self.has_blob(descriptor):
             self.put_blob(descriptor, [raw])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what ``docker save`` writes, of any age since Docker 1.10, and shows it as OCI images.
+"""Archives of ``docker save``, of any Docker since 1.10, read as OCI images.
 
-The archive has a config and tars, but no manifest with digests; one is made up here. A layer that is stored as a
-plain tar is described by its diff id, which whoever reads the layer checks; only compressed ones are hashed first.
+The archive has a config and tars, but no manifest with digests; the reader makes one. It describes a plain tar by its
+diff id, which is checked when the layer is read, and hashes only compressed layers.
 """
 
 from __future__ import annotations
@@ -49,11 +49,9 @@ class DockerArchiveReader(ImageReader):
         self._images = [self._describe(image, f"{self.where}: {SAVED_FILE}[{at}]") for at, image in enumerate(saved)]
 
     def images(self) -> Sequence[StoredImage]:
-        """The images in the archive's order, with all their references in full."""
         return self._images
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """A document that was made up or read at the start, or the member that is the layer."""
         raw = self._documents.get(descriptor.digest)
         if raw is not None:
             file, size = BytesIO(raw), len(raw)
@@ -68,12 +66,11 @@ class DockerArchiveReader(ImageReader):
         return file
 
     def close(self) -> None:
-        """Let go of the archive."""
         super().close()
         self._archive.close()
 
     def _describe(self, image: SavedImage, what: str) -> StoredImage:
-        raw = read_small(self._archive, self._safe(image.config, what), MAX_DOCUMENT)
+        raw = read_small(self._archive, self._parse_member(image.config, what), MAX_DOCUMENT)
         config = Descriptor(media_type=OCI_CONFIG, digest=Digest.of(raw), size=len(raw))
         named = _BY_DIGEST.fullmatch(image.config)
         if named and named[1] != config.digest.hex:
@@ -83,12 +80,13 @@ class DockerArchiveReader(ImageReader):
         if len(image.layers) != len(diff_ids) or len(diff_ids) > MAX_LAYERS:
             raise InvalidInput(f"{what}: {len(image.layers)} layers, but the config has {len(diff_ids)} diff ids")
         layers = [
-            self._layer(self._safe(name, what), diff_id) for name, diff_id in zip(image.layers, diff_ids, strict=True)
+            self._layer(self._parse_member(name, what), diff_id)
+            for name, diff_id in zip(image.layers, diff_ids, strict=True)
         ]
         manifest = encode(new_manifest(config, layers))
         descriptor = Descriptor(media_type=OCI_MANIFEST, digest=Digest.of(manifest), size=len(manifest))
         self._documents[descriptor.digest] = manifest
-        return StoredImage(tuple(dict.fromkeys(_full(tag) for tag in image.repo_tags)), descriptor)
+        return StoredImage(tuple(dict.fromkeys(_full_reference(tag) for tag in image.repo_tags)), descriptor)
 
     def _layer(self, path: LayerPath, diff_id: Digest) -> Descriptor:
         known = self._compressed.get(path)
@@ -105,7 +103,7 @@ class DockerArchiveReader(ImageReader):
         self._members.setdefault(digest, path)
         return layer
 
-    def _safe(self, name: str, what: str) -> LayerPath:
+    def _parse_member(self, name: str, what: str) -> LayerPath:
         try:
             return parse_path(name)
         except InvalidInput as problem:
@@ -113,7 +111,7 @@ class DockerArchiveReader(ImageReader):
 
 
 def open_docker_archive(path: str) -> DockerArchiveReader:
-    """A reader of the archive at ``path``."""
+    """Open the archive at ``path``. Raises InvalidInput, NotFound, Unsupported, Integrity, Exhausted."""
     archive = Archive(path, f"docker-archive:{path}")
     try:
         return DockerArchiveReader(archive)
@@ -122,8 +120,8 @@ def open_docker_archive(path: str) -> DockerArchiveReader:
         raise
 
 
-def _full(tag: str) -> str:
-    """The reference in full; as it is where it is none, for there is no harm in listing it."""
+def _full_reference(tag: str) -> str:
+    """The reference in full; text that is no reference stays as it is."""
     try:
         return str(parse_reference(tag).with_default_tag())
     except LamellaError:

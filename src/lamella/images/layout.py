@@ -198,7 +198,7 @@ class LayoutWriter(ImageWriter):
     """
 
     takes_indexes = True
-    lanes = 6
+    concurrent_puts = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
         del replace  # the same tag always gives way, as skopeo's users know it

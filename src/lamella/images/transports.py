@@ -168,8 +168,8 @@ def open_reader(
     """
     access = Access(registry or current_options(), store, containerd or current_containerd())
     reader = TRANSPORTS[name.form].reader(name, access)
-    if access.registry.foreign_urls and reader.elsewhere is None:
-        reader.elsewhere = _load("lamella.registry.blob_fetch:Elsewhere")(reader.where, access.registry)
+    if access.registry.foreign_urls and reader.foreign_layers is None:
+        reader.foreign_layers = _load("lamella.registry.blob_fetch:ForeignLayers")(reader.where, access.registry)
     return reader
 
 

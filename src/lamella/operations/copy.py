@@ -101,7 +101,7 @@ def copy_image(
             raise InvalidInput("one platform and all platforms exclude each other")
         image = find_one(reader, tag, position)
         if image.media_type in INDEXES and not writer.takes_indexes:
-            raise Unsupported(f"{writer.where}: there is no place for an index", hint="choose one platform")
+            raise Unsupported(f"{writer.where}: the place cannot hold an index", hint="choose one platform")
     else:
         image = choose_platform(graph, tag, platform, position).descriptor
     moved = move_blobs(graph, writer, [image], progress=progress, cancel=cancel)
@@ -178,7 +178,7 @@ def put_missing(
             watcher.done(part[1])
 
     try:
-        for_each(missing, put, min(writer.lanes, len(missing)), cancel)
+        for_each(missing, put, min(writer.concurrent_puts, len(missing)), cancel)
     finally:
         if progress is not None:
             progress.finish()
@@ -196,9 +196,9 @@ def _lacking(
             lacking.add(part[1].digest)
 
     # The first answer shows what others need: who we are to be, and a connection that is used again.
-    first = 1 if writer.asks else len(blobs)
+    first = 1 if writer.is_remote else len(blobs)
     for_each(blobs[:first], look, 1, cancel)
-    for_each(blobs[first:], look, min(writer.lanes, len(blobs) - first), cancel)
+    for_each(blobs[first:], look, min(writer.concurrent_puts, len(blobs) - first), cancel)
     return lacking
 
 

@@ -360,7 +360,7 @@ _FAR: Final = "a document"
 """In place of a host: whoever wrote a file of this machine need not be on it."""
 
 
-class Elsewhere:
+class ForeignLayers:
     """Opens layers that ``where`` lacks, as streams that mend themselves, and without any credentials.
 
     ``near`` is the registry that the image came from. Addresses without TLS are passed over unless it does without

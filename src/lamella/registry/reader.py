@@ -41,9 +41,9 @@ class RegistryReader(ImageReader):
         self._documents: dict[Digest, bytes] = {}
         self._kept = 0
         if client.options.foreign_urls:
-            from lamella.registry.blob_fetch import Elsewhere
+            from lamella.registry.blob_fetch import ForeignLayers
 
-            self.elsewhere = Elsewhere(self.where, client.options, client.own.origin)
+            self.foreign_layers = ForeignLayers(self.where, client.options, client.own.origin)
 
     def images(self) -> Sequence[StoredImage]:
         """The one image that the name names; by its digest where it has one."""

@@ -38,8 +38,8 @@ class RegistryWriter(ImageWriter):
     """
 
     takes_indexes = True
-    lanes = 4
-    asks = True
+    concurrent_puts = 4
+    is_remote = True
 
     def __init__(self, client: Client, digest: Digest | None = None) -> None:
         self.client = client

@@ -37,7 +37,7 @@ class StoreWriter(ImageWriter):
     """
 
     takes_indexes = True
-    lanes = 3
+    concurrent_puts = 3
     place = "the store"
     """Where images are, for messages."""
 

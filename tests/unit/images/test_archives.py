@@ -423,11 +423,11 @@ class TestWritingForDocker:
             put(writer, SmallImage(manifest, lying.config, blobs), None)
         assert os.listdir(tmp_path) == []
 
-    def test_an_index_has_no_place_there(self, tmp_path: Path) -> None:
+    def test_an_index_is_refused(self, tmp_path: Path) -> None:
         entry, raw = index_of(ZIPPED)
         with open_writer(parse_image_name(f"docker-archive:{tmp_path}/a.tar")) as writer:
             image = writer.put_document(entry["mediaType"], raw)
-            with pytest.raises(Unsupported, match="no place for an index"):
+            with pytest.raises(Unsupported, match="cannot hold an index"):
                 writer.commit(None, image)
 
     def test_a_layer_that_two_places_of_the_image_share_is_there_once(self, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lamella.images.options import RegistryOptions
 from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.registry import blob_fetch
-from lamella.registry.blob_fetch import Elsewhere
+from lamella.registry.blob_fetch import ForeignLayers
 from lamella.registry.http.connection import ConnectionPool
 from lamella.registry.http.urls import Origin
 from lamella.testing.images import compact, digest, small_image, tagged, write_layout
@@ -139,7 +139,7 @@ def test_their_ranges_share_connections_which_are_closed_with_the_reader(
     monkeypatch.setattr(ConnectionPool, "_connect", counted)
     options = RegistryOptions(foreign_urls=True, plain_http=True)
     with open_reader(parse_image_name(f"{form}:{place}:v1"), registry=options) as reader:
-        reader.elsewhere = Elsewhere("here", options, near=Origin("http", "127.0.0.1", 1))
+        reader.foreign_layers = ForeignLayers("here", options, near=Origin("http", "127.0.0.1", 1))
         for start in range(2):
             raw = bytes([start]) * 1_000_000
             layer = Descriptor(

@@ -126,7 +126,7 @@ def test_a_registry_is_asked_for_several_blobs_at_once(registry: Registry, tmp_p
     registry.misbehave("HEAD", "/blobs/", late)
     source = write_layout(str(tmp_path / "many"), [tagged(image.descriptor, "v1")], image.blobs)
     copy(f"oci:{source}:v1", f"docker://{registry.host}/a:v1")
-    assert 1 < peak <= RegistryWriter.lanes
+    assert 1 < peak <= RegistryWriter.concurrent_puts
     assert len(registry.asked("HEAD", "/blobs/")) == 13
     again = copy(f"oci:{source}:v1", f"docker://{registry.host}/a:v2")
     assert (again.blobs, again.present) == (0, 14)

@@ -57,7 +57,7 @@ def index(
     noted = merged({}, pairs("annotations", annotations or {}))
     with ExitStack() as stack, open_writer(target, replace=replace) as writer:
         if not writer.takes_indexes:
-            raise Unsupported(f"{writer.where}: there is no place for an index")
+            raise Unsupported(f"{writer.where}: the place cannot hold an index")
         listed: list[tuple[ImageGraph, Descriptor]] = []
         for name, platform in chosen:
             graph = ImageGraph(stack.enter_context(open_reader(name)), cancel=cancel)
@@ -166,7 +166,7 @@ def subset(
             raise InvalidInput(f"{source} is a single image, and no index of several platforms")
         with open_writer(target, replace=replace) as writer:
             if not writer.takes_indexes:
-                raise Unsupported(f"{writer.where}: there is no place for an index", hint="copy one platform instead")
+                raise Unsupported(f"{writer.where}: the place cannot hold an index", hint="copy one platform instead")
             choice = _Choice(graph, wanted)
             try:
                 entry = rewrite_index(graph, writer, index, choice)
