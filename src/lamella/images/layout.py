@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes images into an OCI layout directory (image-spec, image-layout.md)."""
+"""Reading and writing of OCI image layouts, in directories and archives (image-spec, image-layout.md)."""
 
 from __future__ import annotations
 
@@ -37,40 +37,40 @@ from lamella.oci.layout import (
 from lamella.oci.mediatypes import OCI_INDEX
 from lamella.paths import LayerPath, parse_path
 
-_DIRECTORY_places: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
+_OPEN_DIRECTORY: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
 
 
-class Place(Protocol):
-    """Files by name: a directory, or the members of an archive."""
+class LayoutFiles(Protocol):
+    """The files of a layout by name: those in a directory, or the members of an archive."""
 
     where: str
-    """For messages."""
+    """The layout, for messages."""
     plain_files: bool
-    """Whether what it opens is read from a file's descriptor, and not decompressed for it."""
+    """Whether its files are read from file descriptors, without decompression."""
 
     def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
-        """A regular file and its size in bytes. Raises NotFound, InvalidInput."""
+        """Open a regular file. Returns it with its size in bytes. Raises NotFound, InvalidInput."""
         ...
 
     def close(self) -> None:
-        """Let go of it; files that are open stay so."""
+        """Close the layout; open files stay usable."""
         ...
 
 
-def read_small(place: Place, name: str, limit: int) -> bytes:
-    """A whole file of at most ``limit`` bytes. Raises NotFound, InvalidInput, Exhausted."""
-    file, size = place.open(parse_path(name))
+def read_small(files: LayoutFiles, name: str, limit: int) -> bytes:
+    """Read a whole file of at most ``limit`` bytes. Raises NotFound, InvalidInput, Exhausted."""
+    file, size = files.open(parse_path(name))
     with file:
         if size > limit:
-            raise Exhausted(f"{place.where}: {name} has {size} bytes, more than the {limit} that it may have")
+            raise Exhausted(f"{files.where}: {name} has {size} bytes, more than the limit of {limit}")
         raw = file.read(limit + 1)
     if len(raw) > limit:
-        raise Exhausted(f"{place.where}: {name} grew beyond {limit} bytes while it was read")
+        raise Exhausted(f"{files.where}: {name} grew beyond {limit} bytes while it was read")
     return raw
 
 
-class DirectoryPlace:
-    """The files beneath a directory. The directory itself may be reached through links, nothing in it may be one."""
+class LayoutDirectory:
+    """The files beneath a directory, without symbolic links; only the path of the directory itself may have some."""
 
     __slots__ = ("_root", "plain_files", "where")
 
@@ -84,12 +84,11 @@ class DirectoryPlace:
             raise from_os(problem, f"open the directory {path!r}") from problem
 
     def open(self, path: LayerPath) -> tuple[BinaryIO, int]:
-        """A regular file beneath the directory and its size; no component may be a symbolic link."""
         *parents, name = path.split("/")
         part, at = name, self._root
         try:
             for part in parents:
-                inner = os.open(part, _DIRECTORY_places, dir_fd=at)
+                inner = os.open(part, _OPEN_DIRECTORY, dir_fd=at)
                 self._leave(at)
                 at = inner
             part = name
@@ -114,7 +113,6 @@ class DirectoryPlace:
         return open(file, "rb", buffering=0), status.st_size
 
     def close(self) -> None:
-        """Let go of the directory."""
         root, self._root = self._root, -1
         if root >= 0:
             os.close(root)
@@ -125,7 +123,7 @@ class DirectoryPlace:
 
 
 def _is_link(directory: int, name: str) -> bool:
-    """Ask after a failure, since O_NOFOLLOW says ELOOP of a link to a file and ENOTDIR of one to a directory."""
+    """Whether a failed open met a link: O_NOFOLLOW gives ELOOP for a link to a file, ENOTDIR for one to a directory."""
     try:
         return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
     except OSError:
@@ -138,70 +136,65 @@ _NAMES: Final = (REF_NAME, CONTAINERD_NAME)
 class LayoutReader(ImageReader):
     """The images of a layout; its index is read once, at the start."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self.where = place.where
-        self.plain_files = place.plain_files
-        self.index = read_index(place)
+    def __init__(self, files: LayoutFiles) -> None:
+        self._files = files
+        self.where = files.where
+        self.plain_files = files.plain_files
+        self.index = read_index(files)
 
     def images(self) -> Sequence[StoredImage]:
-        """The entries of index.json, with their tags and the references that Docker notes beside them."""
+        """The entries of index.json, with their tags and the references that containerd adds."""
         return [
             StoredImage(tuple(entry.annotations[key] for key in _NAMES if key in entry.annotations), entry)
             for entry in self.index.manifests
         ]
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """The file of the blob."""
-        file, size = self._place.open(LayerPath(blob_path(descriptor.digest)))
+        file, size = self._files.open(LayerPath(blob_path(descriptor.digest)))
         if size != descriptor.size:
             file.close()
             raise SizeMismatch(f"{self.where}: {descriptor.digest}", expected=descriptor.size, actual=size)
         return file
 
     def close(self) -> None:
-        """Let go of the layout."""
         super().close()
-        self._place.close()
+        self._files.close()
 
 
-def read_index(place: Place) -> Index:
-    """index.json of the layout in ``place``, whose marker is checked first. Raises InvalidInput, Unsupported."""
+def read_index(files: LayoutFiles) -> Index:
+    """Read oci-layout and then index.json. Raises InvalidInput, Unsupported."""
     try:
-        marker = read_small(place, LAYOUT_FILE, MAX_DOCUMENT)
-        raw = read_small(place, INDEX_FILE, MAX_DOCUMENT)
+        marker = read_small(files, LAYOUT_FILE, MAX_DOCUMENT)
+        raw = read_small(files, INDEX_FILE, MAX_DOCUMENT)
     except NotFound as problem:
         raise InvalidInput(f"{problem}, so this is no OCI image layout") from None
-    decode_layout(marker, f"{place.where}: {LAYOUT_FILE}")
-    return decode_index(raw, OCI_INDEX, f"{place.where}: {INDEX_FILE}")
+    decode_layout(marker, f"{files.where}: {LAYOUT_FILE}")
+    return decode_index(raw, OCI_INDEX, f"{files.where}: {INDEX_FILE}")
 
 
 def open_directory(path: str) -> LayoutReader:
-    """A reader of the layout in the directory ``path``."""
-    place = DirectoryPlace(path, f"oci:{path}")
+    """Open the layout in the directory ``path``. Raises NotFound, InvalidInput, Unsupported, Denied."""
+    files = LayoutDirectory(path, f"oci:{path}")
     try:
-        return LayoutReader(place)
+        return LayoutReader(files)
     except BaseException:
-        place.close()
+        files.close()
         raise
 
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
 class LayoutWriter(ImageWriter):
-    """Adds an image to a layout, which is made where there is none; several processes may do so at once.
+    """Adds an image to a layout, which is created if absent; several processes may write at once.
 
-    Blobs wait in a private directory inside the layout. `commit` moves them into place and then replaces index.json,
-    both under a lock; an entry of the same tag gives way, all others stay. A crash at any point leaves the layout as
-    it was, but for blobs that nothing refers to.
+    Blobs are staged in a private directory inside the layout. `commit` moves them into place and then replaces
+    index.json, both under a lock. It replaces an entry of the same tag and keeps all others. A crash at any point
+    leaves the layout unchanged, except for unreferenced blobs.
     """
 
     takes_indexes = True
     concurrent_puts = 6
 
     def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
-        del replace  # the same tag always gives way, as skopeo's users know it
+        del replace  # as in skopeo, an entry of the same tag is always replaced
         self.where = f"oci:{path}"
         path = self._path = path.rstrip("/") or "/"
         self._durable = durable
@@ -226,7 +219,6 @@ class LayoutWriter(ImageWriter):
         self._blobs = BlobStage(self._staging, self.where, durable=durable)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the layout has a file of the right size for it."""
         if self._blobs.sizes.get(descriptor.digest) == descriptor.size:
             return True
         try:
@@ -236,11 +228,9 @@ class LayoutWriter(ImageWriter):
         return stat.S_ISREG(status.st_mode) and status.st_size == descriptor.size
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Store a blob in the staging directory, checked."""
         self._blobs.put(descriptor, chunks)
 
     def stage(self) -> StagedBlob:
-        """A file in the staging directory."""
         return self._blobs.stage()
 
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
@@ -262,7 +252,7 @@ class LayoutWriter(ImageWriter):
         return entry
 
     def abort(self) -> None:
-        """Remove the staging directory, and the layout where this writer made it and nothing is in it."""
+        """Remove the staging directory, and an empty layout that this writer created."""
         if self._staging is not None:
             self._staging.remove()
             self._staging = None
@@ -273,7 +263,7 @@ class LayoutWriter(ImageWriter):
                 try:
                     os.rmdir(self._path)
                 except OSError:
-                    pass  # another writer is at work in it
+                    pass  # another writer uses it
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -284,15 +274,15 @@ class LayoutWriter(ImageWriter):
             fcntl.flock(self._root, fcntl.LOCK_UN)
 
     def _check_target(self) -> None:
-        """Refuse a directory that is something else. Raises Conflict, InvalidInput, Unsupported."""
+        """Raise Conflict, InvalidInput or Unsupported for a directory that is neither empty nor a layout."""
         names = {name for name in os.listdir(self._root) if not name.startswith(PREFIX)}
         if LAYOUT_FILE in names:
-            place = DirectoryPlace(self._path, self.where)
+            files = LayoutDirectory(self._path, self.where)
             try:
                 if INDEX_FILE in names:
-                    read_index(place)
+                    read_index(files)
             finally:
-                place.close()
+                files.close()
         elif names - {BLOBS}:
             raise Conflict(
                 f"{self.where}: the directory is not empty, and is no OCI image layout",
@@ -300,17 +290,17 @@ class LayoutWriter(ImageWriter):
             )
 
     def _index(self) -> Index:
-        place = DirectoryPlace(self._path, self.where)
+        files = LayoutDirectory(self._path, self.where)
         try:
-            raw = read_small(place, INDEX_FILE, MAX_DOCUMENT)
+            raw = read_small(files, INDEX_FILE, MAX_DOCUMENT)
         except NotFound:
             return new_index([])
         finally:
-            place.close()
+            files.close()
         return decode_index(raw, None, f"{self.where}: {INDEX_FILE}")
 
     def _publish(self, digests: Iterable[Digest]) -> None:
-        """Move blobs to where readers look for them."""
+        """Move staged blobs into the layout."""
         directories = [_subdirectory(self._root, BLOBS)]
         try:
             by_algorithm: dict[str, int] = {}
@@ -328,7 +318,7 @@ class LayoutWriter(ImageWriter):
                 os.close(directory)
 
     def _write(self, name: str, raw: bytes, *, keep: bool = False) -> None:
-        """Replace a file of the layout whole, or with ``keep`` leave one that is there."""
+        """Replace a file of the layout atomically; ``keep`` leaves an existing one."""
         assert self._staging is not None  # noqa: S101 nothing follows abort
         if keep and os.path.lexists(os.path.join(self._path, name)):
             return
@@ -341,30 +331,30 @@ class LayoutWriter(ImageWriter):
         os.rename(staged, name, dst_dir_fd=self._root)
 
     def _check_complete(self, image: Descriptor) -> None:
-        """Refuse to name an image of which a part is missing. Raises Conflict."""
-        place = DirectoryPlace(self._path, self.where)
+        """Raise Conflict where a part of the image is missing."""
+        files = LayoutDirectory(self._path, self.where)
         try:
-            for _ in ImageGraph(_PutBlobs(self._blobs, place)).check_complete(image, self.has_blob):
+            for _ in ImageGraph(_PutBlobs(self._blobs, files)).check_complete(image, self.has_blob):
                 pass
         finally:
-            place.close()
+            files.close()
 
 
 class _PutBlobs(ImageReader):
-    """The blobs of a layout that is being written: those that wait, then those that are in place."""
+    """The blobs of a layout that is being written: staged ones, then those in place."""
 
-    def __init__(self, waiting: BlobStage, place: Place) -> None:
-        self.where = place.where
-        self._waiting = waiting
-        self._place = place
+    def __init__(self, staged: BlobStage, files: LayoutFiles) -> None:
+        self.where = files.where
+        self._staged = staged
+        self._files = files
 
     def images(self) -> Sequence[StoredImage]:
         return ()
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        if descriptor.digest in self._waiting.sizes:
-            return open(self._waiting.path(descriptor.digest), "rb", buffering=0)
-        return self._place.open(parse_path(blob_path(descriptor.digest)))[0]
+        if descriptor.digest in self._staged.sizes:
+            return open(self._staged.path(descriptor.digest), "rb", buffering=0)
+        return self._files.open(parse_path(blob_path(descriptor.digest)))[0]
 
 
 def named_entry(image: Descriptor, tag: str | None) -> Descriptor:
@@ -376,14 +366,14 @@ def named_entry(image: Descriptor, tag: str | None) -> Descriptor:
 
 
 def with_entry(index: Index, entry: Descriptor) -> Index:
-    """The index with ``entry`` in the place of what had its tag, or of what had no tag and the same digest."""
+    """The index with ``entry``, which replaces the entry of its tag, or without a tag that of its digest."""
     tag = entry.annotations.get(REF_NAME)
 
-    def gives_way(other: Descriptor) -> bool:
+    def is_replaced(other: Descriptor) -> bool:
         return other.annotations.get(REF_NAME) == tag and (tag is not None or other.digest == entry.digest)
 
-    at = next((at for at, other in enumerate(index.manifests) if gives_way(other)), len(index.manifests))
-    kept = [other for other in index.manifests if not gives_way(other)]
+    at = next((at for at, other in enumerate(index.manifests) if is_replaced(other)), len(index.manifests))
+    kept = [other for other in index.manifests if not is_replaced(other)]
     return msgspec.structs.replace(index, manifests=[*kept[:at], entry, *kept[at:]])
 
 
@@ -392,4 +382,4 @@ def _subdirectory(parent: int, name: str) -> int:
         os.mkdir(name, dir_fd=parent)
     except FileExistsError:
         pass
-    return os.open(name, _DIRECTORY, dir_fd=parent)
+    return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How registries and a containerd are talked to and where the store is: values that travel to who needs them."""
+"""Options for registries, the store and containerd, given as values or as the context of a block."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from lamella.progress import Cancellation
 
 
 class Credential(Protocol):
-    """What somebody proves with who they are. Empty or None is what there is not."""
+    """A login at a registry. Absent parts are empty or None."""
 
     @property
-    def username(self) -> str | None:
-        """The name, in the clear."""
-        ...
+    def username(self) -> str | None: ...
 
     @property
     def password(self) -> str | None:
@@ -29,45 +27,45 @@ class Credential(Protocol):
 
     @property
     def identity_token(self) -> str | None:
-        """A refresh token, which is exchanged for short-lived ones."""
+        """A refresh token, to be exchanged for short-lived tokens."""
         ...
 
 
 class RegistryOptions(Struct, frozen=True):
-    """How registries are talked to. Times are in seconds, sizes in bytes.
+    """Options for requests to registries. Times are in seconds, sizes in bytes.
 
-    What is not said comes from where other tools look too: credentials from login files, mirrors and certificates from
-    hosts.toml, proxies from the environment.
+    Defaults are those of other tools: credentials from login files, mirrors and certificates from hosts.toml, proxies
+    from the environment.
     """
 
     plain_http: bool | None = None
-    """Whether to do without TLS; None leaves it to the configuration, by which loopback hosts alone do."""
+    """Whether to use no TLS; None leaves it to the configuration, whose default is plain HTTP on loopback only."""
     credential: Credential | None = None
-    """Who to be, instead of whom the login files say."""
+    """The login to use instead of those in login files."""
     anonymous: bool = False
-    """Use no credentials even where the login files have some."""
+    """Ignore login files."""
     auth_file: Path | None = None
-    """The login file to look into, and no other; None for those of other tools."""
+    """The only login file to read; None for those of other tools."""
     certs_dir: Path | None = None
-    """The directory of mirrors and certificates, one directory a registry, and no other settings; None for all."""
+    """The only directory of mirrors and certificates, with one directory for each registry; None for all usual ones."""
     foreign_urls: bool = False
-    """Fetch layers that are not with the image, as they may not be passed on, from the addresses that they give."""
+    """Fetch absent non-distributable layers from the URLs of their descriptors."""
     streams: int = 3
-    """Requests that fetch ranges of one large blob at the same time; 1 for one request a blob."""
+    """Concurrent range requests for one large blob; 1 for a single request."""
     connect_timeout: float = 10
     read_timeout: float = 60
-    """The longest silence while an answer is waited for."""
+    """The longest wait for the next bytes of a response."""
     rate_window: float = 30
     slowest_rate: int = 1024
-    """Bytes a second that a response must bring over each window of waiting."""
+    """Bytes per second that a response must deliver over each ``rate_window``."""
     tries: int = 6
-    """How often a request is made before a failure that may pass is taken for an answer."""
+    """Attempts at a request that fails with a transient error."""
     retry_wait: float = 120
-    """All pauses between the tries of one request together."""
+    """The sum of all pauses between the attempts at one request."""
     cancel: Cancellation | None = None
-    """Looked at while waiting."""
-    said: Callable[[str], object] | None = None
-    """Given the head of each request and of each answer as text, without secrets, by any thread; raises nothing."""
+    """Checked while waiting."""
+    trace: Callable[[str], object] | None = None
+    """Receives the head of each request and response as text, without secrets, from any thread; must not raise."""
 
 
 DEFAULT_OPTIONS: Final = RegistryOptions()
@@ -77,9 +75,9 @@ _current: ContextVar[RegistryOptions] = ContextVar("registry options", default=D
 
 @contextmanager
 def registry_options(options: RegistryOptions) -> Iterator[RegistryOptions]:
-    """Let ``options`` count for all registries that are opened in the block, by this thread or task.
+    """Use ``options`` for all registries that this thread or task opens in the block.
 
-    For programs whose operations name images by text; what is given to a call itself comes first.
+    Options that are passed to a call take precedence.
     """
     token = _current.set(options)
     try:
@@ -89,28 +87,28 @@ def registry_options(options: RegistryOptions) -> Iterator[RegistryOptions]:
 
 
 def current_options() -> RegistryOptions:
-    """What counts where nothing is given."""
+    """The options of the innermost block, else the defaults."""
     return _current.get()
 
 
 class StoreOptions(Struct, frozen=True):
-    """Which store is meant, and what in it."""
+    """The store and the namespace in it."""
 
     root: Path | None = None
-    """None for ``LAMELLA_ROOT``, or where the platform keeps such things."""
+    """None for ``LAMELLA_ROOT``, or the platform's usual directory."""
     namespace: str = "default"
 
 
 CONTAINERD_ADDRESS: Final = "CONTAINERD_ADDRESS"
 CONTAINERD_NAMESPACE: Final = "CONTAINERD_NAMESPACE"
-"""Variables that containerd's own clients heed too."""
+"""Environment variables, the same as for containerd's own clients."""
 
 
 class ContainerdOptions(Struct, frozen=True):
-    """Which containerd is meant, and what in it."""
+    """The containerd and the namespace in it."""
 
     address: str | None = None
-    """Its socket; None for ``CONTAINERD_ADDRESS``, or the usual one."""
+    """The path of its socket; None for ``CONTAINERD_ADDRESS``, or the usual one."""
     namespace: str | None = None
     """None for ``CONTAINERD_NAMESPACE``, or ``default``."""
 
@@ -120,7 +118,7 @@ _containerd: ContextVar[ContainerdOptions | None] = ContextVar("containerd optio
 
 @contextmanager
 def containerd_options(options: ContainerdOptions) -> Iterator[ContainerdOptions]:
-    """Let ``options`` count for all images of a containerd that are opened in the block, by this thread or task."""
+    """Use ``options`` for all images of a containerd that this thread or task opens in the block."""
     token = _containerd.set(options)
     try:
         yield options
@@ -129,5 +127,5 @@ def containerd_options(options: ContainerdOptions) -> Iterator[ContainerdOptions
 
 
 def current_containerd() -> ContainerdOptions:
-    """What counts where nothing is given."""
+    """The options of the innermost block, else the defaults."""
     return _containerd.get() or ContainerdOptions()

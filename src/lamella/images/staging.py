@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Private directories in which things are made ready, beside where they will stand."""
+"""Private directories beside a target, in which files are written before they are published."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lamella.oci.descriptor import Descriptor
 PREFIX: Final = ".lamella-"
 
 _TRIES: Final = 8
-"""A sweep may take a directory for abandoned before its maker has locked it; the maker makes another then."""
+"""Attempts to create a directory: another writer may sweep one that is not locked yet."""
 
 
 class Staging:
-    """A directory of one writer, for its owner alone, gone after `remove`.
+    """A private directory of one writer.
 
-    A lock on it lasts as long as the process; directories of processes that were killed are swept by the next writer.
+    The directory stays locked while the process lives; the next writer sweeps directories of killed processes.
     """
 
     def __init__(self, parent: str, prefix: str = PREFIX) -> None:
@@ -38,26 +38,27 @@ class Staging:
                 os.mkdir(self.path, 0o700)
                 lock = _lock(self.path)
                 if lock is not None:
-                    self._held = lock
+                    self._lock = lock
                     return
         except OSError as problem:
             raise from_os(problem, f"make a temporary directory in {parent!r}") from problem
         raise Unavailable(f"cannot lock the temporary directory {self.path!r}")
 
     def file(self, name: str) -> str:
-        """The path of ``name`` in it."""
+        """The path of a file in the directory."""
         return os.path.join(self.path, name)
 
     def remove(self) -> None:
-        """Remove the directory and all that is in it. May be called again."""
-        lock, self._held = self._held, -1
+        """Remove the directory with its content. May be called again."""
+        lock, self._lock = self._lock, -1
         if lock >= 0:
-            _remove(self.path)
+            with suppress(OSError):
+                remove_path(self.path)
             os.close(lock)
 
 
 class BlobStage:
-    """Blobs that are complete but not yet to be seen, in a staging directory, by digest; for several threads."""
+    """Complete blobs in a staging directory, by digest; for several threads."""
 
     def __init__(self, staging: Staging, where: str, *, durable: bool) -> None:
         self._staging = staging
@@ -67,11 +68,11 @@ class BlobStage:
         self.sizes: dict[Digest, int] = {}
 
     def path(self, digest: Digest) -> str:
-        """The file of a blob that has been put."""
+        """The file of a complete blob."""
         return self._staging.file(f"{digest.algorithm}-{digest.hex}")
 
     def put(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Write a blob, checking size and digest. Raises SizeMismatch, DigestMismatch."""
+        """Write a blob and check its size and digest. Raises SizeMismatch, DigestMismatch."""
         what = f"{self._where}: blob {descriptor.digest}"
         state = hashlib.new(descriptor.digest.algorithm)
         promised, size = descriptor.size, 0
@@ -93,11 +94,11 @@ class BlobStage:
             blob.keep(actual, size)
 
     def stage(self) -> _Staged:
-        """A file for a blob whose digest is not known yet."""
+        """Begin a blob whose digest is not known yet."""
         return _Staged(self, self._staging.file(f"part-{next(self._numbers)}"))
 
     def take(self, path: str, file: BinaryIO, digest: Digest, size: int) -> None:
-        """Take in a file that is complete."""
+        """Add a complete file. Raises SizeMismatch."""
         actual = os.fstat(file.fileno()).st_size
         if actual != size:
             raise SizeMismatch(f"{self._where}: blob {digest}", expected=size, actual=actual)
@@ -137,7 +138,7 @@ class _Staged(StagedBlob):
 
 
 def write_all(file: BinaryIO, chunk: Buffer) -> None:
-    """Write to an unbuffered file, again where the system cut it short: beyond 2 GiB, or on a disk nearly full."""
+    """Write everything to an unbuffered file; the system may write less, beyond 2 GiB or on a nearly full disk."""
     written = file.write(chunk)
     if written != len(chunk):
         rest = memoryview(chunk)[written:]
@@ -151,18 +152,13 @@ def _sweep(parent: str, prefix: str) -> None:
             path = os.path.join(parent, name)
             lock = _lock(path)
             if lock is not None:
-                _remove(path)
+                with suppress(OSError):
+                    remove_path(path)
                 os.close(lock)
 
 
-def _remove(path: str) -> None:
-    """Remove a directory, if the system allows it."""
-    with suppress(OSError):
-        remove_path(path)
-
-
 def _lock(path: str) -> int | None:
-    """A lock on a directory that is still there under its name; None where it is gone, or its writer is alive."""
+    """Lock a directory. None if it has been removed or renamed, or its writer is alive."""
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -241,7 +241,7 @@ class Transport:
     ) -> Response:
         pool = self._pool(origin)
         connection: Connection | None = None
-        trace = self._options.said
+        trace = self._options.trace
         if trace is not None:
             trace(request_text(method, url, headers))
         try:

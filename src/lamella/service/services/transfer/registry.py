@@ -177,7 +177,7 @@ def _options(
             anonymous=True,
             certs_dir=Path(resolver.host_dir) if resolver.host_dir else None,
             cancel=cancel,
-            said=_Shown(log) if log is not None and resolver.http_debug else None,
+            trace=_Shown(log) if log is not None and resolver.http_debug else None,
         )
     finally:
         if log is not None:
