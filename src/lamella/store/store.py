@@ -185,10 +185,10 @@ class LocalNamespace:
     def snapshots(self, name: str) -> LocalSnapshots:
         found = self._snapshotters.get(name)
         if found is None:
-            from lamella.store.snapshots.kinds import SEALING, canonical
+            from lamella.store.snapshots.kinds import SNAPSHOTTERS, canonical
             from lamella.store.snapshots.snapshotter import open_snapshotter
 
-            verity = self.store.verity if canonical(name) == SEALING else ""
+            verity = self.store.verity if SNAPSHOTTERS[canonical(name)].verity else ""
             found = self._snapshotters[name] = open_snapshotter(name, self.context, verity=verity)
         return found
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from lamella.cli.choices import RowOption
 from lamella.cli.console import Console, columns, is_terminal, printable
 
 if TYPE_CHECKING:
+    from lamella.store.snapshots.kinds import SnapshotterKind
     from lamella.store.store import LocalNamespace, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,11 +43,18 @@ def namespace_option(function: F) -> F:
 
 def snapshotter_option(function: F) -> F:
     """--snapshotter."""
-    return click.option(
-        "--snapshotter",
-        metavar="NAME",
-        help="What keeps unpacked layers: overlay, directory or erofs; cimfs those of Windows.",
-    )(function)
+
+    def rows() -> dict[str, SnapshotterKind]:
+        from lamella.store.snapshots.kinds import SNAPSHOTTERS
+
+        return SNAPSHOTTERS.rows()
+
+    return click.option("--snapshotter", cls=RowOption, rows=rows, describe=_snapshotters, metavar="NAME")(function)
+
+
+def _snapshotters(rows: dict[str, SnapshotterKind]) -> str:
+    names = ", ".join(f"{name} ({row.layer})" if row.layer != name else name for name, row in rows.items())
+    return f"What keeps unpacked layers, by its name or its kind of layer: {names}."
 
 
 def verity_option(function: F) -> F:
@@ -59,9 +68,15 @@ def verity_option(function: F) -> F:
 
 def chosen_verity(verity: str | None, snapshotter: str | None) -> str:
     """What --verity asks for, which is for one snapshotter alone. Raises UsageError."""
-    if verity is not None and snapshotter != "erofs":
+    if verity is not None and not _supports_verity(snapshotter):
         raise click.UsageError("--verity is for layers that are images: give --snapshotter erofs too")
     return verity or ""
+
+
+def _supports_verity(snapshotter: str | None) -> bool:
+    from lamella.store.snapshots.kinds import SNAPSHOTTERS, canonical
+
+    return snapshotter is not None and bool(SNAPSHOTTERS[canonical(snapshotter)].verity)
 
 
 def chosen_namespace() -> str | None:

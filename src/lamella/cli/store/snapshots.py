@@ -109,7 +109,7 @@ def rm(console: Console, names: tuple[str, ...], snapshotter: str | None) -> Non
 def _kept_by(space: LocalNamespace, snapshotter: str | None) -> list[LocalSnapshots]:
     from lamella.store.snapshots.kinds import SNAPSHOTTERS
 
-    return [space.snapshots(name) for name in (SNAPSHOTTERS if snapshotter is None else (snapshotter,))]
+    return [space.snapshots(name) for name in (SNAPSHOTTERS.rows() if snapshotter is None else (snapshotter,))]
 
 
 def _has(snapshots: LocalSnapshots, name: str) -> bool:

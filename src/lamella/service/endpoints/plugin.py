@@ -51,7 +51,7 @@ SOCKET: Final = "/run/lamella/plugin.sock"
 LASTING: Final = 600
 """Seconds that a lease lasts which keeps a new blob until whoever asked for it has made use of it."""
 
-SNAPSHOTTERS: Final = {"lamella": "overlayfs", "lamella-native": "native", "lamella-erofs": "erofs"}
+PROXY_SNAPSHOTTERS: Final = {"lamella": "overlayfs", "lamella-native": "native", "lamella-erofs": "erofs"}
 """Names of plugins, under which containerd asks for snapshots -> snapshotters of the store."""
 DIFFER: Final = "lamella-diff"
 CONTENT: Final = "lamella-content"
@@ -84,10 +84,10 @@ class Plugin(ServedStore):
 
     def snapshotter(self, name: str, call: Call) -> Snapshotter:
         """See `lamella.service.services.snapshots.Snapshotting`; ``name`` is the plugin's."""
-        kind = SNAPSHOTTERS.get(name)
+        kind = PROXY_SNAPSHOTTERS.get(name)
         if kind is None:
             raise InvalidInput(
-                f"there is no snapshot plugin {name!r} here", hint=f"name it one of {', '.join(SNAPSHOTTERS)}"
+                f"there is no snapshot plugin {name!r} here", hint=f"name it one of {', '.join(PROXY_SNAPSHOTTERS)}"
             )
         return self.space(call).snapshots(kind)
 
@@ -219,14 +219,14 @@ def containerd_config(address: Path, root: Path, version: int, platform: str) ->
         '# and `disabled_plugins = ["io.containerd.content.v1.content"]` here, since there can be one store of them.',
         "",
     ]
-    for name, kind in SNAPSHOTTERS.items():
+    for name, kind in PROXY_SNAPSHOTTERS.items():
         place = root / FOLDER / SNAPSHOTS / kind
         lines += [f"[proxy_plugins.{name}]", '  type = "snapshot"', f"  address = {socket}"]
         lines += [f"  [proxy_plugins.{name}.exports]", f"    root = {_quoted(str(place))}"]
     lines += [f"[proxy_plugins.{DIFFER}]", '  type = "diff"', f"  address = {socket}", ""]
     lines += ['[plugins."io.containerd.service.v1.diff-service"]', f'  default = ["{DIFFER}", "walking"]']
     # A list of these replaces the one that containerd has by itself, which is the last of them.
-    for name, differ in (*((name, DIFFER) for name in SNAPSHOTTERS), ("overlayfs", "walking")):
+    for name, differ in (*((name, DIFFER) for name in PROXY_SNAPSHOTTERS), ("overlayfs", "walking")):
         lines += [
             "",
             '[[plugins."io.containerd.transfer.v1.local".unpack_config]]',

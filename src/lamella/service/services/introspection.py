@@ -18,7 +18,7 @@ from lamella.service.differs.table import DIFFERS
 from lamella.service.grpc.rpc import Call, quick
 from lamella.store.disk_layout import SNAPSHOTS
 from lamella.store.metadata.filters import Path, parse_filters
-from lamella.store.snapshots.kinds import OF_WINDOWS, SNAPSHOTTERS
+from lamella.store.snapshots.kinds import SNAPSHOTTERS
 
 if TYPE_CHECKING:
     from lamella.service.services.served_store import ServedStore
@@ -59,9 +59,9 @@ class Introspection:
         here = Platform(os=host.os, architecture=host.architecture, variant=host.variant)
         windows = Platform(os="windows", architecture=host.architecture, variant=host.variant)
         found = [pb.Plugin(type=_CONTENT, id="content", exports={"root": str(self._root)})]
-        for name in SNAPSHOTTERS:
+        for name, row in SNAPSHOTTERS.rows().items():
             exports = {"root": str(self._root / SNAPSHOTS / name)}
-            platform = windows if name in OF_WINDOWS else here
+            platform = windows if row.windows else here
             found.append(pb.Plugin(type=_SNAPSHOTTER, id=name, platforms=[platform], exports=exports))
         found += [
             pb.Plugin(type=_DIFFER, id=name, platforms=[here if name == "walking" else windows]) for name in DIFFERS

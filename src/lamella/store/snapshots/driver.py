@@ -80,8 +80,6 @@ class SnapshotDriver(Protocol):
     """containerd's name of the snapshotter."""
     can_rebase: bool
     """As `UnpackingSnapshotter.can_rebase`."""
-    windows: bool
-    """Whether the snapshotter keeps layers of Windows images."""
 
     def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:
         """Fill the new directory of a snapshot, which is renamed afterwards."""

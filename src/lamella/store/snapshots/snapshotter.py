@@ -32,7 +32,7 @@ from lamella.store.metadata.leases import hold
 from lamella.store.metadata.namespaces import ensure
 from lamella.store.snapshots.directories import SnapshotDirectories, locked
 from lamella.store.snapshots.driver import OpenTree, Purpose, SnapshotDriver, SnapshotTarget
-from lamella.store.snapshots.kinds import canonical, snapshot_driver
+from lamella.store.snapshots.kinds import SNAPSHOTTERS, canonical, snapshot_driver
 from lamella.store.snapshots.table import SnapshotRow, SnapshotTable, field_of
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class LocalSnapshots:
     @property
     def windows(self) -> bool:
         """Whether the snapshotter keeps layers of Windows images."""
-        return self._driver.windows
+        return SNAPSHOTTERS[self.name].windows
 
     def sink(
         self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True

@@ -21,16 +21,18 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Entry, Kind
 from lamella.digests import Digest
 from lamella.errors import DigestMismatch, FormatError, LamellaError, NotFound, UnsafePath
+from lamella.layers.kinds import tar_changes
 from lamella.layers.overlay.rules import OverlayRules
 from lamella.layers.policy import Policy
-from lamella.layers.tar.source import tar_changes
 from lamella.paths import ROOT, LayerPath, split
 from lamella.store.content.files import open_blob
 from lamella.store.contract import Usage
 from lamella.store.snapshots.driver import SnapshotTarget
+from lamella.store.snapshots.kinds import SNAPSHOTTERS
 from lamella.streams.blob_reader import BlobReader
 
 if TYPE_CHECKING:
+    from lamella.layers.windows.names import NameRules
     from lamella.progress import Cancellation
 
 
@@ -111,14 +113,13 @@ def _applied(
         ) as reader,
     ):
         sink = work.target.sink(work.policy, losses)
-        if work.target.driver.windows:
+        row = SNAPSHOTTERS[work.target.driver.name]
+        rules: NameRules | None = None
+        if row.windows:
             from lamella.layers.windows.names import AS_WINDOWS
-            from lamella.layers.windows.tar_source import windows_tar_changes
 
-            changes = windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS)
-        else:
-            changes = tar_changes(reader.next_buffer, end=reader.finish)
-        apply(changes, sink, cancel=cancel, tally=tally)
+            rules = AS_WINDOWS
+        apply(tar_changes(row.layer, reader, sink, rules), sink, cancel=cancel, tally=tally)
         reader.finish()
     return sink
 

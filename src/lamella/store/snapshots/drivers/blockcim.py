@@ -39,7 +39,6 @@ class BlockCimDriver(SequentialDriver):
     """Keeps each layer in a block image of its own."""
 
     name = "blockcim"
-    windows = True
 
     def __init__(self, root: Path, options: BlockOptions | None = None, *, calls: Cimfs | None = None) -> None:
         """``root`` is the directory of all snapshots; ``calls`` replaces the system calls of Windows."""

@@ -87,7 +87,6 @@ class CimDriver(SequentialDriver):
     """Keeps each layer in a CIM forked from its parent's."""
 
     name = "cimfs"
-    windows = True
 
     def __init__(self, root: Path) -> None:
         """``root`` is the directory of all snapshots."""

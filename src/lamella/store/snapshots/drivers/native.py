@@ -31,7 +31,6 @@ class NativeDriver(SequentialDriver):
     """Keeps all files of each snapshot in a directory."""
 
     name = "native"
-    windows = False
 
     def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:  # noqa: ARG002
         if not len(parents):

@@ -34,7 +34,6 @@ class OverlayDriver:
 
     name = "overlayfs"
     can_rebase = True
-    windows = False
 
     def create(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path], purpose: Purpose) -> None:  # noqa: ARG002
         # The root gets the metadata of the parent's: a mount shows that of the nearest layer.
