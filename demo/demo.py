@@ -52,7 +52,7 @@ def run(work: Path, *, quick: bool) -> int:
     with steps.step("copy this Python's files") as row:
         row.entries = gather_base(base, quick=quick) + gather_app(app, quick=quick)
     with steps.step("pack the standard library as an image") as row:
-        packed = lamella.pack(base, image, cmd=[f"/usr/bin/{PYTHON}", "/srv/app/hello.py"])
+        packed = lamella.pack(base, image, lamella.Settings(cmd=[f"/usr/bin/{PYTHON}", "/srv/app/hello.py"]))
         row.layer(packed.written)
     with steps.step("write the packages as layer 2, append it") as row:
         row.layer(lamella.diff(None, app, app_blob))
@@ -63,7 +63,7 @@ def run(work: Path, *, quick: bool) -> int:
     with steps.step("change after/") as row:
         row.entries = change(after)
     with steps.step("write the change as layer 3, append it") as row:
-        row.layer(lamella.diff(before, after, change_blob, subsecond=True))
+        row.layer(lamella.diff(before, after, change_blob, lamella.DiffOptions(subsecond=True)))
         lamella.append(image, change_blob, image)
     with steps.step("unpack 3 layers into again/") as row, lamella.open_image(image) as opened:
         row.entries = sum(layer.entries for layer in opened.unpack(again).layers)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lamella: a layer engine for OCI container images.
 
-The names here are what most programs need; each is loaded when it is first used::
+The names here are what most programs need; each is loaded at its first use::
 
     import lamella
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from lamella.operations.copy import copy
     from lamella.operations.image import Image, open_image
     from lamella.operations.layers.apply import apply_blob as apply
-    from lamella.operations.layers.diff import diff, list_changes
-    from lamella.operations.pack import pack
-    from lamella.operations.surgery.append import append
-    from lamella.operations.surgery.convert import convert
-    from lamella.operations.surgery.flatten import flatten
+    from lamella.operations.layers.diff import DiffOptions, diff, list_changes
+    from lamella.operations.layers.write import LayerOptions
+    from lamella.operations.pack import PackOptions, pack
+    from lamella.operations.surgery.append import AppendOptions, append
+    from lamella.operations.surgery.convert import ConvertOptions, convert
+    from lamella.operations.surgery.flatten import FlattenOptions, flatten
     from lamella.operations.surgery.index import index, subset
     from lamella.operations.surgery.mutate import Settings, mutate
     from lamella.operations.surgery.new_layers import Directory, File, Symlink
@@ -41,18 +42,24 @@ if TYPE_CHECKING:
 __version__: Final = "0.1.0"
 
 __all__ = [
+    "AppendOptions",
     "Cancellation",
+    "ConvertOptions",
     "Devices",
+    "DiffOptions",
     "Digest",
     "Directory",
     "File",
     "Filesystem",
+    "FlattenOptions",
     "Image",
     "Job",
     "LamellaError",
+    "LayerOptions",
     "Loss",
     "Losses",
     "Owners",
+    "PackOptions",
     "Policy",
     "Progress",
     "Settings",
@@ -77,18 +84,24 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "AppendOptions": "operations.surgery.append",
     "Cancellation": "progress",
+    "ConvertOptions": "operations.surgery.convert",
     "Devices": "layers.policy",
+    "DiffOptions": "operations.layers.diff",
     "Digest": "digests",
     "Directory": "operations.surgery.new_layers",
     "File": "operations.surgery.new_layers",
     "Filesystem": "operations.trees.filesystem",
+    "FlattenOptions": "operations.surgery.flatten",
     "Image": "operations.image",
     "Job": "changes.job",
     "LamellaError": "errors",
+    "LayerOptions": "operations.layers.write",
     "Loss": "changes.losses",
     "Losses": "changes.losses",
     "Owners": "layers.policy",
+    "PackOptions": "operations.pack",
     "Policy": "layers.policy",
     "Progress": "progress",
     "Settings": "operations.surgery.mutate",
@@ -111,7 +124,7 @@ _HOMES: Final = {
     "subset": "operations.surgery.index",
     "verify": "operations.verify",
 }
-"""Name -> the module that has it, with its name there where that is another."""
+"""Name -> its module, and its name there if that differs."""
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,9 @@ def place(tmp_path: Path) -> str:
         (root / "usr/lib").mkdir(parents=True)
         (root / "usr/lib/version").write_text(number)
         (root / "usr/lib/large").write_bytes(os.urandom(200_000))
-        lamella.pack(root, f"oci:{tmp_path}/images:base{number}", env=["PATH=/bin"], platform="linux/amd64")
+        lamella.pack(
+            root, f"oci:{tmp_path}/images:base{number}", lamella.Settings(env={"PATH": "/bin"}, platform="linux/amd64")
+        )
     files: dict[str, FileLike] = {
         "app": lamella.File(b"program", mode=0o4755, uid=7),
         "latest": lamella.Symlink("app"),
@@ -71,8 +73,8 @@ def made(place: str) -> dict[str, str]:
     )
     lamella.flatten(app, f"{place}:range", layers="1..2")
     lamella.rebase(app, f"{place}:rebased", old_base=f"{place}:base1", new_base=f"{place}:base2")
-    lamella.convert(app, f"{place}:zstd", compression="zstd")
-    lamella.convert(app, f"{place}:plain", compression="none")
+    lamella.convert(app, f"{place}:zstd", lamella.ConvertOptions(compression="zstd"))
+    lamella.convert(app, f"{place}:plain", lamella.ConvertOptions(compression="none"))
     lamella.Image.open(app).append({"more": b""}).write(f"{place}:built")
     names = ("mutated", "range", "rebased", "zstd", "plain", "built")
     return {name: f"{place}:{name}" for name in names}
@@ -123,7 +125,7 @@ def test_skopeo_finds_the_same_layers_in_dockers_format(
     place: str, registry: DockerRegistry, needs: Needs, tmp_path: Path
 ) -> None:
     target = f"{registry.host}/surgery/docker:it"
-    lamella.convert(f"{place}:app", f"docker://{target}", format="docker")
+    lamella.convert(f"{place}:app", f"docker://{target}", lamella.ConvertOptions(format="docker"))
     skopeo = needs("skopeo")
     run(skopeo, "--insecure-policy", "copy", "--format", "v2s2", f"{place}:app", f"dir:{tmp_path}/docker")
     theirs = json.loads((tmp_path / "docker/manifest.json").read_bytes())

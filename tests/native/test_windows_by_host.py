@@ -40,7 +40,7 @@ from lamella.layers.windows.choose import WindowsLayerTree
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.layers.windows.native.reader import NativeChanges
 from lamella.operations.layers.apply import apply_blob
-from lamella.operations.layers.diff import diff
+from lamella.operations.layers.diff import DiffOptions, diff
 from lamella.operations.layers.write import LayerOptions, Written, write_layer
 from lamella.paths import LayerPath
 from lamella.service.differs.contract import Lookup
@@ -181,7 +181,7 @@ class TestTheTableOfKinds:
         assert apply_blob(BytesIO(base), BASE, kind="windows", system=system).size is not None
         apply_blob(BytesIO(above), ABOVE, kind="windows", parents=[BASE], system=system)
         output = BytesIO()
-        diff(None, ABOVE, output, kind="windows", parents=[BASE], compression="none", system=system)
+        diff(None, ABOVE, output, DiffOptions(kind="windows", parents=[BASE], compression="none", system=system))
         assert lines_of(above) == lines_of(output.getvalue())
         assert stub.leaks() == {}
 

@@ -24,7 +24,7 @@ from lamella.oci.documents import decode
 from lamella.oci.index import Index
 from lamella.operations.store.export import export_image
 from lamella.operations.store.import_ import import_image
-from lamella.operations.surgery.convert import convert
+from lamella.operations.surgery.convert import ConvertOptions, convert
 from lamella.operations.surgery.mutate import Settings
 from lamella.operations.surgery.rewrite_index import rewrite_index
 from lamella.operations.verify import Verified
@@ -122,13 +122,21 @@ FROM_A_NAME: Final[dict[str, Callable[[Place], object]]] = {
     "copy": lambda place: lamella.copy(place.name, place.target, platform="linux/amd64"),
     "subset": lambda place: lamella.subset(place.name, place.target, ["linux/arm64"]),
     "index": lambda place: lamella.index([place.name], place.target),
-    "convert --all": lambda place: convert(place.name, place.target, compression="none", all_platforms=True),
-    "convert": lambda place: convert(place.name, place.target, compression="none", platform="linux/amd64"),
+    "convert --all": lambda place: convert(
+        place.name, place.target, ConvertOptions(compression="none", all_platforms=True)
+    ),
+    "convert": lambda place: convert(
+        place.name, place.target, ConvertOptions(compression="none", platform="linux/amd64")
+    ),
     "inspect": inspect,
     "unpack": unpack,
     "mutate": lambda place: lamella.mutate(place.name, place.target, Settings(user="1"), platform="linux/amd64"),
-    "append": lambda place: lamella.append(place.name, {"x": b"1"}, place.target, platform="linux/amd64"),
-    "flatten": lambda place: lamella.flatten(place.name, place.target, platform="linux/amd64"),
+    "append": lambda place: lamella.append(
+        place.name, {"x": b"1"}, place.target, lamella.AppendOptions(platform="linux/amd64")
+    ),
+    "flatten": lambda place: lamella.flatten(
+        place.name, place.target, options=lamella.FlattenOptions(platform="linux/amd64")
+    ),
     "rebase": lambda place: lamella.rebase(
         place.name, place.target, old_base=place.name, new_base=place.name, platform="linux/amd64"
     ),

@@ -24,7 +24,7 @@ from lamella.layers.stack import LayerStack
 from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.operations.layers.apply import apply_blob
-from lamella.operations.layers.diff import diff
+from lamella.operations.layers.diff import DiffOptions, diff
 from lamella.paths import LayerPath
 from lamella.testing.images import image_of_tars, tagged, write_layout
 
@@ -54,7 +54,7 @@ class TestAFileBelow4000Directories:
         for place in below:
             apply_blob(tmp_path / "base.tar", place, kind="windows")
         apply_blob(blob, tmp_path / "layer", kind="windows", parents=below)
-        diff(None, tmp_path / "layer", tmp_path / "again.tar", kind="windows", compression="none")
+        diff(None, tmp_path / "layer", tmp_path / "again.tar", DiffOptions(kind="windows", compression="none"))
         assert run(["-q", "ls", f"windows:{tmp_path}/layer::{DEEP}"]) == 0
         assert blob.read_bytes() == (tmp_path / "again.tar").read_bytes()
 

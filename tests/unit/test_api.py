@@ -176,7 +176,7 @@ def test_paths_may_be_text(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
 def test_a_diff_goes_into_any_file(tree: Path, compression: str) -> None:
     buffer = io.BytesIO()
-    written = lamella.diff(None, tree, buffer, compression=compression)
+    written = lamella.diff(None, tree, buffer, lamella.DiffOptions(compression=compression))
     assert written.facts.size == len(buffer.getvalue())
     assert written.facts.digest == lamella.Digest.of(buffer.getvalue())
 
@@ -200,7 +200,7 @@ def test_a_diff_that_cannot_be_had_leaves_no_blob(
     tree: Path, tmp_path: Path, lower: str | None, kind: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        lamella.diff(None if lower is None else tree / lower, tree, tmp_path / "blob", kind=kind)
+        lamella.diff(None if lower is None else tree / lower, tree, tmp_path / "blob", lamella.DiffOptions(kind=kind))
     assert os.listdir(tmp_path) == ["tree"]
 
 
@@ -210,7 +210,7 @@ def test_a_diff_can_be_cancelled(tree: Path, tmp_path: Path) -> None:
     cancel = lamella.Cancellation()
     cancel.cancel()
     with pytest.raises(lamella.LamellaError, match="cancelled"):
-        lamella.diff(None, tree, tmp_path / "blob", cancel=cancel)
+        lamella.diff(None, tree, tmp_path / "blob", job=lamella.Job(cancel=cancel))
     assert os.listdir(tmp_path) == ["tree"]
 
 
@@ -219,7 +219,9 @@ def test_a_diff_can_be_cancelled(tree: Path, tmp_path: Path) -> None:
 
 def test_pack_append_copy_flatten_and_verify(tree: Path, tmp_path: Path) -> None:
     name = f"oci:{tmp_path}/images:one"
-    packed = lamella.pack(tree, name, cmd=["/a/b"], env=["A=1"], labels={"k": "v"}, platform="linux/arm64")
+    packed = lamella.pack(
+        tree, name, lamella.Settings(cmd=["/a/b"], env={"A": "1"}, labels={"k": "v"}, platform="linux/arm64")
+    )
     (tree / "a/new").write_text("new")
     lamella.diff(None, tree, tmp_path / "blob")
     appended = lamella.append(name, tmp_path / "blob", f"oci:{tmp_path}/images:two")
@@ -254,8 +256,8 @@ def test_progress_is_told_of_what_is_done(image: str, tree: Path, tmp_path: Path
     notes = Notes()
     with lamella.open_image(image) as opened:
         size = sum(layer.descriptor.size for layer in opened.layers)
-        opened.unpack(tmp_path / "out", progress=notes)
+        opened.unpack(tmp_path / "out", job=lamella.Job(progress=notes))
     assert (notes.begun, notes.done, notes.ended) == ([("unpack", size)], size, 1)
     notes = Notes()
-    written = lamella.diff(None, tree, tmp_path / "blob", progress=notes)
+    written = lamella.diff(None, tree, tmp_path / "blob", job=lamella.Job(progress=notes))
     assert (notes.begun, notes.done, notes.ended) == ([("write", None)], written.facts.tar_size, 1)

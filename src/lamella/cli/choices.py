@@ -120,7 +120,12 @@ def _compression_options(function: F, default: str | None) -> F:
         function
     )
     return click.option(
-        "--compress", type=choice, default=default, show_default=default is not None, help="Compression of layers."
+        "--compress",
+        "compression",
+        type=choice,
+        default=default,
+        show_default=default is not None,
+        help="Compression of layers.",
     )(function)
 
 

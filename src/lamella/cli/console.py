@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from lamella.changes.job import Job
     from lamella.changes.losses import Losses
-    from lamella.progress import Cancellation, Progress
 
 _PATIENCE: Final = 0.4
 """Seconds that work may take without a bar; most is done by then, and loading the bar would only slow it."""
@@ -150,18 +150,17 @@ class Console:
             raise InvalidInput("a blob is nothing for a terminal", hint="redirect standard output, or name a file")
         return self.binary()
 
-    def progress(self) -> Progress | None:
-        """A bar on the terminal; None where nobody would see it."""
-        if self.quiet or self.json or not is_terminal(sys.stderr):
-            return None
+    def job(self, *, strict: bool = False) -> Job:
+        """The job of a verb: a progress bar on a terminal, stopped by Ctrl-C; ``strict`` refuses losses.
 
-        return Bar()
-
-    def cancellation(self) -> Cancellation:
-        """What Ctrl-C sets from now on, so that the work stops between two steps and cleans up."""
+        From this call on, a signal stops the operation between two steps, so that it cleans up.
+        """
+        from lamella.changes.job import Job
+        from lamella.changes.losses import Losses
         from lamella.cli.signals import cancellation
 
-        return cancellation()
+        shown = is_terminal(sys.stderr) and not self.quiet and not self.json
+        return Job(progress=Bar() if shown else None, cancel=cancellation(), losses=Losses(refuse=strict))
 
     @staticmethod
     def prepare_streams() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as plain values for --json, in the names of the image specification."""
+"""Results of verbs: as JSON documents with the names of the image specification, and as summaries for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def losses_document(losses: Losses) -> dict[str, Any]:
-    """What was lost, where something was: the first ones in full, and the count of all."""
+    """The first losses in full and the count of all; empty without losses."""
     if not len(losses):
         return {}
     return {
@@ -29,7 +29,7 @@ def losses_document(losses: Losses) -> dict[str, Any]:
 
 
 def applied_document(applied: Applied) -> dict[str, Any]:
-    """What came of one layer."""
+    """A layer that was applied."""
     facts = applied.facts
     return {
         "digest": facts.digest,
@@ -55,17 +55,17 @@ def written_document(written: Written) -> dict[str, Any]:
     }
 
 
-def tell_written(console: Console, written: Written, output: str) -> None:
-    """Say what came of a layer that was written to ``output``, where ``-`` is standard output, and what was lost."""
+def print_written(console: Console, written: Written, output: str) -> None:
+    """Report a layer that was written to ``output`` (``-``: standard output), and its losses."""
     console.losses(written.losses)
     if console.json:
         console.document({**written_document(written), **losses_document(written.losses)})
     elif output != "-":
-        blob_summary(console, written.facts, written.entries)
+        print_blob(console, written.facts, written.entries)
 
 
-def blob_summary(console: Console, facts: BlobFacts, entries: int) -> None:
-    """A layer's blob, for people."""
+def print_blob(console: Console, facts: BlobFacts, entries: int) -> None:
+    """Print size, digest and diff id of a layer blob."""
     console.summary(
         f"{counted(entries, 'entry', 'entries')}, {human_size(facts.size)} ({human_size(facts.tar_size)} of tar)"
     )
@@ -74,7 +74,7 @@ def blob_summary(console: Console, facts: BlobFacts, entries: int) -> None:
 
 
 def layer_document(layer: StoredLayer) -> dict[str, Any]:
-    """A layer that was made for an image."""
+    """A new layer of an image."""
     from lamella.operations.inspect import describe_descriptor
 
     facts = layer.facts
@@ -82,13 +82,13 @@ def layer_document(layer: StoredLayer) -> dict[str, Any]:
     return document if layer.entries is None else {**document, "entries": layer.entries}
 
 
-def layer_summary(console: Console, layer: StoredLayer) -> None:
-    """The same for people."""
+def print_layer(console: Console, layer: StoredLayer) -> None:
+    """Print size and diff id of a new layer."""
     console.summary(f"layer of {human_size(layer.facts.size)}, diff id {layer.facts.diff_id}")
 
 
 def finished_document(image: str, finished: Finished) -> dict[str, Any]:
-    """An image that was written, with the layers that were made for it."""
+    """An image that was written, with its new layers."""
     from lamella.operations.inspect import describe_descriptor
 
     document = {"image": image, **describe_descriptor(finished.descriptor)}
@@ -97,11 +97,11 @@ def finished_document(image: str, finished: Finished) -> dict[str, Any]:
     return document
 
 
-def finished_summary(console: Console, image: str, finished: Finished) -> None:
-    """The same for people."""
+def print_finished(console: Console, image: str, finished: Finished) -> None:
+    """Print the digest of an image and its new layers."""
     console.summary(f"{image}: {finished.descriptor.digest}")
     for layer in finished.made:
-        layer_summary(console, layer)
+        print_layer(console, layer)
 
 
 def packed_document(image: str, packed: Packed) -> dict[str, Any]:
@@ -116,8 +116,8 @@ def packed_document(image: str, packed: Packed) -> dict[str, Any]:
     }
 
 
-def packed_summary(console: Console, image: str, packed: Packed) -> None:
-    """The same for people."""
+def print_packed(console: Console, image: str, packed: Packed) -> None:
+    """Print the digest of an image and its one layer."""
     facts = packed.written.facts
     console.summary(f"{image}: {packed.descriptor.digest}")
     console.summary(
@@ -128,7 +128,7 @@ def packed_summary(console: Console, image: str, packed: Packed) -> None:
 
 
 def unpacked_document(image: PlatformImage, unpacked: Unpacked) -> dict[str, Any]:
-    """What came of an image: its manifest and layers, the base first."""
+    """An unpacked image: its manifest and layers, base first."""
     from lamella.operations.inspect import describe_descriptor
 
     return {

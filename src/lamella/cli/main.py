@@ -28,7 +28,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "mutate": ("Copy an image with another config or other annotations.", "images.mutate"),
         "flatten": ("Copy an image with its layers merged into one.", "images.flatten"),
         "rebase": ("Copy an image onto another base.", "images.rebase"),
-        "convert": ("Copy an image with its layers compressed or kept another way.", "images.convert"),
+        "convert": ("Copy an image with its layers in another form.", "images.convert"),
         "subset": ("Copy an index with some of its platforms only.", "images.index:subset"),
         "index": ("Make an index for several platforms from images.", "images.index:index"),
     },
@@ -36,7 +36,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "apply": ("Apply a layer blob to a directory.", "layers.apply"),
         "diff": ("List or write what changed between two directories.", "layers.diff"),
         "dump": ("Print a layer or a directory as canonical text.", "layers.dump"),
-        "recipe": ("Give back the very blob of a layer that was unpacked or converted.", "layers.recipe"),
+        "recipe": ("Restore the exact blob of a layer that was unpacked or converted.", "layers.recipe"),
     },
     "Files in an image": {
         "ls": ("List files.", "files.ls"),

@@ -1,206 +1,271 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several verbs have, and how their values are read."""
+"""Options that several verbs share, and how a verb gets many options as one value."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import click
 
 if TYPE_CHECKING:
-    from lamella.layers.policy import Policy
+    from lamella.layers.policy import Owners, Policy
     from lamella.layers.windows.names import NameRules
     from lamella.layers.windows.transforms import WindowsTemplate
 
-F = TypeVar("F", bound=Callable[..., Any])
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 IMAGE_PATH: Final = "IMAGE[::PATH]"
 
 
-def platform_option(function: F) -> F:
-    """--platform."""
-    return click.option(
-        "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index.  [default: this machine's]"
-    )(function)
+def collect(parameter: str, make: str | Callable[..., Any], *options: Decorator) -> Decorator:
+    """Declare ``options`` and pass their values to the command as one argument, ``parameter``.
+
+    ``make`` builds it: a function, or its place as ``module:name`` below `lamella`, which is imported when the command
+    runs. It gets the values as keywords, named as the options are, without those that are None.
+    """
+
+    def build(**values: Any) -> Any:
+        return _load(make)(**{name: value for name, value in values.items() if value is not None})
+
+    built: Any = combine(*options)(build)
+    parameters: list[click.Parameter] = built.__click_params__
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*arguments: Any, **given: Any) -> Any:
+            values = {str(option.name): given.pop(str(option.name)) for option in parameters}
+            return function(*arguments, **{parameter: built(**values)}, **given)
+
+        call.__click_params__ = [*getattr(function, "__click_params__", ()), *parameters]  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
-def auth_file_option(function: F) -> F:
-    """--authfile, for verbs that change it."""
-    return click.option(
-        "--authfile",
-        "auth_file",
-        metavar="FILE",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Keep logins in this file, and look into no other.",
-    )(function)
+def combine(*options: Decorator) -> Decorator:
+    """Several options as one decorator, listed in the help in this order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def certs_dir_option(function: F) -> F:
-    """--certs-dir."""
-    return click.option(
-        "--certs-dir",
-        metavar="DIR",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Take mirrors and certificates from DIR/HOST[:PORT] alone.",
-    )(function)
+def _load(make: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(make, str):
+        return make
+    module, _, name = make.partition(":")
+    loaded: Callable[..., Any] = getattr(import_module(f"lamella.{module}"), name)
+    return loaded
 
 
-def all_option(function: F) -> F:
-    """--all."""
-    return click.option("--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms.")(
-        function
-    )
+class Words(click.ParamType[list[str]]):
+    """A JSON list of strings, or words separated as in a shell."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        if isinstance(value, list):
+            return value
+        try:
+            if value.lstrip().startswith("["):
+                import json
+
+                found = json.loads(value)
+                if not all(isinstance(word, str) for word in found):
+                    self.fail("not a JSON list of strings", param, ctx)
+                return list(found)
+            import shlex
+
+            return shlex.split(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-def owner_option(function: F) -> F:
-    """--owner, for verbs that write files."""
-    return click.option(
-        "--owner",
-        type=click.Choice(["keep", "ignore", "record"]),
-        help="Give files their owners, or none, or record them in an attribute.  [default: keep for root, else record]",
-    )(function)
+WORDS: Final = Words()
 
 
-def read_owner_option(function: F) -> F:
-    """--owner, for verbs that read files."""
-    return click.option(
-        "--owner",
-        type=click.Choice(["keep", "ignore", "record"]),
-        help="Take the owners of files as they are, or all as 0, or as recorded in an attribute.  "
-        "[default: keep for root, else record]",
-    )(function)
+def parse_pairs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Callback of an option with the form ``NAME=VALUE`` that may be given several times."""
+    found = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE", context, option)
+        found[name] = value
+    return found
 
 
-def subsecond_option(function: F) -> F:
-    """--subsecond."""
-    return click.option("--subsecond", is_flag=True, help="Keep the fractions of seconds that times have.")(function)
+process_options: Final[Decorator] = combine(
+    click.option("--entrypoint", type=WORDS, metavar="WORDS", help="The program: a JSON list, or words as in a shell."),
+    click.option(
+        "--cmd", type=WORDS, metavar="WORDS", help="Its arguments, or program and arguments: as for --entrypoint."
+    ),
+    click.option("--user", metavar="USER[:GROUP]", help="The user that runs the program."),
+    click.option("--workdir", "working_dir", metavar="PATH", help="The working directory of the program."),
+)
+"""Settings of the process that a container of the image runs."""
 
+# Images and registries -----------------------------------------------------------------------------------------------
 
-def replace_option(function: F) -> F:
-    """--replace."""
-    return click.option(
-        "--replace",
-        is_flag=True,
-        help="Let an archive that exists, or another image of that name in a store, give way.",
-    )(function)
-
-
-def devices_option(function: F) -> F:
-    """--devices."""
-    return click.option(
-        "--devices",
-        type=click.Choice(["create", "skip", "record"]),
-        help="Make device nodes, or leave them out, or record them in an attribute.  "
-        "[default: create for root, else record]",
-    )(function)
-
-
-def template_options(function: F) -> F:
-    """--file-security, --directory-security and --attributes; see `template`."""
-    options = (
-        click.option(
-            "--file-security",
-            metavar="SDDL",
-            help="The security descriptor of files in a Windows layer, or 'none'.  [default: all may read and run]",
-        ),
-        click.option("--directory-security", metavar="SDDL", help="That of its directories, or 'none'."),
-        click.option(
-            "--attributes",
-            multiple=True,
-            metavar="PATTERN=NAMES",
-            help="Attributes of the files on drive C that match, as 'App/*.ini=hidden,readonly'; may be given again.",
-        ),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def template(
-    file_security: str | None, directory_security: str | None, attributes: tuple[str, ...]
-) -> WindowsTemplate | None:
-    """What the options of `template_options` say; None where none is given."""
-    if file_security is None and directory_security is None and not attributes:
-        return None
-    from lamella.layers.windows.transforms import parse_template
-
-    return parse_template(file_security, directory_security, attributes)
-
-
-def awkward_names_option(function: F) -> F:
-    """--awkward-names; see `name_rules`."""
-    return click.option(
-        "--awkward-names",
-        is_flag=True,
-        help="Take names in a Windows layer that most programs there cannot open: those of devices (aux.js), and with "
-        "a dot or a space at the end.",
-    )(function)
-
-
-def name_rules(awkward_names: bool, kind: str | None = "windows") -> NameRules | None:
-    """What --awkward-names says, for a place of that kind. Raises UsageError where that holds no Windows layers."""
-    if not awkward_names:
-        return None
-    from lamella.layers.kinds import LAYER_KINDS
-    from lamella.layers.windows.names import AS_WINDOWS
-
-    if kind is None or not LAYER_KINDS[kind].windows:
-        raise click.UsageError("--awkward-names is for layers of Windows; see --as")
-    return AS_WINDOWS
-
-
-def strict_option(function: F) -> F:
-    """--strict."""
-    return click.option("--strict", is_flag=True, help="Fail when something cannot be kept.")(function)
-
-
-def policy(owner: str | None, devices: str | None) -> Policy:
-    """The policy that --owner and --devices ask for, the rest as it fits the rights of this process."""
-    from lamella.layers.policy import Devices, Owners, Policy
-
-    default = Policy.default()
-    return Policy(
-        owners=default.owners if owner is None else Owners(owner),
-        devices=default.devices if devices is None else Devices(devices),
-    )
+platform_option: Final[Decorator] = click.option(
+    "--platform",
+    metavar="OS/ARCH[/VARIANT]",
+    help="The image to take from an index.  [default: that for this machine]",
+)
+all_option: Final[Decorator] = click.option(
+    "--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms."
+)
+replace_option: Final[Decorator] = click.option(
+    "--replace", is_flag=True, help="Replace an existing archive, or the image of that name in a store."
+)
+auth_file_option: Final[Decorator] = click.option(
+    "--authfile",
+    "auth_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Use this login file, and no other.",
+)
+certs_dir_option: Final[Decorator] = click.option(
+    "--certs-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Take mirrors and certificates only from DIR/HOST[:PORT].",
+)
 
 
 def split_place(text: str) -> tuple[str, str]:
-    """The image and the path in it that ``IMAGE[::PATH]`` names.
-
-    The first ``::`` counts: files have it in their names (the manual pages of Perl modules), images hardly ever.
-    """
+    """Split ``IMAGE[::PATH]`` at the first ``::``: paths may contain it, as manual pages of Perl do, images hardly."""
     image, _, path = text.partition("::")
     return image, path
 
 
-def words(option: str, text: str | None) -> list[str] | None:
-    """A JSON list of strings, or words split as a shell does."""
-    if text is None:
+# Layers --------------------------------------------------------------------------------------------------------------
+
+subsecond_option: Final[Decorator] = click.option(
+    "--subsecond", is_flag=True, help="Keep fractions of seconds in times."
+)
+strict_option: Final[Decorator] = click.option("--strict", is_flag=True, help="Fail if anything cannot be kept.")
+
+
+recipe_option: Final[Decorator] = click.option(
+    "--recipe",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write a recipe, which restores the exact blob.",
+)
+
+
+def _parse_owners(context: click.Context, option: click.Parameter, value: str | None) -> Owners | None:  # noqa: ARG001
+    if value is None:
         return None
-    if text.lstrip().startswith("["):
-        import json
+    from lamella.layers.policy import Owners
 
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise click.UsageError(f"{option}: not a JSON list: {error}") from error
-        if not all(isinstance(word, str) for word in found):
-            raise click.UsageError(f"{option}: not a JSON list of strings")
-        return list(found)
-    import shlex
-
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise click.UsageError(f"{option}: {error}") from error
+    return Owners(value)
 
 
-def pair(what: str, text: str) -> tuple[str, str]:
-    """The name and the value that ``NAME=VALUE`` has."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise click.UsageError(f"malformed {what} {text!r}; write it as NAME=VALUE")
-    return name, value
+read_owner_option: Final[Decorator] = click.option(
+    "--owner",
+    "owners",
+    type=click.Choice(["keep", "ignore", "record"]),
+    callback=_parse_owners,
+    help="Owners of files: those on disk, 0:0 for all, or those recorded in an attribute.  "
+    "[default: keep for root, else record]",
+)
+
+
+class PolicyChoice(NamedTuple):
+    """The values of --owner and --devices."""
+
+    owner: str | None = None
+    devices: str | None = None
+
+    def policy(self, *, windows: bool = False) -> Policy:
+        """The policy for writing files; the default fits the rights of this process, or a Windows layer."""
+        from lamella.layers.policy import Devices, Owners, Policy
+
+        default = Policy.default()
+        owner = self.owner or ("ignore" if windows else None)
+        return Policy(
+            owners=default.owners if owner is None else Owners(owner),
+            devices=default.devices if self.devices is None else Devices(self.devices),
+        )
+
+
+policy_options: Final[Decorator] = collect(
+    "choice",
+    PolicyChoice,
+    click.option(
+        "--owner",
+        type=click.Choice(["keep", "ignore", "record"]),
+        help="Set the owners of files, do not, or record them in an attribute.  [default: keep for root, else record]",
+    ),
+    click.option(
+        "--devices",
+        type=click.Choice(["create", "skip", "record"]),
+        help="Create device nodes, skip them, or record them in an attribute.  [default: create for root, else record]",
+    ),
+)
+
+
+# Windows layers ------------------------------------------------------------------------------------------------------
+
+
+def _make_template(**given: Any) -> WindowsTemplate | None:
+    if not any(given.values()):
+        return None
+    from lamella.layers.windows.transforms import parse_template
+
+    return parse_template(**given)
+
+
+template_options: Final[Decorator] = collect(
+    "template",
+    _make_template,
+    click.option(
+        "--file-security",
+        metavar="SDDL",
+        help="Security descriptor of files in a Windows layer, or 'none'.  [default: everyone may read and execute]",
+    ),
+    click.option("--directory-security", metavar="SDDL", help="Security descriptor of its directories, or 'none'."),
+    click.option(
+        "--attributes",
+        multiple=True,
+        metavar="PATTERN=NAMES",
+        help="Attributes of matching files on drive C, as in 'App/*.ini=hidden,readonly'; may be repeated.",
+    ),
+)
+
+
+def _parse_name_rules(context: click.Context, option: click.Parameter, value: bool) -> NameRules | None:  # noqa: ARG001
+    if not value:
+        return None
+    from lamella.layers.windows.names import AS_WINDOWS
+
+    return AS_WINDOWS
+
+
+name_rules_option: Final[Decorator] = click.option(
+    "--awkward-names",
+    "rules",
+    is_flag=True,
+    callback=_parse_name_rules,
+    help="Accept names in a Windows layer that most programs cannot open: device names (aux.js), and names that end "
+    "with a dot or a space.",
+)
+
+
+def check_name_rules(rules: NameRules | None, kind: str | None) -> None:
+    """Raise UsageError if --awkward-names is given for a kind of layer that is not for Windows."""
+    if rules is None:
+        return
+    from lamella.layers.kinds import LAYER_KINDS
+
+    if kind is None or not LAYER_KINDS[kind].windows:
+        raise click.UsageError("--awkward-names is for Windows layers; see --as")

@@ -17,23 +17,22 @@ from lamella.images.resolve import PlatformImage, open_platform_image
 from lamella.images.transports import parse_image_name
 
 if TYPE_CHECKING:
+    from lamella.changes.job import Job
     from lamella.changes.losses import Losses
     from lamella.images.resolve import ImageLayer
     from lamella.images.transports import ImageName
-    from lamella.layers.policy import Owners, Policy
-    from lamella.layers.windows.names import NameRules
-    from lamella.layers.windows.transforms import WindowsTemplate
+    from lamella.layers.policy import Policy
     from lamella.oci.config import ImageConfig
     from lamella.oci.descriptor import Descriptor
     from lamella.oci.manifest import Manifest
     from lamella.oci.platform import Platform
+    from lamella.operations.layers.write import LayerOptions
     from lamella.operations.surgery.convert import Format
     from lamella.operations.surgery.draft import Draft
     from lamella.operations.surgery.mutate import Pairs, SettingsGiven
     from lamella.operations.surgery.new_layers import LayerLike
     from lamella.operations.trees.filesystem import Filesystem
     from lamella.operations.unpack import Unpacked
-    from lamella.progress import Cancellation, Progress
 
 
 def open_image(name: str | ImageName, platform: str | Platform | None = None) -> Image:
@@ -126,30 +125,30 @@ class Image:
         bundle: bool = False,
         policy: Policy | None = None,
         merge: bool = False,
-        losses: Losses | None = None,
-        progress: Progress | None = None,
-        cancel: Cancellation | None = None,
+        job: Job | None = None,
     ) -> Unpacked:
-        """Unpack into ``directory``, which must not exist and appears when all is done and checked.
+        """Unpack into ``directory``, which must not exist and appears when everything is unpacked and checked.
 
-        With ``kind`` it is something else than a plain tree, see `lamella.operations.unpack.unpack`; an image for
-        Windows wants one. With ``merge`` it may exist, and is unpacked over. With ``bundle``, the files of a plain tree
-        go into its ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` says what becomes of owners and
-        devices, ``losses`` collects what the file system cannot hold. Raises as `lamella.operations.unpack.unpack`.
+        With ``kind`` it is another form than a plain tree, see `lamella.operations.unpack.unpack`; an image for Windows
+        needs one. With ``merge`` the directory may exist, and is unpacked over. With ``bundle``, the files of a plain
+        tree go into its ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` chooses owners and devices.
+        Raises what `lamella.operations.unpack.unpack` raises.
         """
+        from lamella.changes.job import Job
         from lamella.operations.runtime.bundle import unpack_bundle
         from lamella.operations.unpack import unpack
 
         if bundle and kind not in (None, "directory"):
             raise InvalidInput("a bundle for a runtime holds a plain tree")
+        job = job or Job()
         return (unpack_bundle if bundle else partial(unpack, kind=kind))(
             self._image,
             Path(directory),
             policy=policy,
             merge=merge,
-            losses=losses,
-            progress=progress,
-            cancel=cancel,
+            losses=job.losses,
+            progress=job.progress,
+            cancel=job.cancel,
         )
 
     def filesystem(self) -> Filesystem:
@@ -176,29 +175,22 @@ class Image:
         self,
         *layers: LayerLike,
         created_by: str | None = None,
-        compression: str = "gzip",
-        level: int | None = None,
-        threads: int | None = None,
-        subsecond: bool = False,
-        owners: Owners | None = None,
-        template: WindowsTemplate | None = None,
-        rules: NameRules | None = None,
+        options: LayerOptions | None = None,
         losses: Losses | None = None,
     ) -> Image:
         """This image with ``layers`` on top: directories, blobs, or mappings of paths to files.
 
-        Directories and files on disk are read when the image is made. See `lamella.append`. Raises
-        InvalidInput for files that cannot be in one layer.
+        Directories and files on disk are read when the image is written or looked into. ``losses`` collects what the
+        layers cannot hold; the default are those of the job that writes the image. Raises InvalidInput for files that
+        cannot be in one layer.
         """
-        from lamella.operations.layers.write import LayerOptions
-        from lamella.operations.surgery.append import BY, appended
+        from lamella.operations.layers.write import DEFAULT_OPTIONS
+        from lamella.operations.surgery.append import CREATED_BY, add_layers
         from lamella.operations.surgery.new_layers import new_layers
 
-        made = new_layers(
-            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template, rules=rules)
-        )
-        by = BY if created_by is None else created_by
-        return Image(_Made(lambda: appended(self._source.draft(), made, created_by=by)))
+        new = new_layers(layers, options or DEFAULT_OPTIONS, losses)
+        by = CREATED_BY if created_by is None else created_by
+        return Image(_Made(lambda: add_layers(self._source.draft(), new, created_by=by)))
 
     def with_config(self, **settings: Unpack[SettingsGiven]) -> Image:
         """This image with another config; what is not given stays. See `lamella.operations.surgery.mutate.Settings`.
@@ -212,29 +204,29 @@ class Image:
 
     def with_annotations(self, annotations: Pairs) -> Image:
         """This image with these annotations of its manifest set or, where the value is None, removed."""
-        from lamella.operations.surgery.mutate import pairs, with_annotations
+        from lamella.operations.surgery.mutate import checked_pairs, with_annotations
 
-        wanted = pairs("annotations", annotations)
+        wanted = checked_pairs("annotations", annotations)
         return Image(_Made(lambda: with_annotations(self._source.draft(), wanted)))
 
     def flatten(
         self, layers: range | str | None = None, *, compression: str = "gzip", level: int | None = None
     ) -> Image:
-        """This image with all of its layers, or some, merged into one. See `lamella.flatten`."""
+        """This image with all of its layers, or some, merged into one, as `lamella.flatten` does."""
         from lamella.operations.layers.write import LayerOptions
-        from lamella.operations.surgery.flatten import flattened
+        from lamella.operations.surgery.flatten import merge_layers
 
         options = LayerOptions(compression, level)
-        return Image(_Made(lambda: flattened(self._image, layers, options)))
+        return Image(_Made(lambda: merge_layers(self._image, layers, options)))
 
     def rebase(self, old_base: Image, new_base: Image) -> Image:
         """This image with the layers of ``new_base`` in place of those of ``old_base``.
 
         See `lamella.operations.surgery.rebase.rebase`.
         """
-        from lamella.operations.surgery.rebase import rebased
+        from lamella.operations.surgery.rebase import replace_base
 
-        return Image(_Made(lambda: rebased(self._image, old_base._image, new_base._image)))
+        return Image(_Made(lambda: replace_base(self._image, old_base._image, new_base._image)))
 
     def convert(
         self,
@@ -242,25 +234,19 @@ class Image:
         *,
         level: int | None = None,
         again: bool = False,
-        format: Format | None = None,  # noqa: A002  # the word for it
+        format: Format | None = None,  # noqa: A002  # the option's name in all verbs
     ) -> Image:
-        """This image with its layers compressed another way, or in the other format.
+        """This image with its layers recompressed, or in another format, as `lamella.convert` does.
 
-        See `lamella.operations.surgery.convert.convert`. Raises InvalidInput.
+        Raises InvalidInput.
         """
-        from lamella.operations.surgery.convert import Conversion, converted
+        from lamella.changes.job import Job
+        from lamella.operations.surgery.convert import Conversion, convert_image
 
-        how = Conversion(compression, level, None, again, format)
-        return Image(_Made(lambda: converted(self._image, how)))
+        how = Conversion(compression, level, again=again, format=format)
+        return Image(_Made(lambda: convert_image(self._image, how, Job())))
 
-    def write(
-        self,
-        name: str | ImageName,
-        *,
-        replace: bool = False,
-        progress: Progress | None = None,
-        cancel: Cancellation | None = None,
-    ) -> Descriptor:
+    def write(self, name: str | ImageName, *, replace: bool = False, job: Job | None = None) -> Descriptor:
         """Write the image to the place that ``name`` names, which is unchanged until all is there; its manifest.
 
         What that place has already is neither read nor written. See `open_writer` for ``replace``. Raises what making
@@ -274,14 +260,12 @@ class Image:
         draft = self._source.draft()
         refuse_own_source(draft.layers, target)
         with open_writer(target, replace=replace) as writer:
-            return write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel).descriptor
+            return write_draft(draft, writer, tag=target.tag, job=job).descriptor
 
-    def push(
-        self, reference: str, *, progress: Progress | None = None, cancel: Cancellation | None = None
-    ) -> Descriptor:
+    def push(self, reference: str, *, job: Job | None = None) -> Descriptor:
         """Write the image to a registry, as in ``registry.example/app:1``; the same as `write` to ``docker://…``."""
         name = reference if reference.startswith("docker://") else f"docker://{reference}"
-        return self.write(name, progress=progress, cancel=cancel)
+        return self.write(name, job=job)
 
     def close(self) -> None:
         """Let go of the place; files of `filesystem` cannot be read any more, nor what images made of it need."""
@@ -357,11 +341,11 @@ class _Made:
 
     def image(self) -> PlatformImage:
         if self._image is None:
-            from lamella.operations.surgery.draft import Spool, spooled
+            from lamella.operations.surgery.draft import Spool, spool_draft
 
             spool = Spool()
             self._closing = weakref.finalize(self, spool.close)
-            self._image = spooled(self.draft(), spool)
+            self._image = spool_draft(self.draft(), spool)
         return self._image
 
     def draft(self) -> Draft:

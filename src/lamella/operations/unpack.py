@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from lamella import host
 from lamella.changes.apply import Tally, apply
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
 from lamella.layers import kinds
@@ -53,7 +54,7 @@ def image_applied(
         for number, layer in enumerate(layers, 1):
             tally = Tally()
             sink.more = number < len(layers)
-            with checked_reader(layer, progress, cancel) as reader:
+            with checked_reader(layer, Job(progress=progress, cancel=cancel)) as reader:
                 apply(kinds.tar_changes(kind, reader, sink), sink, cancel=cancel, tally=tally)
                 yield Applied(reader.finish(), tally.changes, losses)
         if not layers:

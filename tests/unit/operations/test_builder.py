@@ -92,7 +92,9 @@ def test_the_steps_give_what_the_verbs_give(base: str, tmp_path: Path) -> None:
     lamella.append(base, {"a": b"1"}, f"oci:{tmp_path}/verbs:it")
     lamella.mutate(f"oci:{tmp_path}/verbs:it", f"oci:{tmp_path}/verbs:it", lamella.Settings(labels={"k": "v"}))
     flat = lamella.flatten(f"oci:{tmp_path}/verbs:it", f"oci:{tmp_path}/verbs:it")
-    zstd = lamella.convert(f"oci:{tmp_path}/verbs:it", f"oci:{tmp_path}/verbs:it", compression="zstd")
+    zstd = lamella.convert(
+        f"oci:{tmp_path}/verbs:it", f"oci:{tmp_path}/verbs:it", lamella.ConvertOptions(compression="zstd")
+    )
     image = lamella.Image.open(base).append({"a": b"1"}).with_config(labels={"k": "v"}).flatten()
     assert image.descriptor.digest == flat.descriptor.digest
     assert image.convert("zstd").descriptor.digest == zstd.descriptor.digest

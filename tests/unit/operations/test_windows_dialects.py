@@ -16,7 +16,7 @@ from lamella.cli.main import run as main
 from lamella.errors import Conflict, FormatError, LossRefused, Unsupported
 from lamella.layers.windows.folder.layout import FRAMING
 from lamella.operations.layers.apply import apply_blob
-from lamella.operations.layers.diff import diff
+from lamella.operations.layers.diff import DiffOptions, diff
 
 
 def lamella(*arguments: str | Path) -> None:
@@ -85,9 +85,9 @@ def test_a_compressed_blob_comes_back_as_its_tar(tmp_path: Path) -> None:
     data = microsoft_base()
     (tmp_path / "blob.tar").write_bytes(data)
     apply_blob(tmp_path / "blob.tar", tmp_path / "first", kind="windows")
-    diff(None, tmp_path / "first", tmp_path / "blob.zst", kind="windows", compression="zstd")
+    diff(None, tmp_path / "first", tmp_path / "blob.zst", DiffOptions(kind="windows", compression="zstd"))
     apply_blob(tmp_path / "blob.zst", tmp_path / "second", kind="windows")
-    diff(None, tmp_path / "second", tmp_path / "again.tar", kind="windows", compression="none")
+    diff(None, tmp_path / "second", tmp_path / "again.tar", DiffOptions(kind="windows", compression="none"))
     assert data == (tmp_path / "again.tar").read_bytes()
 
 
@@ -99,7 +99,7 @@ class TestFraming:
         return tmp_path / "layer"
 
     def back(self, layer: Path) -> bytes:
-        diff(None, layer, layer.parent / "again.tar", kind="windows", compression="none")
+        diff(None, layer, layer.parent / "again.tar", DiffOptions(kind="windows", compression="none"))
         return (layer.parent / "again.tar").read_bytes()
 
     def test_content_that_was_changed_is_noticed_and_nothing_is_written(self, layer: Path) -> None:

@@ -27,10 +27,11 @@ from lamella.layers.windows import WindowsLayer
 from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.layers.windows.transforms import parse_template, usual_security
 from lamella.operations.layers.apply import apply_blob
-from lamella.operations.layers.diff import diff, list_changes
-from lamella.operations.pack import pack
-from lamella.operations.surgery.append import append
-from lamella.operations.surgery.flatten import flatten
+from lamella.operations.layers.diff import DiffOptions, diff, list_changes
+from lamella.operations.pack import PackOptions, pack
+from lamella.operations.surgery.append import AppendOptions, append
+from lamella.operations.surgery.flatten import FlattenOptions, flatten
+from lamella.operations.surgery.mutate import Settings
 from lamella.operations.surgery.new_layers import FileLike, Symlink
 from lamella.operations.trees.compare import compare
 from lamella.operations.trees.filesystem import Filesystem
@@ -137,8 +138,13 @@ class TestView:
     def test_verify_finds_a_linux_layer_in_a_windows_image_that_no_drive_can_hold(self, tmp_path: Path) -> None:
         (tmp_path / "linux").mkdir()
         (tmp_path / "linux" / "a:b").write_text("x")
-        diff(None, tmp_path / "linux", tmp_path / "linux.tar", compression="none")
-        append(image(tmp_path, BASE), [tmp_path / "linux.tar"], f"oci:{tmp_path}/mixed:v", platform="windows/amd64")
+        diff(None, tmp_path / "linux", tmp_path / "linux.tar", DiffOptions(compression="none"))
+        append(
+            image(tmp_path, BASE),
+            [tmp_path / "linux.tar"],
+            f"oci:{tmp_path}/mixed:v",
+            AppendOptions(platform="windows/amd64"),
+        )
         (problem,) = lamella.verify(f"oci:{tmp_path}/mixed:v").problems
         assert "'a:b'" in problem.why
 
@@ -164,7 +170,9 @@ class TestUnpack:
             ids = [str(layer.diff_id) for layer in opened.layers]
         found = []
         for number in ("0", "1"):
-            written = diff(None, tmp_path / "out" / number, tmp_path / "blob", kind="windows", compression="none")
+            written = diff(
+                None, tmp_path / "out" / number, tmp_path / "blob", DiffOptions(kind="windows", compression="none")
+            )
             found.append(str(written.facts.diff_id))
         assert ids == found
         assert (tmp_path / "out/1/tombstones.txt").exists()
@@ -193,7 +201,7 @@ class TestUnpack:
 class TestFlatten:
     def test_all_layers_become_a_base_layer_with_one_registry(self, tmp_path: Path) -> None:
         name = image(tmp_path, BASE, ABOVE, TOP)
-        flatten(name, f"oci:{tmp_path}/flat:v", platform="windows/amd64")
+        flatten(name, f"oci:{tmp_path}/flat:v", options=FlattenOptions(platform="windows/amd64"))
         with open_tree(f"oci:{tmp_path}/flat:v", platform="windows/amd64") as tree:
             files = Filesystem(tree)
             assert [one.name for one in files.root.iterdir()] == ["Files"]
@@ -210,12 +218,12 @@ class TestFlatten:
     def test_deltas_of_two_layers_are_not_guessed_at(self, tmp_path: Path) -> None:
         name = image(tmp_path, BASE, ABOVE, TOP)
         with pytest.raises(Unsupported, match="hive SYSTEM"):
-            flatten(name, f"oci:{tmp_path}/flat:v", layers="1..2", platform="windows/amd64")
+            flatten(name, f"oci:{tmp_path}/flat:v", "1..2", FlattenOptions(platform="windows/amd64"))
 
     def test_layers_above_the_base_become_one(self, tmp_path: Path) -> None:
         more = [folder("Files"), folder("Hives"), *with_stream("Files/more")]
         name = image(tmp_path, BASE, ABOVE, more)
-        flatten(name, f"oci:{tmp_path}/flat:v", layers="1..", platform="windows/amd64")
+        flatten(name, f"oci:{tmp_path}/flat:v", "1..", FlattenOptions(platform="windows/amd64"))
         assert compare(name, f"oci:{tmp_path}/flat:v", platform="windows/amd64").files == ()
 
 
@@ -316,19 +324,19 @@ class TestAppend:
         posix = image(tmp_path, [], system="linux")
         template = parse_template("none")
         with pytest.raises(InvalidInput, match="for linux"):
-            append(posix, {"a": ""}, f"oci:{tmp_path}/new:v", platform="linux/amd64", template=template)
+            append(posix, {"a": ""}, f"oci:{tmp_path}/new:v", AppendOptions(platform="linux/amd64", template=template))
         with pytest.raises(InvalidInput, match="for linux"):
-            pack(tmp_path, "oci:/nowhere/new:v", platform="linux/amd64", template=template)
+            pack(tmp_path, "oci:/nowhere/new:v", Settings(platform="linux/amd64"), PackOptions(template=template))
 
     def test_files_by_path_bring_their_directories(self, name: str, tmp_path: Path) -> None:
         files: dict[str, FileLike] = {"App/bin/a.txt": "text", "App/b": Symlink("bin/a.txt"), "Windows/new.txt": None}
-        append(name, files, f"oci:{tmp_path}/new:v", platform="windows/amd64")
+        append(name, files, f"oci:{tmp_path}/new:v", AppendOptions(platform="windows/amd64"))
         with open_tree(f"oci:{tmp_path}/new:v", platform="windows/amd64") as tree:
             assert (Filesystem(tree) / "Files/App/b").read_text() == "text"
             assert not (Filesystem(tree) / "Files/Windows/new.txt").exists()
 
     def test_the_new_layer_can_be_applied(self, name: str, tmp_path: Path) -> None:
-        append(name, {"App/a": "text"}, f"oci:{tmp_path}/new:v", platform="windows/amd64")
+        append(name, {"App/a": "text"}, f"oci:{tmp_path}/new:v", AppendOptions(platform="windows/amd64"))
         with open_platform_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
             unpack(opened, tmp_path / "out", kind="windows")
         assert (tmp_path / "out/2/Files/App/a").exists()
@@ -336,7 +344,7 @@ class TestAppend:
     def test_pack_makes_a_windows_layer_for_windows(self, tmp_path: Path) -> None:
         (tmp_path / "source/App").mkdir(parents=True)
         (tmp_path / "source/App/a").write_text("text")
-        pack(tmp_path / "source", f"oci:{tmp_path}/new:v", platform="windows/amd64")
+        pack(tmp_path / "source", f"oci:{tmp_path}/new:v", Settings(platform="windows/amd64"))
         with open_tree(f"oci:{tmp_path}/new:v", platform="windows/amd64") as tree:
             assert (Filesystem(tree) / "files/app/A").read_text() == "text"
             entry = (Filesystem(tree) / "Files/App/a").entry()
@@ -356,7 +364,7 @@ class TestAppend:
         (tmp_path / "source/Zoo").mkdir(parents=True)
         (tmp_path / "source/App.txt").write_text("text")
         place = f"oci:{tmp_path}/new:v"
-        packed = pack(tmp_path / "source", place, platform="windows/amd64")
+        packed = pack(tmp_path / "source", place, Settings(platform="windows/amd64"))
         config = "Files/Windows/System32/config"
         hives = [f"{config}/{name}" for name in ("DEFAULT", "SAM", "SECURITY", "SOFTWARE", "SYSTEM")]
         above = ["Files", "Files/App.txt", "Files/Windows", "Files/Windows/System32", config]
@@ -369,7 +377,7 @@ class TestAppend:
             for kind in ("windows", "cim"):
                 unpack(opened, tmp_path / kind, kind=kind)
         assert len(os.listdir(tmp_path / "windows/0/Hives")) == 5
-        again = pack(tmp_path / "source", f"oci:{tmp_path}/again:v", platform="windows/amd64")
+        again = pack(tmp_path / "source", f"oci:{tmp_path}/again:v", Settings(platform="windows/amd64"))
         assert packed.layer.digest == again.layer.digest
 
     def test_pack_keeps_the_hives_and_the_spelling_that_there_are(self, tmp_path: Path) -> None:
@@ -378,7 +386,7 @@ class TestAppend:
         for name in ("system", "Sam"):
             (config / name).write_bytes(b"mine")
         place = f"oci:{tmp_path}/new:v"
-        pack(tmp_path / "source", place, platform="windows/amd64")
+        pack(tmp_path / "source", place, Settings(platform="windows/amd64"))
         stated = [path.rpartition("/")[2] for path in self.stated(place)]
         assert stated[:4] == ["Files", "windows", "system32", "Config"]
         assert sorted(stated[4:]) == ["DEFAULT", "SECURITY", "SOFTWARE", "Sam", "system"]
@@ -403,7 +411,7 @@ class TestAppend:
     def test_an_image_for_something_else_is_refused(self, tmp_path: Path) -> None:
         posix = image(tmp_path, [], system="linux")
         with pytest.raises(InvalidInput, match="for linux"):
-            append(posix, {"a": ""}, f"oci:{tmp_path}/new:v", platform="linux/amd64", windows=True)
+            append(posix, {"a": ""}, f"oci:{tmp_path}/new:v", AppendOptions(platform="linux/amd64", windows=True))
 
 
 class TestApplyAndDiff:
@@ -420,7 +428,7 @@ class TestApplyAndDiff:
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
         apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows")
-        diff(None, tmp_path / "base", tmp_path / "again", kind="windows", compression="none")
+        diff(None, tmp_path / "base", tmp_path / "again", DiffOptions(kind="windows", compression="none"))
         assert (tmp_path / "blob.tar").read_bytes() == (tmp_path / "again").read_bytes()
 
     def test_a_wrong_digest_leaves_nothing(self, tmp_path: Path) -> None:

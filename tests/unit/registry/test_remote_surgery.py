@@ -41,7 +41,7 @@ def _flatten(name: str, to: str) -> None:
 
 
 def _convert(name: str, to: str) -> None:
-    lamella.convert(f"{name}:mixed", to, compression="zstd")
+    lamella.convert(f"{name}:mixed", to, lamella.ConvertOptions(compression="zstd"))
 
 
 def _index(name: str, to: str) -> None:
@@ -85,7 +85,7 @@ def registry() -> Iterator[Registry]:
 def name(registry: Registry) -> str:
     """The repository of the images."""
     name = f"docker://{registry.host}/app"
-    lamella.convert(f"{name}:base", f"{name}:zstd", compression="zstd")
+    lamella.convert(f"{name}:base", f"{name}:zstd", lamella.ConvertOptions(compression="zstd"))
     lower = lamella.open_image(f"{name}:zstd").manifest.layers
     upper = IMAGE.manifest["layers"][2:]
     mixed = [

@@ -29,7 +29,7 @@ def command(console: Console, place: str, more: tuple[str, ...], platform: str |
     name, path = split_place(place)
     if not path:
         raise click.UsageError("no file is named; write it as IMAGE::PATH")
-    with open_tree(name, platform=platform, progress=console.progress()) as tree:
+    with open_tree(name, platform=platform, job=console.job()) as tree:
         filesystem = Filesystem(tree)
         contents = [(one, (filesystem / one).content()) for one in (path, *more)]
         if console.json:

@@ -70,7 +70,7 @@ def command(
     }
     image, path = split_place(place)
     bounds = tuple(Sizes.parse(size) for size in sizes)
-    with open_tree(image, platform=platform, progress=console.progress()) as tree:
+    with open_tree(image, platform=platform, job=console.job()) as tree:
         wanted = Wanted(
             names,
             paths,

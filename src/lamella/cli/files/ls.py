@@ -35,7 +35,7 @@ def command(console: Console, place: str, long: bool, recursive: bool, directory
     from lamella.paths import LayerPath
 
     name, path = split_place(place)
-    with open_tree(name, platform=platform, progress=console.progress()) as tree:
+    with open_tree(name, platform=platform, job=console.job()) as tree:
         start = resolve(tree, LayerPath(path), follow=not directory)
         entry = tree.lookup(start)
         if entry is None:

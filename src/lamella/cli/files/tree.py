@@ -37,7 +37,7 @@ def command(console: Console, place: str, depth: int | None, directories: bool, 
     from lamella.paths import LayerPath
 
     name, path = split_place(place)
-    with open_tree(name, platform=platform, progress=console.progress()) as tree:
+    with open_tree(name, platform=platform, job=console.job()) as tree:
         entry = tree.lookup(resolve(tree, LayerPath(path)))
         if entry is None:
             raise NotFound(f"{path!r} is not there")

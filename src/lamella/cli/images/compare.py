@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lamella.operations.trees.compare import Compared, FileDifference
 
 DIFFERENT = 1
-"""The exit code of a comparison that found something."""
+"""The exit code if the places differ."""
 
 
 @click.command("compare", cls=ImageVerb)
@@ -31,7 +31,7 @@ DIFFERENT = 1
     "Of images: created, history, annotations, config.",
 )
 @click.option(
-    "--exclude", metavar="PATTERN", multiple=True, help="Leave out the paths that match, and all beneath them."
+    "--exclude", metavar="PATTERN", multiple=True, help="Leave out matching paths and everything beneath them."
 )
 @click.option("--depth", type=click.IntRange(min=0), default=1, show_default=True, help="Levels of the table of sizes.")
 @platform_option
@@ -47,13 +47,13 @@ def command(
 ) -> None:
     """Show how two images differ.
 
-    Config and annotations are compared field by field, files in the merged views of all layers. The exit code is 0
-    where nothing differs and 1 where something does. How the files are cut into layers is shown, and does not count;
-    nor does how the layers are compressed.
+    Config and annotations are compared field by field, files in the merged views of all layers. The exit code is 0 if
+    nothing differs, else 1. Layers are listed too, but neither a different division into layers nor their compression
+    counts as a difference.
 
     A PLACE is dir:PATH for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a
-    Windows layer, erofs:FILE or cim:DIR/NAME.cim for such an image. Where one is given, files alone are compared; of a
-    composite image, without those that an import derives.
+    Windows layer, erofs:FILE for an EROFS image, or cim:DIR/NAME.cim for a composite image. With one, only files are
+    compared; of a composite image, without those that an import derives.
     """
     from lamella.operations.trees.compare import compare
 
@@ -64,8 +64,7 @@ def command(
         exclude=exclude,
         depth=depth,
         platform=platform,
-        progress=console.progress(),
-        cancel=console.cancellation(),
+        job=console.job(),
     )
     if console.json:
         console.document(_document(found))

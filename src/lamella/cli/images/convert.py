@@ -4,14 +4,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lamella.cli.choices import kind_option, new_compression_options
-from lamella.cli.console import Console
-from lamella.cli.documents import layer_document, layer_summary, losses_document
-from lamella.cli.options import platform_option, replace_option, strict_option
+from lamella.cli.console import Console, counted, human_size
+from lamella.cli.documents import (
+    applied_document,
+    finished_document,
+    layer_document,
+    losses_document,
+    print_layer,
+    unpacked_document,
+    written_document,
+)
+from lamella.cli.options import collect, platform_option, replace_option, strict_option
 from lamella.cli.verb import ImageVerb
+
+if TYPE_CHECKING:
+    from lamella.operations.surgery.convert import ConvertOptions
 
 
 @click.command("convert", cls=ImageVerb)
@@ -29,18 +41,22 @@ from lamella.cli.verb import ImageVerb
     type=click.Path(path_type=Path),
     help="With --to, for a single layer: the composite image below it.",
 )
-@new_compression_options
-@click.option("--again", is_flag=True, help="Compress those too that are compressed this way already.")
-@click.option("--format", "format_", type=click.Choice(["oci", "docker"]), help="Media types of the documents.")
-@click.option("--all", "all_platforms", is_flag=True, help="Convert an index with the images of all platforms.")
-@click.option(
-    "--recipes",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Write what gives the old blobs back, a file for each.",
+@collect(
+    "options",
+    "operations.surgery.convert:ConvertOptions",
+    new_compression_options,
+    click.option("--again", is_flag=True, help="Also recompress layers that have this compression already."),
+    click.option("--format", type=click.Choice(["oci", "docker"]), help="Format of the manifest."),
+    click.option("--all", "all_platforms", is_flag=True, help="Convert an index with the images of all platforms."),
+    click.option(
+        "--recipes",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Write a recipe of each old blob to DIR, which restores it from the new one.",
+    ),
+    platform_option,
+    replace_option,
 )
-@platform_option
-@replace_option
 @strict_option
 @click.pass_obj
 def command(
@@ -49,68 +65,144 @@ def command(
     target: str,
     kind: str | None,
     parent: Path | None,
-    compress: str | None,
-    level: int | None,
-    again: bool,
-    format_: str | None,
-    all_platforms: bool,
-    platform: str | None,
-    replace: bool,
-    recipes: Path | None,
+    options: ConvertOptions,
     strict: bool,
 ) -> None:
-    """Copy an image with its layers compressed or kept another way.
+    """Copy an image with its layers in another form.
 
-    The tars in the layers stay, and with them the diff ids and the config; what is compressed this way already is not
-    written again. With --format, the manifest is written in the other of the two formats.
+    The tars of the layers stay, and with them diff ids and config; layers that have the compression already are not
+    written again. --format writes the manifest in the other of the two formats.
 
-    --to cim makes a new directory with a composite image for each layer of a Windows image, 0.cim for the base, and
-    with the image's documents; --to tar makes the image of it again. With DIR/NAME.cim for PLACE they convert a single
-    layer, from a blob and to one. --to blockcim takes Windows, and is no way back: 0/layer.vhd/layer.cim is the base's.
+    --to cim makes a new directory with a composite image for each layer of a Windows image, 0.cim for the base, and the
+    documents of the image; --to tar makes the image from it again. With DIR/NAME.cim as PLACE they convert a single
+    layer, from a blob and to one. --to blockcim needs Windows and cannot be converted back: the base is
+    0/layer.vhd/layer.cim.
     """
     if kind is not None:
-        other = (again, format_, all_platforms, recipes)
-        if any(other) or (kind != "tar" and (compress or replace)):
-            raise click.UsageError("--to converts layers as they are; give the other options in a step of its own")
-        from lamella.cli.windows.convert_cim import from_cim, to_cim
-
+        others = (options.again, options.format, options.all_platforms, options.recipes)
+        if any(others) or (kind != "tar" and (options.compression or options.replace)):
+            raise click.UsageError("--to keeps the tars of layers; give the other options in a second step")
         if kind != "tar":
-            to_cim(console, source, target, kind, parent, platform, strict)
+            _convert_to_cim(console, source, target, kind, parent, options, strict)
         else:
-            from_cim(console, source, target, parent, compress, level, replace, strict)
+            _convert_from_cim(console, source, target, parent, options, strict)
         return
     if parent is not None:
-        raise click.UsageError("--parent is for --to")
-    from lamella.changes.losses import Losses
+        raise click.UsageError("--parent needs --to")
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.surgery.convert import convert
 
-    if compress is None and format_ is None:
-        raise click.UsageError("say what to convert to with --compress, --format or --to")
-    losses = Losses(refuse=strict)
-    done = convert(
-        source,
-        target,
-        compression=compress,
-        level=level,
-        again=again,
-        format=format_,
-        platform=platform,
-        all_platforms=all_platforms,
-        replace=replace,
-        recipes=recipes,
-        losses=losses,
-        progress=console.progress(),
-        cancel=console.cancellation(),
-    )
-    console.losses(losses)
+    if options.compression is None and options.format is None:
+        raise click.UsageError("give --compress, --format or --to")
+    job = console.job(strict=strict)
+    done = convert(source, target, options, job=job)
+    console.losses(job.losses)
     if console.json:
         document = {"image": target, **describe_descriptor(done.descriptor), "images": done.images}
         document |= {"layers": [layer_document(layer) for layer in done.layers], "kept": done.kept}
-        console.document({**document, **losses_document(losses)})
+        console.document({**document, **losses_document(job.losses)})
         return
     console.summary(f"{target}: {done.descriptor.digest}")
     for layer in done.layers:
-        layer_summary(console, layer)
+        print_layer(console, layer)
     if done.kept:
-        console.summary(f"{done.kept} {'layer' if done.kept == 1 else 'layers'} kept")
+        console.summary(f"{counted(done.kept, 'layer', 'layers')} kept")
+
+
+def _convert_to_cim(
+    console: Console,
+    source: str,
+    target: str,
+    kind: str,
+    parent: Path | None,
+    options: ConvertOptions,
+    strict: bool,
+) -> None:
+    """Make composite images of the layers of an image, or one of a blob if ``target`` names one."""
+    from lamella.images.resolve import open_platform_image
+    from lamella.layers.cim.image_files import is_cim_path
+    from lamella.layers.windows.names import AS_WINDOWS
+    from lamella.operations.layers.apply import apply_blob
+    from lamella.operations.trees.open import names_an_image
+    from lamella.operations.unpack import unpack
+
+    job = console.job(strict=strict)
+    place = Path(target.removeprefix("cim:"))
+    if is_cim_path(target):
+        if names_an_image(source):
+            raise click.UsageError("DIR/NAME.cim is for a single layer; name a new directory for those of an image")
+        applied = apply_blob(
+            Path(source.removeprefix("blob:")),
+            place,
+            kind=kind,
+            parents=() if parent is None else (parent,),
+            losses=job.losses,
+            rules=AS_WINDOWS,
+            progress=job.progress,
+            cancel=job.cancel,
+        )
+        console.losses(job.losses)
+        if console.json:
+            console.document({**applied_document(applied), **losses_document(job.losses)})
+        else:
+            console.summary(f"{place}: {counted(applied.entries, 'entry', 'entries')}, diff id {applied.facts.diff_id}")
+        return
+    _refuse_parent(parent)
+    with open_platform_image(source, options.platform) as image:
+        unpacked = unpack(
+            image,
+            place,
+            kind=kind,
+            losses=job.losses,
+            rules=AS_WINDOWS,
+            progress=job.progress,
+            cancel=job.cancel,
+        )
+        console.losses(job.losses)
+        if console.json:
+            console.document(unpacked_document(image, unpacked))
+            return
+    entries = sum(layer.entries for layer in unpacked.layers)
+    console.summary(f"{place}: {counted(entries, 'entry', 'entries')} in {len(unpacked.layers)} composite images")
+
+
+def _convert_from_cim(
+    console: Console, source: str, target: str, parent: Path | None, options: ConvertOptions, strict: bool
+) -> None:
+    """Make an image of a directory of composite images, or a blob of one if ``source`` names one."""
+    from lamella.layers.cim.image_files import is_cim_path
+    from lamella.operations.layers.diff import DiffOptions, diff
+    from lamella.operations.windows.convert_cim import cims_to_image
+
+    job = console.job(strict=strict)
+    place = Path(source.removeprefix("cim:"))
+    if is_cim_path(source):
+        blob = Path(target.removeprefix("blob:"))
+        layer = DiffOptions(kind="cim", compression=options.compression or "gzip", level=options.level)
+        written = diff(parent, place, blob, layer, job=job)
+        console.losses(job.losses)
+        if console.json:
+            console.document({**written_document(written), **losses_document(job.losses)})
+        else:
+            facts = written.facts
+            entries = counted(written.entries, "entry", "entries")
+            console.summary(f"{blob}: {entries}, {human_size(facts.size)}, diff id {facts.diff_id}")
+        return
+    _refuse_parent(parent)
+    done = cims_to_image(
+        place, target, compression=options.compression, level=options.level, replace=options.replace, job=job
+    )
+    console.losses(job.losses)
+    if console.json:
+        document = {**finished_document(target, done.finished), "kept": done.kept}
+        console.document({**document, **losses_document(job.losses)})
+        return
+    console.summary(f"{target}: {done.finished.descriptor.digest}")
+    for made in done.finished.made:
+        print_layer(console, made)
+    console.summary(f"{done.kept} of {len(done.finished.made)} layers have the diff id that they had before")
+
+
+def _refuse_parent(parent: Path | None) -> None:
+    if parent is not None:
+        raise click.UsageError("--parent is for a single layer, DIR/NAME.cim")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.options import pair, replace_option, split_place
+from lamella.cli.options import parse_pairs, replace_option, split_place
 from lamella.cli.registry.copy import copied_summary
 from lamella.cli.verb import ImageVerb
 
@@ -18,16 +18,17 @@ from lamella.cli.verb import ImageVerb
     "--annotation",
     "annotations",
     multiple=True,
+    callback=parse_pairs,
     metavar="NAME=VALUE",
-    help="An annotation of the index; may be given again.",
+    help="An annotation of the index; may be repeated.",
 )
 @replace_option
 @click.pass_obj
-def index(console: Console, sources: tuple[str, ...], target: str, annotations: tuple[str, ...], replace: bool) -> None:
+def index(console: Console, sources: tuple[str, ...], target: str, annotations: dict[str, str], replace: bool) -> None:
     """Make an index for several platforms from images.
 
-    The last IMAGE is the index; the others are listed in it in their order, for the platform that their config says,
-    or the one given. Of an index, all images are taken, or with a platform the one for that.
+    The last IMAGE is the index. It lists the others in their order, each for the platform in its config or for the one
+    given. An index contributes all of its images, or with a platform the image for it.
     """
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.surgery.index import index
@@ -35,10 +36,9 @@ def index(console: Console, sources: tuple[str, ...], target: str, annotations: 
     made = index(
         [(name, platform) if platform else name for name, platform in map(split_place, sources)],
         target,
-        annotations=dict(pair("annotation", one) for one in annotations),
+        annotations=annotations,
         replace=replace,
-        progress=console.progress(),
-        cancel=console.cancellation(),
+        job=console.job(),
     )
     if console.json:
         console.document({"image": target, **describe_descriptor(made.entry), "blobs": made.blobs, "bytes": made.size})
@@ -56,15 +56,15 @@ def index(console: Console, sources: tuple[str, ...], target: str, annotations: 
     metavar="OS/ARCH[/VARIANT]",
     multiple=True,
     required=True,
-    help="A platform that stays; may be given again.",
+    help="A platform to keep; may be repeated.",
 )
 @replace_option
 @click.pass_obj
 def subset(console: Console, source: str, target: str, platforms: tuple[str, ...], replace: bool) -> None:
     """Copy an index with some of its platforms only.
 
-    Without a variant, all variants stay. The images are copied byte for byte; what is about an image, such as an
-    attestation, stays or goes with it.
+    A platform without a variant selects all variants. The images are copied byte for byte; entries that refer to an
+    image, such as attestations, are kept or dropped with it.
     """
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.surgery.index import subset
@@ -74,8 +74,7 @@ def subset(console: Console, source: str, target: str, platforms: tuple[str, ...
         target,
         platforms,
         replace=replace,
-        progress=console.progress(),
-        cancel=console.cancellation(),
+        job=console.job(),
     )
     if console.json:
         kept, left_out = ([str(one) for one in some] for some in (found.kept, found.left_out))

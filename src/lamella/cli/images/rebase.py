@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.documents import finished_document, finished_summary
+from lamella.cli.documents import finished_document, print_finished
 from lamella.cli.options import platform_option, replace_option
 from lamella.cli.verb import ImageVerb
 
@@ -14,8 +14,8 @@ from lamella.cli.verb import ImageVerb
 @click.command("rebase", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="IMAGE")
-@click.option("--old-base", metavar="IMAGE", help="What the image was built on.  [default: as its annotations say]")
-@click.option("--new-base", metavar="IMAGE", help="What it shall stand on.  [default: as its annotations say]")
+@click.option("--old-base", metavar="IMAGE", help="The base it was built on.  [default: that in its annotations]")
+@click.option("--new-base", metavar="IMAGE", help="The new base.  [default: that in its annotations]")
 @platform_option
 @replace_option
 @click.pass_obj
@@ -30,9 +30,9 @@ def command(
 ) -> None:
     """Copy an image onto another base.
 
-    The layers of the old base give way to those of the new one; the image's own layers stay, and so does its config,
-    variables included. No layer is read or merged: the image must have been built on the very layers of the old base,
-    and its own must make sense on the new one.
+    The layers of the new base replace those of the old one; the image's own layers stay, and so does its config,
+    including variables. No layer is read or merged: the image must have been built on the layers of the old base, and
+    its own must fit the new one.
     """
     from lamella.operations.surgery.rebase import rebase
 
@@ -43,10 +43,9 @@ def command(
         new_base=new_base,
         platform=platform,
         replace=replace,
-        progress=console.progress(),
-        cancel=console.cancellation(),
+        job=console.job(),
     )
     if console.json:
         console.document(finished_document(target, finished))
     else:
-        finished_summary(console, target, finished)
+        print_finished(console, target, finished)

@@ -13,31 +13,28 @@ from lamella.cli.choices import kind_option
 from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import unpacked_document
 from lamella.cli.options import (
-    awkward_names_option,
-    devices_option,
-    name_rules,
-    owner_option,
+    PolicyChoice,
+    check_name_rules,
+    name_rules_option,
     platform_option,
-    policy,
+    policy_options,
     strict_option,
 )
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
-    from lamella.images.resolve import PlatformImage
-    from lamella.layers.policy import Policy
+    from lamella.layers.windows.names import NameRules
 
 
 @click.command("unpack", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @platform_option
-@owner_option
-@devices_option
-@click.option("--merge", is_flag=True, help="Unpack into DIR though it exists, over what is in it.")
+@policy_options
+@click.option("--merge", is_flag=True, help="Unpack into an existing DIR, over the files in it.")
 @click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
 @kind_option(lambda row: row.unpack, "--as", about="What DIR becomes, or for a Windows image has for each layer.")
-@awkward_names_option
+@name_rules_option
 @strict_option
 @click.pass_obj
 def command(
@@ -45,57 +42,56 @@ def command(
     image: str,
     directory: Path,
     platform: str | None,
-    owner: str | None,
-    devices: str | None,
+    choice: PolicyChoice,
     merge: bool,
     bundle: bool,
     kind: str | None,
-    awkward_names: bool,
+    rules: NameRules | None,
     strict: bool,
 ) -> None:
     """Unpack an image into a directory.
 
-    DIR must not exist. It gets its name when all is unpacked and checked, so a failure leaves none; with --merge it may
-    exist, and what was written before a failure is left in it.
+    DIR must not exist. It appears when everything is unpacked and checked, so a failure leaves nothing; with --merge it
+    may exist, and files written before a failure stay in it.
 
-    With --as erofs, DIR is a single file, which the kernel mounts as it is. Its files have the owners and the devices
-    that the image says, whoever unpacks it.
+    With --as erofs, DIR is one file, which the kernel can mount. Its files have the owners and devices of the image,
+    whichever user unpacks it.
 
-    Of a Windows image, say which you want. --as directory gives what its containers have as drive C. --as windows gives
-    a folder for each layer, as 'lamella apply --as windows' makes it: 0 is the base. --as cim gives 0.cim for the base,
-    1.cim forked from it, and so on, and the image's documents, so that 'lamella convert --to tar' gives it back.
-    --as blockcim, which only Windows can do, gives 0/layer.vhd/layer.cim for the base, and so on.
+    Of a Windows image, choose the form. --as directory makes drive C of its containers. --as windows makes a folder for
+    each layer, as 'lamella apply --as windows' does: 0 is the base. --as cim makes 0.cim for the base, 1.cim forked
+    from it, and so on, and the image's documents, from which 'lamella convert --to tar' makes the image again.
+    --as blockcim, on Windows only, makes 0/layer.vhd/layer.cim for the base, and so on.
     """
-    from lamella.changes.losses import Losses
     from lamella.images.resolve import open_platform_image
     from lamella.layers.kinds import LAYER_KINDS
     from lamella.operations.unpack import unpack
 
-    work = partial(unpack, kind=kind, rules=name_rules(awkward_names, kind))
+    check_name_rules(rules, kind)
+    work = partial(unpack, kind=kind, rules=rules)
     if bundle:
         from lamella.operations.runtime.bundle import unpack_bundle
 
         if kind not in (None, "directory"):
-            raise click.UsageError("--bundle takes a plain tree; give --as alone")
+            raise click.UsageError("--bundle makes a plain tree; give it without --as")
         work = partial(unpack_bundle)
 
     row = LAYER_KINDS[kind or "directory"]
     keeps_owners = not row.windows and not row.chooses_owners
-    if keeps_owners and (owner is not None or devices is not None):
+    if keeps_owners and any(choice):
         raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layers say")
-    losses = Losses(refuse=strict)
+    job = console.job(strict=strict)
     with open_platform_image(image, platform) as opened:
         unpacked = work(
             opened,
             directory,
-            policy=None if keeps_owners else _policy(opened, owner, devices),
+            policy=None if keeps_owners else choice.policy(windows=opened.config.os == "windows"),
             merge=merge,
-            losses=losses,
-            progress=console.progress(),
-            cancel=console.cancellation(),
+            losses=job.losses,
+            progress=job.progress,
+            cancel=job.cancel,
             apart=True,
         )
-        console.losses(losses)
+        console.losses(job.losses)
         if console.json:
             console.document(unpacked_document(opened, unpacked))
             return
@@ -105,7 +101,3 @@ def command(
         f"{directory}: {counted(entries, 'entry', 'entries')} of {counted(len(unpacked.layers), 'layer', 'layers')}, "
         f"{human_size(written)}"
     )
-
-
-def _policy(image: PlatformImage, owner: str | None, devices: str | None) -> Policy:
-    return policy(owner or ("ignore" if image.config.os == "windows" else None), devices)

@@ -15,18 +15,17 @@ from lamella.cli.verb import ImageVerb
 def command(console: Console, image: str) -> None:
     """Check every digest, size and layer of an image.
 
-    All platforms of the image are checked; without a tag, all images of the place, and for DIR, an OCI image layout,
-    every blob in it. Each layer is decompressed, compared with its diff id, and tried on the layers below it. Problems
-    are listed on standard output; the exit code is 8 where there is one.
+    All platforms of the image are checked; without a tag, all images of the place; of DIR, an OCI image layout, every
+    blob in it. Each layer is decompressed, compared with its diff id, and applied to the layers below it. Problems are
+    listed on standard output; the exit code is 8 if there are any.
     """
     from pathlib import Path
 
     from lamella.errors import Integrity
     from lamella.operations.verify import verify
 
-    found = verify(
-        f"oci:{image}" if Path(image).is_dir() else image, progress=console.progress(), cancel=console.cancellation()
-    )
+    job = console.job()
+    found = verify(f"oci:{image}" if Path(image).is_dir() else image, progress=job.progress, cancel=job.cancel)
     if console.json:
         console.document(
             {
@@ -42,7 +41,7 @@ def command(console: Console, image: str) -> None:
         for problem in found.problems:
             console.line(str(problem))
         for digest in found.foreign:
-            console.summary(f"{digest}: a non-distributable layer, not here")
+            console.summary(f"{digest}: non-distributable layer, not stored here")
         images = f"{found.images} {'image' if found.images == 1 else 'images'}"
         console.summary(f"{images}, {found.blobs} sound blobs, {human_size(found.size)}")
     if not found.sound:

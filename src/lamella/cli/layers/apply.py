@@ -11,13 +11,12 @@ import click
 
 from lamella.cli.choices import kind_option
 from lamella.cli.console import Console
-from lamella.cli.documents import applied_document, blob_summary, losses_document
+from lamella.cli.documents import applied_document, losses_document, print_blob
 from lamella.cli.options import (
-    awkward_names_option,
-    devices_option,
-    name_rules,
-    owner_option,
-    policy,
+    PolicyChoice,
+    check_name_rules,
+    name_rules_option,
+    policy_options,
     strict_option,
 )
 from lamella.cli.verb import Verb
@@ -25,6 +24,7 @@ from lamella.cli.verb import Verb
 if TYPE_CHECKING:
     from lamella.layers.kinds import LayerKind
     from lamella.layers.policy import Policy
+    from lamella.layers.windows.names import NameRules
 
 
 @click.command("apply", cls=Verb)
@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 )
 @click.option("--expect", metavar="DIFF_ID", help="The digest that the uncompressed tar must have.")
 @click.option("--digest", metavar="DIGEST", help="The digest that BLOB must have.")
-@owner_option
-@devices_option
-@awkward_names_option
+@policy_options
+@name_rules_option
 @strict_option
 @click.pass_obj
 def command(
@@ -54,9 +53,8 @@ def command(
     parents: tuple[Path, ...],
     expect: str | None,
     digest: str | None,
-    owner: str | None,
-    devices: str | None,
-    awkward_names: bool,
+    choice: PolicyChoice,
+    rules: NameRules | None,
     strict: bool,
 ) -> None:
     """Apply a layer blob to a directory.
@@ -64,7 +62,6 @@ def command(
     BLOB is a tar, plain or compressed with gzip or zstd; - is standard input. DIR is made where it is missing. What was
     written before a failure is left in DIR; the folder of a Windows layer appears when it is complete.
     """
-    from lamella.changes.losses import Losses
     from lamella.digests import parse_digest
     from lamella.layers.kinds import LAYER_KINDS
     from lamella.operations.layers.apply import apply_apart, apply_blob, read_apart
@@ -72,49 +69,45 @@ def command(
     row = LAYER_KINDS[kind]
     if parents and not row.has_parents:
         raise click.UsageError(f"--parent is for separate layers; {row.summary} holds the layers below too")
-    rules = name_rules(awkward_names, kind)
-    losses = Losses(refuse=strict)
-    progress = console.progress()
-    chosen = _policy(row, owner, devices)
+    check_name_rules(rules, kind)
+    policy = _policy(row, choice)
     wanted = None if digest is None else parse_digest(digest)
     diff_id = None if expect is None else parse_digest(expect)
-    cancel = console.cancellation()
+    job = console.job(strict=strict)
     with ExitStack() as stack:
         other = None
         if row.windows and row.other_process and blob != "-":
             # Before anything shows progress, which may take a thread.
             other = stack.enter_context(read_apart(Path(blob), digest=wanted, diff_id=diff_id, rules=rules))
-        if progress is not None:
-            progress.start("apply", None if blob == "-" else _size(blob))
-            stack.callback(progress.finish)
+        stack.enter_context(job.step("apply", None if blob == "-" else _size(blob)))
         if other is not None:
-            layer = other.next(progress=None if progress is None else progress.advance, cancel=cancel)
-            applied = apply_apart(layer, directory, kind=kind, parents=parents, losses=losses, cancel=cancel)
+            layer = other.next(progress=job.advance, cancel=job.cancel)
+            applied = apply_apart(layer, directory, kind=kind, parents=parents, losses=job.losses, cancel=job.cancel)
         else:
             applied = apply_blob(
                 console.binary_input() if blob == "-" else Path(blob),
                 directory,
                 kind=kind,
                 parents=parents,
-                policy=chosen,
-                losses=losses,
+                policy=policy,
+                losses=job.losses,
                 digest=wanted,
                 diff_id=diff_id,
                 rules=rules,
-                progress=progress,
-                cancel=cancel,
+                progress=job.progress,
+                cancel=job.cancel,
             )
-    console.losses(losses)
+    console.losses(job.losses)
     if console.json:
-        console.document({**applied_document(applied), **losses_document(losses)})
+        console.document({**applied_document(applied), **losses_document(job.losses)})
         return
-    blob_summary(console, applied.facts, applied.entries)
+    print_blob(console, applied.facts, applied.entries)
 
 
-def _policy(row: LayerKind, owner: str | None, devices: str | None) -> Policy | None:
+def _policy(row: LayerKind, choice: PolicyChoice) -> Policy | None:
     if row.chooses_owners:
-        return policy(owner, devices)
-    if owner is not None or devices is not None:
+        return choice.policy()
+    if any(choice):
         raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layer has")
     return None
 

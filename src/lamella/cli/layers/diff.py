@@ -11,16 +11,18 @@ import click
 from lamella.cli.choices import compression_options, kind_option
 from lamella.cli.console import Console, human_size
 from lamella.cli.options import (
-    awkward_names_option,
-    name_rules,
+    check_name_rules,
+    collect,
+    name_rules_option,
     read_owner_option,
+    recipe_option,
     strict_option,
     subsecond_option,
 )
 from lamella.cli.verb import Verb
 
 if TYPE_CHECKING:
-    from lamella.operations.layers.diff import Difference
+    from lamella.operations.layers.diff import Difference, DiffOptions
 
 _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "directory": "dir"}
 
@@ -28,99 +30,75 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 @click.command("diff", cls=Verb)
 @click.argument("places", metavar="[LOWER] UPPER", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
-@kind_option(lambda row: row.source, "--as", default="directory", about="What UPPER is; DIR/NAME.cim implies cim.")
-@click.option(
-    "--parent",
-    "parents",
-    metavar="PLACE",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A layer below a Windows layer, the nearest first; on Windows it is exported against them.",
+@collect(
+    "options",
+    "operations.layers.diff:DiffOptions",
+    kind_option(lambda row: row.source, "--as", default="directory", about="What UPPER is; DIR/NAME.cim implies cim."),
+    click.option(
+        "--parent",
+        "parents",
+        metavar="PLACE",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A layer below a Windows layer, nearest first; Windows exports it against them.",
+    ),
+    compression_options,
+    click.option("--exact", is_flag=True, help="Compare the content of all files, and list the times of directories."),
+    subsecond_option,
+    read_owner_option,
+    recipe_option,
+    name_rules_option,
 )
-@compression_options
-@click.option("--exact", is_flag=True, help="Compare the content of all files, and list directories' times too.")
-@subsecond_option
-@read_owner_option
-@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write what gives the blob back, too.")
-@awkward_names_option
 @strict_option
 @click.pass_obj
-def command(
-    console: Console,
-    places: tuple[Path, ...],
-    output: str | None,
-    kind: str,
-    parents: tuple[Path, ...],
-    compress: str,
-    level: int | None,
-    exact: bool,
-    subsecond: bool,
-    owner: str | None,
-    recipe: Path | None,
-    awkward_names: bool,
-    strict: bool,
-) -> None:
+def command(console: Console, places: tuple[Path, ...], output: str | None, options: DiffOptions, strict: bool) -> None:
     """List or write what changed between two directories.
 
     Without -o, each change is a line: A for added, M for modified, D for deleted, then kind, size and path. With -o,
-    the changes are written as a layer, which gets its name when it is complete. Without LOWER, all of UPPER is new,
-    but for an UPPER that says itself what changed: see --as.
+    the changes are written as a layer, which appears when it is complete. Without LOWER, all of UPPER is new, unless
+    UPPER is a place that records changes; see --as.
 
-    Files count as changed by kind, mode, owner, size, time and extended attributes. Content is compared where times
-    leave it open, since they have no fraction of a second; with --exact it always is.
+    Files differ by kind, mode, owner, size, time and extended attributes. Content is compared if times leave it open,
+    because they have no fraction of a second; with --exact it always is.
     """
+    from msgspec.structs import replace
+
     from lamella.layers.kinds import LAYER_KINDS
 
     if not 1 <= len(places) <= 2:
         raise click.UsageError("give one directory, or two, the lower one first")
-    if kind in ("directory", "cim"):
+    if options.kind in ("directory", "cim"):
         from lamella.operations.windows.cim import cim_place
 
         images = [cim_place(place) for place in places]
         if any(images):
             if not all(images):
-                raise click.UsageError("a composite image is compared with one that it is forked from, not with others")
-            kind, places = "cim", tuple(image for image in images if image is not None)
+                raise click.UsageError("compare a composite image with one of its parents, not with another place")
+            options = replace(options, kind="cim")
+            places = tuple(image for image in images if image is not None)
     for place in places:
         _refuse_image(place)
     lower, upper = places if len(places) == 2 else (None, places[0])
-    row = LAYER_KINDS[kind]
+    row = LAYER_KINDS[options.kind]
     if lower is not None and row.changes_only:
         raise click.UsageError(f"{row.summary} holds the changes of one layer; give it without LOWER")
-    if parents and not row.reads_parents:
+    if options.parents and not row.reads_parents:
         raise click.UsageError(f"--parent is not for {row.summary}")
-    rules = name_rules(awkward_names, kind)
-    if recipe is not None and output in (None, "-"):
-        raise click.UsageError("--recipe is for a blob with a name; give one with -o")
+    check_name_rules(options.rules, options.kind)
+    if options.recipe is not None and output in (None, "-"):
+        raise click.UsageError("--recipe needs a blob with a name; give one with -o")
     if output is None:
-        _list(console, lower, upper, kind, parents, exact)
+        _list(console, lower, upper, options)
         return
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")
-    from lamella.changes.losses import Losses
-    from lamella.cli.documents import tell_written
-    from lamella.layers.policy import Owners
+    from lamella.cli.documents import print_written
     from lamella.operations.layers.diff import diff
 
-    losses = Losses(refuse=strict)
     written = diff(
-        lower,
-        upper,
-        console.blob_output() if output == "-" else output,
-        kind=kind,
-        parents=parents,
-        compression=compress,
-        level=level,
-        exact=exact,
-        subsecond=subsecond,
-        owners=None if owner is None else Owners(owner),
-        recipe=recipe,
-        losses=losses,
-        rules=rules,
-        progress=console.progress(),
-        cancel=console.cancellation(),
+        lower, upper, console.blob_output() if output == "-" else output, options, job=console.job(strict=strict)
     )
-    tell_written(console, written, output)
+    print_written(console, written, output)
 
 
 def _refuse_image(place: Path) -> None:
@@ -129,13 +107,13 @@ def _refuse_image(place: Path) -> None:
     from lamella.operations.trees.open import names_a_tree
 
     if names_a_tree(str(place)):
-        raise click.UsageError(f"'{place}' is no directory; 'lamella compare' takes images and the like")
+        raise click.UsageError(f"'{place}' is not a directory; 'lamella compare' takes images and other places")
 
 
-def _list(console: Console, lower: Path | None, upper: Path, kind: str, parents: tuple[Path, ...], exact: bool) -> None:
+def _list(console: Console, lower: Path | None, upper: Path, options: DiffOptions) -> None:
     from lamella.operations.layers.diff import list_changes
 
-    found = list_changes(lower, upper, kind=kind, parents=parents, exact=exact)
+    found = list_changes(lower, upper, kind=options.kind, parents=options.parents, exact=options.exact)
     if console.json:
         console.document([_document(one) for one in found])
         return
@@ -154,7 +132,7 @@ def _line(one: Difference, console: Console) -> str:
     elif one.opaque:
         name += "/*"
     line = f"{one.sign}  {kind:<6}  {_sizes(one):>20}  {name}"
-    what = _what(one)
+    what = _describe_change(one)
     return f"{line}  ({what})" if what else line
 
 
@@ -165,8 +143,8 @@ def _sizes(one: Difference) -> str:
     return " → ".join(sizes)
 
 
-def _what(one: Difference) -> str:
-    """What of a modified file is another than before."""
+def _describe_change(one: Difference) -> str:
+    """How a modified file differs."""
     old, new = one.old, one.new
     if old is None or new is None:
         return ""

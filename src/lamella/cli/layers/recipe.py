@@ -17,52 +17,46 @@ if TYPE_CHECKING:
 
 @click.group("recipe", cls=VerbGroup)
 def command() -> None:
-    """Give back the very blob of a layer that was unpacked or converted.
+    """Restore the exact blob of a layer that was unpacked or converted.
 
-    A recipe has all that it takes to make a layer's blob again but the content of its files: the headers of its tar,
-    and which compressor wrote it.
+    A recipe has everything that restores the blob except the content of files: the headers of the tar, and the
+    compressor that wrote it.
     """
 
 
 @command.command("make", cls=Verb)
 @click.argument("blob", metavar="BLOB", type=click.Path(path_type=Path))
-@click.option("-o", "--output", metavar="RECIPE", required=True, type=click.Path(path_type=Path), help="Where to.")
+@click.option("-o", "--output", metavar="RECIPE", required=True, type=click.Path(path_type=Path), help="The recipe.")
 @click.pass_obj
 def make(console: Console, blob: Path, output: Path) -> None:
     """Write the recipe of a layer blob.
 
-    The compressor is found by trying, and that it gives all bytes again is checked; the exit code is 7 where none
-    does. Go's is repeated at about 0.5 MB a second, the others at their own speed.
+    The compressor is found by trial, and its output is compared with the whole blob; the exit code is 7 if none gives
+    the same bytes. Go's compressor runs at about 0.5 MB a second here, the others at their own speed.
     """
     from lamella.operations.layers.recipes import make_recipe
 
-    made = make_recipe(blob, output, progress=console.progress(), cancel=console.cancellation())
+    made = make_recipe(blob, output, job=console.job())
     _show(console, made)
 
 
 @command.command("restore", cls=Verb)
 @click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
 @click.argument("place", metavar="DIR|BLOB", type=click.Path(path_type=Path))
-@click.option("-o", "--output", metavar="BLOB", required=True, help="Where to; - is standard output.")
+@click.option("-o", "--output", metavar="BLOB", required=True, help="The blob; - is standard output.")
 @click.pass_obj
 def restore(console: Console, recipe: Path, place: Path, output: str) -> None:
-    """Write the blob that a recipe was made of.
+    """Restore the blob that a recipe was made from.
 
-    DIR is a directory that the layer was unpacked into; its files are read where they lie. BLOB is a blob of the same
-    tar, compressed in another way. The result is compared with the digests in the recipe, and appears under its name
-    when they are right; where a file is not what it was, the first one is named.
+    DIR is a directory that the layer was unpacked into; BLOB is a blob of the same tar in another compression. The
+    result is compared with the digests in the recipe and appears if they match; an error names the first file that
+    differs from the layer.
     """
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")
     from lamella.operations.layers.recipes import restore_blob
 
-    facts = restore_blob(
-        recipe,
-        place,
-        console.blob_output() if output == "-" else output,
-        progress=console.progress(),
-        cancel=console.cancellation(),
-    )
+    facts = restore_blob(recipe, place, console.blob_output() if output == "-" else output, job=console.job())
     if console.json:
         console.document({"digest": facts.digest, "size": facts.size, "diff_id": facts.diff_id})
     elif output != "-":
@@ -74,7 +68,7 @@ def restore(console: Console, recipe: Path, place: Path, output: str) -> None:
 @click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
 @click.pass_obj
 def show(console: Console, recipe: Path) -> None:
-    """Show what blob a recipe is for, and check the recipe itself."""
+    """Show the blob that a recipe restores, and check the recipe."""
     from lamella.operations.layers.recipes import read_recipe
 
     _show(console, read_recipe(recipe), lines=True)

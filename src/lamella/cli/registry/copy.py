@@ -21,14 +21,15 @@ def copy_and_tell(
     """Copy the image and say what came of it."""
     from lamella.operations.copy import copy
 
+    job = console.job()
     copied = copy(
         source,
         target,
         platform=platform,
         all_platforms=all_platforms,
         replace=replace,
-        progress=console.progress(),
-        cancel=console.cancellation(),
+        progress=job.progress,
+        cancel=job.cancel,
     )
     tell_copied(console, target, copied)
 

@@ -72,9 +72,7 @@ def login(
         password = _ask("Password", hide=True)
     else:
         raise InvalidInput("there is nobody to ask for a password", hint="pipe it in with --password-stdin")
-    options = RegistryOptions(
-        plain_http=plain_http or None, certs_dir=certs_dir, tries=3, cancel=console.cancellation()
-    )
+    options = RegistryOptions(plain_http=plain_http or None, certs_dir=certs_dir, tries=3, cancel=console.job().cancel)
     kept = log_in(registry, Credential(username, password), options, path=auth_file)
     if console.json:
         console.document({"registry": registry, "username": username, "kept": kept})

@@ -32,13 +32,13 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
 
     repaired = None
     with opened_store(readonly=not mend) as store, ExitStack() as stack:
-        cancel = console.cancellation()
+        job = console.job()
         differ: Differ | None = None
         if rediff:
             from lamella.operations.store.rediff import Rediff
 
-            differ = stack.enter_context(Rediff(cancel))
-        found = check(store, differ=differ, progress=console.progress(), cancel=cancel)
+            differ = stack.enter_context(Rediff(job.cancel))
+        found = check(store, differ=differ, progress=job.progress, cancel=job.cancel)
         root = str(store.root)
         if mend:
             from lamella.store.check.repair import repair

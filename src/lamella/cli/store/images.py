@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console, human_size
+from lamella.cli.options import parse_pairs
 from lamella.cli.store.opening import labels_text, namespace_option, opened_space, table, when
 from lamella.cli.verb import Verb, VerbGroup
 
@@ -118,19 +119,16 @@ def rm(console: Console, names: tuple[str, ...], no_gc: bool) -> None:
 
 @command.command("label", cls=Verb)
 @click.argument("name", metavar="REF")
-@click.argument("labels", metavar="KEY=VALUE...", nargs=-1, required=True)
+@click.argument("labels", metavar="KEY=VALUE...", nargs=-1, required=True, callback=parse_pairs)
 @namespace_option
 @click.pass_obj
-def label(console: Console, name: str, labels: tuple[str, ...]) -> None:
+def label(console: Console, name: str, labels: dict[str, str]) -> None:
     """Set labels of an image; an empty VALUE removes one."""
     from msgspec.structs import replace
 
-    from lamella.cli.options import pair
-
-    given = dict(pair("label", text) for text in labels)
     with opened_space() as space:
         found = _find(space, name)
-        made = space.images.update(replace(found, labels=given), [f"labels.{key}" for key in given])
+        made = space.images.update(replace(found, labels=labels), [f"labels.{key}" for key in labels])
         if console.json:
             console.document(_document(space, made))
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console
+from lamella.cli.options import parse_pairs
 from lamella.cli.store.opening import labels_text, namespace_option, opened_space, table, when
 from lamella.cli.verb import Verb, VerbGroup
 
@@ -61,23 +62,23 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
 @command.command("create", cls=Verb)
 @click.argument("id_", metavar="[ID]", default="")
 @click.option("--expires", "hours", type=click.FloatRange(min=0), metavar="HOURS", help="Let it end in so many hours.")
-@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="A label; may be given several times.")
+@click.option(
+    "--label", "labels", metavar="KEY=VALUE", multiple=True, callback=parse_pairs, help="A label; may be repeated."
+)
 @namespace_option
 @click.pass_obj
-def create(console: Console, id_: str, hours: float | None, labels: tuple[str, ...]) -> None:
+def create(console: Console, id_: str, hours: float | None, labels: dict[str, str]) -> None:
     """Create a lease, and print its id.
 
     Without ID one is made up. 'lamella store leases rm' ends it.
     """
-    from lamella.cli.options import pair
     from lamella.store.gc.labels import EXPIRE
     from lamella.times import SECOND, format_rfc3339
 
-    given = dict(pair("label", text) for text in labels)
     with opened_space(create=True) as space:
         if hours is not None:
-            given[EXPIRE] = format_rfc3339(space.store.clock() + int(hours * 3600) * SECOND)
-        lease = space.leases.create(id_, given)
+            labels[EXPIRE] = format_rfc3339(space.store.clock() + int(hours * 3600) * SECOND)
+        lease = space.leases.create(id_, labels)
         if console.json:
             console.document(_document(space, lease))
             return

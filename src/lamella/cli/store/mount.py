@@ -48,6 +48,7 @@ def mount(
 
     reference = store_reference(image)
     sealing = chosen_verity(verity, snapshotter)
+    job = console.job()
     with opened_space(verity=sealing) as space:
         done = mount_image(
             space,
@@ -56,8 +57,8 @@ def mount(
             writable=rw,
             snapshotter=snapshotter,
             platform=platform,
-            progress=console.progress(),
-            cancel=console.cancellation(),
+            progress=job.progress,
+            cancel=job.cancel,
         )
     if console.json:
         console.document(

@@ -8,7 +8,7 @@ import sys
 import click
 
 from lamella.cli.console import Console, is_terminal
-from lamella.cli.options import platform_option, words
+from lamella.cli.options import WORDS, platform_option
 from lamella.cli.store.opening import (
     chosen_verity,
     namespace_option,
@@ -28,7 +28,9 @@ from lamella.cli.verb import Verb
 @click.option("--env", metavar="NAME[=VALUE]", multiple=True, help="Set a variable; without VALUE, as it is set here.")
 @click.option("--workdir", metavar="DIR", help="Where the command starts.")
 @click.option("--user", metavar="USER[:GROUP]", help="Who it runs as.")
-@click.option("--entrypoint", metavar="WORDS", help="Another entry point: words as in a shell, or a JSON list.")
+@click.option(
+    "--entrypoint", type=WORDS, metavar="WORDS", help="Another entry point: words as in a shell, or a JSON list."
+)
 @click.option("--runtime", metavar="NAME", help="What runs the container: crun or runc.  [default: what is there]")
 @snapshotter_option
 @verity_option
@@ -44,7 +46,7 @@ def command(
     env: tuple[str, ...],
     workdir: str | None,
     user: str | None,
-    entrypoint: str | None,
+    entrypoint: list[str] | None,
     runtime: str | None,
     snapshotter: str | None,
     verity: str | None,
@@ -66,7 +68,7 @@ def command(
     reference = store_reference(image)
     options = RunOptions(
         command=arguments,
-        entrypoint=words("--entrypoint", entrypoint),
+        entrypoint=entrypoint,
         env=env,
         working_dir=workdir,
         user=user,
@@ -74,6 +76,7 @@ def command(
         terminal=is_terminal(sys.stdin) and is_terminal(sys.stdout),
     )
     sealing = chosen_verity(verity, snapshotter)
+    job = console.job()
     with opened_space(verity=sealing) as space:
         ran = run_image(
             space,
@@ -83,8 +86,8 @@ def command(
             snapshotter=snapshotter,
             platform=platform,
             keep=not rm,
-            progress=console.progress(),
-            cancel=console.cancellation(),
+            progress=job.progress,
+            cancel=job.cancel,
         )
     if ran.snapshot and not console.quiet:
         print(f"lamella: kept: snapshot {ran.snapshot} of {ran.snapshotter}", file=sys.stderr)

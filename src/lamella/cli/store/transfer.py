@@ -44,13 +44,12 @@ def import_(
     What the store has already is not read again. Without --name, all images of an archive or a layout are taken that
     have a full name there. 'store:REF' names them afterwards.
     """
-    from lamella.changes.losses import Losses
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.store.import_ import import_image
 
     if snapshotter is not None and not unpack:
         raise click.UsageError("--snapshotter says where to unpack to; give --unpack too")
-    losses = Losses(refuse=strict)
+    job = console.job(strict=strict)
     sealing = chosen_verity(verity, snapshotter)
     with opened_space(create=True, verity=sealing) as space:
         done = import_image(
@@ -61,12 +60,12 @@ def import_(
             all_platforms=all_platforms,
             unpack=unpack,
             snapshotter=snapshotter,
-            losses=losses,
+            losses=job.losses,
             replace=replace,
-            progress=console.progress(),
-            cancel=console.cancellation(),
+            progress=job.progress,
+            cancel=job.cancel,
         )
-    console.losses(losses)
+    console.losses(job.losses)
     if console.json:
         images: list[dict[str, Any]] = []
         for one in done.images:
@@ -82,7 +81,7 @@ def import_(
                 }
             images.append(document)
         totals = {"blobs": done.blobs, "bytes": done.size, "present": done.present}
-        console.document({"images": images, **totals, **losses_document(losses)})
+        console.document({"images": images, **totals, **losses_document(job.losses)})
         return
     for one in done.images:
         console.summary(f"{one.name}: {one.target.digest}")
@@ -107,6 +106,7 @@ def export(console: Console, name: str, target: str, all_platforms: bool, platfo
     """
     from lamella.operations.store.export import export_image
 
+    job = console.job()
     with opened_space(readonly=True) as space:
         copied = export_image(
             space,
@@ -115,7 +115,7 @@ def export(console: Console, name: str, target: str, all_platforms: bool, platfo
             platform=platform,
             all_platforms=all_platforms,
             replace=replace,
-            progress=console.progress(),
-            cancel=console.cancellation(),
+            progress=job.progress,
+            cancel=job.cancel,
         )
     tell_copied(console, target, copied)

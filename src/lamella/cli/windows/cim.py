@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella cim``: verbs of their own for Windows' composite images."""
+"""``lamella cim``: verbs for composite images of Windows."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from lamella.cli.choices import compression_options
 from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import losses_document
-from lamella.cli.options import strict_option
+from lamella.cli.options import collect, strict_option
 from lamella.cli.verb import Verb, VerbGroup
+
+if TYPE_CHECKING:
+    from lamella.operations.layers.diff import DiffOptions
 
 _IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=click.Path(path_type=Path))
 
@@ -21,8 +24,8 @@ _IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=click.Path(
 def command() -> None:
     """Look into composite images, check them, and take layers out of them.
 
-    A composite image of Windows (CIM) is the file NAME.cim; the files of its regions, and of those it is forked from,
-    lie beside it. The usual verbs take one as cim:DIR/NAME.cim, as in 'lamella find cim:layers/base.cim'.
+    A composite image of Windows (CIM) is the file NAME.cim, with the files of its regions and of its parents beside it.
+    Other verbs take it as cim:DIR/NAME.cim, as in 'lamella find cim:layers/base.cim'.
     """
 
 
@@ -30,7 +33,7 @@ def command() -> None:
 @_IMAGE
 @click.pass_obj
 def info(console: Console, image: Path) -> None:
-    """Show what the image says about itself: version, regions, parents, file tables."""
+    """Show version, regions, parents and file tables of an image."""
     from lamella.operations.windows.cim import describe
 
     document = describe(image)
@@ -49,26 +52,26 @@ def info(console: Console, image: Path) -> None:
 @_IMAGE
 @click.argument("path", metavar="[PATH]", default="")
 @click.option("-l", "long", is_flag=True, help="Show attributes, size and time.")
-@click.option("-R", "--recursive", is_flag=True, help="List what is in directories too, as whole paths.")
+@click.option("-R", "--recursive", is_flag=True, help="Also list the content of directories, with whole paths.")
 @click.pass_context
 def ls(context: click.Context, image: Path, path: str, long: bool, recursive: bool) -> None:
     """List files; case does not matter in PATH."""
     from lamella.cli.files.ls import command as verb
 
     place = _place(image, path)
-    _as(context, verb, place=place, long=long, recursive=recursive, directory=False, platform=None)
+    _run(context, verb, place=place, long=long, recursive=recursive, directory=False, platform=None)
 
 
 @command.command("tree", cls=Verb)
 @_IMAGE
 @click.argument("path", metavar="[PATH]", default="")
-@click.option("-L", "--depth", type=click.IntRange(1), metavar="N", help="Go no deeper than N levels.")
+@click.option("-L", "--depth", type=click.IntRange(1), metavar="N", help="Draw at most N levels.")
 @click.pass_context
 def tree(context: click.Context, image: Path, path: str, depth: int | None) -> None:
-    """Draw a directory and what is in it."""
+    """Draw a directory and its content."""
     from lamella.cli.files.tree import command as verb
 
-    _as(context, verb, place=_place(image, path), depth=depth, directories=False, platform=None)
+    _run(context, verb, place=_place(image, path), depth=depth, directories=False, platform=None)
 
 
 @command.command("cat", cls=Verb)
@@ -80,26 +83,27 @@ def cat(context: click.Context, image: Path, paths: tuple[str, ...]) -> None:
     from lamella.cli.files.cat import command as verb
 
     first, *more = paths
-    _as(context, verb, place=_place(image, first), more=tuple(more), platform=None)
+    _run(context, verb, place=_place(image, first), more=tuple(more), platform=None)
 
 
 @command.command("extract", cls=Verb)
 @_IMAGE
 @click.argument("directory", metavar="TARGET", type=click.Path(path_type=Path))
-@click.option("--only", default="", metavar="PATH", help="Take what is in PATH alone, as Files, a container's drive C.")
+@click.option(
+    "--only", default="", metavar="PATH", help="Take only the content of PATH; Files is a container's drive C."
+)
 @strict_option
 @click.pass_obj
 def extract(console: Console, image: Path, directory: Path, only: str, strict: bool) -> None:
-    """Write the files to the new directory TARGET, as far as its file system can hold them."""
-    from lamella.changes.losses import Losses
+    """Write the files to the new directory TARGET; what its file system cannot hold is a loss."""
     from lamella.operations.windows.cim import extract_cim
 
-    losses = Losses(refuse=strict)
+    job = console.job(strict=strict)
     below = only.replace("\\", "/").strip("/")
-    entries = extract_cim(image, directory, below=below, losses=losses, cancel=console.cancellation())
-    console.losses(losses)
+    entries = extract_cim(image, directory, below=below, losses=job.losses, cancel=job.cancel)
+    console.losses(job.losses)
     if console.json:
-        console.document({"entries": entries, **losses_document(losses)})
+        console.document({"entries": entries, **losses_document(job.losses)})
         return
     console.summary(counted(entries, "entry", "entries"))
 
@@ -111,14 +115,15 @@ def extract(console: Console, image: Path, directory: Path, only: str, strict: b
     "listing",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write all that each file has, a JSON document a line, which tools/mount-cim.ps1 compares with on Windows.",
+    help="Write the metadata of each file as a line of JSON, for tools/mount-cim.ps1 to compare on Windows.",
 )
 @click.pass_obj
 def verify(console: Console, image: Path, listing: Path | None) -> None:
-    """Read everything that the image leads to, and say the structure and offset of what is wrong."""
+    """Read every structure and file of an image; an error names the structure and its offset."""
     from lamella.operations.windows.cim import verify_cim
 
-    found = verify_cim(image, progress=console.progress(), cancel=console.cancellation())
+    job = console.job()
+    found = verify_cim(image, progress=job.progress, cancel=job.cancel)
     if listing is not None:
         import json
 
@@ -126,7 +131,7 @@ def verify(console: Console, image: Path, listing: Path | None) -> None:
         from lamella.operations.windows.cim import cim_listing
 
         with replacing(listing) as file:
-            for document in cim_listing(image, cancel=console.cancellation()):
+            for document in cim_listing(image, cancel=job.cancel):
                 file.write(json.dumps(document).encode() + b"\n")
     if console.json:
         console.document(
@@ -142,28 +147,23 @@ def verify(console: Console, image: Path, listing: Path | None) -> None:
     "--parent",
     type=click.Path(path_type=Path),
     metavar="CIM",
-    help="The image that it was forked from, if not beside it.",
+    help="The image that it was forked from, if it is elsewhere.",
 )
 @click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
-@compression_options
+@collect("options", "operations.layers.diff:DiffOptions", compression_options)
 @strict_option
 @click.pass_obj
 def diff(
-    console: Console,
-    image: Path,
-    parent: Path | None,
-    output: str | None,
-    compress: str,
-    level: int | None,
-    strict: bool,
+    console: Console, image: Path, parent: Path | None, output: str | None, options: DiffOptions, strict: bool
 ) -> None:
     """List the changes of an image's layer, or write them as a blob in the tar dialect of Windows.
 
-    That is what differs from the image that it was forked from, or everything where it is no fork. What an import
-    derives, as cumulative registry hives, is left out.
+    The changes are the differences from the image that it was forked from, or all files without one. Files that an
+    import derives, such as cumulative registry hives, are left out.
     """
-    from lamella.changes.losses import Losses
-    from lamella.cli.documents import tell_written
+    from msgspec.structs import replace
+
+    from lamella.cli.documents import print_written
     from lamella.operations.layers.diff import diff as write_changes
     from lamella.operations.windows.cim import list_cim_changes
 
@@ -177,19 +177,14 @@ def diff(
         return
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")
-    losses = Losses(refuse=strict)
     written = write_changes(
         parent,
         image,
         console.blob_output() if output == "-" else output,
-        kind="cim",
-        compression=compress,
-        level=level,
-        losses=losses,
-        progress=console.progress(),
-        cancel=console.cancellation(),
+        replace(options, kind="cim"),
+        job=console.job(strict=strict),
     )
-    tell_written(console, written, output)
+    print_written(console, written, output)
 
 
 def _place(image: Path, path: str) -> str:
@@ -197,7 +192,7 @@ def _place(image: Path, path: str) -> str:
     return f"cim:{image}" + (f"::{path}" if path else "")
 
 
-def _as(context: click.Context, verb: click.Command, **values: Any) -> None:
-    """Do what another verb does, without its options about registries."""
+def _run(context: click.Context, verb: click.Command, **values: Any) -> None:
+    """Run another verb, without its options for registries."""
     assert verb.callback is not None  # noqa: S101  # every verb has one
     context.invoke(verb.callback, **values)

@@ -183,7 +183,7 @@ def merge(
         console.blob_output() if output == "-" else Path(output),
         dirty=dirty,
         platform=platform,
-        progress=console.progress(),
+        progress=console.job().progress,
     )
     if output == "-":
         console.binary().flush()
@@ -230,7 +230,7 @@ def _opened(
 
     place, path = split_hive_place(text)
     hive = open_hive(
-        _place(place), dirty=dirty, layer=layer, platform=platform, progress=console.progress(), tell=console.warn
+        _place(place), dirty=dirty, layer=layer, platform=platform, progress=console.job().progress, tell=console.warn
     )
     return hive, hive.key(path), "\\" + "\\".join(split_path(path))
 

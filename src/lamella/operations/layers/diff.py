@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed between two directories: as a list, or as a layer blob."""
+"""Compare two directories, and write or list the changes between them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
@@ -15,147 +15,146 @@ from msgspec.structs import replace
 from lamella.changes.contracts import Source, Tree
 from lamella.changes.diff import EVERYTHING, Compare
 from lamella.changes.diff import diff as changes_between
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Entry, Link, Opaque, Put, Stream, Whiteout
 from lamella.errors import InvalidInput
 from lamella.layers import kinds
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.layers.policy import Owners
+from lamella.operations.atomic_file import refuse_within, replacing
 from lamella.operations.layers.write import LayerOptions, Written, write_layer, write_tar
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.host.windows.system import WindowsSystem
-    from lamella.layers.windows.names import NameRules
-    from lamella.progress import Cancellation, Progress
+    from lamella.layers.kinds import Lookup
 
-_FOR_PEOPLE: Final = Compare(directory_times=False)
-"""A directory's time changes with whatever is in it, which is listed anyway."""
+
+class DiffOptions(LayerOptions, frozen=True, kw_only=True):
+    """How to compare two places, and how to write the layer."""
+
+    kind: str = "directory"
+    """The kind of both places, a name of `lamella.layers.kinds`."""
+    parents: Sequence[Path] = ()
+    """Parents of a Windows layer, nearest first."""
+    exact: bool = False
+    """Compare the content of all files, not only of those whose times leave it open."""
+    recipe: str | os.PathLike[str] | None = None
+    """Also write a recipe of the blob to this file; see `lamella.operations.layers.recipes`."""
+    system: WindowsSystem | None = None
+    """The Windows that exports layers of the kind ``"windows"``; None for this host."""
+
+
+DEFAULT_OPTIONS: Final = DiffOptions()
+
+_DIRECTORY_OWNERS: Final[dict[Owners | None, Literal["actual", "recorded"] | None]] = {
+    None: None,
+    Owners.KEEP: "actual",
+    Owners.IGNORE: "actual",
+    Owners.RECORD: "recorded",
+}
 
 
 def diff(
     lower: str | os.PathLike[str] | None,
     upper: str | os.PathLike[str],
     output: str | os.PathLike[str] | BinaryIO,
+    options: DiffOptions = DEFAULT_OPTIONS,
     *,
-    kind: str = "directory",
-    parents: Sequence[Path] = (),
-    compression: str = "gzip",
-    level: int | None = None,
-    threads: int | None = None,
-    exact: bool = False,
-    subsecond: bool = False,
-    owners: Owners | None = None,
-    recipe: str | os.PathLike[str] | None = None,
-    losses: Losses | None = None,
-    rules: NameRules | None = None,
-    system: WindowsSystem | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Written:
-    """Write the layer that makes the directory ``lower`` into ``upper``; without a lower one, all of the upper one.
+    """Write the layer that turns the directory ``lower`` into ``upper``; with None, the layer has all of ``upper``.
 
-    A path ``output`` gets its name when the blob is complete; an open file is written from where it stands. With the
-    ``kind`` ``"overlay"``, ``upper`` is the upper directory of an overlay, which says itself what changed. So does the
-    folder of a Windows layer, of the kind ``"windows"``; one that was made of a tar gives that tar to the byte. Of the
-    kind ``"cim"`` both are composite images; without ``lower``, it is the one that ``upper`` was forked from.
-    ``parents``, the nearest first, are those of a Windows layer: on Windows (``system``, which is this host unless
-    given) it is exported against them. ``rules`` are for its names; a file whose name they refuse is lost.
+    A path ``output`` appears when the blob is complete; an open file is written from its position. By
+    ``options.kind``, ``upper`` may be something else: with ``"overlay"`` the upper directory of an overlay, which
+    records the changes itself; with ``"windows"`` the folder of a Windows layer, which gives its exact tar if it was
+    made from one, and which Windows exports against ``options.parents``; with ``"cim"`` both are composite images, and
+    the default of ``lower`` is the image that ``upper`` was forked from.
 
-    The same trees always give the same bytes: times are cut to seconds unless ``subsecond`` is set, and none is later
-    than SOURCE_DATE_EPOCH. ``exact`` compares the content of all files, not only where times leave it open. See
-    `sourced` for ``owners``. ``recipe`` is a file that gets what it takes to make the blob again, once it has its name;
-    see `lamella.operations.layers.recipes`.
+    The same trees always give the same bytes: times lose their fractions unless ``options.subsecond`` is set, and
+    SOURCE_DATE_EPOCH is the latest time of a file.
 
-    Raises NotFound, InvalidInput (``output`` would lie in ``upper``), Conflict (something changed meanwhile), Denied,
-    Exhausted, Cancelled and the like.
+    Raises NotFound, InvalidInput (``output`` lies in ``upper``), Conflict (a file changed meanwhile), Denied,
+    Exhausted, Cancelled and other errors of reading and writing.
     """
-    if recipe is not None:
+    job = job or Job()
+    if options.recipe is not None:
         if not isinstance(output, (str, os.PathLike)):
-            raise InvalidInput("a recipe is made of a blob with a name, not of one in an open file")
-        from lamella.operations.atomic_file import refuse_within
-
-        refuse_within(upper, recipe, "the recipe")
+            raise InvalidInput("a recipe needs a blob with a name, not an open file")
+        refuse_within(upper, options.recipe, "the recipe")
+    opened: Any = nullcontext(output)
     if isinstance(output, (str, os.PathLike)):
-        from lamella.operations.atomic_file import refuse_within, replacing
-
         refuse_within(upper, output, "the blob")
-        opened: Any = replacing(Path(output))
-    else:
-        opened = nullcontext(output)
-    windows = kinds.LAYER_KINDS[kind].windows
-    losses = Losses() if losses is None else losses
-    options = LayerOptions(compression, level, threads, subsecond, owners, losses, windows, rules=rules)
-    with (
-        sourced(
-            lower, upper, kind=kind, parents=parents, exact=exact, owners=owners, system=system, losses=losses
-        ) as found,
-        opened as file,
-    ):
-        changes, lookup = found
-        tar = kinds.recorded_tar(kind, changes)
+        opened = replacing(Path(output))
+    layer = replace(options, windows=kinds.LAYER_KINDS[options.kind].windows)
+    with open_changes(lower, upper, options, job.losses) as (changes, lookup), opened as file:
+        tar = kinds.recorded_tar(options.kind, changes)
         if tar is not None:
-            written = write_tar(tar, file, options, progress=progress, cancel=cancel)
+            written = write_tar(tar, file, layer, job=job)
         else:
-            written = write_layer(changes, file, options, lookup=lookup, progress=progress, cancel=cancel)
-    if recipe is not None:
+            written = write_layer(changes, file, layer, lookup=lookup, job=job)
+    if options.recipe is not None:
         from lamella.operations.layers.recipes import make_recipe
 
-        make_recipe(output, recipe, compression=compression, progress=progress, cancel=cancel)
+        make_recipe(output, options.recipe, compression=options.compression, job=job)
     return written
 
 
 @contextmanager
-def sourced(
+def open_changes(
     lower: str | os.PathLike[str] | None,
     upper: str | os.PathLike[str],
-    *,
-    kind: str = "directory",
-    parents: Sequence[Path] = (),
-    exact: bool = False,
-    owners: Owners | None = None,
-    system: WindowsSystem | None = None,
+    options: DiffOptions = DEFAULT_OPTIONS,
     losses: Losses | None = None,
-) -> Iterator[tuple[Source, Callable[[LayerPath], Entry | None] | None]]:
-    """The changes, and what tells of the targets of their hard links; both are good until the block ends.
+) -> Iterator[tuple[Source, Lookup | None]]:
+    """The changes from ``lower`` to ``upper``, and the lookup of hard links' targets; valid until the block ends.
 
-    ``owners``: KEEP takes the ids on disk, IGNORE makes them all 0, RECORD honours recorded ones. The default is KEEP
-    for root and RECORD for everybody else. ``system`` is as for `diff`. ``losses`` are told of what no layer can hold.
+    ``options.owners``: KEEP takes the ids on disk, IGNORE makes all of them 0, RECORD reads recorded ones. None is KEEP
+    for root and RECORD for other users. ``losses`` collects what no layer can hold, such as sockets.
     """
-    how: dict[Owners | None, Literal["actual", "recorded"] | None]
-    how = {None: None, Owners.KEEP: "actual", Owners.IGNORE: "actual", Owners.RECORD: "recorded"}
-    below = None if lower is None else Path(lower)
     with kinds.source(
-        kind, Path(upper), below, parents=parents, owners=how[owners], exact=exact, system=system, losses=losses
+        options.kind,
+        Path(upper),
+        None if lower is None else Path(lower),
+        parents=options.parents,
+        owners=_DIRECTORY_OWNERS[options.owners],
+        exact=options.exact,
+        system=options.system,
+        losses=losses,
     ) as (changes, lookup):
-        if owners is Owners.IGNORE:
-            yield map(_of_root, changes), None
+        if options.owners is Owners.IGNORE:
+            yield map(_with_root_owner, changes), None
         else:
             yield changes, lookup
 
 
-def _of_root(change: Change) -> Change:
+def _with_root_owner(change: Change) -> Change:
     if not isinstance(change, Put) or change.entry.posix is None:
         return change
     return Put(replace(change.entry, posix=replace(change.entry.posix, uid=0, gid=0)), change.content)
 
 
-# For people ------------------------------------------------------------------------------------------------------
+# Listing changes -----------------------------------------------------------------------------------------------------
+
+
+_LISTED: Final = Compare(directory_times=False)
+"""A change in a directory also changes its time, and is listed itself."""
 
 
 class Difference(Struct, frozen=True):
-    """One line of a list of changes."""
+    """One difference between two directories."""
 
     sign: Literal["A", "M", "D"]
     """Added, modified, deleted."""
     path: LayerPath
     old: Entry | None
     new: Entry | None
-    """None for what is gone."""
+    """None if the file was deleted."""
     link: LayerPath | None = None
-    """The file that this is a further name of."""
+    """The target of a hard link."""
     opaque: bool = False
-    """All that was in the directory is gone, and not the directory."""
+    """The content of the directory was deleted, the directory itself was not."""
 
 
 def list_changes(
@@ -166,48 +165,48 @@ def list_changes(
     parents: Sequence[Path] = (),
     exact: bool = False,
 ) -> Iterator[Difference]:
-    """What changed, in the order of a walk.
+    """List the differences from ``lower`` to ``upper``, in the order of a walk.
 
-    Directories of which the time alone changed are left out, unless ``exact`` is set; it also compares the content of
-    all files, and not only where times leave it open. Of what is gone with its directory, only that is listed. Raises
-    as `diff`.
+    ``exact`` also lists directories that differ in their time alone, and compares the content of all files, not only of
+    those whose times leave it open. A deleted directory is listed without its content. Raises what `diff` raises.
     """
+    options = DiffOptions(kind=kind, parents=parents)
     if kind == "cim":
         from lamella.operations.windows.cim import cim_trees
 
         with (
-            sourced(lower, upper, kind=kind) as (changes, _),
+            open_changes(lower, upper, options) as (changes, _),
             cim_trees(Path(upper), None if lower is None else Path(lower)) as (above, parent),
         ):
             yield from _differences(changes, parent, above)
         return
     if kind != "directory":
-        with sourced(lower, upper, kind=kind, parents=parents) as (changes, _):
+        with open_changes(lower, upper, options) as (changes, _):
             yield from _differences(changes, None, None)
         return
     with ExitStack() as stack:
         below = None if lower is None else stack.enter_context(DirectoryTree(lower))
         tree = stack.enter_context(DirectoryTree(upper))
-        compare = EVERYTHING if exact else _FOR_PEOPLE
+        compare = EVERYTHING if exact else _LISTED
         yield from _differences(changes_between(below, tree, exact=exact, compare=compare, parents=False), below, tree)
 
 
 def _differences(changes: Source, lower: Tree | None, upper: Tree | None) -> Iterator[Difference]:
-    def before(path: LayerPath) -> Entry | None:
+    def lookup(path: LayerPath) -> Entry | None:
         return None if lower is None else lower.lookup(path)
 
     for change in changes:
         match change:
             case Put(entry, _):
-                old = before(entry.path)
+                old = lookup(entry.path)
                 yield Difference("M" if old is not None else "A", entry.path, old, entry)
             case Link(path, target):
-                old = before(path)
+                old = lookup(path)
                 new = upper.lookup(path) if upper is not None else None
                 yield Difference("M" if old is not None else "A", path, old, new, link=target)
             case Whiteout(path):
-                yield Difference("D", path, before(path), None)
+                yield Difference("D", path, lookup(path), None)
             case Opaque(path):
                 yield Difference("D", path, None, None, opaque=True)
             case Stream():
-                pass  # a part of the file that was named right before
+                pass  # part of the file before it

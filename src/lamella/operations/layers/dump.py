@@ -36,9 +36,9 @@ def dump_lines(
         with open_tree(place, platform=platform) as tree:
             yield from dump(walk(tree), inline=inline, extents=holes)
     elif os.path.isdir(place):
-        from lamella.operations.layers.diff import sourced
+        from lamella.operations.layers.diff import DiffOptions, open_changes
 
-        with sourced(None, place, kind=kind) as (changes, _):
+        with open_changes(None, place, DiffOptions(kind=kind)) as (changes, _):
             yield from dump(changes, inline=inline, extents=holes)
     else:
         yield from _blob(Path(place), inline, holes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of images, each read once, whole and checked, as changes."""
+"""Read the layers of images as changes; each is read once, whole, and checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
+from lamella.changes.job import Job
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.images.resolve import ImageLayer, PlatformImage
 from lamella.layers.tar.source import tar_changes
@@ -17,14 +18,11 @@ from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
     from lamella.layers.windows.casefold import Spelling
-    from lamella.progress import Cancellation, Progress
 
 
 @contextmanager
-def checked_reader(
-    layer: ImageLayer, progress: Progress | None = None, cancel: Cancellation | None = None
-) -> Iterator[BlobReader]:
-    """A pass over the layer's blob, with all that manifest and config promise of it compared at its end."""
+def checked_reader(layer: ImageLayer, job: Job) -> Iterator[BlobReader]:
+    """A reader of the layer's blob, which compares digest, size and diff id with manifest and config at its end."""
     with (
         layer.open() as file,
         BlobReader(
@@ -33,24 +31,24 @@ def checked_reader(
             digest=layer.descriptor.digest,
             size=layer.descriptor.size,
             diff_id=layer.diff_id,
-            progress=None if progress is None else progress.advance,
-            cancel=cancel,
+            progress=job.advance,
+            cancel=job.cancel,
         ) as reader,
     ):
         yield reader
 
 
 def is_windows(image: PlatformImage) -> bool:
-    """Whether the layers of ``image`` are those of Windows."""
+    """Whether the layers of ``image`` are Windows layers."""
     return image.config.os == "windows"
 
 
 def changes_of_blob(
     reader: BlobReader, *, stored: SeekableBlob | None = None, spelling: Spelling | None = None
 ) -> Source:
-    """The changes of the blob; with ``spelling``, which the layers of a stack share, of a Windows layer.
+    """The changes of a blob, of a Windows layer if ``spelling`` is given, which the layers of one stack share.
 
-    See `tar_changes` and `view_changes`.
+    ``stored`` is as for `tar_changes`.
     """
     if spelling is None:
         return tar_changes(reader.next_buffer, stored=stored, end=reader.finish)
@@ -61,14 +59,10 @@ def changes_of_blob(
 
 @contextmanager
 def layer_changes(
-    layer: ImageLayer,
-    stored: SeekableBlob | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
-    spelling: Spelling | None = None,
+    layer: ImageLayer, job: Job, *, stored: SeekableBlob | None = None, spelling: Spelling | None = None
 ) -> Iterator[Source]:
-    """The changes of a layer; what is wrong with its bytes is raised before they end. See `changes_of_blob`."""
-    with checked_reader(layer, progress, cancel) as reader:
+    """The changes of a layer, as `changes_of_blob`. A blob that differs from the manifest raises before they end."""
+    with checked_reader(layer, job) as reader:
         yield changes_of_blob(reader, stored=stored, spelling=spelling)
         reader.finish()
 
@@ -77,35 +71,29 @@ def layer_changes(
 def lower_and_upper(
     layers: Sequence[ImageLayer],
     count: int,
+    job: Job,
     *,
     spelling: Spelling | None = None,
     above: Callable[[Source], Source] | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
 ) -> Iterator[tuple[MemoryTree | None, MemoryTree]]:
-    """What the first ``count`` of ``layers`` come to, None where that is none, and what all of them come to.
+    """The merged view of the first ``count`` of ``layers``, None without any, and the merged view of all of them.
 
-    Each layer is read once; the content of files is read from the layers when it is asked for, until the block ends.
-    ``spelling`` is for Windows layers. What layers after the first ``count`` change goes through ``above``. Raises as
-    unpacking does.
+    Each layer is read once. File content is read from the layers on demand, until the block ends. ``spelling`` is for
+    Windows layers. The changes of the layers after the first ``count`` pass through ``above``. Raises what unpacking
+    raises.
     """
     streams = spelling is not None
     lower, upper = MemoryTree(streams=streams) if count else None, MemoryTree(streams=streams)
     with ExitStack() as stack:
-        if progress is not None:
-            progress.start("read", sum(layer.descriptor.size for layer in layers))
-        try:
+        with job.step("read", sum(layer.descriptor.size for layer in layers)):
             for at, layer in enumerate(layers):
                 stored = SeekableBlob(layer.open, layer.compression)
                 stack.callback(stored.close)
-                with layer_changes(layer, stored, progress, cancel, spelling) as changes:
+                with layer_changes(layer, job, stored=stored, spelling=spelling) as changes:
                     if lower is not None and at < count:
                         changes = list(changes)
-                        apply(changes, MemorySink(lower), cancel=cancel)
+                        apply(changes, MemorySink(lower), cancel=job.cancel)
                     elif above is not None:
                         changes = above(changes)
-                    apply(changes, MemorySink(upper), cancel=cancel)
-        finally:
-            if progress is not None:
-                progress.finish()
+                    apply(changes, MemorySink(upper), cancel=job.cancel)
         yield lower, upper

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes that give back the very blob of a layer, from what it was unpacked or converted to."""
+"""Recipes: restore the exact blob of a layer from its unpacked files, or from a blob of the same tar."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self
 from msgspec import Struct
 
 from lamella.changes.apply import LinksPassed
+from lamella.changes.job import Job
 from lamella.digests import Digest
 from lamella.errors import (
     Conflict,
@@ -36,18 +37,17 @@ from lamella.streams.blob_reader import BlobReader
 from lamella.streams.recompress.compressors import Recompressor, identify_compressor
 
 if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
     from lamella.streams.limits import BlobFacts, Buffer
 
 _STEP: Final = 1 << 20
 
 
 class UnpackedFiles:
-    """The files beneath a directory, reached as the layer's own links lead, and never out of it."""
+    """Files in a directory, found by following the links of the layer, which never lead out of it."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._descriptors = Descriptors(open_root(root))
-        self._places: dict[str, LayerPath] = {}
+        self._resolved: dict[str, LayerPath] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -56,7 +56,7 @@ class UnpackedFiles:
         self._descriptors.close()
 
     def content(self, segment: FileSegment) -> Iterator[Buffer]:
-        """The bytes that stand in the tar. Raises Integrity where they are not the right ones, with the last piece."""
+        """The bytes of a file in the tar. Raises Integrity before the last piece if they differ from the layer."""
         path = segment.path
         try:
             file = self._open(path)
@@ -67,7 +67,7 @@ class UnpackedFiles:
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
-                raise Conflict(f"{path!r} is a file in the layer, and none here")
+                raise Conflict(f"{path!r} is a regular file in the layer, but not here")
             if segment.extents is None and status.st_size != segment.size:
                 raise SizeMismatch(f"file {path!r}", expected=segment.size, actual=status.st_size)
             for offset, length in segment.extents or ((0, segment.size),):
@@ -80,7 +80,7 @@ class UnpackedFiles:
                     offset += len(piece)
                     left -= len(piece)
                     if not left and crc != segment.crc32:
-                        raise Integrity(f"file {path!r} is not what it was in the layer")
+                        raise Integrity(f"file {path!r} differs from the file in the layer")
                     yield piece
         except OSError as error:
             raise from_os(error, f"read {path!r}") from error
@@ -90,19 +90,19 @@ class UnpackedFiles:
     def _open(self, path: str) -> int:
         parent, name = split(LayerPath(path))
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        where = self._place(parent)
-        return os.open(name, flags, dir_fd=self._descriptors.open(where))
+        directory = self._resolve(parent)
+        return os.open(name, flags, dir_fd=self._descriptors.open(directory))
 
-    def _place(self, spelled: LayerPath) -> LayerPath:
-        """The directory that ``spelled`` leads to within the root, by reading the links on the way."""
+    def _resolve(self, spelled: LayerPath) -> LayerPath:
+        """Resolve a directory within the root, by reading the links on the way."""
         try:
             self._descriptors.open(spelled)
-        except OSError as error:  # a link on the way may show as any of these
+        except OSError as error:  # a link on the way gives one of these
             if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.ENOENT):
                 raise
         else:
             return spelled
-        known = self._places.get(spelled)
+        known = self._resolved.get(spelled)
         if known is not None:
             return known
         passed = LinksPassed()
@@ -119,25 +119,25 @@ class UnpackedFiles:
             try:
                 target = os.readlink(name, dir_fd=parent)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # EINVAL says that it is no link
+                if error.errno != errno.EINVAL:  # EINVAL: not a link
                     raise
                 at = join(at, name)
             else:
                 at = passed.follow(join(at, name), target, at, todo)
-        self._places[spelled] = at
+        self._resolved[spelled] = at
         return at
 
 
 class RecipeMade(Struct, frozen=True):
-    """What came of making a recipe. Sizes are in bytes."""
+    """What a recipe holds. Sizes are in bytes."""
 
     head: RecipeHead
     files: int
-    """Files whose content is taken from where the layer was unpacked."""
+    """Files whose content is not in the recipe: the unpacked layer provides it."""
     file_bytes: int
-    """Of the tar, that stand for these."""
+    """Size of their content in the tar."""
     size: int
-    """Of the recipe."""
+    """Size of the recipe."""
 
 
 def make_recipe(
@@ -145,33 +145,35 @@ def make_recipe(
     output: str | os.PathLike[str] | BinaryIO,
     *,
     compression: str | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> RecipeMade:
-    """Write the recipe of a layer's ``blob`` to ``output``: all that it takes to make it again but its files' content.
+    """Write the recipe of the layer ``blob`` to ``output``: all that restores the blob, without the files' content.
 
-    The blob is read several times; an open file that cannot go back is copied to an unnamed temporary file first. The
-    compressor is found by trying, and that it gives all bytes again is checked here. A path ``output`` gets its name
-    when the recipe is complete.
+    The blob is read several times; a stream that cannot seek is copied to an unnamed temporary file first. The
+    compressor is found by trial, and its output is compared with the whole blob. A path ``output`` appears when the
+    recipe is complete.
 
-    What a later entry of the layer replaces is kept in the recipe, since nothing that it is unpacked to has it; so is
-    what stands for no file. Raises Unsupported where no compressor known gives the bytes again, and what reading the
-    blob raises.
+    The recipe keeps the content of entries that a later entry of the layer replaces, since no unpacked layer has it,
+    and everything that is no file. Raises Unsupported if no known compressor gives the same bytes, and what reading
+    the blob raises.
     """
+    job = job or Job()
     with _seekable(blob) as source:
-        spans, facts = _survey(source, compression, cancel)
-        members = identify_compressor(source, facts.compression, facts.tar_size, progress=progress, cancel=cancel)
+        spans, facts = _survey(source, compression, job)
+        members = identify_compressor(
+            source, facts.compression, facts.tar_size, progress=job.progress, cancel=job.cancel
+        )
         head = RecipeHead(facts.digest, facts.size, facts.diff_id, facts.tar_size, facts.compression, tuple(members))
         source.seek(0)
         with (
-            _written(output) as file,
+            _opened_output(output) as file,
             BlobReader(
-                source, compression=facts.compression, diff_id=facts.diff_id, hash_blob=False, cancel=cancel
+                source, compression=facts.compression, diff_id=facts.diff_id, hash_blob=False, cancel=job.cancel
             ) as reader,
         ):
-            counted = _Counted(file)
+            counted = _CountingWriter(file)
             writer = RecipeWriter(counted.write, head)
-            _cut(reader, spans, writer)
+            _write_segments(reader, spans, writer)
             reader.finish()
             writer.finish()
     return RecipeMade(head, len(spans), sum(span.size for span in spans), counted.size)
@@ -182,40 +184,33 @@ def restore_blob(
     place: str | os.PathLike[str],
     output: str | os.PathLike[str] | BinaryIO,
     *,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> BlobFacts:
-    """Write the very blob that ``recipe`` was made of to ``output``, from ``place``.
+    """Write the exact blob that ``recipe`` was made from to ``output``.
 
-    That is a directory which the layer was unpacked into, whose files are read beneath it without leaving it, or a
-    blob of the same tar, compressed in whatever way. All digests are checked; a path ``output`` gets its name once
-    they are right.
+    ``place`` is a directory that the layer was unpacked into, whose files are opened without leaving it, or a blob of
+    the same tar in any compression. All digests are checked; a path ``output`` appears when they match.
 
-    Raises Integrity where a file is not as in the layer (the first such is named) or the digests differ, NotFound and
-    Conflict where it is missing or no file, FormatError for a damaged recipe.
+    Raises Integrity if a file differs from the layer (the first one is named) or a digest does, NotFound and Conflict
+    if a file is missing or not regular, FormatError for a damaged recipe.
     """
-    with open_for_reading(Path(recipe)) as file, _written(output, place) as out:
+    job = job or Job()
+    with open_for_reading(Path(recipe)) as file, _opened_output(output, place) as out:
         reader = RecipeReader(file)
         head = reader.head
-        if progress is not None:
-            progress.start("restore", head.tar_size)
-        try:
-            blob = _Blob(head, out)
+        with job.step("restore", head.tar_size):
+            blob = _RestoredBlob(head, out)
             if os.path.isdir(place):
                 with UnpackedFiles(place) as files:
-                    pieces = _from_files(reader, files)
-                    for piece in pieces:
-                        _step(blob, piece, progress, cancel)
+                    for piece in _tar_from_files(reader, files):
+                        _restore(blob, piece, job)
             else:
-                _from_blob(blob, Path(place), progress, cancel)
+                _restore_from_blob(blob, Path(place), job)
             return blob.finish()
-        finally:
-            if progress is not None:
-                progress.finish()
 
 
 def read_recipe(recipe: str | os.PathLike[str]) -> RecipeMade:
-    """What a recipe says, all of it read and checked. Raises FormatError, NotFound."""
+    """Read and check a whole recipe. Raises FormatError, NotFound."""
     with open_for_reading(Path(recipe)) as file:
         reader = RecipeReader(file)
         files = size = 0
@@ -227,18 +222,18 @@ def read_recipe(recipe: str | os.PathLike[str]) -> RecipeMade:
 
 
 def open_for_reading(path: Path) -> BinaryIO:
-    """The file ``path``. Raises NotFound, Denied and the like."""
+    """Open the file ``path``. Raises NotFound, Denied and other errors of the file system."""
     try:
         return path.open("rb")
     except OSError as error:
         raise from_os(error, f"open {str(path)!r}") from error
 
 
-# Making ----------------------------------------------------------------------------------------------------------
+# Making a recipe ---------------------------------------------------------------------------------------------------
 
 
 class _Span(Struct):
-    """Where the data of a file stands in the tar."""
+    """Where the content of a file is in the tar."""
 
     path: str
     start: int
@@ -265,16 +260,16 @@ def _seekable(blob: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
         yield blob
 
 
-def _survey(file: BinaryIO, compression: str | None, cancel: Cancellation | None) -> tuple[list[_Span], BlobFacts]:
-    """The files whose data is there when the layer is unpacked."""
+def _survey(file: BinaryIO, compression: str | None, job: Job) -> tuple[list[_Span], BlobFacts]:
+    """The files whose content the unpacked layer has."""
     spans: list[_Span] = []
     names: list[str] = []
     links: set[str] = set()
-    with BlobReader(file, compression=compression, cancel=cancel) as reader:
+    with BlobReader(file, compression=compression, cancel=job.cancel) as reader:
         for member in TarReader(reader.next_buffer, facet=_no_facet):
             try:
                 path = parse_path(member.name)
-            except InvalidInput:  # nothing that unpacks layers takes it; its bytes are kept
+            except InvalidInput:  # no unpacked layer has it: keep its bytes
                 continue
             names.append(path)
             if member.typeflag != "0":
@@ -286,13 +281,13 @@ def _survey(file: BinaryIO, compression: str | None, cancel: Cancellation | None
                     spans.append(_Span(path, member.data_offset, member.stored_size, extents))
         facts = reader.finish()
     names.sort()
-    return [span for span in spans if _stays(span.path, names, links)], facts
+    return [span for span in spans if _is_final(span.path, names, links)], facts
 
 
-def _stays(path: str, names: list[str], links: set[str]) -> bool:
-    """Whether what unpacks the layer has the file as it was put, for all that the layer itself says.
+def _is_final(path: str, names: list[str], links: set[str]) -> bool:
+    """Whether the unpacked layer has the file as the tar has it.
 
-    It may not have where the path is there twice, has something beneath it, or comes through a link of the layer.
+    It may not if the path occurs twice, if other entries lie beneath it, or if a link of the layer is on the way to it.
     """
     at = bisect_left(names, path)
     if at + 1 < len(names) and names[at + 1] == path:
@@ -310,19 +305,18 @@ def _stays(path: str, names: list[str], links: set[str]) -> bool:
 
 
 _DEEPEST: Final = 256
-"""Components of a path; the data of a file that is deeper is kept."""
+"""Path components; the recipe keeps the content of a file that is deeper."""
 _MOST_EXTENTS: Final = 1 << 16
 
 
-def _no_facet(mode: int, uid: int, gid: int, mtime: int) -> None:  # noqa: ARG001 - of the contract
+def _no_facet(mode: int, uid: int, gid: int, mtime: int) -> None:  # noqa: ARG001 - the signature of a facet
     return None
 
 
-def _cut(reader: BlobReader, spans: list[_Span], writer: RecipeWriter) -> None:
-    """The tar as segments."""
+def _write_segments(reader: BlobReader, spans: list[_Span], writer: RecipeWriter) -> None:
     position = 0
-    waiting = iter(spans)
-    span = next(waiting, None)
+    remaining = iter(spans)
+    span = next(remaining, None)
     crc = 0
     while buffer := reader.next_buffer():
         at, end = 0, len(buffer)
@@ -336,12 +330,12 @@ def _cut(reader: BlobReader, spans: list[_Span], writer: RecipeWriter) -> None:
                 crc = binascii.crc32(buffer[at:stop], crc)
                 if position + stop == span.start + span.size:
                     writer.file(FileSegment(span.path, span.size, crc, span.extents))
-                    span, crc = next(waiting, None), 0
+                    span, crc = next(remaining, None), 0
             at = stop
         position += end
 
 
-class _Counted:
+class _CountingWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size = 0
@@ -352,7 +346,7 @@ class _Counted:
 
 
 @contextmanager
-def _written(
+def _opened_output(
     output: str | os.PathLike[str] | BinaryIO, place: str | os.PathLike[str] | None = None
 ) -> Iterator[BinaryIO]:
     if not isinstance(output, (str, os.PathLike)):
@@ -364,11 +358,11 @@ def _written(
         yield file
 
 
-# Restoring -------------------------------------------------------------------------------------------------------
+# Restoring a blob --------------------------------------------------------------------------------------------------
 
 
-class _Blob:
-    """The blob that comes to be, compared with what the recipe says of it."""
+class _RestoredBlob:
+    """Compresses the restored tar and compares both with the digests of the recipe."""
 
     def __init__(self, head: RecipeHead, out: BinaryIO) -> None:
         self._head = head
@@ -398,8 +392,8 @@ class _Blob:
         digest = Digest.finish(self._digest)
         if digest != head.digest:
             raise Integrity(
-                f"layer blob: expected digest {head.digest}, got {digest}, though its tar is the same",
-                hint="the compressor here gives other bytes than where the recipe was made; try it there",
+                f"layer blob: expected digest {head.digest}, got {digest}, from the same tar",
+                hint="the compressor of this machine differs from the one that made the recipe; restore it there",
             )
         return BlobFacts(digest, self._size, diff_id, self._tar_size, head.compression)
 
@@ -410,22 +404,24 @@ class _Blob:
             self._out.write(data)
 
 
-def _step(blob: _Blob, piece: Buffer, progress: Progress | None, cancel: Cancellation | None) -> None:
-    if cancel is not None:
-        cancel.check()
+def _restore(blob: _RestoredBlob, piece: Buffer, job: Job) -> None:
+    job.check()
     blob.write(piece)
-    if progress is not None:
-        progress.advance(len(piece))
+    if job.progress is not None:
+        job.progress.advance(len(piece))
 
 
-def _from_blob(blob: _Blob, path: Path, progress: Progress | None, cancel: Cancellation | None) -> None:
-    with open_for_reading(path) as file, BlobReader(file, hash_blob=False, hash_stream=False, cancel=cancel) as reader:
+def _restore_from_blob(blob: _RestoredBlob, path: Path, job: Job) -> None:
+    with (
+        open_for_reading(path) as file,
+        BlobReader(file, hash_blob=False, hash_stream=False, cancel=job.cancel) as reader,
+    ):
         while buffer := reader.next_buffer():
-            _step(blob, buffer, progress, cancel)
+            _restore(blob, buffer, job)
         reader.finish()
 
 
-def _from_files(reader: RecipeReader, files: UnpackedFiles) -> Iterator[Buffer]:
+def _tar_from_files(reader: RecipeReader, files: UnpackedFiles) -> Iterator[Buffer]:
     for segment in reader.segments():
         if isinstance(segment, bytes):
             yield segment

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes to a layer blob: tar, compressed, with both digests, in one pass."""
+"""Write changes as a layer blob: tar, compression and both digests in one pass."""
 
 from __future__ import annotations
 
@@ -11,54 +11,55 @@ from msgspec import Struct
 
 from lamella.changes.apply import Tally, apply
 from lamella.changes.contracts import Sink, Source
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
-from lamella.changes.model import Buffer, Entry
+from lamella.changes.model import Buffer
 from lamella.errors import Conflict
 from lamella.layers.tar.sink import TarSink
-from lamella.paths import LayerPath
 from lamella.streams.blob_writer import BlobWriter
 from lamella.times import source_date_epoch
 
 if TYPE_CHECKING:
-    from lamella.layers.kinds import RecordedTar
+    from lamella.layers.kinds import Lookup, RecordedTar
     from lamella.layers.policy import Owners
     from lamella.layers.windows.names import NameRules
     from lamella.layers.windows.transforms import WindowsTemplate
-    from lamella.progress import Cancellation, Progress
+    from lamella.progress import Progress
     from lamella.streams.blob_reader import BlobFacts
 
 
 class LayerOptions(Struct, frozen=True):
-    """How a layer is written."""
+    """How to write a layer; the options of the verbs that write layers extend it."""
 
     compression: str = "gzip"
+    """``"gzip"``, ``"zstd"`` or ``"none"``."""
     level: int | None = None
+    """Compression level; None for the default of the compression."""
     threads: int | None = None
+    """Compression threads; None for one per processor."""
     subsecond: bool = False
-    """Whether times keep their fractions of seconds."""
+    """Keep the fractions of seconds in times. A Windows layer always has them."""
     owners: Owners | None = None
-    """Which owners files have that come from a directory; see `lamella.operations.layers.diff.sourced`."""
-    losses: Losses | None = None
-    """Told what cannot be kept."""
-    windows: bool = False
-    """Whether it is the tar of a Windows layer, of entries with a Windows facet: times have all of their fraction."""
+    """How to read the owners of files in a directory; see `lamella.operations.layers.diff.open_changes`."""
+    windows: bool | None = None
+    """Write a Windows layer, from entries with a Windows facet; None for the system of the image, if there is one."""
     template: WindowsTemplate | None = None
-    """What files get that become a Windows layer, where that is not as usual."""
+    """Security descriptors and attributes of the files that become a Windows layer; None for the defaults."""
     rules: NameRules | None = None
-    """Which odd names a Windows layer may have; the others are lost."""
+    """Unusual names that a Windows layer may have; a file with another one is a loss."""
 
 
 DEFAULT_OPTIONS: Final = LayerOptions()
 
 
 class Written(Struct, frozen=True):
-    """What came of one layer."""
+    """A layer that was written."""
 
     facts: BlobFacts
     entries: int
-    """Changes that the layer states."""
+    """Number of changes in the layer."""
     losses: Losses
-    """What a tar could not hold."""
+    """What a tar cannot hold; shared by all layers of one job."""
 
 
 def write_layer(
@@ -66,32 +67,31 @@ def write_layer(
     output: BinaryIO | Callable[[Buffer], object],
     options: LayerOptions = DEFAULT_OPTIONS,
     *,
-    lookup: Callable[[LayerPath], Entry | None] | None = None,
+    lookup: Lookup | None = None,
     clamp: int | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Written:
-    """Write ``changes`` to ``output`` as a layer; what was written before a failure is no layer.
+    """Write ``changes`` to ``output`` as a layer; after a failure, the bytes in ``output`` are no layer.
 
-    ``lookup`` tells the metadata of hard links' targets; see `TarSink`. No time is later than ``clamp``, in
-    nanoseconds, or SOURCE_DATE_EPOCH where that is not given; those of a Windows layer stay as they are without
-    ``clamp``.
+    ``lookup`` returns the entries of hard links' targets, which `TarSink` needs. ``clamp`` is the latest time of a
+    file, in nanoseconds since the epoch. Without it that is SOURCE_DATE_EPOCH, except in a Windows layer, which keeps
+    its times. The progress counts bytes of the tar.
 
-    ``progress`` counts bytes of the tar. Raises as `apply` and the source do; Exhausted where there is no space.
+    Raises what `apply` and the source raise, and Exhausted if the disk is full.
     """
-    losses = options.losses if options.losses is not None else Losses()
+    job = job or Job()
     tally = Tally()
-    with _writing(output, options, progress) as (writer, write):
+    with _open_blob_writer(output, options, job) as (writer, write):
         sink: Sink[Losses]
         if options.windows:
             from lamella.layers.windows.tar_sink import WindowsTarSink
 
-            sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=options.rules, losses=losses)
+            sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=options.rules, losses=job.losses)
         else:
             clamp = source_date_epoch() if clamp is None else clamp
-            sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=losses)
-        apply(changes, sink, cancel=cancel, tally=tally)
-        return Written(writer.finish(), tally.changes, losses)
+            sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=job.losses)
+        apply(changes, sink, cancel=job.cancel, tally=tally)
+        return Written(writer.finish(), tally.changes, job.losses)
 
 
 def write_tar(
@@ -99,45 +99,40 @@ def write_tar(
     output: BinaryIO | Callable[[Buffer], object],
     options: LayerOptions = DEFAULT_OPTIONS,
     *,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Written:
-    """Write the very tar that a place was made of to ``output``, as a layer; its times and owners are what they are.
+    """Write the tar that a layer folder was made from to ``output`` as a layer, byte for byte.
 
-    Raises Conflict where the place is not what it was then, and what reading it raises.
+    Raises Conflict if the folder has changed since, and what reading it raises.
     """
-    with _writing(output, options, progress) as (writer, write):
+    job = job or Job()
+    with _open_blob_writer(output, options, job) as (writer, write):
         for piece in tar.pieces():
-            if cancel is not None:
-                cancel.check()
+            job.check()
             write(piece)
         facts = writer.finish()
     if facts.diff_id != tar.diff_id:
         raise Conflict(
-            f"what the layer was applied to has changed since: expected diff id {tar.diff_id}, got {facts.diff_id}",
-            hint="without lamella.framing in it, its folder gives a layer of what is there now",
+            f"the layer folder has changed since the layer was applied: expected diff id {tar.diff_id}, "
+            f"got {facts.diff_id}",
+            hint="remove lamella.framing from the folder to get a layer of its present content",
         )
-    return Written(facts, tar.entries, options.losses if options.losses is not None else Losses())
+    return Written(facts, tar.entries, job.losses)
 
 
 @contextmanager
-def _writing(
-    output: BinaryIO | Callable[[Buffer], object], options: LayerOptions, progress: Progress | None
+def _open_blob_writer(
+    output: BinaryIO | Callable[[Buffer], object], options: LayerOptions, job: Job
 ) -> Iterator[tuple[BlobWriter, Callable[[Buffer], object]]]:
-    """What makes the blob, and what takes bytes of its tar, which ``progress`` counts."""
-    if progress is not None:
-        progress.start("write", None)
-    try:
-        with BlobWriter(
-            output, compression=options.compression, level=options.level, threads=options.threads
-        ) as writer:
-            yield writer, writer.write if progress is None else _counting(writer.write, progress)
-    finally:
-        if progress is not None:
-            progress.finish()
+    """The writer of the blob, and the function that takes bytes of its tar, which the progress counts."""
+    with (
+        job.step("write", None),
+        BlobWriter(output, compression=options.compression, level=options.level, threads=options.threads) as writer,
+    ):
+        yield writer, writer.write if job.progress is None else _count(writer.write, job.progress)
 
 
-def _counting(write: Callable[[Buffer], object], progress: Progress) -> Callable[[Buffer], object]:
+def _count(write: Callable[[Buffer], object], progress: Progress) -> Callable[[Buffer], object]:
     def counted(data: Buffer) -> None:
         write(data)
         progress.advance(len(data))

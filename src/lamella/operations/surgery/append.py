@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image with further layers on top."""
+"""Add layers on top of an image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
+from lamella.changes.job import Job
 from lamella.errors import InvalidInput
 from lamella.images.resolve import open_platform_image
 from lamella.images.transports import ImageName, open_writer, parse_image_name
@@ -18,77 +19,71 @@ from lamella.operations.layers.read import is_windows
 from lamella.operations.layers.write import LayerOptions
 from lamella.operations.surgery.draft import Draft, Finished, LayerSource, draft_of, write_draft
 from lamella.operations.surgery.mutate import creation_time
-from lamella.operations.surgery.new_layers import LayerLike, TarredLayer, new_layers, refuse_own_source
+from lamella.operations.surgery.new_layers import LayerLike, NewLayer, new_layers, refuse_own_source
 
-if TYPE_CHECKING:
-    from lamella.changes.losses import Losses
-    from lamella.layers.policy import Owners
-    from lamella.layers.windows.names import NameRules
-    from lamella.layers.windows.transforms import WindowsTemplate
-    from lamella.progress import Cancellation, Progress
+CREATED_BY: Final = "lamella append"
 
-BY: Final = "lamella append"
+
+class AppendOptions(LayerOptions, frozen=True, kw_only=True):
+    """How to add layers to an image, and how to write them."""
+
+    created_by: str = CREATED_BY
+    """Recorded in the history, one step for each layer."""
+    platform: str | Platform | None = None
+    """The image to take from an index; None for the platform of this machine."""
+    replace: bool = False
+    """As for `open_writer`."""
+
+
+DEFAULT_OPTIONS: Final = AppendOptions()
 
 
 def append(
     source: str | ImageName,
     layers: LayerLike | Sequence[LayerLike],
     target: str | ImageName,
+    options: AppendOptions = DEFAULT_OPTIONS,
     *,
-    created_by: str = BY,
-    platform: str | Platform | None = None,
-    compression: str = "gzip",
-    level: int | None = None,
-    threads: int | None = None,
-    subsecond: bool = False,
-    owners: Owners | None = None,
-    windows: bool | None = None,
-    template: WindowsTemplate | None = None,
-    rules: NameRules | None = None,
-    replace: bool = False,
-    losses: Losses | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Finished:
     """Write the image ``source`` with ``layers`` on top as ``target``, which may be the same image.
 
-    A layer is a directory, a blob, which is stored as it is, or a mapping of paths to files (see `FileLike`), in
-    whatever order: the same files give the same layer. Of ``source`` only the documents are read, unless the target
-    lacks its layers. The image is dated by SOURCE_DATE_EPOCH, or 1970; ``created_by`` is for the history. See `diff`
-    for the other options of layers and `open_writer` for ``replace``. Upon an image for Windows, files and directories
-    become Windows layers whose `Files` have them, as `container_layer` does; ``windows`` makes sure of that. So does
-    ``template``, which says what security descriptors and attributes they get. ``rules`` are for the names in them; a
-    file whose name they refuse is lost.
+    A layer is a directory, a layer blob, which is stored unchanged, or a mapping of paths to files (`FileLike`): the
+    same files give the same layer in any order. Only the documents of ``source`` are read, unless the target lacks its
+    layers. The image is dated by SOURCE_DATE_EPOCH, or 1970 without it.
 
-    Raises FormatError, Integrity, NotFound, AlreadyExists, Exhausted, Cancelled and the like.
+    On an image for Windows, files and directories become Windows layers that have them in `Files`, as `container_layer`
+    does; ``options.windows`` and the options for Windows require such an image.
+
+    Raises FormatError, Integrity, NotFound, AlreadyExists, Exhausted, Cancelled and other errors of reading and
+    writing.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
-    with open_platform_image(source, platform) as image:
-        if windows is None and (template is not None or rules is not None):
+    with open_platform_image(source, options.platform) as image:
+        windows = options.windows
+        if windows is None and (options.template is not None or options.rules is not None):
             windows = True
         if windows is not None and windows is not is_windows(image):
-            raise InvalidInput(f"the image is for {image.config.os}, and so must its layers be")
-        made = new_layers(
-            layers, LayerOptions(compression, level, threads, subsecond, owners, losses, template=template, rules=rules)
-        )
-        refuse_own_source(made, target)
-        with open_writer(target, replace=replace) as writer:
-            draft = appended(draft_of(image), made, created_by=created_by)
-            return write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
+            raise InvalidInput(f"the image is for {image.config.os}, and its layers must be too")
+        new = new_layers(layers, options)
+        refuse_own_source(new, target)
+        with open_writer(target, replace=options.replace) as writer:
+            draft = add_layers(draft_of(image), new, created_by=options.created_by)
+            return write_draft(draft, writer, tag=target.tag, job=job)
 
 
-def appended(draft: Draft, layers: Sequence[LayerSource], *, created_by: str = BY) -> Draft:
+def add_layers(draft: Draft, layers: Sequence[LayerSource], *, created_by: str = CREATED_BY) -> Draft:
     """``draft`` with ``layers`` on top, and a step of the history for each."""
     created = creation_time()
     system = draft.config.os
     base = not draft.layers
     layers = [
-        layer.for_system(system, base=base and not number) if isinstance(layer, TarredLayer) else layer
+        layer.for_system(system, base=base and not number) if isinstance(layer, NewLayer) else layer
         for number, layer in enumerate(layers)
     ]
     history = draft.config.history
-    # A history that does not account for the layers below would account for these wrongly.
-    if draft.accounted:
+    # Further steps would be assigned to the wrong layers if the present ones do not match theirs.
+    if draft.history_matches:
         history = [*history, *(History(created=created, created_by=created_by) for _ in layers)]
     config = msgspec.structs.replace(draft.config, created=created, history=history)
     return replace(draft, config=config, layers=(*draft.layers, *layers))

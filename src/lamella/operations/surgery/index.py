@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An index of images for several platforms, made from images that are somewhere already."""
+"""Make an index from images, and a subset of an index."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct, field
 
+from lamella.changes.job import Job
 from lamella.digests import Digest
 from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
 from lamella.images.graph import ImageGraph
@@ -21,16 +21,13 @@ from lamella.oci.index import Index, is_image_entry, new_index
 from lamella.oci.mediatypes import INDEXES, OCI_INDEX
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.copy import Copied, move_blobs
-from lamella.operations.surgery.mutate import merged, pairs
+from lamella.operations.surgery.mutate import checked_pairs, merge_pairs
 from lamella.operations.surgery.rewrite_index import (
     bare,
     rewrite_index,
     selects,
     without_names,
 )
-
-if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
 
 
 def index(
@@ -39,28 +36,29 @@ def index(
     *,
     annotations: Mapping[str, str] | None = None,
     replace: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Copied:
     """Write an index of the images ``sources`` as ``target``, in their order.
 
-    A source that is an index itself gives all of its images, with what is about them. With a platform beside its name,
-    an index gives the image for that one, and a single image is listed as one for it; else the platform is what the
-    image's config says. The images stay as they are. See `open_writer` for ``replace``.
+    A source that is an index contributes all of its images and the entries that refer to them, such as attestations.
+    With a platform beside its name, an index contributes the image for that platform, and a single image is listed for
+    it; otherwise the platform is that of the image's config. The images stay unchanged. ``replace`` is as for
+    `open_writer`.
 
-    Raises Conflict where two different images are for one platform, NotFound, InvalidInput, Unsupported.
+    Raises Conflict if two different images are for one platform, NotFound, InvalidInput, Unsupported.
     """
+    job = job or Job()
     chosen = [_parsed(one) for one in sources]
     if not chosen:
         raise InvalidInput("an index needs at least one image")
     target = parse_image_name(target) if isinstance(target, str) else target
-    noted = merged({}, pairs("annotations", annotations or {}))
+    wanted = merge_pairs({}, checked_pairs("annotations", annotations or {}))
     with ExitStack() as stack, open_writer(target, replace=replace) as writer:
         if not writer.takes_indexes:
             raise Unsupported(f"{writer.where}: the place cannot hold an index")
         listed: list[tuple[ImageGraph, Descriptor]] = []
         for name, platform in chosen:
-            graph = ImageGraph(stack.enter_context(open_reader(name)), cancel=cancel)
+            graph = ImageGraph(stack.enter_context(open_reader(name)), cancel=job.cancel)
             listed += [(graph, entry) for entry in _entries(graph, name, platform)]
         entries = _unique(entry for _, entry in listed)
         kept = {entry.digest for entry in entries}
@@ -68,8 +66,8 @@ def index(
         for graph in dict.fromkeys(graph for graph, _ in listed):
             images = [entry for other, entry in listed if other is graph and entry.digest in kept]
             if images:
-                moved.append(move_blobs(graph, writer, images, progress=progress, cancel=cancel))
-        document = msgspec.structs.replace(new_index(entries), annotations=noted)
+                moved.append(move_blobs(graph, writer, images, progress=job.progress, cancel=job.cancel))
+        document = msgspec.structs.replace(new_index(entries), annotations=wanted)
         entry = writer.commit(target.tag, writer.put_document(OCI_INDEX, encode(document)))
         return Copied(
             entry,
@@ -109,7 +107,7 @@ def _entry(image: Descriptor, platform: Platform) -> Descriptor:
 
 
 def _unique(entries: Iterable[Descriptor]) -> list[Descriptor]:
-    """The entries, each once. Raises Conflict where two images are for one platform."""
+    """The entries, each once. Raises Conflict if two images are for one platform."""
     by_platform: dict[str, Descriptor] = {}
     by_digest: dict[tuple[Digest, str], Descriptor] = {}
     for entry in entries:
@@ -122,16 +120,16 @@ def _unique(entries: Iterable[Descriptor]) -> list[Descriptor]:
             if other is not entry:
                 raise Conflict(
                     f"{other.digest} and {entry.digest} are both for {entry.platform}",
-                    hint="say what one of them is for, as in IMAGE::linux/arm/v6",
+                    hint="give one of them another platform, as in IMAGE::linux/arm/v6",
                 )
     return list(by_digest.values())
 
 
 class Subset(Struct, frozen=True):
-    """What came of an index."""
+    """A subset of an index that was written."""
 
     descriptor: Descriptor
-    """Of the new one, as the place lists it."""
+    """That of the new index, as the target lists it."""
     kept: tuple[Platform, ...]
     left_out: tuple[Platform, ...]
 
@@ -142,28 +140,28 @@ def subset(
     platforms: Sequence[str | Platform],
     *,
     replace: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Subset:
-    """Write the index ``source`` as ``target`` with the images for ``platforms`` only, which stay as they are.
+    """Write the index ``source`` as ``target`` with the images for ``platforms`` only, which stay unchanged.
 
-    A platform without a variant means all variants of it. Attestations and the like stay with the image that they are
-    about, and go with it; annotations and the order of what stays are kept. See `open_writer` for ``replace``.
+    A platform without a variant selects all of its variants. Entries that refer to an image, such as attestations, are
+    kept or dropped with it. Annotations and the order stay. ``replace`` is as for `open_writer`.
 
-    Raises NotFound where there is no image for one of the platforms, InvalidInput where ``source`` is no index.
+    Raises NotFound if a platform has no image, InvalidInput if ``source`` is not an index.
     """
+    job = job or Job()
     if isinstance(platforms, (str, Platform)):
         platforms = [platforms]
     wanted = [parse_platform(one) if isinstance(one, str) else one for one in platforms]
     if not wanted:
-        raise InvalidInput("no platform is given that should stay")
+        raise InvalidInput("no platforms to keep")
     source = parse_image_name(source) if isinstance(source, str) else source
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_reader(source) as reader:
-        graph = ImageGraph(reader, cancel=cancel)
+        graph = ImageGraph(reader, cancel=job.cancel)
         index = find_one(reader, source.tag, source.position)
         if index.media_type not in INDEXES:
-            raise InvalidInput(f"{source} is a single image, and no index of several platforms")
+            raise InvalidInput(f"{source} is a single image, not an index")
         with open_writer(target, replace=replace) as writer:
             if not writer.takes_indexes:
                 raise Unsupported(f"{writer.where}: the place cannot hold an index", hint="copy one platform instead")
@@ -174,12 +172,12 @@ def subset(
                 choice.check(source)
                 raise
             choice.check(source)
-            move_blobs(graph, writer, choice.stays, progress=progress, cancel=cancel)
+            move_blobs(graph, writer, choice.stays, progress=job.progress, cancel=job.cancel)
             return Subset(writer.commit(target.tag, entry), tuple(choice.kept), tuple(choice.left_out))
 
 
 class _Choice(Struct):
-    """Keeps what is wanted."""
+    """Keeps the images for the wanted platforms."""
 
     graph: ImageGraph
     wanted: Sequence[Platform]
@@ -204,8 +202,8 @@ class _Choice(Struct):
         return True
 
     def check(self, source: ImageName) -> None:
-        """Raise NotFound where a platform that is wanted is not there."""
+        """Raise NotFound if a wanted platform has no image."""
         for one in self.wanted:
             if not any(selects(one, offered) for offered in self.kept):
                 there = ", ".join(dict.fromkeys(str(offered) for offered in (*self.kept, *self.left_out)))
-                raise NotFound(f"{source}: there is no image for {one}", hint=f"there are images for {there[:1000]}")
+                raise NotFound(f"{source}: no image for {one}", hint=f"there are images for {there[:1000]}")

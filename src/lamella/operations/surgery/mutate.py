@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be another in an image's config."""
+"""Change the config of an image."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import force_setattr
 from msgspec.structs import replace as replaced
 
+from lamella.changes.job import Job
 from lamella.errors import InvalidInput
 from lamella.images.resolve import open_platform_image
 from lamella.images.transports import ImageName, open_writer, parse_image_name
@@ -21,13 +22,10 @@ from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.surgery.draft import Draft, Finished, draft_of, write_draft
 from lamella.times import SECOND, source_date_epoch
 
-if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
-
 Pairs: TypeAlias = Mapping[str, str | None]
-"""Names and values to set; None takes a name away."""
+"""Names and values to set; None removes a name."""
 Members: TypeAlias = Iterable[str] | Mapping[str, bool]
-"""What is to be in a set; a mapping's False takes out."""
+"""Names to add to a set; in a mapping, False removes a name."""
 
 _PORT: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(?:tcp|udp|sctp))?")
 _LAST_PORT: Final = 65535
@@ -38,12 +36,12 @@ _TIME: Final = re.compile(
 
 
 class Settings(Struct, frozen=True):
-    """What is to be another in a config; None leaves what is there, and so does an empty mapping.
+    """Changes to an image config. None and an empty mapping keep the present value; an empty text or list removes it.
 
-    An empty text or list takes a value away. ``env`` and ``labels`` go by name: a variable that is there keeps its
-    place. The platform is replaced as a whole, and ``os_version`` counts more than the one in it. ``created`` is a
-    text of RFC 3339 or an aware datetime; without it SOURCE_DATE_EPOCH dates the image, and where that is not set the
-    date stays. ``history`` adds a step that made no layer, with this text.
+    ``env`` and ``labels`` are set by name; a variable that exists keeps its position. ``platform`` replaces all fields
+    of the platform, and ``os_version`` overrides the one in it. ``created`` is a text as in RFC 3339 or an aware
+    datetime; the default is SOURCE_DATE_EPOCH, and without that the date stays. ``history`` adds a step without a
+    layer, with this text. Construction raises InvalidInput.
     """
 
     env: Pairs | None = None
@@ -63,13 +61,13 @@ class Settings(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         for name in ("env", "labels"):
-            self._own(name, pairs)
+            self._normalize(name, checked_pairs)
         for name in ("cmd", "entrypoint"):
-            self._own(name, _words)
+            self._normalize(name, _words)
         for name in ("exposed_ports", "volumes"):
-            self._own(name, _members)
+            self._normalize(name, _members)
         for name in ("user", "working_dir", "stop_signal", "os_version", "author", "history"):
-            self._own(name, _text)
+            self._normalize(name, _text)
         for variable in self.env or {}:
             if "=" in variable:
                 raise InvalidInput(f"malformed name of a variable {variable[:100]!r}")
@@ -79,10 +77,10 @@ class Settings(Struct, frozen=True):
                 raise InvalidInput(f"malformed port {port[:100]!r}", hint="write it as PORT[-PORT][/tcp|udp|sctp]")
         if isinstance(self.platform, str):
             force_setattr(self, "platform", parse_platform(self.platform))
-        self._own("created", _moment)
+        self._normalize("created", _moment)
 
-    def _own(self, name: str, make: Callable[[str, Any], object]) -> None:
-        """Keep a checked copy of what was given, which nobody can change later."""
+    def _normalize(self, name: str, make: Callable[[str, Any], object]) -> None:
+        """Replace a field by a checked copy, which the caller cannot change."""
         given = getattr(self, name)
         if given is not None:
             force_setattr(self, name, make(name, given))
@@ -107,18 +105,18 @@ class SettingsGiven(TypedDict, total=False):
     history: str | None
 
 
-def configured(config: ImageConfig, settings: Settings) -> ImageConfig:
-    """``config`` with what ``settings`` say; what they do not speak of, known or not, stays."""
+def apply_settings(config: ImageConfig, settings: Settings) -> ImageConfig:
+    """``config`` with ``settings`` applied. Other fields stay, unknown ones too."""
     process = config.config
     wanted: dict[str, Any] = {
-        "env": None if settings.env is None else with_variables(process.env, settings.env),
+        "env": None if settings.env is None else merge_variables(process.env, settings.env),
         "cmd": None if settings.cmd is None else list(settings.cmd),
         "entrypoint": None if settings.entrypoint is None else list(settings.entrypoint),
-        "labels": None if settings.labels is None else merged(process.labels, settings.labels),
+        "labels": None if settings.labels is None else merge_pairs(process.labels, settings.labels),
         "user": settings.user,
         "working_dir": settings.working_dir,
-        "exposed_ports": _with_members(process.exposed_ports, settings.exposed_ports),
-        "volumes": _with_members(process.volumes, settings.volumes),
+        "exposed_ports": _merge_members(process.exposed_ports, settings.exposed_ports),
+        "volumes": _merge_members(process.volumes, settings.volumes),
         "stop_signal": settings.stop_signal,
     }
     process = msgspec.structs.replace(process, **{name: to for name, to in wanted.items() if to is not None})
@@ -145,21 +143,21 @@ def configured(config: ImageConfig, settings: Settings) -> ImageConfig:
 
 
 def new_config(platform: Platform) -> ImageConfig:
-    """The config of an image that has nothing yet."""
+    """An empty config for ``platform``."""
     return ImageConfig(**_platform_fields(platform), created=creation_time(), rootfs=RootFs(diff_ids=[]))
 
 
 def creation_time() -> str:
-    """When an image says that it was made: SOURCE_DATE_EPOCH, or 1970. Raises InvalidInput."""
+    """The creation time of a new image, as in RFC 3339: SOURCE_DATE_EPOCH, or 1970. Raises InvalidInput."""
     seconds = (source_date_epoch() or 0) // SECOND
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
-        raise InvalidInput(f"SOURCE_DATE_EPOCH {seconds} is no time that an image can have") from None
+        raise InvalidInput(f"SOURCE_DATE_EPOCH {seconds} is not a time that an image can have") from None
 
 
 def parse_variables(entries: Iterable[str]) -> dict[str, str]:
-    """Variables that are written as ``NAME=VALUE``; the last of a name counts. Raises InvalidInput."""
+    """Parse variables of the form ``NAME=VALUE``; the last one of a name wins. Raises InvalidInput."""
     found: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
@@ -169,8 +167,8 @@ def parse_variables(entries: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def pairs(what: str, given: Pairs) -> dict[str, str | None]:
-    """``given``, where its names and values can stand in a document. Raises InvalidInput."""
+def checked_pairs(what: str, given: Pairs) -> dict[str, str | None]:
+    """A copy of ``given``; raises InvalidInput if a name is empty or a text is not valid UTF-8."""
     for name, value in given.items():
         if not _text(what, name):
             raise InvalidInput(f"{what}: a name is empty")
@@ -179,16 +177,16 @@ def pairs(what: str, given: Pairs) -> dict[str, str | None]:
     return dict(given)
 
 
-def merged(stated: Mapping[str, str], wanted: Pairs) -> dict[str, str]:
-    """``stated`` with what is wanted; None takes away."""
-    return {name: value for name, value in {**stated, **wanted}.items() if value is not None}
+def merge_pairs(present: Mapping[str, str], wanted: Pairs) -> dict[str, str]:
+    """``present`` with ``wanted`` set; None removes a name."""
+    return {name: value for name, value in {**present, **wanted}.items() if value is not None}
 
 
-def with_variables(stated: Sequence[str], wanted: Pairs) -> list[str]:
-    """Each wanted variable in the place of the one of its name, or at the end; None takes it away."""
+def merge_variables(present: Sequence[str], wanted: Pairs) -> list[str]:
+    """``present`` with ``wanted`` set, in their position or at the end; None removes a variable."""
     result: list[str] = []
     left = dict(wanted)
-    for entry in stated:
+    for entry in present:
         name = entry.partition("=")[0]
         if name not in wanted:
             result.append(entry)
@@ -202,16 +200,16 @@ def _platform_fields(platform: Platform) -> dict[str, Any]:
     return {name: getattr(platform, name) for name in names}
 
 
-def _with_members(stated: Mapping[str, Any], wanted: Members | None) -> dict[str, Any] | None:
+def _merge_members(present: Mapping[str, Any], wanted: Members | None) -> dict[str, Any] | None:
     if wanted is None:
         return None
     changes = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, True)
-    kept = {name: value for name, value in stated.items() if changes.get(name, True)}
-    return {**{name: {} for name, there in changes.items() if there}, **kept}
+    kept = {name: value for name, value in present.items() if changes.get(name, True)}
+    return {**{name: {} for name, added in changes.items() if added}, **kept}
 
 
 def _members(what: str, given: Members) -> dict[str, bool]:
-    names = dict(given) if isinstance(given, Mapping) else dict.fromkeys(_several(what, given), True)
+    names = dict(given) if isinstance(given, Mapping) else dict.fromkeys(_listed(what, given), True)
     for name in names:
         if not _text(what, name):
             raise InvalidInput(f"{what}: a name is empty")
@@ -219,19 +217,19 @@ def _members(what: str, given: Members) -> dict[str, bool]:
 
 
 def _words(what: str, given: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(_text(what, word) for word in _several(what, given))
+    return tuple(_text(what, word) for word in _listed(what, given))
 
 
-def _several(what: str, given: Iterable[Any]) -> Iterable[Any]:
+def _listed(what: str, given: Iterable[Any]) -> Iterable[Any]:
     if isinstance(given, (str, bytes)):
         raise InvalidInput(f"{what}: expected a list, got the text {given[:100]!r}")
     return given
 
 
 def _text(what: str, given: object) -> str:
-    """``given``, where it is text that a document can hold."""
+    """``given``; raises InvalidInput unless it is text that a JSON document can hold."""
     if not isinstance(given, str):
-        raise InvalidInput(f"{what}: {given!r} is no text")
+        raise InvalidInput(f"{what}: expected text, got {given!r}")
     try:
         given.encode()
     except UnicodeEncodeError:
@@ -251,39 +249,38 @@ def _moment(what: str, given: str | datetime) -> str:
     return f"{moment.year:04d}-{moment:%m-%dT%H:%M:%S}{fraction}Z"
 
 
-NOTHING: Final = Settings()
+NO_SETTINGS: Final = Settings()
 
 
 def mutate(
     source: str | ImageName,
     target: str | ImageName,
-    settings: Settings = NOTHING,
+    settings: Settings = NO_SETTINGS,
     *,
     annotations: Pairs | None = None,
     platform: str | Platform | None = None,
     replace: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Finished:
-    """Write the image ``source`` as ``target`` with what ``settings`` say of its config.
+    """Write the image ``source`` as ``target``, with ``settings`` applied to its config.
 
-    ``annotations`` are those of the manifest. Fields of the documents that are not known stay, and where nothing
-    changes the digest stays. ``platform`` chooses from an index; see `open_writer` for ``replace``. Only the documents
-    of ``source`` are read, unless the target lacks its layers. Raises InvalidInput, NotFound, AlreadyExists.
+    ``annotations`` are set in the manifest. Unknown fields of the documents stay, and without any change so does the
+    digest. ``platform`` chooses from an index; ``replace`` is as for `open_writer`. Only the documents of ``source``
+    are read, unless the target lacks its layers. Raises InvalidInput, NotFound, AlreadyExists.
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_platform_image(source, platform) as image:
         draft = with_annotations(with_settings(draft_of(image), settings), annotations or {})
         with open_writer(target, replace=replace) as writer:
-            return write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
+            return write_draft(draft, writer, tag=target.tag, job=job)
 
 
 def with_settings(draft: Draft, settings: Settings) -> Draft:
-    """``draft`` with another config."""
-    return replaced(draft, config=configured(draft.config, settings))
+    """``draft`` with ``settings`` applied to its config."""
+    return replaced(draft, config=apply_settings(draft.config, settings))
 
 
 def with_annotations(draft: Draft, annotations: Pairs) -> Draft:
-    """``draft`` with these annotations set or, where the value is None, taken away."""
-    changed = merged(draft.manifest.annotations, pairs("annotations", annotations))
+    """``draft`` with annotations of its manifest set; None removes one."""
+    changed = merge_pairs(draft.manifest.annotations, checked_pairs("annotations", annotations))
     return replaced(draft, manifest=msgspec.structs.replace(draft.manifest, annotations=changed))

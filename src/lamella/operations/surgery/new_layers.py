@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers from what is at hand: a directory, a blob, or files that a program names."""
+"""New layers for an image: from a directory, from a blob, or from files given by path."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -13,6 +14,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lamella.changes.contracts import Source
+from lamella.changes.job import Job
+from lamella.changes.losses import Losses
 from lamella.changes.model import (
     NO_XATTRS,
     Buffer,
@@ -30,30 +33,29 @@ from lamella.images.transports import ImageName, Syntax
 from lamella.layers.tar.source import WHITEOUT, tar_changes
 from lamella.operations.atomic_file import refuse_within
 from lamella.operations.copy import Relay
-from lamella.operations.layers.diff import sourced
+from lamella.operations.layers.diff import DiffOptions, open_changes
 from lamella.operations.layers.write import DEFAULT_OPTIONS, LayerOptions, write_layer
-from lamella.operations.surgery.draft import BlobTaker, LayerSource, StoredLayer, described
+from lamella.operations.surgery.draft import BlobTarget, LayerSource, StoredLayer, layer_descriptor
 from lamella.operations.windows.cim import cim_place
 from lamella.paths import LayerPath, parse_path, sort_key
 from lamella.streams.blob_reader import BlobReader, open_blob
 from lamella.times import SECOND, source_date_epoch
 
 if TYPE_CHECKING:
-    from lamella.changes.losses import Losses
+    from lamella.layers.kinds import Lookup
     from lamella.layers.windows.transforms import WindowsTemplate
-    from lamella.progress import Cancellation, Progress
 
-Opened: TypeAlias = tuple[Source, Callable[[LayerPath], Entry | None] | None]
-"""Changes, and what tells of the targets of their hard links."""
+Opened: TypeAlias = "tuple[Source, Lookup | None]"
+"""Changes, and the lookup of hard links' targets."""
 
 _STEP: Final = 256 << 10
 _ID_LIMIT: Final = 1 << 32
 
 
 class File(Struct, frozen=True):
-    """A regular file: its bytes, its text in UTF-8, or the path of a file on disk whose content it gets.
+    """A regular file. Its content is bytes, text (encoded as UTF-8), or the path of a file on disk.
 
-    ``mtime`` is in seconds since the epoch; without one it is SOURCE_DATE_EPOCH, or 0.
+    ``mtime`` is in seconds since the epoch; None is SOURCE_DATE_EPOCH, or 0 without it.
     """
 
     content: bytes | str | os.PathLike[str] = b""
@@ -65,7 +67,7 @@ class File(Struct, frozen=True):
 
 
 class Directory(Struct, frozen=True):
-    """A directory; one that is there already keeps what is in it. Those on the way to a file need not be given."""
+    """A directory; one that exists in a lower layer keeps its content. Parents of files need not be given."""
 
     mode: int = 0o755
     uid: int = 0
@@ -84,111 +86,100 @@ class Symlink(Struct, frozen=True):
 
 
 FileLike: TypeAlias = bytes | str | os.PathLike[str] | File | Directory | Symlink | None
-"""What can stand for a file: content alone has mode 0644; a path on disk gives content and permission to execute;
-None removes what the layers below have there."""
+"""A file: bytes and text are a regular file of mode 0644; a path on disk gives content and permission to execute;
+None removes the path from the layers below."""
 
 Files: TypeAlias = Mapping[str, FileLike]
-"""Files by their path in the image."""
+"""Files, by their path in the image."""
 
 LayerLike: TypeAlias = str | os.PathLike[str] | Files
-"""A directory, a layer's blob or tar, a composite image (``cim:DIR/NAME.cim``, or its path), or files by path."""
+"""The path of a directory, a layer blob or a composite image (also ``cim:DIR/NAME.cim``), or files by path."""
 
 
-class TarredLayer(Struct, frozen=True):
-    """A layer that changes are written to."""
+class NewLayer(Struct, frozen=True):
+    """A layer to write from changes."""
 
-    opened: Callable[[], AbstractContextManager[Opened]]
+    opened: Callable[[Losses], AbstractContextManager[Opened]]
+    """Opens the changes; the argument collects what no layer can hold."""
     options: LayerOptions = DEFAULT_OPTIONS
     directory: Path | None = None
-    """What it is made from, where that is a directory."""
+    """The directory that the changes are read from, if any."""
     posix: bool = False
-    """Whether the changes are of a POSIX tree, and still to become a Windows layer where one is wanted."""
+    """The changes are a POSIX tree, to be converted if a Windows layer is written."""
     base: bool = False
-    """Whether there is no layer below it."""
+    """No layer lies below it."""
+    losses: Losses | None = None
+    """Collects the losses of this layer instead of those of the job."""
 
-    def for_system(self, system: str, *, base: bool = False) -> TarredLayer:
-        """This layer, for an image whose config names this operating system; the ``base`` has none below it."""
+    def for_system(self, system: str, *, base: bool = False) -> NewLayer:
+        """This layer for an image whose config has the operating system ``system``; ``base``: no layer lies below."""
         return replace(self, options=replace(self.options, windows=system == "windows"), base=base)
 
-    def store(
-        self, place: BlobTaker, *, progress: Progress | None = None, cancel: Cancellation | None = None
-    ) -> StoredLayer:
-        """See `LayerSource.store`."""
+    def store(self, target: BlobTarget, job: Job) -> StoredLayer:
         options = self.options
-        with self.opened() as (changes, lookup), place.stage() as blob:
+        if self.losses is not None:
+            job = replace(job, losses=self.losses)
+        with self.opened(job.losses) as (changes, lookup), target.stage() as blob:
             if self.posix and options.windows:
-                changes = windows_layer(changes, self.directory, options.template, options.losses, base=self.base)
+                changes = windows_layer(changes, self.directory, options.template, job.losses, base=self.base)
                 lookup = None
-            written = write_layer(
-                changes,
-                blob.file,
-                options,
-                lookup=lookup,
-                progress=progress,
-                cancel=cancel,
-            )
+            written = write_layer(changes, blob.file, options, lookup=lookup, job=job)
             blob.keep(written.facts.digest, written.facts.size)
-        return StoredLayer(described(written.facts), written.facts, written.entries)
+        return StoredLayer(layer_descriptor(written.facts), written.facts, written.entries)
 
 
 class BlobLayer(Struct, frozen=True):
-    """A layer that is a blob in a file already, and stays as it is.
+    """A layer blob in a file, copied unchanged.
 
-    It is read whole first, to find its digests and to see that it is a layer.
+    The file is read once before it is copied, for its digests and to check that it is a layer.
     """
 
     path: Path
 
-    def store(
-        self, place: BlobTaker, *, progress: Progress | None = None, cancel: Cancellation | None = None
-    ) -> StoredLayer:
-        """See `LayerSource.store`. Raises FormatError and whatever else reading the layer raises."""
+    def store(self, target: BlobTarget, job: Job) -> StoredLayer:
         entries = 0
-        with BlobReader(self.path, cancel=cancel) as reader:
+        with BlobReader(self.path, cancel=job.cancel) as reader:
             for _ in tar_changes(reader.next_buffer, end=reader.finish):
                 entries += 1
             facts = reader.finish()
-        layer = described(facts)
-        if not place.has_blob(layer):
-            if progress is not None:
-                progress.start("copy", layer.size)
-            try:
-                place.put_blob(layer, Relay(lambda: open_blob(self.path), progress, cancel))
-            finally:
-                if progress is not None:
-                    progress.finish()
+        layer = layer_descriptor(facts)
+        if not target.has_blob(layer):
+            with job.step("copy", layer.size):
+                target.put_blob(layer, Relay(lambda: open_blob(self.path), job.progress, job.cancel))
         return StoredLayer(layer, facts, entries)
 
 
-def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS) -> LayerSource:
-    """The layer that ``given`` stands for. Directories and files on disk are not read before it is stored.
+def new_layer(given: LayerLike, options: LayerOptions = DEFAULT_OPTIONS, losses: Losses | None = None) -> LayerSource:
+    """A layer source for ``given``. Directories and files on disk are not read before the layer is stored.
 
-    Of a directory, all that is in it is taken, but not its own metadata: those of the root stay. Raises InvalidInput
-    for files by path that cannot be in one layer.
+    Of a directory, the layer has the content but not the directory itself: the root of the image keeps its metadata.
+    Raises InvalidInput if the files cannot be in one layer.
     """
     if isinstance(given, Mapping):
         changes = changes_of(given)
-        return TarredLayer(lambda: _given(changes), options, posix=True)
+        return NewLayer(lambda _: nullcontext((changes, None)), options, posix=True, losses=losses)
     path, image = Path(given), cim_place(given)
     if image is not None:
-        return TarredLayer(lambda: sourced(None, image, kind="cim"), options)
+        return NewLayer(partial(open_changes, None, image, DiffOptions(kind="cim")), options, losses=losses)
     if path.is_dir():
-        return TarredLayer(lambda: _directory(path, options), options, path, posix=True)
+        return NewLayer(partial(_open_directory, path, options), options, path, posix=True, losses=losses)
     return BlobLayer(path)
 
 
-def new_layers(given: LayerLike | Sequence[LayerLike], options: LayerOptions = DEFAULT_OPTIONS) -> list[LayerSource]:
-    """The layers that one or several given ones stand for, lowest first."""
+def new_layers(
+    given: LayerLike | Sequence[LayerLike], options: LayerOptions = DEFAULT_OPTIONS, losses: Losses | None = None
+) -> list[LayerSource]:
+    """Layer sources for one layer or for several, lowest first."""
     if isinstance(given, (str, os.PathLike, Mapping)):
-        return [new_layer(given, options)]
-    return [new_layer(one, options) for one in given]
+        return [new_layer(given, options, losses)]
+    return [new_layer(one, options, losses) for one in given]
 
 
 def refuse_own_source(layers: Iterable[object], target: ImageName) -> None:
-    """Raise InvalidInput where the image ``target`` would lie in a directory that one of its layers is made from."""
+    """Raise InvalidInput if the image ``target`` would lie in a directory that one of its layers is made from."""
     if target.syntax is Syntax.PATH:
         for layer in layers:
-            if isinstance(layer, TarredLayer) and layer.directory is not None:
+            if isinstance(layer, NewLayer) and layer.directory is not None:
                 refuse_within(layer.directory, target.path, "the image")
 
 
@@ -200,10 +191,10 @@ def windows_layer(
     *,
     base: bool = False,
 ) -> Source:
-    """``changes`` as a Windows layer whose drive C they are; ``directory`` is where they come from.
+    """Convert ``changes`` to a Windows layer that has them on drive C, as `container_layer` does.
 
-    Links there tell which of them lead to directories, as Windows must be told. A ``base`` layer gets empty registry
-    hives where it has none. See `container_layer`.
+    ``directory`` is the directory that they are read from, in which symbolic links are resolved: Windows distinguishes
+    links to directories. A ``base`` layer gets the registry hives that it lacks, empty.
     """
     from lamella.layers.windows.transforms import container_layer
 
@@ -213,7 +204,7 @@ def windows_layer(
 
         if directory is None:
             changes = list(changes)
-        changes = with_hives(changes, missing_hives(_listing(changes, directory)), clamp or 0)
+        changes = with_hives(changes, missing_hives(_lister(changes, directory)), clamp or 0)
     root = None if directory is None else os.path.realpath(directory)
 
     def leads_to_directory(path: LayerPath, target: str) -> bool:
@@ -234,8 +225,8 @@ def windows_layer(
     )
 
 
-def _listing(changes: Source, directory: Path | None) -> Callable[[LayerPath], Iterable[str]]:
-    """What gives the names in a directory of what is to be a layer, none where it is no directory."""
+def _lister(changes: Source, directory: Path | None) -> Callable[[LayerPath], Iterable[str]]:
+    """A function that lists a directory of the layer; it returns no names for a path that is no directory."""
     if directory is not None:
 
         def listed(path: LayerPath) -> list[str]:
@@ -254,13 +245,8 @@ def _listing(changes: Source, directory: Path | None) -> Callable[[LayerPath], I
 
 
 @contextmanager
-def _given(changes: Sequence[Change]) -> Iterator[Opened]:
-    yield changes, None
-
-
-@contextmanager
-def _directory(path: Path, options: LayerOptions) -> Iterator[Opened]:
-    with sourced(None, path, owners=options.owners, losses=options.losses) as (changes, lookup):
+def _open_directory(path: Path, options: LayerOptions, losses: Losses) -> Iterator[Opened]:
+    with open_changes(None, path, DiffOptions(owners=options.owners), losses) as (changes, lookup):
         yield _without_root(changes), lookup
 
 
@@ -270,14 +256,14 @@ def _without_root(changes: Source) -> Iterator[Change]:
             yield change
 
 
-# Files by path ---------------------------------------------------------------------------------------------------
+# Files by path -------------------------------------------------------------------------------------------------------
 
 
 def changes_of(files: Files) -> list[Change]:
-    """The changes of one layer with these files, in an order that is the paths' own.
+    """The changes of a layer with ``files``, in the order of a walk.
 
-    Directories on the way are not stated, so that those which are there stay as they are. Raises UnsafePath,
-    InvalidInput: a path given twice, a file in what is no directory, or a name that would read as a whiteout.
+    Parent directories stay implied, so that existing ones keep their metadata. Raises UnsafePath, and InvalidInput for
+    a path given twice, a file beneath another file, or a name with the prefix of whiteouts.
     """
     by_path: dict[LayerPath, FileLike] = {}
     for raw, given in files.items():
@@ -285,16 +271,16 @@ def changes_of(files: Files) -> list[Change]:
         if path in by_path:
             raise InvalidInput(f"{path!r} is given twice")
         if not path and not isinstance(given, Directory):
-            raise InvalidInput("the root can be a directory only")
+            raise InvalidInput("the root must be a directory")
         if any(part.startswith(WHITEOUT) for part in path.split("/")):
-            raise InvalidInput(f"{path!r} would read as a whiteout", hint="give None to remove a file")
+            raise InvalidInput(f"{path!r} has the name of a whiteout", hint="give None to remove a file")
         by_path[path] = given
     for path in by_path:
         parent = path
         while parent:
             parent = LayerPath(parent.rpartition("/")[0])
             if parent in by_path and by_path[parent] is not None and not isinstance(by_path[parent], Directory):
-                raise InvalidInput(f"{path!r} cannot be in {parent!r}, which is no directory")
+                raise InvalidInput(f"{path!r} cannot be in {parent!r}, which is not a directory")
     now = (source_date_epoch() or 0) // SECOND
     return [_change(path, by_path[path], now) for path in sorted(by_path, key=sort_key)]
 
@@ -320,7 +306,7 @@ def _change(path: LayerPath, given: FileLike, now: int) -> Change:
             posix = _posix(path, mode, 0, 0, None, NO_XATTRS, now)
         case _:
             raise InvalidInput(
-                f"{path!r}: a {type(given).__name__} stands for no file",
+                f"{path!r}: a {type(given).__name__} is not a file",
                 hint="give bytes, text, a path, File, Directory, Symlink, or None to remove",
             )
     return Put(Entry(path, Kind.FILE, posix, content.size), content)
@@ -328,9 +314,9 @@ def _change(path: LayerPath, given: FileLike, now: int) -> Change:
 
 def _posix(path: str, mode: int, uid: int, gid: int, mtime: int | None, xattrs: Mapping[str, bytes], now: int) -> Posix:
     if not 0 <= mode <= 0o7777:
-        raise InvalidInput(f"{path!r}: the mode {mode:#o} has other than permission bits")
+        raise InvalidInput(f"{path!r}: the mode {mode:#o} has bits beyond 0o7777")
     if not (0 <= uid < _ID_LIMIT and 0 <= gid < _ID_LIMIT):
-        raise InvalidInput(f"{path!r}: {uid}:{gid} is no owner that a file can have")
+        raise InvalidInput(f"{path!r}: the owner {uid}:{gid} is out of range")
     return Posix(mode, uid, gid, (now if mtime is None else int(mtime)) * SECOND, xattrs)
 
 
@@ -341,14 +327,15 @@ def _content(given: bytes | str | os.PathLike[str]) -> Inline | PathContent:
         try:
             return Inline(given.encode())
         except UnicodeEncodeError as error:
-            raise InvalidInput(f"text that UTF-8 cannot hold: {error}", hint="give bytes") from None
+            raise InvalidInput(f"text is not valid UTF-8: {error}", hint="give bytes") from None
     return PathContent(Path(given))
 
 
 class PathContent(Content):
-    """The content of a file on disk, links followed, of the size that it had when this was made.
+    """The content of a file on disk; symbolic links are followed. The size is that at the time of construction.
 
-    Raises NotFound, Denied, InvalidInput (no regular file); `chunks` raises Conflict where it has another size by then.
+    Raises NotFound, Denied, and InvalidInput for a file that is not regular. `chunks` raises Conflict if the size has
+    changed.
     """
 
     __slots__ = ("_path", "_size", "executable")
@@ -360,27 +347,23 @@ class PathContent(Content):
         except OSError as error:
             raise from_os(error, f"read {os.fspath(path)!r}") from error
         if not path.is_file():
-            raise InvalidInput(f"{os.fspath(path)!r} is no regular file")
+            raise InvalidInput(f"{os.fspath(path)!r} is not a regular file")
         self._size = status.st_size
         self.executable = bool(status.st_mode & 0o111)
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self._size
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         return None
 
     @property
     def stored(self) -> bool:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
         done = 0
         try:
             with open(self._path, "rb", buffering=0) as file:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How two images differ: in config, in layers, and in the files that they come to."""
+"""Compare two images: their configs, their layers and the files of their merged views."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -16,6 +16,7 @@ from msgspec import Struct, field
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.diff import same_windows
+from lamella.changes.job import Job
 from lamella.changes.model import Entry, Kind
 from lamella.changes.single_layer import links_shown
 from lamella.changes.tree import MemorySink, MemoryTree, streams_of, walk
@@ -36,52 +37,48 @@ from lamella.streams.blob_reader import BlobReader
 if TYPE_CHECKING:
     from lamella.layers.windows.casefold import Spelling
     from lamella.oci.platform import Platform
-    from lamella.progress import Cancellation, Progress
 
 
 def fingerprinted_place(
-    place: str | ImageName,
-    spelling: Spelling,
-    *,
-    platform: str | Platform | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    place: str | ImageName, spelling: Spelling, job: Job, *, platform: str | Platform | None = None
 ) -> tuple[MemoryTree, bool]:
-    """What ``place`` comes to, with a fingerprint in place of each file's content, and whether that is of Windows.
+    """The files of ``place`` with fingerprints for content, and whether they are files of Windows.
 
-    A place is what `open_tree` takes. Files of Windows are spelled as ``spelling`` has it from what went before; what
-    the import of a layer derives is left out of a composite image. Raises as reading the place does.
+    ``place`` is as for `open_tree`. ``spelling`` is shared by the places to compare: it gives the names of Windows
+    files in the case in which they were seen first. Files of a composite image that the import of a layer derives are
+    left out. Raises what reading the place raises.
     """
     if isinstance(place, str) and names_a_place(place):
         form, _, path = place.partition(":")
-        of_windows = _OF_WINDOWS.get(form)
-        windows = of_windows is not None
+        open_windows = _WINDOWS_FORMS.get(form)
+        windows = open_windows is not None
         tree = MemoryTree(streams=windows)
         if windows and not path:
             raise InvalidInput(f"{place!r} has no path")
-        with _walked(place, cancel) if of_windows is None else of_windows(Path(path), spelling) as changes:
-            apply(fingerprinted(links_shown(changes, tree)), MemorySink(tree), cancel=cancel)
+        opened = _walk_place(place, job) if open_windows is None else open_windows(Path(path), spelling)
+        with opened as changes:
+            apply(fingerprinted(links_shown(changes, tree)), MemorySink(tree), cancel=job.cancel)
         return tree, windows
-    with open_platform_image(place, platform) as image, ExitStack() as stack:
+    with (
+        open_platform_image(place, platform) as image,
+        job.step("read", sum(layer.descriptor.size for layer in image.layers)),
+    ):
         windows = is_windows(image)
         tree = MemoryTree(streams=windows)
-        if progress is not None:
-            progress.start("read", sum(layer.descriptor.size for layer in image.layers))
-            stack.callback(progress.finish)
         for layer in image.layers:
-            with layer_changes(layer, None, progress, cancel, spelling if windows else None) as stated:
-                apply(fingerprinted(stated), MemorySink(tree), cancel=cancel)
+            with layer_changes(layer, job, spelling=spelling if windows else None) as changes:
+                apply(fingerprinted(changes), MemorySink(tree), cancel=job.cancel)
     return tree, windows
 
 
 @contextmanager
-def _walked(place: str, cancel: Cancellation | None) -> Iterator[Source]:
-    with open_tree(place, cancel=cancel) as tree:
+def _walk_place(place: str, job: Job) -> Iterator[Source]:
+    with open_tree(place, job=job) as tree:
         yield walk(tree)
 
 
 @contextmanager
-def _of_cim(path: Path, spelling: Spelling) -> Iterator[Source]:
+def _open_cim(path: Path, spelling: Spelling) -> Iterator[Source]:
     from lamella.layers.cim.image_files import CimLayer, OpenCim
     from lamella.layers.cim.source import stated_files
 
@@ -90,7 +87,7 @@ def _of_cim(path: Path, spelling: Spelling) -> Iterator[Source]:
 
 
 @contextmanager
-def _of_windows_layer(path: Path, spelling: Spelling) -> Iterator[Source]:
+def _open_windows_layer(path: Path, spelling: Spelling) -> Iterator[Source]:
     if path.is_file():
         with BlobReader(path, hash_blob=False, hash_stream=False) as reader:
             yield changes_of_blob(reader, spelling=spelling)
@@ -100,17 +97,17 @@ def _of_windows_layer(path: Path, spelling: Spelling) -> Iterator[Source]:
         yield posix_from_windows(spelling.respelled(changes))
 
 
-_OF_WINDOWS: Final = {"cim": _of_cim, "windows": _of_windows_layer}
-"""What places that hold files of Windows state, by their forms."""
+_WINDOWS_FORMS: Final = {"cim": _open_cim, "windows": _open_windows_layer}
+"""How to open the places that hold files of Windows, by their forms."""
 
-OF_FILES: Final = ("content", "mode", "owner", "mtime", "xattrs", "target", "device", "links", "windows")
-OF_IMAGES: Final = ("created", "history", "annotations", "config")
-IGNORABLE: Final = OF_FILES + OF_IMAGES
-"""What a comparison can be told to ignore."""
+FILE_ASPECTS: Final = ("content", "mode", "owner", "mtime", "xattrs", "target", "device", "links", "windows")
+IMAGE_ASPECTS: Final = ("created", "history", "annotations", "config")
+IGNORABLE: Final = FILE_ASPECTS + IMAGE_ASPECTS
+"""Aspects that a comparison can ignore."""
 
 
 class FieldDifference(Struct, frozen=True):
-    """A field of the config, or an annotation, as ``config.Env.PATH``; None where one of the images has none."""
+    """A field of the config, such as ``config.Env.PATH``, or an annotation; None if an image does not have it."""
 
     name: str
     old: Any
@@ -118,7 +115,7 @@ class FieldDifference(Struct, frozen=True):
 
 
 class FileDifference(Struct, frozen=True):
-    """A file that is not the same in both images."""
+    """A file that differs between two images."""
 
     sign: Literal["A", "M", "D"]
     """Added, modified, deleted."""
@@ -126,11 +123,11 @@ class FileDifference(Struct, frozen=True):
     old: Entry | None
     new: Entry | None
     what: tuple[str, ...] = ()
-    """Of a modified one: ``kind``, or some of `OF_FILES`."""
+    """How a modified file differs: ``kind``, or some of `FILE_ASPECTS`."""
 
 
 class PathSize(Struct, frozen=True):
-    """Bytes of the files beneath a directory in both images; hard links count once."""
+    """Total bytes of the files beneath a directory in each image; a file with hard links counts once."""
 
     path: LayerPath
     old: int
@@ -138,23 +135,23 @@ class PathSize(Struct, frozen=True):
 
 
 class Compared(Struct, frozen=True):
-    """What two images, or trees of files, have in common, and what not."""
+    """The differences between two images or trees of files."""
 
     old: Descriptor | None
     new: Descriptor | None
-    """None where files alone were compared."""
+    """None if only files were compared."""
     config: tuple[FieldDifference, ...]
     shared: tuple[ImageLayer, ...]
-    """Layers of both, by diff id: however they are compressed."""
+    """Layers of both images, by diff id; their compression may differ."""
     only_old: tuple[ImageLayer, ...]
     only_new: tuple[ImageLayer, ...]
     files: tuple[FileDifference, ...]
     sizes: tuple[PathSize, ...]
-    """Of directories of which the size differs, the largest difference first."""
+    """Directories that differ in size, the largest difference first."""
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs. How the files are cut into layers does not count."""
+        """Whether nothing differs but the layers that the files are in."""
         return not self.config and not self.files
 
 
@@ -166,23 +163,23 @@ def compare(
     exclude: Collection[str] = (),
     depth: int = 1,
     platform: str | Platform | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Compared:
-    """Compare the images ``old`` and ``new``; or, where one is another place that `open_tree` takes, files alone.
+    """Compare the images ``old`` and ``new``, or only files if one is another place that `open_tree` takes.
 
-    ``ignore`` are names out of `IGNORABLE`; ``exclude`` are patterns of paths as the shell has them (``var/log/*``,
-    where ``*`` matches slashes too), which leave out what they match and all beneath. Sizes are told of directories
-    ``depth`` levels down. Where both have the same layers no layer is read, else each is read once; contents are
-    compared by digest. Raises InvalidInput, and as unpacking the images does.
+    ``ignore`` has names out of `IGNORABLE`; ``exclude`` has shell patterns of paths (``var/log/*``, where ``*`` also
+    matches slashes), which leave out all files beneath them too. Sizes are those of directories ``depth`` levels down.
+    If both images have the same layers, no layer is read; otherwise each is read once, and content is compared by
+    digest. Raises InvalidInput, and what unpacking the images raises.
     """
+    job = job or Job()
     if any(isinstance(place, str) and names_a_place(place) for place in (old, new)):
-        return _compare_places(old, new, ignore, exclude, depth, platform, progress, cancel)
+        return _compare_places(old, new, _new_walk(ignore, exclude, depth), platform, job)
     for place in (old, new):
         if isinstance(place, str):
             refuse_path(place)
     with open_platform_image(old, platform) as one, open_platform_image(new, platform) as other:
-        return compare_images(one, other, ignore=ignore, exclude=exclude, depth=depth, progress=progress, cancel=cancel)
+        return compare_images(one, other, ignore=ignore, exclude=exclude, depth=depth, job=job)
 
 
 def compare_images(
@@ -192,21 +189,20 @@ def compare_images(
     ignore: Collection[str] = (),
     exclude: Collection[str] = (),
     depth: int = 1,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Compared:
-    """See `compare`."""
-    walk = _walk(ignore, exclude, depth)
+    """Compare two open images, as `compare` does."""
+    walk = _new_walk(ignore, exclude, depth)
     ours, theirs = _diff_ids(old), _diff_ids(new)
     if ours != theirs:
         windows = is_windows(old)
         if windows is not is_windows(new):
-            raise InvalidInput("one of the images is for Windows and the other is not: they have no files in common")
-        walk.compare(*fingerprinted_trees(old.layers, new.layers, windows=windows, progress=progress, cancel=cancel))
+            raise InvalidInput("one of the images is for Windows and the other is not: their files cannot be compared")
+        walk.compare(*fingerprinted_trees(old.layers, new.layers, windows=windows, job=job or Job()))
     return Compared(
         old.descriptor,
         new.descriptor,
-        tuple(_fields(old, new, walk.ignore)),
+        tuple(_field_differences(old, new, walk.ignore)),
         tuple(layer for layer in old.layers if layer.diff_id in theirs),
         tuple(layer for layer in old.layers if layer.diff_id not in theirs),
         tuple(layer for layer in new.layers if layer.diff_id not in ours),
@@ -216,39 +212,30 @@ def compare_images(
 
 
 def _compare_places(
-    old: str | ImageName,
-    new: str | ImageName,
-    ignore: Collection[str],
-    exclude: Collection[str],
-    depth: int,
-    platform: str | Platform | None,
-    progress: Progress | None,
-    cancel: Cancellation | None,
+    old: str | ImageName, new: str | ImageName, walk: _Walk, platform: str | Platform | None, job: Job
 ) -> Compared:
-    """What differs in the files of two places, one of which is no image."""
+    """Compare the files of two places."""
     from lamella.layers.windows.casefold import Spelling
 
-    walk = _walk(ignore, exclude, depth)
     spelling = Spelling()
-    (one, is_one), (other, is_other) = (
-        fingerprinted_place(place, spelling, platform=platform, progress=progress, cancel=cancel)
-        for place in (old, new)
+    (one, one_windows), (other, other_windows) = (
+        fingerprinted_place(place, spelling, job, platform=platform) for place in (old, new)
     )
-    if is_one is not is_other:
+    if one_windows is not other_windows:
         raise InvalidInput(
-            "one of the two is of Windows and the other is not: they have no files in common",
-            hint="of a Windows layer in a blob say windows:FILE",
+            "one of the places is of Windows and the other is not: their files cannot be compared",
+            hint="name a blob with a Windows layer as windows:FILE",
         )
     walk.compare(one, other)
     return Compared(None, None, (), (), (), (), tuple(walk.found), tuple(walk.sizes()))
 
 
-def _walk(ignore: Collection[str], exclude: Collection[str], depth: int) -> _Walk:
+def _new_walk(ignore: Collection[str], exclude: Collection[str], depth: int) -> _Walk:
     if isinstance(ignore, str) or isinstance(exclude, str):
-        raise InvalidInput("what is ignored and excluded are lists, not texts")
+        raise InvalidInput("ignore and exclude are lists, not texts")
     for name in ignore:
         if name not in IGNORABLE:
-            raise InvalidInput(f"{name!r} cannot be ignored", hint=f"there are {', '.join(IGNORABLE)}")
+            raise InvalidInput(f"{name!r} cannot be ignored", hint=f"choose from {', '.join(IGNORABLE)}")
     return _Walk(frozenset(ignore), [pattern.strip("/") for pattern in exclude], depth)
 
 
@@ -259,15 +246,15 @@ def _diff_ids(image: PlatformImage) -> list[Digest]:
 # Config ----------------------------------------------------------------------------------------------------------
 
 
-def _fields(old: PlatformImage, new: PlatformImage, ignore: Collection[str]) -> Iterator[FieldDifference]:
-    one, other = _flat(old), _flat(new)
+def _field_differences(old: PlatformImage, new: PlatformImage, ignore: Collection[str]) -> Iterator[FieldDifference]:
+    one, other = _flatten_fields(old), _flatten_fields(new)
     for name in sorted({*one, *other}):
         if name.partition(".")[0] not in ignore and one.get(name) != other.get(name):
             yield FieldDifference(name, one.get(name), other.get(name))
 
 
-def _flat(image: PlatformImage) -> dict[str, Any]:
-    """The fields of config and annotations by name, maps taken apart; diff ids belong to the layers."""
+def _flatten_fields(image: PlatformImage) -> dict[str, Any]:
+    """The fields of config and annotations by dotted name, without the diff ids, which are compared as layers."""
     document: dict[str, Any] = json.loads(encode(image.config))
     document.pop("rootfs")
     process: dict[str, Any] = document.pop("config", {})
@@ -285,7 +272,7 @@ def _flat(image: PlatformImage) -> dict[str, Any]:
 
 
 class _Walk(Struct):
-    """Walks two trees in step."""
+    """Walks two trees in parallel and collects their differences."""
 
     ignore: frozenset[str]
     exclude: Sequence[str]
@@ -294,21 +281,21 @@ class _Walk(Struct):
     old_sizes: Counter[str] = field(default_factory=Counter)
     new_sizes: Counter[str] = field(default_factory=Counter)
     _firsts: tuple[dict[Hashable, LayerPath], dict[Hashable, LayerPath]] = field(default_factory=lambda: ({}, {}))
-    """The first name of each file that has several."""
+    """The first name of each file with hard links, for either tree."""
 
     def compare(self, old: MemoryTree, new: MemoryTree) -> None:
-        """Note all that differs."""
+        """Collect the differences."""
         todo: list[tuple[Entry | None, Entry | None]] = [(old.lookup(ROOT), new.lookup(ROOT))]
         while todo:
             low, up = todo.pop()
             path = (low or up).path  # type: ignore[union-attr]  # one of the two is there
             if self.exclude and any(fnmatchcase(path, pattern) for pattern in self.exclude):
                 continue
-            first = None if low is None else self._account(old, low, 0)
-            other = None if up is None else self._account(new, up, 1)
+            first = None if low is None else self._count_size(old, low, 0)
+            other = None if up is None else self._count_size(new, up, 1)
             if low is None or up is None:
                 self.found.append(FileDifference("A" if low is None else "D", path, low, up))
-            elif what := tuple(self._what(old, new, low, up, first == other)):
+            elif what := tuple(self._differing(old, new, low, up, first == other)):
                 self.found.append(FileDifference("M", path, low, up, what))
             inside = {entry.path: entry for entry in (old.entries(path) if low and low.kind is Kind.DIRECTORY else ())}
             pairs: list[tuple[Entry | None, Entry | None]] = [
@@ -320,7 +307,7 @@ class _Walk(Struct):
             todo += pairs
 
     def sizes(self) -> Iterator[PathSize]:
-        """What differs in size."""
+        """Directories that differ in size."""
         found = [
             PathSize(LayerPath(path), self.old_sizes[path], self.new_sizes[path])
             for path in {*self.old_sizes, *self.new_sizes}
@@ -328,8 +315,8 @@ class _Walk(Struct):
         found.sort(key=lambda one: (-abs(one.new - one.old), one.path))
         return (one for one in found if one.old != one.new)
 
-    def _account(self, tree: MemoryTree, entry: Entry, side: int) -> LayerPath | None:
-        """Count the size of a file, and return its first name where it has several."""
+    def _count_size(self, tree: MemoryTree, entry: Entry, side: int) -> LayerPath | None:
+        """Count the size of a file; return its first name if it has hard links."""
         if entry.kind is Kind.DIRECTORY:
             return None
         identity = tree.identity(entry.path)
@@ -339,7 +326,7 @@ class _Walk(Struct):
             (self.new_sizes if side else self.old_sizes)["/".join(parents[: self.depth])] += entry.size
         return first
 
-    def _what(self, old: MemoryTree, new: MemoryTree, low: Entry, up: Entry, linked_alike: bool) -> Iterator[str]:
+    def _differing(self, old: MemoryTree, new: MemoryTree, low: Entry, up: Entry, linked_alike: bool) -> Iterator[str]:
         if low.kind is not up.kind:
             yield "kind"
             return
@@ -357,7 +344,7 @@ class _Walk(Struct):
             "links": not linked_alike,
             "windows": not same_windows(low, up) or streams_of(old, low.path) != streams_of(new, up.path),
         }
-        yield from (name for name in OF_FILES if differs[name] and name not in self.ignore)
+        yield from (name for name in FILE_ASPECTS if differs[name] and name not in self.ignore)
 
 
 def _name(pair: tuple[Entry | None, Entry | None]) -> bytes:

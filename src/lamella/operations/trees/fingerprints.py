@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The merged views of two images with a fingerprint in place of each file's content, so that nothing is read twice."""
+"""Trees that hold a fingerprint of each file in place of its content, to compare images in one pass."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec import Struct
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.diff import pieces
+from lamella.changes.job import Job
 from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Put, Stream, dense
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest
@@ -20,41 +21,34 @@ from lamella.images.resolve import ImageLayer
 from lamella.layers.windows.casefold import Spelling
 from lamella.operations.layers.read import layer_changes
 
-if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
-
 _BLOCK: Final = 64 << 10
 _ZEROS: Final = bytes(_BLOCK)
 
 
 class Fingerprint(Struct, frozen=True):
-    """Stands for content: two of them are equal where the contents are, wherever those have holes."""
+    """Content that was read and hashed: equal for equal content, wherever its holes are."""
 
     length: int
     digest: bytes
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self.length
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         return None
 
     @property
     def stored(self) -> bool:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """Refused: the content is gone."""
         raise Unsupported("a fingerprint has no content")
 
 
 def fingerprint(content: Content) -> Fingerprint:
-    """The fingerprint of ``content``, which is read once. Blocks of zeros cost nothing where they are holes."""
+    """The fingerprint of ``content``, which is read once. Holes are not read."""
     state = hashlib.sha256()
     size = content.size
     if size <= _BLOCK:
@@ -68,7 +62,7 @@ def fingerprint(content: Content) -> Fingerprint:
         if view is None:
             left = _BLOCK - at % _BLOCK
             if filled and length >= left:
-                _account(state, block, at // _BLOCK)
+                _hash_block(state, block, at // _BLOCK)
                 filled = False
             at += length
             continue
@@ -82,14 +76,14 @@ def fingerprint(content: Content) -> Fingerprint:
             at += len(part)
             view = view[len(part) :]
             if at % _BLOCK == 0:
-                _account(state, block, at // _BLOCK - 1)
+                _hash_block(state, block, at // _BLOCK - 1)
                 filled = False
     if filled:
-        _account(state, block, at // _BLOCK)
+        _hash_block(state, block, at // _BLOCK)
     return Fingerprint(size, state.digest())
 
 
-def _account(state: hashlib._Hash, block: bytearray, number: int) -> None:
+def _hash_block(state: hashlib._Hash, block: bytearray, number: int) -> None:
     if block != _ZEROS:
         state.update(number.to_bytes(8, "big"))
         state.update(block)
@@ -111,34 +105,28 @@ def fingerprinted_trees(
     other: Sequence[ImageLayer],
     *,
     windows: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job,
 ) -> tuple[MemoryTree, MemoryTree]:
-    """What two stacks of layers come to, both of Windows or neither. A layer that both have is read once.
+    """The merged views of two stacks of layers, both of Windows or neither. A layer of both is read once.
 
-    Raises as unpacking does.
+    Raises what unpacking raises.
     """
-    # One for both, so that what differs in case alone is not taken for two files.
+    # Shared, so that names that differ in case alone are the same file.
     spelling = Spelling() if windows else None
     shared = {layer.diff_id for layer in one} & {layer.diff_id for layer in other}
     to_read = [*one, *(layer for layer in other if layer.diff_id not in shared)]
     known: dict[Digest, list[Change]] = {}
     trees = MemoryTree(streams=windows), MemoryTree(streams=windows)
-    if progress is not None:
-        progress.start("read", sum(layer.descriptor.size for layer in to_read))
-    try:
+    with job.step("read", sum(layer.descriptor.size for layer in to_read)):
         for tree, layers in zip(trees, (one, other), strict=True):
             for layer in layers:
                 changes = known.get(layer.diff_id)
                 if changes is not None:
-                    apply(changes, MemorySink(tree), cancel=cancel)
+                    apply(changes, MemorySink(tree), cancel=job.cancel)
                     continue
-                with layer_changes(layer, None, progress, cancel, spelling) as stated:
-                    found: Source = fingerprinted(stated)
+                with layer_changes(layer, job, spelling=spelling) as read:
+                    found: Source = fingerprinted(read)
                     if layer.diff_id in shared:
                         found = known[layer.diff_id] = list(found)
-                    apply(found, MemorySink(tree), cancel=cancel)
-    finally:
-        if progress is not None:
-            progress.finish()
+                    apply(found, MemorySink(tree), cancel=job.cancel)
     return trees

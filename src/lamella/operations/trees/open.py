@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever can be looked into, as a tree: an image's merged view, a single layer, a directory on disk."""
+"""Open a place as a tree: the merged view of an image, a single layer, or a directory on disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from lamella.changes.contracts import Tree
+from lamella.changes.job import Job
 from lamella.errors import InvalidInput
 from lamella.images.transports import TRANSPORTS
 from lamella.layers import kinds
@@ -17,11 +18,8 @@ from lamella.streams.blob_reader import BlobReader, open_blob
 from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
-    from lamella.changes.tree import MemoryTree
     from lamella.images.resolve import PlatformImage
-    from lamella.layers.windows.casefold import Spelling
     from lamella.oci.platform import Platform
-    from lamella.progress import Cancellation, Progress
 
 
 def names_a_tree(text: str) -> bool:
@@ -46,17 +44,11 @@ def names_a_place(text: str) -> bool:
 
 
 @contextmanager
-def open_tree(
-    place: str,
-    *,
-    platform: str | Platform | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
-) -> Iterator[Tree]:
-    """The tree that ``place`` names, good until the block ends.
+def open_tree(place: str, *, platform: str | Platform | None = None, job: Job | None = None) -> Iterator[Tree]:
+    """The tree at ``place``, valid until the block ends.
 
-    That is ``dir:PATH``, ``blob:FILE``, ``erofs:FILE``, ``windows:PLACE`` (a layer for Windows: its folder or its
-    blob), ``cim:DIR/NAME.cim`` or the name of an image.
+    A place is ``dir:PATH``, ``blob:FILE``, ``erofs:FILE``, ``windows:PLACE`` (the folder or the blob of a Windows
+    layer), ``cim:DIR/NAME.cim``, or the name of an image.
 
     Raises InvalidInput, NotFound and what reading the place raises.
     """
@@ -64,25 +56,22 @@ def open_tree(
     kind = None if names_an_image(place) else kinds.kind_of_form(form)
     if (form == "blob" or kind is not None) and not path:
         raise InvalidInput(f"{place!r} has no path")
-    if form == "windows" and os.path.isfile(path):
-        with blob_tree(Path(path), windows=True, progress=progress, cancel=cancel) as seen:
-            yield seen
-    elif kind is not None:
-        with closing(kinds.tree(kind, Path(path))) as found:
-            yield found
-    elif form == "blob":
-        with blob_tree(Path(path), progress=progress, cancel=cancel) as tree:
+    if form == "blob" or (form == "windows" and os.path.isfile(path)):
+        with blob_tree(Path(path), windows=form == "windows", job=job) as tree:
             yield tree
+    elif kind is not None:
+        with closing(kinds.tree(kind, Path(path))) as opened:
+            yield opened
     else:
         from lamella.images.resolve import open_platform_image
 
         refuse_path(place)
-        with open_platform_image(place, platform) as image, image_tree(image, progress=progress, cancel=cancel) as tree:
+        with open_platform_image(place, platform) as image, image_tree(image, job=job) as tree:
             yield tree
 
 
 def refuse_path(place: str) -> None:
-    """Raise InvalidInput where ``place`` is a mere path, to say what to write before it."""
+    """Raise InvalidInput if ``place`` is a path without a form; the hint names the forms that fit."""
     if names_a_tree(place):
         return
     if os.path.isdir(place):
@@ -96,88 +85,39 @@ def refuse_path(place: str) -> None:
 
 
 @contextmanager
-def image_tree(
-    image: PlatformImage, *, progress: Progress | None = None, cancel: Cancellation | None = None
-) -> Iterator[Tree]:
-    """The merged view of an image, good until the block ends.
+def image_tree(image: PlatformImage, *, job: Job | None = None) -> Iterator[Tree]:
+    """The merged view of an image, valid until the block ends.
 
-    The layers are read once, whole, and checked as they are when unpacked; the content of a file is read from its layer
-    when it is asked for. That of a Windows image finds files in whatever case, and its entries have a POSIX facet too,
-    as `posix_from_windows` makes it. Raises as unpacking does.
+    Each layer is read once and checked as unpacking checks it; file content is read from the layers on demand. The tree
+    of a Windows image ignores case in names, and its entries also have a POSIX facet, as `posix_from_windows` makes it.
+    Raises what unpacking raises.
     """
-    from lamella.changes.tree import MemoryTree
     from lamella.layers.windows.casefold import Spelling, WindowsTree
-    from lamella.operations.layers.read import is_windows
+    from lamella.operations.layers.read import is_windows, lower_and_upper
 
     windows = is_windows(image)
-    tree = MemoryTree(streams=windows)
-    with ExitStack() as stack:
-        if progress is not None:
-            progress.start("read", sum(layer.descriptor.size for layer in image.layers))
-        try:
-            spelling = Spelling() if windows else None
-            for layer in image.layers:
-                stored = _stored(layer.open, layer.compression, stack)
-                promised = layer.descriptor
-                with (
-                    layer.open() as file,
-                    BlobReader(
-                        file,
-                        compression=layer.compression,
-                        digest=promised.digest,
-                        size=promised.size,
-                        diff_id=layer.diff_id,
-                        progress=None if progress is None else progress.advance,
-                        cancel=cancel,
-                    ) as reader,
-                ):
-                    _apply(reader, stored, tree, cancel, spelling)
-        finally:
-            if progress is not None:
-                progress.finish()
+    with lower_and_upper(image.layers, 0, job or Job(), spelling=Spelling() if windows else None) as (_, tree):
         yield WindowsTree(tree) if windows else tree
 
 
 @contextmanager
-def blob_tree(
-    blob: Path, *, windows: bool = False, progress: Progress | None = None, cancel: Cancellation | None = None
-) -> Iterator[Tree]:
-    """What a single layer comes to with nothing below it, good until the block ends. Raises as applying it does.
+def blob_tree(blob: Path, *, windows: bool = False, job: Job | None = None) -> Iterator[Tree]:
+    """The tree of a single layer without any below it, valid until the block ends. Raises what applying it raises.
 
-    Hard links to files that the layer does not have are as `links_shown` gives them. A ``windows`` layer is seen as
-    `image_tree` shows those of an image; read as any other, its alternate data streams are files.
+    Hard links to files of lower layers are as `links_shown` gives them. With ``windows`` the tree is as `image_tree`
+    gives it; without it, alternate data streams of a Windows layer are files.
     """
-    from lamella.changes.tree import MemoryTree
-    from lamella.layers.windows.casefold import Spelling, WindowsTree
-
-    tree, spelling = MemoryTree(streams=windows), Spelling() if windows else None
-    with ExitStack() as stack:
-        advance = None if progress is None else progress.advance
-        with BlobReader(blob, hash_blob=False, hash_stream=False, progress=advance, cancel=cancel) as reader:
-            _apply(reader, _stored(lambda: open_blob(blob), None, stack), tree, cancel, spelling, alone=True)
-        yield WindowsTree(tree) if windows else tree
-
-
-def _stored(opened: Callable[[], BinaryIO], compression: str | None, stack: ExitStack) -> SeekableBlob:
-    stored = SeekableBlob(opened, compression)
-    stack.callback(stored.close)
-    return stored
-
-
-def _apply(
-    reader: BlobReader,
-    stored: SeekableBlob,
-    tree: MemoryTree,
-    cancel: Cancellation | None,
-    spelling: Spelling | None = None,
-    *,
-    alone: bool = False,
-) -> None:
     from lamella.changes.apply import apply
     from lamella.changes.single_layer import links_shown
-    from lamella.changes.tree import MemorySink
+    from lamella.changes.tree import MemorySink, MemoryTree
+    from lamella.layers.windows.casefold import Spelling, WindowsTree
     from lamella.operations.layers.read import changes_of_blob
 
-    changes = changes_of_blob(reader, stored=stored, spelling=spelling)
-    apply(links_shown(changes, tree) if alone else changes, MemorySink(tree), cancel=cancel)
-    reader.finish()
+    job = job or Job()
+    tree, spelling = MemoryTree(streams=windows), Spelling() if windows else None
+    with closing(SeekableBlob(lambda: open_blob(blob), None)) as stored:
+        with BlobReader(blob, hash_blob=False, hash_stream=False, progress=job.advance, cancel=job.cancel) as reader:
+            changes = changes_of_blob(reader, stored=stored, spelling=spelling)
+            apply(links_shown(changes, tree), MemorySink(tree), cancel=job.cancel)
+            reader.finish()
+        yield WindowsTree(tree) if windows else tree

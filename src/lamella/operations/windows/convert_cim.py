@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from msgspec import Struct
 from msgspec.structs import replace as replace_fields
 
-from lamella.changes.losses import Losses
+from lamella.changes.job import Job
 from lamella.digests import Digest
 from lamella.errors import NotFound, Unsupported, from_os
 from lamella.images.contract import ImageReader, StoredImage
@@ -25,14 +25,11 @@ from lamella.oci.documents import decode
 from lamella.oci.manifest import Manifest
 from lamella.oci.mediatypes import OCI_MANIFEST
 from lamella.operations.atomic_file import refuse_within
-from lamella.operations.layers.diff import sourced
+from lamella.operations.layers.diff import DiffOptions, open_changes
 from lamella.operations.layers.write import LayerOptions
 from lamella.operations.surgery.draft import Draft, Finished, draft_of, write_draft
-from lamella.operations.surgery.new_layers import TarredLayer
+from lamella.operations.surgery.new_layers import NewLayer
 from lamella.operations.unpack import CONFIG, MANIFEST
-
-if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
 
 
 class Tarred(Struct, frozen=True):
@@ -50,9 +47,7 @@ def cims_to_image(
     compression: str | None = None,
     level: int | None = None,
     replace: bool = False,
-    losses: Losses | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Tarred:
     """Write the image ``target`` from the ``directory`` that `unpack` has made of another, of the kind ``"cim"``.
 
@@ -71,22 +66,20 @@ def cims_to_image(
         if target.syntax is Syntax.PATH:
             refuse_within(directory, target.path, "the image")
         with open_writer(target, replace=replace) as writer:
-            draft = _draft(image, directory, compression, level, losses)
-            finished = write_draft(draft, writer, tag=target.tag, progress=progress, cancel=cancel)
+            draft = _draft(image, directory, compression, level)
+            finished = write_draft(draft, writer, tag=target.tag, job=job)
     kept = sum(made.facts.diff_id == old.diff_id for made, old in zip(finished.made, image.layers, strict=True))
     return Tarred(finished, kept)
 
 
-def _draft(
-    image: PlatformImage, directory: Path, compression: str | None, level: int | None, losses: Losses | None
-) -> Draft:
+def _draft(image: PlatformImage, directory: Path, compression: str | None, level: int | None) -> Draft:
     """The image with each layer told from its composite image."""
     layers, place = [], LAYER_KINDS["cim"].layer_place
     for number, layer in enumerate(image.layers):
         parent = directory / place.format(number - 1) if number else None
-        options = LayerOptions(compression or layer.compression, level, windows=True, losses=losses, rules=AS_WINDOWS)
-        opened = partial(sourced, parent, directory / place.format(number), kind="cim")
-        layers.append(TarredLayer(opened, options))
+        options = LayerOptions(compression or layer.compression, level, windows=True, rules=AS_WINDOWS)
+        opened = partial(open_changes, parent, directory / place.format(number), DiffOptions(kind="cim"))
+        layers.append(NewLayer(opened, options))
     return replace_fields(draft_of(image), layers=tuple(layers))
 
 

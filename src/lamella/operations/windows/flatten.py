@@ -22,8 +22,8 @@ from lamella.operations.windows.image_hives import with_deltas
 from lamella.paths import LayerPath, beneath
 
 if TYPE_CHECKING:
+    from lamella.changes.job import Job
     from lamella.images.resolve import ImageLayer
-    from lamella.progress import Cancellation, Progress
 
 _DELTAS: Final = {f"{HIVES}/{called}_delta".lower(): name for name, called in HIVE_NAMES.items()}
 """Path of a delta, in lower case -> name of the hive in a base layer."""
@@ -33,9 +33,7 @@ _DELTAS: Final = {f"{HIVES}/{called}_delta".lower(): name for name, called in HI
 def merged_windows_layers(
     layers: Sequence[ImageLayer],
     below: int,
-    *,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job,
 ) -> Iterator[Source]:
     """All that ``layers`` change in what the first ``below`` of them come to; content is good until the block ends.
 
@@ -46,7 +44,7 @@ def merged_windows_layers(
     """
     deltas: dict[str, list[StoredContent]] = {}
     noting = partial(_noting, deltas)
-    with lower_and_upper(layers, below, spelling=Spelling(), above=noting, progress=progress, cancel=cancel) as (
+    with lower_and_upper(layers, below, job, spelling=Spelling(), above=noting) as (
         lower,
         upper,
     ):

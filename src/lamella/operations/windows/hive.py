@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lamella.changes.job import Job
 from lamella.errors import InvalidInput, from_os
 from lamella.formats.regf.merge import merged
 from lamella.formats.regf.reader import Hive
@@ -99,7 +100,7 @@ def _content(
             raise InvalidInput(f"{path!r} is none of the hives of a Windows image that layers change")
         if name.startswith("blob:"):  # a layer with a hive is one of Windows, whose names are found in any case
             name = name.replace("blob:", "windows:", 1)
-        with open_tree(name, platform=platform, progress=progress) as tree:
+        with open_tree(name, platform=platform, job=Job(progress=progress)) as tree:
             return (Filesystem(tree) / path).read_bytes()
     try:
         return Path(place).read_bytes()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
 
+from lamella.changes.job import Job
 from lamella.changes.model import Put, Whiteout, dense
 from lamella.errors import InvalidInput, NotFound, UnsafePath
 from lamella.formats.ntfs import names
@@ -123,7 +124,7 @@ def _found(
         progress.start("read", sum(layer.descriptor.size for layer in layers))
     try:
         for number, layer in enumerate(layers):
-            with layer_changes(layer, None, progress, cancel, spelling) as changes:
+            with layer_changes(layer, Job(progress=progress, cancel=cancel), spelling=spelling) as changes:
                 for change in changes:
                     if isinstance(change, Put):
                         key = names.folded(change.entry.path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lamella.changes.apply import Tally, apply
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.policy import Devices, Owners, Policy
@@ -38,7 +39,7 @@ def files_applied(
     spelling = Spelling()
     for layer in layers:
         tally = Tally()
-        with checked_reader(layer, progress, cancel) as reader:
+        with checked_reader(layer, Job(progress=progress, cancel=cancel)) as reader:
             sink = DirectorySink(directory, policy=policy or _POLICY, losses=losses)
             changes = view_changes(reader.next_buffer, spelling, end=reader.finish, losses=losses)
             apply(inside(changes, LayerPath(FILES), losses=losses), sink, cancel=cancel, tally=tally)

@@ -147,6 +147,7 @@ class _Layer:
         self._call = call
 
     def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
+        from lamella.changes.job import Job
         from lamella.layers.windows.names import AS_WINDOWS
         from lamella.operations.layers.write import LayerOptions, write_layer
 
@@ -157,7 +158,7 @@ class _Layer:
             LayerOptions(self._compression, windows=windows, rules=AS_WINDOWS),
             lookup=lookup,
             clamp=self._epoch,
-            cancel=self._call,
+            job=Job(cancel=self._call),
         )
 
 

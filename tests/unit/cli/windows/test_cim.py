@@ -274,7 +274,7 @@ class TestWhereATreeCanBeGiven:
         assert lamella("diff", top).stdout == lamella("diff", path).stdout
         assert lamella("diff", path.replace("2.cim", "0.cim"), top).stdout.count("\n") > 5
         done = lamella("diff", Path(path).parent, top)
-        assert (done.returncode, "not with others" in done.stderr) == (2, True)
+        assert (done.returncode, "not with another place" in done.stderr) == (2, True)
 
     def test_one_is_appended_as_a_layer(self, lamella: Run, top: str, image: str, tmp_path: Path) -> None:
         new = f"oci:{tmp_path}/new:v"

@@ -82,19 +82,19 @@ def test_a_file_on_disk_gives_its_content_and_whether_it_can_be_executed(tmp_pat
     ("files", "problem"),
     [
         ({"a": b"", "/a": b""}, "given twice"),
-        ({"": b""}, "root can be a directory only"),
-        ({"/": Symlink("x")}, "root can be a directory only"),
+        ({"": b""}, "root must be a directory"),
+        ({"/": Symlink("x")}, "root must be a directory"),
         ({"a/../b": b""}, "'..' component"),
         ({"a": b"", "a/b/c": b""}, "cannot be in 'a'"),
         ({"a": Symlink("b"), "a/b": b""}, "cannot be in 'a'"),
-        ({".wh.a": b""}, "would read as a whiteout"),
-        ({"a/.wh..wh..opq/b": b""}, "would read as a whiteout"),
-        ({"a": 1}, "a int stands for no file"),
+        ({".wh.a": b""}, "has the name of a whiteout"),
+        ({"a/.wh..wh..opq/b": b""}, "has the name of a whiteout"),
+        ({"a": 1}, "a int is not a file"),
         ({"a": "\udc80"}, "UTF-8"),
-        ({"a": File(b"", mode=0o100644)}, "permission bits"),
-        ({"a": File(b"", uid=-1)}, "no owner"),
+        ({"a": File(b"", mode=0o100644)}, "bits beyond 0o7777"),
+        ({"a": File(b"", uid=-1)}, "owner -1:0 is out of range"),
         ({"a": Symlink("")}, "needs a target"),
-        ({"a": Path("/")}, "no regular file"),
+        ({"a": Path("/")}, "not a regular file"),
     ],
 )
 def test_files_that_cannot_be_in_one_layer_are_refused(files: dict[str, FileLike], problem: str) -> None:
@@ -134,7 +134,7 @@ def test_several_layers_of_all_kinds_go_on_top_in_their_order(base: str, view: V
     (tree / "etc").mkdir(parents=True)
     (tree / "etc/motd").write_text("from the directory")
     tree.chmod(0o700)
-    lamella.diff(None, tree, tmp_path / "blob.tar", compression="none", owners=Owners.IGNORE)
+    lamella.diff(None, tree, tmp_path / "blob.tar", lamella.DiffOptions(compression="none", owners=Owners.IGNORE))
     appended = lamella.append(base, [tree, tmp_path / "blob.tar", {"etc/motd": "last", "old": None}], base)
     assert [layer.entries for layer in appended.made] == [2, 3, 2]
     assert [layer.facts.compression for layer in appended.made] == ["gzip", "none", "gzip"]
@@ -156,7 +156,9 @@ def test_a_directory_leaves_the_root_as_it_is(make_image: MakeImage, view: View,
 def test_the_same_layers_give_the_same_digest_whatever_the_number_of_threads(base: str, tmp_path: Path) -> None:
     files: dict[str, FileLike] = {f"usr/share/{number}": os.urandom(20_000) * 20 for number in range(12)}
     digests = {
-        lamella.append(base, dict(some), f"oci:{tmp_path}/out:{threads}", threads=threads).descriptor.digest
+        lamella.append(
+            base, dict(some), f"oci:{tmp_path}/out:{threads}", lamella.AppendOptions(threads=threads)
+        ).descriptor.digest
         for threads, some in ((1, files.items()), (2, reversed(files.items())), (5, sorted(files.items())))
     }
     assert len(digests) == 1
@@ -185,7 +187,7 @@ def test_an_image_of_dockers_format_stays_one(base: str, rewrite: Callable[..., 
     assert appended.descriptor.media_type == prefix + "distribution.manifest.v2+json"
     assert {layer.media_type for layer in appended.layers} == {prefix + "image.rootfs.diff.tar.gzip"}
     assert appended.manifest.config.media_type == prefix + "container.image.v1+json"
-    zstd = lamella.append(base, {"newer": b""}, base, compression="zstd")
+    zstd = lamella.append(base, {"newer": b""}, base, lamella.AppendOptions(compression="zstd"))
     assert zstd.descriptor.media_type == "application/vnd.oci.image.manifest.v1+json"
     assert {layer.media_type.rpartition(".")[2] for layer in zstd.layers} == {"tar+gzip", "tar+zstd"}
     assert lamella.verify(base).sound
@@ -196,7 +198,7 @@ def test_what_is_wrong_leaves_the_target_as_it_was(base: str, tmp_path: Path) ->
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/.wh.name").touch()
     with pytest.raises(LossRefused):
-        lamella.append(base, tmp_path / "tree", target, losses=lamella.Losses(refuse=True))
+        lamella.append(base, tmp_path / "tree", target, job=lamella.Job(losses=lamella.Losses(refuse=True)))
     with pytest.raises(NotFound):
         lamella.append(base, tmp_path / "nothing", target)
     with pytest.raises(InvalidInput, match="would lie in"):

@@ -13,7 +13,7 @@ import lamella
 from lamella.errors import Conflict, InvalidInput, NotFound
 from lamella.images.resolve import open_platform_image
 from lamella.oci.config import ContainerConfig, History
-from lamella.operations.surgery.rebase import BASE_DIGEST, BASE_NAME, rebased
+from lamella.operations.surgery.rebase import BASE_DIGEST, BASE_NAME, replace_base
 from lamella.testing.builders import directory, file
 
 MakeImage = Callable[..., str]
@@ -77,7 +77,7 @@ def test_the_platform_must_be_the_images(images: tuple[str, str, str], make_imag
         open_platform_image(other) as base,
         pytest.raises(Conflict, match=r"is for linux/amd64, and .* for linux/arm64"),
     ):
-        rebased(image, below, base)
+        replace_base(image, below, base)
 
 
 def test_the_steps_behind_the_old_base_are_kept(images: tuple[str, str, str], rewrite: Rewrite) -> None:
@@ -101,7 +101,7 @@ def test_the_steps_behind_the_old_base_are_kept(images: tuple[str, str, str], re
 
     def names() -> list[History]:
         with open_platform_image(app) as image, open_platform_image(old) as base, open_platform_image(new) as other:
-            return rebased(image, base, other).config.history
+            return replace_base(image, base, other).config.history
 
     assert [step.created_by for step in names()] == ["step 0", "c"]
 
@@ -120,9 +120,9 @@ def test_the_steps_behind_the_old_base_are_kept(images: tuple[str, str, str], re
 
 def test_the_base_is_found_by_annotations(images: tuple[str, str, str], rewrite: Rewrite) -> None:
     app, old, new = images
-    with pytest.raises(InvalidInput, match="does not say what it was built on"):
+    with pytest.raises(InvalidInput, match="does not record its base image"):
         lamella.rebase(app, app, new_base=new)
-    with pytest.raises(InvalidInput, match="does not say what it was built on"):
+    with pytest.raises(InvalidInput, match="does not record its base image"):
         lamella.rebase(app, app, old_base=old)
 
     def noted(manifest: Any, config: Any) -> None:

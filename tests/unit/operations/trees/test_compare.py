@@ -97,7 +97,7 @@ def test_images_with_the_same_layers_are_compared_without_reading_them(
     pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one, _ = pair
-    lamella.convert(one, f"oci:{tmp_path}/other:it", compression="zstd")
+    lamella.convert(one, f"oci:{tmp_path}/other:it", lamella.ConvertOptions(compression="zstd"))
     monkeypatch.setattr(ImageLayer, "open", lambda self: pytest.fail(f"{self.descriptor.digest} was opened"))
     assert lamella.compare(one, f"oci:{tmp_path}/other:it").equal
 
