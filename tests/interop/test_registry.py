@@ -169,8 +169,8 @@ def test_six_blobs_at_once_take_little_memory(registry: DockerRegistry, tmp_path
     script = """if True:
         import hashlib, re, sys, threading
         from lamella.images.resolve import open_platform_image
-        from lamella.registry import blob_fetch as streaming
-        streaming.FAST = 1e18
+        from lamella.registry import blob_fetch
+        blob_fetch.FAST_RATE = 1e18
         with open_platform_image(sys.argv[1]) as image:
             streams = [layer.open() for layer in image.layers]
             bad = []

@@ -106,6 +106,21 @@ def drip(seconds: float, count: int = 1) -> Behaviour:
     return act
 
 
+def endless_head(start: bytes, piece: bytes, seconds: float, times: int = 1_000_000) -> Behaviour:
+    """The start of a head, then the same piece again and again, so many times, with a pause before each."""
+
+    def act(request: Request, serve: Serve) -> Answer:
+        def slowly() -> Iterator[bytes]:
+            yield start
+            for _ in range(times):
+                time.sleep(seconds)
+                yield piece
+
+        return Answer(0, raw=slowly())
+
+    return act
+
+
 def lying_chunks(request: Request, serve: Serve) -> Answer:
     """A chunk that says it is longer than what follows."""
     answer = serve()

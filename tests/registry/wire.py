@@ -26,7 +26,7 @@ class Answer(Struct):
     cut: int | None = None
     """Reset the connection after so many bytes of the body."""
     chunked: bool = False
-    raw: bytes | None = None
+    raw: bytes | Iterable[bytes] | None = None
     """Send exactly this, from the status line on, and close."""
 
 
@@ -99,7 +99,10 @@ def handler(respond: Callable[[Request], Answer], stopped: threading.Event) -> t
                 return
             if answer.raw is not None:
                 self.close_connection = True
-                self.wfile.write(answer.raw)
+                for piece in [answer.raw] if isinstance(answer.raw, bytes) else answer.raw:
+                    if stopped.is_set():
+                        raise ConnectionAbortedError
+                    self.wfile.write(piece)
                 return
             if request.take(1):  # it was not read to its end, so that no other request can follow
                 self.close_connection = True

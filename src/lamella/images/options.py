@@ -61,7 +61,7 @@ class RegistryOptions(Struct, frozen=True):
     tries: int = 6
     """Attempts at a request that fails with a transient error."""
     retry_wait: float = 120
-    """The sum of all pauses between the attempts at one request."""
+    """Seconds that the failed tries of one request and the pauses between them may take together."""
     cancel: Cancellation | None = None
     """Checked while waiting."""
     trace: Callable[[str], object] | None = None

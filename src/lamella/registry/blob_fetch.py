@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of a blob as they arrive: by one request, or for a large one by several for ranges of it at once.
+"""Blobs as streams: by one request, or for a large blob by several requests for ranges at once.
 
-Either way a cut is mended by asking for the rest. Nothing is written down on the way, so that a layer is decompressed
-and applied while it is still arriving.
+A cut response is continued by a request for the rest. Nothing is written to disk, so that a layer is decompressed and
+applied while it is still arriving.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from lamella.errors import Denied, LamellaError, NotFound, SizeMismatch
 from lamella.registry.endpoint import Endpoint
 from lamella.registry.hosts import HostConfig
-from lamella.registry.http.retry import Patience
+from lamella.registry.http.retry import Retries
 from lamella.registry.http.transport import MAX_HOSTS, Interrupted, Response
 from lamella.registry.http.urls import Origin, parse_origin
 
@@ -27,44 +27,45 @@ if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions
     from lamella.oci.descriptor import Descriptor
 
-PIECE: Final = 4 << 20
+RANGE_SIZE: Final = 4 << 20
 """Bytes of one range."""
 
-FAST: Final = 150e6
-"""Bytes a second that one connection brings where others beside it would only cost time."""
+SINGLE_REQUEST_SIZE: Final = 8 << 20
+"""Blobs of at most this many bytes are fetched by one request."""
 
-ALONE: Final = 8 << 20
-"""A blob of at most this many bytes is fetched by one request."""
+FAST_RATE: Final = 150e6
+"""Bytes a second of one connection from which on further connections only cost time."""
 
-READ: Final = 256 << 10
-"""Bytes asked of the connection at once."""
+READ_SIZE: Final = 256 << 10
+"""Bytes of one read from a connection."""
 
-SPARE_PIECES: Final = 5
-"""Ranges that all blobs open at one place together may hold besides the one that each is being read from."""
+READ_AHEAD: Final = 5
+"""Ranges that all open blobs of a reader may hold together, besides the one that each is being read from."""
 
 _POLL: Final = 0.1
+"""Seconds between two looks at the cancellation."""
 
 Fetch = Callable[[int, int | None], Response]
-"""Gives the bytes of the blob from one offset to before another, or to its end: status 206, or 200 and all of it."""
+"""Requests a blob from one offset to before another, or to its end: status 206, or 200 and all of it."""
 
 
 class Budget:
-    """Pieces that all streams together may hold besides the one that each is being read from."""
+    """Ranges that all streams of a reader may hold together, besides the one that each is being read from."""
 
-    def __init__(self, pieces: int) -> None:
-        self._free = threading.Semaphore(pieces)
+    def __init__(self, ranges: int) -> None:
+        self._free = threading.Semaphore(ranges)
 
-    def take(self) -> bool:
-        """Whether there was one left."""
+    def acquire(self) -> bool:
+        """Take one if there is one left; never waits."""
         return self._free.acquire(blocking=False)
 
-    def give(self) -> None:
-        """One is free again."""
+    def release(self) -> None:
+        """Give one back."""
         self._free.release()
 
 
-class Part:
-    """The bytes of a blob from ``start`` to before ``stop``, in order, whatever number of answers that takes."""
+class RangeReader:
+    """Reads the bytes of a blob from ``start`` to before ``stop`` in order, by as many requests as cuts require."""
 
     def __init__(
         self, fetch: Fetch, descriptor: Descriptor, where: str, options: RegistryOptions, start: int, stop: int
@@ -73,26 +74,26 @@ class Part:
         self._size = descriptor.size
         self._what = f"{where}: {descriptor.digest}"
         self._options = options
-        self._patience = Patience(options)
+        self._retries = Retries(options)
         self._at = start
         self._stop = stop
         self._response: Response | None = None
         self._waited = 0.0
-        self._got = 0
+        self._received = 0
         self.whole = False
-        """Whether the last answer was all of the blob rather than the part that was asked for."""
+        """Whether the last response had the whole blob instead of the requested range."""
 
     def open(self) -> None:
-        """Ask for the bytes. Raises NotFound, SizeMismatch, Denied, Unavailable."""
-        # Without a range where everything is wanted: there are registries that know none.
-        everything = self._at == 0 and self._stop == self._size
-        response = self._fetch(self._at, None if self._stop == self._size else self._stop) if not everything else None
-        response = response or self._fetch(0, None)
+        """Request the bytes. Raises NotFound, SizeMismatch, Denied, Unavailable."""
+        if self._at == 0 and self._stop == self._size:
+            response = self._fetch(0, None)  # without a range, which some registries do not support
+        else:
+            response = self._fetch(self._at, None if self._stop == self._size else self._stop)
         try:
             self.whole = response.status == 200
             self._check(response)
             skip = self._at if self.whole else 0
-            while skip and (piece := response.read(min(skip, READ))):
+            while skip and (piece := response.read(min(skip, READ_SIZE))):
                 skip -= len(piece)
         except BaseException:
             response.close()
@@ -100,12 +101,14 @@ class Part:
         self._response = response
 
     def readinto(self, view: memoryview) -> int:
-        """Fill the start of ``view`` with the next bytes, and say how many; 0 at the end. Raises Unavailable,
-        SizeMismatch.
+        """Fill the start of ``view`` with the next bytes and return their number; 0 at the end.
+
+        Raises Unavailable, SizeMismatch, Cancelled.
         """
         while self._at < self._stop:
             if self._options.cancel is not None:
                 self._options.cancel.check()
+            self._retries.begin()
             began = time.monotonic()
             try:
                 if self._response is None:
@@ -113,37 +116,37 @@ class Part:
                 assert self._response is not None  # noqa: S101 opened above
                 count = self._response.readinto(view[: self._stop - self._at])
                 if not count:
-                    raise Interrupted(f"{self._what}: the answer ended {self._stop - self._at} bytes early")
+                    raise Interrupted(f"{self._what}: the response ended {self._stop - self._at} bytes early")
             except Interrupted as problem:
                 self.close()
-                self._patience.pause(problem)
+                self._retries.pause(problem)
                 continue
             self._waited += time.monotonic() - began
-            self._got += count
+            self._received += count
             self._at += count
-            self._patience.progress(count)
+            self._retries.progress(count)
             if self._at == self._stop:
-                self._end()
+                self._finish()
             return count
         return 0
 
     @property
     def rate(self) -> float:
-        """Bytes a second while somebody waited for them."""
-        return self._got / (self._waited or 1e-9)
+        """Bytes a second while reads were waiting."""
+        return self._received / (self._waited or 1e-9)
 
-    def widen(self, stop: int) -> None:
-        """Read on to ``stop`` where all of the blob is coming anyway."""
+    def extend(self, stop: int) -> None:
+        """Read on to ``stop``, for a response with the whole blob."""
         self._stop = stop
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the response."""
         response, self._response = self._response, None
         if response is not None:
             response.close()
 
-    def _end(self) -> None:
-        """Look whether the answer has ended too; one that goes on for ever is not to be read on."""
+    def _finish(self) -> None:
+        """Check that a response without a length ends with the blob. Raises SizeMismatch."""
         response, self._response = self._response, None
         assert response is not None  # noqa: S101 it has just been read
         more = b""
@@ -151,14 +154,14 @@ class Part:
             if self._stop == self._size and response.length is None:
                 more = response.read(1)
         except Interrupted:
-            pass  # all that was promised is here
+            pass  # all bytes of the blob are here
         finally:
             response.close()
         if more:
             raise SizeMismatch(self._what, expected=self._size, actual="more")
 
     def _check(self, response: Response) -> None:
-        """Refuse an answer that is about another blob than the descriptor. Raises SizeMismatch."""
+        """Refuse a response of another size or range. Raises SizeMismatch, Interrupted."""
         if self.whole:
             length = response.length
             if length is not None and length != self._size:
@@ -173,11 +176,11 @@ class Part:
 
 
 class BlobStream(io.RawIOBase):
-    """A blob in order, of exactly the promised size. Reads may be short; the digest is for the reader to check.
+    """A blob of exactly the descriptor's size. Reads may be short; the caller checks the digest.
 
-    Made open: the first answer is there. A large blob begins with one range. Where that comes so fast that more
-    connections have nothing to add, the rest is one request too; else its ranges are fetched side by side, ahead of
-    whoever reads. Raises NotFound, SizeMismatch, Denied, Unavailable, Cancelled.
+    Made with its first response open. A large blob begins with one range. If that arrives faster than `FAST_RATE`, one
+    request fetches the rest; otherwise ranges are fetched side by side, ahead of the reads. Raises NotFound,
+    SizeMismatch, Denied, Unavailable, Cancelled.
     """
 
     def __init__(
@@ -189,23 +192,21 @@ class BlobStream(io.RawIOBase):
         self._size = size = descriptor.size
         self._at = 0
 
-        def part(start: int, stop: int) -> Part:
-            return Part(fetch, descriptor, where, options, start, stop)
+        def open_range(start: int, stop: int) -> RangeReader:
+            return RangeReader(fetch, descriptor, where, options, start, stop)
 
-        self._part = part
-        several = options.streams > 1 and size > ALONE
-        first = part(0, PIECE if several else size)
-        self._source: Part | _Window = first  # there before anything fails: what is never opened is closed too
+        self._open_range = open_range
+        in_ranges = options.streams > 1 and size > SINGLE_REQUEST_SIZE
+        first = open_range(0, RANGE_SIZE if in_ranges else size)
+        self._source: RangeReader | _ReadAhead = first  # set before anything can fail, since close uses it
         first.open()
-        if several and first.whole:
-            first.widen(size)
+        if in_ranges and first.whole:
+            first.extend(size)
 
     def readable(self) -> bool:
-        """Yes."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """The next bytes, as many as there are at hand."""
         view = memoryview(buffer).cast("B")
         if self.closed:
             raise ValueError("the blob is closed")
@@ -213,38 +214,35 @@ class BlobStream(io.RawIOBase):
             return 0
         count = self._source.readinto(view)
         if not count and self._at < self._size:
-            self._source = self._rest()
+            self._source = self._open_rest()
             count = self._source.readinto(view)
         self._at += count
         return count
 
     def read(self, size: int | None = -1) -> bytes:
-        """At most ``size`` of the next bytes; all that is left for a negative size."""
         if size is None or size < 0:
-            return b"".join(iter(lambda: self.read(READ), b""))
-        buffer = bytearray(min(size, READ, self._size - self._at))
+            return b"".join(iter(lambda: self.read(READ_SIZE), b""))
+        buffer = bytearray(min(size, READ_SIZE, self._size - self._at))
         return bytes(memoryview(buffer)[: self.readinto(buffer)])
 
     def readall(self) -> bytes:
-        """All that is left."""
         return self.read()
 
     def close(self) -> None:
-        """Stop what is under way."""
         if not self.closed:
             self._source.close()
         super().close()
 
-    def _rest(self) -> Part | _Window:
-        """What is left after the first range."""
-        assert isinstance(self._source, Part)  # noqa: S101 a window reads to the end
-        if self._source.rate > FAST:
-            return self._part(self._at, self._size)
-        return _Window(self._part, self._at, self._size, self._options, self._budget)
+    def _open_rest(self) -> RangeReader | _ReadAhead:
+        """The source of what follows the first range."""
+        assert isinstance(self._source, RangeReader)  # noqa: S101 a read-ahead reads to the end
+        if self._source.rate > FAST_RATE:
+            return self._open_range(self._at, self._size)
+        return _ReadAhead(self._open_range, self._at, self._size, self._options, self._budget)
 
 
-class _Piece:
-    """One range: bytes that have arrived, and how it ended."""
+class _Range:
+    """One range of a read-ahead: the bytes that have arrived, and the error that ended it."""
 
     __slots__ = ("budgeted", "buffer", "error", "filled", "read", "size")
 
@@ -257,140 +255,143 @@ class _Piece:
         self.error: BaseException | None = None
 
 
-class _Window:
-    """Ranges of a blob that arrive side by side and are read in order."""
+class _ReadAhead:
+    """Ranges of a blob that threads fetch side by side and that are read in order."""
 
     def __init__(
-        self, part: Callable[[int, int], Part], start: int, size: int, options: RegistryOptions, budget: Budget
+        self,
+        open_range: Callable[[int, int], RangeReader],
+        start: int,
+        size: int,
+        options: RegistryOptions,
+        budget: Budget,
     ) -> None:
-        self._part = part
+        self._open_range = open_range
         self._size = size
         self._options = options
         self._budget = budget
         self._changed = threading.Condition()
         self._stopped = False
         self._spare: bytearray | None = None
-        self._pieces: deque[_Piece] = deque()
-        self._begun = start
-        for _ in range(min(options.streams, -(-(size - start) // PIECE))):
+        self._ranges: deque[_Range] = deque()
+        self._next_start = start
+        for _ in range(min(options.streams, -(-(size - start) // RANGE_SIZE))):
             threading.Thread(target=self._work, name="lamella-range", daemon=True).start()
 
     def readinto(self, view: memoryview) -> int:
-        """What is at hand of the next bytes; 0 at the end."""
+        """Fill the start of ``view`` with the next bytes that have arrived; 0 at the end."""
         with self._changed:
             while True:
-                piece = self._pieces[0] if self._pieces else None
-                if piece is None:
-                    if self._begun >= self._size:
+                first = self._ranges[0] if self._ranges else None
+                if first is None:
+                    if self._next_start >= self._size:
                         return 0
-                elif piece.read < piece.filled:
-                    start, piece.read = piece.read, min(piece.read + len(view), piece.filled)
-                    count = piece.read - start
-                    view[:count] = memoryview(piece.buffer)[start : piece.read]
+                elif first.read < first.filled:
+                    start, first.read = first.read, min(first.read + len(view), first.filled)
+                    count = first.read - start
+                    view[:count] = memoryview(first.buffer)[start : first.read]
                     return count
-                elif piece.read == piece.size:
-                    self._pieces.popleft()
-                    self._spare = piece.buffer
-                    self._give_back(piece)
+                elif first.read == first.size:
+                    self._ranges.popleft()
+                    self._spare = first.buffer
+                    self._release(first)
                     self._changed.notify_all()
                     continue
-                elif piece.error is not None:
-                    raise piece.error
+                elif first.error is not None:
+                    raise first.error
                 self._changed.wait(_POLL)
                 if self._options.cancel is not None:
                     self._options.cancel.check()
 
     def close(self) -> None:
-        """Stop the threads: none is waited for, and each ends with the bytes that come next."""
+        """Stop the threads without waiting for them; each ends when its next bytes arrive."""
         with self._changed:
             self._stopped = True
-            for piece in self._pieces:
-                self._give_back(piece)
-            self._pieces.clear()
+            for one in self._ranges:
+                self._release(one)
+            self._ranges.clear()
             self._spare = None
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while (begun := self._begin()) is not None:
-            part, piece = begun
+        while (begun := self._begin_range()) is not None:
+            reader, target = begun
             try:
-                self._fill(part, piece)
+                self._fill(reader, target)
             except BaseException as error:  # noqa: BLE001 - raised in the reader's thread
                 with self._changed:
-                    piece.error = error
+                    target.error = error
                     self._changed.notify_all()
                 return
             finally:
-                part.close()
+                reader.close()
 
-    def _begin(self) -> tuple[Part, _Piece] | None:
-        """The next range; None where there is no more to do."""
+    def _begin_range(self) -> tuple[RangeReader, _Range] | None:
+        """Wait until the budget allows another range; None if there is none left."""
         with self._changed:
             while True:
-                if self._stopped or self._begun >= self._size:
+                if self._stopped or self._next_start >= self._size:
                     return None
-                # One range must always be under way; others, as long as there is memory for them.
-                needed = not self._pieces
-                if needed or self._budget.take():
+                needed = not self._ranges  # the range being read from needs no budget
+                if needed or self._budget.acquire():
                     break
                 self._changed.wait(_POLL)
-            start, stop = self._begun, min(self._begun + PIECE, self._size)
-            self._begun = stop
-            buffer, self._spare = self._spare or bytearray(PIECE), None
-            piece = _Piece(buffer, stop - start, budgeted=not needed)
-            self._pieces.append(piece)
-            return self._part(start, stop), piece
+            start, stop = self._next_start, min(self._next_start + RANGE_SIZE, self._size)
+            self._next_start = stop
+            buffer, self._spare = self._spare or bytearray(RANGE_SIZE), None
+            one = _Range(buffer, stop - start, budgeted=not needed)
+            self._ranges.append(one)
+            return self._open_range(start, stop), one
 
-    def _fill(self, part: Part, piece: _Piece) -> None:
-        view, changed = memoryview(piece.buffer), self._changed
-        while count := part.readinto(view[piece.filled : piece.filled + READ]):
+    def _fill(self, reader: RangeReader, target: _Range) -> None:
+        view, changed = memoryview(target.buffer), self._changed
+        while count := reader.readinto(view[target.filled : target.filled + READ_SIZE]):
             with changed:
                 if self._stopped:
                     return
-                piece.filled += count
+                target.filled += count
                 changed.notify_all()
 
-    def _give_back(self, piece: _Piece) -> None:
-        if piece.budgeted:
-            piece.budgeted = False
-            self._budget.give()
+    def _release(self, one: _Range) -> None:
+        if one.budgeted:
+            one.budgeted = False
+            self._budget.release()
 
 
-_FAR: Final = "a document"
-"""In place of a host: whoever wrote a file of this machine need not be on it."""
+_NO_HOST: Final = "a document"
+"""Stands for the registry's host where the image comes from a file; no URL has it."""
 
 
 class ForeignLayers:
-    """Opens layers that ``where`` lacks, as streams that mend themselves, and without any credentials.
+    """Opens layers that are not at ``where`` from the URLs in their descriptors, as streams, without credentials.
 
-    ``near`` is the registry that the image came from. Addresses without TLS are passed over unless it does without
-    too, and those of a machine's own services are as they are for redirects. Where the image is a file, addresses
-    without TLS are passed over unless ``options`` do without.
+    ``near`` is the registry of the image. URLs without TLS are refused unless it has none either; for images in files,
+    unless ``options`` allow plain HTTP. Addresses of a machine's own services are refused as for redirects.
     """
 
     def __init__(self, where: str, options: RegistryOptions, near: Origin | None = None) -> None:
         self._where = where
         self._options = options
-        self._near = near or Origin("http" if options.plain_http else "https", _FAR, 0)
-        self._budget = Budget(SPARE_PIECES)
+        self._near = near or Origin("http" if options.plain_http else "https", _NO_HOST, 0)
+        self._budget = Budget(READ_AHEAD)
         self._endpoints: dict[tuple[Origin, str], Endpoint] = {}
-        """By what the addresses begin with: where a token is asked for, what is below one path has the same."""
+        """By origin and directory of the URLs, since tokens are valid below one path."""
         self._lock = threading.Lock()
 
     def __call__(self, layer: Descriptor) -> BinaryIO:
-        """A stream of the layer, which is already coming. Raises NotFound, SizeMismatch, Denied, Unavailable."""
+        """Open a layer. Raises NotFound, SizeMismatch, Denied, Unavailable."""
         fetch = partial(self._fetch, layer)
         return cast("BinaryIO", BlobStream(fetch, layer, self._where, self._options, self._budget))
 
     def close(self) -> None:
-        """Close idle connections; layers that are being read stay open."""
+        """Close idle connections; open layers stay open."""
         with self._lock:
             endpoints, self._endpoints = list(self._endpoints.values()), {}
         for endpoint in endpoints:
             endpoint.close()
 
     def _fetch(self, layer: Descriptor, start: int = 0, stop: int | None = None) -> Response:
-        """The bytes at the first of the layer's addresses that gives them."""
+        """Request the bytes from the layer's URLs in turn; the first success counts."""
         problem: LamellaError | None = None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
         for url in layer.urls:
@@ -402,7 +403,7 @@ class ForeignLayers:
                 return self._endpoint(origin, url).request("GET", url, doing=doing, headers=headers, accept=(200, 206))
             except LamellaError as refused:
                 problem = refused
-        raise problem or NotFound(f"{layer.digest}: the layer gives no address that it could be fetched from")
+        raise problem or NotFound(f"{layer.digest}: the layer's descriptor has no URLs to fetch it from")
 
     def _endpoint(self, origin: Origin, url: str) -> Endpoint:
         parts = urlsplit(url)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a registry says when it refuses, as errors of Lamella (distribution-spec, "Error Codes")."""
+"""Error responses of registries as Lamella's errors (distribution-spec, "Error Codes")."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_TEXT: Final = 300
 
 
 class Refused(Denied):
-    """A registry has said that we may not."""
+    """A registry denied a request, as opposed to Lamella refusing one."""
 
 
 _BY_CODE: Final[dict[str, type[LamellaError]]] = {
@@ -68,15 +68,15 @@ _BY_STATUS: Final[dict[int, type[LamellaError]]] = {
     507: Exhausted,
 }
 
-_SAID: Final = {401: ", a login is wanted", 403: ", this is denied", 404: ", there is none", 429: ", not so often"}
-"""In words, where the registry has none: to a HEAD request it can say nothing."""
+_STATUS_TEXT: Final = {401: ", unauthorized", 403: ", forbidden", 404: ", not found", 429: ", too many requests"}
+"""For responses without a message, such as those to HEAD requests."""
 
 
-def failure(response: Response, doing: str, registry: str, *, secrets: Iterable[str] = ()) -> LamellaError:
-    """The error for an answer with a status that was not hoped for; reads what is left of it.
+def response_error(response: Response, doing: str, registry: str, *, secrets: Iterable[str] = ()) -> LamellaError:
+    """The error for a response with an unexpected status, whose body is read.
 
-    ``doing`` says what was asked for. The registry's own words are part of the message, on one line, cut short, and
-    without any of ``secrets``, since a registry may send back what it was sent.
+    ``doing`` describes the request. The registry's own message becomes part of the error's, on one line, shortened,
+    and with ``secrets`` masked, since a registry may echo what it received.
     """
     status = response.status
     try:
@@ -84,34 +84,32 @@ def failure(response: Response, doing: str, registry: str, *, secrets: Iterable[
     except LamellaError:
         raw = b""
     code, text = _first_error(raw)
-    # A status is what proxies and load balancers understand too; a code is finer where both are the registry's.
+    # Proxies set statuses but no codes; where both are the registry's, the code says more.
     by_status = _BY_STATUS.get(status, Unavailable if status >= 500 else LamellaError)
-    decided = status >= 500 or status in (401, 403, 408, 429)
-    category = by_status if decided else _BY_CODE.get(code, by_status)
-    said = ": ".join(part for part in (_plain(code, ()), _plain(text, secrets)) if part)
-    said = said or f"status {status}{_SAID.get(status, '')}"
+    status_decides = status >= 500 or status in (401, 403, 408, 429)
+    category = by_status if status_decides else _BY_CODE.get(code, by_status)
+    reason = ": ".join(part for part in (_one_line(code, ()), _one_line(text, secrets)) if part)
+    reason = reason or f"status {status}{_STATUS_TEXT.get(status, '')}"
     hint = _hint(category, status, code, registry)
     if status == 400 and not code and response.url.startswith("http:"):
-        hint = (
-            f"the registry may want TLS: say so by 'server = \"https://{registry}\"' in certs.d/{registry}/hosts.toml"
-        )
-    return category(f"{registry}: {doing}: {said}", hint=hint)
+        hint = f"the registry may need TLS: set 'server = \"https://{registry}\"' in certs.d/{registry}/hosts.toml"
+    return category(f"{registry}: {doing}: {reason}", hint=hint)
 
 
 def _hint(category: type[LamellaError], status: int, code: str, registry: str) -> str | None:
     if status == 401 or (category is Refused and code != "DENIED" and status != 403):
-        return f"log in with 'lamella login {registry}', if there is such a repository"
+        return f"log in with 'lamella login {registry}', if the repository exists"
     if category is Refused:
-        return f"the account may not do this; another one can be used with 'lamella login {registry}'"
+        return f"the account is not permitted to; log in to another with 'lamella login {registry}'"
     if status == 429 or code == "TOOMANYREQUESTS":
         return f"wait, or log in with 'lamella login {registry}' for a higher limit"
     if status >= 500 and status != 501:
-        return "the registry has a problem of its own; try again later"
+        return "the registry failed; try again later"
     return None
 
 
 def _first_error(raw: bytes) -> tuple[str, str]:
-    """Code and message of the first error in a body; empty where it has none."""
+    """Code and message of the first error in a body; each empty if absent."""
     try:
         document = load(raw, "error")
     except LamellaError:
@@ -124,7 +122,7 @@ def _first_error(raw: bytes) -> tuple[str, str]:
     return code if isinstance(code, str) else "", text if isinstance(text, str) else ""
 
 
-def _plain(text: str, secrets: Iterable[str]) -> str:
+def _one_line(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         if len(secret) > 3:
             text = text.replace(secret, "***")

@@ -141,8 +141,8 @@ class RegistryWriter(ImageWriter):
                 while rest:
                     if filled == len(buffer):
                         upload = upload or self.client.start_upload()
-                        if upload.least > filled:
-                            buffer += bytes(upload.least - filled)
+                        if upload.chunk_minimum > filled:
+                            buffer += bytes(upload.chunk_minimum - filled)
                         else:
                             upload.send(memoryview(buffer))
                             filled, sent = 0, True

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from tests.registry.hostile import Registry
-from tests.registry.misbehaviour import redirect, say
+from tests.registry.misbehaviour import redirect, say, with_headers
 from tests.registry.wire import Answer
 from tests.security.registry.pulling import (
     BLOBS,
@@ -29,6 +30,7 @@ from lamella.digests import Digest
 from lamella.errors import Denied, InvalidInput, LamellaError, NotFound, Unavailable
 from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.descriptor import Descriptor
+from lamella.registry.client import Client
 
 LINK_LOCAL = [
     "http://169.254.169.254/latest/meta-data",
@@ -84,6 +86,39 @@ class TestLedAstray:
             outer.misbehave("GET", BLOBS, redirect(f"http://inner.example:{port}" + "{path}"))
             refuse_to_pull(outer, tmp_path, Denied, options=options)
         assert other.requests == []
+
+    @pytest.mark.parametrize("later", ["169.254.169.254", "fd00:ec2::254", "127.0.0.1", "0.0.0.0"])
+    def test_a_host_that_has_answered_cannot_move_to_services_of_the_machine(
+        self, names: dict[str, str], monkeypatch: pytest.MonkeyPatch, later: str
+    ) -> None:
+        names["registry.example"] = "127.0.0.1"
+        peers = iter(["203.0.113.7", "203.0.113.8", later])
+        monkeypatch.setattr(socket.socket, "getpeername", lambda _: (next(peers), 443))
+        with Registry(name="registry.example") as server:
+            server.add("team/app", "v1", IMAGE)
+            server.misbehave("GET", "", with_headers(Connection="close"))
+            client = Client(server.host, "team/app", replace(OPTIONS, plain_http=True, credential=None, anonymous=True))
+            for _ in range(2):  # a host may have several addresses
+                client.manifest("v1")
+            with pytest.raises(Denied, match=f"refused to connect to {later}"):
+                client.manifest("v1")
+            client.close()
+        assert len(server.requests) == 2
+
+    def test_a_host_that_the_user_named_may_be_anywhere(
+        self, names: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names["registry.example"] = "127.0.0.1"
+        peers = iter(["169.254.7.7", "169.254.7.8"])
+        monkeypatch.setattr(socket.socket, "getpeername", lambda _: (next(peers), 443))
+        with Registry(name="registry.example") as server:
+            server.add("team/app", "v1", IMAGE)
+            server.misbehave("GET", "", with_headers(Connection="close"))
+            client = Client(server.host, "team/app", replace(OPTIONS, plain_http=True, credential=None, anonymous=True))
+            for _ in range(2):
+                client.manifest("v1")
+            client.close()
+        assert len(server.requests) == 2
 
     @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
     def test_tls_is_not_given_up(self, secure: Registry, other: Registry, tmp_path: Path, path: str) -> None:

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from tests.registry.hostile import Registry, error
-from tests.registry.misbehaviour import reset, say
+from tests.registry.misbehaviour import endless_head, reset, say
 from tests.registry.wire import Answer
 from tests.security.registry.pulling import BLOBS, IMAGE, MANIFESTS, MOST, OPTIONS, pull, refuse_to_pull
 
 from lamella.errors import Denied, LamellaError, Unavailable
+from lamella.registry.http import retry
+
+
+@pytest.fixture
+def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the pauses between tries take next to no time."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.001)
 
 
 class TestPatience:
@@ -36,6 +44,25 @@ class TestPatience:
         start = time.monotonic()
         assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
         assert time.monotonic() - start >= 1
+
+    @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Endless: "], ids=["silence", "field"])
+    def test_a_head_that_never_ends_is_bounded_over_all_tries(
+        self, registry: Registry, tmp_path: Path, quick_pauses: None, start: bytes
+    ) -> None:
+        registry.misbehave("GET", MANIFESTS, endless_head(start, b"" if not start else b"x", 0.02))
+        check_bounded(registry, tmp_path)
+
+    def test_interim_responses_without_end_are_bounded_over_all_tries(
+        self, registry: Registry, tmp_path: Path, quick_pauses: None
+    ) -> None:
+        registry.misbehave("GET", MANIFESTS, endless_head(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.001))
+        check_bounded(registry, tmp_path)
+
+    def test_a_head_that_drips_until_it_is_cut_is_bounded_over_all_tries(
+        self, registry: Registry, tmp_path: Path, quick_pauses: None
+    ) -> None:
+        registry.misbehave("GET", MANIFESTS, endless_head(b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.02, times=20))
+        check_bounded(registry, tmp_path)
 
     @pytest.mark.parametrize("after", ["86400", "Fri, 31 Dec 2999 23:59:59 GMT", "9" * 400])
     def test_a_wait_that_is_too_long_is_not_begun(self, registry: Registry, tmp_path: Path, after: str) -> None:
@@ -109,3 +136,11 @@ class TestPatience:
         refuse_to_pull(registry, tmp_path, LamellaError)
         assert time.monotonic() - start < 60
         assert [seen for seen in registry.credentials_seen() if "Bearer" in seen] == []
+
+
+def check_bounded(registry: Registry, tmp_path: Path) -> None:
+    """A pull ends after the time for failed tries, however many of them are allowed."""
+    options = replace(OPTIONS, tries=40, read_timeout=0.25, retry_wait=2)
+    start = time.monotonic()
+    refuse_to_pull(registry, tmp_path, Unavailable, options=options)
+    assert time.monotonic() - start < 6

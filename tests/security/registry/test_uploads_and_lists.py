@@ -12,7 +12,9 @@ from tests.registry.misbehaviour import cut_upload, endless, lose_upload, say, w
 from tests.registry.wire import Answer, Request
 from tests.security.registry.pulling import IMAGE, LAYER, MANIFESTS, NOISE, OPTIONS, UPLOADS, keep_quiet, push
 
-from lamella.errors import Conflict, DigestMismatch, Exhausted, InvalidInput, LamellaError, Unavailable
+from lamella.digests import parse_digest
+from lamella.errors import Conflict, DigestMismatch, Exhausted, InvalidInput, LamellaError, NotFound, Unavailable
+from lamella.oci.mediatypes import OCI_INDEX, OCI_MANIFEST
 from lamella.registry import pagination
 from lamella.registry.client import Client
 from lamella.testing.images import compact, digest, small_image
@@ -34,6 +36,12 @@ class TestUploads:
             push(registry, tmp_path)
         assert len(registry.asked("PATCH|PUT", UPLOADS)) <= 40
         assert ("team/new", "v1") not in registry.manifests
+
+    def test_a_session_that_is_both_lost_and_known_is_given_up(self, registry: Registry, tmp_path: Path) -> None:
+        registry.misbehave("PUT", UPLOADS, say(error(404, "BLOB_UPLOAD_UNKNOWN")))
+        with pytest.raises(NotFound):
+            push(registry, tmp_path)
+        assert len(registry.asked("PUT", UPLOADS)) <= 3 * OPTIONS.tries  # of three blobs
 
     def test_a_session_that_is_lost_is_begun_anew(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("PATCH|PUT", UPLOADS, lose_upload(registry), times=1)
@@ -113,3 +121,27 @@ class TestLists:
         registry.misbehave("GET", "/tags/list", endless(b" " * 65536))
         with pytest.raises(Exhausted):
             list(Client(registry.host, "team/app", OPTIONS).tags())
+
+    def test_tags_are_bounded_by_their_bytes_over_all_pages(self, registry: Registry) -> None:
+        def page(request: Request, serve: hostile.Serve) -> Answer:
+            number = int(request.query.get("last", "0"))
+            tags = [f"t{number}x{at}" for at in range(150_000)]
+            link = {"Link": f'</v2/team/app/tags/list?last={number + 1}>; rel="next"'}
+            return Answer(200, link if number < 40 else {}, compact({"tags": tags}))
+
+        registry.misbehave("GET", "/tags/list", page)
+        with pytest.raises(Exhausted, match="the tags of team/app: more than 16777216 bytes"):
+            list(Client(registry.host, "team/app", OPTIONS).tags())
+        assert len(registry.asked("GET", "/tags/list")) <= 12
+
+    def test_referrers_are_bounded_by_their_bytes_over_all_pages(self, registry: Registry) -> None:
+        def page(request: Request, serve: hostile.Serve) -> Answer:
+            number = int(request.query.get("last", "0"))
+            entry = {"mediaType": OCI_MANIFEST, "digest": LAYER, "size": 2, "annotations": {"a": "b" * 100_000}}
+            link = {"Link": f'</v2/team/app/referrers/{LAYER}?last={number + 1}>; rel="next"'}
+            return Answer(200, link, compact({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] * 30}))
+
+        registry.misbehave("GET", "/referrers/", page)
+        with pytest.raises(Exhausted, match=r"the referrers of .* more than 16777216 bytes"):
+            Client(registry.host, "team/app", OPTIONS).referrers(parse_digest(LAYER))
+        assert len(registry.asked("GET", "/referrers/")) <= 7

@@ -39,10 +39,10 @@ def registry() -> Iterator[Registry]:
 @pytest.fixture
 def start(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Return a function that opens the blob, in ranges of 100,000 bytes where there are to be several."""
-    monkeypatch.setattr(blob_fetch, "PIECE", 100_000)
-    monkeypatch.setattr(blob_fetch, "ALONE", 200_000)
-    monkeypatch.setattr(blob_fetch, "FAST", 1e18)
-    monkeypatch.setattr("lamella.registry.http.retry._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(blob_fetch, "RANGE_SIZE", 100_000)
+    monkeypatch.setattr(blob_fetch, "SINGLE_REQUEST_SIZE", 200_000)
+    monkeypatch.setattr(blob_fetch, "FAST_RATE", 1e18)
+    monkeypatch.setattr("lamella.registry.http.retry.FIRST_PAUSE", 0.01)
     client = Client(registry.host, "a", FAST)
 
     def call(streams: int = 3, options: RegistryOptions = FAST, budget: int = 5) -> BlobStream:
@@ -83,7 +83,7 @@ def test_several_streams_ask_for_each_range_once(start: Open, registry: Registry
 def test_a_fast_registry_is_asked_for_the_rest_at_once(
     start: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blob_fetch, "FAST", 0)
+    monkeypatch.setattr(blob_fetch, "FAST_RATE", 0)
     with start(3) as stream:
         assert stream.readall() == RAW
     assert ranges(registry) == ["bytes=0-99999", "bytes=100000-"]
@@ -207,8 +207,8 @@ def test_a_wish_to_stop_is_heard(start: Open, registry: Registry) -> None:
 def test_the_budget_is_given_back(start: Open) -> None:
     budget = Budget(2)
     for _ in range(3):
-        assert budget.take()
-        budget.give()
+        assert budget.acquire()
+        budget.release()
     with start(4, budget=2) as stream:
         assert stream.readall() == RAW
 

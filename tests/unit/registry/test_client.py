@@ -31,10 +31,9 @@ from lamella.images.options import RegistryOptions
 from lamella.oci.mediatypes import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from lamella.progress import Cancellation
 from lamella.registry import pagination
-from lamella.registry.client import Client
+from lamella.registry.client import Client, fallback_tag
 from lamella.registry.http import retry
-from lamella.registry.http.retry import Patience, retry_after
-from lamella.registry.referrers import fallback_tag
+from lamella.registry.http.retry import Retries, retry_after
 from lamella.testing.images import compact, digest, small_image
 
 IMAGE = small_image({"a": b"b"})
@@ -45,7 +44,7 @@ OPTIONS = RegistryOptions(tries=3, retry_wait=3, anonymous=True)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.registry.http.retry._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("lamella.registry.http.retry.FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ class TestErrors:
         assert len(str(caught.value)) < 600
 
 
-class TestPatience:
+class TestRetries:
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
     def test_failures_that_may_pass_do(self, client: Client, registry: Registry, status: int) -> None:
         registry.misbehave("GET", "/manifests/", say(error(status, "")), times=2)
@@ -171,7 +170,7 @@ class TestPatience:
         cancel = Cancellation()
         cancel.cancel()
         with pytest.raises(Cancelled):
-            Patience(RegistryOptions(cancel=cancel)).pause(Unavailable("x"), 100)
+            Retries(RegistryOptions(cancel=cancel)).pause(Unavailable("x"), 100)
 
     def test_retry_after_is_seconds_or_a_date(self) -> None:
         assert retry_after({}) is None
@@ -184,14 +183,14 @@ class TestPatience:
         assert retry_after({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
 
     def test_bytes_give_new_patience_when_there_are_enough(self) -> None:
-        patience = Patience(RegistryOptions(tries=2))
+        retries = Retries(RegistryOptions(tries=2))
         for _ in range(3):
-            patience.pause(Unavailable("x"), 0)
-            patience.progress(1 << 20)
-        patience.pause(Unavailable("x"), 0)
-        patience.progress(1000)
+            retries.pause(Unavailable("x"), 0)
+            retries.progress(1 << 20)
+        retries.pause(Unavailable("x"), 0)
+        retries.progress(1000)
         with pytest.raises(Unavailable):
-            patience.pause(Unavailable("x"), 0)
+            retries.pause(Unavailable("x"), 0)
 
 
 class TestBlobs:

@@ -121,7 +121,7 @@ def test_an_export_from_the_store_says_how_many_it_leaves(
 def test_their_ranges_share_connections_which_are_closed_with_the_reader(
     registry: Registry, elsewhere: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    for name, value in {"PIECE": 1 << 16, "ALONE": 1 << 16, "FAST": float("inf")}.items():
+    for name, value in {"RANGE_SIZE": 1 << 16, "SINGLE_REQUEST_SIZE": 1 << 16, "FAST_RATE": float("inf")}.items():
         monkeypatch.setattr(blob_fetch, name, value)
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
     connected: list[socket.socket] = []

@@ -39,7 +39,7 @@ LAYER = IMAGE.manifest["layers"][1]["digest"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.registry.http.retry._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("lamella.registry.http.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr(writing, "PIECE", 100_000)
 
 
@@ -81,9 +81,9 @@ def test_no_more_than_so_many_requests_are_under_way_at_once(
 ) -> None:
     image = small_image(*({"noise": NOISE + bytes([number])} for number in range(12)), compress=False)
     registry.add("many", "v1", image)
-    monkeypatch.setattr(blob_fetch, "PIECE", 20_000)
-    monkeypatch.setattr(blob_fetch, "ALONE", 40_000)
-    monkeypatch.setattr(blob_fetch, "FAST", 1e18)
+    monkeypatch.setattr(blob_fetch, "RANGE_SIZE", 20_000)
+    monkeypatch.setattr(blob_fetch, "SINGLE_REQUEST_SIZE", 40_000)
+    monkeypatch.setattr(blob_fetch, "FAST_RATE", 1e18)
     lock, now, peak = threading.Lock(), 0, 0
 
     def slowly(request: Request, serve: Serve) -> Answer:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long to go on asking, and how long to wait in between."""
+"""When a request is tried again, and how long to wait before."""
 
 from __future__ import annotations
 
@@ -13,31 +13,37 @@ from lamella.progress import Cancellation
 if TYPE_CHECKING:
     from lamella.images.options import RegistryOptions
 
-PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses that another try may be spared."""
+RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses of failures that may pass."""
 
 ENOUGH: Final = 1 << 20
-"""Bytes of a body by which a failure after them does not add to those before."""
+"""Bytes of progress after which the count of failures starts again."""
 
-_FIRST_PAUSE: Final = 0.25
-_LONGEST_PAUSE: Final = 15.0
-_GLANCE: Final = 0.1
+FIRST_PAUSE: Final = 0.25
+LONGEST_PAUSE: Final = 15.0
+_POLL: Final = 0.1
 """Seconds between two looks at the cancellation."""
 
 
-class Patience:
-    """The tries that one request has, and the time for all pauses between them."""
+class Retries:
+    """The tries that one request has left, and the time for failed tries and the pauses between them."""
 
     def __init__(self, options: RegistryOptions) -> None:
         self._options = options
         self._tries = 1
         self._left = options.retry_wait
-        self._come = 0
+        self._progress = 0
+        self._began = time.monotonic()
+
+    def begin(self) -> None:
+        """Note the time at which a try begins."""
+        self._began = time.monotonic()
 
     def pause(self, error: LamellaError, after: float | None = None) -> None:
-        """Wait before the next try: ``after`` seconds as the server asked, or longer from try to try.
+        """Wait before the next try, after one failed with ``error``.
 
-        Raises ``error`` where there is to be none, Cancelled.
+        The pause is ``after`` seconds, as the server asked, or grows from try to try. Raises ``error`` if no try or
+        time is left, Cancelled.
         """
         if self._tries >= self._options.tries:
             raise error
@@ -45,40 +51,41 @@ class Patience:
         if wait is None:
             import random
 
-            # Clients that were cut off together should not come back together.
-            wait = min(_FIRST_PAUSE * 2 ** (self._tries - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
-        if wait > self._left:
+            # Clients that were cut off together must not come back together.
+            wait = min(FIRST_PAUSE * 2 ** (self._tries - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
+        self._left -= time.monotonic() - self._began + wait
+        if self._left < 0:
             raise error
         self._tries += 1
-        self._left -= wait
         sleep(wait, self._options.cancel)
 
     def progress(self, size: int) -> None:
-        """``size`` bytes have come; after enough of them the next failure is the first again.
+        """Count ``size`` bytes of progress; enough of them restore all tries and all time.
 
-        A few do not count, or somebody who gives one at a time could go on for ever.
+        Fewer do not, or a server that sends one byte a try could hold a client forever.
         """
-        self._come += size
-        if self._come >= ENOUGH:
-            self._come = 0
+        self._progress += size
+        if self._progress >= ENOUGH:
+            self._progress = 0
             self._tries = 1
             self._left = self._options.retry_wait
+            self._began = time.monotonic()
 
 
 def sleep(seconds: float, cancel: Cancellation | None) -> None:
-    """Wait. Raises Cancelled soon after that is wished."""
+    """Wait. Raises Cancelled soon after a cancellation."""
     if cancel is None:
         time.sleep(seconds)
         return
     end = time.monotonic() + seconds
     cancel.check()
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _GLANCE))
+        time.sleep(min(left, _POLL))
         cancel.check()
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that ``Retry-After`` asks for, by number or date; None where it says nothing that can be read."""
+    """The seconds that ``Retry-After`` asks for, as a number or a date; None if it is absent or malformed."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
