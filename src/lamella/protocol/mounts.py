@@ -14,8 +14,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Final, assert_never
 
 from lamella.errors import InvalidInput, Unsupported
+from lamella.layers.kinds import LAYER_KINDS
 from lamella.protocol.proto import types_pb2
 from lamella.store.contract import (
+    AddedMount,
     BindMount,
     BlockCimMount,
     CimMount,
@@ -25,12 +27,12 @@ from lamella.store.contract import (
     WindowsLayerMount,
 )
 
-BIND: Final = "bind"
-OVERLAY: Final = "overlay"
-EROFS: Final = "erofs"
-WINDOWS: Final = "windows-layer"
-CIM: Final = "CimFS"
-BLOCK_CIM: Final = "BlockCIM"
+BIND: Final = LAYER_KINDS["directory"].mount_type
+OVERLAY: Final = LAYER_KINDS["overlay"].mount_type
+EROFS: Final = LAYER_KINDS["erofs"].mount_type
+WINDOWS: Final = LAYER_KINDS["windows"].mount_type
+CIM: Final = LAYER_KINDS["cim"].mount_type
+BLOCK_CIM: Final = LAYER_KINDS["blockcim"].mount_type
 
 _RECURSIVE: Final = "rbind"
 _LOOP: Final = "loop"
@@ -88,6 +90,8 @@ def _typed(mount: types_pb2.Mount) -> Mount:
         return BindMount(_path(mount.source), readonly=_is_readonly(options))
     if mount.type in _OF_WINDOWS:
         return _typed_windows(mount)
+    for kind in LAYER_KINDS.select(lambda row: mount.type and row.mount_type == mount.type):
+        return _typed_added(kind, mount)
     raise Unsupported(
         f"mounts of type {mount.type!r} are not known here",
         hint=f"there are {', '.join((BIND, OVERLAY, EROFS, *_OF_WINDOWS))}",
@@ -122,6 +126,17 @@ def _typed_windows(mount: types_pb2.Mount) -> Mount:
         raise InvalidInput(f"block images are held by files or devices, and not by {kind!r}")
     merged = _windows_path(said[_MERGED]) if _MERGED in said else None
     return BlockCimMount(source, images, kind, merged, _INTEGRITY in said, _FOOTER in said)
+
+
+def _typed_added(kind: str, mount: types_pb2.Mount) -> AddedMount:
+    said: dict[str, str] = {}
+    for option in mount.options:
+        name, equals, value = option.partition("=")
+        if name + equals == _PARENTS:
+            said[_PARENTS] = value
+        elif option not in (_READ_ONLY, _READ_WRITE):
+            raise Unsupported(f"a mount of type {mount.type!r} has the option {name!r}, which is not known here")
+    return AddedMount(kind, _path(mount.source), _paths(said, _PARENTS), _is_readonly(mount.options))
 
 
 def _paths(said: dict[str, str], name: str) -> tuple[Path, ...]:
@@ -239,6 +254,11 @@ def _sent(mount: Mount) -> types_pb2.Mount:
                 words.append(_MERGED + _text(merged))
             words += [_INTEGRITY] * integrity + [_FOOTER] * footer
             return types_pb2.Mount(type=BLOCK_CIM, source=_text(source), options=words)
+        case AddedMount(added, place, parents, readonly):
+            words = [_READ_ONLY if readonly else _READ_WRITE]
+            if parents:
+                words.append(_PARENTS + _listed(parents))
+            return types_pb2.Mount(type=LAYER_KINDS[added].mount_type, source=_text(place), options=words)
         case _:
             assert_never(mount)
 

@@ -303,7 +303,17 @@ class BlockCimMount(Struct, frozen=True):
     footer: bool = False
 
 
-Mount: TypeAlias = BindMount | OverlayMount | ErofsMount | WindowsLayerMount | CimMount | BlockCimMount
+class AddedMount(Struct, frozen=True):
+    """A layer of a kind that another package adds (`lamella.layers.kinds`)."""
+
+    kind: str
+    place: Path
+    parents: tuple[Path, ...] = ()
+    """Nearest first."""
+    readonly: bool = False
+
+
+Mount: TypeAlias = BindMount | OverlayMount | ErofsMount | WindowsLayerMount | CimMount | BlockCimMount | AddedMount
 """One step of a mount. Nothing here is a string that must be taken apart again; the gRPC edge makes those."""
 
 

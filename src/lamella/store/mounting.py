@@ -17,6 +17,7 @@ from typing import Final, assert_never
 from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, Unsupported, from_os
 from lamella.host.open_files import with_original_limit
 from lamella.store.contract import (
+    AddedMount,
     BindMount,
     BlockCimMount,
     CimMount,
@@ -125,6 +126,8 @@ def _mount(mount: Mount, target: Path) -> None:
                     "layers of Windows are mounted by Windows alone",
                     hint="look into them with ls, cat and find, or extract them",
                 )
+            case AddedMount(kind):
+                raise Unsupported(f"a layer of the kind {kind!r} cannot be mounted")
             case _:
                 assert_never(mount)
 

@@ -53,6 +53,11 @@ class Differ(Protocol):
         """Containerd's name for the differ."""
         ...
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The kinds of layer whose mounts it takes."""
+        ...
+
     def knows(self, mounts: Mounts) -> bool:
         """Whether the mounts are of its types."""
         ...

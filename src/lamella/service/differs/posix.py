@@ -34,6 +34,7 @@ class WalkingDiffer:
     """Layers of files with POSIX metadata (`Differ`)."""
 
     name: Final = "walking"
+    layers: Final = ("directory", "overlay", "erofs")
 
     def knows(self, mounts: Mounts) -> bool:
         """See `Differ.knows`."""

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Final, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput, Unsupported
-from lamella.service.differs.contract import Differ, Make, Mounts, Target
+from lamella.layers import kinds
+from lamella.layers.kinds import LAYER_KINDS
+from lamella.service.differs.contract import Differ, Make, Mounts, Target, WriteLayer
+from lamella.store.contract import AddedMount
+
+if TYPE_CHECKING:
+    from lamella.layers.windows.names import NameRules
+    from lamella.operations.layers.write import Written
 
 T = TypeVar("T")
 
@@ -50,6 +58,64 @@ DIFFERS: Final[dict[str, Callable[[], Differ]]] = {
 """In the order in which they are asked, by containerd's names."""
 
 
+def all_differs() -> Iterator[Differ]:
+    """All differs: those of `DIFFERS`, and one for each kind of layer that another package adds."""
+    for make in DIFFERS.values():
+        yield make()
+    for kind, row in LAYER_KINDS.rows().items():
+        if kind not in LAYER_KINDS.built_in and row.mount_type:
+            yield AddedDiffer(kind)
+
+
+class AddedDiffer:
+    """The differ of a kind of layer that another package adds (`Differ`), by its row alone."""
+
+    def __init__(self, kind: str) -> None:
+        self.name = kind
+        self.layers = (kind,)
+        self._row = LAYER_KINDS[kind]
+
+    def knows(self, mounts: Mounts) -> bool:
+        return any(isinstance(mount, AddedMount) and mount.kind == self.name for mount in mounts)
+
+    @contextmanager
+    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+        mount = self._one(mounts)
+        if mount.readonly:
+            raise InvalidInput("a layer cannot be applied to a read-only mount")
+        root = kinds.required_directory(self.name, mount.place)
+        sink = kinds.sink(self.name, mount.place, mount.parents, losses=losses, rules=self._rules())
+        yield Target(sink, root, lambda reader: kinds.tar_changes(self.name, reader, sink, self._rules(), losses))
+
+    def comparing(self, left: Mounts, right: Mounts) -> Make:
+        upper = self._one(right)
+        lower = self._one(left) if left else None
+        if self._row.changes_only and (lower and lower.place) != (upper.parents[0] if upper.parents else None):
+            raise InvalidInput(f"{self._row.summary} can be compared with its parent only")
+
+        def write(write_layer: WriteLayer) -> Written:
+            below = lower.place if lower is not None and not self._row.changes_only else None
+            parents = upper.parents if self._row.reads_parents else ()
+            with kinds.source(self.name, upper.place, below, parents=parents) as (changes, lookup):
+                return write_layer(changes, lookup, windows=self._row.windows)
+
+        return write
+
+    def _rules(self) -> NameRules | None:
+        if not self._row.windows:
+            return None
+        from lamella.layers.windows.names import AS_WINDOWS
+
+        return AS_WINDOWS
+
+    def _one(self, mounts: Mounts) -> AddedMount:
+        match mounts:
+            case (AddedMount() as mount,) if mount.kind == self.name:
+                return mount
+            case _:
+                raise InvalidInput(f"{len(mounts)} mounts were given; a layer of the kind {self.name!r} is one mount")
+
+
 @contextmanager
 def applying(mounts: Mounts, losses: Losses) -> Iterator[Target]:
     """Open a layer's target by the first differ that knows the mounts and does not raise Unsupported."""
@@ -66,8 +132,8 @@ def comparing(left: Mounts, right: Mounts) -> Make:
 
 def _first(mounts: Mounts, ask: Callable[[Differ], T]) -> T:
     refusal = Unsupported("no differ knows these mounts together")
-    for make in DIFFERS.values():
-        differ = make()
+    added = (AddedDiffer(mount.kind) for mount in mounts if isinstance(mount, AddedMount))
+    for differ in chain((make() for make in DIFFERS.values()), added):
         if differ.knows(mounts):
             try:
                 return ask(differ)

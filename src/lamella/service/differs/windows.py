@@ -79,6 +79,7 @@ class WindowsDiffer:
     """Layers in folders, over their parents' (`Differ`); on Windows, by its own calls."""
 
     name: Final = "windows"
+    layers: Final = ("windows",)
 
     def __init__(self, system: WindowsSystem | None = None) -> None:
         """``system`` is the Windows that has the folders: this host, unless another is given."""
@@ -128,6 +129,7 @@ class CimDiffer:
     """Layers in images, forked from their parents' (`Differ`)."""
 
     name: Final = "cimfs"
+    layers: Final = ("cim",)
 
     def knows(self, mounts: Mounts) -> bool:
         """See `Differ.knows`."""
@@ -181,6 +183,7 @@ class BlockCimDiffer:
     """Layers in block images (`Differ`)."""
 
     name: Final = "blockcim"
+    layers: Final = ("blockcim",)
 
     def knows(self, mounts: Mounts) -> bool:
         """See `Differ.knows`."""

@@ -23,6 +23,7 @@ from lamella.protocol import NAMESPACE
 from lamella.service.grpc.rpc import Call, Method, methods
 from lamella.service.services.served_store import ServedStore
 from lamella.store.contract import (
+    AddedMount,
     BindMount,
     BlockCimMount,
     CimMount,
@@ -199,6 +200,8 @@ def _paths(mount: Mount) -> tuple[Path, ...]:
             return (folder, *parents)
         case BlockCimMount(source, images, _, _, _, _):
             return (source, *images)
+        case AddedMount(_, place, parents, _):
+            return (place, *parents)
         case _:
             assert_never(mount)
 

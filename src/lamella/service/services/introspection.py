@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.empty_pb2 import Empty
 
 from lamella.errors import NotFound
+from lamella.layers.kinds import LAYER_KINDS
 from lamella.oci.platform import host_platform
 from lamella.protocol.proto import introspection_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Platform
-from lamella.service.differs.table import DIFFERS
+from lamella.service.differs.contract import Differ
+from lamella.service.differs.table import all_differs
 from lamella.service.grpc.rpc import Call, quick
 from lamella.store.disk_layout import SNAPSHOTS
 from lamella.store.metadata.filters import Path, parse_filters
@@ -64,10 +66,15 @@ class Introspection:
             platform = windows if row.windows else here
             found.append(pb.Plugin(type=_SNAPSHOTTER, id=name, platforms=[platform], exports=exports))
         found += [
-            pb.Plugin(type=_DIFFER, id=name, platforms=[here if name == "walking" else windows]) for name in DIFFERS
+            pb.Plugin(type=_DIFFER, id=differ.name, platforms=[windows if _is_windows(differ) else here])
+            for differ in all_differs()
         ]
         found.append(pb.Plugin(type=_COLLECTOR, id="scheduler"))
         return found
+
+
+def _is_windows(differ: Differ) -> bool:
+    return any(LAYER_KINDS[kind].windows for kind in differ.layers)
 
 
 def _fields(plugin: pb.Plugin) -> Callable[[Path], str | None]:
