@@ -22,7 +22,7 @@ from typing import Final
 
 from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.host.malloc import share_arenas
-from lamella.service.grpc.counters import Tally
+from lamella.service.grpc.counters import Counters
 from lamella.service.grpc.rpc import Method
 from lamella.service.grpc.server import Server, listening
 from lamella.service.sd_notify import notify, watchdog
@@ -163,7 +163,7 @@ def serve(
     """
     share_arenas()
     with ExitStack() as stack:
-        server = Server(None if metrics is None else Tally())
+        server = Server(None if metrics is None else Counters())
         stack.enter_context(_stopped_by_signals(server))
         listeners = [
             (stack.enter_context(place if isinstance(place, socket.socket) else listening(place)), methods)

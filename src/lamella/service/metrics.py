@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lamella import __version__
 from lamella.errors import InvalidInput, from_os
-from lamella.service.grpc.counters import BOUNDS, Tally
+from lamella.service.grpc.counters import BOUNDS, Counters
 from lamella.service.grpc.server import listening
 from lamella.store.gc.usage import store_counts
 
@@ -75,14 +75,14 @@ def exposition(server: Server, store: Store | None) -> str:
         tell(name, kind, what, [("", {}, value)])
 
     tell("lamella_build_info", "gauge", "The version that serves.", [("", {"version": __version__}, 1)])
-    tally = server.tally
-    if tally is not None:
-        ended = [("", {**_method(path), "code": code.name}, count) for path, code, count in tally.calls()]
+    counters = server.counters
+    if counters is not None:
+        ended = [("", {**_method(path), "code": code.name}, count) for path, code, count in counters.calls()]
         tell("lamella_calls_total", "counter", "Calls that have ended.", ended)
-        tell("lamella_call_seconds", "histogram", "How long calls took.", _durations(tally))
-        one("lamella_sent_bytes_total", "counter", "Bytes sent to clients.", tally.sent)
-        one("lamella_received_bytes_total", "counter", "Bytes received from clients.", tally.received)
-        one("lamella_connections_total", "counter", "Clients that have come.", tally.connections)
+        tell("lamella_call_seconds", "histogram", "How long calls took.", _durations(counters))
+        one("lamella_sent_bytes_total", "counter", "Bytes sent to clients.", counters.sent)
+        one("lamella_received_bytes_total", "counter", "Bytes received from clients.", counters.received)
+        one("lamella_connections_total", "counter", "Clients that have come.", counters.connections)
     one("lamella_connections", "gauge", "Clients that are there.", server.connections)
     one("lamella_calls", "gauge", "Calls under way.", server.calls)
     if store is not None:
@@ -97,8 +97,8 @@ def exposition(server: Server, store: Store | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _durations(tally: Tally) -> Samples:
-    for path, counts, total in tally.durations():
+def _durations(counters: Counters) -> Samples:
+    for path, counts, total in counters.durations():
         labels = _method(path)
         below = 0
         for bound, count in zip((*BOUNDS, None), counts, strict=True):

@@ -28,7 +28,7 @@ from lamella.protocol.proto import (
 )
 from lamella.service.endpoints.direct import direct_methods
 from lamella.service.gc_scheduler import PAUSE, Collector
-from lamella.service.grpc.counters import Tally
+from lamella.service.grpc.counters import Counters
 from lamella.service.grpc.rpc import Method
 from lamella.service.grpc.server import Server, listening
 from lamella.service.services.served_store import ServedStore
@@ -91,10 +91,15 @@ class Served:
 
 @contextmanager
 def running(
-    address: Path, methods: Mapping[str, Method], *, grace: float = 0.2, tally: Tally | None = None
+    address: Path,
+    methods: Mapping[str, Method],
+    *,
+    grace: float = 0.2,
+    counters: Counters | None = None,
+    **limits: int,
 ) -> Iterator[Server]:
-    """A server of methods at an address, in a thread of its own."""
-    server = Server(tally)
+    """A server of methods at an address, in a thread; ``limits`` are those of `Server`."""
+    server = Server(counters, **limits)
     with listening(address) as listener:
         server.serve(listener, methods)
         thread = threading.Thread(target=server.run, args=(grace,))

@@ -17,7 +17,7 @@ from tests.unit.service.serving import Client, code_of, running, within
 from lamella.errors import InvalidInput
 from lamella.protocol.proto import content_pb2
 from lamella.service.endpoints.direct import direct_methods
-from lamella.service.grpc.counters import Tally
+from lamella.service.grpc.counters import Counters
 from lamella.service.grpc.server import Server
 from lamella.service.metrics import exposition, serving_metrics
 from lamella.service.services.served_store import ServedStore
@@ -31,7 +31,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Server, Store, Client]]:
     """Return a server that counts, its store and a client."""
     with Store.open(tmp_path / "root") as store:
         shared = ServedStore(store)
-        with running(tmp_path / "socket", direct_methods(shared), tally=Tally()) as server:
+        with running(tmp_path / "socket", direct_methods(shared), counters=Counters()) as server:
             client = Client(tmp_path / "socket")
             yield server, store, client
             client.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service has done so far, counted for whoever watches it."""
+"""Counters of calls, bytes and connections, for metrics."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Final
 from lamella.service.grpc.status import Code
 
 BOUNDS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
-"""Seconds up to which calls are counted together."""
+"""Upper bounds of the buckets of call durations, in seconds."""
 
 
-class Tally:
-    """Counts calls, bytes and connections. Usable from several threads."""
+class Counters:
+    """Counts since the server's start. Safe for use by several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,12 +23,12 @@ class Tally:
         self._took: dict[str, tuple[list[int], list[float]]] = {}
         self.sent = 0
         self.received = 0
-        """Bytes of all connections that were counted up to now."""
+        """Bytes of all connections."""
         self.connections = 0
-        """Those that have come so far."""
+        """Connections accepted."""
 
     def call(self, path: str, code: Code, began: float) -> None:
-        """A call of the method ``path`` that began at ``began`` by the monotonic clock has come to its end."""
+        """Count a call of the method ``path`` that has ended; ``began`` is its start by the monotonic clock."""
         took = time.monotonic() - began
         key = path, code
         with self._lock:
@@ -40,22 +40,22 @@ class Tally:
             found[1][0] += took
 
     def bytes(self, sent: int, received: int) -> None:
-        """So much has gone over a connection since it was last said."""
+        """Count bytes of a connection."""
         with self._lock:
             self.sent += sent
             self.received += received
 
     def connection(self) -> None:
-        """A client has come."""
+        """Count an accepted connection."""
         with self._lock:
             self.connections += 1
 
     def calls(self) -> list[tuple[str, Code, int]]:
-        """How often each method has ended with each code, sorted."""
+        """Calls ended, by method and code, sorted."""
         with self._lock:
             return [(path, code, count) for (path, code), count in sorted(self._calls.items())]
 
     def durations(self) -> list[tuple[str, list[int], float]]:
-        """Of each method: calls up to each of the bounds and beyond, and the seconds that all of them took."""
+        """For each method: the calls in each bucket, the last without a bound, and the seconds of all calls."""
         with self._lock:
             return [(path, list(counts), total[0]) for path, (counts, total) in sorted(self._took.items())]

@@ -1,239 +1,208 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes to one client: frames in the order in which they are given, and no more data than it takes.
+"""Flow control of one connection: what either side may send (RFC 9113, section 5.2), and the memory of requests.
 
-Whoever writes a frame holds the lock for writing, as long as the client takes to make room for it. The thread that
-reads from the client never waits for the lock while it reads, but leaves its frames to whoever has it, so that it goes
-on while others write. Where nobody has it, that thread writes itself, and waits for room as anybody does. Nobody waits
-with the lock held for a window, which grows by what is read.
+A client may send a stream's next bytes once the call has taken its messages, so that a slow call holds up its own
+client alone. The bytes of an unfinished message are granted again at once, since a message may be larger than the
+window. They count against the connection's share of memory instead, as do the messages that wait for their call:
+beyond that share, calls fail with RESOURCE_EXHAUSTED.
 """
 
 from __future__ import annotations
 
-import select
-import socket
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from lamella.service.grpc import http2
-from lamella.service.grpc.counters import Tally
-from lamella.service.grpc.http2 import ConnectionBroken
-from lamella.service.grpc.stream import Part, Stream
+from lamella.errors import Exhausted
+from lamella.service.grpc.http2 import DEFAULT_WINDOW, FLOW_CONTROL_ERROR, MAX_WINDOW, ConnectionBroken
+from lamella.service.grpc.quota import Quota
+
+WINDOW: Final = 4 << 20
+"""Receive window of a stream, in bytes."""
+
+CONNECTION_WINDOW: Final = 64 << 20
+"""Receive window of a connection, in bytes."""
+
+MAX_HELD: Final = 512 << 20
+"""Bytes of requests in memory, of all connections."""
+
+_WAITING: Final = 4 << 20
+"""Cost of the messages waiting for a call above which its client gets no further window, in bytes."""
+
+_SCARCE: Final = 64 << 20
+"""Bytes held for a connection above which only calls without waiting messages get further windows."""
+
+_STEP: Final = 1 << 20
+"""Bytes of the portions in which a connection takes memory from its share."""
 
 _BURST: Final = 1 << 20
-"""Bytes that are written in one go."""
-
-_PENDING: Final = 10_000
-"""Frames that may wait for a client that asks much and reads nothing."""
-
-LAST: Final = http2.END_HEADERS | http2.END_STREAM
-"""The flags of the headers that end an answer."""
+"""Bytes reserved at most for one write."""
 
 
-class Sender:
-    """Sends to one client, for many threads."""
+class StreamFlow:
+    """Counters of one stream, which its connection's `FlowControl` alone changes."""
 
-    def __init__(self, peer: socket.socket, tally: Tally | None) -> None:
-        self._socket = peer
-        self._tally = tally
-        self._turn = threading.Lock()
-        self._pending: deque[bytes] = deque()
-        self.flow = threading.Lock()
-        """Held to change what either side may send."""
-        self._grown = threading.Condition(self.flow)
-        self._window = http2.DEFAULT_WINDOW
-        self.initial_window = http2.DEFAULT_WINDOW
-        """Bytes that a new stream may send."""
-        self._frame = http2.DEFAULT_FRAME
+    __slots__ = ("closed", "ended", "owed", "partial", "queued", "send")
 
-    # What the client takes -----------------------------------------------------------------------------------------
+    def __init__(self, send: int) -> None:
+        self.send = send
+        """Bytes that the server may send."""
+        self.owed = 0
+        """Bytes received and not granted again."""
+        self.partial = 0
+        """Bytes of the unfinished message."""
+        self.queued = 0
+        """Cost of the messages that wait for the call, in bytes."""
+        self.ended = False
+        """The client has ended the stream."""
+        self.closed = False
+        """The call is over."""
 
-    def take_frames(self, largest: int) -> None:
-        """The client takes payloads of ``largest`` bytes. Raises ConnectionBroken."""
-        if not http2.DEFAULT_FRAME <= largest < 1 << 24:
-            raise ConnectionBroken(http2.PROTOCOL_ERROR, f"frames of {largest} bytes")
-        self._frame = largest
 
-    def take_windows(self, size: int, streams: Iterable[Stream]) -> None:
-        """Each stream may begin with ``size`` bytes, ``streams`` too, which have begun. Raises ConnectionBroken."""
-        if size > http2.MAX_WINDOW:
-            raise ConnectionBroken(http2.FLOW_CONTROL_ERROR, f"a window of {size} bytes")
-        with self.flow:
+class FlowControl:
+    """Windows of a connection and its streams. One thread receives; any number of threads send and take messages."""
+
+    def __init__(self, memory: Quota) -> None:
+        """``memory`` is the connection's share of `MAX_HELD`."""
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._grown = threading.Condition(self._lock)
+        self._send = DEFAULT_WINDOW
+        self._initial = DEFAULT_WINDOW
+        self._owed = 0
+        self._held = 0
+        self._leased = 0
+
+    def open(self) -> StreamFlow:
+        """The counters of a new stream."""
+        return StreamFlow(self._initial)
+
+    def close(self, stream: StreamFlow) -> None:
+        """A call is over: release the memory of its messages."""
+        with self._lock:
+            stream.closed = True
+            self._release(stream.partial + stream.queued)
+            stream.partial = stream.queued = 0
+
+    def end(self) -> None:
+        """The connection is over, and all its streams are closed: give back its share of memory."""
+        with self._lock:
+            self._memory.release(self._leased)
+            self._leased = 0
+
+    # Sending -------------------------------------------------------------------------------------------------------
+
+    def set_initial_window(self, size: int, streams: Iterable[StreamFlow]) -> None:
+        """Apply SETTINGS_INITIAL_WINDOW_SIZE, to the open ``streams`` too. Raises ConnectionBroken."""
+        if size > MAX_WINDOW:
+            raise ConnectionBroken(FLOW_CONTROL_ERROR, f"an initial window of {size} bytes")
+        with self._lock:
             for stream in streams:
-                stream.window += size - self.initial_window
-            self.initial_window = size
+                stream.send += size - self._initial
+                if stream.send > MAX_WINDOW:
+                    raise ConnectionBroken(FLOW_CONTROL_ERROR, "the window of a stream exceeds 2^31-1 bytes")
+            self._initial = size
             self._grown.notify_all()
 
-    def take_more(self, stream: Stream | None, amount: int) -> None:
-        """The client takes so many bytes more, of a stream or of all together. Raises ConnectionBroken."""
-        with self.flow:
+    def grow(self, stream: StreamFlow | None, amount: int) -> bool:
+        """Apply a WINDOW_UPDATE of a stream, or of the connection; False if the window exceeds 2^31-1 bytes."""
+        with self._lock:
             if stream is None:
-                self._window += amount
-                if self._window > http2.MAX_WINDOW:
-                    raise ConnectionBroken(http2.FLOW_CONTROL_ERROR, "too large a window")
+                self._send += amount
+                window = self._send
             else:
-                stream.window += amount
+                stream.send += amount
+                window = stream.send
             self._grown.notify_all()
+        return window <= MAX_WINDOW
 
-    def wake(self) -> None:
-        """Have those who wait to send look again whether they still should."""
-        with self.flow:
-            self._grown.notify_all()
+    def reserve(self, stream: StreamFlow, wanted: int, check: Callable[[], None]) -> int:
+        """Wait until the client accepts bytes; returns how many may be sent, at most ``wanted``.
 
-    # Answers -------------------------------------------------------------------------------------------------------
-
-    def transmit(self, stream: Stream, parts: Sequence[Part], size: int) -> None:
-        """Send messages, as fast as the client takes them. Raises Cancelled where it takes no more."""
-        out: list[Part] = []
-        if not stream.started:
-            out.append(http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER))
-            stream.started = True
-        waiting = deque(parts)
-        while True:
-            amount = self._reserve(stream, size)
-            self._cut(out, stream.id, waiting, amount)
-            self.send(out)
-            size -= amount
-            if not size:
-                return
-            out = []
-
-    def answer_at_once(
-        self, stream: Stream, parts: Sequence[Part], size: int, trailers: bytes, sending: Callable[[], object]
-    ) -> bool:
-        """Send a whole answer if the client takes it and nobody else is sending; whether that was so.
-
-        ``sending`` is called before the first byte goes.
+        ``check`` is called at first and at each `wake`; its exceptions end the wait.
         """
-        if not self._turn.acquire(blocking=False):
-            return False
-        try:
-            if not self._reserve_at_once(stream, size):
-                return False
-            out: list[Part] = [http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER)]
-            self._cut(out, stream.id, deque(parts), size)
-            out.append(http2.frame(http2.HEADERS, LAST, stream.id, trailers))
-            sending()
-            self._write(out)
-            return True
-        finally:
-            self._turn.release()
-            self.flush()
-
-    def _reserve(self, stream: Stream, wanted: int) -> int:
-        with self.flow:
+        with self._lock:
             while True:
-                stream.check()
-                amount = min(wanted, self._window, stream.window, _BURST)
+                check()
+                amount = min(wanted, self._send, stream.send, _BURST)
                 if amount > 0:
-                    self._window -= amount
-                    stream.window -= amount
+                    self._send -= amount
+                    stream.send -= amount
                     return amount
                 self._grown.wait()
 
-    def _reserve_at_once(self, stream: Stream, wanted: int) -> bool:
-        with self.flow:
-            if wanted > min(self._window, stream.window):
-                return False
-            self._window -= wanted
-            stream.window -= wanted
-        return True
+    def try_reserve(self, stream: StreamFlow, wanted: int, least: int) -> int:
+        """As `reserve`, without waiting: 0 if the client accepts fewer than ``least`` bytes now."""
+        with self._lock:
+            amount = min(wanted, self._send, stream.send)
+            if amount < least:
+                return 0
+            self._send -= amount
+            stream.send -= amount
+            return amount
 
-    def _cut(self, out: list[Part], number: int, parts: deque[Part], amount: int) -> None:
-        """Move ``amount`` bytes to ``out``, in frames that the client takes."""
-        largest = self._frame
-        while amount:
-            length = min(amount, largest)
-            amount -= length
-            out.append(http2.frame_head(length, http2.DATA, 0, number))
-            while length:
-                part = parts[0]
-                size = len(part)
-                if size <= length:
-                    out.append(part)
-                    parts.popleft()
-                    length -= size
-                else:
-                    view = memoryview(part)
-                    out.append(view[:length])
-                    parts[0] = view[length:]
-                    length = 0
+    def wake(self) -> None:
+        """Have all that wait in `reserve` call their checks."""
+        with self._lock:
+            self._grown.notify_all()
 
-    # Frames --------------------------------------------------------------------------------------------------------
+    # Receiving -----------------------------------------------------------------------------------------------------
 
-    def send(self, out: list[Part]) -> None:
-        """Send frames, waiting until others have sent theirs. Raises OSError where the client is gone."""
-        with self._turn:
-            self._write(out)
-        self.flush()
+    def receive(self, size: int) -> int:
+        """Count ``size`` bytes of DATA on the connection; returns the bytes to grant on the connection, or 0."""
+        self._owed += size
+        if self._owed < CONNECTION_WINDOW // 4:
+            return 0
+        owed, self._owed = self._owed, 0
+        return owed
 
-    def control(self, frame: bytes) -> None:
-        """Send a frame at once, or have whoever is sending do it. Raises OSError."""
-        self._pending.append(frame)
-        self.flush()
+    def receive_on(self, stream: StreamFlow, size: int, partial: int, queued: int) -> int:
+        """Count ``size`` bytes of DATA on a stream; returns the bytes to grant on the stream, or 0.
 
-    def note(self, frame: bytes) -> None:
-        """Have a frame sent with the next ones, or by `flush`. Raises ConnectionBroken where too many wait."""
-        self._pending.append(frame)
-        if len(self._pending) > _PENDING:
-            raise ConnectionBroken(http2.ENHANCE_YOUR_CALM, "a client that does not read")
-
-    def offer(self, frame: bytes) -> None:
-        """Send a frame if that waits for nothing, else with whatever is sent next. Raises nothing."""
-        self._pending.append(frame)
-        try:
-            ready = select.poll()
-            ready.register(self._socket, select.POLLOUT)
-            if ready.poll(0):
-                self.flush()
-        except (OSError, ValueError):  # the client is gone
-            pass
-
-    def part(self, frame: bytes, seconds: float) -> None:
-        """Send the last frame that is sent, unless the client makes no room for it within ``seconds``, twice at most.
-
-        Raises OSError, also where that is so.
+        The stream then has ``partial`` bytes of an unfinished message, and messages that cost ``queued`` bytes more
+        than before wait for the call. Raises ConnectionBroken beyond the window, Exhausted beyond the share of memory.
         """
-        self._pending.append(frame)
-        if self._turn.acquire(timeout=seconds):
-            try:
-                self._socket.settimeout(seconds)
-                self._write([])
-            finally:
-                self._turn.release()
+        with self._lock:
+            if stream.closed:
+                return 0
+            stream.owed += size
+            if stream.owed > WINDOW:
+                raise ConnectionBroken(FLOW_CONTROL_ERROR, "more bytes than the window of the stream")
+            self._held += partial - stream.partial + queued
+            stream.partial = partial
+            stream.queued += queued
+            if self._held > self._leased:
+                self._lease()
+            return self._grant(stream)
 
-    def flush(self) -> None:
-        """Send what was noted, or have whoever is sending do it. Raises OSError."""
-        while self._pending and self._turn.acquire(blocking=False):
-            try:
-                self._write([])
-            finally:
-                self._turn.release()
+    def take(self, stream: StreamFlow, cost: int) -> int:
+        """A call has taken a message of ``cost`` bytes; returns the bytes to grant on the stream, or 0."""
+        with self._lock:
+            cost = min(cost, stream.queued)  # a call that is over has none
+            stream.queued -= cost
+            self._release(cost)
+            return self._grant(stream)
 
-    def close(self) -> None:
-        """Close the socket, once nobody sends: nobody is to write to a number that somebody else has been given."""
-        with self._turn:
-            self._socket.close()
+    def _grant(self, stream: StreamFlow) -> int:
+        if stream.owed < WINDOW // 4 or stream.ended or stream.closed:
+            return 0
+        if stream.queued > (_WAITING if self._held < _SCARCE else 0):
+            return 0
+        owed, stream.owed = stream.owed, 0
+        return owed
 
-    def _write(self, out: list[Part]) -> None:
-        pending = self._pending
-        if pending:  # as one part: there may be more of them than a call of the system takes parts
-            first = bytearray()
-            while pending:
-                first += pending.popleft()
-            out = [bytes(first), *out]
-        if not out:
-            return
-        left = sum(map(len, out))
-        if self._tally is not None:
-            self._tally.bytes(left, 0)
-        sent = self._socket.sendmsg(out)
-        while sent < left:
-            left -= sent
-            at = 0
-            while sent >= len(out[at]):
-                sent -= len(out[at])
-                at += 1
-            out = [memoryview(out[at])[sent:], *out[at + 1 :]]
-            sent = self._socket.sendmsg(out)
+    def _lease(self) -> None:
+        wanted = -(-(self._held - self._leased) // _STEP) * _STEP
+        if not self._memory.acquire(wanted):
+            raise Exhausted(
+                f"requests of this client take {self._held} bytes of memory, which is its share",
+                hint="send fewer messages at once",
+            )
+        self._leased += wanted
+
+    def _release(self, amount: int) -> None:
+        self._held -= amount
+        spare = (self._leased - self._held) // _STEP * _STEP
+        if spare > _STEP:
+            self._leased -= spare
+            self._memory.release(spare)

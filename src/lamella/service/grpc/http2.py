@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 as gRPC over a unix socket needs it: frames (RFC 9113) and the header blocks of requests and answers.
+"""Frames of HTTP/2 (RFC 9113), and the header blocks of gRPC's requests and answers.
 
-Answers use no dynamic table, so that their headers are the same bytes each time. Requests of one client mostly have
-the headers of the one before; such a block, which changes no table, is looked up rather than decoded.
+Answers use no dynamic table, so that their headers are constant bytes. Consecutive requests of a client mostly have
+equal headers: a block of fully indexed fields, which changes no table, is looked up instead of decoded.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError
@@ -36,11 +38,13 @@ NO_ERROR: Final = 0
 PROTOCOL_ERROR: Final = 1
 INTERNAL_ERROR: Final = 2
 FLOW_CONTROL_ERROR: Final = 3
+STREAM_CLOSED: Final = 5
 FRAME_SIZE_ERROR: Final = 6
 REFUSED_STREAM: Final = 7
 COMPRESSION_ERROR: Final = 9
 ENHANCE_YOUR_CALM: Final = 11
 
+ENABLE_PUSH: Final = 2
 MAX_CONCURRENT_STREAMS: Final = 3
 INITIAL_WINDOW_SIZE: Final = 4
 MAX_FRAME_SIZE: Final = 5
@@ -50,13 +54,13 @@ DEFAULT_WINDOW: Final = 65535
 DEFAULT_FRAME: Final = 16384
 MAX_WINDOW: Final = (1 << 31) - 1
 MAX_BLOCK: Final = 64 << 10
-"""Bytes of a block of headers."""
+"""Bytes of a header block at most, before and after decoding."""
 
 _KNOWN: Final = 64
-"""Blocks that are looked up rather than decoded."""
+"""Header blocks kept for lookup."""
 
 HEAD: Final = struct.Struct(">HBBBI")
-"""Of a frame: its length (two fields), type, flags and stream."""
+"""Frame header: length (two fields), type, flags, stream."""
 
 HEAD_SIZE: Final = 9
 _NUMBER: Final = struct.Struct(">I")
@@ -64,7 +68,7 @@ _SETTING: Final = struct.Struct(">HI")
 
 
 class ConnectionBroken(Exception):
-    """The other side has broken the protocol, and nothing more can be understood."""
+    """A connection error (RFC 9113, section 5.4.1): the client has broken the protocol."""
 
     def __init__(self, code: int, problem: str) -> None:
         super().__init__(problem)
@@ -77,41 +81,41 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def frame_head(length: int, kind: int, flags: int, stream: int) -> bytes:
-    """The nine bytes before a payload."""
+    """A frame header."""
     return HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream)
 
 
 def window_update(stream: int, amount: int) -> bytes:
-    """The frame that lets the other side send ``amount`` more."""
+    """A WINDOW_UPDATE of ``amount`` bytes."""
     return frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(amount))
 
 
 def reset(stream: int, code: int) -> bytes:
-    """The frame that ends a stream at once."""
+    """A RST_STREAM."""
     return frame(RST_STREAM, 0, stream, _NUMBER.pack(code))
 
 
 def go_away(last: int, code: int, problem: str = "") -> bytes:
-    """The frame that says that streams after ``last`` are not served."""
+    """A GOAWAY: streams after ``last`` are not served."""
     return frame(GOAWAY, 0, 0, _NUMBER.pack(last) + _NUMBER.pack(code) + problem.encode()[:200])
 
 
 def settings(values: dict[int, int]) -> bytes:
-    """The frame that tells the other side what to keep to."""
+    """A SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(name, value) for name, value in values.items()))
 
 
 def parse_settings(payload: memoryview) -> list[tuple[int, int]]:
-    """Names and values. Raises ConnectionBroken."""
+    """Identifiers and values of a SETTINGS frame. Raises ConnectionBroken."""
     if len(payload) % _SETTING.size:
-        raise ConnectionBroken(FRAME_SIZE_ERROR, "settings of a wrong size")
+        raise ConnectionBroken(FRAME_SIZE_ERROR, f"settings of {len(payload)} bytes")
     return list(_SETTING.iter_unpack(payload))
 
 
 def number(payload: memoryview) -> int:
-    """The one number that a payload is. Raises ConnectionBroken."""
+    """The 32-bit integer that a payload consists of. Raises ConnectionBroken."""
     if len(payload) != _NUMBER.size:
-        raise ConnectionBroken(FRAME_SIZE_ERROR, "a frame of a wrong size")
+        raise ConnectionBroken(FRAME_SIZE_ERROR, f"{len(payload)} bytes in a frame of 4")
     found: int = _NUMBER.unpack(payload)[0]
     return found
 
@@ -121,39 +125,85 @@ def unpadded(flags: int, payload: memoryview) -> memoryview:
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
-        raise ConnectionBroken(PROTOCOL_ERROR, "more padding than frame")
+        raise ConnectionBroken(PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
+
+
+def without_priority(number: int, payload: memoryview) -> memoryview:
+    """The header block after the priority fields of stream ``number``. Raises ConnectionBroken."""
+    if len(payload) < 5:
+        raise ConnectionBroken(FRAME_SIZE_ERROR, "priority fields are cut short")
+    if int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == number:
+        raise ConnectionBroken(PROTOCOL_ERROR, f"stream {number} depends on itself")
+    return payload[5:]
 
 
 # Headers -----------------------------------------------------------------------------------------------------------
 
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_VALUE: Final = re.compile(r"(?:[^\x00\r\n \t](?:[^\x00\r\n]*[^\x00\r\n \t])?)?")
+_PSEUDO: Final = frozenset((":method", ":scheme", ":path", ":authority"))
+_FORBIDDEN: Final = frozenset(("connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"))
+
+
+Fields: TypeAlias = Sequence[tuple[str, str]]
+"""Names and values of headers, in their order."""
+
+
+def check_request(fields: Fields) -> None:
+    """Raise ConnectionBroken unless ``fields`` are the headers of a request (RFC 9113, section 8)."""
+    pseudo: dict[str, str] = {}
+    regular = []
+    for name, value in fields:
+        if not name.startswith(":"):
+            regular.append((name, value))
+        elif regular or name in pseudo or name not in _PSEUDO or not _VALUE.fullmatch(value):
+            raise ConnectionBroken(PROTOCOL_ERROR, f"the pseudo-header {name[:100]!r} is malformed")
+        else:
+            pseudo[name] = value
+    check_trailers(regular)
+    if not (pseudo.get(":path") and pseudo.get(":method") and pseudo.get(":scheme")):
+        raise ConnectionBroken(PROTOCOL_ERROR, "a pseudo-header is missing")
+
+
+def check_trailers(fields: Fields) -> None:
+    """Raise ConnectionBroken unless ``fields`` may be the trailers of a request."""
+    for name, value in fields:
+        if not _NAME.fullmatch(name) or name in _FORBIDDEN or (name == "te" and value.lower() != "trailers"):
+            raise ConnectionBroken(PROTOCOL_ERROR, f"the header {name[:100]!r} is not allowed")
+        if not _VALUE.fullmatch(value):
+            raise ConnectionBroken(PROTOCOL_ERROR, f"the header {name[:100]!r} has a malformed value")
+
 
 class HeaderBlocks:
-    """Reads the blocks of one connection, in the order in which they come."""
+    """Decodes the header blocks of one connection, in their order."""
 
     __slots__ = ("_decoder", "_known")
 
     def __init__(self) -> None:
         self._decoder = Decoder(max_header_list_size=MAX_BLOCK)
-        self._known: dict[bytes, dict[str, str]] = {}
+        self._known: dict[bytes, tuple[dict[str, str], Callable[[Fields], None] | None]] = {}
 
-    def read(self, block: bytes) -> dict[str, str]:
-        """The first value of each header; not to be changed. Raises ConnectionBroken."""
+    def read(self, block: bytes, check: Callable[[Fields], None] | None = None) -> dict[str, str]:
+        """The first value of each header, read-only. Raises ConnectionBroken, also by ``check``."""
         known = self._known.get(block)
-        if known is not None:
-            return known
-        headers: dict[str, str] = {}
+        if known is not None and known[1] is check:
+            return known[0]
         try:
-            for name, value in self._decoder.decode(block, raw=True):
-                headers.setdefault(_text(name), _text(value))
+            fields = [(_text(name), _text(value)) for name, value in self._decoder.decode(block, raw=True)]
         except HPACKError as problem:
             raise ConnectionBroken(COMPRESSION_ERROR, f"malformed headers: {problem}") from problem
-        if block and min(block) >= 0x80 and 0xFF not in block:  # indexed fields alone, of one byte each
-            if len(self._known) >= _KNOWN:  # a client that varies them
+        if check is not None:
+            check(fields)
+        headers: dict[str, str] = {}
+        for name, value in fields:
+            headers.setdefault(name, value)
+        if block and min(block) >= 0x80 and 0xFF not in block:  # fully indexed fields, of one byte each
+            if len(self._known) >= _KNOWN:  # a client that varies its headers
                 self._known.clear()
-            self._known[block] = headers
+            self._known[block] = headers, check
         else:
-            self._known.clear()  # their numbers have changed
+            self._known.clear()  # the dynamic table may have changed
         return headers
 
 
@@ -162,7 +212,7 @@ def _text(raw: bytes | str) -> str:
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
-    """A header that no table takes in (RFC 7541, 6.2.2)."""
+    """A header field without indexing (RFC 7541, section 6.2.2)."""
     return b"\x00" + _length(len(name)) + name + _length(len(value)) + value
 
 
@@ -186,7 +236,7 @@ _DONE: Final = _literal(b"grpc-status", b"0")
 
 
 def trailers(code: int, message: str) -> bytes:
-    """The block that ends an answer."""
+    """The header block of trailers."""
     if not code and not message:
         return _DONE
     block = _literal(b"grpc-status", str(code).encode())
@@ -194,7 +244,7 @@ def trailers(code: int, message: str) -> bytes:
 
 
 def _escaped(message: str) -> bytes:
-    """Text as gRPC writes it in a header: what is not printable ASCII, and the percent sign, by number."""
+    """Percent-encoded text of ``grpc-message``: all but printable ASCII, and the percent sign."""
     raw = message.encode("utf-8", "backslashreplace")
     if message.isascii() and message.isprintable() and "%" not in message:
         return raw

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What services are written against: a call, and the table of methods that a transport looks calls up in.
+"""Interface between services and the transport: calls, answers, and the table of methods.
 
 A service is an object with a method for each RPC, named as the RPC in lower case with underscores::
 
@@ -7,13 +7,15 @@ A service is an object with a method for each RPC, named as the RPC in lower cas
     def list(self, request: ListRequest, call: Call) -> Iterator[ListResponse]  # a stream of answers
     def write(self, requests: Iterator[WriteRequest], call: Call) -> Iterator[WriteResponse]
 
-It knows nothing of the transport: it raises errors by category, and an iterator of answers is closed when the client
-is gone. RPCs that it has no method for are UNIMPLEMENTED.
+It raises errors by category. A stream of answers is an iterator, which is closed when the client is gone, or an
+`AnswerQueue`, which takes no thread while it waits. RPCs without a method are UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -30,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Call(Cancellation):
-    """Who calls, and whether they still wait; `check` raises Cancelled when they do not."""
+    """A call of a client, cancelled when the client cancels it or is gone."""
 
     __slots__ = ("_goodbyes", "ending", "metadata")
 
@@ -39,12 +41,12 @@ class Call(Cancellation):
         self.metadata = metadata
         """The first value of each name."""
         self.ending = False
-        """No more requests come: the client has said so, or is gone."""
+        """No more requests arrive: the client has ended the stream, or is gone."""
         self._goodbyes: list[Callable[[], None]] = []
 
     @property
     def namespace(self) -> str:
-        """The namespace that the call is about, not checked. Raises Conflict where it names none."""
+        """The namespace that the call names, unchecked. Raises Conflict if it names none."""
         name = self.metadata.get(NAMESPACE, "")
         if not name:
             raise Conflict("namespace is required")
@@ -52,17 +54,17 @@ class Call(Cancellation):
 
     @property
     def lease(self) -> str | None:
-        """The lease that holds what the call makes."""
+        """The lease that holds the objects which the call creates."""
         return self.metadata.get(LEASE) or None
 
     def when_gone(self, goodbye: Callable[[], None]) -> None:
-        """Have ``goodbye`` called, in any thread, when the client cancels or goes; at once if it has."""
+        """Call ``goodbye``, in any thread, when the call is cancelled; at once if it is already."""
         self._goodbyes.append(goodbye)
         if self.cancelled:
             goodbye()
 
     def cancel(self) -> None:
-        """The client is gone, or takes no more. May be called again."""
+        """The client is gone, or accepts no more answers. Further calls do nothing."""
         if self.cancelled:
             return
         self.ending = True
@@ -72,9 +74,78 @@ class Call(Cancellation):
 
 
 class Encoded(Struct, frozen=True):
-    """An answer that is a message already: its bytes in parts, which are sent before the next one is asked for."""
+    """An encoded message, in parts, which are sent before the next answer is asked for: their buffers may be reused."""
 
     parts: tuple[bytes | memoryview, ...]
+
+
+class AnswerQueue:
+    """Answers of one call that other threads put in; the call takes no thread while it waits for them."""
+
+    def __init__(self, most: int | None = None, wanted: Callable[[Any], bool] | None = None) -> None:
+        """Beyond ``most`` queued answers the oldest are dropped. Answers that are not ``wanted`` are not sent."""
+        self._answers: deque[Any] = deque(maxlen=most)
+        self._wanted = wanted
+        self._lock = threading.Lock()
+        self._ready: Callable[[], None] | None = None
+        self._idle = False
+        self._ended = False
+
+    def put(self, answer: Any) -> None:
+        """Send ``answer`` after those before it. Waits for nothing; no effect after `end`."""
+        with self._lock:
+            if self._ended:
+                return
+            self._answers.append(answer)
+            ready = self._wake()
+        if ready is not None:
+            ready()
+
+    def end(self) -> None:
+        """End the call once the queued answers are sent."""
+        with self._lock:
+            self._ended = True
+            ready = self._wake()
+        if ready is not None:
+            ready()
+
+    # For the transport ---------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether no answer is queued and none follows."""
+        return self._ended and not self._answers
+
+    def attach(self, ready: Callable[[], None]) -> None:
+        """Call ``ready`` when there may be answers to `take`, or the queue has ended; at once if so already."""
+        with self._lock:
+            self._ready = ready
+            self._idle = not self._answers and not self._ended
+            waiting = self._idle
+        if not waiting:
+            ready()
+
+    def detach(self) -> None:
+        """The call is over: drop all answers."""
+        with self._lock:
+            self._ready = None
+            self._ended = True
+            self._answers.clear()
+
+    def take(self) -> Any | None:
+        """The next answer. None if there is none now: then ``ready`` is called for the next one."""
+        while True:
+            with self._lock:
+                if not self._answers:
+                    self._idle = True
+                    return None
+                answer = self._answers.popleft()
+            if self._wanted is None or self._wanted(answer):
+                return answer
+
+    def _wake(self) -> Callable[[], None] | None:
+        idle, self._idle = self._idle, False
+        return self._ready if idle else None
 
 
 class Method(Struct, frozen=True):
@@ -87,7 +158,7 @@ class Method(Struct, frozen=True):
     takes_many: bool
     gives_many: bool
     quick: Callable[[Any], bool] | None
-    """Which requests are answered without waiting for anything, so that they need no thread of their own."""
+    """Which requests are answered without blocking, so that the thread that reads answers them."""
 
     def request(self, data: bytes) -> Any:
         """The request that ``data`` encodes. Raises InvalidInput."""
@@ -98,7 +169,7 @@ class Method(Struct, frozen=True):
 
 
 def quick(when: Callable[[Any], bool] | None = None) -> Callable[[F], F]:
-    """Mark a method that waits for nothing but memory and short reads of the database, or does so ``when`` it holds."""
+    """Mark a method that does not block beyond short reads of the database, for all requests or ``when`` it holds."""
 
     def mark(function: F) -> F:
         function.quick = when or _always  # type: ignore[attr-defined]
@@ -112,7 +183,7 @@ def _always(request: Any) -> bool:  # noqa: ARG001
 
 
 def methods(file: FileDescriptor, service: object, *, name: str = "") -> dict[str, Method]:
-    """The methods of ``service``, by path, for the one service that ``file`` describes.
+    """The methods of ``service``, by path, for the only service that ``file`` describes.
 
     ``name`` replaces the service's full name in the paths.
     """
@@ -131,7 +202,7 @@ def methods(file: FileDescriptor, service: object, *, name: str = "") -> dict[st
 
 
 def only(requests: Iterator[Any]) -> Any:
-    """The first of ``requests``. Raises InvalidInput where there is none."""
+    """The first of ``requests``. Raises InvalidInput if there is none."""
     for request in requests:
         return request
     raise InvalidInput("the stream has ended before its first message")

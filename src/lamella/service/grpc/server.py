@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server on unix sockets: takes connections, and ends them in order."""
+"""The server: accepts connections on unix sockets, and ends them in order."""
 
 from __future__ import annotations
 
@@ -19,34 +19,43 @@ from typing import Final
 
 from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.service.grpc.connection import Connection
-from lamella.service.grpc.counters import Tally
+from lamella.service.grpc.counters import Counters
+from lamella.service.grpc.flow import MAX_HELD
+from lamella.service.grpc.quota import SharedLimit
 from lamella.service.grpc.rpc import Method
-from lamella.service.grpc.thread_pool import Workers
+from lamella.service.grpc.thread_pool import MAX_THREADS, ThreadPool
 
 LOG = logging.getLogger("lamella.service")
 
 MODE: Final = 0o660
 GRACE: Final = 10.0
-"""Seconds that calls which are under way have to come to their end."""
+"""Seconds that calls under way have to end after `stop`."""
 
 _END: Final = 1.0
-"""Seconds that threads have to come to their end."""
+"""Seconds that threads have to end."""
 
 _LONGEST: Final = 107
-"""Bytes of the path of a socket."""
+"""Bytes of a socket's path at most (unix(7))."""
 
 _BUFFER: Final = 4 << 20
-_RINGS: Final = 4096
+"""Send buffer of a connection, in bytes."""
+
+_WAKE_UPS: Final = 4096
+"""Bytes that are read at once from the socket that wakes `run`."""
+
 _BACKLOG: Final = 128
 
 
 class Server:
     """Serves methods on sockets until `stop` is called."""
 
-    def __init__(self, tally: Tally | None = None) -> None:
-        """``tally`` counts what is done, where somebody wants to know."""
-        self.tally = tally
-        self._workers = Workers()
+    def __init__(
+        self, counters: Counters | None = None, *, max_held: int = MAX_HELD, max_threads: int = MAX_THREADS
+    ) -> None:
+        """``max_held`` limits the bytes of requests in memory."""
+        self.counters = counters
+        self._pool = ThreadPool(max_threads)
+        self.memory = SharedLimit(max_held)
         self._selector = selectors.DefaultSelector()
         self._bell, self._waker = socket.socketpair()
         self._bell.setblocking(False)
@@ -59,18 +68,18 @@ class Server:
         self._once = False
 
     def serve(self, listener: socket.socket, methods: Mapping[str, Method]) -> None:
-        """Take connections from ``listener``, which listens, as soon as `run` is called."""
+        """Accept connections from ``listener``, a listening socket, as soon as `run` is called."""
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, methods)
 
     @property
     def connections(self) -> int:
-        """How many clients there are."""
+        """Open connections."""
         return len(self._connections)
 
     @property
     def calls(self) -> int:
-        """How many calls are under way."""
+        """Calls under way."""
         with self._lock:
             return sum(connection.calls for connection in self._connections)
 
@@ -85,8 +94,8 @@ class Server:
     ) -> None:
         """Serve until `stop` is called, and then until the calls under way are done, ``grace`` seconds at most.
 
-        With ``once`` the end comes by itself, when the last of the clients that came has gone. ``beat`` is called
-        ``every`` so many seconds or sooner, ``leaving`` once when the end has come: to end calls that would not.
+        With ``once`` it also stops when the last of its clients has gone. ``beat`` is called at least ``every`` so many
+        seconds. ``leaving`` is called once when stopping begins, to end calls of unlimited duration.
         """
         self._once = once
         while not self._stopping:
@@ -94,7 +103,7 @@ class Server:
                 if key.data is not None and isinstance(key.fileobj, socket.socket):
                     self._accept(key.fileobj, key.data)
                 else:
-                    self._bell.recv(_RINGS)
+                    self._bell.recv(_WAKE_UPS)
             if beat is not None:
                 beat()
         if leaving is not None:
@@ -107,11 +116,11 @@ class Server:
         self._waker.close()
 
     def waker(self) -> socket.socket:
-        """What a byte can be sent to, without waiting, to have `run` look around. Close it."""
+        """A socket, to be closed by the caller: a byte sent to it wakes `run`."""
         return self._waker.dup()
 
     def stop(self) -> None:
-        """Have `run` come to its end. From any thread, and from a signal's handler."""
+        """End `run`, from any thread or a signal handler."""
         self._stopping = True
         try:
             self._waker.send(b"\0")
@@ -126,14 +135,14 @@ class Server:
         except OSError as problem:
             if problem.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED):
                 raise
-            LOG.error("a client could not be let in: %s", problem)
-            time.sleep(0.1)  # it keeps knocking
+            LOG.error("a connection cannot be accepted: %s", problem)
+            time.sleep(0.1)  # the connection stays ready to be accepted
             return
         peer.setblocking(True)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        connection = Connection(peer, methods, self._workers, self.tally)
-        if self.tally is not None:
-            self.tally.connection()
+        connection = Connection(peer, methods, self._pool, self.memory, self.counters)
+        if self.counters is not None:
+            self.counters.connection()
         thread = threading.Thread(target=self._attend, args=(connection,), name="connection", daemon=True)
         with self._lock:
             self._connections.add(connection)
@@ -141,7 +150,7 @@ class Server:
         try:
             thread.start()
         except RuntimeError as problem:  # the system has no more threads
-            LOG.error("a client could not be let in: %s", problem)
+            LOG.error("a connection cannot be accepted: %s", problem)
             with self._lock:
                 self._connections.discard(connection)
                 self._threads.discard(thread)
@@ -167,21 +176,21 @@ class Server:
         end = time.monotonic() + grace
         while any(connection.busy for connection in connections) and time.monotonic() < end:
             time.sleep(0.01)
-        # A client that reads nothing must not keep the others from being told, nor the end from coming.
+        # In threads: a client that does not read blocks neither the others nor the end.
         goodbyes = []
         for connection in connections:
             goodbye = threading.Thread(target=connection.cancel, daemon=True)
             try:
                 goodbye.start()
             except RuntimeError as problem:  # the system has no more threads; closing ends its calls all the same
-                LOG.error("a client is left without a word: %s", problem)
+                LOG.error("calls end without a status: %s", problem)
                 continue
             goodbyes.append(goodbye)
         _join(goodbyes)
         for connection in connections:
             connection.close()
         _join(threads)
-        self._workers.wait(_END)
+        self._pool.wait(_END)
 
 
 def _join(threads: Iterable[threading.Thread]) -> None:
@@ -192,13 +201,13 @@ def _join(threads: Iterable[threading.Thread]) -> None:
 
 @contextmanager
 def listening(address: str | os.PathLike[str], mode: int = MODE) -> Iterator[socket.socket]:
-    """A socket that listens at ``address`` while the block lasts, in place of one that nobody answers at.
+    """Listen on a unix socket at ``address`` while the block lasts; a socket without a server is replaced.
 
-    Raises Conflict where somebody answers there, or where it is no socket; InvalidInput, Denied.
+    Raises Conflict (a server answers there, or the path is no socket), InvalidInput, Denied.
     """
     path = Path(os.path.abspath(address))
     if len(os.fsencode(path)) > _LONGEST:
-        raise InvalidInput(f"the address {str(path)!r} has more than {_LONGEST} bytes", hint="name a shorter path")
+        raise InvalidInput(f"the address {str(path)!r} is longer than {_LONGEST} bytes", hint="name a shorter path")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -213,9 +222,9 @@ def listening(address: str | os.PathLike[str], mode: int = MODE) -> Iterator[soc
 
 
 def _bind(listener: socket.socket, path: Path, directory: int, mode: int) -> os.stat_result:
-    """Have ``listener`` listen at ``path`` in the open ``directory``, which is closed."""
+    """Bind ``listener`` to ``path`` in the open ``directory``, and close the directory."""
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)  # nobody else is to look and replace meanwhile
+        fcntl.flock(directory, fcntl.LOCK_EX)  # one process at a time probes and replaces
         _clear(path)
         before = os.umask(0o777 & ~mode)
         try:
@@ -231,13 +240,13 @@ def _bind(listener: socket.socket, path: Path, directory: int, mode: int) -> os.
 
 
 def _clear(path: Path) -> None:
-    """Make room for a socket. Raises Conflict."""
+    """Remove a socket without a server. Raises Conflict."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise Conflict(f"{str(path)!r} is there, and it is no socket", hint="name another address, or remove it")
+        raise Conflict(f"{str(path)!r} exists and is not a socket", hint="name another address, or remove it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(5)
         try:
@@ -245,9 +254,9 @@ def _clear(path: Path) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             path.unlink(missing_ok=True)
             return
-        except (BlockingIOError, TimeoutError):  # it listens, and is busy
+        except (BlockingIOError, TimeoutError):  # a busy server
             pass
-    raise Conflict(f"a server answers at {str(path)!r} already", hint="stop it, or name another address")
+    raise Conflict(f"a server already answers at {str(path)!r}", hint="stop it, or name another address")
 
 
 def _remove(path: Path, ours: os.stat_result) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads for calls: as many as there are calls, since those that last may wait for each other."""
+"""Threads for calls: one for each call that runs, since calls that last may wait for each other."""
 
 from __future__ import annotations
 
@@ -7,69 +7,62 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, TypeAlias
 
 from lamella.errors import Exhausted
+from lamella.service.grpc.quota import Quota, SharedLimit
 
 MAX_THREADS: Final = 2000
+"""Threads for calls, of all connections."""
+
 _IDLE: Final = 20.0
-"""Seconds that a thread waits for further work."""
+"""Seconds that a thread waits for further work before it ends."""
+
+_Job: TypeAlias = tuple[Callable[[], None], Quota]
 
 
-class Workers:
-    """Runs each piece of work at once, in a thread that has none or in a new one."""
+class ThreadPool:
+    """Runs each job at once, in an idle thread or a new one."""
 
-    def __init__(self, most: int = MAX_THREADS) -> None:
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    def __init__(self, most: int) -> None:
+        self.limit = SharedLimit(most)
+        """The threads at work; each connection has a `Quota` of it."""
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._idle = threading.Semaphore(0)
-        self._lock = threading.Lock()
-        self._count = 0
-        self._running = 0
-        self._most = most
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Have ``work`` done, which raises nothing. Raises Exhausted where there are too many threads."""
-        with self._lock:
-            self._running += 1
+    def run(self, work: Callable[[], None], quota: Quota, *, force: bool = False) -> None:
+        """Run ``work``, which raises nothing. Raises Exhausted beyond the quota, unless by ``force``."""
+        if not quota.acquire(1, force=force):
+            raise Exhausted(f"{quota.used} calls of this client are under way, which is its share of threads")
         if self._idle.acquire(blocking=False):
-            self._work.put(work)
+            self._jobs.put((work, quota))
             return
-        with self._lock:
-            if self._count >= self._most:
-                self._running -= 1
-                raise Exhausted(f"{self._count} calls are under way, and that is the limit")
-            self._count += 1
         try:
-            threading.Thread(target=self._each, args=(work,), name="call", daemon=True).start()
+            # In a list, for a thread keeps its arguments, and with them a request, until it ends.
+            threading.Thread(target=self._serve, args=([(work, quota)],), name="call", daemon=True).start()
         except RuntimeError as problem:  # the system has no more threads
-            with self._lock:
-                self._count -= 1
-                self._running -= 1
+            quota.release(1)
             raise Exhausted(f"no thread for the call: {problem}") from problem
 
     def wait(self, seconds: float) -> bool:
-        """Whether all that runs came to its end within ``seconds``."""
+        """Wait until no job runs, at most ``seconds``; returns whether none does."""
         end = time.monotonic() + seconds
-        while self._running:
+        while self.limit.used:
             if time.monotonic() > end:
                 return False
             time.sleep(0.005)
         return True
 
-    def _each(self, work: Callable[[], None]) -> None:
-        try:
-            while True:
-                work()
-                with self._lock:
-                    self._running -= 1
-                del work  # what it refers to is not to live until the next one comes
-                self._idle.release()
-                try:
-                    work = self._work.get(timeout=_IDLE)
-                except Empty:
-                    if self._idle.acquire(blocking=False):
-                        return
-                    work = self._work.get()  # somebody counts on this thread
-        finally:
-            with self._lock:
-                self._count -= 1
+    def _serve(self, first: list[_Job]) -> None:
+        work, quota = first.pop()
+        while True:
+            work()
+            quota.release(1)
+            del work, quota  # an idle thread keeps no request alive
+            self._idle.release()
+            try:
+                work, quota = self._jobs.get(timeout=_IDLE)
+            except Empty:
+                if self._idle.acquire(blocking=False):
+                    return
+                work, quota = self._jobs.get()  # `run` counts on this thread

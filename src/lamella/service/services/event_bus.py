@@ -1,100 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events: what has happened, told to whoever subscribes while it happens. Nothing is kept for later."""
+"""Event bus: passes events to the subscribers of the moment. Nothing is kept for later ones."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Final
 
 from google.protobuf.message import Message
 
 from lamella.protocol.proto.types_pb2 import Envelope
 from lamella.protocol.wire import packed, timestamp
-from lamella.service.grpc.rpc import Call
+from lamella.service.grpc.rpc import AnswerQueue, Call
 
 MAX_WAITING: Final = 10_000
-"""Events that a subscriber may be behind; the oldest are dropped beyond that."""
+"""Events that may wait for a subscriber; beyond that the oldest are dropped."""
 
 
 class Bus:
-    """Hands events on to subscribers."""
+    """Publishes events to subscribers. Safe for use by several threads."""
 
     def __init__(self) -> None:
-        self._subscribers: set[_Subscriber] = set()
+        self._subscribers: set[AnswerQueue] = set()
         self._lock = threading.Lock()
         self._closed = False
 
     @property
     def subscribers(self) -> int:
-        """How many listen."""
+        """Number of subscribers."""
         return len(self._subscribers)
 
     def publish(self, namespace: str, topic: str, event: Message) -> None:
-        """Tell of ``event``, which has just happened in ``namespace``."""
+        """Publish an event that has just happened in ``namespace``."""
         if self._subscribers:
             now = timestamp(time.time_ns())
             self.forward(Envelope(timestamp=now, namespace=namespace, topic=topic, event=packed(event)))
 
     def forward(self, envelope: Envelope) -> None:
-        """Tell of an event as somebody else has told it."""
+        """Publish an event as another publisher has made it."""
         with self._lock:
             subscribers = tuple(self._subscribers)
         for subscriber in subscribers:
             subscriber.put(envelope)
 
-    def subscribe(self, call: Call) -> Iterator[Envelope]:
-        """What happens from now on, until the client goes or the bus is closed."""
-        subscriber = _Subscriber()
+    def subscribe(self, call: Call, wanted: Callable[[Envelope], bool] | None = None) -> AnswerQueue:
+        """The events that are ``wanted``, from now on until the client goes or the bus is closed."""
+        subscriber = AnswerQueue(MAX_WAITING, wanted)
         with self._lock:
             if self._closed:
-                return iter(())
+                subscriber.end()
+                return subscriber
             self._subscribers.add(subscriber)
-        call.when_gone(subscriber.end)
-        return self._each(subscriber)
+        call.when_gone(lambda: self._unsubscribe(subscriber))
+        return subscriber
 
     def close(self) -> None:
-        """End all subscriptions."""
+        """End all subscriptions, once their waiting events are sent."""
         with self._lock:
             self._closed = True
-            subscribers = tuple(self._subscribers)
+            subscribers, self._subscribers = self._subscribers, set()
         for subscriber in subscribers:
             subscriber.end()
 
-    def _each(self, subscriber: _Subscriber) -> Iterator[Envelope]:
-        try:
-            yield from subscriber
-        finally:
-            with self._lock:
-                self._subscribers.discard(subscriber)
-
-
-class _Subscriber:
-    """A queue that never blocks whoever puts something in."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Envelope] = deque(maxlen=MAX_WAITING)
-        self._changed = threading.Condition()
-        self._ended = False
-
-    def put(self, envelope: Envelope) -> None:
-        with self._changed:
-            self._waiting.append(envelope)
-            self._changed.notify()
-
-    def end(self) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-
-    def __iter__(self) -> Iterator[Envelope]:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._ended:
-                    self._changed.wait()
-                if not self._waiting:
-                    return
-                envelope = self._waiting.popleft()
-            yield envelope
+    def _unsubscribe(self, subscriber: AnswerQueue) -> None:
+        with self._lock:
+            self._subscribers.discard(subscriber)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Events service: what happens in the store, and what clients tell each other."""
+"""The Events service: events of the store, and those that clients publish."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.any_pb2 import Any
@@ -19,7 +19,7 @@ from lamella.errors import InvalidInput
 from lamella.protocol.proto import events_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Envelope
 from lamella.protocol.wire import timestamp, type_name
-from lamella.service.grpc.rpc import Call
+from lamella.service.grpc.rpc import AnswerQueue, Call, quick
 from lamella.store.metadata.filters import Path, parse_filters
 from lamella.store.metadata.labels import MAX_NAMESPACE, check_namespace
 
@@ -30,13 +30,13 @@ _NAME: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 
 class Events:
-    """Events go to those who listen, and are kept nowhere."""
+    """Publishes and subscribes; no event is stored."""
 
     def __init__(self, shared: ServedStore) -> None:
         self._bus = shared.bus
 
     def publish(self, request: pb.PublishRequest, call: Call) -> Empty:
-        """Tell of an event in the call's namespace."""
+        """Publish an event in the call's namespace."""
         namespace = check_namespace(call.namespace)
         _check_topic(request.topic)
         now = timestamp(time.time_ns())
@@ -44,22 +44,22 @@ class Events:
         return Empty()
 
     def forward(self, request: pb.ForwardRequest, call: Call) -> Empty:  # noqa: ARG002
-        """Tell of an event of somebody else's."""
+        """Publish an event of another publisher."""
         envelope = request.envelope
         check_namespace(envelope.namespace)
         _check_topic(envelope.topic)
         if not envelope.HasField("timestamp"):
-            raise InvalidInput("an event without a time")
+            raise InvalidInput("an event without a timestamp")
         self._bus.forward(envelope)
         return Empty()
 
-    def subscribe(self, request: pb.SubscribeRequest, call: Call) -> Iterator[Envelope]:
-        """The events of all namespaces that pass, from now on, until the client goes."""
-        wanted = parse_filters(tuple(request.filters))
-        envelopes = self._bus.subscribe(call)
-        if wanted.everything:
-            return envelopes
-        return (envelope for envelope in envelopes if wanted.matches(_fields(envelope)))
+    @quick()
+    def subscribe(self, request: pb.SubscribeRequest, call: Call) -> AnswerQueue:
+        """The events of all namespaces that pass the filters, from now on until the client goes."""
+        filters = parse_filters(tuple(request.filters))
+        if filters.everything:
+            return self._bus.subscribe(call)
+        return self._bus.subscribe(call, lambda envelope: filters.matches(_fields(envelope)))
 
 
 def _check_topic(topic: str) -> None:
@@ -72,7 +72,7 @@ def _check_topic(topic: str) -> None:
 
 
 def _fields(envelope: Envelope) -> Callable[[Path], str | None]:
-    """The fields of an event that filters know."""
+    """Looks up the fields of an event that filters may name."""
 
     def look(path: Path) -> str | None:
         match path:
@@ -89,7 +89,7 @@ def _fields(envelope: Envelope) -> Callable[[Path], str | None]:
 
 
 def _inside(event: Any, path: Path) -> str | None:
-    """A field of the event itself, where its type is known and the field is text or a label."""
+    """A field inside an event of a known type, if it is a string or a label."""
     try:
         described = Default().FindMessageTypeByName(type_name(event))
         message: Message = GetMessageClass(described).FromString(event.value)

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from tests.unit.service.serving import running
 
 from lamella.service.grpc import http2
-from lamella.service.grpc.flow import Sender
 from lamella.service.grpc.rpc import Call, Encoded, Method
+from lamella.service.grpc.send import Sender
 from lamella.service.grpc.status import Code
 
 ECHO = "/test/Echo"

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import threading
 from itertools import islice
 
 import pytest
 
 from lamella.errors import InvalidInput
 from lamella.service.grpc import http2
+from lamella.service.grpc.flow import WINDOW, FlowControl
+from lamella.service.grpc.quota import Quota, SharedLimit
 from lamella.service.grpc.rpc import Method
-from lamella.service.grpc.stream import WINDOW, Stream
+from lamella.service.grpc.stream import Stream
 
 FRAME = 16_000
 
@@ -20,10 +21,10 @@ def stream(granted: list[int], *, takes_many: bool = True) -> Stream:
     """A call, and what its client is allowed to send besides what it may at first."""
     method = Method("/test/Many", lambda requests, call: None, bytes, takes_many, False, None)
 
-    def more(frame: bytes) -> None:
+    def send(frame: bytes) -> None:
         granted.append(http2.number(memoryview(frame)[http2.HEAD_SIZE :]))
 
-    return Stream(1, method, {}, WINDOW, threading.Lock(), more=more, wake=lambda: None)
+    return Stream(1, method, {}, FlowControl(Quota(SharedLimit(1 << 30))), send)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3])
