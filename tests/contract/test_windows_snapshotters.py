@@ -249,7 +249,7 @@ class TestBlockImagesOfSnapshots:
         # It is made once.
         snapshots.view("look", "2")
         assert len(stub.calls) == 6
-        with pytest.raises(Unsupported, match="only Windows can look into block images"):
+        with pytest.raises(Unsupported, match="only Windows can read block images"):
             snapshots.tree("look")
 
     def test_cannot_be_on_another_host(self, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lamella.operations.store.rediff import Rediff
 from lamella.paths import LayerPath
 from lamella.store.check.check import check
 from lamella.store.gc.collect import collect
-from lamella.store.gc.labels import CONTENT, REF_SNAPSHOT, needed
+from lamella.store.gc.labels import CONTENT, REF_SNAPSHOT, forward_references
 from lamella.store.store import LocalNamespace, Store
 from lamella.testing.images import small_image, tagged, write_layout
 
@@ -149,7 +149,7 @@ def needed_by_images(space: LocalNamespace) -> tuple[set[str], set[tuple[str, st
         if digest in blobs:
             continue
         blobs.add(digest)
-        for label, (kind, key) in needed(space.content.info(digest).labels):
+        for label, (kind, key) in forward_references(space.content.info(digest).labels):
             if kind == CONTENT:
                 todo.append(Digest(key))
             elif label.startswith(REF_SNAPSHOT):

@@ -16,7 +16,7 @@ from hypothesis.strategies import SearchStrategy
 
 from lamella.store.database import Database
 from lamella.store.gc.labels import Node
-from lamella.store.gc.mark import chain, mark, picture
+from lamella.store.gc.mark import mark, read_graph, reference_chain
 
 NOW = 1_800_000_000_000_000_000
 PAST, NEVER, FUTURE = "2020-01-01T00:00:00Z", "in a while", "2100-01-01T00:00:00+01:00"
@@ -194,12 +194,12 @@ def database() -> Iterator[Database]:
 def test_what_is_needed_stays_and_nothing_else(database: Database, world: World) -> None:
     write(world, database)
     with database.read() as connection:
-        found = picture(connection, "space", NOW)
+        found = read_graph(connection, "space", NOW)
     assert set(world) == set(found.sizes)
     alive = mark(found)
     assert model(world) == set(alive) & set(world)
     for node in alive:
-        way = chain(alive, node)
+        way = reference_chain(alive, node)
         assert node == way[0][0]
         assert way[-1][1].by is None
         assert len(way) == len({at for at, _ in way})
@@ -216,7 +216,7 @@ def test_a_flat_lease_holds_the_target_of_an_image_and_not_what_its_labels_name(
     }
     write(world, database)
     with database.read() as connection:
-        alive = set(mark(picture(connection, "space", NOW)))
+        alive = set(mark(read_graph(connection, "space", NOW)))
     assert {image, target, lease} == alive == model(world)
 
 
@@ -229,5 +229,5 @@ def test_what_names_a_living_object_as_its_keeper_stays_with_it(database: Databa
     }
     write(world, database)
     with database.read() as connection:
-        alive = set(mark(picture(connection, "space", NOW))) & set(world)
+        alive = set(mark(read_graph(connection, "space", NOW))) & set(world)
     assert {keeper, kept} == alive == model(world)

@@ -106,9 +106,9 @@ class Collector:
 
     def _collect(self) -> None:
         done = collect(self._store)
-        if done.gone:
+        if done.removed:
             LOG.info("collected %s", ", ".join(f"{count} {kind}" for kind, count in done.counts.items()))
-        for one in done.gone:
+        for one in done.removed:
             if one.type == IMAGES:
                 self._bus.publish(one.namespace, "/images/delete", ImageDelete(name=one.id))
             elif one.type.startswith(SNAPSHOTS):

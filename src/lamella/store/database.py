@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store's metadata: one SQLite file, one writer at a time, and every change whole or not at all.
+"""The store's database: one SQLite file, one writer at a time, atomic transactions.
 
-Times are in nanoseconds since the Unix epoch, labels are JSON objects. Files come before the rows that name them, and
-rows go before the files they named; files are put in place and taken away only inside `Database.write`, so that the
-two cannot cross.
+Times are in nanoseconds since the Unix epoch; labels are JSON objects. A file exists before the row that names it, and
+is removed after the row. Files are renamed into place and to the trash only inside `Database.write`, so that a writer
+and a sweep exclude each other.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from lamella.errors import (
 from lamella.store.disk_layout import folders_with_files, spend_reserve
 
 VERSION: Final = 1
-"""Of the schema. A store of a higher one is refused, a store of a lower one is brought up to it."""
+"""Version of the schema. A higher version is refused, a lower one is migrated."""
 
-PATIENCE: Final = 120.0
-"""Seconds to wait for somebody else's change."""
+BUSY_TIMEOUT: Final = 120.0
+"""Seconds to wait for the transactions of other writers."""
 
-_KEPT: Final = 4
-"""Connections that are kept open while nobody uses them."""
+_MAX_IDLE: Final = 4
+"""Idle connections that are kept open."""
 
-_LATER: Final = "somebody else is changing the store; try again later"
+_HINT: Final = "another process is changing the store; try again later"
 
-_FIRST: Final = """
+_SCHEMA: Final = """
 CREATE TABLE namespace (
     name TEXT PRIMARY KEY,
     labels TEXT NOT NULL DEFAULT '{}'
@@ -116,23 +116,23 @@ CREATE TABLE snapshot (
 CREATE INDEX snapshot_by_parent ON snapshot (parent);
 """
 
-_STEPS: Final = (_FIRST,)
-"""The change that leads to each version from the one before it."""
+_STEPS: Final = (_SCHEMA,)
+"""The statements that lead to each version from the one before it."""
 
 
 class Database:
-    """The file, with as many connections as threads are at work on it at the same time."""
+    """The database file, with one connection for each concurrent transaction."""
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
-        """Open the file at ``path``, made where it is missing, and bring its schema up to date.
+        """Open the file at ``path``, make it if it is missing, and migrate its schema.
 
         Raises NotFound (missing, and ``readonly``), Denied, Exhausted, Integrity, Unsupported (a newer schema).
         """
         self._path = path
         self._readonly = readonly
         self._local = threading.local()
-        self._all: WeakSet[_Held] = WeakSet()
-        self._idle: deque[_Held] = deque()
+        self._all: WeakSet[_PooledConnection] = WeakSet()
+        self._idle: deque[_PooledConnection] = deque()
         self._turn = threading.Lock()
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -142,17 +142,17 @@ class Database:
         try:
             self._migrate()
         except BaseException:
-            self.close()  # whoever holds the error would hold the file open
+            self.close()  # the exception's traceback would keep the file open
             raise
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """One unchanging picture of the store, as long as the block lasts; inside `write`, that change's own."""
-        around = self._around()
-        if around is not None:
-            yield around
+        """Run a read transaction; inside `write`, use that transaction."""
+        current = self._current()
+        if current is not None:
+            yield current
             return
-        with self._lent() as connection, _told(self._path):
+        with self._connection() as connection, _translate_errors(self._path):
             connection.execute("BEGIN")
             try:
                 yield connection
@@ -161,19 +161,19 @@ class Database:
 
     @contextmanager
     def write(self, *, durable: bool = True, frees: bool = False) -> Iterator[sqlite3.Connection]:
-        """One change, which nobody else's crosses. It is on the disk when the block ends; an exception undoes it.
+        """Run a write transaction. It is durable at the end of the block; an exception rolls it back.
 
-        A change that is not ``durable`` may be lost with power, and never alone: all that came after it goes too.
-        One that ``frees`` space is given some where there is none, for a change of the database takes some first.
-        Not to be nested. Raises Unavailable where somebody else's does not come to an end, Exhausted, Denied.
+        One that is not ``durable`` may be lost with power, together with all later ones. One that ``frees`` space may
+        use the disk reserve, since it takes space in the database first. Must not be nested. Raises Unavailable
+        (another writer does not finish), Exhausted, Denied.
         """
         if self._readonly:
             raise Denied(f"the store {str(self._path.parent)!r} is open for reading only")
-        if self._around() is not None:
-            raise RuntimeError("a change of the store within another")
+        if self._current() is not None:
+            raise RuntimeError("nested write transactions")
         if frees:
             spend_reserve(self._path.parent)
-        with self._in_turn(), self._lent() as connection, _told(self._path):
+        with self._write_turn(), self._connection() as connection, _translate_errors(self._path):
             if not durable:
                 connection.execute("PRAGMA synchronous = NORMAL")
             try:
@@ -189,54 +189,55 @@ class Database:
                     connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
-        """Close all connections, those that other threads are at work with when they are done. May be called again."""
+        """Close idle connections now, those in use after their transactions. May be called again."""
         with self._lock:
             self._closed = True
             while self._idle:
                 self._idle.pop().close()
 
-    def _around(self) -> sqlite3.Connection | None:
-        """The connection of the block that this thread is in, if it is in one."""
+    def _current(self) -> sqlite3.Connection | None:
+        """Return the connection of this thread's current transaction; None outside of one."""
         block: _Block | None = getattr(self._local, "block", None)
-        held = None if block is None else block.held
-        return None if held is None or held.process != os.getpid() else held.connection
+        pooled = None if block is None else block.pooled
+        return None if pooled is None or pooled.process != os.getpid() else pooled.connection
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        """One change of this process after the other, so that only processes have to ask the file again and again."""
-        self._see_to_it()
+    def _write_turn(self) -> Iterator[None]:
+        """Serialise the writers of this process; only other processes make SQLite poll the file."""
+        self._check_open()
         turn = self._turn
-        if not turn.acquire(timeout=PATIENCE):
-            raise Unavailable(f"the store's database {str(self._path)!r} is being changed", hint=_LATER)
+        if not turn.acquire(timeout=BUSY_TIMEOUT):
+            raise Unavailable(f"the store's database {str(self._path)!r} is being changed", hint=_HINT)
         try:
             yield
         finally:
             turn.release()
 
     @contextmanager
-    def _lent(self) -> Iterator[sqlite3.Connection]:
-        """A connection that is this thread's as long as the block lasts."""
-        self._see_to_it()
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Take an idle connection, or open one, for this thread."""
+        self._check_open()
         try:
-            held = self._idle.pop()  # what was used last has the most in its caches
+            pooled = self._idle.pop()  # the most recently used one has the fullest caches
         except IndexError:
-            held = self._connect()
-        block = self._local.block = _Block(held)
+            pooled = self._connect()
+        block = self._local.block = _Block(pooled)
         try:
-            yield held.connection
+            yield pooled.connection
         finally:
-            block.held = None
+            block.pooled = None
             with self._lock:
-                if kept := not self._closed and len(self._idle) < _KEPT and held.process == self._process:
-                    self._idle.append(held)
+                if kept := not self._closed and len(self._idle) < _MAX_IDLE and pooled.process == self._process:
+                    self._idle.append(pooled)
             if not kept:
-                held.close()
+                pooled.close()
 
-    def _see_to_it(self) -> None:
-        """Make sure that there can be connections. Raises RuntimeError where the store is closed."""
+    def _check_open(self) -> None:
+        """Raise RuntimeError if the store is closed; start over without connections after a fork."""
         if self._closed:
             raise RuntimeError("the store is closed")
-        if self._process != os.getpid():  # SQLite's connections do not survive a fork, and nobody is left to let go
+        if self._process != os.getpid():
+            # SQLite connections must not be used, nor closed, after a fork; their locks are the parent's
             _INHERITED.extend(self._all)
             self._all = WeakSet()
             self._idle = deque()
@@ -244,35 +245,37 @@ class Database:
             self._lock = threading.Lock()
             self._process = os.getpid()
 
-    def _connect(self, mode: str = "mode=rw") -> _Held:
-        with self._lock, _told(self._path):
+    def _connect(self, mode: str = "mode=rw") -> _PooledConnection:
+        with self._lock, _translate_errors(self._path):
             if self._readonly:
                 mode = "mode=ro"
                 if not os.access(self._path.parent, os.W_OK) and not _exists(f"{self._path}-wal"):
-                    mode += "&immutable=1"  # even a reader of WAL wants to write beside it, unless nobody does
-            held = _Held(
+                    mode += "&immutable=1"  # a WAL reader writes shared memory, unless the file is immutable
+            pooled = _PooledConnection(
                 sqlite3.connect(
                     f"{self._path.absolute().as_uri()}?{mode}",
                     uri=True,
-                    timeout=PATIENCE,
+                    timeout=BUSY_TIMEOUT,
                     isolation_level=None,
                     check_same_thread=False,
                 )
             )
-            self._all.add(held)
-            connection = held.connection
+            self._all.add(pooled)
+            connection = pooled.connection
             try:
                 connection.execute("PRAGMA foreign_keys = ON")
-                connection.execute("PRAGMA synchronous = FULL")  # WAL's usual NORMAL loses the last changes with power
+                connection.execute(
+                    "PRAGMA synchronous = FULL"
+                )  # in WAL mode, NORMAL loses the last transactions with power
             except BaseException:
-                held.close()  # whoever holds the error would hold the file open
+                pooled.close()  # the exception's traceback would keep the file open
                 raise
-        return held
+        return pooled
 
     def _migrate(self) -> None:
         refuse_lost(self._path)  # before SQLite opens an empty file, and deletes the write-ahead log beside it
         if not self._readonly and not self._path.exists():
-            # SQLite makes the file: to open and close it here would end the locks that other threads have on it.
+            # SQLite creates the file: closing a descriptor of it here would drop the locks of other threads (fcntl(2)).
             self._idle.append(self._connect("mode=rwc"))
         with self.read() as connection:
             version = _version(connection)
@@ -280,7 +283,7 @@ class Database:
         if version == 0:
             refuse_lost(self._path, self._schema_loss)
         if foreign:
-            raise Conflict(f"{str(self._path)!r} is the database of something else")
+            raise Conflict(f"{str(self._path)!r} is the database of another program")
         if version > VERSION:
             raise Unsupported(
                 f"the store {str(self._path.parent)!r} has schema {version}, and this Lamella knows up to {VERSION}",
@@ -290,13 +293,13 @@ class Database:
             return
         if self._readonly:
             raise Unsupported(
-                f"the store {str(self._path.parent)!r} has schema {version}, and is to be opened for reading only",
-                hint="open it once for writing, which brings it up to date",
+                f"the store {str(self._path.parent)!r} has schema {version}, and is opened for reading only",
+                hint="open it once for writing, which migrates it",
             )
         if version == 0:
             self._prepare()
         with self.write() as connection:
-            for number in range(_version(connection), VERSION):  # asked again: another process may have been first
+            for number in range(_version(connection), VERSION):  # read again: another process may have migrated it
                 for statement in _statements(_STEPS[number]):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number + 1}")
@@ -306,19 +309,19 @@ class Database:
             return "" if _version(connection) else "has schema version 0"
 
     def _prepare(self) -> None:
-        """What holds for the file from its beginning."""
+        """Set the mode and the journal mode of a new file."""
         try:
             os.chmod(self._path, 0o600)
         except OSError as problem:
             raise from_os(problem, f"make the store's database {str(self._path)!r}") from problem
-        patience = time.monotonic() + PATIENCE
-        while True:  # SQLite does not wait by itself here
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:  # SQLite's busy timeout does not apply here
             try:
-                with self._lent() as connection, _told(self._path):
+                with self._connection() as connection, _translate_errors(self._path):
                     connection.execute("PRAGMA journal_mode = WAL")
                 return
             except Unavailable:
-                if time.monotonic() > patience:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
 
@@ -326,13 +329,14 @@ class Database:
 def refuse_lost(path: Path, loss: Callable[[], str] | None = None) -> None:
     """Raise Integrity if the database at ``path`` is lost while the store has files, which the next sweep would delete.
 
-    ``loss`` says what is wrong with the database, as in ``is empty``, or nothing; by default it looks at the file.
+    ``loss`` returns what is wrong with the database, as in ``is empty``, or the empty text; by default it checks the
+    file.
     """
-    look = loss or (lambda: _file_loss(path))
-    if not look() or not (folders := folders_with_files(path.parent)):
+    find_loss = loss or (lambda: _file_loss(path))
+    if not find_loss() or not (folders := folders_with_files(path.parent)):
         return
-    # The schema is committed before the first file. If another process has just made the store, the schema shows now.
-    if found := look():
+    # The schema is committed before the first file. In a store that was just made, it is visible now.
+    if found := find_loss():
         filled = " and ".join(f"{folder}/" for folder in folders)
         verb = "is" if len(folders) == 1 else "are"
         raise Integrity(
@@ -348,28 +352,28 @@ def _file_loss(path: Path) -> str:
         return "is missing"
 
 
-_INHERITED: Final[list[_Held]] = []
-"""Connections of the process that this one was forked from, kept so that nothing closes them here."""
+_INHERITED: Final[list[_PooledConnection]] = []
+"""Connections of the parent process, kept so that this process never closes them."""
 
 
 class _Block:
-    """A thread's use of a connection, None once it has ended, in whatever thread it did."""
+    """A transaction of a thread. Its connection is None after the end, even if another thread has ended it."""
 
-    __slots__ = ("held",)
+    __slots__ = ("pooled",)
 
-    def __init__(self, held: _Held | None) -> None:
-        self.held = held
+    def __init__(self, pooled: _PooledConnection | None) -> None:
+        self.pooled = pooled
 
 
-class _Held:
-    """A connection, which is closed when nobody refers to it any more."""
+class _PooledConnection:
+    """A connection that is closed when the last reference to it is gone."""
 
     __slots__ = ("__weakref__", "close", "connection", "process")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.process = os.getpid()
-        # Where a cycle is collected, a connection may be taken apart before what has it in a __del__ closes it.
+        # A finalizer, not __del__: in a collected cycle, the connection may be cleared before __del__ runs.
         self.close = finalize(self, _close, connection, self.process)
         self.close.atexit = False
 
@@ -392,7 +396,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Each statement by itself, since executescript would commit."""
+    """Split a script into statements; executescript would commit."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -402,22 +406,22 @@ def _statements(script: str) -> Iterator[str]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Put SQLite's failures into the categories."""
+def _translate_errors(path: Path) -> Iterator[None]:
+    """Translate SQLite's errors to the categories of `lamella.errors`."""
     try:
         yield
     except sqlite3.Error as problem:
-        raise _error(problem, path) from problem
+        raise _translate(problem, path) from problem
 
 
-def _error(problem: sqlite3.Error, path: Path) -> LamellaError:
+def _translate(problem: sqlite3.Error, path: Path) -> LamellaError:
     code = getattr(problem, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     text = f"the store's database {str(path)!r}: {problem}"
-    if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and not _is_reading(code):
+    if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and not _is_read_error(code):
         return Exhausted(text, hint="free some space in the store's file system and run again")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Unavailable(text, hint=_LATER)
+        return Unavailable(text, hint=_HINT)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return Denied(text)
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR):
@@ -425,5 +429,5 @@ def _error(problem: sqlite3.Error, path: Path) -> LamellaError:
     return LamellaError(text)
 
 
-def _is_reading(code: int | None) -> bool:
+def _is_read_error(code: int | None) -> bool:
     return code in (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)

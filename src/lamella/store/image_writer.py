@@ -20,7 +20,7 @@ from lamella.oci.mediatypes import CONFIGS, INDEXES, MANIFESTS, is_layer
 from lamella.store.content.files import is_whole
 from lamella.store.content.put import label_blob, put_blob
 from lamella.store.contract import ImageRecord, Ingest, Namespace, Resource
-from lamella.store.gc.labels import CONTENT, entry_key, parts_by_key, references
+from lamella.store.gc.labels import CONTENT, manifest_key, manifest_parts, reference_labels
 from lamella.store.image_reader import StoreReader, open_space
 from lamella.store.metadata.leases import under_lease
 from lamella.store.store import LocalNamespace
@@ -163,13 +163,13 @@ class StoreWriter(ImageWriter):
             needs: dict[str, Digest] = {}
             match node.kind:
                 case Kind.INDEX:
-                    needs = {entry_key(number): entry.digest for number, entry in enumerate(node.index.manifests)}
+                    needs = {manifest_key(number): entry.digest for number, entry in enumerate(node.index.manifests)}
                 case Kind.MANIFEST:
-                    parts = parts_by_key(node.manifest).items()
+                    parts = manifest_parts(node.manifest).items()
                     needs = {key: part.digest for key, part in parts if self.has_blob(part)}
                 case Kind.BLOB:
                     continue
-            label_blob(self.space.content, node.digest, references(needs))
+            label_blob(self.space.content, node.digest, reference_labels(needs))
 
     def staged(self, ingest: Ingest, digest: Digest, size: int) -> None:
         """Take in an ingest that is complete. Raises SizeMismatch, DigestMismatch."""

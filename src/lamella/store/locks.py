@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that several processes would do is done by one of them at a time."""
+"""Locks by name: one thread of one process at a time does a piece of work in a store."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ if TYPE_CHECKING:
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHORTEST: Final = 0.005
 _LONGEST: Final = 0.1
-"""Seconds between two tries."""
+"""Seconds between attempts."""
 
 
 @contextmanager
-def sole(root: Path, work: str, cancel: Cancellation | None = None) -> Iterator[None]:
-    """Be the only one, in this and all processes, who does ``work`` in the store at ``root`` until the block ends.
+def exclusive_lock(root: Path, name: str, cancel: Cancellation | None = None) -> Iterator[None]:
+    """Hold the lock ``name`` of the store at ``root`` for the block, exclusive among all threads and processes.
 
-    Waits for who is at it, whose end the kernel tells of, however it comes. Raises Cancelled, Denied, Exhausted.
+    Waits for the holder. The kernel releases the lock when the holder's process ends. Raises Cancelled, Denied,
+    Exhausted.
     """
-    path = f"{root}/{LOCKS}/{hashlib.sha256(work.encode()).hexdigest()[:32]}"
+    path = f"{root}/{LOCKS}/{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     try:
-        file = _wait(path, cancel)
+        file = _acquire(path, cancel)
     except OSError as problem:
         raise from_os(problem, f"lock {path!r}") from problem
     try:
         yield
     finally:
         try:
-            os.unlink(path)  # while it is held: whoever has it open looks again whether it is still there
+            os.unlink(path)  # before releasing it: waiters compare their open file with the path
         except OSError:
             pass
         os.close(file)
 
 
-def _wait(path: str, cancel: Cancellation | None) -> int:
+def _acquire(path: str, cancel: Cancellation | None) -> int:
     import fcntl
 
     pause = _SHORTEST
@@ -72,8 +73,8 @@ def _is_at(file: int, path: str) -> bool:
         return False
 
 
-def sweep(root: Path) -> None:
-    """Remove the files of locks that nobody holds: what was killed has left them. Raises OSError."""
+def remove_stale_locks(root: Path) -> None:
+    """Remove the lock files that killed processes have left. Raises OSError."""
     import fcntl
 
     folder = f"{root}/{LOCKS}"

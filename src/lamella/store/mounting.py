@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed mounts made real: by the kernel, or by fuse-overlayfs where the kernel refuses an overlay."""
+"""Mounts snapshots: by the kernel, or by fuse-overlayfs if the kernel refuses an overlay."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from lamella.store.contract import (
     WindowsLayerMount,
 )
 
-_PATIENCE: Final = 60.0
-"""Seconds that a program gets."""
+_TIMEOUT: Final = 60.0
+"""Seconds for a helper program."""
 
 _REFUSED: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a kernel says that makes no overlay for us, or not of these directories."""
+"""Errors of a kernel that does not let this process mount an overlay, or not of these directories."""
 
-_RIGHTS: Final = "it takes root, or a user namespace of one's own, as `unshare --user --map-root-user --mount` makes"
+_RIGHTS: Final = "run as root, or in a user namespace: `unshare --user --map-root-user --mount`"
 
 
 def mount_all(mounts: Sequence[Mount], target: Path) -> None:
-    """Mount each of ``mounts`` at the directory ``target``, in order; where one fails, none is left.
+    """Mount each of ``mounts`` at the directory ``target``, in order; after an error, unmount all.
 
     Raises InvalidInput (nothing to mount), NotFound, Denied, Unsupported.
     """
-    _on_linux()
+    _require_linux()
     if not mounts:
-        raise InvalidInput("there is nothing to mount")
+        raise InvalidInput("nothing to mount")
     done = 0
     try:
         for mount in mounts:
@@ -56,13 +56,13 @@ def mount_all(mounts: Sequence[Mount], target: Path) -> None:
 
 
 def unmount(target: Path, *, lazy: bool = False) -> None:
-    """Unmount all that is mounted at ``target`` and beneath.
+    """Unmount everything at ``target`` and below.
 
-    ``lazy`` takes away also what is in use, which goes on for who uses it. Raises NotFound (nothing is mounted
-    there), Conflict (in use), Denied.
+    ``lazy`` detaches mounts that are in use, which end with their last user. Raises NotFound (not a mount point),
+    Conflict (in use), Denied.
     """
-    _on_linux()
-    points = _points(target)
+    _require_linux()
+    points = _mount_points(target)
     if os.path.realpath(target) not in points:
         raise NotFound(f"nothing is mounted at {os.fspath(target)!r}")
     for point in reversed(points):
@@ -70,17 +70,17 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
 
 def is_mounted(target: Path) -> bool:
-    """Whether something is mounted at ``target``, as this process sees it."""
-    return sys.platform == "linux" and os.path.realpath(target) in _points(target)
+    """Return whether ``target`` is a mount point in this process's mount namespace."""
+    return sys.platform == "linux" and os.path.realpath(target) in _mount_points(target)
 
 
 @contextmanager
 def mounted(mounts: Sequence[Mount]) -> Iterator[Path]:
-    """The directory that ``mounts`` come to, out of reach for other users, as long as the block lasts.
+    """Mount ``mounts`` at a temporary directory that other users cannot reach, for the block.
 
     Raises as `mount_all`.
     """
-    _on_linux()
+    _require_linux()
     hidden = Path(tempfile.mkdtemp(prefix="lamella-"))
     root = hidden / "root"
     try:
@@ -94,7 +94,7 @@ def mounted(mounts: Sequence[Mount]) -> Iterator[Path]:
             except Conflict:
                 unmount(root, lazy=True)
     finally:
-        # Never more than what was made here: if it should still be mounted, nothing in it may go.
+        # rmdir only: if it is still mounted, its files must stay.
         for directory in (root, hidden):
             try:
                 directory.rmdir()
@@ -106,25 +106,25 @@ def _mount(mount: Mount, target: Path) -> None:
     from lamella.host import mounting
 
     where = os.fspath(target)
-    with _told(mount, where):
+    with _translate_errors(mount, where):
         match mount:
             case BindMount(source, True):
-                _show(os.fspath(source), where)
+                _bind_readonly(os.fspath(source), where)
             case BindMount(source):
                 mounting.bind(os.fspath(source), where)
             case OverlayMount((), Path() as upper, _, _):
                 mounting.bind(os.fspath(upper), where)
             case OverlayMount(lower, None, _, _) if len(lower) == 1:
-                # An overlay of one directory, which the kernel does not make, is that directory.
-                _show(os.fspath(lower[0]), where)
+                # The kernel mounts no overlay of a single directory.
+                _bind_readonly(os.fspath(lower[0]), where)
             case OverlayMount():
                 _mount_overlay(mount, where)
             case ErofsMount(image, options):
                 mounting.erofs(os.fspath(image), where, options)
             case WindowsLayerMount() | CimMount() | BlockCimMount():
                 raise Unsupported(
-                    "layers of Windows are mounted by Windows alone",
-                    hint="look into them with ls, cat and find, or extract them",
+                    "only Windows can mount Windows layers",
+                    hint="read them with ls, cat and find, or extract them",
                 )
             case AddedMount(kind):
                 raise Unsupported(f"a layer of the kind {kind!r} cannot be mounted")
@@ -132,8 +132,7 @@ def _mount(mount: Mount, target: Path) -> None:
                 assert_never(mount)
 
 
-def _show(source: str, target: str) -> None:
-    """A directory that can only be looked at."""
+def _bind_readonly(source: str, target: str) -> None:
     from lamella.host import mounting
 
     try:
@@ -169,7 +168,7 @@ def _mount_overlay(mount: OverlayMount, target: str) -> None:
 def _mount_fuse(
     program: str, target: str, lower: Sequence[str], upper: str | None, work: str | None, refusal: OSError
 ) -> None:
-    # It knows no way to write a colon, so that what the names begin with is left to the working directory.
+    # Its options cannot escape a colon: pass paths relative to a common working directory.
     above = os.path.commonpath([os.path.dirname(path) for path in lower]) if lower else "/"
     names = [os.path.relpath(path, above) for path in lower]
     if any(":" in name for name in names):
@@ -187,7 +186,7 @@ def _mount_fuse(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as failure:
@@ -208,12 +207,14 @@ def _unmount(target: str, *, lazy: bool) -> None:
         if error.errno == errno.EPERM and _unmount_fuse(target, lazy):
             return
         if error.errno == errno.EBUSY:
-            raise Conflict(f"unmount {target!r}: it is in use", hint="end what uses it, or give --lazy") from error
+            raise Conflict(
+                f"unmount {target!r}: it is in use", hint="stop the processes that use it, or give --lazy"
+            ) from error
         raise from_os(error, f"unmount {target!r}") from error
 
 
 def _unmount_fuse(target: str, lazy: bool) -> bool:
-    """Whether it was a mount of fuse-overlayfs, which needs no rights to be undone."""
+    """Unmount a FUSE mount, which needs no privileges; return whether that succeeded."""
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
         return False
@@ -222,7 +223,7 @@ def _unmount_fuse(target: str, lazy: bool) -> bool:
             with_original_limit([program, "-u", *(["-z"] if lazy else []), "--", target]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -230,30 +231,30 @@ def _unmount_fuse(target: str, lazy: bool) -> bool:
     return done.returncode == 0
 
 
-def _points(target: Path) -> list[str]:
+def _mount_points(target: Path) -> list[str]:
     from lamella.host.mounting import mount_points
 
     try:
         return mount_points(os.fspath(target))
     except OSError as error:
-        raise from_os(error, "read which mounts there are") from error
+        raise from_os(error, "read the mount table") from error
 
 
-def _on_linux() -> None:
+def _require_linux() -> None:
     if sys.platform != "linux":
-        raise Unsupported("mounts are made on Linux alone")
+        raise Unsupported("mounting needs Linux")
 
 
 @contextmanager
-def _told(mount: Mount, target: str) -> Iterator[None]:
-    """Put the kernel's refusals into the categories."""
+def _translate_errors(mount: Mount, target: str) -> Iterator[None]:
+    """Translate the kernel's errors to the categories of `lamella.errors`."""
     try:
         yield
     except OSError as error:
-        raise _category(error, mount, target) from error
+        raise _translate(error, mount, target) from error
 
 
-def _category(error: OSError, mount: Mount, target: str) -> LamellaError:
+def _translate(error: OSError, mount: Mount, target: str) -> LamellaError:
     kind = {BindMount: "directory", OverlayMount: "overlay", ErofsMount: "EROFS image"}[type(mount)]
     doing = f"mount the {kind} at {target!r}"
     notes = getattr(error, "__notes__", [])
@@ -261,20 +262,19 @@ def _category(error: OSError, mount: Mount, target: str) -> LamellaError:
     match error.errno:
         case errno.EPERM | errno.EACCES:
             hint = _RIGHTS + ("; or fuse-overlayfs for overlays" if isinstance(mount, OverlayMount) else "")
-            if isinstance(mount, ErofsMount):  # which no user namespace may mount
-                hint = "it takes root; the snapshotters overlay and directory do without"
+            if isinstance(mount, ErofsMount):  # user namespaces may not mount it
+                hint = "mounting EROFS needs root; the snapshotters overlay and directory do not"
             return Denied(text, hint=hint)
         case errno.ENODEV:
             return Unsupported(text, hint="the kernel lacks the file system, or its module is not loaded")
         case errno.ENOTBLK:
-            return Unsupported(text, hint="images in files take Linux 6.12, or loop devices")
+            return Unsupported(text, hint="mounting image files needs Linux 6.12, or loop devices")
         case errno.EINVAL if isinstance(mount, OverlayMount):
             return Unsupported(
                 text,
-                hint="the kernel takes no overlay of these directories: an upper directory cannot lie in an overlay, "
-                "nor in most network file systems, and there are 500 layers at most",
+                hint="an upper directory cannot be on an overlay or on most network file systems; 500 layers is the limit",
             )
         case errno.ENOENT if isinstance(mount, BindMount) and not os.path.lexists(mount.source):
-            return NotFound(f"{doing}: {os.fspath(mount.source)!r} is not there")
+            return NotFound(f"{doing}: {os.fspath(mount.source)!r} does not exist")
         case _:
             return from_os(error, doing)

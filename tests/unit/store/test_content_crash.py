@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from lamella.digests import Digest
-from lamella.store.content.files import Swept
+from lamella.store.content.files import SweptFiles
 from lamella.store.store import Store
 
 ROUNDS = 8
@@ -82,7 +82,7 @@ def test_what_was_reported_before_a_kill_is_so_after_it(tmp_path: Path) -> None:
             for status in content.statuses():
                 content.abort(status.ref)
             content.sweep()
-            assert content.sweep() == Swept(0, 0)
+            assert content.sweep() == SweptFiles(0, 0)
             files = {f"{path.parent.name}:{path.name}" for path in (root / "blobs").glob("*/*")}
             assert files == found
             assert list((root / "ingest").iterdir()) == list((root / "trash").iterdir()) == []

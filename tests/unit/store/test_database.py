@@ -118,7 +118,7 @@ def test_one_changes_after_the_other(database: Database) -> None:
 
 
 def test_whoever_waits_too_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "BUSY_TIMEOUT", 0.05)
     one, two = Database(path), Database(path)
     with one.write(), pytest.raises(Unavailable), two.write():
         pass
@@ -189,7 +189,7 @@ def test_connections_that_many_readers_needed_at_once_are_closed_but_for_some(da
         for thread in threads:
             thread.join()
         assert len(database._all) == 20
-    assert len(database._all) == len(database._idle) == module._KEPT
+    assert len(database._all) == len(database._idle) == module._MAX_IDLE
     assert names(database) == []
 
 
@@ -204,7 +204,7 @@ def test_a_block_that_another_thread_ends_leaves_nothing_behind_in_the_one_that_
 
 
 def test_whoever_waits_too_long_for_another_thread_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "BUSY_TIMEOUT", 0.05)
     began, told = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -19,7 +19,7 @@ from tests.unit.store.conftest import Mount, fill
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Denied, Exhausted, Integrity, NotFound, Unavailable
-from lamella.store.content.files import Swept
+from lamella.store.content.files import SweptFiles
 from lamella.store.content.store import LIFETIME, LocalContent
 from lamella.store.contract import Resource
 from lamella.store.store import Store
@@ -203,12 +203,12 @@ def test_a_sweep_takes_what_no_row_names(store: Store) -> None:
         assert swept.size >= 9
         assert files(store) == kept
         assert os.listdir(store.root / "blobs" / "sha256") == [TEXT.hex]
-        assert content.sweep() == Swept(0, 0)
+        assert content.sweep() == SweptFiles(0, 0)
 
         ingest.write(b"st")
         ingest.commit()
     assert content.info(Digest.of(b"test")).size == 4
-    assert content.sweep() == Swept(0, 0)
+    assert content.sweep() == SweptFiles(0, 0)
 
 
 def test_an_ingest_whose_file_is_gone_starts_over(store: Store) -> None:
@@ -367,7 +367,7 @@ def test_a_full_disk_keeps_the_ingest_and_all_blobs(tmpfs: Mount) -> None:
         with content.ingest("big") as ingest:
             assert ingest.status().offset == written
             assert ingest.commit().digest == Digest.of(chunk * (written // len(chunk)))
-        assert content.sweep() == Swept(0, 0)
+        assert content.sweep() == SweptFiles(0, 0)
         assert len(list(content.walk())) == 2
 
 
@@ -415,7 +415,7 @@ def test_an_ingest_survives_the_kill_of_its_process(store: Store) -> None:
     for open_it in (lambda: content.ingest("ref"), lambda: content.abort("ref")):
         with pytest.raises(Unavailable):
             open_it()
-    assert content.sweep() == Swept(0, 0)
+    assert content.sweep() == SweptFiles(0, 0)
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
@@ -469,7 +469,7 @@ def test_of_two_processes_with_one_blob_one_makes_it(store: Store, refs: list[st
         with content.open(one.digest) as file:
             assert Digest.of(file.read()) == one.digest
     assert content.statuses() == []
-    assert content.sweep() == Swept(0, 0)
+    assert content.sweep() == SweptFiles(0, 0)
 
 
 def test_putting_and_deleting_beside_each_other_loses_no_file(store: Store) -> None:

@@ -31,7 +31,6 @@ from lamella.layers.policy import Devices, Owners, Policy
 from lamella.paths import ROOT
 from lamella.store.contract import ErofsMount, SnapshotKind
 from lamella.store.mounting import mounted
-from lamella.store.snapshots import snapshotter
 from lamella.store.snapshots.snapshotter import LocalSnapshots, open_snapshotter
 from lamella.store.store import Store
 from lamella.testing.builders import device, directory, fifo, file, link, opaque, sparse, symlink, whiteout
@@ -412,7 +411,7 @@ def test_a_commit_that_was_broken_off_is_done_again(tmp_path: Path, monkeypatch:
             apply([file("f", b"1")], snapshots.sink(key))
         else:
             (snapshots.directory(key) / "fs" / "f").write_bytes(b"1")
-        monkeypatch.setattr(snapshotter, "_sync", lambda _: 1 / 0)
+        monkeypatch.setattr(linux, "sync_file_system", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             snapshots.commit("name " + key, key)
         monkeypatch.undo()

@@ -38,7 +38,7 @@ def command(console: Console, dry_run: bool) -> None:
             "kept": done.kept,
             "gone": [
                 {"namespace": one.namespace, "type": one.type, "id": one.id, "size": one.size, "why": one.why}
-                for one in done.gone
+                for one in done.removed
             ],
         }
         if dry_run:

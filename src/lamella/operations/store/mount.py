@@ -17,7 +17,7 @@ from msgspec import Struct
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
 from lamella.store.contract import SnapshotKind, SnapshotRecord
 from lamella.store.gc.labels import SNAPSHOTS
-from lamella.store.locks import sole
+from lamella.store.locks import exclusive_lock
 from lamella.store.mounting import is_mounted, mount_all, unmount
 from lamella.store.snapshots.kinds import canonical
 
@@ -66,7 +66,7 @@ def mount_image(
     where = Path(os.path.realpath(directory))
     kind = canonical(snapshotter or "overlayfs")
     _check_directory(directory, where)
-    with sole(space.store.root, f"mount {where}", cancel):
+    with exclusive_lock(space.store.root, f"mount {where}", cancel):
         if is_mounted(where):
             raise Conflict(f"something is mounted at {os.fspath(where)!r}", hint=f"lamella umount {directory}")
         key = f"{PREFIX}{where}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of blobs: read-only, named by digest, one for all namespaces.
+"""Blob files: read-only, named by digest, shared by all namespaces.
 
-What puts them in place and takes them away runs inside a change of the database, so that no file goes for which a row
-is just being written.
+Files are renamed into place and removed inside write transactions, so that no file is removed while its row is being
+written.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ MODE: Final = 0o444
 
 
 def open_blob(root: Path, digest: Digest, size: int) -> FileIO:
-    """The file of a blob, without a buffer.
-
-    Raises FileNotFoundError, Integrity where it is not a file of that size.
-    """
+    """Open the file of a blob, unbuffered. Raises FileNotFoundError, Integrity (not a file of that size)."""
     path = blob_path(root, digest)
     try:
         file = FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -58,7 +55,7 @@ def open_blob(root: Path, digest: Digest, size: int) -> FileIO:
 
 
 def is_whole(root: Path, digest: Digest, size: int) -> bool:
-    """Whether there is a file of the right size for a blob."""
+    """Return whether a blob has a file of the right size."""
     try:
         status = os.stat(blob_path(root, digest), follow_symlinks=False)
     except FileNotFoundError:
@@ -66,8 +63,8 @@ def is_whole(root: Path, digest: Digest, size: int) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
-def put_in_place(root: Path, path: str, digest: Digest) -> None:
-    """Give the file at ``path``, which is on the disk, the name of a blob, and bring that name to the disk."""
+def install_blob(root: Path, path: str, digest: Digest) -> None:
+    """Rename a durable file to the path of a blob, and make the rename durable. Raises OSError."""
     target = blob_path(root, digest)
     folder = os.path.dirname(target)
     try:
@@ -80,30 +77,30 @@ def put_in_place(root: Path, path: str, digest: Digest) -> None:
 
 
 def is_named(connection: sqlite3.Connection, digest: Digest) -> bool:
-    """Whether any namespace has the blob."""
+    """Return whether any namespace has the blob."""
     return connection.execute("SELECT 1 FROM blob WHERE digest = ?", (digest,)).fetchone() is not None
 
 
 def remove_unnamed(root: Path, database: Database, digest: Digest) -> None:
-    """Remove the file of a blob whose row is gone, unless another namespace has the blob, or has it again."""
+    """Remove the file of a blob, unless a namespace has the blob (again)."""
     with database.write(durable=False, frees=True) as connection:
         if is_named(connection, digest) or not move_to_trash(root, blob_path(root, digest)):
             return
     empty_trash(root)
 
 
-class Swept(Struct, frozen=True):
-    """What a sweep has removed."""
+class SweptFiles(Struct, frozen=True):
+    """Result of a sweep."""
 
     files: int
     size: int
     """Bytes."""
 
 
-def sweep(root: Path, database: Database) -> Swept:
-    """Remove the files of blobs and ingests that no row names: what a collection or broken-off work has left.
+def sweep(root: Path, database: Database) -> SweptFiles:
+    """Remove the files of blobs and ingests that no row names: leftovers of collections and of interrupted work.
 
-    An ingest that somebody has open is let be. Raises what `Database.write` does.
+    Skips ingests that are open. Raises as `Database.write`.
     """
     files = size = 0
     try:
@@ -127,8 +124,8 @@ def sweep(root: Path, database: Database) -> Swept:
                 files += move_to_trash(root, file.path)
         empty_trash(root)
     except OSError as problem:
-        raise from_os(problem, "remove what the store does not need") from problem
-    return Swept(files, size)
+        raise from_os(problem, "remove unused files") from problem
+    return SweptFiles(files, size)
 
 
 def _size(path: str) -> int:
@@ -139,7 +136,7 @@ def _size(path: str) -> int:
 
 
 def _is_open(path: str) -> bool:
-    """Whether a writer has the file of an ingest open."""
+    """Return whether a writer has the file of an ingest locked."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

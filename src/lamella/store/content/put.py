@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A blob brought into a store, by whoever comes first."""
+"""Store a blob once, even if several writers send it at the same time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lamella.oci.descriptor import Descriptor
 from lamella.store.contract import NO_LABELS, Buffer, ContentRecord, ContentStore, Ingest, Labels
 
 PATIENCE: Final = 3600.0
-"""Seconds to wait for another who is bringing the same blob."""
+"""Seconds to wait for another writer of the same blob."""
 
-_LONGEST: Final = 0.5
+_MAX_PAUSE: Final = 0.5
 
 
 def put_blob(
@@ -28,12 +28,12 @@ def put_blob(
     labels: Labels = NO_LABELS,
     patience: float = PATIENCE,
 ) -> ContentRecord:
-    """See to it that a blob is there, with these labels among its own.
+    """Store a blob if it is missing, and add ``labels`` to it.
 
-    ``chunks`` gives its bytes from an offset on. It is not called where nothing is missing; it is called with what an
-    earlier attempt under the same reference has left off at, and once more with 0 should that have been wrong.
-    Raises SizeMismatch, DigestMismatch, whereupon the reference starts over; Unavailable after ``patience`` seconds of
-    waiting for somebody else who is bringing it; what ``chunks`` raises, and the next call goes on from there.
+    ``chunks`` returns the bytes from an offset on. It is called with the offset at which an earlier attempt under the
+    same reference ended, and again with 0 if those bytes were wrong; never if the blob exists.
+    Raises SizeMismatch and DigestMismatch, and the next attempt starts over; Unavailable after waiting ``patience``
+    seconds for another writer; what ``chunks`` raises, and the next attempt resumes.
     """
     digest, size = descriptor.digest, descriptor.size
     end = time.monotonic() + patience
@@ -51,8 +51,8 @@ def put_blob(
         except Unavailable:
             if time.monotonic() > end:
                 raise
-        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 so that those who wait do not wake at once
-        pause = min(pause * 2, _LONGEST)
+        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # spreads the waiting writers
+        pause = min(pause * 2, _MAX_PAUSE)
 
 
 def _fill(ingest: Ingest, digest: Digest, size: int, chunks: Callable[[int], Iterable[Buffer]]) -> None:
@@ -84,7 +84,7 @@ def _write(ingest: Ingest, digest: Digest, start: int, size: int, chunks: Callab
 
 
 def label_blob(content: ContentStore, digest: Digest, labels: Labels) -> ContentRecord:
-    """Let a blob have ``labels`` besides those that it has. Raises NotFound, InvalidInput."""
+    """Add ``labels`` to those of a blob. Raises NotFound, InvalidInput."""
     record = content.info(digest)
     missing = {key: value for key, value in labels.items() if record.labels.get(key, "") != value}
     return content.update(digest, missing, [f"labels.{key}" for key in missing]) if missing else record

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blobs by digest, in files that all namespaces share, and rows that say which namespace has which."""
+"""The content store of a namespace: blobs by digest, and ingests."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from msgspec.structs import replace
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import AlreadyExists, Integrity, InvalidInput, LamellaError, NotFound, from_os
-from lamella.store.content.files import Swept, is_whole, open_blob, remove_unnamed, sweep
-from lamella.store.content.ingest import LocalIngest, drop_ingest, find_blob, open_file, remove_folder
+from lamella.store.content.files import SweptFiles, is_whole, open_blob, remove_unnamed, sweep
+from lamella.store.content.ingest import LocalIngest, delete_ingest, find_blob, open_ingest_file, remove_folder
 from lamella.store.contract import ContentRecord, IngestStatus, Labels
 from lamella.store.disk_layout import DATA, ingest_path
 from lamella.store.gc.labels import CONTENT, INGESTS
 from lamella.store.metadata.filters import Lookup, Path, label_at, parse_filters
-from lamella.store.metadata.labels import check_key, decode, encode, merge
-from lamella.store.metadata.leases import hold
-from lamella.store.metadata.namespaces import SHAREABLE, ensure
+from lamella.store.metadata.labels import check_key, decode_labels, encode_labels, merge_labels
+from lamella.store.metadata.leases import add_to_lease
+from lamella.store.metadata.namespaces import SHAREABLE, ensure_namespace
 from lamella.times import SECOND
 
 if TYPE_CHECKING:
     from lamella.store.context import StoreContext
 
 LIFETIME: Final = 24 * 3600 * SECOND
-"""Of an ingest that no lease holds, from when it was opened last; then it may be collected."""
+"""Nanoseconds after its last opening from which an ingest without a lease may be collected."""
 
 _PAGE: Final = 2000
 _SELECT: Final = "SELECT ref, folder, total, expected, started, updated FROM ingest WHERE namespace = ?"
 
 
 class LocalContent:
-    """The blobs of a namespace (`lamella.store.contract.ContentStore`)."""
+    """The blobs of a namespace (`ContentStore`)."""
 
     def __init__(self, context: StoreContext) -> None:
         self._context = context
@@ -48,7 +48,6 @@ class LocalContent:
         self._clock = context.clock
 
     def info(self, digest: Digest) -> ContentRecord:
-        """Raises NotFound."""
         with self._database.read() as connection:
             row = find_blob(connection, self._namespace, digest)
         if row is None:
@@ -56,23 +55,18 @@ class LocalContent:
         return _record(digest, *row)
 
     def open(self, digest: Digest) -> BinaryIO:
-        """The bytes, seekable and unbuffered; good until closed, even if the blob is deleted.
-
-        Raises NotFound, Integrity where the file is not what the store has written.
-        """
+        """Open a blob; readable until closed, even after its deletion. Raises NotFound, Integrity (file damaged)."""
         size = self.info(digest).size
         try:
             return cast("BinaryIO", open_blob(self._root, digest, size))
         except FileNotFoundError:
             self.info(digest)  # deleted meanwhile?
-            raise Integrity(
-                f"the file of blob {digest} is not in the store any more", hint="lamella store check --repair"
-            ) from None
+            raise Integrity(f"the file of blob {digest} is missing", hint="lamella store check --repair") from None
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[ContentRecord]:
-        """The blobs that any of the filters lets pass, by digest; filters know ``digest`` and ``labels.KEY``.
+        """Yield the blobs that pass any of ``filters``, by digest; filters know ``digest`` and ``labels.KEY``.
 
-        Read in pages, so that the store can be changed meanwhile. Raises InvalidInput.
+        Reads in pages, so that the store can be changed meanwhile. Raises InvalidInput.
         """
         wanted = parse_filters(filters)
         return self._walk(None if wanted.everything else wanted.matches)
@@ -95,68 +89,63 @@ class LocalContent:
             last = rows[-1][0]
 
     def update(self, digest: Digest, labels: Labels, fields: Sequence[str] = ()) -> ContentRecord:
-        """Change labels: those that ``fields`` names (``labels.KEY``), or all of them.
-
-        An empty value removes one. Raises NotFound, InvalidInput.
-        """
         with self._database.write() as connection:
             row = find_blob(connection, self._namespace, digest)
             if row is None:
                 raise _no_blob(digest)
             size, created, updated, old = row
-            kept = merge(decode(old), labels, fields)
+            kept = merge_labels(decode_labels(old), labels, fields)
             now = max(self._clock(), updated + 1)
             connection.execute(
                 "UPDATE blob SET labels = ?, updated = ? WHERE namespace = ? AND digest = ?",
-                (encode(kept), now, self._namespace, digest),
+                (encode_labels(kept), now, self._namespace, digest),
             )
         return ContentRecord(digest, size, created, now, kept)
 
     def delete(self, digest: Digest) -> None:
-        """The blob is gone from this namespace; nobody is asked whether it is needed. Raises NotFound."""
         with self._database.write(frees=True) as connection:
             gone = connection.execute("DELETE FROM blob WHERE namespace = ? AND digest = ?", (self._namespace, digest))
             if not gone.rowcount:
                 raise _no_blob(digest)
-        # In a change of its own: the row must be gone for good before the file is.
+        # In a second transaction: the deletion of the row must be durable before the file is removed.
         remove_unnamed(self._root, self._database, digest)
 
-    def sweep(self) -> Swept:
-        """Remove files that no row names; see `content.files.sweep`. It is the same for all namespaces."""
+    def sweep(self) -> SweptFiles:
+        """Remove files that no row names, in all namespaces (`content.files.sweep`)."""
         return sweep(self._root, self._database)
 
     def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> LocalIngest:
-        """Open or resume the ingest ``ref``; it starts over where it was to have another ``total``.
+        """Open or resume the ingest ``ref``; a different ``total`` starts it over.
 
-        A blob that is ``expected`` and that another namespace shares is there at once. Without a lease an ingest may
-        be collected `LIFETIME` after it was opened. Raises Unavailable while another has it open, AlreadyExists where
-        ``expected`` is there already, InvalidInput, NotFound (lease), Exhausted.
+        It starts complete if another namespace shares the blob ``expected``. Without a lease it may be collected
+        `LIFETIME` after it was opened. Raises Unavailable (open elsewhere), AlreadyExists (the namespace has
+        ``expected``), InvalidInput, NotFound (lease), Exhausted.
         """
         check_key(ref, "the reference of an ingest")
         if not 0 <= total < 1 << 63:
-            raise InvalidInput(f"the ingest {ref!r} cannot have {total} bytes")
-        if expected is not None and self._is_there(ref, expected):
-            raise AlreadyExists(f"blob {expected} is there already")
+            raise InvalidInput(f"the ingest {ref!r} has an invalid size: {total} bytes")
+        if expected is not None and self._has_blob(ref, expected):
+            raise AlreadyExists(f"blob {expected} exists already")
         with ExitStack() as undo:
-            status, folder, file, lent = self._open(ref, total, expected, undo)
+            status, folder, file, shared = self._open(ref, total, expected, undo)
             undo.pop_all()
-        return LocalIngest(self._context, folder, file, status, lent)
+        return LocalIngest(self._context, folder, file, status, shared)
 
     def _open(
         self, ref: str, total: int, expected: Digest | None, undo: ExitStack
     ) -> tuple[IngestStatus, str, FileIO, FileIO | None]:
-        """The row and the files of an ingest; what is to be undone should anything fail goes to ``undo``."""
+        """Open the row and the files of an ingest; ``undo`` receives what an error must undo."""
         now = self._clock()
         expires = None if self._lease is not None else now + LIFETIME
         try:
             with self._database.write(durable=False) as connection:
-                ensure(connection, self._namespace)
-                hold(connection, self._namespace, self._lease, INGESTS, ref)
+                ensure_namespace(connection, self._namespace)
+                add_to_lease(connection, self._namespace, self._lease, INGESTS, ref)
                 row = connection.execute(f"{_SELECT} AND ref = ?", (self._namespace, ref)).fetchone()
                 if row is None:
                     folder = secrets.token_hex(8)
                     undo.callback(remove_folder, self._path(folder))
-                    file = undo.enter_context(open_file(self._path(folder), ref))
+                    file = undo.enter_context(open_ingest_file(self._path(folder), ref))
                     status = IngestStatus(ref, 0, total, expected, now, now)
                     connection.execute(
                         "INSERT INTO ingest (namespace, ref, folder, total, expected, started, updated, expires)"
@@ -165,7 +154,7 @@ class LocalContent:
                     )
                 else:
                     folder = row[1]
-                    file = undo.enter_context(open_file(self._path(folder), ref))
+                    file = undo.enter_context(open_ingest_file(self._path(folder), ref))
                     status = self._status(row)
                     if total and status.total and total != status.total:
                         os.ftruncate(file.fileno(), 0)
@@ -174,15 +163,15 @@ class LocalContent:
                         "UPDATE ingest SET total = ?, expected = ?, expires = ? WHERE namespace = ? AND ref = ?",
                         (status.total, status.expected or "", expires, self._namespace, ref),
                     )
-                lent = None if status.expected is None else self._lent(connection, status.expected)
-                if lent is not None:
-                    undo.enter_context(lent)
+                shared = None if status.expected is None else self._open_shared(connection, status.expected)
+                if shared is not None:
+                    undo.enter_context(shared)
         except OSError as problem:
             raise from_os(problem, f"open the ingest {ref!r}") from problem
-        return status, folder, file, lent
+        return status, folder, file, shared
 
     def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
-        """The ingests that are under way, by reference; filters know ``ref``. Raises InvalidInput."""
+        """Return the ingests in progress, by reference; filters know ``ref``. Raises InvalidInput."""
         wanted = parse_filters(filters)
         with self._database.read() as connection:
             rows = connection.execute(f"{_SELECT} ORDER BY ref", (self._namespace,)).fetchall()
@@ -193,7 +182,6 @@ class LocalContent:
         ]
 
     def status(self, ref: str) -> IngestStatus:
-        """Raises NotFound."""
         with self._database.read() as connection:
             row = connection.execute(f"{_SELECT} AND ref = ?", (self._namespace, ref)).fetchone()
         if row is None:
@@ -201,23 +189,22 @@ class LocalContent:
         return self._status(row)
 
     def abort(self, ref: str) -> None:
-        """Drop an ingest. Raises NotFound, Unavailable while somebody has it open."""
         try:
             with self._database.write(durable=False, frees=True) as connection:
                 row = connection.execute(f"{_SELECT} AND ref = ?", (self._namespace, ref)).fetchone()
                 if row is None:
                     raise _no_ingest(ref)
                 path = self._path(row[1])
-                open_file(path, ref).close()
-                drop_ingest(connection, self._namespace, ref, row[1])
+                open_ingest_file(path, ref).close()
+                delete_ingest(connection, self._namespace, ref, row[1])
         except OSError as problem:
             raise from_os(problem, f"abort the ingest {ref!r}") from problem
         remove_folder(path)
 
-    def _is_there(self, ref: str, digest: Digest) -> bool:
-        """Whether the namespace has a blob that an ingest is opened for; then the lease holds it, and no ingest is.
+    def _has_blob(self, ref: str, digest: Digest) -> bool:
+        """Return whether the namespace has the blob that an ingest expects; add it to the lease and abort the ingest.
 
-        One whose file is damaged may be sent again.
+        False if the file is damaged, so that the blob can be sent again.
         """
         with self._database.read() as connection:
             row = find_blob(connection, self._namespace, digest)
@@ -227,26 +214,26 @@ class LocalContent:
             with self._database.write() as connection:
                 if find_blob(connection, self._namespace, digest) is None:
                     return False
-                hold(connection, self._namespace, self._lease, CONTENT, digest)
+                add_to_lease(connection, self._namespace, self._lease, CONTENT, digest)
         try:
             self.abort(ref)
         except LamellaError:
-            pass  # there was none, or somebody else will find out
+            pass  # there is none, or it is open elsewhere
         return True
 
-    def _lent(self, connection: sqlite3.Connection, digest: Digest) -> FileIO | None:
-        """The file of a blob that another namespace shares with this one."""
+    def _open_shared(self, connection: sqlite3.Connection, digest: Digest) -> FileIO | None:
+        """Open the file of a blob that another namespace shares with this one; None if there is none."""
         rows = connection.execute(
             "SELECT blob.size, coalesce(namespace.labels, '{}') FROM blob"
             " LEFT JOIN namespace ON namespace.name = blob.namespace WHERE blob.digest = ?",
             (digest,),
         )
         for size, labels in rows:
-            if not self._context.isolated or decode(labels).get(SHAREABLE) == "true":
+            if not self._context.isolated or decode_labels(labels).get(SHAREABLE) == "true":
                 try:
                     return open_blob(self._root, digest, size)
                 except (OSError, LamellaError):
-                    return None  # then its bytes are to be sent, which makes it whole again
+                    return None  # receiving the bytes repairs the file
         return None
 
     def _path(self, folder: str) -> str:
@@ -265,7 +252,7 @@ class LocalContent:
 
 
 class _Fields:
-    """The fields of a blob that filters know."""
+    """Looks up the fields of a blob for filters."""
 
     __slots__ = ("_record",)
 
@@ -283,7 +270,7 @@ class _Fields:
 
 
 def _record(digest: Digest, size: int, created: int, updated: int, labels: str) -> ContentRecord:
-    return ContentRecord(digest, size, created, updated, decode(labels))
+    return ContentRecord(digest, size, created, updated, decode_labels(labels))
 
 
 def _no_blob(digest: str) -> NotFound:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collection: what nothing needs any more goes, by containerd's rules (`marking`).
+"""Garbage collection: removes what nothing refers to, by containerd's rules (`mark`).
 
-Marking and the removal of rows are one change of the database, so that no writer can come between them: what a writer
-makes under a lease before it is seen, what it makes afterwards is not looked at. Files follow once that change is on
-the disk.
+Marking and deleting rows are one transaction, so that no writer can come between: objects that a writer adds to a lease
+before are marked, later ones are not considered. Files are removed once the transaction is durable.
 """
 
 from __future__ import annotations
@@ -18,127 +17,132 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from lamella.errors import LamellaError, from_os
-from lamella.store import locks
 from lamella.store.disk_layout import INGEST, keep_reserve, snapshotter_path
 from lamella.store.disk_layout import SNAPSHOTS as SNAPSHOT_FOLDER
 from lamella.store.gc.labels import CONTENT, IMAGES, INGESTS, LEASES, SNAPSHOTS, Node
-from lamella.store.gc.mark import Cause, Picture, chain, mark, picture
+from lamella.store.gc.mark import Cause, ReferenceGraph, mark, read_graph, reference_chain
+from lamella.store.locks import remove_stale_locks
 
 if TYPE_CHECKING:
     from lamella.store.store import Store
 
 
-class Gone(Struct, frozen=True):
-    """An object that was collected, or would be."""
+class CollectedObject(Struct, frozen=True):
+    """An object that a collection removed, or would remove."""
 
     namespace: str
     type: str
-    """As leases name it, or ``leases``."""
+    """The resource type, or ``leases``."""
     id: str
     size: int
-    """Bytes that its going frees: 0 for a blob that another namespace keeps, and for what has no files."""
+    """Bytes that are freed; 0 for a blob that another namespace keeps, and for an object without files."""
     why: str
     """``expired at ...`` or the like; ``nothing refers to it``."""
 
 
 class Collection(Struct, frozen=True):
-    """What a collection took away, or would have."""
+    """The result of a collection, or of a dry run."""
 
-    gone: tuple[Gone, ...]
+    removed: tuple[CollectedObject, ...]
     kept: int
-    """Objects that stay."""
+    """Objects that remain."""
     dry_run: bool
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many objects of each type are gone."""
-        return dict(sorted(Counter(one.type for one in self.gone).items()))
+        """The number of removed objects of each type."""
+        return dict(sorted(Counter(one.type for one in self.removed).items()))
 
     @property
     def size(self) -> int:
-        """Bytes that this frees."""
-        return sum(one.size for one in self.gone)
+        """Bytes that were freed."""
+        return sum(one.size for one in self.removed)
 
 
 class Step(Struct, frozen=True):
-    """One object on the way from a root, and why it is there."""
+    """One object of a chain of references."""
 
     type: str
     id: str
     why: str
-    """Of the first: ``is an image`` or the like. Of another, how the one before needs it: ``target``, a label, ..."""
+    """For the root, what makes it one, as ``is an image``; for others, the reference to it: ``target``, or a label."""
 
 
-class Verdict(Struct, frozen=True):
-    """Whether an object stays, and why."""
+class Explanation(Struct, frozen=True):
+    """Why the next collection keeps or removes an object."""
 
     namespace: str
     type: str
     id: str
     chain: tuple[Step, ...]
-    """From the nearest root to the object itself; empty where it goes."""
+    """From the nearest root to the object itself; empty if it will be removed."""
     why: str
-    """The chain in words, or why it goes."""
+    """The chain in words, or why the object will be removed."""
 
     @property
     def stays(self) -> bool:
-        """Whether the next collection leaves it."""
+        """Whether the next collection keeps the object."""
         return bool(self.chain)
 
 
 def collect(store: Store, *, namespaces: Sequence[str] | None = None, dry_run: bool = False) -> Collection:
-    """Take away what nothing needs in ``namespaces`` (all of them by default); with ``dry_run`` only tell.
+    """Remove the objects of ``namespaces``, by default of all, that nothing refers to; ``dry_run`` changes nothing.
 
-    Safe beside writers and other collections. Raises what `Database.write` does. Files that could not be removed go
-    with the next collection, and the first failure is raised once all has been tried.
+    Safe beside writers and other collections. Raises as `Database.write`; an error about a file is raised after all
+    other files were removed, and the next collection tries again.
     """
     unneeded = []
     kept = 0
     with store.database.read() if dry_run else store.database.write(frees=True) as connection:
         now = store.clock()
         for namespace in _namespaces(connection, namespaces):
-            found = picture(connection, namespace, now)
-            alive = mark(found)
-            nodes = [node for node in found.sizes if node not in alive]
-            kept += len(found.sizes) - len(nodes)
-            unneeded.append((namespace, found, nodes))
+            graph = read_graph(connection, namespace, now)
+            alive = mark(graph)
+            nodes = [node for node in graph.sizes if node not in alive]
+            kept += len(graph.sizes) - len(nodes)
+            unneeded.append((namespace, graph, nodes))
         freed = _sizes(store, connection, unneeded)
         if not dry_run:
-            for namespace, found, nodes in unneeded:
-                _remove(connection, namespace, found, nodes)
-    gone = []
-    for namespace, found, nodes in unneeded:
+            for namespace, graph, nodes in unneeded:
+                _remove(connection, namespace, graph, nodes)
+    removed = []
+    for namespace, graph, nodes in unneeded:
         for node in nodes:
             size = freed.get((namespace, node), 0)
-            gone.append(Gone(namespace, *node, size if isinstance(size, int) else allocated(size), _end(found, node)))
+            removed.append(
+                CollectedObject(
+                    namespace, *node, size if isinstance(size, int) else allocated(size), _why_removed(graph, node)
+                )
+            )
     if not dry_run:
         sweep_files(store)
         keep_reserve(store.root)
-    return Collection(tuple(gone), kept, dry_run)
+    return Collection(tuple(removed), kept, dry_run)
 
 
-def explain(store: Store, *, namespaces: Sequence[str] | None = None) -> Iterator[Verdict]:
-    """For each object whether it would stay, and why. One picture of the store, whose reading ends with the iterator.
+def explain(store: Store, *, namespaces: Sequence[str] | None = None) -> Iterator[Explanation]:
+    """Explain for each object why it is kept or would be removed.
 
-    Leases come first, then images, content, ingests and snapshots, each sorted.
+    Leases come first, then images, content, ingests and snapshots, each sorted. The iterator holds one read transaction
+    until it ends.
     """
     with store.database.read() as connection:
         now = store.clock()
         for namespace in _namespaces(connection, namespaces):
-            found = picture(connection, namespace, now)
-            alive = mark(found)
-            for node in found.sizes:
-                yield _verdict(namespace, node, found, alive)
+            graph = read_graph(connection, namespace, now)
+            alive = mark(graph)
+            for node in graph.sizes:
+                yield _explain(namespace, node, graph, alive)
 
 
-def _verdict(namespace: str, node: Node, found: Picture, alive: dict[Node, Cause]) -> Verdict:
+def _explain(namespace: str, node: Node, graph: ReferenceGraph, alive: dict[Node, Cause]) -> Explanation:
     if node not in alive:
-        return Verdict(namespace, *node, (), _end(found, node))
-    steps = tuple(Step(*at, cause.why) for at, cause in reversed(chain(alive, node)))
+        return Explanation(namespace, *node, (), _why_removed(graph, node))
+    steps = tuple(Step(*at, cause.why) for at, cause in reversed(reference_chain(alive, node)))
     words = f"{_singular(steps[0].type)} {steps[0].id} {steps[0].why}"
     for step in steps[1:]:
         words += f" -> {step.why}: {_singular(step.type)} {step.id}"
-    return Verdict(namespace, *node, steps, words)
+    return Explanation(namespace, *node, steps, words)
 
 
 _SINGULAR: Final = {CONTENT: "blob", IMAGES: "image", INGESTS: "ingest", LEASES: "lease"}
@@ -148,8 +152,8 @@ def _singular(kind: str) -> str:
     return _SINGULAR.get(kind, kind.replace(SNAPSHOTS, "snapshot of ", 1))
 
 
-def _end(found: Picture, node: Node) -> str:
-    return found.ended.get(node, "nothing refers to it")
+def _why_removed(graph: ReferenceGraph, node: Node) -> str:
+    return graph.expired.get(node, "nothing refers to it")
 
 
 def _namespaces(connection: sqlite3.Connection, wanted: Sequence[str] | None) -> list[str]:
@@ -165,20 +169,20 @@ UNION SELECT namespace FROM blob UNION SELECT namespace FROM ingest UNION SELECT
 
 
 def _sizes(
-    store: Store, connection: sqlite3.Connection, unneeded: Iterable[tuple[str, Picture, list[Node]]]
+    store: Store, connection: sqlite3.Connection, unneeded: Iterable[tuple[str, ReferenceGraph, list[Node]]]
 ) -> dict[tuple[str, Node], int | Path]:
-    """What each object frees that goes, as far as it is more than nothing; or what is to be measured, without haste."""
+    """Return the bytes that the removal of each object frees, or a directory to measure after the transaction."""
     freed: dict[tuple[str, Node], int | Path] = {}
-    going: Counter[str] = Counter()
-    for namespace, found, nodes in unneeded:
+    removals: Counter[str] = Counter()
+    for namespace, graph, nodes in unneeded:
         for node in nodes:
             kind, key = node
-            size: int | Path | None = found.sizes[node]
+            size: int | Path | None = graph.sizes[node]
             if kind == CONTENT:
-                # The last one frees the file, if nobody keeps it.
-                going[key] += 1
+                # Removing the last row of a blob frees its file.
+                removals[key] += 1
                 row = connection.execute("SELECT count(*) FROM blob WHERE digest = ?", (key,)).fetchone()
-                if going[key] < row[0]:
+                if removals[key] < row[0]:
                     continue
             elif kind == INGESTS:
                 row = connection.execute(
@@ -186,14 +190,14 @@ def _sizes(
                 ).fetchone()
                 size = store.root / INGEST / row[0]
             elif kind.startswith(SNAPSHOTS) and size is None:
-                size = snapshotter_path(store.root, kind.removeprefix(SNAPSHOTS)) / str(found.numbers[node])
+                size = snapshotter_path(store.root, kind.removeprefix(SNAPSHOTS)) / str(graph.numbers[node])
             if size is not None:
                 freed[namespace, node] = size
     return freed
 
 
 def allocated(path: str | os.PathLike[str]) -> int:
-    """Bytes that a directory of the store takes with all that is in it, as far as it can be read."""
+    """Return the allocated bytes of a directory tree; unreadable directories count as empty."""
     size = 0
     seen = set()
     waiting = [os.fspath(path)]
@@ -217,17 +221,17 @@ def allocated(path: str | os.PathLike[str]) -> int:
     return size
 
 
-def _remove(connection: sqlite3.Connection, namespace: str, found: Picture, nodes: Iterable[Node]) -> None:
+def _remove(connection: sqlite3.Connection, namespace: str, graph: ReferenceGraph, nodes: Iterable[Node]) -> None:
     keys: dict[str, list[tuple[str, str]]] = {}
     numbers = []
     for kind, key in nodes:
         if kind.startswith(SNAPSHOTS):
-            numbers.append((found.numbers[kind, key],))
+            numbers.append((graph.numbers[kind, key],))
         else:
             keys.setdefault(kind, []).append((namespace, key))
     for kind, statement in _REMOVALS:
         connection.executemany(statement, keys.get(kind, ()))
-    # A parent may be newer than its child, and is asked for its children when the change is whole.
+    # A parent may be newer than its child: check foreign keys at the end of the transaction.
     connection.execute("PRAGMA defer_foreign_keys = ON")
     connection.executemany("DELETE FROM snapshot WHERE number = ?", numbers)
 
@@ -241,9 +245,9 @@ _REMOVALS: Final = (
 
 
 def sweep_files(store: Store) -> None:
-    """Remove all files that no row names, whoever left them: blobs, ingests, and snapshots of every kind.
+    """Remove all files that no row names: blobs, ingests, locks, and snapshots of every driver.
 
-    One kind that fails does not keep the others from it; the first failure is raised then.
+    Raises the first error after all others were tried.
     """
     from lamella.store.content.files import sweep
     from lamella.store.snapshots.kinds import SNAPSHOTTERS
@@ -254,12 +258,12 @@ def sweep_files(store: Store) -> None:
     except LamellaError as problem:
         failures.append(problem)
     try:
-        locks.sweep(store.root)
+        remove_stale_locks(store.root)
     except OSError as problem:
-        failures.append(from_os(problem, "remove locks that nobody holds"))
+        failures.append(from_os(problem, "remove stale locks"))
     for snapshotter in sorted(os.listdir(store.root / SNAPSHOT_FOLDER)):
         if snapshotter not in SNAPSHOTTERS:
-            continue  # somebody else's, of which nothing is known here
+            continue  # not a directory of this program
         try:
             store.namespace(_ANY).snapshots(snapshotter).cleanup()
         except LamellaError as problem:
@@ -269,4 +273,4 @@ def sweep_files(store: Store) -> None:
 
 
 _ANY: Final = "default"
-"""The files of snapshots are no namespace's."""
+"""Any namespace: `cleanup` covers the files of all."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that tell the collector what an object needs, what needs it, and how long it lasts. All are containerd's."""
+"""containerd's labels for the collector: references, back references, roots and expiry."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ CONTENT: Final = "content"
 INGESTS: Final = "ingests"
 IMAGES: Final = "images"
 SNAPSHOTS: Final = "snapshots/"
-"""Before the name of a snapshotter."""
+"""The name of a snapshotter follows."""
 LEASES: Final = "leases"
-"""No lease can hold one; all the others are types of resources too."""
+"""Not a resource type, unlike the others: a lease cannot hold a lease."""
 
-ABOUT: Final = "containerd.io/gc."
-"""What the names of all labels below begin with."""
+GC_PREFIX: Final = "containerd.io/gc."
+"""The prefix of all labels below."""
 
 ROOT: Final = "containerd.io/gc.root"
-"""On content and snapshots: never collected, whatever the value."""
+"""On content and snapshots: never collect them; the value does not matter."""
 
 EXPIRE: Final = "containerd.io/gc.expire"
-"""On leases and images: a time of RFC 3339, from which on it is as if they were not there."""
+"""On leases and images: the time (RFC 3339) from which they are no roots any more."""
 
 FLAT: Final = "containerd.io/gc.flat"
-"""On leases: what the held objects refer to is not held."""
+"""On leases: hold the objects only, not what they refer to."""
 
 REF_CONTENT: Final = "containerd.io/gc.ref.content"
-"""The value is a digest; ``.x`` or ``/x`` may follow, as it may for the others."""
+"""The value is a digest; ``.x`` or ``/x`` may follow the name, as with the others."""
 REF_SNAPSHOT: Final = "containerd.io/gc.ref.snapshot."
 """The name of a snapshotter follows; the value is a key."""
 REF_IMAGE: Final = "containerd.io/gc.ref.image"
@@ -46,21 +46,21 @@ _BACK_SNAPSHOT: Final = "containerd.io/gc.bref.snapshot."
 _BACK_IMAGE: Final = "containerd.io/gc.bref.image"
 
 Node = tuple[str, str]
-"""An object of a namespace: its type as leases name it, and its key."""
+"""An object of a namespace: resource type and id."""
 
 
-def needed(labels: Labels) -> Iterator[tuple[str, Node]]:
-    """The objects that live as long as the one with these labels, each after the label that says so."""
-    return _named(labels, REF_CONTENT, REF_SNAPSHOT, REF_IMAGE)
+def forward_references(labels: Labels) -> Iterator[tuple[str, Node]]:
+    """Yield the objects that these labels keep alive, each after its label."""
+    return _references(labels, REF_CONTENT, REF_SNAPSHOT, REF_IMAGE)
 
 
-def needing(labels: Labels) -> Iterator[tuple[str, Node]]:
-    """The objects that keep the one with these labels alive, each after the label that says so."""
-    return _named(labels, _BACK_CONTENT, _BACK_SNAPSHOT, _BACK_IMAGE)
+def back_references(labels: Labels) -> Iterator[tuple[str, Node]]:
+    """Yield the objects that keep alive the object with these labels, each after its label."""
+    return _references(labels, _BACK_CONTENT, _BACK_SNAPSHOT, _BACK_IMAGE)
 
 
-def expiry(labels: Labels) -> int | None:
-    """When what has these labels ends, in nanoseconds since the epoch; None, that is never, for what is no time."""
+def expiration(labels: Labels) -> int | None:
+    """Return when the object with these labels expires, in nanoseconds since the epoch; None without a valid time."""
     text = labels.get(EXPIRE)
     if text is None:
         return None
@@ -70,37 +70,37 @@ def expiry(labels: Labels) -> int | None:
         return None
 
 
-def references(needs: Mapping[str, Digest]) -> dict[str, str]:
-    """The labels by which a document keeps what it needs, each of which has a key: `parts_by_key`, `entry_key`."""
-    return {f"{REF_CONTENT}.{key}": str(digest) for key, digest in needs.items()}
+def reference_labels(parts: Mapping[str, Digest]) -> dict[str, str]:
+    """Return the labels that keep the parts of a document alive, by keys of `manifest_parts` or `manifest_key`."""
+    return {f"{REF_CONTENT}.{key}": str(digest) for key, digest in parts.items()}
 
 
-def parts_by_key(manifest: Manifest) -> dict[str, Descriptor]:
-    """Config and layers of a manifest."""
+def manifest_parts(manifest: Manifest) -> dict[str, Descriptor]:
+    """Return config and layers of a manifest by their label keys."""
     return {"config": manifest.config, **{f"l.{at}": layer for at, layer in enumerate(manifest.layers)}}
 
 
-def entry_key(number: int) -> str:
-    """The key of an entry of an index."""
+def manifest_key(number: int) -> str:
+    """Return the label key of an entry of an index."""
     return f"m.{number}"
 
 
-def snapshots(snapshotter: str) -> str:
-    """The type of a snapshotter's snapshots."""
+def snapshot_type(snapshotter: str) -> str:
+    """Return the resource type of a snapshotter's snapshots."""
     return SNAPSHOTS + snapshotter
 
 
-def _named(labels: Labels, content: str, snapshot: str, image: str) -> Iterator[tuple[str, Node]]:
+def _references(labels: Labels, content: str, snapshot: str, image: str) -> Iterator[tuple[str, Node]]:
     for label, value in labels.items():
-        if not label.startswith(ABOUT):
+        if not label.startswith(GC_PREFIX):
             continue
-        if _is(label, content):
+        if _has_name(label, content):
             yield label, (CONTENT, value)
         elif label.startswith(snapshot):
             yield label, (SNAPSHOTS + label[len(snapshot) :].partition("/")[0], value)
-        elif _is(label, image):
+        elif _has_name(label, image):
             yield label, (IMAGES, value)
 
 
-def _is(label: str, name: str) -> bool:
+def _has_name(label: str, name: str) -> bool:
     return label.startswith(name) and (len(label) == len(name) or label[len(name)] in "./")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is needed of a namespace's objects, and why: the rules of containerd's collector over rows of the database.
+"""Mark phase of the collector: containerd's rules over the rows of the database.
 
-Alive are leases and what they hold, images, content and snapshots labelled as roots, ingests that are young or held;
-and what any of them refers to, by its labels, as its target, its parent or its expected digest.
+Roots are leases, images, content and snapshots with the root label, and unexpired ingests. A live object keeps alive
+what it refers to: what a lease holds, the target of an image, the parent of a snapshot, the expected digest of an
+ingest, and the objects that its labels name.
 """
 
 from __future__ import annotations
@@ -16,109 +17,110 @@ import msgspec
 from msgspec import Struct, field
 
 from lamella.store.gc.labels import (
-    ABOUT,
     CONTENT,
     EXPIRE,
     FLAT,
+    GC_PREFIX,
     IMAGES,
     INGESTS,
     LEASES,
     ROOT,
     SNAPSHOTS,
     Node,
-    expiry,
-    needed,
-    needing,
+    back_references,
+    expiration,
+    forward_references,
 )
-from lamella.store.metadata.labels import decode
+from lamella.store.metadata.labels import decode_labels
 
 TARGET: Final = "target"
 PARENT: Final = "parent"
 EXPECTED: Final = "expected"
 HELD: Final = "held"
-"""Reasons that are not the name of a label."""
+"""Reasons other than labels."""
 
 
 class _Target(msgspec.Struct):
     digest: str
 
 
-_target: Final = msgspec.json.Decoder(_Target).decode
+_decode_target: Final = msgspec.json.Decoder(_Target).decode
 
 
 class Cause(Struct, frozen=True):
-    """Why an object stays: ``by`` needs it, or it is a root where that is None."""
+    """Why an object is alive."""
 
     why: str
-    """``target``, ``parent``, ``expected``, ``held``, or the label; of a root what makes it one, in words."""
+    """``target``, ``parent``, ``expected``, ``held``, or a label; for a root, what makes it one, in words."""
     by: Node | None
+    """The object that refers to it; None for a root."""
 
 
-class Picture(Struct):
-    """The objects of a namespace and what leads from one to another."""
+class ReferenceGraph(Struct):
+    """The objects of a namespace and their references."""
 
     sizes: dict[Node, int | None] = field(default_factory=dict)
-    """Each object that is there, and its bytes; None where nobody has counted."""
+    """Every object, and its bytes; None if they were not measured."""
     roots: list[tuple[Node, str]] = field(default_factory=list)
     flat: list[tuple[Node, Node]] = field(default_factory=list)
-    """An object that is held without what its labels name, and the lease that does."""
+    """Objects that a flat lease holds, without what their labels name, each with the lease."""
     edges: dict[Node, list[tuple[Node, str]]] = field(default_factory=dict)
-    ended: dict[Node, str] = field(default_factory=dict)
-    """What would be a root if its time were not over, and what is to be said of it."""
+    expired: dict[Node, str] = field(default_factory=dict)
+    """Objects that were roots until they expired, each with the explanation."""
     numbers: dict[Node, int] = field(default_factory=dict)
-    """Of the snapshots."""
+    """The numbers of snapshots."""
 
-    def lead(self, from_: Node, to: Node, why: str) -> None:
-        """Note that the one needs the other."""
+    def add_edge(self, from_: Node, to: Node, why: str) -> None:
+        """Record that one object keeps another alive."""
         self.edges.setdefault(from_, []).append((to, why))
 
-    def refer(self, node: Node, text: str) -> None:
-        """Note what an object's labels, as JSON, have to say."""
-        labels = decode(text)
-        for label, other in needed(labels):
-            self.lead(node, other, label)
-        for label, other in needing(labels):
-            self.lead(other, node, label)
+    def add_labels(self, node: Node, text: str) -> None:
+        """Record the references and the root label in an object's labels, given as JSON."""
+        labels = decode_labels(text)
+        for label, other in forward_references(labels):
+            self.add_edge(node, other, label)
+        for label, other in back_references(labels):
+            self.add_edge(other, node, label)
         if ROOT in labels and node[0] != IMAGES:
             self.roots.append((node, f"is labelled {ROOT}"))
 
 
-def picture(connection: sqlite3.Connection, namespace: str, now: int) -> Picture:
-    """Read a namespace as it is within the transaction that is open."""
-    found = Picture()
-    _leases(connection, namespace, now, found)
-    _images(connection, namespace, now, found)
-    sizes = found.sizes
+def read_graph(connection: sqlite3.Connection, namespace: str, now: int) -> ReferenceGraph:
+    """Read a namespace in the current transaction; ``now`` decides what has expired."""
+    graph = ReferenceGraph()
+    _read_leases(connection, namespace, now, graph)
+    _read_images(connection, namespace, now, graph)
+    sizes = graph.sizes
     rows: Iterable[tuple[str, int, str]] = connection.execute(
         "SELECT digest, size, labels FROM blob WHERE namespace = ? ORDER BY digest", (namespace,)
     )
     for digest, size, labels in rows:
         node = (CONTENT, digest)
         sizes[node] = size
-        if ABOUT in labels:
-            found.refer(node, labels)
-    _ingests(connection, namespace, now, found)
-    _snapshots(connection, namespace, found)
-    return found
+        if GC_PREFIX in labels:
+            graph.add_labels(node, labels)
+    _read_ingests(connection, namespace, now, graph)
+    _read_snapshots(connection, namespace, graph)
+    return graph
 
 
-def mark(found: Picture) -> dict[Node, Cause]:
-    """All that is alive, each with the cause that is nearest to a root; also what is referred to and is not there."""
+def mark(graph: ReferenceGraph) -> dict[Node, Cause]:
+    """Return the live objects, each with the cause nearest to a root; includes referenced objects that are missing."""
     alive: dict[Node, Cause] = {}
     queue: deque[Node] = deque()
-    for node, why in found.roots:
+    for node, why in graph.roots:
         if node not in alive:
             alive[node] = Cause(why, None)
             queue.append(node)
-    edges = found.edges
+    edges = graph.edges
     while queue:
         node = queue.popleft()
         for other, why in edges.get(node, ()):
             if other not in alive:
                 alive[other] = Cause(why, node)
                 queue.append(other)
-    # By now nothing else reaches what a flat lease holds, so it matters to nobody that its labels are not followed.
-    for held, lease in found.flat:
+    # Flat leases come last: what is reachable otherwise is alive by now, so their labels can be ignored.
+    for held, lease in graph.flat:
         node, cause = held, Cause(HELD, lease)
         while node not in alive:
             alive[node] = cause
@@ -129,76 +131,76 @@ def mark(found: Picture) -> dict[Node, Cause]:
     return alive
 
 
-def chain(alive: dict[Node, Cause], node: Node) -> list[tuple[Node, Cause]]:
-    """The way from an object that is alive to its root, both included."""
-    way = []
+def reference_chain(alive: dict[Node, Cause], node: Node) -> list[tuple[Node, Cause]]:
+    """Return the references from a live object back to its root, both included."""
+    chain = []
     at: Node | None = node
     while at is not None:
         cause = alive[at]
-        way.append((at, cause))
+        chain.append((at, cause))
         at = cause.by
-    return way
+    return chain
 
 
-def _leases(connection: sqlite3.Connection, namespace: str, now: int, found: Picture) -> None:
+def _read_leases(connection: sqlite3.Connection, namespace: str, now: int, graph: ReferenceGraph) -> None:
     flat = set()
     for id_, text in connection.execute("SELECT id, labels FROM lease WHERE namespace = ? ORDER BY id", (namespace,)):
         node = (LEASES, id_)
-        found.sizes[node] = None
-        labels = decode(text)
-        end = expiry(labels)
+        graph.sizes[node] = None
+        labels = decode_labels(text)
+        end = expiration(labels)
         if end is not None and end <= now:
-            found.ended[node] = f"expired at {labels[EXPIRE]}"
+            graph.expired[node] = f"expired at {labels[EXPIRE]}"
             continue
-        found.roots.append((node, "is a lease"))
+        graph.roots.append((node, "is a lease"))
         if FLAT in labels:
             flat.add(id_)
     for id_, kind, key in connection.execute(
         "SELECT lease, type, id FROM held WHERE namespace = ? ORDER BY lease, type, id", (namespace,)
     ):
         lease, held = (LEASES, id_), (kind, key)
-        if lease in found.ended:
+        if lease in graph.expired:
             continue
         if id_ in flat and kind != INGESTS:
-            found.flat.append((held, lease))
+            graph.flat.append((held, lease))
         else:
-            found.lead(lease, held, HELD)
+            graph.add_edge(lease, held, HELD)
 
 
-def _images(connection: sqlite3.Connection, namespace: str, now: int, found: Picture) -> None:
+def _read_images(connection: sqlite3.Connection, namespace: str, now: int, graph: ReferenceGraph) -> None:
     for name, target, text in connection.execute(
         "SELECT name, target, labels FROM image WHERE namespace = ? ORDER BY name", (namespace,)
     ):
         node = (IMAGES, name)
-        found.sizes[node] = None
-        found.lead(node, (CONTENT, _target(target).digest), TARGET)
-        if ABOUT in text:
-            found.refer(node, text)
-            labels = decode(text)
-            end = expiry(labels)
+        graph.sizes[node] = None
+        graph.add_edge(node, (CONTENT, _decode_target(target).digest), TARGET)
+        if GC_PREFIX in text:
+            graph.add_labels(node, text)
+            labels = decode_labels(text)
+            end = expiration(labels)
             if end is not None and end <= now:
-                found.ended[node] = f"expired at {labels[EXPIRE]}"
+                graph.expired[node] = f"expired at {labels[EXPIRE]}"
                 continue
-        found.roots.append((node, "is an image"))
+        graph.roots.append((node, "is an image"))
 
 
-def _ingests(connection: sqlite3.Connection, namespace: str, now: int, found: Picture) -> None:
+def _read_ingests(connection: sqlite3.Connection, namespace: str, now: int, graph: ReferenceGraph) -> None:
     for ref, expected, expires in connection.execute(
         "SELECT ref, expected, expires FROM ingest WHERE namespace = ? ORDER BY ref", (namespace,)
     ):
         node = (INGESTS, ref)
-        found.sizes[node] = None
+        graph.sizes[node] = None
         if expected:
-            found.lead(node, (CONTENT, expected), EXPECTED)
+            graph.add_edge(node, (CONTENT, expected), EXPECTED)
         if expires is None:
-            found.ended[node] = "its lease is gone"
+            graph.expired[node] = "its lease is gone"
         elif expires <= now:
-            found.ended[node] = "nobody has finished it in time"
+            graph.expired[node] = "it was not committed in time"
         else:
-            found.roots.append((node, "is under way"))
+            graph.roots.append((node, "is in progress"))
 
 
-def _snapshots(connection: sqlite3.Connection, namespace: str, found: Picture) -> None:
+def _read_snapshots(connection: sqlite3.Connection, namespace: str, graph: ReferenceGraph) -> None:
     nodes: dict[int, Node] = {}
     parents: list[tuple[Node, int]] = []
     for number, snapshotter, name, parent, size, labels in connection.execute(
@@ -207,12 +209,12 @@ def _snapshots(connection: sqlite3.Connection, namespace: str, found: Picture) -
     ):
         node = (SNAPSHOTS + snapshotter, name)
         nodes[number] = node
-        found.sizes[node] = size
-        found.numbers[node] = number
+        graph.sizes[node] = size
+        graph.numbers[node] = number
         if parent is not None:
             parents.append((node, parent))
-        if ABOUT in labels:
-            found.refer(node, labels)
+        if GC_PREFIX in labels:
+            graph.add_labels(node, labels)
     for node, parent in parents:
-        if parent in nodes:  # a row whose parent is gone is for the check to find
-            found.lead(node, nodes[parent], PARENT)
+        if parent in nodes:  # the consistency check reports a missing parent
+            graph.add_edge(node, nodes[parent], PARENT)

@@ -12,8 +12,8 @@ from msgspec import Struct
 from lamella.errors import LamellaError
 from lamella.store.disk_layout import DATA, ingest_path
 from lamella.store.gc.collect import collect
-from lamella.store.gc.labels import CONTENT, IMAGES, INGESTS, SNAPSHOTS, needed
-from lamella.store.metadata.labels import decode
+from lamella.store.gc.labels import CONTENT, IMAGES, INGESTS, SNAPSHOTS, forward_references
+from lamella.store.metadata.labels import decode_labels
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
@@ -135,5 +135,5 @@ def image_size(space: LocalNamespace, target: Digest) -> int:
             ).fetchone()
             if row is not None:
                 size += row[0]
-                todo += [key for _, (kind, key) in needed(decode(row[1])) if kind == CONTENT]
+                todo += [key for _, (kind, key) in forward_references(decode_labels(row[1])) if kind == CONTENT]
     return size

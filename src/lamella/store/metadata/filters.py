@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters over the fields of objects, in containerd's language.
+"""Filters over the fields of objects, in containerd's filter language.
 
-An expression is a list of selectors between commas, all of which must hold::
+An expression is a comma-separated list of selectors, all of which must match::
 
     name==docker.io/library/alpine:3.20,labels."containerd.io/gc.root"
     target.mediatype~=/manifest/,labels.tier!=cache
 
-A selector is a path alone (the field is present) or a path, an operator and a value. ``==`` wants the field present;
-``!=`` and ``~=`` take an absent one for an empty text. Paths are names between dots; a name with other characters
-than letters, digits and the underscore stands in double quotes. A value ends at a comma or a space, or is quoted;
+A selector is a path alone (the field is present), or a path, an operator and a value. ``==`` requires a present field;
+``!=`` and ``~=`` treat an absent field as empty. A path is a list of names separated by dots; a name with characters
+other than letters, digits and the underscore is in double quotes. A value ends at a comma or a space, or is quoted;
 after ``~=`` also by ``/`` or ``|``. Quoted text has Go's escapes.
 """
 
@@ -26,10 +26,10 @@ from lamella.store.metadata.re2 import compile_pattern
 
 Path: TypeAlias = tuple[str, ...]
 Lookup: TypeAlias = Callable[[Path], str | None]
-"""The value of the field at a path; None where it is absent."""
+"""Returns the value of the field at a path; None if it is absent."""
 
 MAX_EXPRESSION: Final = 16 << 10
-"""Characters in one expression."""
+"""Characters of one expression."""
 
 _FIELD: Final = re.compile(r"[A-Za-z0-9_]+")
 _OPERATOR: Final = re.compile(r"[=!~]+")
@@ -44,9 +44,9 @@ class _Selector(Struct, frozen=True):
     """Empty for presence."""
     value: str
     pattern: re.Pattern[str] | None
-    """None also where the value is no pattern, which then matches nothing."""
+    """None for an invalid pattern too, which matches nothing."""
 
-    def holds(self, lookup: Lookup) -> bool:
+    def matches(self, lookup: Lookup) -> bool:
         value = lookup(self.path)
         match self.operator:
             case "":
@@ -60,22 +60,22 @@ class _Selector(Struct, frozen=True):
 
 
 class Filter:
-    """What passes any of some expressions. Build it with `parse_filters`."""
+    """Matches objects that pass any of some expressions. Build it with `parse_filters`."""
 
     __slots__ = ("_any", "everything")
 
     def __init__(self, expressions: Sequence[tuple[_Selector, ...]]) -> None:
         self._any = tuple(expressions)
         self.everything = not all(self._any)
-        """Whether every object passes, so that nobody needs to look."""
+        """Whether every object passes."""
 
     def matches(self, lookup: Lookup) -> bool:
-        """Whether the object whose fields ``lookup`` gives passes."""
+        """Return whether the object whose fields ``lookup`` returns passes."""
         if self.everything:
             return True
         for selectors in self._any:
             for selector in selectors:
-                if not selector.holds(lookup):
+                if not selector.matches(lookup):
                     break
             else:
                 return True
@@ -83,7 +83,7 @@ class Filter:
 
 
 def parse_filters(expressions: Sequence[str]) -> Filter:
-    """The filter that passes what any of ``expressions`` does; none at all, or an empty one, passes everything.
+    """Return the filter that passes what any of ``expressions`` passes; none, or an empty one, passes all.
 
     Raises InvalidInput.
     """
@@ -91,16 +91,16 @@ def parse_filters(expressions: Sequence[str]) -> Filter:
 
 
 def label_at(labels: Mapping[str, str], path: Path) -> str | None:
-    """The label that the rest of a path names, whose parts a label's key has dots between."""
+    """Return the label whose key is the parts of ``path``, joined by dots; None if there is none."""
     return labels.get(".".join(path))
 
 
 class _Parser:
-    """Takes one expression apart, from left to right."""
+    """Parses one expression, from left to right."""
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_EXPRESSION:
-            raise InvalidInput(f"a filter of {len(text)} characters; {MAX_EXPRESSION} is the most")
+            raise InvalidInput(f"a filter of {len(text)} characters, more than the limit of {MAX_EXPRESSION}")
         self._text = text
         self._at = 0
 
@@ -158,9 +158,9 @@ class _Parser:
     def _quoted(self, *, alternatives: bool) -> str:
         match = _QUOTED.match(self._text, self._at)
         if match is None:
-            self._fail("a quote that does not end")
+            self._fail("unterminated quote")
         if match[1] != '"' and not alternatives:
-            self._fail(f"{match[1]} is a quote after ~= alone", hint="put what has slashes between double quotes")
+            self._fail(f"{match[1]} quotes a value after ~= only", hint="use double quotes")
         text = match[2]
         if "\\" in text:
             text = self._unescaped(text, match[1])
@@ -168,7 +168,7 @@ class _Parser:
         return text
 
     def _unescaped(self, text: str, quote: str) -> str:
-        """Bytes, since ``\\x`` and octal escapes give those."""
+        """Resolve Go's escapes. Works on bytes, since ``\\x`` and octal escapes denote bytes."""
         parts: list[bytes] = []
         done = 0
         for match in _ESCAPE.finditer(text):
@@ -182,15 +182,15 @@ class _Parser:
                 elif code in _CONTROLS:
                     parts.append(bytes([_CONTROLS[code]]))
                 else:
-                    self._fail(f"\\{code} is no escape here", hint="a backslash in a pattern is written \\\\")
+                    self._fail(f"unknown escape \\{code}", hint="write \\\\ for a backslash in a pattern")
                 continue
             number = int(code, 8) if kind.isdigit() else int(code[1:], 16)
             if kind in "uU":
                 if number > 0x10FFFF or 0xD800 <= number < 0xE000:
-                    self._fail(f"\\{code} is no character")
+                    self._fail(f"\\{code} is not a character")
                 parts.append(_bytes(chr(number)))
             elif number > 0xFF:
-                self._fail(f"\\{code} is no byte")
+                self._fail(f"\\{code} is not a byte")
             else:
                 parts.append(bytes([number]))
         parts.append(_bytes(text[done:]))
@@ -216,5 +216,5 @@ def _is_space(character: str) -> bool:
 
 
 def _is_value(character: str) -> bool:
-    """Go's graphic characters, without spaces and commas."""
+    """Return whether Go considers the character graphic, spaces and commas excluded."""
     return character not in ("", ",") and unicodedata.category(character)[0] in "LMNPS"

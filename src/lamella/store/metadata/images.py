@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images by name, in the store's database."""
+"""The table of images: names, targets, labels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lamella.oci.documents import encode as encode_document
 from lamella.store.contract import ImageRecord
 from lamella.store.gc.labels import EXPIRE, IMAGES
 from lamella.store.metadata.filters import label_at, parse_filters
-from lamella.store.metadata.labels import check_key, decode, encode, merge, settled
-from lamella.store.metadata.leases import hold
-from lamella.store.metadata.namespaces import ensure
+from lamella.store.metadata.labels import check_key, decode_labels, encode_labels, merge_labels, normalize_labels
+from lamella.store.metadata.leases import add_to_lease
+from lamella.store.metadata.namespaces import ensure_namespace
 
 if TYPE_CHECKING:
     from lamella.store.context import StoreContext
@@ -30,9 +30,9 @@ _COLUMNS: Final = "name, target, labels, created, updated"
 
 
 class LocalImages:
-    """The images of a namespace in this process's store; keeps what `ImageStore` promises.
+    """The images of a namespace (`ImageStore`).
 
-    An image that says when it expires is put under ``lease``; the others need none, since they are roots themselves.
+    Only images with an expiry are added to the lease; the others are roots of the collector themselves.
     """
 
     def __init__(self, context: StoreContext) -> None:
@@ -42,12 +42,11 @@ class LocalImages:
         self._clock = context.clock
 
     def get(self, name: str) -> ImageRecord:
-        """See `ImageStore.get`."""
         with self._database.read() as connection:
             return self._get(connection, name)
 
     def list(self, filters: Sequence[str] = ()) -> list[ImageRecord]:
-        """See `ImageStore.list`.
+        """Return the images that pass any of ``filters``, by name. Raises InvalidInput.
 
         Filters know ``name``, ``target.digest``, ``target.mediatype``, ``labels.KEY`` and ``annotations.KEY``.
         """
@@ -57,52 +56,49 @@ class LocalImages:
                 f"SELECT {_COLUMNS} FROM image WHERE namespace = ? ORDER BY name",  # noqa: S608 a constant
                 (self._namespace,),
             ).fetchall()
-        found = [_record(row) for row in rows]
-        return [image for image in found if wanted.matches(partial(_field, image))]
+        found = [_decode_row(row) for row in rows]
+        return [image for image in found if wanted.matches(partial(_field_of, image))]
 
     def create(self, image: ImageRecord) -> ImageRecord:
-        """See `ImageStore.create`."""
         now = self._clock()
-        made = replace(image, labels=settled(image.labels), created_at=now, updated_at=now)
+        made = replace(image, labels=normalize_labels(image.labels), created_at=now, updated_at=now)
         _check(made)
         with self._database.write() as connection:
-            ensure(connection, self._namespace)
+            ensure_namespace(connection, self._namespace)
             if self._row(connection, made.name) is not None:
                 raise AlreadyExists(f"image {made.name!r} exists already")
             connection.execute(
                 f"INSERT INTO image (namespace, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608 a constant
-                (self._namespace, made.name, _target(made), encode(made.labels), now, now),
+                (self._namespace, made.name, _encode_target(made), encode_labels(made.labels), now, now),
             )
-            self._hold(connection, made)
+            self._add_to_lease(connection, made)
         return made
 
     def update(self, image: ImageRecord, fields: Sequence[str] = ()) -> ImageRecord:
-        """See `ImageStore.update`."""
         check_key(image.name, "the name of an image")
         with self._database.write() as connection:
             old = self._get(connection, image.name)
-            made = replace(_changed(old, image, fields), updated_at=self._clock())
+            made = replace(_apply_mask(old, image, fields), updated_at=self._clock())
             _check(made)
             connection.execute(
                 "UPDATE image SET target = ?, labels = ?, updated = ? WHERE namespace = ? AND name = ?",
-                (_target(made), encode(made.labels), made.updated_at, self._namespace, made.name),
+                (_encode_target(made), encode_labels(made.labels), made.updated_at, self._namespace, made.name),
             )
-            self._hold(connection, made)
+            self._add_to_lease(connection, made)
         return made
 
     def delete(self, name: str, target: Digest | None = None) -> None:
-        """See `ImageStore.delete`."""
         with self._database.write(frees=True) as connection:
             found = self._get(connection, name)
             if target is not None and found.target.digest != target:
-                raise NotFound(f"image {name!r} with target {target} is not there: it has {found.target.digest} now")
+                raise NotFound(f"image {name!r} has target {found.target.digest} now, not {target}")
             connection.execute("DELETE FROM image WHERE namespace = ? AND name = ?", (self._namespace, name))
 
     def _get(self, connection: sqlite3.Connection, name: str) -> ImageRecord:
         row = self._row(connection, name)
         if row is None:
             raise NotFound(f"there is no image {name!r}")
-        return _record(row)
+        return _decode_row(row)
 
     def _row(self, connection: sqlite3.Connection, name: str) -> tuple[str, str, str, int, int] | None:
         row: tuple[str, str, str, int, int] | None = connection.execute(
@@ -111,24 +107,24 @@ class LocalImages:
         ).fetchone()
         return row
 
-    def _hold(self, connection: sqlite3.Connection, image: ImageRecord) -> None:
+    def _add_to_lease(self, connection: sqlite3.Connection, image: ImageRecord) -> None:
         if EXPIRE in image.labels:
-            hold(connection, self._namespace, self._lease, IMAGES, image.name)
+            add_to_lease(connection, self._namespace, self._lease, IMAGES, image.name)
 
 
-def _record(row: tuple[str, str, str, int, int]) -> ImageRecord:
+def _decode_row(row: tuple[str, str, str, int, int]) -> ImageRecord:
     name, target, labels, created, updated = row
     descriptor = decode_document(Descriptor, target.encode(), f"target of image {name!r}")
-    return ImageRecord(name, descriptor, decode(labels), created, updated)
+    return ImageRecord(name, descriptor, decode_labels(labels), created, updated)
 
 
-def _target(image: ImageRecord) -> str:
+def _encode_target(image: ImageRecord) -> str:
     return encode_document(image.target).decode()
 
 
-def _changed(old: ImageRecord, new: ImageRecord, fields: Sequence[str]) -> ImageRecord:
+def _apply_mask(old: ImageRecord, new: ImageRecord, fields: Sequence[str]) -> ImageRecord:
     if not fields:
-        return replace(old, target=new.target, labels=settled(new.labels))
+        return replace(old, target=new.target, labels=normalize_labels(new.labels))
     target, labels = old.target, dict(old.labels)
     annotations = dict(target.annotations)
     for path in fields:
@@ -138,7 +134,7 @@ def _changed(old: ImageRecord, new: ImageRecord, fields: Sequence[str]) -> Image
                 target = new.target
                 annotations = dict(target.annotations)
             case "labels":
-                labels = merge(labels, new.labels, [path])
+                labels = merge_labels(labels, new.labels, [path])
             case "annotations" if key:
                 given = new.target.annotations.get(key, "")
                 annotations.pop(key, None)
@@ -147,7 +143,7 @@ def _changed(old: ImageRecord, new: ImageRecord, fields: Sequence[str]) -> Image
             case "annotations" if path == "annotations":
                 annotations = dict(new.target.annotations)
             case _:
-                raise InvalidInput(f"{path[:200]!r} is not a field of images that can be changed")
+                raise InvalidInput(f"{path[:200]!r} is not a field of an image that can be changed")
     if annotations != target.annotations:
         target = msgspec.structs.replace(target, annotations=annotations)
     return replace(old, target=target, labels=labels)
@@ -166,7 +162,7 @@ def _check(image: ImageRecord) -> None:
         raise InvalidInput(f"target of image {image.name!r}: the media type is missing")
 
 
-def _field(image: ImageRecord, path: tuple[str, ...]) -> str | None:
+def _field_of(image: ImageRecord, path: tuple[str, ...]) -> str | None:
     match path:
         case ("name",):
             return image.name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels and names of the store: what may be written, how a field mask changes it, and how the database holds it."""
+"""Labels and names of the store: limits, changes by field mask, and their form in the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_LABEL: Final = 4096
 
 MAX_NAMESPACE: Final = 76
 MAX_KEY: Final = 32768
-"""Bytes of a reference, a snapshot's key, or another name that is free text."""
+"""Bytes of an ingest reference, a snapshot key, or another free-text name."""
 
 _PREFIX: Final = "labels."
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -27,27 +27,27 @@ _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 
 
 def check_labels(labels: Labels) -> None:
-    """Raise InvalidInput where a label has no key, is too long, or is not text that UTF-8 can hold."""
+    """Raise InvalidInput for a label with an empty key, one that is too long, or one that UTF-8 cannot encode."""
     for key, value in labels.items():
         if not key:
-            raise InvalidInput("a label without a key")
+            raise InvalidInput("the key of a label is empty")
         if _length(key, "label") + _length(value, "label") > MAX_LABEL:
             raise InvalidInput(f"the label {key[:64]!r} has more than {MAX_LABEL} bytes, key and value together")
 
 
-def settled(labels: Labels) -> dict[str, str]:
-    """``labels`` checked, without those that have no value, which is as good as not being set. Raises InvalidInput."""
+def normalize_labels(labels: Labels) -> dict[str, str]:
+    """Return ``labels`` without those whose value is empty, which count as not set. Raises InvalidInput."""
     check_labels(labels)
     return {key: value for key, value in labels.items() if value}
 
 
-def merge(old: Labels, new: Labels, fields: Sequence[str] = ()) -> dict[str, str]:
-    """What becomes of ``old`` when the fields of ``new`` that a mask names are put over it.
+def merge_labels(old: Labels, new: Labels, fields: Sequence[str] = ()) -> dict[str, str]:
+    """Return ``old``, changed by the fields of ``new`` that a mask names.
 
-    ``labels`` and the empty mask put all of ``new`` in place of ``old``; ``labels.KEY``, whose key is everything
-    after the first dot, puts one and removes it where ``new`` has none or an empty one. Raises InvalidInput.
+    ``labels`` and the empty mask replace all labels. ``labels.KEY``, where the key is everything after the first dot,
+    sets one label, or removes it if ``new`` has none or an empty value. Raises InvalidInput.
     """
-    changed = settled(new)
+    changed = normalize_labels(new)
     if not fields or "labels" in fields:
         unknown = [field for field in fields if field != "labels" and not is_label(field)]
         if unknown:
@@ -66,17 +66,17 @@ def merge(old: Labels, new: Labels, fields: Sequence[str] = ()) -> dict[str, str
 
 
 def is_label(field: str) -> bool:
-    """Whether a path of a mask names one label."""
+    """Return whether a path of a field mask names one label."""
     return field.startswith(_PREFIX) and len(field) > len(_PREFIX)
 
 
-def encode(labels: Labels) -> str:
-    """How the database holds ``labels``; equal ones are held alike."""
+def encode_labels(labels: Labels) -> str:
+    """Encode ``labels`` for the database; equal labels give equal text."""
     return _ENCODER.encode(dict(labels)).decode() if labels else "{}"
 
 
-def decode(text: str) -> dict[str, str]:
-    """What `encode` has written. Raises Integrity."""
+def decode_labels(text: str) -> dict[str, str]:
+    """Decode the text of `encode_labels`. Raises Integrity."""
     if text == "{}":
         return {}
     try:
@@ -86,7 +86,7 @@ def decode(text: str) -> dict[str, str]:
 
 
 def check_namespace(name: str) -> str:
-    """``name``, which is a namespace's. Raises InvalidInput."""
+    """Return ``name`` if it is a valid name of a namespace. Raises InvalidInput."""
     if len(name) > MAX_NAMESPACE or not _NAMESPACE.fullmatch(name):
         raise InvalidInput(
             f"malformed namespace {name[: MAX_NAMESPACE + 1]!r}",
@@ -96,7 +96,7 @@ def check_namespace(name: str) -> str:
 
 
 def check_key(key: str, what: str) -> str:
-    """``key``, which is free text that is not empty; ``what`` says of what. Raises InvalidInput."""
+    """Return ``key`` if it is non-empty text within `MAX_KEY`; ``what`` names it in messages. Raises InvalidInput."""
     if not key:
         raise InvalidInput(f"{what} is empty")
     if _length(key, what) > MAX_KEY:
@@ -108,8 +108,8 @@ def _length(text: str, what: str) -> int:
     try:
         return len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as problem:
-        raise InvalidInput(f"{what} {text[:64]!r} is not text that UTF-8 can hold") from problem
+        raise InvalidInput(f"{what} {text[:64]!r} cannot be encoded in UTF-8") from problem
 
 
 def _no_field(field: str) -> InvalidInput:
-    return InvalidInput(f"there is no field {field[:200]!r} to change", hint="labels, or labels.KEY for one of them")
+    return InvalidInput(f"unknown field {field[:200]!r}", hint="use labels, or labels.KEY for one label")

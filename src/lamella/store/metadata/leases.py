@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leases: what a writer makes under one is safe from the collector until it has been given its place."""
+"""Leases keep new objects from being collected until something refers to them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lamella.errors import AlreadyExists, NotFound, Unsupported
 from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, Namespace, Resource
 from lamella.store.gc.labels import CONTENT, EXPIRE, IMAGES, INGESTS, SNAPSHOTS
 from lamella.store.metadata.filters import label_at, parse_filters
-from lamella.store.metadata.labels import check_key, decode, encode, settled
-from lamella.store.metadata.namespaces import ensure
+from lamella.store.metadata.labels import check_key, decode_labels, encode_labels, normalize_labels
+from lamella.store.metadata.namespaces import ensure_namespace
 from lamella.times import SECOND, format_rfc3339
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _SNAPSHOTTER: Final = re.compile(re.escape(SNAPSHOTS) + "[A-Za-z0-9]+(?:[._-][A-
 
 
 class LocalLeases:
-    """The leases of a namespace in this process's store; keeps what `LeaseStore` promises."""
+    """The leases of a namespace (`LeaseStore`)."""
 
     def __init__(self, context: StoreContext) -> None:
         self._database = context.database
@@ -39,71 +39,63 @@ class LocalLeases:
         self._clock = context.clock
 
     def create(self, id: str = "", labels: Labels = NO_LABELS) -> Lease:  # noqa: A002
-        """See `LeaseStore.create`. Raises InvalidInput (labels)."""
-        kept = settled(labels)
+        kept = normalize_labels(labels)
         if id:
             check_key(id, "the id of a lease")
         now = self._clock()
         with self._database.write() as connection:
-            ensure(connection, self._namespace)
+            ensure_namespace(connection, self._namespace)
             if not id:
                 id = f"{now}-{secrets.token_urlsafe(6)}"  # noqa: A001
-            elif self._is_there(connection, id):
+            elif _exists(connection, self._namespace, id):
                 raise AlreadyExists(f"lease {id!r} exists already")
             connection.execute(
                 "INSERT INTO lease (namespace, id, labels, created) VALUES (?, ?, ?, ?)",
-                (self._namespace, id, encode(kept), now),
+                (self._namespace, id, encode_labels(kept), now),
             )
         return Lease(id, now, kept)
 
     def delete(self, id: str) -> None:  # noqa: A002
-        """See `LeaseStore.delete`."""
         with self._database.write(frees=True) as connection:
             gone = connection.execute("DELETE FROM lease WHERE namespace = ? AND id = ?", (self._namespace, id))
             if not gone.rowcount:
                 raise _missing(id)
 
     def list(self, filters: Sequence[str] = ()) -> list[Lease]:
-        """See `LeaseStore.list`; filters know ``id`` and ``labels.KEY``."""
+        """Return the leases that pass any of ``filters``, which know ``id`` and ``labels.KEY``. Raises InvalidInput."""
         wanted = parse_filters(filters)
         with self._database.read() as connection:
             rows = connection.execute(
                 "SELECT id, created, labels FROM lease WHERE namespace = ? ORDER BY id", (self._namespace,)
             ).fetchall()
-        found = [Lease(id_, created, decode(labels)) for id_, created, labels in rows]
-        return [lease for lease in found if wanted.matches(partial(_field, lease))]
+        found = [Lease(id_, created, decode_labels(labels)) for id_, created, labels in rows]
+        return [lease for lease in found if wanted.matches(partial(_field_of, lease))]
 
     def add(self, id: str, resource: Resource) -> None:  # noqa: A002
-        """See `LeaseStore.add`."""
+        check_resource(resource)
         with self._database.write() as connection:
-            self._found(connection, id, resource)
-            hold(connection, self._namespace, id, resource.type, resource.id)
+            self._check(connection, id)
+            add_to_lease(connection, self._namespace, id, resource.type, resource.id)
 
     def remove(self, id: str, resource: Resource) -> None:  # noqa: A002
-        """See `LeaseStore.remove`."""
+        check_resource(resource)
         with self._database.write() as connection:
-            self._found(connection, id, resource)
+            self._check(connection, id)
             connection.execute(
                 "DELETE FROM held WHERE namespace = ? AND lease = ? AND type = ? AND id = ?",
                 (self._namespace, id, resource.type, resource.id),
             )
 
     def resources(self, id: str) -> Sequence[Resource]:  # noqa: A002
-        """See `LeaseStore.resources`."""
         with self._database.read() as connection:
-            if not self._is_there(connection, id):
-                raise _missing(id)
+            self._check(connection, id)
             rows = connection.execute(
                 "SELECT type, id FROM held WHERE namespace = ? AND lease = ? ORDER BY type, id", (self._namespace, id)
             )
             return [Resource(kind, key) for kind, key in rows]
 
-    def _is_there(self, connection: sqlite3.Connection, id_: str) -> bool:
-        return _is_there(connection, self._namespace, id_)
-
-    def _found(self, connection: sqlite3.Connection, id_: str, resource: Resource) -> None:
-        check_resource(resource)
-        if not self._is_there(connection, id_):
+    def _check(self, connection: sqlite3.Connection, id_: str) -> None:
+        if not _exists(connection, self._namespace, id_):
             raise _missing(id_)
 
 
@@ -114,17 +106,17 @@ def leases_by_prefix(database: Database, prefix: str) -> list[tuple[str, Lease]]
             "SELECT namespace, id, created, labels FROM lease WHERE substr(id, 1, ?) = ? ORDER BY namespace, id",
             (len(prefix), prefix),
         ).fetchall()
-    return [(namespace, Lease(id_, created, decode(labels))) for namespace, id_, created, labels in rows]
+    return [(namespace, Lease(id_, created, decode_labels(labels))) for namespace, id_, created, labels in rows]
 
 
-def hold(connection: sqlite3.Connection, namespace: str, lease: str | None, type_: str, key: str) -> None:
-    """Put an object under the lease ``lease``, if any, as part of the change that makes it or finds it there.
+def add_to_lease(connection: sqlite3.Connection, namespace: str, lease: str | None, type_: str, key: str) -> None:
+    """Add an object to ``lease``, if that is not None, in the transaction that makes or finds the object.
 
-    Raises NotFound where there is no such lease.
+    Raises NotFound (no such lease).
     """
     if lease is None:
         return
-    if not _is_there(connection, namespace, lease):
+    if not _exists(connection, namespace, lease):
         raise _missing(lease)
     connection.execute(
         "INSERT OR IGNORE INTO held (namespace, lease, type, id) VALUES (?, ?, ?, ?)", (namespace, lease, type_, key)
@@ -132,9 +124,9 @@ def hold(connection: sqlite3.Connection, namespace: str, lease: str | None, type
 
 
 def check_resource(resource: Resource) -> None:
-    """Raise Unsupported for a type that leases do not hold, InvalidInput for a malformed key."""
+    """Raise Unsupported for a type that leases do not add_to_lease, InvalidInput for a malformed key."""
     if resource.type not in (CONTENT, INGESTS, IMAGES) and not _SNAPSHOTTER.fullmatch(resource.type):
-        raise Unsupported(f"a lease does not hold resources of type {resource.type!r}")
+        raise Unsupported(f"leases cannot hold resources of type {resource.type!r}")
     check_key(resource.id, "the id of a resource")
 
 
@@ -142,28 +134,28 @@ def check_resource(resource: Resource) -> None:
 def temporary_lease(
     leases: LeaseStore, *, hours: float = 24, clock: Callable[[], int] = time.time_ns
 ) -> Iterator[Lease]:
-    """A lease as long as the block lasts. If the process is killed, it expires after ``hours``."""
+    """Hold a lease for the block. If the process is killed, the lease expires after ``hours``."""
     lease = leases.create(labels={EXPIRE: format_rfc3339(clock() + int(hours * _HOUR))})
     try:
         yield lease
     finally:
         try:
             leases.delete(lease.id)
-        except NotFound:  # it took longer than that, and the lease was collected
+        except NotFound:  # the block took longer than that, and the lease was collected
             pass
 
 
 @contextmanager
-def under_lease(space: V, *, hours: float = 24) -> Iterator[V]:
-    """A view of the same namespace whose new objects stay as long as the block lasts; ``space`` if it has a lease."""
-    if space.lease is not None:
-        yield space
+def under_lease(namespace: V, *, hours: float = 24) -> Iterator[V]:
+    """Give the namespace a temporary lease for its new objects, unless it has one."""
+    if namespace.lease is not None:
+        yield namespace
         return
-    with temporary_lease(space.leases, hours=hours, clock=space.clock) as lease:
-        yield space.under(lease.id)
+    with temporary_lease(namespace.leases, hours=hours, clock=namespace.clock) as lease:
+        yield namespace.under(lease.id)
 
 
-def _is_there(connection: sqlite3.Connection, namespace: str, lease: str) -> bool:
+def _exists(connection: sqlite3.Connection, namespace: str, lease: str) -> bool:
     row = connection.execute("SELECT 1 FROM lease WHERE namespace = ? AND id = ?", (namespace, lease)).fetchone()
     return row is not None
 
@@ -172,7 +164,7 @@ def _missing(lease: str) -> NotFound:
     return NotFound(f"lease {lease!r} does not exist")
 
 
-def _field(lease: Lease, path: tuple[str, ...]) -> str | None:
+def _field_of(lease: Lease, path: tuple[str, ...]) -> str | None:
     match path:
         case ("id",):
             return lease.id

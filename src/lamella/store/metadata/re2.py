@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patterns in RE2's language, as far as Python's `re` can search for them.
+"""RE2 patterns, translated for Python's `re`.
 
-What the two read differently is rewritten: ``$`` is the end of the text and never before a last newline, ``\\z`` is
-that end too, ``\\d \\w \\s \\b`` know ASCII alone, and ``[[:alpha:]]`` are classes. What RE2 has not (references back,
-looking around, possessive repeats) is no pattern here either. What Python has not (``\\p{Greek}``, ``(?U)``) is not
-supported. RE2 searches in linear time and Python by trying, so that what would be tried without end is refused: the
-repeat of a group that itself repeats or has alternatives, unless it is a few times.
+The translation covers what both read differently: ``$`` is the end of the text only, never before a final newline;
+``\\z`` is the end of the text; ``\\d \\w \\s \\b`` are ASCII; ``[[:alpha:]]`` is a class. Syntax that RE2 lacks (back
+references, lookaround, possessive repeats) is invalid here too. Syntax that Python lacks (``\\p{Greek}``, ``(?U)``) is
+not supported. RE2 searches in linear time, Python backtracks. So patterns that could backtrack without bound are
+refused: the repeat of a group that itself repeats or has alternatives, unless it repeats a few times only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final
 from lamella.errors import InvalidInput
 
 MAX_PATTERN: Final = 512
-"""Characters in a pattern."""
+"""Characters of a pattern."""
 
 MAX_REPEATS: Final = 4
-"""Repeats without an upper bound in one pattern; each multiplies the time of a search by the length of the text."""
+"""Unbounded repeats in one pattern; each multiplies the search time by the length of the text."""
 
 _CLASSES: Final = {
     "alnum": "0-9A-Za-z",
@@ -43,23 +43,20 @@ _REPEAT: Final = re.compile(r"(?:([*+])|(\?)|\{([0-9]{1,4})(,?)([0-9]{0,4})\})(\
 _MAX_COUNT: Final = 1000
 _FEW: Final = 4
 _FIXED, _VARIES, _NESTED = range(3)
-"""In how many ways a part can be tried: one, some, or some for each of a few times."""
+"""In how many ways a part can match: in one, in several, or in several at each repeat."""
 
 
-class _NoPatternError(Exception):
-    """RE2 would not take it."""
+class _InvalidPatternError(Exception):
+    """The pattern is invalid in RE2."""
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str] | None:
-    """What searches for ``pattern``, or None where RE2 would not take it.
-
-    Raises InvalidInput where a search could take without end.
-    """
+    """Compile a pattern; None if it is invalid in RE2. Raises InvalidInput if it could backtrack without bound."""
     if len(pattern) > MAX_PATTERN:
-        raise InvalidInput(f"a pattern of {len(pattern)} characters; {MAX_PATTERN} is the most")
+        raise InvalidInput(f"a pattern of {len(pattern)} characters, more than the limit of {MAX_PATTERN}")
     try:
-        return re.compile(_Rewriter(pattern).rewritten(), re.ASCII)
-    except (_NoPatternError, re.error, OverflowError, RecursionError):
+        return re.compile(_Rewriter(pattern).rewrite(), re.ASCII)
+    except (_InvalidPatternError, re.error, OverflowError, RecursionError):
         return None
 
 
@@ -70,31 +67,31 @@ class _Rewriter:
         self._open = 0
         self._out: list[str] = []
 
-    def rewritten(self) -> str:
+    def rewrite(self) -> str:
         prefix = ""
         flags = _FLAGS.match(self._pattern)
         if flags is not None:
             self._at = flags.end()
             prefix = f"(?{flags[1]})"
-            # With m, $ keeps its meaning of the end of a line, which both read alike.
+            # With m, $ is the end of a line in both.
         self._lines = flags is not None and "m" in flags[1]
         ways = [_FIXED]
-        """Of each group that is open."""
+        """One for each open group."""
         last: int | None = None
-        """Of what the next repeat would apply to; None where there is nothing to repeat."""
+        """That of the part before, to which a repeat applies; None if there is none."""
         repeats = 0
         while self._at < len(self._pattern):
             character = self._pattern[self._at]
             repeat = _REPEAT.match(self._pattern, self._at)
             if repeat is not None:
                 if last is None:
-                    raise _NoPatternError
+                    raise _InvalidPatternError
                 times = self._repeat(repeat)
                 repeats += times is None
                 if repeats > MAX_REPEATS or (times != 1 and (last == _NESTED or (last and (times or 99) > _FEW))):
                     raise InvalidInput(
-                        f"the pattern {self._pattern!r} could be searched for without end",
-                        hint="write it with fewer repeats, and none of a group that holds a repeat or a |",
+                        f"a search for the pattern {self._pattern!r} could take too long",
+                        hint="use fewer repeats, and do not repeat a group that contains a repeat or a |",
                     )
                 ways[-1] = max(ways[-1], last + 1 if times != 1 else last or _VARIES)
                 last = None
@@ -105,7 +102,7 @@ class _Rewriter:
                 last = None
             elif character == ")":
                 if len(ways) == 1:
-                    raise _NoPatternError
+                    raise _InvalidPatternError
                 last = ways.pop()
                 ways[-1] = max(ways[-1], last)
                 self._take(1)
@@ -120,7 +117,7 @@ class _Rewriter:
                 self._escape()
                 last = _FIXED
             elif character == "{":
-                self._take(1, r"\{")  # where no count follows it stands for itself
+                self._take(1, r"\{")  # a literal brace, as no count follows
                 last = _FIXED
             elif character == "$" and not self._lines:
                 self._take(1, r"\Z")
@@ -135,10 +132,10 @@ class _Rewriter:
         self._at += count
 
     def _repeat(self, match: re.Match[str]) -> int | None:
-        """How often at most; None where there is no bound."""
+        """Return the largest number of repeats; None if it is unbounded."""
         star, _, least, comma, most, _ = match.groups()
         if max(int(least or 0), int(most or 0)) > _MAX_COUNT:
-            raise _NoPatternError
+            raise _InvalidPatternError
         self._take(len(match[0]))
         if star is not None or (comma and not most):
             return None
@@ -150,7 +147,7 @@ class _Rewriter:
             text = match[0]
             self._take(len(text), text.replace("(?<", "(?P<"))
         elif self._pattern.startswith("(?", self._at):
-            raise _NoPatternError
+            raise _InvalidPatternError
         else:
             self._take(1)
 
@@ -166,12 +163,12 @@ class _Rewriter:
             end = self._pattern.find("}", self._at)
             digits = self._pattern[self._at + 3 : end]
             if end < 0 or not re.fullmatch("[0-9A-Fa-f]{1,6}", digits) or int(digits, 16) > 0x10FFFF:
-                raise _NoPatternError
+                raise _InvalidPatternError
             self._take(end + 1 - self._at, re.escape(chr(int(digits, 16))))
         elif following and (following in "AbBdDsSwWafnrtvx" or not following.isalnum()):
             self._take(2)
         else:
-            raise _NoPatternError  # \Z, \G, references back, and what Python has not
+            raise _InvalidPatternError  # \Z, \G, back references, and escapes that Python lacks
 
     def _class(self) -> None:
         end = self._at + 1
@@ -184,19 +181,19 @@ class _Rewriter:
             character = self._pattern[end : end + 1]
             posix = _POSIX.match(self._pattern, end)
             if character == "":
-                raise _NoPatternError
+                raise _InvalidPatternError
             if character == "]" and not first:
                 break
             if posix is not None:
                 if posix[1] not in _CLASSES:
-                    raise _NoPatternError
+                    raise _InvalidPatternError
                 out.append(_CLASSES[posix[1]])
                 end = posix.end()
             elif character == "\\":
                 out.append(self._pattern[end : end + 2])
                 end += 2
             else:
-                # Python warns of what may come to mean sets in sets one day.
+                # Python warns of syntax reserved for nested sets.
                 twice = character == "-" and (first or out[-1] == "-")
                 out.append(f"\\{character}" if twice or character in "[]&|~^" else character)
                 end += 1

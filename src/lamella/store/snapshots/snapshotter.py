@@ -25,11 +25,11 @@ from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.store.contract import NO_LABELS, Labels, Mount, SnapshotKind, SnapshotRecord, Usage
 from lamella.store.disk_layout import TRASH, snapshotter_path
-from lamella.store.gc.labels import snapshots as snapshot_type
+from lamella.store.gc.labels import snapshot_type
 from lamella.store.metadata.filters import parse_filters
-from lamella.store.metadata.labels import check_key, encode, merge, settled
-from lamella.store.metadata.leases import hold
-from lamella.store.metadata.namespaces import ensure
+from lamella.store.metadata.labels import check_key, encode_labels, merge_labels, normalize_labels
+from lamella.store.metadata.leases import add_to_lease
+from lamella.store.metadata.namespaces import ensure_namespace
 from lamella.store.snapshots.directories import SnapshotDirectories, locked
 from lamella.store.snapshots.driver import OpenTree, Purpose, SnapshotDriver, SnapshotTarget
 from lamella.store.snapshots.kinds import SNAPSHOTTERS, canonical, snapshot_driver
@@ -113,10 +113,10 @@ class LocalSnapshots:
         self._check_writable()
         with self._database.write() as connection:
             row = self._table.get(connection, key)
-            changed = merge(row.record.labels, labels, fields)
+            changed = merge_labels(row.record.labels, labels, fields)
             connection.execute(
                 "UPDATE snapshot SET labels = ?, updated = ? WHERE number = ?",
-                (encode(changed), self._clock(), row.number),
+                (encode_labels(changed), self._clock(), row.number),
             )
             return self._table.get(connection, key).record
 
@@ -144,7 +144,7 @@ class LocalSnapshots:
         again. Raises NotFound, AlreadyExists, Conflict, Unsupported (the driver cannot rebase), Exhausted.
         """
         check_key(name, "the name of a snapshot")
-        settled(labels)
+        normalize_labels(labels)
         self._check_writable()
         driver = self._driver
         with self._database.read() as connection:
@@ -173,7 +173,7 @@ class LocalSnapshots:
                     record = SnapshotRecord(name, parent, SnapshotKind.COMMITTED, now, now, labels)
                     self._table.commit(connection, replace(row, parent=number, record=record, usage=usage))
                     self._remove_from_lease(connection, key)
-                    hold(connection, self._namespace, self._lease, self._type, name)
+                    add_to_lease(connection, self._namespace, self._lease, self._type, name)
             if taken:
                 self._raise_exists(name)
             for unneeded in driver.active_directories(directory):
@@ -262,7 +262,7 @@ class LocalSnapshots:
         self, kind: SnapshotKind, key: str, parent: str, labels: Labels, purpose: Purpose | None = None
     ) -> Created:
         check_key(key, "the key of a snapshot")
-        labels = settled(labels)
+        labels = normalize_labels(labels)
         self._check_writable()
         purpose = purpose or (Purpose.UNPACK if UNPACKING in key else Purpose.RUN)
         wanted = labels.get(SNAPSHOT_REF) if kind is SnapshotKind.ACTIVE else None
@@ -280,8 +280,8 @@ class LocalSnapshots:
                 if not taken:
                     if parent_number != self._table.parent_number(connection, parent):
                         raise _parent_replaced(parent)
-                    ensure(connection, self._namespace)
-                    hold(connection, self._namespace, self._lease, self._type, key)
+                    ensure_namespace(connection, self._namespace)
+                    add_to_lease(connection, self._namespace, self._lease, self._type, key)
                     number = self._table.insert(connection, kind, key, parent_number, labels, self._clock())
                     self._directories.install(directory, number)
         if number is None:
@@ -293,7 +293,7 @@ class LocalSnapshots:
         if self._lease is not None:
             with self._database.write() as connection:
                 if self._table.find(connection, name) is not None:
-                    hold(connection, self._namespace, self._lease, self._type, name)
+                    add_to_lease(connection, self._namespace, self._lease, self._type, name)
         raise AlreadyExists(f"snapshot {name!r} exists already")
 
     def _remove_from_lease(self, connection: sqlite3.Connection, key: str) -> None:

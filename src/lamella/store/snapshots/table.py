@@ -11,7 +11,7 @@ from msgspec import Struct
 from lamella.errors import Conflict, InvalidInput, NotFound
 from lamella.store.contract import Labels, SnapshotKind, SnapshotRecord, Usage
 from lamella.store.metadata.filters import label_at
-from lamella.store.metadata.labels import decode, encode, settled
+from lamella.store.metadata.labels import decode_labels, encode_labels, normalize_labels
 
 _SELECT: Final = """
 SELECT s.number, s.parent, s.name, COALESCE(p.name, ''), s.kind, s.created, s.updated, s.labels, s.size, s.inodes
@@ -116,7 +116,7 @@ class SnapshotTable:
         made = connection.execute(
             "INSERT INTO snapshot (namespace, snapshotter, name, parent, kind, created, updated, labels)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self._namespace, self._snapshotter, key, parent, kind.value, now, now, encode(labels)),
+            (self._namespace, self._snapshotter, key, parent, kind.value, now, now, encode_labels(labels)),
         )
         assert made.lastrowid is not None  # noqa: S101  # an INSERT sets it
         return made.lastrowid
@@ -130,7 +130,7 @@ class SnapshotTable:
             " inodes = ? WHERE number = ?",
             (
                 *(record.name, row.parent, record.kind.value, record.created_at, record.updated_at),
-                *(encode(settled(record.labels)), usage.size, usage.inodes, row.number),
+                *(encode_labels(normalize_labels(record.labels)), usage.size, usage.inodes, row.number),
             ),
         )
 
@@ -146,7 +146,7 @@ _WORDS: Final = {SnapshotKind.VIEW: "a view", SnapshotKind.COMMITTED: "committed
 
 def _decode_row(row: tuple[int, int | None, str, str, str, int, int, str, int | None, int | None]) -> SnapshotRow:
     number, parent, name, parent_name, kind, created, updated, labels, size, inodes = row
-    record = SnapshotRecord(name, parent_name, SnapshotKind(kind), created, updated, decode(labels))
+    record = SnapshotRecord(name, parent_name, SnapshotKind(kind), created, updated, decode_labels(labels))
     return SnapshotRow(number, parent, record, None if size is None else Usage(size, inodes or 0))
 
 

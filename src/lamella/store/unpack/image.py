@@ -39,9 +39,9 @@ from lamella.layers.directory.dirfd_cache import remove_tree
 from lamella.oci.config import chain_ids
 from lamella.progress import LinkedCancellation
 from lamella.store.contract import Resource, SnapshotKind
-from lamella.store.gc.labels import CONTENT, REF_SNAPSHOT, snapshots
+from lamella.store.gc.labels import CONTENT, REF_SNAPSHOT, snapshot_type
 from lamella.store.image_reader import StoreReader
-from lamella.store.locks import sole
+from lamella.store.locks import exclusive_lock
 from lamella.store.metadata.leases import under_lease
 from lamella.store.snapshots.kinds import canonical
 from lamella.store.snapshots.snapshotter import SNAPSHOT_REF
@@ -212,7 +212,7 @@ class _Unpacking:
     def _one(self, at: int, lane: Lane) -> None:
         """See to it that a layer's snapshot is committed."""
         work = f"unpack {self._space.name} {self._name} {self._chain[at]}"
-        with sole(self._space.store.root, work, self._stop):
+        with exclusive_lock(self._space.store.root, work, self._stop):
             made = None if self._is_there(at) else self._make(at, lane)
         if made is None:
             made = self._skipped(at)
@@ -324,7 +324,7 @@ class _Unpacking:
             if self._snapshots.stat(chain_id).kind is not SnapshotKind.COMMITTED:
                 return False
             assert lease is not None  # noqa: S101  # that is what `under_lease` is for
-            self._space.leases.add(lease, Resource(snapshots(self._name), chain_id))
+            self._space.leases.add(lease, Resource(snapshot_type(self._name), chain_id))
             self._snapshots.stat(chain_id)  # it may have been collected before it was held
         except NotFound:
             return False

@@ -231,7 +231,7 @@ def test_the_snapshots_of_a_lease_go_with_it(client: Client, served: Served) -> 
     space.leases.create("held")
     leased = Snapshots(client.channel, metadata=within(lease="held"), labels={})
     leased.prepare("key")
-    assert not collect(served.store).gone
+    assert not collect(served.store).removed
     space.leases.delete("held")
     collect(served.store)
     assert leased.list() == []

@@ -96,7 +96,9 @@ def test_a_view_that_shows_only_its_parent_needs_no_files(tmp_path: Path) -> Non
 def test_a_snapshot_without_the_files_of_its_kind_is_a_fault(
     tmp_path: Path, kind: str, committed: str, active: str
 ) -> None:
-    missing = "it is not said which image is its own" if kind == "cimfs" else "{!r} is missing in its directory"
+    missing = (
+        "the file that names its image is missing or damaged" if kind == "cimfs" else "{!r} is missing in its directory"
+    )
     with Store.open(tmp_path / "store") as store:
         snapshots = store.namespace("default").snapshots(kind)
         snapshots.prepare_layer("key")
@@ -191,6 +193,6 @@ def test_a_folder_of_somebody_else_among_the_snapshots_keeps_nobody_from_collect
         with space.content.ingest("one") as ingest:
             ingest.write(b"1")
             digest = ingest.commit().digest
-        assert collect(store).gone
+        assert collect(store).removed
         assert not Path(blob_path(store.root, digest)).exists()
         assert (store.root / "snapshots" / "devmapper").is_dir()

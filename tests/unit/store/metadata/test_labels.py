@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.errors import Integrity, InvalidInput
-from lamella.store.metadata.labels import check_key, check_labels, check_namespace, decode, encode, merge
+from lamella.store.metadata.labels import (
+    check_key,
+    check_labels,
+    check_namespace,
+    decode_labels,
+    encode_labels,
+    merge_labels,
+)
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 LABELS = st.dictionaries(KEYS, st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=5)
@@ -30,14 +37,14 @@ OLD = {"a": "1", "b.c/d": "2"}
     ],
 )
 def test_a_mask_says_which_labels_change(new: dict[str, str], fields: list[str], expected: dict[str, str]) -> None:
-    assert merge(OLD, new, fields) == expected
+    assert merge_labels(OLD, new, fields) == expected
     assert OLD == {"a": "1", "b.c/d": "2"}
 
 
 @pytest.mark.parametrize("fields", [["size"], ["labels."], [""], ["Labels"], ["labels", "digest"], ["labelsx"]])
 def test_other_fields_are_refused(fields: list[str]) -> None:
     with pytest.raises(InvalidInput):
-        merge(OLD, {}, fields)
+        merge_labels(OLD, {}, fields)
 
 
 def test_a_label_has_a_greatest_size_in_bytes() -> None:
@@ -49,24 +56,24 @@ def test_a_label_has_a_greatest_size_in_bytes() -> None:
 
 @given(LABELS)
 def test_labels_come_back_from_the_database(labels: dict[str, str]) -> None:
-    assert decode(encode(labels)) == labels
-    assert encode(dict(reversed(labels.items()))) == encode(labels)
+    assert decode_labels(encode_labels(labels)) == labels
+    assert encode_labels(dict(reversed(labels.items()))) == encode_labels(labels)
 
 
 def test_no_labels_are_the_columns_default() -> None:
-    assert encode({}) == "{}"
-    assert decode("{}") == {}
+    assert encode_labels({}) == "{}"
+    assert decode_labels("{}") == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', "{"])
 def test_what_is_not_labels_is_told(text: str) -> None:
     with pytest.raises(Integrity):
-        decode(text)
+        decode_labels(text)
 
 
 @given(LABELS, LABELS, st.lists(KEYS.map(lambda key: f"labels.{key}"), min_size=1, max_size=4))
 def test_a_mask_touches_nothing_else(old: dict[str, str], new: dict[str, str], fields: list[str]) -> None:
-    merged = merge(old, new, fields)
+    merged = merge_labels(old, new, fields)
     named = {field.partition(".")[2] for field in fields}
     assert {key: value for key, value in merged.items() if key not in named} == {
         key: value for key, value in old.items() if key not in named

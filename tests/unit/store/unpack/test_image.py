@@ -22,7 +22,7 @@ from lamella.paths import ROOT
 from lamella.progress import Cancellation
 from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import collect
-from lamella.store.locks import sole
+from lamella.store.locks import exclusive_lock
 from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack import image as unpacking
 from lamella.store.unpack import layer as layer_work
@@ -226,7 +226,7 @@ def test_who_waits_for_another_can_be_told_to_stop(store: Store, space: LocalNam
     image = small_image(*LAYERS)
     target = put_image(space, image, "image")
     cancel = Cancellation()
-    with sole(store.root, f"unpack test overlayfs {chain(image)[0]}"):
+    with exclusive_lock(store.root, f"unpack test overlayfs {chain(image)[0]}"):
         threading.Timer(0.2, cancel.cancel).start()
         with pytest.raises(Cancelled):
             unpack_image(space, target, cancel=cancel)
@@ -240,7 +240,7 @@ def test_a_lock_is_for_one_at_a_time_and_leaves_no_file(store: Store) -> None:
 
     def work() -> None:
         for _ in range(10):
-            with sole(store.root, "work"):
+            with exclusive_lock(store.root, "work"):
                 inside.append(1)
                 assert len(inside) == 1
                 inside.pop()

@@ -22,7 +22,7 @@ from lamella.errors import Cancelled, Integrity, LamellaError
 from lamella.progress import Cancellation, NoProgress
 from lamella.store.contract import SnapshotKind
 from lamella.store.disk_layout import blob_path
-from lamella.store.locks import sole
+from lamella.store.locks import exclusive_lock
 from lamella.store.snapshots import copy_tree
 from lamella.store.snapshots.copy_tree import Measured
 from lamella.store.snapshots.drivers import overlay
@@ -206,7 +206,7 @@ def test_a_process_has_nothing_of_the_store_open_but_what_it_reads_and_writes(
             with suppress(FileNotFoundError):  # closed meanwhile
                 seen.append(os.readlink(file))
 
-    with sole(store.root, "something else"):  # a file that is locked
+    with exclusive_lock(store.root, "something else"):  # a file that is locked
         with store.database.read():
             process = LayerProcess(fork=fork)
         process.do(work_on(space, image), look, None)

@@ -24,7 +24,7 @@ from lamella.operations.copy import put_missing
 from lamella.service.services.transfer.collect import Parts
 from lamella.service.services.transfer.transfer import names_of, whole_names
 from lamella.store.content.put import label_blob
-from lamella.store.gc.labels import entry_key, references
+from lamella.store.gc.labels import manifest_key, reference_labels
 from lamella.store.image_writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def import_archive(
         whole = whole_names(destination, index)
         if not named and not whole:
             raise NotFound("the archive has no image of a name and platform that is wanted", hint=_hint(entries))
-        listed = {entry_key(number): entry for number, entry in enumerate(entries) if parts.suits(entry)}
+        listed = {manifest_key(number): entry for number, entry in enumerate(entries) if parts.suits(entry)}
         parts.add([entry for _, entry in named] + (list(listed.values()) if whole else []))
         put_missing(writer, [(reader, part) for part in parts.found.values()], cancel=cancel)
         if whole:
@@ -78,7 +78,7 @@ def import_archive(
         for digest, needs in parts.children.items():
             if cancel is not None:
                 cancel.check()
-            label_blob(space.content, digest, references(needs))
+            label_blob(space.content, digest, reference_labels(needs))
     return [*named, *((name, index) for name in whole)]
 
 

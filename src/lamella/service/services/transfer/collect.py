@@ -10,7 +10,7 @@ from lamella.errors import NotFound
 from lamella.images.graph import ImageGraph, Kind, Node
 from lamella.oci.mediatypes import FOREIGN_LAYERS
 from lamella.oci.platform import Platform, matches
-from lamella.store.gc.labels import entry_key, parts_by_key
+from lamella.store.gc.labels import manifest_key, manifest_parts
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
@@ -63,13 +63,13 @@ class Parts:
 
     def _entries(self, node: Node) -> dict[str, Descriptor]:
         entries = enumerate(node.index.manifests)
-        return {entry_key(number): entry for number, entry in entries if self._documents or self.suits(entry)}
+        return {manifest_key(number): entry for number, entry in entries if self._documents or self.suits(entry)}
 
     def _parts(self, node: Node, *, layers: bool) -> dict[str, Descriptor]:
         config = node.manifest.config
         return {
             key: part
-            for key, part in parts_by_key(node.manifest).items()
+            for key, part in manifest_parts(node.manifest).items()
             if part is config or (layers and (part.media_type not in FOREIGN_LAYERS or self._has(part)))
         }
 

@@ -31,7 +31,7 @@ from lamella.service.services.transfer.collect import Parts
 from lamella.service.services.transfer.progress import News, Tell
 from lamella.store.content.put import label_blob
 from lamella.store.contract import Resource
-from lamella.store.gc.labels import CONTENT, references
+from lamella.store.gc.labels import CONTENT, reference_labels
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
 from lamella.store.metadata.labels import MAX_LABEL
@@ -89,7 +89,7 @@ def pull(
         put_missing(writer, [(reader, part) for part in parts.found.values()], watcher=news, cancel=cancel)
         for digest in parts.found:
             cancel.check()
-            labels = {**references(parts.children.get(digest, {})), **_from(space, digest, reference)}
+            labels = {**reference_labels(parts.children.get(digest, {})), **_from(space, digest, reference)}
             label_blob(space.content, digest, labels)
     return target
 
