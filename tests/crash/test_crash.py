@@ -183,13 +183,13 @@ def after_a_kill(root: Path, told: Told) -> None:
     with Store.open(root, clock=lambda: time.time_ns() + LATER) as store:
         space = store.namespace("work")
         with Rediff() as differ:
-            found = check(store, differ=differ)
+            found = check(store, compare=differ)
         assert found.faults == ()
         kept_as_told(space, told)
         collect(store)
         nothing_else(store, space, told)
         with Rediff() as differ:
-            found = check(store, differ=differ)
+            found = check(store, compare=differ)
         assert (found.faults, found.notes) == ((), ())
 
 
@@ -236,7 +236,7 @@ def test_two_processes_at_once_lose_nothing_of_each_other(root: Path, images: Pa
         assert text.endswith("end\n"), text
         assert child.returncode == 0
     with Store.open(root) as store, Rediff() as differ:
-        assert check(store, differ=differ).faults == ()
+        assert check(store, compare=differ).faults == ()
 
 
 def test_two_processes_in_one_namespace_leave_it_whole(root: Path, images: Path) -> None:
@@ -245,7 +245,7 @@ def test_two_processes_in_one_namespace_leave_it_whole(root: Path, images: Path)
         text = child.communicate(timeout=120)[0].decode()
         assert text.endswith("end\n"), text
     with Store.open(root, clock=lambda: time.time_ns() + LATER) as store, Rediff() as differ:
-        assert check(store, differ=differ).faults == ()
+        assert check(store, compare=differ).faults == ()
         collect(store)
-        found = check(store, differ=differ)
+        found = check(store, compare=differ)
         assert (found.faults, found.notes) == ((), ())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of a store promise, whoever keeps it: this process, or a server at the other end of a socket.
+"""The interfaces of a store, local (`lamella.store`) or remote (`lamella.client`).
 
-The concepts and their names are containerd's. Times are in nanoseconds since the Unix epoch. Every object lives in a
-namespace, which the view that gives these parts has fixed, as it has the lease that new objects are put under.
+Concepts and names are containerd's. Times are in nanoseconds since the Unix epoch. All objects belong to a namespace; a
+`Namespace` gives access to them, and adds new objects to its lease.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_LABELS: Final[Labels] = {}
 
 
 class ContentRecord(Struct, frozen=True):
-    """A blob that is there."""
+    """A blob of a namespace."""
 
     digest: Digest
     size: int
@@ -35,50 +35,50 @@ class ContentRecord(Struct, frozen=True):
 
 
 class IngestStatus(Struct, frozen=True):
-    """A blob in the making."""
+    """The state of an ingest, an unfinished blob."""
 
     ref: str
     offset: int
-    """Bytes so far."""
+    """Bytes written so far."""
     total: int
-    """Bytes that it is to have; 0 where nobody has said."""
+    """Expected bytes; 0 if unknown."""
     expected: Digest | None
     started_at: int
     updated_at: int
 
 
 class Ingest(Protocol):
-    """A blob that is being written under a reference, which nobody else can open meanwhile.
+    """An unfinished blob, open for writing under a reference; only one writer can have a reference open.
 
-    Closing it keeps what is there, so that opening the reference again resumes it.
+    Closing it keeps the bytes, so that opening the reference again resumes it.
     """
 
     def status(self) -> IngestStatus:
-        """Where it stands."""
+        """Return the current state."""
         ...
 
     def digest(self) -> Digest:
-        """Of the bytes so far."""
+        """Return the digest of the bytes written so far."""
         ...
 
     def write(self, data: Buffer) -> int:
-        """Append all of ``data``; the result is the new offset. Raises Exhausted."""
+        """Append all of ``data``; return the new offset. Raises Exhausted."""
         ...
 
     def truncate(self, offset: int = 0) -> None:
-        """Drop what is beyond ``offset``. Raises InvalidInput where less is there."""
+        """Remove the bytes from ``offset`` on. Raises InvalidInput (beyond the end)."""
         ...
 
     def commit(self, total: int = 0, expected: Digest | None = None, labels: Labels = NO_LABELS) -> ContentRecord:
-        """Make the bytes a blob, on the disk before its name; the reference is free again.
+        """Turn the ingest into a blob, durably, and free the reference.
 
-        ``total`` above 0 and ``expected`` are checked: Conflict where they differ, and the ingest stays. Raises
-        AlreadyExists where the blob is there, and the ingest is gone then.
+        Raises Conflict if a ``total`` above 0 or ``expected`` differ, and the ingest stays; AlreadyExists if the
+        namespace has the blob, and the ingest is removed.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the reference; what was written stays. May be called again, and after `commit`."""
+        """Release the reference; the bytes stay. May be called again, and after `commit`."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -89,50 +89,53 @@ class Ingest(Protocol):
 
 
 class ContentStore(Protocol):
-    """Blobs by digest."""
+    """Blobs by digest, and ingests by reference."""
 
     def info(self, digest: Digest) -> ContentRecord:
-        """Raises NotFound."""
+        """Return the record of a blob. Raises NotFound."""
         ...
 
     def open(self, digest: Digest) -> BinaryIO:
-        """The bytes, seekable and unbuffered; good until closed, even if the blob is deleted. Raises NotFound."""
+        """Open a blob: seekable, unbuffered, readable until closed even if the blob is deleted. Raises NotFound."""
         ...
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[ContentRecord]:
-        """The blobs that any of the filters lets pass, by digest. Raises InvalidInput."""
+        """Yield the blobs that pass any of ``filters``, by digest. Raises InvalidInput."""
         ...
 
     def update(self, digest: Digest, labels: Labels, fields: Sequence[str] = ()) -> ContentRecord:
-        """Change labels: those that ``fields`` names (``labels.KEY``), or all of them. An empty value removes one."""
+        """Change the labels that ``fields`` names (``labels.KEY``), or all; an empty value removes a label.
+
+        Raises NotFound, InvalidInput.
+        """
         ...
 
     def delete(self, digest: Digest) -> None:
-        """The blob is gone from this namespace; nobody is asked whether it is needed. Raises NotFound."""
+        """Delete a blob from this namespace, even if other objects refer to it. Raises NotFound."""
         ...
 
     def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> Ingest:
         """Open or resume the ingest ``ref``.
 
-        Raises Unavailable while another has it open, AlreadyExists where ``expected`` is there already.
+        Raises Unavailable (open elsewhere), AlreadyExists (the namespace has ``expected``).
         """
         ...
 
     def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
-        """The ingests that are under way, by reference."""
+        """Return the ingests in progress, by reference."""
         ...
 
     def status(self, ref: str) -> IngestStatus:
-        """Raises NotFound."""
+        """Return the state of an ingest. Raises NotFound."""
         ...
 
     def abort(self, ref: str) -> None:
-        """Drop an ingest. Raises NotFound, Unavailable while somebody has it open."""
+        """Remove an ingest. Raises NotFound, Unavailable (open elsewhere)."""
         ...
 
 
 class ImageRecord(Struct, frozen=True):
-    """A name and what it names."""
+    """The name of an image, and its target: a manifest or an index."""
 
     name: str
     target: Descriptor
@@ -142,18 +145,18 @@ class ImageRecord(Struct, frozen=True):
 
 
 class ImageStore(Protocol):
-    """Images by name. What a name leads to need not be there."""
+    """Images by name. The content store need not have the target."""
 
     def get(self, name: str) -> ImageRecord:
-        """Raises NotFound."""
+        """Return the image with this name. Raises NotFound."""
         ...
 
     def list(self, filters: Sequence[str] = ()) -> list[ImageRecord]:
-        """Those that any of the filters lets pass, by name. Raises InvalidInput."""
+        """Return the images that pass any of ``filters``, by name. Raises InvalidInput."""
         ...
 
     def create(self, image: ImageRecord) -> ImageRecord:
-        """Raises AlreadyExists, InvalidInput."""
+        """Add an image; return it with its times. Raises AlreadyExists, InvalidInput."""
         ...
 
     def update(self, image: ImageRecord, fields: Sequence[str] = ()) -> ImageRecord:
@@ -164,19 +167,19 @@ class ImageStore(Protocol):
         ...
 
     def delete(self, name: str, target: Digest | None = None) -> None:
-        """Raises NotFound, also where the name has another target than the one given."""
+        """Delete a name, if it has the ``target`` given. Raises NotFound (no such name, or another target)."""
         ...
 
 
 class Resource(Struct, frozen=True, order=True):
-    """What a lease holds: ``content``, ``ingests``, ``images`` or ``snapshots/NAME``, and its key there."""
+    """An object that a lease holds: type (``content``, ``ingests``, ``images``, ``snapshots/NAME``) and id."""
 
     type: str
     id: str
 
 
 class Lease(Struct, frozen=True):
-    """What it holds is not collected while it lasts."""
+    """Keeps the objects that it holds from being collected."""
 
     id: str
     created_at: int
@@ -187,32 +190,32 @@ class LeaseStore(Protocol):
     """Leases by id."""
 
     def create(self, id: str = "", labels: Labels = NO_LABELS) -> Lease:  # noqa: A002
-        """A lease; an empty id lets the store choose one. Raises AlreadyExists."""
+        """Create a lease; an empty id lets the store choose one. Raises AlreadyExists."""
         ...
 
     def delete(self, id: str) -> None:  # noqa: A002
-        """Raises NotFound."""
+        """Delete a lease; its objects may be collected. Raises NotFound."""
         ...
 
     def list(self, filters: Sequence[str] = ()) -> list[Lease]:
-        """By id."""
+        """Return the leases that pass any of ``filters``, by id."""
         ...
 
     def add(self, id: str, resource: Resource) -> None:  # noqa: A002
-        """The resource need not be there. Raises NotFound (lease), Unsupported (type)."""
+        """Add a resource, which need not exist. Raises NotFound (lease), Unsupported (type)."""
         ...
 
     def remove(self, id: str, resource: Resource) -> None:  # noqa: A002
-        """A resource that the lease does not hold is none the matter. Raises NotFound (lease), Unsupported (type)."""
+        """Remove a resource, if the lease holds it. Raises NotFound (lease), Unsupported (type)."""
         ...
 
     def resources(self, id: str) -> Sequence[Resource]:  # noqa: A002
-        """What the lease holds, sorted. Raises NotFound."""
+        """Return what the lease holds, sorted. Raises NotFound."""
         ...
 
 
 class SnapshotKind(Enum):
-    """What can be done with a snapshot."""
+    """The state of a snapshot: read-only mounts, writable mounts, or a parent for others."""
 
     VIEW = "view"
     ACTIVE = "active"
@@ -220,12 +223,12 @@ class SnapshotKind(Enum):
 
 
 class SnapshotRecord(Struct, frozen=True):
-    """A snapshot: a layer over the one that is its parent."""
+    """A snapshot: a layer above its parent."""
 
     name: str
-    """The key of a view or an active one."""
+    """The name of a committed snapshot, the key of others."""
     parent: str
-    """Empty where there is none."""
+    """The name of the parent; empty for none."""
     kind: SnapshotKind
     created_at: int
     updated_at: int
@@ -233,40 +236,40 @@ class SnapshotRecord(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    """What a snapshot takes itself, its parents left out."""
+    """Disk usage of a snapshot without its parents."""
 
     size: int
-    """Bytes that are allocated."""
+    """Allocated bytes."""
     inodes: int
 
 
 class BindMount(Struct, frozen=True):
-    """A directory, as it is."""
+    """A bind mount of a directory."""
 
     source: Path
     readonly: bool = False
 
 
 class OverlayMount(Struct, frozen=True):
-    """An overlay; without an upper directory it is read-only."""
+    """An overlay mount; read-only without an upper directory."""
 
     lower: tuple[Path, ...]
-    """Nearest first. Never empty but where there is an upper directory."""
+    """Nearest first; may be empty if there is an upper directory."""
     upper: Path | None = None
     work: Path | None = None
     options: tuple[str, ...] = ()
-    """Flags and settings besides the directories, as ``index=off`` or ``userxattr``."""
+    """Other mount options, as ``index=off`` or ``userxattr``."""
 
 
 class ErofsMount(Struct, frozen=True):
-    """An EROFS image in a file; always read-only."""
+    """An EROFS image file; always read-only."""
 
     image: Path
     options: tuple[str, ...] = ()
 
 
 class WindowsLayerMount(Struct, frozen=True):
-    """The folder of a Windows layer; a read-only one shows its parents, and its own folder is of no matter."""
+    """The folder of a Windows layer. A read-only mount shows the parents only."""
 
     folder: Path
     parents: tuple[Path, ...] = ()
@@ -275,30 +278,30 @@ class WindowsLayerMount(Struct, frozen=True):
 
 
 class CimMount(Struct, frozen=True):
-    """A Windows layer in an image that is forked from its parent's."""
+    """A Windows layer in a CIM that is forked from its parent's."""
 
     folder: Path
-    """Of the snapshot: the files that the host needs outside of the image, or the disk that is written to."""
+    """The snapshot's directory: files that the host needs outside of the image, or the writable disk."""
     image: Path | None = None
-    """Where the layer's own image is or will be, ``DIR/NAME.cim``; None for what only shows its parents."""
+    """Path of the layer's image, existing or not, ``DIR/NAME.cim``; None for a view of the parents."""
     parents: tuple[Path, ...] = ()
-    """Folders of the parents' snapshots, nearest first."""
+    """Directories of the parents' snapshots, nearest first."""
     images: tuple[Path, ...] = ()
     """Their images, in the same order."""
     readonly: bool = False
 
 
 class BlockCimMount(Struct, frozen=True):
-    """A Windows layer in a block image, or the disk that is written to over such layers."""
+    """A Windows layer in a block CIM, or the writable disk above such layers."""
 
     source: Path
-    """The layer's own image, as ``DIR/layer.vhd/layer.cim``; or the folder with the disk."""
+    """The layer's image, as ``DIR/layer.vhd/layer.cim``; or the directory of the disk."""
     images: tuple[Path, ...] = ()
-    """Those of the parents, nearest first."""
+    """Images of the parents, nearest first."""
     kind: str = "file"
-    """What holds the blocks: a ``file`` or a ``device``."""
+    """Where the blocks are: in a ``file`` or on a ``device``."""
     merged: Path | None = None
-    """The image of how the parents lie on each other, where there are several."""
+    """The merged image of several parents."""
     integrity: bool = False
     footer: bool = False
 
@@ -314,118 +317,116 @@ class AddedMount(Struct, frozen=True):
 
 
 Mount: TypeAlias = BindMount | OverlayMount | ErofsMount | WindowsLayerMount | CimMount | BlockCimMount | AddedMount
-"""One step of a mount. Nothing here is a string that must be taken apart again; the gRPC edge makes those."""
+"""One step of a mount, in typed fields; the gRPC services convert them to containerd's strings."""
 
 
 class Snapshotter(Protocol):
-    """Snapshots by key and name, which share one name space."""
+    """Snapshots by key or name, which are unique together."""
 
     name: str
 
     def stat(self, key: str) -> SnapshotRecord:
-        """Raises NotFound."""
+        """Return the record of a snapshot. Raises NotFound."""
         ...
 
     def list(self, filters: Sequence[str] = ()) -> list[SnapshotRecord]:
-        """Those that any of the filters lets pass, by name. Raises InvalidInput."""
+        """Return the snapshots that pass any of ``filters``, by name. Raises InvalidInput."""
         ...
 
     def update(self, key: str, labels: Labels, fields: Sequence[str] = ()) -> SnapshotRecord:
-        """Change labels: those that ``fields`` names (``labels.KEY``), or all. Raises NotFound, InvalidInput."""
+        """Change the labels that ``fields`` names (``labels.KEY``), or all. Raises NotFound, InvalidInput."""
         ...
 
     def usage(self, key: str) -> Usage:
-        """Of the snapshot alone. Raises NotFound."""
+        """Return the disk usage of a snapshot without its parents. Raises NotFound."""
         ...
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
-        """What to mount, in order, to see the snapshot. Raises NotFound, Conflict (a committed one)."""
+        """Return the mounts of a snapshot, in order. Raises NotFound, Conflict (committed)."""
         ...
 
     def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
-        """A snapshot to write to. Raises AlreadyExists, NotFound (parent), InvalidInput (parent not committed)."""
+        """Make an active snapshot; return its mounts.
+
+        Raises AlreadyExists, NotFound (parent), InvalidInput (parent not committed).
+        """
         ...
 
     def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
-        """A snapshot to look at. Raises as `prepare`."""
+        """Make a read-only snapshot; return its mounts. Raises as `prepare`."""
         ...
 
     def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
-        """Turn the active snapshot ``key`` into the committed one ``name``, which has these labels alone.
+        """Turn the active snapshot ``key`` into the committed one ``name``, with ``labels`` as its only labels.
 
-        ``parent`` gives a parent to one that was prepared without. Raises NotFound, AlreadyExists, Conflict.
+        ``parent`` sets the parent of a snapshot that was prepared without one. Raises NotFound, AlreadyExists,
+        Conflict.
         """
         ...
 
     def remove(self, key: str) -> None:
-        """Raises NotFound, Conflict where others lie on it."""
+        """Remove a snapshot. Raises NotFound, Conflict (it has children)."""
         ...
 
     def cleanup(self) -> None:
-        """Free what removed snapshots and broken-off work have left behind."""
+        """Remove the files of removed snapshots and of interrupted work."""
         ...
 
 
 class NamespaceRecord(Struct, frozen=True):
-    """A name space and its labels."""
+    """A namespace and its labels."""
 
     name: str
     labels: Labels = field(default_factory=dict)
 
 
 class NamespaceStore(Protocol):
-    """Namespaces. One comes into being with its first object."""
+    """The namespaces of a store. A namespace is created with its first object."""
 
     def get(self, name: str) -> NamespaceRecord:
-        """One without labels where the name is not known. Raises InvalidInput."""
+        """Return a namespace; an unknown one has no labels. Raises InvalidInput."""
         ...
 
     def list(self) -> Sequence[NamespaceRecord]:
-        """By name."""
+        """Return the namespaces, by name."""
         ...
 
     def create(self, name: str, labels: Labels = NO_LABELS) -> NamespaceRecord:
-        """Raises AlreadyExists, InvalidInput."""
+        """Create a namespace. Raises AlreadyExists, InvalidInput."""
         ...
 
     def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> NamespaceRecord:
-        """Change labels; makes the namespace where it is not there."""
+        """Change labels; create the namespace if it is missing. Raises InvalidInput."""
         ...
 
     def delete(self, name: str) -> None:
-        """Raises NotFound, Conflict while something is in it."""
+        """Delete a namespace. Raises NotFound, Conflict (not empty)."""
         ...
 
 
 class Namespace(Protocol):
-    """One namespace of a store, whoever keeps that. What is made through it is held by its lease, where it has one."""
+    """One namespace of a store. Its lease, if it has one, holds the new objects."""
 
     name: str
     lease: str | None
 
     @property
-    def content(self) -> ContentStore:
-        """Its blobs."""
-        ...
+    def content(self) -> ContentStore: ...
 
     @property
-    def images(self) -> ImageStore:
-        """Its images."""
-        ...
+    def images(self) -> ImageStore: ...
 
     @property
-    def leases(self) -> LeaseStore:
-        """Its leases."""
-        ...
+    def leases(self) -> LeaseStore: ...
 
     def snapshots(self, name: str) -> Snapshotter:
-        """Its snapshots that the snapshotter ``name`` keeps. Raises InvalidInput, Unsupported."""
+        """Return the snapshotter ``name``. Raises InvalidInput, Unsupported."""
         ...
 
     def clock(self) -> int:
-        """Nanoseconds since the Unix epoch, to say when something is to expire."""
+        """Return the store's time, in nanoseconds since the Unix epoch."""
         ...
 
     def under(self, lease: str) -> Self:
-        """The view of the same namespace whose new objects ``lease`` holds."""
+        """Return the same namespace with another lease. Raises InvalidInput."""
         ...

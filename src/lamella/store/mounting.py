@@ -272,7 +272,7 @@ def _translate(error: OSError, mount: Mount, target: str) -> LamellaError:
         case errno.EINVAL if isinstance(mount, OverlayMount):
             return Unsupported(
                 text,
-                hint="an upper directory cannot be on an overlay or on most network file systems; 500 layers is the limit",
+                hint="an upper directory cannot be on an overlay or most network file systems; at most 500 layers",
             )
         case errno.ENOENT if isinstance(mount, BindMount) and not os.path.lexists(mount.source):
             return NotFound(f"{doing}: {os.fspath(mount.source)!r} does not exist")

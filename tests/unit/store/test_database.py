@@ -288,7 +288,7 @@ def test_the_database_of_something_else_is_left_alone(path: Path) -> None:
     connection.commit()
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(Conflict, match="something else"):
+    with pytest.raises(Conflict, match="another program"):
         Database(path)
     assert path.read_bytes() == before
 

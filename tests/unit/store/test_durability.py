@@ -316,7 +316,7 @@ def test_a_commit_whose_row_cannot_be_written_leaves_the_ingest(store: Store, mo
     content = store.namespace("one").content
     with content.ingest("a") as ingest:
         ingest.write(b"text")
-        monkeypatch.setattr("lamella.store.content.ingest.encode", lambda _: b"".decode(None))  # type: ignore[arg-type]
+        monkeypatch.setattr("lamella.store.content.ingest.encode_labels", lambda _: b"".decode(None))  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             ingest.commit()
         monkeypatch.undo()

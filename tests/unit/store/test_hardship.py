@@ -44,7 +44,7 @@ def images(tmp_path: Path) -> dict[str, str]:
 
 def sound(store: Store) -> bool:
     with Rediff() as differ:
-        return check(store, differ=differ).sound
+        return check(store, compare=differ).sound
 
 
 # Full disks
@@ -173,7 +173,7 @@ def test_an_image_is_on_the_disk_before_its_name(
         from lamella.store.image_writer import StoreWriter
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(StoreWriter, "lanes", 1)
+            patch.setattr(StoreWriter, "concurrent_puts", 1)
             import_image(store.namespace("default"), images["small"], name="small")
         digests = [record.digest for record in store.namespace("default").content.walk()]
     assert len(digests) == 4

@@ -232,7 +232,7 @@ def test_a_refusal_for_want_of_rights_says_what_to_do(where: Path, monkeypatch: 
     monkeypatch.setattr(host_mounting, "erofs", refuse)
     with pytest.raises(Denied) as caught:
         mount_all([ErofsMount(where)], directory(where / "image"))
-    assert "takes root" in (caught.value.hint or "")
+    assert "needs root" in (caught.value.hint or "")
     assert "unshare" not in (caught.value.hint or "")
 
 

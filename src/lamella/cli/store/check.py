@@ -28,17 +28,18 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
     8 otherwise. What is to be fetched again is listed.
     """
     from lamella.errors import Integrity
-    from lamella.store.check.check import Differ, check
+    from lamella.store.check.check import check
+    from lamella.store.check.snapshots import CompareSnapshot
 
     repaired = None
     with opened_store(readonly=not mend) as store, ExitStack() as stack:
         job = console.job()
-        differ: Differ | None = None
+        differ: CompareSnapshot | None = None
         if rediff:
             from lamella.operations.store.rediff import Rediff
 
             differ = stack.enter_context(Rediff(job.cancel))
-        found = check(store, differ=differ, progress=job.progress, cancel=job.cancel)
+        found = check(store, compare=differ, progress=job.progress, cancel=job.cancel)
         root = str(store.root)
         if mend:
             from lamella.store.check.repair import repair

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Committed snapshots held against the layers that they were unpacked from.
+"""Comparison of committed snapshots with the layers that they were unpacked from.
 
-To write a snapshot as a tar again and to compare digests would say nothing: of the same files each tool makes another
-tar. So the layers are read from their blobs, from the base on, into a tree in memory, and each file of that tree is
-looked up in the snapshot. Where a blob is not in the store any more, nothing can be told.
+Comparing digests of tars would say nothing: each tool writes the same files as another tar. So the layers are read from
+their blobs, base first, into a tree in memory, which is compared with the tree of the snapshot. Without the blobs, the
+result is unknown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lamella.errors import LamellaError, NotFound
 from lamella.layers.policy import refusal
 from lamella.layers.tar.source import tar_changes
 from lamella.paths import ROOT, LayerPath
-from lamella.store.check.check import Compared, Verdict
+from lamella.store.check.snapshots import Comparison, Verdict
 from lamella.store.unpack.image import DIFF_ID, UNCOMPRESSED
 from lamella.streams.blob_reader import BlobReader
 from lamella.streams.seekable import SeekableBlob
@@ -38,67 +38,66 @@ if TYPE_CHECKING:
     from lamella.store.store import LocalNamespace
 
 _LAST_TIME: Final = (1 << 31) * SECOND
-"""Some file systems hold times up to here, and none before the epoch."""
+"""Times beyond this, and before the epoch, are not stored by all file systems."""
 
 
 class Rediff:
-    """Compares snapshots, given parents first, with what their layers come to. To be closed, or used as a context.
+    """Compares snapshots, parents first, with their layers (`CompareSnapshot`). Close it, or use it as a context.
 
-    The tree of the snapshot before is kept, so that a chain is read once and not once for each of its members.
+    Keeps the tree of the last snapshot, so that each layer of a chain is read once.
     """
 
     def __init__(self, cancel: Cancellation | None = None) -> None:
         self._cancel = cancel
         self._held = ExitStack()
         self._known: tuple[str, str, str] | None = None
-        """Of which snapshot the tree is."""
+        """The snapshot that the tree belongs to."""
         self._tree = MemoryTree()
 
-    def __call__(self, space: LocalNamespace, snapshots: LocalSnapshots, record: SnapshotRecord) -> Compared:
-        """The differ that `lamella.store.check.check.check` takes."""
+    def __call__(self, space: LocalNamespace, snapshots: LocalSnapshots, record: SnapshotRecord) -> Comparison:
         key = (space.name, snapshots.name, record.name)
         chain = [record]
         if snapshots.windows:
-            return Compared(Verdict.UNKNOWN, "layers of Windows are not compared, since importing them adds files")
+            return Comparison(Verdict.UNKNOWN, "Windows layers are not compared, since importing them adds files")
         while chain[-1].parent and self._known != (space.name, snapshots.name, chain[-1].parent):
             chain.append(snapshots.stat(chain[-1].parent))
         if not chain[-1].parent:
             self.close()
-        known, self._known = self._known, None  # until it has all been applied
+        known, self._known = self._known, None  # invalid until all layers are applied
         put: set[LayerPath] = set()
         for one in reversed(chain):
             blob = _blob(space, one)
             if isinstance(blob, str):
                 if len(chain) == 1 and one.parent:
                     self._known = known  # nothing was applied
-                return Compared(Verdict.UNKNOWN, blob)
+                return Comparison(Verdict.UNKNOWN, blob)
             put = self._apply(space, *blob)
         self._known = key
-        # A copy has all of its files anew, the others those of their own layer alone.
+        # The native driver copies all files; the others have only those of their layer.
         found = _Difference()
         with snapshots.tree(record.name) as tree:
             _compare(self._tree, tree, None if snapshots.name == "native" else put, found)
-        if found.sure:
-            return Compared(Verdict.DIFFERENT, found.sure)
-        if found.perhaps:
-            return Compared(Verdict.UNKNOWN, found.perhaps)
-        return Compared(Verdict.SAME)
+        if found.certain:
+            return Comparison(Verdict.DIFFERENT, found.certain)
+        if found.possible:
+            return Comparison(Verdict.UNKNOWN, found.possible)
+        return Comparison(Verdict.SAME)
 
     def _apply(self, space: LocalNamespace, blob: Digest, diff_id: Digest) -> set[LayerPath]:
-        """Apply a layer to the tree; the paths that it puts."""
+        """Apply a layer to the tree; return the paths that it puts."""
         stored = SeekableBlob(lambda: space.content.open(blob), None)
         self._held.callback(stored.close)
-        sink = _NotingSink(self._tree)
+        sink = _RecordingSink(self._tree)
         with (
             space.content.open(blob) as file,
             BlobReader(file, digest=blob, diff_id=diff_id, cancel=self._cancel) as reader,
         ):
             apply(tar_changes(reader.next_buffer, stored=stored, end=reader.finish), sink, cancel=self._cancel)
             reader.finish()
-        return sink.noted
+        return sink.paths
 
     def close(self) -> None:
-        """Let go of the blobs. May be called again."""
+        """Close the blobs. May be called again."""
         self._held.close()
         self._held = ExitStack()
         self._known = None
@@ -112,10 +111,10 @@ class Rediff:
 
 
 def _blob(space: LocalNamespace, record: SnapshotRecord) -> tuple[Digest, Digest] | str:
-    """The blob of the layer that a snapshot was made of and its diff id; or why there is none."""
+    """Return the blob and the diff id of a snapshot's layer; or a message why there is none."""
     stated = record.labels.get(DIFF_ID)
     if not stated:
-        return f"it is not known of which layer {record.name} was made"
+        return f"{record.name} has no label that names its layer"
     try:
         diff_id = parse_digest(stated)
     except LamellaError as problem:
@@ -128,52 +127,52 @@ def _blob(space: LocalNamespace, record: SnapshotRecord) -> tuple[Digest, Digest
         return f"the layer with diff id {diff_id} is not in the store any more"
 
 
-class _NotingSink(MemorySink):
-    """Notes which paths a layer puts."""
+class _RecordingSink(MemorySink):
+    """Records the paths that a layer puts."""
 
-    __slots__ = ("noted",)
+    __slots__ = ("paths",)
 
     def __init__(self, tree: MemoryTree) -> None:
         super().__init__(tree)
-        self.noted: set[LayerPath] = set()
+        self.paths: set[LayerPath] = set()
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        self.noted.add(entry.path)
+        self.paths.add(entry.path)
         return super().put(entry, content)
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        self.noted.add(path)
+        self.paths.add(path)
         return super().link(path, target)
 
 
 class _Difference(Struct):
-    """The first difference that is one for sure, and the first that a file system or a policy may have caused."""
+    """The first certain difference, and the first that a file system or a policy may have caused."""
 
-    sure: str = ""
-    perhaps: str = ""
+    certain: str = ""
+    possible: str = ""
 
-    def note(self, path: LayerPath, what: str, *, sure: bool = True) -> None:
+    def record(self, path: LayerPath, what: str, *, certain: bool = True) -> None:
         text = f"{path or '/'}: {what}"
-        if sure:
-            self.sure = self.sure or text
+        if certain:
+            self.certain = self.certain or text
         else:
-            self.perhaps = self.perhaps or text
+            self.possible = self.possible or text
 
 
 def _compare(expected: Tree, actual: Tree, read: Container[LayerPath] | None, found: _Difference) -> None:
-    """Look for differences until one is sure; the content of files in ``read`` alone, or of all."""
+    """Compare until a difference is certain; compare the content of the files in ``read`` only, None for all."""
     todo = [ROOT]
-    _entry(_there(expected, ROOT), _there(actual, ROOT), found)
-    while todo and not found.sure:
+    _compare_entries(_lookup(expected, ROOT), _lookup(actual, ROOT), found)
+    while todo and not found.certain:
         directory = todo.pop()
         names = {entry.path: entry for entry in actual.entries(directory)}
         for want in expected.entries(directory):
             have = names.pop(want.path, None)
             if have is None:
                 device = want.kind in (Kind.CHARACTER, Kind.BLOCK)
-                found.note(want.path, f"the {want.kind.phrase} is missing", sure=not device)
+                found.record(want.path, f"the {want.kind.phrase} is missing", certain=not device)
                 continue
-            _entry(want, have, found)
+            _compare_entries(want, have, found)
             if want.kind is Kind.DIRECTORY and have.kind is Kind.DIRECTORY:
                 todo.append(want.path)
             elif (
@@ -181,21 +180,21 @@ def _compare(expected: Tree, actual: Tree, read: Container[LayerPath] | None, fo
                 and (want.kind, have.kind, want.size) == (Kind.FILE, Kind.FILE, have.size)
                 and not same_bytes(expected.open(want.path), actual.open(want.path))
             ):
-                found.note(want.path, "its content differs")
+                found.record(want.path, "its content differs")
         for path, entry in names.items():
-            found.note(path, f"no layer has this {entry.kind.phrase}")
+            found.record(path, f"no layer has this {entry.kind.phrase}")
 
 
-def _there(tree: Tree, path: LayerPath) -> Entry:
+def _lookup(tree: Tree, path: LayerPath) -> Entry:
     entry = tree.lookup(path)
     if entry is None:
-        raise NotFound(f"{path!r} is not there")
+        raise NotFound(f"{path!r} does not exist")
     return entry
 
 
-def _entry(want: Entry, have: Entry, found: _Difference) -> None:
-    for what, sure in _differences(want, have):
-        found.note(want.path, what, sure=sure)
+def _compare_entries(want: Entry, have: Entry, found: _Difference) -> None:
+    for what, certain in _differences(want, have):
+        found.record(want.path, what, certain=certain)
 
 
 def _differences(want: Entry, have: Entry) -> Iterator[tuple[str, bool]]:
@@ -207,10 +206,10 @@ def _differences(want: Entry, have: Entry) -> Iterator[tuple[str, bool]]:
     if want.target != have.target:
         yield f"its target {want.target!r} became {have.target!r}", True
     if want.posix is not None and have.posix is not None:
-        yield from _posix(want.kind, want.posix, have.posix)
+        yield from _posix_differences(want.kind, want.posix, have.posix)
 
 
-def _posix(kind: Kind, want: Posix, have: Posix) -> Iterator[tuple[str, bool]]:
+def _posix_differences(kind: Kind, want: Posix, have: Posix) -> Iterator[tuple[str, bool]]:
     if want.mode != have.mode and kind is not Kind.SYMLINK:
         yield f"mode {want.mode:04o} became {have.mode:04o}", True
     if want.device != have.device:
@@ -225,4 +224,4 @@ def _posix(kind: Kind, want: Posix, have: Posix) -> Iterator[tuple[str, bool]]:
             yield f"its attribute {name!r} {'changed' if name in have.xattrs else 'is missing'}", name in have.xattrs
     for name in have.xattrs:
         if name not in kept and refusal(name) is None:
-            yield f"no layer has its attribute {name!r}", False  # security modules and ACLs give their own
+            yield f"no layer has its attribute {name!r}", False  # security modules and ACLs add their own

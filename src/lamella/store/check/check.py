@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether all that a store says is there is there, and undamaged. Nothing is changed.
+"""Consistency check of a store: the database, blobs, snapshots and images. Changes nothing.
 
-Others may be at work meanwhile. Files come before the rows that name them, and go after them; so what looks wrong is
-looked at again, and is wrong if its row is the same before and after that. What work that was broken off has left
-behind is not wrong; it is told of, and the next collection takes it away.
+Runs beside writers. A file is made before its row and removed after it. So a problem is checked again, and is reported
+if the row is the same before and after. Leftovers of interrupted work are no faults: they are reported as notes, and
+the next collection removes them.
 """
 
 from __future__ import annotations
@@ -11,153 +11,48 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from enum import Enum
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from lamella.digests import Digest, parse_digest
-from lamella.errors import Cancelled, LamellaError, NotFound, from_os
+from lamella.errors import LamellaError, NotFound, from_os
+from lamella.images.graph import ImageGraph, Kind, Node
+from lamella.oci.mediatypes import FOREIGN_LAYERS
+from lamella.store.check.snapshots import CompareSnapshot, Verdict, compare_snapshots, find_broken_snapshots
 from lamella.store.content.files import open_blob
-from lamella.store.contract import SnapshotKind, SnapshotRecord
-from lamella.store.disk_layout import BLOBS, INGEST, TRASH, snapshotter_path
-from lamella.store.disk_layout import SNAPSHOTS as SNAPSHOT_FOLDER
-from lamella.store.gc.labels import CONTENT, IMAGES, SNAPSHOTS
-from lamella.store.snapshots.kinds import snapshot_driver
+from lamella.store.disk_layout import BLOBS, INGEST, SNAPSHOTS, TRASH
+from lamella.store.gc.labels import CONTENT, IMAGES, REF_SNAPSHOT, snapshot_type
+from lamella.store.image_reader import StoreReader
 
 if TYPE_CHECKING:
+    from lamella.oci.descriptor import Descriptor
     from lamella.progress import Cancellation, Progress
-    from lamella.store.snapshots.snapshotter import LocalSnapshots
     from lamella.store.store import LocalNamespace, Store
-
-_SELECT: Final = "SELECT namespace, snapshotter, name, number, kind, parent FROM snapshot"
-
-
-class SnapshotRow(Struct, frozen=True):
-    """What the database has of a snapshot."""
-
-    namespace: str
-    snapshotter: str
-    name: str
-    number: int
-    kind: str
-    parent: int | None
-
-
-def broken(
-    store: Store, progress: Progress | None, cancel: Cancellation | None
-) -> tuple[list[tuple[SnapshotRow, str]], int]:
-    """The snapshots that are not whole, each with what is wrong; and how many are.
-
-    Raises Cancelled, InvalidInput (a kind of snapshotter that is not known here).
-    """
-    with store.database.read() as connection:
-        rows = [SnapshotRow(*row) for row in connection.execute(f"{_SELECT} ORDER BY number")]
-    look = _Look(store, progress, cancel)
-    try:
-        found = [(row, problem) for row in rows if look.problem(row) and (problem := look.still(row))]
-    finally:
-        look.finish()
-    return found, len(rows) - len(found)
-
-
-class _Look:
-    """Looks at snapshots, and tells of the bytes of those that are sealed."""
-
-    def __init__(self, store: Store, progress: Progress | None, cancel: Cancellation | None) -> None:
-        self._store = store
-        self._progress = progress
-        self._cancel = cancel
-        self._telling = False
-
-    def problem(self, row: SnapshotRow) -> str:
-        """What is wrong with a snapshot; nothing where it is whole. Raises as `broken`."""
-        home = snapshotter_path(self._store.root, row.snapshotter)
-        driver, directory, kind = snapshot_driver(row.snapshotter, home), home / str(row.number), SnapshotKind(row.kind)
-        if not directory.is_dir():
-            return "its directory is missing"
-        problem = driver.find_missing(directory, kind, has_parents=row.parent is not None)
-        if problem or kind is not SnapshotKind.COMMITTED:
-            return problem
-        try:
-            driver.verify(directory, self._step)
-        except Cancelled:
-            raise
-        except OSError as error:
-            return f"its image: {from_os(error, 'read what is sealed')}"
-        except LamellaError as error:
-            return f"its image: {error}"
-        return ""
-
-    def still(self, row: SnapshotRow) -> str:
-        """What is wrong with what looked so, looked at again between two looks at its row, whose number is unique."""
-        while now := self._row(row.number):
-            problem = self.problem(now)
-            if not problem or now == self._row(row.number):
-                return problem
-        return ""
-
-    def finish(self) -> None:
-        """All have been looked at."""
-        if self._progress is not None and self._telling:
-            self._progress.finish()
-
-    def _row(self, number: int) -> SnapshotRow | None:
-        with self._store.database.read() as connection:
-            found = connection.execute(f"{_SELECT} WHERE number = ?", (number,)).fetchone()
-        return None if found is None else SnapshotRow(*found)
-
-    def _step(self, amount: int) -> None:
-        if self._cancel is not None:
-            self._cancel.check()
-        if self._progress is not None:
-            if not self._telling:
-                self._progress.start("check seals", None)
-                self._telling = True
-            self._progress.advance(amount)
-
 
 DATABASE: Final = "database"
 ROOT: Final = "root"
-"""Types of findings beside those that leases name."""
+"""Types of findings besides the resource types."""
 
 _CHUNK: Final = 1 << 20
-_LEFT_SHOWN: Final = 5
-
-
-class Verdict(Enum):
-    """What came of comparing a snapshot with its layer."""
-
-    SAME = "same"
-    DIFFERENT = "different"
-    UNKNOWN = "cannot tell"
-
-
-class Compared(Struct, frozen=True):
-    """A snapshot that was compared with its layer."""
-
-    verdict: Verdict
-    why: str = ""
-    """What differs first, or why nothing can be told."""
-
-
-Differ: TypeAlias = "Callable[[LocalNamespace, LocalSnapshots, SnapshotRecord], Compared]"
-"""Compares a committed snapshot with the layer that it was unpacked from."""
+_MAX_LISTED: Final = 5
+_CIM_IMAGES: Final = ("cimfs", "cim-layers")
+"""Snapshotter and name of the directory that holds the images of all its snapshots."""
 
 
 class Finding(Struct, frozen=True):
-    """Something that is not as it should be."""
+    """A problem that a check has found."""
 
     namespace: str
-    """Empty where it concerns all."""
+    """Empty if it concerns the whole store."""
     type: str
-    """As leases name it, or `DATABASE`, `ROOT`."""
+    """The resource type, `DATABASE` or `ROOT`."""
     id: str
     problem: str
     missing: tuple[Digest, ...] = ()
-    """What is to be fetched again."""
+    """Blobs to fetch again."""
 
     def __str__(self) -> str:
         where = f" (namespace {self.namespace})" if self.namespace else ""
@@ -165,57 +60,65 @@ class Finding(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """What a check has found."""
+    """The result of a check."""
 
     faults: tuple[Finding, ...]
     notes: tuple[Finding, ...]
-    """What is worth knowing, and no fault of the store: images that are not there whole, leftovers."""
+    """Findings that are no faults of the store: incomplete images, leftovers."""
     blobs: int
-    """Files of blobs that are whole."""
+    """Number of intact blobs."""
     size: int
-    """Bytes of them."""
+    """Bytes of the intact blobs."""
     snapshots: int
-    """That have their directories."""
+    """Number of intact snapshots."""
     same: int = 0
-    """Snapshots that are what their layers say."""
+    """Number of snapshots that are the same as their layers."""
     undecided: tuple[Finding, ...] = ()
     """Snapshots that could not be compared, and why."""
 
     @property
     def sound(self) -> bool:
-        """Whether all is well."""
+        """Whether there are no faults."""
         return not self.faults
+
+
+class MissingBlobs(Struct):
+    """The blobs of an image that the store lacks."""
+
+    required: list[Digest] = field(default_factory=list)
+    """Blobs without which the image cannot be used."""
+    optional: list[Digest] = field(default_factory=list)
+    """Images of platforms that were not imported, and layers that exist unpacked."""
 
 
 def check(
     store: Store,
     *,
     threads: int | None = None,
-    differ: Differ | None = None,
+    compare: CompareSnapshot | None = None,
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Report:
-    """Look at all of a store: the database, each blob's bytes, each snapshot's directory, what images need.
+    """Check the database, the bytes of each blob, the directory of each snapshot, and the blobs of each image.
 
-    ``differ`` compares committed snapshots with their layers besides. Raises Cancelled, and what the database raises
-    where it cannot be read at all.
+    ``compare`` additionally compares committed snapshots with their layers. Raises Cancelled, and as `Database.read` if
+    the database is unreadable.
     """
-    faults: list[Finding] = list(_root(store))
-    broken = list(_database(store))
-    faults += broken
-    bad, blobs, size = _blobs(store, threads or min(4, os.cpu_count() or 1), progress, cancel)
-    faults += bad
-    damaged = {finding.id for finding in bad}
-    lost, snapshots = _snapshots(store, progress, cancel)
-    faults += lost
-    incomplete, notes = _images(store, damaged)
+    faults: list[Finding] = [*_check_root(store), *_check_database(store)]
+    bad_blobs, blobs, size = _check_blobs(store, threads or min(4, os.cpu_count() or 1), progress, cancel)
+    faults += bad_blobs
+    broken, snapshots = find_broken_snapshots(store, progress, cancel)
+    faults += [Finding(row.namespace, snapshot_type(row.snapshotter), row.name, problem) for row, problem in broken]
+    incomplete, notes = _check_images(store, {finding.id for finding in bad_blobs})
     faults += incomplete
-    notes += _leftovers(store)
+    notes += _find_leftovers(store)
     undecided: list[Finding] = []
     same = 0
-    if differ is not None:
-        for finding, verdict in _compared(store, differ, {(one.namespace, one.type, one.id) for one in lost}, cancel):
-            match verdict:
+    if compare is not None:
+        skip = {(row.namespace, row.snapshotter, row.name) for row, _ in broken}
+        for row, result in compare_snapshots(store, compare, skip, cancel):
+            finding = Finding(row.namespace, snapshot_type(row.snapshotter), row.name, result.why)
+            match result.verdict:
                 case Verdict.SAME:
                     same += 1
                 case Verdict.DIFFERENT:
@@ -225,27 +128,75 @@ def check(
     return Report(tuple(faults), tuple(notes), blobs, size, snapshots, same, tuple(undecided))
 
 
-def _root(store: Store) -> Iterator[Finding]:
+def missing_blobs(namespace: LocalNamespace, target: Descriptor, damaged: Container[str] = ()) -> MissingBlobs:
+    """Return the blobs that ``target`` refers to and the namespace lacks; one in ``damaged`` counts as missing."""
+    required = {target.digest}
+    missing: list[Digest] = []
+
+    def select(node: Node) -> Iterable[Descriptor]:
+        if not _has_blob(namespace, node.digest, damaged):
+            missing.append(node.digest)
+            return ()
+        match node.kind:
+            case Kind.INDEX:
+                if not any(_has_blob(namespace, entry.digest, damaged) for entry in node.parts):
+                    required.update(entry.digest for entry in node.parts)  # otherwise the user chose some platforms
+            case Kind.MANIFEST:
+                config = node.manifest.config.digest
+                required.add(config)
+                if not _is_unpacked(namespace, config):
+                    required.update(one.digest for one in node.manifest.layers if one.media_type not in FOREIGN_LAYERS)
+        return node.parts
+
+    def record(unreadable: Descriptor, _: LamellaError) -> None:
+        required.add(unreadable.digest)
+        missing.append(unreadable.digest)
+
+    for _ in ImageGraph(StoreReader(namespace)).walk([target], select, record):
+        pass
+    blobs = MissingBlobs()
+    for digest in dict.fromkeys(missing):
+        (blobs.required if digest in required else blobs.optional).append(digest)
+    return blobs
+
+
+def _has_blob(namespace: LocalNamespace, digest: Digest, damaged: Container[str]) -> bool:
+    if digest in damaged:
+        return False
+    try:
+        namespace.content.info(digest)
+    except NotFound:
+        return False
+    return True
+
+
+def _is_unpacked(namespace: LocalNamespace, config: Digest) -> bool:
+    try:
+        labels = namespace.content.info(config).labels
+    except NotFound:
+        return False
+    return any(label.startswith(REF_SNAPSHOT) for label in labels)
+
+
+def _check_root(store: Store) -> Iterator[Finding]:
     mode = stat.S_IMODE(store.root.stat().st_mode)
     if mode & 0o077:
-        yield Finding("", ROOT, os.fspath(store.root), f"other users can get in: mode {mode:04o}, not 0700")
+        yield Finding("", ROOT, os.fspath(store.root), f"other users have access: mode {mode:04o}, not 0700")
 
 
-def _database(store: Store) -> Iterator[Finding]:
+def _check_database(store: Store) -> Iterator[Finding]:
     with store.database.read() as connection:
         for (text,) in connection.execute("PRAGMA integrity_check(20)"):
             if text != "ok":
                 yield Finding("", DATABASE, "integrity", str(text))
         for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
-            yield Finding("", DATABASE, str(table), f"row {row} refers to a {parent} that is not there")
+            yield Finding("", DATABASE, str(table), f"row {row} refers to a missing {parent}")
 
 
-# Blobs
-
-
-def _blobs(
+def _check_blobs(
     store: Store, threads: int, progress: Progress | None, cancel: Cancellation | None
 ) -> tuple[list[Finding], int, int]:
+    """Return the findings, and number and bytes of the intact blobs."""
     with store.database.read() as connection:
         rows: list[tuple[str, int]] = connection.execute(
             "SELECT digest, max(size) FROM blob GROUP BY digest ORDER BY digest"
@@ -253,7 +204,7 @@ def _blobs(
     if progress is not None:
         progress.start("check", sum(size for _, size in rows))
     faults: list[Finding] = []
-    whole = total = 0
+    intact = total = 0
     try:
         with ThreadPoolExecutor(threads) as pool:
             waiting: dict[Future[str], tuple[Digest, int]] = {}
@@ -262,16 +213,15 @@ def _blobs(
                 while True:
                     while len(waiting) < 2 * threads and (row := next(todo, None)) is not None:
                         digest = parse_digest(row[0])
-                        waiting[pool.submit(_problem, store, digest, row[1], progress, cancel)] = (digest, row[1])
+                        waiting[pool.submit(_check_blob, store, digest, row[1], progress, cancel)] = (digest, row[1])
                     if not waiting:
                         break
                     for done in wait(waiting, return_when=FIRST_COMPLETED).done:
                         digest, size = waiting.pop(done)
-                        problem = done.result()
-                        if problem:
-                            faults += _still(store, digest)
+                        if done.result():
+                            faults += _confirm_blob(store, digest)
                         else:
-                            whole += 1
+                            intact += 1
                             total += size
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -279,13 +229,13 @@ def _blobs(
     finally:
         if progress is not None:
             progress.finish()
-    return faults, whole, total
+    return faults, intact, total
 
 
-def _problem(
+def _check_blob(
     store: Store, digest: Digest, size: int, progress: Progress | None = None, cancel: Cancellation | None = None
 ) -> str:
-    """What is wrong with the file of a blob; nothing where nothing is."""
+    """Return the problem of a blob's file; empty if it is intact."""
     state = hashlib.new(digest.algorithm)
     try:
         with open_blob(store.root, digest, size) as file:
@@ -307,10 +257,10 @@ def _problem(
     return "" if actual == digest else f"its file is damaged: the digest is {actual}"
 
 
-def _still(store: Store, digest: Digest) -> list[Finding]:
-    """A blob that looked wrong, looked at again between two looks at its rows."""
+def _confirm_blob(store: Store, digest: Digest) -> list[Finding]:
+    """Check a blob again until its rows are the same before and after."""
     while rows := _blob_rows(store, digest):
-        problem = _problem(store, digest, rows[0][1])
+        problem = _check_blob(store, digest, rows[0][1])
         if not problem:
             return []
         if rows == _blob_rows(store, digest):
@@ -325,84 +275,33 @@ def _blob_rows(store: Store, digest: Digest) -> list[tuple[str, int, int]]:
         ).fetchall()
 
 
-# LocalSnapshots
-
-
-def _snapshots(store: Store, progress: Progress | None, cancel: Cancellation | None) -> tuple[list[Finding], int]:
-
-    found, whole = broken(store, progress, cancel)
-    return [Finding(row.namespace, f"{SNAPSHOTS}{row.snapshotter}", row.name, problem) for row, problem in found], whole
-
-
-def _compared(
-    store: Store, differ: Differ, lost: set[tuple[str, str, str]], cancel: Cancellation | None
-) -> Iterator[tuple[Finding, Verdict]]:
-    with store.database.read() as connection:
-        rows = connection.execute(
-            "SELECT namespace, snapshotter, name FROM snapshot WHERE kind = ? ORDER BY number",
-            (SnapshotKind.COMMITTED.value,),
-        ).fetchall()
-    for namespace, snapshotter, name in rows:
-        if cancel is not None:
-            cancel.check()
-        kind = f"{SNAPSHOTS}{snapshotter}"
-        if (namespace, kind, name) in lost:
-            continue
-        space = store.namespace(namespace)
-        snapshots = space.snapshots(snapshotter)
-        try:
-            record = snapshots.stat(name)
-            try:
-                came = differ(space, snapshots, record)
-            except Cancelled:
-                raise
-            except LamellaError as problem:
-                came = Compared(Verdict.UNKNOWN, str(problem))
-            if came.verdict is not Verdict.SAME and snapshots.stat(name).created_at != record.created_at:
-                continue  # another has its name now
-        except NotFound:
-            continue  # removed meanwhile
-        yield Finding(namespace, kind, name, came.why), came.verdict
-
-
-# Images
-
-
-def _images(store: Store, damaged: set[str]) -> tuple[list[Finding], list[Finding]]:
-    """Images that are not there whole: those that cannot be used, and those that somebody chose to have in part."""
-    from lamella.store.image_parts import parts_of
-
+def _check_images(store: Store, damaged: set[str]) -> tuple[list[Finding], list[Finding]]:
+    """Return the unusable images, and the usable ones that are incomplete."""
     faults, notes = [], []
     with store.database.read() as connection:
         names = connection.execute("SELECT DISTINCT namespace FROM image ORDER BY 1").fetchall()
-    for (namespace,) in names:
-        space = store.namespace(namespace)
-        for image in space.images.list():
-            parts = parts_of(space, image.target, damaged)
-            if parts.missing:
+    for (name,) in names:
+        namespace = store.namespace(name)
+        for image in namespace.images.list():
+            missing = missing_blobs(namespace, image.target, damaged)
+            if missing.required:
                 try:
-                    parts = parts_of(space, space.images.get(image.name).target, damaged)
+                    missing = missing_blobs(namespace, namespace.images.get(image.name).target, damaged)
                 except NotFound:
                     continue  # removed meanwhile
-            if parts.missing:
-                problem = f"{len(parts.missing)} of its blobs {'is' if len(parts.missing) == 1 else 'are'} missing"
-                faults.append(Finding(namespace, IMAGES, image.name, problem, tuple(parts.missing)))
-            elif parts.absent:
-                count = len(parts.absent)
-                blobs = "1 blob that it names is" if count == 1 else f"{count} blobs that it names are"
-                problem = f"{blobs} not here, which it can be used without"
-                notes.append(Finding(namespace, IMAGES, image.name, problem, tuple(parts.absent)))
+            if missing.required:
+                count = len(missing.required)
+                problem = f"{count} of its blobs {'is' if count == 1 else 'are'} missing"
+                faults.append(Finding(name, IMAGES, image.name, problem, tuple(missing.required)))
+            elif missing.optional:
+                count = len(missing.optional)
+                problem = f"{count} {'blob' if count == 1 else 'blobs'} that it can be used without are missing"
+                notes.append(Finding(name, IMAGES, image.name, problem, tuple(missing.optional)))
     return faults, notes
 
 
-# What is left over
-
-_IMAGES: Final = "cim-layers"
-"""The directory of all images of a snapshotter, each of which goes with its snapshot."""
-
-
-def _leftovers(store: Store) -> list[Finding]:
-    """Files that no row names. Those of work that goes on are among them at times, so that this is no fault."""
+def _find_leftovers(store: Store) -> list[Finding]:
+    """Find files that no row names. They may belong to work in progress, so they are no faults."""
     root = store.root
     with store.database.read() as connection:
         named = {digest for (digest,) in connection.execute("SELECT DISTINCT digest FROM blob")}
@@ -419,16 +318,17 @@ def _leftovers(store: Store) -> list[Finding]:
                 for name in _names(root / BLOBS / algorithm)
                 if f"{algorithm}:{name}" not in named
             ]
-        for snapshotter in _names(root / SNAPSHOT_FOLDER):
+        for snapshotter in _names(root / SNAPSHOTS):
             left += [
-                f"{SNAPSHOT_FOLDER}/{snapshotter}/{name}"
-                for name in _names(root / SNAPSHOT_FOLDER / snapshotter)
-                if (snapshotter, name) not in numbers and (snapshotter, name) != ("cimfs", _IMAGES)
+                f"{SNAPSHOTS}/{snapshotter}/{name}"
+                for name in _names(root / SNAPSHOTS / snapshotter)
+                if (snapshotter, name) not in numbers and (snapshotter, name) != _CIM_IMAGES
             ]
     if not left:
         return []
-    shown = ", ".join(left[:_LEFT_SHOWN]) + (", ..." if len(left) > _LEFT_SHOWN else "")
-    return [Finding("", ROOT, os.fspath(root), f"{len(left)} left over, for the next collection: {shown}")]
+    listed = ", ".join(left[:_MAX_LISTED]) + (", ..." if len(left) > _MAX_LISTED else "")
+    problem = f"{len(left)} {'leftover' if len(left) == 1 else 'leftovers'} for the next collection: {listed}"
+    return [Finding("", ROOT, os.fspath(root), problem)]
 
 
 def _names(folder: os.PathLike[str]) -> list[str]:

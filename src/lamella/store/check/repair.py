@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes away what a check has found to be broken, so that it can be brought again."""
+"""Repair of a store: removes what a check has found broken, so that it can be imported again."""
 
 from __future__ import annotations
 
@@ -24,63 +24,61 @@ if TYPE_CHECKING:
     from lamella.store.store import Store
 
 QUARANTINE: Final = "quarantine"
-"""The folder in the store that damaged files are moved to."""
+"""The directory of the store that receives damaged files."""
 
 
 class Repaired(Struct, frozen=True):
-    """What came of a repair."""
+    """The result of a repair."""
 
     done: tuple[str, ...]
-    """What was done, in words."""
+    """The actions, in words."""
     left: tuple[Finding, ...]
-    """Faults that are still there."""
+    """The faults that remain."""
     missing: tuple[Digest, ...]
-    """What is to be fetched again."""
+    """Blobs to fetch again."""
 
 
 def repair(store: Store, report: Report) -> Repaired:
-    """Put right what ``report`` has found, as far as that loses nothing that is not lost already.
+    """Repair the faults of ``report`` without losing intact data.
 
-    Files of damaged blobs go to `QUARANTINE`, their rows go, and so do snapshots whose files are missing or wrong, with
-    what lies on them, unless that is an active one. Raises Denied, Exhausted.
+    Moves the files of damaged blobs to `QUARANTINE` and deletes their rows; removes broken snapshots and their
+    descendants, unless one of those is active. Raises Denied, Exhausted.
     """
     left: list[Finding] = []
     missing = dict.fromkeys(digest for finding in report.faults for digest in finding.missing)
     blobs = dict.fromkeys(finding.id for finding in report.faults if finding.type == CONTENT)
-    done = [_drop_blob(store, parse_digest(digest)) for digest in blobs]
+    done = [_remove_blob(store, parse_digest(digest)) for digest in blobs]
     for finding in report.faults:
         if finding.type == ROOT:
             os.chmod(store.root, 0o700)
-            done.append(f"{store.root}: mode 0700 again")
+            done.append(f"{store.root}: mode set to 0700")
         elif finding.type.startswith(SNAPSHOTS):
-            said = _drop_snapshot(store, finding)
-            if said:
-                done.append(said)
+            action = _remove_snapshot(store, finding)
+            if action:
+                done.append(action)
             else:
                 left.append(finding)
-        elif finding.type == DATABASE:
+        elif finding.type in (DATABASE, IMAGES):  # an image is complete once its missing blobs are fetched
             left.append(finding)
-        elif finding.type == IMAGES:
-            left.append(finding)  # whole again once what is missing has been fetched
     with store.database.write(frees=True) as connection:
         gone = connection.execute(
             "DELETE FROM held WHERE NOT EXISTS"
             " (SELECT 1 FROM lease WHERE lease.namespace = held.namespace AND lease.id = held.lease)"
         ).rowcount
     if gone > 0:
-        done.append(f"{gone} rows of leases that are gone removed")
+        done.append(f"{gone} entries of deleted leases removed")
         left = [finding for finding in left if (finding.type, finding.id) != (DATABASE, "held")]
     try:
         sweep_files(store)
     except LamellaError as problem:
-        left.append(Finding("", ROOT, os.fspath(store.root), f"what is left over resists: {problem}"))
+        left.append(Finding("", ROOT, os.fspath(store.root), f"leftovers cannot be removed: {problem}"))
     return Repaired(tuple(done), tuple(left), tuple(missing))
 
 
-def _drop_blob(store: Store, digest: Digest) -> str:
-    """The file goes first, so that nobody can read it; a row without a file is found again should this be cut short.
+def _remove_blob(store: Store, digest: Digest) -> str:
+    """Move the file away, then delete the rows; if that is interrupted, the next check finds rows without a file.
 
-    It is read again before: since the check, somebody may have deleted the blob and brought a sound one.
+    Reads the file again first: since the check, the blob may have been deleted and stored anew.
     """
     path = blob_path(store.root, digest)
     folder = store.root / QUARANTINE
@@ -91,11 +89,11 @@ def _drop_blob(store: Store, digest: Digest) -> str:
         with store.database.write(frees=True) as connection:
             where = ""
             if _identity(path) != seen:
-                return f"blob {digest} was brought again meanwhile; check once more"
+                return f"blob {digest} was stored again meanwhile; run the check again"
             if sound and seen is not None:
                 sizes = connection.execute("SELECT DISTINCT size FROM blob WHERE digest = ?", (digest,)).fetchall()
                 if sizes in ([], [(seen[2],)]):
-                    return f"blob {digest} is sound by now"
+                    return f"blob {digest} is intact now"
             if seen is not None:
                 kept = folder / f"{digest.algorithm}-{digest.hex}-{secrets.token_hex(4)}"
                 os.rename(path, kept)
@@ -104,12 +102,12 @@ def _drop_blob(store: Store, digest: Digest) -> str:
                 where = f", its file is {os.fspath(kept)}"
             connection.execute("DELETE FROM blob WHERE digest = ?", (digest,))
     except OSError as problem:
-        raise from_os(problem, f"put blob {digest} aside") from problem
-    return f"blob {digest} dropped{where}"
+        raise from_os(problem, f"quarantine blob {digest}") from problem
+    return f"blob {digest} removed{where}"
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int, int, int] | None:
-    """What tells a file from another one at the same place: device, inode, size, time of change; None without one."""
+    """Return device, inode, size and ctime of a file; None if it is missing."""
     try:
         status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -118,7 +116,7 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int, int, int] | None:
 
 
 def _digest(path: str | os.PathLike[str], algorithm: str) -> Digest | None:
-    """Of a regular file; None for anything else, and for one that cannot be read."""
+    """Return the digest of a regular file; None for anything else, and if it is unreadable."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -132,8 +130,8 @@ def _digest(path: str | os.PathLike[str], algorithm: str) -> Digest | None:
             return None
 
 
-def _drop_snapshot(store: Store, finding: Finding) -> str:
-    """Remove a snapshot and all that lies on it; nothing, and no words, where changes of somebody would go with it."""
+def _remove_snapshot(store: Store, finding: Finding) -> str:
+    """Remove a snapshot and its descendants; return the action, empty if an active descendant prevents it."""
     kind = finding.type.removeprefix(SNAPSHOTS)
     with store.database.write(frees=True) as connection:
         row = connection.execute(
@@ -141,17 +139,17 @@ def _drop_snapshot(store: Store, finding: Finding) -> str:
             (finding.namespace, kind, finding.id),
         ).fetchone()
         if row is None:
-            return f"snapshot {finding.id} is gone already"
-        numbers = _family(connection, row[0])
+            return f"snapshot {finding.id} does not exist any more"
+        numbers = _descendants(connection, row[0])
         if any(state == SnapshotKind.ACTIVE.value for number, state in numbers if number != row[0]):
             return ""
         connection.execute("PRAGMA defer_foreign_keys = ON")
         connection.executemany("DELETE FROM snapshot WHERE number = ?", [(number,) for number, _ in numbers])
-    others = f", with {len(numbers) - 1} that lay on it" if len(numbers) > 1 else ""
+    others = f", with {len(numbers) - 1} above it" if len(numbers) > 1 else ""
     return f"snapshot {finding.id} of {kind} removed{others}"
 
 
-def _family(connection: sqlite3.Connection, number: int) -> list[tuple[int, str]]:
+def _descendants(connection: sqlite3.Connection, number: int) -> list[tuple[int, str]]:
     return connection.execute(
         "WITH RECURSIVE family (number, kind) AS (SELECT number, kind FROM snapshot WHERE number = ?"
         " UNION SELECT s.number, s.kind FROM snapshot s JOIN family f ON s.parent = f.number)"

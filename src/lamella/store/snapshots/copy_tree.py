@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file tree copied exactly, sharing blocks where the file system does; and what a tree takes on the disk."""
+"""Exact copies of file trees, with shared blocks if the file system can; and the disk usage of trees."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.")
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy what is in the directory ``source``, and its own metadata, to the new directory ``target``.
+    """Copy the directory ``source``, with its metadata, to the new directory ``target``.
 
-    Owners, modes, times, extended attributes, hard links within the tree, holes and devices are kept; nothing is
-    followed. Without rights, a file of our own that keeps us out is opened up meanwhile, so that nobody else may look
-    at ``source`` then. Raises NotFound, AlreadyExists, Denied, Exhausted; what was made then stays.
+    Keeps owners, modes, times, extended attributes, hard links within the tree, holes and devices; follows no symbolic
+    links. For a user other than root, the modes of unreadable files in ``source`` change during the copy; the caller
+    excludes other readers. Raises NotFound, AlreadyExists, Denied, Exhausted; an incomplete copy stays.
     """
     origin = Descriptors(open_root(source), most=_OPEN_DIRECTORIES)
     try:
@@ -50,41 +50,41 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def copy_root_metadata(source: Path, target: Path) -> None:
-    """Give the directory ``target`` what ``source`` has: owner, mode, time, attributes but the marks of overlays.
+    """Copy owner, mode, mtime and extended attributes, without those of overlayfs, from ``source`` to ``target``.
 
     Raises OSError.
     """
     status = os.stat(source)
     if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
         os.chown(target, status.st_uid, status.st_gid)
-    for name in host.list_xattrs(str(source)) if _takes_xattrs(target) else ():
+    for name in host.list_xattrs(str(source)) if _supports_xattrs(target) else ():
         if not name.startswith(_OVERLAY_MARKS):
             _set_xattr(str(target), name, host.get_xattr(str(source), name))
     os.chmod(target, stat.S_IMODE(status.st_mode))
     os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
-class Measured(Struct, frozen=True):
-    """What a tree takes."""
+class TreeUsage(Struct, frozen=True):
+    """Disk usage of a tree."""
 
     usage: Usage
     sparse: int
-    """Bytes of the largest file that has holes of some size; 0 where there is none."""
+    """Bytes of the largest sparse file; 0 if there is none."""
     own: Usage
-    """What the root takes."""
+    """Usage of the root directory."""
 
     @property
-    def beneath(self) -> Usage:
-        """What all but the root takes."""
+    def below_root(self) -> Usage:
+        """Usage without the root directory."""
         return Usage(self.usage.size - self.own.size, self.usage.inodes - self.own.inodes)
 
 
-def measure(root: Path) -> Measured:
-    """What the tree at ``root`` takes, each file counted once however many names it has, and ``root`` too.
+def measure(root: Path) -> TreeUsage:
+    """Measure the tree at ``root``, including ``root``; files with several names count once.
 
-    What is in a directory that keeps us out is not counted, nor what vanishes meanwhile. Raises NotFound, Denied.
+    Skips unreadable directories, and files that are removed meanwhile. Raises NotFound, Denied.
     """
-    own = _own(root)
+    own = _root_usage(root)
     size, inodes, sparse = own.size, own.inodes, 0
     seen: set[tuple[int, int]] = set()
     directories = Descriptors(open_root(root), most=_OPEN_DIRECTORIES)
@@ -120,24 +120,24 @@ def measure(root: Path) -> Measured:
         raise from_os(error, f"measure {os.fspath(root)!r}") from error
     finally:
         directories.close()
-    return Measured(Usage(size, inodes), sparse, own)
+    return TreeUsage(Usage(size, inodes), sparse, own)
 
 
-def with_root(root: Path, beneath: Usage) -> Usage:
-    """What a tree takes of which `Measured.beneath` is known. Raises NotFound, Denied."""
+def add_root_usage(root: Path, below_root: Usage) -> Usage:
+    """Return the usage of a tree whose `TreeUsage.below_root` is known. Raises NotFound, Denied."""
     try:
-        own = _own(root)
+        own = _root_usage(root)
     except OSError as error:
         raise from_os(error, f"measure {os.fspath(root)!r}") from error
-    return Usage(own.size + beneath.size, own.inodes + beneath.inodes)
+    return Usage(own.size + below_root.size, own.inodes + below_root.inodes)
 
 
-def _own(root: Path) -> Usage:
+def _root_usage(root: Path) -> Usage:
     return Usage(os.lstat(root).st_blocks * 512, 1)
 
 
 class _Copy:
-    """One copy under way."""
+    """One copy in progress."""
 
     def __init__(self, source: Descriptors, target: Descriptors) -> None:
         self._source = source
@@ -155,8 +155,8 @@ class _Copy:
 
     def run(self) -> None:
         top = self._source.root
-        held = _held(lambda _: host.list_xattrs(top), "")
-        self._directories.append(("", os.fstat(top), self._attributes(top, held)))
+        names = _xattr_names(lambda _: host.list_xattrs(top), "")
+        self._directories.append(("", os.fstat(top), self._attributes(top, names)))
         try:
             todo = [""]
             while todo:
@@ -165,7 +165,7 @@ class _Copy:
             for path, mode in reversed(self._opened_up):
                 parent, _, name = path.rpartition("/")
                 os.chmod(host.path_beneath(self._source.open(parent), name), mode)
-        # From below: a directory may keep us out once it has its mode.
+        # Bottom up: the final mode of a directory may make it unreachable.
         for path, status, attributes in reversed(self._directories):
             descriptor = self._target.open(path)
             self._own(descriptor, status)
@@ -175,7 +175,7 @@ class _Copy:
             os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def _directory(self, path: str) -> list[str]:
-        """Copy what is in a directory, its directories empty; those are returned."""
+        """Copy the entries of a directory; return its subdirectories, which are still empty."""
         source, target = self._source.open(path), self._target.open(path)
         prefix = f"{path}/" if path else ""
         attributes_of = host.xattr_lister(source)
@@ -186,8 +186,8 @@ class _Copy:
             at = host.path_beneath(source, name)
             if form == stat.S_IFDIR:
                 os.mkdir(name, 0o700, dir_fd=target)
-                held = _held(attributes_of, name)
-                self._directories.append((prefix + name, status, self._attributes(at, held)))
+                names = _xattr_names(attributes_of, name)
+                self._directories.append((prefix + name, status, self._attributes(at, names)))
                 if not self._root and status.st_mode & 0o500 != 0o500:
                     self._opened_up.append((prefix + name, open_up(source, name)))
                 below.append(prefix + name)
@@ -196,19 +196,19 @@ class _Copy:
                 first = self._links.setdefault((status.st_dev, status.st_ino), prefix + name)
                 if first != prefix + name:
                     self._link(first, path, name)
-                    # Both may have been opened anew for it.
+                    # `_link` may have evicted both descriptors from the caches.
                     source, target = self._source.open(path), self._target.open(path)
                     attributes_of = host.xattr_lister(source)
                     continue
-            held = _held(attributes_of, name)
+            names = _xattr_names(attributes_of, name)
             if form == stat.S_IFREG:
-                self._file(source, target, name, status, self._attributes(at, held))
+                self._file(source, target, name, status, self._attributes(at, names))
                 continue
             if form == stat.S_IFLNK:
                 os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
             else:
                 os.mknod(name, form | 0o600, status.st_rdev, dir_fd=target)
-            self._finish(target, name, status, self._attributes(at, held))
+            self._finish(target, name, status, self._attributes(at, names))
         return below
 
     def _link(self, first: str, path: str, name: str) -> None:
@@ -256,7 +256,7 @@ class _Copy:
             os.close(handle)
 
     def _finish(self, directory: int, name: str, status: os.stat_result, attributes: list[tuple[str, bytes]]) -> None:
-        """Metadata of what is neither a file nor a directory."""
+        """Set the metadata of a symbolic link or a special file."""
         actual = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if (actual.st_uid, actual.st_gid) != (status.st_uid, status.st_gid):
             os.chown(name, status.st_uid, status.st_gid, dir_fd=directory, follow_symlinks=False)
@@ -268,7 +268,7 @@ class _Copy:
         os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory, follow_symlinks=False)
 
     def _own(self, descriptor: int, status: os.stat_result) -> None:
-        if not self._root:  # then it is ours already, but for a group that its directory may give it
+        if not self._root:  # the owner is right, except for a group inherited from a set-gid directory
             actual = os.fstat(descriptor)
             if (actual.st_uid, actual.st_gid) == (status.st_uid, status.st_gid):
                 return
@@ -291,7 +291,7 @@ class _Copy:
                 try:
                     start = os.lseek(reading, at, os.SEEK_DATA)
                 except OSError as error:
-                    if error.errno != errno.ENXIO:  # nothing but a hole from here on
+                    if error.errno != errno.ENXIO:  # a hole up to the end
                         raise
                     break
                 at = os.lseek(reading, start, os.SEEK_HOLE)
@@ -305,7 +305,7 @@ class _Copy:
             try:
                 while at < end:
                     done = os.copy_file_range(reading, writing, min(end - at, _STEP), at, at)
-                    if not done:  # what some file systems say that cannot, others where the file is shorter now
+                    if not done:  # unsupported by the file system, or the file was truncated
                         break
                     at += done
             except OSError as error:
@@ -323,8 +323,8 @@ class _Copy:
                 at += done
 
 
-def _held(attributes_of: Callable[[str], list[str]], name: str) -> list[str]:
-    """The names of the attributes of a file; none where the file system has none."""
+def _xattr_names(attributes_of: Callable[[str], list[str]], name: str) -> list[str]:
+    """Return the names of a file's extended attributes; none if the file system has none."""
     try:
         return attributes_of(name)
     except OSError as error:
@@ -333,7 +333,7 @@ def _held(attributes_of: Callable[[str], list[str]], name: str) -> list[str]:
         return []
 
 
-def _takes_xattrs(path: Path) -> bool:
+def _supports_xattrs(path: Path) -> bool:
     try:
         host.list_xattrs(str(path))
     except OSError as error:
@@ -347,7 +347,7 @@ def _set_xattr(file: int | str, name: str, value: bytes) -> None:
     try:
         host.set_xattr(file, name, value)
     except OSError as error:
-        # A security module labels what is new by rules of its own, and lets few others do it.
-        theirs = name.startswith("security.") and name != "security.capability"
-        if not theirs or error.errno not in (errno.EPERM, errno.ENOTSUP):
+        # Security modules label new files themselves, and refuse most other labels.
+        by_module = name.startswith("security.") and name != "security.capability"
+        if not by_module or error.errno not in (errno.EPERM, errno.ENOTSUP):
             raise

@@ -14,8 +14,9 @@ from lamella.errors import Cancelled
 from lamella.operations.store.import_ import import_image
 from lamella.operations.store.rediff import Rediff
 from lamella.progress import Cancellation
-from lamella.store.check.check import Verdict, check
+from lamella.store.check.check import check
 from lamella.store.check.repair import repair
+from lamella.store.check.snapshots import Verdict
 from lamella.store.contract import SnapshotKind
 from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import collect
@@ -56,7 +57,7 @@ def test_there_is_no_false_alarm_beside_writers(image: str, tmp_path: Path, read
         with Store.open(tmp_path / "store", readonly=readonly) as looking:
             while not done.is_set():
                 with Rediff() as differ:
-                    problems += check(looking, differ=differ).faults
+                    problems += check(looking, compare=differ).faults
         worker.join()
     assert problems == []
 
@@ -70,7 +71,7 @@ def test_a_snapshot_that_no_layer_made_cannot_be_told_of(tmp_path: Path) -> None
         snapshots.commit("own", "key")
         with Rediff() as differ:
             assert differ(space, snapshots, snapshots.stat("own")).verdict is Verdict.UNKNOWN
-            found = check(store, differ=differ)
+            found = check(store, compare=differ)
         assert (found.sound, len(found.undecided)) == (True, 1)
 
 
@@ -146,7 +147,7 @@ def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path:
         snapshots.prepare("mine", made.unpacked.snapshot)
         (snapshots.directory(made.unpacked.snapshot) / "fs/c").write_bytes(b"changed")
         with Rediff() as differ:
-            found = check(store, differ=differ)
+            found = check(store, compare=differ)
         assert [finding.id for finding in found.faults] == [made.unpacked.snapshot]
         assert [finding.id for finding in repair(store, found).left] == [made.unpacked.snapshot]
         assert snapshots.stat("mine").parent == made.unpacked.snapshot

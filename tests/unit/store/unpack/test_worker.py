@@ -24,7 +24,7 @@ from lamella.store.contract import SnapshotKind
 from lamella.store.disk_layout import blob_path
 from lamella.store.locks import exclusive_lock
 from lamella.store.snapshots import copy_tree
-from lamella.store.snapshots.copy_tree import Measured
+from lamella.store.snapshots.copy_tree import TreeUsage
 from lamella.store.snapshots.drivers import overlay
 from lamella.store.snapshots.kinds import snapshot_driver
 from lamella.store.store import LocalNamespace, Store
@@ -301,7 +301,7 @@ def test_the_files_of_a_layer_are_walked_over_where_it_was_unpacked(
     walked: list[Path] = []
     measure = copy_tree.measure
 
-    def noted(path: Path) -> Measured:
+    def noted(path: Path) -> TreeUsage:
         walked.append(path)
         return measure(path)
 

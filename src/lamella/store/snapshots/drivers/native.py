@@ -20,7 +20,7 @@ from lamella.layers.directory.tree import DirectoryTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BindMount, Mount, SnapshotKind, Usage
-from lamella.store.snapshots.copy_tree import copy_tree, measure, with_root
+from lamella.store.snapshots.copy_tree import add_root_usage, copy_tree, measure
 from lamella.store.snapshots.directories import locked
 from lamella.store.snapshots.driver import OpenTree, Purpose, SequentialDriver, describe_missing, make_root
 
@@ -53,11 +53,11 @@ class NativeDriver(SequentialDriver):
     def usage(self, directory: Path, kind: SnapshotKind, below_root: Usage | None = None) -> Usage:  # noqa: ARG002
         # Blocks shared with the parent count: no file system reports them.
         if below_root is not None:
-            return with_root(directory / TREE, below_root)
+            return add_root_usage(directory / TREE, below_root)
         return measure(directory / TREE if (directory / TREE).exists() else directory).usage
 
     def usage_below_root(self, directory: Path) -> Usage | None:
-        return measure(directory / TREE).beneath
+        return measure(directory / TREE).below_root
 
     def sink(
         self, directory: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None

@@ -20,7 +20,7 @@ from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.store.contract import BindMount, Mount, OverlayMount, SnapshotKind, Usage
-from lamella.store.snapshots.copy_tree import copy_root_metadata, measure, with_root
+from lamella.store.snapshots.copy_tree import add_root_usage, copy_root_metadata, measure
 from lamella.store.snapshots.driver import OpenTree, Purpose, describe_missing, is_unstated, make_root
 
 UPPER: Final = "fs"
@@ -78,10 +78,10 @@ class OverlayDriver:
     def release(self, directory: Path) -> None: ...
 
     def usage(self, directory: Path, kind: SnapshotKind, below_root: Usage | None = None) -> Usage:  # noqa: ARG002
-        return measure(directory / UPPER).usage if below_root is None else with_root(directory / UPPER, below_root)
+        return measure(directory / UPPER).usage if below_root is None else add_root_usage(directory / UPPER, below_root)
 
     def usage_below_root(self, directory: Path) -> Usage | None:
-        return measure(directory / UPPER).beneath
+        return measure(directory / UPPER).below_root
 
     def sink(
         self, directory: Path, parents: LayerStack[Path] | None, policy: Policy | None, losses: Losses | None
