@@ -36,6 +36,7 @@ class Request(Struct):
     method: str
     path: str
     query: dict[str, str]
+    """Values of a repeated name are joined by spaces."""
     headers: dict[str, str]
     read: Callable[[int], bytes]
     """So many bytes of its body, fewer at its end."""
@@ -88,7 +89,7 @@ def handler(respond: Callable[[Request], Answer], stopped: threading.Event) -> t
             request = Request(
                 self.command,
                 target.path,
-                {name: values[0] for name, values in parse_qs(target.query, keep_blank_values=True).items()},
+                {name: " ".join(values) for name, values in parse_qs(target.query, keep_blank_values=True).items()},
                 dict(self.headers.items()),
                 self._body(),
                 self.headers.get("Host", ""),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from msgspec.structs import replace
 from tests.registry.hostile import Registry
 from tests.registry.misbehaviour import redirect, say, with_headers
@@ -140,6 +141,40 @@ class TestLedAstray:
             assert IMAGE.descriptor["digest"] == pull(secure, tmp_path)
             assert storage.credentials_seen() == []
 
+    @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
+    def test_certificates_of_other_hosts_are_verified_where_those_of_the_registry_are_not(
+        self, tls: ssl.SSLContext, settings: Path, tmp_path: Path, path: str
+    ) -> None:
+        with Registry(tls=tls) as server, Registry(tls=tls, name="localhost") as storage:
+            write_settings(settings, server, "skip_verify = true")
+            for one in (server, storage):
+                one.add("team/app", "v1", IMAGE)
+            assert IMAGE.descriptor["digest"] == pull(server, tmp_path / "twin")
+            server.misbehave("GET", path, redirect(storage.url + "{path}"))
+            refused = refuse_to_pull(server, tmp_path, Unavailable)
+            assert "the certificate cannot be verified" in str(refused)
+        assert storage.requests == []
+
+    @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
+    def test_a_client_certificate_is_offered_to_its_host_alone(
+        self, authority: trustme.CA, settings: Path, tmp_path: Path, path: str
+    ) -> None:
+        strict = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1", "localhost").configure_cert(strict)
+        authority.configure_trust(strict)
+        strict.verify_mode = ssl.CERT_REQUIRED
+        with Registry(tls=strict) as server, Registry(tls=strict, name="localhost") as storage:
+            write_settings(settings, server, 'ca = "ca.pem"\nclient = "client.pem"')
+            authority.cert_pem.write_to_path(str(settings / server.host / "ca.pem"))
+            certificate = authority.issue_cert("client.example").private_key_and_cert_chain_pem
+            certificate.write_to_path(str(settings / server.host / "client.pem"))
+            for one in (server, storage):
+                one.add("team/app", "v1", IMAGE)
+            assert IMAGE.descriptor["digest"] == pull(server, tmp_path / "twin")
+            server.misbehave("GET", path, redirect(storage.url + "{path}"))
+            refuse_to_pull(server, tmp_path, Unavailable, options=replace(OPTIONS, tries=1))
+        assert storage.requests == []
+
     @pytest.mark.parametrize(
         "url",
         [
@@ -165,3 +200,9 @@ class TestLedAstray:
         registry.misbehave("GET", BLOBS, redirect("{path}"))
         refuse_to_pull(registry, tmp_path, Denied)
         assert len(registry.asked("GET", BLOBS)) <= 7
+
+
+def write_settings(settings: Path, server: Registry, text: str) -> None:
+    """Write a hosts.toml for a registry with TLS."""
+    (settings / server.host).mkdir(parents=True)
+    (settings / server.host / "hosts.toml").write_text(f'server = "{server.url}"\n{text}\n')

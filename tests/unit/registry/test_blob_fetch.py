@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -45,11 +46,12 @@ def start(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]
     monkeypatch.setattr("lamella.registry.http.retry.FIRST_PAUSE", 0.01)
     client = Client(registry.host, "a", FAST)
 
-    def call(streams: int = 3, options: RegistryOptions = FAST, budget: int = 5) -> BlobStream:
+    def call(streams: int = 3, options: RegistryOptions = FAST, budget: int | Budget = 5) -> BlobStream:
         options = RegistryOptions(
             streams=streams, tries=options.tries, read_timeout=options.read_timeout, cancel=options.cancel
         )
-        return BlobStream(lambda at, stop: client.blob(BLOB.digest, at, stop), BLOB, "test", options, Budget(budget))
+        held = Budget(budget) if isinstance(budget, int) else budget
+        return BlobStream(lambda at, stop: client.blob(BLOB.digest, at, stop), BLOB, "test", options, held)
 
     yield call
     client.close()
@@ -115,6 +117,18 @@ def test_a_registry_without_ranges_gives_the_whole(start: Open, registry: Regist
     registry.misbehave("GET", "/blobs/", ignore)
     with start(streams) as stream:
         assert stream.readall() == RAW
+
+
+def test_a_large_blob_that_is_answered_whole_takes_one_request(start: Open, registry: Registry) -> None:
+    def ignore(request: Request, serve: Callable[[], Answer]) -> Answer:
+        wanted.append(request.headers.pop("Range", ""))
+        return serve()
+
+    wanted: list[str] = []
+    registry.misbehave("GET", "/blobs/", ignore)
+    with start(3) as stream:
+        assert stream.readall() == RAW
+    assert wanted == ["bytes=0-99999"]
 
 
 @pytest.mark.parametrize("streams", [1, 3])
@@ -204,13 +218,31 @@ def test_a_wish_to_stop_is_heard(start: Open, registry: Registry) -> None:
                 stream.readall()
 
 
-def test_the_budget_is_given_back(start: Open) -> None:
-    budget = Budget(2)
-    for _ in range(3):
-        assert budget.acquire()
+@pytest.mark.parametrize("end", ["read", "closed", "failed"])
+def test_the_budget_of_ranges_is_given_back(start: Open, registry: Registry, end: str) -> None:
+    def fail(request: Request, serve: Callable[[], Answer]) -> Answer:
+        return Answer(404) if request.headers.get("Range", "").startswith("bytes=300000-") else serve()
+
+    if end == "failed":
+        registry.misbehave("GET", "/blobs/", fail)
+    budget = Budget(3)
+    stream = start(4, budget=budget)
+    got = 0
+    while got <= 100_000:  # the first range, and one byte of those that are read ahead
+        got += len(stream.read(100_001 - got))
+    while budget.acquire():
         budget.release()
-    with start(4, budget=2) as stream:
-        assert stream.readall() == RAW
+        time.sleep(0.01)
+    if end == "read":
+        assert got + len(stream.readall()) == len(RAW)
+    elif end == "failed":
+        with pytest.raises(NotFound):
+            stream.readall()
+    stream.close()
+    for thread in threading.enumerate():
+        if thread.name == "lamella-range":
+            thread.join(5)
+    assert [budget.acquire() for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_refusal_is_no_cut(start: Open, registry: Registry) -> None:

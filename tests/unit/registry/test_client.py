@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.registry.hostile import Registry, error
+from tests.registry.hostile import PASSWORD, USER, Registry, error
 from tests.registry.misbehaviour import cut_upload, lose_upload, reset, say, with_body, with_headers
 from tests.registry.wire import Answer, Request
 
@@ -31,6 +31,7 @@ from lamella.images.options import RegistryOptions
 from lamella.oci.mediatypes import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from lamella.progress import Cancellation
 from lamella.registry import pagination
+from lamella.registry.auth.credentials import Credential
 from lamella.registry.client import Client, fallback_tag
 from lamella.registry.http import retry
 from lamella.registry.http.retry import Retries, retry_after
@@ -258,6 +259,16 @@ class TestBlobs:
         upload.finish(Digest.of(b"absent"), b"absent")
         assert registry.blobs[digest(b"absent")] == b"absent"
 
+    def test_a_mount_asks_for_the_pull_scope_of_its_source(self) -> None:
+        with Registry(auth="bearer") as registry:
+            registry.add_blob("other/app", self.RAW)
+            options = RegistryOptions(tries=1, credential=Credential(USER, PASSWORD))
+            client = Client(registry.host, "team/app", options)
+            assert client.mount_blob(Digest.of(self.RAW), "other/app") is None
+            client.close()
+            (asked,) = registry.asked("GET", "/token")
+        assert {"repository:team/app:pull,push", "repository:other/app:pull"} <= set(asked.query["scope"].split())
+
     def test_a_registry_behind_a_proxy_may_take_itself_for_one_without_tls(self, registry: Registry) -> None:
         client = Client("registry.example", "a", OPTIONS)
 
@@ -353,10 +364,7 @@ class TestMirrors:
     def through(self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         """Another registry that is set up as a mirror of the first."""
         with Registry() as mirror:
-            directory = tmp_path / registry.host
-            directory.mkdir()
-            text = f'server = "{registry.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]\n'
-            (directory / "hosts.toml").write_text(text)
+            set_mirror(tmp_path, registry, mirror, "pull, resolve")
             monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path))
             yield mirror
 
@@ -380,11 +388,52 @@ class TestMirrors:
             client.manifest("v1")
         assert len(through.requests) <= 2
 
-    def test_nothing_is_pushed_to_a_mirror(self, registry: Registry, through: Registry) -> None:
+    @pytest.mark.parametrize("capabilities", [None, "pull", "pull, resolve, push"])
+    def test_nothing_is_pushed_to_a_mirror_whatever_its_capabilities(
+        self, registry: Registry, through: Registry, tmp_path: Path, capabilities: str | None
+    ) -> None:
+        set_mirror(tmp_path, registry, through, capabilities)
         client = Client(registry.host, "team/app", OPTIONS)
         client.put_manifest("v3", OCI_MANIFEST, RAW)
+        client.start_upload().finish(Digest.of(b"x"), b"x")
+        assert client.blob_size(Digest.of(b"x")) == 1
         assert client.find_manifest("v3") is not None
+        client.delete_manifest("v3")
         assert through.requests == []
+
+    def test_a_mirror_that_resolves_is_never_asked_for_blobs_or_by_digest(
+        self, registry: Registry, through: Registry, tmp_path: Path
+    ) -> None:
+        through.add("team/app", "v1", IMAGE)
+        set_mirror(tmp_path, registry, through, "resolve")
+        client = Client(registry.host, "team/app", OPTIONS)
+        descriptor, _ = client.manifest("v1")
+        client.manifest(descriptor.digest)
+        client.blob(Digest(IMAGE.manifest["config"]["digest"])).discard()
+        assert [request.path for request in through.requests] == ["/v2/team/app/manifests/v1"]
+        assert len(registry.asked("GET", "/blobs/")) == 1
+
+    def test_a_mirror_that_pulls_is_never_asked_for_tags(
+        self, registry: Registry, through: Registry, tmp_path: Path
+    ) -> None:
+        through.add("team/app", "v1", IMAGE)
+        set_mirror(tmp_path, registry, through, "pull")
+        client = Client(registry.host, "team/app", OPTIONS)
+        descriptor, _ = client.manifest("v1")
+        client.blob(Digest(IMAGE.manifest["config"]["digest"])).discard()
+        assert [request.path for request in registry.requests] == ["/v2/team/app/manifests/v1"]
+        assert [request.method for request in through.asked(".*", "/blobs/")] == ["GET"]
+        client.manifest(descriptor.digest)
+        assert through.asked("GET", "/manifests/")[0].path.endswith(NAME)
+
+
+def set_mirror(certs_dir: Path, registry: Registry, mirror: Registry, capabilities: str | None) -> None:
+    """Write a hosts.toml with a mirror, and its capabilities if they are stated."""
+    text = f'server = "{registry.url}"\n[host."{mirror.url}"]\n'
+    if capabilities is not None:
+        text += "capabilities = [{}]\n".format(", ".join(f'"{one}"' for one in capabilities.split(", ")))
+    (certs_dir / registry.host).mkdir(exist_ok=True)
+    (certs_dir / registry.host / "hosts.toml").write_text(text)
 
 
 def test_a_conflict_is_one(client: Client, registry: Registry) -> None:
