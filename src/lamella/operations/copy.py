@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from one place to another, byte for byte."""
+"""Copies of images from one place to another, byte for byte.
+
+`ImageGraph` gives the blobs, `put_missing` puts those that the target lacks, then the target commits the name.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ _CHUNK: Final = 1 << 20
 
 
 class Copied(Struct, frozen=True):
-    """What came of a copy."""
+    """The result of a copy."""
 
     entry: Descriptor
-    """What the target names: the manifest, or the index with all platforms."""
+    """The entry in the target: a manifest, or an index with all platforms."""
     blobs: int
-    """Blobs that were written; documents are blobs too."""
+    """Written blobs, documents included."""
     size: int
-    """Bytes of them."""
+    """Bytes of the written blobs."""
     present: int
-    """Blobs that the target had already."""
+    """Blobs that the target held before."""
     left: int = 0
-    """Non-distributable layers that the source does not have either: they stay where their descriptors say."""
+    """Non-distributable layers that the source lacks, and that the copy lacks too."""
 
 
 def copy(
@@ -54,10 +57,9 @@ def copy(
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Copied:
-    """Copy the image that ``source`` names to ``target``, which is unchanged until all is there and checked.
+    """Copy the image that ``source`` names to ``target``, which is unchanged until the copy is complete and checked.
 
-    ``replace`` lets an archive that exists give way; ``durable`` waits for the disk. The rest is `copy_image`.
-    Raises AlreadyExists, and as `copy_image` does.
+    ``replace`` overwrites an existing archive; ``durable`` waits for the disk. Raises as `copy_image`; AlreadyExists.
     """
     from lamella.images.transports import open_reader, open_writer
 
@@ -91,8 +93,8 @@ def copy_image(
 ) -> Copied:
     """Copy one image, or with ``all_platforms`` an index and all that it leads to, and commit it as ``new_tag``.
 
-    Manifests are copied as they are, so that digests stay. Sizes and digests are checked as the bytes pass, and what
-    the target has is not read. Non-distributable layers that the source lacks are left where they are.
+    Manifests are copied unchanged, so that digests stay. Sizes and digests are checked on the way; blobs that the
+    target holds are not read. Non-distributable layers that the source lacks are left out.
     Raises Integrity, NotFound, InvalidInput, Unsupported, Exhausted.
     """
     graph = ImageGraph(reader, cancel=cancel)
@@ -129,19 +131,19 @@ def move_blobs(
     )
 
 
-class Watcher(Protocol):
-    """Is told what becomes of each blob, from any thread."""
+class BlobObserver(Protocol):
+    """Receives the progress of each blob of a copy, from any thread."""
 
     def present(self, blob: Descriptor) -> None:
-        """The target has it already, or has taken it over by itself."""
+        """The target holds the blob, or has taken it over from the source."""
         ...
 
-    def begun(self, blob: Descriptor) -> Progress:
-        """It is being put: who is told of its bytes. That may happen again where the target loses what it was sent."""
+    def start(self, blob: Descriptor) -> Progress:
+        """The blob is being put. Returns the progress of its bytes, which begins again after a lost upload."""
         ...
 
-    def done(self, blob: Descriptor) -> None:
-        """It has been put."""
+    def finish(self, blob: Descriptor) -> None:
+        """The blob has been put."""
         ...
 
 
@@ -150,20 +152,20 @@ def put_missing(
     blobs: Sequence[tuple[ImageReader, Descriptor]],
     *,
     progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    observer: BlobObserver | None = None,
     cancel: Cancellation | None = None,
 ) -> tuple[list[Descriptor], list[Descriptor]]:
-    """Put what ``writer`` neither has nor can adopt, several blobs at once where it takes them.
+    """Put the blobs that ``writer`` neither holds nor can adopt, several at once.
 
-    ``progress`` is told of all bytes together, or ``watcher`` of each blob. Returns what was put, and what was left
-    where it is: layers that are not to be passed on, and are not there.
+    ``progress`` receives all bytes together, ``observer`` those of each blob. Returns the blobs that were put, and the
+    non-distributable layers that are missing from their reader.
     """
     lacking = _lacking(writer, blobs, cancel)
     missing = [part for part in blobs if part[1].digest in lacking]
-    if watcher is not None:
+    if observer is not None:
         for _, blob in blobs:
             if blob.digest not in lacking:
-                watcher.present(blob)
+                observer.present(blob)
     if progress is not None:
         progress.start("copy", sum(blob.size for _, blob in missing))
     left: list[Descriptor] = []
@@ -172,10 +174,10 @@ def put_missing(
         if writer.leaves_foreign and part[1].media_type in FOREIGN_LAYERS and not part[0].has_blob(part[1]):
             left.append(part[1])
             return
-        told = progress if watcher is None else watcher.begun(part[1])
-        writer.put_blob(part[1], Relay(partial(_opened, *part), told, stop))
-        if watcher is not None:
-            watcher.done(part[1])
+        reporter = progress if observer is None else observer.start(part[1])
+        writer.put_blob(part[1], BlobPieces(partial(_open_layer, *part), reporter, stop))
+        if observer is not None:
+            observer.finish(part[1])
 
     try:
         for_each(missing, put, min(writer.concurrent_puts, len(missing)), cancel)
@@ -188,35 +190,36 @@ def put_missing(
 def _lacking(
     writer: ImageWriter, blobs: Sequence[tuple[ImageReader, Descriptor]], cancel: Cancellation | None
 ) -> set[Digest]:
-    """Which of them ``writer`` neither has nor can adopt."""
+    """The digests that ``writer`` neither holds nor can adopt."""
     lacking: set[Digest] = set()
 
     def look(part: tuple[ImageReader, Descriptor], _: Cancellation) -> None:
         if not (writer.has_blob(part[1]) or writer.adopt(part[1], part[0])):
             lacking.add(part[1].digest)
 
-    # The first answer shows what others need: who we are to be, and a connection that is used again.
+    # The first request alone: it obtains the token and the connection that the others share.
     first = 1 if writer.is_remote else len(blobs)
     for_each(blobs[:first], look, 1, cancel)
     for_each(blobs[first:], look, min(writer.concurrent_puts, len(blobs) - first), cancel)
     return lacking
 
 
-class Relay:
-    """The bytes of a blob, read anew each time that they are gone through: a registry may lose what it was sent.
+class BlobPieces:
+    """The bytes of a blob; every iteration reads them again, since a registry may lose an upload.
 
-    Each piece is good until the next is asked for. What was taken is told to ``progress``; going through them raises
-    Cancelled.
+    A piece is valid until the next is requested. Iteration reports to ``progress`` and raises Cancelled.
     """
 
-    def __init__(self, opened: Callable[[], BinaryIO], progress: Progress | None, cancel: Cancellation | None) -> None:
-        self._opened = opened
+    def __init__(
+        self, open_blob: Callable[[], BinaryIO], progress: Progress | None, cancel: Cancellation | None
+    ) -> None:
+        self._open = open_blob
         self._progress = progress
         self._cancel = cancel
 
     def __iter__(self) -> Iterator[memoryview]:
         view = memoryview(bytearray(_CHUNK))
-        with self._opened() as file:
+        with self._open() as file:
             readinto = file.readinto if isinstance(file, (io.RawIOBase, io.BufferedIOBase)) else None
             while chunk := view[: readinto(view) or 0] if readinto is not None else memoryview(file.read(_CHUNK)):
                 if self._cancel is not None:
@@ -226,7 +229,7 @@ class Relay:
                     self._progress.advance(len(chunk))
 
 
-def _opened(reader: ImageReader, blob: Descriptor) -> BinaryIO:
+def _open_layer(reader: ImageReader, blob: Descriptor) -> BinaryIO:
     try:
         return reader.open_layer(blob)
     except NotFound:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image says about itself, without reading its layers."""
+"""Description of an image from its documents, without reading its layers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lamella.oci.descriptor import Descriptor
 
 
 class Step(Struct, frozen=True):
-    """One step of an image's history, with the layer that it made where the two can be told to belong together."""
+    """One step of an image's history, with the layer that it made."""
 
     history: History
     layer: int | None
-    """The number of the layer, from 0."""
+    """The number of the layer, from 0; None for no layer, or if the history does not account for the layers."""
 
 
 def steps(image: PlatformImage) -> tuple[Step, ...]:
-    """The history, oldest first. Layers are matched only where the history accounts for each of them."""
+    """The history, oldest first. Layers are matched only if the history accounts for all of them."""
     history = image.config.history
     matched = sum(not one.empty_layer for one in history) == len(image.layers)
     found: list[Step] = []
@@ -36,8 +36,7 @@ def steps(image: PlatformImage) -> tuple[Step, ...]:
 def describe(image: PlatformImage) -> dict[str, Any]:
     """The image as plain values: name, platform, the descriptors of manifest and layers, the config document.
 
-    ``platforms`` are those that there are images for, where there was a choice. ``size`` is that of all layers
-    as stored, in bytes.
+    ``platforms`` are the choices of an index. ``size`` is the sum of the stored layers in bytes.
     """
     import json
 
@@ -63,5 +62,5 @@ def describe_layer(layer: ImageLayer) -> dict[str, Any]:
 
 
 def describe_descriptor(descriptor: Descriptor) -> dict[str, Any]:
-    """What every descriptor says: media type, digest and size."""
+    """Media type, digest and size."""
     return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}

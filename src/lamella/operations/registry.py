@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What registries list, and what is removed from them."""
+"""Logins at registries, lists of their content, and deletion."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 def log_in(
     registry: str, credential: Credential, options: RegistryOptions | None = None, *, path: Path | None = None
 ) -> str:
-    """Show ``credential`` to ``registry`` and, where it is taken, keep it, in the file ``path`` if given; return where.
+    """Check ``credential`` at ``registry`` and store it, in the file ``path`` if given. Returns where it is stored.
 
-    The registry itself is asked, none of its mirrors. Raises Denied where it refuses; InvalidInput, NotFound,
-    Unavailable, Cancelled, and as `lamella.registry.auth.credentials.login`.
+    The request goes to the registry itself, never to a mirror. Raises Denied if the registry refuses; InvalidInput,
+    NotFound, Unavailable, Cancelled, and as `lamella.registry.auth.credentials.login`.
     """
     from lamella.registry.auth.credentials import login
     from lamella.registry.client import check_login
@@ -41,7 +41,7 @@ def log_in(
 
 
 def log_out(registry: str, path: Path | None = None) -> None:
-    """Forget what is kept for ``registry``, in ``path`` or wherever it is.
+    """Delete the stored credential of ``registry``, from ``path`` or from any login file.
 
     Raises as `lamella.registry.auth.credentials.logout`.
     """
@@ -51,13 +51,13 @@ def log_out(registry: str, path: Path | None = None) -> None:
 
 
 def registry_name(text: str) -> str:
-    """The registry that ``text`` writes, a host with a port perhaps. Raises InvalidInput."""
+    """Parse the name of a registry, HOST or HOST:PORT. Raises InvalidInput."""
     try:
         reference = parse_reference(f"{text}/name")
     except LamellaError:
         reference = None
     if reference is None or (text != reference.registry and text != "index.docker.io"):
-        hint = "write its host, and its port where it has one, as in quay.io or localhost:5000"
+        hint = "write its host, and its port if it has one, as in quay.io or localhost:5000"
         raise InvalidInput(f"{text[:100]!r} is not a registry", hint=hint)
     return reference.registry
 
@@ -66,17 +66,17 @@ _FORM: Final = "docker://"
 
 
 class Deleted(Struct, frozen=True):
-    """What is no longer in a repository."""
+    """The result of a deletion."""
 
     repository: str
     tag: str | None
-    """The tag alone; None where the image itself is gone, and with it each tag that named it."""
+    """The deleted tag; None if the image was deleted, with every tag of it."""
     digest: Digest | None
-    """Of the image that is gone."""
+    """The deleted image."""
 
 
 def list_tags(repository: str) -> Iterator[str]:
-    """The tags of ``docker://HOST/NAME`` in the registry's order, asked for page by page as they are taken.
+    """The tags of ``docker://HOST/NAME`` in the registry's order; pages are requested as needed.
 
     Raises InvalidInput, NotFound, Denied, Unavailable, Unsupported.
     """
@@ -88,9 +88,9 @@ def list_tags(repository: str) -> Iterator[str]:
 
 
 def list_repositories(registry: str) -> Iterator[str]:
-    """The repositories of a registry, as far as it tells them, asked for page by page as they are taken.
+    """The repositories that a registry lists; pages are requested as needed.
 
-    Raises InvalidInput, Denied, Unavailable, Unsupported: many registries list nothing.
+    Raises InvalidInput, Denied, Unavailable, Unsupported: many registries have no catalog.
     """
     from lamella.registry.client import Client
 
@@ -101,10 +101,10 @@ def list_repositories(registry: str) -> Iterator[str]:
 def list_referrers(
     image: str | ImageName, artifact_type: str | None = None, platform: str | Platform | None = None
 ) -> tuple[Descriptor, list[Descriptor]]:
-    """What ``image`` names in a registry, and what there is about it: signatures, attestations and the like.
+    """The manifest or index that ``image`` names in a registry, and its referrers: signatures, attestations and so on.
 
-    With ``platform`` what is about that image of an index, else about the index. Raises InvalidInput, NotFound,
-    Unsupported, Denied, Unavailable, Integrity.
+    ``platform`` chooses an image of an index, whose referrers are listed instead of those of the index. Raises
+    InvalidInput, NotFound, Unsupported, Denied, Unavailable, Integrity.
     """
     from lamella.images.graph import ImageGraph
     from lamella.images.resolve import choose_platform
@@ -113,7 +113,7 @@ def list_referrers(
 
     name = parse_image_name(image) if isinstance(image, str) else image
     if name.syntax is not Syntax.REGISTRY:
-        raise Unsupported(f"{name}: only registries list what is about an image", hint=f"name it as {_FORM}HOST/NAME")
+        raise Unsupported(f"{name}: only registries list referrers", hint=f"name it as {_FORM}HOST/NAME")
     with open_registry(name, current_options()) as reader:
         if platform is None:
             subject = reader.images()[0].descriptor
@@ -124,10 +124,10 @@ def list_referrers(
 
 
 def delete(image: str, *, whole: bool = False) -> Deleted:
-    """Remove the tag that ``docker://HOST/NAME:TAG`` names, or the image where it is named by digest.
+    """Delete the tag that ``docker://HOST/NAME:TAG`` names, or the image that a digest names.
 
-    With ``whole`` the image that the tag names goes, and so does each other tag of it. Blobs stay until the registry
-    collects them. Raises InvalidInput, NotFound, Denied, Unavailable, Unsupported (many registries remove no tags).
+    ``whole`` deletes the image of the tag, and so every tag of it. Blobs stay until the registry collects garbage.
+    Raises InvalidInput, NotFound, Denied, Unavailable, Unsupported (many registries remove no tags).
     """
     reference = repository_reference(image)
     if not reference.tag and not reference.digest:
@@ -137,7 +137,7 @@ def delete(image: str, *, whole: bool = False) -> Deleted:
         if digest is None and whole:
             found = client.find_manifest(str(reference.tag))
             if found is None:
-                client.manifest(str(reference.tag))  # says why it cannot be found
+                client.manifest(str(reference.tag))  # raises with the reason
             digest = None if found is None else found.digest
         if digest is not None:
             client.delete_manifest(digest)
@@ -151,7 +151,7 @@ def delete(image: str, *, whole: bool = False) -> Deleted:
 
 
 def repository_reference(text: str) -> Reference:
-    """What ``text`` names in a registry, without a tag that it does not have. Raises InvalidInput, Unsupported."""
+    """Parse ``docker://HOST/NAME[:TAG][@DIGEST]`` without a default tag. Raises InvalidInput, Unsupported."""
     if not text.startswith(_FORM):
         raise InvalidInput(f"{text[:300]!r} names no registry", hint=f"write {_FORM}HOST/NAME")
     return parse_reference(text.removeprefix(_FORM))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that an image promises about its bytes, checked."""
+"""Verification of images: sizes, digests, documents, diff ids and the tars of layers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from lamella.digests import Digest, parse_digest
 from lamella.errors import Cancelled, DigestMismatch, LamellaError, NotFound
 from lamella.images.contract import ImageReader
 from lamella.images.graph import ImageGraph, Kind, Node, kind_of, only_entries
-from lamella.images.transports import ImageName, parse_image_name
+from lamella.images.resolve import find
+from lamella.images.transports import ImageName, open_reader, parse_image_name
+from lamella.oci.config import decode_config, pair_layers
 from lamella.oci.descriptor import Descriptor
+from lamella.oci.index import is_image_entry
 from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS, layer_compression
 from lamella.operations.layers.read import changes_of_blob
 from lamella.streams.blob_reader import BlobReader
@@ -33,10 +36,10 @@ _CHUNK: Final = 1 << 20
 
 
 class Problem(Struct, frozen=True):
-    """One promise that does not hold."""
+    """One error that the verification found."""
 
     blob: Digest
-    """The blob that it was noticed at."""
+    """The blob at which it was found."""
     why: str
 
     def __str__(self) -> str:
@@ -44,19 +47,19 @@ class Problem(Struct, frozen=True):
 
 
 class Verified(Struct):
-    """What a check came to."""
+    """The result of a verification."""
 
     images: int = 0
     blobs: int = 0
     size: int = 0
-    """Bytes that were read."""
+    """Bytes of the blobs."""
     problems: list[Problem] = field(default_factory=list)
     foreign: list[Digest] = field(default_factory=list)
-    """Layers that need not be there, and are not."""
+    """Missing non-distributable layers, which are no problem."""
 
     @property
     def sound(self) -> bool:
-        """Whether every promise holds."""
+        """Whether there are no problems."""
         return not self.problems
 
 
@@ -66,33 +69,30 @@ def verify(
     progress: Progress | None = None,
     cancel: Cancellation | None = None,
 ) -> Verified:
-    """Check an image, for all its platforms; without a tag, every image of the place, and in a layout every blob.
+    """Verify an image for all its platforms; without a tag, every image of the place, and in a layout every blob.
 
-    Digest and size of each blob are compared, documents are read strictly, each layer's diff id is compared and its
-    tar applied to a tree in memory without content, on top of the layers below it, as one of Windows where the image
-    is for that. A problem is noted and does not keep the rest from being checked. Raises what opening the place raises,
-    and Cancelled.
+    Digest and size of each blob are compared, documents are decoded strictly, the diff id of each layer is compared,
+    and its tar is applied to a tree in memory, without file content, on top of the layers below it; layers of Windows
+    images as Windows layers. A problem is recorded and does not stop the verification. Raises as `open_reader`;
+    Cancelled.
     """
-    from lamella.images.resolve import find
-    from lamella.images.transports import open_reader
-
     name = parse_image_name(name) if isinstance(name, str) else name
     with open_reader(name) as reader:
-        check = _Check(reader, progress, cancel)
+        check = _Verification(reader, progress, cancel)
         if name.tag is None and name.position is None:
             entries = [image.descriptor for image in reader.images()]
         else:
             entries = find(reader, name.tag, name.position)
         for entry in entries:
-            check.entry(entry)
+            check.check_entry(entry)
         if name.form == "oci" and name.tag is None and name.position is None:
             for blob in _stored_blobs(name.path):
-                check.stored(blob)
+                check.check_stored(blob)
         return check.found
 
 
 def _stored_blobs(layout: str) -> Iterator[Descriptor]:
-    """The blobs that lie in a layout, referred to or not."""
+    """The blobs of a layout, referenced or not."""
     blobs = os.path.join(layout, "blobs")
     for algorithm in sorted(os.listdir(blobs)) if os.path.isdir(blobs) else ():
         directory = os.path.join(blobs, algorithm)
@@ -105,7 +105,7 @@ def _stored_blobs(layout: str) -> Iterator[Descriptor]:
             yield Descriptor(media_type="application/octet-stream", digest=digest, size=size)
 
 
-class _Check:
+class _Verification:
     """One run: its findings, and the blobs that have been checked."""
 
     def __init__(self, reader: ImageReader, progress: Progress | None, cancel: Cancellation | None) -> None:
@@ -116,7 +116,7 @@ class _Check:
         self._read: set[tuple[Digest, Kind]] = set()
         """The same bytes may be listed as a document and as a blob."""
 
-    def entry(self, entry: Descriptor) -> None:
+    def check_entry(self, entry: Descriptor) -> None:
         """Check an entry of the place and all that it leads to, except what earlier entries led to."""
         if not self._is_new(entry):
             return
@@ -125,47 +125,44 @@ class _Check:
         def select(node: Node) -> Iterable[Descriptor]:
             fresh.add((node.digest, node.kind))
             if node.kind is Kind.MANIFEST:
-                node.manifest  # noqa: B018  # its errors belong to the walk; `_image` checks config and layers
+                node.manifest  # noqa: B018  # its errors belong to the walk; `_check_image` checks config and layers
             return filter(self._is_new, only_entries(node))
 
         for node in ImageGraph(self._reader, cancel=self._cancel).walk([entry], select, self._record):
             if node.kind is Kind.BLOB:
-                self._blob(node.descriptor)
+                self._check_blob(node.descriptor)
                 continue
             self._count(node.descriptor)
             if node.kind is Kind.MANIFEST:
-                self._image(node.descriptor, node.manifest)
+                self._check_image(node.descriptor, node.manifest)
         self._read |= fresh
 
-    def stored(self, blob: Descriptor) -> None:
+    def check_stored(self, blob: Descriptor) -> None:
         """Check the digest of a blob in the layout, unless an image led to it."""
         if not any((blob.digest, kind) in self._read for kind in Kind):
-            self._blob(blob)
+            self._check_blob(blob)
 
     def _is_new(self, descriptor: Descriptor) -> bool:
         return (descriptor.digest, kind_of(descriptor)) not in self._read
 
-    def _blob(self, blob: Descriptor) -> None:
+    def _check_blob(self, blob: Descriptor) -> None:
         if not self._is_new(blob):
             return
         self._read.add((blob.digest, kind_of(blob)))
         try:
-            self._digest(blob)
+            self._check_digest(blob)
         except LamellaError as error:
             self._record(blob, error)
         else:
             self._count(blob)
 
-    def _image(self, entry: Descriptor, manifest: Manifest) -> None:
-        from lamella.oci.config import decode_config, pair_layers
-        from lamella.oci.index import is_image_entry
-
-        image = is_image_entry(entry)  # what is about one, as attestations are, has its media types all the same
+    def _check_image(self, entry: Descriptor, manifest: Manifest) -> None:
+        image = is_image_entry(entry)  # attestations have the media types of images, too
         self.found.images += image
-        raw = self._config(manifest.config)
+        raw = self._read_config(manifest.config)
         if manifest.config.media_type not in CONFIGS or not image:
             for layer in manifest.layers:  # an artifact: blobs of any type
-                self._blob(layer)
+                self._check_blob(layer)
             return
         pairs: list[tuple[Descriptor, Digest | None]] = [(layer, None) for layer in manifest.layers]
         windows = False
@@ -180,14 +177,14 @@ class _Check:
             self._progress.start("verify", sum(layer.size for layer, _ in pairs))
         try:
             tree: MemoryTree | None = MemoryTree(streams=windows)
-            spelling = _spelling() if windows else None
+            spelling = _new_spelling() if windows else None
             for layer, diff_id in pairs:
-                tree = self._layer(layer, diff_id, tree, spelling)
+                tree = self._apply_layer(layer, diff_id, tree, spelling)
         finally:
             if self._progress is not None:
                 self._progress.finish()
 
-    def _config(self, config: Descriptor) -> bytes | None:
+    def _read_config(self, config: Descriptor) -> bytes | None:
         new = self._is_new(config)
         self._read.add((config.digest, Kind.BLOB))
         try:
@@ -199,10 +196,10 @@ class _Check:
             self._count(config)
         return raw
 
-    def _layer(
+    def _apply_layer(
         self, layer: Descriptor, diff_id: Digest | None, tree: MemoryTree | None, spelling: Spelling | None
     ) -> MemoryTree | None:
-        """The tree with ``layer`` on it; None once a layer is broken: what comes later cannot be tried on anything."""
+        """The tree with ``layer`` on it; None after a broken layer, since later ones have no base to be applied to."""
         new = (layer.digest, Kind.BLOB) not in self._read
         self._read.add((layer.digest, Kind.BLOB))
         try:
@@ -234,23 +231,23 @@ class _Check:
                 self._record(layer, error)
             return None
         except LamellaError as error:
-            self._record(layer, self._cause(layer, error))
+            self._record(layer, self._find_cause(layer, error))
             return None
         if new:
             self._count(layer)
         return tree
 
-    def _cause(self, layer: Descriptor, error: LamellaError) -> LamellaError:
-        """Where the blob's bytes are not the promised ones, that; nobody needs to hear what they look like."""
+    def _find_cause(self, layer: Descriptor, error: LamellaError) -> LamellaError:
+        """A digest mismatch of the blob if there is one, else ``error``: damaged bytes make any error."""
         try:
-            self._digest(layer)
+            self._check_digest(layer)
         except Cancelled:
             raise
         except LamellaError as deeper:
             return deeper
         return error
 
-    def _digest(self, blob: Descriptor) -> None:
+    def _check_digest(self, blob: Descriptor) -> None:
         state = hashlib.new(blob.digest.algorithm)
         with self._reader.open_layer(blob) as file:
             while chunk := file.read(_CHUNK):
@@ -271,14 +268,14 @@ class _Check:
         self.found.size += blob.size
 
 
-def _spelling() -> Spelling:
+def _new_spelling() -> Spelling:
     from lamella.layers.windows.casefold import Spelling
 
     return Spelling()
 
 
 def _without_content(changes: Source) -> Iterator[Change]:
-    """The same changes with files that take no memory; what a tar has of their content is passed over."""
+    """The same changes with empty files, so that the tree takes little memory; the tar's content is skipped."""
     for change in changes:
         if type(change) is Put and change.content is not None:
             yield Put(change.entry, EMPTY)

@@ -32,7 +32,7 @@ from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.images.transports import ImageName, Syntax
 from lamella.layers.tar.source import WHITEOUT, tar_changes
 from lamella.operations.atomic_file import refuse_within
-from lamella.operations.copy import Relay
+from lamella.operations.copy import BlobPieces
 from lamella.operations.layers.diff import DiffOptions, open_changes
 from lamella.operations.layers.write import DEFAULT_OPTIONS, LayerOptions, write_layer
 from lamella.operations.surgery.draft import BlobTarget, LayerSource, StoredLayer, layer_descriptor
@@ -145,7 +145,7 @@ class BlobLayer(Struct, frozen=True):
         layer = layer_descriptor(facts)
         if not target.has_blob(layer):
             with job.step("copy", layer.size):
-                target.put_blob(layer, Relay(lambda: open_blob(self.path), job.progress, job.cancel))
+                target.put_blob(layer, BlobPieces(lambda: open_blob(self.path), job.progress, job.cancel))
         return StoredLayer(layer, facts, entries)
 
 

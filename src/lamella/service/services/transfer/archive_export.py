@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a namespace as an archive that is sent while it is made: an OCI layout that ``docker load`` takes too.
+"""Export of images as an archive that is streamed to the client: an OCI layout that ``docker load`` reads too.
 
-An index stays what it is, so that digests do, also where not all of its images come along.
+An index is exported unchanged, so that its digest stays, even if some of its images are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lamella.errors import LamellaError, NotFound, SizeMismatch
+from lamella.errors import LamellaError, SizeMismatch
 from lamella.formats.tar.writer import TarWriter
 from lamella.images.contract import Buffer
-from lamella.images.graph import ImageGraph, Kind, Node
+from lamella.images.graph import ImageGraph
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.docker import SAVED_FILE
 from lamella.oci.documents import encode, encode_json
@@ -27,9 +27,10 @@ from lamella.oci.layout import (
     OciLayout,
     blob_path,
 )
-from lamella.oci.mediatypes import CONFIGS, FOREIGN_LAYERS
-from lamella.oci.platform import Platform, best_match, host_platform
+from lamella.oci.mediatypes import CONFIGS
+from lamella.oci.platform import Platform, host_platform
 from lamella.oci.reference import parse_reference
+from lamella.service.services.transfer.selection import ExportSelection
 from lamella.store.contract import Resource
 from lamella.store.gc.labels import CONTENT
 from lamella.store.image_reader import StoreReader
@@ -54,18 +55,19 @@ def export_archive(
 ) -> None:
     """Write an archive of the images ``names`` of ``space``, which has a lease, piece by piece.
 
-    Of an index comes the best image for each of ``platforms``, this host's where none is given, and all where that is
-    None. ``saved_file`` adds what ``docker load`` looks for; ``foreign`` takes layers that may not be passed on, as far
-    as they are there. Nothing is written before all is found. The same images give the same bytes.
+    Of an index, the best image for each of ``platforms`` is exported: all images for None, this host's for an empty
+    sequence. ``saved_file`` adds manifest.json for ``docker load``; ``foreign`` includes non-distributable layers that
+    the store holds. Nothing is written before all blobs are found. The same images give the same bytes.
     Raises NotFound, Unsupported, Integrity, Cancelled, and whatever ``write`` raises.
     """
     wanted = platforms if platforms is None else [one or host_platform() for one in platforms or [None]]
-    assert space.lease is not None  # noqa: S101  # what is being sent must not go meanwhile
+    assert space.lease is not None  # noqa: S101  # the images must not be collected meanwhile
     targets: dict[str, Descriptor] = {}
     for name in names:
         targets[name] = space.images.get(name).target
         space.leases.add(space.lease, Resource(CONTENT, targets[name].digest))
-    selection = _Selection(ImageGraph(StoreReader(space), cancel=cancel), wanted, foreign=foreign)
+    graph = ImageGraph(StoreReader(space), cancel=cancel)
+    selection = ExportSelection(graph, wanted, foreign=foreign)
     selection.add(targets.values())
     saved: dict[Digest, tuple[Descriptor, list[str]]] = {}
     for name, target in targets.items():
@@ -80,82 +82,24 @@ def export_archive(
     for blob in selection.blobs.values():
         members[f"{BLOBS}/{blob.digest.algorithm}/"] = b""
         members[blob_path(blob.digest)] = blob
-    listed = [selection.saved(image, tags) for image, tags in saved.values()] if saved_file else []
+    listed = [_saved_image(graph, image, tags, selection.blobs) for image, tags in saved.values()] if saved_file else []
     if any(listed):
         members[SAVED_FILE] = encode_json([one for one in listed if one])
     _write(space, members, write, cancel)
 
 
-class _Selection:
-    """The blobs of images for chosen platforms, and the manifest that stands for each image or index."""
-
-    def __init__(self, graph: ImageGraph, platforms: Sequence[Platform] | None, *, foreign: bool) -> None:
-        self._graph = graph
-        self._platforms = platforms
-        self._foreign = foreign
-        self._chosen: dict[Digest, list[Descriptor]] = {}
-        self.blobs: dict[Digest, Descriptor] = {}
-        self.images: dict[Digest, Descriptor | None] = {}
-        """By the digest of a manifest or index: the manifest that stands for it, None where there is none."""
-
-    def add(self, images: Iterable[Descriptor]) -> None:
-        """Take images and indexes with all that they lead to."""
-        for node in self._graph.walk(images, self._select):
-            self._graph.reader.open_blob(node.descriptor).close()
-            self.blobs[node.digest] = node.descriptor
-            match node.kind:
-                case Kind.INDEX:
-                    self.images[node.digest] = self._representative(self._chosen[node.digest])
-                case Kind.MANIFEST:
-                    self.images[node.digest] = node.descriptor
-                case Kind.BLOB:
-                    self.images[node.digest] = None
-
-    def saved(self, image: Descriptor, names: Sequence[str]) -> dict[str, object] | None:
-        """The entry of an image for ``docker load``, if it can be run."""
-        manifest = self._graph.manifest(image)
-        if manifest.config.media_type not in CONFIGS or any(one.digest not in self.blobs for one in manifest.layers):
-            return None
-        return {
-            "Config": blob_path(manifest.config.digest),
-            "RepoTags": [name for name in names if _is_tagged(name)] or None,
-            "Layers": [blob_path(layer.digest) for layer in manifest.layers],
-        }
-
-    def _select(self, node: Node) -> Iterable[Descriptor]:
-        reader = self._graph.reader
-        match node.kind:
-            case Kind.INDEX:
-                self._chosen[node.digest] = self._choose(node.index.manifests, f"index {node.digest}")
-                return self._chosen[node.digest]
-            case Kind.MANIFEST:
-                return (
-                    part
-                    for part in node.parts
-                    if part.media_type not in FOREIGN_LAYERS or (self._foreign and reader.has_blob(part))
-                )
-            case Kind.BLOB:
-                return ()
-
-    def _choose(self, entries: Sequence[Descriptor], what: str) -> list[Descriptor]:
-        if self._platforms is None:
-            return list(entries)
-        offers = [(entry.platform, entry) for entry in entries if entry.platform is not None]
-        best = [best_match(platform, offers) for platform in self._platforms]
-        chosen = {one.digest: one for one in best if one is not None}
-        for entry in entries:  # which may be for any platform
-            if entry.platform is None and self._graph.reader.has_blob(entry):
-                chosen.setdefault(entry.digest, entry)
-        if not chosen:
-            raise NotFound(f"{what}: there is no image for {', '.join(map(str, self._platforms))}")
-        return list(chosen.values())
-
-    def _representative(self, chosen: Sequence[Descriptor]) -> Descriptor | None:
-        """The image of an index that stands for it: this host's among all platforms, else the first."""
-        best = best_match(host_platform(), [(entry.platform, entry) for entry in chosen if entry.platform])
-        if self._platforms is None and best is not None:
-            return self.images[best.digest]
-        return next((image for image in (self.images[one.digest] for one in chosen) if image is not None), None)
+def _saved_image(
+    graph: ImageGraph, image: Descriptor, names: Sequence[str], blobs: Container[Digest]
+) -> dict[str, object] | None:
+    """The entry of an image in manifest.json, for ``docker load``; None for an image that cannot run."""
+    manifest = graph.manifest(image)
+    if manifest.config.media_type not in CONFIGS or any(one.digest not in blobs for one in manifest.layers):
+        return None
+    return {
+        "Config": blob_path(manifest.config.digest),
+        "RepoTags": [name for name in names if _is_tagged(name)] or None,
+        "Layers": [blob_path(layer.digest) for layer in manifest.layers],
+    }
 
 
 def _entry(name: str, target: Descriptor) -> Descriptor:

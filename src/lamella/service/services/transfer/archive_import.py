@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives of images into a namespace, by the rules by which containerd's clients name what they bring."""
+"""Import of archives into a namespace, with names by the rules of containerd's clients."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lamella.oci.layout import CONTAINERD_NAME, INDEX_FILE, LAYOUT_FILE, REF_NAM
 from lamella.oci.mediatypes import OCI_INDEX, OCI_LAYER
 from lamella.oci.platform import Platform, host_platform
 from lamella.operations.copy import put_missing
-from lamella.service.services.transfer.collect import Parts
-from lamella.service.services.transfer.transfer import names_of, whole_names
+from lamella.service.services.transfer.names import names_of, whole_names
+from lamella.service.services.transfer.selection import Parts
 from lamella.store.content.put import label_blob
 from lamella.store.gc.labels import manifest_key, reference_labels
 from lamella.store.image_writer import StoreWriter
@@ -44,12 +44,11 @@ def import_archive(
     compress: bool = False,
     cancel: Cancellation | None = None,
 ) -> list[tuple[str, Descriptor]]:
-    """Put the images of the archive in the open ``file`` into ``space``, which has a lease; no name is given yet.
+    """Import the images of the archive in the open ``file`` into ``space``, which has a lease; they get no names yet.
 
-    The result is which names are to be given to what, never empty. Of an index only the images for ``platforms`` are
-    taken, all where there are none; its other parts need not be in the archive. Blobs are checked. Raises NotFound
-    (a part, a platform, no name that is wanted), InvalidInput, Unsupported (``compress`` and layers that are not),
-    Integrity, Exhausted, Cancelled.
+    Returns the names to give, each with its image; never empty. Of an index, only the images for ``platforms`` are
+    imported, or all; the archive may lack the others. Blobs are checked. Raises NotFound (a part, a platform, no
+    requested name), InvalidInput, Unsupported (uncompressed layers with ``compress``), Integrity, Exhausted, Cancelled.
     """
     wanted = [platform or host_platform() for platform in platforms]
     archive = Archive(f"/proc/self/fd/{file}", _WHERE, cancel)
@@ -67,7 +66,7 @@ def import_archive(
         index = _index_of(raw)
         whole = whole_names(destination, index)
         if not named and not whole:
-            raise NotFound("the archive has no image of a name and platform that is wanted", hint=_hint(entries))
+            raise NotFound("the archive has no image of a requested name and platform", hint=_hint(entries))
         listed = {manifest_key(number): entry for number, entry in enumerate(entries) if parts.suits(entry)}
         parts.add([entry for _, entry in named] + (list(listed.values()) if whole else []))
         put_missing(writer, [(reader, part) for part in parts.found.values()], cancel=cancel)
@@ -83,7 +82,7 @@ def import_archive(
 
 
 def _index_of(raw: bytes) -> Descriptor:
-    """The index of an archive, as a blob."""
+    """The descriptor of the index of an archive."""
     from lamella.digests import Digest
 
     return Descriptor(media_type=OCI_INDEX, digest=Digest.of(raw), size=len(raw))
@@ -95,14 +94,14 @@ def _reader(archive: Archive) -> LayoutReader | DockerArchiveReader:
             return LayoutReader(archive)
         if SAVED_FILE in archive:
             return DockerArchiveReader(archive)
-        raise InvalidInput(f"{_WHERE} is neither an OCI layout nor what 'docker save' writes")
+        raise InvalidInput(f"{_WHERE} is neither an OCI layout nor an archive of 'docker save'")
     except BaseException:
         archive.close()
         raise
 
 
 def _entries(reader: LayoutReader | DockerArchiveReader, archive: Archive) -> tuple[list[Descriptor], bytes]:
-    """The images that an archive lists, with their names in annotations, and the document that does so."""
+    """The images of an archive, with their names in annotations, and its index."""
     if isinstance(reader, LayoutReader):
         return reader.index.manifests, read_small(archive, INDEX_FILE, MAX_DOCUMENT)
     entries: list[Descriptor] = []

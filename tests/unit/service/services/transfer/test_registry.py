@@ -45,7 +45,7 @@ def registry() -> Iterator[Registry]:
 
 def pulled(space: LocalNamespace, registry: Registry) -> Descriptor:
     source = pb.OCIRegistry(reference=f"{registry.host}/app:v1")
-    return pull(space, source, nobody, [], tell=nothing, cancel=Cancellation())
+    return pull(space, source, nobody, [], report=nothing, cancel=Cancellation())
 
 
 def nobody(name: str) -> Exchange:
@@ -83,7 +83,7 @@ def test_a_client_whom_the_registry_refuses_is_told_what_helps(
     registry.auth = auth
     with pytest.raises(TurnedAway) as caught:
         pulled(space, registry)
-    assert caught.value.hint == "tell the server who you are at the registry"
+    assert caught.value.hint == "give the server a login for the registry"
 
 
 def test_what_the_server_itself_refuses_is_not_taken_for_the_registrys_word(

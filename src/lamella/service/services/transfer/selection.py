@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blobs of images for chosen platforms, and the garbage collection references of each document."""
+"""Selection of the blobs of images by platform, for import, pull and push, and for export."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lamella.errors import NotFound
 from lamella.images.graph import ImageGraph, Kind, Node
 from lamella.oci.mediatypes import FOREIGN_LAYERS
-from lamella.oci.platform import Platform, matches
+from lamella.oci.platform import Platform, best_match, host_platform, matches
 from lamella.store.gc.labels import manifest_key, manifest_parts
 
 if TYPE_CHECKING:
@@ -77,3 +77,64 @@ class Parts:
         if part.digest not in self._there:
             self._there[part.digest] = self._graph.reader.has_blob(part)
         return self._there[part.digest]
+
+
+class ExportSelection:
+    """The blobs of images for chosen platforms, and the manifest that stands for each image or index."""
+
+    def __init__(self, graph: ImageGraph, platforms: Sequence[Platform] | None, *, foreign: bool) -> None:
+        self._graph = graph
+        self._platforms = platforms
+        self._foreign = foreign
+        self._chosen: dict[Digest, list[Descriptor]] = {}
+        self.blobs: dict[Digest, Descriptor] = {}
+        self.images: dict[Digest, Descriptor | None] = {}
+        """By the digest of a manifest or index: the manifest that stands for it, None where there is none."""
+
+    def add(self, images: Iterable[Descriptor]) -> None:
+        """Take images and indexes with all that they lead to."""
+        for node in self._graph.walk(images, self._select):
+            self._graph.reader.open_blob(node.descriptor).close()
+            self.blobs[node.digest] = node.descriptor
+            match node.kind:
+                case Kind.INDEX:
+                    self.images[node.digest] = self._representative(self._chosen[node.digest])
+                case Kind.MANIFEST:
+                    self.images[node.digest] = node.descriptor
+                case Kind.BLOB:
+                    self.images[node.digest] = None
+
+    def _select(self, node: Node) -> Iterable[Descriptor]:
+        reader = self._graph.reader
+        match node.kind:
+            case Kind.INDEX:
+                self._chosen[node.digest] = self._choose(node.index.manifests, f"index {node.digest}")
+                return self._chosen[node.digest]
+            case Kind.MANIFEST:
+                return (
+                    part
+                    for part in node.parts
+                    if part.media_type not in FOREIGN_LAYERS or (self._foreign and reader.has_blob(part))
+                )
+            case Kind.BLOB:
+                return ()
+
+    def _choose(self, entries: Sequence[Descriptor], what: str) -> list[Descriptor]:
+        if self._platforms is None:
+            return list(entries)
+        offers = [(entry.platform, entry) for entry in entries if entry.platform is not None]
+        best = [best_match(platform, offers) for platform in self._platforms]
+        chosen = {one.digest: one for one in best if one is not None}
+        for entry in entries:  # without a platform, it may be for any
+            if entry.platform is None and self._graph.reader.has_blob(entry):
+                chosen.setdefault(entry.digest, entry)
+        if not chosen:
+            raise NotFound(f"{what}: there is no image for {', '.join(map(str, self._platforms))}")
+        return list(chosen.values())
+
+    def _representative(self, chosen: Sequence[Descriptor]) -> Descriptor | None:
+        """The image of an index that stands for it: this host's among all platforms, else the first."""
+        best = best_match(host_platform(), [(entry.platform, entry) for entry in chosen if entry.platform])
+        if self._platforms is None and best is not None:
+            return self.images[best.digest]
+        return next((image for image in (self.images[one.digest] for one in chosen) if image is not None), None)
