@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, NotFound
-from lamella.operations.store.import_ import import_image
+from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.store.gc.collect import collect
 from lamella.store.gc.labels import ROOT
 from lamella.store.store import LocalNamespace, Store
@@ -40,7 +40,7 @@ class Work:
         name = self.dice.choice(NAMES)
         source = self.dice.choice(self.images)
         tell("begin", "bring", name)
-        done = import_image(self.space, f"oci:{source}:it", name=name, replace=True)
+        done = import_image(self.space, f"oci:{source}:it", ImportOptions(name=name, replace=True))
         tell("done", "bring", name, done.images[0].target.digest)
 
     def unpack(self) -> None:

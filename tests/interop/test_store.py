@@ -15,7 +15,7 @@ from lamella.changes.dump import dump
 from lamella.changes.tree import walk
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import import_image
+from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.store.store import Store
 from lamella.testing.images import SmallImage, image_of_tars, tagged, write_layout
 
@@ -39,7 +39,9 @@ def test_umoci_unpacks_the_same_tree(snapshotter: str, needs: Needs, tmp_path: P
         expected = list(dump(walk(theirs), inline=16, extents=False))
     with Store.open(tmp_path / "store") as store:
         space = store.namespace("default")
-        (image,) = import_image(space, f"oci:{layout}:one", name="one", unpack=True, snapshotter=snapshotter).images
+        (image,) = import_image(
+            space, f"oci:{layout}:one", ImportOptions(name="one", unpack=True, snapshotter=snapshotter)
+        ).images
         assert image.unpacked is not None
         snapshots = space.snapshots(snapshotter)
         with snapshots.tree(image.unpacked.snapshot) as ours:
@@ -54,7 +56,7 @@ def test_skopeo_reads_what_a_store_exports(needs: Needs, tmp_path: Path) -> None
     layout, image = an_image(tmp_path / "layout")
     with Store.open(tmp_path / "store") as store:
         space = store.namespace("default")
-        import_image(space, f"oci:{layout}:one", name="example.org/one:1")
+        import_image(space, f"oci:{layout}:one", ImportOptions(name="example.org/one:1"))
         for form in ("oci", "oci-archive", "docker-archive"):
             export_image(space, "example.org/one:1", f"{form}:{tmp_path}/{form}")
     for form in ("oci", "oci-archive", "docker-archive"):

@@ -23,7 +23,7 @@ from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import decode
 from lamella.oci.index import Index
 from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import import_image
+from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.operations.surgery.convert import ConvertOptions, convert
 from lamella.operations.surgery.mutate import Settings
 from lamella.operations.surgery.rewrite_index import rewrite_index
@@ -140,8 +140,12 @@ FROM_A_NAME: Final[dict[str, Callable[[Place], object]]] = {
     "rebase": lambda place: lamella.rebase(
         place.name, place.target, old_base=place.name, new_base=place.name, platform="linux/amd64"
     ),
-    "store import --all": lambda place: import_image(place.space, place.name, name="app", all_platforms=True),
-    "store import --unpack": lambda place: import_image(place.space, place.name, name="app", platform="linux/amd64"),
+    "store import --all": lambda place: import_image(
+        place.space, place.name, ImportOptions(name="app", all_platforms=True)
+    ),
+    "store import --unpack": lambda place: import_image(
+        place.space, place.name, ImportOptions(name="app", platform="linux/amd64")
+    ),
 }
 """Verbs that read a layout, as functions of the library."""
 

@@ -18,7 +18,7 @@ from tests.unit.store.conftest import Mount
 from lamella.digests import Digest
 from lamella.errors import Denied, Exhausted, Unsupported
 from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import import_image
+from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.operations.store.rediff import Rediff
 from lamella.store.check.check import check
 from lamella.store.gc.collect import collect
@@ -56,9 +56,9 @@ def test_a_full_disk_stops_an_import_and_loses_nothing(images: dict[str, str], t
     root = tmpfs("size=10m") / "store"
     with Store.open(root) as store:
         space = store.namespace("default")
-        import_image(space, images["small"], name="small", unpack=True, snapshotter=snapshotter)
+        import_image(space, images["small"], ImportOptions(name="small", unpack=True, snapshotter=snapshotter))
         with pytest.raises(Exhausted):
-            import_image(space, images["large"], name="large", unpack=True, snapshotter=snapshotter)
+            import_image(space, images["large"], ImportOptions(name="large", unpack=True, snapshotter=snapshotter))
         assert sound(store)
         assert "docker.io/library/small:latest" in {image.name for image in space.images.list()}
     with Store.open(root, clock=lambda: time.time_ns() + 2 * DAY) as store:
@@ -71,7 +71,7 @@ def test_a_full_disk_stops_an_import_and_loses_nothing(images: dict[str, str], t
         assert check(store).notes == ()
         unpacked = unpack_image(space, "docker.io/library/small:latest", snapshotter)
         assert [layer.skipped for layer in unpacked.layers] == [True, True]
-        import_image(space, images["small"], name="again")
+        import_image(space, images["small"], ImportOptions(name="again"))
 
 
 # Nothing to write to
@@ -83,20 +83,20 @@ def test_a_store_on_a_read_only_file_system_can_be_read(
 ) -> None:
     place = tmpfs("size=10m")
     with Store.open(place / "store") as store:
-        import_image(store.namespace("default"), images["small"], name="small", unpack=True)
+        import_image(store.namespace("default"), images["small"], ImportOptions(name="small", unpack=True))
     subprocess.run([needs("mount"), "-o", "remount,ro", place], check=True)
     with Store.open(place / "store", readonly=True) as store:
         assert sound(store)
         export_image(store.namespace("default"), "small", f"oci:{tmp_path}/out:it")
         with pytest.raises(Denied):
-            import_image(store.namespace("default"), images["large"], name="large")
+            import_image(store.namespace("default"), images["large"], ImportOptions(name="large"))
     with pytest.raises(Denied):
         Store.open(place / "store").close()
 
 
 def test_a_store_of_a_newer_schema_is_left_alone(images: dict[str, str], tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        import_image(store.namespace("default"), images["small"], name="small")
+        import_image(store.namespace("default"), images["small"], ImportOptions(name="small"))
     with sqlite3.connect(tmp_path / "store/lamella.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
@@ -119,7 +119,7 @@ def test_a_clock_that_jumps_loses_nothing(images: dict[str, str], tmp_path: Path
         space = store.namespace("default")
         for number in range(4):
             name = f"name{number}"
-            import_image(space, images["small"], name=name, unpack=True, snapshotter="native")
+            import_image(space, images["small"], ImportOptions(name=name, unpack=True, snapshotter="native"))
             collect(store)
             assert sound(store)
             if number:
@@ -174,7 +174,7 @@ def test_an_image_is_on_the_disk_before_its_name(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(StoreWriter, "concurrent_puts", 1)
-            import_image(store.namespace("default"), images["small"], name="small")
+            import_image(store.namespace("default"), images["small"], ImportOptions(name="small"))
         digests = [record.digest for record in store.namespace("default").content.walk()]
     assert len(digests) == 4
     named = steps.index(("row", "image"))

@@ -15,7 +15,7 @@ from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.operations.copy import copy
 from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import import_image
+from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.operations.surgery.flatten import flatten
 from lamella.store.check.check import check
 from lamella.store.contract import ImageRecord
@@ -250,7 +250,9 @@ def test_of_a_layout_only_images_with_full_names_are_taken(space: LocalNamespace
     assert [image.name for image in import_image(space, f"oci:{layout}").images] == ["example.org/other:2"]
     with pytest.raises(InvalidInput, match="no full name"):
         import_image(space, f"oci:{layout}:one")
-    assert [image.name for image in import_image(space, f"oci:{layout}:one", name="one").images] == [NAME]
+    assert [image.name for image in import_image(space, f"oci:{layout}:one", ImportOptions(name="one")).images] == [
+        NAME
+    ]
 
 
 def test_an_archive_does_not_take_a_name_in_silence(space: LocalNamespace, layout: str) -> None:
@@ -258,7 +260,7 @@ def test_an_archive_does_not_take_a_name_in_silence(space: LocalNamespace, layou
     with pytest.raises(AlreadyExists, match="another image"):
         import_image(space, f"oci:{layout}")
     assert set(ONE.blobs) == blobs(space)  # it was seen before anything was copied
-    import_image(space, f"oci:{layout}", replace=True)
+    import_image(space, f"oci:{layout}", ImportOptions(replace=True))
     assert {"example.org/other:2": OTHER.descriptor["digest"]} == images(space)
 
 
@@ -276,7 +278,7 @@ def test_two_images_of_one_name_are_refused(space: LocalNamespace, tmp_path: Pat
 
 @pytest.mark.root
 def test_an_import_may_unpack_too(store: Store, space: LocalNamespace, layout: str) -> None:
-    (image,) = import_image(space, f"oci:{layout}:one", name="one", unpack=True).images
+    (image,) = import_image(space, f"oci:{layout}:one", ImportOptions(name="one", unpack=True)).images
     assert image.unpacked is not None
     assert len(space.snapshots("overlayfs").list()) == 2
     collect(store)

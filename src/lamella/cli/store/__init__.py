@@ -11,7 +11,7 @@ from lamella.cli.store.opening import namespace_option
 from lamella.cli.verb import LazyGroup, Verb
 
 VERBS: Final = {
-    "import": ("Put an image into the store.", "store.transfer:import_"),
+    "import": ("Copy an image into the store.", "store.transfer:import_"),
     "export": ("Copy an image out of the store.", "store.transfer:export"),
     "images": ("List, name, label and remove images.", "store.images"),
     "snapshots": ("List and remove snapshots.", "store.snapshots"),

@@ -57,8 +57,7 @@ def mount(
             writable=rw,
             snapshotter=snapshotter,
             platform=platform,
-            progress=job.progress,
-            cancel=job.cancel,
+            job=job,
         )
     if console.json:
         console.document(

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from lamella.cli.console import Console, is_terminal
-from lamella.cli.options import WORDS, platform_option
+from lamella.cli.options import WORDS, collect, platform_option
 from lamella.cli.store.opening import (
     chosen_verity,
     namespace_option,
@@ -19,76 +20,58 @@ from lamella.cli.store.opening import (
 )
 from lamella.cli.verb import Verb
 
+if TYPE_CHECKING:
+    from lamella.operations.runtime.run import RunOptions
+
 
 @click.command("run", cls=Verb)
 @click.argument("image", metavar="store:REF")
 @click.argument("arguments", metavar="[-- CMD...]", nargs=-1)
-@click.option("--rm/--no-rm", default=True, help="Drop what the container changed when it ends.  [default: --rm]")
-@click.option("--read-only", "readonly", is_flag=True, help="Let the container write to none of the image's files.")
-@click.option("--env", metavar="NAME[=VALUE]", multiple=True, help="Set a variable; without VALUE, as it is set here.")
-@click.option("--workdir", metavar="DIR", help="Where the command starts.")
-@click.option("--user", metavar="USER[:GROUP]", help="Who it runs as.")
-@click.option(
-    "--entrypoint", type=WORDS, metavar="WORDS", help="Another entry point: words as in a shell, or a JSON list."
+@collect(
+    "options",
+    "operations.runtime.run:RunOptions",
+    click.option("--no-rm/--rm", "keep", default=False, help="Keep the changes of the container, or drop them."),
+    click.option("--read-only", "readonly", is_flag=True, help="Mount the files of the image read-only."),
+    click.option(
+        "--env", metavar="NAME[=VALUE]", multiple=True, help="Set a variable; without VALUE, to its value here."
+    ),
+    click.option("--workdir", "working_dir", metavar="DIR", help="The working directory of the command."),
+    click.option("--user", metavar="USER[:GROUP]", help="The user that runs the command."),
+    click.option(
+        "--entrypoint", type=WORDS, metavar="WORDS", help="Another entry point: words as in a shell, or a JSON list."
+    ),
+    click.option("--runtime", metavar="NAME", help="The runtime: crun or runc.  [default: the one that is installed]"),
+    snapshotter_option,
+    platform_option,
 )
-@click.option("--runtime", metavar="NAME", help="What runs the container: crun or runc.  [default: what is there]")
-@snapshotter_option
 @verity_option
-@platform_option
 @namespace_option
 @click.pass_context
 def command(
-    context: click.Context,
-    image: str,
-    arguments: tuple[str, ...],
-    rm: bool,
-    readonly: bool,
-    env: tuple[str, ...],
-    workdir: str | None,
-    user: str | None,
-    entrypoint: list[str] | None,
-    runtime: str | None,
-    snapshotter: str | None,
-    verity: str | None,
-    platform: str | None,
+    context: click.Context, image: str, arguments: tuple[str, ...], options: RunOptions, verity: str | None
 ) -> None:
-    """Run a container of an image of the store.
+    """Run a container of an image in the store.
 
-    It runs until its command ends, and its exit code is the result. CMD replaces the image's Cmd. The container has no
-    network of its own configured; without root it has the host's. Without root its files are a copy in a directory,
-    unless --snapshotter says otherwise.
+    It runs until its command ends, and its exit code is the result. CMD replaces the image's Cmd. No network is
+    configured for the container; without root it has that of the host. Without root its files are a copy in a
+    directory, unless --snapshotter is given.
     """
-    from lamella.operations.runtime.run import RunOptions, run_image
+    from msgspec.structs import replace
+
+    from lamella.operations.runtime.run import run_image
 
     console: Console = context.obj
     if console.json:
         raise click.UsageError("--json: standard output is the container's")
-    if workdir is not None and not workdir.startswith("/"):
-        raise click.UsageError("--workdir: an absolute path is needed")
+    if options.working_dir is not None and not options.working_dir.startswith("/"):
+        raise click.UsageError("--workdir needs an absolute path")
     reference = store_reference(image)
-    options = RunOptions(
-        command=arguments,
-        entrypoint=entrypoint,
-        env=env,
-        working_dir=workdir,
-        user=user,
-        readonly=readonly,
-        terminal=is_terminal(sys.stdin) and is_terminal(sys.stdout),
-    )
-    sealing = chosen_verity(verity, snapshotter)
+    terminal = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    options = replace(options, command=arguments, terminal=terminal)
+    sealing = chosen_verity(verity, options.snapshotter)
     job = console.job()
     with opened_space(verity=sealing) as space:
-        ran = run_image(
-            space,
-            reference,
-            options,
-            runtime=runtime,
-            snapshotter=snapshotter,
-            platform=platform,
-            keep=not rm,
-            progress=job.progress,
-            cancel=job.cancel,
-        )
+        ran = run_image(space, reference, options, job=job)
     if ran.snapshot and not console.quiet:
         print(f"lamella: kept: snapshot {ran.snapshot} of {ran.snapshotter}", file=sys.stderr)
     context.exit(ran.exit_code)

@@ -3,68 +3,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lamella.cli.console import Console, human_size
 from lamella.cli.documents import losses_document
-from lamella.cli.options import platform_option, replace_option, strict_option
+from lamella.cli.options import collect, platform_option, replace_option, strict_option
 from lamella.cli.registry.copy import tell_copied
 from lamella.cli.store.opening import chosen_verity, namespace_option, opened_space, snapshotter_option, verity_option
 from lamella.cli.verb import ImageVerb
 
+if TYPE_CHECKING:
+    from lamella.operations.store.import_ import ImportOptions
+
 
 @click.command("import", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
-@click.option("--name", metavar="REF", help="The name in the store.  [default: those that the images have]")
-@click.option("--unpack", is_flag=True, help="Unpack the layers into snapshots too.")
-@snapshotter_option
+@collect(
+    "options",
+    "operations.store.import_:ImportOptions",
+    click.option("--name", metavar="REF", help="The name in the store.  [default: the full names of the images]"),
+    click.option("--unpack", is_flag=True, help="Also unpack the layers into snapshots."),
+    snapshotter_option,
+    click.option("--all", "all_platforms", is_flag=True, help="Import an index with the images of all platforms."),
+    click.option("--replace", is_flag=True, help="Replace another image that has the name."),
+    platform_option,
+)
 @verity_option
-@click.option("--all", "all_platforms", is_flag=True, help="Take an index with the images of all platforms.")
-@click.option("--replace", is_flag=True, help="Let a name that has another image give way.")
-@platform_option
 @strict_option
 @namespace_option
 @click.pass_obj
-def import_(
-    console: Console,
-    image: str,
-    name: str | None,
-    unpack: bool,
-    snapshotter: str | None,
-    verity: str | None,
-    all_platforms: bool,
-    replace: bool,
-    platform: str | None,
-    strict: bool,
-) -> None:
-    """Put an image into the store.
+def import_(console: Console, image: str, options: ImportOptions, verity: str | None, strict: bool) -> None:
+    """Copy an image into the store.
 
-    What the store has already is not read again. Without --name, all images of an archive or a layout are taken that
-    have a full name there. 'store:REF' names them afterwards.
+    Blobs that the store has are not read again. Without --name, all images of an archive or a layout that have a full
+    name are taken. Other verbs name them store:REF.
     """
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.store.import_ import import_image
 
-    if snapshotter is not None and not unpack:
-        raise click.UsageError("--snapshotter says where to unpack to; give --unpack too")
+    if options.snapshotter is not None and not options.unpack:
+        raise click.UsageError("--snapshotter needs --unpack")
     job = console.job(strict=strict)
-    sealing = chosen_verity(verity, snapshotter)
+    sealing = chosen_verity(verity, options.snapshotter)
     with opened_space(create=True, verity=sealing) as space:
-        done = import_image(
-            space,
-            image,
-            name=name,
-            platform=platform,
-            all_platforms=all_platforms,
-            unpack=unpack,
-            snapshotter=snapshotter,
-            losses=job.losses,
-            replace=replace,
-            progress=job.progress,
-            cancel=job.cancel,
-        )
+        done = import_image(space, image, options, job=job)
     console.losses(job.losses)
     if console.json:
         images: list[dict[str, Any]] = []
@@ -115,7 +99,6 @@ def export(console: Console, name: str, target: str, all_platforms: bool, platfo
             platform=platform,
             all_platforms=all_platforms,
             replace=replace,
-            progress=job.progress,
-            cancel=job.cancel,
+            job=job,
         )
     tell_copied(console, target, copied)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from lamella.changes.job import Job
 from lamella.errors import LamellaError, NotFound, Unsupported, from_os
 from lamella.host.open_files import with_original_limit
 from lamella.layers.directory.dirfd_cache import remove_path
@@ -36,7 +37,6 @@ from lamella.store.snapshots.kinds import canonical
 if TYPE_CHECKING:
     from lamella.oci.config import ImageConfig
     from lamella.oci.platform import Platform
-    from lamella.progress import Cancellation, Progress
     from lamella.store.store import LocalNamespace, Store
 
 PREFIX: Final = "run:"
@@ -61,21 +61,29 @@ _PATIENCE: Final = 30.0
 """Seconds for a runtime to remove a container."""
 
 
-class RunOptions(Struct, frozen=True):
-    """How a container differs from what its image says."""
+class RunOptions(Struct, frozen=True, kw_only=True):
+    """How to run a container, and what replaces the settings of its image."""
 
     command: Sequence[str] = ()
-    """In place of Cmd."""
+    """Replaces Cmd."""
     entrypoint: Sequence[str] | None = None
-    """In place of Entrypoint, and of Cmd too where ``command`` is empty."""
+    """Replaces Entrypoint, and Cmd too if ``command`` is empty."""
     env: Sequence[str] = ()
     """``NAME=VALUE``, or ``NAME`` for this process's value."""
     working_dir: str | None = None
     user: str | None = None
     readonly: bool = False
-    """The root of the container cannot be written to."""
+    """Mount the root file system read-only."""
     terminal: bool = False
-    """Give it a terminal of its own, that standard input and output are joined to."""
+    """Give the container a terminal, connected to standard input and output."""
+    keep: bool = False
+    """Keep the changes of the container as a snapshot."""
+    runtime: str | None = None
+    """``"crun"`` or ``"runc"``; None for the one that is installed."""
+    snapshotter: str | None = None
+    """The snapshotter of the container's files; None for the default of this user."""
+    platform: str | Platform | None = None
+    """The image to take from an index; None for the platform of this machine."""
 
 
 class Ran(Struct, frozen=True):
@@ -94,32 +102,26 @@ def run_image(
     image: str,
     options: RunOptions,
     *,
-    runtime: str | None = None,
-    snapshotter: str | None = None,
-    platform: str | Platform | None = None,
-    keep: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Ran:
-    """Run a container of the image that ``image`` names in ``space``, unpacked first where it is not, to its end.
+    """Run a container of the image ``image`` in ``space`` to its end; the image is unpacked first if needed.
 
-    It shares standard input, output and error with this process, which hands signals on to it; for the main thread.
-    Without root, and without a ``snapshotter``, its files are a copy in a directory, since that needs no mount. Its
-    changes are dropped unless ``keep`` is set. Raises NotFound, Unsupported (no runtime), Denied, and as unpacking and
-    `runtime_config` do.
+    The container shares standard input, output and error with this process, which forwards signals to it; call it in
+    the main thread. Without root and without a snapshotter, its files are a copy in a directory, which needs no mount.
+    Raises NotFound, Unsupported (no runtime), Denied, and what unpacking and `runtime_config` raise.
     """
     from lamella.operations.store.unpacked import unpacked_image
 
-    program = find_runtime(runtime)
+    program = find_runtime(options.runtime)
     end_dead_runs(space.store)
-    kind = canonical(snapshotter or ("overlayfs" if os.geteuid() == 0 else "native"))
+    kind = canonical(options.snapshotter or ("overlayfs" if os.geteuid() == 0 else "native"))
     name = f"lamella-{secrets.token_hex(6)}"
     key = f"{PREFIX}{name}"
     with _bundle() as (bundle, lock):
         space.leases.create(key, {BUNDLE: os.fspath(bundle), RUNTIME: program})
         leased = space.store.namespace(space.name, key)
         try:
-            found = unpacked_image(leased, image, kind, platform=platform, progress=progress, cancel=cancel)
+            found = unpacked_image(leased, image, kind, platform=options.platform, job=job)
             snapshots = leased.snapshots(kind)
             mounts = snapshots.prepare(key, found.top)
             root = bundle / ROOTFS
@@ -137,10 +139,10 @@ def run_image(
             config["root"] = {"path": os.fspath(root), "readonly": options.readonly}
             config["process"]["terminal"] = options.terminal
             (bundle / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            if cancel is not None:
-                cancel.check()
+            if job is not None:
+                job.check()
             code = _run(program, bundle, name, lock)
-            if keep:
+            if options.keep:
                 space.leases.create(f"{KEPT}{name}")
                 space.leases.add(f"{KEPT}{name}", Resource(f"{SNAPSHOTS}{kind}", key))
         except BaseException as error:
@@ -149,8 +151,8 @@ def run_image(
             except (LamellaError, OSError) as failure:
                 error.add_note(f"what is left of the container {name} goes with the next run: {failure}")
             raise
-        _end(leased, key, bundle, program, name, keep=keep)
-    return Ran(name, code, key if keep else "", kind)
+        _end(leased, key, bundle, program, name, keep=options.keep)
+    return Ran(name, code, key if options.keep else "", kind)
 
 
 def find_runtime(name: str | None = None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lamella.changes.job import Job
 from lamella.images.transports import STORE, ImageName, Syntax, parse_image_name
 from lamella.oci.platform import Platform, parse_platform
 from lamella.operations.copy import Copied, copy_image
@@ -16,7 +17,6 @@ from lamella.store.image_reader import StoreReader
 from lamella.store.metadata.leases import under_lease
 
 if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
     from lamella.store.store import LocalNamespace
 
 
@@ -28,9 +28,7 @@ def export_image(
     platform: str | Platform | None = None,
     all_platforms: bool = False,
     replace: bool = False,
-    durable: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Copied:
     """Copy the image ``name`` (``busybox`` will do) of a namespace to any form of place.
 
@@ -38,6 +36,7 @@ def export_image(
     """
     from lamella.images.transports import open_writer
 
+    job = job or Job()
     target = parse_image_name(target) if isinstance(target, str) else target
     source = parse_image_name(f"{STORE}:{name}")
     tag = target.tag
@@ -46,7 +45,7 @@ def export_image(
     with (
         StoreReader(space, source) as reader,
         _kept(space, reader),
-        open_writer(target, replace=replace, durable=durable) as writer,
+        open_writer(target, replace=replace) as writer,
     ):
         return copy_image(
             reader,
@@ -55,8 +54,8 @@ def export_image(
             new_tag=tag,
             platform=parse_platform(platform) if isinstance(platform, str) else platform,
             all_platforms=all_platforms,
-            progress=progress,
-            cancel=cancel,
+            progress=job.progress,
+            cancel=job.cancel,
         )
 
 

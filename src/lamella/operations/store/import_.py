@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lamella.changes.job import Job
 from lamella.errors import InvalidInput, LamellaError
 from lamella.images.contract import ImageReader
 from lamella.images.graph import ImageGraph
@@ -24,9 +25,7 @@ from lamella.store.metadata.leases import under_lease
 from lamella.store.unpack.image import Unpacked, unpack_image
 
 if TYPE_CHECKING:
-    from lamella.changes.losses import Losses
     from lamella.layers.policy import Policy
-    from lamella.progress import Cancellation, Progress
     from lamella.store.store import LocalNamespace
 
 _HINT: Final = "give it one with --name"
@@ -54,51 +53,64 @@ class Imported(Struct, frozen=True):
     """Blobs that the store had already."""
 
 
+class ImportOptions(Struct, frozen=True, kw_only=True):
+    """Which images to import, and what to do with them."""
+
+    name: str | None = None
+    """The name in the store (``busybox`` is enough); None for the full names that the images have in the source."""
+    platform: str | Platform | None = None
+    """The image to take from an index; None for the platform of this machine."""
+    all_platforms: bool = False
+    """Import an index with the images of all platforms."""
+    replace: bool = False
+    """Replace another image that has the name."""
+    unpack: bool = False
+    """Also unpack the layers into snapshots."""
+    snapshotter: str | None = None
+    """The snapshotter to unpack into; None for the default."""
+    policy: Policy | None = None
+    """Owners and devices of unpacked files."""
+
+
+DEFAULT_OPTIONS: Final = ImportOptions()
+
+
 def import_image(
     space: LocalNamespace,
     source: str | ImageName,
+    options: ImportOptions = DEFAULT_OPTIONS,
     *,
-    name: str | None = None,
-    platform: str | Platform | None = None,
-    all_platforms: bool = False,
-    unpack: bool = False,
-    snapshotter: str | None = None,
-    policy: Policy | None = None,
-    losses: Losses | None = None,
-    replace: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Imported:
-    """Bring what ``source`` names into a namespace of a store, under ``name`` (``busybox`` will do).
+    """Copy the image ``source`` into a namespace of a store.
 
-    Without ``name`` images keep the full names that they have where they are, and all that have one are taken, unless
-    ``source`` says which. Either all get their names or, after a failure, none that is not right. A name that has
-    another image in the store gives way with ``replace`` alone. ``unpack`` makes snapshots too.
+    Without a name, all images of the source that have a full name there are taken, unless ``source`` selects one.
+    After a failure no image has a new name.
 
-    Raises AlreadyExists, InvalidInput (no name), and as `copy_image` and `unpack_image` do.
+    Raises AlreadyExists, InvalidInput (no name), and what `copy_image` and `unpack_image` raise.
     """
     from lamella.images.transports import open_reader
 
+    job = job or Job()
     source = parse_image_name(source) if isinstance(source, str) else source
-    if isinstance(platform, str):
-        platform = parse_platform(platform)
-    if all_platforms and platform is not None:
+    platform = parse_platform(options.platform) if isinstance(options.platform, str) else options.platform
+    if options.all_platforms and platform is not None:
         raise InvalidInput("one platform and all platforms exclude each other")
     with (
         open_reader(source) as reader,
         under_lease(space) as held,
-        StoreWriter(held, replace=replace) as writer,
+        StoreWriter(held, replace=options.replace) as writer,
     ):
-        graph = ImageGraph(reader, cancel=cancel)
-        wanted = _wanted(graph, source, name, platform, all_platforms=all_platforms)
+        graph = ImageGraph(reader, cancel=job.cancel)
+        wanted = _wanted(graph, source, options.name, platform, all_platforms=options.all_platforms)
         for full, image in wanted.items():
             writer.check_name(full, image)
-        moved = move_blobs(graph, writer, list(wanted.values()), progress=progress, cancel=cancel)
+        moved = move_blobs(graph, writer, list(wanted.values()), progress=job.progress, cancel=job.cancel)
         for full, image in wanted.items():
             writer.give_name(full, image)
         images = [ImportedImage(full, image) for full, image in wanted.items()]
-        if unpack:
-            images = _unpacked(held, images, platform, snapshotter, policy, losses, progress, cancel)
+        if options.unpack:
+            images = _unpack(held, images, options, platform, job)
     return Imported(tuple(images), moved.blobs, moved.size, moved.present)
 
 
@@ -107,15 +119,8 @@ def full_name(text: str) -> str:
     return str(parse_reference(text).with_default_tag())
 
 
-def _unpacked(
-    space: LocalNamespace,
-    images: Sequence[ImportedImage],
-    platform: Platform | None,
-    snapshotter: str | None,
-    policy: Policy | None,
-    losses: Losses | None,
-    progress: Progress | None,
-    cancel: Cancellation | None,
+def _unpack(
+    space: LocalNamespace, images: Sequence[ImportedImage], options: ImportOptions, platform: Platform | None, job: Job
 ) -> list[ImportedImage]:
     results: dict[str, Unpacked] = {}
     for image in images:
@@ -124,12 +129,12 @@ def _unpacked(
             results[digest] = unpack_image(
                 space,
                 image.target,
-                snapshotter,
+                options.snapshotter,
                 platform=platform,
-                policy=policy,
-                losses=losses,
-                progress=progress,
-                cancel=cancel,
+                policy=options.policy,
+                losses=job.losses,
+                progress=job.progress,
+                cancel=job.cancel,
             )
     return [replace(image, unpacked=results[image.target.digest]) for image in images]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from lamella.changes.job import Job
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
 from lamella.store.contract import SnapshotKind, SnapshotRecord
 from lamella.store.gc.labels import SNAPSHOTS
@@ -23,7 +24,6 @@ from lamella.store.snapshots.kinds import canonical
 
 if TYPE_CHECKING:
     from lamella.oci.platform import Platform
-    from lamella.progress import Cancellation, Progress
     from lamella.store.snapshots.snapshotter import LocalSnapshots
     from lamella.store.store import LocalNamespace, Store
 
@@ -52,8 +52,7 @@ def mount_image(
     writable: bool = False,
     snapshotter: str | None = None,
     platform: str | Platform | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> MountedImage:
     """Mount the image that ``image`` names in ``space`` at ``directory``, unpacked first where it is not.
 
@@ -66,7 +65,7 @@ def mount_image(
     where = Path(os.path.realpath(directory))
     kind = canonical(snapshotter or "overlayfs")
     _check_directory(directory, where)
-    with exclusive_lock(space.store.root, f"mount {where}", cancel):
+    with exclusive_lock(space.store.root, f"mount {where}", None if job is None else job.cancel):
         if is_mounted(where):
             raise Conflict(f"something is mounted at {os.fspath(where)!r}", hint=f"lamella umount {directory}")
         key = f"{PREFIX}{where}"
@@ -78,7 +77,7 @@ def mount_image(
         old = _left(leased, key)
         resumed = False
         try:
-            found = unpacked_image(leased, image, kind, platform=platform, progress=progress, cancel=cancel)
+            found = unpacked_image(leased, image, kind, platform=platform, job=job)
             snapshots = leased.snapshots(kind)
             if old is not None:
                 resumed = _settled(old, snapshots, found.top, writable, where)

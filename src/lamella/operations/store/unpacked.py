@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec import Struct
 
+from lamella.changes.job import Job
 from lamella.errors import InvalidInput, NotFound
 from lamella.images.resolve import resolve_image
 from lamella.images.transports import parse_image_name
@@ -15,9 +14,6 @@ from lamella.oci.platform import Platform, parse_platform
 from lamella.store.contract import ImageRecord
 from lamella.store.image_reader import StoreReader
 from lamella.store.store import LocalNamespace
-
-if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
 
 
 class UnpackedImage(Struct, frozen=True):
@@ -35,8 +31,7 @@ def unpacked_image(
     snapshotter: str,
     *,
     platform: str | Platform | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> UnpackedImage:
     """The image that ``image`` names, unpacked into ``snapshotter`` as far as it is not.
 
@@ -48,7 +43,8 @@ def unpacked_image(
     wanted = parse_platform(platform) if isinstance(platform, str) else platform
     found = resolve_image(StoreReader(space, name), name, wanted)
     chain = chain_ids([layer.diff_id for layer in found.layers])
-    unpack_image(space, found.descriptor, snapshotter, progress=progress, cancel=cancel)
+    job = job or Job()
+    unpack_image(space, found.descriptor, snapshotter, progress=job.progress, cancel=job.cancel)
     return UnpackedImage(str(name).removeprefix("store:"), chain[-1] if chain else "", found.config)
 
 

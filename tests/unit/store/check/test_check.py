@@ -11,7 +11,7 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.errors import Cancelled
-from lamella.operations.store.import_ import import_image
+from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.operations.store.rediff import Rediff
 from lamella.progress import Cancellation
 from lamella.store.check.check import check
@@ -43,7 +43,7 @@ def test_there_is_no_false_alarm_beside_writers(image: str, tmp_path: Path, read
             space = store.namespace("default")
             try:
                 for _ in range(8):
-                    import_image(space, image, name="it", unpack=True, snapshotter="native")
+                    import_image(space, image, ImportOptions(name="it", unpack=True, snapshotter="native"))
                     space.images.delete("docker.io/library/it:latest")
                     collect(store)
             except BaseException as problem:
@@ -141,7 +141,7 @@ def test_a_block_image_is_looked_for_where_it_was_committed(tmp_path: Path) -> N
 def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         space = store.namespace("default")
-        (made,) = import_image(space, image, name="it", unpack=True, snapshotter="overlayfs").images
+        (made,) = import_image(space, image, ImportOptions(name="it", unpack=True, snapshotter="overlayfs")).images
         assert made.unpacked is not None
         snapshots = space.snapshots("overlayfs")
         snapshots.prepare("mine", made.unpacked.snapshot)
@@ -160,7 +160,7 @@ def test_a_check_stops_when_asked_to(image: str, tmp_path: Path) -> None:
     cancel = Cancellation()
     cancel.cancel()
     with Store.open(tmp_path / "store") as store:
-        import_image(store.namespace("default"), image, name="it")
+        import_image(store.namespace("default"), image, ImportOptions(name="it"))
         with pytest.raises(Cancelled):
             check(store, cancel=cancel)
 
@@ -168,7 +168,7 @@ def test_a_check_stops_when_asked_to(image: str, tmp_path: Path) -> None:
 def test_a_blob_that_was_brought_again_since_the_check_is_not_put_aside(image: str, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         space = store.namespace("default")
-        import_image(space, image, name="it")
+        import_image(space, image, ImportOptions(name="it"))
         record = next(iter(space.content.walk()))
         path = blob_path(store.root, record.digest)
         with space.content.open(record.digest) as blob:
