@@ -18,7 +18,7 @@ PACKAGE = Path(lamella.__file__ or "").parent
 
 # Each part and the parts that it may import besides itself: basics <- formats, changes <- layers <- oci, images <-
 # store, registry <- operations <- cli. A part that is new here must be given its place.
-BASICS = {"digests", "errors", "extensions", "paths", "progress", "streams", "times"}
+BASICS = {"digests", "errors", "extensions", "parallel", "paths", "progress", "streams", "times"}
 LAYERS = BASICS | {"changes", "formats", "host", "layers"}
 IMAGES = LAYERS | {"oci", "images"}
 MAY_IMPORT: dict[str, set[str]] = {

@@ -22,8 +22,7 @@ from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
 from lamella.layers.overlay.tree import OverlayChanges, OverlayTree
-from lamella.layers.process_reader import Apart
-from lamella.layers.process_reader_worker import Blob
+from lamella.layers.process_reader import Blob, ReaderProcess
 from lamella.layers.stack import LayerStack
 from lamella.layers.tar.sink import TarSink
 from lamella.layers.tar.source import tar_changes
@@ -159,15 +158,15 @@ class TestTar(contract.SourceTests):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
-class TestTarReadApart(contract.SourceTests):
+class TestTarReadByWorker(contract.SourceTests):
     """Another process that reads a tar gives what reading it here gives."""
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Iterator[Change]:
         blob = tmp_path / "blob"
         with blob.open("wb") as out:
             apply(changes, TarSink(out.write))
-        with blob.open("rb", buffering=0) as file, Apart([Blob(cast("BinaryIO", file))]) as apart:
-            yield from apart.next().changes()
+        with blob.open("rb", buffering=0) as file, ReaderProcess([Blob(cast("BinaryIO", file))]) as process:
+            yield from process.next_layer().changes()
 
 
 @pytest.mark.root

@@ -40,6 +40,12 @@ class Losses(Struct):
         if len(self.kept) < self.limit:
             self.kept.append(loss)
 
+    def merge(self, others: Losses) -> None:
+        """Record ``others``, those that were only counted there included. Raises LossRefused."""
+        for loss in others.kept:
+            self.record(loss)
+        self.count += others.count - len(others.kept)
+
     def __iter__(self) -> Iterator[Loss]:
         return iter(self.kept)
 

@@ -1,377 +1,325 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer blobs read by a process of their own: it decompresses, hashes and parses, this one applies.
+"""Reads layer blobs in a worker process, which decompresses, hashes and parses; this process applies the changes.
 
-The two share nothing but a ring of buffers in memory and two pipes. The other process fills a buffer, takes the tar in
-it apart, and says by a message which changes begin in it and where in the stream their content lies; this process
-makes changes of that, whose content is a view of the buffer, and gives the buffer back when it is through with it. So
-neither waits for the other's interpreter, and what goes over a pipe is 60 bytes a file, of a Windows layer some more.
+The two share a ring of buffers in memory. The worker fills a buffer, parses the tar in it, and sends a message with the
+changes that begin in it and where in the stream their data lies; this process makes the changes again, whose contents
+are views of the buffer, and gives the buffer back when it needs the next. So neither waits for the other's interpreter,
+and a message has about 70 bytes a file.
 
-The other process is a fork, so that it costs some milliseconds to start. It opens nothing and writes nothing. It ends
-when it has read everything, when it is killed by `Apart.close`, and, wherever this process was killed, when it finds
-its pipes without another end.
+The worker is a fork, since it needs the ring and the open blobs. It opens nothing and writes nothing. It ends when
+`ReaderProcess` is closed, and whenever this process is gone.
 """
 
 from __future__ import annotations
 
-import marshal
 import mmap
-import os
-import select
+import pickle
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Final, NoReturn, Self, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias
 
 from msgspec import Struct
 
-from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import (
-    NO_XATTRS,
-    Buffer,
-    Change,
-    Content,
-    Entry,
-    Kind,
-    Link,
-    Opaque,
-    Posix,
-    Put,
-    Stream,
-    Whiteout,
-    Windows,
-)
+from lamella.changes.losses import Losses
+from lamella.changes.model import Buffer, Change
 from lamella.digests import Digest
 from lamella.errors import LamellaError, StreamConsumed, Unavailable
-from lamella.host.worker import Forked, can_fork
-from lamella.layers.process_reader_worker import (
-    END,
-    FACET,
-    FAILED,
-    FORGET,
-    HEADER,
-    KINDS,
-    LINK,
-    NO_BUFFER,
-    NO_DATA,
-    OPAQUE,
-    POSIX,
-    STREAM,
-    WHITEOUT,
-    WINDOWS,
-    WINDOWS_OTHER,
-    Blob,
-    Record,
-    SharedRing,
-    work,
-)
+from lamella.host.malloc import return_large_blocks
+from lamella.host.worker import Channel, Worker, can_fork, processors
+from lamella.layers.change_codec import Batch, ChangeDecoder, ChangeEncoder
+from lamella.layers.tar.source import tar_changes
 from lamella.progress import Cancellation
+from lamella.streams.blob_reader import BlobReader
 from lamella.streams.buffers import BUFFER_SIZE, NOTHING
-from lamella.streams.limits import BlobFacts
+from lamella.streams.limits import BlobFacts, BlobLimits
+
+if TYPE_CHECKING:
+    from lamella.layers.windows.names import NameRules
 
 BUFFERS: Final = 6
-"""In the ring, which both processes have in their memory."""
+"""Buffers of the ring, which both processes have in their memory."""
 
 WORTH: Final = 4 << 20
-"""Bytes of blobs from which on another process gains more than it costs."""
+"""Bytes of blobs from which on a worker gains more than its start costs."""
 
-_Facet: TypeAlias = tuple[int, bytes | None, Mapping[str, bytes], bytes | None]
-"""Attributes, security descriptor, extended attributes and reparse point, which many files of a Windows layer share."""
+_LARGE: Final = 1 << 20
+"""Bytes of a memory block that malloc returns to the system when it is freed; the windows of zstd are as large."""
 
-_POLL: Final = 100
-"""Milliseconds between two looks at the cancellation while waiting for a message."""
+_Message: TypeAlias = tuple[int | None, int, int, Batch]
+"""Number of the buffer that comes with the message, if any, and the bytes in it; bytes of the blob that were read since
+the last message; the changes that begin in the buffer. The message after the last of a blob is a pickled `_End`."""
 
 
-def possible() -> bool:
-    """Whether this process can be forked, and whether there is a processor for another one.
+class Blob(Struct, frozen=True):
+    """A layer's blob and what is promised of it, as `BlobReader` takes them."""
 
-    Without other threads, that is (`can_fork`).
+    file: BinaryIO
+    """Open; nothing else reads from it."""
+    compression: str | None = None
+    digest: Digest | None = None
+    size: int | None = None
+    diff_id: Digest | None = None
+    limits: BlobLimits | None = None
+    windows: NameRules | None = None
+    """The rules for names if this is a layer for Windows, else None."""
+
+
+class _End(Struct, frozen=True):
+    """What the worker found in one blob."""
+
+    facts: BlobFacts
+    losses: Losses
+
+
+def can_start() -> bool:
+    """Whether this process can be forked, and has a processor for another process."""
+    return can_fork() and processors() > 1
+
+
+def start_reader(stack: ExitStack, size: int, blobs: Callable[[ExitStack], Sequence[Blob]]) -> ReaderProcess | None:
+    """A worker that reads ``blobs`` of ``size`` bytes; None if none can be started or the blobs are too small for one.
+
+    ``stack`` ends it. The files that ``blobs`` opens are closed here at once: the worker has its own descriptors.
+    Open errors are ignored here; the caller, who then reads the blobs in this process, meets them again.
     """
-    return can_fork() and len(os.sched_getaffinity(0)) > 1
-
-
-def started(stack: ExitStack, size: int, blobs: Callable[[ExitStack], Sequence[Blob]]) -> Apart | None:
-    """The process that reads ``blobs``, which have ``size`` bytes; None where that is not possible, or not worth it.
-
-    ``stack`` ends it. The files that ``blobs`` opens are closed here at once: the other process has its own. What is
-    wrong with them is no error, since it is said when they are read here. For callers as of `Apart`.
-    """
-    if size < WORTH or not possible():
+    if size < WORTH or not can_start():
         return None
     try:
         with ExitStack() as opened:
-            return stack.enter_context(Apart(blobs(opened)))
+            return stack.enter_context(ReaderProcess(blobs(opened)))
     except (LamellaError, OSError):
         return None
 
 
-class Apart:
-    """The process that reads ``blobs``, one after the other; `next` gives each in its turn.
-
-    For a process in which no other thread runs (see `possible`). Leaving the block ends the process.
-    """
+class ReaderProcess(Worker):
+    """A worker that reads ``blobs``, one after the other. `can_fork` must be true. Leaving the block ends it."""
 
     def __init__(self, blobs: Sequence[Blob]) -> None:
         """Start it. Raises OSError."""
         ring = memoryview(mmap.mmap(-1, BUFFERS * BUFFER_SIZE))
-        buffers = [ring[at : at + BUFFER_SIZE] for at in range(0, len(ring), BUFFER_SIZE)]
-        free, self._free = os.pipe()
-        self._messages, messages = os.pipe()
-        # Ours too, so that giving back a buffer to a process that has ended is no error.
-        self._free_end = free
-        os.write(self._free, bytes(range(BUFFERS)))
-        shared = SharedRing(buffers, free)
-        try:
-            others = self._free, self._messages
-            self._process = Forked(lambda: work(blobs, shared, messages, others), keep=None)  # blobs are open
-        except BaseException:
-            os.close(messages)
-            self._close_pipes()
-            raise
-        os.close(messages)
-        self.buffers = buffers
-        self._poll = select.poll()
-        self._poll.register(self._messages, select.POLLIN)
-        self._read = bytearray()
-        self._closed = False
+        self.buffers = [ring[at : at + BUFFER_SIZE] for at in range(0, len(ring), BUFFER_SIZE)]
+        super().__init__(_serve, blobs, self.buffers, task="reads the layers", fork=True, keep=None)
 
-    def next(
+    def next_layer(
         self,
         *,
         losses: Losses | None = None,
         progress: Callable[[int], object] | None = None,
         cancel: Cancellation | None = None,
-    ) -> LayerApart:
+    ) -> LayerReading:
         """The next of the blobs; the one before must have been finished. ``losses`` are as for `tar_changes`."""
-        return LayerApart(self, losses, progress, cancel)
-
-    def message(self, cancel: Cancellation | None) -> tuple[int, int, list[Record], int]:
-        """The next message. Raises Unavailable where the process has ended, and Cancelled."""
-        number, filled, size, news = HEADER.unpack(self._exactly(HEADER.size, cancel))
-        return number, filled, marshal.loads(self._exactly(size, cancel)), news  # noqa: S302  # from our own fork
-
-    def give(self, number: int) -> None:
-        """Give a buffer back to be filled again."""
-        os.write(self._free, bytes((number,)))
-
-    def close(self) -> None:
-        """End the process. May be called again."""
-        if self._closed:
-            return
-        self._closed = True
-        self._process.end()
-        self._close_pipes()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _close_pipes(self) -> None:
-        for end in (self._free, self._free_end, self._messages):
-            os.close(end)
-
-    def _exactly(self, size: int, cancel: Cancellation | None) -> bytes:
-        read = self._read
-        while len(read) < size:
-            if cancel is not None:
-                cancel.check()
-                if not self._poll.poll(_POLL):
-                    continue
-            piece = os.read(self._messages, 1 << 18)
-            if not piece:
-                raise Unavailable("the process that reads the layers has ended before its time")
-            read += piece
-        piece = bytes(read[:size])
-        del read[:size]
-        return piece
+        return LayerReading(self, losses, progress, cancel)
 
 
-class LayerApart:
-    """The changes of one blob, as `tar_changes` gives them, and what the pass over it has found.
-
-    Those of a Windows layer (`Blob.windows`) are as `windows_tar_changes` gives them.
-    """
+class LayerReading:
+    """One blob that a worker reads: its changes, as the reader of its tar dialect gives them, and its facts."""
 
     def __init__(
         self,
-        apart: Apart,
+        process: ReaderProcess,
         losses: Losses | None,
         progress: Callable[[int], object] | None,
         cancel: Cancellation | None,
     ) -> None:
-        self._apart = apart
+        self._process = process
         self._losses = losses
         self._progress = progress
-        self._cancel = cancel
-        self._number = NO_BUFFER
-        self._records: deque[list[Record]] = deque()
-        """Of the messages that have come, those of a content's further buffers among them."""
+        self._check = None if cancel is None else cancel.check
+        self._number: int | None = None
+        """Of the buffer that this process has."""
+        self._batches: deque[Batch] = deque()
+        """Of the messages received and not yet decoded: data that spans buffers is read ahead of its next change."""
         self._facts: BlobFacts | None = None
+        self._error: BaseException | None = None
         self.buffer = NOTHING
         self.base = 0
-        """Of the buffer, in the stream."""
-        self.content: object = None
-        """Whose data may still be read."""
+        """Offset of the buffer in the stream."""
+        self.decoder = ChangeDecoder(partial(_Content, self))
 
     def changes(self) -> Iterator[Change]:
-        """The changes that the tar states; once. Raises as `tar_changes` and `BlobReader`, and as `Apart.message`."""
-        posix: list[Posix] = []
-        facets: list[_Facet] = []
-        records, file = self._records, Kind.FILE
-        while records or self._facts is None:
-            if not records:
-                self.advance()
-            for record in records.popleft():
-                first = record[0]
-                if type(first) is str:
-                    _, number, size, offset = record
-                    content = self.content = _Content(size, None, offset, size, self)
-                    yield Put(Entry(first, file, posix[number], size), content)  # type: ignore[arg-type]
-                elif first == WINDOWS:
-                    _, path, number, created, accessed, written, changed, size, offset = record
-                    attributes, descriptor, extended, reparse = facets[number]
-                    windows = Windows(attributes, created, accessed, written, changed, descriptor, extended, reparse)
-                    content = self.content = _Content(size, None, offset, size, self)
-                    yield Put(Entry(path, file, None, size, "", windows), content)
-                elif first == POSIX:
-                    _, mode, uid, gid, mtime, xattrs, device = record
-                    posix.append(Posix(mode, uid, gid, mtime, xattrs or NO_XATTRS, device))
-                elif first == FACET:
-                    _, attributes, descriptor, extended, reparse = record
-                    facets.append((attributes, descriptor, extended or NO_XATTRS, reparse))
-                elif first == FORGET:
-                    posix.clear()
-                    facets.clear()
-                elif first == END:
-                    _, blob, size, diff_id, tar_size, compression, lost = record
-                    self._facts = BlobFacts(Digest(blob), size, Digest(diff_id), tar_size, compression)
-                    if self._losses is not None:
-                        for path, what, why in lost:
-                            self._losses.record(Loss(path, what, why))
-                else:
-                    self.content = None
-                    yield self._other(record, posix, facets)
-        self.content = None
+        """The changes that the tar states; once. Raises as `tar_changes`, `BlobReader` and `Worker.receive`."""
+        return self.decoder.decode(self._received())
 
     def finish(self) -> BlobFacts:
-        """What was found, when everything promised has proved true. Raises as `changes`."""
-        if self._facts is None:
-            for _ in self.changes():
-                pass
-        assert self._facts is not None  # noqa: S101  # else the changes would not have come to their end
+        """The facts, once all promises have been checked. Raises as `changes`."""
+        for _ in self.changes():
+            pass
+        assert self._facts is not None  # noqa: S101  # set before the changes end
         return self._facts
 
     def advance(self) -> None:
-        """Go on to the next message, and to the buffer that it is about."""
-        if self._number != NO_BUFFER:
-            self._apart.give(self._number)
+        """Receive the next message and its buffer; the buffer is empty once the worker has read the whole blob."""
+        if self._error is not None:
+            raise self._error
+        if self._number is not None:
+            with suppress(Unavailable):  # a worker that has ended with its last message, which is still to be received
+                self._process.send(self._number)
+            self._number = None
         self.base += len(self.buffer)
-        self._number, filled, records, news = self._apart.message(self._cancel)
-        self.buffer = NOTHING if self._number == NO_BUFFER else self._apart.buffers[self._number][:filled]
-        self._records.append(records)
-        if news and self._progress is not None:
-            self._progress(news)
+        self.buffer = NOTHING
+        try:
+            message: _Message | bytes = self._process.receive(self._check)
+        except BaseException as error:
+            self._error = error
+            raise
+        if isinstance(message, bytes):
+            end: _End = pickle.loads(message)  # noqa: S301  # from our own fork
+            if self._losses is not None:
+                self._losses.merge(end.losses)
+            self._facts = end.facts
+            return
+        self._number, filled, amount, batch = message
+        if self._number is not None:
+            self.buffer = self._process.buffers[self._number][:filled]
+        self._batches.append(batch)
+        if amount and self._progress is not None:
+            self._progress(amount)
 
-    def fail(self) -> NoReturn:
-        """Raise what stands in the place of a content's next buffer."""
-        for record in self._records[-1]:
-            if record[0] == FAILED:
-                raise _revived(record[1], record[2])
-        raise AssertionError("a content goes on after the end of the stream")
-
-    def _other(self, record: Record, posix: list[Posix], facets: list[_Facet]) -> Change:
-        first = record[0]
-        if first < len(KINDS):
-            _, path, number, target = record
-            return Put(Entry(path, KINDS[first], posix[number], 0, target), None)
-        if first == LINK:
-            return Link(record[1], record[2])
-        if first == WHITEOUT:
-            return Whiteout(record[1])
-        if first == OPAQUE:
-            return Opaque(record[1])
-        if first == FAILED:
-            raise _revived(record[1], record[2])
-        if first == WINDOWS_OTHER:
-            return self._windows(record, facets)
-        if first == STREAM:
-            _, path, name, size, offset, stored, extents = record
-            content = self.content = _Content(size, extents, offset, stored, self)
-            return Stream(path, name, content)
-        _, path, number, size, offset, stored, extents = record
-        content = self.content = _Content(size, extents, offset, stored, self)
-        return Put(Entry(path, Kind.FILE, posix[number], size), content)
-
-    def _windows(self, record: Record, facets: list[_Facet]) -> Change:
-        _, path, number, created, accessed, written, changed, size, offset, stored, extents, kind, target = record
-        attributes, descriptor, extended, reparse = facets[number]
-        windows = Windows(attributes, created, accessed, written, changed, descriptor, extended, reparse)
-        content: Content | None = None
-        if offset != NO_DATA:
-            content = self.content = _Content(size, extents, offset, stored, self)
-        elif KINDS[kind] is Kind.FILE:
-            from lamella.layers.windows.tar_source import EMPTY_DATA
-
-            content = EMPTY_DATA
-        return Put(Entry(path, KINDS[kind], None, size, target, windows), content)
+    def _received(self) -> Iterator[Batch]:
+        while True:
+            while self._batches:
+                yield self._batches.popleft()
+            if self._facts is not None:
+                return
+            self.advance()
 
 
 class _Content(Struct, eq=False):
-    """The bytes of a file where they lie in the stream; see `TarMember`, which keeps the same promises."""
+    """The data of a file in the stream, with the promises of `TarMember`."""
 
+    reading: LayerReading
     size: int
     extents: Sequence[tuple[int, int]] | None
     offset: int
     stored: int
-    layer: LayerApart
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
-        layer = self.layer
-        if layer.content is not self:
+        reading = self.reading
+        decoder = reading.decoder
+        if decoder.current is not self:
             raise StreamConsumed("the data of a file can be read once, before the next change is asked for")
+        decoder.current = None
         if not self.stored:
-            layer.content = None
             return ()
-        start = self.offset - layer.base
-        if start + self.stored <= len(layer.buffer):
-            layer.content = None
-            return (layer.buffer[start : start + self.stored],)
-        reading = layer.content = object()
-        return self._stream(start, reading)
+        start = self.offset - reading.base
+        if start + self.stored <= len(reading.buffer):
+            return (reading.buffer[start : start + self.stored],)
+        return self._stream(start)
 
-    def _stream(self, start: int, reading: object) -> Iterator[Buffer]:
-        layer, left = self.layer, self.stored
+    def _stream(self, start: int) -> Iterator[Buffer]:
+        reading, left = self.reading, self.stored
+        reading.decoder.current = streaming = object()
         while left:
-            if layer.content is not reading:
+            if reading.decoder.current is not streaming:
                 raise StreamConsumed("the data of a file was to be read before the next change was asked for")
-            if start == len(layer.buffer):
-                layer.advance()
-                if not layer.buffer:
-                    layer.fail()
+            if start == len(reading.buffer):
+                reading.advance()
                 start = 0
-            part = layer.buffer[start : start + left]
+            part = reading.buffer[start : start + left]
             start += len(part)
             left -= len(part)
             yield part
 
 
-class _There(Exception):
-    """Where in the other process something went wrong: its traceback, for whoever prints causes."""
+# The worker
 
 
-def _revived(raw: bytes, where: str) -> BaseException:
-    import pickle
+def _serve(channel: Channel, blobs: Sequence[Blob], buffers: Sequence[memoryview]) -> None:
+    return_large_blocks(_LARGE)
+    ring = _SharedRing(channel, buffers)
+    for blob in blobs:
+        try:
+            end = _BlobSender(channel, ring, blob).send_all()
+        except BaseException as error:  # noqa: BLE001  # raised in the other process
+            channel.send_error(error)
+            return
+        channel.send(pickle.dumps(end))
 
-    made = pickle.loads(raw)  # noqa: S301  # from our own fork
-    error: BaseException
-    if isinstance(made, tuple):
-        kind, arguments, attributes = made
-        error = kind.__new__(kind)
-        error.args = arguments
-        error.__dict__.update(attributes)
-    else:
-        error = made
-    error.__cause__ = _There(f"\n{where}")
-    return error
+
+class _SharedRing:
+    """A `Ring` of the buffers that both processes have; the other one sends back the numbers of those it has used."""
+
+    def __init__(self, channel: Channel, buffers: Sequence[memoryview]) -> None:
+        self._channel = channel
+        self._buffers = buffers
+        self._idle = list(range(len(buffers)))
+        self._taken: deque[int] = deque()
+
+    def take(self) -> memoryview | None:
+        number = self._idle.pop() if self._idle else self._channel.receive()
+        self._taken.append(number)
+        return self._buffers[number]
+
+    def give(self, buffer: memoryview) -> None:
+        """Do nothing: the other process uses the buffer until it sends the number back."""
+
+    def close(self) -> None:
+        """Do nothing: a thread that waits for a buffer ends with this process."""
+
+    def oldest(self) -> int:
+        """The number of the buffer that was filled next."""
+        return self._taken.popleft()
+
+    def reclaim(self) -> None:
+        """Take back the buffers that were taken and not filled; for the end of a blob."""
+        self._idle.extend(self._taken)
+        self._taken.clear()
+
+
+class _BlobSender:
+    """Reads one blob and sends the changes in it."""
+
+    def __init__(self, channel: Channel, ring: _SharedRing, blob: Blob) -> None:
+        self._channel = channel
+        self._ring = ring
+        self._windows = blob.windows
+        self._reader = BlobReader(
+            blob.file,
+            compression=blob.compression,
+            digest=blob.digest,
+            size=blob.size,
+            diff_id=blob.diff_id,
+            limits=blob.limits,
+            progress=self._count,
+            ring=ring,
+        )
+        self._encoder = ChangeEncoder()
+        self._number: int | None = None
+        self._filled = 0
+        self._amount = 0
+
+    def send_all(self) -> _End:
+        """Send all changes; what was found, if the blob is as promised. Raises as `BlobReader` and `tar_changes`."""
+        losses = Losses()
+        try:
+            if self._windows is None:
+                changes = tar_changes(self._next_buffer, losses=losses)
+            else:
+                from lamella.layers.windows.tar_source import windows_tar_changes
+
+                changes = windows_tar_changes(self._next_buffer, rules=self._windows)
+            self._encoder.encode(changes)
+            facts = self._reader.finish()
+        finally:
+            self._send()
+        self._ring.reclaim()
+        return _End(facts, losses)
+
+    def _next_buffer(self) -> memoryview:
+        if self._number is not None or self._encoder.batch[1]:
+            self._send()
+        buffer = self._reader.next_buffer()
+        if buffer:
+            self._number, self._filled = self._ring.oldest(), len(buffer)
+            self._encoder.end += len(buffer)
+        return buffer
+
+    def _send(self) -> None:
+        self._channel.send((self._number, self._filled, self._amount, self._encoder.batch))
+        self._number, self._filled, self._amount = None, 0, 0
+        self._encoder.clear()
+
+    def _count(self, amount: int) -> None:
+        self._amount += amount

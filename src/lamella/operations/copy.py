@@ -23,7 +23,7 @@ from lamella.images.transports import ImageName, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES
 from lamella.oci.platform import Platform, parse_platform
-from lamella.operations.parallel import for_each
+from lamella.parallel import Consumer, for_each
 
 if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
@@ -180,7 +180,7 @@ def put_missing(
             observer.finish(part[1])
 
     try:
-        for_each(missing, put, min(writer.concurrent_puts, len(missing)), cancel)
+        for_each(missing, [Consumer(put)] * min(writer.concurrent_puts, len(missing)), cancel)
     finally:
         if progress is not None:
             progress.finish()
@@ -199,8 +199,8 @@ def _lacking(
 
     # The first request alone: it obtains the token and the connection that the others share.
     first = 1 if writer.is_remote else len(blobs)
-    for_each(blobs[:first], look, 1, cancel)
-    for_each(blobs[first:], look, min(writer.concurrent_puts, len(blobs) - first), cancel)
+    for_each(blobs[:first], [Consumer(look)], cancel)
+    for_each(blobs[first:], [Consumer(look)] * min(writer.concurrent_puts, len(blobs) - first), cancel)
     return lacking
 
 

@@ -27,7 +27,7 @@ from lamella.operations.layers.read import checked_reader
 if TYPE_CHECKING:
     from lamella.images.resolve import ImageLayer, PlatformImage
     from lamella.layers.policy import Policy
-    from lamella.layers.process_reader import Apart
+    from lamella.layers.process_reader import ReaderProcess
     from lamella.layers.windows.names import NameRules
     from lamella.progress import Cancellation, Progress
 
@@ -151,7 +151,7 @@ def _unpack(
     applied: Iterator[Applied]
     with ExitStack() as stack:
         # Before anything shows progress, which may take a thread.
-        other = _read_apart(layers, stack, row, rules) if apart and row.other_process and not windows_files else None
+        other = _start_reader(layers, stack, row, rules) if apart and row.other_process and not windows_files else None
         if progress is not None:
             progress.start("unpack", sum(layer.descriptor.size for layer in layers))
             stack.callback(progress.finish)
@@ -171,7 +171,7 @@ def _unpack(
 def _tree_applied(
     kind: str,
     layers: Sequence[ImageLayer],
-    other: Apart | None,
+    other: ReaderProcess | None,
     where: Path,
     policy: Policy | None,
     losses: Losses,
@@ -195,7 +195,7 @@ def _layers_applied(
     rules: NameRules | None,
     progress: Progress | None,
     cancel: Cancellation | None,
-    other: Apart | None,
+    other: ReaderProcess | None,
 ) -> Iterator[Applied]:
     """Apply each layer of ``image`` to a place of its own in ``directory``, over the places before it.
 
@@ -228,12 +228,11 @@ def _layers_applied(
         parents.insert(0, place)
 
 
-def _read_apart(
+def _start_reader(
     layers: Sequence[ImageLayer], stack: ExitStack, row: kinds.LayerKind, rules: NameRules | None
-) -> Apart | None:
+) -> ReaderProcess | None:
     """Another process that reads the layers, those of plain files; see `started`."""
-    from lamella.layers.process_reader import started
-    from lamella.layers.process_reader_worker import Blob
+    from lamella.layers.process_reader import Blob, start_reader
 
     windows = None
     if row.windows:
@@ -256,7 +255,7 @@ def _read_apart(
 
     if not all(layer.reader.plain_files for layer in layers):
         return None
-    return started(stack, sum(layer.descriptor.size for layer in layers), blobs)
+    return start_reader(stack, sum(layer.descriptor.size for layer in layers), blobs)
 
 
 def _check_kind(image: PlatformImage, kind: str | None) -> None:

@@ -24,9 +24,8 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Content, Put, Stream, dense
 from lamella.digests import Digest
 from lamella.errors import Cancelled, Exhausted, LossRefused, StreamConsumed, Unavailable
-from lamella.layers import process_reader_worker
-from lamella.layers.process_reader import Apart
-from lamella.layers.process_reader_worker import FORGET, POSIX, Blob, Record
+from lamella.layers import process_reader
+from lamella.layers.process_reader import Blob, ReaderProcess
 from lamella.layers.tar.source import tar_changes
 from lamella.layers.windows.names import NameRules
 from lamella.layers.windows.tar_source import EmptyData, windows_tar_changes
@@ -103,15 +102,15 @@ def here(path: Path, blob: bytes, windows: NameRules | None = None, **promised: 
         return told(lambda: iter(tar_changes(reader.next_buffer, end=reader.finish)), reader.finish)
 
 
-def apart(path: Path, blob: bytes, **promised: Any) -> Story:
-    with opened(path, blob) as file, Apart([Blob(file, **promised)]) as other:
-        layer = other.next()
+def read_by_worker(path: Path, blob: bytes, **promised: Any) -> Story:
+    with opened(path, blob) as file, ReaderProcess([Blob(file, **promised)]) as other:
+        layer = other.next_layer()
         return told(layer.changes, layer.finish)
 
 
 def same(path: Path, blob: bytes, **promised: Any) -> Story:
     expected = here(path, blob, **promised)
-    assert expected == apart(path, blob, **promised)
+    assert read_by_worker(path, blob, **promised) == expected
     return expected
 
 
@@ -153,58 +152,31 @@ def test_content_may_end_anywhere_in_a_buffer(size: int, tmp_path: Path) -> None
     assert "c" in [part[0] for part in same(tmp_path / "blob", gzipped(tar)) if isinstance(part, tuple)]
 
 
-@pytest.mark.parametrize(("bound", "most"), [("_MOST", 3), ("_MOST_BYTES", 100)])
-def test_metadata_beyond_what_is_remembered_is_right(
-    bound: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_reader_worker, bound, most)
-    values: list[dict[str, bytes]] = [{}, {"user.a": b"1"}, {"user.a": bytes(300)}]
+@pytest.mark.parametrize("size", [300, 200_000])
+def test_metadata_of_many_files_is_right(size: int, tmp_path: Path) -> None:
+    values: list[dict[str, bytes]] = [{}, {"user.a": b"1"}, {"user.a": bytes(size)}]
     tar = Tar()
     for number in range(40):
         tar.file(f"f{number}", mtime=number * 10**9 // 3, uid=number % 4, xattrs=values[number % 3])
     same(tmp_path / "blob", gzipped(tar.done()))
 
 
-def test_large_attributes_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Record] = []
-    message = Apart.message
-
-    def noted(apart: Apart, cancel: Cancellation | None) -> tuple[int, int, list[Record], int]:
-        found = message(apart, cancel)
-        told.extend(found[2])
-        return found
-
-    monkeypatch.setattr(Apart, "message", noted)
-    tar = Tar()
-    for number in range(60):
-        tar.file(f"f{number}", xattrs={"user.a": bytes([number]) * 200_000})
-    same(tmp_path / "blob", gzipped(tar.done()))
-    held = [0]
-    for record in told:
-        if record[0] == FORGET:
-            held.append(0)
-        elif record[0] == POSIX and record[5]:
-            held[-1] += sum(map(len, record[5].values()))
-    assert sum(held) == 60 * 200_000
-    assert max(held) <= 2 << 20
-
-
 def test_one_process_reads_one_blob_after_the_other(tmp_path: Path) -> None:
     blobs = [gzipped(Tar().file(f"f{number}", tar_like(2 * MIB - 1024)).done()) for number in range(9)]
     files = [opened(tmp_path / str(number), blob) for number, blob in enumerate(blobs)]
-    with Apart([Blob(file, "gzip", Digest.of(blob)) for file, blob in zip(files, blobs, strict=True)]) as other:
+    with ReaderProcess([Blob(file, "gzip", Digest.of(blob)) for file, blob in zip(files, blobs, strict=True)]) as other:
         for file in files:
             file.close()  # the other process has its own
         for number, blob in enumerate(blobs):
-            layer = other.next()
+            layer = other.next_layer()
             assert told(layer.changes, layer.finish) == here(tmp_path / "again", blob), number
 
 
 def test_progress_comes_to_the_size_of_the_blob(tmp_path: Path) -> None:
     blob = gzipped(mixed())
     seen: list[int] = []
-    with opened(tmp_path / "blob", blob) as file, Apart([Blob(file)]) as other:
-        other.next(progress=seen.append).finish()
+    with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other:
+        other.next_layer(progress=seen.append).finish()
     assert len(blob) == sum(seen)
 
 
@@ -214,12 +186,12 @@ def test_what_reading_a_layer_loses_is_told_here(tmp_path: Path) -> None:
     with opened(tmp_path / "here", blob) as file, BlobReader(file) as reader:
         for _ in tar_changes(reader.next_buffer, end=reader.finish, losses=expected):
             pass
-    with opened(tmp_path / "blob", blob) as file, Apart([Blob(file)]) as other:
-        other.next(losses=found).finish()
+    with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other:
+        other.next_layer(losses=found).finish()
     assert [loss.what for loss in found.kept] == ["what Windows keeps of a file"]
     assert expected == found
-    with opened(tmp_path / "blob", blob) as file, Apart([Blob(file)]) as other, pytest.raises(LossRefused):
-        other.next(losses=Losses(refuse=True)).finish()
+    with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other, pytest.raises(LossRefused):
+        other.next_layer(losses=Losses(refuse=True)).finish()
 
 
 # What is wrong with a blob ------------------------------------------------------------------------------------------
@@ -281,9 +253,9 @@ def test_a_bad_tar_has_the_same_error(tar: Tar, tmp_path: Path) -> None:
 
 
 def test_an_error_tells_where_in_the_other_process_it_arose(tmp_path: Path) -> None:
-    with opened(tmp_path / "blob", gzipped(b"\x01" * 512)) as file, Apart([Blob(file)]) as other:
+    with opened(tmp_path / "blob", gzipped(b"\x01" * 512)) as file, ReaderProcess([Blob(file)]) as other:
         with pytest.raises(Exception, match="checksum") as caught:
-            other.next().finish()
+            other.next_layer().finish()
         assert "field_cache.py" in str(caught.value.__cause__)
 
 
@@ -308,10 +280,10 @@ def test_whatever_is_raised_over_there_is_raised_here(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(process_reader_worker, "tar_changes", fail)
-    with opened(tmp_path / "blob", b"") as file, Apart([Blob(file)]) as other:
+    monkeypatch.setattr(process_reader, "tar_changes", fail)
+    with opened(tmp_path / "blob", b"") as file, ReaderProcess([Blob(file)]) as other:
         with pytest.raises(expected) as caught:
-            other.next().finish()
+            other.next_layer().finish()
         assert getattr(error, "hint", None) == getattr(caught.value, "hint", None)
         assert expected is RuntimeError or str(error) == str(caught.value)
 
@@ -322,9 +294,9 @@ def test_whatever_is_raised_over_there_is_raised_here(
 @pytest.mark.parametrize("size", [0, 10, 3 * MIB])
 def test_content_is_read_once_and_in_time(size: int, tmp_path: Path) -> None:
     tar = Tar().file("a", b"x" * size).file("b", b"y" * size).directory("c").done()
-    with opened(tmp_path / "blob", gzipped(tar)) as file, Apart([Blob(file)]) as other:
+    with opened(tmp_path / "blob", gzipped(tar)) as file, ReaderProcess([Blob(file)]) as other:
         contents = []
-        for change in other.next().changes():
+        for change in other.next_layer().changes():
             assert isinstance(change, Put)
             if change.content is None:
                 continue
@@ -340,8 +312,8 @@ def test_content_is_read_once_and_in_time(size: int, tmp_path: Path) -> None:
 
 def test_a_stream_of_content_ends_when_the_next_change_is_asked_for(tmp_path: Path) -> None:
     tar = Tar().file("a", b"x" * (3 * MIB)).file("b").done()
-    with opened(tmp_path / "blob", gzipped(tar)) as file, Apart([Blob(file)]) as other:
-        changes = other.next().changes()
+    with opened(tmp_path / "blob", gzipped(tar)) as file, ReaderProcess([Blob(file)]) as other:
+        changes = other.next_layer().changes()
         first = next(changes)
         assert isinstance(first, Put)
         assert first.content is not None
@@ -362,8 +334,8 @@ def child() -> int:
 
 def test_a_process_that_is_killed_is_an_error_of_its_own(tmp_path: Path) -> None:
     blob = gzipped(Tar().file("a", os.urandom(40 * MIB)).done())
-    with opened(tmp_path / "blob", blob) as file, Apart([Blob(file)]) as other:
-        changes = other.next().changes()
+    with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other:
+        changes = other.next_layer().changes()
         next(changes)
         os.kill(child(), signal.SIGKILL)
         with pytest.raises(Unavailable, match="process that reads the layers has ended"):
@@ -373,29 +345,28 @@ def test_a_process_that_is_killed_is_an_error_of_its_own(tmp_path: Path) -> None
 def test_a_wish_to_stop_is_seen_while_nothing_comes(tmp_path: Path) -> None:
     cancel = Cancellation()
     blob = gzipped(Tar().file("a", os.urandom(40 * MIB)).done())
-    with opened(tmp_path / "blob", blob) as file, Apart([Blob(file)]) as other:
+    with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other:
         os.kill(child(), signal.SIGSTOP)
         timer = threading.Timer(0.3, cancel.cancel)
         timer.start()
         with pytest.raises(Cancelled):
-            other.next(cancel=cancel).finish()
+            other.next_layer(cancel=cancel).finish()
         timer.join()
 
 
 def test_nothing_is_left_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
-    with opened(tmp_path / "blob", gzipped(mixed())) as file, Apart([Blob(file)]) as other:
-        next(other.next().changes())
+    with opened(tmp_path / "blob", gzipped(mixed())) as file, ReaderProcess([Blob(file)]) as other:
+        next(other.next_layer().changes())
     other.close()
     assert before == os.listdir("/proc/self/fd")
 
 
 PARENT = """
 import sys, time
-from lamella.layers.process_reader import Apart
-from lamella.layers.process_reader_worker import Blob
-with open(sys.argv[1], "rb", buffering=0) as file, Apart([Blob(file)]) as other:
-    next(other.next().changes())
+from lamella.layers.process_reader import Blob, ReaderProcess
+with open(sys.argv[1], "rb", buffering=0) as file, ReaderProcess([Blob(file)]) as other:
+    next(other.next_layer().changes())
     print("reading", flush=True)
     time.sleep(60)
 """

@@ -64,7 +64,7 @@ def command(
     """
     from lamella.digests import parse_digest
     from lamella.layers.kinds import LAYER_KINDS
-    from lamella.operations.layers.apply import apply_apart, apply_blob, read_apart
+    from lamella.operations.layers.apply import apply_blob, apply_reading, start_blob_reader
 
     row = LAYER_KINDS[kind]
     if parents and not row.has_parents:
@@ -78,11 +78,11 @@ def command(
         other = None
         if row.windows and row.other_process and blob != "-":
             # Before anything shows progress, which may take a thread.
-            other = stack.enter_context(read_apart(Path(blob), digest=wanted, diff_id=diff_id, rules=rules))
+            other = stack.enter_context(start_blob_reader(Path(blob), digest=wanted, diff_id=diff_id, rules=rules))
         stack.enter_context(job.step("apply", None if blob == "-" else _size(blob)))
         if other is not None:
-            layer = other.next(progress=job.advance, cancel=job.cancel)
-            applied = apply_apart(layer, directory, kind=kind, parents=parents, losses=job.losses, cancel=job.cancel)
+            layer = other.next_layer(progress=job.advance, cancel=job.cancel)
+            applied = apply_reading(layer, directory, kind=kind, parents=parents, losses=job.losses, cancel=job.cancel)
         else:
             applied = apply_blob(
                 console.binary_input() if blob == "-" else Path(blob),

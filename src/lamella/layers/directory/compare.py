@@ -1,47 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two directories looked at side by side, by several processes: most files of a diff are the same in both.
+"""Comparison of two directories for a diff, by several processes: most files are the same in both.
 
-What a pair of equal files costs is system calls and interpreter time. So the two files are opened once, and all there
-is to know comes from their descriptors: content, metadata and attributes together. The interpreter's part threads
-cannot share: with more than one processor further processes, each with the descriptors of both roots, look at
-directories too. They only ever say which pairs are surely the same; everything else is looked at again, and said, by
-the process that asked.
+A pair of equal files costs system calls and interpreter time. So the two files are opened once, and content, metadata
+and attributes all come from their descriptors. Threads cannot share the interpreter's part: with more than one
+processor, worker processes that have the descriptors of both roots compare directories too. They only report which
+pairs are certainly the same; this process looks at everything else again.
 """
 
 from __future__ import annotations
 
 import errno
-import marshal
 import os
 import select
 import stat
-import sys
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from contextlib import suppress
+from typing import Final, TypeAlias
 
 from lamella.changes.model import Entry, Kind
-from lamella.errors import LamellaError
+from lamella.errors import LamellaError, Unavailable
 from lamella.host import file_io
+from lamella.host.worker import Channel, Worker, can_fork, processors
+from lamella.layers.directory.content import OpenDirectory
+from lamella.layers.directory.reader import DirectoryReader
 from lamella.paths import ROOT, LayerPath, join
-
-if TYPE_CHECKING:
-    from lamella.layers.directory.tree import DirectoryTree
 
 _STEP: Final = 256 << 10
 _OPEN_DIRECTORIES: Final = 128
 _SECOND: Final = 1_000_000_000
 
 _BATCH: Final = 24
-"""Directories handed over at once."""
+"""Directories in one message to a worker."""
 _BATCHES: Final = 4
-"""Batches that a worker has at most: one that it works on, and some that keep it from waiting for a busy parent."""
+"""Batches that a worker has at most: one in work, and some that keep it from waiting for a busy parent."""
 _WORTH: Final = 200
-"""Directories from which on it pays to start a process, which takes about as long as to look at so many."""
+"""Directories from which on workers are started: an interpreter starts in about the time that so many take."""
 _MOST_WORKERS: Final = 3
 _MOST_UNUSED: Final = 4096
-"""Directories that may have been looked at without having been asked for."""
-
+"""Directories that may be compared before the diff asks for them."""
 
 _UNKNOWN: Final = 0
 _SAME: Final = 1
@@ -49,30 +45,25 @@ _SAME: Final = 1
 _SAME_BYTES: Final = 2
 """In all respects but other names."""
 
-
-Opening: TypeAlias = Callable[[str], int]
-"""Opens a directory by its canonical path, without following links; the descriptor is good until the next call."""
-
-Looked: TypeAlias = tuple[bool, list[str], list[str], list[str], list[str]]
-"""Whether the directory is the same in its metadata; names in the lower and the upper one, but those of files that are
-the same and of directories that are in both; of files whose content is the same though they have other names; of the
-directories that are in both."""
+ComparedDirectory: TypeAlias = tuple[bool, list[str], list[str], list[str], list[str]]
+"""Whether the directory's own metadata are the same; the names in the lower and in the upper one, without equal files
+and without directories that are in both; files that are equal but for their other names; the directories in both."""
 
 
 class Pairs:
     """Compares directories, one at a time."""
 
-    def __init__(self, lower: Opening, upper: Opening, *, exact: bool, xattrs: bool = True) -> None:
+    def __init__(self, lower: OpenDirectory, upper: OpenDirectory, *, exact: bool, xattrs: bool = True) -> None:
         self._lower, self._upper = lower, upper
         self._exact = exact
         self._xattrs = xattrs
         self._one, self._other = bytearray(_STEP), bytearray(_STEP)
         self._one_view, self._other_view = memoryview(self._one), memoryview(self._other)
         self._reads_first = True
-        """Whether files are read before anything else is known of them: as long as no time is believed."""
+        """Whether files are read before their metadata are compared: while no modification time is conclusive."""
 
-    def look(self, directory: LayerPath) -> Looked:
-        """What is to be told of ``directory``, which must be in both. Raises OSError and LamellaError."""
+    def compare(self, directory: LayerPath) -> ComparedDirectory:
+        """Compare ``directory``, which must be in both. Raises OSError and LamellaError."""
         low, up = self._lower(directory), self._upper(directory)
         lows, low_files, low_directories = _scan(low)
         ups, up_files, up_directories = _scan(up)
@@ -105,7 +96,7 @@ class Pairs:
                     os.close(other)
             finally:
                 os.close(one)
-        except OSError:  # whoever looks at it next has the same error, and something to say of it
+        except OSError:  # the process that looks at the file again reports it
             return _UNKNOWN
 
     def _compare(self, one: int, other: int) -> int:
@@ -113,17 +104,17 @@ class Pairs:
             first, second = os.fstat(one), os.fstat(other)
             if not _same_facts(first, second):
                 return _UNKNOWN
-            if self._believed(first):
+            if self._conclusive(first):
                 return self._verdict(one, other, first, second, read=False)
             self._reads_first = True
         length = os.readv(one, (self._one,))
         if os.readv(other, (self._other,)) != length:
             return _UNKNOWN
-        # Looked at after reading: a file that was written to meanwhile has a time that the other cannot have.
+        # The status comes after the data: a file written to meanwhile has a time that the other cannot have.
         first, second = os.fstat(one), os.fstat(other)
         if not _same_facts(first, second):
             return _UNKNOWN
-        if self._believed(first):
+        if self._conclusive(first):
             self._reads_first = False
             return self._verdict(one, other, first, second, read=False)
         if not self._one.startswith(self._other_view[:length]):
@@ -132,8 +123,8 @@ class Pairs:
             return _UNKNOWN
         return self._verdict(one, other, first, second, read=True)
 
-    def _believed(self, status: os.stat_result) -> bool:
-        """Whether the same time tells the same content."""
+    def _conclusive(self, status: os.stat_result) -> bool:
+        """Whether an equal modification time proves equal content: it has a fraction, and the diff is not exact."""
         return not self._exact and status.st_mtime_ns % _SECOND != 0
 
     def _verdict(self, one: int, other: int, first: os.stat_result, second: os.stat_result, *, read: bool) -> int:
@@ -170,7 +161,7 @@ def _same_directory(one: int, other: int, *, xattrs: bool) -> bool:
 
 
 def _same_xattrs(one: int, other: int) -> bool:
-    """Whether all attributes are the same, whatever of them is reported."""
+    """Whether all extended attributes are the same, also those that no layer reports."""
     names = _xattrs(one)
     return names == _xattrs(other) and all(os.getxattr(one, name) == os.getxattr(other, name) for name in names)
 
@@ -185,7 +176,7 @@ def _xattrs(file: int) -> list[str]:
 
 
 def _scan(directory: int) -> tuple[list[str], set[str], set[str]]:
-    """All names, those of regular files, those of directories; without looking at any of them."""
+    """All names, those of regular files, and those of directories; no file is opened."""
     names: list[str] = []
     files: set[str] = set()
     directories: set[str] = set()
@@ -213,35 +204,39 @@ def _same_facts(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 class DirectoriesComparison:
-    """A `lamella.changes.diff.Comparison` of two directory trees."""
+    """A `lamella.changes.diff.Comparison` of two directory trees.
+
+    Directories form a stack of jobs, the next one on top. This process compares the one that it needs; workers are
+    given batches of those that follow.
+    """
 
     def __init__(
         self,
-        lower: DirectoryTree,
-        upper: DirectoryTree,
+        lower: DirectoryReader,
+        upper: DirectoryReader,
         *,
         exact: bool,
         xattrs: bool = True,
         workers: int | None = None,
     ) -> None:
+        """Compare with at most ``workers`` further processes; None for what the machine has."""
         self._lower, self._upper = lower, upper
         self._exact, self._xattrs = exact, xattrs
         self._pairs = Pairs(lower.descriptor, upper.descriptor, exact=exact, xattrs=xattrs)
-        self._wanted = min(_MOST_WORKERS, _processors() - 1) if workers is None else workers
+        self._wanted = min(_MOST_WORKERS, processors() - 1) if workers is None else workers
         """Workers still to be started."""
-        self._workers: list[_Worker] = []
+        self._workers: list[_PairsWorker] = []
         self._jobs: dict[LayerPath, _Job] = {}
-        """Directories that will be asked for."""
+        """Directories that the diff will ask for."""
         self._pending: list[_Job] = []
-        """Those that nobody has begun with, the next last; and some that have been done since."""
+        """A LIFO queue of jobs that have not begun; may hold stale ones."""
         self._unused = 0
-        """How many have been begun with and not been asked for."""
-        self._looked = 0
+        """Jobs that have begun and were not asked for yet."""
+        self._compared = 0
         self._linked: set[str] = set()
         """Files with several names whose content is known to be the same."""
 
     def entries(self, directory: LayerPath) -> tuple[list[Entry], list[Entry], bool]:
-        """See `Comparison.entries`."""
         if self._workers:
             self._collect(wait=False)
         job = self._jobs.pop(directory, None)
@@ -249,69 +244,68 @@ class DirectoriesComparison:
             job = _Job(directory)
         else:
             self._unused -= job.begun
-        while job.looked is None and not job.failed:
+        while job.compared is None and not job.failed:
             if not job.begun:
-                self._look(job)
-            elif not self._collect(wait=False) and not self._help():
+                self._compare(job)
+            elif not self._collect(wait=False) and not self._work_ahead():
                 self._collect(wait=True)
-        if job.looked is None:  # what is wrong, the trees will say
+        if job.compared is None:  # the trees meet the same error, and raise it
             return self._lower.entries(directory), self._upper.entries(directory), False
-        same, lows, ups, linked, both = job.looked
+        same, lows, ups, linked, both = job.compared
         for name in linked:
             self._linked.add(join(directory, name))
         bare = [Entry(join(directory, name), Kind.DIRECTORY, None) for name in both]
-        return _with(self._lower.listed(directory, lows), bare), _with(self._upper.listed(directory, ups), bare), same
+        return _merge(self._lower.listed(directory, lows), bare), _merge(self._upper.listed(directory, ups), bare), same
 
     def same(self, path: LayerPath) -> bool:
-        """See `Comparison.same`. Raises Conflict, Denied and the like where a file cannot be read."""
         if path in self._linked:
             self._linked.remove(path)
             return True
         return self._upper.same_content(path, self._lower, path)
 
     def close(self) -> None:
-        """See `Comparison.close`."""
         for worker in self._workers:
             worker.close()
         self._workers.clear()
         self._wanted = 0
 
-    def _look(self, job: _Job) -> None:
-        """Look at a directory here and now."""
+    def _compare(self, job: _Job) -> None:
+        """Compare a directory in this process."""
         job.begun = True
         try:
-            looked = self._pairs.look(job.path)
+            compared = self._pairs.compare(job.path)
         except (OSError, LamellaError):
             job.failed = True
         else:
-            self._note(job, looked)
+            self._record(job, compared)
 
-    def _note(self, job: _Job, looked: Looked) -> None:
-        job.looked = looked
-        self._looked += 1
-        jobs = [_Job(join(job.path, name)) for name in looked[4]]
+    def _record(self, job: _Job, compared: ComparedDirectory) -> None:
+        job.compared = compared
+        self._compared += 1
+        jobs = [_Job(join(job.path, name)) for name in compared[4]]
         for child in jobs:
             self._jobs[child.path] = child
         self._pending.extend(reversed(jobs))
         if len(self._pending) > 1:
-            self._hand_out()
+            self._distribute()
 
-    def _help(self) -> bool:
-        """Look at a directory that will be asked for; False where there is none."""
+    def _work_ahead(self) -> bool:
+        """Compare a directory that the diff will ask for; False if there is none."""
         while self._pending and self._unused < _MOST_UNUSED:
             job = self._pending.pop()
             if not job.begun:
                 self._unused += 1
-                self._look(job)
+                self._compare(job)
                 return True
         return False
 
-    def _hand_out(self) -> None:
-        if self._wanted and self._looked >= _WORTH:
+    def _distribute(self) -> None:
+        """Give batches to the workers, which are started once there is enough to do."""
+        if self._wanted and self._compared >= _WORTH:
             self._start()
         for worker in self._workers:
             if len(worker.batches) < _BATCHES and self._unused < _MOST_UNUSED:
-                # The very next is for this process, which comes to it sooner.
+                # This process needs the very next one sooner than a worker would have it.
                 following = self._pending.pop() if self._pending else None
                 batch: list[_Job] = []
                 most = min(_BATCH, (len(self._pending) + 1) // 2)
@@ -327,41 +321,37 @@ class DirectoriesComparison:
 
     def _start(self) -> None:
         wanted, self._wanted = self._wanted, 0
-        if not sys.executable or getattr(sys, "frozen", False):  # what would be started is not an interpreter
-            return
         roots = (self._lower.descriptor(ROOT), self._upper.descriptor(ROOT))
-        try:
+        with suppress(OSError):  # then this process compares alone
             for _ in range(wanted):
-                self._workers.append(_Worker(roots, exact=self._exact, xattrs=self._xattrs))
-        except OSError:  # then this process does what others will not
-            pass
+                self._workers.append(_PairsWorker(roots, exact=self._exact, xattrs=self._xattrs))
 
     def _collect(self, *, wait: bool) -> bool:
-        """Take note of what workers have seen; False where it is nothing."""
+        """Record results of the workers; False if there are none."""
         busy = {worker.output: worker for worker in self._workers if worker.batches}
         if not busy:
             return False
         poll = select.poll()
         for output in busy:
             poll.register(output, select.POLLIN)
-        done = False
-        for output, _ in poll.poll(None if wait else 0):
-            worker = busy[output]
-            for job, looked in worker.take():
-                done = True
-                if looked is None:
+        ready = [busy[output] for output, _ in poll.poll(None if wait else 0)]
+        for worker in ready:
+            try:
+                results = worker.take()
+            except Unavailable:
+                self._drop(worker)
+                continue
+            for job, compared in results:
+                if compared is None:
                     job.failed = True
                 else:
-                    self._note(job, looked)
-            if worker.ended:
-                self._lose(worker)
-                done = True
-        if done:
-            self._hand_out()
-        return done
+                    self._record(job, compared)
+        if ready:
+            self._distribute()
+        return bool(ready)
 
-    def _lose(self, worker: _Worker) -> None:
-        """Go on without a worker that has ended, with what it had to do."""
+    def _drop(self, worker: _PairsWorker) -> None:
+        """Go on without a worker that has ended; the trees read the directories that it had."""
         self._workers.remove(worker)
         for batch in worker.batches:
             for job in batch:
@@ -369,8 +359,8 @@ class DirectoriesComparison:
         worker.close()
 
 
-def _with(entries: list[Entry], directories: list[Entry]) -> list[Entry]:
-    """Both, sorted by the bytes of their names, as each of them is."""
+def _merge(entries: list[Entry], directories: list[Entry]) -> list[Entry]:
+    """Both lists in one, which is sorted by the bytes of the names, as each of them is."""
     if not entries or not directories:
         return entries or directories
     return sorted((*entries, *directories), key=lambda entry: _bytes(entry.path))
@@ -381,103 +371,53 @@ def _bytes(name: str) -> bytes:
 
 
 class _Job:
-    """A directory to look at."""
+    """A directory to compare."""
 
-    __slots__ = ("begun", "failed", "looked", "path")
+    __slots__ = ("begun", "compared", "failed", "path")
 
     def __init__(self, path: LayerPath) -> None:
         self.path = path
         self.begun = False
         self.failed = False
-        self.looked: Looked | None = None
+        self.compared: ComparedDirectory | None = None
 
 
-class _Worker:
-    """A process that looks at directories."""
+class _PairsWorker(Worker):
+    """A process that compares directories, in batches."""
 
     def __init__(self, roots: tuple[int, int], *, exact: bool, xattrs: bool) -> None:
-        import subprocess
-
-        code = "import sys; sys.path[:] = sys.argv[5:]; from lamella.layers.directory.compare import serve; serve()"
-        options = (*roots, int(exact), int(xattrs))
-        # In a session of its own: Ctrl-C is for the process that the user sees, which ends this one.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code, *map(str, options), *filter(None, sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            pass_fds=roots,
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None  # noqa: S101
-        assert self._process.stdout is not None  # noqa: S101
-        self._input = self._process.stdin.fileno()
-        self.output = self._process.stdout.fileno()
+        super().__init__(_serve, *roots, exact, xattrs, task="compares directories", fork=can_fork(), keep=roots)
         self.batches: deque[list[_Job]] = deque()
-        self.ended = False
-        self._read = bytearray()
+        """The batches that it has, the oldest first."""
 
     def give(self, batch: list[_Job]) -> None:
-        """Hand over a batch. A worker that cannot take it has ended, as `take` will find out."""
+        """Hand over a batch. A process that has ended is noticed by `take`."""
         for job in batch:
             job.begun = True
         self.batches.append(batch)
-        try:
-            _send(self._input, [job.path for job in batch])
-        except OSError:
-            self.ended = True
+        with suppress(Unavailable):
+            self.send([job.path for job in batch])
 
-    def take(self) -> list[tuple[_Job, Looked | None]]:
-        """What has been seen, which is asked for when there is something to read; `ended` tells when no more comes."""
-        piece = os.read(self.output, 1 << 16)
-        if not piece:
-            self.ended = True
-        self._read += piece
-        seen: list[tuple[_Job, Looked | None]] = []
-        while (end := 4 + int.from_bytes(self._read[:4], "big")) <= len(self._read) and self.batches:
-            answer: list[Looked | None] = marshal.loads(self._read[4:end])  # noqa: S302  # from a child of our own
-            del self._read[:end]
-            seen += zip(self.batches.popleft(), answer, strict=True)
-        return seen
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        with self._process:
-            pass
+    def take(self) -> list[tuple[_Job, ComparedDirectory | None]]:
+        """The result of the oldest batch, awaited; None for a directory that could not be read. Raises Unavailable."""
+        answer: list[ComparedDirectory | None] = self.receive()
+        return list(zip(self.batches.popleft(), answer, strict=True))
 
 
-def _send(output: int, message: list[LayerPath] | list[Looked | None]) -> None:
-    data = marshal.dumps(message)
-    view = memoryview(len(data).to_bytes(4, "big") + data)
-    while view:
-        view = view[os.write(output, view) :]
-
-
-def serve() -> None:
-    """Be a worker: look at the directories that standard input names, until it ends."""
-    lower, upper, exact, xattrs = map(int, sys.argv[1:5])
-    pairs = Pairs(_opening(lower), _opening(upper), exact=bool(exact), xattrs=bool(xattrs))
-    requests = sys.stdin.buffer
-    while header := requests.read(4):
-        answers: list[Looked | None] = []
-        for path in marshal.loads(requests.read(int.from_bytes(header, "big"))):  # noqa: S302  # from our parent
-            try:
-                answers.append(pairs.look(path))
-            except (OSError, LamellaError):
-                answers.append(None)
-        _send(1, answers)
-
-
-def _opening(root: int) -> Opening:
+def _serve(channel: Channel, lower: int, upper: int, exact: bool, xattrs: bool) -> None:
+    """Compare the directories that each message names, beneath the roots that are open as ``lower`` and ``upper``."""
     from lamella.layers.directory.dirfd_cache import Descriptors
 
-    return Descriptors(root, most=_OPEN_DIRECTORIES).open
+    below, above = (Descriptors(root, most=_OPEN_DIRECTORIES).open for root in (lower, upper))
+    pairs = Pairs(below, above, exact=exact, xattrs=xattrs)
 
+    def compare(batch: list[LayerPath]) -> list[ComparedDirectory | None]:
+        answers: list[ComparedDirectory | None] = []
+        for path in batch:
+            try:
+                answers.append(pairs.compare(path))
+            except (OSError, LamellaError):
+                answers.append(None)
+        return answers
 
-def _processors() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    channel.answer(compare)

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeAlias
 
 from lamella.changes.model import Buffer, Content
 from lamella.errors import Conflict, Denied, LamellaError, SizeMismatch, from_os
 from lamella.host import file_io
-
-if TYPE_CHECKING:
-    from lamella.layers.directory.tree import DirectoryTree
 
 
 def write_rest(file: int, chunk: bytes | bytearray | memoryview, done: int) -> None:
@@ -48,6 +45,9 @@ def write_sparse(file: int, content: Content, path: str) -> None:
     os.ftruncate(file, content.size)
 
 
+OpenDirectory: TypeAlias = Callable[[str], int]
+"""Opens a directory by its canonical path, without following links; the descriptor is valid until the next call."""
+
 Facts: TypeAlias = tuple[int, int, int, int, bool]
 """Of a regular file: size, mtime in ns, inode, device, and whether it may have holes."""
 
@@ -66,10 +66,10 @@ class FileOnDisk:
     the first byte or after the last, and in any case before the iteration ends well.
     """
 
-    __slots__ = ("_extents", "_tree", "facts", "path", "size")
+    __slots__ = ("_extents", "_open_directory", "facts", "path", "size")
 
-    def __init__(self, tree: DirectoryTree, path: str, facts: Facts) -> None:
-        self._tree = tree
+    def __init__(self, open_directory: OpenDirectory, path: str, facts: Facts) -> None:
+        self._open_directory = open_directory
         self.path = path
         self.facts = facts
         self.size = facts[0]
@@ -107,7 +107,7 @@ class FileOnDisk:
         """All bytes of a small file, read by as few calls as can be."""
         size, mtime, inode, device, _ = self.facts
         parent, _, name = self.path.rpartition("/")
-        directory = self._tree.descriptor(parent)
+        directory = self._open_directory(parent)
         try:
             file = os.open(name, file_io.READ_FILE, dir_fd=directory)
             try:
@@ -157,7 +157,7 @@ class FileOnDisk:
         """A descriptor, which the caller closes. Raises Conflict, Denied."""
         parent, _, name = self.path.rpartition("/")
         try:
-            return os.open(name, file_io.READ_FILE, dir_fd=self._tree.descriptor(parent))
+            return os.open(name, file_io.READ_FILE, dir_fd=self._open_directory(parent))
         except OSError as error:
             raise self.failure(error) from error
 

@@ -1,43 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory on disk, read as a tree: nothing is followed, nothing but directories and regular files is opened."""
+"""A directory on disk as a `Tree`, with a walk and a comparison that open each file once."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Callable, Hashable
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
 
-from lamella import host
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import KINDS, NO_XATTRS, Entry, Kind, Posix
-from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, StreamConsumed, Unsupported, from_os
-from lamella.layers.directory.attrs import OVERRIDE, ROOTLESS, Override, decode_override, decode_owner
-from lamella.layers.directory.content import Facts, FileOnDisk, same_bytes
-from lamella.layers.directory.dirfd_cache import Descriptors, open_root
-from lamella.layers.policy import refusal
-from lamella.paths import ROOT, LayerPath, split
+from lamella.changes.model import EMPTY, Buffer, Change, Content, Entry, Kind, Link, Put
+from lamella.errors import Conflict, NotFound
+from lamella.host import file_io
+from lamella.layers.directory.content import Facts, FileOnDisk
+from lamella.layers.directory.reader import DirectoryReader
+from lamella.paths import ROOT, LayerPath
+from lamella.times import SECOND
 
 if TYPE_CHECKING:
     from lamella.layers.directory.compare import DirectoriesComparison
-    from lamella.layers.directory.walk import Walk
+
+_AT_ONCE: Final = 64 << 10
+"""Files up to this size are read when they are met."""
+_SETTLED: Final = 600 * SECOND
+"""A file whose status changed longer ago is not being written to, even if the clock of a file server differs."""
+
+
+class DirectoryTree(DirectoryReader):
+    """A `Tree` over the directory ``root``; see `DirectoryReader` for its arguments and promises."""
+
+    def changes(self) -> Walk:
+        """The changes of `lamella.changes.tree.walk`, faster if the content of each file is read as it comes."""
+        return Walk(self)
+
+    def comparison(self, lower: DirectoryTree, *, exact: bool) -> DirectoriesComparison | None:
+        """A comparison of both trees for a diff from ``lower``; see `lamella.changes.diff.Comparison`.
+
+        None if the trees would make different entries of the same metadata on disk.
+        """
+        from lamella.layers.directory.compare import DirectoriesComparison
+
+        if self.settings != lower.settings:
+            return None
+        return DirectoriesComparison(lower, self, exact=exact, xattrs=self.asks_for_xattrs)
 
 
 def lost_sockets(losses: Losses | None, below: DirectoryTree | None = None) -> Callable[[LayerPath], None] | None:
-    """What `DirectoryTree.left_out` is to be, so that ``losses`` have each socket once.
-
-    A socket that was ``below`` already is no change, and so nothing that is lost of one.
-    """
+    """A function for `DirectoryTree.left_out` that records each socket once, unless ``below`` has it already."""
     if losses is None:
         return None
-    told: set[LayerPath] = set()
+    seen: set[LayerPath] = set()
 
     def left_out(path: LayerPath) -> None:
-        if path in told:
+        if path in seen:
             return
-        told.add(path)
+        seen.add(path)
         status = None if below is None else below.status(path)
         if status is None or not stat.S_ISSOCK(status.st_mode):
             losses.record(Loss(path, "socket", "no layer can hold one"))
@@ -45,401 +63,129 @@ def lost_sockets(losses: Losses | None, below: DirectoryTree | None = None) -> C
     return left_out
 
 
-_KEPT_LISTINGS: Final = 256
-_KEPT_FACTS: Final = 65536
-_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-_STANDS_FOR: Final = frozenset({Kind.CHARACTER, Kind.BLOCK, Kind.FIFO})
+class Walk:
+    """The changes of `lamella.changes.tree.walk`, the same in every respect; for one iteration.
 
-
-class _Listing:
-    """What is remembered of a directory that was listed, for the questions that follow about its files."""
-
-    __slots__ = ("files", "linked", "size")
-
-    def __init__(self) -> None:
-        self.files: dict[str, Facts] = {}
-        self.linked: dict[str, tuple[int, int]] = {}
-        self.size = 0
-
-
-class DirectoryTree:
-    """A `Tree` over the directory ``root``. Use it as a context manager, or `close` it; for one thread at a time.
-
-    Directories are opened component by component without following links, so a link that is slipped in while the
-    tree is read leads nowhere. A file that vanishes, grows, shrinks or is replaced meanwhile raises Conflict. Sockets
-    are not listed: no layer can hold them. Whoever wants to hear of them sets `left_out`.
-
-    ``owners`` says whose files these are: ``"actual"`` takes the ids on disk. With ``"recorded"``, ids and devices
-    count that were recorded in attributes (`directory.attrs`), and what belongs to whoever runs this, or to
-    the owner of the root, without a record belongs to 0. The default is ``"recorded"`` for all but root: a privileged
-    process must not believe attributes that any owner of a file can set.
-
-    ``xattrs`` says which extended attributes are reported: ``"all"`` that a layer may carry
-    (`lamella.layers.policy.refusal`), ``"capability"`` for file capabilities alone, as containerd does, or ``"none"``.
+    `walk` asks for the metadata of a file by its name and opens the file later for its content. This opens small files
+    once and takes both from the descriptor.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        *,
-        owners: Literal["actual", "recorded"] | None = None,
-        xattrs: Literal["all", "capability", "none"] = "all",
-        open_directories: int = 128,
-    ) -> None:
-        """Open ``root``; never more than ``open_directories`` are. Raises NotFound, Conflict (no directory), Denied."""
-        if os.stat not in os.supports_dir_fd:
-            raise Unsupported("this system cannot open files relative to a directory")
-        self._descriptors = Descriptors(open_root(root), most=open_directories)
-        self._known = self._descriptors.known
-        self._recorded = (os.geteuid() != 0) if owners is None else owners == "recorded"
-        self._xattrs = xattrs
-        self._mute: set[int] = set()
-        """Devices whose file system has no extended attributes."""
-        self._listings: dict[str, _Listing] = {}
-        self._facts = 0
-        self._near = ""
-        self.marks: tuple[str, dict[LayerPath, dict[str, bytes]]] | None = None
-        """For a layer of an overlay: a prefix of attributes' names, and where `entries` and `lookup` note those that
-        have it, by path, by rest. A socket is a whiteout then, since it hides what is below.
-        """
-        self.left_out: Callable[[LayerPath], None] | None = None
-        """Told of each socket that `entries` and `lookup` come by, as often as they do."""
-        self._own_users: frozenset[int] = frozenset()
-        self._own_groups: frozenset[int] = frozenset()
-        if self._recorded:
-            status = os.fstat(self._descriptors.root)
-            self._own_users = frozenset({os.geteuid(), status.st_uid})
-            self._own_groups = frozenset({os.getegid(), *os.getgroups(), status.st_gid})
+    def __init__(self, tree: DirectoryReader) -> None:
+        self.tree = tree
+        self._buffer = bytearray(_AT_ONCE + 1)
+        self._view = memoryview(self._buffer)
+        self.turn = 0
+        """The number of the file whose content the buffer holds."""
+        self._settled = time.time_ns() - _SETTLED
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close all that is open; nothing can be asked any more, of its files neither."""
-        self._descriptors.close()
-        self._listings.clear()
-
-    def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`. A socket counts as nothing; but see `marks`."""
-        if not path:
-            return self._root()
-        parent, name = split(path)
-        try:
-            found = self._read(parent, self._open(parent), [name], _Listing())
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                return None
-            raise from_os(error, f"look at {path!r}") from error
-        return found[0] if found else None
-
-    def status(self, path: LayerPath) -> os.stat_result | None:
-        """What the file system says of ``path``, which is not the root; None where nothing is."""
-        parent, _, name = path.rpartition("/")
-        try:
-            descriptor = self._known.get(parent)
-            if descriptor is None:
-                descriptor = self._open(parent)
-            return os.lstat(name, dir_fd=descriptor)
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                return None
-            raise from_os(error, f"look at {path!r}") from error
-
-    def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `Tree.entries`. Raises Conflict where something in it vanishes meanwhile."""
-        return self.listed(directory, None)
-
-    def listed(self, directory: LayerPath, names: list[str] | None) -> list[Entry]:
-        """What of ``names``, or None for all, is in ``directory``; as `entries`. It is not looked for other names."""
-        if names is not None and not names:
-            return []
-        descriptor = self.descriptor(directory)
-        listing = _Listing()
-        try:
-            if names is None:
-                names = os.listdir(descriptor)
-            if "".join(names).isascii():
-                names.sort()
+    def __iter__(self) -> Iterator[Change]:
+        tree = self.tree
+        root = tree.lookup(ROOT)
+        if root is None:
+            raise NotFound("the tree has no root")
+        yield Put(root, None)
+        firsts: dict[Hashable, LayerPath] = {}
+        above: list[tuple[str, Iterator[Entry | str]]] = []
+        directory, rest = "", self._listed(ROOT)
+        while True:
+            for found in rest:
+                content: Content | None = None
+                if type(found) is str:
+                    entry, content, identity = self._file(directory, found)
+                else:
+                    entry = found  # type: ignore[assignment]  # the other half of the union
+                    if entry.kind is Kind.DIRECTORY:
+                        yield Put(entry, None)
+                        above.append((directory, rest))
+                        directory, rest = entry.path, self._listed(entry.path)
+                        break
+                    identity = tree.identity(entry.path)
+                if identity is not None:
+                    first = firsts.setdefault(identity, entry.path)
+                    if first != entry.path:
+                        yield Link(entry.path, first)
+                        continue
+                yield Put(entry, content)
             else:
-                names.sort(key=_bytes)
-            found = self._read(directory, descriptor, names, listing)
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                raise Conflict(
-                    f"{directory or '/'!r} changed while it was listed: {error.filename!r} is gone"
-                ) from error
-            raise from_os(error, f"list {directory or '/'!r}") from error
-        self._remember(directory, listing)
-        return found
+                if not above:
+                    return
+                directory, rest = above.pop()
 
-    def changes(self) -> Walk:
-        """The changes of `lamella.changes.tree.walk`, faster where the content of each file is read as it comes."""
-        from lamella.layers.directory.walk import Walk
+    def _listed(self, directory: LayerPath) -> Iterator[Entry | str]:
+        """The contents of ``directory`` in the order of the names: a regular file as its name, others as entries."""
+        with os.scandir(self.tree.descriptor(directory)) as scan:
+            files = {found.name: None if found.is_file(follow_symlinks=False) else found for found in scan}
+        others = self.tree.listed(directory, [name for name, found in files.items() if found is not None])
+        if not others:
+            return iter(_in_order(list(files)))
+        start = len(directory) + 1 if directory else 0
+        known = {entry.path[start:]: entry for entry in others}
+        names = _in_order([name for name, found in files.items() if found is None or name in known])
+        return iter([known.get(name, name) for name in names])
 
-        return Walk(self)
-
-    def described(self, path: LayerPath, status: os.stat_result, file: int) -> Entry:
-        """The entry of a regular file that is open, which must not be asked for by name then. Raises OSError."""
-        posix = Posix(status[0] & 0o7777, status[4], status[5], status.st_mtime_ns)
-        entry = Entry(path, Kind.FILE, posix, status[6])
-        if self._recorded:
-            self._own(posix)
-        if self._asks() and not (self._mute and status[2] in self._mute):
-            held: list[str] = []
-            try:
-                held = host.list_xattrs(file)
-            except OSError as error:
-                self._no_attributes(error, status[2])
-            if held:
-                self._describe(entry, posix, held, file, _Listing())
-        return entry
-
-    def open(self, path: LayerPath) -> FileOnDisk:
-        """See `Tree.open`. Nothing is opened before the content is asked for."""
-        return FileOnDisk(self, path, self._facts_of(path))
-
-    def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`: device and inode."""
-        parent = path.rpartition("/")[0]
-        listing = self._listings.get(parent)
-        if listing is not None:
-            if parent != self._near:
-                self._touch(parent, listing)
-            return listing.linked.get(path)
-        listing = _Listing()
+    def _file(self, directory: str, name: str) -> tuple[Entry, Content | None, Hashable]:
+        """The entry of a regular file, its content, and its identity if it has several names."""
+        tree = self.tree
+        path = LayerPath(f"{directory}/{name}" if directory else name)
+        self.turn += 1
         try:
-            self._read(parent, self._open(parent), [split(path)[1]], listing)
-        except OSError as error:
-            raise from_os(error, f"look at {path!r}") from error
-        return listing.linked.get(path)
-
-    def same_content(self, path: LayerPath, other: DirectoryTree, other_path: LayerPath) -> bool:
-        """Whether two regular files have the same bytes. Raises as reading them would."""
-        return same_bytes(
-            FileOnDisk(self, path, self._facts_of(path)),
-            FileOnDisk(other, other_path, other._facts_of(other_path)),
-        )
-
-    def comparison(self, lower: DirectoryTree, *, exact: bool) -> DirectoriesComparison | None:
-        """What a diff from ``lower`` looks at both with; see `lamella.changes.diff.Comparison`.
-
-        None where the same bytes and metadata on disk would not stand for the same entries.
-        """
-        from lamella.layers.directory.compare import DirectoriesComparison
-
-        if (self._recorded, self._xattrs, self._own_users, self._own_groups) != (
-            *(lower._recorded, lower._xattrs, lower._own_users, lower._own_groups),
-        ):
-            return None
-        return DirectoriesComparison(lower, self, exact=exact, xattrs=self._asks())
-
-    def descriptor(self, directory: str) -> int:
-        """The open directory, until the next call of any method. Raises NotFound, InvalidInput (no directory)."""
-        descriptor = self._known.get(directory)
-        if descriptor is not None:
-            return descriptor
-        try:
-            return self._open(directory)
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise self._no_directory(LayerPath(directory)) from error
-            raise from_os(error, f"open directory {directory!r}") from error
-
-    def _open(self, directory: str) -> int:
-        if not self._known:
-            raise StreamConsumed("the tree is closed")
-        return self._descriptors.open(directory)
-
-    def _no_directory(self, path: LayerPath) -> LamellaError:
-        entry = self.lookup(path)
-        if entry is None:
-            return NotFound(f"{path!r} is not there")
-        return InvalidInput(f"{path!r} is a {entry.kind.phrase}, not a directory")
-
-    # What is remembered of listed directories
-
-    def _remember(self, directory: str, listing: _Listing) -> None:
-        listings = self._listings
-        old = listings.pop(directory, None)
-        listing.size = len(listing.files) + len(listing.linked)
-        self._facts += listing.size - (old.size if old is not None else 0)
-        while listings and (self._facts > _KEPT_FACTS or len(listings) >= _KEPT_LISTINGS):
-            self._facts -= listings.pop(next(iter(listings))).size
-        listings[directory] = listing
-        self._near = directory
-
-    def _touch(self, directory: str, listing: _Listing) -> None:
-        """Keep what is asked about longest: a walk comes back to the directories above."""
-        del self._listings[directory]
-        self._listings[directory] = listing
-        self._near = directory
-
-    def _facts_of(self, path: LayerPath) -> Facts:
-        parent = path.rpartition("/")[0]
-        listing = self._listings.get(parent)
-        if listing is not None:
-            if parent != self._near:
-                self._touch(parent, listing)
-            facts = listing.files.get(path)
-            if facts is not None:
-                return facts
-        listing = _Listing()
-        entry = self._root() if not path else None
-        if path:
+            file = os.open(name, file_io.READ_FILE, dir_fd=tree.descriptor(directory))
             try:
-                found = self._read(parent, self._open(parent), [split(path)[1]], listing)
-            except OSError as error:
-                if error.errno in _NOT_THERE:
-                    raise NotFound(f"{path!r} is not there") from error
-                raise from_os(error, f"look at {path!r}") from error
-            entry = found[0] if found else None
-        facts = listing.files.get(path)
-        if facts is None:
-            if entry is None:
-                raise NotFound(f"{path!r} is not there")
-            raise InvalidInput(f"{path or '/'!r} is a {entry.kind.phrase}, not a file")
-        return facts
+                status = os.fstat(file)
+                if not stat.S_ISREG(status[0]):
+                    return self._by_name(path)
+                size, mtime = status[6], status.st_mtime_ns
+                small = size <= _AT_ONCE
+                if small and size:
+                    if os.readv(file, (self._buffer,)) != size:
+                        return self._by_name(path)
+                    if status.st_ctime_ns > self._settled:
+                        after = os.fstat(file)
+                        if after.st_mtime_ns != mtime or after[6] != size:
+                            return self._by_name(path)
+                entry = tree.described(path, status, file)
+            finally:
+                os.close(file)
+        except OSError:
+            return self._by_name(path)  # meets the same error, and reports it
+        identity = (status[2], status[1]) if status[3] > 1 else None
+        if entry.kind is not Kind.FILE:
+            return entry, None, identity
+        if not size:
+            return entry, EMPTY, identity
+        holes = size >= 4096 and status.st_blocks << 9 < size
+        facts = (size, mtime, status[1], status[2], holes)
+        if holes or not small:
+            return entry, FileOnDisk(tree.descriptor, path, facts), identity
+        return entry, _HeldFile(path, facts, self, self._view[:size]), identity
 
-    # Looking
-
-    def _read(self, directory: str, descriptor: int, names: list[str], listing: _Listing) -> list[Entry]:
-        """The entries of ``names``; the hot loop of every walk. Raises OSError."""
-        prefix = f"{directory}/" if directory else ""
-        look, attributes = os.lstat, host.xattr_lister(descriptor)
-        asks, mute, recorded = self._asks(), self._mute, self._recorded
-        directory_kind, file_kind, nothing = Kind.DIRECTORY, Kind.FILE, NO_XATTRS
-        files, linked = listing.files, listing.linked
-        found: list[Entry] = []
-        add = found.append
-        for name in names:
-            status = look(name, dir_fd=descriptor)
-            mode = status[0]
-            path = LayerPath(prefix + name)
-            mtime = status.st_mtime_ns
-            posix = Posix(mode & 0o7777, status[4], status[5], mtime, nothing)
-            form = mode & 0o170000
-            if form == 0o100000:
-                size = status[6]
-                entry = Entry(path, file_kind, posix, size)
-                holes = size >= 4096 and status.st_blocks << 9 < size
-                files[path] = (size, mtime, status[1], status[2], holes)
-                if status[3] > 1:
-                    linked[path] = (status[2], status[1])
-            elif form == 0o040000:
-                entry = Entry(path, directory_kind, posix)
-            else:
-                kind = KINDS.get(form)
-                if kind is None:
-                    if self.left_out is not None:
-                        self.left_out(path)
-                    if self.marks is not None:
-                        add(Entry(path, Kind.CHARACTER, posix))
-                    continue
-                target = ""
-                if kind is Kind.SYMLINK:
-                    target = os.readlink(name, dir_fd=descriptor)
-                    posix.mode = 0o777
-                elif kind is not Kind.FIFO:
-                    posix.device = (os.major(status.st_rdev), os.minor(status.st_rdev))
-                entry = Entry(path, kind, posix, 0, target)
-                if status[3] > 1:
-                    linked[path] = (status[2], status[1])
-            if recorded:
-                self._own(posix)
-            if asks and not (mute and status[2] in mute):
-                try:
-                    held = attributes(name)
-                except OSError as error:
-                    self._no_attributes(error, status[2])
-                    held = None
-                if held:
-                    self._describe(entry, posix, held, host.path_beneath(descriptor, name), listing)
-            add(entry)
-        return found
-
-    def _root(self) -> Entry:
-        descriptor = self._open("")
-        status = os.fstat(descriptor)
-        posix = Posix(status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns)
-        entry = Entry(ROOT, Kind.DIRECTORY, posix)
-        if self._recorded:
-            self._own(posix)
-        if self._asks() and status.st_dev not in self._mute:
-            held: list[str] = []
-            try:
-                held = host.list_xattrs(descriptor)
-            except OSError as error:
-                self._no_attributes(error, status.st_dev)
-            if held:
-                self._describe(entry, posix, held, descriptor, _Listing())
-        return entry
-
-    def _asks(self) -> bool:
-        return host.HAS_XATTRS and (self._xattrs != "none" or self._recorded or self.marks is not None)
-
-    def _own(self, posix: Posix) -> None:
-        """Without a record, what is ours stands for root's."""
-        if posix.uid in self._own_users:
-            posix.uid = 0
-        if posix.gid in self._own_groups:
-            posix.gid = 0
-
-    def _no_attributes(self, error: OSError, device: int) -> None:
-        """The file system has none: take note, so that it is asked once only. Anything else is an error."""
-        if error.errno == errno.ENOTSUP:
-            self._mute.add(device)
-            return
-        if error.errno == errno.ENOENT and not os.path.isdir("/proc/self/fd"):
-            raise Unsupported("extended attributes cannot be read: /proc is not mounted") from error
-        raise error
-
-    def _describe(self, entry: Entry, posix: Posix, held: list[str], file: int | str, listing: _Listing) -> None:
-        """Complete ``entry``, just made, by its extended attributes."""
-        xattrs: dict[str, bytes] = {}
-        path = entry.path
-        try:
-            for name in sorted(held):
-                if self.marks is not None and name.startswith(self.marks[0]):
-                    prefix, noted = self.marks
-                    noted.setdefault(path, {})[name[len(prefix) :]] = host.get_xattr(file, name)
-                if refusal(name) is not None:
-                    continue
-                if self._xattrs == "all" or (self._xattrs == "capability" and name == "security.capability"):
-                    xattrs[name] = host.get_xattr(file, name)
-            if self._recorded:
-                if ROOTLESS in held:
-                    uid, gid = decode_owner(host.get_xattr(file, ROOTLESS))
-                    posix.uid = posix.uid if uid is None else uid
-                    posix.gid = posix.gid if gid is None else gid
-                if OVERRIDE in held:
-                    self._replace(entry, posix, decode_override(host.get_xattr(file, OVERRIDE)), listing)
-        except PermissionError as error:
-            raise Denied(f"{path!r}: its extended attributes cannot be read: {error.strerror}") from error
-        except InvalidInput as error:
-            raise InvalidInput(f"{path!r}: {error}") from error
-        except OSError as error:
-            if error.errno == errno.ENODATA:
-                raise Conflict(f"{path!r} changed while it was read: an extended attribute is gone") from error
-            raise
-        if xattrs:
-            posix.xattrs = xattrs
-
-    def _replace(self, entry: Entry, posix: Posix, override: Override, listing: _Listing) -> None:
-        """Let ``entry`` be what the record says that it stands for."""
-        posix.mode, posix.uid, posix.gid = override.mode, override.uid, override.gid
-        kind = override.kind
-        if kind is None or kind is entry.kind:
-            return
-        if entry.kind is not Kind.FILE or kind not in _STANDS_FOR:
-            raise Unsupported(f"{entry.path!r} is a {entry.kind.phrase}, and is recorded as a {kind.phrase}")
-        entry.kind, entry.size, posix.device = kind, 0, override.device
-        listing.files.pop(entry.path, None)
+    def _by_name(self, path: LayerPath) -> tuple[Entry, Content | None, Hashable]:
+        """The same by the name of the file, as `lamella.changes.tree.walk` does it."""
+        entry, status = self.tree.lookup(path), self.tree.status(path)
+        if entry is None or entry.kind is Kind.DIRECTORY or status is None:
+            raise Conflict(f"{path!r} changed while its directory was listed")
+        content = self.tree.open(path) if entry.kind is Kind.FILE else None
+        return entry, content, (status.st_dev, status.st_ino) if status.st_nlink > 1 else None
 
 
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+class _HeldFile(FileOnDisk):
+    """A file whose content is in the buffer of a walk until the walk goes on; after that it is opened again."""
+
+    __slots__ = ("_data", "_turn", "_walk")
+
+    def __init__(self, path: str, facts: Facts, walk: Walk, data: memoryview) -> None:
+        super().__init__(walk.tree.descriptor, path, facts)
+        self._walk = walk
+        self._turn = walk.turn
+        self._data = data
+
+    def chunks(self) -> Iterable[Buffer]:
+        return (self._data,) if self._turn == self._walk.turn else super().chunks()
+
+
+def _in_order(names: list[str]) -> list[str]:
+    if "".join(names).isascii():
+        names.sort()
+    else:
+        names.sort(key=lambda name: name.encode("utf-8", "surrogateescape"))
+    return names

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lamella.host.windows.system import WindowsSystem
     from lamella.images.resolve import ImageLayer
     from lamella.layers.policy import Policy
-    from lamella.layers.process_reader import Apart, LayerApart
+    from lamella.layers.process_reader import LayerReading, ReaderProcess
     from lamella.layers.windows.names import NameRules
     from lamella.progress import Cancellation, Progress
 
@@ -106,8 +106,8 @@ def apply_blob(
         return Applied(reader.finish(), tally.changes, losses, size)
 
 
-def apply_apart(
-    layer: LayerApart,
+def apply_reading(
+    layer: LayerReading,
     directory: Path,
     *,
     kind: str = "directory",
@@ -137,7 +137,7 @@ def apply_image_layer(
     layer: ImageLayer,
     directory: Path,
     *,
-    other: Apart | None = None,
+    other: ReaderProcess | None = None,
     kind: str = "directory",
     parents: Sequence[Path] = (),
     policy: Policy | None = None,
@@ -148,11 +148,13 @@ def apply_image_layer(
 ) -> Applied:
     """Apply a layer of an image, which must be what manifest and config promise; ``other`` reads it, where given.
 
-    Raises as `apply_blob` and `apply_apart`.
+    Raises as `apply_blob` and `apply_reading`.
     """
     if other is not None:
-        following = other.next(losses=losses, progress=None if progress is None else progress.advance, cancel=cancel)
-        return apply_apart(
+        following = other.next_layer(
+            losses=losses, progress=None if progress is None else progress.advance, cancel=cancel
+        )
+        return apply_reading(
             following, directory, kind=kind, parents=parents, policy=policy, losses=losses, cancel=cancel
         )
     with layer.open() as blob:
@@ -174,15 +176,14 @@ def apply_image_layer(
 
 
 @contextmanager
-def read_apart(
+def start_blob_reader(
     blob: Path, *, digest: Digest | None = None, diff_id: Digest | None = None, rules: NameRules | None = None
-) -> Iterator[Apart | None]:
+) -> Iterator[ReaderProcess | None]:
     """Another process that reads the Windows layer ``blob``; None as `started` has it, and for what is no plain file.
 
     For callers that know of no other threads; see `lamella.layers.process_reader`.
     """
-    from lamella.layers.process_reader import started
-    from lamella.layers.process_reader_worker import Blob
+    from lamella.layers.process_reader import Blob, start_reader
     from lamella.layers.windows.names import NameRules
 
     def blobs(opened: ExitStack) -> list[Blob]:
@@ -195,7 +196,7 @@ def read_apart(
     except OSError:  # which is said when it is read here
         size = 0
     with ExitStack() as stack:
-        yield started(stack, size, blobs)
+        yield start_reader(stack, size, blobs)
 
 
 def _make(directory: Path) -> None:

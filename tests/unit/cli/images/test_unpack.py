@@ -314,7 +314,7 @@ def test_where_no_process_can_be_made_the_image_is_read_here(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr("lamella.layers.process_reader.possible", lambda: True)
+    monkeypatch.setattr("lamella.layers.process_reader.can_start", lambda: True)
     with open_platform_image(make_image([file("random", os.urandom(5 << 20))])) as image:
         unpack(image, tmp_path / "out", apart=True)
     assert tried == [True]

@@ -23,14 +23,12 @@ from lamella.errors import Cancelled, StreamConsumed, Unavailable
 from lamella.formats.ntfs import reparse
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
 from lamella.formats.regf import MemoryKey, encode_hive
-from lamella.layers import process_reader_worker
 from lamella.layers.cim.host_files import CONFIG, HIVES
-from lamella.layers.process_reader import Apart
-from lamella.layers.process_reader_worker import Blob
+from lamella.layers.process_reader import Blob, ReaderProcess
 from lamella.layers.windows.names import AS_WINDOWS, NameRules
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.layers.windows.tar_source import EMPTY_DATA
-from lamella.operations.layers.apply import apply_apart, apply_blob
+from lamella.operations.layers.apply import apply_blob, apply_reading
 from lamella.paths import LayerPath
 from lamella.progress import Cancellation
 from lamella.streams.limits import BlobLimits
@@ -146,11 +144,7 @@ def test_content_and_streams_may_end_anywhere_in_a_buffer(size: int, tmp_path: P
     assert "c" in [part[0] for part in same(tmp_path / "blob", gzipped(tar), windows=RULES) if isinstance(part, tuple)]
 
 
-@pytest.mark.parametrize("bound", ["_MOST", "_MOST_BYTES"])
-def test_metadata_beyond_what_is_remembered_is_right(
-    bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_reader_worker, bound, 3 if bound == "_MOST" else 100)
+def test_metadata_of_many_files_is_right(tmp_path: Path) -> None:
     values = [{}, {"A": b"1"}, {"A": bytes(300)}]
     tar = tar_of(
         [
@@ -243,10 +237,10 @@ def test_a_bad_tar_has_the_same_error(tar: Tar, tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     tar = tar_of([put("a", b"1"), put("b", os.urandom(40 * MIB))])
-    with opened(tmp_path / "blob", gzipped(tar)) as file, Apart([Blob(file, windows=RULES)]) as other:
-        layer = other.next(progress=lambda _: os.kill(child(), signal.SIGKILL))
+    with opened(tmp_path / "blob", gzipped(tar)) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
+        layer = other.next_layer(progress=lambda _: os.kill(child(), signal.SIGKILL))
         with pytest.raises(Unavailable, match="process that reads the layers has ended"):
-            apply_apart(layer, tmp_path / "a/a.cim", kind="cim")
+            apply_reading(layer, tmp_path / "a/a.cim", kind="cim")
     assert [*(tmp_path / "a").iterdir()] == []
 
 
@@ -263,8 +257,8 @@ def test_an_image_has_the_same_bytes(compression: str, tmp_path: Path) -> None:
         name = f"{number}.cim"
         with opened(tmp_path / "blob", blob) as file:
             expected = apply_blob(file, tmp_path / "here" / name, kind="cim", parents=parents["here"])
-        with opened(tmp_path / "blob", blob) as file, Apart([Blob(file, windows=RULES)]) as other:
-            applied = apply_apart(other.next(), tmp_path / "apart" / name, kind="cim", parents=parents["apart"])
+        with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
+            applied = apply_reading(other.next_layer(), tmp_path / "apart" / name, kind="cim", parents=parents["apart"])
         assert (applied.facts, applied.entries) == (expected.facts, expected.entries)
         assert [*applied.losses] == [*expected.losses]
         below.append(name)
@@ -299,9 +293,12 @@ def test_an_image_of_a_blob_that_is_another_leaves_nothing(promised: dict[str, A
     ):
         apply_blob(file, tmp_path / "here/a.cim", kind="cim", **promised)
     errors.append((caught.type, str(caught.value)))
-    with opened(tmp_path / "blob", gzipped(mixed())) as file, Apart([Blob(file, windows=RULES, **promised)]) as other:
+    with (
+        opened(tmp_path / "blob", gzipped(mixed())) as file,
+        ReaderProcess([Blob(file, windows=RULES, **promised)]) as other,
+    ):
         with pytest.raises(Exception, match=r"digest|diff id") as caught:
-            apply_apart(other.next(), tmp_path / "apart/a.cim", kind="cim")
+            apply_reading(other.next_layer(), tmp_path / "apart/a.cim", kind="cim")
         errors.append((caught.type, str(caught.value)))
     assert errors[0] == errors[1]
     assert [*(tmp_path / "apart").iterdir()] == []
@@ -309,10 +306,10 @@ def test_an_image_of_a_blob_that_is_another_leaves_nothing(promised: dict[str, A
 
 def test_an_image_that_is_no_longer_wanted_leaves_nothing(tmp_path: Path) -> None:
     cancel = Cancellation()
-    with opened(tmp_path / "blob", gzipped(mixed())) as file, Apart([Blob(file, windows=RULES)]) as other:
-        layer = other.next(progress=lambda _: cancel.cancel(), cancel=cancel)
+    with opened(tmp_path / "blob", gzipped(mixed())) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
+        layer = other.next_layer(progress=lambda _: cancel.cancel(), cancel=cancel)
         with pytest.raises(Cancelled):
-            apply_apart(layer, tmp_path / "a/a.cim", kind="cim", cancel=cancel)
+            apply_reading(layer, tmp_path / "a/a.cim", kind="cim", cancel=cancel)
         assert child()
     assert [*(tmp_path / "a").iterdir()] == []
 
@@ -320,8 +317,8 @@ def test_an_image_that_is_no_longer_wanted_leaves_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize("size", [0, 10, 3 * MIB])
 def test_a_stream_s_content_is_read_once_and_in_time(size: int, tmp_path: Path) -> None:
     tar = tar_of([put("a", b"x" * size), stream("a", "s", b"y" * size), put("b", None)])
-    with opened(tmp_path / "blob", gzipped(tar)) as file, Apart([Blob(file, windows=RULES)]) as other:
-        contents = [change.content for change in other.next().changes() if isinstance(change, (Put, Stream))]
+    with opened(tmp_path / "blob", gzipped(tar)) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
+        contents = [change.content for change in other.next_layer().changes() if isinstance(change, (Put, Stream))]
         assert len(contents) == 3
         for content in contents[:2]:
             assert content is not None
