@@ -24,7 +24,7 @@ from lamella.changes.tree import walk
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
 from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.layers.cim.host_files import CONFIG, HIVES
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.paths import LayerPath, join

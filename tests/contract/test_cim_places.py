@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lamella.changes.apply import apply
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
-from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
-from lamella.layers.cim.tree import all_changes, changes_since
+from lamella.layers.cim.source import all_changes, changes_since
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 from lamella.testing import contract

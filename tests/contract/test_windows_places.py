@@ -10,10 +10,10 @@ from lamella.changes.apply import apply
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.changes.tree import fold
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.casefold import WindowsTree
-from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
+from lamella.layers.windows.tree import WindowsTree
 from lamella.paths import LayerPath
 from lamella.testing import contract
 from lamella.testing.builders import sparse

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.cim.test_cim_layer import directory, file, tar_of, whiteout, windows_base
+from tests.unit.layers.cim.test_layer import directory, file, tar_of, whiteout, windows_base
 from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.apply import apply
@@ -17,7 +17,7 @@ from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
 from lamella.formats.regf.keys import MemoryKey
 from lamella.formats.regf.writer import encode_hive
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
-from lamella.layers.cim.block.layer import BlockOptions
+from lamella.layers.cim.block import BlockOptions
 from lamella.layers.policy import Policy
 from lamella.layers.windows.transforms import windows_from_posix
 from lamella.oci.platform import parse_platform
@@ -170,7 +170,7 @@ class TestImagesOfSnapshots:
 
     def test_that_windows_wrote_go_too(self, snapshots: LocalSnapshots, images: Path) -> None:
         """Their regions have a GUID of their own."""
-        from lamella.layers.cim.image_files import CimLayer
+        from lamella.layers.cim.image import CimLayer
         from lamella.layers.cim.sink import CimSink
 
         (mount,) = snapshots.prepare("extract")

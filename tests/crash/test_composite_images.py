@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.test_windows_dialect import file_at
+from tests.unit.layers.windows.test_tar import file_at
 
 from lamella.changes.apply import apply
-from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
 
 WRITER = """
 import sys
 from pathlib import Path
-from tests.unit.layers.test_windows_dialect import file_at
-from lamella.layers.cim.image_files import CimLayer
+from tests.unit.layers.windows.test_tar import file_at
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.sink import CimSink
 
 sink = CimSink(CimLayer(Path(sys.argv[1])), windows=False)

@@ -24,8 +24,9 @@ from lamella.formats.cim.writer import CimWriter, Metadata
 from lamella.formats.ntfs import extended_attributes, reparse
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
 from lamella.formats.ntfs.names import TABLE_SIZE, pack_upcase, usual_upcase
-from lamella.layers.cim.image_files import CimLayer, OpenCim
-from lamella.layers.cim.tree import CimContent, CimTree, all_changes, changes_since
+from lamella.layers.cim.image import CimLayer, OpenCim
+from lamella.layers.cim.source import all_changes, changes_since
+from lamella.layers.cim.tree import CimContent, CimTree
 
 LONGEST = 2  # seconds; each input takes some milliseconds
 MOST = 1 << 20  # bytes of a stream that are read; a hole may say that it has 2**48

@@ -26,7 +26,7 @@ from tests.native.test_windows_native_layers import (
     service_calls,
     tar_of,
 )
-from tests.unit.layers.test_windows_dialect import file_at, write
+from tests.unit.layers.windows.test_tar import file_at, write
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
@@ -35,8 +35,8 @@ from lamella.errors import Conflict, InvalidInput, LamellaError
 from lamella.host.windows import system as host
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers import kinds
-from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.choose import WindowsLayerTree
+from lamella.layers.windows.backend import WindowsLayerTree
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.layers.windows.native.reader import NativeChanges
 from lamella.operations.layers.apply import apply_blob
@@ -169,7 +169,7 @@ class TestTheTableOfKinds:
         apply_blob(tar, tmp_path / "folder", kind="windows")
         assert (tmp_path / "folder" / "lamella.index").is_file()
         assert stub.calls == []
-        monkeypatch.setattr("lamella.layers.windows.choose.this_system", lambda: system)
+        monkeypatch.setattr("lamella.layers.windows.backend.this_system", lambda: system)
         monkeypatch.chdir(tmp_path)  # where its folder would be, were it no path of Windows
         apply_blob(tar, BASE, kind="windows")
         assert "lamella.index" not in names(system, "C:\\layers\\base")

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 from tests.native.compute_service import ComputeService
 from tests.native.stub import SECURITY, Stub
-from tests.unit.layers.test_windows_dialect import EAS, SD, T, file_at, lines, link_at, windows, with_stream, write
+from tests.unit.layers.windows.test_tar import EAS, SD, T, file_at, lines, link_at, windows, with_stream, write
 
 from lamella.changes.model import Change, Entry, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.errors import (
@@ -31,8 +31,8 @@ from lamella.formats.ntfs import reparse
 from lamella.host.windows.files import GENERIC_READ, GENERIC_WRITE, Files
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows.choose import opened_source
-from lamella.layers.windows.folder.layout import WindowsLayer
+from lamella.layers.windows.backend import opened_source
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.native.reader import NativeChanges
 from lamella.operations.layers.apply import Applied, apply_blob
 from lamella.paths import LayerPath
@@ -264,7 +264,7 @@ class TestBaseLayer:
     def test_a_sparse_file_is_read_with_its_holes(self, system: WindowsSystem) -> None:
         applied(system, BASE, [folder("Files"), *CONFIG])
         holes = sparse(100_000, [(0, b"a" * 10), (50_000, b"b" * 20)])
-        from lamella.layers.windows.folder.writer import BackupStreams
+        from lamella.layers.windows.transport import BackupStreams
 
         with (
             system.files.open(f"{BASE}\\Files\\holes", GENERIC_READ | GENERIC_WRITE, create=True) as handle,

@@ -20,14 +20,15 @@ from lamella.errors import InvalidInput, NotFound
 from lamella.formats.ntfs import filetime, reparse
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
 from lamella.formats.ntfs.names import usual_upcase
-from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR
-from lamella.layers.cim.portable import KEPT
 from lamella.layers.cim.sink import CimSink
-from lamella.layers.cim.tree import CimTree, all_changes, changes_since
+from lamella.layers.cim.source import all_changes, changes_since
+from lamella.layers.cim.tree import CimTree
+from lamella.layers.cim.writer import KEPT
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.layers.windows.tar_source import windows_tar_changes

@@ -17,9 +17,9 @@ from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Put
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.folder.reader import WindowsChanges
 from lamella.layers.windows.folder.tar_split import FramingReader, FramingWriter
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.layers.windows.tar_source import windows_tar_changes

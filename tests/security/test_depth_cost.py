@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.test_windows_dialect import file_at
+from tests.unit.layers.windows.test_tar import file_at
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Tree
 from lamella.changes.model import Change, Entry, Kind, Put, Whiteout, Windows
 from lamella.changes.tree import fold, merge, walk
-from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.directory.dirfd_cache import remove_tree
@@ -30,7 +30,7 @@ from lamella.layers.erofs.sink import ErofsSink
 from lamella.layers.erofs.tree import ErofsImage, ErofsLayer
 from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.paths import LayerPath

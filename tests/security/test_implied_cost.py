@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from tests.security.routes import CommandFailed, category, gzipped, image_of, lamella
 from tests.security.tars import Tar
-from tests.unit.layers.test_windows_dialect import file_at, write
+from tests.unit.layers.windows.test_tar import file_at, write
 
 from lamella.changes.apply import apply
 from lamella.changes.limits import Limits
 from lamella.changes.model import Change, Whiteout
 from lamella.changes.tree import MemorySink, MemoryTree, fold, merge
 from lamella.errors import Exhausted
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.directory.dirfd_cache import remove_tree
 from lamella.layers.directory.sink import DirectorySink
@@ -31,8 +31,8 @@ from lamella.layers.erofs.sink import ErofsSink
 from lamella.layers.erofs.tree import ErofsLayer
 from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.casefold import Spelling
+from lamella.layers.windows.layout import WindowsLayer
+from lamella.layers.windows.names import Spelling
 from lamella.layers.windows.sink import WindowsSink
 from lamella.paths import LayerPath
 from lamella.store.store import Store

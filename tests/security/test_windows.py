@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.formats.tar.archives import END, block, file, pax
-from tests.unit.layers.test_windows_dialect import file_at, link_at, windows, with_stream, write
+from tests.unit.layers.windows.test_tar import file_at, link_at, windows, with_stream, write
 
 from lamella.changes.model import Change, Entry, Kind, Put
 from lamella.errors import InvalidInput, LamellaError
 from lamella.formats.ntfs import reparse
-from lamella.layers.windows.folder.layout import WindowsLayer
-from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.operations.layers.apply import apply_blob
 from lamella.paths import LayerPath
 

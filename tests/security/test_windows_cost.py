@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.test_windows_dialect import file_at, windows, write
+from tests.unit.layers.windows.test_tar import file_at, windows, write
 
 from lamella.changes.model import Change, Entry, Inline, Kind, Put, Whiteout
 from lamella.cli.main import run
 from lamella.formats.cim.record_tables import Directories
 from lamella.layers.cim import host_files
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.directory.dirfd_cache import remove_tree
 from lamella.layers.overlay_view import Listings
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.operations.layers.apply import apply_blob
 from lamella.operations.layers.diff import DiffOptions, diff

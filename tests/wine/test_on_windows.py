@@ -83,7 +83,7 @@ def test_every_part_for_any_host_is_imported() -> None:
             "lamella.operations.layers.diff",
             "lamella.operations.windows.cim",
         ),
-        *("lamella.layers.windows.sink", "lamella.layers.windows.folder.source", "lamella.layers.directory.sink"),
+        *("lamella.layers.windows.sink", "lamella.layers.windows.folder.reader", "lamella.layers.directory.sink"),
         *("lamella.images.layout", "lamella.registry.client", "lamella.formats.regf"),
     ],
 )

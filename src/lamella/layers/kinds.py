@@ -352,7 +352,7 @@ def _erofs_tree(place: Path) -> OpenTree:
 
 def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
     from lamella.layers.stack import LayerStack
-    from lamella.layers.windows.folder.layout import WindowsLayer
+    from lamella.layers.windows.layout import WindowsLayer
     from lamella.layers.windows.sink import WindowsSink
 
     stack = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
@@ -365,8 +365,7 @@ def _windows_directory(place: Path) -> Path:
 
 
 def _read_folder_tar(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
-    from lamella.layers.windows.folder.tar_split import taken_tar
-    from lamella.layers.windows.sink import WindowsSink
+    from lamella.layers.windows.sink import WindowsSink, taken_tar
 
     del losses
     assert isinstance(sink, WindowsSink)  # noqa: S101
@@ -375,8 +374,8 @@ def _read_folder_tar(reader: BlobReader, sink: Sink[Losses], rules: NameRules | 
 
 def _windows_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.stack import LayerStack
-    from lamella.layers.windows.choose import opened_source
-    from lamella.layers.windows.folder.layout import WindowsLayer
+    from lamella.layers.windows.backend import opened_source
+    from lamella.layers.windows.layout import WindowsLayer
 
     parents = options.parents
     below = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
@@ -385,20 +384,20 @@ def _windows_source(stack: ExitStack, place: Path, options: SourceOptions) -> tu
 
 
 def _windows_tree(place: Path) -> OpenTree:
-    from lamella.layers.windows.choose import WindowsLayerTree
-    from lamella.layers.windows.folder.layout import WindowsLayer
+    from lamella.layers.windows.backend import WindowsLayerTree
+    from lamella.layers.windows.layout import WindowsLayer
 
     return WindowsLayerTree(WindowsLayer(place))
 
 
 def _recorded_windows_tar(changes: Source) -> RecordedTar | None:
-    from lamella.layers.windows.folder.source import WindowsChanges
+    from lamella.layers.windows.folder.reader import WindowsChanges
 
     return changes.tar() if isinstance(changes, WindowsChanges) else None
 
 
 def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.cim.image_files import CimLayer
+    from lamella.layers.cim.image import CimLayer
     from lamella.layers.cim.native import fork_writer
     from lamella.layers.cim.sink import CimSink
     from lamella.layers.stack import LayerStack
@@ -418,15 +417,14 @@ def _cim_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[
 
 
 def _cim_tree(place: Path) -> OpenTree:
-    from lamella.layers.cim.image_files import CimLayer
+    from lamella.layers.cim.image import CimLayer
     from lamella.layers.cim.tree import CimTree
 
     return CimTree(CimLayer(place))
 
 
 def _blockcim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.cim.block.layer import BlockCimLayer
-    from lamella.layers.cim.block.sink import BlockCimSink
+    from lamella.layers.cim.block import BlockCimLayer, BlockCimSink
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(BlockCimLayer.parse(parent) for parent in parents) if parents else None
@@ -434,7 +432,7 @@ def _blockcim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -
 
 
 def _blockcim_directory(place: Path) -> Path:
-    from lamella.layers.cim.block.layer import BlockCimLayer, system_calls
+    from lamella.layers.cim.block import BlockCimLayer, system_calls
 
     layer = BlockCimLayer.parse(place)
     system_calls()

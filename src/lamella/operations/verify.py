@@ -28,7 +28,7 @@ from lamella.operations.layers.read import changes_of_blob
 from lamella.streams.blob_reader import BlobReader
 
 if TYPE_CHECKING:
-    from lamella.layers.windows.casefold import Spelling
+    from lamella.layers.windows.names import Spelling
     from lamella.oci.manifest import Manifest
     from lamella.progress import Cancellation, Progress
 
@@ -269,7 +269,7 @@ class _Verification:
 
 
 def _new_spelling() -> Spelling:
-    from lamella.layers.windows.casefold import Spelling
+    from lamella.layers.windows.names import Spelling
 
     return Spelling()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.unit.cli.conftest import Run
-from tests.unit.layers.test_windows_dialect import file_at
-from tests.unit.operations.test_windows_images import ABOVE, BASE, CONFIG, TOP, hive, image
+from tests.unit.layers.windows.test_tar import file_at
+from tests.unit.operations.windows.test_images import ABOVE, BASE, CONFIG, TOP, hive, image
 
 from lamella.changes.model import Change, Whiteout
 from lamella.formats.regf import Hive, MemoryKey, encode_hive

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.formats.tar.archives import END, file
-from tests.unit.layers.windows_tars import microsoft_update
+from tests.unit.layers.windows.windows_tars import microsoft_update
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

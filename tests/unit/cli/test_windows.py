@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.unit.cli.conftest import Run
-from tests.unit.layers.cim.test_cim_layer import windows_base
-from tests.unit.layers.test_windows_dialect import SD, file_at, link_at, with_stream, write
-from tests.unit.layers.windows_tars import microsoft_base, microsoft_update
+from tests.unit.layers.cim.test_layer import windows_base
+from tests.unit.layers.windows.test_tar import SD, file_at, link_at, with_stream, write
+from tests.unit.layers.windows.windows_tars import microsoft_base, microsoft_update
 
 from lamella.formats.ntfs import reparse
 from lamella.layers.kinds import LAYER_KINDS

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 from tests.security.tars import Tar
-from tests.unit.layers.windows_tars import microsoft_base
+from tests.unit.layers.windows.windows_tars import microsoft_base
 from tests.unit.streams.blobs import COMPRESSIONS, HEAD, PACK, gzipped, tar_like
 
 from lamella.changes.losses import Losses

@@ -120,7 +120,7 @@ def _convert_to_cim(
 ) -> None:
     """Make composite images of the layers of an image, or one of a blob if ``target`` names one."""
     from lamella.images.resolve import open_platform_image
-    from lamella.layers.cim.image_files import is_cim_path
+    from lamella.layers.cim.image import is_cim_path
     from lamella.layers.windows.names import AS_WINDOWS
     from lamella.operations.layers.apply import apply_blob
     from lamella.operations.trees.open import names_an_image
@@ -170,7 +170,7 @@ def _convert_from_cim(
     console: Console, source: str, target: str, parent: Path | None, options: ConvertOptions, strict: bool
 ) -> None:
     """Make an image of a directory of composite images, or a blob of one if ``source`` names one."""
-    from lamella.layers.cim.image_files import is_cim_path
+    from lamella.layers.cim.image import is_cim_path
     from lamella.operations.layers.diff import DiffOptions, diff
     from lamella.operations.windows.convert_cim import cims_to_image
 

@@ -16,7 +16,7 @@ from lamella.cli.verb import ImageVerb, VerbGroup
 if TYPE_CHECKING:
     from lamella.formats.regf import Hive, HiveKey
     from lamella.formats.regf.keys import Value
-    from lamella.operations.windows.hive import Place
+    from lamella.operations.windows.hives import Place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +66,7 @@ def ls(console: Console, place: str, long: bool, dirty: bool, layer: int | None,
     A subkey ends with a backslash; @ is the default value.
     """
     from lamella.formats.regf.text import time_text, type_name
-    from lamella.operations.windows.hive import value_document
+    from lamella.operations.windows.hives import value_document
 
     _, key, _ = _opened(console, place, dirty, layer, platform)
     subkeys, values = key.subkeys(), key.values()
@@ -115,7 +115,7 @@ def get(
     """
     from lamella.errors import NotFound
     from lamella.formats.regf.text import meaning, value_line
-    from lamella.operations.windows.hive import value_document
+    from lamella.operations.windows.hives import value_document
 
     if raw and name is None:
         raise click.UsageError("--raw needs the name of a value")
@@ -171,7 +171,7 @@ def merge(
     DELTAs are those of layers, the lowest first; each is a hive as FILE is. The result bears no marks of a delta.
     Without DELTA it is BASE: IMAGE::Hives/System_Base is merged already.
     """
-    from lamella.operations.windows.hive import merge_hives
+    from lamella.operations.windows.hives import merge_hives
 
     if [base, *deltas].count("-") > 1:
         raise click.UsageError("standard input is one hive at most")
@@ -206,7 +206,7 @@ def dump(console: Console, place: str, dirty: bool, layer: int | None, platform:
     where their dumps are.
     """
     from lamella.formats.regf.text import dump as lines
-    from lamella.operations.windows.hive import key_documents
+    from lamella.operations.windows.hives import key_documents
 
     hive, key, path = _opened(console, place, dirty, layer, platform)
     path = "" if path == "\\" else path
@@ -226,7 +226,7 @@ def _opened(
 ) -> tuple[Hive, HiveKey, str]:
     """The hive, the key and its path."""
     from lamella.formats.regf.keys import split_path
-    from lamella.operations.windows.hive import open_hive, split_hive_place
+    from lamella.operations.windows.hives import open_hive, split_hive_place
 
     place, path = split_hive_place(text)
     hive = open_hive(

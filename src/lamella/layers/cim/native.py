@@ -15,7 +15,7 @@ from lamella.formats.ntfs import attributes as bits
 from lamella.host.windows import cimfs
 from lamella.host.windows.cimfs import Cimfs
 from lamella.host.windows.system import WindowsSystem, this_system
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.import_rules import FileMetadata
 from lamella.layers.cim.tree import CimTree
 from lamella.paths import LayerPath

@@ -12,9 +12,9 @@ from lamella.changes.model import Content, Entry, Kind, implied_directory
 from lamella.changes.whiteouts import prune
 from lamella.errors import InvalidInput, MissingFacet, NotFound
 from lamella.layers.cim.host_files import HostFiles
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.import_rules import PLAIN_DIRECTORY, CimImport, FileMetadata, ForkWriter
-from lamella.layers.cim.portable import PortableWriter
+from lamella.layers.cim.writer import PortableWriter
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
 

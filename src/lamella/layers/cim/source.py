@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,13 +11,26 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from lamella.changes.model import Change, Kind, Put
+from lamella.changes.model import (
+    Change,
+    Kind,
+    Link,
+    Put,
+    Stream,
+    Whiteout,
+)
+from lamella.errors import Exhausted, InvalidInput
+from lamella.formats.cim.reader import CimReader
+from lamella.formats.cim.structures import RECORDS_IN_TABLE
 from lamella.formats.ntfs.attributes import NORMAL
 from lamella.layers.cim.host_files import CONFIG, HIVES
-from lamella.layers.cim.image_files import CimLayer, OpenCim, parent_of
+from lamella.layers.cim.image import CimLayer, OpenCim, parent_of
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR
-from lamella.layers.cim.tree import CimContent, CimTree, all_changes, changes_since
-from lamella.paths import LayerPath, beneath
+from lamella.layers.cim.tree import CimContent, CimTree, Links, entry_of, in_two_places
+from lamella.paths import ROOT, LayerPath, beneath, join
+
+_DEEPEST: Final = 300
+"""Levels that are walked; Windows' own programs end at 260 characters."""
 
 _DERIVED: Final = frozenset(f"HIVES/{stem}_BASE" for stem in HIVES.values())
 
@@ -95,3 +109,154 @@ def opened(path: Path, parent: Path | None = None) -> Iterator[tuple[OpenCim, Op
     with ExitStack() as stack:
         image = stack.enter_context(OpenCim(layer))
         yield image, None if found is None else stack.enter_context(OpenCim(found))
+
+
+def all_changes(image: OpenCim) -> Iterator[Change]:
+    """Every file of an image as a layer without parents states it: parents first, names by their bytes."""
+    yield from _Walk(image.reader, None).changes()
+
+
+def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
+    """What an image states against the one that it was forked from, told from the file tables alone.
+
+    No content is read: a file whose record is the parent's is the parent's file. Whiteouts come right after their
+    directory, before what is in it, and a directory that something changed in is stated before that: imports need it.
+    Raises InvalidInput where ``image`` is not forked from ``parent``, or from another that is.
+    """
+    below = parent.reader.filesystem.sets
+    if below != image.reader.filesystem.sets[: len(below)]:
+        raise InvalidInput(
+            f"{os.fspath(image.layer.path)!r} is not forked from {os.fspath(parent.layer.path)!r}",
+            hint="'lamella cim info' shows the region sets that an image is forked from",
+        )
+    yield from _Walk(image.reader, parent.reader).changes()
+
+
+class _Walk:
+    def __init__(self, image: CimReader, parent: CimReader | None) -> None:
+        self._image = image
+        self._parent = parent
+        self._paths: dict[int, LayerPath] = {}
+        """The first name of each file that was stated."""
+        self._unchanged: dict[int, LayerPath] | None = None
+        self._entered = {image.root}
+        """Directories that were come to: there is one way to each."""
+
+    def changes(self) -> Iterator[Change]:
+        image, parent = self._image, self._parent
+        if parent is None:
+            yield from self._added(ROOT, image.root)
+        else:
+            if self._differs(image.root, parent.root):
+                yield from self._one(ROOT, image.root)
+            yield from self._inside(ROOT, image.root, parent.root, stated=True)
+
+    def _added(self, path: LayerPath, file: int) -> Iterator[Change]:
+        yield from self._one(path, file)
+        record = self._image.record(file)
+        if record.is_directory:
+            for name, child in self._links(path, file):
+                yield from self._added(join(path, name), child)
+
+    def _inside(self, path: LayerPath, file: int, old: int, *, stated: bool) -> Iterator[Change]:
+        """What changed in a directory that is one on both sides; it is stated before anything in it."""
+        changes = self._changed(path, file, old)
+        first = next(changes, None)
+        if first is None:
+            return
+        if not stated:
+            yield from self._one(path, file)
+        yield first
+        yield from changes
+
+    def _changed(self, path: LayerPath, file: int, old: int) -> Iterator[Change]:
+        assert self._parent is not None  # noqa: S101  # there is another side
+        image, parent = self._image, self._parent
+        here, there = image.children(image.record(file)), parent.children(parent.record(old))
+        for key in sorted(there.keys() - here.keys()):
+            yield Whiteout(join(path, there[key][0]))
+        fold = self._image.upcase.fold
+        for name, child in self._links(path, file):
+            inner = join(path, name)
+            before = there.get(fold(name))
+            if before is None:
+                yield from self._added(inner, child)
+                continue
+            was, is_now = self._parent.record(before[1]), self._image.record(child)
+            stated = before[0] != name or child != before[1] or self._differs(child, before[1])
+            if stated:
+                yield from self._one(inner, child)
+            if is_now.is_directory and not is_now.reparse:
+                if was.is_directory and not was.reparse:
+                    yield from self._inside(inner, child, before[1], stated=stated)
+                else:
+                    for other, grandchild in self._links(inner, child):
+                        yield from self._added(join(inner, other), grandchild)
+
+    def _one(self, path: LayerPath, file: int) -> Iterator[Change]:
+        image = self._image
+        record = image.record(file)
+        if not record.is_directory:
+            first = self._paths.get(file) or self._kept(file)
+            if first is not None and first != path:
+                yield Link(path, first)
+                return
+            self._paths[file] = path
+        entry = entry_of(image, path, record)
+        yield Put(entry, CimContent(image, record.data) if entry.kind is Kind.FILE else None)
+        for name, stream in image.streams(record):
+            yield Stream(path, name, CimContent(image, stream))
+
+    def _differs(self, file: int, old: int) -> bool:
+        """Whether a file with the parent's id has another record than there; of a directory, apart from its names."""
+        image, parent = self._image, self._parent
+        assert parent is not None  # noqa: S101  # there is another side
+        number = (file - 1) // RECORDS_IN_TABLE
+        kept = file == old and number < min(image.table_count, parent.table_count)
+        if kept and image.table(number) == parent.table(number):
+            return False
+        new, before = image.record(file), parent.record(old)
+        if new.is_directory and before.is_directory:
+            new.data = before.data
+        return new != before
+
+    def _kept(self, file: int) -> LayerPath | None:
+        """A name under which the parent's file is still there unchanged, for one that gets a further name."""
+        parent = self._parent
+        if parent is None or file > parent.count or self._differs(file, file):
+            return None
+        if self._unchanged is None:
+            self._unchanged = {}
+            self._note(ROOT, self._image.root, parent.root, self._unchanged, {self._image.root})
+        return self._unchanged.get(file)
+
+    def _note(self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath], entered: set[int]) -> None:
+        assert self._parent is not None  # noqa: S101  # there is another side
+        there = self._parent.children(self._parent.record(old))
+        fold = self._image.upcase.fold
+        for name, child in self._links(path, file, entered):
+            before = there.get(fold(name))
+            if before is None or before[1] != child:
+                continue
+            inner = join(path, name)
+            if self._image.record(child).is_directory:
+                self._note(inner, child, before[1], found, entered)
+            else:
+                found.setdefault(child, inner)
+
+    def _links(self, path: LayerPath, file: int, entered: set[int] | None = None) -> Iterator[tuple[str, int]]:
+        """What is in a directory, by the bytes of the names. Raises FormatError where a directory has two places."""
+        if path.count("/") >= _DEEPEST:
+            raise Exhausted(f"the directory {path[:200]!r} is more than {_DEEPEST} levels deep")
+        entered = self._entered if entered is None else entered
+        image = self._image
+        for name, child in _sorted(image.children(image.record(file))):
+            if image.is_directory(child):
+                if child in entered:
+                    raise in_two_places(image, child, file)
+                entered.add(child)
+            yield name, child
+
+
+def _sorted(links: Links) -> list[tuple[str, int]]:
+    return sorted(links.values(), key=lambda link: link[0].encode("utf-8", "surrogatepass"))

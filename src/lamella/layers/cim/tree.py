@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Final, Self
 
 from msgspec import Struct
@@ -12,25 +11,20 @@ from msgspec import Struct
 from lamella.changes.model import (
     NO_XATTRS,
     Buffer,
-    Change,
     Entry,
     Kind,
-    Link,
-    Put,
     StoredContent,
-    Stream,
-    Whiteout,
     Windows,
 )
-from lamella.errors import Exhausted, FormatError, InvalidInput, NotFound
+from lamella.errors import FormatError, InvalidInput, NotFound
 from lamella.formats.cim.reader import CimReader
-from lamella.formats.cim.structures import RECORDS_IN_TABLE, FileRecord, Flag, place
+from lamella.formats.cim.structures import FileRecord, Flag, place
 from lamella.formats.cim.structures import Stream as CimStream
 from lamella.formats.ntfs import attributes as bits
 from lamella.formats.ntfs import extended_attributes, filetime, reparse
-from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.overlay_view import Listings
-from lamella.paths import ROOT, LayerPath, Way, join
+from lamella.paths import LayerPath, Way, join
 
 ATTRIBUTES: Final = (
     (Flag.READ_ONLY, bits.READONLY),
@@ -43,9 +37,7 @@ ATTRIBUTES: Final = (
 
 _OF_FLAGS: Final = [sum(attribute for flag, attribute in ATTRIBUTES if flags & flag) for flags in range(32)]
 _NO_STREAMS: Final[Mapping[str, CimContent]] = {}
-_DEEPEST: Final = 300
-"""Levels that are walked; Windows' own programs end at 260 characters."""
-_Links = dict[str, tuple[str, int]]
+Links = dict[str, tuple[str, int]]
 
 
 class CimContent(Struct):
@@ -85,7 +77,7 @@ class CimTree:
         self._owned = isinstance(image, CimLayer)
         self.image = OpenCim(image) if isinstance(image, CimLayer) else image
         self.reader = self.image.reader
-        self._directories: Listings[_Links] = Listings()
+        self._directories: Listings[Links] = Listings()
         self._near: tuple[str, int] = ("", self.reader.root)
         self._way = Way(self.reader.root)
         self._places: dict[int, tuple[int, str]] = {self.reader.root: (0, "")}
@@ -171,7 +163,7 @@ class CimTree:
         if self._places.setdefault(file, (directory, key)) != (directory, key):
             raise in_two_places(self.reader, file, directory)
 
-    def links(self, directory: int) -> _Links:
+    def links(self, directory: int) -> Links:
         """What is in a directory: folded name -> name, file id."""
         found = self._directories.get(directory)
         if found is None:
@@ -225,154 +217,3 @@ def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
         if isinstance(point, (reparse.Symlink, reparse.MountPoint)):
             kind, size, target = Kind.SYMLINK, 0, reparse.target(point)
     return Entry(path, kind, None, size, target, windows)
-
-
-def all_changes(image: OpenCim) -> Iterator[Change]:
-    """Every file of an image as a layer without parents states it: parents first, names by their bytes."""
-    yield from _Walk(image.reader, None).changes()
-
-
-def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
-    """What an image states against the one that it was forked from, told from the file tables alone.
-
-    No content is read: a file whose record is the parent's is the parent's file. Whiteouts come right after their
-    directory, before what is in it, and a directory that something changed in is stated before that: imports need it.
-    Raises InvalidInput where ``image`` is not forked from ``parent``, or from another that is.
-    """
-    below = parent.reader.filesystem.sets
-    if below != image.reader.filesystem.sets[: len(below)]:
-        raise InvalidInput(
-            f"{os.fspath(image.layer.path)!r} is not forked from {os.fspath(parent.layer.path)!r}",
-            hint="'lamella cim info' shows the region sets that an image is forked from",
-        )
-    yield from _Walk(image.reader, parent.reader).changes()
-
-
-class _Walk:
-    def __init__(self, image: CimReader, parent: CimReader | None) -> None:
-        self._image = image
-        self._parent = parent
-        self._paths: dict[int, LayerPath] = {}
-        """The first name of each file that was stated."""
-        self._unchanged: dict[int, LayerPath] | None = None
-        self._entered = {image.root}
-        """Directories that were come to: there is one way to each."""
-
-    def changes(self) -> Iterator[Change]:
-        image, parent = self._image, self._parent
-        if parent is None:
-            yield from self._added(ROOT, image.root)
-        else:
-            if self._differs(image.root, parent.root):
-                yield from self._one(ROOT, image.root)
-            yield from self._inside(ROOT, image.root, parent.root, stated=True)
-
-    def _added(self, path: LayerPath, file: int) -> Iterator[Change]:
-        yield from self._one(path, file)
-        record = self._image.record(file)
-        if record.is_directory:
-            for name, child in self._links(path, file):
-                yield from self._added(join(path, name), child)
-
-    def _inside(self, path: LayerPath, file: int, old: int, *, stated: bool) -> Iterator[Change]:
-        """What changed in a directory that is one on both sides; it is stated before anything in it."""
-        changes = self._changed(path, file, old)
-        first = next(changes, None)
-        if first is None:
-            return
-        if not stated:
-            yield from self._one(path, file)
-        yield first
-        yield from changes
-
-    def _changed(self, path: LayerPath, file: int, old: int) -> Iterator[Change]:
-        assert self._parent is not None  # noqa: S101  # there is another side
-        image, parent = self._image, self._parent
-        here, there = image.children(image.record(file)), parent.children(parent.record(old))
-        for key in sorted(there.keys() - here.keys()):
-            yield Whiteout(join(path, there[key][0]))
-        fold = self._image.upcase.fold
-        for name, child in self._links(path, file):
-            inner = join(path, name)
-            before = there.get(fold(name))
-            if before is None:
-                yield from self._added(inner, child)
-                continue
-            was, is_now = self._parent.record(before[1]), self._image.record(child)
-            stated = before[0] != name or child != before[1] or self._differs(child, before[1])
-            if stated:
-                yield from self._one(inner, child)
-            if is_now.is_directory and not is_now.reparse:
-                if was.is_directory and not was.reparse:
-                    yield from self._inside(inner, child, before[1], stated=stated)
-                else:
-                    for other, grandchild in self._links(inner, child):
-                        yield from self._added(join(inner, other), grandchild)
-
-    def _one(self, path: LayerPath, file: int) -> Iterator[Change]:
-        image = self._image
-        record = image.record(file)
-        if not record.is_directory:
-            first = self._paths.get(file) or self._kept(file)
-            if first is not None and first != path:
-                yield Link(path, first)
-                return
-            self._paths[file] = path
-        entry = entry_of(image, path, record)
-        yield Put(entry, CimContent(image, record.data) if entry.kind is Kind.FILE else None)
-        for name, stream in image.streams(record):
-            yield Stream(path, name, CimContent(image, stream))
-
-    def _differs(self, file: int, old: int) -> bool:
-        """Whether a file with the parent's id has another record than there; of a directory, apart from its names."""
-        image, parent = self._image, self._parent
-        assert parent is not None  # noqa: S101  # there is another side
-        number = (file - 1) // RECORDS_IN_TABLE
-        kept = file == old and number < min(image.table_count, parent.table_count)
-        if kept and image.table(number) == parent.table(number):
-            return False
-        new, before = image.record(file), parent.record(old)
-        if new.is_directory and before.is_directory:
-            new.data = before.data
-        return new != before
-
-    def _kept(self, file: int) -> LayerPath | None:
-        """A name under which the parent's file is still there unchanged, for one that gets a further name."""
-        parent = self._parent
-        if parent is None or file > parent.count or self._differs(file, file):
-            return None
-        if self._unchanged is None:
-            self._unchanged = {}
-            self._note(ROOT, self._image.root, parent.root, self._unchanged, {self._image.root})
-        return self._unchanged.get(file)
-
-    def _note(self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath], entered: set[int]) -> None:
-        assert self._parent is not None  # noqa: S101  # there is another side
-        there = self._parent.children(self._parent.record(old))
-        fold = self._image.upcase.fold
-        for name, child in self._links(path, file, entered):
-            before = there.get(fold(name))
-            if before is None or before[1] != child:
-                continue
-            inner = join(path, name)
-            if self._image.record(child).is_directory:
-                self._note(inner, child, before[1], found, entered)
-            else:
-                found.setdefault(child, inner)
-
-    def _links(self, path: LayerPath, file: int, entered: set[int] | None = None) -> Iterator[tuple[str, int]]:
-        """What is in a directory, by the bytes of the names. Raises FormatError where a directory has two places."""
-        if path.count("/") >= _DEEPEST:
-            raise Exhausted(f"the directory {path[:200]!r} is more than {_DEEPEST} levels deep")
-        entered = self._entered if entered is None else entered
-        image = self._image
-        for name, child in _sorted(image.children(image.record(file))):
-            if image.is_directory(child):
-                if child in entered:
-                    raise in_two_places(image, child, file)
-                entered.add(child)
-            yield name, child
-
-
-def _sorted(links: _Links) -> list[tuple[str, int]]:
-    return sorted(links.values(), key=lambda link: link[0].encode("utf-8", "surrogatepass"))

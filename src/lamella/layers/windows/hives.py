@@ -12,7 +12,7 @@ from lamella.changes.contracts import Source
 from lamella.changes.model import Change, Entry, Inline, Kind, Posix, Put
 from lamella.formats.ntfs import names
 from lamella.host import file_io
-from lamella.layers.windows.folder.layout import CONFIG, FILES, HIVE_NAMES, HIVES
+from lamella.layers.windows.layout import CONFIG, FILES, HIVE_NAMES, HIVES
 from lamella.paths import LayerPath, join, sort_key
 
 if TYPE_CHECKING:

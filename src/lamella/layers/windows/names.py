@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from lamella.changes.contracts import Source
+from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss
+from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Put, Stream, Whiteout
 from lamella.errors import InvalidInput, UnsafePath
 from lamella.formats.ntfs import names
 from lamella.paths import ROOT, LayerPath, Way, join, parse_path
@@ -157,3 +161,103 @@ def _path(directory: Directory) -> LayerPath:
         parts.append(at.name)
         at = at.above
     return LayerPath("/".join(reversed(parts)))
+
+
+class Spelling:
+    """How the files of a stack of layers are spelled, as far as its layers have gone by.
+
+    The first layer that has a file says how. Memory is in proportion to the files.
+    """
+
+    __slots__ = ("_directories", "_implied", "_known", "_links")
+
+    def __init__(self) -> None:
+        self._known: dict[str, LayerPath] = {}
+        self._links: set[str] = set()
+        self._directories: dict[str, LayerPath] = {}
+        """Directories as they were asked for lately."""
+        self._implied = Implied()
+
+    def respelled(self, changes: Source) -> Iterator[Change]:
+        """``changes`` with each path as the layers below spell it, or this one first did.
+
+        Raises InvalidInput for what lies in a link: Windows takes no such layer.
+        """
+        for change in changes:
+            match change:
+                case Put(entry, content):
+                    path = self._put(entry)
+                    yield change if path == entry.path else Put(replace(entry, path=path), content)
+                case Link(path, target):
+                    target = self.find(target)
+                    yield Link(self._claim(path), target)
+                case Stream(path, name, content):
+                    yield Stream(self.find(path), name, content)
+                case Whiteout(path):
+                    found = self.find(path)
+                    key = names.folded(path)
+                    self._known.pop(key, None)
+                    if self._links:
+                        self._links.discard(key)
+                    self._directories.clear()
+                    yield Whiteout(found)
+                case Opaque(path):
+                    yield Opaque(self.find(path))
+
+    def find(self, path: LayerPath) -> LayerPath:
+        """``path`` as it is spelled, as far as it is known."""
+        if not path:
+            return ROOT
+        known = self._known.get(names.folded(path))
+        if known is not None:
+            return known
+        parent, _, name = path.rpartition("/")
+        return join(self._directory(parent), name)
+
+    def _put(self, entry: Entry) -> LayerPath:
+        path = entry.path
+        if not path:
+            return path
+        found = self._claim(path)
+        if entry.kind is Kind.SYMLINK:
+            self._links.add(names.folded(path))
+            self._directories.clear()
+        elif self._links:
+            self._links.discard(names.folded(path))
+        return found
+
+    def _claim(self, path: LayerPath) -> LayerPath:
+        key = names.folded(path)
+        known = self._known.get(key)
+        if known is None:
+            parent, _, name = path.rpartition("/")
+            known = self._known[key] = join(self._directory(parent), name)
+        return known
+
+    def _directory(self, path: str) -> LayerPath:
+        found = self._directories.get(path) if path else ROOT
+        if found is not None:
+            return found
+        at, above, new = path, ROOT, []
+        while at:
+            known = self._directories.get(at)
+            if known is not None:
+                above = known
+                break
+            key = names.folded(at)
+            if key in self._links:
+                raise InvalidInput(f"something lies in {at!r}, which is a link: Windows does not follow it there")
+            new.append((at, key))
+            at = at.rpartition("/")[0]
+        first = True
+        for at, key in reversed(new):
+            known = self._known.get(key)
+            if known is None:
+                if not first:
+                    self._implied.add(at)
+                first = False
+                known = self._known[key] = join(above, at.rpartition("/")[2])
+            if len(self._directories) >= 4096:
+                self._directories.clear()
+            self._directories[at] = above = known
+        return above

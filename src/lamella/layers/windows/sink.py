@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from msgspec.structs import replace
@@ -11,30 +12,34 @@ from msgspec.structs import replace
 from lamella.changes.contracts import Mine
 from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import Content, Entry, Kind, Windows
+from lamella.changes.model import Change, Content, Entry, Kind, Windows
 from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
 from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
-from lamella.layers.windows.backend import Ending
-from lamella.layers.windows.choose import layer_writer
-from lamella.layers.windows.folder.layout import (
+from lamella.layers.windows.backend import layer_writer
+from lamella.layers.windows.contract import Ending
+from lamella.layers.windows.folder.tar_split import FramingWriter
+from lamella.layers.windows.folder.writer import FolderWriter
+from lamella.layers.windows.layout import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
     FILES,
+    FRAMING,
     HIVES,
     TOPS,
     UTILITY,
     UTILITY_FILES,
     WindowsLayer,
 )
-from lamella.layers.windows.folder.writer import FolderWriter
 from lamella.layers.windows.names import NameRules, lost_stream
 from lamella.layers.windows.tar_sink import Facets
+from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath, join
 
 if TYPE_CHECKING:
     from lamella.host.windows.system import WindowsSystem
     from lamella.layers.stack import LayerStack
+    from lamella.streams.blob_reader import BlobReader
 
 
 class PathCodes:
@@ -423,3 +428,19 @@ class WindowsSink:
         self._writer.remove(self._spelled[key])
         for gone in self._kinds.remove(key):
             self._spelled.pop(gone, None)
+
+
+def taken_tar(reader: BlobReader, sink: WindowsSink, rules: NameRules | None = None) -> Iterator[Change]:
+    """The changes of the blob, for ``sink``, whose folder gets the framing of the tar beside what it makes of them.
+
+    So the folder gives the tar back to the byte. See `windows_tar_changes` for ``rules`` and the errors.
+    """
+    file = sink.beside(FRAMING)
+    if file is None:
+        yield from windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules, linked=sink.link_facet)
+        return
+    with file:
+        framing = FramingWriter(reader.next_buffer, file.write)
+        changes = windows_tar_changes(framing.next_buffer, rules=rules, linked=sink.link_facet)
+        yield from framing.noted(changes)
+        framing.finish(reader.finish().diff_id)

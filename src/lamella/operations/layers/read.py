@@ -17,7 +17,7 @@ from lamella.streams.blob_reader import BlobReader
 from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
-    from lamella.layers.windows.casefold import Spelling
+    from lamella.layers.windows.names import Spelling
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def changes_of_blob(
     """
     if spelling is None:
         return tar_changes(reader.next_buffer, stored=stored, end=reader.finish)
-    from lamella.layers.windows.casefold import view_changes
+    from lamella.layers.windows.tree import view_changes
 
     return view_changes(reader.next_buffer, spelling, stored=stored, end=reader.finish)
 

@@ -35,7 +35,7 @@ from lamella.paths import ROOT, LayerPath
 from lamella.streams.blob_reader import BlobReader
 
 if TYPE_CHECKING:
-    from lamella.layers.windows.casefold import Spelling
+    from lamella.layers.windows.names import Spelling
     from lamella.oci.platform import Platform
 
 
@@ -79,7 +79,7 @@ def _walk_place(place: str, job: Job) -> Iterator[Source]:
 
 @contextmanager
 def _open_cim(path: Path, spelling: Spelling) -> Iterator[Source]:
-    from lamella.layers.cim.image_files import CimLayer, OpenCim
+    from lamella.layers.cim.image import CimLayer, OpenCim
     from lamella.layers.cim.source import stated_files
 
     with OpenCim(CimLayer(path)) as image:
@@ -215,7 +215,7 @@ def _compare_places(
     old: str | ImageName, new: str | ImageName, walk: _Walk, platform: str | Platform | None, job: Job
 ) -> Compared:
     """Compare the files of two places."""
-    from lamella.layers.windows.casefold import Spelling
+    from lamella.layers.windows.names import Spelling
 
     spelling = Spelling()
     (one, one_windows), (other, other_windows) = (

@@ -18,7 +18,7 @@ from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest
 from lamella.errors import Unsupported
 from lamella.images.resolve import ImageLayer
-from lamella.layers.windows.casefold import Spelling
+from lamella.layers.windows.names import Spelling
 from lamella.operations.layers.read import layer_changes
 
 _BLOCK: Final = 64 << 10

@@ -92,7 +92,8 @@ def image_tree(image: PlatformImage, *, job: Job | None = None) -> Iterator[Tree
     of a Windows image ignores case in names, and its entries also have a POSIX facet, as `posix_from_windows` makes it.
     Raises what unpacking raises.
     """
-    from lamella.layers.windows.casefold import Spelling, WindowsTree
+    from lamella.layers.windows.names import Spelling
+    from lamella.layers.windows.tree import WindowsTree
     from lamella.operations.layers.read import is_windows, lower_and_upper
 
     windows = is_windows(image)
@@ -110,7 +111,8 @@ def blob_tree(blob: Path, *, windows: bool = False, job: Job | None = None) -> I
     from lamella.changes.apply import apply
     from lamella.changes.single_layer import links_shown
     from lamella.changes.tree import MemorySink, MemoryTree
-    from lamella.layers.windows.casefold import Spelling, WindowsTree
+    from lamella.layers.windows.names import Spelling
+    from lamella.layers.windows.tree import WindowsTree
     from lamella.operations.layers.read import changes_of_blob
 
     job = job or Job()

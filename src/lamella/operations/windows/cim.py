@@ -20,9 +20,9 @@ from lamella.changes.model import Content, Entry, Link, Put, Stream, Windows, de
 from lamella.errors import AlreadyExists, FormatError, from_os
 from lamella.formats.ntfs import extended_attributes, filetime
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
-from lamella.layers.cim.image_files import CimLayer, OpenCim
-from lamella.layers.cim.source import as_base_layer, cim_changes, opened
-from lamella.layers.cim.tree import CimTree, all_changes
+from lamella.layers.cim.image import CimLayer, OpenCim
+from lamella.layers.cim.source import all_changes, as_base_layer, cim_changes, opened
+from lamella.layers.cim.tree import CimTree
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:

@@ -14,11 +14,12 @@ from lamella.changes.contracts import Source
 from lamella.changes.diff import diff
 from lamella.changes.model import Change, Entry, Inline, Kind, Put, StoredContent, Whiteout, dense
 from lamella.errors import InvalidInput, Unsupported
-from lamella.layers.windows.casefold import Spelling, WindowsTree
-from lamella.layers.windows.folder.layout import CONFIG, HIVE_NAMES, HIVES
+from lamella.layers.windows.layout import CONFIG, HIVE_NAMES, HIVES
+from lamella.layers.windows.names import Spelling
 from lamella.layers.windows.transforms import windows_from_posix
+from lamella.layers.windows.tree import WindowsTree
 from lamella.operations.layers.read import lower_and_upper
-from lamella.operations.windows.image_hives import with_deltas
+from lamella.operations.windows.hives import with_deltas
 from lamella.paths import LayerPath, beneath
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.policy import Devices, Owners, Policy
-from lamella.layers.windows.casefold import Spelling, view_changes
-from lamella.layers.windows.folder.layout import FILES
+from lamella.layers.windows.layout import FILES
+from lamella.layers.windows.names import Spelling
 from lamella.layers.windows.transforms import inside
+from lamella.layers.windows.tree import view_changes
 from lamella.operations.layers.apply import Applied
 from lamella.operations.layers.read import checked_reader
 from lamella.paths import LayerPath

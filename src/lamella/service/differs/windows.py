@@ -18,7 +18,7 @@ from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput, Unsupported
 from lamella.layers import kinds
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.service.differs.contract import Make, Mounts, Target, WriteLayer
 from lamella.store.contract import BlockCimMount, CimMount, WindowsLayerMount
@@ -92,7 +92,7 @@ class WindowsDiffer:
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         """See `Differ.applying`. The folder holds nothing, or nothing but the directory that a new snapshot has."""
-        from lamella.layers.windows.choose import empty_new_folder
+        from lamella.layers.windows.backend import empty_new_folder
         from lamella.layers.windows.sink import WindowsSink
         from lamella.layers.windows.tar_source import windows_tar_changes
 
@@ -138,7 +138,7 @@ class CimDiffer:
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         """See `Differ.applying`."""
-        from lamella.layers.cim.image_files import CimLayer
+        from lamella.layers.cim.image import CimLayer
         from lamella.layers.cim.sink import CimSink
 
         mount = _single(mounts, CimMount)
@@ -192,8 +192,7 @@ class BlockCimDiffer:
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         """See `Differ.applying`. Raises Unsupported on another host than Windows."""
-        from lamella.layers.cim.block.layer import BlockCimLayer, BlockKind, BlockOptions
-        from lamella.layers.cim.block.sink import BlockCimSink
+        from lamella.layers.cim.block import BlockCimLayer, BlockCimSink, BlockKind, BlockOptions
 
         mount = _single(mounts, BlockCimMount)
         kind = BlockKind(mount.kind)

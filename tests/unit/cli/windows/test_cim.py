@@ -16,17 +16,7 @@ import pytest
 from msgspec.structs import replace
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.processes import children, only_child, wait_for, where_forked
-from tests.unit.layers.cim.test_cim_layer import (
-    directory,
-    file,
-    link,
-    stream,
-    tar_of,
-    tree,
-    whiteout,
-    windows_base,
-    write,
-)
+from tests.unit.layers.cim.test_layer import directory, file, link, stream, tar_of, tree, whiteout, windows_base, write
 from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.model import Change, Put
@@ -35,8 +25,8 @@ from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.host.windows.cimfs import WindowsBuild
 from lamella.host.windows.system import WindowsSystem
 from lamella.images.resolve import open_platform_image
-from lamella.layers.cim.block import layer as place
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim import block as place
+from lamella.layers.cim.image import CimLayer
 from lamella.operations.layers.apply import apply_blob
 from lamella.operations.unpack import unpack
 from lamella.testing.images import image_of_tars, tagged, write_layout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.formats.regf.hives import changed, small
-from tests.unit.layers.windows_tars import microsoft_base, microsoft_update
+from tests.unit.layers.windows.windows_tars import microsoft_base, microsoft_update
 
 from lamella.formats.regf import Hive, Layering, MemoryKey, encode_hive
 from lamella.formats.regf.keys import REG_SZ

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.cim.test_cim_layer import contents, file, write
+from tests.unit.layers.cim.test_layer import contents, file, write
 
 from lamella.changes.model import Change
 from lamella.errors import Exhausted

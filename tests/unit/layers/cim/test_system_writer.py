@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.layers.cim.test_cim_layer import contents, directory, entry, file, link, stream, tree, whiteout, write
+from tests.unit.layers.cim.test_layer import contents, directory, entry, file, link, stream, tree, whiteout, write
 from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.apply import apply
@@ -25,12 +25,12 @@ from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers import kinds
-from lamella.layers.cim.block.layer import BlockCimLayer, BlockKind, mounted, mounted_blocks, volume_of
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.block import BlockCimLayer, BlockKind, mounted, mounted_blocks, volume_of
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.import_rules import ForkWriter
 from lamella.layers.cim.native import SystemForkWriter
-from lamella.layers.cim.portable import PortableWriter
 from lamella.layers.cim.sink import CimSink
+from lamella.layers.cim.writer import PortableWriter
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath, split
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.unit.layers.cim.test_cim_layer import directory, file, link, stream, tar_of, whiteout, windows_base
+from tests.unit.layers.cim.test_layer import directory, file, link, stream, tar_of, whiteout, windows_base
 from tests.unit.service.services.test_diff import put
 from tests.unit.service.services.test_snapshots import Snapshots
 from tests.unit.service.serving import Client, Served, Stub, code_of, within
@@ -23,10 +23,10 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.digests import Digest
 from lamella.errors import InvalidInput, Unsupported
-from lamella.layers.cim.image_files import CimLayer
+from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.tree import CimTree
-from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.oci.mediatypes import OCI_LAYER

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from lamella.changes.model import NO_XATTRS, Entry, Kind, Windows
 from lamella.errors import FormatError, UnsafePath, Unsupported
-from lamella.layers.windows.folder.layout import INDEX
+from lamella.layers.windows.layout import INDEX
 from lamella.paths import LayerPath, parse_path
 
 VERSION: Final = 1

@@ -13,7 +13,7 @@ from lamella.formats.ntfs import names
 from lamella.host import file_io
 from lamella.layers.directory.dirfd_cache import Descriptors, open_root
 from lamella.layers.windows.folder.index import IndexReader, LinkFact, PutFact, WhiteoutFact
-from lamella.layers.windows.folder.layout import HIVES, INDEX, UTILITY_FILES, WindowsLayer
+from lamella.layers.windows.layout import HIVES, INDEX, UTILITY_FILES, WindowsLayer
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:

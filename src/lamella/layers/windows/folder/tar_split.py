@@ -13,7 +13,7 @@ before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Buffer, Change, Content, Put, Stream
@@ -21,13 +21,7 @@ from lamella.digests import Digest, parse_digest
 from lamella.errors import FormatError, InvalidInput, Unsupported
 from lamella.formats.container import FramedReader, encode_varint, frame_compressor
 from lamella.formats.tar.reader import TarMember
-from lamella.layers.windows.folder.layout import FRAMING
-from lamella.layers.windows.tar_source import windows_tar_changes
-
-if TYPE_CHECKING:
-    from lamella.layers.windows.names import NameRules
-    from lamella.layers.windows.sink import WindowsSink
-    from lamella.streams.blob_reader import BlobReader
+from lamella.layers.windows.layout import FRAMING
 
 _MAGIC: Final = b"LAYFRAM"
 _VERSION: Final = 1
@@ -174,19 +168,3 @@ class FramingReader:
                 content = change.content
                 if content is not None and content.size and (content.extents is None or content.extents):
                     yield content
-
-
-def taken_tar(reader: BlobReader, sink: WindowsSink, rules: NameRules | None = None) -> Iterator[Change]:
-    """The changes of the blob, for ``sink``, whose folder gets the framing of the tar beside what it makes of them.
-
-    So the folder gives the tar back to the byte. See `windows_tar_changes` for ``rules`` and the errors.
-    """
-    file = sink.beside(FRAMING)
-    if file is None:
-        yield from windows_tar_changes(reader.next_buffer, end=reader.finish, rules=rules, linked=sink.link_facet)
-        return
-    with file:
-        framing = FramingWriter(reader.next_buffer, file.write)
-        changes = windows_tar_changes(framing.next_buffer, rules=rules, linked=sink.link_facet)
-        yield from framing.noted(changes)
-        framing.finish(reader.finish().diff_id)

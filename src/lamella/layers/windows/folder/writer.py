@@ -6,20 +6,20 @@ from __future__ import annotations
 import os
 import secrets
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from lamella.changes.model import Buffer, Content, Entry, Kind, Windows, dense
+from lamella.changes.model import Buffer, Content, Entry, Kind, Windows
 from lamella.errors import Conflict, FormatError, InvalidInput, LamellaError, SizeMismatch, from_os
-from lamella.formats import backup
-from lamella.formats.ntfs import extended_attributes, names
-from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
+from lamella.formats.ntfs import names
 from lamella.host import file_io
 from lamella.layers.directory.dirfd_cache import Descriptors, open_root, remove_tree
-from lamella.layers.windows.backend import Ending
+from lamella.layers.windows.contract import Ending
 from lamella.layers.windows.folder.index import BASE, TRANSPORT, IndexWriter, LinkFact, PutFact, StreamFact
-from lamella.layers.windows.folder.layout import (
+from lamella.layers.windows.folder.parents import Parents
+from lamella.layers.windows.hives import base_hives, merged_hives
+from lamella.layers.windows.layout import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
     INDEX,
@@ -32,9 +32,8 @@ from lamella.layers.windows.folder.layout import (
     in_transport,
     tombstone_list,
 )
-from lamella.layers.windows.folder.parents import Parents
-from lamella.layers.windows.hives import base_hives, merged_hives
 from lamella.layers.windows.tar_source import EmptyData
+from lamella.layers.windows.transport import BackupStreams
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
@@ -84,93 +83,6 @@ def _write(file: int, chunk: Buffer) -> int:
     return size
 
 
-class BackupStreams:
-    """The backup streams of one file, given to ``write``; small ones by a single call."""
-
-    __slots__ = ("_held", "_position", "_windows", "_write", "_writer", "extents")
-
-    def __init__(self, write: Callable[[Buffer], object], windows: Windows) -> None:
-        self._write = write
-        self._windows = windows
-        self._held: list[Buffer] = []
-        self._position = 0
-        self._writer = backup.BackupWriter(self._take)
-        self.extents: Sequence[tuple[int, int]] | None = None
-        """Of the content, where it has holes."""
-
-    def head(self, content: Content | None, size: int, *, prefix: bytes = b"", sparse: bool = True) -> int | None:
-        """``prefix``, then everything but alternate streams; where the content begins.
-
-        With ``sparse``, holes in the content are left out as BackupRead leaves them; else they are zeros.
-        """
-        windows = self._windows
-        if prefix:
-            self._take(prefix)
-        writer = self._writer
-        if windows.security_descriptor:
-            writer.small(backup.SECURITY_DATA, windows.security_descriptor)
-        if windows.extended_attributes:
-            writer.small(backup.EA_DATA, extended_attributes.encode(_attributes(windows.extended_attributes)))
-        if windows.reparse is not None:
-            writer.small(backup.REPARSE_DATA, windows.reparse)
-        if content is None or (not size and type(content) is not EmptyData):
-            return None
-        if content.size != size:
-            raise SizeMismatch("content", expected=size, actual=content.size)
-        extents = content.extents
-        if sparse and extents is not None and list(extents) != [(0, size)]:
-            self.extents = tuple(extents)
-            return self._sparse(content, size)
-        writer.stream(backup.DATA, size)
-        at = self._position
-        for chunk in content.chunks() if extents is None else dense(content):
-            writer.data(chunk)
-            self.flush()
-        writer.finish()
-        return at
-
-    def _sparse(self, content: Content, size: int) -> int:
-        writer = self._writer
-        assert self.extents is not None  # noqa: S101
-        writer.stream(backup.DATA, 0, attributes=backup.SPARSE_ATTRIBUTE)
-        at = self._position
-        starts = iter(self.extents)
-        left = 0
-        for chunk in content.chunks():
-            view = memoryview(chunk)
-            while view:
-                if not left:
-                    offset, left = next(starts)
-                    writer.stream(backup.SPARSE_BLOCK, left, offset=offset)
-                part = view[:left]
-                writer.data(part)
-                self.flush()
-                left -= len(part)
-                view = view[len(part) :]
-        writer.stream(backup.SPARSE_BLOCK, 0, offset=size)
-        return at
-
-    def alternate(self, name: str, content: Content) -> int:
-        """An alternate data stream; where in the file its content begins."""
-        self._writer.stream(backup.ALTERNATE_DATA, content.size, name=backup.stream_name(name))
-        at = self._position
-        for chunk in content.chunks() if content.extents is None else dense(content):
-            self._writer.data(chunk)
-            self.flush()
-        self._writer.finish()
-        return at
-
-    def _take(self, chunk: Buffer) -> None:
-        self._held.append(chunk)
-        self._position += len(chunk)
-
-    def flush(self) -> None:
-        """Write what is held."""
-        if self._held:
-            self._write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
-            self._held.clear()
-
-
 class Backup(BackupStreams):
     """One file of a transport folder. The file belongs to this, and is closed by `close`."""
 
@@ -190,17 +102,6 @@ class Backup(BackupStreams):
                 os.utime(self._file, ns=(write if access is None else access, write))
         finally:
             os.close(self._file)
-
-
-def _attributes(attributes: Mapping[str, bytes]) -> list[ExtendedAttribute]:
-    """In the order of their names: the tar has them so, and go-winio in any."""
-    found = []
-    for name in sorted(attributes):
-        try:
-            found.append(ExtendedAttribute(name.encode("utf-8", "surrogateescape"), attributes[name]))
-        except UnicodeEncodeError as error:
-            raise InvalidInput(f"malformed name of an extended attribute {name[:80]!r}: {error.reason}") from None
-    return found
 
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_io.O_CLOEXEC

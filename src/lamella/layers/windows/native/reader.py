@@ -18,8 +18,8 @@ from lamella.formats.ntfs import filetime
 from lamella.formats.ntfs.attributes import ALL, DERIVED, DIRECTORY, NORMAL, REPARSE_POINT
 from lamella.host.windows.files import GENERIC_READ, Basic, Files, Handle
 from lamella.host.windows.system import WindowsSystem
-from lamella.layers.windows.folder.layout import FILES, UTILITY, UTILITY_FILES, WindowsLayer
-from lamella.layers.windows.folder.transport import RECYCLE, Exported, about, content_of, entry_of, in_order
+from lamella.layers.windows.layout import FILES, UTILITY, UTILITY_FILES, WindowsLayer
+from lamella.layers.windows.transport import RECYCLE, Exported, about, content_of, entry_of, in_order
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:

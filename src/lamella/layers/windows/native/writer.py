@@ -30,8 +30,8 @@ from lamella.host.windows.files import (
 )
 from lamella.host.windows.security import BACKUP, RESTORE, SECURITY
 from lamella.host.windows.system import WindowsSystem
-from lamella.layers.windows.backend import Ending
-from lamella.layers.windows.folder.layout import (
+from lamella.layers.windows.contract import Ending
+from lamella.layers.windows.layout import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
     HIVES,
@@ -41,8 +41,8 @@ from lamella.layers.windows.folder.layout import (
     WindowsLayer,
     in_transport,
 )
-from lamella.layers.windows.folder.writer import BackupStreams
 from lamella.layers.windows.native.reader import basic_of, native, windows_of
+from lamella.layers.windows.transport import BackupStreams
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:

@@ -16,9 +16,7 @@ from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.errors import Conflict, Unsupported, from_os
 from lamella.host.windows.cimfs import Cimfs
-from lamella.layers.cim.block.layer import BlockCimLayer, BlockOptions, system_calls
-from lamella.layers.cim.block.sink import BlockCimSink
-from lamella.layers.cim.block.writer import merge
+from lamella.layers.cim.block import BlockCimLayer, BlockCimSink, BlockOptions, merge, system_calls
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import BlockCimMount, Mount, SnapshotKind, Usage

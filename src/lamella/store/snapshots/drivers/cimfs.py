@@ -19,7 +19,7 @@ from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.changes.tree import MemoryTree
 from lamella.errors import Conflict, InvalidInput, LamellaError, NotFound, from_os
-from lamella.layers.cim.image_files import CimLayer, OpenCim
+from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.policy import Policy

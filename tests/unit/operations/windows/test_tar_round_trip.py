@@ -9,12 +9,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.windows_tars import BASES, LAYERS, microsoft_base
+from tests.unit.layers.windows.windows_tars import BASES, LAYERS, microsoft_base
 
 from lamella.changes.losses import Losses
 from lamella.cli.main import run as main
 from lamella.errors import Conflict, FormatError, LossRefused, Unsupported
-from lamella.layers.windows.folder.layout import FRAMING
+from lamella.layers.windows.layout import FRAMING
 from lamella.operations.layers.apply import apply_blob
 from lamella.operations.layers.diff import DiffOptions, diff
 

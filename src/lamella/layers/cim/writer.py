@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of CIMs in a directory, read and written; names are looked up without regard to case."""
+"""Composite images written on any host, as far as their layout is publicly known: new ones and forks."""
 
 from __future__ import annotations
 
@@ -9,27 +9,41 @@ import secrets
 import stat
 import sys
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 from uuid import UUID
 
-from msgspec import Struct
-
-from lamella.errors import AlreadyExists, InvalidInput, LamellaError, NotFound, Unavailable, from_os
-from lamella.formats.cim.reader import CimReader
-from lamella.formats.cim.structures import RegionType, objects_file, parse_filesystem_file
+from lamella.errors import AlreadyExists, InvalidInput, Unavailable, from_os
+from lamella.formats.cim.structures import RegionType, objects_file
 from lamella.formats.cim.writer import CimWriter
 from lamella.host import file_io
-from lamella.host.file_io import read_at
 from lamella.layers.cim.async_output import NEW, RegionOutput, WriteBehind
 
 if sys.platform != "win32":
     import fcntl
 
+
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from lamella.changes.contracts import Seen
+from lamella.changes.model import Buffer, Kind
+from lamella.errors import Unsupported
+from lamella.formats.ntfs import attributes as bits
+from lamella.layers.cim import host_files
+from lamella.layers.cim.image import CimLayer, OpenCim
+from lamella.layers.cim.import_rules import FileMetadata
+from lamella.layers.cim.tree import ATTRIBUTES
+
 PARTS: Final = 4
 """Files that are called after a mark: three regions, and one for all that is small."""
 
+
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_io.O_CLOEXEC | file_io.O_BINARY
+
+
 _MARK: Final = re.compile(r"\..+\.unfinished-[0-9a-f]{8}", re.DOTALL)
+
+
 _TRIES: Final = 8
 """Another writer may take a mark for abandoned before it is locked; then there is a next one."""
 
@@ -109,105 +123,8 @@ def _lock(file: int, path: Path) -> bool | None:
         return False
 
 
-_MOST: Final = 2 << 20
-"""Bytes of a file system file: 65,536 parent sets."""
-_SUFFIX: Final = ".cim"
 _SMALL: Final = PARTS - 1
 """The part of an image in the making that is none of its regions."""
-
-
-class CimLayer(Struct, frozen=True):
-    """The layer in the image ``path``, a file ``NAME.cim`` whose regions lie beside it."""
-
-    path: Path
-    own_folder: Path | None = None
-    """The folder of the layer where it is not beside the image; it has other files too, and stays when they go."""
-
-    @property
-    def directory(self) -> Path:
-        """Where the files of the image are, and those of all images that it is forked from."""
-        return self.path.parent
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are that the host needs outside of the image: registry hives and boot files."""
-        return self.own_folder or self.path.with_suffix("")
-
-    @property
-    def name(self) -> str:
-        """Of the image."""
-        return self.path.stem
-
-    def check(self) -> None:
-        """Raise InvalidInput where the path is not that of an image."""
-        if self.path.suffix.lower() != _SUFFIX or not self.name:
-            raise InvalidInput(
-                f"{os.fspath(self.path)!r} is not the path of a CIM", hint="give a path like DIR/NAME.cim"
-            )
-
-
-class _RegionFile:
-    """A region that is open."""
-
-    __slots__ = ("_file", "size")
-
-    def __init__(self, path: Path) -> None:
-        self._file = _open(path)
-        self.size = os.fstat(self._file).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See `lamella.formats.cim.reader.Region`."""
-        return read_at(self._file, length, offset)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
-class OpenCim:
-    """An image that is open for reading; close it, or use it as a context manager."""
-
-    def __init__(self, layer: CimLayer) -> None:
-        """Open it. Raises NotFound, FormatError, Unsupported (a version), Denied."""
-        layer.check()
-        self.layer = layer
-        self._regions: list[_RegionFile] = []
-        self._names: dict[str, Path] | None = None
-        try:
-            self.reader = CimReader(_filesystem_file(layer.path), self._region)
-        except BaseException:
-            self.close()
-            raise
-
-    def _region(self, guid: UUID, number: int) -> _RegionFile:
-        region = _RegionFile(self._find(f"region_{guid}_{number}"))
-        self._regions.append(region)
-        return region
-
-    def _find(self, name: str) -> Path:
-        exact = self.layer.directory / name
-        if exact.exists():
-            return exact
-        if self._names is None:
-            self._names = {path.name.lower(): path for path in self.layer.directory.iterdir()}
-        try:
-            return self._names[name.lower()]
-        except KeyError:
-            raise NotFound(
-                f"{os.fspath(exact)!r} is not there",
-                hint="the regions of an image, and of those it is forked from, lie in its directory",
-            ) from None
-
-    def close(self) -> None:
-        """Let go of the files."""
-        for region in self._regions:
-            region.close()
-        self._regions.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class NewCim:
@@ -292,54 +209,6 @@ class NewCim:
             self._mark.remove()
 
 
-def parent_of(layer: CimLayer) -> CimLayer | None:
-    """The image in the same directory that ``layer`` is forked from; None for one that is no fork.
-
-    Raises NotFound where it is not there under any name, and as reading ``layer`` does.
-    """
-    own = parse_filesystem_file(_filesystem_file(layer.path))
-    if not own.parents:
-        return None
-    for name in sorted(os.listdir(layer.directory)):
-        other = CimLayer(layer.directory / name)
-        if not is_cim_path(name) or other.path == layer.path:
-            continue
-        try:
-            found = parse_filesystem_file(_filesystem_file(other.path))
-        except LamellaError:
-            continue  # whatever it is, nothing can be forked from it
-        if found.sets == own.parents:
-            return other
-    raise NotFound(
-        f"{os.fspath(layer.path)!r} is forked from the image {own.parents[-1].guid}, and none beside it is that",
-        hint="give the parent's path",
-    )
-
-
-def is_cim_path(text: str) -> bool:
-    """Whether a path reads as that of an image."""
-    return re.fullmatch(r".*[^/\\]\.cim", text, re.IGNORECASE | re.DOTALL) is not None
-
-
-def _filesystem_file(path: Path) -> bytes:
-    file = _open(path)
-    try:
-        return read_at(file, _MOST, 0)
-    finally:
-        os.close(file)
-
-
-def _open(path: Path) -> int:
-    try:
-        file = os.open(path, file_io.READ_FILE)
-    except OSError as problem:
-        raise from_os(problem, f"open {os.fspath(path)!r}") from problem
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise InvalidInput(f"{os.fspath(path)!r} is not a regular file")
-    return file
-
-
 def _write(path: Path, raw: bytes, *, durable: bool) -> None:
     file = os.open(path, NEW, 0o600)
     try:
@@ -350,3 +219,91 @@ def _write(path: Path, raw: bytes, *, durable: bool) -> None:
             os.fsync(file)
     finally:
         os.close(file)
+
+
+KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
+"""The attributes that a file record has a place for."""
+
+
+class PortableWriter:
+    """Writes the image ``layer``, forked from ``parent`` where there is one (`ForkWriter`)."""
+
+    def __init__(
+        self,
+        layer: CimLayer,
+        parent: CimLayer | None,
+        *,
+        guid: UUID | None = None,
+        contents: Callable[[], bytes] | None = None,
+        durable: bool = False,
+    ) -> None:
+        """Start the image; see `CimSink` for ``guid`` and ``contents``.
+
+        Raises AlreadyExists, NotFound, InvalidInput, as `NewCim` does.
+        """
+        self._new = NewCim(layer, parent)
+        writer = self._writer = self._new.writer
+        self._store, self._put = writer.store, writer.put
+        self._guid = guid
+        self._contents = contents
+        self._durable = durable
+
+    def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> Seen | None:
+        """See `CimWriter.put`. Equal contents are kept once."""
+        stream = None
+        if not metadata.attributes & bits.DIRECTORY:
+            if chunks is None:
+                stream = self._writer.zeros(size)
+            else:
+                stream = self._store(chunks, size, derived=host_files.is_derived(path))
+        found = self._put(path, metadata, stream)
+        if found is None:
+            return None
+        return Seen(Kind.DIRECTORY if found.is_directory and not found.reparse else Kind.FILE)
+
+    def stream(self, path: str, name: str, size: int, chunks: Iterable[Buffer]) -> None:
+        """See `CimWriter.stream`."""
+        self._writer.stream(path, name, self._writer.store(chunks, size))
+
+    def link(self, path: str, target: str) -> None:
+        """See `CimWriter.link`."""
+        self._writer.link(path, target)
+
+    def merge_link(self, path: str, target: str) -> NoReturn:  # noqa: ARG002  # whichever they are
+        """See `CimWriter.merge_link`: what one looks like on disk is not publicly known."""
+        raise Unsupported(f"hard link {path!r}: links between images are Windows' own to write")
+
+    def delete(self, path: str) -> None:
+        """See `CimWriter.delete`."""
+        self._writer.delete(path)
+
+    def tombstone(self, path: str) -> NoReturn:
+        """See `CimWriter.tombstone`: what one looks like on disk is not publicly known."""
+        raise Unsupported(f"{path!r} is to be hidden when images are merged, which is Windows' own to write")
+
+    def commit(self) -> None:
+        """See `CimWriter.commit`: the image gets its name."""
+        contents = None if self._contents is None else self._contents()
+        self._new.commit(guid=self._guid, contents=contents, durable=self._durable)
+
+    def abort(self) -> None:
+        """See `CimWriter.abort`."""
+        self._new.abort()
+
+    def seen(self, path: str) -> Seen | None:
+        """See `ForkWriter.seen`."""
+        found = self._writer.what(path)
+        return None if found is None else Seen(Kind.DIRECTORY if found == (True, False) else Kind.FILE)
+
+    def is_reparse_point(self, path: str) -> bool:
+        """See `ForkWriter.is_reparse_point`."""
+        found = self._writer.what(path)
+        return found is not None and found[1]
+
+    def names(self, directory: str) -> Iterable[tuple[str, bool]]:
+        """See `ForkWriter.names`."""
+        return [(name, record.is_directory) for name, record in self._writer.names(directory)]
+
+    def touched(self, path: str) -> bool:
+        """See `ForkWriter.touched`."""
+        return self._writer.touched(path)

@@ -20,10 +20,12 @@ from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
 from lamella.formats.regf.keys import MemoryKey
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.writer import encode_hive
-from lamella.layers.cim.image_files import CimLayer, NewCim, OpenCim
+from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR
 from lamella.layers.cim.sink import CimSink
-from lamella.layers.cim.tree import CimTree, all_changes, changes_since
+from lamella.layers.cim.source import all_changes, changes_since
+from lamella.layers.cim.tree import CimTree
+from lamella.layers.cim.writer import NewCim
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.layers.windows.tar_source import windows_tar_changes

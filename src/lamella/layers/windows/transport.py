@@ -3,17 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from lamella.changes.model import EMPTY, Change, Content, Entry, Kind, Put, Stream, Whiteout, Windows
-from lamella.errors import FormatError, NotFound, UnsafePath, Unsupported
+from lamella.changes.model import EMPTY, Buffer, Change, Content, Entry, Kind, Put, Stream, Whiteout, Windows, dense
+from lamella.errors import (
+    FormatError,
+    InvalidInput,
+    NotFound,
+    SizeMismatch,
+    UnsafePath,
+    Unsupported,
+)
 from lamella.formats import backup
 from lamella.formats.ntfs import extended_attributes, names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
-from lamella.layers.windows.folder.layout import DIRECTORY_SUFFIX, FILES, HIVES, TOMBSTONES, TOMBSTONES_HEAD
-from lamella.layers.windows.tar_source import EMPTY_DATA
+from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
+from lamella.layers.windows.layout import DIRECTORY_SUFFIX, FILES, HIVES, TOMBSTONES, TOMBSTONES_HEAD
+from lamella.layers.windows.tar_source import EMPTY_DATA, EmptyData
 from lamella.paths import LayerPath, parse_path
 
 RECYCLE: Final = "files/$recycle.bin"
@@ -193,3 +201,101 @@ def _masked(windows: Windows) -> Windows:
     """As Windows is asked to export what it writes itself: times of creation and access are the time of writing."""
     windows.creation_time = windows.access_time = windows.write_time
     return windows
+
+
+class BackupStreams:
+    """The backup streams of one file, given to ``write``; small ones by a single call."""
+
+    __slots__ = ("_held", "_position", "_windows", "_write", "_writer", "extents")
+
+    def __init__(self, write: Callable[[Buffer], object], windows: Windows) -> None:
+        self._write = write
+        self._windows = windows
+        self._held: list[Buffer] = []
+        self._position = 0
+        self._writer = backup.BackupWriter(self._take)
+        self.extents: Sequence[tuple[int, int]] | None = None
+        """Of the content, where it has holes."""
+
+    def head(self, content: Content | None, size: int, *, prefix: bytes = b"", sparse: bool = True) -> int | None:
+        """``prefix``, then everything but alternate streams; where the content begins.
+
+        With ``sparse``, holes in the content are left out as BackupRead leaves them; else they are zeros.
+        """
+        windows = self._windows
+        if prefix:
+            self._take(prefix)
+        writer = self._writer
+        if windows.security_descriptor:
+            writer.small(backup.SECURITY_DATA, windows.security_descriptor)
+        if windows.extended_attributes:
+            writer.small(backup.EA_DATA, extended_attributes.encode(_attributes(windows.extended_attributes)))
+        if windows.reparse is not None:
+            writer.small(backup.REPARSE_DATA, windows.reparse)
+        if content is None or (not size and type(content) is not EmptyData):
+            return None
+        if content.size != size:
+            raise SizeMismatch("content", expected=size, actual=content.size)
+        extents = content.extents
+        if sparse and extents is not None and list(extents) != [(0, size)]:
+            self.extents = tuple(extents)
+            return self._sparse(content, size)
+        writer.stream(backup.DATA, size)
+        at = self._position
+        for chunk in content.chunks() if extents is None else dense(content):
+            writer.data(chunk)
+            self.flush()
+        writer.finish()
+        return at
+
+    def _sparse(self, content: Content, size: int) -> int:
+        writer = self._writer
+        assert self.extents is not None  # noqa: S101
+        writer.stream(backup.DATA, 0, attributes=backup.SPARSE_ATTRIBUTE)
+        at = self._position
+        starts = iter(self.extents)
+        left = 0
+        for chunk in content.chunks():
+            view = memoryview(chunk)
+            while view:
+                if not left:
+                    offset, left = next(starts)
+                    writer.stream(backup.SPARSE_BLOCK, left, offset=offset)
+                part = view[:left]
+                writer.data(part)
+                self.flush()
+                left -= len(part)
+                view = view[len(part) :]
+        writer.stream(backup.SPARSE_BLOCK, 0, offset=size)
+        return at
+
+    def alternate(self, name: str, content: Content) -> int:
+        """An alternate data stream; where in the file its content begins."""
+        self._writer.stream(backup.ALTERNATE_DATA, content.size, name=backup.stream_name(name))
+        at = self._position
+        for chunk in content.chunks() if content.extents is None else dense(content):
+            self._writer.data(chunk)
+            self.flush()
+        self._writer.finish()
+        return at
+
+    def _take(self, chunk: Buffer) -> None:
+        self._held.append(chunk)
+        self._position += len(chunk)
+
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._held:
+            self._write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
+            self._held.clear()
+
+
+def _attributes(attributes: Mapping[str, bytes]) -> list[ExtendedAttribute]:
+    """In the order of their names: the tar has them so, and go-winio in any."""
+    found = []
+    for name in sorted(attributes):
+        try:
+            found.append(ExtendedAttribute(name.encode("utf-8", "surrogateescape"), attributes[name]))
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"malformed name of an extended attribute {name[:80]!r}: {error.reason}") from None
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.security.tars import Tar
 from tests.unit.layers.test_process_reader import child, nobody_is_left, opened, pytestmark, same, way
-from tests.unit.layers.windows_tars import BASES, LAYERS
+from tests.unit.layers.windows.windows_tars import BASES, LAYERS
 from tests.unit.streams.blobs import COMPRESSIONS, PACK, gzipped, tar_like
 
 from lamella.changes.apply import apply

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.cim.test_cim_layer import directory, entry, file, link, stream, whiteout
+from tests.unit.layers.cim.test_layer import directory, entry, file, link, stream, whiteout
 from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.apply import apply
@@ -33,9 +33,7 @@ from lamella.formats.vhd import VhdFooter
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.layers import kinds
 from lamella.layers.cim import host_files
-from lamella.layers.cim.block.layer import BlockCimLayer, BlockKind, BlockOptions
-from lamella.layers.cim.block.sink import BlockCimSink
-from lamella.layers.cim.block.writer import merge
+from lamella.layers.cim.block import BlockCimLayer, BlockCimSink, BlockKind, BlockOptions, merge
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from tests.unit.layers.test_windows_dialect import SD, T, file_at, link_at, windows, with_stream, write
+from tests.unit.layers.windows.test_tar import SD, T, file_at, link_at, windows, with_stream, write
 
 import lamella
 from lamella.changes.model import Change, Entry, Kind, Link, Put, Whiteout, Windows
@@ -23,7 +23,7 @@ from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
 from lamella.images.resolve import open_platform_image
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.layers.windows.transforms import parse_template, usual_security
 from lamella.operations.layers.apply import apply_blob

@@ -38,7 +38,7 @@ from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 from lamella.testing.builders import sparse
 
-VECTORS = Path(__file__).parents[2] / "vectors/windows-tar"
+VECTORS = Path(__file__).parents[3] / "vectors/windows-tar"
 SECOND = 1_000_000_000
 T = 1683356889_123456700
 SD_TEXT = (

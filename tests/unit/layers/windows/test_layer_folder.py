@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.formats.tar.archives import END, buffers
-from tests.unit.layers.test_windows_dialect import (
+from tests.unit.layers.windows.test_tar import (
     EAS,
     INPUTS,
     SD,
@@ -32,8 +32,8 @@ from lamella.formats import backup
 from lamella.formats.ntfs import reparse
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows import WindowsLayer
-from lamella.layers.windows.folder.source import WindowsChanges
+from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import NameRules
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tar_source import EMPTY_DATA, windows_tar_changes
