@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in registries, by the distribution specification: client, credentials, hosts."""
+"""Images in registries (OCI distribution specification)."""

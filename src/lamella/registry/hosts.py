@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hosts serve a registry: mirrors and TLS settings, from containerd's ``hosts.toml`` or ``registries.toml``.
+"""Hosts of a registry: mirrors and TLS settings, from containerd's ``hosts.toml`` or from ``registries.toml``.
 
-``registries.toml`` is Lamella's own. It has the tables of many ``hosts.toml`` in one file, each under
-``[registry."HOST[:PORT]"]``, and what is unknown in it is refused. A ``hosts.toml`` is another program's file: what is
-unknown there is left alone.
+``registries.toml`` is Lamella's own: the tables of many ``hosts.toml`` in one file, each under
+``[registry."HOST[:PORT]"]``. Its unknown keys are errors; those of a ``hosts.toml`` are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from lamella.registry.http.urls import is_loopback
 
 CAPABILITIES: Final = frozenset({"pull", "resolve", "push", "referrers"})
 MAX_FILE: Final = 1 << 20
-"""Bytes of one file of settings."""
+"""Bytes of one file."""
 
 _REGISTRIES: Final = "LAMELLA_REGISTRIES"
 _CERTS_DIR: Final = "LAMELLA_CERTS_DIR"
@@ -37,57 +36,56 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class HostConfig(Struct, frozen=True):
-    """One host to ask, and how. Printing it shows no header, as there may be secrets in them."""
+    """One host and how to reach it. Its repr shows no headers, which may hold secrets."""
 
     scheme: str
     """``https`` or ``http``."""
     host: str
     """``name`` or ``name:port``."""
     path: str = "/v2"
-    """What stands before ``/NAME/manifests/...``; no slash at its end."""
+    """The path before ``/NAME/manifests/...``, without a slash at its end."""
     capabilities: frozenset[str] = CAPABILITIES
     ca: tuple[Path, ...] = ()
-    """Certificates of authorities, in PEM, beside those of the system."""
+    """PEM files of authorities trusted besides those of the system."""
     client: tuple[tuple[Path, Path | None], ...] = ()
-    """Certificate and key to show; without a key the certificate's file has both."""
+    """Client certificates and their keys; without a key, the certificate's file holds both."""
     skip_verify: bool = False
     headers: tuple[tuple[str, str], ...] = ()
-    """Further headers of each request to this host, and to no other."""
+    """Headers added to each request to this host only."""
     connect_timeout: float | None = None
-    """Seconds; None where nothing is set."""
+    """Seconds; None if not set."""
 
     def __repr__(self) -> str:
         return f"HostConfig({self.url!r}, {len(self.headers)} headers)"
 
     @property
     def url(self) -> str:
-        """The base of all requests, as in ``https://registry-1.docker.io/v2``."""
+        """The base of all URLs, such as ``https://registry-1.docker.io/v2``."""
         return f"{self.scheme}://{self.host}{self.path}"
 
     @property
     def plain_http(self) -> bool:
-        """Whether there is no TLS."""
+        """Whether the host has no TLS."""
         return self.scheme == "http"
 
 
 def name_of_host(registry: str) -> str:
-    """The name, and perhaps port, of the host that a registry is on: its own, but for Docker Hub."""
+    """The host of a registry, with its port if it has one; the same name except for Docker Hub."""
     return _HUB_HOST if registry in (_HUB, "index.docker.io") else registry
 
 
 def hosts_for(
     registry: str, *, plain_http: bool = False, directory: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> tuple[HostConfig, ...]:
-    """The hosts to try for ``registry``, in order: its mirrors, then the registry itself.
+    """The hosts of ``registry`` in the order to try them: its mirrors, then the registry itself.
 
-    The first place that speaks of the registry, or has a ``_default``, counts: ``directory`` alone where it is given;
+    The first place with settings for the registry, or with a ``_default``, counts: only ``directory`` if it is given;
     else ``registries.toml`` and ``certs.d/HOST[:PORT]/hosts.toml`` in ``~/.config/lamella``, both in ``/etc/lamella``,
-    then ``/etc/containerd/certs.d`` and the certificates in ``/etc/docker/certs.d``. ``$LAMELLA_REGISTRIES`` names
-    another file, ``$LAMELLA_CERTS_DIR`` other directories (as in a PATH), which are used alone.
+    then ``/etc/containerd/certs.d`` and the certificates in ``/etc/docker/certs.d``. ``$LAMELLA_REGISTRIES`` replaces
+    the files, ``$LAMELLA_CERTS_DIR`` the directories (a list as in PATH).
 
-    Without settings a registry is asked by TLS, but for a loopback address at another port than 443, which is asked in
-    plain HTTP. ``plain_http`` asks the registry itself so whatever it is.
-    Raises InvalidInput, which names file and key; Exhausted, Denied.
+    Without settings, a registry has TLS, except on a loopback address with another port than 443. ``plain_http``
+    disables TLS for the registry itself. Raises InvalidInput, which names file and key; Exhausted, Denied.
     """
     if not registry or "/" in registry or registry.startswith("."):
         raise InvalidInput(f"{registry[:100]!r} is not a registry")
@@ -114,7 +112,7 @@ class _Registries:
         if document is None:
             return None
         reader = _Reader(self.path, strict=True)
-        reader.known(document, {"registry"}, "")
+        reader.check_keys(document, {"registry"}, "")
         tables = reader.table(document, "registry", "")
         for name in (registry, _DEFAULT):
             if name in tables:
@@ -123,11 +121,11 @@ class _Registries:
 
 
 class _Certificates:
-    """A directory with one directory a registry, as containerd's and Docker's ``certs.d``."""
+    """A directory with one directory for each registry, such as containerd's and Docker's ``certs.d``."""
 
     def __init__(self, path: Path, *, others: bool = False, docker: bool = False) -> None:
         self.path = path
-        self._others = others  # the settings of another program, perhaps not for our eyes
+        self._others = others  # another program's settings, which this user may not be allowed to read
         self._docker = docker
 
     def find(self, registry: str, own: HostConfig) -> list[HostConfig] | None:
@@ -160,7 +158,7 @@ class _Certificates:
             if name.endswith(".cert"):
                 key = name.removesuffix("cert") + "key"
                 if key not in names:
-                    raise InvalidInput(f"{directory / name}: there is no {key} beside it")
+                    raise InvalidInput(f"{directory / name}: its key, {key}, is missing")
                 client.append((directory / name, directory / key))
         ca = tuple(directory / name for name in names if name.endswith(".crt"))
         if not ca and not client:
@@ -188,22 +186,22 @@ def _places(environ: Mapping[str, str]) -> Iterable[_Registries | _Certificates]
 
 
 class _Reader:
-    """Turns the tables of one file into hosts; every error names the file and the key."""
+    """Parses the tables of one file into hosts; every error names the file and the key."""
 
     def __init__(self, path: Path, *, strict: bool) -> None:
         self.path = path
         self._strict = strict
 
     def hosts(self, table: dict[str, Any], own: HostConfig, at: str) -> list[HostConfig]:
-        """The hosts of one registry's table, itself the last."""
+        """The hosts of one registry's table; the registry itself is the last."""
         extra = {"server", "host"} | ({"mirrors", "plain_http"} if self._strict else set())
-        self.known(table, _HOST_KEYS | extra, at)
+        self.check_keys(table, _HOST_KEYS | extra, at)
         found = []
         for url, settings in self.table(table, "host", at).items():
             where = _dotted(at, f'host."{url}"')
             if not isinstance(settings, dict):
-                raise self.wrong(where, "expected a table")
-            self.known(settings, _HOST_KEYS, where)
+                raise self.error(where, "expected a table")
+            self.check_keys(settings, _HOST_KEYS, where)
             found.append(self._host(self._base(url, where), settings, where))
         if self._strict:
             for url in self._texts(table, "mirrors", at):
@@ -225,7 +223,7 @@ class _Reader:
             path += "/v2"
         capabilities = frozenset(self._texts(table, "capabilities", at)) or CAPABILITIES
         if not capabilities <= CAPABILITIES:
-            raise self.wrong(_dotted(at, "capabilities"), f"expected some of {', '.join(sorted(CAPABILITIES))}")
+            raise self.error(_dotted(at, "capabilities"), f"expected some of {', '.join(sorted(CAPABILITIES))}")
         return replace(
             base,
             path=path,
@@ -238,20 +236,20 @@ class _Reader:
         )
 
     def _base(self, url: str, at: str) -> HostConfig:
-        """The host that a URL names; a bare name is asked by TLS, as containerd does."""
+        """The host of a URL; a bare name has TLS, as for containerd."""
         try:
             parts = urlsplit(url if "://" in url else f"https://{url}")
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:
             valid, parts = False, SplitResult("", "", "", "", "")
-        # No user in it: it would be sent, and shown, in places where nobody looks for a password.
+        # No user name: it would be sent and logged where nobody expects a password.
         if not valid or parts.query or parts.fragment or "@" in parts.netloc or not parts.netloc.isascii():
-            raise self.wrong(at, "expected a URL such as https://mirror.example:5000")
+            raise self.error(at, "expected a URL such as https://mirror.example:5000")
         host = _HUB_HOST if parts.netloc == _HUB else parts.netloc
         return HostConfig(parts.scheme, host, parts.path.rstrip("/"))
 
     def _client(self, table: dict[str, Any], at: str) -> tuple[tuple[Path, Path | None], ...]:
-        """A file that has certificate and key, a list of those, or a list of pairs."""
+        """Parse a file with certificate and key, a list of such files, or a list of pairs."""
         value = table.get("client", [])
         where = _dotted(at, "client")
         pairs: list[tuple[Path, Path | None]] = []
@@ -264,7 +262,7 @@ class _Reader:
                 case [str(certificate), str(key)]:
                     pairs.append((self.path.parent / certificate, self.path.parent / key if key else None))
                 case _:
-                    raise self.wrong(where, "expected a file, or a list of files or of pairs of certificate and key")
+                    raise self.error(where, "expected a file, or a list of files or of pairs of certificate and key")
         return tuple(pairs)
 
     def _headers(self, table: dict[str, Any], at: str) -> tuple[tuple[str, str], ...]:
@@ -272,10 +270,10 @@ class _Reader:
         for name in self.table(table, "header", at):
             where = _dotted(at, "header")
             if not _TOKEN.fullmatch(name):
-                raise self.wrong(where, "there is a name that no header can have")
+                raise self.error(where, "a name is not a valid header name")
             for value in self._texts(table["header"], name, where):
                 if not value.isprintable():
-                    raise self.wrong(_dotted(where, name), "a value has letters that no header can have")
+                    raise self.error(_dotted(where, name), "a value has characters that a header cannot have")
                 headers.append((name, value))
         return tuple(headers)
 
@@ -285,46 +283,46 @@ class _Reader:
         text = self._text(table, key, at)
         parts = _DURATION.findall(text)
         if not parts or "".join(map("".join, parts)) != text:
-            raise self.wrong(_dotted(at, key), "expected a time such as 10s or 1m30s")
+            raise self.error(_dotted(at, key), "expected a time such as 10s or 1m30s")
         seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
         return seconds or None
 
     def table(self, table: dict[str, Any], key: str, at: str) -> dict[str, Any]:
-        """The table under ``key``; an absent one is empty."""
+        """The table under ``key``; empty if absent."""
         value = table.get(key, {})
         if not isinstance(value, dict):
-            raise self.wrong(_dotted(at, key), "expected a table")
+            raise self.error(_dotted(at, key), "expected a table")
         return value
 
     def _text(self, table: dict[str, Any], key: str, at: str) -> str:
         value = table[key]
         if not isinstance(value, str):
-            raise self.wrong(_dotted(at, key), "expected a string")
+            raise self.error(_dotted(at, key), "expected a string")
         return value
 
     def _texts(self, table: dict[str, Any], key: str, at: str) -> list[str]:
         value = table.get(key, [])
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise self.wrong(_dotted(at, key), "expected a string or a list of strings")
+            raise self.error(_dotted(at, key), "expected a string or a list of strings")
         return texts
 
     def _flag(self, table: dict[str, Any], key: str, at: str) -> bool:
         value = table.get(key, False)
         if not isinstance(value, bool):
-            raise self.wrong(_dotted(at, key), "expected true or false")
+            raise self.error(_dotted(at, key), "expected true or false")
         return value
 
-    def known(self, table: dict[str, Any], keys: set[str], at: str) -> None:
-        """Refuse a key that is not among ``keys``, which is perhaps a slip of the pen."""
+    def check_keys(self, table: dict[str, Any], keys: set[str], at: str) -> None:
+        """Refuse unknown keys in Lamella's own file, which may be typing errors."""
         if self._strict:
             for key in table:
                 if key not in keys:
-                    hint = f"known are {', '.join(sorted(keys))}"
+                    hint = f"known keys: {', '.join(sorted(keys))}"
                     raise InvalidInput(f"{self.path}: {_dotted(at, key)[:300]}: unknown key", hint=hint)
 
-    def wrong(self, at: str, problem: str) -> InvalidInput:
-        """The error for what stands at ``at``."""
+    def error(self, at: str, problem: str) -> InvalidInput:
+        """The error for the key ``at``."""
         return InvalidInput(f"{self.path}: {at[:300]}: {problem}")
 
 
@@ -337,8 +335,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise from_os(error, f"read {str(path)!r}") from error
     if len(raw) > MAX_FILE:
-        raise Exhausted(f"{path}: more than {MAX_FILE} bytes are no file of settings")
-    import tomllib  # most have no such file
+        raise Exhausted(f"{path}: more than {MAX_FILE} bytes; not a file of settings")
+    import tomllib  # late, since most users have no such file
 
     try:
         return tomllib.loads(raw.decode())
@@ -357,7 +355,7 @@ def _own_host(registry: str, plain_http: bool) -> HostConfig:
 
 
 def _split_port(host: str) -> tuple[str, str]:
-    """Name and port, which is empty where there is none; the name of an IPv6 address keeps its brackets."""
+    """Name and port, empty if there is none; an IPv6 address keeps its brackets."""
     name, colon, port = host.rpartition(":")
     return (name, port) if colon and not port.endswith("]") else (host, "")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads images from a registry."""
+"""The reader of images in a registry."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lamella.oci.documents import MAX_DOCUMENT
 from lamella.registry.blob_fetch import READ_AHEAD, BlobStream, Budget
 from lamella.registry.client import DOCUMENTS, Client
 
-_KEPT: Final = 16 << 20
-"""Bytes of documents that are kept rather than fetched again."""
+_MAX_CACHED: Final = 16 << 20
+"""Bytes of documents that are cached."""
 
 
 class RegistryReader(ImageReader):
-    """The image that a tag or a digest names in a repository, and whatever can be reached from it by digest.
+    """Reads the image that a tag or a digest names in a repository, and what it refers to by digest.
 
-    The image is asked for when it is first wanted, and is the same from then on though the tag may move. Blobs are
-    streamed: nothing of them is kept.
+    The tag is resolved once, on first use, so that the image stays the same if the tag moves. Documents are cached;
+    other blobs are streamed.
     """
 
     def __init__(self, client: Client, tag: str | None = None, digest: Digest | None = None) -> None:
@@ -39,29 +39,28 @@ class RegistryReader(ImageReader):
         self._lock = threading.Lock()
         self._image: StoredImage | None = None
         self._documents: dict[Digest, bytes] = {}
-        self._kept = 0
+        self._cached = 0
         if client.options.foreign_urls:
             from lamella.registry.blob_fetch import ForeignLayers
 
             self.foreign_layers = ForeignLayers(self.where, client.options, client.own.origin)
 
     def images(self) -> Sequence[StoredImage]:
-        """The one image that the name names; by its digest where it has one."""
         with self._lock:
             if self._image is None:
                 reference = self._digest or self._tag
                 if reference is None:
                     raise NotFound(f"{self.where}: no image is named")
                 descriptor, raw = self.client.manifest(reference)
-                self._keep(descriptor.digest, raw)
+                self._cache(descriptor.digest, raw)
                 self._image = StoredImage((self._tag,) if self._tag else (), descriptor)
             return [self._image]
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """A stream of the blob, which is already coming. Raises Denied, Unavailable, Cancelled too."""
+        """Open a stream whose first response has arrived. Raises Denied, Unavailable and Cancelled too."""
         raw = self._documents.get(descriptor.digest)
         if raw is None and descriptor.media_type in DOCUMENTS:
-            raw = self._manifest(descriptor)
+            raw = self._fetch_document(descriptor)
         if raw is not None:
             if len(raw) != descriptor.size:
                 raise SizeMismatch(f"{self.where}: {descriptor.digest}", expected=descriptor.size, actual=len(raw))
@@ -70,29 +69,27 @@ class RegistryReader(ImageReader):
         return cast("BinaryIO", BlobStream(fetch, descriptor, self.where, self.client.options, self._budget))
 
     def read_document(self, descriptor: Descriptor) -> bytes:
-        """A small blob, whole and checked; it is kept, as documents are wanted more than once."""
         raw = super().read_document(descriptor)
         with self._lock:
-            self._keep(descriptor.digest, raw)
+            self._cache(descriptor.digest, raw)
         return raw
 
     def close(self) -> None:
-        """Close idle connections."""
         super().close()
         self.client.close()
 
-    def _manifest(self, descriptor: Descriptor) -> bytes:
+    def _fetch_document(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_DOCUMENT:
             raise Exhausted(f"{self.where}: {descriptor.digest}: more than the {MAX_DOCUMENT} bytes of a document")
         return self.client.manifest(descriptor.digest)[1]
 
-    def _keep(self, digest: Digest, raw: bytes) -> None:
-        if digest not in self._documents and self._kept + len(raw) <= _KEPT:
+    def _cache(self, digest: Digest, raw: bytes) -> None:
+        if digest not in self._documents and self._cached + len(raw) <= _MAX_CACHED:
             self._documents[digest] = raw
-            self._kept += len(raw)
+            self._cached += len(raw)
 
 
 def open_registry(name: ImageName, options: RegistryOptions | None = None) -> RegistryReader:
-    """A reader of the repository that ``name`` names; nothing is asked of the registry yet."""
+    """A reader of the repository in ``name``. Sends no request yet."""
     registry, _, repository = name.path.partition("/")
     return RegistryReader(Client(registry, repository, options), name.tag, name.digest)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes images to a registry."""
+"""The writer of images to a registry."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lamella.registry.client import DOCUMENTS, Client
 from lamella.registry.push import Upload, UploadLost
 from lamella.registry.reader import RegistryReader
 
-PIECE: Final = 6 << 20
-"""Bytes that are sent by one request, and kept until they have arrived; stores behind registries want 5 MiB or more."""
+PIECE_SIZE: Final = 6 << 20
+"""Bytes of one request of an upload, buffered until they have arrived; S3 behind a registry needs 5 MiB at least."""
 
-_ANEW: Final = 3
-"""How often a blob is begun again that a registry lost."""
+_UPLOAD_TRIES: Final = 3
+"""Uploads of one blob that the registry may lose, less one."""
 
-_CHUNK: Final = 1 << 20
+_READ_SIZE: Final = 1 << 20
 
 
 class RegistryWriter(ImageWriter):
-    """Puts an image into a repository: blobs as they come, manifests and the tag at the end.
+    """Pushes an image to a repository: blobs as they are put, manifests and the tag by `commit`.
 
-    A registry shows blobs to those who know their digests as soon as they are there; that is all of the image that is
-    to be seen before `commit`. What a broken-off push has put is there for the next one.
+    Before `commit`, only the blobs are visible, by digest. Blobs of an interrupted push stay for the next one, and for
+    the registry's garbage collection.
     """
 
     takes_indexes = True
@@ -45,16 +45,15 @@ class RegistryWriter(ImageWriter):
         self.client = client
         self.where = f"docker://{client.name}"
         self._digest = digest
-        self._there: dict[Digest, int] = {}
+        self._sizes: dict[Digest, int] = {}
         self._documents: dict[Digest, bytes] = {}
-        self._begun: dict[Digest, Upload] = {}
+        self._uploads: dict[Digest, Upload] = {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the repository has it; the registry is asked once."""
         digest = descriptor.digest
         if digest in self._documents:
             return True
-        if digest not in self._there:
+        if digest not in self._sizes:
             if descriptor.media_type in DOCUMENTS:
                 found = self.client.find_manifest(digest)
                 size = None if found is None else found.size
@@ -62,55 +61,52 @@ class RegistryWriter(ImageWriter):
                 size = self.client.blob_size(digest)
             if size is None:
                 return False
-            self._there[digest] = descriptor.size if size < 0 else size
-        return self._there[digest] == descriptor.size
+            self._sizes[digest] = descriptor.size if size < 0 else size
+        return self._sizes[digest] == descriptor.size
 
     def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:
-        """Let the registry take the blob over from another of its repositories, where ``source`` is one."""
         if not isinstance(source, RegistryReader) or descriptor.media_type in DOCUMENTS:
             return False
-        theirs = source.client
-        if theirs.registry != self.client.registry or theirs.repository == self.client.repository:
+        other = source.client
+        if other.registry != self.client.registry or other.repository == self.client.repository:
             return False
         try:
-            upload = self.client.mount_blob(descriptor.digest, theirs.repository)
+            upload = self.client.mount_blob(descriptor.digest, other.repository)
         except (Denied, InvalidInput, Unsupported):
             return False
         if upload is not None:
-            self._begun[descriptor.digest] = upload
+            self._uploads[descriptor.digest] = upload
             return False
-        self._there[descriptor.digest] = descriptor.size
+        self._sizes[descriptor.digest] = descriptor.size
         return True
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Send a blob, checked, in pieces that are sent again where they get lost.
+        """Upload a blob in pieces; a piece that is lost is sent again.
 
-        Where the registry loses the whole upload, it is begun again if ``chunks`` can be gone through again. Raises
-        Denied, Unavailable, Exhausted, Unsupported too.
+        An upload that the registry loses is started again if ``chunks`` can be iterated again. Documents are held
+        until `commit`. Raises Denied, Unavailable, Exhausted and Unsupported too.
         """
         if descriptor.media_type in DOCUMENTS:
-            raw = b"".join(bytes(piece) for piece in _checked(descriptor, chunks, self._what(descriptor)))
+            raw = b"".join(bytes(piece) for piece in _check_chunks(descriptor, chunks, self._what(descriptor)))
             self._documents[descriptor.digest] = raw
             return
         once = isinstance(chunks, Iterator)
-        for left in reversed(range(_ANEW)):
+        for left in reversed(range(_UPLOAD_TRIES)):
             try:
-                self._send(descriptor, _checked(descriptor, chunks, self._what(descriptor)))
+                self._send(descriptor, _check_chunks(descriptor, chunks, self._what(descriptor)))
                 break
             except UploadLost:
                 if once or not left:
                     raise
-        self._there[descriptor.digest] = descriptor.size
+        self._sizes[descriptor.digest] = descriptor.size
 
     def stage(self) -> StagedBlob:
-        """A temporary file, which is sent when it is complete."""
         return _Staged(self)
 
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
-        """Put the manifests, parts before what names them, and the tag with the last."""
         if self._digest is not None and self._digest != image.digest:
             raise Conflict(
-                f"{self.where}: the image is {image.digest}, and not the {self._digest} that its name says",
+                f"{self.where}: the image is {image.digest}, but its name has {self._digest}",
                 hint="push to a tag",
             )
         graph = ImageGraph(_Documents(self.client, self._documents))
@@ -121,18 +117,17 @@ class RegistryWriter(ImageWriter):
         return image
 
     def abort(self) -> None:
-        """Tell the registry to forget what was begun; blobs that are there stay for its own cleaning up."""
-        uploads, self._begun = list(self._begun.values()), {}
+        uploads, self._uploads = list(self._uploads.values()), {}
         for upload in uploads:
             upload.cancel()
         self._documents.clear()
         self.client.close()
 
     def _send(self, descriptor: Descriptor, chunks: Iterator[memoryview]) -> None:
-        """Send a blob: a small one by a single request, a larger one in pieces."""
+        """Upload a blob: a small one by a single request, a larger one in pieces."""
         digest = descriptor.digest
-        upload = self._begun.pop(digest, None)
-        buffer = bytearray(min(descriptor.size, PIECE))
+        upload = self._uploads.pop(digest, None)
+        buffer = bytearray(min(descriptor.size, PIECE_SIZE))
         filled = 0
         sent = False
         try:
@@ -150,7 +145,7 @@ class RegistryWriter(ImageWriter):
                     buffer[filled : filled + count] = rest[:count]
                     filled += count
                     rest = rest[count:]
-            for left in reversed(range(_ANEW)):
+            for left in reversed(range(_UPLOAD_TRIES)):
                 upload = upload or self.client.start_upload()
                 try:
                     upload.finish(digest, memoryview(buffer)[:filled])
@@ -165,7 +160,7 @@ class RegistryWriter(ImageWriter):
             raise
 
     def _own_entries(self, node: Node) -> Iterable[Descriptor]:
-        """The documents of an index that wait to be put; what the registry has is complete."""
+        """The entries of an index that are not put yet; those that the registry has are complete."""
         return (entry for entry in only_entries(node) if entry.digest in self._documents)
 
     def _what(self, descriptor: Descriptor) -> str:
@@ -173,23 +168,23 @@ class RegistryWriter(ImageWriter):
 
 
 class _Documents(ImageReader):
-    """Manifests and indexes that wait to be put, or that another push has put; their bytes are needed for a new tag."""
+    """Manifests and indexes that are not put yet, or that the registry has and that get a new tag."""
 
-    def __init__(self, client: Client, waiting: Mapping[Digest, bytes]) -> None:
+    def __init__(self, client: Client, pending: Mapping[Digest, bytes]) -> None:
         self.where = f"docker://{client.name}"
         self._client = client
-        self._waiting = waiting
+        self._pending = pending
 
     def images(self) -> Sequence[StoredImage]:
         return ()
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        raw = self._waiting.get(descriptor.digest)
+        raw = self._pending.get(descriptor.digest)
         return io.BytesIO(self._client.manifest(descriptor.digest)[1] if raw is None else raw)
 
 
 class _Staged(StagedBlob):
-    """A blob in a temporary file without a name."""
+    """A blob in an anonymous temporary file, uploaded when it is complete."""
 
     def __init__(self, writer: RegistryWriter) -> None:
         self._writer = writer
@@ -197,12 +192,11 @@ class _Staged(StagedBlob):
         try:
             self.file = cast("BinaryIO", tempfile.TemporaryFile(buffering=0, prefix="lamella-"))  # noqa: SIM115
         except OSError as problem:
-            raise from_os(problem, "make a temporary file") from problem
+            raise from_os(problem, "create a temporary file") from problem
 
     def keep(self, digest: Digest, size: int) -> None:
-        """Send the blob."""
         if not self._open:
-            raise ValueError("the blob was kept or discarded already")
+            raise ValueError("the blob has been kept or discarded")
         actual = self.file.seek(0, 2)
         if actual != size:
             raise SizeMismatch(f"{self._writer.where}: blob {digest}", expected=size, actual=actual)
@@ -212,7 +206,6 @@ class _Staged(StagedBlob):
         self.discard()
 
     def discard(self) -> None:
-        """Drop the file."""
         if self._open:
             self._open = False
             self.file.close()
@@ -225,25 +218,25 @@ class _Staged(StagedBlob):
 
 
 class _FileChunks:
-    """All of a file, as often as it is gone through."""
+    """The chunks of a file, from its start for each iteration."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def __iter__(self) -> Iterator[bytes]:
         self._file.seek(0)
-        while chunk := self._file.read(_CHUNK):
+        while chunk := self._file.read(_READ_SIZE):
             yield chunk
 
 
 def open_registry(name: ImageName, options: RegistryOptions | None = None) -> RegistryWriter:
-    """A writer to the repository that ``name`` names; nothing is asked of the registry yet."""
+    """A writer to the repository in ``name``. Sends no request yet."""
     registry, _, repository = name.path.partition("/")
     return RegistryWriter(Client(registry, repository, options), name.digest)
 
 
-def _checked(descriptor: Descriptor, chunks: Iterable[Buffer], what: str) -> Iterator[memoryview]:
-    """The chunks, whose size and digest together are those promised. Raises SizeMismatch, DigestMismatch."""
+def _check_chunks(descriptor: Descriptor, chunks: Iterable[Buffer], what: str) -> Iterator[memoryview]:
+    """Pass the chunks on and check their size and digest. Raises SizeMismatch, DigestMismatch."""
     state = hashlib.new(descriptor.digest.algorithm)
     size = 0
     for chunk in chunks:

@@ -40,7 +40,7 @@ LAYER = IMAGE.manifest["layers"][1]["digest"]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamella.registry.http.retry.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(writing, "PIECE", 100_000)
+    monkeypatch.setattr(writing, "PIECE_SIZE", 100_000)
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_an_image_of_which_a_part_is_missing_is_not_named(registry: Registry) ->
 
 
 def test_a_name_with_a_digest_takes_that_image_alone(registry: Registry, layout: str) -> None:
-    with pytest.raises(Conflict, match="and not the"):
+    with pytest.raises(Conflict, match="but its name has"):
         copy(f"{layout}:one", f"docker://{registry.host}/a@{digest(b'')}")
     assert registry.manifests == {}
     copy(f"{layout}:one", f"docker://{registry.host}/a@{IMAGE.descriptor['digest']}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials for registries, from the files and keychains that Docker, Podman and skopeo share."""
+"""Credentials for registries, from the files and keychains shared with Docker, Podman and skopeo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DOCKER_CONFIG: Final = "DOCKER_CONFIG"
 
 
 class Credentials:
-    """All credentials of a user, in the order of the files. Secrets are read when a registry is asked for."""
+    """The credentials in several files, in their order. Secrets are read on demand."""
 
     __slots__ = ("_environ", "_files")
 
@@ -28,21 +28,21 @@ class Credentials:
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Credentials:
-        """Those of the files that ``environ`` (this process's) leads to; files that are not there are left out.
+        """Load the files that ``environ``, by default this process's, names; missing files are ignored.
 
-        ``$REGISTRY_AUTH_FILE`` alone where it is set. Else ``$DOCKER_CONFIG/config.json`` where that is set,
-        ``containers/auth.json`` in ``$XDG_RUNTIME_DIR`` and in ``$XDG_CONFIG_HOME`` or ``~/.config``, and, without
+        ``$REGISTRY_AUTH_FILE`` alone if it is set. Otherwise ``$DOCKER_CONFIG/config.json`` if that is set,
+        ``containers/auth.json`` in ``$XDG_RUNTIME_DIR`` and in ``$XDG_CONFIG_HOME`` or ``~/.config``, and without
         ``$DOCKER_CONFIG``, ``~/.docker/config.json``. Raises InvalidInput, which names file and key; Exhausted, Denied.
         """
         environ = os.environ if environ is None else environ
         return cls([AuthFile(path) for path in auth_paths(environ)], environ)
 
     def for_registry(self, registry: str, repository: str = "") -> Credential | None:
-        """What to show to ``registry`` for ``repository``; None where nothing is known.
+        """The credential for ``repository`` in ``registry``; None if there is none.
 
-        The first file that knows counts. In it ``credHelpers`` comes first, then ``credsStore``, then ``auths``, where
-        the longest key that the repository's name begins with counts (``HOST/TEAM/APP`` before ``HOST/TEAM`` before
-        ``HOST``). Raises InvalidInput, NotFound (a keychain's program), Unavailable (it fails), Exhausted.
+        The first file with one counts. In a file, ``credHelpers`` precede ``credsStore``, and that precedes ``auths``,
+        of which the longest matching key counts (``HOST/TEAM/APP`` before ``HOST/TEAM`` before ``HOST``). Raises
+        InvalidInput, NotFound (a missing credential helper), Unavailable (a failing one), Exhausted.
         """
         for file in self._files:
             found = file.find(registry, repository, self._environ)
@@ -54,16 +54,16 @@ class Credentials:
 def login(
     registry: str, credential: Credential, path: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> str:
-    """Keep ``credential`` for ``registry`` and return where: a file, or the program of a keychain.
+    """Store ``credential`` for ``registry`` and return the file, or the credential helper, that holds it.
 
-    It goes to ``path``, or to the first file that knows the registry already, so that what is found later is what was
-    kept; else to Docker's file, which all tools read, or the one that ``$REGISTRY_AUTH_FILE`` names. A file is
-    replaced as a whole, is readable by its owner alone, and keeps whatever else it has.
+    It goes to ``path``, or to the first file with an entry for the registry, which lookups find first; otherwise to
+    the file of ``$REGISTRY_AUTH_FILE``, or to Docker's, which all tools read. The file is replaced atomically, is
+    readable by its owner only, and keeps its other content.
     Raises InvalidInput, NotFound, Denied, Unavailable, Exhausted.
     """
     environ = os.environ if environ is None else environ
     if ":" in credential.username:
-        raise InvalidInput("a user's name cannot have a colon")
+        raise InvalidInput("a user name cannot contain a colon")
     if path is not None:
         return AuthFile(path).put(registry, credential, environ)
     files = [AuthFile(candidate) for candidate in auth_paths(environ)]
@@ -73,9 +73,9 @@ def login(
 
 
 def logout(registry: str, path: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
-    """Forget ``registry``, in ``path`` or in every file and keychain that would be asked for it.
+    """Remove ``registry`` from ``path``, or from every file and keychain that lookups use.
 
-    Raises NotFound where none knew it; InvalidInput, Denied, Unavailable, Exhausted.
+    Raises NotFound if none has it; InvalidInput, Denied, Unavailable, Exhausted.
     """
     environ = os.environ if environ is None else environ
     paths = [path] if path is not None else auth_paths(environ)
@@ -85,7 +85,7 @@ def logout(registry: str, path: Path | None = None, environ: Mapping[str, str] |
 
 
 def auth_paths(environ: Mapping[str, str]) -> list[Path]:
-    """The files to read, in order, whether they are there or not."""
+    """The files to read, in order; they may not exist."""
     if named := environ.get(_AUTH_FILE):
         return [Path(named)]
     paths = [_default_path(environ)] if environ.get(_DOCKER_CONFIG) else []
@@ -107,7 +107,7 @@ def _default_path(environ: Mapping[str, str]) -> Path:
         return Path(directory, "config.json")
     home = _home(environ)
     if home is None:
-        raise NotFound("there is no home directory to keep a login in", hint=f"set {_AUTH_FILE} or {_DOCKER_CONFIG}")
+        raise NotFound("there is no home directory to store a login in", hint=f"set {_AUTH_FILE} or {_DOCKER_CONFIG}")
     return home / ".docker/config.json"
 
 

@@ -21,20 +21,20 @@ MAX_FILE: Final = 4 << 20
 
 HUB: Final = "docker.io"
 HUB_KEY: Final = "https://index.docker.io/v1/"
-"""What Docker calls its own registry in its file, and to the programs that keep credentials."""
+"""Docker Hub's key in Docker's file and for credential helpers."""
 
-TOKEN_USER: Final = "<token>"  # noqa: S105  # the user that stands for "the secret is an identity token"
+TOKEN_USER: Final = "<token>"  # noqa: S105  # as a user name: the secret is an identity token
 
 _HUB_NAMES: Final = (HUB, "index.docker.io", "registry-1.docker.io")
 
 
 class Credential(Struct, frozen=True):
-    """What a registry, or the service that gives tokens for it, is shown. Printing it shows no secret."""
+    """A login at a registry or its token server. Its repr shows no secret."""
 
     username: str = ""
     password: str = ""
     identity_token: str = ""
-    """A token that is exchanged for others; where there is one, it is used and the password is not."""
+    """A refresh token; if there is one, the password is not used."""
 
     def __repr__(self) -> str:
         return f"Credential({self.username!r})"
@@ -60,21 +60,21 @@ class AuthFile:
     Raises InvalidInput for what is malformed, naming the file and the key and never what it holds; Exhausted, Denied.
     """
 
-    __slots__ = ("_auths", "_document", "_programs", "_store", "path")
+    __slots__ = ("_auths", "_document", "_helpers", "_store", "path")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._document = _read(path)
         self._auths = self._table("auths", dict)
-        self._programs = self._table("credHelpers", str)
+        self._helpers = self._table("credHelpers", str)
         store = self._document.get("credsStore")
         if not isinstance(store, str | None):
-            raise self._wrong("credsStore", "expected a string")
+            raise self._error("credsStore", "expected a string")
         self._store = store or ""
 
     def find(self, registry: str, repository: str, environ: Mapping[str, str]) -> Credential | None:
-        """The credential that fits best; see `Credentials.for_registry` for the order and what it raises."""
-        for named in self._named_programs(registry):
+        """The best match for a repository; order and errors are those of `Credentials.for_registry`."""
+        for named in self._helpers_for(registry):
             found = self._ask(*named, environ)
             if found:
                 return found
@@ -84,7 +84,7 @@ class AuthFile:
                 found = self._ask(self._store, _server(registry), "credsStore", environ)
                 if found:
                     return found
-            except NotFound as error:  # the program is not here; the file may still know
+            except NotFound as error:  # the helper is not installed; the file may have an entry
                 absent = error
         by_name = {normal(key): key for key in self._auths if "://" in key}
         by_name.update((normal(key), key) for key in self._auths if "://" not in key)
@@ -97,18 +97,18 @@ class AuthFile:
         return None
 
     def knows(self, registry: str) -> bool:
-        """Whether the file itself says something of the registry as a whole."""
+        """Whether the file has an entry for the registry as a whole."""
         wanted = normal(registry)
-        return any(normal(key) == wanted for key in (*self._auths, *self._programs))
+        return any(normal(key) == wanted for key in (*self._auths, *self._helpers))
 
     def put(self, registry: str, credential: Credential, environ: Mapping[str, str]) -> str:
-        """Keep ``credential`` for ``registry`` and say where: here, or in the keychain that this file names for it."""
-        named = next(self._named_programs(registry), None)
+        """Store a credential in this file, or in the keychain that it names, and return the name of either."""
+        named = next(self._helpers_for(registry), None)
         if named is None and self._store:
             named = self._store, _server(registry), "credsStore"
         if named is not None:
             name, server, key = named
-            program = CredentialProgram.find(name, self._where(key), environ)
+            program = CredentialProgram.find(name, self._locate(key), environ)
             user, secret = credential.username, credential.password
             if credential.identity_token:
                 user, secret = TOKEN_USER, credential.identity_token
@@ -126,14 +126,14 @@ class AuthFile:
         return str(self.path)
 
     def remove(self, registry: str, environ: Mapping[str, str]) -> bool:
-        """Forget the registry here and in the keychains that this file names for it; whether it was known."""
+        """Remove the registry from this file and the keychains that it names; return whether any had it."""
         known = False
-        named = list(self._named_programs(registry))
+        named = list(self._helpers_for(registry))
         if self._store:
             named.append((self._store, _server(registry), "credsStore"))
         for name, server, key in named:
             try:
-                program = CredentialProgram.find(name, self._where(key), environ)
+                program = CredentialProgram.find(name, self._locate(key), environ)
             except NotFound:
                 if key != "credsStore":
                     raise
@@ -146,15 +146,15 @@ class AuthFile:
             known = True
         return known
 
-    def _named_programs(self, registry: str) -> Iterator[tuple[str, str, str]]:
-        """Keychain, the name it has for the registry, and the key in this file that says so."""
+    def _helpers_for(self, registry: str) -> Iterator[tuple[str, str, str]]:
+        """Yield keychain, the registry's name in it, and the key of this file that names it."""
         wanted = normal(registry)
-        for key, name in self._programs.items():
+        for key, name in self._helpers.items():
             if name and normal(key) == wanted:
                 yield name, key, f"credHelpers.{key}"
 
     def _ask(self, name: str, server: str, key: str, environ: Mapping[str, str]) -> Credential | None:
-        answer = CredentialProgram.find(name, self._where(key), environ).get(server, environ)
+        answer = CredentialProgram.find(name, self._locate(key), environ).get(server, environ)
         if answer is None:
             return None
         user, secret = answer
@@ -165,16 +165,16 @@ class AuthFile:
         texts = {name: entry.get(name) or "" for name in ("auth", "username", "password", "identitytoken")}
         for name, text in texts.items():
             if not isinstance(text, str):
-                raise self._wrong(f"auths.{key}.{name}", "expected a string")
+                raise self._error(f"auths.{key}.{name}", "expected a string")
         user, password = texts["username"], texts["password"]
         if texts["auth"]:
             try:
                 pair = base64.b64decode(texts["auth"], validate=True).decode()
             except (binascii.Error, ValueError):
-                raise self._wrong(f"auths.{key}.auth", "not a user and a password in base64") from None
+                raise self._error(f"auths.{key}.auth", "expected user:password in base64") from None
             user, colon, password = pair.partition(":")
             if not colon or not user:
-                raise self._wrong(f"auths.{key}.auth", "not a user and a password in base64")
+                raise self._error(f"auths.{key}.auth", "expected user:password in base64")
             password = password.rstrip("\0")  # old versions of Docker padded it
         token = texts["identitytoken"]
         return Credential(user, password, token) if (user and password) or token else None
@@ -192,20 +192,20 @@ class AuthFile:
             self._document.pop(name, None)
             return {}
         if not isinstance(table, dict):
-            raise self._wrong(name, "expected an object")
+            raise self._error(name, "expected an object")
         for key, value in table.items():
             if not isinstance(value, kind):
-                raise self._wrong(f"{name}.{key}", "expected an object" if kind is dict else "expected a string")
+                raise self._error(f"{name}.{key}", "expected an object" if kind is dict else "expected a string")
         return table
 
-    def _where(self, key: str) -> str:
+    def _locate(self, key: str) -> str:
         return f"{self.path}: {key[:300]}"
 
-    def _wrong(self, key: str, problem: str) -> InvalidInput:
-        return InvalidInput(f"{self._where(key)}: {problem}")
+    def _error(self, key: str, problem: str) -> InvalidInput:
+        return InvalidInput(f"{self._locate(key)}: {problem}")
 
     def _write(self) -> None:
-        """Replace the file as a whole; nobody else may read it. Where it is a link, what it leads to is replaced."""
+        """Replace the file atomically with mode 0600; a symlink is followed."""
         from tempfile import NamedTemporaryFile
 
         text = json.dumps(self._document, indent="\t", ensure_ascii=False) + "\n"
@@ -213,7 +213,7 @@ class AuthFile:
         parent = os.path.dirname(path)
         try:
             os.makedirs(parent, mode=0o700, exist_ok=True)
-            with NamedTemporaryFile(dir=parent, prefix=".lamella-", delete=False) as file:  # made with mode 0600
+            with NamedTemporaryFile(dir=parent, prefix=".lamella-", delete=False) as file:  # creates it with mode 0600
                 try:
                     file.write(text.encode("utf-8", "surrogatepass"))
                     file.flush()
@@ -235,12 +235,12 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise from_os(error, f"read {str(path)!r}") from error
     if len(raw) > MAX_FILE:
-        raise Exhausted(f"{path}: more than {MAX_FILE} bytes are no file of credentials")
+        raise Exhausted(f"{path}: more than {MAX_FILE} bytes; not a file of credentials")
     if not raw.strip():
         return {}
     try:
         value = json.loads(raw)
-    except (ValueError, RecursionError):  # the error of the parser carries the text
+    except (ValueError, RecursionError):  # the parser's error quotes the text
         raise InvalidInput(f"{path}: not JSON") from None
     if not isinstance(value, dict):
         raise InvalidInput(f"{path}: expected a JSON object")
@@ -252,7 +252,7 @@ def _server(registry: str) -> str:
 
 
 def _candidates(registry: str, repository: str) -> Iterator[str]:
-    """The keys that may stand for a repository, the most specific first."""
+    """Yield the keys that match a repository, the most specific first."""
     name = f"{normal(registry)}/{repository}".rstrip("/")
     while name:
         yield name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keychains behind programs named ``docker-credential-NAME``, which take a verb and answer in JSON."""
+"""Credential helpers: programs named ``docker-credential-NAME``, which take a verb and answer in JSON."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 TIMEOUT: Final = 60.0
-"""Seconds for one call; a person may have to unlock a keychain meanwhile."""
+"""Seconds for one call, in which a person may have to unlock a keychain."""
 
-MAX_ANSWER: Final = 1 << 20
-"""Bytes of one answer."""
+MAX_OUTPUT: Final = 1 << 20
+"""Bytes of one output."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 _ABSENT: Final = (b"credentials not found", b"no credentials server url")
-"""What the programs print, in place of JSON, where a keychain has nothing for a registry."""
+"""The output, not JSON, for a registry that the keychain has no entry for."""
 
 
 class CredentialProgram(Struct, frozen=True):
-    """One such program. Nothing that it prints ever becomes part of a message."""
+    """One credential helper. Its output never becomes part of a message."""
 
     program: str
     path: str
 
     @classmethod
     def find(cls, name: str, where: str, environ: Mapping[str, str]) -> CredentialProgram:
-        """The program for the keychain ``name``, looked for on the PATH of ``environ``; ``where`` says who named it.
+        """Find the helper ``name`` on the PATH of ``environ``; ``where`` is the setting that names it.
 
-        Raises InvalidInput (no name of a keychain), NotFound.
+        Raises InvalidInput (not a valid name), NotFound.
         """
         from shutil import which
 
@@ -46,39 +46,39 @@ class CredentialProgram(Struct, frozen=True):
         program = f"docker-credential-{name}"
         path = which(program, path=environ.get("PATH"))
         if path is None:
-            raise NotFound(f"{where}: there is no {program} on the PATH", hint="install it, or take it out of the file")
+            raise NotFound(f"{where}: {program} is not on the PATH", hint="install it, or remove it from the file")
         return cls(program, path)
 
     def get(self, server: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
-        """User and secret for ``server``, or None where the keychain has neither.
+        """User and secret for ``server``; None if the keychain has no entry.
 
-        Raises InvalidInput (an answer in another form), Unavailable, Exhausted.
+        Raises InvalidInput (malformed output), Unavailable, Exhausted.
         """
-        status, answer = self._call("get", server.encode(), environ)
+        status, output = self._call("get", server.encode(), environ)
         if status:
-            if any(text in answer.lower() for text in _ABSENT):
+            if any(text in output.lower() for text in _ABSENT):
                 return None
             raise self._failed("get", status)
         try:
-            value = json.loads(answer)
+            value = json.loads(output)
         except (ValueError, RecursionError):
-            raise InvalidInput(f"{self.program} get: the answer is not JSON") from None
+            raise InvalidInput(f"{self.program} get: the output is not JSON") from None
         user, secret = (value.get("Username"), value.get("Secret")) if isinstance(value, dict) else (None, None)
         if not isinstance(user, str) or not isinstance(secret, str):
-            raise InvalidInput(f"{self.program} get: the answer has no Username and Secret")
+            raise InvalidInput(f"{self.program} get: the output has no Username and Secret")
         return (user, secret) if user or secret else None
 
     def store(self, server: str, user: str, secret: str, environ: Mapping[str, str]) -> None:
-        """Keep user and secret for ``server``. Raises Unavailable, Exhausted."""
+        """Store user and secret for ``server``. Raises Unavailable, Exhausted."""
         entry = json.dumps({"ServerURL": server, "Username": user, "Secret": secret})
         status, _ = self._call("store", entry.encode(), environ)
         if status:
             raise self._failed("store", status)
 
     def erase(self, server: str, environ: Mapping[str, str]) -> None:
-        """Forget ``server``; it is no error that there is nothing to forget. Raises Unavailable, Exhausted."""
-        status, answer = self._call("erase", server.encode(), environ)
-        if status and not any(text in answer.lower() for text in _ABSENT):
+        """Remove the entry for ``server``, if there is one. Raises Unavailable, Exhausted."""
+        status, output = self._call("erase", server.encode(), environ)
+        if status and not any(text in output.lower() for text in _ABSENT):
             raise self._failed("erase", status)
 
     def _failed(self, verb: str, status: int) -> Unavailable:
@@ -88,7 +88,7 @@ class CredentialProgram(Struct, frozen=True):
         )
 
     def _call(self, verb: str, message: bytes, environ: Mapping[str, str]) -> tuple[int, bytes]:
-        """Exit status and output. A thread talks, so that a program which neither ends nor prints can be given up."""
+        """Run the helper; return exit status and output. A thread does the I/O, so that a hanging one can be killed."""
         from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
         from threading import Thread
         from time import monotonic
@@ -99,41 +99,41 @@ class CredentialProgram(Struct, frozen=True):
             process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=dict(environ))
         except OSError as error:
             raise from_os(error, f"start {self.program}") from None
-        answer: list[bytes] = []
-        talk = Thread(target=_talk, args=(process, message, answer), daemon=True)
-        talk.start()
+        output: list[bytes] = []
+        io_thread = Thread(target=_communicate, args=(process, message, output), daemon=True)
+        io_thread.start()
         try:
-            talk.join(TIMEOUT)
-            if talk.is_alive():
-                raise self._slow(verb)
-            if len(answer[0]) > MAX_ANSWER:
-                raise Exhausted(f"{self.program} {verb}: more than {MAX_ANSWER} bytes of answer")
+            io_thread.join(TIMEOUT)
+            if io_thread.is_alive():
+                raise self._timeout(verb)
+            if len(output[0]) > MAX_OUTPUT:
+                raise Exhausted(f"{self.program} {verb}: more than {MAX_OUTPUT} bytes of output")
             try:
                 status = process.wait(max(0.1, end - monotonic()))
             except TimeoutExpired:
-                raise self._slow(verb) from None
+                raise self._timeout(verb) from None
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        return status, answer[0]
+        return status, output[0]
 
-    def _slow(self, verb: str) -> LamellaError:
-        return Unavailable(f"{self.program} {verb} gave no answer in {TIMEOUT:.0f} seconds")
+    def _timeout(self, verb: str) -> LamellaError:
+        return Unavailable(f"{self.program} {verb} did not answer within {TIMEOUT:.0f} seconds")
 
 
-def _talk(process: Popen[bytes], message: bytes, answer: list[bytes]) -> None:
-    """Write and read, then close both pipes: what the program started may hold its end longer than anybody waits."""
+def _communicate(process: Popen[bytes], message: bytes, output: list[bytes]) -> None:
+    """Write the input, read the output, close both pipes: a child of the helper may hold its ends open."""
     stdin: Any = process.stdin
     stdout: Any = process.stdout
     try:
         stdin.write(message)
         stdin.close()
-    except OSError:  # it does not read: its status tells what is wrong
+    except OSError:  # the helper does not read its input; its exit status tells why
         pass
     try:
-        answer.append(stdout.read(MAX_ANSWER + 1))
+        output.append(stdout.read(MAX_OUTPUT + 1))
     except (OSError, ValueError):
-        answer.append(b"")
+        output.append(b"")
     finally:
         stdout.close()

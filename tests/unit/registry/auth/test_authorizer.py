@@ -75,7 +75,8 @@ def test_a_token_is_asked_for_once_for_all_that_it_allows(registry: Registry) ->
     for _ in range(3):
         one.manifest("v1")
     (asked,) = registry.asked("GET", "/token")
-    assert asked.query["scope"] == "repository:team/app:pull"
+    # What is needed, and what the challenge names.
+    assert asked.query["scope"].split() == ["repository:team/app:pull", "repository:team/app:pull,push"]
     assert (asked.query["service"], asked.query["account"]) == ("tests", USER)
     assert [request.headers.get("Authorization") for request in registry.asked("GET", "/manifests/")] == [
         None,

@@ -193,7 +193,7 @@ class TestKeychains:
         write(docker, {"credsStore": "absent", "auths": {HOST: {"auth": auth("file", "x")}}})
         known = Credentials.load(environ)
         assert Credential("file", "x") == known.for_registry(HOST)
-        with pytest.raises(NotFound, match="credsStore: there is no docker-credential-absent on the PATH"):
+        with pytest.raises(NotFound, match="credsStore: docker-credential-absent is not on the PATH"):
             known.for_registry("other.example")
 
     @pytest.mark.parametrize("name", ["../../bin/sh", "a b", "-x", "a;b", "a/b", "\0", "a\nb"])
