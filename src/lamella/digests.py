@@ -38,14 +38,14 @@ class Digest(str):
 
     @classmethod
     def finish(cls, state: _Hash) -> Digest:
-        """The digest that a hash object has come to."""
+        """The digest of a hash object."""
         return cls(f"{state.name}:{state.hexdigest()}")
 
 
 def parse_digest(raw: str) -> Digest:
-    """The digest that ``raw`` writes.
+    """Parse a digest.
 
-    Raises InvalidInput where it breaks the grammar, Unsupported where the algorithm is not one that can be verified.
+    Raises InvalidInput for malformed text, Unsupported for an unknown algorithm.
     """
     if not _GRAMMAR.fullmatch(raw):
         raise InvalidInput(f"malformed digest {raw[:200]!r}")
@@ -54,5 +54,5 @@ def parse_digest(raw: str) -> Digest:
     if length is None:
         raise Unsupported(f"digest algorithm {algorithm!r} is not one of {', '.join(_HEX_LENGTH)}")
     if len(encoded) != length or not re.fullmatch("[a-f0-9]+", encoded):
-        raise InvalidInput(f"malformed digest {raw[:200]!r}: {algorithm} takes {length} lower-case hexadecimal digits")
+        raise InvalidInput(f"malformed digest {raw[:200]!r}: {algorithm} needs {length} lower-case hexadecimal digits")
     return Digest(raw)

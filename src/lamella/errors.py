@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error that Lamella raises on purpose, by category, and one table that gives each its codes."""
+"""The errors that Lamella raises, by category, and the table of their exit codes and gRPC statuses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Final
 
 
 class LamellaError(Exception):
-    """Base of all errors raised on purpose; its text is one line, lower case, without a final period.
+    """Base of all errors that Lamella raises; the message is one line, lower case, without a final period.
 
-    ``hint`` is a next step for a person, or None.
+    ``hint`` is a next step for the user, or None.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -18,47 +18,47 @@ class LamellaError(Exception):
 
 
 class InvalidInput(LamellaError):
-    """What was given is malformed: a name, a document, an archive, an argument."""
+    """Malformed input: a name, a document, an archive, an argument."""
 
 
 class NotFound(LamellaError):
-    """What was asked for is not there."""
+    """The requested object does not exist."""
 
 
 class AlreadyExists(LamellaError):
-    """What should be made is there already."""
+    """The object to be created already exists."""
 
 
 class Conflict(LamellaError):
-    """The state of things does not allow the step (a failed precondition)."""
+    """The current state does not allow the operation (a failed precondition)."""
 
 
 class Unsupported(LamellaError):
-    """Well formed, but this place, host or version of Lamella cannot do it."""
+    """Well-formed input that this place, host or version of Lamella cannot handle."""
 
 
 class Integrity(LamellaError):
-    """Bytes are not the bytes that were promised."""
+    """Data does not match its digest, size or format: corruption."""
 
 
 class Denied(LamellaError):
-    """The system refused for want of rights."""
+    """The system denied permission."""
 
 
 class Unavailable(LamellaError):
-    """Not now; the same call may work later."""
+    """Temporarily unavailable; the same call may succeed later."""
 
 
 class Exhausted(LamellaError):
-    """A limit was reached: of space, of size, of entries, of memory."""
+    """A limit was reached: disk space, size, entries, memory."""
 
 
 class Cancelled(LamellaError):
-    """The caller asked to stop."""
+    """The operation was cancelled."""
 
 
 class UnsafePath(InvalidInput):
-    """A name that could lead out of its root."""
+    """A path that could escape its root."""
 
     def __init__(self, raw: str, why: str, *, hint: str | None = None) -> None:
         super().__init__(f"unsafe path {raw!r}: {why}", hint=hint)
@@ -66,7 +66,7 @@ class UnsafePath(InvalidInput):
 
 
 class FormatError(InvalidInput):
-    """Bytes that do not follow their format; names the structure and the offset where reading stopped."""
+    """Bytes that violate their format; names the structure and the offset in bytes."""
 
     def __init__(self, structure: str, offset: int, problem: str) -> None:
         super().__init__(f"{structure} at offset {offset}: {problem}")
@@ -76,7 +76,7 @@ class FormatError(InvalidInput):
 
 
 class DigestMismatch(Integrity):
-    """The digest of ``what`` is not the expected one."""
+    """The digest of ``what`` differs from the expected one."""
 
     def __init__(self, what: str, *, expected: str, actual: str) -> None:
         super().__init__(f"{what}: expected digest {expected}, got {actual}")
@@ -85,7 +85,7 @@ class DigestMismatch(Integrity):
 
 
 class SizeMismatch(Integrity):
-    """The size of ``what``, in bytes, is not the expected one."""
+    """The size of ``what``, in bytes, differs from the expected one."""
 
     def __init__(self, what: str, *, expected: int, actual: int | str) -> None:
         super().__init__(f"{what}: expected {expected} bytes, got {actual}")
@@ -94,21 +94,21 @@ class SizeMismatch(Integrity):
 
 
 class StreamConsumed(Conflict):
-    """A one-shot stream was used too late or twice."""
+    """A one-shot stream was read twice or too late."""
 
 
 class MissingFacet(InvalidInput):
-    """An entry lacks the facet (POSIX or Windows) that the place needs."""
+    """An entry lacks the metadata facet (POSIX or Windows) that the place needs."""
 
     def __init__(self, path: str, facet: str) -> None:
         super().__init__(
             f"{path!r} has no {facet} metadata",
-            hint=f"convert the layer with a stage that gives its entries a {facet} facet",
+            hint=f"convert the layer with a transform that adds a {facet} facet to its entries",
         )
 
 
 class LossRefused(Unsupported):
-    """The place cannot hold something, and the caller's policy is to stop then."""
+    """The place cannot store something, and the caller asked to stop at the first loss."""
 
 
 EXIT_STATUS: Final[tuple[tuple[type[LamellaError], int, str], ...]] = (
@@ -123,7 +123,7 @@ EXIT_STATUS: Final[tuple[tuple[type[LamellaError], int, str], ...]] = (
     (Exhausted, 11, "RESOURCE_EXHAUSTED"),
     (Cancelled, 130, "CANCELLED"),
 )
-"""Category, exit code of the command line, name of the gRPC status. 1 is any other failure, 2 wrong usage."""
+"""Category, exit code, gRPC status. Exit code 1 is any other failure, 2 wrong usage."""
 
 
 def exit_code(error: BaseException) -> int:
@@ -135,7 +135,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def from_os(error: OSError, doing: str) -> LamellaError:
-    """The category that fits a failed system call; ``doing`` says what was tried, as in ``create 'a/b'``."""
+    """Convert a failed system call into the matching category; ``doing`` describes the call: ``create 'a/b'``."""
     import errno
 
     text = f"{doing}: {error.strerror or error}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names inside a layer, parsed once at the edge and carried in the type from there on."""
+"""Paths inside a layer, parsed once at the edge and carried in the type from there on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ The root is the empty string. Bytes that are not UTF-8 are kept as surrogate esc
 ROOT: Final = LayerPath("")
 
 MAX_NAME: Final = 255
-"""Bytes in one component that a Linux file system takes."""
+"""Bytes of one component on Linux file systems (NAME_MAX)."""
 
 
 def parse_path(raw: str) -> LayerPath:
-    """The layer path that ``raw`` names, taken relative to the root as if chrooted there.
+    """Parse ``raw`` as a path relative to the root, as after chroot(2).
 
-    A leading ``/`` or ``./``, doubled slashes, ``.`` components and a trailing ``/`` are dropped, as every tool of
-    the field does. A ``..`` component or a NUL is refused: what it means depends on links, and no layer needs it.
+    A leading ``/`` or ``./``, repeated slashes, ``.`` components and a trailing ``/`` are dropped, as other tools do.
+    A ``..`` component or a NUL is refused: the meaning of ``..`` depends on links, and no layer needs it.
 
     Raises UnsafePath.
     """
@@ -42,7 +42,7 @@ def parse_path(raw: str) -> LayerPath:
 
 
 def split(path: str) -> tuple[LayerPath, str]:
-    """The parent and the last component of a layer path other than the root."""
+    """Split a layer path other than the root into its parent and last component."""
     parent, _, name = path.rpartition("/")
     return LayerPath(parent), name
 
@@ -58,14 +58,14 @@ def beneath(path: str, root: str) -> bool:
 
 
 def sort_key(path: str) -> tuple[bytes, ...]:
-    """Orders paths as a walk meets them: a directory right before what is in it, names by their bytes."""
+    """Sort key that orders paths as a walk meets them: a directory right before its entries, names in byte order."""
     return tuple(part.encode("utf-8", "surrogateescape") for part in path.split("/")) if path else ()
 
 
 class Way(Generic[N]):
-    """The directories on the way to the one that was come by last: the next is found from there.
+    """Cache of the parents of the last path looked up, from which the next lookup starts.
 
-    Paths can have thousands of components, and what is asked for next is near, as a rule.
+    Paths can have thousands of components, and consecutive lookups are usually close to each other.
     """
 
     __slots__ = ("_ends", "_nodes", "_path", "_root")
@@ -74,17 +74,17 @@ class Way(Generic[N]):
         self._root = root
         self._path = ""
         self._ends: list[int] = []
-        """Where each component of the path ends."""
+        """End offset of each component of the path."""
         self._nodes: list[N] = []
 
     def reset(self) -> None:
-        """Forget the way: a directory may have gone."""
+        """Clear the cache after a directory was removed or replaced."""
         self._path = ""
         self._ends.clear()
         self._nodes.clear()
 
     def find(self, path: str, step: Callable[[N, str], N | None]) -> N | None:
-        """The directory ``path``, where ``step`` gives the directory of a name in another; None where that does."""
+        """Look up the directory ``path``; ``step`` returns a subdirectory, or None, which ends the lookup."""
         if not path:
             return self._root
         ends, nodes = self._ends, self._nodes
@@ -108,7 +108,7 @@ class Way(Generic[N]):
         return nodes[-1]
 
     def _shared(self, path: str) -> int:
-        """How many components from the first on are those of the path before."""
+        """The number of leading components shared with the previous path."""
         old, ends = self._path, self._ends
         if not path.startswith(old):
             least, most = 0, len(old)

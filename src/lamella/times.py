@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times as whole nanoseconds since the Unix epoch; nothing here goes through a float."""
+"""Times as integer nanoseconds since the Unix epoch; never a float."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAX_TIME: Final = re.compile(r"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 
 
 def parse_pax_time(text: str) -> int:
-    """Nanoseconds of a PAX time, ``[-]seconds[.fraction]``; digits past the ninth are dropped.
+    """Parse a PAX time, ``[-]seconds[.fraction]``, into nanoseconds; digits past the ninth are dropped.
 
     Raises InvalidInput.
     """
@@ -35,14 +35,14 @@ def parse_pax_time(text: str) -> int:
 
 
 def format_pax_time(ns: int) -> str:
-    """The shortest PAX time for ``ns``: no trailing zeros, the sign before the whole number."""
+    """Format ``ns`` as the shortest PAX time: no trailing zeros, the sign first."""
     seconds, fraction = divmod(abs(ns), SECOND)
     text = f"{'-' if ns < 0 else ''}{seconds}"
     return f"{text}.{fraction:09d}".rstrip("0") if fraction else text
 
 
 def parse_rfc3339(text: str) -> int:
-    """Nanoseconds of a time as in ``2030-01-31T12:00:00.5+01:00``; digits past the ninth are dropped.
+    """Parse an RFC 3339 time (``2030-01-31T12:00:00.5+01:00``) into nanoseconds; drops digits past the ninth.
 
     Raises InvalidInput.
     """
@@ -56,27 +56,27 @@ def parse_rfc3339(text: str) -> int:
         when = datetime.fromisoformat(date + ("+00:00" if zone == "Z" else zone))
         since = when - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
     except (ValueError, OverflowError):
-        raise InvalidInput(f"malformed time {text[:40]!r}: expected one as in 2030-01-31T12:00:00Z") from None
+        raise InvalidInput(f"malformed time {text[:40]!r}: expected a form like 2030-01-31T12:00:00Z") from None
     return (since.days * 86400 + since.seconds) * SECOND + int((fraction or "")[:9].ljust(9, "0"))
 
 
 def format_rfc3339(ns: int) -> str:
-    """``ns`` as a time in UTC, with as many digits of a fraction as it takes. Raises InvalidInput beyond year 9999."""
+    """Format ``ns`` as an RFC 3339 time in UTC with a minimal fraction. Raises InvalidInput beyond year 9999."""
     from datetime import datetime, timedelta
 
     seconds, fraction = divmod(ns, SECOND)
     try:
-        when = datetime(1970, 1, 1) + timedelta(seconds=seconds)  # noqa: DTZ001  # UTC, as it is written below
+        when = datetime(1970, 1, 1) + timedelta(seconds=seconds)  # noqa: DTZ001  # formatted as UTC below
     except OverflowError:
-        raise InvalidInput(f"{ns} ns lie beyond the years that can be written") from None
+        raise InvalidInput(f"{ns} ns is outside the range of RFC 3339 times") from None
     digits = f".{fraction:09d}".rstrip("0") if fraction else ""
     return f"{when.isoformat()}{digits}Z"
 
 
 def source_date_epoch() -> int | None:
-    """Nanoseconds that ``SOURCE_DATE_EPOCH`` gives, or None where it is unset or empty.
+    """``SOURCE_DATE_EPOCH`` in nanoseconds, or None if it is unset or empty.
 
-    Raises InvalidInput where it is not a whole number of seconds.
+    Raises InvalidInput if it is not a whole number of seconds.
     """
     raw = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not raw:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that a layer has something in without stating them are bounded, wherever it goes: few bytes imply many.
+"""Implied parent directories are bounded in every sink: a few bytes can imply many of them.
 
 One name of 4,000 levels implies sixteen million characters of paths. Before there was a bound, sixteen of them took
 400 to 900 MB.
@@ -41,7 +41,7 @@ from lamella.testing.images import image_of_tars, tagged, write_layout
 
 MIB = 1 << 20
 MOST = 300 * MIB
-BOUND = "too many directories that it does not state, such as '.*, come to more than 67108864 characters"
+BOUND = "too many directories that it does not state, such as '.*, exceed 67108864 characters"
 
 NAMES = [f"{number:02}/" + "d/" * 3999 + "f" for number in range(16)]
 
@@ -190,7 +190,7 @@ def test_the_layer_over_many_that_go_deep_does_not_hold_all_their_directories(pl
 def test_a_short_name_is_told_whole_and_the_limit_is_what_was_asked_for() -> None:
     # The first directory on the way to a file is free; 'a/b' counts 3 + 512, and 'a/b/c' 5 + 512.
     fold([file("a/b/c/f")], limits=Limits(implied=1032))
-    with pytest.raises(Exhausted, match=r"such as 'a/b/c': their paths, each counted with 512 more, .* than 1031 "):
+    with pytest.raises(Exhausted, match=r"such as 'a/b/c': their paths, plus 512 for each, exceed 1031 "):
         fold([file("a/b/c/f")], limits=Limits(implied=1031))
 
 

@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only driver: gives the changes of one layer to a sink, with every path made safe on the way.
+"""The only driver: feeds the changes of one layer to a sink and makes every path safe.
 
 Why nothing can escape:
 
-1. A name is taken apart here, and an empty, ``.`` or ``..`` component or a NUL is refused (`_checked`).
-2. Parents are walked here, one component at a time from the root, and links on the way are followed *by reading them*:
-   an absolute target starts again at the root, ``..`` stops at the root (`Walker`). So a sink is only ever given
-   paths whose parents are real directories beneath its root, and no sink has a reason to let the kernel follow a link.
-3. The last component is never followed: what is put at a link replaces the link.
+1. Paths are split here; an empty, ``.`` or ``..`` component or a NUL is refused (`_check`).
+2. Parents are walked here, one component at a time from the root, and symbolic links among them are followed *by
+   reading them*: an absolute target restarts at the root, ``..`` stops at the root (`Walker`). A sink therefore only
+   receives paths whose parents are real directories beneath its root, and never needs the kernel to follow a link.
+3. The last component is never followed: a file put at a link replaces the link.
 
-Sinks in turn open each component without following links, so that a link slipped in between by somebody else is an
-error and not a way out.
+Sinks in turn open each component with O_NOFOLLOW, so that a link which another process slips in is an error.
 
 What layers mean where the specification is silent:
 
-- A whiteout implies no parents: where the directory is gone, there is nothing to hide. An opaque marker does imply its
-  directory, unless a file is in the way when the layer ends.
-- An implied directory has mode 0755, owner 0:0 and time 0. One that is implied by something put in it replaces what is
-  in the way; one that is there already stays as it is.
-- A hard link to what an earlier marker of the same layer hides raises NotFound.
+- A whiteout implies no parents: if the directory is gone, there is nothing to hide. An opaque marker does imply its
+  directory, unless a file is in the way at the end of the layer.
+- An implied directory has mode 0755, owner 0:0 and time 0. If it is implied by an entry, it replaces a file in the
+  way; an existing directory stays as it is.
+- A hard link to a file that an earlier marker of the same layer hides raises NotFound.
 
-Every step takes time in proportion to the length of the names in it, or to what it removes.
+Each step takes time proportional to the length of its names, or to what it removes.
 """
 
 from __future__ import annotations
@@ -43,19 +42,19 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MAX_LINKS: Final = 40
-"""Links followed on the way to one file, as on Linux."""
+"""Symbolic links followed while one path is resolved, as on Linux."""
 
 MAX_LINK_TEXT: Final = 16384
-"""Characters of all links on the way to one file; Linux takes 4096 for a whole path, so no image comes near it."""
+"""Characters of all link targets while one path is resolved; Linux allows 4096 for a whole path."""
 
 _KNOWN_PLACES: Final = 16384
 _KNOWN_TEXT: Final = 1 << 25
-"""Characters of their paths: a deep one has thousands of long parents."""
+"""Characters of all known paths: a deep path has thousands of long parents."""
 _UNSAFE: Final = frozenset({"", ".", ".."})
 
 
-class Tally(Struct):
-    """What went by."""
+class Counts(Struct):
+    """Counts of one `apply`."""
 
     changes: int = 0
 
@@ -66,19 +65,19 @@ def apply(
     *,
     limits: Limits | None = None,
     cancel: Cancellation | None = None,
-    tally: Tally | None = None,
+    counts: Counts | None = None,
 ) -> R:
-    """Feed ``changes`` to ``sink`` and return what its `commit` returns; on any exception the sink is aborted.
+    """Feed ``changes`` to ``sink`` and return the result of its `commit`; on any exception, abort the sink.
 
-    ``tally`` is filled in when all changes have been taken.
+    ``counts`` is filled in once the sink has taken all changes.
 
-    Raises UnsafePath, InvalidInput, NotFound (a hard link to nothing), Exhausted, Cancelled, and whatever the source
+    Raises UnsafePath, InvalidInput, NotFound (the target of a hard link), Exhausted, Cancelled, and what the source
     and the sink raise.
     """
     try:
         count = _feed(changes, sink, limits or Limits(), cancel)
-        if tally is not None:
-            tally.changes = count
+        if counts is not None:
+            counts.changes = count
         return sink.commit()
     except BaseException:
         sink.abort()
@@ -104,7 +103,7 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
             parent, _, name = path.rpartition("/")
             if name in unsafe or "\0" in name:
                 if path:
-                    raise _refusal(path)
+                    raise _unsafe_path(path)
                 if entry.kind is not directory:
                     raise InvalidInput(f"the root must be a directory, not a {entry.kind.phrase}")
                 put(entry, None)
@@ -112,7 +111,7 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
             where = places.get(parent)
             if where is None:
                 if not parent and path != name:
-                    raise _refusal(path)
+                    raise _unsafe_path(path)
                 where = walker.enter(parent)
             if where != parent:
                 entry = replace(entry, path=join(where, name))
@@ -133,11 +132,11 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
                     opaque[path] = None
                 case Stream(path, name, content):
                     sink.stream(walker.locate(path), name, content)
-                case Put():  # a subclass, which the quick test above passed over
+                case Put():  # a subclass, which the identity test above missed
                     raise TypeError("Put cannot be subclassed")
     if count > most:
         raise Exhausted(f"the layer has more than {most} entries")
-    # At the end, so that it does not matter where among the layer's files the markers stand.
+    # At the end, so that the position of a marker among the entries does not matter.
     for path in opaque:
         walker.imply(path)
     return count
@@ -146,12 +145,12 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
 def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath, target: LayerPath) -> None:
     if not path or not target:
         raise InvalidInput(f"hard link {path!r} -> {target!r}: the root cannot be linked")
-    parent, name = _checked(path)
+    parent, name = _check(path)
     where = walker.enter(parent)
-    target_parent, target_name = _checked(target)
+    target_parent, target_name = _check(target)
     target_where = walker.find(target_parent)
     if target_where is None:
-        raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
+        raise NotFound(f"hard link {path!r}: its target {target!r} does not exist")
     path, target = join(where, name), join(target_where, target_name)
     if path != target:
         if target.startswith(path + "/"):
@@ -161,7 +160,7 @@ def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerP
     elif walker.view is not None:
         seen = walker.view.seen(path)
         if seen is None:
-            raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
+            raise NotFound(f"hard link {path!r}: its target {target!r} does not exist")
         if seen.kind is Kind.DIRECTORY:
             raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
     if mine is not None:
@@ -169,10 +168,10 @@ def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerP
 
 
 def _whiteout(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath) -> None:
-    """Hide what lies below at ``path``. It implies no parents: where a directory is gone, there is nothing to hide."""
+    """Hide the lower file at ``path``. No parents are implied: if a directory is gone, there is nothing to hide."""
     if not path:
         raise UnsafePath(path, "a whiteout cannot name the root")
-    parent, name = _checked(path)
+    parent, name = _check(path)
     where = walker.find(parent)
     if where is None or not sink.layered:
         return
@@ -189,9 +188,9 @@ def _whiteout(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: La
 
 
 def _opaque(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath) -> None:
-    """Hide what lies below in ``path``. The marker implies that directory, which is seen to at the layer's end."""
+    """Hide the lower entries of ``path``. `_feed` creates the implied directory at the end of the layer."""
     if path:
-        _checked(path)
+        _check(path)
     where = walker.find(path)
     if where is not None and sink.layered:
         _hide(sink, walker, mine or PutRecord(), where)
@@ -202,45 +201,45 @@ def _hide(sink: Sink[R], walker: Walker[R], mine: PutRecord, directory: LayerPat
         walker.emptied(directory)
 
 
-def _checked(path: LayerPath) -> tuple[LayerPath, str]:
-    """Parent and last component of a path other than the root. Raises UnsafePath."""
+def _check(path: LayerPath) -> tuple[LayerPath, str]:
+    """Split a path other than the root into parent and last component. Raises UnsafePath."""
     parent, slash, name = path.rpartition("/")
     if name in _UNSAFE or "\0" in name or (slash and not parent):
-        raise _refusal(path)
+        raise _unsafe_path(path)
     return LayerPath(parent), name
 
 
-def _refusal(path: str) -> UnsafePath:
+def _unsafe_path(path: str) -> UnsafePath:
     return UnsafePath(path, "a component is empty, '.' or '..', or has a NUL")
 
 
-class LinksPassed(Struct):
-    """The links followed on the way to one file, no more and no longer than there may be."""
+class LinkBudget(Struct):
+    """Counts the symbolic links followed while one path is resolved, and enforces `MAX_LINKS` and `MAX_LINK_TEXT`."""
 
     count: int = 0
     length: int = 0
 
     def follow(self, path: LayerPath, target: str, where: LayerPath, todo: list[str]) -> LayerPath:
-        """Put the components of the link at ``path``, in the directory ``where``, on ``todo``, the next one last.
+        """Push the components of the link's target on ``todo``, the next one last.
 
-        The result is where they start: the root for an absolute target. Raises InvalidInput for one link too many.
+        ``path`` is the link, ``where`` its directory. Returns the directory that the target starts at: the root if
+        the target is absolute. Raises InvalidInput for one link too many.
         """
         self.count += 1
         self.length += len(target)
         if self.count > MAX_LINKS:
-            raise InvalidInput(f"{path!r}: more than {MAX_LINKS} links on the way")
+            raise InvalidInput(f"{path!r}: more than {MAX_LINKS} symbolic links in the path")
         if self.length > MAX_LINK_TEXT:
-            raise InvalidInput(f"{path!r}: more than {MAX_LINK_TEXT} characters of links on the way")
+            raise InvalidInput(f"{path!r}: more than {MAX_LINK_TEXT} characters of link targets in the path")
         todo.extend(reversed(target.split("/")))
         return ROOT if target.startswith("/") else where
 
 
 class Walker(Generic[R]):
-    """Finds the real directory that a spelling of it leads to, inside the root, and makes it where it is implied.
+    """Resolves the parent directory of a path inside the root, and creates it if it is implied.
 
-    It remembers what it found. A place whose spelling is its canonical path, as nearly all are, is forgotten exactly
-    when a directory on its way goes. Those that links lead to are forgotten together, whenever anything goes that one
-    of them may have come through.
+    Results are cached. An entry whose spelling is its canonical path, as nearly all are, is dropped exactly when one of
+    its parents goes. Aliases (paths through links) are dropped all together when anything goes that one may pass.
     """
 
     __slots__ = (
@@ -264,24 +263,24 @@ class Walker(Generic[R]):
         self._limits = limits
         self.view: View | None = sink.view
         self.places: dict[str, LayerPath] = {}
-        """Spelling of a directory -> its canonical path. The root is not in it, nor what has not been looked at."""
+        """Cache: spelling of a directory -> its canonical path. The root is never in it."""
         self._inside: dict[str, set[str]] = {}
-        """Directory -> the places right in it that are spelled canonically. Whoever is a place has its parents here."""
+        """Directory -> the cached canonical paths of its direct children; the parents of every cached path are keys."""
         self._aliases: list[str] = []
-        """The places that are not spelled canonically."""
+        """The cached spellings that are not canonical."""
         self._passed: set[str] = set()
-        """Canonical paths of the links that were read for aliases, and of the directories beyond them."""
-        self._links = LinksPassed()
-        """On the walk under way."""
+        """Canonical paths of the links that aliases pass, and of the directories behind them."""
+        self._links = LinkBudget()
+        """Of the current walk."""
         self._held = 0
-        """Characters of all places that were added."""
+        """Characters of all cached paths."""
         self._implied: Implied = getattr(sink, "implied", None) or Implied()
-        """Of the sink, where that holds more than one layer."""
+        """Shared with the sink if that holds several layers in memory."""
         self._first = True
-        """Whether the walk under way has implied nothing yet."""
+        """Whether the current walk has implied no directory yet."""
 
     def gone(self, path: LayerPath) -> None:
-        """The directory or link that was at ``path`` is gone."""
+        """Drop what is cached of the directory or link ``path``, which was removed or replaced."""
         known = path in self.places
         if known or path in self._passed:
             self._forget_aliases()
@@ -289,7 +288,7 @@ class Walker(Generic[R]):
             self._forget(path)
 
     def emptied(self, directory: LayerPath) -> None:
-        """Directories and links that were in ``directory`` are gone."""
+        """Drop what is cached of the directories and links in ``directory``, which were hidden."""
         self._forget_aliases()
         for path in self._inside.pop(directory, ()):
             self._forget(path)
@@ -309,25 +308,25 @@ class Walker(Generic[R]):
         self._passed.clear()
 
     def enter(self, spelled: str) -> LayerPath:
-        """The directory ``spelled``, made with its parents where missing, in place of whatever else is in the way."""
+        """Return the directory ``spelled``; create it and missing parents, and replace files in the way."""
         where = self._walk(spelled, create=True, replace=True)
-        assert where is not None  # noqa: S101  # only a walk that may not create or replace comes back without
+        assert where is not None  # noqa: S101  # None needs create or replace to be off
         return where
 
     def imply(self, spelled: str) -> LayerPath | None:
-        """The directory ``spelled``, made with its parents where missing; None where a file is in the way."""
+        """Return the directory ``spelled``; create it and missing parents. None if a file is in the way."""
         return self._walk(spelled, create=True, replace=False)
 
     def find(self, spelled: str) -> LayerPath | None:
-        """The directory ``spelled``; None where it is not there."""
+        """Return the directory ``spelled``, or None if it does not exist."""
         return self._walk(spelled, create=False, replace=False)
 
     def locate(self, path: LayerPath) -> LayerPath:
-        """The canonical path of the file ``path``. Raises NotFound where its directory is not there."""
-        parent, name = _checked(path)
+        """Return the canonical path of the file ``path``. Raises NotFound if its directory does not exist."""
+        parent, name = _check(path)
         where = self.find(parent)
         if where is None:
-            raise NotFound(f"{path!r}: its directory is not there")
+            raise NotFound(f"{path!r}: its directory does not exist")
         return join(where, name)
 
     def _walk(self, spelled: str, *, create: bool, replace: bool) -> LayerPath | None:
@@ -341,7 +340,7 @@ class Walker(Generic[R]):
         if len(spelled) > limits.length:
             raise Exhausted(f"the path {spelled[:60]!r}... has more than {limits.length} characters")
         if parse_path(spelled) != spelled:
-            raise _refusal(spelled)
+            raise _unsafe_path(spelled)
         if spelled.count("/") >= limits.depth:
             raise Exhausted(f"the path {spelled[:60]!r}... has more than {limits.depth} components")
         if len(places) > _KNOWN_PLACES or len(self._passed) > _KNOWN_PLACES or self._held > _KNOWN_TEXT:
@@ -357,7 +356,7 @@ class Walker(Generic[R]):
             if known in places:
                 at = places[known]
                 break
-        self._links = LinksPassed()
+        self._links = LinkBudget()
         self._first = True
         while pending:
             name = pending.pop()
@@ -380,7 +379,7 @@ class Walker(Generic[R]):
         return at
 
     def _step(self, where: LayerPath, name: str, *, create: bool, replace: bool) -> LayerPath | None:
-        """The directory that ``name`` in the real directory ``where`` leads to, links read and followed in the root."""
+        """Resolve ``name`` in the real directory ``where`` to a directory, following links inside the root."""
         view = self.view
         if view is None:
             return join(where, name)
@@ -400,7 +399,7 @@ class Walker(Generic[R]):
                 where = self._links.follow(path, seen.target, where, todo)
                 continue
             if seen is None or seen.kind is not Kind.DIRECTORY:
-                # A file in the way is no place, and no place lies beyond it: nothing known goes with it.
+                # Nothing is cached of a file in the way, nor of anything beneath it.
                 if not (create if seen is None else replace):
                     return None
                 self._imply(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a place must offer to take part: `Source` gives changes, `Sink` takes them, `Tree` answers questions."""
+"""The contracts of the neck: a `Source` yields changes, a `Sink` consumes them, a `Tree` answers queries."""
 
 from __future__ import annotations
 
@@ -15,113 +15,113 @@ from lamella.paths import LayerPath
 R_co = TypeVar("R_co", covariant=True)
 
 Source: TypeAlias = Iterable[Change]
-"""Gives the changes of one layer, in order. Content that streams is valid until the next change is asked for."""
+"""The changes of one layer, in order. Streamed content is valid until the next change is requested."""
 
 
 class Seen(Struct):
-    """What stands at a path, as far as walking needs it."""
+    """The kind of the file at a path, and the target of a symbolic link."""
 
     kind: Kind
     target: str = ""
-    """Where a symbolic link points."""
 
 
 class View(Protocol):
-    """The merged picture a sink sees: its parents' files with what it has taken so far on top."""
+    """The merged view of a sink: its parent layers, and on top what it has taken so far."""
 
     def seen(self, path: LayerPath) -> Seen | None:
-        """What is at ``path``, whose parents are all real directories; None where there is nothing."""
+        """The file at ``path``, whose parents are all real directories (no links); None if there is none."""
         ...
 
 
 class Mine(Protocol):
-    """What the layer being applied has put so far."""
+    """The record of what the layer being applied has put so far."""
 
     @property
     def clean(self) -> set[LayerPath]:
-        """Directories of a place without markers in which nothing of the parents is left; kept by `prune`."""
+        """Directories that `prune` has already cleared of lower entries."""
         ...
 
     def names(self, directory: LayerPath) -> AbstractSet[str]:
-        """Names in ``directory`` that the layer has put, or that are on the way to something that it has put."""
+        """Names in ``directory`` that the layer has put, and parent directories of what it has put."""
         ...
 
     def stated(self, path: LayerPath) -> bool:
-        """Whether the layer states ``path`` itself, rather than having put something in it only."""
+        """Whether the layer states the directory ``path`` itself, and does not just imply it."""
         ...
 
 
 class Sink(Protocol[R_co]):
-    """Takes the changes of one layer, already made safe by `apply`.
+    """Consumes the changes of one layer, whose paths `apply` has made safe.
 
-    Paths come canonical: their parents are real directories in the sink's `view`, never links. A sink holds the
-    result invisible or plainly unfinished until `commit`; `abort` leaves nothing of the layer behind, where the place
-    allows that. Neither is called twice; nothing follows `commit` but, where it raises, `abort`, and nothing `abort`.
+    Paths are canonical: their parents are real directories in the sink's `view`, never links. The result stays
+    invisible, or recognisably unfinished, until `commit`; `abort` removes what was written, if the place allows it.
+    Each is called at most once and last; only `abort` may follow a `commit` that raised.
     """
 
     @property
     def view(self) -> View | None:
-        """What paths are resolved against; None where the place holds facts rather than files (a tar)."""
+        """The tree that paths are resolved against; None if the place records changes, not files (a tar)."""
         ...
 
     @property
     def layered(self) -> bool:
-        """Whether anything lies below, so that whiteouts and opaque markers can mean something."""
+        """Whether there are lower layers, without which whiteouts and opaque markers have no effect."""
         ...
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        """A file, in place of whatever is there; a directory over a directory changes its metadata alone.
+        """Create a file, replacing what exists at its path; over a directory, a directory replaces the metadata only.
 
-        True when something was replaced by a file of another kind, or a symbolic link by anything.
+        Returns true if a directory was replaced by another kind of file, or a symbolic link by anything: known
+        paths through it are then stale.
         """
         ...
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        """A further name for the file at ``target``. The result is that of `put`. Raises NotFound, InvalidInput."""
+        """Create a hard link to the file at ``target``; returns as `put` does. Raises NotFound, InvalidInput."""
         ...
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """An alternate data stream of the file at ``path``."""
+        """Write an alternate data stream of the file at ``path``."""
         ...
 
     def whiteout(self, path: LayerPath) -> bool | None:
-        """Nothing is at ``path`` any more; the layer itself has put nothing there or beneath.
+        """Hide the lower file at ``path``; the layer itself has put nothing there or beneath it.
 
-        True when what went was a directory or a symbolic link.
+        Returns true if it was a directory or a symbolic link.
         """
         ...
 
     def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        """What the parents have in the directory ``path`` is hidden; what is in ``mine`` stays.
+        """Hide what the parent layers have in the directory ``path``, except for what ``mine`` records.
 
-        False when there was nothing to hide, as far as the sink can tell.
+        Returns false if the sink knows that there was nothing to hide.
         """
         ...
 
     def commit(self) -> R_co:
-        """Finish, make the result visible, and return what the sink is for."""
+        """Finish the layer, make the result visible, and return it."""
         ...
 
     def abort(self) -> None:
-        """Give up. Must not raise for anything short of a broken system."""
+        """Discard the layer. Must not raise for ordinary failures."""
         ...
 
 
 class Tree(Protocol):
-    """Indexed, re-readable facts. No method follows a symbolic link."""
+    """A file tree that can be queried in any order and read again. No method follows symbolic links."""
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """The entry at ``path``; None where there is nothing. The root is always there."""
+        """The entry at ``path``, or None. The root always exists."""
         ...
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """What is in ``directory``, sorted by the bytes of the names. Raises NotFound, InvalidInput (no directory)."""
+        """The entries of a directory, in the byte order of their names. Raises NotFound, InvalidInput (a file)."""
         ...
 
     def open(self, path: LayerPath) -> StoredContent:
-        """The content of a regular file. Raises NotFound, InvalidInput (no regular file)."""
+        """The content of a regular file. Raises NotFound, InvalidInput (not a regular file)."""
         ...
 
     def identity(self, path: LayerPath) -> Hashable:
-        """Equal for two names of one file, None for a file that has a single name. Asked of non-directories."""
+        """A key that is equal for all hard links of one file; None for a file with one name. Not for directories."""
         ...

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be done to one tree to get another: one algorithm for every kind of tree.
+"""The changes that turn one tree into another: one algorithm for all kinds of tree.
 
-The rules are those of containerd (continuity's ``fs.Changes`` and ``archive.ChangeWriter``), or sharper ones:
+The rules are those of containerd (continuity's ``fs.Changes`` and ``archive.ChangeWriter``), or stricter:
 
-- A file counts as changed by kind, mode, owner, device, extended attributes, size, target of a symbolic link, or time
-  of modification in nanoseconds; a directory too, times included (containerd leaves out a directory's time, and all
-  attributes but capabilities: see `CONTAINERD`).
-- Where all that agrees, content is compared if the time has no fraction of a second, for then it may have gone through
-  an archive that keeps whole seconds only; with ``exact`` content is always compared.
-- What is gone is one whiteout, however much was in it. What replaces a directory needs none.
-- The directories on the way to a change are stated before the first change in them.
-- Of the names of one file the first that changed is put, and all others are links to it: later names when their turn
-  comes, earlier ones, which did not change by themselves, right behind it. Names that were one file and are two now,
-  or the other way round, have changed, even if nothing else tells it (containerd does not notice).
+- A file or directory has changed if its kind, mode, owner, device, extended attributes, size, symbolic link target or
+  modification time in nanoseconds differs. (containerd ignores the times of directories, and all attributes except
+  capabilities: see `CONTAINERD`.)
+- If all of these agree, content is compared when the time has no fraction of a second, since it may have passed through
+  an archive with whole seconds; with ``exact`` content is always compared.
+- A removed directory is one whiteout, whatever was in it. A file that replaces a directory needs no whiteout.
+- The parent directories of a change are stated before the first change in them.
+- Of the names of one file, the first changed one is a `Put` and the others are `Link`s to it: later names in their
+  order, earlier unchanged names right after it. Names that were one file and are now two, or the reverse, have changed
+  even if nothing else differs (containerd does not detect this).
 
-So a diff applied to its lower tree gives the upper tree, metadata, holes aside, and hard links included.
+A diff applied to its lower tree gives the upper tree, including metadata and hard links, but not necessarily holes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final, Protocol, TypeAlias
 from msgspec import Struct, field
 
 from lamella.changes.contracts import Tree
-from lamella.changes.model import Change, Content, Entry, Kind, Link, Posix, Put, Stream, Whiteout, Windows
+from lamella.changes.model import Change, Content, Entry, Kind, Link, Posix, Put, Stream, Whiteout, Windows, pieces
 from lamella.changes.tree import streams_of, walk
 from lamella.errors import Conflict, NotFound
 from lamella.paths import ROOT, LayerPath
@@ -33,33 +33,32 @@ from lamella.times import SECOND
 
 
 class Compare(Struct, frozen=True):
-    """What counts as a difference."""
+    """What counts as a difference between two entries."""
 
     xattrs: bool = True
-    """All extended attributes; else file capabilities alone."""
+    """All extended attributes; otherwise only file capabilities."""
     directory_times: bool = True
-    """A directory's time of modification."""
+    """Modification times of directories."""
 
 
 EVERYTHING: Final = Compare()
 CONTAINERD: Final = Compare(xattrs=False, directory_times=False)
-"""What containerd's diff takes for a difference."""
+"""What counts in containerd's diff."""
 
 
 class Comparison(Protocol):
-    """Looks at two trees side by side, faster than through the methods of each.
+    """Compares two trees directory by directory, faster than through the methods of each tree.
 
-    A tree that knows how has a method ``comparison(lower, exact=...)``, which is asked of the upper tree where both are
-    of one class, and which gives None where these two cannot be compared so.
+    A tree that supports it has a method ``comparison(lower, exact=...)``. `diff` calls it on the upper tree if both
+    trees are of one class; None means that these two need the general algorithm.
     """
 
     def entries(self, directory: LayerPath) -> tuple[list[Entry], list[Entry], bool]:
-        """What the lower and the upper tree have in ``directory``, as `Tree.entries` gives it, and a verdict on it.
+        """The entries of a directory in the lower and the upper tree (`Tree.entries`), and whether it is unchanged.
 
-        The verdict is true where all metadata of the directory itself is known to be the same. Regular files that are
-        in both may be left out of both lists, where all of their metadata and all their bytes are the same and neither
-        has a second name; bytes need not be looked at where the time is believed. Directories that are in both may be
-        given without their metadata.
+        The third value is true if the metadata of the directory itself is known to be equal. A regular file may be left
+        out of both lists if its metadata and bytes are equal in both and it has one name in each; its bytes need not
+        be read if its time is trusted. Directories in both lists may lack their metadata.
         """
         ...
 
@@ -68,7 +67,7 @@ class Comparison(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more is asked."""
+        """Release what the comparison holds."""
         ...
 
 
@@ -80,11 +79,11 @@ def diff(
     compare: Compare = EVERYTHING,
     parents: bool = True,
 ) -> Iterator[Change]:
-    """The changes that make ``lower`` into ``upper``: directories before what is in them, names by their bytes.
+    """Yield the changes that turn ``lower`` into ``upper``: directories before their entries, names in byte order.
 
-    Without a lower tree, all of the upper one. The root is stated where its metadata differs. Without ``parents``,
-    directories that did not change are not stated. Both trees must stay as they are until the last change is taken.
-    Nothing is looked at before it is needed; memory grows with hard links and changed directories only.
+    Without a lower tree, yields all of the upper one. The root is stated if its metadata differs. Without ``parents``,
+    unchanged directories are not stated. Neither tree may change until the last change is taken. The trees are read
+    lazily; memory grows only with hard links and changed directories.
 
     Raises what the trees raise.
     """
@@ -94,11 +93,11 @@ def diff(
 
 
 _Found: TypeAlias = tuple[Entry | None, Entry | None, bool, Hashable, Hashable]
-"""Lower and upper entry, whether the file is the same by itself, and if so, both identities."""
+"""Lower and upper entry, whether their metadata and content are equal, and if so, both identities."""
 
 
 def _found(lower: Tree, upper: Tree, exact: bool, compare: Compare) -> Iterator[_Found]:
-    """Walk both trees in step; all that differs, and all that does not and has other names."""
+    """Walk both trees in step: yield what differs, and equal files that have several names."""
     make = getattr(upper, "comparison", None) if type(lower) is type(upper) else None
     comparison: Comparison | None = make(lower, exact=exact) if make is not None else None
     if comparison is None:
@@ -123,7 +122,7 @@ def _differences(lower: Tree, upper: Tree, comparison: Comparison, exact: bool, 
     first = next(lows, None)
     while True:
         second = next(ups, None)
-        # What comes before the next upper entry, or after the last, is gone.
+        # Lower entries before the next upper one, or after the last, were removed.
         while first is not None and (second is None or first.path != second.path):
             if second is not None and _key(second.path) < _key(first.path):
                 break
@@ -184,12 +183,12 @@ def _root(tree: Tree) -> Entry:
 
 
 def _whole(tree: Tree, entry: Entry) -> Entry:
-    """An entry that may have come without its metadata, with it."""
+    """Complete an entry that a `Comparison` listed without metadata."""
     if entry.posix is not None or entry.windows is not None:
         return entry
     found = tree.lookup(entry.path)
     if found is None:
-        raise Conflict(f"{entry.path!r} changed while it was looked at")
+        raise Conflict(f"{entry.path!r} changed while it was compared")
     return found
 
 
@@ -224,7 +223,7 @@ def _same_xattrs(one: Posix, other: Posix, compare: Compare) -> bool:
 
 
 def same_windows(low: Entry, up: Entry) -> bool:
-    """Whether two entries of one kind agree in what their Windows facets say beside times."""
+    """Whether the Windows facets of two entries of one kind agree, times excepted."""
     one, other = low.windows, up.windows
     if one is None or other is None:
         return one is other
@@ -237,7 +236,7 @@ def same_windows(low: Entry, up: Entry) -> bool:
 
 
 def _same_windows(one: Windows | None, other: Windows | None, compare: Compare, kind: Kind) -> bool:
-    """The times of the last access and of the last change to metadata do not count: they move without a change."""
+    """Compare Windows facets; access and change times do not count, since they move without a change."""
     if one is None or other is None:
         return one is other
     return (
@@ -251,7 +250,7 @@ def _same_windows(one: Windows | None, other: Windows | None, compare: Compare, 
 
 
 def _trusted(entry: Entry) -> bool:
-    """Whether the same time tells the same content: not where it may have been cut to whole seconds."""
+    """Whether equal times imply equal content: not if the time may have been cut to whole seconds."""
     if entry.posix is not None:
         return entry.posix.mtime % SECOND != 0
     written = entry.windows.write_time if entry.windows is not None else None
@@ -259,7 +258,7 @@ def _trusted(entry: Entry) -> bool:
 
 
 class _SideBySide:
-    """Compares any two trees."""
+    """The general comparison of any two trees."""
 
     def __init__(self, lower: Tree, upper: Tree) -> None:
         self._lower, self._upper = lower, upper
@@ -270,32 +269,31 @@ class _SideBySide:
     def same(self, path: LayerPath) -> bool:
         return same_bytes(self._lower.open(path), self._upper.open(path))
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def close(self) -> None: ...
 
 
 class _Names(Struct):
-    """The names of one file of the upper tree, as far as the walk has come."""
+    """The names of one file of the upper tree that the walk has met."""
 
     put: LayerPath | None = None
-    """The name under which it was put."""
+    """The name that was put."""
     waiting: list[LayerPath] = field(default_factory=list)
-    """Names that did not change by themselves, while no name has been put."""
+    """Unchanged names met before any name was put."""
     lower: Hashable = None
-    """What those names are in the lower tree."""
+    """Identity of these names in the lower tree."""
 
 
 class _Changes:
-    """Makes changes of differences."""
+    """Turns differences into changes."""
 
     def __init__(self, upper: Tree, *, parents: bool) -> None:
         self._upper = upper
         self._parents = parents
         self._stated: set[str] = {""}
-        """Directories that need not be stated any more."""
+        """Directories stated so far."""
         self._names: dict[Hashable, _Names] = {}
         self._kept: dict[Hashable, Hashable] = {}
-        """File of the lower tree -> file of the upper tree, or path of one with a single name, that it stays."""
+        """Identity in the lower tree -> identity (or the path, for a single name) of the upper file that it remains."""
 
     def all(self, found: Iterable[_Found]) -> Iterator[Change]:
         upper, stated, parents = self._upper, self._stated, self._parents
@@ -324,10 +322,10 @@ class _Changes:
             yield from self._changed(up, other)
 
     def _stays(self, path: LayerPath, one: Hashable, other: Hashable) -> bool:
-        """Whether a file that is the same by itself needs nothing, as far as its other names go."""
+        """Whether an unchanged file needs no change for its hard links either."""
         kept = self._kept
         if other is None:
-            # One of a lower file's names may stay what it is alone; any further one would stay linked to that.
+            # Only one name of a lower file may become a file of its own; further ones would remain links to it.
             return kept.setdefault(one, (path,)) == (path,)
         names = self._names.get(other)
         if names is None:
@@ -366,7 +364,7 @@ class _Changes:
             yield Stream(path, name, content)
 
     def _lead_to(self, path: str) -> Iterator[Change]:
-        """The directories on the way to ``path`` that are not stated yet."""
+        """State the parents of ``path`` that are not stated yet."""
         stated = self._stated
         parent = path.rpartition("/")[0]
         if parent in stated:
@@ -378,7 +376,7 @@ class _Changes:
         for parent in reversed(way):
             entry = self._upper.lookup(LayerPath(parent))
             if entry is None:
-                raise NotFound(f"{parent!r} is not there any more")
+                raise NotFound(f"{parent!r} disappeared while it was compared")
             stated.add(parent)
             yield Put(entry, None)
             yield from self._streams(LayerPath(parent))
@@ -390,10 +388,10 @@ _ZEROS: Final = bytes(1 << 16)
 
 
 def same_bytes(one: Content, other: Content) -> bool:
-    """Whether two contents are the same bytes; holes are zeros, and are not read. Stops at the first difference."""
+    """Whether two contents hold the same bytes; holes count as zeros. Stops at the first difference."""
     if one.size != other.size:
         return False
-    if one is other:  # of a layer that both trees have
+    if one is other:  # both trees share the layer
         return True
     ours, others = pieces(one), pieces(other)
     left = right = 0
@@ -423,36 +421,8 @@ def same_bytes(one: Content, other: Content) -> bool:
             against = against[length:]
 
 
-def pieces(content: Content) -> Iterator[tuple[int, memoryview | None]]:
-    """The content from its start to its end, as pieces of data and holes (None) that are not empty."""
-    extents = content.extents
-    if extents is None:
-        for chunk in content.chunks():
-            if chunk:
-                yield len(chunk), memoryview(chunk)
-        return
-    starts = iter(extents)
-    position = left = 0
-    for chunk in content.chunks():
-        view = memoryview(chunk)
-        while view:
-            if not left:
-                offset, left = next(starts)
-                if offset > position:
-                    yield offset - position, None
-                    position = offset
-                continue
-            part = view[:left]
-            yield len(part), part
-            position += len(part)
-            left -= len(part)
-            view = view[len(part) :]
-    if position < content.size:
-        yield content.size - position, None
-
-
 def _equal(one: memoryview, other: memoryview) -> bool:
-    # Comparing memoryviews goes item by item; this is a memcmp.
+    # bytes.startswith is a memcmp; comparing memoryviews goes item by item.
     whole = one.obj
     held = whole if isinstance(whole, bytes) and len(whole) == len(one) else bytes(one)
     return held.startswith(other)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes as canonical text, one line each, written and read back.
+"""Canonical text of changes, one line each: writer and parser.
 
 ::
 
@@ -63,7 +63,7 @@ from lamella.times import format_pax_time, parse_pax_time
 
 
 class Withheld(Struct):
-    """Content that a dump names and does not hold: all about it can be asked but its bytes."""
+    """Content that a dump describes but does not contain; reading it raises NotFound."""
 
     size: int
     extents: Sequence[tuple[int, int]] | None
@@ -72,21 +72,19 @@ class Withheld(Struct):
 
     @property
     def stored(self) -> bool:
-        """True: to read it fails always, not just the second time."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """Raises NotFound."""
-        raise NotFound(f"a dump does not hold the content with sha256 {self.sha256}")
+        raise NotFound(f"a dump does not contain the content with sha256 {self.sha256}")
 
 
 def dump(changes: Source, *, inline: int = 0, extents: bool = True) -> Iterator[str]:
-    """``changes`` as lines without line ends; two lists of changes are equal where their lines are.
+    """Yield ``changes`` as lines without line ends; equal lists of changes give equal lines.
 
-    Content of at most ``inline`` bytes is written out, other content is read and digested while its change is the
-    current one. Without ``extents`` holes are read as the zeros that they stand for: places round them differently.
+    Content of up to ``inline`` bytes is written into the line; longer content is read and digested while its change is
+    current. Without ``extents`` holes are read as zeros, since file systems round holes differently.
 
-    Raises SizeMismatch where content is not as long as it says, and what reading it raises.
+    Raises SizeMismatch if content is shorter or longer than its size, and what reading it raises.
     """
     for change in changes:
         match change:
@@ -107,9 +105,9 @@ def dump(changes: Source, *, inline: int = 0, extents: bool = True) -> Iterator[
 
 
 def parse_dump(lines: Iterable[str]) -> Iterator[Change]:
-    """The changes that ``lines``, with or without line ends, write. Content that is not in them is `Withheld`.
+    """Parse ``lines``, with or without line ends. Content that the dump does not contain becomes `Withheld`.
 
-    Paths are not checked: a dump may say what a hostile layer says. Raises InvalidInput with the number of the line.
+    Paths are not checked: a dump may describe a hostile layer. Raises InvalidInput with the line number.
     """
     for number, line in enumerate(lines, 1):
         text = line.rstrip("\r\n")
@@ -227,7 +225,7 @@ _TEXT: Final = re.compile(rb"[ -~\n\t\r]*")
 
 
 def _merged(extents: Sequence[tuple[int, int]] | None, size: int) -> list[tuple[int, int]] | None:
-    """One spelling for each way in which data can lie: no empty extent, none that touches the next, None for all."""
+    """Canonical extents: none empty, none adjacent to the next, None if there are no holes."""
     if extents is None:
         return None
     merged: list[tuple[int, int]] = []
@@ -259,18 +257,18 @@ def _change(words: list[str]) -> Change:
         case ["opaque", path]:
             return Opaque(_read_path(path))
         case _:
-            raise InvalidInput(f"no change starts like {' '.join(words)[:60]!r}")
+            raise InvalidInput(f"unknown change {' '.join(words)[:60]!r}")
 
 
 class _Fields:
-    """The ``key=value`` fields of a line, each to be taken once; what is left at the end is an error."""
+    """The ``key=value`` fields of a line; each is taken once, and a remaining field is an error."""
 
     def __init__(self, fields: list[str]) -> None:
         self._values: dict[str, str] = {}
         for field in fields:
             key, equals, value = field.partition("=")
             if not equals or key in self._values:
-                raise InvalidInput(f"the field {field[:60]!r} has no value or is there twice")
+                raise InvalidInput(f"the field {field[:60]!r} has no value or is repeated")
             self._values[key] = value
 
     def take(self, key: str) -> str:
@@ -367,11 +365,11 @@ def _extents(text: str, size: int) -> tuple[tuple[int, int], ...]:
     for part in text.split(",") if text else []:
         offset, length = map(int, _matched(r"[0-9]+\+[0-9]+", part).split("+"))
         if offset < end:
-            raise InvalidInput(f"extent {part!r} overlaps the one before")
+            raise InvalidInput(f"extent {part!r} overlaps the previous one")
         end = offset + length
         extents.append((offset, length))
     if end > size:
-        raise InvalidInput(f"extents reach to {end}, past the size {size}")
+        raise InvalidInput(f"extents end at {end}, past the size {size}")
     return tuple(extents)
 
 
@@ -403,7 +401,7 @@ _LONG: Final = {short[1]: char for char, short in _SHORT.items()}
 
 
 def escape(text: str) -> str:
-    """``text`` in visible ASCII without spaces; bytes that are not UTF-8 are expected as surrogate escapes."""
+    """``text`` in visible ASCII without spaces; bytes that are not UTF-8 are given as surrogate escapes (PEP 383)."""
     return _ODD.sub(_escaped, text)
 
 
@@ -414,12 +412,12 @@ def _escaped(match: re.Match[str]) -> str:
         return short
     try:
         return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:  # half of a UTF-16 pair, which only Windows has
+    except UnicodeEncodeError:  # a lone UTF-16 surrogate, which only Windows names have
         return f"\\u{ord(char):04x}"
 
 
 def unescape(text: str) -> str:
-    """What `escape` was given. Raises InvalidInput."""
+    """The inverse of `escape`. Raises InvalidInput."""
     if "\\" not in text:
         return text
     parts: list[str] = []

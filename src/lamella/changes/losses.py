@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a place could not hold, said out loud."""
+"""Reports of what a place could not store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Loss(Struct, frozen=True):
 class Losses(Struct):
     """Collects losses; with ``refuse`` the first one raises LossRefused.
 
-    The first ``limit`` are kept in full; beyond that they are counted.
+    The first ``limit`` losses are kept; further ones are only counted.
     """
 
     refuse: bool = False
@@ -33,7 +33,7 @@ class Losses(Struct):
     kept: list[Loss] = field(default_factory=list)
 
     def record(self, loss: Loss) -> None:
-        """Take note of ``loss``. Raises LossRefused where the policy is to stop."""
+        """Add ``loss``. Raises LossRefused if ``refuse`` is set."""
         if self.refuse:
             raise LossRefused(str(loss))
         self.count += 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a layer says: five kinds of change, the metadata of one file, and its content.
+"""The five kinds of change that make up a layer, the metadata of one file, and its content.
 
-The values here are built once and then shared; nobody changes one in place. They are not frozen for the sake of whoever
-is still building one.
+Values are shared once they are built and never modified afterwards; they are not frozen, so that readers can fill them
+in step by step.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class _NoXattrs(dict[str, bytes]):
-    """An empty mapping that stays empty, so that all entries can share it."""
+    """An immutable empty mapping, shared by all entries."""
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # a frozen value that has it is hashed with it
+    __hash__ = object.__hash__  # type: ignore[assignment]  # frozen structs that contain it must be hashable
 
     def __setitem__(self, key: str, value: bytes) -> None:
         raise TypeError("the shared empty mapping cannot be changed")
@@ -32,7 +32,7 @@ NO_XATTRS: Final[Mapping[str, bytes]] = _NoXattrs()
 
 
 class Kind(Enum):
-    """The kinds of file that a layer can hold; sockets are none of them. Hard links are changes, not files."""
+    """The kinds of file in a layer. Sockets cannot be in a layer; hard links are changes (`Link`), not files."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -43,7 +43,7 @@ class Kind(Enum):
 
     @property
     def phrase(self) -> str:
-        """The kind in a sentence: a character is a character device there."""
+        """The kind in a message: ``character device`` for CHARACTER."""
         return f"{self.value} device" if self in (Kind.CHARACTER, Kind.BLOCK) else self.value
 
 
@@ -55,14 +55,14 @@ TYPE_BITS: Final[Mapping[Kind, int]] = {
     Kind.BLOCK: stat.S_IFBLK,
     Kind.FIFO: stat.S_IFIFO,
 }
-"""What a system's mode of a file has beside the bits of `Posix.mode` (inode(7))."""
+"""File type bits of ``st_mode`` (inode(7)), which `Posix.mode` leaves out."""
 
 KINDS: Final[Mapping[int, Kind]] = {bits: kind for kind, bits in TYPE_BITS.items()}
-"""`TYPE_BITS` the other way round; a socket's are not there."""
+"""The inverse of `TYPE_BITS`; it has no row for sockets."""
 
 
 class Posix(Struct):
-    """POSIX metadata. ``mode`` has the twelve permission bits alone; ``mtime`` is in nanoseconds since the epoch."""
+    """POSIX metadata. ``mode`` holds the twelve permission bits only; ``mtime`` is in nanoseconds since the epoch."""
 
     mode: int
     uid: int
@@ -74,7 +74,7 @@ class Posix(Struct):
 
 
 class Windows(Struct):
-    """Windows metadata. Times are in nanoseconds since the Unix epoch, None where the layer does not say."""
+    """Windows metadata. Times are in nanoseconds since the Unix epoch, None if the layer does not state them."""
 
     attributes: int
     creation_time: int | None = None
@@ -85,20 +85,22 @@ class Windows(Struct):
     """Self-relative form."""
     extended_attributes: Mapping[str, bytes] = NO_XATTRS
     reparse: bytes | None = None
-    """The reparse point's buffer with its eight-byte header."""
+    """The reparse buffer, including its eight-byte header."""
 
 
 class Entry(Struct):
-    """The metadata of one file. At least one facet is there; none is ever made up in silence."""
+    """The metadata of one file. At least one facet (POSIX, Windows) is present; a missing one is never invented."""
 
     path: LayerPath
     kind: Kind
     posix: Posix | None
     size: int = 0
-    """Bytes of content; 0 for all but regular files."""
+    """Bytes of content; 0 unless the file is regular."""
     target: str = ""
-    """Where a symbolic link points, exactly as stored; in the view of one layer, the file of a layer below that a
-    further name is of, which has its metadata."""
+    """The target of a symbolic link, exactly as stored.
+
+    For a regular file in the view of a single layer: the file of a lower layer that this name is a hard link to.
+    """
     windows: Windows | None = None
 
 
@@ -112,22 +114,22 @@ class Content(Protocol):
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """Where data lies, as (offset, length) in rising order without overlap; None means everywhere.
+        """Data extents as (offset, length), ascending and disjoint; the gaps are holes, which read as zeros.
 
-        What lies between is a hole and reads as zeros.
+        None: no holes.
         """
         ...
 
     def chunks(self) -> Iterable[Buffer]:
-        """The data of the extents in order. Each buffer may be used only until the next is asked for.
+        """The data of the extents, in order. A buffer is valid until the next one is requested.
 
-        A one-shot stream raises StreamConsumed when it is asked twice or too late.
+        A one-shot stream raises StreamConsumed when it is read twice, or after the next change was requested.
         """
         ...
 
 
 class StoredContent(Content, Protocol):
-    """Content whose `chunks` can be asked for as often as wanted, at any time while its place is there."""
+    """Content that can be read any number of times, as long as the place that holds it exists."""
 
     @property
     def stored(self) -> bool:
@@ -164,9 +166,8 @@ class Sparse(Struct):
 
     size: int
     extents: Sequence[tuple[int, int]]
-    """See `Content.extents`."""
     data: bytes
-    """What the extents hold, in order."""
+    """The data of all extents, concatenated."""
 
     @property
     def stored(self) -> bool:
@@ -181,22 +182,22 @@ class Sparse(Struct):
 
 
 class Put(Struct):
-    """A file is here with this metadata and content. A directory put over a directory keeps what is in it."""
+    """A file with its metadata and content. A directory put over a directory keeps its entries."""
 
     entry: Entry
     content: Content | None
-    """None for all but regular files."""
+    """None unless the file is regular."""
 
 
 class Link(Struct):
-    """``path`` is a further name of the file that ``target`` names, in this layer or below."""
+    """A hard link: ``path`` names the same file as ``target``, which is in this layer or a lower one."""
 
     path: LayerPath
     target: LayerPath
 
 
 class Stream(Struct):
-    """An alternate data stream of the file ``path``, put before it in the same layer."""
+    """An alternate data stream of the file ``path``, which the same layer has put earlier."""
 
     path: LayerPath
     name: str
@@ -204,13 +205,13 @@ class Stream(Struct):
 
 
 class Whiteout(Struct):
-    """What the layers below have at ``path`` is gone. Never hides what the same layer puts."""
+    """Hides ``path`` of the lower layers. Never hides what the same layer puts."""
 
     path: LayerPath
 
 
 class Opaque(Struct):
-    """What the layers below have in the directory ``path`` is gone. Never hides what the same layer puts."""
+    """Hides all entries that lower layers have in the directory ``path``. Never hides what the same layer puts."""
 
     path: LayerPath
 
@@ -219,41 +220,50 @@ Change: TypeAlias = Put | Link | Stream | Whiteout | Opaque
 
 
 def implied_directory(path: LayerPath) -> Entry:
-    """The directory that must be there because a layer has something in it, though no layer states it.
+    """An implied parent directory: a layer has entries in it, but no layer states it.
 
-    Mode 0755, owner 0:0, time 0: the same everywhere, so that every view of an image agrees.
+    Mode 0755, owner 0:0, time 0: constants, so that every view of an image agrees.
     """
     return Entry(path, Kind.DIRECTORY, Posix(0o755, 0, 0, 0))
 
 
-def dense(content: Content, *, step: int = 1 << 20) -> Iterator[Buffer]:
-    """The bytes of ``content`` with its holes filled by zeros, in buffers of at most ``step`` bytes for holes."""
+def pieces(content: Content) -> Iterator[tuple[int, memoryview | None]]:
+    """``content`` from start to end as non-empty pieces: (length, data), with None as the data of a hole."""
     extents = content.extents
     if extents is None:
-        yield from content.chunks()
+        for chunk in content.chunks():
+            if chunk:
+                yield len(chunk), memoryview(chunk)
         return
-    zeros = bytes(min(step, content.size))
-    position = 0
     starts = iter(extents)
-    left = 0
+    position = left = 0
     for chunk in content.chunks():
         view = memoryview(chunk)
         while view:
             if not left:
                 offset, left = next(starts)
-                yield from _zeros(zeros, offset - position)
-                position = offset
+                if offset > position:
+                    yield offset - position, None
+                    position = offset
                 continue
             part = view[:left]
-            yield part
+            yield len(part), part
             position += len(part)
             left -= len(part)
             view = view[len(part) :]
-    yield from _zeros(zeros, content.size - position)
+    if position < content.size:
+        yield content.size - position, None
 
 
-def _zeros(block: bytes, count: int) -> Iterator[Buffer]:
-    while count > 0:
-        part = block if count >= len(block) else block[:count]
-        yield part
-        count -= len(part)
+def dense(content: Content, *, step: int = 1 << 20) -> Iterator[Buffer]:
+    """The bytes of ``content`` with holes filled by zeros; buffers of zeros hold at most ``step`` bytes."""
+    if content.extents is None:
+        yield from content.chunks()
+        return
+    zeros = bytes(min(step, content.size))
+    for length, data in pieces(content):
+        if data is not None:
+            yield data
+            continue
+        for at in range(0, length, len(zeros)):
+            yield zeros[: length - at]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer seen without those below: hard links to what it does not have are shown, and not refused."""
+"""The view of a single layer without its parents, in which hard links into lower layers are shown, not refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamella.paths import LayerPath, join, split
 
 
 class ContentBelow(Content):
-    """The content of a hard link to a file in a layer below, which is not there."""
+    """Content of a hard link to a file of a lower layer: reading it raises NotFound."""
 
     __slots__ = ("_path", "_target")
 
@@ -23,32 +23,27 @@ class ContentBelow(Content):
 
     @property
     def size(self) -> int:
-        """0, as that of the link in its layer."""
         return 0
 
     @property
     def extents(self) -> None:
-        """None are known."""
         return
 
     @property
     def stored(self) -> bool:
-        """True: asking again gives the same."""
         return True
 
     def chunks(self) -> Iterator[Buffer]:
-        """Raise NotFound."""
         raise NotFound(
-            f"'/{self._path}' is a hard link to '/{self._target}', which a layer below has, and not this one",
-            hint="look into the image that the layer belongs to",
+            f"'/{self._path}' is a hard link to '/{self._target}', which is not in this layer but in a lower one",
+            hint="read the file from the image that the layer belongs to",
         )
 
 
-def links_shown(changes: Source, tree: MemoryTree) -> Iterator[Change]:
-    """``changes`` as a sink of ``tree`` can take them alone; the tree must have each before the next is asked for.
+def show_links(changes: Source, tree: MemoryTree) -> Iterator[Change]:
+    """Replace each hard link to a file that ``tree`` lacks by an entry without metadata, with the file as ``target``.
 
-    A hard link to what is not in it becomes an entry without metadata whose ``target`` is the file, and whose content
-    raises NotFound when it is read.
+    ``tree`` must have taken each change before the next is requested. The content of such an entry raises NotFound.
     """
     for change in changes:
         if type(change) is Link and not _has(tree, change.target):

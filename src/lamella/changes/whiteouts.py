@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What whiteouts and opaque markers may hide: what lies below, never what the layer itself has put.
+"""What whiteouts and opaque markers hide: entries of lower layers, never those of the layer itself.
 
-OCI image-spec layer.md, "Whiteouts": a whiteout applies to lower layers only, wherever in the layer it stands. So the
-driver notes what a layer has put, and a place that has no markers of its own (a plain directory) removes by that note.
+OCI image-spec layer.md, "Whiteouts": a whiteout applies to lower layers only, wherever in the layer it stands. The
+driver therefore records what a layer has put, and a place without markers of its own (a plain directory) removes the
+rest by that record.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _NOTHING: AbstractSet[str] = frozenset()
 
 
 class PutRecord:
-    """The `Mine` of one layer, noted as it is applied.
+    """The `Mine` of one layer, recorded while it is applied.
 
-    Names are kept a directory at a time as one run of bytes, which costs a tenth of a set of strings, and are made a
-    set only where a marker asks for that directory.
+    The names of a directory are kept in one bytearray, at a tenth of the memory of a set of strings, and become a set
+    only when a marker needs that directory.
     """
 
     __slots__ = ("_implied", "_limits", "_rows", "_stated", "clean")
@@ -36,7 +37,7 @@ class PutRecord:
         self.clean: set[LayerPath] = set()
 
     def add(self, directory: LayerPath, name: str) -> None:
-        """The layer has put ``name`` in ``directory``."""
+        """Record that the layer has put ``name`` in ``directory``."""
         row = self._rows.get(directory)
         if row is None:
             row = self.enter(directory)
@@ -47,14 +48,14 @@ class PutRecord:
             row.add(name)  # type: ignore[union-attr]
 
     def state(self, path: LayerPath) -> None:
-        """The layer states the directory ``path`` itself."""
+        """Record that the layer states the directory ``path`` itself."""
         self._stated.add(path)
 
     def enter(self, directory: LayerPath) -> bytearray | set[str]:
-        """The layer has something in ``directory``: note the way to it. Raises Exhausted."""
+        """Record that the layer has entries in ``directory``, and its parents. Raises Exhausted."""
         rows = self._rows
         row = rows.get(directory)
-        if row is not None:  # then so is the way to it
+        if row is not None:  # and so are its parents
             return row
         row = rows[directory] = bytearray()
         while directory:
@@ -74,7 +75,6 @@ class PutRecord:
         return row
 
     def names(self, directory: LayerPath) -> AbstractSet[str]:
-        """See `Mine.names`."""
         row = self._rows.get(directory)
         if row is None:
             return _NOTHING
@@ -83,31 +83,30 @@ class PutRecord:
         return row
 
     def stated(self, path: LayerPath) -> bool:
-        """See `Mine.stated`."""
         return path in self._stated
 
 
 class FlatPlace(Protocol):
-    """A place that holds files and no markers, so that to hide means to remove."""
+    """A place that holds files and no markers, where hiding means removing."""
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
-        """What is in ``directory`` now: names, each with whether it is a directory."""
+        """The current names in ``directory``, each with whether it is a directory."""
         ...
 
     def remove(self, path: LayerPath) -> None:
-        """Remove ``path`` and all beneath it."""
+        """Remove ``path`` with everything beneath it."""
         ...
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        """See `Sink.put`."""
+        """As `Sink.put`."""
         ...
 
 
 def prune(place: FlatPlace, directory: LayerPath, mine: Mine) -> bool:
-    """Remove from ``directory`` all that the layer has not put; False where there was nothing to remove.
+    """Remove from ``directory`` everything that the layer has not put; returns false if there was nothing to remove.
 
-    A directory that stays only because the layer has something in it loses the metadata that it had below. No
-    directory is looked through twice, however many markers the layer has: what once is gone does not come back.
+    A directory that remains only because the layer has entries in it gets the metadata of an implied one. Each
+    directory is scanned once, however many markers the layer has: removed entries do not come back.
     """
     removed = False
     clean = mine.clean

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 from msgspec import Struct
 
 from lamella import host
-from lamella.changes.apply import Tally, apply
+from lamella.changes.apply import Counts, apply
 from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
@@ -52,11 +52,11 @@ def image_applied(
     sink = cast("kinds.SeveralLayersSink", kinds.sink(kind, path, losses=losses))
     try:
         for number, layer in enumerate(layers, 1):
-            tally = Tally()
+            counts = Counts()
             sink.more = number < len(layers)
             with checked_reader(layer, Job(progress=progress, cancel=cancel)) as reader:
-                apply(kinds.tar_changes(kind, reader, sink), sink, cancel=cancel, tally=tally)
-                yield Applied(reader.finish(), tally.changes, losses)
+                apply(kinds.tar_changes(kind, reader, sink), sink, cancel=cancel, counts=counts)
+                yield Applied(reader.finish(), counts.changes, losses)
         if not layers:
             sink.commit()
     except BaseException:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.losses import Losses
-from lamella.changes.single_layer import links_shown
+from lamella.changes.single_layer import show_links
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.layers.kinds import LayerKind, Lookup, SinkOptions, SourceOptions, UnpackForm
 from lamella.layers.tar.sink import TarSink
@@ -48,7 +48,7 @@ class TarFileTree(MemoryTree):
         self._stored = SeekableBlob(lambda: open_blob(path))
         with BlobReader(path, hash_blob=False, hash_stream=False) as reader:
             changes = tar_changes(reader.next_buffer, stored=self._stored, end=reader.finish)
-            apply(links_shown(changes, self), MemorySink(self))
+            apply(show_links(changes, self), MemorySink(self))
 
     def close(self) -> None:
         self._stored.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from lamella.changes.apply import Tally, apply
+from lamella.changes.apply import Counts, apply
 from lamella.changes.contracts import Mine, Seen
 from lamella.changes.dump import dump
 from lamella.changes.limits import Limits
@@ -111,10 +111,10 @@ def test_a_commit_that_fails_is_aborted() -> None:
 
 
 def test_the_changes_are_counted() -> None:
-    tally = Tally()
-    apply(EVERY, Recorder(), tally=tally)
+    counts = Counts()
+    apply(EVERY, Recorder(), counts=counts)
 
-    assert len(EVERY) == tally.changes
+    assert len(EVERY) == counts.changes
 
 
 def test_no_change_beyond_the_limit_passes_for_long() -> None:

@@ -463,7 +463,7 @@ def test_verify_finds_a_layer_that_cannot_be_applied(lamella: Run, image: str, t
     assert lamella("append", image, tmp_path / "blob.tar", image).returncode == 0
     done = lamella("verify", image)
     assert done.returncode == 8
-    assert "its target 'gone' is not there" in done.stdout
+    assert "its target 'gone' does not exist" in done.stdout
 
 
 def test_verify_of_a_layout_reads_what_nothing_refers_to(lamella: Run, image: str) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lamella.changes.apply import apply
-from lamella.changes.single_layer import links_shown
+from lamella.changes.single_layer import show_links
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.errors import LamellaError
 from lamella.host.windows.system import WindowsSystem, this_system
@@ -91,7 +91,7 @@ def empty_new_folder(layer: WindowsLayer, system: WindowsSystem | None = None) -
 class WindowsLayerTree(WindowsTree):
     """One layer without those below, seen as the merged view of an image is: names in whatever case, both facets.
 
-    Hard links to files of the layers below are shown by `links_shown`. Content can be read until this is closed.
+    Hard links to files of the layers below are shown by `show_links`. Content can be read until this is closed.
     """
 
     def __init__(self, layer: WindowsLayer, system: WindowsSystem | None = None) -> None:
@@ -100,7 +100,7 @@ class WindowsLayerTree(WindowsTree):
         super().__init__(tree)
         with ExitStack() as stack:
             changes = posix_from_windows(Spelling().respelled(stack.enter_context(opened_source(layer, None, system))))
-            apply(links_shown(changes, tree), MemorySink(tree))
+            apply(show_links(changes, tree), MemorySink(tree))
             self._closing = stack.pop_all()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from msgspec import Struct
 
-from lamella.changes.apply import Tally, apply
+from lamella.changes.apply import Counts, apply
 from lamella.changes.losses import Losses
 from lamella.errors import from_os
 from lamella.layers import kinds
@@ -76,7 +76,7 @@ def apply_blob(
     made = kinds.required_directory(kind, Path(directory))
     if system is None:  # a system that is given has a volume of its own
         _make(made)
-    tally = Tally()
+    counts = Counts()
     with BlobReader(
         Path(blob) if isinstance(blob, (str, os.PathLike)) else blob,
         compression=compression,
@@ -101,9 +101,9 @@ def apply_blob(
             rules=rules,
             system=system,
         )
-        apply(kinds.tar_changes(kind, reader, sink, rules, losses), sink, cancel=cancel, tally=tally)
+        apply(kinds.tar_changes(kind, reader, sink, rules, losses), sink, cancel=cancel, counts=counts)
         size = sink.size if isinstance(sink, kinds.SizedSink) else None
-        return Applied(reader.finish(), tally.changes, losses, size)
+        return Applied(reader.finish(), counts.changes, losses, size)
 
 
 def apply_reading(
@@ -123,14 +123,14 @@ def apply_reading(
     """
     losses = losses if losses is not None else Losses()
     _make(kinds.required_directory(kind, directory))
-    tally = Tally()
+    counts = Counts()
 
     def contents() -> bytes:
         return layer.finish().diff_id.encode()
 
     sink = kinds.sink(kind, directory, parents, policy=policy, losses=losses, contents=contents)
-    apply(layer.changes(), sink, cancel=cancel, tally=tally)
-    return Applied(layer.finish(), tally.changes, losses)
+    apply(layer.changes(), sink, cancel=cancel, counts=counts)
+    return Applied(layer.finish(), counts.changes, losses)
 
 
 def apply_image_layer(

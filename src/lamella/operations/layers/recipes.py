@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from msgspec import Struct
 
-from lamella.changes.apply import LinksPassed
+from lamella.changes.apply import LinkBudget
 from lamella.changes.job import Job
 from lamella.digests import Digest
 from lamella.errors import (
@@ -105,7 +105,7 @@ class UnpackedFiles:
         known = self._resolved.get(spelled)
         if known is not None:
             return known
-        passed = LinksPassed()
+        passed = LinkBudget()
         at = ROOT
         todo = list(reversed(spelled.split("/")))
         while todo:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from msgspec import Struct
 
-from lamella.changes.apply import Tally, apply
+from lamella.changes.apply import Counts, apply
 from lamella.changes.contracts import Sink, Source
 from lamella.changes.job import Job
 from lamella.changes.losses import Losses
@@ -80,7 +80,7 @@ def write_layer(
     Raises what `apply` and the source raise, and Exhausted if the disk is full.
     """
     job = job or Job()
-    tally = Tally()
+    counts = Counts()
     with _open_blob_writer(output, options, job) as (writer, write):
         sink: Sink[Losses]
         if options.windows:
@@ -90,8 +90,8 @@ def write_layer(
         else:
             clamp = source_date_epoch() if clamp is None else clamp
             sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=job.losses)
-        apply(changes, sink, cancel=job.cancel, tally=tally)
-        return Written(writer.finish(), tally.changes, job.losses)
+        apply(changes, sink, cancel=job.cancel, counts=counts)
+        return Written(writer.finish(), counts.changes, job.losses)
 
 
 def write_tar(

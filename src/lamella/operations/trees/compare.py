@@ -18,7 +18,7 @@ from lamella.changes.contracts import Source
 from lamella.changes.diff import same_windows
 from lamella.changes.job import Job
 from lamella.changes.model import Entry, Kind
-from lamella.changes.single_layer import links_shown
+from lamella.changes.single_layer import show_links
 from lamella.changes.tree import MemorySink, MemoryTree, streams_of, walk
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
@@ -57,7 +57,7 @@ def fingerprinted_place(
             raise InvalidInput(f"{place!r} has no path")
         opened = _walk_place(place, job) if open_windows is None else open_windows(Path(path), spelling)
         with opened as changes:
-            apply(fingerprinted(links_shown(changes, tree)), MemorySink(tree), cancel=job.cancel)
+            apply(fingerprinted(show_links(changes, tree)), MemorySink(tree), cancel=job.cancel)
         return tree, windows
     with (
         open_platform_image(place, platform) as image,

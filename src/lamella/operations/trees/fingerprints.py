@@ -11,9 +11,8 @@ from msgspec import Struct
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
-from lamella.changes.diff import pieces
 from lamella.changes.job import Job
-from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Put, Stream, dense
+from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Put, Stream, dense, pieces
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest
 from lamella.errors import Unsupported

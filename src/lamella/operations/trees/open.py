@@ -105,11 +105,11 @@ def image_tree(image: PlatformImage, *, job: Job | None = None) -> Iterator[Tree
 def blob_tree(blob: Path, *, windows: bool = False, job: Job | None = None) -> Iterator[Tree]:
     """The tree of a single layer without any below it, valid until the block ends. Raises what applying it raises.
 
-    Hard links to files of lower layers are as `links_shown` gives them. With ``windows`` the tree is as `image_tree`
+    Hard links to files of lower layers are as `show_links` gives them. With ``windows`` the tree is as `image_tree`
     gives it; without it, alternate data streams of a Windows layer are files.
     """
     from lamella.changes.apply import apply
-    from lamella.changes.single_layer import links_shown
+    from lamella.changes.single_layer import show_links
     from lamella.changes.tree import MemorySink, MemoryTree
     from lamella.layers.windows.names import Spelling
     from lamella.layers.windows.tree import WindowsTree
@@ -120,6 +120,6 @@ def blob_tree(blob: Path, *, windows: bool = False, job: Job | None = None) -> I
     with closing(SeekableBlob(lambda: open_blob(blob), None)) as stored:
         with BlobReader(blob, hash_blob=False, hash_stream=False, progress=job.advance, cancel=job.cancel) as reader:
             changes = changes_of_blob(reader, stored=stored, spelling=spelling)
-            apply(links_shown(changes, tree), MemorySink(tree), cancel=job.cancel)
+            apply(show_links(changes, tree), MemorySink(tree), cancel=job.cancel)
             reader.finish()
         yield WindowsTree(tree) if windows else tree

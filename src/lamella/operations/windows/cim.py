@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from lamella.changes.apply import Tally, apply
+from lamella.changes.apply import Counts, apply
 from lamella.changes.contracts import Source
 from lamella.changes.losses import Losses
 from lamella.changes.model import Content, Entry, Link, Put, Stream, Windows, dense
@@ -212,7 +212,7 @@ def extract_cim(
     from lamella.layers.windows.transforms import inside, posix_from_windows
 
     losses = losses if losses is not None else Losses()
-    tally = Tally()
+    counts = Counts()
     with OpenCim(CimLayer(path)) as image:
         try:
             directory.mkdir()
@@ -223,5 +223,5 @@ def extract_cim(
         changes = posix_from_windows(all_changes(image), losses=losses)
         if below:
             changes = inside(changes, LayerPath(below), losses=losses)
-        apply(changes, DirectorySink(directory, losses=losses), cancel=cancel, tally=tally)
-    return tally.changes
+        apply(changes, DirectorySink(directory, losses=losses), cancel=cancel, counts=counts)
+    return counts.changes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lamella.changes.apply import Tally, apply
+from lamella.changes.apply import Counts, apply
 from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.layers.directory.sink import DirectorySink
@@ -39,9 +39,9 @@ def files_applied(
     """Apply what each of ``layers`` has in `Files` to ``directory``. The names are those of the lowest layer."""
     spelling = Spelling()
     for layer in layers:
-        tally = Tally()
+        counts = Counts()
         with checked_reader(layer, Job(progress=progress, cancel=cancel)) as reader:
             sink = DirectorySink(directory, policy=policy or _POLICY, losses=losses)
             changes = view_changes(reader.next_buffer, spelling, end=reader.finish, losses=losses)
-            apply(inside(changes, LayerPath(FILES), losses=losses), sink, cancel=cancel, tally=tally)
-            yield Applied(reader.finish(), tally.changes, losses)
+            apply(inside(changes, LayerPath(FILES), losses=losses), sink, cancel=cancel, counts=counts)
+            yield Applied(reader.finish(), counts.changes, losses)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 
 from msgspec import Struct
 
-from lamella.changes.apply import Tally, apply
+from lamella.changes.apply import Counts, apply
 from lamella.changes.contracts import Sink, Tree
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Entry, Kind
@@ -83,21 +83,21 @@ def do(work: LayerWork, advance: Advance, cancel: Cancellation | None) -> LayerD
     hashed only where it leads to something wrong: to tell one that has been damaged since from one that was made so.
     """
     losses = Losses()
-    tally = Tally()
+    counts = Counts()
     try:
-        sink = _applied(work, losses, tally, advance, cancel)
+        sink = _applied(work, losses, counts, advance, cancel)
     except (FormatError, DigestMismatch, UnsafePath) as problem:
         _check_blob(work, problem)
         raise
     kept, beneath = tuple(losses.kept), work.target.usage_below_root()
     if isinstance(sink, OverlayRules):
         assumed, covered = frozenset(sink.assumed), frozenset(sink.covered)
-        return LayerDone(tally.changes, kept, losses.count, beneath, assumed, covered, sink.root)
-    return LayerDone(tally.changes, kept, losses.count, beneath)
+        return LayerDone(counts.changes, kept, losses.count, beneath, assumed, covered, sink.root)
+    return LayerDone(counts.changes, kept, losses.count, beneath)
 
 
 def _applied(
-    work: LayerWork, losses: Losses, tally: Tally, advance: Advance, cancel: Cancellation | None
+    work: LayerWork, losses: Losses, counts: Counts, advance: Advance, cancel: Cancellation | None
 ) -> Sink[Losses]:
     with (
         cast("BinaryIO", _opened(work)) as file,
@@ -119,7 +119,7 @@ def _applied(
             from lamella.layers.windows.names import AS_WINDOWS
 
             rules = AS_WINDOWS
-        apply(tar_changes(row.layer, reader, sink, rules), sink, cancel=cancel, tally=tally)
+        apply(tar_changes(row.layer, reader, sink, rules), sink, cancel=cancel, counts=counts)
         reader.finish()
     return sink
 
