@@ -39,16 +39,16 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "recipe": ("Restore the exact blob of a layer that was unpacked or converted.", "layers.recipe"),
     },
     "Files in an image": {
-        "ls": ("List files.", "files.ls"),
-        "tree": ("Draw a directory and what is in it.", "files.tree"),
-        "cat": ("Print the content of files.", "files.cat"),
-        "find": ("Find files by name, kind, size or time.", "files.find"),
+        "ls": ("List files.", "files:ls"),
+        "tree": ("Draw a directory and its content.", "files:tree"),
+        "cat": ("Print the content of files.", "files:cat"),
+        "find": ("Find files by name, kind, size or time.", "files:find"),
     },
     "Store": {
         "store": ("Keep images, and what is unpacked of them, in a store.", "store"),
         "mount": ("Show an image of the store at a directory.", "store.mount:mount"),
         "umount": ("End what 'lamella mount' has begun.", "store.mount:umount"),
-        "run": ("Run a container of an image of the store.", "store.run"),
+        "run": ("Run a container of an image in the store.", "store.run"),
         "serve": ("Serve the store to containerd's clients, or to a containerd.", "store.serve"),
     },
     "Windows": {

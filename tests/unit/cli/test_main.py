@@ -37,9 +37,9 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], N
                 raise error
             console.line(f"{console.json} {console.quiet} {console.debug}")
 
-        monkeypatch.setattr("lamella.cli.files.ls.command", command)
+        monkeypatch.setattr("lamella.cli.files.ls", command)
 
-    import lamella.cli.files.ls  # noqa: F401  # there to be patched
+    import lamella.cli.files  # noqa: F401  # there to be patched
 
     return install
 

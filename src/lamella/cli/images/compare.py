@@ -137,7 +137,7 @@ def _sizes(found: Compared, console: Console) -> Iterator[str]:
 
 
 def _document(found: Compared) -> dict[str, Any]:
-    from lamella.cli.files.entries import entry_document
+    from lamella.cli.files import entry_document
     from lamella.operations.inspect import describe_descriptor, describe_layer
 
     def layers(some: tuple[ImageLayer, ...]) -> list[dict[str, Any]]:

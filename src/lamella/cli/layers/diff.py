@@ -167,7 +167,7 @@ def _describe_change(one: Difference) -> str:
 
 
 def _document(one: Difference) -> dict[str, Any]:
-    from lamella.cli.files.entries import entry_document
+    from lamella.cli.files import entry_document
 
     document: dict[str, Any] = {"change": one.sign, "path": f"/{one.path}"}
     if one.opaque:

@@ -56,7 +56,7 @@ def info(console: Console, image: Path) -> None:
 @click.pass_context
 def ls(context: click.Context, image: Path, path: str, long: bool, recursive: bool) -> None:
     """List files; case does not matter in PATH."""
-    from lamella.cli.files.ls import command as verb
+    from lamella.cli.files import ls as verb
 
     place = _place(image, path)
     _run(context, verb, place=place, long=long, recursive=recursive, directory=False, platform=None)
@@ -69,7 +69,7 @@ def ls(context: click.Context, image: Path, path: str, long: bool, recursive: bo
 @click.pass_context
 def tree(context: click.Context, image: Path, path: str, depth: int | None) -> None:
     """Draw a directory and its content."""
-    from lamella.cli.files.tree import command as verb
+    from lamella.cli.files import tree as verb
 
     _run(context, verb, place=_place(image, path), depth=depth, directories=False, platform=None)
 
@@ -80,7 +80,7 @@ def tree(context: click.Context, image: Path, path: str, depth: int | None) -> N
 @click.pass_context
 def cat(context: click.Context, image: Path, paths: tuple[str, ...]) -> None:
     """Print the content of files."""
-    from lamella.cli.files.cat import command as verb
+    from lamella.cli.files import cat as verb
 
     first, *more = paths
     _run(context, verb, place=_place(image, first), more=tuple(more), platform=None)
