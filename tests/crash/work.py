@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lamella.changes.apply import apply
 from lamella.errors import AlreadyExists, Conflict, NotFound
-from lamella.operations.store.import_ import ImportOptions, import_image
+from lamella.operations.store.transfer import ImportOptions, import_image
 from lamella.store.gc.collect import collect
 from lamella.store.gc.labels import ROOT
 from lamella.store.store import LocalNamespace, Store

@@ -14,8 +14,7 @@ from tests.interop.test_peers_unpack import layers_of_everything
 from lamella.changes.dump import dump
 from lamella.changes.tree import walk
 from lamella.layers.directory.tree import DirectoryTree
-from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import ImportOptions, import_image
+from lamella.operations.store.transfer import ImportOptions, export_image, import_image
 from lamella.store.store import Store
 from lamella.testing.images import SmallImage, image_of_tars, tagged, write_layout
 

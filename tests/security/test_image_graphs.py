@@ -22,8 +22,7 @@ from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import decode
 from lamella.oci.index import Index
-from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import ImportOptions, import_image
+from lamella.operations.store.transfer import ImportOptions, export_image, import_image
 from lamella.operations.surgery.convert import ConvertOptions, convert
 from lamella.operations.surgery.mutate import Settings
 from lamella.operations.surgery.rewrite_index import rewrite_index

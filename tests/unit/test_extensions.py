@@ -159,7 +159,7 @@ def test_the_command_line_uses_added_kinds(run: Run, image: str, tmp_path: Path)
 def test_the_library_uses_added_kinds(python: Path, environment: dict[str, str], image: str, tmp_path: Path) -> None:
     script = f"""
         import lamella
-        from lamella.operations.store.import_ import import_image
+        from lamella.operations.store.transfer import import_image
         from lamella.store.store import Store
 
         with lamella.open_image({image!r}) as image:

@@ -17,9 +17,8 @@ from tests.unit.store.conftest import Mount
 
 from lamella.digests import Digest
 from lamella.errors import Denied, Exhausted, Unsupported
-from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.operations.store.rediff import Rediff
+from lamella.operations.store.transfer import ImportOptions, export_image, import_image
 from lamella.store.check.check import check
 from lamella.store.gc.collect import collect
 from lamella.store.store import Store

@@ -14,8 +14,7 @@ from lamella.images.resolve import open_platform_image
 from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.operations.copy import copy
-from lamella.operations.store.export import export_image
-from lamella.operations.store.import_ import ImportOptions, import_image
+from lamella.operations.store.transfer import ImportOptions, export_image, import_image
 from lamella.operations.surgery.flatten import flatten
 from lamella.store.check.check import check
 from lamella.store.contract import ImageRecord

@@ -72,7 +72,7 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
 def tag(console: Console, source: str, names: tuple[str, ...], replace: bool) -> None:
     """Give an image further names."""
     from lamella.errors import AlreadyExists
-    from lamella.operations.store.unpacked import full_name
+    from lamella.operations.store.images import full_name
     from lamella.store.contract import ImageRecord
 
     with opened_space() as space:
@@ -136,7 +136,7 @@ def label(console: Console, name: str, labels: dict[str, str]) -> None:
 
 
 def _find(space: LocalNamespace, text: str) -> ImageRecord:
-    from lamella.operations.store.unpacked import find_image
+    from lamella.operations.store.images import find_image
 
     return find_image(space, text)
 

@@ -15,14 +15,14 @@ from lamella.cli.store.opening import chosen_verity, namespace_option, opened_sp
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
-    from lamella.operations.store.import_ import ImportOptions
+    from lamella.operations.store.transfer import ImportOptions
 
 
 @click.command("import", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
 @collect(
     "options",
-    "operations.store.import_:ImportOptions",
+    "operations.store.transfer:ImportOptions",
     click.option("--name", metavar="REF", help="The name in the store.  [default: the full names of the images]"),
     click.option("--unpack", is_flag=True, help="Also unpack the layers into snapshots."),
     snapshotter_option,
@@ -41,7 +41,7 @@ def import_(console: Console, image: str, options: ImportOptions, verity: str | 
     name are taken. Other verbs name them store:REF.
     """
     from lamella.operations.inspect import describe_descriptor
-    from lamella.operations.store.import_ import import_image
+    from lamella.operations.store.transfer import import_image
 
     if options.snapshotter is not None and not options.unpack:
         raise click.UsageError("--snapshotter needs --unpack")
@@ -88,7 +88,7 @@ def export(console: Console, name: str, target: str, all_platforms: bool, platfo
 
     IMAGE is any other place. It is the same as 'lamella copy store:REF IMAGE', for any namespace.
     """
-    from lamella.operations.store.export import export_image
+    from lamella.operations.store.transfer import export_image
 
     job = console.job()
     with opened_space(readonly=True) as space:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation, Progress
 
 _LARGEST: Final = 8 << 20
-"""Bytes of a passwd or group file that are read."""
+"""Largest passwd or group file that is read, in bytes."""
 _LAST_ID: Final = (1 << 32) - 2
 
 
 class Account(Struct, frozen=True):
-    """The ids a process gets, and its home where passwd says."""
+    """The ids of a process, and its home directory if passwd has one."""
 
     uid: int
     gid: int
@@ -39,10 +39,10 @@ class Account(Struct, frozen=True):
 
 
 def find_account(tree: Tree, user: str) -> Account:
-    """The account that ``user`` means in ``tree``: ``user``, ``uid``, either with ``:group`` or ``:gid``; empty is 0.
+    """Look up ``user`` in ``tree``: a name or uid, with ``:group`` or ``:gid`` if wanted; empty is 0.
 
-    Without a group, the group of passwd and the further groups of the group file count; with one, it alone. An id
-    need not be in the files, a name must. Raises NotFound, InvalidInput.
+    Without a group, the account has its group of passwd and the additional ones of the group file; with one, only that.
+    An id need not be in the files, a name must. Raises NotFound, InvalidInput.
     """
     name, colon, group = user.partition(":")
     if colon and not group:
@@ -90,16 +90,16 @@ def _number(text: str) -> int | None:
 
 
 def _lines(tree: Tree, path: str, count: int) -> Iterator[list[str]]:
-    """The fields of each well-formed line; nothing where the file is not there."""
+    """Yield the fields of each well-formed line; nothing if the file is missing."""
     try:
         at = resolve(tree, LayerPath(path))
-    except (NotFound, InvalidInput):  # nothing there, or links that go round
+    except (NotFound, InvalidInput):  # missing, or a loop of symbolic links
         return
     entry = tree.lookup(at)
     if entry is None or entry.kind is not Kind.FILE:
         return
     if entry.size > _LARGEST:
-        raise Exhausted(f"the image's /{path} has {entry.size} bytes, more than the {_LARGEST} that are read")
+        raise Exhausted(f"the image's /{path} has {entry.size} bytes, more than the limit of {_LARGEST}")
     raw = b"".join(bytes(chunk) for chunk in dense(tree.open(at)))
     for line in raw.decode("utf-8", "surrogateescape").split("\n"):
         fields = line.rstrip("\r").split(":")
@@ -111,7 +111,7 @@ ROOTFS: Final = "rootfs"
 CONFIG: Final = "config.json"
 
 _VERSION: Final = "1.0.2"
-"""The lowest version that has everything used here, so that every runtime takes it."""
+"""The lowest version with all fields used here, so that every runtime accepts it."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CAPABILITIES: Final = ("CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE")
 _MASKED: Final = (
@@ -130,7 +130,7 @@ _READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/s
 
 
 class IdRange(Struct, frozen=True):
-    """Ids of a container, from ``inside`` on, and the host's that they stand for."""
+    """Maps ``size`` ids of a container, from ``inside`` on, to the host's, from ``outside`` on."""
 
     inside: int
     outside: int
@@ -138,24 +138,24 @@ class IdRange(Struct, frozen=True):
 
 
 class Rootless(Struct, frozen=True):
-    """The ids that an unprivileged runtime may use."""
+    """The id mappings of an unprivileged runtime."""
 
     uids: tuple[IdRange, ...]
     gids: tuple[IdRange, ...]
 
     @classmethod
     def of_this_user(cls) -> Rootless:
-        """This user as 0, and beyond it what /etc/subuid and /etc/subgid allow."""
+        """Map this user to 0, and the ranges of /etc/subuid and /etc/subgid to the ids above."""
         uid, gid = os.geteuid(), os.getegid()
         return cls(_ranges(uid, uid, "/etc/subuid"), _ranges(gid, uid, "/etc/subgid"))
 
 
 def runtime_config(config: ImageConfig, rootfs: Tree, *, rootless: Rootless | None = None) -> dict[str, Any]:
-    """The runtime configuration by which a container of the image starts; ``rootfs`` is its unpacked tree.
+    """Return the runtime configuration for a container of an image; ``rootfs`` is its unpacked tree.
 
-    The process is Entrypoint and Cmd, or ``sh`` where the image says neither, without a terminal. Its user is looked
-    up in the image's own files. Namespaces, mounts, capabilities and masked paths are the customary ones of
-    ``runc spec``. Raises NotFound, InvalidInput where the user cannot be found.
+    The process is Entrypoint and Cmd, or ``sh`` if the image has neither, without a terminal. Its user is looked up in
+    the image's files. Namespaces, mounts, capabilities and masked paths are those of ``runc spec``. Raises NotFound and
+    InvalidInput (user not found).
     """
     process = config.config
     account = find_account(rootfs, process.user)
@@ -194,17 +194,17 @@ def unpack_bundle(
     cancel: Cancellation | None = None,
     apart: bool = False,
 ) -> Unpacked:
-    """Unpack ``image`` into ``directory``/rootfs and write ``directory``/config.json, so that a runtime can start it.
+    """Unpack ``image`` into ``directory``/rootfs and write ``directory``/config.json, for a runtime to start.
 
-    The bundle is for this user alone (mode 0700): an image may have set-id programs. A failure removes what was made;
-    with ``merge``, the bundle may exist. Raises as `unpack` and `runtime_config`; InvalidInput for a Windows image.
+    The mode of the bundle is 0700, as an image may have set-id programs. A failure removes it, except with ``merge``,
+    which also unpacks over an existing bundle. Raises as `unpack` and `runtime_config`; InvalidInput (Windows image).
     """
     from functools import partial
 
     from lamella.operations.unpack import unpack
 
     if image.config.os == "windows":
-        raise InvalidInput("the image is for Windows, and a bundle is for crun and runc, which run those of Linux")
+        raise InvalidInput("the image is for Windows; a bundle for crun or runc needs one for Linux")
     work = partial(unpack, policy=policy, losses=losses, progress=progress, cancel=cancel, apart=apart)
     rootless = None if os.geteuid() == 0 else Rootless.of_this_user()
     if merge:
@@ -223,7 +223,7 @@ def unpack_bundle(
 
 
 def write_runtime_config(bundle: Path, config: ImageConfig, *, rootless: Rootless | None = None) -> Path:
-    """Write config.json into ``bundle``, whose rootfs is there; the file appears whole or not at all.
+    """Write config.json into ``bundle``, whose rootfs exists; atomic.
 
     Raises as `runtime_config`; Denied, Exhausted.
     """
@@ -257,7 +257,7 @@ def _remove(bundle: Path, error: BaseException) -> None:
     try:
         remove_path(bundle.absolute())
     except OSError as failure:
-        error.add_note(f"the unfinished bundle {os.fspath(bundle)!r} is left: {failure}")
+        error.add_note(f"the unfinished bundle {os.fspath(bundle)!r} remains: {failure}")
 
 
 def _user(account: Account) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _mounts(rootless: Rootless | None) -> list[dict[str, Any]]:
     system = (
         mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro")
         if rootless is None
-        # A network namespace of one's own is what mounting sysfs takes.
+        # Mounting sysfs needs a private network namespace.
         else mount("/sys", "none", "/sys", "rbind", "nosuid", "noexec", "nodev", "ro")
     )
     return [
@@ -326,7 +326,7 @@ def _covers(ranges: tuple[IdRange, ...], wanted: int) -> bool:
 
 
 def _ranges(own: int, uid: int, allowed: str) -> tuple[IdRange, ...]:
-    """``own`` as 0, then the ranges of this user in the file ``allowed`` (subuid(5)), one behind the other."""
+    """Map ``own`` to 0, then the ranges of this user in the file ``allowed`` (subuid(5)), contiguously."""
     import pwd
 
     try:
@@ -348,7 +348,7 @@ def _ranges(own: int, uid: int, allowed: str) -> tuple[IdRange, ...]:
 
 
 def _annotations(config: ImageConfig) -> dict[str, str]:
-    """The image's facts as conversion.md names them; its labels count more."""
+    """Return the annotations of conversion.md; the image's labels take precedence."""
     facts = {
         "os": config.os,
         "architecture": config.architecture,

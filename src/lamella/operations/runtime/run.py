@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container of an image of a store, by crun or runc, gone when its command ends.
+"""Runs a container of an image of a store with crun or runc, and removes it when its command ends.
 
-What it changes is in a snapshot of its own, under a lease that tells where its bundle is. The bundle is locked as long
-as anybody is at work on it, so that what a killed run has left can be told from what runs.
+Its changes go to a snapshot, under a lease whose labels name the bundle. The bundle is locked while it is in use, so
+that the leftovers of a killed run can be told from a running container.
 """
 
 from __future__ import annotations
@@ -40,148 +40,149 @@ if TYPE_CHECKING:
     from lamella.store.store import LocalNamespace, Store
 
 PREFIX: Final = "run:"
-"""Before the name of the container, in the name of its lease and in the key of its snapshot."""
+"""Prefix of the container's name in the id of its lease and in the key of its snapshot."""
 KEPT: Final = "kept:"
-"""The same for the lease of a snapshot that outlives its container."""
+"""Prefix of the lease of a snapshot that outlives its container."""
 BUNDLE: Final = "lamella.run/bundle"
-"""The label of the lease that says where the bundle is."""
+"""Label of the lease: the directory of the bundle."""
 RUNTIME: Final = "lamella.run/runtime"
+"""Label of the lease: the runtime's path."""
 
 RUNTIMES: Final = ("crun", "runc")
 _STATE: Final = "state"
 _LOCK: Final = "lock"
 _HYBRID: Final = "/sys/fs/cgroup/unified"
-"""Where a host with both versions of cgroups has the second, which crun refuses."""
+"""Mount point of cgroup v2 on hosts with both versions, which crun refuses."""
 _FORWARDED: Final = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
-_PATIENCE: Final = 30.0
+_TIMEOUT: Final = 30.0
 """Seconds for a runtime to remove a container."""
 
 
 class RunOptions(Struct, frozen=True, kw_only=True):
-    """How to run a container, and what replaces the settings of its image."""
+    """How to run a container, and how it differs from its image's config."""
 
     command: Sequence[str] = ()
     """Replaces Cmd."""
     entrypoint: Sequence[str] | None = None
     """Replaces Entrypoint, and Cmd too if ``command`` is empty."""
     env: Sequence[str] = ()
-    """``NAME=VALUE``, or ``NAME`` for this process's value."""
+    """``NAME=VALUE``, or ``NAME`` with this process's value."""
     working_dir: str | None = None
     user: str | None = None
     readonly: bool = False
     """Mount the root file system read-only."""
     terminal: bool = False
-    """Give the container a terminal, connected to standard input and output."""
-    keep: bool = False
-    """Keep the changes of the container as a snapshot."""
+    """Give it a terminal, connected to standard input and output."""
     runtime: str | None = None
-    """``"crun"`` or ``"runc"``; None for the one that is installed."""
+    """The runtime's name or path; by default crun or runc."""
+    keep: bool = False
+    """Keep the snapshot with the changes."""
     snapshotter: str | None = None
-    """The snapshotter of the container's files; None for the default of this user."""
+    """The snapshotter of the container's files; by default ``overlayfs`` for root, ``native`` for others."""
     platform: str | Platform | None = None
-    """The image to take from an index; None for the platform of this machine."""
+    """The image to take from an index; by default that for this host."""
 
 
 class Ran(Struct, frozen=True):
-    """What came of a container."""
+    """The result of a container."""
 
     name: str
     exit_code: int
-    """Of its command; 128 and the number of a signal that ended it."""
+    """The exit code of its command; 128 plus the number of the signal that ended it."""
     snapshot: str
-    """The snapshot with what it changed, where that is kept; else empty."""
+    """The snapshot with its changes; empty unless `RunOptions.keep`."""
     snapshotter: str
 
 
 def run_image(
-    space: LocalNamespace,
+    namespace: LocalNamespace,
     image: str,
     options: RunOptions,
     *,
     job: Job | None = None,
 ) -> Ran:
-    """Run a container of the image ``image`` in ``space`` to its end; the image is unpacked first if needed.
+    """Run a container of the image ``image`` until its command ends; unpack the image first if necessary.
 
-    The container shares standard input, output and error with this process, which forwards signals to it; call it in
-    the main thread. Without root and without a snapshotter, its files are a copy in a directory, which needs no mount.
-    Raises NotFound, Unsupported (no runtime), Denied, and what unpacking and `runtime_config` raise.
+    The container shares standard input, output and error with this process, which forwards signals to it; call it from
+    the main thread. A user other than root gets the snapshotter ``native`` by default, which needs no mounts. Raises
+    NotFound, Unsupported (no runtime), Denied, and as `unpack_image` and `runtime_config`.
     """
-    from lamella.operations.store.unpacked import unpacked_image
+    job = job or Job()
+    from lamella.operations.store.images import unpack_by_name
 
     program = find_runtime(options.runtime)
-    end_dead_runs(space.store)
+    end_dead_runs(namespace.store)
     kind = canonical(options.snapshotter or ("overlayfs" if os.geteuid() == 0 else "native"))
     name = f"lamella-{secrets.token_hex(6)}"
     key = f"{PREFIX}{name}"
-    with _bundle() as (bundle, lock):
-        space.leases.create(key, {BUNDLE: os.fspath(bundle), RUNTIME: program})
-        leased = space.store.namespace(space.name, key)
+    with _locked_bundle() as (bundle, lock):
+        namespace.leases.create(key, {BUNDLE: os.fspath(bundle), RUNTIME: program})
+        leased = namespace.under(key)
         try:
-            found = unpacked_image(leased, image, kind, platform=options.platform, job=job)
+            found = unpack_by_name(leased, image, kind, platform=options.platform, job=job)
             snapshots = leased.snapshots(kind)
             mounts = snapshots.prepare(key, found.top)
             root = bundle / ROOTFS
             if len(mounts) == 1 and isinstance(mounts[0], BindMount):
-                root = mounts[0].source  # which the runtime shows itself, and needs no rights of ours for
+                root = mounts[0].source  # the runtime binds it itself, without privileges of ours
             else:
                 root.mkdir()
                 mount_all(mounts, root)
             with snapshots.tree(key) as tree:
                 config = runtime_config(
-                    _changed(found.config, options),
+                    _apply_options(found.config, options),
                     tree,
                     rootless=None if os.geteuid() == 0 else Rootless.of_this_user(),
                 )
             config["root"] = {"path": os.fspath(root), "readonly": options.readonly}
             config["process"]["terminal"] = options.terminal
             (bundle / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            if job is not None:
-                job.check()
+            job.check()
             code = _run(program, bundle, name, lock)
             if options.keep:
-                space.leases.create(f"{KEPT}{name}")
-                space.leases.add(f"{KEPT}{name}", Resource(f"{SNAPSHOTS}{kind}", key))
+                namespace.leases.create(f"{KEPT}{name}")
+                namespace.leases.add(f"{KEPT}{name}", Resource(f"{SNAPSHOTS}{kind}", key))
         except BaseException as error:
             try:
                 _end(leased, key, bundle, program, name, keep=False)
             except (LamellaError, OSError) as failure:
-                error.add_note(f"what is left of the container {name} goes with the next run: {failure}")
+                error.add_note(f"the next run removes what is left of the container {name}: {failure}")
             raise
         _end(leased, key, bundle, program, name, keep=options.keep)
     return Ran(name, code, key if options.keep else "", kind)
 
 
 def find_runtime(name: str | None = None) -> str:
-    """The path of crun or runc, or of the one that ``name`` names. Raises Unsupported."""
+    """Return the path of the runtime ``name``, by default crun or runc. Raises Unsupported."""
     if name is not None:
         found = shutil.which(name)
         if found is None:
-            raise Unsupported(f"there is no runtime {name!r} on this system")
+            raise Unsupported(f"the runtime {name!r} is not installed")
         return found
     for one in RUNTIMES:
         found = shutil.which(one)
         if found is not None and not (one == "crun" and os.path.ismount(_HYBRID) and shutil.which("runc")):
             return found
-    raise Unsupported("there is no runtime for containers on this system", hint="install crun or runc")
+    raise Unsupported("no container runtime is installed", hint="install crun or runc")
 
 
 def end_dead_runs(store: Store) -> None:
-    """Remove what runs have left that were killed. Raises what removing raises, once all have been tried."""
+    """Remove the leftovers of killed runs. Raises the first error after all were tried."""
     failures: list[LamellaError] = []
-    for namespace, lease in store.leases(PREFIX):
+    for name, lease in store.leases(PREFIX):
         key, labels = lease.id, lease.labels
-        space = store.namespace(namespace, key)
+        namespace = store.namespace(name, key)
         bundle = Path(labels.get(BUNDLE, ""))
         if not bundle.name.startswith(_FOLDER):
-            continue  # not one of ours
-        with _dead(bundle) as dead:
+            continue  # not made by `run_image`
+        with _lock_if_dead(bundle) as dead:
             if dead:
                 try:
-                    _end(space, key, bundle, labels.get(RUNTIME, ""), key.removeprefix(PREFIX), keep=False)
+                    _end(namespace, key, bundle, labels.get(RUNTIME, ""), key.removeprefix(PREFIX), keep=False)
                 except LamellaError as failure:
                     failures.append(failure)
                 except OSError as failure:
@@ -194,8 +195,8 @@ _FOLDER: Final = "lamella-run-"
 
 
 @contextmanager
-def _bundle() -> Iterator[tuple[Path, int]]:
-    """A directory for one container, locked by a file whose descriptor comes with it."""
+def _locked_bundle() -> Iterator[tuple[Path, int]]:
+    """Make the bundle of one container; yield it and the descriptor of its lock file."""
     bundle = Path(tempfile.mkdtemp(prefix=_FOLDER))
     try:
         lock = os.open(bundle / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -209,8 +210,8 @@ def _bundle() -> Iterator[tuple[Path, int]]:
 
 
 @contextmanager
-def _dead(bundle: Path) -> Iterator[bool]:
-    """Whether nobody is at work on a bundle; it is ours as long as the block lasts."""
+def _lock_if_dead(bundle: Path) -> Iterator[bool]:
+    """Yield whether no run uses a bundle; if so, hold its lock for the block."""
     try:
         lock = os.open(bundle / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -230,8 +231,8 @@ def _dead(bundle: Path) -> Iterator[bool]:
         os.close(lock)
 
 
-def _end(space: LocalNamespace, key: str, bundle: Path, program: str, name: str, *, keep: bool) -> None:
-    """Remove a container, its mount, its bundle, its snapshot and last its lease, as far as they are there."""
+def _end(namespace: LocalNamespace, key: str, bundle: Path, program: str, name: str, *, keep: bool) -> None:
+    """Remove what exists of a container: its mount, its bundle, its snapshot, and last its lease."""
     state = bundle / _STATE
     if program and (state / name).exists():
         try:
@@ -239,7 +240,7 @@ def _end(space: LocalNamespace, key: str, bundle: Path, program: str, name: str,
                 with_original_limit([program, "--root", os.fspath(state), "delete", "--force", name]),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=_PATIENCE,
+                timeout=_TIMEOUT,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
@@ -248,17 +249,17 @@ def _end(space: LocalNamespace, key: str, bundle: Path, program: str, name: str,
     if is_mounted(root):
         unmount(root, lazy=True)
     _remove_bundle(bundle)
-    for resource in space.leases.resources(key):
+    for resource in namespace.leases.resources(key):
         if not keep and resource.id == key and resource.type.startswith(SNAPSHOTS):
             try:
-                space.snapshots(resource.type.removeprefix(SNAPSHOTS)).remove(key)
+                namespace.snapshots(resource.type.removeprefix(SNAPSHOTS)).remove(key)
             except NotFound:
                 pass
-    space.leases.delete(key)
+    namespace.leases.delete(key)
 
 
 def _remove_bundle(bundle: Path) -> None:
-    """Never more than what was made here: what should still be mounted stays as it is."""
+    """Remove the files that `run_image` made; a root file system that is still mounted stays."""
     with suppress(OSError):
         remove_path(bundle / _STATE)
     for name in (CONFIG, _LOCK):
@@ -273,9 +274,9 @@ def _remove_bundle(bundle: Path) -> None:
 def _run(program: str, bundle: Path, name: str, lock: int) -> int:
     command = [program, "--root", os.fspath(bundle / _STATE), "run", "--bundle", os.fspath(bundle), name]
     sys.stdout.flush()
-    with _forwarding() as start:
+    with _forward_signals() as start:
         try:
-            # The lock lasts as long as the runtime does, even if this process is killed.
+            # The runtime inherits the lock, so that it outlives this process.
             process = subprocess.Popen(with_original_limit(command), pass_fds=(lock,))
         except OSError as error:
             raise from_os(error, f"start {program!r}") from error
@@ -285,7 +286,7 @@ def _run(program: str, bundle: Path, name: str, lock: int) -> int:
         except BaseException:
             process.terminate()
             try:
-                process.wait(_PATIENCE)
+                process.wait(_TIMEOUT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -294,10 +295,10 @@ def _run(program: str, bundle: Path, name: str, lock: int) -> int:
 
 
 @contextmanager
-def _forwarding() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Hand signals on to the process that the block is about to start and calls the result with.
+def _forward_signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Forward signals to the process that the block starts and passes to the yielded function.
 
-    What a terminal sends reaches both by itself.
+    Signals of the terminal are not forwarded: both processes receive them.
     """
     import threading
 
@@ -306,11 +307,11 @@ def _forwarding() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
         return
     started: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
-    by_itself = {signal.SIGINT, signal.SIGQUIT} if sys.stdin is not None and os.isatty(0) else set()
+    from_terminal = {signal.SIGINT, signal.SIGQUIT} if sys.stdin is not None and os.isatty(0) else set()
 
     def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if started:
-            if number not in by_itself:
+            if number not in from_terminal:
                 started[0].send_signal(number)
         else:
             early.append(number)
@@ -331,7 +332,7 @@ def _forwarding() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
             signal.signal(number, handler)
 
 
-def _changed(config: ImageConfig, options: RunOptions) -> ImageConfig:
+def _apply_options(config: ImageConfig, options: RunOptions) -> ImageConfig:
     import msgspec
 
     process = config.config

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a store shown at a directory, as long as somebody wants to look.
+"""Mounts of images of a store.
 
-What is mounted is a snapshot of its own over those of the image, under a lease that has the name of the directory. So
-it is known again by whoever comes to unmount it, also after the machine was started anew.
+A mount shows a snapshot above those of the image, under a lease that is named after the directory. So `unmount_image`
+finds it, after a reboot too.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from lamella.store.store import LocalNamespace, Store
 
 PREFIX: Final = "mount:"
-"""Before the directory, in the name of the lease and in the key of the snapshot."""
+"""Prefix of the directory in the id of the lease and in the key of the snapshot."""
 
 
 class MountedImage(Struct, frozen=True):
-    """An image that is shown at a directory."""
+    """An image that is mounted at a directory."""
 
     directory: Path
     image: str
     snapshotter: str
     key: str
-    """Of the snapshot."""
+    """The key of the snapshot."""
     writable: bool
     resumed: bool
-    """Whether the snapshot was there already, with what was changed in it before."""
+    """Whether an earlier snapshot was mounted again, with its changes."""
 
 
 def mount_image(
-    space: LocalNamespace,
+    namespace: LocalNamespace,
     image: str,
     directory: Path,
     *,
@@ -54,85 +54,86 @@ def mount_image(
     platform: str | Platform | None = None,
     job: Job | None = None,
 ) -> MountedImage:
-    """Mount the image that ``image`` names in ``space`` at ``directory``, unpacked first where it is not.
+    """Mount the image ``image`` at ``directory``; unpack it first if necessary.
 
-    With ``writable``, what is changed there is kept until `unmount_image`; if the mount has gone otherwise, as it does
-    when the machine is started anew, mounting it again brings the changes back. Raises NotFound, InvalidInput, Conflict
-    (something is mounted there; changes of another image would be lost), Denied, Unsupported, and as unpacking does.
+    The changes of a ``writable`` mount are kept until `unmount_image`: mounting again after a reboot brings them back.
+    Raises NotFound, InvalidInput, Conflict (a mount point already, or changes of another image would be lost), Denied,
+    Unsupported, and as `unpack_image`.
     """
-    from lamella.operations.store.unpacked import unpacked_image
+    job = job or Job()
+    from lamella.operations.store.images import unpack_by_name
 
     where = Path(os.path.realpath(directory))
     kind = canonical(snapshotter or "overlayfs")
     _check_directory(directory, where)
-    with exclusive_lock(space.store.root, f"mount {where}", None if job is None else job.cancel):
+    with exclusive_lock(namespace.store.root, f"mount {where}", job.cancel):
         if is_mounted(where):
-            raise Conflict(f"something is mounted at {os.fspath(where)!r}", hint=f"lamella umount {directory}")
+            raise Conflict(f"{os.fspath(where)!r} is a mount point already", hint=f"lamella umount {directory}")
         key = f"{PREFIX}{where}"
         try:
-            space.leases.create(key)
+            namespace.leases.create(key)
         except AlreadyExists:
-            pass  # of a mount that went with the machine or its namespace
-        leased = space.store.namespace(space.name, key)
-        old = _left(leased, key)
+            pass  # left by a mount that ended with a reboot or its mount namespace
+        leased = namespace.under(key)
+        old = _find_earlier(leased, key)
         resumed = False
         try:
-            found = unpacked_image(leased, image, kind, platform=platform, job=job)
+            found = unpack_by_name(leased, image, kind, platform=platform, job=job)
             snapshots = leased.snapshots(kind)
             if old is not None:
-                resumed = _settled(old, snapshots, found.top, writable, where)
+                resumed = _reuse(old, snapshots, found.top, writable, where)
             if not resumed:
                 (snapshots.prepare if writable else snapshots.view)(key, found.top)
             mount_all(snapshots.mounts(key), where)
         except BaseException as error:
-            if old is None or old[1].kind is not SnapshotKind.ACTIVE:  # what was changed before is not lost
+            if old is None or old[1].kind is not SnapshotKind.ACTIVE:  # keep earlier changes
                 try:
-                    _drop(leased, key)
+                    _remove(leased, key)
                 except LamellaError as failure:
-                    error.add_note(f"the lease {key!r} is left: {failure}")
+                    error.add_note(f"the lease {key!r} remains: {failure}")
             raise
     return MountedImage(where, found.name, kind, key, writable, resumed)
 
 
 def unmount_image(store: Store, directory: Path, *, lazy: bool = False) -> None:
-    """Unmount what `mount_image` has mounted at ``directory``, and drop what was changed there.
+    """Unmount what `mount_image` has mounted at ``directory``, and drop its changes.
 
-    ``lazy`` does so even while it is in use. Also where only the mount is gone. Raises NotFound where the store has
-    mounted nothing there, Conflict (in use), Denied.
+    ``lazy`` detaches a mount that is in use. A mount that has ended already is cleaned up. Raises NotFound (not mounted
+    by this store), Conflict (in use), Denied.
     """
     where = Path(os.path.realpath(directory))
     key = f"{PREFIX}{where}"
-    namespaces = [namespace for namespace, lease in store.leases(key) if lease.id == key]
-    if not namespaces:
+    names = [name for name, lease in store.leases(key) if lease.id == key]
+    if not names:
         if is_mounted(where):
             raise NotFound(
-                f"what is mounted at {os.fspath(where)!r} is not of the store {os.fspath(store.root)!r}",
-                hint="name its store with --root, or use umount(8)",
+                f"the store {os.fspath(store.root)!r} has not mounted {os.fspath(where)!r}",
+                hint="name another store with --root, or use umount(8)",
             )
         raise NotFound(f"nothing is mounted at {os.fspath(where)!r}")
     if is_mounted(where):
         unmount(where, lazy=lazy)
-    for namespace in namespaces:
-        _drop(store.namespace(namespace, key), key)
+    for name in names:
+        _remove(store.namespace(name, key), key)
 
 
 def _check_directory(directory: Path, where: Path) -> None:
     if not where.exists():
-        raise NotFound(f"the directory {os.fspath(directory)!r} is not there", hint=f"mkdir -p {directory}")
+        raise NotFound(f"the directory {os.fspath(directory)!r} does not exist", hint=f"mkdir -p {directory}")
     if not where.is_dir():
         raise InvalidInput(f"{os.fspath(directory)!r} is not a directory")
 
 
-def _held(space: LocalNamespace, key: str) -> Iterator[LocalSnapshots]:
-    """The snapshotters that have a snapshot under the lease ``key``."""
-    for resource in space.leases.resources(key):
+def _snapshotters(namespace: LocalNamespace, key: str) -> Iterator[LocalSnapshots]:
+    """Yield the snapshotters of the snapshots that the lease ``key`` holds."""
+    for resource in namespace.leases.resources(key):
         if resource.type.startswith(SNAPSHOTS) and resource.id == key:
-            yield space.snapshots(resource.type.removeprefix(SNAPSHOTS))
+            yield namespace.snapshots(resource.type.removeprefix(SNAPSHOTS))
 
 
-def _left(space: LocalNamespace, key: str) -> tuple[LocalSnapshots, SnapshotRecord] | None:
-    """The snapshot that an earlier mount has left."""
-    for snapshots in _held(space, key):
+def _find_earlier(namespace: LocalNamespace, key: str) -> tuple[LocalSnapshots, SnapshotRecord] | None:
+    """Return the snapshot of an earlier mount; None if there is none."""
+    for snapshots in _snapshotters(namespace, key):
         try:
             return snapshots, snapshots.stat(key)
         except NotFound:
@@ -140,10 +141,10 @@ def _left(space: LocalNamespace, key: str) -> tuple[LocalSnapshots, SnapshotReco
     return None
 
 
-def _settled(
+def _reuse(
     old: tuple[LocalSnapshots, SnapshotRecord], snapshots: LocalSnapshots, parent: str, writable: bool, where: Path
 ) -> bool:
-    """Whether what is left is what is wanted; a view that is not goes. Raises Conflict for one with changes."""
+    """Return whether the earlier snapshot fits; remove a view that does not. Raises Conflict (it has changes)."""
     before, record = old
     same = before.name == snapshots.name and record.parent == parent
     if same and writable == (record.kind is SnapshotKind.ACTIVE):
@@ -151,21 +152,20 @@ def _settled(
     if record.kind is SnapshotKind.ACTIVE:
         how = "without --rw" if same else "with another image or snapshotter"
         raise Conflict(
-            f"{os.fspath(where)!r} was mounted with --rw before, and what was changed in it is still there; "
-            f"it is not mounted {how} now",
+            f"{os.fspath(where)!r} has changes of an earlier mount with --rw, and cannot be mounted {how}",
             hint=f"'lamella umount {where}' drops the changes",
         )
     before.remove(record.name)
     return False
 
 
-def _drop(space: LocalNamespace, key: str) -> None:
-    for snapshots in _held(space, key):
+def _remove(namespace: LocalNamespace, key: str) -> None:
+    for snapshots in _snapshotters(namespace, key):
         try:
             snapshots.remove(key)
         except NotFound:
             pass
     try:
-        space.leases.delete(key)
+        namespace.leases.delete(key)
     except NotFound:
         pass

@@ -11,8 +11,8 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.errors import Cancelled
-from lamella.operations.store.import_ import ImportOptions, import_image
 from lamella.operations.store.rediff import Rediff
+from lamella.operations.store.transfer import ImportOptions, import_image
 from lamella.progress import Cancellation
 from lamella.store.check.check import check
 from lamella.store.check.repair import repair

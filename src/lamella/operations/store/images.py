@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a store by the names that people write, and what they are unpacked to."""
+"""Images of a store by the names that users write, and their snapshots."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -13,7 +15,9 @@ from lamella.oci.config import ImageConfig, chain_ids
 from lamella.oci.platform import Platform, parse_platform
 from lamella.store.contract import ImageRecord
 from lamella.store.image_reader import StoreReader
-from lamella.store.store import LocalNamespace
+
+if TYPE_CHECKING:
+    from lamella.store.store import LocalNamespace
 
 
 class UnpackedImage(Struct, frozen=True):
@@ -21,49 +25,46 @@ class UnpackedImage(Struct, frozen=True):
 
     name: str
     top: str
-    """The snapshot of its uppermost layer; empty for an image without layers."""
+    """The snapshot of the top layer; empty for an image without layers."""
     config: ImageConfig
 
 
-def unpacked_image(
-    space: LocalNamespace,
+def unpack_by_name(
+    namespace: LocalNamespace,
     image: str,
     snapshotter: str,
     *,
     platform: str | Platform | None = None,
     job: Job | None = None,
 ) -> UnpackedImage:
-    """The image that ``image`` names, unpacked into ``snapshotter`` as far as it is not.
-
-    Raises NotFound, and as `unpack_image` does.
-    """
+    """Unpack the layers of an image that have no snapshots yet. Raises NotFound, and as `unpack_image`."""
     from lamella.store.unpack.image import unpack_image
 
-    name = parse_image_name(f"store:{image}")
-    wanted = parse_platform(platform) if isinstance(platform, str) else platform
-    found = resolve_image(StoreReader(space, name), name, wanted)
-    chain = chain_ids([layer.diff_id for layer in found.layers])
     job = job or Job()
-    unpack_image(space, found.descriptor, snapshotter, progress=job.progress, cancel=job.cancel)
+    name = parse_image_name(f"store:{image}")
+    platform = parse_platform(platform) if isinstance(platform, str) else platform
+    found = resolve_image(StoreReader(namespace, name), name, platform)
+    chain = chain_ids([layer.diff_id for layer in found.layers])
+    unpack_image(namespace, found.descriptor, snapshotter, progress=job.progress, cancel=job.cancel)
     return UnpackedImage(str(name).removeprefix("store:"), chain[-1] if chain else "", found.config)
 
 
-def find_image(space: LocalNamespace, text: str) -> ImageRecord:
-    """The record of the image that ``text`` names, exactly or as people write it. Raises NotFound, InvalidInput."""
+def find_image(namespace: LocalNamespace, text: str) -> ImageRecord:
+    """Return the image whose exact or short name is ``text``. Raises NotFound, InvalidInput."""
     try:
-        return space.images.get(text)
+        return namespace.images.get(text)
     except NotFound:
         try:
-            return space.images.get(full_name(text))
+            return namespace.images.get(full_name(text))
         except (NotFound, InvalidInput):
             raise NotFound(
-                f"there is no image {text!r} in the store", hint="lamella store images tells what there is"
+                f"there is no image {text!r} in the store", hint="lamella store images lists the images"
             ) from None
 
 
 def full_name(text: str) -> str:
-    """The name in full of what people write, as the store keeps it. Raises InvalidInput, Unsupported."""
+    """Return the full form of an image name. Raises InvalidInput, Unsupported."""
     name = parse_image_name(f"store:{text}")
     if name.digest is not None:
-        raise InvalidInput(f"{text!r} has a digest, which is not for a name to say")
+        raise InvalidInput(f"{text!r} has a digest; give a name without one")
     return f"{name.path}:{name.tag}"
