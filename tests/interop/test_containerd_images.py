@@ -138,7 +138,7 @@ def test_names_are_those_of_dockers_users_and_else_taken_as_they_stand(imported:
 def test_what_is_not_there_is_told_with_where_it_was_looked_for(imported: Ctr) -> None:
     said = lamella(imported, "ls", "containerd:none", code=4)
     assert f"there is no such image in namespace '{imported.namespace}' of containerd at" in said
-    assert "images ls tells what there is" in said
+    assert "images ls lists the images" in said
     with pytest.raises(NotFound):
         open_platform_image("containerd:none")
 

@@ -26,7 +26,7 @@ class ContainerdReader(StoreReader):
 
     def __init__(self, space: RemoteNamespace, name: ImageName) -> None:
         self.place = _place(space)
-        self.hint = f"ctr -a {space.store.connection.address} -n {space.name} images ls tells what there is"
+        self.hint = f"ctr -a {space.store.connection.address} -n {space.name} images ls lists the images"
         super().__init__(space, name, closing=space.store.close)
 
 

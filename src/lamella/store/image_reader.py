@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that the store keeps, read as from any other place."""
+"""Reads images from a store, local or remote."""
 
 from __future__ import annotations
 
@@ -19,86 +19,84 @@ if TYPE_CHECKING:
     from lamella.store.store import LocalNamespace
 
 _IMPLIED: Final = (f"{DEFAULT_REGISTRY}/library/", f"{DEFAULT_REGISTRY}/")
-"""What a name may be without."""
+"""Prefixes that a short name omits."""
 
 
 class StoreReader(ImageReader):
-    """The image that a name names in a namespace, and whatever can be reached from it by digest.
+    """Reads one image of a namespace, by name or ``target``, and every blob of the namespace by digest.
 
-    A name means what it does to Docker's users, or else is taken as it stands. ``target`` is an image without a name.
-    Neither given, there is nothing to list, and blobs can be read all the same. ``closing`` is called in the end.
+    A short name has Docker's implied prefixes, or else is looked up as it is. Without name and target, `images` is
+    empty. ``closing`` is called at the end.
     """
 
     place = "the store"
-    """Where images are, for messages."""
-    hint = "lamella store images tells what there is"
+    """Name of the store, for messages."""
+    hint = "lamella store images lists the images"
 
     def __init__(
         self,
-        space: Namespace,
+        namespace: Namespace,
         name: ImageName | None = None,
         *,
         target: Descriptor | None = None,
         closing: Callable[[], None] | None = None,
     ) -> None:
-        self.space = space
+        self.namespace = namespace
         self.where = str(name) if name is not None else self.place
         self._name = name
         self._target = target
         self._closing = closing
 
     def images(self) -> Sequence[StoredImage]:
-        """The one image, as the store's record has it now. Raises NotFound, Conflict (another digest)."""
+        """Return the image as it is now. Raises NotFound, Conflict (another digest than the name's)."""
         name = self._name
         if name is None:
             return [] if self._target is None else [StoredImage((), self._target)]
         if name.tag is None:
-            target = self._by_digest(name)
+            target = self._find_digest(name)
             return [StoredImage((), target)]
-        target = self._by_name(name)
+        target = self._find_name(name)
         if name.digest is not None and name.digest != target.digest:
-            raise Conflict(f"{self.where}: by that tag {self.place} has {target.digest}")
+            raise Conflict(f"{self.where}: the tag refers to {target.digest} in {self.place}")
         return [StoredImage((name.tag,), target)]
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """The file of the blob."""
-        content = self.space.content
+        content = self.namespace.content
         try:
             size = content.info(descriptor.digest).size
         except NotFound:
-            raise NotFound(f"{self.where}: {descriptor.digest} is not there") from None
+            raise NotFound(f"{self.where}: there is no blob {descriptor.digest}") from None
         if size != descriptor.size:
             raise SizeMismatch(f"{self.where}: {descriptor.digest}", expected=descriptor.size, actual=size)
         return content.open(descriptor.digest)
 
     def close(self) -> None:
-        """Let go of the store."""
         super().close()
         if self._closing is not None:
             self._closing()
 
-    def _by_name(self, name: ImageName) -> Descriptor:
+    def _find_name(self, name: ImageName) -> Descriptor:
         for full in stored_names(name):
             try:
-                return self.space.images.get(full).target
+                return self.namespace.images.get(full).target
             except NotFound:
                 pass
-        raise self._missing()
+        raise self._no_image()
 
-    def _by_digest(self, name: ImageName) -> Descriptor:
-        for image in self.space.images.list():
+    def _find_digest(self, name: ImageName) -> Descriptor:
+        for image in self.namespace.images.list():
             if image.target.digest == name.digest and _repository(image.name) == name.path:
                 return image.target
-        raise self._missing()
+        raise self._no_image()
 
-    def _missing(self) -> NotFound:
+    def _no_image(self) -> NotFound:
         return NotFound(f"{self.where}: there is no such image in {self.place}", hint=self.hint)
 
 
 def stored_names(name: ImageName) -> Iterator[str]:
-    """The names under which an image may be kept that has a tag, the full one first: others may keep it as it stands.
+    """Yield the names that an image with a tag may have in a store, the full one first.
 
-    `ctr` does so with the names of archives' images.
+    Other programs store short names too: `ctr` takes names from archives unchanged.
     """
     yield f"{name.path}:{name.tag}"
     for prefix in _IMPLIED:
@@ -110,17 +108,17 @@ def stored_names(name: ImageName) -> Iterator[str]:
 
 
 def open_store_reader(name: ImageName, options: StoreOptions | None = None) -> StoreReader:
-    """A reader of the image that ``name`` names, in a store that is only looked at. Raises as `Store.open` does."""
-    space = open_space(options, readonly=True)
+    """Open a store for reading, and an image of it. Raises as `Store.open`."""
+    namespace = open_namespace(options, readonly=True)
     try:
-        return StoreReader(space, name, closing=space.store.close)
+        return StoreReader(namespace, name, closing=namespace.store.close)
     except BaseException:
-        space.store.close()
+        namespace.store.close()
         raise
 
 
-def open_space(options: StoreOptions | None = None, *, readonly: bool = False) -> LocalNamespace:
-    """The namespace that ``options`` say, whose store is to be closed. Raises as `Store.open` does."""
+def open_namespace(options: StoreOptions | None = None, *, readonly: bool = False) -> LocalNamespace:
+    """Open the store and the namespace of ``options``; the caller closes the store. Raises as `Store.open`."""
     options = options or StoreOptions()
     store = Store.open(options.root or default_root(), readonly=readonly, create=not readonly)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts images into the store, as into any other place."""
+"""Writes images to a store, local or remote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lamella.store.content.files import is_whole
 from lamella.store.content.put import label_blob, put_blob
 from lamella.store.contract import ImageRecord, Ingest, Namespace, Resource
 from lamella.store.gc.labels import CONTENT, manifest_key, manifest_parts, reference_labels
-from lamella.store.image_reader import StoreReader, open_space
+from lamella.store.image_reader import StoreReader, open_namespace
 from lamella.store.metadata.leases import under_lease
 from lamella.store.store import LocalNamespace
 
@@ -29,21 +29,20 @@ _STAGED: Final = "staged-"
 
 
 class StoreWriter(ImageWriter):
-    """Puts an image into a namespace under a name: blobs as they come, what they need of each other, then the name.
+    """Writes an image to a namespace: blobs, then the labels that keep its parts alive, then its name.
 
-    A lease holds them until there is the name, so that no collection can come between; of what a broken-off writer
-    has put, the next one finds what is there. A name that has another image already gives way with ``replace`` alone.
-    ``closing`` is called in the end.
+    A lease holds the blobs until the image has its name. The next writer reuses the blobs of an interrupted one. A name
+    of another image is only changed with ``replace``. ``closing`` is called at the end.
     """
 
     takes_indexes = True
     concurrent_puts = 3
     place = "the store"
-    """Where images are, for messages."""
+    """Name of the store, for messages."""
 
     def __init__(
         self,
-        space: Namespace,
+        namespace: Namespace,
         name: ImageName | None = None,
         *,
         replace: bool = False,
@@ -52,42 +51,42 @@ class StoreWriter(ImageWriter):
         self.where = self.place if name is None else str(name)
         self._name = name
         self._replace = replace
-        self._there: dict[Digest, int] = {}
+        self._sizes: dict[Digest, int] = {}
         with ExitStack() as stack:
             if closing is not None:
                 stack.callback(closing)
-            self.space = stack.enter_context(under_lease(space))
+            self.namespace = stack.enter_context(under_lease(namespace))
             self._undo = stack.pop_all()
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the namespace has it; then it stays until the writer is done."""
+        """Return whether the namespace has a blob; if so, hold it by the writer's lease."""
         digest = descriptor.digest
-        if digest not in self._there:
-            content, lease = self.space.content, self.space.lease
+        if digest not in self._sizes:
+            content, lease = self.namespace.content, self.namespace.lease
             try:
                 if content.info(digest).size != descriptor.size:
                     return False
-                assert lease is not None  # noqa: S101  # that is what `under_lease` is for
-                self.space.leases.add(lease, Resource(CONTENT, digest))
-                size = content.info(digest).size  # it may have been collected before it was held
+                assert lease is not None  # noqa: S101  # `under_lease` sets it
+                self.namespace.leases.add(lease, Resource(CONTENT, digest))
+                size = content.info(digest).size  # it may have been collected before the lease held it
             except NotFound:
                 return False
-            if isinstance(self.space, LocalNamespace) and not is_whole(self.space.store.root, digest, size):
+            if isinstance(self.namespace, LocalNamespace) and not is_whole(self.namespace.store.root, digest, size):
                 return False
-            self._there[digest] = size
-        return self._there[digest] == descriptor.size
+            self._sizes[digest] = size
+        return self._sizes[digest] == descriptor.size
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
-        """Store a blob, checked, going on from where an earlier attempt was broken off. Raises Exhausted too."""
-        put_blob(self.space.content, descriptor, _from(chunks), ref=ingest_ref(descriptor))
-        self._there[descriptor.digest] = descriptor.size
+        """Store a blob and check it; resume an interrupted attempt. Raises SizeMismatch, DigestMismatch, Exhausted."""
+        put_blob(self.namespace.content, descriptor, _skip_to(chunks), ref=ingest_ref(descriptor))
+        self._sizes[descriptor.digest] = descriptor.size
 
     def adopt(self, descriptor: Descriptor, source: ImageReader) -> bool:
-        """Share the blob with another namespace of the same store, where the store's policy lets it."""
-        if not isinstance(source, StoreReader) or not _share(source.space, self.space):
+        """Share a blob of another namespace of the same store, if the store is not isolated."""
+        if not isinstance(source, StoreReader) or not _same_store(source.namespace, self.namespace):
             return False
         try:
-            with self.space.content.ingest(
+            with self.namespace.content.ingest(
                 ingest_ref(descriptor), total=descriptor.size, expected=descriptor.digest
             ) as ingest:
                 if ingest.status().offset != descriptor.size:
@@ -97,21 +96,20 @@ class StoreWriter(ImageWriter):
             return self.has_blob(descriptor)
         except Conflict:
             return False
-        self._there[descriptor.digest] = descriptor.size
+        self._sizes[descriptor.digest] = descriptor.size
         return True
 
     def stage(self) -> StagedBlob:
-        """An ingest."""
         return _Staged(self)
 
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
-        """Give the image its name. Raises AlreadyExists, Conflict (of which a part is missing, or another digest)."""
+        """Give the image its name. Raises AlreadyExists, Conflict (a part is missing, or the digest differs)."""
         name = self._name
         if name is None:
             raise InvalidInput(f"{self.where}: the image has no name")
         if name.digest is not None and name.digest != image.digest:
             raise Conflict(
-                f"{self.where}: the image is {image.digest}, and not the {name.digest} that its name says",
+                f"{self.where}: the image is {image.digest}, not {name.digest} as in its name",
                 hint="give it a tag",
             )
         self.give_name(f"{name.path}:{tag}" if tag else f"{name.path}@{image.digest}", image)
@@ -119,13 +117,13 @@ class StoreWriter(ImageWriter):
         return image
 
     def abort(self) -> None:
-        """Let go of what was put, which goes with the next collection unless it has a name."""
+        """End the lease; the next collection removes the blobs of an image without a name."""
         self._undo.close()
 
     def check_name(self, name: str, image: Descriptor) -> None:
-        """Raise AlreadyExists where ``name`` has another image and may not be given to this one."""
+        """Raise AlreadyExists if ``name`` is another image's and must not be replaced."""
         try:
-            found = self.space.images.get(name)
+            found = self.namespace.images.get(name)
         except NotFound:
             return
         if not self._replace and found.target.digest != image.digest:
@@ -135,12 +133,12 @@ class StoreWriter(ImageWriter):
             )
 
     def give_name(self, name: str, image: Descriptor) -> None:
-        """Let ``name`` be the name of an image that has been put, all of it. Raises AlreadyExists, Conflict."""
+        """Give a complete image its name. Raises AlreadyExists, Conflict (a part is missing)."""
         self.check_name(name, image)
-        self._connect(image)
+        self._label_parts(image)
         bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
         record = ImageRecord(name, bare)
-        images = self.space.images
+        images = self.namespace.images
         while True:
             try:
                 images.create(record)
@@ -155,24 +153,24 @@ class StoreWriter(ImageWriter):
             except NotFound:
                 continue  # deleted meanwhile
 
-    def _connect(self, image: Descriptor) -> None:
-        """Label each manifest and index with what it needs, parts before what lists them. Raises Conflict."""
-        reader = StoreReader(self.space)
+    def _label_parts(self, image: Descriptor) -> None:
+        """Label manifests and indexes with references to their parts, parts first. Raises Conflict (a part is missing)."""
+        reader = StoreReader(self.namespace)
         reader.where = self.where
         for node in ImageGraph(reader).check_complete(image, self.has_blob):
-            needs: dict[str, Digest] = {}
+            parts: dict[str, Digest] = {}
             match node.kind:
                 case Kind.INDEX:
-                    needs = {manifest_key(number): entry.digest for number, entry in enumerate(node.index.manifests)}
+                    parts = {manifest_key(number): entry.digest for number, entry in enumerate(node.index.manifests)}
                 case Kind.MANIFEST:
-                    parts = manifest_parts(node.manifest).items()
-                    needs = {key: part.digest for key, part in parts if self.has_blob(part)}
+                    listed = manifest_parts(node.manifest).items()
+                    parts = {key: part.digest for key, part in listed if self.has_blob(part)}
                 case Kind.BLOB:
                     continue
-            label_blob(self.space.content, node.digest, reference_labels(needs))
+            label_blob(self.namespace.content, node.digest, reference_labels(parts))
 
-    def staged(self, ingest: Ingest, digest: Digest, size: int) -> None:
-        """Take in an ingest that is complete. Raises SizeMismatch, DigestMismatch."""
+    def commit_ingest(self, ingest: Ingest, digest: Digest, size: int) -> None:
+        """Turn a complete ingest into a blob. Raises SizeMismatch, DigestMismatch."""
         what = f"{self.where}: blob {digest}"
         actual = ingest.status().offset
         if actual != size:
@@ -183,24 +181,24 @@ class StoreWriter(ImageWriter):
             pass
         except Conflict as problem:
             raise DigestMismatch(what, expected=digest, actual=ingest.digest()) from problem
-        self._there[digest] = size
+        self._sizes[digest] = size
 
 
 class _Staged(StagedBlob):
-    """An ingest that is written to as a file."""
+    """A staged blob in an ingest."""
 
     def __init__(self, writer: StoreWriter) -> None:
         import secrets
 
         self._writer = writer
         self._ref = _STAGED + secrets.token_hex(8)
-        self._ingest: Ingest | None = writer.space.content.ingest(self._ref)
+        self._ingest: Ingest | None = writer.namespace.content.ingest(self._ref)
         self.file = cast("BinaryIO", _IngestFile(self._ingest))
 
     def keep(self, digest: Digest, size: int) -> None:
         if self._ingest is None:
             raise ValueError("the blob was kept or discarded already")
-        self._writer.staged(self._ingest, digest, size)
+        self._writer.commit_ingest(self._ingest, digest, size)
         self._ingest = None
 
     def discard(self) -> None:
@@ -208,7 +206,7 @@ class _Staged(StagedBlob):
         if ingest is not None:
             ingest.close()
             try:
-                self._writer.space.content.abort(self._ref)
+                self._writer.namespace.content.abort(self._ref)
             except NotFound:
                 pass
 
@@ -220,42 +218,39 @@ class _Staged(StagedBlob):
 
 
 class _IngestFile(io.RawIOBase):
-    """What is written is appended to an ingest."""
+    """A writable file that appends to an ingest."""
 
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
 
     def writable(self) -> bool:
-        """Always."""
         return True
 
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
-        """Append all of ``data``."""
         self._ingest.write(data)
         return memoryview(data).nbytes
 
     def tell(self) -> int:
-        """Bytes so far."""
         return self._ingest.status().offset
 
 
-def _share(one: Namespace, other: Namespace) -> bool:
-    """Whether two namespaces are of one store of this machine."""
+def _same_store(one: Namespace, other: Namespace) -> bool:
+    """Return whether two namespaces belong to the same local store."""
     return isinstance(one, LocalNamespace) and isinstance(other, LocalNamespace) and one.store.root == other.store.root
 
 
 def open_store_writer(name: ImageName, options: StoreOptions | None = None, *, replace: bool = False) -> StoreWriter:
-    """A writer of the image that ``name`` names, in a store that is made where there is none."""
-    space = open_space(options)
+    """Open a store, made if it is missing, to write an image. Raises as `Store.open`."""
+    namespace = open_namespace(options)
     try:
-        return StoreWriter(space, name, replace=replace, closing=space.store.close)
+        return StoreWriter(namespace, name, replace=replace, closing=namespace.store.close)
     except BaseException:
-        space.store.close()
+        namespace.store.close()
         raise
 
 
 def ingest_ref(descriptor: Descriptor) -> str:
-    """The reference under which containerd's clients bring a blob, so that nobody brings it beside them."""
+    """Return the ingest reference that containerd's clients use for a blob, so that both never write it at once."""
     kind = "unknown"
     if descriptor.media_type in MANIFESTS:
         kind = "manifest"
@@ -268,8 +263,8 @@ def ingest_ref(descriptor: Descriptor) -> str:
     return f"{kind}-{descriptor.digest}"
 
 
-def _from(chunks: Iterable[Buffer]) -> Callable[[int], Iterator[Buffer]]:
-    """What gives the chunks from an offset on, by passing over those before."""
+def _skip_to(chunks: Iterable[Buffer]) -> Callable[[int], Iterator[Buffer]]:
+    """Return a function that skips to an offset of the chunks."""
 
     def rest(start: int) -> Iterator[Buffer]:
         at = 0

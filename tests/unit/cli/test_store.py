@@ -428,7 +428,7 @@ def test_mount_needs_a_directory_and_leaves_nothing_without(lamella: Run, kept: 
 
 def test_run_names_a_runtime_that_is_not_there(lamella: Run, kept: str) -> None:
     done = lamella("run", "store:it", "--runtime", "no-such-runtime")
-    assert (done.returncode, done.stderr) == (7, "lamella: there is no runtime 'no-such-runtime' on this system\n")
+    assert (done.returncode, done.stderr) == (7, "lamella: the runtime 'no-such-runtime' is not installed\n")
     assert document(lamella("store", "leases", "--json")) == []
 
 
