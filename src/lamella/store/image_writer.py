@@ -154,7 +154,7 @@ class StoreWriter(ImageWriter):
                 continue  # deleted meanwhile
 
     def _label_parts(self, image: Descriptor) -> None:
-        """Label manifests and indexes with references to their parts, parts first. Raises Conflict (a part is missing)."""
+        """Label manifests and indexes with references to their parts, bottom up. Raises Conflict (missing part)."""
         reader = StoreReader(self.namespace)
         reader.where = self.where
         for node in ImageGraph(reader).check_complete(image, self.has_blob):

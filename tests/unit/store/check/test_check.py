@@ -182,7 +182,7 @@ def test_a_blob_that_was_brought_again_since_the_check_is_not_put_aside(image: s
             ingest.write(raw)
             ingest.commit()
         repaired = repair(store, report)
-        assert [said for said in repaired.done if "sound by now" in said]
+        assert [said for said in repaired.done if "intact now" in said]
         assert space.content.info(record.digest).size == len(raw)
         assert check(store).faults == ()
 
