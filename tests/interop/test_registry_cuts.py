@@ -14,14 +14,18 @@ import pytest
 from tests.registry.docker_registry import DockerRegistry, running
 from tests.registry.isolation import isolate
 
+from lamella.changes.job import Job
 from lamella.digests import Digest
 from lamella.errors import Unavailable
+from lamella.images.contract import ImageReader, ImageWriter
+from lamella.images.graph import ImageGraph
 from lamella.images.options import RegistryOptions
+from lamella.images.resolve import choose_image
 from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.manifest import decode_manifest
-from lamella.operations.copy import copy, copy_image
-from lamella.progress import NoProgress
+from lamella.operations.copy import Copied, copy, copy_image
+from lamella.progress import NoProgress, Progress
 from lamella.testing.images import SmallImage, small_image, tagged, write_layout
 
 Needs = Callable[..., str]
@@ -42,6 +46,12 @@ def image() -> SmallImage:
 def layout(image: SmallImage, tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("source") / "layout"
     return f"oci:{write_layout(str(directory), [tagged(image.descriptor, 'v1')], image.blobs)}:v1"
+
+
+def copy_tagged(reader: ImageReader, writer: ImageWriter, progress: Progress | None = None) -> Copied:
+    """Copy the image v1 from one place to the other."""
+    graph = ImageGraph(reader)
+    return copy_image(graph, writer, choose_image(graph, "v1"), "v1", Job(progress=progress))
 
 
 @pytest.fixture
@@ -104,7 +114,7 @@ def test_a_pull_goes_on_when_the_registry_is_back(
         open_reader(name, registry=options) as reader,
         open_writer(parse_image_name(f"oci:{tmp_path}/out:v1")) as writer,
     ):
-        copied = copy_image(reader, writer, tag="v1", new_tag="v1", progress=killer)
+        copied = copy_tagged(reader, writer, killer)
     killer.wait()
     assert killer.killed == 2
     assert image.descriptor["digest"] == copied.entry.digest
@@ -118,7 +128,7 @@ def test_a_push_goes_on_when_the_registry_is_back(
     source = parse_image_name(layout)
     killer = Killer(registry, 9 * MIB, 30 * MIB)
     with open_reader(source) as reader, open_writer(name, registry=OPTIONS) as writer:
-        copied = copy_image(reader, writer, tag="v1", new_tag="v1", progress=killer)
+        copied = copy_tagged(reader, writer, killer)
     killer.wait()
     assert killer.killed == 2
     assert image.descriptor["digest"] == copied.entry.digest
@@ -147,7 +157,7 @@ def test_a_push_that_is_killed_while_a_piece_is_on_its_way_goes_on(
     watching = threading.Thread(target=watch)
     watching.start()
     with open_reader(source) as reader, open_writer(name, registry=OPTIONS) as writer:
-        copied = copy_image(reader, writer, tag="v1", new_tag="v1")
+        copied = copy_tagged(reader, writer)
     watching.join()
     killer.wait()
     assert killer.killed == 1
@@ -163,7 +173,7 @@ def test_a_registry_that_stays_away_ends_a_pull_and_nothing_looks_whole(
     options = RegistryOptions(tries=3, retry_wait=2)
     target = parse_image_name(f"oci:{tmp_path}/out:v1")
     with open_reader(name, registry=options) as reader, open_writer(target) as writer, pytest.raises(Unavailable):
-        copy_image(reader, writer, tag="v1", new_tag="v1", progress=Killer(registry, 5 * MIB, back=False))
+        copy_tagged(reader, writer, Killer(registry, 5 * MIB, back=False))
     assert not (tmp_path / "out/index.json").exists()
     left = [path for path in tmp_path.glob("out/blobs/*/*") if path.is_file()]
     assert [path.name for path in left if Digest.of(path.read_bytes()).hex != path.name] == []
@@ -176,7 +186,7 @@ def test_a_push_that_was_given_up_is_taken_up_by_the_next(
     source = parse_image_name(layout)
     options = RegistryOptions(tries=2, retry_wait=1)
     with open_reader(source) as reader, open_writer(name, registry=options) as writer, pytest.raises(Unavailable):
-        copy_image(reader, writer, tag="v1", new_tag="v1", progress=Killer(registry, 9 * MIB, back=False))
+        copy_tagged(reader, writer, Killer(registry, 9 * MIB, back=False))
     registry.start()
     copied = copy(layout, name)
     assert image.descriptor["digest"] == copied.entry.digest

@@ -17,6 +17,8 @@ from google.protobuf.message import Message
 from tests.registry.docker_registry import PASSWORD, USER, DockerRegistry, running
 from tests.unit.service.serving import Served, Stub, failure, serving, within
 
+from lamella.images.graph import ImageGraph
+from lamella.images.resolve import choose_image
 from lamella.images.transports import open_reader, parse_image_name
 from lamella.operations.copy import copy_image
 from lamella.protocol.proto import streaming_pb2, transfer_pb2
@@ -121,7 +123,8 @@ def keep(space: LocalNamespace, folder: Path) -> None:
         open_reader(parse_image_name(f"oci:{layout}:x")) as reader,
         StoreWriter(space, parse_image_name("store:example.org/x:1")) as writer,
     ):
-        copy_image(reader, writer, tag="x", new_tag="1")
+        graph = ImageGraph(reader)
+        copy_image(graph, writer, choose_image(graph, "x"), "1")
 
 
 def test_an_image_is_pushed_and_pulled_with_news_of_each_part(

@@ -23,6 +23,7 @@ from lamella.errors import (
     SizeMismatch,
     Unsupported,
 )
+from lamella.images.graph import ImageGraph
 from lamella.images.layout import LayoutWriter
 from lamella.images.resolve import open_platform_image
 from lamella.oci.documents import MAX_DOCUMENT
@@ -268,7 +269,7 @@ class TestArchives:
             from lamella.operations.copy import copy_image
 
             with LayoutWriter(str(tmp_path / "out")) as writer, pytest.raises(Integrity):
-                copy_image(image.reader, writer)
+                copy_image(ImageGraph(image.reader), writer, image.descriptor, None)
         assert not (tmp_path / "out").exists()
 
     def test_a_sparse_member_is_not_taken_for_its_stored_bytes(self, tmp_path: Path) -> None:

@@ -38,13 +38,8 @@ class ImageLayer(Struct, frozen=True):
     reader: ImageReader
 
     def open(self) -> BinaryIO:
-        """The blob as stored, its digest not yet checked. Raises NotFound, SizeMismatch, Unsupported (foreign)."""
-        try:
-            return self.reader.open_layer(self.descriptor)
-        except NotFound:
-            if self.descriptor.media_type in FOREIGN_LAYERS:
-                raise missing_foreign_layer(self.reader, self.descriptor) from None
-            raise
+        """Open the blob as `open_layer` does."""
+        return open_layer(self.reader, self.descriptor)
 
 
 class PlatformImage(Struct, frozen=True):
@@ -156,6 +151,22 @@ def find_one(reader: ImageReader, tag: str | None = None, position: int | None =
     return found[0]
 
 
+def choose_image(
+    graph: ImageGraph,
+    tag: str | None = None,
+    platform: Platform | None = None,
+    position: int | None = None,
+    *,
+    all_platforms: bool = False,
+) -> Descriptor:
+    """The manifest that `choose_platform` finds, or with ``all_platforms`` the manifest or index under the name."""
+    if not all_platforms:
+        return choose_platform(graph, tag, platform, position).descriptor
+    if platform is not None:
+        raise InvalidInput("one platform and all platforms exclude each other")
+    return find_one(graph.reader, tag, position)
+
+
 def choose_platform(
     graph: ImageGraph, tag: str | None = None, platform: Platform | None = None, position: int | None = None
 ) -> Resolved:
@@ -199,12 +210,20 @@ def read_image(graph: ImageGraph, resolved: Resolved, name: ImageName | None = N
     return PlatformImage(reader, name, resolved.descriptor, manifest, config, layers, resolved.offers)
 
 
-def missing_foreign_layer(reader: ImageReader, layer: Descriptor) -> Unsupported:
-    """The error for a non-distributable layer that the place does not hold."""
-    return Unsupported(
-        f"{reader.where}: layer {layer.digest} is non-distributable and not here",
-        hint="copy the image again from a registry that has the layer, or allow its addresses with --foreign-urls",
-    )
+def open_layer(reader: ImageReader, layer: Descriptor) -> BinaryIO:
+    """Open a blob as stored, its digest not yet checked.
+
+    Raises as `ImageReader.open_layer`, but Unsupported for a missing non-distributable layer.
+    """
+    try:
+        return reader.open_layer(layer)
+    except NotFound:
+        if layer.media_type not in FOREIGN_LAYERS:
+            raise
+        raise Unsupported(
+            f"{reader.where}: layer {layer.digest} is non-distributable and not here",
+            hint="copy the image again from a registry that has the layer, or allow its addresses with --foreign-urls",
+        ) from None
 
 
 def _list_images(graph: ImageGraph, roots: Iterable[Descriptor]) -> list[Descriptor]:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 from msgspec import Struct
 from msgspec.structs import replace as replaced
 
+from lamella.changes.job import Job
 from lamella.digests import Digest
-from lamella.errors import InvalidInput, NotFound, Unsupported
+from lamella.errors import Unsupported
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.graph import ImageGraph
-from lamella.images.resolve import choose_platform, find_one, missing_foreign_layer
-from lamella.images.transports import ImageName, parse_image_name
+from lamella.images.resolve import choose_image, open_layer
+from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.mediatypes import FOREIGN_LAYERS, INDEXES
 from lamella.oci.platform import Platform, parse_platform
@@ -54,78 +55,46 @@ def copy(
     all_platforms: bool = False,
     replace: bool = False,
     durable: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Copied:
     """Copy the image that ``source`` names to ``target``, which is unchanged until the copy is complete and checked.
 
-    ``replace`` overwrites an existing archive; ``durable`` waits for the disk. Raises as `copy_image`; AlreadyExists.
+    With ``all_platforms``, an index is copied with all that it leads to. ``replace`` overwrites an existing archive;
+    ``durable`` waits for the disk. Raises as `copy_image`; AlreadyExists.
     """
-    from lamella.images.transports import open_reader, open_writer
-
+    job = job or Job()
     source = parse_image_name(source) if isinstance(source, str) else source
     target = parse_image_name(target) if isinstance(target, str) else target
+    platform = parse_platform(platform) if isinstance(platform, str) else platform
     with open_reader(source) as reader, open_writer(target, replace=replace, durable=durable) as writer:
-        return copy_image(
-            reader,
-            writer,
-            tag=source.tag,
-            position=source.position,
-            new_tag=target.tag,
-            platform=parse_platform(platform) if isinstance(platform, str) else platform,
-            all_platforms=all_platforms,
-            progress=progress,
-            cancel=cancel,
-        )
+        graph = ImageGraph(reader, cancel=job.cancel)
+        image = choose_image(graph, source.tag, platform, source.position, all_platforms=all_platforms)
+        return copy_image(graph, writer, image, target.tag, job)
 
 
 def copy_image(
-    reader: ImageReader,
-    writer: ImageWriter,
-    *,
-    tag: str | None = None,
-    position: int | None = None,
-    new_tag: str | None = None,
-    platform: Platform | None = None,
-    all_platforms: bool = False,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    graph: ImageGraph, writer: ImageWriter, image: Descriptor, tag: str | None, job: Job | None = None
 ) -> Copied:
-    """Copy one image, or with ``all_platforms`` an index and all that it leads to, and commit it as ``new_tag``.
+    """Copy ``image``, a manifest or index of ``graph``, with all that it leads to, and commit it as ``tag``.
 
     Manifests are copied unchanged, so that digests stay. Sizes and digests are checked on the way; blobs that the
     target holds are not read. Non-distributable layers that the source lacks are left out.
-    Raises Integrity, NotFound, InvalidInput, Unsupported, Exhausted.
+    Raises Integrity, NotFound, InvalidInput, Unsupported (an index, GraphLimit), Exhausted.
     """
-    graph = ImageGraph(reader, cancel=cancel)
-    if all_platforms:
-        if platform is not None:
-            raise InvalidInput("one platform and all platforms exclude each other")
-        image = find_one(reader, tag, position)
-        if image.media_type in INDEXES and not writer.takes_indexes:
-            raise Unsupported(f"{writer.where}: the place cannot hold an index", hint="choose one platform")
-    else:
-        image = choose_platform(graph, tag, platform, position).descriptor
-    moved = move_blobs(graph, writer, [image], progress=progress, cancel=cancel)
+    if image.media_type in INDEXES and not writer.takes_indexes:
+        raise Unsupported(f"{writer.where}: the place cannot hold an index", hint="choose one platform")
+    moved = move_blobs(graph, writer, [image], job or Job())
     bare = Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, platform=image.platform)
-    entry = writer.commit(new_tag, bare)
-    return replaced(moved, entry=entry)
+    return replaced(moved, entry=writer.commit(tag, bare))
 
 
-def move_blobs(
-    graph: ImageGraph,
-    writer: ImageWriter,
-    images: Sequence[Descriptor],
-    *,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
-) -> Copied:
-    """Put all blobs of ``images``, manifests and indexes of ``graph``, into ``writer``, unless it has them.
+def move_blobs(graph: ImageGraph, writer: ImageWriter, images: Sequence[Descriptor], job: Job) -> Copied:
+    """Put all blobs of ``images``, manifests and indexes of ``graph``, into ``writer``, unless it holds them.
 
     Nothing is committed. The entry of the result is the last image. Raises as `copy_image` does.
     """
     blobs = [(graph.reader, node.descriptor) for node in graph.walk(images)]
-    put, left = put_missing(writer, blobs, progress=progress, cancel=cancel)
+    put, left = put_missing(writer, blobs, job)
     return Copied(
         images[-1], len(put), sum(blob.size for blob in put), len(blobs) - len(put) - len(left), left=len(left)
     )
@@ -150,46 +119,38 @@ class BlobObserver(Protocol):
 def put_missing(
     writer: ImageWriter,
     blobs: Sequence[tuple[ImageReader, Descriptor]],
-    *,
-    progress: Progress | None = None,
+    job: Job,
     observer: BlobObserver | None = None,
-    cancel: Cancellation | None = None,
 ) -> tuple[list[Descriptor], list[Descriptor]]:
     """Put the blobs that ``writer`` neither holds nor can adopt, several at once.
 
-    ``progress`` receives all bytes together, ``observer`` those of each blob. Returns the blobs that were put, and the
-    non-distributable layers that are missing from their reader.
+    The progress of ``job`` receives all bytes together, ``observer`` those of each blob. Returns the blobs that were
+    put, and the non-distributable layers that are missing from their reader.
     """
-    lacking = _lacking(writer, blobs, cancel)
+    lacking = _find_lacking(writer, blobs, job)
     missing = [part for part in blobs if part[1].digest in lacking]
     if observer is not None:
         for _, blob in blobs:
             if blob.digest not in lacking:
                 observer.present(blob)
-    if progress is not None:
-        progress.start("copy", sum(blob.size for _, blob in missing))
-    left: list[Descriptor] = []
+    left: dict[Digest, Descriptor] = {}
 
     def put(part: tuple[ImageReader, Descriptor], stop: Cancellation) -> None:
-        if writer.leaves_foreign and part[1].media_type in FOREIGN_LAYERS and not part[0].has_blob(part[1]):
-            left.append(part[1])
+        reader, blob = part
+        if writer.leaves_foreign and blob.media_type in FOREIGN_LAYERS and not reader.has_blob(blob):
+            left[blob.digest] = blob
             return
-        reporter = progress if observer is None else observer.start(part[1])
-        writer.put_blob(part[1], BlobPieces(partial(_open_layer, *part), reporter, stop))
+        progress = job.progress if observer is None else observer.start(blob)
+        writer.put_blob(blob, BlobPieces(partial(open_layer, reader, blob), progress, stop))
         if observer is not None:
-            observer.finish(part[1])
+            observer.finish(blob)
 
-    try:
-        for_each(missing, [Consumer(put)] * min(writer.concurrent_puts, len(missing)), cancel)
-    finally:
-        if progress is not None:
-            progress.finish()
-    return [blob for _, blob in missing if blob not in left], left
+    with job.step("copy", sum(blob.size for _, blob in missing)):
+        for_each(missing, [Consumer(put)] * min(writer.concurrent_puts, len(missing)), job.cancel)
+    return [blob for _, blob in missing if blob.digest not in left], list(left.values())
 
 
-def _lacking(
-    writer: ImageWriter, blobs: Sequence[tuple[ImageReader, Descriptor]], cancel: Cancellation | None
-) -> set[Digest]:
+def _find_lacking(writer: ImageWriter, blobs: Sequence[tuple[ImageReader, Descriptor]], job: Job) -> set[Digest]:
     """The digests that ``writer`` neither holds nor can adopt."""
     lacking: set[Digest] = set()
 
@@ -199,8 +160,8 @@ def _lacking(
 
     # The first request alone: it obtains the token and the connection that the others share.
     first = 1 if writer.is_remote else len(blobs)
-    for_each(blobs[:first], [Consumer(look)], cancel)
-    for_each(blobs[first:], [Consumer(look)] * min(writer.concurrent_puts, len(blobs) - first), cancel)
+    for_each(blobs[:first], [Consumer(look)], job.cancel)
+    for_each(blobs[first:], [Consumer(look)] * min(writer.concurrent_puts, len(blobs) - first), job.cancel)
     return lacking
 
 
@@ -227,12 +188,3 @@ class BlobPieces:
                 yield chunk
                 if self._progress is not None:
                     self._progress.advance(len(chunk))
-
-
-def _open_layer(reader: ImageReader, blob: Descriptor) -> BinaryIO:
-    try:
-        return reader.open_layer(blob)
-    except NotFound:
-        if blob.media_type in FOREIGN_LAYERS:
-            raise missing_foreign_layer(reader, blob) from None
-        raise

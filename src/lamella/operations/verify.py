@@ -12,6 +12,7 @@ from msgspec import Struct, field
 
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
+from lamella.changes.job import Job
 from lamella.changes.model import EMPTY, Change, Put, Stream
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.digests import Digest, parse_digest
@@ -30,7 +31,6 @@ from lamella.streams.blob_reader import BlobReader
 if TYPE_CHECKING:
     from lamella.layers.windows.names import Spelling
     from lamella.oci.manifest import Manifest
-    from lamella.progress import Cancellation, Progress
 
 _CHUNK: Final = 1 << 20
 
@@ -63,12 +63,7 @@ class Verified(Struct):
         return not self.problems
 
 
-def verify(
-    name: str | ImageName,
-    *,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
-) -> Verified:
+def verify(name: str | ImageName, *, job: Job | None = None) -> Verified:
     """Verify an image for all its platforms; without a tag, every image of the place, and in a layout every blob.
 
     Digest and size of each blob are compared, documents are decoded strictly, the diff id of each layer is compared,
@@ -78,7 +73,7 @@ def verify(
     """
     name = parse_image_name(name) if isinstance(name, str) else name
     with open_reader(name) as reader:
-        check = _Verification(reader, progress, cancel)
+        check = _Verification(reader, job or Job())
         if name.tag is None and name.position is None:
             entries = [image.descriptor for image in reader.images()]
         else:
@@ -108,11 +103,10 @@ def _stored_blobs(layout: str) -> Iterator[Descriptor]:
 class _Verification:
     """One run: its findings, and the blobs that have been checked."""
 
-    def __init__(self, reader: ImageReader, progress: Progress | None, cancel: Cancellation | None) -> None:
+    def __init__(self, reader: ImageReader, job: Job) -> None:
         self.found = Verified()
         self._reader = reader
-        self._progress = progress
-        self._cancel = cancel
+        self._job = job
         self._read: set[tuple[Digest, Kind]] = set()
         """The same bytes may be listed as a document and as a blob."""
 
@@ -128,7 +122,7 @@ class _Verification:
                 node.manifest  # noqa: B018  # its errors belong to the walk; `_check_image` checks config and layers
             return filter(self._is_new, only_entries(node))
 
-        for node in ImageGraph(self._reader, cancel=self._cancel).walk([entry], select, self._record):
+        for node in ImageGraph(self._reader, cancel=self._job.cancel).walk([entry], select, self._record):
             if node.kind is Kind.BLOB:
                 self._check_blob(node.descriptor)
                 continue
@@ -173,16 +167,11 @@ class _Verification:
                 pairs = list(pair_layers(manifest, config))
             except LamellaError as error:
                 self._record(entry, error)
-        if self._progress is not None:
-            self._progress.start("verify", sum(layer.size for layer, _ in pairs))
-        try:
-            tree: MemoryTree | None = MemoryTree(streams=windows)
-            spelling = _new_spelling() if windows else None
+        tree: MemoryTree | None = MemoryTree(streams=windows)
+        spelling = _new_spelling() if windows else None
+        with self._job.step("verify", sum(layer.size for layer, _ in pairs)):
             for layer, diff_id in pairs:
                 tree = self._apply_layer(layer, diff_id, tree, spelling)
-        finally:
-            if self._progress is not None:
-                self._progress.finish()
 
     def _read_config(self, config: Descriptor) -> bytes | None:
         new = self._is_new(config)
@@ -211,13 +200,13 @@ class _Verification:
                     digest=layer.digest,
                     size=layer.size,
                     diff_id=diff_id,
-                    progress=None if self._progress is None else self._progress.advance,
-                    cancel=self._cancel,
+                    progress=self._job.advance,
+                    cancel=self._job.cancel,
                 ) as blob,
             ):
                 changes = _without_content(changes_of_blob(blob, spelling=spelling))
                 if tree is not None:
-                    apply(changes, MemorySink(tree), cancel=self._cancel)
+                    apply(changes, MemorySink(tree), cancel=self._job.cancel)
                 else:
                     for _ in changes:
                         pass
@@ -251,8 +240,7 @@ class _Verification:
         state = hashlib.new(blob.digest.algorithm)
         with self._reader.open_layer(blob) as file:
             while chunk := file.read(_CHUNK):
-                if self._cancel is not None:
-                    self._cancel.check()
+                self._job.check()
                 state.update(chunk)
         actual = Digest.finish(state)
         if actual != blob.digest:

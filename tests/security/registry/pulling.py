@@ -13,7 +13,9 @@ from tests.registry.hostile import PASSWORD, SECRETS, USER, Registry
 
 from lamella.digests import Digest
 from lamella.errors import LamellaError
+from lamella.images.graph import ImageGraph
 from lamella.images.options import RegistryOptions
+from lamella.images.resolve import choose_image
 from lamella.images.transports import open_reader, open_writer, parse_image_name
 from lamella.operations.copy import copy_image
 from lamella.registry.auth.credentials import Credential
@@ -53,7 +55,8 @@ def pull(server: Registry | str, target: Path, options: RegistryOptions = OPTION
         open_reader(source, registry=options) as reader,
         open_writer(parse_image_name(f"oci:{target}/layout:v1")) as writer,
     ):
-        return copy_image(reader, writer, tag=source.tag, new_tag="v1").entry.digest
+        graph = ImageGraph(reader)
+        return copy_image(graph, writer, choose_image(graph, source.tag), "v1").entry.digest
 
 
 def push(server: Registry, tmp_path: Path, options: RegistryOptions = OPTIONS, image: SmallImage = IMAGE) -> Digest:
@@ -65,7 +68,8 @@ def push(server: Registry, tmp_path: Path, options: RegistryOptions = OPTIONS, i
     )
     target = parse_image_name(f"docker://{server.host}/team/new:v1")
     with open_reader(source) as reader, open_writer(target, registry=options) as writer:
-        return copy_image(reader, writer, tag="v1", new_tag="v1").entry.digest
+        graph = ImageGraph(reader)
+        return copy_image(graph, writer, choose_image(graph, "v1"), "v1").entry.digest
 
 
 def refuse_to_pull(

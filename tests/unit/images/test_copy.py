@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lamella.changes.job import Job
 from lamella.errors import (
     AlreadyExists,
     Cancelled,
@@ -103,7 +104,7 @@ def test_what_the_target_has_is_not_copied_again(tmp_path: Path, source: str) ->
     target = f"oci:{tmp_path}/t"
     copy(f"{source}:one", f"{target}:a")
     told = Told()
-    copied = copy(f"{source}:all", f"{target}:b", all_platforms=True, progress=told)
+    copied = copy(f"{source}:all", f"{target}:b", all_platforms=True, job=Job(progress=told))
     assert {*AMD.blobs} & {*ARM.blobs}
     assert (len({*ARM.blobs} - {*AMD.blobs}) + 1, len(AMD.blobs)) == (copied.blobs, copied.present)
     assert (copied.size, copied.size, 1) == (told.total, told.done, told.finished)
@@ -124,7 +125,7 @@ def test_a_blob_that_is_damaged_fails_the_copy_and_leaves_nothing(tmp_path: Path
     told = Told()
     for form in FORMS:
         with pytest.raises(DigestMismatch, match=layer):
-            copy(f"{source}:one", f"{form}:{tmp_path}/t:v1", progress=told)
+            copy(f"{source}:one", f"{form}:{tmp_path}/t:v1", job=Job(progress=told))
     assert len(FORMS) == told.finished
     assert os.listdir(tmp_path) == ["source"]
 
@@ -133,7 +134,7 @@ def test_a_copy_that_is_cancelled_leaves_nothing(tmp_path: Path, source: str) ->
     cancel = Cancellation()
     cancel.cancel()
     with pytest.raises(Cancelled):
-        copy(f"{source}:one", f"oci:{tmp_path}/t:v1", cancel=cancel)
+        copy(f"{source}:one", f"oci:{tmp_path}/t:v1", job=Job(cancel=cancel))
     assert os.listdir(tmp_path) == ["source"]
 
 

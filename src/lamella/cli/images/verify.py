@@ -25,7 +25,7 @@ def command(console: Console, image: str) -> None:
     from lamella.operations.verify import verify
 
     job = console.job()
-    found = verify(f"oci:{image}" if Path(image).is_dir() else image, progress=job.progress, cancel=job.cancel)
+    found = verify(f"oci:{image}" if Path(image).is_dir() else image, job=job)
     if console.json:
         console.document(
             {

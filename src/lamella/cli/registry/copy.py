@@ -28,8 +28,7 @@ def copy_and_tell(
         platform=platform,
         all_platforms=all_platforms,
         replace=replace,
-        progress=job.progress,
-        cancel=job.cancel,
+        job=job,
     )
     tell_copied(console, target, copied)
 

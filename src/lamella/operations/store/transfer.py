@@ -14,7 +14,7 @@ from lamella.changes.job import Job
 from lamella.errors import InvalidInput, LamellaError
 from lamella.images.contract import ImageReader
 from lamella.images.graph import ImageGraph
-from lamella.images.resolve import choose_platform, find, find_one
+from lamella.images.resolve import choose_image, find
 from lamella.images.transports import STORE, ImageName, Syntax, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.index import is_image_entry
@@ -107,7 +107,7 @@ def import_image(
         targets = _choose_targets(graph, source, options, platform)
         for name, target in targets.items():
             writer.check_name(name, target)
-        moved = move_blobs(graph, writer, list(targets.values()), progress=job.progress, cancel=job.cancel)
+        moved = move_blobs(graph, writer, list(targets.values()), job)
         for name, target in targets.items():
             writer.give_name(name, target)
         images = [ImportedImage(name, target) for name, target in targets.items()]
@@ -143,16 +143,10 @@ def export_image(
         _keep_images(namespace, reader),
         open_writer(target, replace=replace) as writer,
     ):
-        return copy_image(
-            reader,
-            writer,
-            tag=source.tag,
-            new_tag=tag,
-            platform=parse_platform(platform) if isinstance(platform, str) else platform,
-            all_platforms=all_platforms,
-            progress=job.progress,
-            cancel=job.cancel,
-        )
+        graph = ImageGraph(reader, cancel=job.cancel)
+        wanted = parse_platform(platform) if isinstance(platform, str) else platform
+        image = choose_image(graph, source.tag, wanted, all_platforms=all_platforms)
+        return copy_image(graph, writer, image, tag, job)
 
 
 @contextmanager
@@ -200,7 +194,7 @@ def _choose_targets(
     named = source.syntax is not Syntax.PATH or source.tag is not None or source.position is not None
     if options.name is not None or named:
         name = _full_name(options.name) if options.name is not None else _only_name(reader, source)
-        return {name: _choose_target(graph, source.tag, source.position, platform, all_platforms=all_platforms)}
+        return {name: choose_image(graph, source.tag, platform, source.position, all_platforms=all_platforms)}
     targets: dict[str, Descriptor] = {}
     for position, listed in enumerate(reader.images()):
         if not is_image_entry(listed.descriptor):
@@ -208,7 +202,7 @@ def _choose_targets(
         target = None
         for name in _full_names(listed.names):
             if target is None:
-                target = _choose_target(graph, None, position, platform, all_platforms=all_platforms)
+                target = choose_image(graph, None, platform, position, all_platforms=all_platforms)
             if targets.setdefault(name, target).digest != target.digest:
                 raise InvalidInput(f"{reader.where}: two images are named {name!r}", hint="choose one by number")
     if not targets:
@@ -228,14 +222,6 @@ def _only_name(reader: ImageReader, source: ImageName) -> str:
     if len(names) != 1:
         raise InvalidInput(f"{source}: the image has {'several names' if names else 'no full name'}", hint=_HINT)
     return names[0]
-
-
-def _choose_target(
-    graph: ImageGraph, tag: str | None, position: int | None, platform: Platform | None, *, all_platforms: bool
-) -> Descriptor:
-    if all_platforms:
-        return find_one(graph.reader, tag, position)
-    return choose_platform(graph, tag, platform, position).descriptor
 
 
 def _full_names(names: Sequence[str]) -> Iterator[str]:

@@ -246,7 +246,7 @@ class _IndexRewriting(Struct, frozen=True):
     def other(self, entry: Descriptor) -> bool:
         run = self.run
         if run.how.format != "docker" or entry.media_type == DOCKER_MANIFEST:
-            move_blobs(self.graph, run.writer, [entry], progress=run.job.progress, cancel=run.job.cancel)
+            move_blobs(self.graph, run.writer, [entry], run.job)
             return True
         what = f"attestation of {subject_of(entry) or 'an image'}"
         run.job.losses.record(Loss(str(entry.digest), what, "Docker's manifest lists hold images only"))

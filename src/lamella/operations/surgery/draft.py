@@ -118,7 +118,7 @@ def write_draft(
     job = job or Job()
     kept = {one.descriptor.digest: one for one in draft.layers if isinstance(one, ImageLayer)}
     blobs = [(one.reader, one.descriptor) for one in kept.values()]
-    put_missing(writer, blobs, progress=job.progress, cancel=job.cancel)
+    put_missing(writer, blobs, job)
     finished = finish(draft, writer, job)
     if commit:
         return replace(finished, descriptor=writer.commit(tag, finished.descriptor))

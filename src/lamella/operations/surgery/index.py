@@ -66,7 +66,7 @@ def index(
         for graph in dict.fromkeys(graph for graph, _ in listed):
             images = [entry for other, entry in listed if other is graph and entry.digest in kept]
             if images:
-                moved.append(move_blobs(graph, writer, images, progress=job.progress, cancel=job.cancel))
+                moved.append(move_blobs(graph, writer, images, job))
         document = msgspec.structs.replace(new_index(entries), annotations=wanted)
         entry = writer.commit(target.tag, writer.put_document(OCI_INDEX, encode(document)))
         return Copied(
@@ -172,7 +172,7 @@ def subset(
                 choice.check(source)
                 raise
             choice.check(source)
-            move_blobs(graph, writer, choice.stays, progress=job.progress, cancel=job.cancel)
+            move_blobs(graph, writer, choice.stays, job)
             return Subset(writer.commit(target.tag, entry), tuple(choice.kept), tuple(choice.left_out))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from lamella.changes.job import Job
 from lamella.errors import InvalidInput, NotFound, Unsupported
 from lamella.images.archive import Archive
 from lamella.images.docker_archive import DockerArchiveReader
@@ -69,7 +70,7 @@ def import_archive(
             raise NotFound("the archive has no image of a requested name and platform", hint=_hint(entries))
         listed = {manifest_key(number): entry for number, entry in enumerate(entries) if parts.suits(entry)}
         parts.add([entry for _, entry in named] + (list(listed.values()) if whole else []))
-        put_missing(writer, [(reader, part) for part in parts.found.values()], cancel=cancel)
+        put_missing(writer, [(reader, part) for part in parts.found.values()], Job(cancel=cancel))
         if whole:
             if not writer.has_blob(index):
                 writer.put_blob(index, [raw])

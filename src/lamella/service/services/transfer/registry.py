@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from lamella.changes.job import Job
 from lamella.errors import Conflict, InvalidInput, LamellaError, Unsupported
 from lamella.images.graph import ImageGraph
 from lamella.images.options import RegistryOptions
@@ -93,7 +94,7 @@ def pull(
         progress = ImageProgress(report, name, "downloading")
         progress.announce(parts.found.values(), {digest: needs.values() for digest, needs in parts.children.items()})
         writer = stack.enter_context(StoreWriter(space))
-        put_missing(writer, [(reader, part) for part in parts.found.values()], observer=progress, cancel=cancel)
+        put_missing(writer, [(reader, part) for part in parts.found.values()], Job(cancel=cancel), progress)
         for digest in parts.found:
             cancel.check()
             labels = {**reference_labels(parts.children.get(digest, {})), **_source_label(space, digest, reference)}
@@ -133,7 +134,7 @@ def push(
         _explain_refusals(),
         RegistryWriter(Client(reference.registry, reference.repository, options), reference.digest) as writer,
     ):
-        put_missing(writer, [(reader, part) for part in parts.found.values()], observer=progress, cancel=cancel)
+        put_missing(writer, [(reader, part) for part in parts.found.values()], Job(cancel=cancel), progress)
         bare = Descriptor(media_type=target.media_type, digest=target.digest, size=target.size)
         writer.commit(reference.tag, bare)
     report(event="pushed content", name=name, desc=sent_descriptor(target))
