@@ -214,6 +214,7 @@ class Watched:
     def __init__(self, path: Path) -> None:
         self.size = 2
         self.extents = None
+        self.stored = False
         self.seen: list[tuple[str, tuple[int, int]]] = []
         self._path = path
 
@@ -320,6 +321,7 @@ class Short:
 
     size = 100
     extents = ((0, 10), (50, 10))
+    stored = False
 
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = chunks

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lamella.changes.contracts import Sink, Source, View
+from lamella.changes.contracts import HasImplied, Sink, Source, View
 from lamella.changes.limits import Implied, Limits
 from lamella.changes.model import Kind, Link, Opaque, Put, Stream, Whiteout, implied_directory
 from lamella.changes.whiteouts import PutRecord
@@ -274,7 +274,7 @@ class Walker(Generic[R]):
         """Of the current walk."""
         self._held = 0
         """Characters of all cached paths."""
-        self._implied: Implied = getattr(sink, "implied", None) or Implied()
+        self._implied = sink.implied if isinstance(sink, HasImplied) else Implied()
         """Shared with the sink if that holds several layers in memory."""
         self._first = True
         """Whether the current walk has implied no directory yet."""

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
+from lamella.changes.limits import Implied
 from lamella.changes.model import Change, Content, Entry, Kind, StoredContent
 from lamella.paths import LayerPath
 
@@ -125,3 +126,42 @@ class Tree(Protocol):
     def identity(self, path: LayerPath) -> Hashable:
         """A key that is equal for all hard links of one file; None for a file with one name. Not for directories."""
         ...
+
+
+# Optional capabilities
+
+
+@runtime_checkable
+class HasImplied(Protocol):
+    """A sink for several layers, which keeps the implied directories of all of them."""
+
+    @property
+    def implied(self) -> Implied:
+        """The implied parent directories so far."""
+        ...
+
+
+@runtime_checkable
+class HasStreams(Protocol):
+    """A tree whose files can have alternate data streams."""
+
+    def streams(self, path: LayerPath) -> Mapping[str, StoredContent]:
+        """The alternate data streams of the file at ``path``, by name; empty if there is no file."""
+        ...
+
+
+@runtime_checkable
+class HasLinkRoot(Protocol):
+    """A tree in which an absolute symbolic link does not start at the root."""
+
+    def link_root(self, path: LayerPath) -> LayerPath:
+        """The directory in which the absolute target of the link at ``path`` starts."""
+        ...
+
+
+@runtime_checkable
+class IgnoresCase(Protocol):
+    """A tree that finds names whatever their case."""
+
+    any_case: bool
+    """True."""

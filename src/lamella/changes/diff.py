@@ -20,11 +20,11 @@ A diff applied to its lower tree gives the upper tree, including metadata and ha
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct, field
 
-from lamella.changes.contracts import Tree
+from lamella.changes.contracts import HasStreams, Tree
 from lamella.changes.model import Change, Content, Entry, Kind, Link, Posix, Put, Stream, Whiteout, Windows, pieces
 from lamella.changes.tree import streams_of, walk
 from lamella.errors import Conflict, NotFound
@@ -47,11 +47,7 @@ CONTAINERD: Final = Compare(xattrs=False, directory_times=False)
 
 
 class Comparison(Protocol):
-    """Compares two trees directory by directory, faster than through the methods of each tree.
-
-    A tree that supports it has a method ``comparison(lower, exact=...)``. `diff` calls it on the upper tree if both
-    trees are of one class; None means that these two need the general algorithm.
-    """
+    """Compares two trees directory by directory, faster than through the methods of each tree."""
 
     def entries(self, directory: LayerPath) -> tuple[list[Entry], list[Entry], bool]:
         """The entries of a directory in the lower and the upper tree (`Tree.entries`), and whether it is unchanged.
@@ -68,6 +64,15 @@ class Comparison(Protocol):
 
     def close(self) -> None:
         """Release what the comparison holds."""
+        ...
+
+
+@runtime_checkable
+class HasComparison(Protocol):
+    """A tree that can be compared with another tree of its class."""
+
+    def comparison(self, lower: Any, *, exact: bool) -> Comparison | None:
+        """The comparison with ``lower``; None if these two trees cannot be compared so."""
         ...
 
 
@@ -98,8 +103,9 @@ _Found: TypeAlias = tuple[Entry | None, Entry | None, bool, Hashable, Hashable]
 
 def _found(lower: Tree, upper: Tree, exact: bool, compare: Compare) -> Iterator[_Found]:
     """Walk both trees in step: yield what differs, and equal files that have several names."""
-    make = getattr(upper, "comparison", None) if type(lower) is type(upper) else None
-    comparison: Comparison | None = make(lower, exact=exact) if make is not None else None
+    comparison: Comparison | None = None
+    if isinstance(upper, HasComparison) and type(lower) is type(upper):
+        comparison = upper.comparison(lower, exact=exact)
     if comparison is None:
         comparison = _SideBySide(lower, upper)
     try:
@@ -115,7 +121,7 @@ def _differences(lower: Tree, upper: Tree, comparison: Comparison, exact: bool, 
     directory, file = Kind.DIRECTORY, Kind.FILE
     lower_identity, upper_identity = lower.identity, upper.identity
     nothing: tuple[Entry, ...] = ()
-    has_streams = hasattr(upper, "streams")
+    has_streams = isinstance(upper, HasStreams)
     listed, others, _ = comparison.entries(ROOT)
     lows, ups = iter(listed), iter(others)
     above: list[tuple[Iterator[Entry], Iterator[Entry], Entry | None]] = []
@@ -288,6 +294,7 @@ class _Changes:
 
     def __init__(self, upper: Tree, *, parents: bool) -> None:
         self._upper = upper
+        self._has_streams = isinstance(upper, HasStreams)
         self._parents = parents
         self._stated: set[str] = {""}
         """Directories stated so far."""
@@ -296,8 +303,7 @@ class _Changes:
         """Identity in the lower tree -> identity (or the path, for a single name) of the upper file that it remains."""
 
     def all(self, found: Iterable[_Found]) -> Iterator[Change]:
-        upper, stated, parents = self._upper, self._stated, self._parents
-        has_streams = hasattr(upper, "streams")
+        upper, stated, parents, has_streams = self._upper, self._stated, self._parents, self._has_streams
         for low, up, same, one, other in found:
             if up is None:
                 assert low is not None  # noqa: S101
@@ -351,7 +357,8 @@ class _Changes:
                 return
             names.put = path
         yield Put(entry, self._upper.open(path) if entry.kind is Kind.FILE else None)
-        yield from self._streams(path)
+        if self._has_streams:
+            yield from self._streams(path)
         if names is not None:
             for earlier in names.waiting:
                 if self._parents:
@@ -379,7 +386,8 @@ class _Changes:
                 raise NotFound(f"{parent!r} disappeared while it was compared")
             stated.add(parent)
             yield Put(entry, None)
-            yield from self._streams(LayerPath(parent))
+            if self._has_streams:
+                yield from self._streams(LayerPath(parent))
 
 
 # Content

@@ -33,7 +33,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Self, assert_never
+from typing import Final, Literal, Self, assert_never
 
 from msgspec import Struct
 
@@ -71,7 +71,7 @@ class Withheld(Struct):
     """Of the data of the extents, lower-case hexadecimal."""
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterable[Buffer]:

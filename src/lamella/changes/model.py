@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -127,14 +127,17 @@ class Content(Protocol):
         """
         ...
 
+    @property
+    def stored(self) -> bool:
+        """Whether the content can be read any number of times; false for a one-shot stream."""
+        ...
+
 
 class StoredContent(Content, Protocol):
     """Content that can be read any number of times, as long as the place that holds it exists."""
 
     @property
-    def stored(self) -> bool:
-        """True."""
-        ...
+    def stored(self) -> Literal[True]: ...
 
 
 class Inline(Struct):
@@ -151,7 +154,7 @@ class Inline(Struct):
         return None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterable[Buffer]:
@@ -170,7 +173,7 @@ class Sparse(Struct):
     """The data of all extents, concatenated."""
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterable[Buffer]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Buffer, Change, Content, Entry, Kind, Link, Put
@@ -30,7 +31,7 @@ class ContentBelow(Content):
         return
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterator[Buffer]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lamella.changes.apply import LinkBudget, apply
-from lamella.changes.contracts import Mine, Seen, Source, Tree
+from lamella.changes.contracts import HasLinkRoot, HasStreams, Mine, Seen, Source, Tree
 from lamella.changes.limits import Implied, Limits
 from lamella.changes.model import (
     EMPTY,
@@ -250,7 +250,7 @@ def _reshapes(old: _Node | None) -> bool:
 
 
 def _stored(path: str, content: Content) -> StoredContent:
-    if not getattr(content, "stored", False):
+    if not content.stored:
         raise StreamConsumed(f"{path!r}: a tree needs content that can be read again, not a one-shot stream")
     return content  # type: ignore[return-value]
 
@@ -273,9 +273,7 @@ _NO_STREAMS: Mapping[str, StoredContent] = {}
 
 def streams_of(tree: Tree, path: LayerPath) -> Mapping[str, StoredContent]:
     """The alternate data streams of the file ``path``; empty for a tree that supports none."""
-    streams = getattr(tree, "streams", None)
-    found: Mapping[str, StoredContent] = _NO_STREAMS if streams is None else streams(path)
-    return found
+    return tree.streams(path) if isinstance(tree, HasStreams) else _NO_STREAMS
 
 
 def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
@@ -287,15 +285,15 @@ def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
     if entry is None:
         raise NotFound(f"{start!r} does not exist")
     firsts: dict[Hashable, LayerPath] = {}
-    has_streams = hasattr(tree, "streams")
+    streams = tree.streams if isinstance(tree, HasStreams) else None
     todo = [entry]
     while todo:
         entry = todo.pop()
         path = entry.path
         if entry.kind is Kind.DIRECTORY:
             yield Put(entry, None)
-            if has_streams:
-                yield from (Stream(path, name, content) for name, content in streams_of(tree, path).items())
+            if streams is not None:
+                yield from (Stream(path, name, content) for name, content in streams(path).items())
             todo.extend(reversed(tree.entries(path)))
             continue
         if entry.target and entry.kind is Kind.FILE:  # a hard link into a lower layer
@@ -308,17 +306,17 @@ def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
                 yield Link(path, first)
                 continue
         yield Put(entry, tree.open(path) if entry.kind is Kind.FILE else None)
-        if has_streams:
-            yield from (Stream(path, name, content) for name, content in streams_of(tree, path).items())
+        if streams is not None:
+            yield from (Stream(path, name, content) for name, content in streams(path).items())
 
 
 def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
     """Resolve ``path`` to a canonical path, following symbolic links inside the root as after chroot(2).
 
-    ``follow`` tells whether a link as the last component is followed. A tree whose absolute links do not start at the
-    root has a method ``link_root`` that returns where they start. Raises NotFound, InvalidInput (too many links).
+    ``follow`` tells whether a link as the last component is followed. Absolute links start at the root, or where
+    `HasLinkRoot` says. Raises NotFound, InvalidInput (too many links).
     """
-    link_root = getattr(tree, "link_root", None)
+    link_root = tree.link_root if isinstance(tree, HasLinkRoot) else None
     where = ROOT
     todo = list(reversed(path.split("/"))) if path else []
     links = LinkBudget()

@@ -193,7 +193,11 @@ class _Content(Struct, eq=False):
     size: int
     extents: Sequence[tuple[int, int]] | None
     offset: int
-    stored: int
+    stored_size: int
+
+    @property
+    def stored(self) -> bool:
+        return False
 
     def chunks(self) -> Iterable[Buffer]:
         reading = self.reading
@@ -201,15 +205,15 @@ class _Content(Struct, eq=False):
         if decoder.current is not self:
             raise StreamConsumed("the data of a file can be read once, before the next change is asked for")
         decoder.current = None
-        if not self.stored:
+        if not self.stored_size:
             return ()
         start = self.offset - reading.base
-        if start + self.stored <= len(reading.buffer):
-            return (reading.buffer[start : start + self.stored],)
+        if start + self.stored_size <= len(reading.buffer):
+            return (reading.buffer[start : start + self.stored_size],)
         return self._stream(start)
 
     def _stream(self, start: int) -> Iterator[Buffer]:
-        reading, left = self.reading, self.stored
+        reading, left = self.reading, self.stored_size
         reading.decoder.current = streaming = object()
         while left:
             if reading.decoder.current is not streaming:

@@ -51,6 +51,7 @@ class _Broken:
 
     size = 10
     extents = None
+    stored = False
 
     def chunks(self) -> Iterator[Buffer]:
         yield b"12345"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from typing import Literal
 
 import pytest
 from msgspec.structs import replace
@@ -315,7 +316,7 @@ class Chopped:
         self._step = step
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterable[Buffer]:

@@ -54,6 +54,7 @@ def test_content_that_cannot_be_opened_again_has_no_place_in_a_tree() -> None:
     class Stream:
         size = 1
         extents = None
+        stored = False
 
         def chunks(self) -> list[bytes]:
             return [b"x"]

@@ -67,7 +67,7 @@ def told(changes: Callable[[], Iterator[Change]], finish: Callable[[], object]) 
                 entry = change.entry
                 story.append((entry.path, entry.kind, entry.posix, entry.size, entry.target, entry.windows))
                 if change.content is not None:
-                    story.append(isinstance(change.content, EmptyData))
+                    story.append((isinstance(change.content, EmptyData), change.content.stored))
                     story.extend(held(change.content))
             elif isinstance(change, Stream):
                 story.append((change.path, change.name, change.content.size))

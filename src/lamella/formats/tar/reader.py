@@ -85,6 +85,11 @@ class TarMember(Struct, Generic[F], eq=False):
     """Bytes of data in the stream."""
     _reader: TarReader[F]
 
+    @property
+    def stored(self) -> bool:
+        """False: the data can be read once."""
+        return False
+
     def chunks(self) -> Iterable[memoryview]:
         """The stored data as views into the reader's buffers; each may be used until the next is asked for.
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from msgspec import Struct
 
@@ -57,7 +57,7 @@ class CimContent(Struct):
         return () if self.stream.sparse else None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from lamella.changes.model import Buffer, Content
 from lamella.errors import Conflict, Denied, LamellaError, SizeMismatch, from_os
@@ -76,7 +76,7 @@ class FileOnDisk:
         self._extents: tuple[tuple[int, int], ...] | None = None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 

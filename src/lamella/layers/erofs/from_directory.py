@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from lamella import host
 from lamella.changes.model import Buffer
@@ -142,7 +142,7 @@ class _Content:
             self.extents = tuple(data_extents(file, self.size))
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterable[Buffer]:

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -92,7 +92,7 @@ class ErofsContent(Struct, frozen=True):
         return [(position, length) for position, length, _ in self.reader.extents(self.inode)]
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
 
@@ -176,7 +176,7 @@ class BlobExtent(Struct):
     extents: Sequence[tuple[int, int]] | None = None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 

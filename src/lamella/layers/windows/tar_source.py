@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from lamella.changes.model import (
     NO_XATTRS,
@@ -58,7 +58,7 @@ class EmptyData(Content):
         return None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 

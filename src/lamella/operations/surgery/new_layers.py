@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -360,7 +360,7 @@ class PathContent(Content):
         return None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterable[Buffer]:

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from lamella.changes.contracts import Tree
+from lamella.changes.contracts import IgnoresCase, Tree
 from lamella.changes.model import Entry, Kind
 from lamella.errors import InvalidInput, NotFound
 from lamella.paths import ROOT, LayerPath
@@ -65,7 +65,7 @@ def find(tree: Tree, start: LayerPath = ROOT, wanted: Wanted | None = None) -> I
     entry = tree.lookup(start)
     if entry is None:
         raise NotFound(f"'/{start}' is not there")
-    fits = _test(wanted or Wanted(), any_case=getattr(tree, "any_case", False))
+    fits = _test(wanted or Wanted(), any_case=isinstance(tree, IgnoresCase))
     todo = [entry]
     while todo:
         entry = todo.pop()

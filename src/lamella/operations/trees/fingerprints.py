@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -39,7 +39,7 @@ class Fingerprint(Struct, frozen=True):
         return None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         return True
 
     def chunks(self) -> Iterable[Buffer]:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, Literal, Self
 
 from lamella.changes.model import EMPTY, Buffer, Change, Content, Entry, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.errors import Conflict, FormatError, LamellaError, NotFound, Unsupported, from_os
@@ -189,7 +189,7 @@ class FolderContent(Content):
         return self._extents
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 
@@ -274,7 +274,7 @@ class Pieces(Content):
         return tuple((offset, length) for offset, length, _ in self._pieces) if self._sparse else None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from lamella.changes.model import Buffer, Change, Content, Entry, Kind, Link, Put, Stream, Windows
 from lamella.errors import Conflict, FormatError, InvalidInput, NotFound, Unsupported
@@ -93,7 +93,7 @@ class NativeContent(Content):
         return self._extents
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 
@@ -138,7 +138,7 @@ class _Pieces(Content):
         return [(at, length) for at, length, _ in self._found.pieces] if self._found.sparse else None
 
     @property
-    def stored(self) -> bool:
+    def stored(self) -> Literal[True]:
         """True."""
         return True
 
