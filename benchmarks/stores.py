@@ -24,7 +24,7 @@ import sys
 from lamella.store.store import Store
 from lamella.store.unpack.image import unpack_image
 with Store.open(sys.argv[1], create=False) as store:
-    unpack_image(store.namespace("default"), sys.argv[2], sys.argv[4], lanes=int(sys.argv[3]) or None)
+    unpack_image(store.namespace("default"), sys.argv[2], sys.argv[4], concurrency=int(sys.argv[3]) or None)
 """
 EROFS = f"{LAMELLA}, erofs"
 IN_TURN = "one after the other"

@@ -27,42 +27,40 @@ from lamella.progress import Cancellation
 from lamella.store.mounting import mounted
 from lamella.store.store import Store
 from lamella.store.unpack import image as unpacking
-from lamella.store.unpack import schedule
 from lamella.store.unpack.image import Unpacked, _Unpacking, unpack_image
-from lamella.store.unpack.layer import Advance, LayerDone, LayerWork, do
-from lamella.store.unpack.schedule import Lane
+from lamella.store.unpack.layer import Advance, LayerResult, LayerTask, LayerUnpacker, unpack_layer
 from lamella.testing import builders as b
 from lamella.testing.images import image_of_tars, put_image, tar_of
 from lamella.testing.strategies import stacks
 
 
 @contextmanager
-def nobody_knows_what_is_below(layers: int) -> Iterator[None]:
-    """Let no layer be committed before all have been unpacked as far as they can be without; threads will do for it."""
+def no_layer_knows_its_parent(layers: int) -> Iterator[None]:
+    """Unpack all layers before the first is committed, in threads."""
     barrier = threading.Barrier(layers, timeout=20)
     make, wait = _Unpacking._make, _Unpacking._wait_for
     met: set[int] = set()
 
-    def make_later(self: _Unpacking, at: int, lane: Lane) -> object:
+    def make_later(self: _Unpacking, unpacker: LayerUnpacker, at: int, cancel: Cancellation) -> object:
         if at == 0:
             barrier.wait()
-        return make(self, at, lane)
+        return make(self, unpacker, at, cancel)
 
-    def wait_together(self: _Unpacking, at: int) -> None:
+    def wait_together(self: _Unpacking, at: int, cancel: Cancellation) -> None:
         if at not in met:
             met.add(at)
             barrier.wait()
-        wait(self, at)
+        wait(self, at, cancel)
 
-    def in_this_process(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
-        return do(work, advance, cancel)
+    def in_this_process(self: LayerUnpacker, task: LayerTask, advance: Advance, cancel: Cancellation) -> LayerResult:
+        return unpack_layer(task, advance, cancel)
 
     with (
         patch.object(_Unpacking, "_make", make_later),
         patch.object(_Unpacking, "_wait_for", wait_together),
-        patch.object(Lane, "do", in_this_process),
-        patch.object(unpacking, "_OWN_PROCESS", 0),
-        patch.object(schedule, "can_fork", lambda: False),
+        patch.object(LayerUnpacker, "unpack", in_this_process),
+        patch.object(unpacking, "_LARGE", 0),
+        patch.object(unpacking, "can_fork", lambda: False),
     ):
         yield
 
@@ -98,13 +96,13 @@ def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], 
     with tempfile.TemporaryDirectory() as root, Store.open(Path(root) / "store") as store, ExitStack() as after:
         after.callback(unmount_all, root)
         for schedule in (1, len(tars)):
-            space = store.namespace(f"lanes{schedule}")
+            space = store.namespace(f"several{schedule}")
             target = put_image(space, image_of_tars(tars, compress=False), "image")
             if schedule == 1:
-                unpacked = unpack_image(space, target, snapshotter, lanes=1)
+                unpacked = unpack_image(space, target, snapshotter, concurrency=1)
             else:
-                with nobody_knows_what_is_below(schedule):
-                    unpacked = unpack_image(space, target, snapshotter, lanes=schedule)
+                with no_layer_knows_its_parent(schedule):
+                    unpacked = unpack_image(space, target, snapshotter, concurrency=schedule)
             snapshots = space.snapshots(snapshotter)
             with snapshots.tree(unpacked.snapshot) as tree:
                 trees.append(list(dump(walk(tree), inline=16, extents=False)))

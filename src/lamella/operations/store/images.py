@@ -45,7 +45,7 @@ def unpack_by_name(
     platform = parse_platform(platform) if isinstance(platform, str) else platform
     found = resolve_image(StoreReader(namespace, name), name, platform)
     chain = chain_ids([layer.diff_id for layer in found.layers])
-    unpack_image(namespace, found.descriptor, snapshotter, progress=job.progress, cancel=job.cancel)
+    unpack_image(namespace, found.descriptor, snapshotter, job=job)
     return UnpackedImage(str(name).removeprefix("store:"), chain[-1] if chain else "", found.config)
 
 

@@ -179,9 +179,7 @@ def _unpack_images(
                 options.snapshotter,
                 platform=platform,
                 policy=options.policy,
-                losses=job.losses,
-                progress=job.progress,
-                cancel=job.cancel,
+                job=job,
             )
     return [replace(image, unpacked=results[image.target.digest]) for image in images]
 

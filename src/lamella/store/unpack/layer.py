@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer, from its blob into an active snapshot: by this process, or by another (`layer_process`).
+"""Unpacks one layer, from its blob into an active snapshot, in this process or in a worker process.
 
-What is to be done says all that is needed, so that whoever does it asks no database: a process that was forked must
-not, since SQLite's locks belong to the one that it was forked from.
+Most of the cost is the interpreter's own time, which the threads of one process cannot share. A `LayerTask` has all
+that a worker needs, so a worker never opens the database: the locks of SQLite belong to the process that it was forked
+from.
 """
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -17,10 +19,11 @@ from msgspec import Struct
 
 from lamella.changes.apply import Counts, apply
 from lamella.changes.contracts import Sink, Tree
-from lamella.changes.losses import Loss, Losses
+from lamella.changes.losses import Losses
 from lamella.changes.model import Entry, Kind
 from lamella.digests import Digest
 from lamella.errors import DigestMismatch, FormatError, LamellaError, NotFound, UnsafePath
+from lamella.host.worker import Channel, Worker
 from lamella.layers.kinds import tar_changes
 from lamella.layers.overlay.rules import OverlayRules
 from lamella.layers.policy import Policy
@@ -36,84 +39,125 @@ if TYPE_CHECKING:
     from lamella.progress import Cancellation
 
 
-class LayerWork(Struct, frozen=True):
-    """What is to be done."""
+class LayerTask(Struct, frozen=True):
+    """A layer to unpack."""
 
     target: SnapshotTarget
     """The active snapshot."""
     root: Path
-    """Of the store."""
+    """Directory of the store."""
     blob: Digest
-    """The store has it."""
-    held: int
-    """Bytes of its file, as the store knows them."""
+    """Digest of the blob, which the store has."""
+    stored_size: int
+    """Bytes of the blob's file."""
     size: int
-    """Bytes that were promised."""
+    """Bytes of the blob by its descriptor."""
     diff_id: Digest
     compression: str
     policy: Policy | None
     buffers: int
-    """Of the ring, see `BlobReader`."""
+    """Buffers of the ring of `BlobReader`."""
 
 
-class LayerDone(Struct, frozen=True):
-    """What came of it."""
+class LayerResult(Struct, frozen=True):
+    """What unpacking a layer found. The last three are for a layer whose parent was not known, else empty."""
 
     entries: int
-    losses: tuple[Loss, ...]
-    lost: int
-    """How many losses there were."""
-    beneath: Usage | None
+    """Changes that the layer states."""
+    losses: Losses
+    below_root: Usage | None
     """See `SnapshotDriver.usage_below_root`."""
     assumed: frozenset[LayerPath] = frozenset()
-    """Directories that were taken to be below, where that was not known."""
+    """Directories that the parent was assumed to have."""
     covered: frozenset[LayerPath] = frozenset()
-    """What was taken to be below, and hidden by a whiteout."""
+    """Paths that the parent was assumed to have, hidden by whiteouts."""
     root: Entry | None = None
-    """The root as the layer states it, where what is below was not known."""
+    """The root directory as the layer states it."""
 
 
 Advance: TypeAlias = Callable[[int], object]
+"""Takes the bytes of the blob that were read since the last call."""
 
 
-def do(work: LayerWork, advance: Advance, cancel: Cancellation | None) -> LayerDone:
-    """Unpack a layer; its size and its diff id are checked. Raises what reading and writing it raise.
+class LayerUnpacker:
+    """Unpacks one layer after the other; with ``worker`` in a process of its own. For one thread at a time."""
 
-    The blob was checked when the store took it in, and what is unpacked is held against the diff id. So the blob is
-    hashed only where it leads to something wrong: to tell one that has been damaged since from one that was made so.
+    def __init__(self, *, worker: bool) -> None:
+        self.in_worker = worker
+        self._worker: Worker | None = None
+
+    def start(self, *, fork: bool) -> None:
+        """Start the worker; the first task does it otherwise, without a fork. See `Worker`. Raises OSError."""
+        self._worker = Worker(_serve, task="unpacks a layer", fork=fork)
+
+    def unpack(self, task: LayerTask, advance: Advance, cancel: Cancellation | None) -> LayerResult:
+        """Unpack a layer. Raises as `unpack_layer`, and Unavailable if the worker ends before its work is done."""
+        if not self.in_worker:
+            return unpack_layer(task, advance, cancel)
+        if self._worker is None:
+            self.start(fork=False)
+        assert self._worker is not None  # noqa: S101  # it has just been started
+        worker, check = self._worker, None if cancel is None else cancel.check
+        try:
+            worker.send(pickle.dumps(task))
+            while isinstance(message := worker.receive(check), int):
+                advance(message)
+        except BaseException:
+            self.close()
+            raise
+        result: LayerResult = pickle.loads(message)  # noqa: S301  # from our own worker
+        return result
+
+    def close(self) -> None:
+        """End the worker. May be called again."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+
+def _serve(channel: Channel) -> None:
+    """Answer each pickled `LayerTask` by a pickled `LayerResult`; the bytes read come before it, as numbers."""
+    channel.answer(lambda raw: pickle.dumps(unpack_layer(pickle.loads(raw), channel.send, None)))  # noqa: S301
+
+
+def unpack_layer(task: LayerTask, advance: Advance, cancel: Cancellation | None) -> LayerResult:
+    """Unpack a layer and check its size and diff id. Raises what reading the blob and writing the snapshot raise.
+
+    The store has checked the blob's digest once. It is computed again only after an error, to tell a blob that was
+    damaged since from one that was malformed from the start.
     """
     losses = Losses()
     counts = Counts()
     try:
-        sink = _applied(work, losses, counts, advance, cancel)
-    except (FormatError, DigestMismatch, UnsafePath) as problem:
-        _check_blob(work, problem)
+        sink = _apply(task, losses, counts, advance, cancel)
+    except (FormatError, DigestMismatch, UnsafePath) as error:
+        _check_blob(task, error)
         raise
-    kept, beneath = tuple(losses.kept), work.target.usage_below_root()
+    below_root = task.target.usage_below_root()
     if isinstance(sink, OverlayRules):
         assumed, covered = frozenset(sink.assumed), frozenset(sink.covered)
-        return LayerDone(counts.changes, kept, losses.count, beneath, assumed, covered, sink.root)
-    return LayerDone(counts.changes, kept, losses.count, beneath)
+        return LayerResult(counts.changes, losses, below_root, assumed, covered, sink.root)
+    return LayerResult(counts.changes, losses, below_root)
 
 
-def _applied(
-    work: LayerWork, losses: Losses, counts: Counts, advance: Advance, cancel: Cancellation | None
+def _apply(
+    task: LayerTask, losses: Losses, counts: Counts, advance: Advance, cancel: Cancellation | None
 ) -> Sink[Losses]:
     with (
-        cast("BinaryIO", _opened(work)) as file,
+        cast("BinaryIO", _open(task)) as file,
         BlobReader(
             file,
-            compression=work.compression,
-            size=work.size,
-            diff_id=work.diff_id,
+            compression=task.compression,
+            size=task.size,
+            diff_id=task.diff_id,
             hash_blob=False,
             progress=advance,
             cancel=cancel,
-            buffers=work.buffers,
+            buffers=task.buffers,
         ) as reader,
     ):
-        sink = work.target.sink(work.policy, losses)
-        row = SNAPSHOTTERS[work.target.driver.name]
+        sink = task.target.sink(task.policy, losses)
+        row = SNAPSHOTTERS[task.target.driver.name]
         rules: NameRules | None = None
         if row.windows:
             from lamella.layers.windows.names import AS_WINDOWS
@@ -124,40 +168,40 @@ def _applied(
     return sink
 
 
-def _check_blob(work: LayerWork, problem: LamellaError) -> None:
-    """Raise DigestMismatch where the blob is not what the store took in."""
-    with _opened(work) as file:
-        actual = Digest.finish(hashlib.file_digest(file, work.blob.algorithm))
-    if actual != work.blob:
-        raise DigestMismatch("layer blob", expected=work.blob, actual=actual) from problem
+def _check_blob(task: LayerTask, error: LamellaError) -> None:
+    """Raise DigestMismatch if the blob has been damaged since the store took it in."""
+    with _open(task) as file:
+        actual = Digest.finish(hashlib.file_digest(file, task.blob.algorithm))
+    if actual != task.blob:
+        raise DigestMismatch("layer blob", expected=task.blob, actual=actual) from error
 
 
-def _opened(work: LayerWork) -> FileIO:
+def _open(task: LayerTask) -> FileIO:
     try:
-        return open_blob(work.root, work.blob, work.held)
+        return open_blob(task.root, task.blob, task.stored_size)
     except FileNotFoundError:
-        raise NotFound(f"blob {work.blob} was removed before it was unpacked") from None
+        raise NotFound(f"blob {task.blob} was removed before it was unpacked") from None
 
 
-def fits(done: LayerDone, below: Tree) -> bool:
-    """Whether ``below`` is what a layer that did not know what is below has taken it for."""
-    if any(loss.path == ROOT and loss.what == "opaque marker" for loss in done.losses):
-        return False  # which is no loss where the parent is known
-    if done.root is not None and _looks_unstated(done.root):
+def fits(result: LayerResult, below: Tree) -> bool:
+    """Whether a layer that was unpacked without its parent assumed what the parent, ``below``, has."""
+    if any(loss.path == ROOT and loss.what == "opaque marker" for loss in result.losses):
+        return False  # over its parent the layer would have lost nothing
+    if result.root is not None and _looks_unstated(result.root):
         root = below.lookup(ROOT)
-        if root is None or root.posix != done.root.posix:
+        if root is None or root.posix != result.root.posix:
             return False
-    # Directories that the layer does not state would have to be those below; so none may be needed.
-    return not done.assumed
+    # An implied directory takes its metadata from the parent's, which were not known.
+    return not result.assumed
 
 
-def would_show(done: LayerDone, below: Tree) -> list[LayerPath]:
-    """The whiteouts of such a layer that a mount would list.
+def visible_whiteouts(result: LayerResult, below: Tree) -> list[LayerPath]:
+    """The whiteouts of such a layer that an overlay mount would list.
 
-    Those are of nothing, and in a directory that lies over none: where a mount merges directories, it hides whiteouts.
+    They hide nothing, and are in a directory that ``below`` lacks: a mount hides whiteouts only in merged directories.
     """
     found: list[LayerPath] = []
-    for path in sorted(done.covered):
+    for path in sorted(result.covered):
         if below.lookup(path) is None:
             parent = below.lookup(split(path)[0])
             if parent is None or parent.kind is not Kind.DIRECTORY:
@@ -166,6 +210,6 @@ def would_show(done: LayerDone, below: Tree) -> list[LayerPath]:
 
 
 def _looks_unstated(root: Entry) -> bool:
-    """Whether a snapshot that is given a parent would take this root for one that no layer has stated."""
+    """Whether the snapshotter would take this root for an implied one."""
     posix = root.posix
     return posix is not None and posix.mtime == 0 and posix.mode & 0o7777 == 0o755

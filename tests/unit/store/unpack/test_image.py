@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lamella.changes.dump import dump
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.changes.tree import walk
 from lamella.digests import parse_digest
@@ -25,11 +26,8 @@ from lamella.store.gc.collect import collect
 from lamella.store.locks import exclusive_lock
 from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack import image as unpacking
-from lamella.store.unpack import layer as layer_work
-from lamella.store.unpack import schedule
 from lamella.store.unpack.image import DIFF_ID, UNCOMPRESSED, Unpacked, unpack_image
-from lamella.store.unpack.layer import Advance, LayerDone, LayerWork
-from lamella.store.unpack.schedule import Lane
+from lamella.store.unpack.layer import Advance, LayerResult, LayerTask, LayerUnpacker, unpack_layer
 from lamella.testing.images import SmallImage, compact, digest, image_of_tars, put_image, small_image, tar_of
 
 pytestmark = pytest.mark.root
@@ -41,12 +39,12 @@ LAYERS: tuple[dict[str, bytes], ...] = ({"a": b"1", "b": b"2"}, {"a": b"3"}, {".
 def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small layers too be unpacked beside each other, by threads, which start sooner than processes."""
 
-    def do(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
-        return layer_work.do(work, advance, cancel)
+    def unpack(self: LayerUnpacker, task: LayerTask, advance: Advance, cancel: Cancellation) -> LayerResult:
+        return unpack_layer(task, advance, cancel)
 
-    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
-    monkeypatch.setattr(schedule, "can_fork", lambda: False)
-    monkeypatch.setattr(Lane, "do", do)
+    monkeypatch.setattr(unpacking, "_LARGE", 0)
+    monkeypatch.setattr(unpacking, "can_fork", lambda: False)
+    monkeypatch.setattr(LayerUnpacker, "unpack", unpack)
 
 
 def chain(image: SmallImage) -> list[str]:
@@ -102,9 +100,9 @@ def test_an_image_without_layers_has_no_snapshot(space: LocalNamespace) -> None:
 
 
 @pytest.mark.usefixtures("own_threads")
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(
-    store: Store, space: LocalNamespace, lanes: int
+    store: Store, space: LocalNamespace, concurrency: int
 ) -> None:
     image = small_image(*LAYERS)
     config = {**image.config, "rootfs": {"type": "layers", "diff_ids": [*image.config["rootfs"]["diff_ids"]]}}
@@ -116,7 +114,7 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(
     )
     target = put_image(space, wrong, "image")
     with pytest.raises(DigestMismatch, match="diff id"):
-        unpack_image(space, target, lanes=lanes)
+        unpack_image(space, target, concurrency=concurrency)
     assert names(space) <= set(chain(image)[:1])
     collect(store)
     assert set() == names(space)
@@ -126,10 +124,10 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(
 
 
 @pytest.mark.usefixtures("own_threads")
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("at", [0.01, 0.5, 0.9999])
 def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(
-    space: LocalNamespace, at: float, lanes: int
+    space: LocalNamespace, at: float, concurrency: int
 ) -> None:
     image = small_image(*({f"{name}{number}": os.urandom(9000) for number in range(40)} for name in "abc"))
     target = put_image(space, image, "image")
@@ -140,7 +138,7 @@ def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(
     path.chmod(0o600)
     path.write_bytes(raw)
     with pytest.raises(DigestMismatch, match="layer blob") as caught:
-        unpack_image(space, target, lanes=lanes)
+        unpack_image(space, target, concurrency=concurrency)
     assert caught.value.expected == damaged
     assert names(space) <= set(chain(image)[:1])
 
@@ -150,20 +148,20 @@ def test_small_layers_take_turns_and_large_ones_go_beside_them(
 ) -> None:
     done: list[tuple[bool, int]] = []
 
-    def note(self: Lane, work: LayerWork, advance: Advance, cancel: Cancellation) -> LayerDone:
-        done.append((self._alone, work.size))
-        return layer_work.do(work, advance, cancel)
+    def note(self: LayerUnpacker, task: LayerTask, advance: Advance, cancel: Cancellation) -> LayerResult:
+        done.append((self.in_worker, task.size))
+        return unpack_layer(task, advance, cancel)
 
-    monkeypatch.setattr(Lane, "do", note)
-    monkeypatch.setattr(schedule, "can_fork", lambda: False)
-    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 5000)
+    monkeypatch.setattr(LayerUnpacker, "unpack", note)
+    monkeypatch.setattr(unpacking, "can_fork", lambda: False)
+    monkeypatch.setattr(unpacking, "_LARGE", 5000)
     small = [{f"small{number}": os.urandom(number)} for number in range(4)]
-    unpack_image(space, put_image(space, small_image(*small), "small"), lanes=4)
-    assert [(alone, size < 5000) for alone, size in done] == [(True, True)] * 4
+    unpack_image(space, put_image(space, small_image(*small), "small"), concurrency=4)
+    assert [(in_worker, size < 5000) for in_worker, size in done] == [(False, True)] * 4
     done.clear()
     image = small_image({"first": b"1"}, {"large": os.urandom(9000)}, {"last": b"2"})
-    unpack_image(space, put_image(space, image, "large"), lanes=4)
-    assert [alone for alone, size in done if size < 5000] == [True, True]
+    unpack_image(space, put_image(space, image, "large"), concurrency=4)
+    assert [in_worker for in_worker, size in done if size < 5000] == [False, False]
     assert len(done) == 3
 
 
@@ -172,10 +170,10 @@ import sys
 from lamella.store.unpack import image as unpacking
 from lamella.store.store import Store
 from lamella.store.unpack.image import unpack_image
-unpacking._OWN_PROCESS = int(sys.argv[2])
+unpacking._LARGE = int(sys.argv[2])
 with Store.open(sys.argv[1]) as store:
     sys.stdin.read(1)
-    unpacked = unpack_image(store.namespace("test"), "image", lanes=3)
+    unpacked = unpack_image(store.namespace("test"), "image", concurrency=3)
     print(sum(not layer.skipped for layer in unpacked.layers), unpacked.snapshot)
 """
 
@@ -229,7 +227,7 @@ def test_who_waits_for_another_can_be_told_to_stop(store: Store, space: LocalNam
     with exclusive_lock(store.root, f"unpack test overlayfs {chain(image)[0]}"):
         threading.Timer(0.2, cancel.cancel).start()
         with pytest.raises(Cancelled):
-            unpack_image(space, target, cancel=cancel)
+            unpack_image(space, target, job=Job(cancel=cancel))
     assert set() == names(space)
     assert space.leases.list() == []
     assert [layer.skipped for layer in unpack_image(space, target).layers] == [False] * 3
@@ -258,10 +256,10 @@ def test_a_loss_that_is_refused_leaves_no_snapshot(space: LocalNamespace) -> Non
     raw = image_of_tars([tar_of({"a": b"1"}), _with_xattr()])
     target = put_image(space, raw, "image")
     losses = Losses()
-    unpack_image(space, target, "native", losses=losses)
+    unpack_image(space, target, "native", job=Job(losses=losses))
     assert [loss.path for loss in losses] == ["b"]
     with pytest.raises(LossRefused):
-        unpack_image(space, target, losses=Losses(refuse=True), lanes=2)
+        unpack_image(space, target, job=Job(losses=Losses(refuse=True)), concurrency=2)
     assert set(chain(raw)[:1]) == names(space)
 
 
@@ -271,7 +269,7 @@ def test_a_blob_that_is_not_there_is_told_and_leaves_nothing(space: LocalNamespa
     target = put_image(space, image, "image")
     space.content.delete(parse_digest(image.manifest["layers"][1]["digest"]))
     with pytest.raises(NotFound):
-        unpack_image(space, target, lanes=3)
+        unpack_image(space, target, concurrency=3)
     assert names(space) <= set(chain(image)[:1])
 
 

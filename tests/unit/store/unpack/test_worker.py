@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 
 from lamella.changes.dump import dump
+from lamella.changes.job import Job
 from lamella.changes.tree import walk
 from lamella.digests import parse_digest
-from lamella.errors import Cancelled, Integrity, LamellaError
+from lamella.errors import Cancelled, Integrity, Unavailable
+from lamella.host.worker import Worker
 from lamella.progress import Cancellation, NoProgress
 from lamella.store.contract import SnapshotKind
 from lamella.store.disk_layout import blob_path
@@ -29,10 +32,8 @@ from lamella.store.snapshots.drivers import overlay
 from lamella.store.snapshots.kinds import snapshot_driver
 from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack import image as unpacking
-from lamella.store.unpack import schedule, worker
 from lamella.store.unpack.image import Unpacked, unpack_image
-from lamella.store.unpack.layer import LayerWork
-from lamella.store.unpack.worker import LayerProcess
+from lamella.store.unpack.layer import LayerTask, LayerUnpacker
 from lamella.testing.images import SmallImage, image_of_tars, put_image, small_image, tar_of
 
 pytestmark = [
@@ -58,8 +59,8 @@ def own_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         made.append("started")
         start(self, *arguments, **more)
 
-    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 0)
-    monkeypatch.setattr(schedule, "can_fork", lambda: request.param == "forked")
+    monkeypatch.setattr(unpacking, "_LARGE", 0)
+    monkeypatch.setattr(unpacking, "can_fork", lambda: request.param == "forked")
     monkeypatch.setattr(os, "fork", forked)
     monkeypatch.setattr(subprocess.Popen, "__init__", started)
     yield made
@@ -91,12 +92,12 @@ def tree(space: LocalNamespace, unpacked: Unpacked) -> list[str]:
         return list(dump(walk(found), inline=16, extents=False))
 
 
-def work_on(space: LocalNamespace, image: SmallImage) -> LayerWork:
-    """The base layer of an image, into a snapshot that is made for it."""
+def task_for(space: LocalNamespace, image: SmallImage) -> LayerTask:
+    """A task for the base layer of an image, with a new snapshot."""
     layer, diff_id = (parse_digest(one) for one in (image.manifest["layers"][0]["digest"], _diff_id(image)))
     space.snapshots("overlayfs").prepare_layer("extract")
     target, size = space.snapshots("overlayfs").target("extract"), image.manifest["layers"][0]["size"]
-    return LayerWork(target, space.store.root, layer, size, size, diff_id, "gzip", None, 4)
+    return LayerTask(target, space.store.root, layer, size, size, diff_id, "gzip", None, 4)
 
 
 def _diff_id(image: SmallImage) -> str:
@@ -107,9 +108,9 @@ def test_processes_make_the_same_tree_and_raise_the_same_errors(
     own_processes: list[str], store: Store, space: LocalNamespace
 ) -> None:
     image = small_image(*LAYERS, *({f"f{number}": bytes(100)} for number in range(4)))
-    one = unpack_image(space, put_image(space, image, "image"), lanes=1)
+    one = unpack_image(space, put_image(space, image, "image"), concurrency=1)
     other = store.namespace("other")
-    many = unpack_image(other, put_image(other, image, "image"), lanes=3)
+    many = unpack_image(other, put_image(other, image, "image"), concurrency=3)
     assert tree(space, one) == tree(other, many)
     assert len(own_processes) == 2
     assert [layer.entries for layer in one.layers] == [layer.entries for layer in many.layers]
@@ -120,7 +121,7 @@ def test_processes_make_the_same_tree_and_raise_the_same_errors(
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-4] + b"1234")
     with pytest.raises(Integrity) as caught:
-        unpack_image(third, target, lanes=3)
+        unpack_image(third, target, concurrency=3)
     assert image.manifest["layers"][3]["digest"] in str(caught.value)
     assert all(not name.startswith("extract") for name in names(third))
 
@@ -130,10 +131,10 @@ def test_no_process_is_forked_that_would_find_nothing_to_do(
 ) -> None:
     def unpack(name: str, layers: list[dict[str, bytes]]) -> list[str]:
         own_processes.clear()
-        unpack_image(space, put_image(space, small_image(*layers), name), lanes=4)
+        unpack_image(space, put_image(space, small_image(*layers), name), concurrency=4)
         return list(own_processes)
 
-    monkeypatch.setattr(unpacking, "_OWN_PROCESS", 5000)
+    monkeypatch.setattr(unpacking, "_LARGE", 5000)
     large = [{f"large{number}": os.urandom(9000)} for number in range(5)]
     assert len(unpack("small first", [{"a": b"1"}, *large[:2]])) == 2
     assert len(unpack("large first", [large[2], {"b": b"1"}, large[3]])) == 1
@@ -147,13 +148,14 @@ def test_no_process_is_forked_that_would_find_nothing_to_do(
 def test_a_process_that_was_killed_is_an_error(space: LocalNamespace, fork: bool) -> None:
     image = small_image(*LAYERS)
     put_image(space, image, "image")
-    process = LayerProcess(fork=fork)
+    unpacker = LayerUnpacker(worker=True)
+    unpacker.start(fork=fork)
     (child,) = children()
     os.kill(child, signal.SIGKILL)
-    with pytest.raises(LamellaError, match="ended before"):
-        process.do(work_on(space, image), lambda _: None, None)
-    process.close()
-    process.close()
+    with pytest.raises(Unavailable, match="ended before"):
+        unpacker.unpack(task_for(space, image), lambda _: None, None)
+    unpacker.close()
+    unpacker.close()
     assert children() == []
 
 
@@ -161,21 +163,21 @@ def test_a_process_that_is_killed_at_work_leaves_nothing(
     own_processes: list[str], store: Store, space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = put_image(space, small_image(*LAYERS), "image")
-    send = worker._send
+    send = Worker.send
 
-    def kill(output: int, message: object) -> None:
-        if isinstance(message, LayerWork):
+    def kill(self: Worker, message: bytes) -> None:
+        if isinstance(pickle.loads(message), LayerTask):
             for child in children():
                 os.kill(child, signal.SIGKILL)
-        send(output, message)
+        send(self, message)
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "_send", kill)
-        with pytest.raises(LamellaError, match="ended before"):
-            unpack_image(space, target, lanes=2)
+        patch.setattr(Worker, "send", kill)
+        with pytest.raises(Unavailable, match="ended before"):
+            unpack_image(space, target, concurrency=2)
     assert [name for name in names(space) if name.startswith("extract")] == []
     assert (space.leases.list(), os.listdir(store.root / "locks")) == ([], [])
-    unpack_image(space, target, lanes=2)
+    unpack_image(space, target, concurrency=2)
     assert len(own_processes) == 2
 
 
@@ -188,7 +190,7 @@ def test_who_waits_for_a_process_can_stop(own_processes: list[str], store: Store
 
     target = put_image(space, small_image(*({f"f{number}": os.urandom(3 << 20)} for number in range(3))), "image")
     with pytest.raises(Cancelled):
-        unpack_image(space, target, lanes=3, progress=Told(), cancel=cancel)
+        unpack_image(space, target, concurrency=3, job=Job(progress=Told(), cancel=cancel))
     assert (names(space), space.leases.list(), os.listdir(store.root / "locks")) == (set(), [], [])
     assert own_processes
 
@@ -208,13 +210,14 @@ def test_a_process_has_nothing_of_the_store_open_but_what_it_reads_and_writes(
 
     with exclusive_lock(store.root, "something else"):  # a file that is locked
         with store.database.read():
-            process = LayerProcess(fork=fork)
-        process.do(work_on(space, image), look, None)
+            unpacker = LayerUnpacker(worker=True)
+            unpacker.start(fork=fork)
+        unpacker.unpack(task_for(space, image), look, None)
         meant = (f"{store.root}/blobs/", f"{store.root}/snapshots/")
         assert [path for path in seen if path.startswith(f"{store.root}/") and not path.startswith(meant)] == []
         seen.clear()
         look(0)  # when it has nothing to do
-        process.close()
+        unpacker.close()
     assert len([path for path in seen if path.startswith("pipe:")]) == 2
     assert {path for path in seen if not path.startswith("pipe:")} == {"/dev/null"}
 
@@ -222,9 +225,10 @@ def test_a_process_has_nothing_of_the_store_open_but_what_it_reads_and_writes(
 ORPHAN = """
 import os, sys
 from pathlib import Path
-from lamella.store.unpack.worker import LayerProcess
-LayerProcess(fork=sys.argv[1] == "fork")
-LayerProcess(fork=sys.argv[1] == "fork")
+from lamella.store.unpack.layer import LayerUnpacker
+unpackers = [LayerUnpacker(worker=True), LayerUnpacker(worker=True)]
+for unpacker in unpackers:
+    unpacker.start(fork=sys.argv[1] == "fork")
 print(*Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(), flush=True)
 sys.stdin.read()
 """
@@ -252,13 +256,13 @@ from lamella.store.store import Store
 def told(event, arguments):
     if event in ("os.fork", "subprocess.Popen"):
         print(event)
-unpacking._OWN_PROCESS = 0
+unpacking._LARGE = 0
 waiting = threading.Event()
 if sys.argv[2] == "beside a thread":
     threading.Thread(target=waiting.wait).start()
 with Store.open(sys.argv[1]) as store:
     sys.addaudithook(told)
-    unpacking.unpack_image(store.namespace("test"), "image", lanes=2)
+    unpacking.unpack_image(store.namespace("test"), "image", concurrency=2)
 waiting.set()
 """
 
@@ -285,8 +289,8 @@ def test_what_a_layer_takes_is_what_a_walk_over_its_files_finds(
 ) -> None:
     image = image_of_tars([tar_of(files) for files in WALKED])
     for count in (1, len(WALKED)):
-        space = store.namespace(f"lanes{count}")
-        unpacked = unpack_image(space, put_image(space, image, "image"), snapshotter, lanes=count)
+        space = store.namespace(f"several{count}")
+        unpacked = unpack_image(space, put_image(space, image, "image"), snapshotter, concurrency=count)
         snapshots = space.snapshots(snapshotter)
         usages = [snapshots.usage(layer.chain_id) for layer in unpacked.layers]
         places = [snapshots.directory(layer.chain_id) for layer in unpacked.layers]
@@ -307,6 +311,6 @@ def test_the_files_of_a_layer_are_walked_over_where_it_was_unpacked(
 
     target = put_image(space, small_image(*({f"f{number}": b"1"} for number in range(3))), "image")
     monkeypatch.setattr(overlay, "measure", noted)
-    unpack_image(space, target, lanes=2)
+    unpack_image(space, target, concurrency=2)
     assert own_processes
     assert 1 <= len(walked) <= 2  # and the others there

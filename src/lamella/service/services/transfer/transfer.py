@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.empty_pb2 import Empty
 
+from lamella.changes.job import Job
 from lamella.errors import AlreadyExists, InvalidInput, NotFound, Unsupported, from_os
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.platform import Platform
@@ -231,7 +232,7 @@ class Transfer:
         for wanted in destination.unpacks:
             for target in {target.digest: target for target in targets}.values():
                 unpacking.unpack_image(
-                    space, target, wanted.snapshotter or usual, platform=platform(wanted.platform), cancel=call
+                    space, target, wanted.snapshotter or usual, platform=platform(wanted.platform), job=Job(cancel=call)
                 )
 
 
