@@ -20,7 +20,8 @@ from lamella.changes.model import Buffer, Change, Kind, Opaque, Put
 from lamella.changes.tree import walk
 from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.directory.tree import DirectoryTree
-from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.overlay.tree import OverlayChanges, OverlayTree
 from lamella.layers.process_reader import Blob, ReaderProcess
 from lamella.layers.stack import LayerStack

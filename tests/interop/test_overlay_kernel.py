@@ -24,7 +24,8 @@ from lamella.changes.tree import merge, walk
 from lamella.errors import InvalidInput, NotFound
 from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.directory.tree import DirectoryTree
-from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.overlay.tree import OverlayChanges, OverlayTree
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath

@@ -21,7 +21,8 @@ from lamella.changes.tree import walk
 from lamella.cli.main import run
 from lamella.errors import EXIT_STATUS, LamellaError
 from lamella.layers.directory.sink import DirectorySink
-from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.overlay.tree import OverlayTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack

@@ -28,7 +28,8 @@ from lamella.layers.directory.dirfd_cache import remove_tree
 from lamella.layers.erofs.overlay_sink import ErofsUpperSink
 from lamella.layers.erofs.sink import ErofsSink
 from lamella.layers.erofs.tree import ErofsImage, ErofsLayer
-from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink

@@ -19,7 +19,8 @@ from lamella.changes.apply import apply
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.changes.tree import merge
-from lamella.layers.overlay.layer import USER, OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import USER, OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.overlay.tree import OverlayTree
 from lamella.layers.stack import LayerStack
 from lamella.testing.builders import directory, file, link, opaque, whiteout

@@ -310,7 +310,8 @@ def _directory_tree(place: Path) -> OpenTree:
 
 
 def _overlay_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:
-    from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+    from lamella.layers.overlay.layer import OverlayLayer
+    from lamella.layers.overlay.sink import OverlaySink
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(OverlayLayer(parent) for parent in parents) if parents else None

@@ -13,7 +13,8 @@ from lamella.changes.losses import Losses
 from lamella.errors import Conflict, Unsupported
 from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.directory.tree import DirectoryTree
-from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.store.contract import (

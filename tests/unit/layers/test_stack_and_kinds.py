@@ -12,7 +12,7 @@ import pytest
 from lamella.errors import InvalidInput
 from lamella.layers import kinds
 from lamella.layers.directory.sink import DirectorySink
-from lamella.layers.overlay.layer import OverlaySink
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.stack import LayerStack
 
 

@@ -38,7 +38,7 @@ class _Upper:
         xattrs: Literal["all", "capability", "none"],
         open_directories: int,
     ) -> None:
-        self.prefix = layer.prefix()
+        self.prefix = layer.xattr_prefix()
         self.tree = DirectoryTree(layer.path, owners=owners, xattrs=xattrs, open_directories=open_directories)
         self.marks: dict[LayerPath, dict[str, bytes]] = {}
         """By path, what the last call found; see `DirectoryTree.marks`."""

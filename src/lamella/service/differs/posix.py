@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 from lamella.changes.contracts import Source
 from lamella.changes.losses import Losses
 from lamella.errors import Unsupported, from_os
-from lamella.layers.overlay.layer import OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.stack import LayerStack
 from lamella.service.differs.contract import Lookup, Make, Mounts, Target, WriteLayer
 from lamella.store.contract import BindMount, ErofsMount, OverlayMount

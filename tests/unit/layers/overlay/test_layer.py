@@ -17,7 +17,8 @@ from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Kind, Put
 from lamella.changes.tree import merge, walk
 from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
-from lamella.layers.overlay.layer import TRUSTED, USER, OverlayLayer, OverlaySink
+from lamella.layers.overlay.layer import TRUSTED, USER, OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.overlay.tree import OverlayChanges, OverlayTree
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath

@@ -14,7 +14,8 @@ from typing import Final
 from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.errors import from_os
-from lamella.layers.overlay.layer import OverlayLayer, OverlaySink, drop_whiteouts
+from lamella.layers.overlay.layer import OverlayLayer, drop_whiteouts
+from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.overlay.tree import OverlayTree
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
