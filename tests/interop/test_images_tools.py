@@ -83,9 +83,9 @@ class TestSkopeo:
         skopeo("copy", source, target)
         config, diff_ids, layers = seen(target)
         assert diff_ids == DIFF_IDS
-        assert digest(compact(IMAGE.config)) == config
+        assert config == digest(compact(IMAGE.config))
         if form != "docker-archive":
-            assert IMAGE.layers == layers
+            assert layers == IMAGE.layers
 
     @pytest.mark.parametrize("form", FORMS)
     def test_it_reads_what_is_written(self, skopeo: Callable[..., str], tmp_path: Path, source: str, form: str) -> None:
@@ -117,10 +117,10 @@ class TestSkopeo:
         skopeo("copy", "--all", several, theirs)
         assert skopeo("inspect", "--raw", theirs) == skopeo("inspect", "--raw", ours)
         for name in (ours, theirs):
-            assert IMAGE.layers == seen(name, "linux/amd64")[2]
-            assert ARM.layers == seen(name, "linux/arm64")[2]
+            assert seen(name, "linux/amd64")[2] == IMAGE.layers
+            assert seen(name, "linux/arm64")[2] == ARM.layers
         skopeo("copy", "--all", ours, f"oci:{tmp_path}/back:v1")
-        assert ARM.layers == seen(f"oci:{tmp_path}/back:v1", "linux/arm64")[2]
+        assert seen(f"oci:{tmp_path}/back:v1", "linux/arm64")[2] == ARM.layers
 
     def test_both_choose_the_same_platform(self, skopeo: Callable[..., str], tmp_path: Path, several: str) -> None:
         skopeo("copy", "--override-arch=arm64", several, f"oci:{tmp_path}/theirs:v1")
@@ -237,4 +237,4 @@ def test_names_are_split_as_skopeo_splits_them(needs: Needs, tmp_path: Path) -> 
     for name in (f"oci:{path}", f"oci:{path}:", f"oci:{path}:a:b", f"oci:{path}:@0"):
         assert run(tool, "--insecure-policy", "inspect", "--raw", name) == compact(IMAGE.manifest).decode()
         with open_platform_image(parse_image_name(name)) as image:
-            assert IMAGE.descriptor["digest"] == image.descriptor.digest
+            assert image.descriptor.digest == IMAGE.descriptor["digest"]

@@ -97,10 +97,10 @@ def test_what_is_pushed_and_pulled_has_the_digests_that_skopeo_sees(
 ) -> None:
     name = named(registry, "verbs/round:v1")
     pushed = json.loads(lamella("push", "--json", f"{layout}:one", name))
-    assert IMAGE.descriptor["digest"] == pushed["digest"]
+    assert pushed["digest"] == IMAGE.descriptor["digest"]
     assert digest(skopeo("inspect", "--raw", "--tls-verify=false", name).encode()) == pushed["digest"]
     pulled = json.loads(lamella("pull", "--json", name, f"oci:{tmp_path}/ours:v1"))
-    assert IMAGE.descriptor["digest"] == pulled["digest"]
+    assert pulled["digest"] == IMAGE.descriptor["digest"]
     skopeo("copy", "-q", "--src-tls-verify=false", name, f"oci:{tmp_path}/theirs:v1")
     assert blobs(tmp_path / "theirs") == blobs(tmp_path / "ours")
 
@@ -112,11 +112,11 @@ def test_an_index_is_pushed_and_pulled_whole_or_by_platform(
     lamella("push", "--all", f"{layout}:all", name)
     assert skopeo("inspect", "--raw", "--tls-verify=false", name).encode() == INDEX
     whole = json.loads(lamella("pull", "--all", "--json", name, f"oci:{tmp_path}/whole:v1"))
-    assert ENTRY["digest"] == whole["digest"]
+    assert whole["digest"] == ENTRY["digest"]
     skopeo("copy", "-q", "--all", "--src-tls-verify=false", name, f"oci:{tmp_path}/theirs:v1")
     assert blobs(tmp_path / "theirs") == blobs(tmp_path / "whole")
     part = json.loads(lamella("pull", "--platform=linux/arm64", "--json", name, f"oci:{tmp_path}/part:v1"))
-    assert ARM.descriptor["digest"] == part["digest"]
+    assert part["digest"] == ARM.descriptor["digest"]
 
 
 def test_what_docker_would_push_is_pulled_and_unpacked_as_umoci_does(

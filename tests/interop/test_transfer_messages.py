@@ -103,7 +103,7 @@ def who(message: Packed) -> pb.AuthResponse:
 
 
 def events(stream: Stream) -> list[pb.Progress]:
-    assert {"containerd.types.transfer.Progress"} == {message.type_url for message in stream.said}
+    assert {message.type_url for message in stream.said} == {"containerd.types.transfer.Progress"}
     return [pb.Progress.FromString(message.value) for message in stream.said]
 
 

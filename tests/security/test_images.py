@@ -137,7 +137,7 @@ class TestLayoutDirectory:
             blobs[digest(raw)] = raw
         write_layout(str(layout), [entry], blobs)
         started = time.monotonic()
-        assert IMAGE.layers == read_all(f"oci:{layout}")
+        assert read_all(f"oci:{layout}") == IMAGE.layers
         assert time.monotonic() - started < 5
 
     def test_more_layers_than_diff_ids(self, layout: Path) -> None:
@@ -170,7 +170,7 @@ class TestLayoutDirectory:
                 assert name == digest(raw)
             writer.commit("a", writer.put_document(OCI_MANIFEST, compact(other.manifest)))
         assert (tmp_path / "secret").read_bytes() == SECRET
-        assert IMAGE.layers == read_all(f"oci:{layout}:a")
+        assert read_all(f"oci:{layout}:a") == IMAGE.layers
         assert not file.is_symlink()
 
 
@@ -186,7 +186,7 @@ def docker_files(**changes: Any) -> dict[str, Any]:
 
 class TestArchives:
     def test_the_honest_one_is_read(self, tmp_path: Path) -> None:
-        assert IMAGE.layers == read_all(archive(tmp_path / "a.tar", docker_files()))
+        assert read_all(archive(tmp_path / "a.tar", docker_files())) == IMAGE.layers
 
     @pytest.mark.parametrize("name", ["../secret", "/../secret", "a/../../secret", "\0"])
     def test_a_path_in_the_list_that_leads_out(self, tmp_path: Path, name: str) -> None:
@@ -199,7 +199,7 @@ class TestArchives:
         (tmp_path / "secret").write_bytes(SECRET)
         with pytest.raises(NotFound):
             read_all(archive(tmp_path / "a.tar", docker_files(Layers=[str(tmp_path / "secret")])))
-        assert IMAGE.layers == read_all(archive(tmp_path / "a.tar", docker_files(Layers=["/layer.tar"])))
+        assert read_all(archive(tmp_path / "a.tar", docker_files(Layers=["/layer.tar"]))) == IMAGE.layers
 
     @pytest.mark.parametrize("target", ["/etc/passwd", "../secret", "x/../../secret", "../../../../../../etc/passwd"])
     @pytest.mark.parametrize("member", ["layer.tar", "c.json", "manifest.json"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as most programs want it: what it is made of, and what can be done with it."""
+"""The public class of images: a value whose methods read it, write it and derive other images."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 
 
 def open_image(name: str | ImageName, platform: str | Platform | None = None) -> Image:
-    """The image that ``name`` names, as in ``oci:DIR:TAG``, for ``platform`` or this host.
+    """Open the image that ``name`` names, as in ``oci:DIR:TAG``, for ``platform`` or this host.
 
-    Its documents are read and checked, its layers not yet. Use it as a context manager, or `close` it. Raises
-    InvalidInput, NotFound, Unsupported, Integrity.
+    Reads and checks its documents, not its layers. Use it as a context manager, or `close` it. Raises InvalidInput,
+    NotFound, Unsupported, Integrity.
     """
     image = Image.open(name, platform)
-    image._source.image()  # noqa: SLF001  # errors are wanted now
+    image._source.image()  # noqa: SLF001  # raises errors now
     return image
 
 
 class Image:
-    """An image: one that is somewhere, or one that is made of it.
+    """An image in a place, or one that is derived from other images.
 
-    It never changes. The methods from `append` to `with_annotations` give another image, which is made when it is
-    written or looked into, and not before; so is what `Image.open` opens. The same steps always give the same digest.
-    What an image has open is let go of by `close`, or when nothing refers to the image any more.
+    It is immutable. The methods from `append` to `convert` return another image, which is made lazily, when it is
+    written or read; `Image.open` opens an image lazily, too. The same steps always give the same digest. `close`, or
+    garbage collection of the image, releases its resources.
     """
 
     def __init__(self, source: _Source) -> None:
@@ -72,20 +72,20 @@ class Image:
 
             return empty_draft(new_config(wanted))
 
-        return cls(_Made(draft))
+        return cls(_DerivedImage(draft))
 
     @classmethod
     def open(cls, name: str | ImageName, platform: str | Platform | None = None) -> Image:
         """The image that ``name`` names, as in ``oci:DIR:TAG``, for ``platform`` or this host.
 
-        Nothing is read yet, so that what is wrong shows later; see `open_image` for an error at once. Raises
-        InvalidInput for a malformed name.
+        Nothing is read yet, so that errors are raised later than by `open_image`. Raises InvalidInput for a malformed
+        name.
         """
-        return cls(_Placed(parse_image_name(name) if isinstance(name, str) else name, platform))
+        return cls(_NamedImage(parse_image_name(name) if isinstance(name, str) else name, platform))
 
     @property
     def name(self) -> str | None:
-        """The name that it was opened by; None for one that is made."""
+        """The name of an opened image; None for a derived one."""
         return self._source.name
 
     @property
@@ -99,22 +99,21 @@ class Image:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest."""
         return self._image.manifest
 
     @property
     def config(self) -> ImageConfig:
-        """The image config; how a container starts is in its ``config``."""
+        """The image config; the defaults of a container are in its ``config``."""
         return self._image.config
 
     @property
     def platform(self) -> Platform:
-        """What it was built for."""
+        """The platform that the config states."""
         return self._source.draft().config.platform
 
     @property
     def layers(self) -> tuple[ImageLayer, ...]:
-        """The layers, the base first: descriptor, diff id, and `open` for the blob."""
+        """The layers, base first: descriptor, diff id, and `open` for the blob."""
         return self._image.layers
 
     def unpack(
@@ -129,10 +128,10 @@ class Image:
     ) -> Unpacked:
         """Unpack into ``directory``, which must not exist and appears when everything is unpacked and checked.
 
-        With ``kind`` it is another form than a plain tree, see `lamella.operations.unpack.unpack`; an image for Windows
-        needs one. With ``merge`` the directory may exist, and is unpacked over. With ``bundle``, the files of a plain
-        tree go into its ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` chooses owners and devices.
-        Raises what `lamella.operations.unpack.unpack` raises.
+        ``kind`` selects another form than a plain tree, see `lamella.operations.unpack.unpack`; a Windows image needs
+        one. With ``merge`` the directory may exist, and is unpacked over. With ``bundle``, the files of a plain tree go
+        into its ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` chooses owners and devices. Raises as
+        `lamella.operations.unpack.unpack`.
         """
         from lamella.changes.job import Job
         from lamella.operations.runtime.bundle import unpack_bundle
@@ -152,9 +151,9 @@ class Image:
         )
 
     def filesystem(self) -> Filesystem:
-        """The merged view of the layers, to be read as a file system is, until the image is closed.
+        """The merged view of the layers as a read-only file system, usable until the image is closed.
 
-        The layers are read when this is first called, and checked as unpacking checks them. Raises as unpacking does.
+        The first call reads and checks the layers as unpacking does, and raises as unpacking does.
         """
         if self._filesystem is None:
             from lamella.operations.trees.filesystem import Filesystem
@@ -164,12 +163,12 @@ class Image:
         return self._filesystem
 
     def describe(self) -> dict[str, Any]:
-        """What ``lamella inspect --json`` prints."""
+        """The document that ``lamella inspect --json`` prints."""
         from lamella.operations.inspect import describe
 
         return describe(self._image)
 
-    # Other images ------------------------------------------------------------------------------------------------
+    # Derived images ------------------------------------------------------------------------------------------------
 
     def append(
         self,
@@ -180,7 +179,7 @@ class Image:
     ) -> Image:
         """This image with ``layers`` on top: directories, blobs, or mappings of paths to files.
 
-        Directories and files on disk are read when the image is written or looked into. ``losses`` collects what the
+        Directories and files on disk are read when the image is written or read. ``losses`` collects what the
         layers cannot hold; the default are those of the job that writes the image. Raises InvalidInput for files that
         cannot be in one layer.
         """
@@ -190,24 +189,24 @@ class Image:
 
         new = new_layers(layers, options or DEFAULT_OPTIONS, losses)
         by = CREATED_BY if created_by is None else created_by
-        return Image(_Made(lambda: add_layers(self._source.draft(), new, created_by=by)))
+        return Image(_DerivedImage(lambda: add_layers(self._source.draft(), new, created_by=by)))
 
     def with_config(self, **settings: Unpack[SettingsGiven]) -> Image:
-        """This image with another config; what is not given stays. See `lamella.operations.surgery.mutate.Settings`.
+        """This image with changed `lamella.operations.surgery.mutate.Settings` of its config; others stay.
 
         Raises InvalidInput.
         """
         from lamella.operations.surgery.mutate import Settings, with_settings
 
         wanted = Settings(**settings)
-        return Image(_Made(lambda: with_settings(self._source.draft(), wanted)))
+        return Image(_DerivedImage(lambda: with_settings(self._source.draft(), wanted)))
 
     def with_annotations(self, annotations: Pairs) -> Image:
         """This image with these annotations of its manifest set or, where the value is None, removed."""
         from lamella.operations.surgery.mutate import checked_pairs, with_annotations
 
         wanted = checked_pairs("annotations", annotations)
-        return Image(_Made(lambda: with_annotations(self._source.draft(), wanted)))
+        return Image(_DerivedImage(lambda: with_annotations(self._source.draft(), wanted)))
 
     def flatten(
         self, layers: range | str | None = None, *, compression: str = "gzip", level: int | None = None
@@ -217,16 +216,13 @@ class Image:
         from lamella.operations.surgery.flatten import merge_layers
 
         options = LayerOptions(compression, level)
-        return Image(_Made(lambda: merge_layers(self._image, layers, options)))
+        return Image(_DerivedImage(lambda: merge_layers(self._image, layers, options)))
 
     def rebase(self, old_base: Image, new_base: Image) -> Image:
-        """This image with the layers of ``new_base`` in place of those of ``old_base``.
-
-        See `lamella.operations.surgery.rebase.rebase`.
-        """
+        """This image with the layers of ``old_base`` replaced by those of ``new_base``, as `lamella.rebase` does."""
         from lamella.operations.surgery.rebase import replace_base
 
-        return Image(_Made(lambda: replace_base(self._image, old_base._image, new_base._image)))
+        return Image(_DerivedImage(lambda: replace_base(self._image, old_base._image, new_base._image)))
 
     def convert(
         self,
@@ -244,13 +240,13 @@ class Image:
         from lamella.operations.surgery.convert import Conversion, convert_image
 
         how = Conversion(compression, level, again=again, format=format)
-        return Image(_Made(lambda: convert_image(self._image, how, Job())))
+        return Image(_DerivedImage(lambda: convert_image(self._image, how, Job())))
 
     def write(self, name: str | ImageName, *, replace: bool = False, job: Job | None = None) -> Descriptor:
-        """Write the image to the place that ``name`` names, which is unchanged until all is there; its manifest.
+        """Write the image to the place that ``name`` names, atomically, and return the descriptor of its manifest.
 
-        What that place has already is neither read nor written. See `open_writer` for ``replace``. Raises what making
-        the image raises, and AlreadyExists.
+        Blobs that the place holds are neither read nor written. See `open_writer` for ``replace``. Raises
+        AlreadyExists, and as the methods that derived the image do.
         """
         from lamella.images.transports import open_writer
         from lamella.operations.surgery.draft import write_draft
@@ -268,7 +264,7 @@ class Image:
         return self.write(name, job=job)
 
     def close(self) -> None:
-        """Let go of the place; files of `filesystem` cannot be read any more, nor what images made of it need."""
+        """Release all resources. `filesystem` and images derived from this one become unusable."""
         self._resources.close()
         self._source.close()
 
@@ -279,41 +275,41 @@ class Image:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Image {self.name or 'made of others'}>"
+        return f"<Image {self.name or '(derived)'}>"
 
 
 class _Source(Protocol):
-    """Where an image comes from."""
+    """The origin of an image."""
 
     name: str | None
 
     def image(self) -> PlatformImage:
-        """The image, ready to be read."""
+        """The image for reading."""
         ...
 
     def draft(self) -> Draft:
-        """The image, to be written, as far as it is made."""
+        """The image for writing; derived layers may not be made yet."""
         ...
 
     def close(self) -> None: ...
 
 
-class _Placed:
-    """An image that is somewhere; opened once, when it is needed."""
+class _NamedImage:
+    """An image in a place, opened on first use."""
 
     def __init__(self, name: ImageName, platform: str | Platform | None) -> None:
         self.name: str | None = str(name)
-        self._where = name
+        self._name = name
         self._platform = platform
         self._image: PlatformImage | None = None
-        self._closing: weakref.finalize[..., _Placed] | None = None
+        self._closing: weakref.finalize[..., _NamedImage] | None = None
         self._closed = False
 
     def image(self) -> PlatformImage:
         if self._image is None:
             if self._closed:
                 raise Conflict(f"{self.name}: the image is closed")
-            self._image = open_platform_image(self._where, self._platform)
+            self._image = open_platform_image(self._name, self._platform)
             self._closing = weakref.finalize(self, self._image.close)
         return self._image
 
@@ -328,8 +324,8 @@ class _Placed:
             self._closing()
 
 
-class _Made:
-    """An image that is made of others; its new layers are in a temporary place once it has been looked into."""
+class _DerivedImage:
+    """An image that is derived from others. Reading it writes its new layers to a temporary directory."""
 
     name: str | None = None
 
@@ -337,7 +333,7 @@ class _Made:
         self._make = make
         self._draft: Draft | None = None
         self._image: PlatformImage | None = None
-        self._closing: weakref.finalize[..., _Made] | None = None
+        self._closing: weakref.finalize[..., _DerivedImage] | None = None
 
     def image(self) -> PlatformImage:
         if self._image is None:

@@ -222,13 +222,13 @@ class TestOciArchive:
     def test_it_may_be_compressed_as_a_whole(self, tmp_path: Path) -> None:
         raw = tar_of(layout_files([tagged(ZIPPED.descriptor, "v1")], ZIPPED.blobs))
         (tmp_path / "a.tar.gz").write_bytes(gzip.compress(raw))
-        assert ZIPPED.layers == contents(f"oci-archive:{tmp_path}/a.tar.gz:v1")
+        assert contents(f"oci-archive:{tmp_path}/a.tar.gz:v1") == ZIPPED.layers
 
     def test_a_docker_archive_is_told_from_it(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", old_style())
         with pytest.raises(InvalidInput) as caught:
             open_platform_image(f"oci-archive:{path}")
-        assert f"it looks like docker-archive:{path}" == caught.value.hint
+        assert caught.value.hint == f"it looks like docker-archive:{path}"
 
     def test_a_blob_of_another_size(self, tmp_path: Path) -> None:
         files = layout_files([ZIPPED.descriptor], ZIPPED.blobs)
@@ -246,7 +246,7 @@ class TestDockerArchive:
         path = store(tmp_path / "a.tar", old_style(["busybox:1", "x.io/b:2"]))
         assert PLAIN.layers == contents(f"docker-archive:{path}") == contents(f"docker-archive:{path}:busybox:1")
         with open_platform_image(f"docker-archive:{path}:x.io/b:2") as image:
-            assert digest(RAW_CONFIG) == image.manifest.config.digest
+            assert image.manifest.config.digest == digest(RAW_CONFIG)
             assert [layer.descriptor.media_type for layer in image.layers] == [OCI_LAYER, OCI_LAYER]
             assert [layer.diff_id for layer in image.layers] == [layer.descriptor.digest for layer in image.layers]
             assert image.reader.images()[0].names == ("docker.io/library/busybox:1", "x.io/b:2")
@@ -268,7 +268,7 @@ class TestDockerArchive:
     def test_a_layer_that_is_a_hard_link(self, tmp_path: Path) -> None:
         files = {**old_style(), "three/layer.tar": (tarfile.LNKTYPE, "two/layer.tar")}
         files["manifest.json"] = compact([saved("one/layer.tar", "three/layer.tar")])
-        assert PLAIN.layers == contents(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
+        assert contents(f"docker-archive:{store(tmp_path / 'a.tar', files)}") == PLAIN.layers
 
     def test_one_of_docker_since_25(self, tmp_path: Path) -> None:
         files: dict[str, Any] = layout_files([tagged(PLAIN.descriptor, "latest")], PLAIN.blobs)
@@ -282,12 +282,12 @@ class TestDockerArchive:
         first, second = ZIPPED.layers
         files = {**old_style(), "one/layer.tar": first, "two/layer.tar": second}
         path = store(tmp_path / "a.tar", files)
-        assert ZIPPED.layers == contents(f"docker-archive:{path}")
+        assert contents(f"docker-archive:{path}") == ZIPPED.layers
         with open_platform_image(f"docker-archive:{path}") as image:
             assert [(OCI_LAYER_GZIP, digest(blob)) for blob in (first, second)] == [
                 (layer.descriptor.media_type, layer.descriptor.digest) for layer in image.layers
             ]
-            assert PLAIN.config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]
+            assert [layer.diff_id for layer in image.layers] == PLAIN.config["rootfs"]["diff_ids"]
 
     def test_several_images_are_told_by_their_names(self, tmp_path: Path) -> None:
         other = small_image({"a": b"1"}, compress=False, Cmd=["x"])
@@ -301,7 +301,7 @@ class TestDockerArchive:
             ]
         )
         path = store(tmp_path / "a.tar", files)
-        assert PLAIN.layers == contents(f"docker-archive:{path}:a:1")
+        assert contents(f"docker-archive:{path}:a:1") == PLAIN.layers
         assert PLAIN.layers[:1] == contents(f"docker-archive:{path}:b:2") == contents(f"docker-archive:{path}:@2")
         with pytest.raises(InvalidInput, match="3 images") as caught:
             open_platform_image(f"docker-archive:{path}")
@@ -317,7 +317,7 @@ class TestDockerArchive:
         path = store(tmp_path / "a.tar", layout_files([ZIPPED.descriptor], ZIPPED.blobs))
         with pytest.raises(InvalidInput, match=r"no archive of 'docker save'") as caught:
             open_platform_image(f"docker-archive:{path}")
-        assert f"it looks like oci-archive:{path}" == caught.value.hint
+        assert caught.value.hint == f"it looks like oci-archive:{path}"
 
     def test_layers_and_diff_ids_that_differ_in_number(self, tmp_path: Path) -> None:
         files = {**old_style(), "manifest.json": compact([saved("one/layer.tar")])}
@@ -358,8 +358,8 @@ class TestWriting:
         with tarfile.open(tmp_path / "a.tar") as archive:
             members = archive.getmembers()
         assert sorted(member.name for member in members) == [member.name for member in members]
-        assert {(0, 0, 1_700_000_000, "", "")} == {
-            (member.uid, member.gid, member.mtime, member.uname, member.gname) for member in members
+        assert {(member.uid, member.gid, member.mtime, member.uname, member.gname) for member in members} == {
+            (0, 0, 1_700_000_000, "", "")
         }
 
     def test_what_is_there_stays_unless_it_is_to_be_replaced(self, tmp_path: Path, form: str) -> None:

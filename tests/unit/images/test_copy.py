@@ -67,11 +67,11 @@ def test_an_image_goes_through_any_two_forms(tmp_path: Path, source: str, first:
     one, two = f"{first}:{tmp_path}/one:v1", f"{second}:{tmp_path}/two:v2"
     copied = copy(f"{source}:one", one)
     again = copy(one, two)
-    assert AMD.descriptor["digest"] == copied.entry.digest
+    assert copied.entry.digest == AMD.descriptor["digest"]
     assert (copied.blobs, copied.present) == (4, 0)
-    assert AMD.config["rootfs"]["diff_ids"] == diff_ids(two)
+    assert diff_ids(two) == AMD.config["rootfs"]["diff_ids"]
     with open_platform_image(two) as image:
-        assert digest(compact(AMD.config)) == image.manifest.config.digest
+        assert image.manifest.config.digest == digest(compact(AMD.config))
         if "docker-archive" not in (first, second):
             assert AMD.descriptor["digest"] == again.entry.digest == image.descriptor.digest
 
@@ -79,7 +79,7 @@ def test_an_image_goes_through_any_two_forms(tmp_path: Path, source: str, first:
 def test_one_platform_of_an_index_alone_is_copied(tmp_path: Path, source: str) -> None:
     target = f"oci:{tmp_path}/t"
     copied = copy(f"{source}:all", f"{target}:arm", platform="linux/arm64")
-    assert ARM.descriptor["digest"] == copied.entry.digest
+    assert copied.entry.digest == ARM.descriptor["digest"]
     assert sorted(name[7:] for name in ARM.blobs) == sorted(os.listdir(tmp_path / "t" / "blobs" / "sha256"))
     index = json.loads((tmp_path / "t" / "index.json").read_bytes())
     assert index["manifests"][0]["annotations"] == {"org.opencontainers.image.ref.name": "arm"}
@@ -90,14 +90,14 @@ def test_one_platform_of_an_index_alone_is_copied(tmp_path: Path, source: str) -
 def test_all_platforms_keep_the_digest_of_their_index(tmp_path: Path, source: str, form: str) -> None:
     target = f"{form}:{tmp_path}/t:all"
     copied = copy(f"{source}:all", target, all_platforms=True)
-    assert INDEX["digest"] == copied.entry.digest
-    assert len({*AMD.blobs, *ARM.blobs}) + 1 == copied.blobs
+    assert copied.entry.digest == INDEX["digest"]
+    assert copied.blobs == len({*AMD.blobs, *ARM.blobs}) + 1
     for image, platform in ((AMD, "linux/amd64"), (ARM, "linux/arm64")):
         assert image.config["rootfs"]["diff_ids"] == diff_ids(target, platform)
 
 
 def test_all_platforms_of_an_image_that_has_one(tmp_path: Path, source: str) -> None:
-    assert AMD.descriptor["digest"] == copy(f"{source}:one", f"oci:{tmp_path}/t", all_platforms=True).entry.digest
+    assert copy(f"{source}:one", f"oci:{tmp_path}/t", all_platforms=True).entry.digest == AMD.descriptor["digest"]
 
 
 def test_what_the_target_has_is_not_copied_again(tmp_path: Path, source: str) -> None:
@@ -106,11 +106,11 @@ def test_what_the_target_has_is_not_copied_again(tmp_path: Path, source: str) ->
     told = Told()
     copied = copy(f"{source}:all", f"{target}:b", all_platforms=True, job=Job(progress=told))
     assert {*AMD.blobs} & {*ARM.blobs}
-    assert (len({*ARM.blobs} - {*AMD.blobs}) + 1, len(AMD.blobs)) == (copied.blobs, copied.present)
+    assert (copied.blobs, copied.present) == (len({*ARM.blobs} - {*AMD.blobs}) + 1, len(AMD.blobs))
     assert (copied.size, copied.size, 1) == (told.total, told.done, told.finished)
     nothing = copy(f"{source}:one", f"{target}:c")
     assert (nothing.blobs, nothing.size, nothing.present) == (0, 0, 4)
-    assert AMD.config["rootfs"]["diff_ids"] == diff_ids(f"{target}:c")
+    assert diff_ids(f"{target}:c") == AMD.config["rootfs"]["diff_ids"]
 
 
 def test_a_layout_may_be_source_and_target(source: str) -> None:
@@ -126,7 +126,7 @@ def test_a_blob_that_is_damaged_fails_the_copy_and_leaves_nothing(tmp_path: Path
     for form in FORMS:
         with pytest.raises(DigestMismatch, match=layer):
             copy(f"{source}:one", f"{form}:{tmp_path}/t:v1", job=Job(progress=told))
-    assert len(FORMS) == told.finished
+    assert told.finished == len(FORMS)
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -144,7 +144,7 @@ def test_an_archive_that_is_there_is_replaced_on_request_alone(tmp_path: Path, s
     with pytest.raises(AlreadyExists):
         copy(f"{source}:one", target)
     copy(f"{source}:all", target, platform="linux/arm64", replace=True, durable=True)
-    assert ARM.config["rootfs"]["diff_ids"] == diff_ids(target)
+    assert diff_ids(target) == ARM.config["rootfs"]["diff_ids"]
 
 
 def test_a_docker_archive_has_one_platform(tmp_path: Path, source: str) -> None:
@@ -152,7 +152,7 @@ def test_a_docker_archive_has_one_platform(tmp_path: Path, source: str) -> None:
         copy(f"{source}:all", f"docker-archive:{tmp_path}/t", all_platforms=True)
     assert os.listdir(tmp_path) == ["source"]
     copy(f"{source}:all", f"docker-archive:{tmp_path}/t", platform="linux/arm64")
-    assert ARM.config["rootfs"]["diff_ids"] == diff_ids(f"docker-archive:{tmp_path}/t")
+    assert diff_ids(f"docker-archive:{tmp_path}/t") == ARM.config["rootfs"]["diff_ids"]
 
 
 @pytest.mark.parametrize(

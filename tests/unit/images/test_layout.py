@@ -80,9 +80,9 @@ class TestReading:
     def test_an_image_its_config_and_its_layers(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [tagged(AMD.descriptor, "v1")], AMD.blobs)
         with open_platform_image(name_of(tmp_path, "v1")) as image:
-            assert AMD.descriptor["digest"] == image.descriptor.digest
+            assert image.descriptor.digest == AMD.descriptor["digest"]
             assert str(image.platform) == "linux/amd64"
-            assert AMD.config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]
+            assert [layer.diff_id for layer in image.layers] == AMD.config["rootfs"]["diff_ids"]
             assert [layer.compression for layer in image.layers] == ["gzip", "gzip"]
             for layer, expected in zip(image.layers, AMD.layers, strict=True):
                 with layer.open() as blob:
@@ -91,7 +91,7 @@ class TestReading:
     def test_the_only_image_needs_no_tag(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [tagged(AMD.descriptor, "v1")], AMD.blobs)
         with open_platform_image(name_of(tmp_path)) as image:
-            assert AMD.descriptor["digest"] == image.descriptor.digest
+            assert image.descriptor.digest == AMD.descriptor["digest"]
 
     def test_among_several_images_the_tags_are_listed(self, tmp_path: Path) -> None:
         entries = [tagged(AMD.descriptor, "v1"), tagged(ARM.descriptor, "v2")]
@@ -103,14 +103,14 @@ class TestReading:
             open_platform_image(name_of(tmp_path, "v3"))
         assert missing.value.hint == "named there: v1, v2"
         with open_platform_image(name_of(tmp_path, "@1")) as image:
-            assert ARM.descriptor["digest"] == image.descriptor.digest
+            assert image.descriptor.digest == ARM.descriptor["digest"]
         with pytest.raises(NotFound, match="no image @2"):
             open_platform_image(name_of(tmp_path, "@2"))
 
     def test_one_image_under_two_tags_is_one_image(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [tagged(AMD.descriptor, tag) for tag in ("a", "b")], AMD.blobs)
         with open_platform_image(name_of(tmp_path)) as image:
-            assert AMD.descriptor["digest"] == image.descriptor.digest
+            assert image.descriptor.digest == AMD.descriptor["digest"]
 
     def test_references_that_docker_notes_are_names_too(self, tmp_path: Path) -> None:
         entries = [tagged(AMD.descriptor, "latest"), tagged(ARM.descriptor, "latest")]
@@ -124,7 +124,7 @@ class TestReading:
         signature = {**AMD.descriptor, "digest": digest(b"s"), "artifactType": "application/vnd.example"}
         write_layout(str(tmp_path), [signature, AMD.descriptor], AMD.blobs)
         with open_platform_image(name_of(tmp_path)) as image:
-            assert AMD.descriptor["digest"] == image.descriptor.digest
+            assert image.descriptor.digest == AMD.descriptor["digest"]
 
     def test_an_image_of_no_layers(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [EMPTY.descriptor], EMPTY.blobs)
@@ -161,7 +161,7 @@ class TestReading:
         with open_platform_image(name_of(tmp_path)) as image:
             stream = image.layers[0].open()
         with stream:
-            assert AMD.layers[0] == stream.read()
+            assert stream.read() == AMD.layers[0]
 
     def test_a_missing_layer_that_may_not_be_distributed(self, tmp_path: Path) -> None:
         foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
@@ -191,8 +191,8 @@ class TestPlatforms:
 
     def test_the_hosts_is_taken_unless_another_is_asked_for(self, tmp_path: Path) -> None:
         self.layout(tmp_path, ARM, AMD)
-        assert AMD.descriptor["digest"] == self.chosen(tmp_path).descriptor.digest
-        assert ARM.descriptor["digest"] == self.chosen(tmp_path, "linux/arm64").descriptor.digest
+        assert self.chosen(tmp_path).descriptor.digest == AMD.descriptor["digest"]
+        assert self.chosen(tmp_path, "linux/arm64").descriptor.digest == ARM.descriptor["digest"]
 
     def test_those_that_are_there_are_named(self, tmp_path: Path) -> None:
         self.layout(tmp_path, ARM, AMD)
@@ -202,18 +202,18 @@ class TestPlatforms:
 
     def test_the_only_one_is_taken_whatever_the_host_is(self, tmp_path: Path) -> None:
         self.layout(tmp_path, ARM)
-        assert ARM.descriptor["digest"] == self.chosen(tmp_path).descriptor.digest
+        assert self.chosen(tmp_path).descriptor.digest == ARM.descriptor["digest"]
 
     def test_an_image_for_another_platform_than_asked_for(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [tagged(ARM.descriptor, "multi")], ARM.blobs)
-        assert ARM.descriptor["digest"] == self.chosen(tmp_path).descriptor.digest
+        assert self.chosen(tmp_path).descriptor.digest == ARM.descriptor["digest"]
         with pytest.raises(NotFound, match="for linux/amd64"):
             self.chosen(tmp_path, "linux/amd64")
 
     def test_entries_without_a_platform_are_told_by_their_configs(self, tmp_path: Path) -> None:
         entries = [tagged(ARM.descriptor, "multi"), tagged(AMD.descriptor, "multi")]
         write_layout(str(tmp_path), entries, AMD.blobs | ARM.blobs)
-        assert AMD.descriptor["digest"] == self.chosen(tmp_path).descriptor.digest
+        assert self.chosen(tmp_path).descriptor.digest == AMD.descriptor["digest"]
 
     def test_two_images_of_one_name_and_platform(self, tmp_path: Path) -> None:
         other = small_image({"c": b"3"})
@@ -230,7 +230,7 @@ class TestPlatforms:
             entry = {"mediaType": OCI_INDEX, "digest": digest(raw), "size": len(raw)}
             blobs[entry["digest"]] = raw
         write_layout(str(tmp_path), [tagged(entry, "multi")], blobs)
-        assert AMD.descriptor["digest"] == self.chosen(tmp_path).descriptor.digest
+        assert self.chosen(tmp_path).descriptor.digest == AMD.descriptor["digest"]
         raw = compact({"schemaVersion": 2, "manifests": [entry]})
         entry = {"mediaType": OCI_INDEX, "digest": digest(raw), "size": len(raw)}
         write_layout(str(tmp_path), [tagged(entry, "multi")], {**blobs, entry["digest"]: raw})
@@ -258,7 +258,7 @@ class TestWriting:
             for name, raw in snapshot(target).items()
         }
         with open_platform_image(name_of(target, "v1")) as image:
-            assert AMD.config["rootfs"]["diff_ids"] == [layer.diff_id for layer in image.layers]
+            assert [layer.diff_id for layer in image.layers] == AMD.config["rootfs"]["diff_ids"]
 
     def test_nothing_is_to_be_seen_before_the_commit_and_nothing_stays_without(self, tmp_path: Path) -> None:
         target = tmp_path / "layout"
@@ -291,7 +291,7 @@ class TestWriting:
             with LayoutWriter(str(tmp_path)) as writer:
                 put(writer, image, None)
         index = json.loads((tmp_path / "index.json").read_bytes())
-        assert [AMD.descriptor, tagged(AMD.descriptor, "a"), ARM.descriptor] == index["manifests"]
+        assert index["manifests"] == [AMD.descriptor, tagged(AMD.descriptor, "a"), ARM.descriptor]
 
     def test_the_index_keeps_what_others_put_into_it(self, tmp_path: Path) -> None:
         write_layout(str(tmp_path), [], {})
@@ -330,7 +330,7 @@ class TestWriting:
         with LayoutWriter(str(tmp_path)) as writer:
             assert not writer.has_blob(described(AMD.manifest["layers"][0]))
             put(writer, AMD, "a")
-        assert AMD.blobs[name] == file.read_bytes()
+        assert file.read_bytes() == AMD.blobs[name]
 
     def test_an_image_of_which_a_part_is_missing_is_not_named(self, tmp_path: Path) -> None:
         missing = AMD.manifest["layers"][0]["digest"]
@@ -359,7 +359,7 @@ class TestWriting:
                 short.keep(Digest.of(b"short"), 5)
             put(writer, AMD, "a")
         assert (tmp_path / "l" / "blobs" / "sha256" / blob.digest.hex).read_bytes() == b"blob"
-        assert len(AMD.blobs) + 1 == len(os.listdir(tmp_path / "l" / "blobs" / "sha256"))
+        assert len(os.listdir(tmp_path / "l" / "blobs" / "sha256")) == len(AMD.blobs) + 1
 
     def test_a_writer_that_is_killed_leaves_nothing_to_be_seen(self, tmp_path: Path) -> None:
         layout = write_layout(str(tmp_path / "l"), [tagged(AMD.descriptor, "v1")], AMD.blobs)
@@ -412,7 +412,7 @@ class TestWriting:
             assert len(os.listdir(tmp_path)) == 2
             put(one, AMD, "a")
             put(two, ARM, "b")
-        assert {"blobs", "index.json", "oci-layout"} == set(os.listdir(tmp_path))
+        assert set(os.listdir(tmp_path)) == {"blobs", "index.json", "oci-layout"}
 
     @pytest.mark.parametrize("durable", [False, True])
     def test_many_writers_at_once_lose_nothing(self, tmp_path: Path, durable: bool) -> None:
@@ -432,7 +432,7 @@ class TestWriting:
         for thread in threads:
             thread.join()
         assert failures == []
-        assert {"blobs", "index.json", "oci-layout"} == set(os.listdir(tmp_path / "l"))
+        assert set(os.listdir(tmp_path / "l")) == {"blobs", "index.json", "oci-layout"}
         for number, image in enumerate(images):
             with open_platform_image(name_of(tmp_path / "l", f"t{number}")) as found:
                 assert image.descriptor["digest"] == found.descriptor.digest

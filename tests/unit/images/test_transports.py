@@ -84,7 +84,7 @@ def test_a_windows_drive_is_a_part_of_the_path_on_windows_alone(
 def test_an_image_of_a_store_is_named_as_in_a_registry(form: str) -> None:
     assert ImageName(form, "docker.io/library/busybox", "latest") == parse_image_name(f"{form}:busybox")
     named = parse_image_name(f"{form}:localhost:5000/a/b:1@sha256:{'a' * 64}")
-    assert ("localhost:5000/a/b", "1", f"sha256:{'a' * 64}") == (named.path, named.tag, named.digest)
+    assert (named.path, named.tag, named.digest) == ("localhost:5000/a/b", "1", f"sha256:{'a' * 64}")
     assert str(named) == f"{form}:localhost:5000/a/b:1@sha256:{'a' * 64}"
     with pytest.raises(InvalidInput):
         parse_image_name(f"{form}:")

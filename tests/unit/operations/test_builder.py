@@ -102,7 +102,7 @@ def test_the_steps_give_what_the_verbs_give(base: str, tmp_path: Path) -> None:
 
 def test_an_image_that_is_not_written_can_be_looked_into_and_unpacked(base: str, tmp_path: Path) -> None:
     with lamella.Image.open(base).append({"etc/motd": "new\n"}) as image:
-        assert repr(image) == "<Image made of others>"
+        assert repr(image) == "<Image (derived)>"
         assert image.name is None
         assert (image.filesystem() / "etc/motd").read_text() == "new\n"
         image.unpack(tmp_path / "rootfs")
