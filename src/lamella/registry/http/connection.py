@@ -7,12 +7,13 @@ import base64
 import re
 import select
 import socket
+import ssl
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from msgspec import Struct
@@ -22,14 +23,14 @@ from lamella.images.contract import Buffer
 from lamella.registry.http.response import MalformedResponse, RawResponse
 from lamella.registry.http.urls import Origin, parse_origin
 
-if TYPE_CHECKING:
-    from ssl import SSLContext
-
 MAX_IDLE: Final = 8
 """Idle connections kept to one host; callers bound how many are in use at once."""
 
 _SEND_SIZE: Final = 256 << 10
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_RECORDS: Final = 64 << 10
+"""Bytes encrypted or received at once."""
+
 _FIELD_VALUE: Final = re.compile("[\t\x20-\x7e\x80-\xff]*")
 
 _UNESCAPED: Final = "%/?:@!$&'()*+,;=~[]|^`{}\"<>\\"
@@ -51,7 +52,7 @@ class Route(Struct, frozen=True):
     """Seconds."""
     timeout: float
     """Seconds for each step of sending and receiving."""
-    tls: Callable[[], SSLContext]
+    tls: Callable[[], ssl.SSLContext]
     """Gives the context for TLS to the host; called only where the host has TLS."""
     guard: Callable[[str], None] | None = None
     """Called with the peer's address before anything is sent; raises to refuse it."""
@@ -187,20 +188,16 @@ class ConnectionPool:
             raise
         return sock
 
-    def _handshake(self, sock: Any, context: SSLContext | None) -> Any:
+    def _handshake(self, sock: Any, context: ssl.SSLContext | None) -> Any:
         """Set up TLS to the proxy, the tunnel through it, and TLS to the host, as needed."""
         proxy = self._proxy
         if proxy is not None and proxy.scheme == "https":
-            import ssl
-
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=proxy.host)
         if context is None:
             return sock
         if proxy is not None:
             self._open_tunnel(sock)
             if proxy.scheme == "https":
-                from lamella.registry.http.proxies import TlsOverTls
-
                 return TlsOverTls(sock, context, self._origin.host)
         return context.wrap_socket(sock, server_hostname=self._origin.host)
 
@@ -214,6 +211,62 @@ class ConnectionPool:
             raise ProxyRefused(f"the proxy {self._proxy} answers with status {response.status}")
         if not response.reusable:
             raise MalformedResponse("the proxy sent data before the tunnel was used")
+
+
+class TlsOverTls:
+    """A TLS socket inside another one, since `ssl` wraps sockets of the system alone.
+
+    The handshake is done when it is made. Raises SSLError, OSError.
+    """
+
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
+        self._outer = outer
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._inner = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._complete(self._inner.do_handshake)
+
+    def sendall(self, raw: Any) -> None:
+        with memoryview(raw).cast("B") as view:
+            at = 0
+            while at < len(view):
+                at += self._complete(self._inner.write, view[at : at + _RECORDS])
+
+    def recv_into(self, buffer: memoryview) -> int:
+        try:
+            count: int = self._complete(self._inner.read, len(buffer), buffer)
+        except ssl.SSLZeroReturnError:
+            return 0
+        return count
+
+    def fileno(self) -> int:
+        return self._outer.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self._outer.settimeout(seconds)
+
+    def close(self) -> None:
+        self._outer.close()
+
+    def _complete(self, step: Any, *arguments: Any) -> Any:
+        """Repeat ``step``, sending and receiving what TLS needs for it, until it succeeds."""
+        while True:
+            try:
+                result = step(*arguments)
+            except ssl.SSLWantReadError:
+                self._flush()
+                raw = self._outer.recv(_RECORDS)
+                if raw:
+                    self._incoming.write(raw)
+                else:
+                    self._incoming.write_eof()
+                continue
+            self._flush()
+            return result
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._outer.sendall(self._outgoing.read())
 
 
 def _close_all(connections: list[Connection]) -> None:

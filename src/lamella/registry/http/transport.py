@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,10 @@ from lamella.errors import Denied, Exhausted, InvalidInput, LamellaError, Unavai
 from lamella.images.contract import Buffer
 from lamella.oci.documents import MAX_DOCUMENT
 from lamella.registry.http.connection import ConnectFailed, Connection, ConnectionPool, ProxyRefused, Route
-from lamella.registry.http.proxies import proxy_for
 from lamella.registry.http.response import MalformedResponse, RawResponse
-from lamella.registry.http.urls import Origin, check_address, is_loopback, join_url, parse_origin, redact_url
+from lamella.registry.http.urls import Origin, check_address, is_loopback, join_url, parse_origin, proxy_for, redact_url
 
 if TYPE_CHECKING:
-    import ssl
-
     from lamella.images.options import RegistryOptions
     from lamella.registry.hosts import HostConfig
 
@@ -304,8 +302,6 @@ class Transport:
             return self._contexts[own]
 
     def _new_tls(self, own: bool) -> ssl.SSLContext:
-        import ssl
-
         context = ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         for path in self._host.ca:
@@ -322,8 +318,6 @@ class Transport:
     @contextmanager
     def _named(self, path: Path) -> Iterator[None]:
         """Name the file in errors, which OpenSSL's messages do not."""
-        import ssl
-
         try:
             yield
         except ssl.SSLError as problem:
@@ -335,8 +329,6 @@ class Transport:
 
 def _failure(problem: Exception, url: str) -> LamellaError:
     """The error for a request without a response."""
-    import ssl
-
     where = parse_origin(url)
     seen: BaseException | None = problem
     while seen is not None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""URLs of servers, their origins, and the addresses that a server must not send us to."""
+"""URLs of servers: their origins, their proxies, and the addresses that a server must not send us to."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
@@ -103,3 +104,45 @@ def is_loopback(address: str) -> bool:
     if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
         return number.ipv4_mapped.is_loopback
     return number.is_loopback
+
+
+def proxy_for(origin: Origin, environ: Mapping[str, str]) -> str | None:
+    """The URL of the proxy for ``origin``; None for a direct connection.
+
+    ``HTTPS_PROXY`` and ``HTTP_PROXY``, in lower case too, name proxies by scheme. ``NO_PROXY`` lists domains (with
+    their subdomains), addresses, networks or ``*``, each with an optional port. Loopback addresses never use a proxy.
+    Raises InvalidInput.
+    """
+    name = f"{origin.scheme}_proxy"
+    # In a CGI program, HTTP_PROXY comes from the client's Proxy header.
+    upper = None if name == "http_proxy" and "REQUEST_METHOD" in environ else environ.get(name.upper())
+    proxy = environ.get(name) or upper
+    if not proxy or is_loopback(origin.host) or _excepted(origin, environ.get("no_proxy") or environ.get("NO_PROXY")):
+        return None
+    url = proxy if "://" in proxy else f"http://{proxy}"
+    if not url.startswith(("http://", "https://")):
+        raise InvalidInput(f"{name.upper()}: unsupported proxy scheme {url.partition(':')[0][:20]!r}")
+    return url
+
+
+def _excepted(origin: Origin, exceptions: str | None) -> bool:
+    for raw in (exceptions or "").split(","):
+        entry = raw.strip().lower()
+        if not entry:
+            continue
+        if entry == "*":
+            return True
+        host, colon, port = entry.rpartition(":")
+        if colon and port.isdecimal() and (host.endswith("]") or ":" not in host):
+            if int(port) != origin.port:
+                continue
+            entry = host
+        entry = entry.strip("[]")
+        try:
+            if ipaddress.ip_address(origin.host) in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            name = entry.removeprefix("*").lstrip(".")
+            if origin.host.endswith(f".{name}") or (origin.host == name and not entry.startswith((".", "*."))):
+                return True
+    return False

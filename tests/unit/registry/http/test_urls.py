@@ -6,8 +6,7 @@ from __future__ import annotations
 import pytest
 
 from lamella.errors import Denied, InvalidInput
-from lamella.registry.http.proxies import proxy_for
-from lamella.registry.http.urls import Origin, check_address, join_url, parse_origin, redact_url
+from lamella.registry.http.urls import Origin, check_address, join_url, parse_origin, proxy_for, redact_url
 
 HTTPS = Origin("https", "registry.example", 443)
 
