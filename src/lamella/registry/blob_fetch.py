@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 from urllib.parse import urlsplit
 
 from lamella.errors import Denied, LamellaError, NotFound, SizeMismatch
-from lamella.registry.endpoint import Endpoint
+from lamella.registry.endpoint import Endpoint, Request
 from lamella.registry.hosts import HostConfig
 from lamella.registry.http.retry import Retries
 from lamella.registry.http.transport import MAX_HOSTS, Interrupted, Response
@@ -40,28 +40,16 @@ READ_SIZE: Final = 256 << 10
 """Bytes of one read from a connection."""
 
 READ_AHEAD: Final = 5
-"""Ranges that all open blobs of a reader may hold together, besides the one that each is being read from."""
+"""Ranges that all open blobs of a reader may hold together, besides the one that each is being read from.
+
+A semaphore of so many is their budget.
+"""
 
 _POLL: Final = 0.1
 """Seconds between two looks at the cancellation."""
 
 Fetch = Callable[[int, int | None], Response]
 """Requests a blob from one offset to before another, or to its end: status 206, or 200 and all of it."""
-
-
-class Budget:
-    """Ranges that all streams of a reader may hold together, besides the one that each is being read from."""
-
-    def __init__(self, ranges: int) -> None:
-        self._free = threading.Semaphore(ranges)
-
-    def acquire(self) -> bool:
-        """Take one if there is one left; never waits."""
-        return self._free.acquire(blocking=False)
-
-    def release(self) -> None:
-        """Give one back."""
-        self._free.release()
 
 
 class RangeReader:
@@ -184,7 +172,7 @@ class BlobStream(io.RawIOBase):
     """
 
     def __init__(
-        self, fetch: Fetch, descriptor: Descriptor, where: str, options: RegistryOptions, budget: Budget
+        self, fetch: Fetch, descriptor: Descriptor, where: str, options: RegistryOptions, budget: threading.Semaphore
     ) -> None:
         super().__init__()
         self._options = options
@@ -264,7 +252,7 @@ class _ReadAhead:
         start: int,
         size: int,
         options: RegistryOptions,
-        budget: Budget,
+        budget: threading.Semaphore,
     ) -> None:
         self._open_range = open_range
         self._size = size
@@ -333,7 +321,7 @@ class _ReadAhead:
                 if self._stopped or self._next_start >= self._size:
                     return None
                 needed = not self._ranges  # the range being read from needs no budget
-                if needed or self._budget.acquire():
+                if needed or self._budget.acquire(blocking=False):
                     break
                 self._changed.wait(_POLL)
             start, stop = self._next_start, min(self._next_start + RANGE_SIZE, self._size)
@@ -373,7 +361,7 @@ class ForeignLayers:
         self._where = where
         self._options = options
         self._near = near or Origin("http" if options.plain_http else "https", _NO_HOST, 0)
-        self._budget = Budget(READ_AHEAD)
+        self._budget = threading.Semaphore(READ_AHEAD)
         self._endpoints: dict[tuple[Origin, str], Endpoint] = {}
         """By origin and directory of the URLs, since tokens are valid below one path."""
         self._lock = threading.Lock()
@@ -400,7 +388,9 @@ class ForeignLayers:
                 if origin.scheme != "https" and self._near.scheme == "https":
                     raise Denied(f"refused to fetch a layer without TLS from {origin}")
                 doing = f"get the layer {layer.digest}"
-                return self._endpoint(origin, url).request("GET", url, doing=doing, headers=headers, accept=(200, 206))
+                return self._endpoint(origin, url).send(
+                    Request("GET", url, doing=doing, headers=headers, accept=(200, 206))
+                )
             except LamellaError as refused:
                 problem = refused
         raise problem or NotFound(f"{layer.digest}: the layer's descriptor has no URLs to fetch it from")

@@ -25,7 +25,7 @@ from lamella.images.options import DEFAULT_OPTIONS, RegistryOptions
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode, load
 from lamella.oci.mediatypes import DOCKER_LIST, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
-from lamella.registry.endpoint import Endpoint
+from lamella.registry.endpoint import Endpoint, Request
 from lamella.registry.http.transport import Response
 from lamella.registry.push import Upload
 
@@ -76,7 +76,7 @@ class Client:
 
     def ping(self) -> None:
         """Check that the registry itself answers and accepts the credentials. Raises Denied, Unavailable."""
-        self.own.request("GET", self.own.url(""), doing="log in").discard()
+        self.own.send(Request("GET", self.own.url(""), doing="log in")).discard()
 
     # Manifests -----------------------------------------------------------------------------------------------------
 
@@ -124,15 +124,9 @@ class Client:
         """
         algorithm = parse_digest(reference).algorithm if ":" in reference else "sha256"
         digest = Digest.of(raw, algorithm)
-        response = self._push_endpoint.request(
-            "PUT",
-            self._push_endpoint.url(f"{self.repository}/manifests/{reference}"),
-            doing=f"put {self._display(reference)}",
-            scopes=self.push_scopes,
-            headers={"Content-Type": media_type},
-            body=raw,
-            accept=(201, 202),
-        )
+        url = self._push_endpoint.url(f"{self.repository}/manifests/{reference}")
+        doing, headers = f"put {self._display(reference)}", {"Content-Type": media_type}
+        response = self._push_endpoint.send(Request("PUT", url, doing, self.push_scopes, headers, raw, (201, 202)))
         response.discard()
         stored = response.headers.get("Docker-Content-Digest")
         if stored is not None and stored.startswith(f"{algorithm}:") and stored != digest:
@@ -154,13 +148,9 @@ class Client:
             raise Unsupported(str(problem), hint=hint) from None
 
     def _request_manifest(self, endpoint: Endpoint, method: str, reference: str) -> Response:
-        return endpoint.request(
-            method,
-            endpoint.url(f"{self.repository}/manifests/{reference}"),
-            doing=f"look for {self._display(reference)}",
-            scopes=self.pull_scopes,
-            headers={"Accept": _ACCEPT},
-        )
+        url = endpoint.url(f"{self.repository}/manifests/{reference}")
+        doing = f"look for {self._display(reference)}"
+        return endpoint.send(Request(method, url, doing, self.pull_scopes, {"Accept": _ACCEPT}))
 
     # Blobs ---------------------------------------------------------------------------------------------------------
 
@@ -173,26 +163,18 @@ class Client:
         headers = {} if not start and stop is None else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
 
         def request(endpoint: Endpoint) -> Response:
-            return endpoint.request(
-                "GET",
-                endpoint.url(f"{self.repository}/blobs/{digest}"),
-                doing=f"get the blob {self._display(digest)}",
-                scopes=self.pull_scopes,
-                headers=headers,
-                accept=(200, 206),
-            )
+            url = endpoint.url(f"{self.repository}/blobs/{digest}")
+            doing = f"get the blob {self._display(digest)}"
+            return endpoint.send(Request("GET", url, doing, self.pull_scopes, headers, accept=(200, 206)))
 
         return self._read("pull", request)
 
     def blob_size(self, digest: Digest) -> int | None:
         """The size of a blob on the host that takes pushes; None if it is absent, -1 if the size is not known."""
         try:
-            response = self._push_endpoint.request(
-                "HEAD",
-                self._push_endpoint.url(f"{self.repository}/blobs/{digest}"),
-                doing=f"look for the blob {self._display(digest)}",
-                scopes=self.push_scopes,
-            )
+            url = self._push_endpoint.url(f"{self.repository}/blobs/{digest}")
+            doing = f"look for the blob {self._display(digest)}"
+            response = self._push_endpoint.send(Request("HEAD", url, doing, self.push_scopes))
         except NotFound:
             return None
         response.close()
@@ -219,7 +201,7 @@ class Client:
     def _post_upload(self, query: str, doing: str, scopes: list[str]) -> Upload | None:
         endpoint = self._push_endpoint
         url = endpoint.url(f"{self.repository}/blobs/uploads/{query}")
-        response = endpoint.request("POST", url, doing=doing, scopes=scopes, accept=(201, 202))
+        response = endpoint.send(Request("POST", url, doing=doing, scopes=scopes, accept=(201, 202)))
         response.discard()
         return None if response.status == 201 else Upload(endpoint, self.repository, self.push_scopes, response)
 
@@ -332,7 +314,7 @@ class Client:
     def _delete(self, path: str, doing: str) -> None:
         scopes = [f"repository:{self.repository}:delete", *self.push_scopes]
         url = self._push_endpoint.url(f"{self.repository}/{path}")
-        self._push_endpoint.request("DELETE", url, doing=doing, scopes=scopes, accept=(202, 200, 204)).discard()
+        self._push_endpoint.send(Request("DELETE", url, doing=doing, scopes=scopes, accept=(202, 200, 204))).discard()
 
     def _display(self, reference: str) -> str:
         """The repository with a tag or digest, for messages."""

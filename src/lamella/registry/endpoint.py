@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from msgspec import Struct
+
 from lamella.errors import Denied
 from lamella.images.contract import Buffer
 from lamella.registry.auth.authorizer import Authorizer, FindCredential
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
 
 _NOT_PROCESSED: Final = frozenset({429, 503})
 """Statuses of requests that the server did not begin to process."""
+
+
+class Request(Struct, frozen=True):
+    """A request to an endpoint."""
+
+    method: str
+    url: str
+    doing: str
+    """Describes it in messages."""
+    scopes: Sequence[str] = ()
+    """Token scopes that it needs."""
+    headers: Mapping[str, str] = {}
+    body: Buffer | None = None
+    accept: Collection[int] = (200,)
+    """Statuses of success."""
+    repeat: bool = True
+    """Whether failures that may pass are retried; if not, only those before the server processed the request are."""
 
 
 class Endpoint:
@@ -76,48 +95,41 @@ class Endpoint:
             url = urlunsplit(("https", urlsplit(self.host.url).netloc, parts.path, parts.query, ""))
         return url
 
-    def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        doing: str,
-        scopes: Sequence[str] = (),
-        headers: Mapping[str, str] | None = None,
-        body: Buffer | None = None,
-        accept: Collection[int] = (200,),
-        repeat: bool = True,
-    ) -> Response:
-        """Send a request and return the response, whose status is one of ``accept``.
+    def send(self, request: Request) -> Response:
+        """Send a request and return the response, whose status is one of ``request.accept``.
 
-        With ``repeat``, failures that may pass are retried; without it, only those before the server processed the
-        request. ``doing`` describes the request in messages. Raises as `response_error` says, Interrupted, Cancelled.
+        Raises as `response_error` says, Interrupted, Cancelled.
         """
         retries = Retries(self.options)
         authorized_again = False
         while True:
             if self.options.cancel is not None:
                 self.options.cancel.check()
-            own = parse_origin(url) == self.origin
-            authorization = self._authorizer.header(scopes) if own else None
+            own = parse_origin(request.url) == self.origin
+            authorization = self._authorizer.header(request.scopes) if own else None
             retries.begin()
             try:
                 response = self._transport.send(
-                    method, url, headers=headers or {}, authorization=authorization, body=body
+                    request.method,
+                    request.url,
+                    headers=request.headers,
+                    authorization=authorization,
+                    body=request.body,
                 )
             except Interrupted as problem:
                 # A host that has never answered is more often misspelt than down: it is not retried.
-                if (problem.sent and not repeat) or not (problem.sent or self._has_answered):
+                if (problem.sent and not request.repeat) or not (problem.sent or self._has_answered):
                     raise
                 retries.pause(problem)
                 continue
             self._has_answered = True
-            if response.status in accept:
+            if response.status in request.accept:
                 return response
             # Only the host itself is given credentials, not a host that it redirects to.
-            challenged = response.status == 401 and parse_origin(response.url) == self.origin
+            own_answer = parse_origin(response.url) == self.origin
+            challenged = response.status == 401 and own_answer and not authorized_again
             try:
-                again = challenged and not authorized_again and self._authorizer.learn(response, scopes, authorization)
+                again = challenged and self._authorizer.learn(response, request.scopes, authorization)
             except BaseException:
                 response.close()
                 raise
@@ -125,8 +137,8 @@ class Endpoint:
                 authorized_again = True
                 response.discard()
                 continue
-            error = response_error(response, doing, self.registry, secrets=self._authorizer.secrets())
-            if response.status not in (RETRYABLE if repeat else _NOT_PROCESSED):
+            error = response_error(response, request.doing, self.registry, secrets=self._authorizer.secrets())
+            if response.status not in (RETRYABLE if request.repeat else _NOT_PROCESSED):
                 raise error
             retries.pause(error, retry_after(response.headers))
 

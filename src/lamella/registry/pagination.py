@@ -9,7 +9,7 @@ from typing import Final
 
 from lamella.errors import Denied, Exhausted, InvalidInput
 from lamella.oci.documents import load
-from lamella.registry.endpoint import Endpoint
+from lamella.registry.endpoint import Endpoint, Request
 from lamella.registry.http.transport import Response
 from lamella.registry.http.urls import join_url, parse_origin
 
@@ -37,7 +37,7 @@ def pages(
     size = 0
     while url is not None:
         seen.add(url)
-        response = endpoint.request("GET", url, doing=f"list {listed}", scopes=scopes)
+        response = endpoint.send(Request("GET", url, doing=f"list {listed}", scopes=scopes))
         raw = response.document()
         size += len(raw)
         if size > MAX_LIST:

@@ -10,7 +10,7 @@ from typing import Final
 from lamella.digests import Digest
 from lamella.errors import Conflict, DigestMismatch, LamellaError, NotFound, Unavailable
 from lamella.images.contract import Buffer
-from lamella.registry.endpoint import Endpoint
+from lamella.registry.endpoint import Endpoint, Request
 from lamella.registry.http.retry import Retries
 from lamella.registry.http.transport import Interrupted, Response
 
@@ -54,8 +54,10 @@ class Upload:
             headers = {**_BYTES, "Content-Range": f"{self.offset}-{end - 1}"}
             before = self.offset
             retries.begin()
+            accept = (202, 201, 204)
+            request = Request("PATCH", self._url, "upload a piece", self._scopes, headers, rest, accept, repeat=False)
             try:
-                response = self._request("PATCH", self._url, rest, headers, (202, 201, 204), "send a piece of a blob")
+                response = self._endpoint.send(request)
             except NotFound as problem:
                 raise UploadLost(str(problem), hint="try again") from None
             except (Interrupted, Unavailable, Conflict) as problem:
@@ -83,8 +85,11 @@ class Upload:
             if rest is not None and self.offset:
                 headers["Content-Range"] = f"{self.offset}-{total - 1}"
             retries.begin()
+            request = Request(
+                "PUT", url, f"put the blob {digest}", self._scopes, headers, rest, (201, 204), repeat=False
+            )
             try:
-                response = self._request("PUT", url, rest, headers, (201, 204), f"put the blob {digest}")
+                response = self._endpoint.send(request)
             except (NotFound, Interrupted, Unavailable, Conflict) as problem:
                 retries.pause(problem, 0.0 if isinstance(problem, NotFound) else None)
                 try:
@@ -103,15 +108,17 @@ class Upload:
     def cancel(self) -> None:
         """Cancel the upload at the registry; errors are ignored."""
         try:
-            self._request("DELETE", self._url, None, {}, (204, 202, 200, 404), "cancel an upload").discard()
+            accept = (204, 202, 200, 404)
+            request = Request("DELETE", self._url, "cancel an upload", self._scopes, accept=accept, repeat=False)
+            self._endpoint.send(request).discard()
         except LamellaError:
             pass
 
     def _query_offset(self, start: int, end: int) -> None:
         """Ask how many bytes have arrived. Raises UploadLost if they are fewer than ``start``, which are not kept."""
         try:
-            response = self._endpoint.request(
-                "GET", self._url, doing="query an upload", scopes=self._scopes, accept=(204, 200)
+            response = self._endpoint.send(
+                Request("GET", self._url, "query an upload", self._scopes, accept=(204, 200))
             )
         except (NotFound, Conflict) as problem:
             raise UploadLost(str(problem), hint="try again") from None
@@ -127,31 +134,11 @@ class Upload:
     def _blob_exists(self, digest: Digest, size: int) -> bool:
         url = self._endpoint.url(f"{self._repository}/blobs/{digest}")
         try:
-            response = self._endpoint.request("HEAD", url, doing="look for a blob", scopes=self._scopes)
+            response = self._endpoint.send(Request("HEAD", url, "look for a blob", self._scopes))
         except NotFound:
             return False
         response.close()
         return response.length == size
-
-    def _request(
-        self,
-        method: str,
-        url: str,
-        body: Buffer | None,
-        headers: dict[str, str],
-        accept: tuple[int, ...],
-        doing: str,
-    ) -> Response:
-        return self._endpoint.request(
-            method,
-            url,
-            doing=doing,
-            scopes=self._scopes,
-            headers=headers,
-            body=body,
-            accept=accept,
-            repeat=False,
-        )
 
     def _follow(self, response: Response) -> None:
         self._url = self._endpoint.location(response) or self._url

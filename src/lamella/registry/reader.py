@@ -16,7 +16,7 @@ from lamella.images.options import RegistryOptions
 from lamella.images.transports import ImageName
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import MAX_DOCUMENT
-from lamella.registry.blob_fetch import READ_AHEAD, BlobStream, Budget
+from lamella.registry.blob_fetch import READ_AHEAD, BlobStream
 from lamella.registry.client import DOCUMENTS, Client
 
 _MAX_CACHED: Final = 16 << 20
@@ -35,7 +35,7 @@ class RegistryReader(ImageReader):
         self.where = f"docker://{client.name}"
         self._tag = tag
         self._digest = digest
-        self._budget = Budget(READ_AHEAD)
+        self._budget = threading.Semaphore(READ_AHEAD)
         self._lock = threading.Lock()
         self._image: StoredImage | None = None
         self._documents: dict[Digest, bytes] = {}

@@ -19,7 +19,7 @@ from lamella.images.options import RegistryOptions
 from lamella.oci.descriptor import Descriptor
 from lamella.progress import Cancellation
 from lamella.registry import blob_fetch
-from lamella.registry.blob_fetch import BlobStream, Budget
+from lamella.registry.blob_fetch import BlobStream
 from lamella.registry.client import Client
 from lamella.registry.http.transport import Response
 
@@ -46,11 +46,11 @@ def start(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]
     monkeypatch.setattr("lamella.registry.http.retry.FIRST_PAUSE", 0.01)
     client = Client(registry.host, "a", FAST)
 
-    def call(streams: int = 3, options: RegistryOptions = FAST, budget: int | Budget = 5) -> BlobStream:
+    def call(streams: int = 3, options: RegistryOptions = FAST, budget: int | threading.Semaphore = 5) -> BlobStream:
         options = RegistryOptions(
             streams=streams, tries=options.tries, read_timeout=options.read_timeout, cancel=options.cancel
         )
-        held = Budget(budget) if isinstance(budget, int) else budget
+        held = threading.Semaphore(budget) if isinstance(budget, int) else budget
         return BlobStream(lambda at, stop: client.blob(BLOB.digest, at, stop), BLOB, "test", options, held)
 
     yield call
@@ -175,7 +175,7 @@ def test_a_stream_that_could_not_be_opened_goes_without_a_word() -> None:
         raise NotFound("no such blob")
 
     with pytest.raises(NotFound):
-        Watched(fetch, BLOB, "a", FAST, Budget(1))
+        Watched(fetch, BLOB, "a", FAST, threading.Semaphore(1))
     assert closed == [True]
 
 
@@ -225,12 +225,12 @@ def test_the_budget_of_ranges_is_given_back(start: Open, registry: Registry, end
 
     if end == "failed":
         registry.misbehave("GET", "/blobs/", fail)
-    budget = Budget(3)
+    budget = threading.Semaphore(3)
     stream = start(4, budget=budget)
     got = 0
     while got <= 100_000:  # the first range, and one byte of those that are read ahead
         got += len(stream.read(100_001 - got))
-    while budget.acquire():
+    while budget.acquire(blocking=False):
         budget.release()
         time.sleep(0.01)
     if end == "read":
@@ -242,7 +242,7 @@ def test_the_budget_of_ranges_is_given_back(start: Open, registry: Registry, end
     for thread in threading.enumerate():
         if thread.name == "lamella-range":
             thread.join(5)
-    assert [budget.acquire() for _ in range(4)] == [True, True, True, False]
+    assert [budget.acquire(blocking=False) for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_refusal_is_no_cut(start: Open, registry: Registry) -> None:
