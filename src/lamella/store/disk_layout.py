@@ -18,13 +18,11 @@ it.
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from lamella.digests import Digest
-from lamella.layers.directory.dirfd_cache import remove_path
 
 DATABASE: Final = "lamella.db"
 BLOBS: Final = "blobs"
@@ -102,7 +100,7 @@ def spend_reserve(root: Path) -> None:
 def move_to_trash(root: Path, path: str) -> bool:
     """Move a file or directory of the store at ``root`` into the trash; return False if it does not exist."""
     try:
-        os.rename(path, os.path.join(root, TRASH, f"{_TRASH_PREFIX}{secrets.token_hex(8)}"))
+        os.rename(path, os.path.join(root, TRASH, f"{_TRASH_PREFIX}{os.urandom(8).hex()}"))
     except FileNotFoundError:
         return False
     return True
@@ -110,6 +108,8 @@ def move_to_trash(root: Path, path: str) -> bool:
 
 def empty_trash(root: Path) -> None:
     """Remove what `move_to_trash` has moved, in any process. What cannot be removed stays for the next call."""
+    from lamella.layers.directory.dirfd_cache import remove_path
+
     trash = os.path.join(root, TRASH)
     for name in os.listdir(trash):
         if not name.startswith(_TRASH_PREFIX):
