@@ -26,7 +26,7 @@ from lamella.formats.tar.writer import TarWriter
 from lamella.layers.tar.source import tar_changes
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.layers.windows.tar_source import windows_tar_changes
-from lamella.layers.windows.transforms import usual_security
+from lamella.layers.windows.transforms import default_security
 from lamella.paths import LayerPath
 
 ENTRIES = 85_000
@@ -38,7 +38,7 @@ START = 1_600_000_000_000_000_000
 def entries(seed: int = 1) -> Iterator[Change]:
     """Yield changes of the shape of a server's base layer: a component store, and hard links to it from elsewhere."""
     rng = random.Random(seed)
-    security = usual_security()
+    security = default_security()
     noise = rng.randbytes(1 << 20)
 
     def facet(attributes: int, descriptor: bytes | None) -> tuple[Posix, Windows]:

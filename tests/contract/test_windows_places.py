@@ -10,7 +10,7 @@ from lamella.changes.apply import apply
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.changes.tree import fold
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tree import WindowsTree
@@ -44,10 +44,10 @@ SOME: tuple[Change, ...] = (
 class TestBaseLayer(contract.SourceTests):
     some = SOME
 
-    def make(self, tmp_path: Path, changes: Iterable[Change]) -> WindowsChanges:
+    def make(self, tmp_path: Path, changes: Iterable[Change]) -> FolderChanges:
         layer = WindowsLayer(tmp_path / "base")
         apply(changes, WindowsSink(layer))
-        return WindowsChanges(layer)
+        return FolderChanges(layer)
 
     def expected(self) -> list[str]:
         from lamella.changes.dump import dump
@@ -58,11 +58,11 @@ class TestBaseLayer(contract.SourceTests):
 class TestLayerWithParents(TestBaseLayer):
     some = (*SOME[:-1], Whiteout(LayerPath("Files/gone")), SOME[-1])
 
-    def make(self, tmp_path: Path, changes: Iterable[Change]) -> WindowsChanges:
+    def make(self, tmp_path: Path, changes: Iterable[Change]) -> FolderChanges:
         base, layer = WindowsLayer(tmp_path / "base"), WindowsLayer(tmp_path / "above")
         apply(SOME[:1], WindowsSink(base))
         apply(changes, WindowsSink(layer, parents=LayerStack([base])))
-        return WindowsChanges(layer)
+        return FolderChanges(layer)
 
 
 class TestMergedView(contract.TreeTests):

@@ -31,7 +31,7 @@ from lamella.formats.ntfs import reparse
 from lamella.host.windows.files import GENERIC_READ, GENERIC_WRITE, Files
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows.backend import opened_source
+from lamella.layers.windows.backend import open_source
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.native.reader import NativeChanges
 from lamella.operations.layers.apply import Applied, apply_blob
@@ -119,7 +119,7 @@ def applied(system: WindowsSystem, place: Path, changes: Iterable[Change], *pare
 @contextmanager
 def layer_source(place: Path, parents: Sequence[Path] = (), *, system: WindowsSystem) -> Iterator[NativeChanges]:
     stack = LayerStack.from_nearest(map(WindowsLayer, parents)) if parents else None
-    with opened_source(WindowsLayer(place), stack, system) as changes:
+    with open_source(WindowsLayer(place), stack, system) as changes:
         assert isinstance(changes, NativeChanges)
         yield changes
 
@@ -242,7 +242,7 @@ class TestBaseLayer:
     def test_a_folder_with_something_in_it_is_left_alone(self, system: WindowsSystem) -> None:
         applied(system, BASE, BASE_CHANGES)
         before = read_back(system, BASE)
-        with pytest.raises(Conflict, match="no empty folder"):
+        with pytest.raises(Conflict, match="not an empty folder"):
             applied(system, BASE, BASE_CHANGES)
         assert before == read_back(system, BASE)
 
@@ -252,7 +252,7 @@ class TestBaseLayer:
         assert tar_of(BASE_CHANGES) == read_back(system, BASE)
 
     def test_a_whiteout_has_nothing_to_hide(self, system: WindowsSystem) -> None:
-        with pytest.raises(InvalidInput, match="base layer has nothing below"):
+        with pytest.raises(InvalidInput, match="base layer, which has no layers below"):
             applied(system, BASE, [folder("Files"), whiteout("Files/x")])
         assert names(system, "C:\\layers") == []
 
@@ -293,11 +293,11 @@ class TestBaseLayer:
     def test_a_layer_with_parents_that_are_not_named_is_told_from_a_base_layer(self, system: WindowsSystem) -> None:
         applied(system, BASE, BASE_CHANGES)
         applied(system, ABOVE, ABOVE_CHANGES, BASE)
-        with pytest.raises(InvalidInput, match="has parents"):
+        with pytest.raises(InvalidInput, match="in a parent of the layer"):
             read_back(system, ABOVE)
 
     def test_what_is_no_layer_is_refused(self, stub: Stub, system: WindowsSystem) -> None:
-        with pytest.raises(NotFound, match="is not there"), layer_source(BASE, system=system):
+        with pytest.raises(NotFound, match="does not exist"), layer_source(BASE, system=system):
             pass
         system.files.make_directory(str(BASE))
         with pytest.raises(NotFound, match="has no Files"):

@@ -27,7 +27,7 @@ from lamella.layers.cim.source import all_changes, changes_since
 from lamella.layers.cim.tree import CimTree
 from lamella.layers.cim.writer import KEPT
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tar_sink import WindowsTarSink
@@ -140,7 +140,7 @@ def test_an_image_shows_what_the_folder_of_the_same_layer_does(
         apply(stated, WindowsSink(folder))
     except InvalidInput:
         reject()  # hard links to mount points
-    with WindowsChanges(folder) as found:
+    with FolderChanges(folder) as found:
         below = list(dump(without_root(list(walk(tree_of(list(found))))), inline=1 << 20, extents=False))
     assert below == lines(layer)
 

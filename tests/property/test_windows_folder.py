@@ -17,7 +17,7 @@ from lamella.changes.model import Buffer, Change, Entry, Kind, Link, Opaque, Put
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
 from lamella.layers.stack import LayerStack
-from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.folder.tar_split import FramingReader, FramingWriter
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
@@ -25,7 +25,7 @@ from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 
-REFUSED = ("cannot be in", "is there twice", "has files in it", "is a directory")
+REFUSED = ("is not a directory", "occurs twice", "has files in it", "is a directory")
 """What NTFS cannot do with some layers: files in links or files, hard links to directories."""
 
 TOP = Put(Entry(LayerPath("Files"), Kind.DIRECTORY, None, 0, "", Windows(0x10, write_time=0)), None)
@@ -66,7 +66,7 @@ def test_a_layer_keeps_its_bytes_in_a_folder(
     framing = bytearray()
     writer = FramingWriter(buffers(framed, step), framing.extend)
     try:
-        apply(writer.noted(windows_tar_changes(writer.next_buffer, linked=sink.link_facet)), sink)
+        apply(writer.record(windows_tar_changes(writer.next_buffer, linked=sink.link_facet)), sink)
     except InvalidInput as error:
         if not any(words in str(error) for words in REFUSED):
             raise
@@ -77,7 +77,7 @@ def test_a_layer_keeps_its_bytes_in_a_folder(
     def take(piece: Buffer) -> None:
         out.extend(piece)
 
-    with WindowsChanges(layer) as found:
+    with FolderChanges(layer) as found:
         apply(found, WindowsTarSink(take, lookup=found.lookup))
         assert data == bytes(out)
         reader = FramingReader(io.BytesIO(framing), found)

@@ -128,13 +128,13 @@ def many_layers_into_a_view_of_windows(place: Path) -> None:
     del place
     spelling = Spelling()
     for change in of_windows():
-        for _ in spelling.respelled([change]):
+        for _ in spelling.respell([change]):
             pass
 
 
 def markers_into_a_view_of_windows(place: Path) -> None:
     del place
-    for _ in Spelling().respelled(Whiteout(LayerPath(f"Files/{name}")) for name in NAMES):
+    for _ in Spelling().respell(Whiteout(LayerPath(f"Files/{name}")) for name in NAMES):
         pass
 
 

@@ -16,7 +16,7 @@ from tests.unit.layers.windows.test_tar import file_at, link_at, windows, with_s
 from lamella.changes.model import Change, Entry, Kind, Put
 from lamella.errors import InvalidInput, LamellaError
 from lamella.formats.ntfs import reparse
-from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.operations.layers.apply import apply_blob
 from lamella.paths import LayerPath
@@ -125,7 +125,7 @@ def test_a_fifo_in_the_place_of_an_index_stops_nobody(arena: Path) -> None:
     index = arena / "base" / "lamella.index"
     index.unlink()
     os.mkfifo(index)
-    with WindowsChanges(WindowsLayer(arena / "base")) as changes, pytest.raises(InvalidInput):
+    with FolderChanges(WindowsLayer(arena / "base")) as changes, pytest.raises(InvalidInput):
         list(changes)
 
 

@@ -366,21 +366,21 @@ def _windows_directory(place: Path) -> Path:
 
 
 def _read_folder_tar(reader: BlobReader, sink: Sink[Losses], rules: NameRules | None, losses: Losses | None) -> Source:
-    from lamella.layers.windows.sink import WindowsSink, taken_tar
+    from lamella.layers.windows.sink import WindowsSink, recorded_tar_changes
 
     del losses
     assert isinstance(sink, WindowsSink)  # noqa: S101
-    return taken_tar(reader, sink, rules)
+    return recorded_tar_changes(reader, sink, rules)
 
 
 def _windows_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.layers.stack import LayerStack
-    from lamella.layers.windows.backend import opened_source
+    from lamella.layers.windows.backend import open_source
     from lamella.layers.windows.layout import WindowsLayer
 
     parents = options.parents
     below = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
-    stated = stack.enter_context(opened_source(WindowsLayer(place), below, options.system))
+    stated = stack.enter_context(open_source(WindowsLayer(place), below, options.system))
     return stated, stated.lookup
 
 
@@ -392,9 +392,9 @@ def _windows_tree(place: Path) -> OpenTree:
 
 
 def _recorded_windows_tar(changes: Source) -> RecordedTar | None:
-    from lamella.layers.windows.folder.reader import WindowsChanges
+    from lamella.layers.windows.folder.reader import FolderChanges
 
-    return changes.tar() if isinstance(changes, WindowsChanges) else None
+    return changes.tar() if isinstance(changes, FolderChanges) else None
 
 
 def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sink[Losses]:

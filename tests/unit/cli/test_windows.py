@@ -127,7 +127,7 @@ def test_a_layer_that_needs_its_parents_says_how_to_name_them(tmp_path: Path, la
     (tmp_path / "layer.tar").write_bytes(microsoft_update())
     done = lamella("apply", tmp_path / "layer.tar", tmp_path / "layer", "--as", "windows")
     assert done.returncode == 4
-    assert "hint: say which layers are below with --parent" in done.stderr
+    assert "hint: give the layers below with --parent" in done.stderr
 
 
 class TestAwkwardNames:

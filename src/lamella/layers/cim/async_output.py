@@ -101,13 +101,11 @@ class RegionOutput:
             raise from_os(problem, f"make {os.fspath(path)!r}") from problem
 
     def swap(self, buffer: memoryview, filled: int) -> memoryview:
-        """See `Output.swap`."""
         self._waiting.append((self._given, buffer, filled))
         self._given += filled
         return self._behind.give(self, buffer, filled)
 
     def truncate(self, size: int) -> None:
-        """See `Output.truncate`."""
         self._behind.drain()
         self._given = size
         try:
@@ -117,7 +115,6 @@ class RegionOutput:
             raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
 
     def read(self, offset: int, length: int) -> bytes:
-        """See `Output.read`."""
         self._behind.check()
         for start, buffer, filled in tuple(self._waiting):
             if offset + length > start and offset < start + filled:

@@ -195,7 +195,6 @@ class BlockWriter(SystemWriter):
             raise from_os(problem, f"finish {self._block!r}") from problem
 
     def abort(self) -> None:
-        """See `CimWriter.abort`."""
         super().abort()
         self._remove()
 
@@ -294,7 +293,6 @@ class BlockCimSink(CimImport):
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`."""
         return self._layered
 
     def put(self, entry: Entry, content: Content | None) -> None:
@@ -346,7 +344,6 @@ class BlockCimSink(CimImport):
             self._writer.tombstone(path)
 
     def opaque(self, path: LayerPath, mine: Mine) -> bool | None:  # noqa: ARG002  # nothing can be hidden so
-        """See `Sink.opaque`."""
         raise _no_opaque(path)
 
     def _enter(self, path: LayerPath, kind: Kind) -> None:

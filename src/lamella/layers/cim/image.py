@@ -68,7 +68,6 @@ class _RegionFile:
         self.size = os.fstat(self._file).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """See `lamella.formats.cim.reader.Region`."""
         return read_at(self._file, length, offset)
 
     def close(self) -> None:

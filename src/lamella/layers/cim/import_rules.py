@@ -193,7 +193,6 @@ class CimImport:
         return self._losses
 
     def abort(self) -> None:
-        """See `Sink.abort`."""
         self._writer.abort()
         self._host.discard()
 
@@ -224,7 +223,6 @@ class CimImport:
         return self._writer.put(entry.path, metadata, entry.size, dense(content) if extents else None)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """See `Sink.stream`."""
         if self.waits(path) and isinstance(self._queue[host_files.fold(path)], QueuedFile):
             raise InvalidInput(f"alternate data stream {name!r} of {path!r}: the host's file cannot have one")
         self._writer.stream(path, name, content.size, dense(content))

@@ -58,28 +58,22 @@ class SystemWriter:
         self._fill(stream, path, size, chunks)
 
     def stream(self, path: str, name: str, size: int, chunks: Iterable[Buffer]) -> None:
-        """See `CimWriter.stream`."""
         full = f"{windows_path(path)}:{name}{_STREAM}"
         self._fill(self._calls.create_stream(self.image, full, size), full, size, chunks)
 
     def link(self, path: str, target: str) -> None:
-        """See `CimWriter.link`."""
         self._calls.hard_link(self.image, windows_path(path), windows_path(target))
 
     def merge_link(self, path: str, target: str) -> None:
-        """See `CimWriter.merge_link`."""
         self._calls.merge_link(self.image, windows_path(path), windows_path(target))
 
     def delete(self, path: str) -> None:
-        """See `CimWriter.delete`."""
         self._calls.delete(self.image, windows_path(path))
 
     def tombstone(self, path: str) -> None:
-        """See `CimWriter.tombstone`."""
         self._calls.tombstone(self.image, windows_path(path))
 
     def commit(self) -> None:
-        """See `CimWriter.commit`."""
         self._calls.commit(self.image)
         self.close()
 
@@ -187,18 +181,15 @@ class SystemForkWriter(SystemWriter):
         self._note(path, directory, bool(metadata.attributes & bits.REPARSE_POINT))
 
     def link(self, path: str, target: str) -> None:
-        """See `CimWriter.link`."""
         super().link(path, target)
         self._forget(path)
         self._note(path, False, False)
 
     def delete(self, path: str) -> None:
-        """See `CimWriter.delete`."""
         super().delete(path)
         self._forget(path)
 
     def commit(self) -> None:
-        """See `CimWriter.commit`."""
         super().commit()
         self._let_go()
 
@@ -208,19 +199,16 @@ class SystemForkWriter(SystemWriter):
         self._remove()
 
     def seen(self, path: str) -> Seen | None:
-        """See `ForkWriter.seen`."""
         found = self._look(path)
         if found is None:
             return None
         return Seen(Kind.DIRECTORY if found.directory and not found.reparse else Kind.FILE)
 
     def is_reparse_point(self, path: str) -> bool:
-        """See `ForkWriter.is_reparse_point`."""
         found = self._look(path)
         return found is not None and found.reparse
 
     def names(self, directory: str) -> Iterable[tuple[str, bool]]:
-        """See `ForkWriter.names`."""
         found: dict[str, tuple[str, bool]] = {}
         if self._below is not None and not self._is_gone(directory.upper()):
             entry = self._below.lookup(LayerPath(directory))
@@ -236,7 +224,6 @@ class SystemForkWriter(SystemWriter):
         return list(found.values())
 
     def touched(self, path: str) -> bool:
-        """See `ForkWriter.touched`."""
         todo = [path.upper()]
         while todo:
             key = todo.pop()

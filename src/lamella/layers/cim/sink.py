@@ -53,12 +53,10 @@ class CimSink(CimImport):
 
     @property
     def view(self) -> CimSink:
-        """See `Sink.view`."""
         return self
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`."""
         return self._has_parent
 
     def seen(self, path: LayerPath) -> Seen | None:
@@ -106,15 +104,12 @@ class CimSink(CimImport):
         return True
 
     def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        """See `Sink.opaque`."""
         return prune(self, path, mine)
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
-        """See `FlatPlace.names`."""
         return self._fork.names(directory)
 
     def remove(self, path: LayerPath) -> None:
-        """See `FlatPlace.remove`."""
         self._fork.delete(path)
 
     def _replaced(self, path: LayerPath, kind: Kind) -> bool | None:

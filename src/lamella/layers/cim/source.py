@@ -26,7 +26,7 @@ from lamella.formats.ntfs.attributes import NORMAL
 from lamella.layers.cim.host_files import CONFIG, HIVES
 from lamella.layers.cim.image import CimLayer, OpenCim, parent_of
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR
-from lamella.layers.cim.tree import CimContent, CimTree, Links, entry_of, in_two_places
+from lamella.layers.cim.tree import CimContent, CimTree, Links, duplicate_directory, entry_of
 from lamella.paths import ROOT, LayerPath, beneath, join
 
 _DEEPEST: Final = 300
@@ -253,7 +253,7 @@ class _Walk:
         for name, child in _sorted(image.children(image.record(file))):
             if image.is_directory(child):
                 if child in entered:
-                    raise in_two_places(image, child, file)
+                    raise duplicate_directory(image, child, file)
                 entered.add(child)
             yield name, child
 

@@ -48,7 +48,6 @@ class CimContent(Struct):
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self.stream.length
 
     @property
@@ -58,7 +57,6 @@ class CimContent(Struct):
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
@@ -85,12 +83,10 @@ class CimTree:
         """The records of what is in the directory that was listed last."""
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`."""
         file = self.find(path)
         return None if file is None else entry_of(self.reader, path, self.reader.record(file))
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `Tree.entries`."""
         file = self.find(directory)
         if file is None:
             raise NotFound(f"{directory!r} is not there")
@@ -107,7 +103,6 @@ class CimTree:
         return entries
 
     def open(self, path: LayerPath) -> StoredContent:
-        """See `Tree.open`."""
         file = self.find(path)
         if file is None:
             raise NotFound(f"{path!r} is not there")
@@ -161,7 +156,7 @@ class CimTree:
     def _claim(self, file: int, directory: int, key: str) -> None:
         """Note where the directory ``file`` is: one that is in two places could be in itself, or be walked for ever."""
         if self._places.setdefault(file, (directory, key)) != (directory, key):
-            raise in_two_places(self.reader, file, directory)
+            raise duplicate_directory(self.reader, file, directory)
 
     def links(self, directory: int) -> Links:
         """What is in a directory: folded name -> name, file id."""
@@ -183,7 +178,7 @@ class CimTree:
         self.close()
 
 
-def in_two_places(reader: CimReader, file: int, directory: int) -> FormatError:
+def duplicate_directory(reader: CimReader, file: int, directory: int) -> FormatError:
     """What is wrong with the link table of ``directory``, which has the directory ``file`` of another one."""
     at = place(reader.record(directory).data.offset)[1]
     return FormatError(

@@ -262,11 +262,9 @@ class PortableWriter:
         return Seen(Kind.DIRECTORY if found.is_directory and not found.reparse else Kind.FILE)
 
     def stream(self, path: str, name: str, size: int, chunks: Iterable[Buffer]) -> None:
-        """See `CimWriter.stream`."""
         self._writer.stream(path, name, self._writer.store(chunks, size))
 
     def link(self, path: str, target: str) -> None:
-        """See `CimWriter.link`."""
         self._writer.link(path, target)
 
     def merge_link(self, path: str, target: str) -> NoReturn:  # noqa: ARG002  # whichever they are
@@ -274,7 +272,6 @@ class PortableWriter:
         raise Unsupported(f"hard link {path!r}: links between images are Windows' own to write")
 
     def delete(self, path: str) -> None:
-        """See `CimWriter.delete`."""
         self._writer.delete(path)
 
     def tombstone(self, path: str) -> NoReturn:
@@ -287,23 +284,18 @@ class PortableWriter:
         self._new.commit(guid=self._guid, contents=contents, durable=self._durable)
 
     def abort(self) -> None:
-        """See `CimWriter.abort`."""
         self._new.abort()
 
     def seen(self, path: str) -> Seen | None:
-        """See `ForkWriter.seen`."""
         found = self._writer.what(path)
         return None if found is None else Seen(Kind.DIRECTORY if found == (True, False) else Kind.FILE)
 
     def is_reparse_point(self, path: str) -> bool:
-        """See `ForkWriter.is_reparse_point`."""
         found = self._writer.what(path)
         return found is not None and found[1]
 
     def names(self, directory: str) -> Iterable[tuple[str, bool]]:
-        """See `ForkWriter.names`."""
         return [(name, record.is_directory) for name, record in self._writer.names(directory)]
 
     def touched(self, path: str) -> bool:
-        """See `ForkWriter.touched`."""
         return self._writer.touched(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that decides how a Windows layer is read and written: by Windows' own calls there, else as a folder."""
+"""Chooses how a Windows layer is read and written: by the calls of Windows on Windows, as a plain folder elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamella.errors import LamellaError
 from lamella.host.windows.system import WindowsSystem, this_system
 from lamella.layers.windows.contract import LayerWriter
 from lamella.layers.windows.folder.parents import Parents
-from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.folder.writer import FolderWriter
 from lamella.layers.windows.layout import FILES, WindowsLayer
 from lamella.layers.windows.names import Spelling
@@ -30,18 +30,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened_source(
+def open_source(
     layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None = None, system: WindowsSystem | None = None
-) -> Iterator[WindowsChanges | NativeChanges]:
-    """What a layer states, good until the block ends.
+) -> Iterator[FolderChanges | NativeChanges]:
+    """The changes of a layer, valid until the block ends.
 
-    On Windows (``system``, which is this host unless given) a layer with ``parents`` is exported against them, with
-    SeBackupPrivilege held. Elsewhere a folder says itself what changed. Raises NotFound where a parent is not there.
+    On Windows (``system``; None for this host), a layer with ``parents`` is exported against them, with
+    SeBackupPrivilege enabled. On other hosts the folder holds the changes itself. Raises NotFound if a parent does not
+    exist.
     """
     system = this_system() if system is None else system
     if system is None:
-        Parents(parents)  # whose folders must be there, as on Windows
-        with WindowsChanges(layer) as changes:
+        Parents(parents)  # raises NotFound, as Windows does
+        with FolderChanges(layer) as changes:
             yield changes
         return
     from lamella.host.windows.security import BACKUP
@@ -51,13 +52,13 @@ def opened_source(
         yield native
 
 
-def layer_writer(
+def open_writer(
     layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None = None, system: WindowsSystem | None = None
 ) -> LayerWriter:
-    """What writes a layer's files; it must be finished or aborted, on Windows in the thread that asks for it.
+    """Start to write a layer. Finish or abort it; on Windows in the same thread.
 
-    ``system`` is as for `opened_source`. Raises Conflict, NotFound (a parent is not there), on Windows Denied (a
-    privilege), Unsupported (no Containers feature).
+    ``system`` is as for `open_source`. Raises Conflict, NotFound (a parent does not exist); on Windows also Denied (a
+    privilege) and Unsupported (no Containers feature).
     """
     system = this_system() if system is None else system
     if system is None:
@@ -67,44 +68,44 @@ def layer_writer(
     return NativeWriter(layer, parents, system)
 
 
-def empty_new_folder(layer: WindowsLayer, system: WindowsSystem | None = None) -> None:
-    """Remove the empty directory `Files` where that is all a folder has, as that of a new snapshot.
+def remove_empty_files_directory(layer: WindowsLayer, system: WindowsSystem | None = None) -> None:
+    """Remove an empty `Files` if it is all that the folder holds, as in a new snapshot.
 
-    ``system`` is as for `opened_source`. What else is there stays; whoever writes the layer says so.
+    ``system`` is as for `open_source`. Anything else is kept; writing the layer then reports it.
     """
     system = this_system() if system is None else system
     if system is None:
         try:
             if os.listdir(layer.path) == [FILES]:
                 os.rmdir(layer.path / FILES)
-        except OSError:  # then it is not that
-            pass
+        except OSError:
+            pass  # writing the layer reports it
         return
     try:
         with system.files.open(ntpath.abspath(os.fspath(layer.path))) as folder:
             if [one.name for one in system.files.listing(folder)] == [FILES]:
                 system.files.delete(folder, FILES)
-    except LamellaError:  # the same
-        pass
+    except LamellaError:
+        pass  # writing the layer reports it
 
 
 class WindowsLayerTree(WindowsTree):
-    """One layer without those below, seen as the merged view of an image is: names in whatever case, both facets.
+    """One layer as a tree, without the layers below: names ignore case, entries have both facets.
 
-    Hard links to files of the layers below are shown by `show_links`. Content can be read until this is closed.
+    `show_links` shows hard links to files of the layers below. Content can be read until the tree is closed.
     """
 
     def __init__(self, layer: WindowsLayer, system: WindowsSystem | None = None) -> None:
-        """Read what the layer states. Raises as `opened_source` and what it gives do."""
+        """Read the changes of the layer. Raises what `open_source` and its changes raise."""
         tree = MemoryTree(streams=True)
         super().__init__(tree)
         with ExitStack() as stack:
-            changes = posix_from_windows(Spelling().respelled(stack.enter_context(opened_source(layer, None, system))))
+            changes = posix_from_windows(Spelling().respell(stack.enter_context(open_source(layer, None, system))))
             apply(show_links(changes, tree), MemorySink(tree))
             self._closing = stack.pop_all()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder."""
         self._closing.close()
 
     def __enter__(self) -> Self:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `WindowsSink` asks of the place that it writes to: a folder on any host, or NTFS through Windows' own calls."""
+"""The contract between `WindowsSink` and what writes a layer's files: a folder on any host, or the calls of Windows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lamella.changes.model import Content, Entry, Windows
 from lamella.paths import LayerPath
 
 
-class Ending(Struct, frozen=True):
-    """What remains to be done once all of a layer has been taken."""
+class FinalSteps(Struct, frozen=True):
+    """The steps that remain after the last change of a layer."""
 
     boot_copies: Sequence[tuple[LayerPath, str]]
-    """Files of the boot store that the layer has, and what their copies at the top are called."""
+    """Files of the boot store in the layer, and the names of their copies at the top of the folder."""
     tombstones: Sequence[LayerPath]
-    """Files of the layers below that are hidden, without what the layer puts itself."""
+    """Files of the layers below that the layer hides; without those that it replaces."""
     hives: bool
     """Whether the layer has `Hives`."""
     utility: bool
@@ -26,54 +26,55 @@ class Ending(Struct, frozen=True):
 
 
 class LayerWriter(Protocol):
-    """Writes the files of one layer. Names have been checked, each file comes once, and after its directory.
+    """Writes the files of one layer. The caller has checked names, and gives each file once, after its directory.
 
-    Paths are spelled as the folder has them. Calls raise OSError or a `LamellaError`; `abort` may follow each.
+    Paths are spelled as in the folder. Methods raise OSError or a `LamellaError`; `abort` may follow any of them.
     """
 
     def below(self, path: LayerPath) -> Entry | None:
-        """The file ``path`` as the layers below come to; None where they have none."""
+        """The file ``path`` in the merged layers below; None if they have none."""
         ...
 
     def imply(self, path: LayerPath) -> None:
-        """Make a directory that the layer has something in, and does not state, or not yet."""
+        """Create an implied parent directory."""
         ...
 
     def put(self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool) -> None:
-        """Write a file. ``folder``: NTFS has a directory there; ``existed``: that is there already, and stays."""
+        """Write a file. ``folder``: it is a directory on NTFS; ``existed``: the directory exists, and is kept."""
         ...
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """An alternate data stream of the file that was put last."""
+        """Write an alternate data stream of the last file."""
         ...
 
     def close_file(self) -> None:
-        """Finish the file that was put last, if that is open."""
+        """Close the last file if it is open."""
         ...
 
     def link(self, path: LayerPath, target: LayerPath, windows: Windows, *, at: LayerPath | None) -> None:
-        """A further name of ``target``, which lies ``at`` a path of this layer's folder, or in a layer below."""
+        """Create a hard link to the file ``at`` in this folder, or if that is None, to ``target`` in a layer below."""
         ...
 
     def whiteout(self, path: LayerPath) -> None:
-        """The layer states that ``path`` is gone; what the utility VM has there has been removed."""
+        """Record that the layer hides ``path``. Files of the utility VM are removed already."""
         ...
 
     def clone_utility(self) -> Iterator[tuple[LayerPath, bool]]:
-        """Make `UtilityVM`, with the files of the nearest parent that has one; say of each whether it is a directory.
+        """Create `UtilityVM` with the files of the nearest parent that has one. Yields each path, and whether it is a
+        directory.
 
-        The paths are those of the parent's directory `UtilityVM/Files` and of what is in it.
+        The paths are `UtilityVM/Files` and everything below it, in the parent's spelling.
         """
         ...
 
     def remove(self, path: LayerPath) -> None:
-        """Remove what was cloned at the path, with all beneath it."""
+        """Remove the cloned file or directory tree at ``path``."""
         ...
 
-    def finish(self, ending: Ending) -> None:
-        """Do what waits for the end, and make the layer visible."""
+    def finish(self, ending: FinalSteps) -> None:
+        """Run the final steps, and make the layer visible."""
         ...
 
     def abort(self) -> None:
-        """Leave nothing. Does not raise."""
+        """Remove everything written. Raises nothing."""
         ...

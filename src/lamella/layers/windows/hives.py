@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry hives of a layer's folder: what the deltas of a layer make of the hives below."""
+"""Registry hives of layers: deltas merged into the hives below, and the empty hives of a new base layer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lamella.layers.windows.layout import CONFIG, FILES, HIVE_NAMES, HIVES
 from lamella.paths import LayerPath, join, sort_key
 
 if TYPE_CHECKING:
+    from lamella.formats.regf import Key
     from lamella.layers.windows.folder.parents import Parents
 
 _READ: Final = os.O_RDONLY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
@@ -23,7 +24,7 @@ _DIRECTORY: Final = _READ | file_io.O_DIRECTORY
 
 
 def base_hives(root: int) -> None:
-    """Give the hives of a base layer their names in `Hives`, as Windows does. Raises OSError."""
+    """Link the hives of a base layer into `Hives`, as Windows does. Raises OSError."""
     directory = root
     opened = []
     try:
@@ -54,12 +55,10 @@ def base_hives(root: int) -> None:
 
 
 def merged_hives(root: int, parents: Parents) -> None:
-    """Write what the deltas in `Hives` make of the parents' hives; those without a delta are carried on.
+    """Write the parents' hives with the deltas in `Hives` merged in; a hive without a delta is copied.
 
-    A hive that the layers below do not have is none here either. Raises FormatError, InvalidInput, OSError.
+    A hive that the layers below do not have is left out. Raises FormatError, InvalidInput, OSError.
     """
-    from lamella.formats.regf import Hive, encode_hive, merged
-
     directory = os.open(HIVES, _DIRECTORY, dir_fd=root)
     try:
         there = {name.lower(): name for name in os.listdir(directory)}
@@ -73,14 +72,29 @@ def merged_hives(root: int, parents: Parents) -> None:
             delta_name = there.get(f"{called}_delta".lower())
             delta = b"" if delta_name is None else _read(directory, delta_name)
             if delta:
-                base = Hive(below) if below else None
-                above = Hive(delta, layered=True)
-                key = merged(None if base is None else base.root_key, above.root_key)
-                below = encode_hive(key, file_name=above.file_name if base is None else base.file_name)
+                below = merge_deltas(below, [delta])
             with open(os.open(wanted, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory), "wb") as file:
                 file.write(below)
     finally:
         os.close(directory)
+
+
+def merge_deltas(base: bytes, deltas: Iterable[bytes], *, dirty: bool = False) -> bytes:
+    """Merge ``deltas``, lowest first and at least one, into the hive ``base``, which may be empty.
+
+    ``dirty`` is that of `Hive`. Raises FormatError, InvalidInput.
+    """
+    from lamella.formats.regf import Hive, encode_hive, merged
+
+    named = Hive(base, dirty=dirty) if base else None
+    root: Key | None = None if named is None else named.root_key
+    for delta in deltas:
+        above = Hive(delta, dirty=dirty, layered=True)
+        root = merged(root, above.root_key)
+        named = named or above
+    assert root is not None  # noqa: S101  # there is a delta
+    assert named is not None  # noqa: S101
+    return encode_hive(root, file_name=named.file_name)
 
 
 def _read(directory: int, name: str) -> bytes:
@@ -89,28 +103,25 @@ def _read(directory: int, name: str) -> bytes:
 
 
 _CONFIG: Final = CONFIG[len(FILES) + 1 : -1].split("/")
-"""The directories on drive C that lead to the hives."""
+"""The components of the hives' directory on drive C."""
 
 
 def missing_hives(listed: Callable[[LayerPath], Iterable[str]]) -> list[LayerPath]:
-    """Where on drive C the registry hives are to be that it does not have, in the order of a walk.
+    """The paths on drive C of the registry hives that it lacks, in the order of a walk.
 
-    ``listed`` gives the names in a directory, none where there is no such directory. Windows takes no base layer that
-    lacks one of the five, empty as they may be. Names that are there are found in whatever case.
+    ``listed`` returns the names in a directory, or none if the directory does not exist. Windows requires all five
+    hives in a base layer; they may be empty. Names are compared without case.
     """
     at = LayerPath("")
     for part in _CONFIG:
-        at = join(at, _found(listed(at), part))
+        spelled = (name for name in listed(at) if names.folded(name) == names.folded(part))
+        at = join(at, next(spelled, part))
     there = {names.folded(name) for name in listed(at)}
     return sorted((join(at, name) for name in HIVE_NAMES if names.folded(name) not in there), key=sort_key)
 
 
-def _found(there: Iterable[str], wanted: str) -> str:
-    return next((name for name in there if names.folded(name) == names.folded(wanted)), wanted)
-
-
 def with_hives(changes: Source, paths: Iterable[LayerPath], time: int) -> Iterator[Change]:
-    """``changes``, in the order of a walk, with an empty hive at each of ``paths``, of that ``time``."""
+    """Insert an empty hive at each of ``paths`` into ``changes``, which are in the order of a walk."""
     missing = [(sort_key(path), path) for path in paths]
     for change in changes:
         if missing:
@@ -129,7 +140,7 @@ def _hive(path: LayerPath, time: int) -> Put:
 
 @cache
 def empty_hive() -> bytes:
-    """A hive in which there is nothing; always the same bytes."""
+    """An empty hive; always the same bytes."""
     from lamella.formats.regf import MemoryKey, encode_hive
 
     return encode_hive(MemoryKey("ROOT"))

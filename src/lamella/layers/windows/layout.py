@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is where in the folder of a Windows layer."""
+"""Names and paths in the folder of a Windows layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMING: Final = "lamella.framing"
 TOMBSTONES: Final = "tombstones.txt"
 TOMBSTONES_HEAD: Final = "Version 1.0"
 DIRECTORY_SUFFIX: Final = ".$wcidirs$"
-"""Of the file beside a directory in a transport folder that has the directory's metadata."""
+"""The suffix of the file that holds the metadata of the directory beside it, in a transport folder."""
 
 BOOT: Final = "UtilityVM/Files/EFI/Microsoft/Boot/"
 BOOT_COPIES: Final = {
@@ -32,7 +32,7 @@ BOOT_COPIES: Final = {
     f"{BOOT}BCD.LOG1": "bcd.log1.bak",
     f"{BOOT}BCD.LOG2": "bcd.log2.bak",
 }
-"""Files that Windows changes when it takes a layer -> their copies at the top of the folder."""
+"""Boot files that Windows changes when it imports a layer -> the names of their copies at the top of the folder."""
 
 CONFIG: Final = "Files/Windows/System32/config/"
 HIVE_NAMES: Final = {
@@ -42,22 +42,23 @@ HIVE_NAMES: Final = {
     "SECURITY": "Security",
     "DEFAULT": "DefaultUser",
 }
-"""A hive in a base layer's `CONFIG` -> what its name in `Hives` begins with."""
+"""The name of a hive in `CONFIG` of a base layer -> the prefix of its name in `Hives`."""
 
 _ROOM: Final = 255 - len(DIRECTORY_SUFFIX)
-"""Bytes of a name that a Linux file system takes, with the suffix of a directory's file."""
+"""Bytes that a name may have on a Linux file system, so that the suffix of the metadata file fits too."""
 
 
 class WindowsLayer(Struct, frozen=True):
-    """The folder of one layer: of a base layer, or the transport folder of a layer with parents."""
+    """The folder of a layer: of a base layer, or the transport folder of a layer with parents."""
 
     path: Path
 
 
 def disk_path(path: str) -> str:
-    """Where in the folder the file ``path`` of the layer lies.
+    """The path in the folder of the layer's file ``path``.
 
-    NTFS takes names of up to 765 bytes of UTF-8; one that is too long here is cut, and told from others by a digest.
+    NTFS allows names of up to 765 bytes of UTF-8. A longer name than the host allows is cut and gets a digest as its
+    end.
     """
     if len(path) <= _ROOM and path.isascii():
         return path
@@ -65,7 +66,7 @@ def disk_path(path: str) -> str:
 
 
 def disk_name(name: str) -> str:
-    """See `disk_path`."""
+    """The name in the folder of a file that the layer calls ``name``; see `disk_path`."""
     raw = name.encode("utf-8", "surrogateescape")
     if len(raw) <= _ROOM:
         return name
@@ -75,11 +76,16 @@ def disk_name(name: str) -> str:
 
 
 def in_transport(path: str, *, base: bool) -> bool:
-    """Whether the file ``path`` lies in the folder as attributes and backup streams, and not as itself."""
+    """Whether the folder holds ``path`` as attributes and backup streams; otherwise it holds the file itself."""
     return not base and not path.startswith((HIVES + "/", UTILITY + "/")) and path != UTILITY
 
 
+def windows_path(path: str) -> str:
+    """``path`` with backslashes."""
+    return path.replace("/", "\\")
+
+
 def tombstone_list(paths: Iterable[LayerPath]) -> bytes:
-    """`tombstones.txt` of what is hidden in `Files`."""
+    """The content of `tombstones.txt` for hidden files in `Files`."""
     lines = [TOMBSTONES_HEAD, *("\\" + path[len(FILES) + 1 :].replace("/", "\\") for path in paths)]
     return b"\xef\xbb\xbf" + "".join(line + "\r\n" for line in lines).encode("utf-8", "surrogatepass")

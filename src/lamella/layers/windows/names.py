@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of a Windows layer: what NTFS cannot hold is refused, and two spellings of one name are told."""
+"""Names in Windows layers: checks for NTFS, and one spelling for names that differ in case."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from lamella.paths import ROOT, LayerPath, Way, join, parse_path
 
 WHITEOUT: Final = ".wh."
 
-_HINT: Final = "NTFS can have such a name; --awkward-names takes it"
+_HINT: Final = "NTFS allows the name; --awkward-names accepts it"
 _KNOWN: Final = 16384
 _KNOWN_LENGTH: Final = 1024
 
 
 class NameRules(Struct, frozen=True):
-    """Which names are taken though a usual Windows program could not reach all of the files."""
+    """Which names are accepted although most Windows programs cannot open all of the files."""
 
     awkward: bool = False
-    """Names of devices, and a dot or a space at the end: a program can only open them by a ``\\\\?\\`` path."""
+    """Device names, and names that end in a dot or a space; programs need a ``\\\\?\\`` path to open them."""
     clashes: bool = False
-    """Names in one directory that differ in case only: for directories in which NTFS tells them apart."""
+    """Names in one directory that differ in case only, for directories in which NTFS is case-sensitive."""
 
 
 AS_WINDOWS: Final = NameRules(awkward=True)
-"""All that Windows' own tools take: for images that there are, and where nobody can be asked."""
+"""The names that Windows' own tools accept: for existing images, and where no user can choose."""
 
 
 def lost_stream(path: LayerPath, name: str, lost: Container[str]) -> Loss | None:
-    """What is lost where a layer cannot keep an alternate data stream; ``lost`` are the files that it could not."""
-    problem = "its file is not kept" if path in lost else names.illegal_stream(name)
+    """The loss if a layer cannot hold an alternate data stream. ``lost`` are the files that it could not hold."""
+    problem = "its file was dropped" if path in lost else names.illegal_stream(name)
     return None if problem is None else Loss(path, f"alternate data stream {name!r}", problem)
 
 
 class Directory:
-    """A directory of the layer, and what it has been seen to hold."""
+    """A directory of the layer, and the names seen in it."""
 
     __slots__ = ("above", "inside", "name", "path", "spelled")
 
@@ -52,14 +52,14 @@ class Directory:
         self.above = above
         self.name = name
         self.spelled: dict[str, str] = {}
-        """A name as NTFS compares it -> as it was first written."""
+        """Folded name -> its first spelling."""
         self.inside: dict[str, Directory] = {}
         self.path: LayerPath
-        """Each component as it was first written; set once the directory itself is asked for."""
+        """The path in its first spelling; set when the directory itself is requested."""
 
 
 class LayerNames:
-    """The names of one layer, as far as it has been read or written. Time and memory are in proportion to them."""
+    """The names in one layer, as they are read or written. Takes time and memory in proportion to their number."""
 
     __slots__ = ("_awkward", "_root", "_way", "fold", "known")
 
@@ -69,24 +69,24 @@ class LayerNames:
         self._root.path = ROOT
         self._way = Way(self._root)
         self.known: dict[str, Directory] = {}
-        """Directories by their spelling, as far as they were asked for lately."""
+        """Directories by their spelling; those requested recently."""
         self._awkward = rules.awkward
         self.fold: Callable[[str], str] = str if rules.clashes else names.folded
 
     def directory(self, spelled: str) -> Directory:
-        """The directory that ``spelled`` names, in whatever case. Raises UnsafePath."""
+        """The directory ``spelled``, in any case; created if new. Raises UnsafePath."""
         known = self.known.get(spelled)
         if known is not None:
             return known
         if names.units(spelled) > names.MAX_PATH:
-            raise UnsafePath(spelled[:80], f"it has more than {names.MAX_PATH} UTF-16 units")
+            raise UnsafePath(spelled[:80], f"more than {names.MAX_PATH} UTF-16 units")
         head, _, last = spelled.rpartition("/")
         above = self.known.get(head)
         if above is not None and names.plain(last) and last[:4] != WHITEOUT:
             at = self._inside(above, last, spelled)
         else:
             found = self._way.find(parse_path(spelled), lambda above, name: self._inside(above, name, spelled))
-            assert found is not None  # noqa: S101  # what is not there is made
+            assert found is not None  # noqa: S101  # missing directories are created
             at = found
         if not hasattr(at, "path"):
             at.path = _path(at)
@@ -101,13 +101,13 @@ class LayerNames:
         inner = above.inside.get(key)
         if inner is None:
             if name.startswith(WHITEOUT):
-                raise UnsafePath(spelled, "a component reads as a whiteout")
+                raise UnsafePath(spelled, "a component is a whiteout")
             self.check(spelled, name)
             inner = above.inside[key] = Directory(above, above.spelled.setdefault(key, name))
         return inner
 
     def check(self, path: str, name: str) -> None:
-        """Make sure that NTFS can have ``name``, the last or another component of ``path``. Raises UnsafePath."""
+        """Check that NTFS can have the component ``name`` of ``path``. Raises UnsafePath."""
         if names.plain(name):
             return
         problem, hint = names.illegal(name), None
@@ -117,27 +117,25 @@ class LayerNames:
             raise UnsafePath(path, f"{name!r}: {problem}" if name != path else problem, hint=hint)
 
     def claim(self, directory: Directory, name: str) -> None:
-        """Say that the layer puts ``name`` into ``directory``.
+        """Record that the layer puts ``name`` into ``directory``.
 
-        Raises UnsafePath, and InvalidInput where it has put the same name there in another case.
+        Raises UnsafePath; InvalidInput if the layer has the same name in another case.
         """
         if not names.plain(name):
             self.check(join(directory.path, name), name)
         spelled = directory.spelled.setdefault(self.fold(name), name)
         if spelled != name:
-            raise InvalidInput(
-                f"{join(directory.path, name)!r} and {spelled!r} differ in case only, which is one name to NTFS"
-            )
+            raise InvalidInput(f"{join(directory.path, name)!r} and {spelled!r} differ in case only; NTFS ignores case")
 
     def resolve(self, path: str) -> LayerPath:
-        """``path`` as this layer first wrote it, as far as it did. Raises UnsafePath."""
+        """``path`` with each known component in its first spelling. Raises UnsafePath."""
         head, _, base = path.rpartition("/")
         directory = self.known.get(head)
         if directory is not None and names.plain(base):
             return join(directory.path, directory.spelled.get(self.fold(base), base))
         parsed = parse_path(path)
         if names.units(parsed) > names.MAX_PATH:
-            raise UnsafePath(path[:80], f"it has more than {names.MAX_PATH} UTF-16 units")
+            raise UnsafePath(path[:80], f"more than {names.MAX_PATH} UTF-16 units")
         parts = []
         at: Directory | None = self._root
         for part in parsed.split("/"):
@@ -164,9 +162,9 @@ def _path(directory: Directory) -> LayerPath:
 
 
 class Spelling:
-    """How the files of a stack of layers are spelled, as far as its layers have gone by.
+    """The spelling of paths in a stack of layers.
 
-    The first layer that has a file says how. Memory is in proportion to the files.
+    The lowest layer with a file determines its spelling. Takes memory in proportion to the number of files.
     """
 
     __slots__ = ("_directories", "_implied", "_known", "_links")
@@ -175,13 +173,13 @@ class Spelling:
         self._known: dict[str, LayerPath] = {}
         self._links: set[str] = set()
         self._directories: dict[str, LayerPath] = {}
-        """Directories as they were asked for lately."""
+        """Directories requested recently."""
         self._implied = Implied()
 
-    def respelled(self, changes: Source) -> Iterator[Change]:
-        """``changes`` with each path as the layers below spell it, or this one first did.
+    def respell(self, changes: Source) -> Iterator[Change]:
+        """``changes`` with each path in the spelling of the layers below, or its first spelling in this layer.
 
-        Raises InvalidInput for what lies in a link: Windows takes no such layer.
+        Raises InvalidInput for a file below a link: Windows does not accept such a layer.
         """
         for change in changes:
             match change:
@@ -205,7 +203,7 @@ class Spelling:
                     yield Opaque(self.find(path))
 
     def find(self, path: LayerPath) -> LayerPath:
-        """``path`` as it is spelled, as far as it is known."""
+        """``path`` with each known component in its first spelling."""
         if not path:
             return ROOT
         known = self._known.get(names.folded(path))
@@ -246,7 +244,7 @@ class Spelling:
                 break
             key = names.folded(at)
             if key in self._links:
-                raise InvalidInput(f"something lies in {at!r}, which is a link: Windows does not follow it there")
+                raise InvalidInput(f"a file below {at!r}, which is a link: Windows does not follow links in layers")
             new.append((at, key))
             at = at.rpartition("/")[0]
         first = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a Windows layer as a sink of changes."""
+"""Applies the changes of a layer to the folder of a Windows layer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lamella.changes.model import Change, Content, Entry, Kind, Windows
 from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
 from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
-from lamella.layers.windows.backend import layer_writer
-from lamella.layers.windows.contract import Ending
+from lamella.layers.windows.backend import open_writer
+from lamella.layers.windows.contract import FinalSteps
 from lamella.layers.windows.folder.tar_split import FramingWriter
 from lamella.layers.windows.folder.writer import FolderWriter
 from lamella.layers.windows.layout import (
@@ -32,7 +32,7 @@ from lamella.layers.windows.layout import (
     WindowsLayer,
 )
 from lamella.layers.windows.names import NameRules, lost_stream
-from lamella.layers.windows.tar_sink import Facets
+from lamella.layers.windows.tar_sink import LinkMetadata
 from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath, join
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from lamella.streams.blob_reader import BlobReader
 
 
-class PathCodes:
-    """A number for each of many paths, which are as NTFS compares them."""
+class PathStates:
+    """A small integer for each path; the caller folds paths to the form that NTFS compares."""
 
     __slots__ = ("_inside",)
 
@@ -51,7 +51,7 @@ class PathCodes:
         self._inside: dict[str, dict[str, int]] = {}
 
     def get(self, path: str) -> int | None:
-        """The number of ``path``; None where it has none."""
+        """The state of ``path``, or None."""
         parent, _, name = path.rpartition("/")
         inside = self._inside.get(parent)
         return None if inside is None else inside.get(name)
@@ -67,7 +67,7 @@ class PathCodes:
         inside[name] = code
 
     def remove(self, path: str) -> list[str]:
-        """Forget ``path`` and all beneath it, and give their paths; that takes time in proportion to them."""
+        """Remove ``path`` and everything below it; return the removed paths. Takes time in proportion to them."""
         parent, _, name = path.rpartition("/")
         inside = self._inside.get(parent)
         if inside is not None:
@@ -78,30 +78,33 @@ class PathCodes:
         return gone
 
 
+_PARENT_HINT: Final = "give the layers below with --parent, the nearest first"
+
 _FILE: Final = 0
 _DIRECTORY: Final = 1
 _CLOSED: Final = 2
-"""A link to a directory or the like: nothing can be put into it."""
+"""A reparse point: nothing can be put into it."""
 _IMPLIED: Final = 3
-"""A directory that the layer has something in, without stating it."""
+"""An implied parent directory."""
 _CLONED_FILE: Final = 4
 _CLONED: Final = 5
-"""Of the parent's utility VM."""
+"""A directory of the parent's utility VM; `_CLONED_FILE` is a file of it."""
 _LINK: Final = 6
 _OPEN: Final = (_DIRECTORY, _IMPLIED, _CLONED)
 _UTILITY: Final = names.folded(UTILITY)
 
 
 class WindowsSink:
-    """Applies a layer to the folder ``layer``, which must not exist or be empty.
+    """Applies a layer to the folder ``layer``, which must be empty or absent.
 
-    Without ``parents`` it is a base layer, with files as themselves; else a transport folder, with attributes and
-    backup streams in place of each file of `Files`. All that no file can hold here is in `lamella.index`; so is the
-    order. What does not lie in `Files`, `Hives` and `UtilityVM` is refused, and so are a name that is there twice, in
-    whatever case, and what is put into a link. ``rules`` are for odd names.
+    Without ``parents``, the folder is that of a base layer and holds the files themselves; with parents, it is a
+    transport folder, which holds the attributes and backup streams of each file in `Files`. ``lamella.index`` keeps the
+    order of the entries and all metadata that this host cannot store. The sink refuses top-level names other than
+    `Files`, `Hives` and `UtilityVM`, names that occur twice (in any case), and entries below a reparse point. ``rules``
+    allow unusual names.
 
-    On Windows (``system``, which is this host unless given) its own calls make the layer. The work is done beside the
-    layer's folder, or shows no layer, until `commit`.
+    On Windows (``system``; None for this host) the calls of Windows write the layer. Nothing that looks like a layer
+    exists until `commit`.
     """
 
     def __init__(
@@ -113,44 +116,44 @@ class WindowsSink:
         losses: Losses | None = None,
         system: WindowsSystem | None = None,
     ) -> None:
-        """Begin. Raises Conflict, NotFound (a parent is not there); on Windows as `layer_writer` does."""
+        """Start the layer. Raises Conflict, NotFound (a parent does not exist), and on Windows what `open_writer`
+        raises.
+        """
         self.layer = layer
         self.size = 0
-        """Bytes of all files so far, as hcsshim counts them: no alternate streams, no further names."""
+        """Bytes of all files so far, counted as hcsshim does: without alternate streams and further hard links."""
         self._base = not parents
-        self._writer = layer_writer(layer, parents, system)
+        self._writer = open_writer(layer, parents, system)
         self._awkward = rules is not None and rules.awkward
         self._losses = losses if losses is not None else Losses()
         self._lost: set[str] = set()
-        self._kinds = PathCodes()
-        """What is at a path as NTFS compares it."""
+        self._kinds = PathStates()
+        """The state of each path of the layer, by folded path."""
         self._spelled: dict[str, LayerPath] = {"": LayerPath("")}
-        """Directories, by their path as NTFS compares it, as they are called in the folder."""
+        """Folded path of a directory -> its path as spelled in the folder."""
         self._entered = "", LayerPath("")
-        """The directory that was asked for last, and as it is called in the folder."""
-        self._facets = Facets()
+        """The last parent directory, and its path as spelled in the folder."""
+        self._facets = LinkMetadata()
         self._link_facet: tuple[LayerPath, Windows] | None = None
         self._tombstones: list[LayerPath] = []
         self._owner: LayerPath | None = None
-        """The file that may still get alternate streams."""
+        """The last file, to which alternate streams may be added."""
         self._implied = Implied()
 
     @property
     def view(self) -> None:
-        """See `Sink.view`: no name in a Windows layer leads through a link."""
         return
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`."""
         return True
 
     def beside(self, name: str) -> BinaryIO | None:
-        """A new file ``name`` at the top of the folder, which the caller closes; None where Windows has the layer."""
+        """Create the file ``name`` at the top of the folder; the caller closes it. None if Windows writes the layer."""
         return self._writer.beside(name) if isinstance(self._writer, FolderWriter) else None
 
     def put(self, entry: Entry, content: Content | None) -> None:
-        """See `Sink.put`. Raises MissingFacet, InvalidInput, UnsafePath, Exhausted."""
+        """Raises MissingFacet, InvalidInput, UnsafePath, Exhausted, SizeMismatch."""
         windows = entry.windows
         if not entry.path:
             return
@@ -163,7 +166,7 @@ class WindowsSink:
             return
         directory = entry.kind is Kind.DIRECTORY
         if entry.kind is Kind.FILE and windows.attributes & DIRECTORY:
-            raise InvalidInput(f"{entry.path!r} is a file by its kind and a directory by its attributes")
+            raise InvalidInput(f"{entry.path!r} is a file, but has the attribute of a directory")
         if entry.kind is Kind.SYMLINK and windows.reparse is None:
             windows = replace(windows, reparse=reparse.encode(reparse.symlink(entry.target)))
             entry = replace(entry, windows=windows)
@@ -190,21 +193,23 @@ class WindowsSink:
         self._owner = path
 
     def link_facet(self, path: LayerPath, windows: Windows) -> None:
-        """The attributes and times that the link ``path``, which comes next, has where it comes from."""
+        """Set the attributes and times that the source gives for the next change, the hard link ``path``."""
         self._link_facet = path, windows
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
-        """See `Sink.link`. A file of the parents must be given as they spell it, or this layer did."""
+        """A target in the layers below must be spelled as they or this layer spell it. Raises InvalidInput, NotFound,
+        MissingFacet.
+        """
         self._close_owner()
         if target in self._lost:
             self._lost.add(path)
-            self._losses.record(Loss(path, "hard link", f"its target {target!r} is not kept"))
+            self._losses.record(Loss(path, "hard link", f"its target {target!r} was dropped"))
             return
         stated, self._link_facet = self._link_facet, None
         if not self._base:
             for name in (path, target):
                 if not name.startswith((FILES + "/", UTILITY_FILES + "/")):
-                    raise InvalidInput(f"hard link {path!r}: {name!r} is neither in Files nor in UtilityVM/Files")
+                    raise InvalidInput(f"hard link {path!r}: {name!r} is not in Files or UtilityVM/Files")
         goal = names.folded(target)
         code = self._kinds.get(goal)
         if code in (_DIRECTORY, _CLOSED, _IMPLIED, _CLONED):
@@ -213,8 +218,8 @@ class WindowsSink:
         if code is None or facet is None:
             below = self._writer.below(target)
             if below is None or (code is None and not target.startswith(FILES + "/")):
-                hint = "say which layers are below with --parent, the nearest first" if self._base else None
-                raise NotFound(f"hard link {path!r}: its target {target!r} is not there", hint=hint)
+                hint = _PARENT_HINT if self._base else None
+                raise NotFound(f"hard link {path!r}: its target {target!r} does not exist", hint=hint)
             if below.kind is Kind.DIRECTORY:
                 raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
             facet = facet or below.windows
@@ -233,7 +238,7 @@ class WindowsSink:
         self._facets.add(path, facet)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """See `Sink.stream`; the file must have been put right before. Raises InvalidInput, SizeMismatch."""
+        """The stream must follow its file. Raises InvalidInput, SizeMismatch."""
         loss = lost_stream(path, name, self._lost)
         if loss is not None:
             self._losses.record(loss)
@@ -247,13 +252,10 @@ class WindowsSink:
             raise from_os(error, f"write {path!r}") from error
 
     def whiteout(self, path: LayerPath) -> None:
-        """See `Sink.whiteout`. Raises InvalidInput in a base layer, and NotFound for what the utility VM lacks."""
+        """Raises InvalidInput in a base layer; NotFound for a file that the utility VM does not have."""
         self._close_owner()
         if self._base:
-            raise InvalidInput(
-                f"{path!r} is to be hidden, and a base layer has nothing below",
-                hint="say which layers are below with --parent, the nearest first",
-            )
+            raise InvalidInput(f"whiteout of {path!r} in a base layer, which has no layers below", hint=_PARENT_HINT)
         self._check_names(path)
         if path.startswith(FILES + "/"):
             self._tombstones.append(path)
@@ -265,22 +267,22 @@ class WindowsSink:
                 if found in (_CLONED, _CLONED_FILE):
                     self._displace(key)
                 elif found is None:
-                    raise NotFound(f"{path!r} is to be hidden, and the layers below do not have it")
+                    raise NotFound(f"whiteout of {path!r}, which the layers below do not have")
             except OSError as error:
                 raise from_os(error, f"remove {path!r}") from error
         else:
-            raise InvalidInput(f"{path!r} is to be hidden, and is neither in Files nor in UtilityVM/Files")
+            raise InvalidInput(f"whiteout of {path!r}, which is not in Files or UtilityVM/Files")
         self._writer.whiteout(path)
 
     def opaque(self, path: LayerPath, mine: Mine) -> None:  # noqa: ARG002
-        """Raises Unsupported: Windows has no such marker."""
+        """Raises Unsupported: Windows layers have no opaque directories."""
         raise Unsupported(
-            f"{path!r}: a Windows layer cannot say that all in a directory is hidden",
-            hint="compare with the layers below, so that each name that is gone has its own whiteout",
+            f"{path!r}: Windows layers have no opaque directories",
+            hint="compare with the layers below, which gives a whiteout for each removed file",
         )
 
     def commit(self) -> Losses:
-        """Write what waits for the end, and give the folder its name. Raises Conflict where that has been taken."""
+        """Run the final steps, and rename the folder. Raises Conflict if its name has been taken."""
         try:
             self._close_owner()
             self._writer.finish(self._ending())
@@ -289,18 +291,17 @@ class WindowsSink:
         return self._losses
 
     def abort(self) -> None:
-        """See `Sink.abort`."""
         self._writer.abort()
 
-    def _ending(self) -> Ending:
+    def _ending(self) -> FinalSteps:
         stated = (_FILE, _LINK)
-        return Ending(
+        return FinalSteps(
             boot_copies=[
                 (LayerPath(self._on_disk(path)), copy)
                 for path, copy in BOOT_COPIES.items()
                 if self._kinds.get(names.folded(path)) in stated
             ],
-            # Windows would take away what the layer itself puts, which the whiteout is not meant for.
+            # Windows applies tombstones after the import: it would delete files that this layer itself puts.
             tombstones=[path for path in self._tombstones if names.folded(path) not in self._kinds],
             hives=names.folded(HIVES) in self._kinds,
             utility=names.folded(UTILITY_FILES) in self._kinds,
@@ -309,7 +310,8 @@ class WindowsSink:
     # Names
 
     def _claim(self, path: LayerPath, *, folder: bool) -> tuple[LayerPath, str, int | None]:
-        """The path as the folder spells it, and as NTFS compares it, and what is there to give way.
+        """Check that ``path`` can be written; return it as spelled in the folder, its folded form, and its present
+        state.
 
         Raises UnsafePath, InvalidInput.
         """
@@ -323,18 +325,18 @@ class WindowsSink:
             self._entered = parent, where
         path = join(where, name)
         if not where and (path not in TOPS or not folder):
-            raise InvalidInput(f"{path!r}: a Windows layer has the directories Files, Hives and UtilityVM")
+            raise InvalidInput(f"{path!r}: the top level of a Windows layer has only Files, Hives and UtilityVM")
         if not self._base:
             if where == UTILITY and path != UTILITY_FILES:
-                raise InvalidInput(f"{path!r}: of the utility VM a layer with parents has UtilityVM/Files alone")
+                raise InvalidInput(f"{path!r}: in a layer with parents, UtilityVM has only the directory Files")
             if name.lower().endswith(DIRECTORY_SUFFIX):
-                raise InvalidInput(f"{path!r}: a transport folder has a directory's metadata in files of such names")
+                raise InvalidInput(f"{path!r}: the suffix {DIRECTORY_SUFFIX} is reserved in transport folders")
         key = names.folded(path)
         known = self._kinds.get(key)
         if known not in (None, _IMPLIED, _CLONED, _CLONED_FILE) or (known == _IMPLIED and not folder):
             raise InvalidInput(
-                f"{path!r} is there twice, and NTFS has one file of that name in whatever case",
-                hint="a layer for Windows must have each file once",
+                f"{path!r} occurs twice; NTFS ignores case in names",
+                hint="a Windows layer must have each file once",
             )
         return path, key, known
 
@@ -346,7 +348,7 @@ class WindowsSink:
             rules.check(path, name)
 
     def _enter(self, parent: str, path: str) -> LayerPath:
-        """The directory ``parent`` as the folder spells it, made where the layer does not state it."""
+        """The directory ``parent`` as spelled in the folder; created if it is implied."""
         at, where = parent, LayerPath("")
         missing: list[tuple[str, str]] = []
         while at:
@@ -356,7 +358,7 @@ class WindowsSink:
                 where = self._spelled[key]
                 break
             if known is not None:
-                raise InvalidInput(f"{path!r} cannot be in {at!r}, which is no directory that can be entered")
+                raise InvalidInput(f"{path!r}: its parent {at!r} is not a directory")
             missing.append((at, key))
             at = at.rpartition("/")[0]
         for number, (at, key) in enumerate(reversed(missing)):
@@ -366,13 +368,13 @@ class WindowsSink:
         return where
 
     def _imply(self, path: str, key: str, where: LayerPath) -> LayerPath:
-        """Make the directory ``path``, which the layer does not state, in ``where``."""
+        """Create the implied directory ``path`` in the directory ``where``."""
         name = path.rpartition("/")[2]
         if not names.plain(name):
             self._check_names(LayerPath(path))
         made = join(where, name)
         if not where and made not in TOPS:
-            raise InvalidInput(f"{path!r}: a Windows layer has the directories Files, Hives and UtilityVM")
+            raise InvalidInput(f"{path!r}: the top level of a Windows layer has only Files, Hives and UtilityVM")
         try:
             if not self._base and key.startswith(_UTILITY):
                 self._clone()
@@ -388,11 +390,11 @@ class WindowsSink:
     # Files
 
     def _make_room(self, path: LayerPath, key: str, known: int, *, directory: bool) -> bool:
-        """Make way at ``path``, where something is; whether it is a directory that stays."""
+        """Remove what exists at ``path``. True if it is a directory that is kept."""
         if directory and known in (_IMPLIED, _CLONED):
             return True
         if known == _IMPLIED:
-            raise InvalidInput(f"{path!r} has files in it, and is a link")
+            raise InvalidInput(f"{path!r} is a reparse point, but the layer has files in it")
         self._displace(key)
         return False
 
@@ -401,17 +403,17 @@ class WindowsSink:
         try:
             self._writer.close_file()
         except OSError as error:
-            raise from_os(error, "write a file's streams") from error
+            raise from_os(error, "write the streams of a file") from error
 
     def _on_disk(self, path: str) -> LayerPath:
-        """``path`` with its directory as the folder spells it."""
+        """``path`` with its directory as spelled in the folder."""
         parent, _, name = path.rpartition("/")
         return join(self._spelled.get(names.folded(parent), parent), name)
 
     # The utility VM of the nearest parent that has one
 
     def _clone(self) -> None:
-        """See to it that the folder has the utility VM, with the files of the parents' as they are."""
+        """Clone the parents' utility VM, once."""
         key = names.folded(UTILITY)
         if self._kinds.get(key) is not None:
             return
@@ -423,17 +425,18 @@ class WindowsSink:
             self._spelled[at] = path
 
     def _displace(self, key: str) -> None:
-        """Remove what was cloned at the path, with all beneath it."""
+        """Remove the cloned files at the path and below it."""
         self._entered = "", LayerPath("")
         self._writer.remove(self._spelled[key])
         for gone in self._kinds.remove(key):
             self._spelled.pop(gone, None)
 
 
-def taken_tar(reader: BlobReader, sink: WindowsSink, rules: NameRules | None = None) -> Iterator[Change]:
-    """The changes of the blob, for ``sink``, whose folder gets the framing of the tar beside what it makes of them.
+def recorded_tar_changes(reader: BlobReader, sink: WindowsSink, rules: NameRules | None = None) -> Iterator[Change]:
+    """The changes of the blob for ``sink``; records the framing of the tar in the folder.
 
-    So the folder gives the tar back to the byte. See `windows_tar_changes` for ``rules`` and the errors.
+    With the framing, the folder gives back the tar byte for byte. See `windows_tar_changes` for ``rules`` and the
+    errors.
     """
     file = sink.beside(FRAMING)
     if file is None:
@@ -442,5 +445,5 @@ def taken_tar(reader: BlobReader, sink: WindowsSink, rules: NameRules | None = N
     with file:
         framing = FramingWriter(reader.next_buffer, file.write)
         changes = windows_tar_changes(framing.next_buffer, rules=rules, linked=sink.link_facet)
-        yield from framing.noted(changes)
+        yield from framing.record(changes)
         framing.finish(reader.finish().diff_id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tar of a Windows layer as a sink of changes, byte for byte as go-winio's backuptar writes it."""
+"""Writes the changes of a Windows layer as a tar, byte for byte as go-winio's backuptar writes it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from lamella.changes.contracts import Mine
@@ -29,35 +30,41 @@ _REPARSE_MODE: Final = 0o120000
 _LINK_MODE: Final = 0o644
 
 
+class TarDialect(Struct, frozen=True):
+    """Variants of the tar."""
+
+    wrap_times: bool = True
+    """Let times overflow as in go-winio, which itself reads correct times with the same overflow.
+
+    `windows_tar_changes` takes the overflow back.
+    """
+    print_names_only: bool = False
+    """Write no target for a mount point without a print name, as go-winio; otherwise write its substitute name."""
+    empty_sparse_data: bool = False
+    """Give each empty sparse file a data stream, as BackupRead does on newer Windows; `EMPTY_DATA` has one anyway."""
+
+
 class WindowsTarSink:
-    """Writes the changes of a Windows layer as a tar; every entry needs its Windows facet, and no other is written.
+    """Writes the tar of a Windows layer. Every entry needs a Windows facet; other facets are ignored.
 
-    ``write``, ``lookup`` and ``clamp`` are those of `lamella.layers.tar.sink.TarSink`. ``rules`` says which odd names
-    are written; `windows_tar_changes` must be told the same to take them.
+    ``write``, ``lookup`` and ``clamp`` are those of `lamella.layers.tar.sink.TarSink`. ``rules`` say which unusual
+    names are written; `windows_tar_changes` needs the same rules to read them. ``dialect`` chooses between variants of
+    the tar.
 
-    ``wrap_times`` lets times overflow as go-winio's do, which `windows_tar_changes` takes back; go-winio itself reads a
-    true time with the same overflow. What else it does and a layer can do without has to be asked for: with
-    ``print_names_only``, a mount point without a print name has no target, where else the name that Windows follows is
-    written; ``empty_sparse_data`` says that an empty file with the sparse attribute had a data stream, as BackupRead
-    has it on newer Windows. An empty file whose content is `EMPTY_DATA` has one in any case.
-
-    Holes are written out. What the tar cannot say is recorded as lost: names that NTFS cannot have, devices, other
-    reparse points than links and mount points. An opaque marker raises Unsupported. `commit` ends the archive and
-    returns the losses.
+    Holes are written as zeros. The sink records as lost what a tar cannot hold: names that NTFS cannot have, devices,
+    and reparse points other than links and mount points. `commit` ends the archive and returns the losses.
     """
 
     __slots__ = (
         "_clamp",
-        "_empty_sparse_data",
+        "_dialect",
         "_lookup",
         "_losses",
         "_lost",
         "_names",
         "_owner",
-        "_print_names_only",
         "_records",
         "_remembered",
-        "_wrap_times",
         "_writer",
     )
 
@@ -68,36 +75,30 @@ class WindowsTarSink:
         lookup: Callable[[LayerPath], Entry | None] | None = None,
         clamp: int | None = None,
         rules: NameRules | None = None,
-        wrap_times: bool = True,
-        print_names_only: bool = False,
-        empty_sparse_data: bool = False,
+        dialect: TarDialect | None = None,
         losses: Losses | None = None,
     ) -> None:
         self._writer = TarWriter(write)
         self._records = RecordWriter()
         self._names = LayerNames(rules)
         self._lookup = lookup
-        self._remembered = Facets() if lookup is None else None
+        self._remembered = LinkMetadata() if lookup is None else None
         self._clamp = clamp
-        self._wrap_times = wrap_times
-        self._print_names_only = print_names_only
-        self._empty_sparse_data = empty_sparse_data
+        self._dialect = TarDialect() if dialect is None else dialect
         self._losses = losses if losses is not None else Losses()
         self._lost: set[str] = set()
         self._owner: tuple[LayerPath, int, Windows] | None = None
 
     @property
     def view(self) -> None:
-        """See `Sink.view`: a tar holds facts."""
         return
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`: whiteouts are facts like others."""
         return True
 
     def put(self, entry: Entry, content: Content | None) -> None:
-        """See `Sink.put`. Raises MissingFacet, SizeMismatch, InvalidInput for what no tar header can hold."""
+        """Raises MissingFacet, SizeMismatch, InvalidInput (the metadata does not fit a tar header)."""
         path, kind = entry.path, entry.kind
         windows = entry.windows
         if windows is None:
@@ -125,14 +126,14 @@ class WindowsTarSink:
         if point is not None:
             flag = "2"
             mode |= _REPARSE_MODE
-            target = point.print_name if self._print_names_only else reparse.target(point)
+            target = point.print_name if self._dialect.print_names_only else reparse.target(point)
         elif kind is Kind.DIRECTORY:
             flag = "5"
         else:
             size = entry.size
             if attributes & DIRECTORY:
-                raise InvalidInput(f"{path!r} is a file by its kind and a directory by its attributes")
-            if size or type(content) is EmptyData or (self._empty_sparse_data and attributes & SPARSE_FILE):
+                raise InvalidInput(f"{path!r} is a file, but has the attribute of a directory")
+            if size or type(content) is EmptyData or (self._dialect.empty_sparse_data and attributes & SPARSE_FILE):
                 mode = _DATA_MODE
         self._writer.member(
             path,
@@ -161,19 +162,19 @@ class WindowsTarSink:
             self._remembered.add(path, windows)
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
-        """See `Sink.link`. The header repeats the file's metadata; raises MissingFacet where nobody can tell it."""
+        """The header repeats the metadata of the target; raises MissingFacet if that is unknown."""
         self._owner = None
         if not self._claimed(path, "hard link"):
             return
         if target in self._lost:
-            self._lose(path, "hard link", f"its target {target!r} is not kept")
+            self._lose(path, "hard link", f"its target {target!r} was dropped")
             return
         windows: Windows | None
         if self._lookup is not None:
             entry = self._lookup(target)
             windows = None if entry is None or entry.windows is None else self._timed(entry.windows)
         else:
-            assert self._remembered is not None  # noqa: S101  # one of the two is always there
+            assert self._remembered is not None  # noqa: S101  # one of the two is set
             windows = self._remembered.find(target)
         if windows is None:
             raise MissingFacet(target, "Windows")
@@ -197,7 +198,7 @@ class WindowsTarSink:
             self._remembered.add(path, windows)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """See `Sink.stream`; the file must have been put right before. Raises InvalidInput, SizeMismatch."""
+        """The stream must follow its file. Raises InvalidInput, SizeMismatch."""
         loss = lost_stream(path, name, self._lost)
         if loss is not None:
             self._losses.record(loss)
@@ -221,7 +222,6 @@ class WindowsTarSink:
         self._writer.finish_member()
 
     def whiteout(self, path: LayerPath) -> None:
-        """See `Sink.whiteout`."""
         self._owner = None
         parent, name = split(path)
         try:
@@ -233,10 +233,10 @@ class WindowsTarSink:
         self._writer.member(join(parent, WHITEOUT + name), "0", mode=0, uid=0, gid=0, size=0, mtime=0, pax=False)
 
     def opaque(self, path: LayerPath, mine: Mine) -> None:  # noqa: ARG002
-        """Raises Unsupported: Windows takes the marker for the whiteout of a file that is called ``.wh..opq``."""
+        """Raises Unsupported: Windows reads the marker as the whiteout of a file called ``.wh..opq``."""
         raise Unsupported(
-            f"{path!r}: the tar of a Windows layer cannot say that all in a directory is hidden",
-            hint="compare with the layers below, so that each name that is gone has its own whiteout",
+            f"{path!r}: Windows layers have no opaque directories",
+            hint="compare with the layers below, which gives a whiteout for each removed file",
         )
 
     def commit(self) -> Losses:
@@ -245,7 +245,7 @@ class WindowsTarSink:
         return self._losses
 
     def abort(self) -> None:
-        """Leave the archive without an end; whoever has been given its pieces drops them."""
+        """Leave the archive without an end; the caller drops the bytes written so far."""
 
     def _data(self, content: Content) -> None:
         data = self._writer.data
@@ -257,14 +257,14 @@ class WindowsTarSink:
         self._losses.record(Loss(path, what, why))
 
     def _claimed(self, path: LayerPath, what: str) -> bool:
-        """Whether the tar can have ``path``; recorded as lost where not."""
+        """Whether the tar can hold ``path``; otherwise records the loss."""
         parent, _, name = path.rpartition("/")
         try:
             directory = self._names.directory(parent)
             if directory.path != parent:
-                raise InvalidInput(f"its directory is called {directory.path!r}, which differs in case only")
+                raise InvalidInput(f"its directory is spelled {directory.path!r}, which differs in case only")
             if name.startswith(WHITEOUT):
-                raise InvalidInput("its name would be read as a whiteout")
+                raise InvalidInput("its name reads as a whiteout")
             self._names.claim(directory, name)
         except InvalidInput as error:
             self._lose(path, what, str(error) if error.hint is None else f"{error} ({error.hint})")
@@ -280,7 +280,7 @@ class WindowsTarSink:
             raise InvalidInput(f"{entry.path!r}: {error}") from None
 
     def _kept(self, path: LayerPath, attributes: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """The extended attributes that records can hold."""
+        """The extended attributes that PAX records can hold; records the others as lost."""
         if not attributes:
             return NO_XATTRS
         kept: dict[str, bytes] = {}
@@ -295,8 +295,8 @@ class WindowsTarSink:
         return kept
 
     def _timed(self, windows: Windows) -> Windows:
-        """``windows`` with the times that are to be written."""
-        if self._clamp is None and not self._wrap_times:
+        """``windows`` with clamped and wrapped times."""
+        if self._clamp is None and not self._dialect.wrap_times:
             return windows
         return replace(
             windows,
@@ -311,18 +311,18 @@ class WindowsTarSink:
             return None
         if self._clamp is not None and ns > self._clamp:
             ns = self._clamp
-        if not self._wrap_times:
+        if not self._dialect.wrap_times:
             return ns
         wrapped = filetime.wrap(ns)
-        # What overflows more than once would not be found again.
+        # A time that overflows more than once could not be restored.
         return wrapped if wrapped == ns or filetime.unwrap(wrapped) == ns else ns
 
 
 _PACKED: Final = struct.Struct("<IBqqqq")
 
 
-class Facets:
-    """Attributes and times of the files put so far, which hard links repeat."""
+class LinkMetadata:
+    """Attributes and times of the files put so far, which the headers of hard links repeat."""
 
     __slots__ = ("_odd", "_packed")
 
@@ -331,7 +331,7 @@ class Facets:
         self._odd: dict[str, Windows] = {}
 
     def add(self, path: LayerPath, windows: Windows) -> None:
-        """Remember those of the file just put."""
+        """Record the attributes and times of the file ``path``."""
         stated = windows.creation_time, windows.access_time, windows.write_time, windows.change_time
         present = sum(1 << place for place, time in enumerate(stated) if time is not None)
         if self._odd:
@@ -344,7 +344,7 @@ class Facets:
         self._packed.add(path, record)
 
     def find(self, path: LayerPath) -> Windows | None:
-        """Attributes and times of the file that was put last at ``path``."""
+        """The attributes and times of the last file at ``path``, or None."""
         odd = self._odd.get(path)
         if odd is not None:
             return odd

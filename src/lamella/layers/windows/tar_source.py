@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tar of a Windows layer as a source of changes: go-winio's dialect, and what other tools write of it.
+"""Reads the tar of a Windows layer: go-winio's dialect, and the variants of other tools.
 
 ``docs/formats/windows.md`` lists the rules.
 """
@@ -40,30 +40,26 @@ _DATA_MODE: Final = 0o100000
 
 
 class EmptyData(Content):
-    """The content of an empty file that has a data stream nevertheless, as the tar of a Windows layer can say.
+    """The content of an empty file that has a data stream, which the tar of a Windows layer distinguishes.
 
-    NTFS gives back no data stream of most empty files. To everybody else this is content of no bytes.
+    NTFS reports no data stream for most empty files. Code that does not check the type sees an empty content.
     """
 
     __slots__ = ()
 
     @property
     def size(self) -> int:
-        """0."""
         return 0
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         return None
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """None."""
         return ()
 
     def __eq__(self, other: object) -> bool:
@@ -86,17 +82,17 @@ def windows_tar_changes(
     unwrap_times: bool = True,
     linked: Callable[[LayerPath, Windows], object] | None = None,
 ) -> Iterator[Change]:
-    """The changes that the tar of a Windows layer states, in its order. Entries have a Windows facet and no other.
+    """The changes in the tar of a Windows layer, in its order. Entries have a Windows facet and no other.
 
     ``next_buffer``, ``stored`` and ``end`` are those of `lamella.layers.tar.source.tar_changes`. Alternate data streams
-    follow their file. Links and mount points have their reparse buffer, made of the target. Times that the tar does
-    not state are None; the write time is always stated. ``rules`` says which odd names are taken. ``unwrap_times``
-    takes back the overflow of go-winio's times, which gives a FILETIME of 0 as the year 2185. ``linked`` is told the
-    attributes and times that the tar repeats for a hard link, before the link is given. An empty file that has a data
-    stream has `EMPTY_DATA` for its content.
+    follow their file. Links and mount points get a reparse buffer made from the target. Times that the tar does not
+    have are None; the write time always exists. ``rules`` say which unusual names are accepted. ``unwrap_times`` undoes
+    the overflow of go-winio's times, which turns a FILETIME of 0 into the year 2185. ``linked`` receives the attributes
+    and times in the header of a hard link, before the link itself. An empty file with a data stream has the content
+    `EMPTY_DATA`.
 
-    Raises FormatError, UnsafePath, InvalidInput (names that differ in case only), Unsupported (a security descriptor
-    in words about a domain's accounts), Exhausted.
+    Raises FormatError, UnsafePath, InvalidInput (names that differ in case only), Unsupported (a security descriptor in
+    SDDL that names domain accounts), Exhausted.
     """
     reader = TarReader(next_buffer, facet=_facet, limits=limits, mode_bits=_DATA_MODE, header_facets=True)
     layer_names = LayerNames(rules)
@@ -165,7 +161,7 @@ def _facet(mode: int, uid: int, gid: int, mtime: int) -> tuple[int, bool]:  # no
 
 
 class _Unusual:
-    """What is not a plain file: made apart, so that the loop for those stays short."""
+    """Handles members that are not plain files, outside of the hot loop."""
 
     __slots__ = ("_names", "_stored", "owner")
 
@@ -173,12 +169,13 @@ class _Unusual:
         self._names = layer_names
         self._stored = stored
         self.owner: LayerPath | None = None
-        """The file right before, whose streams may follow."""
+        """The last file, which streams may follow."""
 
     def named(self, member: TarMember[tuple[int, bool]]) -> tuple[Change | None, Directory, str]:
-        """The change where the name alone tells that it is a whiteout or a stream; else directory and last component.
+        """A change if the name makes the member a whiteout or a stream; else None, the directory and the last
+        component.
 
-        The root is an empty name in itself.
+        The root has an empty last component.
         """
         path: str = member.name
         base = path.rpartition("/")[2]
@@ -188,7 +185,7 @@ class _Unusual:
         directory = self._names.directory(head)
         if not path:
             if member.typeflag != "5":
-                raise UnsafePath(member.name, "the root can be a directory only")
+                raise UnsafePath(member.name, "the root must be a directory")
         elif base[:4] == WHITEOUT:
             return self._whiteout(directory, base), directory, base
         elif ":" in base:
@@ -198,7 +195,7 @@ class _Unusual:
         return None, directory, base
 
     def other(self, member: TarMember[tuple[int, bool]], path: LayerPath, windows: Windows) -> Change:
-        """A file that is neither plain nor a hard link."""
+        """The change of a directory or symbolic link. Raises FormatError for any other type."""
         flag = member.typeflag
         if flag == "5":
             if not path:
@@ -208,13 +205,13 @@ class _Unusual:
         if flag == "2":
             return self._symlink(member, path, windows)
         if flag == "0":
-            problem = f"{path!r} is a file by its type and a directory by its attributes"
+            problem = f"{path!r} is a file, but has the attribute of a directory"
         else:
-            problem = f"{path!r} has the type {flag!r}, which no Windows layer may have"
+            problem = f"{path!r} has the type {flag!r}, which Windows layers do not have"
         raise FormatError(_STRUCTURE, member.header_offset, problem)
 
     def content(self, member: TarMember[tuple[int, bool]]) -> Content:
-        """What the file holds."""
+        """The content of the file."""
         if self._stored is None:
             return member
         return BlobExtent(self._stored, member.size, member.data_offset, member.stored_size, member.extents)
@@ -223,7 +220,7 @@ class _Unusual:
         self.owner = None
         name = base[len(WHITEOUT) :]
         if name in ("", ".", ".."):
-            raise UnsafePath(join(directory.path, base), "this whiteout names its own directory or the one above")
+            raise UnsafePath(join(directory.path, base), "a whiteout of its own directory or the one above")
         path = join(directory.path, name)
         self._names.check(path, name)
         return Whiteout(path)
@@ -232,13 +229,13 @@ class _Unusual:
         path = join(directory.path, base)
         owner = self.owner
         if owner is None or not path.startswith(owner + ":"):
-            raise UnsafePath(path, "it reads as an alternate data stream, but does not follow the file that has it")
+            raise UnsafePath(path, "an alternate data stream that does not follow its file")
         name = path[len(owner) + 1 :]
         if name[-len(_DATA_TYPE) :].upper() == _DATA_TYPE:
             name = name[: -len(_DATA_TYPE)]
         problem = names.illegal_stream(name)
         if problem is not None:
-            raise UnsafePath(path, f"no alternate data stream can be called {name!r}: {problem}")
+            raise UnsafePath(path, f"invalid name of an alternate data stream {name!r}: {problem}")
         if member.typeflag != "0":
             raise FormatError(
                 _STRUCTURE, member.header_offset, f"the alternate data stream {path!r} has the type {member.typeflag!r}"
@@ -246,7 +243,7 @@ class _Unusual:
         return Stream(owner, name, self.content(member))
 
     def link(self, member: TarMember[tuple[int, bool]], path: LayerPath) -> Change:
-        """A further name of a file."""
+        """The hard link. Raises UnsafePath, InvalidInput."""
         target = self._names.resolve(member.linkname)
         if not target:
             raise UnsafePath(member.linkname, f"{path!r} is a hard link to the root")

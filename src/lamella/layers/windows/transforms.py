@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages between a source and a sink, for callers to ask for: metadata of another system, a directory as the root.
+"""Stages between a source and a sink: facets of another system, and a directory as the new root.
 
-Nothing else in Lamella makes up a facet. Each stage passes content through, so that one-shot content stays so.
+Callers ask for them; nothing else makes up facets. Content passes through unread, so one-shot content stays one-shot.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ _NO_WRITING: Final = ~0o222
 
 
 class SecurityTemplate(Struct, frozen=True):
-    """The security descriptors that directories and all other files get; None for none at all."""
+    """The security descriptors of directories and of other files; None for none."""
 
     directory: bytes | None = None
     file: bytes | None = None
 
 
 @cache
-def usual_security() -> SecurityTemplate:
-    """What BuildKit gives to what it builds on Linux: administrators and the system own it, users read and run it.
+def default_security() -> SecurityTemplate:
+    """The descriptors that BuildKit gives to files that it builds on Linux: owned by administrators and SYSTEM,
+    readable and executable by users.
 
-    Without a descriptor files inherit one where they are unpacked; programs may then not be allowed to run.
+    Files without a descriptor inherit one where they are unpacked, which may deny execution.
     """
-    from lamella.formats.ntfs import sddl
-
     return SecurityTemplate(sddl.parse(_DIRECTORY_SDDL).encode(), sddl.parse(_FILE_SDDL).encode())
 
 
@@ -59,17 +58,17 @@ def windows_from_posix(
     leads_to_directory: Callable[[LayerPath, str], bool] | None = None,
     losses: Losses | None = None,
 ) -> Iterator[Change]:
-    """``changes`` with a Windows facet on each entry that had a POSIX one alone; that one stays too.
+    """Add a Windows facet to each entry that has only a POSIX facet.
 
-    All four times are the modification time, attributes say what kind of file it is, ``security`` is `usual_security`
-    where None is given. Owners and modes mean nothing to Windows. Symbolic links get backslashes, and a target from
-    the root stays one on the current drive. Windows tells links to directories from others: ``leads_to_directory`` is
-    asked with path and target; without it only a target that ends with a slash is one.
+    All four times are the modification time; the attributes give the kind of file; ``security`` defaults to
+    `default_security`. Owners and modes have no counterpart. Targets of symbolic links get backslashes; an absolute
+    target stays one on the current drive. Windows distinguishes links to directories: ``leads_to_directory`` is called
+    with path and target of a link; without it, only a target that ends in a slash is a directory.
 
-    Devices, fifos, links to those, and extended attributes are recorded as lost. Names are left to the sink.
-    Raises InvalidInput for a target that no reparse point can hold.
+    Devices, fifos, hard links to them, and extended attributes are recorded as lost. Names are not checked. Raises
+    InvalidInput for a target that does not fit a reparse point.
     """
-    template = usual_security() if security is None else security
+    template = default_security() if security is None else security
     losses = Losses() if losses is None else losses
     gone: set[LayerPath] = set()
     for change in changes:
@@ -82,19 +81,25 @@ def windows_from_posix(
             gone.discard(entry.path)
             if entry.windows is None and entry.posix is not None:
                 for name in entry.posix.xattrs:
-                    losses.record(Loss(entry.path, f"extended attribute {name}", "it is one of another system"))
+                    losses.record(
+                        Loss(
+                            entry.path,
+                            f"extended attribute {name}",
+                            "a POSIX attribute",
+                        )
+                    )
                 leads = leads_to_directory is not None and leads_to_directory(entry.path, entry.target)
                 yield Put(_with_windows(entry, entry.posix, template, directory=leads), change.content)
                 continue
         elif isinstance(change, Link) and change.target in gone:
             gone.add(change.path)
-            losses.record(Loss(change.path, "hard link", f"its target {change.target!r} is not kept"))
+            losses.record(Loss(change.path, "hard link", f"its target {change.target!r} was dropped"))
             continue
         yield change
 
 
 def _with_windows(entry: Entry, posix: Posix, template: SecurityTemplate, *, directory: bool) -> Entry:
-    kind, time = entry.kind, ns_from_ticks(ticks_from_ns(posix.mtime))  # Windows keeps no finer one
+    kind, time = entry.kind, ns_from_ticks(ticks_from_ns(posix.mtime))  # the resolution of a FILETIME
     target = entry.target
     attributes, descriptor, point = ARCHIVE, template.file, None
     if kind is Kind.DIRECTORY:
@@ -121,13 +126,12 @@ def container_layer(
     base: bool = False,
     losses: Losses | None = None,
 ) -> Iterator[Change]:
-    """``changes``, whose root is drive C, as a Windows layer: in `Files`, which is stated.
+    """Turn ``changes``, whose root is drive C, into a Windows layer: below `Files`, which gets an entry.
 
-    So is `Hives`, but in a ``base`` layer, which has none; see `lamella.layers.windows.hives` for what that must have.
-    Directories on the way to a file that ``changes`` do not state are stated too, unless they were before. Entries
-    get a Windows facet as by `windows_from_posix`, with the bits that ``attributes`` gives for their path on the drive
-    besides; `Files` and `Hives` have the latest time that ``clamp`` allows, or 1970. An opaque marker raises
-    InvalidInput, since Windows has none.
+    `Hives` gets one too, except in a ``base`` layer; for the hives of that see `lamella.layers.windows.hives`. Implied
+    parent directories get an entry too. Entries get a Windows facet by `windows_from_posix`, with the further bits that
+    ``attributes`` returns for their path on the drive. The time of `Files` and `Hives` is ``clamp``, or 1970. Raises
+    InvalidInput for an opaque directory, which Windows layers do not have.
     """
     time = clamp or 0
     top = Posix(0o755, 0, 0, time)
@@ -144,7 +148,7 @@ def _in_files(changes: Source, top: Posix, *, base: bool) -> Iterator[Change]:
         yield Put(Entry(LayerPath(name), Kind.DIRECTORY, top), None)
     stated = {"Files"}
 
-    def moved(path: LayerPath) -> LayerPath:
+    def below_files(path: LayerPath) -> LayerPath:
         return LayerPath(f"Files/{path}")
 
     for change in changes:
@@ -152,10 +156,10 @@ def _in_files(changes: Source, top: Posix, *, base: bool) -> Iterator[Change]:
         if not path:
             if isinstance(change, Put):
                 continue
-            raise InvalidInput("a Windows layer cannot say that all below is hidden")
+            raise InvalidInput("Windows layers have no opaque root")
         if not isinstance(change, Whiteout):
-            # Windows makes no directory of its own accord.
-            parent = moved(path).rpartition("/")[0]
+            # Windows creates no implied directories.
+            parent = below_files(path).rpartition("/")[0]
             missing = []
             while parent not in stated:
                 missing.append(parent)
@@ -166,18 +170,18 @@ def _in_files(changes: Source, top: Posix, *, base: bool) -> Iterator[Change]:
         match change:
             case Put(entry, content):
                 if entry.kind is Kind.DIRECTORY:
-                    stated.add(moved(path))
-                yield Put(replace(entry, path=moved(path)), content)
+                    stated.add(below_files(path))
+                yield Put(replace(entry, path=below_files(path)), content)
             case Link(_, target):
-                yield Link(moved(path), moved(target))
+                yield Link(below_files(path), below_files(target))
             case Stream(_, name, content):
-                yield Stream(moved(path), name, content)
+                yield Stream(below_files(path), name, content)
             case Whiteout():
-                yield Whiteout(moved(path))
+                yield Whiteout(below_files(path))
             case Opaque():
                 raise InvalidInput(
-                    f"{path!r}: a Windows layer cannot say that all in a directory is hidden",
-                    hint="give each name that is gone a whiteout of its own",
+                    f"{path!r}: Windows layers have no opaque directories",
+                    hint="give a whiteout for each removed file",
                 )
 
 
@@ -204,20 +208,20 @@ def _clamped(change: Change, latest: int) -> Change:
     return Put(replace(change.entry, windows=facet), change.content)
 
 
-def inside(changes: Source, directory: LayerPath, *, losses: Losses | None = None) -> Iterator[Change]:
-    """What ``changes`` say about ``directory``, as if that were the root: drive C of a Windows image is its `Files`.
+def subtree_changes(changes: Source, directory: LayerPath, *, losses: Losses | None = None) -> Iterator[Change]:
+    """The changes in ``directory``, with that as the root: drive C of a Windows image is its `Files`.
 
-    The rest is left out. A whiteout of the directory, or of one above it, hides all that lies below. Hard links to
-    files outside, and alternate streams of the directory itself, are recorded as lost.
+    All others are dropped. A whiteout of the directory, or of one above it, becomes an opaque root. Hard links to files
+    outside, and alternate streams of the directory itself, are recorded as lost.
     """
     losses = Losses() if losses is None else losses
     cut = len(directory) + 1
 
-    def moved(path: LayerPath) -> LayerPath | None:
+    def inside(path: LayerPath) -> LayerPath | None:
         return LayerPath(path[cut:] if directory else path) if beneath(path, directory) else None
 
     for change in changes:
-        path = moved(change.entry.path if isinstance(change, Put) else change.path)
+        path = inside(change.entry.path if isinstance(change, Put) else change.path)
         match change:
             case Whiteout(stated) | Opaque(stated) if not path and beneath(directory, stated):
                 yield Opaque(LayerPath(""))
@@ -226,7 +230,7 @@ def inside(changes: Source, directory: LayerPath, *, losses: Losses | None = Non
             case Put(entry, content):
                 yield Put(replace(entry, path=path), content)
             case Link(stated, target):
-                there = moved(target)
+                there = inside(target)
                 if there:
                     yield Link(path, there)
                 else:
@@ -245,20 +249,20 @@ def inside(changes: Source, directory: LayerPath, *, losses: Losses | None = Non
 def posix_from_windows(
     changes: Source, *, file_mode: int = 0o644, directory_mode: int = 0o755, losses: Losses | None = None
 ) -> Iterator[Change]:
-    """``changes`` with a POSIX facet on each entry that had a Windows one alone; that one stays too.
+    """Add a POSIX facet to each entry that has only a Windows facet.
 
-    Everything belongs to 0:0. The write time is the modification time, 1970 where there is none. A read-only file
-    gets nobody's right to write. Links and mount points become symbolic links with slashes; a target on drive C is
-    one from the root, as it is for a tree whose root is `Files`.
+    The owner is 0:0, the modification time the write time, or 1970. A read-only file gets no write permission. Links
+    and mount points become symbolic links with slashes; a target on drive C becomes absolute, for a tree whose root is
+    `Files`.
 
-    Extended attributes and reparse points of other kinds are recorded as lost; alternate streams are left to the sink.
+    Extended attributes and other reparse points are recorded as lost; alternate streams are left to the sink.
     """
     losses = Losses() if losses is None else losses
     for change in changes:
         if isinstance(change, Put) and change.entry.posix is None and change.entry.windows is not None:
             entry, windows = change.entry, change.entry.windows
             for name in windows.extended_attributes:
-                losses.record(Loss(entry.path, f"extended attribute {name}", "it is one of Windows"))
+                losses.record(Loss(entry.path, f"extended attribute {name}", "a Windows attribute"))
             mode = directory_mode if entry.kind is Kind.DIRECTORY else file_mode
             if entry.kind is Kind.FILE and windows.attributes & READONLY:
                 mode &= _NO_WRITING
@@ -281,7 +285,7 @@ def _link(entry: Entry, buffer: bytes, losses: Losses) -> tuple[Kind, str]:
         raise InvalidInput(f"{entry.path!r}: {error}") from None
     if not isinstance(point, reparse.Unknown):
         return Kind.SYMLINK, reparse.target(point)
-    losses.record(Loss(entry.path, f"reparse point with the tag {point.tag:#x}", "only Windows knows what it means"))
+    losses.record(Loss(entry.path, f"reparse point with the tag {point.tag:#x}", "only Windows can interpret it"))
     return entry.kind, entry.target
 
 
@@ -293,18 +297,18 @@ def _posix_target(target: str) -> str:
 
 
 NONE: Final = "none"
-"""In place of a descriptor: files have none, and inherit one where they are unpacked."""
+"""Stands for no security descriptor: files inherit one where they are unpacked."""
 
 
 class WindowsTemplate(Struct, frozen=True):
-    """Security descriptors, and attributes for the files whose path on drive C a pattern matches."""
+    """Security descriptors, and attributes by patterns of paths on drive C."""
 
     security: SecurityTemplate
     attributes: tuple[tuple[re.Pattern[str], int], ...] = ()
-    """Patterns of paths as NTFS compares them, and the bits that are set besides those of the kind of file."""
+    """Patterns of folded paths, and the bits that they add to the attributes."""
 
     def bits(self, path: str) -> int:
-        """The further attributes of the file ``path``; that is relative to drive C, with slashes."""
+        """The further attributes of ``path``, which is relative to drive C and has slashes."""
         folded = names.folded(path)
         found = 0
         for pattern, bits in self.attributes:
@@ -316,12 +320,12 @@ class WindowsTemplate(Struct, frozen=True):
 def parse_template(
     file_security: str | None = None, directory_security: str | None = None, attributes: Iterable[str] = ()
 ) -> WindowsTemplate:
-    """The template for descriptors in SDDL, or ``none``, and attributes as ``PATTERN=hidden,system``.
+    """Parse descriptors in SDDL, or ``none``, and attributes as ``PATTERN=hidden,system``.
 
-    What is None is as `usual_security` has it. ``*`` in a pattern stands for any characters, slashes too, and case does
-    not matter. Raises InvalidInput, and Unsupported for accounts that only a domain knows.
+    A descriptor of None is that of `default_security`. ``*`` in a pattern matches any characters, slashes included;
+    case is ignored. Raises InvalidInput; Unsupported for accounts of a domain.
     """
-    usual = usual_security()
+    usual = default_security()
     security = SecurityTemplate(
         usual.directory if directory_security is None else _descriptor(directory_security),
         usual.file if file_security is None else _descriptor(file_security),

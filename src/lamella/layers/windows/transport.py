@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transport folder as Windows writes it (HCS ExportLayer), read: the changes of a layer with parents."""
+"""Transport folders of the Host Compute Service (HCS), and the backup streams of the files in them.
+
+A transport folder holds the changes of a layer with parents, as HCS ExportLayer writes and ImportLayer reads them.
+"""
 
 from __future__ import annotations
 
@@ -24,52 +27,52 @@ from lamella.layers.windows.layout import DIRECTORY_SUFFIX, FILES, HIVES, TOMBST
 from lamella.layers.windows.tar_source import EMPTY_DATA, EmptyData
 from lamella.paths import LayerPath, parse_path
 
-RECYCLE: Final = "files/$recycle.bin"
+RECYCLE_BIN: Final = "files/$recycle.bin"
 _LONGEST_LIST: Final = 64 << 20
 
 
-class ExportFolder(Protocol):
-    """What a transport folder is asked. Paths have slashes; a directory on the way is never a link."""
+class TransportFolder(Protocol):
+    """Read access to a transport folder. Paths have slashes, and lead through no reparse point."""
 
     def names(self, path: str) -> list[tuple[str, bool]]:
-        """The names in a directory, in no order, with whether each is a directory."""
+        """The names in a directory, unordered, each with whether it is a directory."""
         ...
 
     def head(self, path: str, limit: int) -> bytes:
-        """At most ``limit`` bytes of a file, from its first on. Raises NotFound."""
+        """The first bytes of a file, at most ``limit``. Raises NotFound."""
         ...
 
     def windows(self, path: str) -> Windows:
-        """Attributes and times of the file itself, as far as this system knows them."""
+        """Attributes and times of the file itself, those that this host knows."""
         ...
 
     def size(self, path: str) -> int:
-        """Bytes of a regular file. Raises Unsupported for another."""
+        """The size of a regular file, in bytes. Raises Unsupported for any other file."""
         ...
 
-    def transported(self, path: str) -> tuple[int, backup.Surveyed]:
-        """The attributes that a file begins with, and the backup streams after them. Raises FormatError."""
+    def read_backup(self, path: str) -> tuple[int, backup.Surveyed]:
+        """The attributes at the start of a file, and a survey of its backup streams. Raises FormatError."""
         ...
 
     def content(self, path: str, size: int, at: int | None) -> Content:
-        """Bytes of a file, or all of it where ``at`` is None; opened as often as wanted."""
+        """``size`` bytes of a file from the offset ``at``; the whole file if that is None. Can be read repeatedly."""
         ...
 
-    def pieces(self, path: str, found: backup.Surveyed) -> Content:
-        """The content that backup streams in a file have."""
+    def stream_content(self, path: str, found: backup.Surveyed) -> Content:
+        """The content of the data streams that a survey found."""
         ...
 
 
-class Exported:
-    """The changes of a transport folder: directories before what is in them, names by their bytes."""
+class TransportChanges:
+    """The changes in a transport folder: directories before their content, names in the order of their bytes."""
 
-    def __init__(self, folder: ExportFolder) -> None:
+    def __init__(self, folder: TransportFolder) -> None:
         self._folder = folder
         self._tombstones: dict[str, list[LayerPath]] = {}
         self._delta_times: Windows | None = None
 
     def changes(self) -> Iterator[Change]:
-        """Each change once, whiteouts right after their directory. Raises FormatError, UnsafePath, Unsupported."""
+        """The changes, once. Whiteouts follow their directory. Raises FormatError, UnsafePath, Unsupported."""
         self._read_tombstones()
         todo: list[tuple[LayerPath, bool]] = [
             (LayerPath(name), directory)
@@ -78,7 +81,7 @@ class Exported:
         ]
         while todo:
             path, directory = todo.pop()
-            if path.lower() == RECYCLE:
+            if path.lower() == RECYCLE_BIN:
                 continue
             if path in (FILES, HIVES) and directory:
                 yield Put(Entry(path, Kind.DIRECTORY, None, 0, "", self._top(path)), None)
@@ -91,42 +94,42 @@ class Exported:
             elif path.startswith(HIVES + "/"):
                 yield self._hive(path, directory=directory)
             else:
-                raise Unsupported(f"{path!r} in a transport folder is neither in Files nor in Hives")
+                raise Unsupported(f"{path!r} of the transport folder is neither in Files nor in Hives")
             if directory:
                 for gone in self._tombstones.pop(names.folded(path), ()):
                     yield Whiteout(gone)
                 todo.extend((LayerPath(f"{path}/{name}"), inner) for name, inner in reversed(self._names(path)))
         for rest in self._tombstones.values():
-            raise NotFound(f"the directory of {rest[0]!r}, which {TOMBSTONES} names, is not in the folder")
+            raise NotFound(f"{TOMBSTONES} names {rest[0]!r}, but the folder does not have its directory")
 
     def _names(self, path: str) -> list[tuple[str, bool]]:
-        return in_order(
+        return sort_names(
             path, [one for one in self._folder.names(path) if not one[0].lower().endswith(DIRECTORY_SUFFIX)]
         )
 
     def _read_tombstones(self) -> None:
         raw = self._folder.head(TOMBSTONES, _LONGEST_LIST + 1)
         if len(raw) > _LONGEST_LIST:
-            raise FormatError(TOMBSTONES, _LONGEST_LIST, f"it has more than {_LONGEST_LIST} bytes")
+            raise FormatError(TOMBSTONES, _LONGEST_LIST, f"more than {_LONGEST_LIST} bytes")
         lines = [line.rstrip("\r") for line in raw.decode("utf-8-sig", "surrogateescape").split("\n")]
         if lines[0] != TOMBSTONES_HEAD:
             raise FormatError(TOMBSTONES, 0, f"the first line is not {TOMBSTONES_HEAD!r}")
         for line in filter(None, lines[1:]):
             if not line.startswith("\\"):
-                raise FormatError(TOMBSTONES, 0, f"{line[:80]!r} does not begin with a backslash")
+                raise FormatError(TOMBSTONES, 0, f"{line[:80]!r} does not start with a backslash")
             path = parse_path(f"{FILES}{line}".replace("\\", "/"))
             parent, _, name = path.rpartition("/")
             problem = names.illegal(name)
             if problem is not None or not parent:
-                raise UnsafePath(line[:80], problem or "it names Files itself")
+                raise UnsafePath(line[:80], problem or "a tombstone for Files itself")
             self._tombstones.setdefault(names.folded(parent), []).append(path)
 
     def _top(self, path: str) -> Windows:
-        """All times of `Files` and `Hives` are those of the delta of the system's hive."""
+        """The facet of `Files` or `Hives`. Its times are those of the delta of the SYSTEM hive."""
         if self._delta_times is None:
             found = [name for name, _ in self._names(HIVES) if name.lower() == "system_delta"]
             if not found:
-                raise NotFound(f"the folder has no {HIVES}/System_Delta, which tells the time of its directories")
+                raise NotFound(f"the folder has no {HIVES}/System_Delta, which holds the times of its directories")
             self._delta_times = _masked(self._folder.windows(f"{HIVES}/{found[0]}"))
         times = self._delta_times
         attributes = self._folder.windows(path).attributes | DIRECTORY
@@ -143,19 +146,19 @@ class Exported:
         self, path: LayerPath, *, directory: bool
     ) -> tuple[Entry, Content | None, list[tuple[str, Content]]]:
         place = path + DIRECTORY_SUFFIX if directory else path
-        with about(path):
-            attributes, found = self._folder.transported(place)
+        with error_context(path):
+            attributes, found = self._folder.read_backup(place)
         windows = self._folder.windows(place)
         windows.attributes = attributes | DIRECTORY if directory else attributes
         entry = entry_of(path, windows, found, directory=directory)
         streams = [(name, self._folder.content(place, size, at)) for name, size, at in found.alternates]
         if entry.kind is not Kind.FILE:
             return entry, None, streams
-        return entry, content_of(found, self._folder.pieces(place, found)), streams
+        return entry, content_of(found, self._folder.stream_content(place, found)), streams
 
 
-def in_order(path: str, found: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """The names in the directory ``path`` by their bytes, once none is found that no layer can have."""
+def sort_names(path: str, found: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Sort the names in the directory ``path`` by their bytes. Raises UnsafePath for a name that NTFS cannot have."""
     for name, _ in found:
         problem = names.illegal(name)
         if problem is not None:
@@ -164,8 +167,8 @@ def in_order(path: str, found: list[tuple[str, bool]]) -> list[tuple[str, bool]]
 
 
 @contextmanager
-def about(path: str) -> Iterator[None]:
-    """Let a FormatError say which file it is about."""
+def error_context(path: str) -> Iterator[None]:
+    """Name the file ``path`` in each FormatError of the block."""
     try:
         yield
     except FormatError as error:
@@ -173,8 +176,8 @@ def about(path: str) -> Iterator[None]:
 
 
 def entry_of(path: LayerPath, windows: Windows, found: backup.Surveyed, *, directory: bool) -> Entry:
-    """The file that backup streams tell of; what they say is added to ``windows``. Raises FormatError."""
-    with about(path):
+    """The entry that a survey of backup streams describes. Fills in ``windows``. Raises FormatError."""
+    with error_context(path):
         extended = found.extended_attributes
         attributes = extended_attributes.decode(extended) if extended else []
         point = None if found.reparse is None else reparse.decode(found.reparse)
@@ -191,20 +194,20 @@ def entry_of(path: LayerPath, windows: Windows, found: backup.Surveyed, *, direc
 
 
 def content_of(found: backup.Surveyed, content: Content) -> Content:
-    """The content of a file; one without any may have a data stream nevertheless."""
+    """The content of a file; `EMPTY_DATA` for an empty data stream."""
     if found.size:
         return content
     return EMPTY_DATA if found.has_data else EMPTY
 
 
 def _masked(windows: Windows) -> Windows:
-    """As Windows is asked to export what it writes itself: times of creation and access are the time of writing."""
+    """Set creation and access time to the write time, as hcsshim does for files without backup streams."""
     windows.creation_time = windows.access_time = windows.write_time
     return windows
 
 
 class BackupStreams:
-    """The backup streams of one file, given to ``write``; small ones by a single call."""
+    """Writes the backup streams of one file to ``write``; small streams in a single call."""
 
     __slots__ = ("_held", "_position", "_windows", "_write", "_writer", "extents")
 
@@ -215,12 +218,13 @@ class BackupStreams:
         self._position = 0
         self._writer = backup.BackupWriter(self._take)
         self.extents: Sequence[tuple[int, int]] | None = None
-        """Of the content, where it has holes."""
+        """The extents of the content if it has holes."""
 
     def head(self, content: Content | None, size: int, *, prefix: bytes = b"", sparse: bool = True) -> int | None:
-        """``prefix``, then everything but alternate streams; where the content begins.
+        """Write ``prefix`` and all streams but the alternate ones; return the offset of the content, None if there is
+        none.
 
-        With ``sparse``, holes in the content are left out as BackupRead leaves them; else they are zeros.
+        With ``sparse``, holes are left out as BackupRead leaves them out; otherwise they are written as zeros.
         """
         windows = self._windows
         if prefix:
@@ -270,7 +274,7 @@ class BackupStreams:
         return at
 
     def alternate(self, name: str, content: Content) -> int:
-        """An alternate data stream; where in the file its content begins."""
+        """Write an alternate data stream; return the offset of its content."""
         self._writer.stream(backup.ALTERNATE_DATA, content.size, name=backup.stream_name(name))
         at = self._position
         for chunk in content.chunks() if content.extents is None else dense(content):
@@ -284,14 +288,14 @@ class BackupStreams:
         self._position += len(chunk)
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the buffered bytes."""
         if self._held:
             self._write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
             self._held.clear()
 
 
 def _attributes(attributes: Mapping[str, bytes]) -> list[ExtendedAttribute]:
-    """In the order of their names: the tar has them so, and go-winio in any."""
+    """The extended attributes, sorted by name as in the tar; go-winio writes them in random order."""
     found = []
     for name in sorted(attributes):
         try:

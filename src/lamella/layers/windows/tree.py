@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of a Windows image seen together: names are one in whatever case, as they are to NTFS."""
+"""Layers of a Windows image merged: names ignore case, as on NTFS."""
 
 from __future__ import annotations
 
@@ -29,51 +29,45 @@ def view_changes(
     end: Callable[[], object] | None = None,
     losses: Losses | None = None,
 ) -> Iterator[Change]:
-    """The tar of a Windows layer as a merged view needs it: with ``spelling``, and a POSIX facet on each entry too.
+    """The changes in the tar of a Windows layer for a merged view: respelled by ``spelling``, with both facets.
 
-    The arguments are those of `windows_tar_changes` and `posix_from_windows`, and so are the errors.
+    The parameters and errors are those of `windows_tar_changes` and `posix_from_windows`.
     """
     changes = windows_tar_changes(next_buffer, stored=stored, end=end, rules=AS_WINDOWS)
-    return posix_from_windows(spelling.respelled(changes), losses=losses)
+    return posix_from_windows(spelling.respell(changes), losses=losses)
 
 
 class WindowsTree:
-    """The merged view ``tree`` of a Windows image: paths are found in whatever case.
+    """The merged tree of a Windows image, in which paths ignore case.
 
-    Entries have the paths that they have. A link to a path from the root of a drive leads into `Files`, or into the
-    utility VM's own.
+    Entries keep their own spelling. An absolute link leads into `Files`, or into that of the utility VM.
     """
 
     any_case = True
-    """To `lamella.operations.trees.find`: so are names that a pattern has."""
+    """`lamella.operations.trees.find` matches patterns in any case."""
 
     def __init__(self, tree: MemoryTree) -> None:
         self._tree = tree
         self._inside: dict[LayerPath, dict[str, LayerPath]] = {}
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`."""
         found = self._tree.lookup(path)
         return found if found is not None else self._tree.lookup(self._spelled(path))
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `Tree.entries`."""
         return self._tree.entries(self._spelled(directory))
 
     def open(self, path: LayerPath) -> StoredContent:
-        """See `Tree.open`."""
         return self._tree.open(self._spelled(path))
 
     def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`."""
         return self._tree.identity(self._spelled(path))
 
     def streams(self, path: LayerPath) -> Mapping[str, StoredContent]:
-        """See `MemoryTree.streams`."""
         return self._tree.streams(self._spelled(path))
 
     def link_root(self, path: LayerPath) -> LayerPath:
-        """Where an absolute link at ``path`` starts."""
+        """The directory in which an absolute link at ``path`` starts."""
         key = names.folded(path)
         for root in _ROOTS:
             if key.startswith(names.folded(root) + "/"):
@@ -81,7 +75,7 @@ class WindowsTree:
         return ROOT
 
     def _spelled(self, path: LayerPath) -> LayerPath:
-        """``path`` as the tree has it, as far as it does."""
+        """``path`` with each existing component in the spelling of the tree."""
         if not path or self._tree.lookup(path) is not None:
             return path
         at = ROOT

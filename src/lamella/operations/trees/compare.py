@@ -83,7 +83,7 @@ def _open_cim(path: Path, spelling: Spelling) -> Iterator[Source]:
     from lamella.layers.cim.source import stated_files
 
     with OpenCim(CimLayer(path)) as image:
-        yield posix_from_windows(spelling.respelled(stated_files(image)))
+        yield posix_from_windows(spelling.respell(stated_files(image)))
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _open_windows_layer(path: Path, spelling: Spelling) -> Iterator[Source]:
             reader.finish()
         return
     with kinds.source("windows", path) as (changes, _):
-        yield posix_from_windows(spelling.respelled(changes))
+        yield posix_from_windows(spelling.respell(changes))
 
 
 _WINDOWS_FORMS: Final = {"cim": _open_cim, "windows": _open_windows_layer}

@@ -115,7 +115,7 @@ def cim_as_base_layer(path: Path) -> Iterator[tuple[Source, Callable[[LayerPath]
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the structures of an image say about it, for people and as JSON. Raises as `OpenCim` does."""
+    """What the structures of an image say error_context it, for people and as JSON. Raises as `OpenCim` does."""
     with OpenCim(CimLayer(path)) as image:
         reader = image.reader
         filesystem = reader.filesystem
@@ -209,7 +209,7 @@ def extract_cim(
     the number of entries. Raises AlreadyExists, NotFound, FormatError, Denied.
     """
     from lamella.layers.directory.sink import DirectorySink
-    from lamella.layers.windows.transforms import inside, posix_from_windows
+    from lamella.layers.windows.transforms import posix_from_windows, subtree_changes
 
     losses = losses if losses is not None else Losses()
     counts = Counts()
@@ -222,6 +222,6 @@ def extract_cim(
             raise from_os(problem, f"make {os.fspath(directory)!r}") from problem
         changes = posix_from_windows(all_changes(image), losses=losses)
         if below:
-            changes = inside(changes, LayerPath(below), losses=losses)
+            changes = subtree_changes(changes, LayerPath(below), losses=losses)
         apply(changes, DirectorySink(directory, losses=losses), cancel=cancel, counts=counts)
     return counts.changes

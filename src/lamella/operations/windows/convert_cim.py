@@ -110,8 +110,7 @@ class CimDirectory(ImageReader):
         except OSError as problem:
             raise from_os(problem, f"read {os.fspath(path)!r}") from problem
 
-    def close(self) -> None:
-        """See `ImageReader.close`."""
+    def close(self) -> None: ...
 
     def _read(self, path: Path) -> bytes:
         try:

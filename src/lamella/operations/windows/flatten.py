@@ -14,12 +14,12 @@ from lamella.changes.contracts import Source
 from lamella.changes.diff import diff
 from lamella.changes.model import Change, Entry, Inline, Kind, Put, StoredContent, Whiteout, dense
 from lamella.errors import InvalidInput, Unsupported
+from lamella.layers.windows.hives import merge_deltas
 from lamella.layers.windows.layout import CONFIG, HIVE_NAMES, HIVES
 from lamella.layers.windows.names import Spelling
 from lamella.layers.windows.transforms import windows_from_posix
 from lamella.layers.windows.tree import WindowsTree
 from lamella.operations.layers.read import lower_and_upper
-from lamella.operations.windows.hives import with_deltas
 from lamella.paths import LayerPath, beneath
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _merged_hives(tree: WindowsTree, deltas: dict[str, list[StoredContent]]) -> 
         entry = tree.lookup(LayerPath(CONFIG + name))
         if entry is None or entry.kind is not Kind.FILE:
             raise InvalidInput(f"the layers change the hive {name}, and the base layer has none")
-        found[entry.path] = with_deltas(_bytes(tree.open(entry.path)), map(_bytes, several))
+        found[entry.path] = merge_deltas(_bytes(tree.open(entry.path)), map(_bytes, several))
     return found
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
@@ -12,6 +12,7 @@ from lamella.changes.job import Job
 from lamella.changes.model import Put, Whiteout, dense
 from lamella.errors import InvalidInput, NotFound, UnsafePath
 from lamella.formats.ntfs import names
+from lamella.layers.windows.hives import merge_deltas
 from lamella.layers.windows.layout import CONFIG, HIVE_NAMES, HIVES
 from lamella.layers.windows.names import Spelling
 from lamella.operations.layers.read import layer_changes
@@ -116,19 +117,7 @@ def image_hive(
     if not deltas:
         assert found.file is not None  # noqa: S101
         return ImageHive(found.file)
-    return ImageHive(with_deltas(found.file or b"", [delta for _, delta in deltas], dirty=dirty))
-
-
-def with_deltas(base: bytes, deltas: Iterable[bytes], *, dirty: bool = False) -> bytes:
-    """The hive that ``deltas``, the lowest first and at least one, make of ``base``, which may be empty."""
-    from lamella.formats.regf import Hive, encode_hive, merged
-
-    hive = Hive(base, dirty=dirty) if base else None
-    root: Key | None = None if hive is None else hive.root_key
-    for delta in deltas:
-        root = merged(root, Hive(delta, dirty=dirty, layered=True).root_key)
-    assert root is not None  # noqa: S101
-    return encode_hive(root, file_name="" if hive is None else hive.file_name)
+    return ImageHive(merge_deltas(found.file or b"", [delta for _, delta in deltas], dirty=dirty))
 
 
 def _found(

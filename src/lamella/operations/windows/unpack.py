@@ -14,7 +14,7 @@ from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.windows.layout import FILES
 from lamella.layers.windows.names import Spelling
-from lamella.layers.windows.transforms import inside
+from lamella.layers.windows.transforms import subtree_changes
 from lamella.layers.windows.tree import view_changes
 from lamella.operations.layers.apply import Applied
 from lamella.operations.layers.read import checked_reader
@@ -43,5 +43,5 @@ def files_applied(
         with checked_reader(layer, Job(progress=progress, cancel=cancel)) as reader:
             sink = DirectorySink(directory, policy=policy or _POLICY, losses=losses)
             changes = view_changes(reader.next_buffer, spelling, end=reader.finish, losses=losses)
-            apply(inside(changes, LayerPath(FILES), losses=losses), sink, cancel=cancel, counts=counts)
+            apply(subtree_changes(changes, LayerPath(FILES), losses=losses), sink, cancel=cancel, counts=counts)
             yield Applied(reader.finish(), counts.changes, losses)

@@ -92,7 +92,7 @@ class WindowsDiffer:
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         """See `Differ.applying`. The folder holds nothing, or nothing but the directory that a new snapshot has."""
-        from lamella.layers.windows.backend import empty_new_folder
+        from lamella.layers.windows.backend import remove_empty_files_directory
         from lamella.layers.windows.sink import WindowsSink
         from lamella.layers.windows.tar_source import windows_tar_changes
 
@@ -100,7 +100,7 @@ class WindowsDiffer:
         _check_writable(mount)
         layer = WindowsLayer(mount.folder)
         if not mount.parents:
-            empty_new_folder(layer, self._system)
+            remove_empty_files_directory(layer, self._system)
         parents = LayerStack.from_nearest(map(WindowsLayer, mount.parents)) if mount.parents else None
         sink = WindowsSink(layer, parents=parents, rules=AS_WINDOWS, losses=losses, system=self._system)
 

@@ -33,7 +33,7 @@ from lamella.changes.model import (
 from lamella.errors import FormatError, InvalidInput, LossRefused, MissingFacet, StreamConsumed, UnsafePath, Unsupported
 from lamella.formats.ntfs import filetime, reparse
 from lamella.layers.windows.names import NameRules
-from lamella.layers.windows.tar_sink import WindowsTarSink
+from lamella.layers.windows.tar_sink import TarDialect, WindowsTarSink
 from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 from lamella.testing.builders import sparse
@@ -137,7 +137,7 @@ def vector(name: str) -> bytes:
 class TestVectors:
     @pytest.mark.parametrize("name", INPUTS)
     def test_each_member_is_written_byte_for_byte(self, name: str) -> None:
-        data, losses = write(INPUTS[name], wrap_times=True)
+        data, losses = write(INPUTS[name], dialect=TarDialect(wrap_times=True))
         assert vector(name) + END == data
         assert list(losses) == []
 
@@ -158,7 +158,7 @@ class TestVectors:
         names = [name for name in sorted(INPUTS) if name != "dir"]
         whole = b"".join(map(vector, ["dir", *names])) + END
         assert whole == write(read(whole))[0]
-        assert whole == write(read(whole, unwrap_times=False), wrap_times=False)[0]
+        assert whole == write(read(whole, unwrap_times=False), dialect=TarDialect(wrap_times=False))[0]
 
     def test_overflowed_times_are_taken_back_only_where_they_are_not_whole_ticks(self) -> None:
         (put, _) = read(vector("zeroft") + END)
@@ -384,7 +384,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("flag", [b"3", b"4", b"6", b"V"])
     def test_types_that_windows_has_not_are_refused(self, flag: bytes) -> None:
-        with pytest.raises(FormatError, match="which no Windows layer may have"):
+        with pytest.raises(FormatError, match="which Windows layers do not have"):
             read(block(b"Files/a", flag) + END)
 
     @pytest.mark.parametrize(
@@ -488,12 +488,12 @@ class TestWriting:
         made = reparse.decode(entry.windows.reparse)
         assert isinstance(made, reparse.MountPoint)
         assert name == made.substitute_name
-        assert one(write([put], print_names_only=True)[0]).target == ""
+        assert one(write([put], dialect=TarDialect(print_names_only=True))[0]).target == ""
 
     def test_an_empty_sparse_file_can_have_had_a_data_stream(self) -> None:
         put = Put(Entry(LayerPath("Files/s"), Kind.FILE, None, 0, "", windows(0x220)), EMPTY)
         assert write([put])[0][1024:][100:108] == b"0000000\0"
-        assert write([put], empty_sparse_data=True)[0][1024:][100:108] == b"0100000\0"
+        assert write([put], dialect=TarDialect(empty_sparse_data=True))[0][1024:][100:108] == b"0100000\0"
 
     def test_times_can_be_clamped(self) -> None:
         made = facet(write([file_at("Files/a")], clamp=T + SECOND)[0])

@@ -12,9 +12,9 @@ from lamella.formats.ntfs import reparse, sddl
 from lamella.formats.ntfs.security import SecurityDescriptor
 from lamella.layers.windows.transforms import (
     SecurityTemplate,
-    inside,
+    default_security,
     posix_from_windows,
-    usual_security,
+    subtree_changes,
     windows_from_posix,
 )
 from lamella.paths import LayerPath
@@ -50,7 +50,7 @@ class TestWindowsFromPosix:
     def test_files_and_directories_get_what_a_build_gives_them(self) -> None:
         source = [directory("Files"), file("Files/a", b"x", mtime=WHEN)]
         first, second = windows_from_posix(source)
-        usual = usual_security()
+        usual = default_security()
         assert windows_of(first).attributes == 0x10
         assert windows_of(first).security_descriptor == usual.directory
         assert windows_of(second) == Windows(0x20, WHEN, WHEN, WHEN, WHEN, usual.file)
@@ -59,7 +59,7 @@ class TestWindowsFromPosix:
         assert second.content == Inline(b"x")
 
     def test_the_usual_descriptors_let_users_run_what_administrators_own(self) -> None:
-        descriptor = usual_security().file
+        descriptor = default_security().file
         assert descriptor is not None
         assert sddl.format(SecurityDescriptor.decode(descriptor)).endswith("(A;;0x1200a9;;;BU)")
 
@@ -152,17 +152,17 @@ class TestInside:
             *(link("Files/d/l", "Files/a"), stream("Files/a", "s", b"y"), whiteout("Files/w"), whiteout("UtilityVM/w")),
             *(opaque("Files/d"), stream("Hives", "s", b"")),
         ]
-        assert list(inside(changes, self.FILES)) == [
+        assert list(subtree_changes(changes, self.FILES)) == [
             *(directory(""), file("a", b"x"), link("d/l", "a"), stream("a", "s", b"y"), whiteout("w"), opaque("d")),
         ]
 
     @pytest.mark.parametrize("marker", [whiteout("a"), whiteout("a/b"), opaque("a"), opaque("a/b"), opaque("")])
     def test_a_directory_that_is_gone_is_empty_below(self, marker: Change) -> None:
-        assert list(inside([marker], LayerPath("a/b"))) == [opaque("")]
+        assert list(subtree_changes([marker], LayerPath("a/b"))) == [opaque("")]
 
     @pytest.mark.parametrize("marker", [whiteout("a/c"), opaque("a/bc"), whiteout("b")])
     def test_another_directory_that_is_gone_does_not_matter(self, marker: Change) -> None:
-        assert list(inside([marker], LayerPath("a/b"))) == []
+        assert list(subtree_changes([marker], LayerPath("a/b"))) == []
 
     def test_what_leads_outside_is_reported_lost(self) -> None:
         losses = Losses()
@@ -171,9 +171,9 @@ class TestInside:
             link("Files/m", "Files"),
             stream("Files", "s", b""),
         ]
-        assert list(inside(changes, self.FILES, losses=losses)) == []
+        assert list(subtree_changes(changes, self.FILES, losses=losses)) == []
         assert [loss.path for loss in losses] == ["Files/l", "Files/m", "Files"]
 
     def test_the_root_itself_changes_nothing(self) -> None:
         changes: list[Change] = [directory(""), file("a", b""), link("b", "a"), whiteout("c"), opaque("")]
-        assert list(inside(changes, LayerPath(""))) == changes
+        assert list(subtree_changes(changes, LayerPath(""))) == changes

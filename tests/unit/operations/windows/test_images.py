@@ -25,7 +25,7 @@ from lamella.images.resolve import open_platform_image
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.tar_source import windows_tar_changes
-from lamella.layers.windows.transforms import parse_template, usual_security
+from lamella.layers.windows.transforms import default_security, parse_template
 from lamella.operations.layers.apply import apply_blob
 from lamella.operations.layers.diff import DiffOptions, diff, list_changes
 from lamella.operations.pack import PackOptions, pack
@@ -262,7 +262,7 @@ class TestAppend:
         assert program is not None
         assert link is not None
         assert file is not None
-        assert (program.attributes, program.security_descriptor) == (0x20, usual_security().file)
+        assert (program.attributes, program.security_descriptor) == (0x20, default_security().file)
         assert link.attributes & DIRECTORY
         assert not file.attributes & DIRECTORY
         with open_tree(f"oci:{tmp_path}/new:v", platform="windows/amd64") as tree:
@@ -349,7 +349,7 @@ class TestAppend:
             assert (Filesystem(tree) / "files/app/A").read_text() == "text"
             entry = (Filesystem(tree) / "Files/App/a").entry()
             assert entry.windows is not None
-            assert entry.windows.security_descriptor == usual_security().file
+            assert entry.windows.security_descriptor == default_security().file
 
     def stated(self, place: str) -> list[str]:
         """The paths of the lowest layer, in their order."""

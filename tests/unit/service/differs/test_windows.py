@@ -25,7 +25,7 @@ from lamella.digests import Digest
 from lamella.errors import InvalidInput, Unsupported
 from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.tree import CimTree
-from lamella.layers.windows.folder.reader import WindowsChanges
+from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.layers.windows.tar_sink import WindowsTarSink
@@ -92,7 +92,7 @@ class TestFolders:
 
     def test_take_layers_and_give_them_back(self, folders: tuple[Path, Path], stub: Stub) -> None:
         base, top = folders
-        with WindowsChanges(WindowsLayer(top)) as changes:
+        with FolderChanges(WindowsLayer(top)) as changes:
             assert len(TOP) == len(list(changes))
         view_of_base = WindowsLayerMount(Path("/dummy"), (base,), readonly=True)
         writable = WindowsLayerMount(top, (base,))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Windows layer folder on a host without NTFS: layout, index, reading, writing."""
+"""The folder of a Windows layer on a host without NTFS."""

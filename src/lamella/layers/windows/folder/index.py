@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index of a layer's folder: all that the layer states, in its order, but the content of files.
+"""The index of a layer folder: all entries of the layer in their order, with everything but the content of files.
 
-A line of JSON for each fact; the first says what the file is, the last how many there are. Security descriptors have
-lines of their own and are known by their number after that, since a layer has few of them. Times are nanoseconds since
+Each fact is one line of JSON; the first line identifies the file, the last one counts the facts. A security descriptor
+has its own line, and is referenced by number afterwards, since a layer has few of them. Times are nanoseconds since
 1970. The index is written and read as a stream.
 """
 
@@ -26,22 +26,22 @@ TRANSPORT: Final = "transport"
 
 _KINDS: Final = {"file": Kind.FILE, "directory": Kind.DIRECTORY, "symlink": Kind.SYMLINK}
 _LONGEST: Final = 4 << 20
-"""Bytes of a line: a security descriptor, a reparse point and extended attributes have at most 64 KiB each."""
+"""Bytes of a line; a security descriptor, a reparse point and extended attributes have at most 64 KiB each."""
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class PutFact(Struct):
-    """A file; its content begins ``at`` bytes into its file on disk, None for one that is the content itself."""
+    """A file. Its content starts ``at`` bytes into the file on disk; None if the file on disk is the content."""
 
     entry: Entry
     at: int | None
     extents: Sequence[tuple[int, int]] | None = None
     has_data: bool = False
-    """Of an empty file: whether it has a data stream."""
+    """Whether an empty file has a data stream."""
 
 
 class LinkFact(Struct):
-    """A further name, with the attributes and times that the file had then."""
+    """A hard link, with the attributes and times of its target at that point."""
 
     path: LayerPath
     target: LayerPath
@@ -49,7 +49,7 @@ class LinkFact(Struct):
 
 
 class StreamFact(Struct):
-    """An alternate data stream; its content begins ``at`` bytes into the file that holds it."""
+    """An alternate data stream. Its content starts ``at`` bytes into the file that holds it."""
 
     path: LayerPath
     name: str
@@ -58,7 +58,7 @@ class StreamFact(Struct):
 
 
 class WhiteoutFact(Struct):
-    """Something below is gone."""
+    """A file of the layers below is hidden."""
 
     path: LayerPath
 
@@ -78,10 +78,10 @@ class IndexWriter:
         self._line({"lamella": "windows layer", "version": VERSION, "form": form})
 
     def put(self, fact: PutFact) -> None:
-        """A file."""
+        """Write a file."""
         entry = fact.entry
         windows = entry.windows
-        assert windows is not None  # noqa: S101  # the sink has seen to that
+        assert windows is not None  # noqa: S101  # the sink requires it
         line: dict[str, Any] = {"put": entry.path, "kind": entry.kind.value, **self._facts(windows)}
         if windows.security_descriptor is not None:
             line["security"] = self._descriptor(windows.security_descriptor)
@@ -102,19 +102,19 @@ class IndexWriter:
         self._fact(line)
 
     def link(self, fact: LinkFact) -> None:
-        """A further name."""
+        """Write a hard link."""
         self._fact({"link": fact.path, "target": fact.target, **self._facts(fact.windows)})
 
     def stream(self, fact: StreamFact) -> None:
-        """An alternate data stream."""
+        """Write an alternate data stream."""
         self._fact({"stream": fact.path, "name": fact.name, "size": fact.size, "at": fact.at})
 
     def whiteout(self, path: LayerPath) -> None:
-        """Something below is gone."""
+        """Write a whiteout."""
         self._fact({"whiteout": path})
 
     def finish(self) -> None:
-        """The last line."""
+        """Write the last line."""
         self._line({"end": self._count})
 
     def _facts(self, windows: Windows) -> dict[str, Any]:
@@ -137,9 +137,9 @@ class IndexWriter:
 
 
 class IndexReader:
-    """The facts of an index, in order. Raises FormatError; Unsupported for one of a later version.
+    """The facts of an index, in order. Raises FormatError; Unsupported for a later version.
 
-    Nothing in it is believed: a folder may come from anybody.
+    The index is untrusted input, and validated in full.
     """
 
     __slots__ = ("_at", "_descriptors", "_file", "form")
@@ -150,9 +150,9 @@ class IndexReader:
         self._descriptors: list[bytes] = []
         head = self._line(file.readline(_LONGEST))
         if head.get("lamella") != "windows layer" or type(head.get("version")) is not int:
-            raise self._error("it is no index of a Windows layer")
+            raise self._error("not the index of a Windows layer")
         if head["version"] != VERSION:
-            raise Unsupported(f"the index of the layer is of version {head['version']}; {VERSION} is known")
+            raise Unsupported(f"the index has version {head['version']}; only version {VERSION} is supported")
         self.form: str = head.get("form", "")
         if self.form not in (BASE, TRANSPORT):
             raise self._error(f"unknown form {self.form!r}")
@@ -167,25 +167,25 @@ class IndexReader:
                 raise self._error(f"malformed line: {type(error).__name__} {error}") from None
             if type(fact) is int:
                 if fact != count:
-                    raise self._error(f"{fact} facts are stated, {count} are there")
+                    raise self._error(f"expected {fact} facts, found {count}")
                 if self._file.read(1):
-                    raise self._error("something follows its end")
+                    raise self._error("data after its last line")
                 return
             if fact is not None:
                 count += 1
-                yield fact  # type: ignore[misc]  # an int was told apart above
+                yield fact  # type: ignore[misc]  # an int was handled above
             self._at += len(raw)
-        raise self._error("it has no end")
+        raise self._error("the last line is missing")
 
     def _line(self, raw: bytes) -> dict[str, Any]:
         if not raw.endswith(b"\n"):
-            raise self._error("a line is cut off, or too long")
+            raise self._error("a line is truncated or too long")
         try:
             line = json.loads(raw)
         except (ValueError, RecursionError):
-            raise self._error("a line is no JSON") from None
+            raise self._error("a line is not JSON") from None
         if type(line) is not dict:
-            raise self._error("a line is no object")
+            raise self._error("a line is not an object")
         return line
 
     def _fact(self, line: dict[str, Any]) -> Fact | int | None:
@@ -219,7 +219,7 @@ class IndexReader:
             extents = [(_count(offset), _count(length)) for offset, length in line["extents"]]
             ends = [0, *(offset + length for offset, length in extents)]
             if any(end > offset for end, (offset, _) in zip(ends, extents, strict=False)) or ends[-1] > size:
-                raise ValueError("extents that overlap")
+                raise ValueError("overlapping extents")
         at = _count(line["at"]) if "at" in line else None
         return PutFact(entry, at, extents, line.get("data") is True)
 
@@ -229,7 +229,7 @@ class IndexReader:
 
     def _path(self, path: Any) -> LayerPath:
         if type(path) is not str or not path or parse_path(path) != path:
-            raise ValueError(f"no path of a layer: {path!r}")
+            raise ValueError(f"not a layer path: {path!r}")
         return LayerPath(path)
 
     def _error(self, problem: str) -> FormatError:
@@ -246,17 +246,17 @@ def _bytes(text: Any) -> bytes:
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise TypeError("a text is none")
+        raise TypeError(f"expected a string, got {type(value).__name__}")
     return value
 
 
 def _integer(value: Any) -> int:
     if type(value) is not int:
-        raise TypeError("a number is none")
+        raise TypeError(f"expected an integer, got {type(value).__name__}")
     return value
 
 
 def _count(value: Any) -> int:
     if _integer(value) < 0:
-        raise ValueError("a number is negative")
+        raise ValueError("negative number")
     return int(value)

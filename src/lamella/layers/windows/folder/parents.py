@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers below a Windows layer have, as far as its folder is made of it."""
+"""The layers below a Windows layer: metadata for hard links, hives to merge, and the utility VM to clone."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class Parents:
-    """The folders of the layers below. Nothing is read before it is asked for."""
+    """The folders of the layers below, read on demand."""
 
     def __init__(self, parents: LayerStack[WindowsLayer] | None) -> None:
         self._layers = parents.nearest_first() if parents else ()
         self._entries: list[tuple[dict[str, Entry], set[str]]] | None = None
         for layer in self._layers:
             if not layer.path.is_dir():
-                raise NotFound(f"the parent layer {os.fspath(layer.path)!r} is not there")
+                raise NotFound(f"the parent layer {os.fspath(layer.path)!r} does not exist")
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """The file ``path`` as the layers below come to; None where they have none."""
+        """The file ``path`` in the merged layers below; None if they have none."""
         if self._entries is None:
             self._entries = [_entries(layer) for layer in self._layers]
         key = names.folded(path)
@@ -62,9 +62,10 @@ class Parents:
         return None
 
     def clone_utility(self, target: Descriptors, copied: frozenset[str]) -> Iterator[tuple[LayerPath, bool]]:
-        """Make the parents' utility VM in the folder, and give each path with whether it is a directory.
+        """Clone the parents' utility VM into the folder. Yields each path, and whether it is a directory.
 
-        Files are linked, since no layer's file is ever written again; ``copied`` are those that Windows writes.
+        Files are hard-linked, since files of layers never change; those in ``copied`` are copied, because Windows
+        writes to them.
         """
         for layer in self._layers:
             if (layer.path / UTILITY_FILES).is_dir():
@@ -103,7 +104,7 @@ def _clone(layer: WindowsLayer, target: Descriptors, copied: frozenset[str]) -> 
 def _link(name: str, source: int, target: int) -> None:
     try:
         os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-    except OSError:  # another file system, or too many names
+    except OSError:  # another file system, or too many links
         _copy(name, source, target)
 
 
@@ -120,19 +121,19 @@ def _copy(name: str, source: int, target: int) -> None:
 
 
 def open_index(layer: WindowsLayer) -> BinaryIO:
-    """The index of the folder. Raises NotFound, and Denied and the like."""
+    """Open the index of the folder. Raises NotFound, Denied and other errors of opening a file."""
     try:
         return open(os.open(layer.path / INDEX, file_io.READ_FILE), "rb", 1 << 18)
     except FileNotFoundError:
         raise NotFound(
-            f"{os.fspath(layer.path)!r} has no {INDEX}: it is no folder of a layer that Lamella wrote"
+            f"{os.fspath(layer.path)!r} has no {INDEX}: it is not a layer folder that Lamella wrote"
         ) from None
     except OSError as error:
         raise from_os(error, f"read the index of {os.fspath(layer.path)!r}") from error
 
 
 def _entries(layer: WindowsLayer) -> tuple[dict[str, Entry], set[str]]:
-    """What one layer states: files by their path as NTFS compares it, and what it hides."""
+    """The files of one layer by folded path, and the folded paths that it hides."""
     entries: dict[str, Entry] = {}
     hidden: set[str] = set()
     with open_index(layer) as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of files in a layer's folder, opened as often as wanted."""
+"""Reads the folder of a Windows layer: its changes, and the content of its files."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from lamella.layers.windows.layout import (
     in_transport,
 )
 from lamella.layers.windows.tar_source import EMPTY_DATA
-from lamella.layers.windows.transport import Exported
+from lamella.layers.windows.transport import TransportChanges
 from lamella.paths import LayerPath
 
 _STEP: Final = 256 << 10
 _PREFIX: Final = 4
-"""Bytes of the attributes before the streams of a file in transport."""
+"""Bytes of the attributes before the backup streams."""
 _BLOCK_HEADER: Final = 28
 """Bytes between two blocks of a sparse file: WIN32_STREAM_ID and the offset."""
 
 
 class Folder:
-    """The open folder of a layer."""
+    """An open layer folder; also a `TransportFolder` for folders that Windows exported."""
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises NotFound, Conflict, Denied."""
@@ -50,9 +50,9 @@ class Folder:
         self._closed = False
 
     def open(self, path: str) -> int:
-        """A descriptor of the regular file ``path``, which the caller closes. Raises NotFound, Conflict, Denied."""
+        """Open the regular file ``path``; the caller closes the descriptor. Raises NotFound, Conflict, Denied."""
         if self._closed:
-            raise Conflict(f"the folder {os.fspath(self.path)!r} has been closed")
+            raise Conflict(f"the folder {os.fspath(self.path)!r} is closed")
         parent, _, name = path.rpartition("/")
         try:
             return os.open(name, file_io.READ_FILE, dir_fd=self._descriptors.open(parent))
@@ -60,28 +60,27 @@ class Folder:
             raise self.failure(path, error) from error
 
     def directory(self, path: str) -> int:
-        """A descriptor of the directory ``path``, good until the next call. Raises NotFound, Conflict, Denied."""
+        """A descriptor of the directory ``path``, valid until the next call. Raises NotFound, Conflict, Denied."""
         try:
             return self._descriptors.open(path)
         except OSError as error:
             raise self.failure(path, error) from error
 
     def failure(self, path: str, error: OSError) -> LamellaError:
-        """The error that fits a failed call on ``path``."""
+        """The error for a failed system call on ``path``."""
         return from_os(error, f"read {path!r} of {os.fspath(self.path)!r}")
 
     def has(self, path: str) -> bool:
-        """Whether there is a regular file ``path``."""
+        """Whether the regular file ``path`` exists."""
         try:
             os.close(self.open(path))
         except NotFound:
             return False
         return True
 
-    # As a transport folder that Windows exported, see `ExportFolder`
+    # TransportFolder
 
     def names(self, path: str) -> list[tuple[str, bool]]:
-        """See `ExportFolder.names`."""
         try:
             with os.scandir(self.directory(path)) as scan:
                 return [(one.name, one.is_dir(follow_symlinks=False)) for one in scan]
@@ -89,12 +88,11 @@ class Folder:
             raise self.failure(path, error) from error
 
     def head(self, path: str, limit: int) -> bytes:
-        """See `ExportFolder.head`."""
         with open(self.open(path), "rb") as file:
             return file.read(limit)
 
     def windows(self, path: str) -> Windows:
-        """See `ExportFolder.windows`: a time of creation on some systems, and no time of change that means it."""
+        """The creation time exists only on hosts that report it; the change time is unknown."""
         status = self._status(path)
         birth = getattr(status, "st_birthtime", None)
         creation = None if birth is None else round(birth * 10_000_000) * 100
@@ -102,18 +100,16 @@ class Folder:
         return Windows(DIRECTORY if stat.S_ISDIR(status.st_mode) else ARCHIVE, creation, None, write)
 
     def size(self, path: str) -> int:
-        """See `ExportFolder.size`."""
         status = self._status(path)
         if not stat.S_ISREG(status.st_mode):
-            raise Unsupported(f"{path!r} is no regular file")
+            raise Unsupported(f"{path!r} is not a regular file")
         return status.st_size
 
-    def transported(self, path: str) -> tuple[int, backup.Surveyed]:
-        """See `ExportFolder.transported`."""
+    def read_backup(self, path: str) -> tuple[int, backup.Surveyed]:
         with open(self.open(path), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise Unsupported(f"{path!r} is no regular file")
+                raise Unsupported(f"{path!r} is not a regular file")
             prefix = file.read(_PREFIX)
             if len(prefix) != _PREFIX:
                 raise FormatError("attributes", 0, f"{len(prefix)} of {_PREFIX} bytes")
@@ -127,12 +123,10 @@ class Folder:
             )
 
     def content(self, path: str, size: int, at: int | None) -> Content:
-        """See `ExportFolder.content`."""
         return FolderContent(self, path, size, at)
 
-    def pieces(self, path: str, found: backup.Surveyed) -> Content:
-        """See `ExportFolder.pieces`."""
-        return Pieces(self, path, found)
+    def stream_content(self, path: str, found: backup.Surveyed) -> Content:
+        return StreamContent(self, path, found)
 
     def _status(self, path: str) -> os.stat_result:
         parent, _, name = path.rpartition("/")
@@ -142,7 +136,7 @@ class Folder:
             raise self.failure(path, error) from error
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the folder."""
         if not self._closed:
             self._closed = True
             self._descriptors.close()
@@ -155,10 +149,10 @@ class Folder:
 
 
 class FolderContent(Content):
-    """Bytes of a file in the folder: ``size`` of them, the first at ``at``.
+    """``size`` bytes of a file in the folder, starting ``at``; the whole file if that is None.
 
-    ``gap`` bytes stand between two extents. A file that is ``whole`` must end where the content does. Raises Conflict
-    where the file is shorter or longer than the layer says.
+    In backup streams, a block header precedes each extent. Raises Conflict if the file has another size than the index
+    says.
     """
 
     __slots__ = ("_at", "_extents", "_folder", "_gap", "_path", "_size", "_whole")
@@ -180,21 +174,17 @@ class FolderContent(Content):
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self._size
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         return self._extents
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
         size = self._size
         if self._whole and size <= _STEP and self._extents is None:
             return (self._small(),) if size else ()
@@ -246,13 +236,13 @@ class FolderContent(Content):
 
     def _changed(self) -> Conflict:
         return Conflict(
-            f"{self._path!r} of {os.fspath(self._folder.path)!r} is not what the layer's index says",
-            hint="the files of a layer's folder must stay as they are",
+            f"{self._path!r} of {os.fspath(self._folder.path)!r} differs from the index of the layer",
+            hint="do not change the files of a layer folder",
         )
 
 
-class Pieces(Content):
-    """Content that lies in a backup stream as a survey found it."""
+class StreamContent(Content):
+    """The content of the data streams that a survey found in a file."""
 
     __slots__ = ("_folder", "_path", "_pieces", "_size", "_sparse")
 
@@ -265,33 +255,29 @@ class Pieces(Content):
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self._size
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         return tuple((offset, length) for offset, length, _ in self._pieces) if self._sparse else None
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
         for _, length, at in self._pieces:
             yield from FolderContent(self._folder, self._path, length, at).chunks()
 
 
-class WindowsChanges:
-    """What the folder ``layer`` states: in the order of its index, or where it has none, as Windows exports it.
+class FolderChanges:
+    """The changes in the folder ``layer``: in the order of its index, or without an index, as Windows exports them.
 
-    A folder without an index is a transport folder that Windows wrote (HCS ExportLayer): directories before what is in
-    them, names by their bytes, and right after each directory the whiteouts in it. Its times are those of its own
-    files. Content can be opened again until this is closed; the changes are given once for each iteration.
+    A folder without an index is a transport folder that HCS ExportLayer wrote; see `TransportChanges`. Its times are
+    those of its own files. Content can be read repeatedly until the folder is closed; each iteration gives the changes
+    once.
 
-    Raises NotFound, FormatError, Unsupported (a base layer's folder that only Windows can read), Conflict.
+    Raises NotFound, FormatError, Unsupported (a base layer that Windows made), Conflict.
     """
 
     def __init__(self, layer: WindowsLayer) -> None:
@@ -301,7 +287,7 @@ class WindowsChanges:
         self._framing: BinaryIO | None = None
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """The attributes and times of the target of the link that was given last."""
+        """The attributes and times of the target of the last hard link."""
         if self._linked is None or self._linked[0] != path:
             return None
         return Entry(path, Kind.FILE, None, 0, "", self._linked[1])
@@ -310,14 +296,14 @@ class WindowsChanges:
         if self._folder.has(INDEX):
             return self._indexed()
         if self._folder.has(TOMBSTONES):
-            return Exported(self._folder).changes()
+            return TransportChanges(self._folder).changes()
         raise Unsupported(
             f"{os.fspath(self.layer.path)!r} has neither {INDEX} nor {TOMBSTONES}",
-            hint="what Windows keeps of a base layer is in NTFS alone; read it there",
+            hint="Windows keeps the metadata of a base layer in NTFS; read it on Windows",
         )
 
     def tar(self) -> FramingReader | None:
-        """The very tar that the folder was made of, to be read until this is closed; None where it is not kept.
+        """The tar that the folder was made from, to be read before `close`; None if its framing is not kept.
 
         Raises FormatError, Unsupported, Conflict, Denied.
         """
@@ -328,7 +314,7 @@ class WindowsChanges:
         return FramingReader(self._framing, self)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder."""
         if self._framing is not None:
             self._framing.close()
         self._folder.close()
@@ -344,7 +330,7 @@ class WindowsChanges:
         with open_index(self.layer) as file:
             reader = IndexReader(file)
             base = reader.form == BASE
-            held = STREAMS  # the file that has the streams of the file put last
+            held = STREAMS  # the file that holds the streams of the last file
             owner = ""
             for fact in reader:
                 if isinstance(fact, PutFact):

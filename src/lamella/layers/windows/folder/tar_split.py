@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The framing of a layer's tar: all its bytes but the content of files, kept in the folder beside the files.
+"""The framing of a layer's tar: all bytes except the content of files, kept in the folder beside the files.
 
-Tools write the same layer in different bytes. With the framing, the folder gives back those that it was made of.
+Tools write the same layer as different tars. With the framing, the folder restores the tar that it was made from.
 
-The file is 8 bytes of magic, the last of them the version, and one zstd frame. In it stand numbers, each in groups of
-seven bits, the lowest first, the last without the high bit. An even one is twice the count of bytes that follow it as
-they are in the tar. An odd one is twice the bytes, and one, of the next content that the folder's index states: of a
-file or an alternate stream, holes left out. 0 is the end; the digest of the tar follows it, as text with its length
-before it.
+The file consists of 8 bytes of magic, of which the last is the version, and one zstd frame. The frame holds varints:
+groups of seven bits, lowest first, with the high bit set in all but the last. An even number is twice the count of
+bytes of the tar that follow. An odd number is twice the size, plus one, of the next content in the index of the folder:
+of a file or an alternate stream, without holes. 0 ends the list; the digest of the tar follows, as text after its
+length.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _MAX_DIGEST: Final = 256
 
 
 class FramingWriter:
-    """Keeps the framing of a tar that is being read, as long as its changes pass through `noted`.
+    """Records the framing of a tar while it is read; its changes must pass through `record`.
 
-    ``next_buffer`` gives the tar, as for `TarReader`, which is to be given this one's `next_buffer`. What `finish` has
-    not ended is no framing.
+    ``next_buffer`` returns the tar, as for `TarReader`, which reads from the `next_buffer` of this object. The framing
+    is valid only after `finish`.
     """
 
     __slots__ = ("_base", "_buffer", "_compressor", "_held", "_next", "_raw", "_spans", "_write")
@@ -44,13 +44,13 @@ class FramingWriter:
         self._next = next_buffer
         self._write = write
         self._buffer = memoryview(b"")
-        self._base = 0  # of the buffer in the tar
+        self._base = 0  # offset of the buffer in the tar
         self._spans: list[tuple[int, int]] = []
-        """Content that begins in this buffer or goes on in it, by where it begins and ends in the tar."""
+        """Content that starts or continues in this buffer: its first and last offset in the tar."""
         self._raw = bytearray()
         """Bytes since the last content."""
         self._held = bytearray()
-        """What is to be compressed."""
+        """Bytes to be compressed."""
         write(_MAGIC + bytes([_VERSION]))
 
     def next_buffer(self) -> memoryview:
@@ -61,8 +61,8 @@ class FramingWriter:
         self._buffer = following = self._next()
         return following
 
-    def noted(self, changes: Source) -> Iterator[Change]:
-        """``changes`` of the tar, as they are, each before anything reads its content."""
+    def record(self, changes: Source) -> Iterator[Change]:
+        """Pass on the changes of the tar; record the content of each before it is read."""
         spans = self._spans
         for change in changes:
             if type(change) is Put or type(change) is Stream:
@@ -73,7 +73,7 @@ class FramingWriter:
             yield change
 
     def finish(self, diff_id: Digest) -> None:
-        """The end: the whole tar has passed by."""
+        """End the framing, after the last byte of the tar."""
         self._cut()
         digest = diff_id.encode("ascii")
         self._flush()
@@ -81,7 +81,7 @@ class FramingWriter:
         self._write(self._compressor.flush())
 
     def _cut(self) -> None:
-        """Take what of the buffer is not content."""
+        """Collect the bytes of the buffer that are not content."""
         buffer, base, raw, held = self._buffer, self._base, self._raw, self._held
         end = base + len(buffer)
         at = base
@@ -115,27 +115,26 @@ class FramingWriter:
 
 
 class FramingReader:
-    """Gives the tar back that `FramingWriter` saw, once, from the content in ``changes`` of the folder.
+    """Restores the tar that `FramingWriter` recorded, once, with the content in ``changes`` of the folder.
 
-    Memory is bounded whatever the file says. Raises FormatError for what is damaged or no framing, Unsupported for a
-    version to come.
+    Memory is bounded for any file. Raises FormatError for damaged files, Unsupported for later versions.
     """
 
     def __init__(self, file: BinaryIO, changes: Source) -> None:
         self._changes = changes
         self.entries = 0
-        """Changes that went by."""
+        """Changes in the pieces so far."""
         magic = file.read(len(_MAGIC) + 1)
         if magic[:-1] != _MAGIC:
-            raise FormatError(FRAMING, 0, "this is no framing of a layer")
+            raise FormatError(FRAMING, 0, "not the framing of a layer")
         if magic[-1] != _VERSION:
-            raise Unsupported(f"{FRAMING} is of version {magic[-1]}; {_VERSION} is known")
+            raise Unsupported(f"{FRAMING} has version {magic[-1]}; only version {_VERSION} is supported")
         self._bytes = FramedReader(file, FRAMING, _WINDOW_LOG)
         self.diff_id: Digest
-        """Of the tar; known when all pieces have been given."""
+        """The digest of the tar; known after the last piece."""
 
     def pieces(self) -> Iterator[Buffer]:
-        """The tar. Raises FormatError where content has another size than stated, Conflict where a file is another."""
+        """The tar. Raises FormatError if a content has another size than recorded, Conflict if a file has changed."""
         source = self._bytes
         contents = self._contents()
         while number := source.number("bytes"):
@@ -149,7 +148,7 @@ class FramingReader:
             content = next(contents, None)
             extents = None if content is None else content.extents
             if content is None or size != (content.size if extents is None else sum(one[1] for one in extents)):
-                raise source.error(f"the index of the layer has no content of {size} bytes here")
+                raise source.error(f"the index of the layer does not have a content of {size} bytes here")
             yield from content.chunks()
         digest = source.take(source.number("digest", _MAX_DIGEST)).decode("latin-1")
         try:
@@ -158,10 +157,10 @@ class FramingReader:
             raise source.error(str(error)) from None
         source.expect_end()
         if next(contents, None) is not None:
-            raise source.error("the index of the layer has more content than it")
+            raise source.error("the index of the layer has more content than the framing")
 
     def _contents(self) -> Iterator[Content]:
-        """The content of each file and stream that has any, each before the next change is asked for."""
+        """The content of each file and stream that has any, each before the next change is requested."""
         for change in self._changes:
             self.entries += 1
             if type(change) is Put or type(change) is Stream:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a Windows layer on a host without NTFS, written."""
+"""Writes the folder of a Windows layer on a host without NTFS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lamella.errors import Conflict, FormatError, InvalidInput, LamellaError, Si
 from lamella.formats.ntfs import names
 from lamella.host import file_io
 from lamella.layers.directory.dirfd_cache import Descriptors, open_root, remove_tree
-from lamella.layers.windows.contract import Ending
+from lamella.layers.windows.contract import FinalSteps
 from lamella.layers.windows.folder.index import BASE, TRANSPORT, IndexWriter, LinkFact, PutFact, StreamFact
 from lamella.layers.windows.folder.parents import Parents
 from lamella.layers.windows.hives import base_hives, merged_hives
@@ -43,9 +43,8 @@ if TYPE_CHECKING:
 def write_plain(
     file: int, content: Content, path: str, *, size: int | None = None, at: int = 0
 ) -> Sequence[tuple[int, int]] | None:
-    """Write the content at the offset ``at`` of an open file; holes stay holes. The result is its extents.
-
-    Raises SizeMismatch, OSError.
+    """Write the content at the offset ``at`` of an open file, and keep its holes. Returns its extents. Raises
+    SizeMismatch, OSError.
     """
     wanted = content.size if size is None else size
     extents = content.extents
@@ -84,7 +83,7 @@ def _write(file: int, chunk: Buffer) -> int:
 
 
 class Backup(BackupStreams):
-    """One file of a transport folder. The file belongs to this, and is closed by `close`."""
+    """Writes the backup streams of one file in a transport folder, and owns the file."""
 
     __slots__ = ("_file",)
 
@@ -93,7 +92,7 @@ class Backup(BackupStreams):
         self._file = file
 
     def close(self) -> None:
-        """Write what is held, set the times, and close. Raises OSError."""
+        """Flush, set the times, and close the file. Raises OSError."""
         try:
             self.flush()
             write = self._windows.write_time
@@ -108,22 +107,22 @@ _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_
 
 
 class FolderWriter:
-    """Writes a layer's files, and the index of all that no file can hold here.
+    """Writes the files of a layer, and an index of all metadata that this host cannot store (`LayerWriter`).
 
-    The work is done in a folder beside the layer's, which gets the name in `finish`; `abort` removes it.
+    Works in a hidden folder beside that of the layer; `finish` renames it, `abort` removes it.
     """
 
     def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None) -> None:
-        """Make the hidden folder. Raises Conflict, NotFound (a parent is not there)."""
+        """Create the hidden folder. Raises Conflict, NotFound (a parent does not exist)."""
         self._layer = layer
         self._base = not parents
         self._parents = Parents(parents)
         self._backup: Backup | None = None
-        """The file that may still get alternate streams."""
+        """The last file, if alternate streams may still follow."""
         self._streams: int | None = None
         self._streams_size = 0
         self._near = "", ""
-        """The directory that was asked for last, and where it is on disk."""
+        """The last directory, and its path on disk."""
         self._stage = self._make_stage(layer.path)
         try:
             self._descriptors = Descriptors(open_root(self._stage))
@@ -134,27 +133,23 @@ class FolderWriter:
             raise
 
     def beside(self, name: str) -> BinaryIO:
-        """A new file ``name`` at the top of the folder, which the caller closes. Raises Denied, Exhausted."""
+        """Create the file ``name`` at the top of the folder; the caller closes it. Raises Denied, Exhausted."""
         try:
             return os.fdopen(os.open(name, _CREATE, 0o666, dir_fd=self._descriptors.root), "wb", 1 << 18)
         except OSError as error:
             raise from_os(error, f"make {name!r}") from error
 
     def below(self, path: LayerPath) -> Entry | None:
-        """See `LayerWriter.below`."""
         return self._parents.lookup(path)
 
     def imply(self, path: LayerPath) -> None:
-        """See `LayerWriter.imply`."""
         parent, _, name = path.rpartition("/")
         os.mkdir(disk_name(name), dir_fd=self._descriptors.open(self._on_disk(parent)))
 
     def put(self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool) -> None:
-        """See `LayerWriter.put`."""
         self._index.put(self._write(entry, windows, content, folder=folder, existed=existed))
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """See `LayerWriter.stream`."""
         if self._backup is not None:
             at = self._backup.alternate(name, content)
         else:
@@ -166,36 +161,31 @@ class FolderWriter:
         self._index.stream(StreamFact(path, name, content.size, at))
 
     def close_file(self) -> None:
-        """See `LayerWriter.close_file`."""
         if self._backup is not None:
             backup, self._backup = self._backup, None
             backup.close()
 
     def link(self, path: LayerPath, target: LayerPath, windows: Windows, *, at: LayerPath | None) -> None:
-        """See `LayerWriter.link`."""
-        # Where one of them is in transport it says in the index what it is, as in a folder of Windows.
+        # Files in transport are linked in the index only, as in a folder that Windows wrote.
         if at is not None and not (in_transport(path, base=self._base) or in_transport(target, base=self._base)):
             self._link_on_disk(path, at)
         self._index.link(LinkFact(path, target, windows))
 
     def whiteout(self, path: LayerPath) -> None:
-        """See `LayerWriter.whiteout`."""
         self._index.whiteout(path)
 
     def clone_utility(self) -> Iterator[tuple[LayerPath, bool]]:
-        """See `LayerWriter.clone_utility`."""
         os.mkdir(UTILITY, dir_fd=self._descriptors.root)
         return self._parents.clone_utility(self._descriptors, frozenset(map(names.folded, BOOT_COPIES)))
 
     def remove(self, path: LayerPath) -> None:
-        """See `LayerWriter.remove`."""
         place = disk_path(path)
         self._descriptors.forget(place)
         parent, _, name = place.rpartition("/")
         remove_tree(self._descriptors.open(parent), name)
 
-    def finish(self, ending: Ending) -> None:
-        """See `LayerWriter.finish`. Raises Conflict where the name has been taken."""
+    def finish(self, ending: FinalSteps) -> None:
+        """Raises Conflict if the name has been taken."""
         for path, copy in ending.boot_copies:
             self._copy_boot_file(path, copy)
         self._make_hives(ending)
@@ -212,13 +202,12 @@ class FolderWriter:
             raise self._occupied() from None
 
     def abort(self) -> None:
-        """See `LayerWriter.abort`."""
         try:
             if self._backup is not None:
                 self._backup.close()
             self._index_file.close()
         except (OSError, LamellaError):
-            pass  # what could not be written is removed
+            pass  # the folder is removed below
         self._close()
         self._remove()
 
@@ -238,7 +227,8 @@ class FolderWriter:
 
     def _occupied(self) -> Conflict:
         return Conflict(
-            f"{os.fspath(self._layer.path)!r} is there, and is no empty folder", hint="apply each layer to a new folder"
+            f"{os.fspath(self._layer.path)!r} exists and is not an empty folder",
+            hint="apply each layer to a new folder",
         )
 
     def _close(self) -> None:
@@ -256,12 +246,12 @@ class FolderWriter:
             finally:
                 os.close(descriptor)
         except OSError:
-            pass  # `abort` does not raise; the name of what is left says that it is unfinished
+            pass  # `abort` does not raise; the name of the folder marks it as unfinished
 
     # Files
 
     def _on_disk(self, directory: str) -> str:
-        """`disk_path` of a directory, which often is in the one that was asked for last."""
+        """`disk_path` of a directory, cached for the last one."""
         known, place = self._near
         if directory != known:
             above, _, name = directory.rpartition("/")
@@ -308,7 +298,7 @@ class FolderWriter:
         directory = self._descriptors.open(parent)
         source = self._descriptors.open(from_parent)
         if self._descriptors.known.get(parent) != directory:
-            raise Conflict("too few open files are allowed")
+            raise Conflict("the limit of open files is too low")
         os.link(disk_name(from_name), disk_name(name), src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
 
     # The end
@@ -318,7 +308,7 @@ class FolderWriter:
         try:
             file = os.open(name, os.O_RDONLY | file_io.O_NOFOLLOW, dir_fd=self._descriptors.open(parent))
         except FileNotFoundError:
-            return  # spelled in another case, which hcsshim does not copy
+            return  # in another case, which hcsshim does not copy
         try:
             target = os.open(copy, _CREATE, 0o666, dir_fd=self._descriptors.root)
             with open(target, "wb") as written:
@@ -327,11 +317,11 @@ class FolderWriter:
         finally:
             os.close(file)
 
-    def _make_hives(self, ending: Ending) -> None:
+    def _make_hives(self, ending: FinalSteps) -> None:
         if self._base:
             base_hives(self._descriptors.root)
         elif ending.hives:
             try:
                 merged_hives(self._descriptors.root, self._parents)
             except FormatError as error:
-                raise InvalidInput(f"a hive of the layer, or of those below, cannot be read: {error}") from None
+                raise InvalidInput(f"cannot merge the hives of the layer and its parents: {error}") from None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Windows layer on NTFS, read and written through Windows' own calls."""
+"""Windows layers on NTFS, by the calls of Windows."""

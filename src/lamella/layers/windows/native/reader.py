@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Windows layer read through Windows' own calls: a base layer as it lies on NTFS, another as it is exported."""
+"""Reads a Windows layer by the calls of Windows: a base layer as it is on NTFS, any other by exporting it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from lamella.formats.ntfs import filetime
 from lamella.formats.ntfs.attributes import ALL, DERIVED, DIRECTORY, NORMAL, REPARSE_POINT
 from lamella.host.windows.files import GENERIC_READ, Basic, Files, Handle
 from lamella.host.windows.system import WindowsSystem
-from lamella.layers.windows.layout import FILES, UTILITY, UTILITY_FILES, WindowsLayer
-from lamella.layers.windows.transport import RECYCLE, Exported, about, content_of, entry_of, in_order
+from lamella.layers.windows.layout import FILES, UTILITY, UTILITY_FILES, WindowsLayer, windows_path
+from lamella.layers.windows.transport import (
+    RECYCLE_BIN,
+    TransportChanges,
+    content_of,
+    entry_of,
+    error_context,
+    sort_names,
+)
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.layers.stack import LayerStack
 
 
-def native(path: str) -> str:
-    """A path of a layer as Windows wants it."""
-    return path.replace("/", "\\")
+def basic_from_facet(windows: Windows, *, attributes: bool = True) -> Basic:
+    """The attributes and times to set on a file.
 
-
-def basic_of(windows: Windows, *, attributes: bool = True) -> Basic:
-    """What is set on a file; a time that the layer does not state is the write time, one before 1601 is left alone."""
+    A missing time is the write time. A time before 1601 is 0, which leaves the time of the file unchanged.
+    """
     write = windows.write_time
 
     def ticks(time: int | None) -> int:
@@ -49,20 +54,20 @@ def basic_of(windows: Windows, *, attributes: bool = True) -> Basic:
     )
 
 
-def windows_of(basic: Basic) -> Windows:
-    """The facet of a file as far as attributes and times tell it."""
+def facet_from_basic(basic: Basic) -> Windows:
+    """The Windows facet with the attributes and times of a file."""
     ns = filetime.ns_from_ticks
     return Windows(basic.attributes, ns(basic.creation), ns(basic.access), ns(basic.write), ns(basic.change))
 
 
 _PREFIX: Final = 4
-"""Bytes of the attributes before the streams of a file in transport."""
+"""Bytes of the attributes before the backup streams."""
 _OF_PARENTS: Final = frozenset({0x80000018, 0x90001018, 0xA000001F, 0xA0000027, 0xA0001027})
-"""Tags of the reparse points by which a layer's files are those of its parents (IO_REPARSE_TAG_WCI and its like)."""
+"""Tags of reparse points to files of parent layers: IO_REPARSE_TAG_WCI and related tags."""
 
 
 class NativeContent(Content):
-    """Bytes of a file on NTFS, opened as often as wanted. Raises Conflict where it has become shorter or longer."""
+    """Bytes of a file on NTFS. Can be read repeatedly. Raises Conflict if the size of the file has changed."""
 
     __slots__ = ("_at", "_extents", "_files", "_path", "_root", "_size")
 
@@ -84,22 +89,18 @@ class NativeContent(Content):
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self._size
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         return self._extents
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
-        with self._files.open_in(self._root, native(self._path), GENERIC_READ) as handle:
+        with self._files.open_in(self._root, windows_path(self._path), GENERIC_READ) as handle:
             if self._at is None and self._files.standard(handle).size != self._size:
                 raise self._changed()
             for at, left in [(self._at or 0, self._size)] if self._extents is None else self._extents:
@@ -113,11 +114,11 @@ class NativeContent(Content):
                     left -= len(chunk)
 
     def _changed(self) -> Conflict:
-        return Conflict(f"{self._path!r} has changed while the layer is read")
+        return Conflict(f"{self._path!r} changed while the layer was read")
 
 
-class _Pieces(Content):
-    """Content that lies in a backup stream in a file."""
+class _StreamContent(Content):
+    """The content of the data streams that a survey found in a file."""
 
     __slots__ = ("_files", "_found", "_path", "_root")
 
@@ -129,62 +130,54 @@ class _Pieces(Content):
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self._found.size
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         return [(at, length) for at, length, _ in self._found.pieces] if self._found.sparse else None
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
         for _, length, place in self._found.pieces:
             yield from NativeContent(self._files, self._root, self._path, length, place).chunks()
 
 
 class NativeFolder:
-    """An open folder on NTFS, as a transport folder is asked."""
+    """An open folder on NTFS (`TransportFolder`)."""
 
     def __init__(self, files: Files, root: Handle) -> None:
         self._files = files
         self._root = root
 
     def names(self, path: str) -> list[tuple[str, bool]]:
-        """See `ExportFolder.names`; a link to a directory is a directory."""
+        """A reparse point to a directory is a directory."""
         if not path:
             return self._listed(self._root)
-        with self._files.open_in(self._root, native(path), directory=True) as handle:
+        with self._files.open_in(self._root, windows_path(path), directory=True) as handle:
             return self._listed(handle)
 
     def head(self, path: str, limit: int) -> bytes:
-        """See `ExportFolder.head`."""
-        with self._files.open_in(self._root, native(path)) as handle:
+        with self._files.open_in(self._root, windows_path(path)) as handle:
             data = b""
             while len(data) < limit and (chunk := self._files.read(handle, min(limit - len(data), 256 << 10))):
                 data += chunk
             return data
 
     def windows(self, path: str) -> Windows:
-        """See `ExportFolder.windows`."""
-        with self._files.open_in(self._root, native(path)) as handle:
-            return windows_of(self._files.basic(handle))
+        with self._files.open_in(self._root, windows_path(path)) as handle:
+            return facet_from_basic(self._files.basic(handle))
 
     def size(self, path: str) -> int:
-        """See `ExportFolder.size`."""
-        with self._files.open_in(self._root, native(path)) as handle:
+        with self._files.open_in(self._root, windows_path(path)) as handle:
             if self._files.basic(handle).attributes & (DIRECTORY | REPARSE_POINT):
-                raise Unsupported(f"{path!r} is no regular file")
+                raise Unsupported(f"{path!r} is not a regular file")
             return self._files.standard(handle).size
 
-    def transported(self, path: str) -> tuple[int, backup.Surveyed]:
-        """See `ExportFolder.transported`."""
-        with self._files.open_in(self._root, native(path)) as handle:
+    def read_backup(self, path: str) -> tuple[int, backup.Surveyed]:
+        with self._files.open_in(self._root, windows_path(path)) as handle:
             size = self._files.standard(handle).size
             prefix = self._files.read(handle, _PREFIX)
             if len(prefix) != _PREFIX:
@@ -208,27 +201,25 @@ class NativeFolder:
         return int.from_bytes(prefix, "little"), found
 
     def content(self, path: str, size: int, at: int | None) -> Content:
-        """See `ExportFolder.content`."""
         return NativeContent(self._files, self._root, path, size, at)
 
-    def pieces(self, path: str, found: backup.Surveyed) -> Content:
-        """See `ExportFolder.pieces`."""
-        return _Pieces(self._files, self._root, path, found)
+    def stream_content(self, path: str, found: backup.Surveyed) -> Content:
+        return _StreamContent(self._files, self._root, path, found)
 
     def _listed(self, handle: Handle) -> list[tuple[str, bool]]:
         return [(one.name, bool(one.attributes & DIRECTORY)) for one in self._files.listing(handle)]
 
 
 class NativeChanges:
-    """What a layer on NTFS states.
+    """The changes of a layer on NTFS.
 
-    A base layer's files are read as they lie there, with all that BackupRead gives: `Files` without the recycle bin,
-    then `UtilityVM/Files`. A layer with parents is exported into a folder beside it first, which `close` removes.
-    Content can be opened until then. The caller holds SeBackupPrivilege.
+    Of a base layer, the files are read with BackupRead: `Files` without the recycle bin, then `UtilityVM/Files`. A
+    layer with parents is exported into a folder beside it; `close` removes that. Content can be read until then. The
+    caller holds SeBackupPrivilege.
     """
 
     def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None, system: WindowsSystem) -> None:
-        """Export the layer, if it has parents. Raises NotFound, Unsupported (no Containers feature), Denied."""
+        """Export the layer if it has parents. Raises NotFound, Unsupported (no Containers feature), Denied."""
         self._system = system
         self._files = system.files
         self._layer = ntpath.abspath(os.fspath(layer.path))
@@ -245,7 +236,7 @@ class NativeChanges:
             raise
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """The attributes and times of the target of the link that was given last."""
+        """The attributes and times of the target of the last hard link."""
         if self._linked is None or self._linked[0] != path:
             return None
         return Entry(path, Kind.FILE, None, 0, "", self._linked[1])
@@ -253,10 +244,10 @@ class NativeChanges:
     def __iter__(self) -> Iterator[Change]:
         if self._base:
             return self._walk()
-        return Exported(NativeFolder(self._files, self._root)).changes()
+        return TransportChanges(NativeFolder(self._files, self._root)).changes()
 
     def close(self) -> None:
-        """Let go of the layer, and remove what it was exported into."""
+        """Close the layer, and remove the exported folder."""
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -269,10 +260,10 @@ class NativeChanges:
         try:
             return self._files.open(path)
         except NotFound:
-            raise NotFound(f"the layer {path!r} is not there") from None
+            raise NotFound(f"the layer {path!r} does not exist") from None
 
     def _export(self, parents: list[str]) -> str:
-        """Windows exports a layer that is active, and has been prepared once."""
+        """Export the layer. HCS requires that it is active, and has been prepared once."""
         layers, layer = self._system.layers, self._layer
         above, name = ntpath.split(layer)
         folder = ntpath.join(above, f".{name}.export-{secrets.token_hex(4)}")
@@ -298,7 +289,7 @@ class NativeChanges:
         folder = NativeFolder(self._files, self._root)
         top = {name.lower() for name, directory in folder.names("") if directory}
         if FILES.lower() not in top:
-            raise NotFound(f"{self._layer!r} has no {FILES}: it is no layer")
+            raise NotFound(f"{self._layer!r} is not a layer: it has no {FILES}")
         yield from self._tree(LayerPath(FILES), folder, seen)
         if UTILITY.lower() in top and UTILITY_FILES.rpartition("/")[2].lower() in {
             name.lower() for name, _ in folder.names(UTILITY)
@@ -311,7 +302,7 @@ class NativeChanges:
         todo = [top]
         while todo:
             path = todo.pop()
-            if path.lower() == RECYCLE:
+            if path.lower() == RECYCLE_BIN:
                 continue
             entry, content, streams, identity = self._read(path)
             if identity is not None:
@@ -325,26 +316,26 @@ class NativeChanges:
             for name, stream in streams:
                 yield Stream(path, name, stream)
             if entry.kind is Kind.DIRECTORY and entry.windows is not None and entry.windows.reparse is None:
-                found = in_order(path, folder.names(path))
+                found = sort_names(path, folder.names(path))
                 todo.extend(LayerPath(f"{path}/{name}") for name, _ in reversed(found))
 
     def _read(
         self, path: LayerPath
     ) -> tuple[Entry, Content | None, list[tuple[str, Content]], tuple[int, bytes] | None]:
-        """A file, its content and streams, and what tells it from others where it has several names."""
-        with self._files.open_in(self._root, native(path)) as handle:
+        """A file, its content and streams, and its file id if it has several hard links."""
+        with self._files.open_in(self._root, windows_path(path)) as handle:
             basic = self._files.basic(handle)
             standard = self._files.standard(handle)
             identity = None
             if standard.links > 1 and not standard.directory:
                 identity = self._files.identity(handle)
-            with self._files.backup(handle, security=True) as read, about(path):
+            with self._files.backup(handle, security=True) as read, error_context(path):
                 found = backup.survey(backup.BackupReader(read.read, skip=read.skip))
         if found.reparse is not None and int.from_bytes(found.reparse[:4], "little") in _OF_PARENTS:
             raise InvalidInput(
-                f"{self._layer!r} has parents, in which {path!r} lies", hint="say which, the nearest first"
+                f"{path!r} is in a parent of the layer {self._layer!r}", hint="give the parents, the nearest first"
             )
-        entry = entry_of(path, windows_of(basic), found, directory=standard.directory)
+        entry = entry_of(path, facet_from_basic(basic), found, directory=standard.directory)
         streams: list[tuple[str, Content]] = [
             (name, NativeContent(self._files, self._root, f"{path}:{name}", size)) for name, size, _ in found.alternates
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Windows layer written to NTFS through Windows' own calls, and made a layer by its compute service."""
+"""Writes a Windows layer to NTFS by the calls of Windows; the Host Compute Service (HCS) completes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lamella.host.windows.files import (
 )
 from lamella.host.windows.security import BACKUP, RESTORE, SECURITY
 from lamella.host.windows.system import WindowsSystem
-from lamella.layers.windows.contract import Ending
+from lamella.layers.windows.contract import FinalSteps
 from lamella.layers.windows.layout import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
@@ -40,8 +40,9 @@ from lamella.layers.windows.layout import (
     UTILITY_FILES,
     WindowsLayer,
     in_transport,
+    windows_path,
 )
-from lamella.layers.windows.native.reader import basic_of, native, windows_of
+from lamella.layers.windows.native.reader import basic_from_facet, facet_from_basic
 from lamella.layers.windows.transport import BackupStreams
 from lamella.paths import LayerPath
 
@@ -52,14 +53,14 @@ _WRITING: Final = GENERIC_READ | GENERIC_WRITE
 
 
 class _Open(Struct):
-    """The file that was put last, which may still get alternate streams."""
+    """The last file, to which alternate streams may be added."""
 
     streams: BackupStreams
     handle: Handle
     output: BackupOutput | None = None
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         try:
             if self.output is not None:
                 self.output.close()
@@ -68,18 +69,18 @@ class _Open(Struct):
 
 
 class NativeWriter:
-    """Writes a layer's files by backup semantics.
+    """Writes the files of a layer with backup semantics (`LayerWriter`).
 
-    A base layer is restored into its folder, and processed at the end. One with parents is written into a transport
-    folder beside it, from which Windows makes the folder; only its utility VM is written there directly. The folder
-    has its name all along; until `finish` it lacks what makes it a layer. Until `finish` or `abort`, which must come
-    in the same thread, the process holds SeBackupPrivilege and SeRestorePrivilege, and this thread SeSecurityPrivilege.
+    A base layer is restored into its folder, which HCS processes at the end. A layer with parents is written into a
+    transport folder beside its folder, and HCS imports that; only the utility VM is written directly. The folder has
+    its name from the start, but is not a layer before `finish`. Until `finish` or `abort`, which must be called in the
+    same thread, the process holds SeBackupPrivilege and SeRestorePrivilege, and the thread SeSecurityPrivilege.
     """
 
     def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None, system: WindowsSystem) -> None:
-        """Make the folders.
+        """Create the folders.
 
-        Raises Denied (a privilege), Unsupported (no Containers feature), Conflict, NotFound (a parent is not there).
+        Raises Denied (a privilege), Unsupported (no Containers feature), Conflict, NotFound (a parent does not exist).
         """
         self._system = system
         self._files = system.files
@@ -94,11 +95,11 @@ class NativeWriter:
         self._open: _Open | None = None
         self._directories: list[tuple[LayerPath, Basic]] = []
         self._placeholders: list[LayerPath] = []
-        """Directories that are links: nothing is to be put into them, so they are made again at the end."""
+        """Directories that are reparse points. They are created last, so that no file is put into them."""
         self._links: list[tuple[LayerPath, LayerPath, LayerPath | None]] = []
         self._privileges = ExitStack()
         try:
-            # The thread gets a copy of the process's token, so that what the process holds comes first.
+            # The thread gets a copy of the process's token: enable the privileges of the process first.
             self._privileges.enter_context(system.privileges(BACKUP, RESTORE))
             self._privileges.enter_context(system.privileges.in_thread(SECURITY))
             system.layers.require()
@@ -115,37 +116,32 @@ class NativeWriter:
             raise
 
     def below(self, path: LayerPath) -> Entry | None:
-        """See `LayerWriter.below`."""
         found = self._parent_with(path)
         if found is None:
             return None
-        with self._files.open_in(found, native(path)) as handle:
+        with self._files.open_in(found, windows_path(path)) as handle:
             basic = self._files.basic(handle)
         kind = Kind.DIRECTORY if basic.attributes & DIRECTORY else Kind.FILE
-        return Entry(path, kind, None, 0, "", windows_of(basic))
+        return Entry(path, kind, None, 0, "", facet_from_basic(basic))
 
     def imply(self, path: LayerPath) -> None:
-        """See `LayerWriter.imply`."""
-        self._files.open_in(self._where(path), native(path), create=True, directory=True).close()
+        self._files.open_in(self._where(path), windows_path(path), create=True, directory=True).close()
 
     def put(self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool) -> None:
-        """See `LayerWriter.put`."""
         content = None if folder or entry.kind is Kind.SYMLINK else content
         if in_transport(entry.path, base=self._base):
             self._put_transported(entry, windows, content, folder=folder, existed=existed)
         else:
             self._put_restored(entry, windows, content, folder=folder, existed=existed)
         if folder:
-            self._directories.append((entry.path, basic_of(windows)))
+            self._directories.append((entry.path, basic_from_facet(windows)))
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """See `LayerWriter.stream`."""
         if self._open is None:
-            raise Conflict(f"{path!r} is not open any more")
+            raise Conflict(f"{path!r} is closed")
         self._open.streams.alternate(name, content)
 
     def close_file(self) -> None:
-        """See `LayerWriter.close_file`."""
         if self._open is not None:
             opened, self._open = self._open, None
             try:
@@ -154,28 +150,25 @@ class NativeWriter:
                 opened.close()
 
     def link(self, path: LayerPath, target: LayerPath, windows: Windows, *, at: LayerPath | None) -> None:  # noqa: ARG002
-        """See `LayerWriter.link`: made at once in a base layer; else once Windows has made the files."""
+        """Links of a base layer are created at once, others after the import."""
         if self._base:
-            self._link(self._root, native(at or target), path)
+            self._link(self._root, windows_path(at or target), path)
         else:
             self._links.append((path, target, at))
 
     def whiteout(self, path: LayerPath) -> None:
-        """See `LayerWriter.whiteout`: those in `Files` come with the end."""
+        """`finish` applies those in `Files`."""
 
     def clone_utility(self) -> Iterator[tuple[LayerPath, bool]]:
-        """See `LayerWriter.clone_utility`."""
         self._files.open_in(self._root, UTILITY, create=True, directory=True).close()
         root = self._parent_with(LayerPath(UTILITY_FILES))
         if root is not None:
             yield from self._clone(root)
 
     def remove(self, path: LayerPath) -> None:
-        """See `LayerWriter.remove`."""
-        self._files.delete_tree(self._root, native(path))
+        self._files.delete_tree(self._root, windows_path(path))
 
-    def finish(self, ending: Ending) -> None:
-        """See `LayerWriter.finish`."""
+    def finish(self, ending: FinalSteps) -> None:
         self.close_file()
         for path, copy in ending.boot_copies:
             self._copy_boot_file(path, copy)
@@ -183,23 +176,22 @@ class NativeWriter:
             self._import(ending)
         for path, basic in reversed(self._directories):
             access = FILE_WRITE_ATTRIBUTES
-            with self._files.open_in(self._root, native(path), access, directory=True) as handle:
+            with self._files.open_in(self._root, windows_path(path), access, directory=True) as handle:
                 self._files.set_basic(handle, basic)
         if ending.utility:
             with self._files.open_in(self._root, UTILITY, directory=True) as handle:
                 if self._files.basic(handle).attributes & REPARSE_POINT:
-                    raise InvalidInput("UtilityVM is a link")
+                    raise InvalidInput("UtilityVM is a reparse point")
         self._close()
         if self._base:
             self._system.layers.process_base(self._layer)
         if ending.utility:
             self._system.layers.process_utility(ntpath.join(self._layer, UTILITY))
         self._remove_stage()
-        self._made = False  # from here on it is a layer
+        self._made = False  # it is a layer now
         self._privileges.close()
 
     def abort(self) -> None:
-        """See `LayerWriter.abort`."""
         try:
             if self._open is not None:
                 self._open.close()
@@ -210,7 +202,7 @@ class NativeWriter:
         try:
             self._remove_stage()
         except LamellaError:
-            pass  # `abort` does not raise; the name of what is left says what it is
+            pass  # `abort` does not raise; the name of the folder marks it as temporary
         if self._made:
             self._made = False
             try:
@@ -220,7 +212,7 @@ class NativeWriter:
         try:
             self._privileges.close()
         except LamellaError:
-            pass  # what has gone wrong before is what is to be told
+            pass  # the first error is reported
 
     # Folders
 
@@ -228,7 +220,7 @@ class NativeWriter:
         try:
             return self._files.open(path)
         except NotFound:
-            raise NotFound(f"the parent layer {path!r} is not there") from None
+            raise NotFound(f"the parent layer {path!r} does not exist") from None
 
     def _make_folder(self) -> None:
         try:
@@ -238,7 +230,7 @@ class NativeWriter:
                 directory = self._files.standard(handle).directory
                 if not directory or next(self._files.listing(handle), None) is not None:
                     raise Conflict(
-                        f"{self._layer!r} is there, and is no empty folder", hint="apply each layer to a new folder"
+                        f"{self._layer!r} exists and is not an empty folder", hint="apply each layer to a new folder"
                     ) from None
         self._made = True
 
@@ -259,10 +251,10 @@ class NativeWriter:
             with self._files.open(above) as handle:
                 self._files.delete_tree(handle, name)
         except LamellaError:
-            pass  # what is left has no files that make it a layer
+            pass  # the rest is not a layer
 
     def _where(self, path: str) -> Handle:
-        """The folder that the file ``path`` is written to."""
+        """The folder to which the file ``path`` is written."""
         if self._base or path == UTILITY or path.startswith(UTILITY + "/"):
             return self._root
         assert self._stage is not None  # noqa: S101
@@ -271,7 +263,7 @@ class NativeWriter:
     def _parent_with(self, path: LayerPath) -> Handle | None:
         for root in self._roots:
             try:
-                self._files.open_in(root, native(path)).close()
+                self._files.open_in(root, windows_path(path)).close()
             except NotFound:
                 continue
             return root
@@ -282,22 +274,22 @@ class NativeWriter:
     def _put_restored(
         self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool
     ) -> None:
-        """A file as itself. Of `Hives` in a transport folder Windows wants the content alone."""
+        """Restore a file. HCS expects the files of `Hives` in a transport folder without security descriptors."""
         path = entry.path
         security = self._base or not path.startswith(HIVES + "/")
         handle = self._files.open_in(
-            self._where(path), native(path), RESTORING, share=SHARE_READ, create=not existed, directory=folder
+            self._where(path), windows_path(path), RESTORING, share=SHARE_READ, create=not existed, directory=folder
         )
         output = self._files.restore(handle, security=security)
         self._open = opened = _Open(BackupStreams(output.write, windows), handle, output)
-        self._files.set_basic(handle, basic_of(windows))
+        self._files.set_basic(handle, basic_from_facet(windows))
         opened.streams.head(content, entry.size, sparse=False)
 
     def _put_transported(
         self, entry: Entry, windows: Windows, content: Content | None, *, folder: bool, existed: bool
     ) -> None:
-        """Attributes and streams in a file, which has the times; a directory has its own file beside it."""
-        path = native(entry.path)
+        """Write attributes and streams to a file, which has the times; those of a directory to a file beside it."""
+        path = windows_path(entry.path)
         stage = self._where(entry.path)
         if folder:
             if not existed and windows.reparse is None:
@@ -307,12 +299,12 @@ class NativeWriter:
             path += DIRECTORY_SUFFIX
         handle = self._files.open_in(stage, path, _WRITING, share=SHARE_READ, create=True)
         self._open = opened = _Open(BackupStreams(partial(self._files.write, handle), windows), handle)
-        self._files.set_basic(handle, basic_of(windows, attributes=False))
+        self._files.set_basic(handle, basic_from_facet(windows, attributes=False))
         opened.streams.head(content, entry.size, prefix=struct.pack("<I", windows.attributes), sparse=False)
 
     def _link(self, root: Handle, target: str, path: LayerPath) -> None:
         with self._files.open_in(root, target, FILE_WRITE_ATTRIBUTES) as handle:
-            self._files.link(handle, self._root, native(path))
+            self._files.link(handle, self._root, windows_path(path))
 
     # The utility VM of the nearest parent that has one
 
@@ -320,7 +312,7 @@ class NativeWriter:
         todo = [UTILITY_FILES]
         while todo:
             path = todo.pop()
-            with self._files.open_in(root, native(path), directory=True) as handle:
+            with self._files.open_in(root, windows_path(path), directory=True) as handle:
                 basic = self._copy(handle, path)
                 inner = sorted(self._files.listing(handle), key=lambda one: one.name, reverse=True)
             self._directories.append((LayerPath(path), basic))
@@ -331,19 +323,19 @@ class NativeWriter:
                     todo.append(below)
                     continue
                 if one.attributes & REPARSE_POINT or names.folded(below) in _COPIED:
-                    with self._files.open_in(root, native(below)) as handle:
+                    with self._files.open_in(root, windows_path(below)) as handle:
                         self._copy(handle, below)
                 else:
-                    self._link(root, native(below), below)
+                    self._link(root, windows_path(below), below)
                 yield below, False
 
     def _copy(self, source: Handle, path: str) -> Basic:
-        """Make a file of a parent anew, with all that it has."""
+        """Copy a file of a parent with all its metadata and streams."""
         found = self._files.basic(source)
-        basic = basic_of(windows_of(found))
+        basic = basic_from_facet(facet_from_basic(found))
         folder = bool(found.attributes & DIRECTORY)
         with self._files.open_in(
-            self._root, native(path), RESTORING, share=SHARE_READ, create=True, directory=folder
+            self._root, windows_path(path), RESTORING, share=SHARE_READ, create=True, directory=folder
         ) as handle:
             self._files.set_basic(handle, basic)
             with (
@@ -358,34 +350,34 @@ class NativeWriter:
 
     def _copy_boot_file(self, path: LayerPath, copy: str) -> None:
         with (
-            self._files.open_in(self._root, native(path)) as old,
+            self._files.open_in(self._root, windows_path(path)) as old,
             self._files.open_in(self._root, copy, _WRITING, create=True) as new,
         ):
             while chunk := self._files.read(old):
                 self._files.write(new, chunk)
 
-    def _import(self, ending: Ending) -> None:
-        """Let Windows make the folder, and do what it leaves undone."""
+    def _import(self, ending: FinalSteps) -> None:
+        """Let HCS create the folder; then apply tombstones and links, which it leaves out."""
         assert self._stage is not None  # noqa: S101
-        self._files.delete_tree(self._stage, TOMBSTONES)  # it would take this for its own
+        self._files.delete_tree(self._stage, TOMBSTONES)  # HCS would read it as its own list
         for path in self._placeholders:
-            self._files.open_in(self._stage, native(path), create=True, directory=True).close()
+            self._files.open_in(self._stage, windows_path(path), create=True, directory=True).close()
         self._system.layers.import_layer(self._layer, self._stage_path, self._parents)
         for path in ending.tombstones:
             self._delete(path)
         for path, target, at in self._links:
             self._delete(path)
             if at is not None:
-                self._link(self._root, native(at), path)
+                self._link(self._root, windows_path(at), path)
                 continue
             root = self._parent_with(target)
             if root is None:
-                raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
-            self._link(root, native(target), path)
+                raise NotFound(f"hard link {path!r}: its target {target!r} does not exist")
+            self._link(root, windows_path(target), path)
 
     def _delete(self, path: LayerPath) -> None:
         try:
-            self._files.delete(self._root, native(path))
+            self._files.delete(self._root, windows_path(path))
         except NotFound:
             pass
 
