@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that lie over each other as an overlay mount has them, read: as the tree that they come to, one as changes."""
+"""Merged view of a stack of overlay layers, and the changes of one layer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lamella.paths import ROOT, LayerPath, split
 
 T = TypeVar("T")
 
-_MOST: Final = 4096
-_AGAIN: Final = 4
-"""Times that a directory is read; from then on it is kept, or each name in it could cost as much as all of them."""
+_CACHED: Final = 4096
+_KEEP_AFTER: Final = 4
+"""After this many reads a directory stays cached: else each lookup in a large directory could read all of it."""
 
 
 class Listings(Generic[T]):
-    """Directories by number: the last few thousand, and those that had to be read again and again."""
+    """Cache of directory listings, by inode number; listings that were read several times are never dropped."""
 
     __slots__ = ("_known", "_reads", "_staying")
 
@@ -30,32 +30,32 @@ class Listings(Generic[T]):
         self._reads: dict[int, int] = {}
 
     def get(self, directory: int) -> T | None:
-        """What is in a directory; None where it has to be read."""
+        """The cached listing; None if the directory has to be read."""
         found = self._known.get(directory)
         return found if found is not None else self._staying.get(directory)
 
     def keep(self, directory: int, names: T) -> None:
-        """Take in what was read."""
+        """Add a listing that was read."""
         reads = self._reads[directory] = self._reads.get(directory, 0) + 1
-        if reads >= _AGAIN:
+        if reads >= _KEEP_AFTER:
             self._staying[directory] = names
             return
-        if len(self._known) >= _MOST:
+        if len(self._known) >= _CACHED:
             self._known.clear()
         self._known[directory] = names
 
 
-_KNOWN: Final = 4096
+_PATHS_CACHED: Final = 4096
 
 
 class ShownLayer(Protocol):
-    """One layer of a stack: its files, and what it says to an overlay mount.
+    """One layer of a stack, whiteouts and opaque markers included.
 
-    A socket, which no layer has, is a whiteout here: a mount shows it, and nothing that is below.
+    A socket, which no layer can hold, counts as a whiteout: in a mount it hides lower entries.
     """
 
     def glance(self, path: LayerPath) -> Seen | None:
-        """What is at ``path``, which is not the root; `UNCLEAR` where that takes `lookup` to tell, None for nothing."""
+        """The kind of the entry at ``path``, never the root; `UNCLEAR` if only `lookup` can tell; None if missing."""
         ...
 
     def lookup(self, path: LayerPath) -> Entry | None:
@@ -67,48 +67,41 @@ class ShownLayer(Protocol):
         ...
 
     def is_opaque(self, path: LayerPath) -> bool:
-        """Whether the directory looked at last hides what is below. The kernel takes no such mark on the root."""
+        """Whether the directory found by the last call is opaque. The root never is, as in the kernel."""
         ...
 
     def whiteouts(self, directory: LayerPath, found: list[Entry]) -> set[LayerPath]:
-        """Which of the entries listed last are whiteouts."""
+        """The paths of the whiteouts in ``found``, the result of the last call of `entries`."""
         ...
 
     def is_whiteout(self, entry: Entry) -> bool:
-        """Whether the entry looked at last is a whiteout."""
+        """Whether ``entry``, the result of the last call of `lookup`, is a whiteout."""
         ...
 
-    def open(self, path: LayerPath) -> StoredContent:
-        """See `Tree.open`."""
-        ...
+    def open(self, path: LayerPath) -> StoredContent: ...
 
-    def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`."""
-        ...
+    def identity(self, path: LayerPath) -> Hashable: ...
 
     def close(self) -> None:
-        """Nothing can be asked any more."""
+        """Close the layer."""
         ...
 
 
 UNCLEAR: Final = Seen(Kind.FIFO)
-"""See `ShownLayer.glance`."""
+"""The result of `ShownLayer.glance` for entries that only `lookup` can classify."""
 
 
 class StackTree:
-    """The tree that a mount of layers would show, each of which is looked into when it is asked for.
-
-    `close` it, or use it as a context manager.
-    """
+    """The merged tree of a stack of layers, read on demand. `close` it, or use it as a context manager."""
 
     def __init__(self) -> None:
-        """Whoever inherits appends the layers."""
+        """A subclass appends the layers."""
         self._layers: list[ShownLayer] = []
-        """The nearest first."""
+        """Nearest first."""
         self._merged: dict[str, tuple[ShownLayer, ...]] = {}
-        """Directory -> the layers that show in it, the nearest first."""
+        """Cache: directory -> the layers that contribute to it, nearest first."""
         self._from: dict[str, dict[LayerPath, ShownLayer]] = {}
-        """The directories listed last that several layers show in -> whose each file is."""
+        """Cache: recently listed directory of several layers -> path -> its layer."""
 
     def __enter__(self) -> Self:
         return self
@@ -119,20 +112,19 @@ class StackTree:
         self.close()
 
     def close(self) -> None:
-        """Close all layers."""
+        """Close the layers."""
         for layer in self._layers:
             layer.close()
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`."""
         if not path:
             return self._layers[0].lookup(path)
         found = self._find(path)
         return None if found is None else found[1]
 
     def seen(self, path: LayerPath) -> Seen | None:
-        """What `lookup` finds, as far as walking needs it; most of the time with less effort."""
-        for layer in self._showing(LayerPath(path.rpartition("/")[0])):
+        """The kind and link target of the entry at ``path``; usually cheaper than `lookup`."""
+        for layer in self._layers_of(LayerPath(path.rpartition("/")[0])):
             found = layer.glance(path)
             if found is None:
                 continue
@@ -143,15 +135,14 @@ class StackTree:
         return None
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `Tree.entries`."""
-        layers = self._showing(directory)
+        layers = self._layers_of(directory)
         if not layers:
             entry = self.lookup(directory)
             if entry is None:
-                raise NotFound(f"{directory!r} is not there")
+                raise NotFound(f"{directory!r} does not exist")
             raise InvalidInput(f"{directory!r} is a {entry.kind.phrase}, not a directory")
         merged: list[Entry] = []
-        whose: dict[LayerPath, ShownLayer] = {}
+        sources: dict[LayerPath, ShownLayer] = {}
         hidden: set[LayerPath] = set()
         for layer in layers:
             found = layer.entries(directory)
@@ -162,71 +153,70 @@ class StackTree:
                     hidden.add(path)
                     if path not in gone:
                         merged.append(entry)
-                        whose[path] = layer
+                        sources[path] = layer
         if len(layers) > 1:
             merged.sort(key=_order)
             if len(self._from) >= 256:
                 self._from.pop(next(iter(self._from)))
-            self._from[directory] = whose
+            self._from[directory] = sources
         return merged
 
     def open(self, path: LayerPath) -> StoredContent:
-        """See `Tree.open`."""
-        layer = self._whose(path)
+        layer = self._layer_of(path)
         if layer is None:
-            raise NotFound(f"{path!r} is not there")
+            raise NotFound(f"{path!r} does not exist")
         return layer.open(path)
 
     def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`: of one layer, that is; a name further up or down is another file."""
-        layer = self._whose(path)
+        """Within one layer: names in different layers are different files."""
+        layer = self._layer_of(path)
         found = None if layer is None else layer.identity(path)
         return None if found is None else (id(layer), found)
 
-    def _whose(self, path: LayerPath) -> ShownLayer | None:
-        """The layer that shows at ``path``."""
+    def _layer_of(self, path: LayerPath) -> ShownLayer | None:
+        """The layer that the entry at ``path`` comes from."""
         parent = path.rpartition("/")[0]
         listed = self._from.get(parent)
         if listed is not None:
             return listed.get(path)
-        layers = self._showing(LayerPath(parent))
+        layers = self._layers_of(LayerPath(parent))
         if len(layers) == 1:
             return layers[0]
         found = self._find(path)
         return None if found is None else found[0]
 
     def _find(self, path: LayerPath) -> tuple[ShownLayer, Entry] | None:
-        for layer in self._showing(split(path)[0]):
+        for layer in self._layers_of(split(path)[0]):
             entry = layer.lookup(path)
             if entry is not None:
                 return None if layer.is_whiteout(entry) else (layer, entry)
         return None
 
-    def _showing(self, directory: LayerPath) -> tuple[ShownLayer, ...]:
-        """The layers that show in ``directory``, nearest first; none where it is not there, or no directory."""
+    def _layers_of(self, directory: LayerPath) -> tuple[ShownLayer, ...]:
+        """The layers that contribute to ``directory``, nearest first; empty if it is missing or not a directory."""
         known = self._merged
         if not directory:
             return tuple(self._layers)
-        showing = known.get(directory)
-        if showing is not None:
-            return showing
-        if len(known) > _KNOWN:
+        layers = known.get(directory)
+        if layers is not None:
+            return layers
+        if len(known) > _PATHS_CACHED:
             known.clear()
         way: list[LayerPath] = []
         at = directory
         while at and at not in known:
             way.append(at)
             at = split(at)[0]
-        showing = known[at] if at else tuple(self._layers)
+        layers = known[at] if at else tuple(self._layers)
         for at in reversed(way):
-            showing = known[at] = tuple(_directories(showing, at))
-        return showing
+            layers = known[at] = tuple(_directories(layers, at))
+        return layers
 
 
-def stated(layer: ShownLayer) -> Iterator[Change]:
-    """What a layer states, in the order of a walk: each directory, its opaque marker, what is in it, whiteouts first.
+def layer_changes(layer: ShownLayer) -> Iterator[Change]:
+    """The changes of one layer, in the order of a walk: each directory, its opaque marker, its entries.
 
-    Raises what the layer does.
+    The whiteouts of a directory come before its other entries. Raises what the layer raises.
     """
     root = layer.lookup(ROOT)
     assert root is not None  # noqa: S101  # a layer has a root

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices of the caller about what a place takes over from a layer: owners, devices, extended attributes."""
+"""Policy for applying layers to directories: owners, devices, extended attributes."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from msgspec import Struct
 
 
 class Owners(Enum):
-    """What becomes of the owner and group that a layer states."""
+    """What happens to the owner and group of a file in a layer."""
 
     KEEP = "keep"
-    """Files get them; needs the rights to do so."""
+    """Files get them; this takes the rights to change owners."""
     IGNORE = "ignore"
-    """Files belong to whoever runs this."""
+    """Files belong to the current user."""
     RECORD = "record"
-    """Files belong to whoever runs this; the ids are kept in the attribute ``user.rootlesscontainers``."""
+    """Files belong to the current user; the ids are in the attribute ``user.rootlesscontainers``."""
 
 
 class Devices(Enum):
-    """What becomes of character and block devices."""
+    """What happens to character and block devices."""
 
     CREATE = "create"
     SKIP = "skip"
-    """Left out, and reported as lost."""
+    """Left out, and reported as a loss."""
     RECORD = "record"
-    """An empty file whose attribute ``user.containers.override_stat`` says what it stands for."""
+    """An empty file with the device in the attribute ``user.containers.override_stat``."""
 
 
 class Policy(Struct, frozen=True):
-    """How a directory takes a layer. `Policy.default` fits the rights of this process."""
+    """How a layer is applied to a directory. `Policy.default` fits the rights of this process."""
 
     owners: Owners = Owners.KEEP
     devices: Devices = Devices.CREATE
 
     @classmethod
     def default(cls) -> Policy:
-        """Keep and create for root, record both for everybody else."""
+        """Keep owners and create devices for root; record both for other users."""
         return cls() if os.geteuid() == 0 else cls(Owners.RECORD, Devices.RECORD)
 
 
 _REFUSED_PREFIXES = (
-    ("trusted.", "attributes of this class steer the host's file systems"),
-    ("user.overlay.", "it would steer an overlay mount"),
-    ("user.fuseoverlayfs.", "it would steer an overlay mount"),
+    ("trusted.", "attributes of this class control the file systems of the host"),
+    ("user.overlay.", "it would control an overlay mount"),
+    ("user.fuseoverlayfs.", "it would control an overlay mount"),
 )
 _REFUSED_NAMES = {
     "user.rootlesscontainers": "it would change who owns the file",
@@ -56,7 +56,7 @@ _KEPT_SYSTEM = frozenset({"system.posix_acl_access", "system.posix_acl_default"}
 
 
 def refusal(name: str) -> str | None:
-    """Why the extended attribute ``name`` is never taken from a layer nor into one; None where it is."""
+    """Why the extended attribute ``name`` is never read from a layer or written to one; None if it is."""
     if name in _KEPT_SECURITY or name in _KEPT_SYSTEM:
         return None
     if name.startswith("security."):

@@ -10,7 +10,7 @@ L = TypeVar("L")
 
 
 class LayerStack(Generic[L]):
-    """Layers that lie one on the other. Every use says in which order it wants them: there is no bare iteration."""
+    """Layers on top of each other. Every use names an order; there is no bare iteration."""
 
     __slots__ = ("_layers",)
 
@@ -19,15 +19,15 @@ class LayerStack(Generic[L]):
 
     @classmethod
     def from_nearest(cls, nearest_first: Iterable[L]) -> LayerStack[L]:
-        """The stack whose top is the first of ``nearest_first``, as ``lowerdir=`` of an overlay mount lists them."""
+        """A stack from its top layer down, the order of ``lowerdir=`` in an overlay mount."""
         return cls(reversed(tuple(nearest_first)))
 
     def base_first(self) -> tuple[L, ...]:
-        """From the bottom up."""
+        """The layers from the bottom up."""
         return self._layers
 
     def nearest_first(self) -> tuple[L, ...]:
-        """From the top down: as a child of the stack looks for what it does not have itself."""
+        """The layers from the top down: the order in which a child looks entries up."""
         return self._layers[::-1]
 
     def with_top(self, layer: L) -> LayerStack[L]:

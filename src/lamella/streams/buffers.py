@@ -69,7 +69,6 @@ class OwnRing:
         self._closed = False
 
     def take(self) -> memoryview | None:
-        """See `Ring.take`."""
         try:
             buffer = self._free.get_nowait()
         except queue.Empty:
@@ -80,10 +79,8 @@ class OwnRing:
         return None if self._closed else buffer
 
     def give(self, buffer: memoryview) -> None:
-        """See `Ring.give`."""
         self._free.put(buffer)
 
     def close(self) -> None:
-        """See `Ring.close`."""
         self._closed = True
         self._free.put(None)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EROFS images as places of layers: the kernel mounts one as it is, or several over each other by an overlay.
+"""Layers in EROFS images: the kernel mounts a single image directly, and several as the lower layers of an overlay.
 
-A layer with parents is an image in the form of an overlay's lower directory: a device 0/0 where something below is
-gone. Opaque directories are understood (``trusted.overlay.opaque``) and not made, since whiteouts say as much.
+The image of a layer with parents holds overlay whiteouts (devices 0/0). Opaque directories
+(``trusted.overlay.opaque``) are read, but `ErofsSink` writes a whiteout for each hidden entry instead.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An EROFS image of a directory as it is on disk, marks and whiteouts of an overlay included."""
+"""Writes an EROFS image of a directory, with the whiteouts and attributes of an overlay."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ _NOT_KEPT: Final = frozenset(
     for prefix in ("trusted", "user")
     for mark in ("origin", "impure", "nlink", "uuid", "upper", "index")
 )
-"""What an overlay notes in an upper directory for itself: it means nothing in a lower one."""
+"""Attributes that an overlay sets in an upper directory and ignores in a lower one."""
 
 
 def write_image(root: Path, image: Path) -> None:
-    """Write the new image ``image`` of all that is in the directory ``root``. The same tree gives the same bytes.
+    """Write the new image ``image`` of the directory ``root``. Equal trees give equal bytes.
 
-    Owners, modes, times, attributes, hard links, holes, devices and sockets are kept; nothing is followed. Raises
-    AlreadyExists, Conflict (a file changes meanwhile), Exhausted, InvalidInput (what an image cannot hold), Denied.
+    Owners, modes, times, extended attributes, hard links, holes, devices and sockets are kept; symbolic links are not
+    followed. Raises AlreadyExists, Conflict (a file changes meanwhile), Exhausted, InvalidInput (metadata that an image
+    cannot hold), Denied.
     """
     new = NewImage(image)
     try:
@@ -67,13 +68,13 @@ class _Walk:
         return root
 
     def _fill(self, path: str, directory: NewInode) -> list[tuple[str, NewInode]]:
-        """Take what is in a directory; returned are the directories in it, the last first."""
+        """Add the entries of a directory to ``directory``. Return its subdirectories, last first."""
         descriptor = self._directories.open(path)
         prefix = f"{path}/" if path else ""
         below: list[tuple[str, NewInode]] = []
         for name in sorted(os.listdir(descriptor), key=os.fsencode):
             try:
-                self._take(descriptor, prefix + name, name, directory, below)
+                self._add(descriptor, prefix + name, name, directory, below)
             except OSError as error:
                 if error.errno in ANOTHER:
                     raise changed(prefix + name) from error
@@ -81,7 +82,7 @@ class _Walk:
         below.reverse()
         return below
 
-    def _take(
+    def _add(
         self, descriptor: int, path: str, name: str, directory: NewInode, below: list[tuple[str, NewInode]]
     ) -> None:
         status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
@@ -90,14 +91,14 @@ class _Walk:
         several = status.st_nlink > 1 and kind != stat.S_IFDIR
         inode = self._links.get(identity) if several else None
         if inode is None:
-            inode = self._made(descriptor, path, name, status)
+            inode = self._new_inode(descriptor, path, name, status)
             if several:
                 self._links[identity] = inode
             if kind == stat.S_IFDIR:
                 below.append((path, inode))
         directory.children[os.fsencode(name)] = inode
 
-    def _made(self, directory: int, path: str, name: str, status: os.stat_result) -> NewInode:
+    def _new_inode(self, directory: int, path: str, name: str, status: os.stat_result) -> NewInode:
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
             file = os.open(name, file_io.READ_FILE, dir_fd=directory)
@@ -129,7 +130,7 @@ class _Walk:
 
 
 class _Content:
-    """The bytes of an open file, as many as it had when it was looked at. Raises OSError (ENXIO: it became shorter)."""
+    """The content of an open file, of the size that it had at first. Raises Conflict if it became shorter."""
 
     __slots__ = ("extents", "file", "path", "size")
 

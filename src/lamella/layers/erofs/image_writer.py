@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new EROFS image on its way: contents as they come, all else at the end, and its name when all is in it."""
+"""Writes a new EROFS image: contents as they arrive, metadata at the end, then the name."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lamella.errors import AlreadyExists, InvalidInput, from_os
 from lamella.formats.erofs.structures import encode_device, pack_xattrs, split_prefix
 from lamella.formats.erofs.writer import BLOCK, ErofsWriter, NewInode, Placed
 from lamella.host import file_io
-from lamella.layers.erofs.tree import MARKS
+from lamella.layers.erofs.tree import OVERLAY_XATTRS
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_io.O_CLOEXEC | file_io.O_BINARY
 _NO_CHILDREN: Final[dict[bytes, NewInode]] = {}
 _PENDING: Final = 1 << 20
-"""Bytes of tails that are written at once."""
+"""Bytes of tails that are buffered."""
 
 
 class _Tails:
-    """What is left of contents beyond whole blocks, in a file that nobody sees, until it goes behind its inode."""
+    """The tails of contents beyond whole blocks, in an unnamed file until they are stored inline after their inodes."""
 
     def __init__(self, directory: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=directory, buffering=0, prefix=".lamella-")  # noqa: SIM115
@@ -35,7 +35,7 @@ class _Tails:
         self._written = 0
 
     def spill(self, offset: int, data: Buffer) -> None:
-        """Take ``data``, which comes behind all that came before."""
+        """Append ``data``."""
         del offset
         self._pending += data
         if len(self._pending) >= _PENDING:
@@ -47,23 +47,23 @@ class _Tails:
         self._pending = bytearray()
 
     def unspill(self, offset: int, length: int) -> bytes:
-        """What was taken."""
+        """Read appended data."""
         if offset + length > self._written:
             self._flush()
         return os.pread(self._file.fileno(), length, offset)
 
     def close(self) -> None:
-        """Drop all."""
+        """Drop the file."""
         self._file.close()
 
 
 class NewImage:
-    """An image that gets the name ``path`` when it is finished; until then, and after `abort`, nothing is there."""
+    """An image that gets the name ``path`` when it is finished. `abort` leaves nothing."""
 
     def __init__(self, path: Path) -> None:
         """Raises AlreadyExists, Denied, Exhausted."""
         if os.path.lexists(path):
-            raise AlreadyExists(f"{os.fspath(path)!r} is there already")
+            raise AlreadyExists(f"{os.fspath(path)!r} exists")
         self._path = path
         self._unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         self._tails: _Tails | None = None
@@ -77,14 +77,14 @@ class NewImage:
         self._writer = ErofsWriter(self._write, self._tails.spill, self._tails.unspill)
 
     def place(self, path: str, content: Content, xattrs: int) -> Placed:
-        """Write the content of the file ``path``, whose attributes take so many bytes, packed. Raises Exhausted."""
+        """Write the content of ``path``, whose extended attributes take ``xattrs`` bytes packed. Raises Exhausted."""
         try:
             return self._writer.place(content.size, content.chunks(), content.extents, xattrs)
         except OSError as error:
             raise from_os(error, f"write {path!r} into the image") from error
 
     def finish(self, root: NewInode) -> None:
-        """Write all that is not content, and give the image its name. Raises AlreadyExists, Exhausted, InvalidInput."""
+        """Write the metadata and give the image its name. Raises AlreadyExists, Exhausted, InvalidInput."""
         try:
             os.ftruncate(self._file, self._writer.finish(root))
             os.link(self._unfinished, self._path)
@@ -93,7 +93,7 @@ class NewImage:
         self.abort()
 
     def abort(self) -> None:
-        """Drop what has not got its name. May be called again."""
+        """Remove the unfinished image. May be called again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -105,17 +105,17 @@ class NewImage:
         _write(self._file, offset, data)
 
     def written(self, offset: int, length: int) -> bytes:
-        """Bytes of the image as it is so far."""
+        """Read bytes that were written to the image."""
         return os.pread(self._file, length, offset)
 
     def tail(self, offset: int, length: int) -> bytes:
-        """The rest of a content, which is not in the image yet."""
-        assert self._tails is not None  # noqa: S101  # it has been there since the beginning
+        """Read a tail that is not in the image yet."""
+        assert self._tails is not None  # noqa: S101  # set by __init__
         return self._tails.unspill(offset, length)
 
 
-class Written:
-    """Content that is in the image that is being made."""
+class WrittenContent:
+    """Content in an unfinished image."""
 
     __slots__ = ("image", "placed", "size")
 
@@ -126,12 +126,10 @@ class Written:
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`."""
         chunks = self.placed.chunks
         if chunks is None:
             return None
@@ -143,7 +141,6 @@ class Written:
         ]
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
         placed = self.placed
         if placed.chunks is not None:
             step = BLOCK << placed.chunks[0]
@@ -161,7 +158,7 @@ class Written:
 
 
 def new_inode(entry: Entry, posix: Posix, placed: Placed | None) -> NewInode:
-    """What an image is to have of ``entry``."""
+    """The inode of ``entry``."""
     return NewInode(
         TYPE_BITS[entry.kind] | posix.mode,
         posix.uid,
@@ -175,16 +172,16 @@ def new_inode(entry: Entry, posix: Posix, placed: Placed | None) -> NewInode:
     )
 
 
-def fitting(entry: Entry, posix: Posix, losses: Losses) -> Posix:
-    """What an image can hold of the metadata of a file. Raises InvalidInput for a device number that is too large."""
+def drop_unsupported(entry: Entry, posix: Posix, losses: Losses) -> Posix:
+    """The part of the metadata that an image can hold. Raises InvalidInput for a device number that is too large."""
     if posix.device != (0, 0):
         encode_device(*posix.device)
     if not posix.xattrs:
         return posix
     kept = dict(posix.xattrs)
     for name, value in posix.xattrs.items():
-        if name.startswith(MARKS):
-            why = "an overlay would take it for a mark"
+        if name.startswith(OVERLAY_XATTRS):
+            why = "an overlay would take it for its own"
         else:
             try:
                 pack_xattrs({name: value})

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer into a new EROFS image that an overlay takes for one of its lower directories, as the layer comes.
+"""Applies a layer to a new EROFS image that is used as a lower layer of an overlay, in one pass.
 
-What lies below is read only where the layer leads there (`lamella.layers.overlay.rules`), so that it takes as long as
-the layer is large, on however much it lies.
+The lower layers are read only at the paths of the layer (`lamella.layers.overlay.rules`), so the time depends on the
+size of the layer and not on the size of its parents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lamella.errors import InvalidInput, MissingFacet, from_os
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode, restated
 from lamella.host import file_io
-from lamella.layers.erofs.image_writer import NewImage, fitting, new_inode
+from lamella.layers.erofs.image_writer import NewImage, drop_unsupported, new_inode
 from lamella.layers.erofs.tree import OPAQUE, ErofsChanges, ErofsImage, ErofsLayer, ErofsStack
 from lamella.layers.overlay.rules import WHITEOUT, OverlayRules
 from lamella.layers.policy import Devices, Owners, Policy
@@ -30,13 +30,13 @@ from lamella.layers.stack import LayerStack
 from lamella.paths import ROOT, LayerPath, split
 
 _LINK_MODE: Final = 0o777
-"""Of any symbolic link on Linux, whatever a layer says."""
+"""The mode of every symbolic link on Linux."""
 
 
 class ErofsUpperSink(OverlayRules):
-    """Applies a layer to the new image ``layer``, which has its name when all is in it.
+    """Applies a layer to the new image ``layer``, which gets its name when it is complete.
 
-    ``parents`` is what lies below. An empty stack is a base layer, None is for what is not known.
+    An empty stack of ``parents`` means a base layer, None that the parents are unknown.
     """
 
     def __init__(
@@ -47,10 +47,9 @@ class ErofsUpperSink(OverlayRules):
         policy: Policy | None = None,
         losses: Losses | None = None,
     ) -> None:
-        """Raises AlreadyExists, and what reading the parents raises.
+        """Open the parents. Raises AlreadyExists, and what reading the parents raises.
 
-        An image has owners and devices whoever makes it, so that there is nothing to record; ``policy`` says whether
-        they are ignored or skipped.
+        An image can hold owners and devices without any rights; ``policy`` can only ignore or skip them.
         """
         below = ErofsStack(parents) if parents is not None and len(parents) else None
         losses = losses if losses is not None else Losses()
@@ -60,7 +59,7 @@ class ErofsUpperSink(OverlayRules):
             try:
                 root = below.lookup(ROOT) if below is not None else None
                 entry = root if root is not None else implied_directory(ROOT)
-                assert entry.posix is not None  # noqa: S101  # images have nothing else, and nor is it implied
+                assert entry.posix is not None  # noqa: S101  # images and implied directories have the POSIX facet
                 self._root = new_inode(entry, entry.posix, None)
             except BaseException:
                 self._image.abort()
@@ -69,39 +68,37 @@ class ErofsUpperSink(OverlayRules):
             self.close_below()
             raise
         self._near: dict[str, NewInode] = {"": self._root}
-        """Directories of the upper layer."""
+        """Cache of directories of the upper layer."""
         policy = policy if policy is not None else Policy()
         self._ignore = policy.owners is Owners.IGNORE
         self._skip = policy.devices is Devices.SKIP
 
     @property
     def view(self) -> ErofsUpperSink:
-        """See `Sink.view`."""
         return self
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """See `Sink.stream`: none is kept."""
+        """Record a loss."""
         del content
         self._losses.record(Loss(path, f"alternate data stream {name!r}", "an EROFS image has none"))
 
     def commit(self) -> Losses:
-        """Write what is not content, and give the image its name. Raises AlreadyExists, Exhausted."""
+        """Write the metadata and give the image its name. Raises AlreadyExists, Exhausted."""
         self.settle()
         self._image.finish(self._root)
         self.close_below()
         return self._losses
 
     def abort(self) -> None:
-        """See `Sink.abort`. May be called again."""
+        """May be called again."""
         self._image.abort()
         self.close_below()
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
-        """See `FlatPlace.names`."""
         children = self._directory(directory).children
         return [(_text(name), stat.S_ISDIR(inode.mode)) for name, inode in children.items()]
 
-    # See `OverlayRules`
+    # The upper layer, as `OverlayRules` needs it
 
     def _look(self, path: LayerPath) -> Seen | None:
         inode = self._find(path)
@@ -115,7 +112,7 @@ class ErofsUpperSink(OverlayRules):
         posix, path = entry.posix, entry.path
         if posix is None:
             raise MissingFacet(path, "POSIX")
-        posix = fitting(entry, posix, self._losses)
+        posix = drop_unsupported(entry, posix, self._losses)
         if entry.kind is Kind.SYMLINK and posix.mode != _LINK_MODE:
             posix = replace(posix, mode=_LINK_MODE)
         if self._ignore:
@@ -137,7 +134,7 @@ class ErofsUpperSink(OverlayRules):
         if entry.kind is Kind.FILE and content is not None:
             placed = self._image.place(path, content, len(pack_xattrs(posix.xattrs)))
         new = children[key] = new_inode(entry, posix, placed)
-        reshaped = None if old is None else self._gone(old) or entry.kind is Kind.DIRECTORY
+        reshaped = None if old is None else self._forget(old) or entry.kind is Kind.DIRECTORY
         if entry.kind is Kind.DIRECTORY:
             self._lacking = None
             self._near[path] = new
@@ -155,12 +152,12 @@ class ErofsUpperSink(OverlayRules):
         key = name.encode("utf-8", "surrogateescape")
         old = children.get(key)
         children[key] = inode
-        return None if old is None else self._gone(old)
+        return None if old is None else self._forget(old)
 
     def _drop(self, path: LayerPath) -> bool | None:
         parent, name = split(path)
         old = self._directory(parent).children.pop(name.encode("utf-8", "surrogateescape"), None)
-        return None if old is None else self._gone(old)
+        return None if old is None else self._forget(old)
 
     def _make_whiteout(self, path: LayerPath) -> None:
         parent, name = split(path)
@@ -169,7 +166,7 @@ class ErofsUpperSink(OverlayRules):
         old = children.get(key)
         children[key] = NewInode(stat.S_IFCHR)
         if old is not None:
-            self._gone(old)
+            self._forget(old)
 
     def _make_opaque(self, path: LayerPath) -> None:
         directory = self._directory(path)
@@ -183,13 +180,13 @@ class ErofsUpperSink(OverlayRules):
         parent, _, name = path.rpartition("/")
         directory = self._near.get(parent)
         if directory is None:
-            directory = self._walked(parent)
+            directory = self._find_directory(parent)
             if directory is None:
                 return None
         return directory.children.get(name.encode("utf-8", "surrogateescape"))
 
-    def _walked(self, path: str) -> NewInode | None:
-        """The directory at ``path``, from the nearest one above that is known; None where there is none."""
+    def _find_directory(self, path: str) -> NewInode | None:
+        """Find a directory from its nearest cached parent; None if it does not exist."""
         if self._lacks(path):
             return None
         near, way = self._near, [path]
@@ -205,25 +202,25 @@ class ErofsUpperSink(OverlayRules):
         return directory
 
     def _directory(self, path: str) -> NewInode:
-        """A directory, which is brought up where only the parents have it."""
+        """The directory ``path``, copied up if only the parents have it."""
         directory = self._near.get(path)
         if directory is None:
             directory = self._find(path)
             if directory is None:
-                self._bring_directory(LayerPath(path))
+                self._copy_up_directory(LayerPath(path))
                 directory = self._find(path)
-            assert directory is not None  # noqa: S101  # it was brought
+            assert directory is not None  # noqa: S101  # it was copied up
             self._near[path] = directory
         return directory
 
     def _restate(self, directory: NewInode, stated: NewInode) -> None:
-        """Give a directory other metadata; it stays opaque if it is."""
+        """Change the metadata of a directory and keep its opaque marker."""
         mark = {OPAQUE: directory.xattrs[OPAQUE]} if OPAQUE in directory.xattrs else {}
         directory.mode, directory.uid, directory.gid = stated.mode, stated.uid, stated.gid
         directory.mtime, directory.xattrs = stated.mtime, {**stated.xattrs, **mark}
 
-    def _gone(self, old: NewInode) -> bool:
-        """Forget what was replaced; whether that was a directory or a link."""
+    def _forget(self, old: NewInode) -> bool:
+        """Drop cached children of a replaced entry. Return whether it was a directory or a symbolic link."""
         if stat.S_ISDIR(old.mode):
             self._near = {"": self._root}
             return True
@@ -242,22 +239,24 @@ _OTHER: Final = ".rooted"
 
 
 def has_root_unstated(layer: ErofsLayer) -> bool:
-    """Whether the root of an image is the one that is implied. Raises as opening an image does."""
+    """Whether the layer states no root, so that the image has the implied one. Raises as opening an image does."""
     with ErofsImage(layer) as image:
         root = image.lookup(ROOT)
     return root is not None and root.posix == implied_directory(ROOT).posix
 
 
 def with_root(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
-    """Give the root of an image of `ErofsUpperSink`, which is nobody else's, the metadata of the root of ``below``.
+    """Copy the metadata of the root of ``below`` to the root of an image written by `ErofsUpperSink`.
+
+    Nothing else may use the image meanwhile.
 
     Raises FormatError, Exhausted, Denied.
     """
     with ErofsStack(below) as tree:
         root = tree.lookup(ROOT)
     assert root is not None  # noqa: S101  # a tree has a root
-    assert root.posix is not None  # noqa: S101  # images have nothing else
-    if root.posix.xattrs:  # which need room
+    assert root.posix is not None  # noqa: S101  # images have the POSIX facet
+    if root.posix.xattrs:  # they need space in the image
         _rewrite(layer, lambda changes: _rooted(changes, root))
         return
     with ErofsImage(layer) as image:
@@ -274,9 +273,9 @@ def with_root(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
 
 
 def without_whiteouts(layer: ErofsLayer, paths: Iterable[LayerPath]) -> None:
-    """Remove whiteouts that turn out to be of nothing; what is at ``paths`` and is no whiteout stays.
+    """Remove the whiteouts at ``paths``, which hide nothing; other files stay.
 
-    The image is written anew, from itself. Raises FormatError, Exhausted, Denied.
+    The image is rewritten. Raises FormatError, Exhausted, Denied.
     """
     gone = frozenset(paths)
     _rewrite(layer, lambda changes: (one for one in changes if not isinstance(one, Whiteout) or one.path not in gone))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer, or several, into a new EROFS image that holds what differs from the tree below."""
+"""Applies one or several layers to a new EROFS image, which holds the differences from the parents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lamella.changes.tree import MemorySink, MemoryTree, walk
 from lamella.errors import MissingFacet
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode, Placed
-from lamella.layers.erofs.image_writer import NewImage, Written, fitting, new_inode
+from lamella.layers.erofs.image_writer import NewImage, WrittenContent, drop_unsupported, new_inode
 from lamella.layers.erofs.tree import ErofsLayer, ErofsTree
 from lamella.layers.overlay.rules import is_whiteout
 from lamella.layers.stack import LayerStack
@@ -24,9 +24,9 @@ from lamella.paths import ROOT, LayerPath, split
 
 
 class ErofsSink:
-    """Applies a layer to the new image ``layer``, which has its name when all is in it.
+    """Applies a layer to the new image ``layer``, which gets its name when it is complete.
 
-    ``parents`` is what lies below; without it, or with an empty stack, the layer is a base layer.
+    Without ``parents``, or with an empty stack, the layer is a base layer.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class ErofsSink:
         parents: LayerStack[ErofsLayer] | None = None,
         losses: Losses | None = None,
     ) -> None:
-        """Raises AlreadyExists, and what reading the parents raises."""
+        """Read the parents. Raises AlreadyExists, and what reading the parents raises."""
         self._losses = losses if losses is not None else Losses()
         self.more = False
-        """Whether another layer follows in the same image: `commit` ends the layer alone then."""
+        """Whether another layer follows in the same image, so that `commit` only ends the current layer."""
         self._lost: set[LayerPath] = set()
         self._below: ErofsTree | None = None
         self._image = NewImage(layer.path)
@@ -55,16 +55,14 @@ class ErofsSink:
 
     @property
     def view(self) -> View:
-        """See `Sink.view`."""
         return self._inner
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`."""
         return self._inner.layered
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        """See `Sink.put`. A device 0/0 is recorded as lost, since an overlay would take it for a whiteout."""
+        """Put a file. A device 0/0 cannot be kept: it becomes a whiteout and a loss."""
         posix = entry.posix
         if posix is None:
             raise MissingFacet(entry.path, "POSIX")
@@ -72,16 +70,15 @@ class ErofsSink:
             self._losses.record(Loss(entry.path, "character device 0:0", "an overlay would take it for a whiteout"))
             self._lost.add(entry.path)
             return self._inner.whiteout(entry.path)
-        fits = fitting(entry, posix, self._losses)
+        fits = drop_unsupported(entry, posix, self._losses)
         if fits is not posix:
             entry = replace(entry, posix=fits)
         stored: StoredContent | None = None
         if entry.kind is Kind.FILE and content is not None:
-            stored = Written(self._image, self._image.place(entry.path, content, len(pack_xattrs(fits.xattrs))))
+            stored = WrittenContent(self._image, self._image.place(entry.path, content, len(pack_xattrs(fits.xattrs))))
         return self._inner.put(entry, stored)
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        """See `Sink.link`."""
         if target in self._lost:
             self._losses.record(Loss(path, "hard link", f"its target {target!r} is not kept"))
             self._lost.add(path)
@@ -89,20 +86,18 @@ class ErofsSink:
         return self._inner.link(path, target)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
-        """See `Sink.stream`: none is kept."""
+        """Record a loss."""
         del content
         self._losses.record(Loss(path, f"alternate data stream {name!r}", "an EROFS image has none"))
 
     def whiteout(self, path: LayerPath) -> bool | None:
-        """See `Sink.whiteout`."""
         return self._inner.whiteout(path)
 
     def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        """See `Sink.opaque`."""
         return self._inner.opaque(path, mine)
 
     def commit(self) -> Losses:
-        """Write what is not content, and give the image its name. Raises AlreadyExists, Exhausted."""
+        """Write the metadata and give the image its name. Raises AlreadyExists, Exhausted."""
         if self.more:
             self._inner = MemorySink(self._tree)
             return self._losses
@@ -111,7 +106,7 @@ class ErofsSink:
         return self._losses
 
     def abort(self) -> None:
-        """See `Sink.abort`. May be called again."""
+        """May be called again."""
         self._image.abort()
         self._close()
 
@@ -120,7 +115,7 @@ class ErofsSink:
             self._below.close()
 
     def _root(self) -> NewInode:
-        """The files of the layer: all, or what differs from what lies below."""
+        """The inodes of the image: all files, or the differences from the parents."""
         tree = self._tree
         files: dict[LayerPath, NewInode] = {}
         lower = None if self._below is None else self._below.merged
@@ -150,8 +145,8 @@ class ErofsSink:
         assert posix is not None  # noqa: S101  # put refuses others
         placed: Placed | None = None
         if content is not None:
-            if isinstance(content, Written):
+            if isinstance(content, WrittenContent):
                 placed = content.placed
-            else:  # of a file below that has a further name, or other metadata, here
+            else:  # a lower file with another name or other metadata in this layer
                 placed = self._image.place(entry.path, content, len(pack_xattrs(posix.xattrs)))
         return new_inode(entry, posix, placed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EROFS images read: one as a tree or as the changes of its layer, a stack as what a mount of it would show."""
+"""Reads EROFS images: the files or the changes of one image, and the merged tree of a stack."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from lamella.formats.erofs.reader import ErofsReader, Inode
 from lamella.formats.erofs.structures import Layout, decode_device
 from lamella.host import file_io
 from lamella.layers.overlay.rules import is_whiteout
-from lamella.layers.overlay_view import UNCLEAR, Listings, StackTree, stated
+from lamella.layers.overlay_view import UNCLEAR, Listings, StackTree, layer_changes
 from lamella.layers.stack import LayerStack
 from lamella.paths import ROOT, LayerPath, Way, join
 
 
 class ErofsLayer(Struct, frozen=True):
-    """The layer in the image ``path``."""
+    """A layer in the EROFS image ``path``."""
 
     path: Path
 
 
 class OpenErofs:
-    """An image that is open for reading; close it, or use it as a context manager."""
+    """An open image. Close it, or use it as a context manager."""
 
     def __init__(self, layer: ErofsLayer) -> None:
         """Raises NotFound, FormatError, Unsupported (features of the image), Denied."""
@@ -48,7 +48,7 @@ class OpenErofs:
             if stat.S_ISBLK(status.st_mode):
                 size = os.lseek(self._file, 0, os.SEEK_END)
             elif not stat.S_ISREG(status.st_mode):
-                raise InvalidInput(f"{name!r} is no regular file, so it is no image")
+                raise InvalidInput(f"{name!r} is neither a regular file nor a block device")
             self.reader = ErofsReader(self._read, size)
         except BaseException:
             self.close()
@@ -61,7 +61,7 @@ class OpenErofs:
             raise from_os(error, f"read the image {os.fspath(self.layer.path)!r}") from error
 
     def close(self) -> None:
-        """Let go of the file. May be called again."""
+        """Close the file. May be called again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -74,57 +74,55 @@ class OpenErofs:
 
 
 class ErofsContent(Struct, frozen=True):
-    """The bytes of a file in an image, good as long as the image is open. Equal for the same file of one image."""
+    """The content of a file in an image, readable while the image is open. Equal for the same file of one image."""
 
     reader: ErofsReader
     inode: Inode
 
     @property
     def size(self) -> int:
-        """See `Content.size`."""
         return self.inode.size
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`. Raises FormatError, and Unsupported for a compressed file."""
+        """The data extents. Raises FormatError; Unsupported for a compressed file."""
         if self.inode.layout != Layout.CHUNKED:
             return None
         return [(position, length) for position, length, _ in self.reader.extents(self.inode)]
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`. Raises as `extents` does."""
+        """The data. Raises as `extents`."""
         return self.reader.read(self.inode)
 
 
-MARKS: Final = "trusted.overlay."
-"""What the attributes begin with that an overlay takes for marks."""
+OVERLAY_XATTRS: Final = "trusted.overlay."
+"""The prefix of the overlay's extended attributes."""
 
-OPAQUE: Final = f"{MARKS}opaque"
-"""The mark of a directory that hides what is below; the value is ``y``."""
+OPAQUE: Final = f"{OVERLAY_XATTRS}opaque"
+"""The attribute of an opaque directory; its value is ``y``."""
 
 _FILE: Final = Seen(Kind.FILE)
 _DIRECTORY: Final = Seen(Kind.DIRECTORY)
 
 
 class ErofsImage:
-    """The files of one image (`Tree`), without whiteouts and marks of an overlay; what is below is not looked at.
+    """The files of one image (`Tree`), without whiteouts, sockets and the overlay's attributes.
 
-    Sockets are left out, as everywhere. Files are looked for when they are asked for, so that opening takes no time.
+    Files are read on demand.
     """
 
     def __init__(self, layer: ErofsLayer) -> None:
-        """Open it. Raises as `OpenErofs` does."""
+        """Open the image. Raises as `OpenErofs`."""
         self.image = OpenErofs(layer)
         self.reader = self.image.reader
         self._names: Listings[dict[str, int]] = Listings()
         root = self.reader.superblock.root
         self._places: dict[int, tuple[int, str]] = {root: (0, "")}
-        """Node of a directory -> the one that it is in, and its name: none is in two places, and so none in itself."""
+        """Node of a directory -> node of its parent, and its name; refuses directories with several names."""
         self._near: tuple[str, int] = ("", root)
         self._way = Way(root)
 
@@ -139,22 +137,20 @@ class ErofsImage:
         self.close()
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`. Raises FormatError."""
         inode = self.inode(path)
         if inode is None:
             return None
         entry = self.entry(path, inode)
-        return None if is_whiteout(entry) else unmarked(entry)
+        return None if is_whiteout(entry) else without_overlay_xattrs(entry)
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `Tree.entries`. Raises FormatError."""
-        return [unmarked(entry) for entry in self.marked(directory) if not is_whiteout(entry)]
+        return [without_overlay_xattrs(entry) for entry in self.raw_entries(directory) if not is_whiteout(entry)]
 
-    def marked(self, directory: LayerPath) -> list[Entry]:
-        """What the image has in a directory, by the bytes of the names; whiteouts, sockets as such, and marks too."""
+    def raw_entries(self, directory: LayerPath) -> list[Entry]:
+        """The entries of a directory, sorted by name, with the overlay's attributes; sockets appear as whiteouts."""
         inode = self.inode(directory)
         if inode is None:
-            raise NotFound(f"{directory!r} is not there")
+            raise NotFound(f"{directory!r} does not exist")
         if not stat.S_ISDIR(inode.mode):
             raise InvalidInput(f"{directory!r} is not a directory")
         found: list[Entry] = []
@@ -163,29 +159,24 @@ class ErofsImage:
         return found
 
     def open(self, path: LayerPath) -> ErofsContent:
-        """See `Tree.open`."""
         inode = self.inode(path)
         if inode is None:
-            raise NotFound(f"{path!r} is not there")
+            raise NotFound(f"{path!r} does not exist")
         if not stat.S_ISREG(inode.mode):
             raise InvalidInput(f"{path!r} is not a file")
         return ErofsContent(self.reader, inode)
 
     def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`."""
         inode = self.inode(path)
         return inode.node if inode is not None and inode.links > 1 and not stat.S_ISDIR(inode.mode) else None
 
     def entry(self, path: LayerPath, inode: Inode) -> Entry:
-        """The metadata of a file as the image has it; of a socket, which hides what is below, a whiteout's.
-
-        Raises FormatError.
-        """
+        """The metadata of an inode; a socket is described as a whiteout. Raises FormatError."""
         kind = KINDS.get(stat.S_IFMT(inode.mode))
         if kind is None:
             if stat.S_ISSOCK(inode.mode):
                 return Entry(path, Kind.CHARACTER, Posix(0, 0, 0, 0))
-            raise FormatError("EROFS inode", inode.end, f"mode {inode.mode:#o} of {path!r} is that of no file")
+            raise FormatError("EROFS inode", inode.end, f"mode {inode.mode:#o} of {path!r} has no valid file type")
         device = decode_device(inode.union) if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0)
         xattrs = self.reader.xattrs(inode)
         posix = Posix(stat.S_IMODE(inode.mode), inode.uid, inode.gid, inode.mtime, xattrs, device)
@@ -195,7 +186,7 @@ class ErofsImage:
         return Entry(path, kind, posix, inode.size if kind is Kind.FILE else 0, target)
 
     def inode(self, path: str) -> Inode | None:
-        """The file at ``path`` as the image has it, be it a whiteout; None where nothing is. Raises FormatError."""
+        """The inode at ``path``, whiteouts included; None if it does not exist. Raises FormatError."""
         parent, _, name = path.rpartition("/")
         if not path:
             return self.reader.inode(self.reader.superblock.root)
@@ -209,7 +200,7 @@ class ErofsImage:
         return None if node is None else self._inode(node, above, name)
 
     def _inner(self, directory: int, name: str) -> int | None:
-        """The directory ``name`` in another."""
+        """The node of the directory ``name`` in ``directory``."""
         node = self._child(directory, name)
         return node if node is not None and stat.S_ISDIR(self._inode(node, directory, name).mode) else None
 
@@ -223,13 +214,13 @@ class ErofsImage:
         return names.get(name)
 
     def _inode(self, node: int, directory: int, name: str) -> Inode:
-        """The file ``name`` in a directory."""
+        """The inode of the entry ``name`` of ``directory``."""
         inode = self.reader.inode(node)
         if stat.S_ISDIR(inode.mode):
             known = self._places.setdefault(node, (directory, name))
             if known != (directory, name):
                 raise FormatError(
-                    "EROFS directory", inode.end, f"{name!r} is the directory {known[1] or '/'!r} once more"
+                    "EROFS directory", inode.end, f"{name!r} is another name of the directory {known[1] or '/'!r}"
                 )
         return inode
 
@@ -243,35 +234,36 @@ class ErofsImage:
         return names
 
 
-def unmarked(entry: Entry) -> Entry:
-    """The entry without marks of an overlay; a whiteout is one whatever its marks.
+def without_overlay_xattrs(entry: Entry) -> Entry:
+    """The entry without the overlay's attributes; whiteouts are returned unchanged.
 
-    Raises Unsupported where it does not stand for itself.
+    Raises Unsupported for ``metacopy`` and ``redirect``, whose entries depend on other layers.
     """
     posix = entry.posix
-    if posix is None or not any(name.startswith(MARKS) for name in posix.xattrs) or is_whiteout(entry):
+    if posix is None or not any(name.startswith(OVERLAY_XATTRS) for name in posix.xattrs) or is_whiteout(entry):
         return entry
     for mark in ("metacopy", "redirect"):
-        if MARKS + mark in posix.xattrs:
-            raise Unsupported(f"{entry.path or '/'!r} has the attribute {MARKS}{mark}: it does not stand for itself")
-    kept = {name: value for name, value in posix.xattrs.items() if not name.startswith(MARKS)}
+        if OVERLAY_XATTRS + mark in posix.xattrs:
+            raise Unsupported(
+                f"{entry.path or '/'!r} has the attribute {OVERLAY_XATTRS}{mark}: it depends on other layers"
+            )
+    kept = {name: value for name, value in posix.xattrs.items() if not name.startswith(OVERLAY_XATTRS)}
     return replace(entry, posix=replace(posix, xattrs=kept))
 
 
 class ShownErofs:
-    """One image as a mount shows it (`ShownLayer`)."""
+    """One image of a stack (`ShownLayer`)."""
 
     __slots__ = ("_opaque", "close", "identity", "image", "open")
 
     def __init__(self, layer: ErofsLayer) -> None:
-        """Open the image. Raises as `OpenErofs` does."""
+        """Open the image. Raises as `OpenErofs`."""
         self.image = ErofsImage(layer)
         self.open, self.identity, self.close = self.image.open, self.image.identity, self.image.close
         self._opaque: set[LayerPath] = set()
-        """Of what the last call found, the opaque directories."""
+        """The opaque directories found by the last call."""
 
     def glance(self, path: LayerPath) -> Seen | None:
-        """See `ShownLayer.glance`."""
         inode = self.image.inode(path)
         if inode is None:
             return None
@@ -280,41 +272,36 @@ class ShownErofs:
         return _DIRECTORY if stat.S_ISDIR(inode.mode) else UNCLEAR
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """See `ShownLayer.lookup`."""
         self._opaque.clear()
         inode = self.image.inode(path)
-        return None if inode is None else self._noted(self.image.entry(path, inode))
+        return None if inode is None else self._record_opaque(self.image.entry(path, inode))
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `ShownLayer.entries`."""
         self._opaque.clear()
-        return [self._noted(entry) for entry in self.image.marked(directory)]
+        return [self._record_opaque(entry) for entry in self.image.raw_entries(directory)]
 
-    def _noted(self, entry: Entry) -> Entry:
+    def _record_opaque(self, entry: Entry) -> Entry:
         posix = entry.posix
         if posix is not None and posix.xattrs.get(OPAQUE) == b"y":
             self._opaque.add(entry.path)
-        return unmarked(entry)
+        return without_overlay_xattrs(entry)
 
     def is_opaque(self, path: LayerPath) -> bool:
-        """See `ShownLayer.is_opaque`."""
         return bool(path) and path in self._opaque
 
     def whiteouts(self, directory: LayerPath, found: list[Entry]) -> set[LayerPath]:
-        """See `ShownLayer.whiteouts`."""
         del directory
         return {entry.path for entry in found if is_whiteout(entry)}
 
     def is_whiteout(self, entry: Entry) -> bool:
-        """See `ShownLayer.is_whiteout`."""
         return is_whiteout(entry)
 
 
 class ErofsChanges:
-    """What the image of a layer states, in the order of a walk. Content can be opened until `close`."""
+    """The changes in an image, in the order of a walk. Content can be read until `close`."""
 
     def __init__(self, layer: ErofsLayer) -> None:
-        """Open the image. Raises as `OpenErofs` does."""
+        """Open the image. Raises as `OpenErofs`."""
         self._shown = ShownErofs(layer)
 
     def close(self) -> None:
@@ -328,22 +315,21 @@ class ErofsChanges:
         self.close()
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """What the image has at ``path``, whiteouts left out."""
+        """The entry at ``path``; None for a whiteout."""
         return self._shown.image.lookup(path)
 
     def __iter__(self) -> Iterator[Change]:
-        """Raises FormatError, Unsupported."""
         root = self._shown.lookup(ROOT)
         if root is None or root.kind is not Kind.DIRECTORY:
-            raise FormatError("EROFS superblock", 0, "the root is no directory")
-        return stated(self._shown)
+            raise FormatError("EROFS superblock", 0, "the root is not a directory")
+        return layer_changes(self._shown)
 
 
 class ErofsTree:
-    """The tree that a mount of the stack would show, held in memory but for contents. `close` it, or use a block."""
+    """The merged tree of a stack, with all metadata in memory. `close` it, or use it as a context manager."""
 
     def __init__(self, layers: LayerStack[ErofsLayer]) -> None:
-        """Read the layers. Raises FormatError, Unsupported and what applying layers raises."""
+        """Read the metadata of all layers. Raises FormatError, Unsupported and what applying layers raises."""
         self._open: list[ErofsChanges] = []
         try:
             for layer in layers.base_first():
@@ -358,7 +344,7 @@ class ErofsTree:
         self.identity = self.merged.identity
 
     def close(self) -> None:
-        """Close all images."""
+        """Close the images."""
         for image in self._open:
             image.close()
 
@@ -370,10 +356,10 @@ class ErofsTree:
 
 
 class ErofsStack(StackTree):
-    """The tree that a mount of the images would show. Opening reads no more of them than where they begin."""
+    """The merged tree of a stack, read on demand."""
 
     def __init__(self, layers: LayerStack[ErofsLayer]) -> None:
-        """Open the images. Raises as `OpenErofs` does; what is asked raises FormatError, Unsupported."""
+        """Open the images. Raises as `OpenErofs`; the methods raise FormatError, Unsupported."""
         super().__init__()
         try:
             for layer in layers.nearest_first():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an upper layer of an overlay has to say for a layer to mean what it means, wherever the upper layer lies.
+"""Rules for writing a layer as the upper layer of an overlay, whether in a directory or in an EROFS image.
 
-See Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
+Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from lamella.errors import InvalidInput, NotFound, from_os
 from lamella.paths import ROOT, LayerPath, beneath, join, split
 
 WHITEOUT: Final = Seen(Kind.CHARACTER)
-"""What `OverlayRules._look` gives for a whiteout."""
+"""The result of `OverlayRules._look` for a whiteout."""
 
-_KNOWN_HIDDEN: Final = 16384
+_HIDDEN_CACHED: Final = 16384
 
 
 def is_whiteout(entry: Entry) -> bool:
-    """Whether an overlay takes the file for a whiteout: a character device 0/0."""
+    """Whether an overlay takes the entry for a whiteout: a character device 0/0."""
     return entry.kind is Kind.CHARACTER and entry.posix is not None and entry.posix.device == (0, 0)
 
 
 class Below(Tree, Protocol):
-    """The tree that the layers below show."""
+    """The merged tree of the layers below."""
 
     def seen(self, path: LayerPath) -> Seen | None:
-        """What `lookup` finds, as far as walking needs it."""
+        """The kind and link target of the entry at ``path``."""
         ...
 
     def close(self) -> None:
-        """Nothing can be asked any more."""
+        """Close the layers."""
         ...
 
 
 class OverlayRules(ABC):
-    """Takes one layer into an upper layer that is empty: all of `Sink` but `commit` and `abort`.
+    """Writes one layer to an empty upper layer: all of `Sink` except `commit` and `abort`.
 
-    A whiteout is made only where something lies below, and a directory made opaque likewise, since the kernel would
-    show them elsewhere. Directories that the layer leads through keep the metadata that they have below, links are read
-    there, and a file from below that gets a further name is copied up. Where it is not known what lies below, a
-    directory that the layer does not state has mode 0755, symbolic links below are not seen, and every marker is kept.
+    Whiteouts and opaque markers are written only over existing lower entries; elsewhere the kernel would show them.
+    Implied parent directories keep the metadata that they have below, links are resolved through the lower layers, and
+    a lower file that gets another name is copied up. If the lower layers are unknown, an implied directory has mode
+    0755, lower symbolic links are not seen, and every marker is kept.
 
-    Whoever inherits keeps the upper layer, by the methods that are abstract.
+    A subclass implements the upper layer by the abstract methods.
     """
 
     def __init__(self, below: Below | None, *, parents_known: bool, losses: Losses) -> None:
-        """``below`` is None for a base layer, and where it is not known."""
+        """``below`` is None for a base layer, and if the lower layers are unknown."""
         self._below = below
         self._parents_known = parents_known
         self._layered = below is not None or not parents_known
@@ -62,63 +62,62 @@ class OverlayRules(ABC):
         self._hidden: dict[str, bool] = {}
         self._lost: set[LayerPath] = set()
         self._lacking: str | None = None
-        """A directory that the upper layer was found to lack, since when it got no other."""
+        """A directory known to be missing from the upper layer; reset when a directory is created."""
         self.assumed: set[LayerPath] = set()
-        """Where the parents are not known: directories that the layer does not state, taken to be there."""
+        """Unknown parents only: directories that the layer does not state and that are assumed to exist below."""
         self.covered: set[LayerPath] = set()
-        """Where the parents are not known: what whiteouts were made for."""
+        """Unknown parents only: paths of the whiteouts."""
         self.root: Entry | None = None
-        """Where the parents are not known: the root as the layer states it."""
-        self._brought = Implied()
-        """Directories that a marker, say, has brought up."""
+        """Unknown parents only: the root as stated by the layer."""
+        self._implied = Implied()
+        """Implied directories that were copied up."""
 
     # The upper layer
 
     @abstractmethod
     def _look(self, path: LayerPath) -> Seen | None:
-        """What the upper layer has at ``path``: `WHITEOUT` itself for a whiteout, None where it has nothing."""
+        """The entry at ``path`` of the upper layer: the object `WHITEOUT` for a whiteout, None if there is none."""
 
     @abstractmethod
     def _put(self, entry: Entry, content: Content | None) -> bool | None:
-        """See `Sink.put`, of the upper layer alone."""
+        """`Sink.put` in the upper layer alone."""
 
     @abstractmethod
     def _link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        """See `Sink.link`, of the upper layer alone, which has the target."""
+        """`Sink.link` in the upper layer alone, which has the target."""
 
     @abstractmethod
     def _drop(self, path: LayerPath) -> bool | None:
-        """See `Sink.whiteout`: the upper layer has nothing at ``path`` any more."""
+        """Remove ``path`` from the upper layer, without a whiteout."""
 
     @abstractmethod
     def _make_whiteout(self, path: LayerPath) -> None:
-        """Have a whiteout at ``path``, in place of whatever the upper layer has there."""
+        """Write a whiteout at ``path``, replacing an entry of the upper layer."""
 
     @abstractmethod
     def _make_opaque(self, path: LayerPath) -> None:
-        """Let a directory hide what is below; it is not the root, and may have to be brought up first."""
+        """Mark a directory as opaque; it is not the root, and is copied up first if missing."""
 
     @abstractmethod
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
-        """See `FlatPlace.names`, of the upper layer alone."""
+        """`FlatPlace.names` of the upper layer alone."""
 
     def _is_up(self, path: LayerPath) -> bool:
-        """Whether the upper layer has something at ``path``, be it a whiteout."""
+        """Whether the upper layer has an entry at ``path``, whiteouts included."""
         return self._look(path) is not None
 
     def _lacks(self, directory: str) -> bool:
-        """Whether the upper layer is known to lack a directory, which spares looking for it on a long way."""
+        """Whether the directory is known to be missing from the upper layer."""
         return self._lacking is not None and beneath(directory, self._lacking)
 
-    # See `Sink`
+    # The sink
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`."""
         return self._layered
 
     def seen(self, path: LayerPath) -> Seen | None:
-        """See `View.seen`. Where nobody knows what is below, a directory is taken to be there."""
+        """If the parents are unknown, a missing entry is assumed to be a directory."""
         if not path:
             return Seen(Kind.DIRECTORY)
         found = self._look(path)
@@ -132,14 +131,14 @@ class OverlayRules(ABC):
         return below
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        """See `Sink.put`. A device 0/0 is recorded as lost, since it would be a whiteout, and is made one."""
+        """Put a file. A device 0/0 cannot be kept: it becomes a whiteout and a loss."""
         kind, path = entry.kind, entry.path
         if kind is Kind.DIRECTORY:
             if not path and not self._parents_known:
                 self.root = entry
             reshaped = self._put(entry, None)
             if reshaped and self._below_is_directory(path):
-                # It came in the place of a whiteout or a file, which hid what is below: so must it.
+                # It replaces a whiteout or a file, which hid the lower directory; keep that hidden.
                 self._mark_opaque(path)
             return reshaped or self._reshapes_below(path, kind)
         if is_whiteout(entry):
@@ -149,18 +148,18 @@ class OverlayRules(ABC):
         return self._reshapes_below(path, kind) if reshaped is None else reshaped
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        """See `Sink.link`. What only the parents have is copied up first."""
+        """Link a file. A target that only the parents have is copied up first."""
         if target in self._lost:
             self._losses.record(Loss(path, "hard link", f"its target {target!r} is not kept"))
             return self._lose(path)
         if self.seen(target) is None:
-            raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
+            raise NotFound(f"hard link {path!r}: its target {target!r} does not exist")
         if not self._is_up(target):
             entry = self._below.lookup(target) if self._below is not None else None
             if entry is None:
                 raise NotFound(
-                    f"hard link {path!r}: its target {target!r} is not in this layer, and what is below is not known",
-                    hint="say which layers are below",
+                    f"hard link {path!r}: its target {target!r} is not in this layer, and the layers below are unknown",
+                    hint="give the layers below as parents",
                 )
             if entry.kind is Kind.DIRECTORY:
                 raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
@@ -169,7 +168,6 @@ class OverlayRules(ABC):
         return self._reshapes_below(path, Kind.FILE) if reshaped is None else reshaped
 
     def whiteout(self, path: LayerPath) -> bool | None:
-        """See `Sink.whiteout`."""
         try:
             below = self._seen_below(path)
             if below is None:
@@ -182,25 +180,23 @@ class OverlayRules(ABC):
         return below.kind in (Kind.DIRECTORY, Kind.SYMLINK)
 
     def opaque(self, path: LayerPath, mine: Mine) -> bool:
-        """See `Sink.opaque`."""
         if path in self._opaque or not self._below_is_directory(path):
             return False
-        self._bring_up(path, mine)
+        self._copy_up_links(path, mine)
         if path:
             self._mark_opaque(path)
         else:
             self._opaque.add("")
             self._hidden.clear()
-        # Whiteouts would show in an opaque directory, and what was copied up is no longer there to be seen.
+        # In an opaque directory whiteouts would be visible, and copied-up entries must disappear.
         prune(self, path, mine)
         return True
 
     def remove(self, path: LayerPath) -> None:
-        """See `FlatPlace.remove`."""
         self._drop(path)
 
     def settle(self) -> None:
-        """Do what has to wait for the end of the layer. Raises OSError."""
+        """Write the markers that depend on the whole layer. Raises OSError."""
         if "" in self._opaque:
             self._hide_root()
         for path in self._lost:
@@ -208,16 +204,16 @@ class OverlayRules(ABC):
                 self._drop(path)
 
     def close_below(self) -> None:
-        """Let go of what is below. May be called again."""
+        """Close the lower layers. May be called again."""
         if self._below is not None:
             self._below.close()
 
     def _lose(self, path: LayerPath) -> bool | None:
-        """Let nothing be at ``path``, where the layer has something that cannot be kept."""
+        """Hide ``path``, whose entry cannot be kept."""
         self._lost.add(path)
         return self.whiteout(path)
 
-    # What is below
+    # The lower layers
 
     def _seen_below(self, path: LayerPath) -> Seen | None:
         if self._is_hidden(split(path)[0]):
@@ -227,7 +223,7 @@ class OverlayRules(ABC):
         return None if self._parents_known else Seen(Kind.DIRECTORY)
 
     def _reshapes_below(self, path: LayerPath, kind: Kind) -> bool:
-        """Whether a file of ``kind``, put where the upper layer had nothing, is what `Sink.put` tells about."""
+        """The result of `Sink.put` for a file of ``kind`` at a path that was free in the upper layer."""
         below = self._seen_below(path)
         if below is None:
             return False
@@ -236,18 +232,18 @@ class OverlayRules(ABC):
         return below.kind is Kind.SYMLINK
 
     def _below_is_directory(self, path: LayerPath) -> bool:
-        """Whether there is something in ``path`` below, as far as is known."""
+        """Whether ``path`` is, or is assumed to be, a directory in the lower layers."""
         if not path:
             return self._layered
         seen = self._seen_below(path)
         return seen is not None and seen.kind is Kind.DIRECTORY
 
     def _is_hidden(self, directory: str) -> bool:
-        """Whether ``directory``, or one above it, is opaque."""
+        """Whether ``directory`` or one of its parents is opaque."""
         if not self._opaque:
             return False
         hidden, opaque = self._hidden, self._opaque
-        if len(hidden) > _KNOWN_HIDDEN:
+        if len(hidden) > _HIDDEN_CACHED:
             hidden.clear()
         way: list[str] = []
         while (known := hidden.get(directory)) is None:
@@ -264,17 +260,17 @@ class OverlayRules(ABC):
             hidden[path] = known
         return known
 
-    # From below into the upper layer
+    # Copy-up
 
-    def _bring_directory(self, path: LayerPath) -> bool:
-        """Copy up, or make, a directory and those on the way to it that the upper layer lacks; False for none."""
+    def _copy_up_directory(self, path: LayerPath) -> bool:
+        """Copy up or create ``path`` and its missing parents. Return whether any was missing."""
         missing: list[LayerPath] = []
         while path and not self._is_up(path):
             missing.append(path)
             path = split(path)[0]
         for number, path in enumerate(reversed(missing)):
             if number:
-                self._brought.add(path)
+                self._implied.add(path)
             self._put(self._directory_below(path), None)
         return bool(missing)
 
@@ -286,17 +282,17 @@ class OverlayRules(ABC):
         return implied_directory(path)
 
     def _copy_up(self, entry: Entry) -> None:
-        """Put into the upper layer what is below."""
+        """Copy an entry of the lower layers to the upper layer."""
         below, path = self._below, entry.path
-        assert below is not None  # noqa: S101  # the entry comes from there
+        assert below is not None  # noqa: S101  # where the entry comes from
         if entry.kind is not Kind.DIRECTORY and below.identity(path) is not None:
             self._losses.record(
-                Loss(path, "being one file with its other names below", "an overlay links within a layer only")
+                Loss(path, "hard links to its other names below", "an overlay links within one layer only")
             )
         self._put(entry, below.open(path) if entry.kind is Kind.FILE else None)
 
-    def _bring_up(self, directory: LayerPath, mine: Mine) -> None:
-        """Copy up what the layer has in ``directory`` without having put it: what it states to be a link to itself."""
+    def _copy_up_links(self, directory: LayerPath, mine: Mine) -> None:
+        """Copy up the entries of ``directory`` that the layer states as hard links to themselves."""
         if self._below is None:
             return
         todo = [directory]
@@ -320,10 +316,10 @@ class OverlayRules(ABC):
         self._hidden.clear()
 
     def _hide_root(self) -> None:
-        """Say name by name that nothing below is left: the kernel takes no mark on the root."""
+        """Hide each lower entry of the root by itself: the kernel ignores an opaque marker on the root."""
         if self._below is None:
             self._losses.record(
-                Loss("", "opaque marker", "an overlay takes none on the root, and what is below is not known")
+                Loss("", "opaque marker", "an overlay ignores it on the root, and the layers below are unknown")
             )
             return
         self._opaque.discard("")

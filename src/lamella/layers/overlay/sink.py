@@ -149,7 +149,7 @@ class OverlaySink(OverlayRules, DirectorySink):
         try:
             return super()._open(path)
         except FileNotFoundError:
-            if not self._bring_directory(LayerPath(path)):
+            if not self._copy_up_directory(LayerPath(path)):
                 raise
             return super()._open(path)
 

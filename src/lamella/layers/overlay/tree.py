@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers in the form of upper directories, read: one as the changes that it states, a stack as the tree it comes to."""
+"""Reads overlay layers: the changes of one upper directory, and the merged tree of a stack."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from lamella.errors import InvalidInput, Unsupported
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.layers.overlay.layer import OverlayLayer
 from lamella.layers.overlay.rules import is_whiteout
-from lamella.layers.overlay_view import UNCLEAR, StackTree, stated
+from lamella.layers.overlay_view import UNCLEAR, StackTree, layer_changes
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath, split
 
 _OPEN_DIRECTORIES: Final = 256
-"""Of all layers together, so that a stack of 127 fits into the usual limit of 1,024 files."""
-
+"""Of all layers together: a stack of 127 layers stays within the usual limit of 1,024 open files."""
 
 _FILE: Final = Seen(Kind.FILE)
 _DIRECTORY: Final = Seen(Kind.DIRECTORY)
 
 
 class _Upper:
-    """One layer: its files, and what its attributes say to an overlay mount."""
+    """One layer (`ShownLayer`): its files, and the overlay's extended attributes."""
 
     __slots__ = ("identity", "marks", "open", "prefix", "tree")
 
@@ -41,12 +40,11 @@ class _Upper:
         self.prefix = layer.xattr_prefix()
         self.tree = DirectoryTree(layer.path, owners=owners, xattrs=xattrs, open_directories=open_directories)
         self.marks: dict[LayerPath, dict[str, bytes]] = {}
-        """By path, what the last call found; see `DirectoryTree.marks`."""
+        """The overlay's attributes by path, found by the last call; see `DirectoryTree.marks`."""
         self.tree.marks = (self.prefix, self.marks)
         self.open, self.identity = self.tree.open, self.tree.identity
 
     def glance(self, path: LayerPath) -> Seen | None:
-        """See `ShownLayer.glance`."""
         status = self.tree.status(path)
         if status is None:
             return None
@@ -56,11 +54,9 @@ class _Upper:
         return _DIRECTORY if form == stat.S_IFDIR else UNCLEAR
 
     def close(self) -> None:
-        """Close the directory."""
         self.tree.close()
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """The entry, whiteouts included; its marks are in ``marks`` then."""
         self.marks.clear()
         entry = self.tree.lookup(path)
         if entry is not None:
@@ -68,7 +64,6 @@ class _Upper:
         return entry
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """The entries, whiteouts included; their marks are in ``marks`` then."""
         self.marks.clear()
         found = self.tree.entries(directory)
         if self.marks:
@@ -77,28 +72,25 @@ class _Upper:
         return found
 
     def is_opaque(self, path: LayerPath) -> bool:
-        """Whether the directory looked at last hides what is below. The kernel takes no such mark on the root."""
         return bool(path) and self.marks.get(path, {}).get("opaque") == b"y"
 
     def whiteouts(self, directory: LayerPath, found: list[Entry]) -> set[LayerPath]:
-        """Which of the entries listed last are whiteouts."""
         gone = {entry.path for entry in found if is_whiteout(entry)}
         marked = [path for path, marks in self.marks.items() if "whiteout" in marks]
-        if marked and self.expects_marked(directory):
+        if marked and self.has_whiteout_files(directory):
             files = {entry.path for entry in found if entry.kind is Kind.FILE and not entry.size}
             gone.update(files.intersection(marked))
         return gone
 
     def is_whiteout(self, entry: Entry) -> bool:
-        """Whether the entry looked at last is a whiteout."""
         if is_whiteout(entry):
             return True
         if entry.kind is not Kind.FILE or entry.size or "whiteout" not in self.marks.get(entry.path, {}):
             return False
-        return self.expects_marked(split(entry.path)[0])
+        return self.has_whiteout_files(split(entry.path)[0])
 
-    def expects_marked(self, directory: LayerPath) -> bool:
-        """Whether the kernel looks for whiteouts that are marked files there."""
+    def has_whiteout_files(self, directory: LayerPath) -> bool:
+        """Whether the directory is marked as containing whiteouts that are files with an attribute."""
         self.marks.clear()
         self.tree.lookup(directory)
         return self.marks.get(directory, {}).get("opaque") == b"x"
@@ -107,19 +99,19 @@ class _Upper:
         for mark in ("metacopy", "redirect"):
             if mark in self.marks.get(path, ()):
                 raise Unsupported(
-                    f"{path or '/'!r} has the attribute {self.prefix}{mark}: the layer does not stand for itself",
+                    f"{path or '/'!r} has the attribute {self.prefix}{mark}: it depends on other layers",
                     hint="mount overlays with metacopy=off,redirect_dir=off, or read the mounted tree",
                 )
 
 
 class OverlayChanges:
-    """What an upper directory states, in the order of a walk: each directory, its opaque marker, what is in it.
+    """The changes in an upper directory, in the order of a walk: each directory, its opaque marker, its entries.
 
-    Directories that were merely copied up on the way to something are stated too: nothing tells them apart. A socket is
-    in no layer; it is stated to be a whiteout, since a mount shows nothing else there. Content can be opened until
-    `close`, or the end of the block where this is used as a context manager.
+    Directories that the kernel copied up only as parents are stated too: they look like others. A socket, which no
+    layer can hold, becomes a whiteout, because it hides lower entries. Content can be read until `close`, or until the
+    end of the block if this is used as a context manager.
 
-    To iterate raises Unsupported for a layer with ``metacopy`` or ``redirect`` marks, and what `DirectoryTree` raises.
+    Iteration raises Unsupported for attributes ``metacopy`` and ``redirect``, and what `DirectoryTree` raises.
     """
 
     def __init__(
@@ -130,7 +122,7 @@ class OverlayChanges:
         xattrs: Literal["all", "capability", "none"] = "all",
         left_out: Callable[[LayerPath], None] | None = None,
     ) -> None:
-        """``left_out`` is told of each socket, once or more often."""
+        """``left_out`` is called for each socket, once or more often."""
         self._upper = _Upper(layer, owners, xattrs, 128)
         self._upper.tree.left_out = left_out
 
@@ -147,17 +139,17 @@ class OverlayChanges:
         self._upper.tree.close()
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """What the layer has at ``path``, a whiteout as the device that it is."""
+        """The entry of the upper directory at ``path``; a whiteout is a device."""
         return self._upper.tree.lookup(path)
 
     def __iter__(self) -> Iterator[Change]:
-        return stated(self._upper)
+        return layer_changes(self._upper)
 
 
 class OverlayTree(StackTree):
-    """The tree that a mount of the stack would show. `close` it, or use it as a context manager.
+    """The merged tree of a stack, as a mount shows it. `close` it, or use it as a context manager.
 
-    Raises what `DirectoryTree` does, and Unsupported for layers with ``metacopy`` or ``redirect`` marks.
+    Raises what `DirectoryTree` raises, and Unsupported for attributes ``metacopy`` and ``redirect``.
     """
 
     def __init__(

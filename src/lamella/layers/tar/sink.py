@@ -126,16 +126,16 @@ class TarSink:
 
     @property
     def view(self) -> None:
-        """See `Sink.view`: a tar holds facts."""
+        """A tar holds facts."""
         return
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`: markers are facts like others."""
+        """Markers are facts like others."""
         return True
 
     def put(self, entry: Entry, content: Content | None) -> None:
-        """See `Sink.put`. Raises MissingFacet, SizeMismatch, InvalidInput for what no tar header can hold."""
+        """Raises MissingFacet, SizeMismatch, InvalidInput for what no tar header can hold."""
         path = entry.path
         posix = entry.posix
         if posix is None:
@@ -187,7 +187,7 @@ class TarSink:
             self._remembered.add(path, posix)
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
-        """See `Sink.link`. The header repeats the file's metadata; raises MissingFacet where nobody can tell it."""
+        """The header repeats the file's metadata; raises MissingFacet where nobody can tell it."""
         if WHITEOUT in path and self._reads_as_marker(path, "hard link"):
             return
         if target in self._lost:
@@ -224,14 +224,12 @@ class TarSink:
         self._losses.record(Loss(path, f"alternate data stream {name!r}", "a tar of a Linux layer has none"))
 
     def whiteout(self, path: LayerPath) -> None:
-        """See `Sink.whiteout`."""
         if WHITEOUT in path and self._reads_as_marker(path, "whiteout"):
             return
         parent, name = split(path)
         self._mark(join(parent, WHITEOUT + name))
 
     def opaque(self, path: LayerPath, mine: Mine) -> None:  # noqa: ARG002
-        """See `Sink.opaque`."""
         if WHITEOUT in path and self._reads_as_marker(path, "opaque marker"):
             return
         self._mark(join(path, OPAQUE))

@@ -177,9 +177,7 @@ class BlobExtent(Struct):
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
         return self.blob.chunks(self.offset, self.length) if self.length else ()

@@ -179,7 +179,7 @@ def test_a_file_below_that_gets_a_further_name_is_copied_up(layers: Layers) -> N
 def test_names_below_that_stay_behind_are_reported(layers: Layers) -> None:
     layers.add([file("a", b"data"), link("b", "a")])
     layers.add([link("c", "a")])
-    assert [(loss.path, loss.what) for loss in layers.losses] == [("a", "being one file with its other names below")]
+    assert [(loss.path, loss.what) for loss in layers.losses] == [("a", "hard links to its other names below")]
     with OverlayTree(LayerStack(layers.layers)) as tree:
         one, other, third = (tree.identity(LayerPath(name)) for name in "abc")
     assert one == third != other
@@ -193,7 +193,7 @@ def test_a_link_to_what_is_not_there_is_an_error(layers: Layers) -> None:
     with pytest.raises(InvalidInput):
         layers.add([link("b", "d")])
     layers.where.joinpath("1").rename(layers.where / "failed too")
-    with pytest.raises(NotFound, match="what is below is not known"):
+    with pytest.raises(NotFound, match="the layers below are unknown"):
         layers.add_blindly([link("b", "a")])
 
 
