@@ -205,7 +205,6 @@ class Connection:
         if kind == http2.SETTINGS:
             if not flags & http2.ACK:
                 self._settings(payload)
-                self._sender.queue(http2.frame(http2.SETTINGS, http2.ACK, 0))
             elif payload:
                 raise ConnectionBroken(http2.FRAME_SIZE_ERROR, "an acknowledgement with settings")
         elif kind == http2.PING:
@@ -217,14 +216,16 @@ class Connection:
             raise ConnectionBroken(http2.FRAME_SIZE_ERROR, f"a GOAWAY of {len(payload)} bytes")
 
     def _settings(self, payload: memoryview) -> None:
-        for name, value in http2.parse_settings(payload):
-            if name == http2.INITIAL_WINDOW_SIZE:
-                self._flow.set_initial_window(value, [stream.flow for stream in tuple(self._streams.values())])
-                self._pusher.window_grown()
-            elif name == http2.MAX_FRAME_SIZE:
-                self._sender.set_frame_size(value)
-            elif name == http2.ENABLE_PUSH and value > 1:
-                raise ConnectionBroken(http2.PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
+        with self._flow.lock:  # until they are acknowledged
+            for name, value in http2.parse_settings(payload):
+                if name == http2.INITIAL_WINDOW_SIZE:
+                    self._flow.set_initial_window(value, [stream.flow for stream in tuple(self._streams.values())])
+                elif name == http2.MAX_FRAME_SIZE:
+                    self._sender.set_frame_size(value)
+                elif name == http2.ENABLE_PUSH and value > 1:
+                    raise ConnectionBroken(http2.PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
+            self._sender.queue(http2.frame(http2.SETTINGS, http2.ACK, 0))
+        self._pusher.window_grown()
 
     def _window_update(self, number: int, amount: int) -> None:
         if not amount:
@@ -244,7 +245,7 @@ class Connection:
         self._pusher.window_grown()
 
     def _check_begun(self, number: int) -> None:
-        if not number or number > self._last:
+        if not number & 1 or number > self._last:
             raise ConnectionBroken(http2.PROTOCOL_ERROR, f"a frame of stream {number}, which has not begun")
 
     def _continuation(self, flags: int, payload: memoryview) -> None:

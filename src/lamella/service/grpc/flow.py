@@ -35,9 +35,6 @@ _SCARCE: Final = 64 << 20
 _STEP: Final = 1 << 20
 """Bytes of the portions in which a connection takes memory from its share."""
 
-_BURST: Final = 1 << 20
-"""Bytes reserved at most for one write."""
-
 
 class StreamFlow:
     """Counters of one stream, which its connection's `FlowControl` alone changes."""
@@ -65,8 +62,9 @@ class FlowControl:
     def __init__(self, memory: Quota) -> None:
         """``memory`` is the connection's share of `MAX_HELD`."""
         self._memory = memory
-        self._lock = threading.Lock()
-        self._grown = threading.Condition(self._lock)
+        self.lock = threading.Lock()
+        """Held to change the windows, and to read them together with the settings that they follow."""
+        self._grown = threading.Condition(self.lock)
         self._send = DEFAULT_WINDOW
         self._initial = DEFAULT_WINDOW
         self._owed = 0
@@ -79,34 +77,33 @@ class FlowControl:
 
     def close(self, stream: StreamFlow) -> None:
         """A call is over: release the memory of its messages."""
-        with self._lock:
+        with self.lock:
             stream.closed = True
             self._release(stream.partial + stream.queued)
             stream.partial = stream.queued = 0
 
     def end(self) -> None:
         """The connection is over, and all its streams are closed: give back its share of memory."""
-        with self._lock:
+        with self.lock:
             self._memory.release(self._leased)
             self._leased = 0
 
     # Sending -------------------------------------------------------------------------------------------------------
 
     def set_initial_window(self, size: int, streams: Iterable[StreamFlow]) -> None:
-        """Apply SETTINGS_INITIAL_WINDOW_SIZE, to the open ``streams`` too. Raises ConnectionBroken."""
+        """Apply SETTINGS_INITIAL_WINDOW_SIZE, to the open ``streams`` too. Hold `lock`. Raises ConnectionBroken."""
         if size > MAX_WINDOW:
             raise ConnectionBroken(FLOW_CONTROL_ERROR, f"an initial window of {size} bytes")
-        with self._lock:
-            for stream in streams:
-                stream.send += size - self._initial
-                if stream.send > MAX_WINDOW:
-                    raise ConnectionBroken(FLOW_CONTROL_ERROR, "the window of a stream exceeds 2^31-1 bytes")
-            self._initial = size
-            self._grown.notify_all()
+        for stream in streams:
+            stream.send += size - self._initial
+            if stream.send > MAX_WINDOW:
+                raise ConnectionBroken(FLOW_CONTROL_ERROR, "the window of a stream exceeds 2^31-1 bytes")
+        self._initial = size
+        self._grown.notify_all()
 
     def grow(self, stream: StreamFlow | None, amount: int) -> bool:
         """Apply a WINDOW_UPDATE of a stream, or of the connection; False if the window exceeds 2^31-1 bytes."""
-        with self._lock:
+        with self.lock:
             if stream is None:
                 self._send += amount
                 window = self._send
@@ -116,34 +113,25 @@ class FlowControl:
             self._grown.notify_all()
         return window <= MAX_WINDOW
 
-    def reserve(self, stream: StreamFlow, wanted: int, check: Callable[[], None]) -> int:
-        """Wait until the client accepts bytes; returns how many may be sent, at most ``wanted``.
+    def reserve(self, stream: StreamFlow, wanted: int, least: int) -> int:
+        """Take up to ``wanted`` bytes off the windows; 0 if they have fewer than ``least``. Hold `lock`."""
+        amount = min(wanted, self._send, stream.send)
+        if amount < least:
+            return 0
+        self._send -= amount
+        stream.send -= amount
+        return amount
 
-        ``check`` is called at first and at each `wake`; its exceptions end the wait.
-        """
-        with self._lock:
-            while True:
+    def wait(self, stream: StreamFlow, check: Callable[[], None]) -> None:
+        """Wait until the windows have bytes. ``check`` is called at each `wake`; its exceptions end the wait."""
+        with self.lock:
+            while min(self._send, stream.send) <= 0:
                 check()
-                amount = min(wanted, self._send, stream.send, _BURST)
-                if amount > 0:
-                    self._send -= amount
-                    stream.send -= amount
-                    return amount
                 self._grown.wait()
 
-    def try_reserve(self, stream: StreamFlow, wanted: int, least: int) -> int:
-        """As `reserve`, without waiting: 0 if the client accepts fewer than ``least`` bytes now."""
-        with self._lock:
-            amount = min(wanted, self._send, stream.send)
-            if amount < least:
-                return 0
-            self._send -= amount
-            stream.send -= amount
-            return amount
-
     def wake(self) -> None:
-        """Have all that wait in `reserve` call their checks."""
-        with self._lock:
+        """Have all that `wait` call their checks."""
+        with self.lock:
             self._grown.notify_all()
 
     # Receiving -----------------------------------------------------------------------------------------------------
@@ -162,7 +150,7 @@ class FlowControl:
         The stream then has ``partial`` bytes of an unfinished message, and messages that cost ``queued`` bytes more
         than before wait for the call. Raises ConnectionBroken beyond the window, Exhausted beyond the share of memory.
         """
-        with self._lock:
+        with self.lock:
             if stream.closed:
                 return 0
             stream.owed += size
@@ -177,7 +165,7 @@ class FlowControl:
 
     def take(self, stream: StreamFlow, cost: int) -> int:
         """A call has taken a message of ``cost`` bytes; returns the bytes to grant on the stream, or 0."""
-        with self._lock:
+        with self.lock:
             cost = min(cost, stream.queued)  # a call that is over has none
             stream.queued -= cost
             self._release(cost)

@@ -25,6 +25,9 @@ from lamella.service.grpc.stream import Part, Stream
 _PENDING: Final = 10_000
 """Frames that may wait for a client that sends much and reads nothing."""
 
+_BURST: Final = 1 << 20
+"""Bytes of data written at once at most."""
+
 LAST: Final = http2.END_HEADERS | http2.END_STREAM
 """The flags of trailers."""
 
@@ -41,7 +44,7 @@ class Sender:
         self._frame = http2.DEFAULT_FRAME
 
     def set_frame_size(self, largest: int) -> None:
-        """Apply SETTINGS_MAX_FRAME_SIZE. Raises ConnectionBroken."""
+        """Apply SETTINGS_MAX_FRAME_SIZE. Hold the lock of the flow control. Raises ConnectionBroken."""
         if not http2.DEFAULT_FRAME <= largest < 1 << 24:
             raise ConnectionBroken(http2.PROTOCOL_ERROR, f"a maximum frame size of {largest} bytes")
         self._frame = largest
@@ -51,18 +54,18 @@ class Sender:
     def transmit(self, stream: Stream, parts: Sequence[Part], size: int) -> None:
         """Send messages of ``size`` bytes as fast as the client accepts them. Raises Cancelled, OSError."""
         waiting = deque(parts)
-        while True:
-            amount = self._flow.reserve(stream.flow, size, stream.check)
-            self._send_part(stream, waiting, amount)
+        while size:
+            stream.check()
+            amount = self.try_transmit(stream, waiting, size)
+            if not amount:
+                self._flow.wait(stream.flow, stream.check)
             size -= amount
-            if not size:
-                return
 
     def try_transmit(self, stream: Stream, parts: deque[Part], size: int) -> int:
         """Send as many of ``size`` bytes as the client accepts now, out of ``parts``; returns how many were sent."""
-        amount = self._flow.try_reserve(stream.flow, size, 1)
-        if amount:
-            self._send_part(stream, parts, amount)
+        with self._lock:
+            amount = self._send_data(stream, parts, min(size, _BURST), 1)
+        self.flush()
         return amount
 
     def answer_at_once(
@@ -75,52 +78,49 @@ class Sender:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._flow.try_reserve(stream.flow, size, size) < size:
-                return False
-            out: list[Part] = [http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER)]
-            self._cut(out, stream.id, deque(parts), size)
-            out.append(http2.frame(http2.HEADERS, LAST, stream.id, trailers))
-            sending()
-            self._write(out)
-            return True
+            last = http2.frame(http2.HEADERS, LAST, stream.id, trailers)
+            return self._send_data(stream, deque(parts), size, size, last, sending) > 0
         finally:
             self._lock.release()
             self.flush()
 
-    def _send_part(self, stream: Stream, parts: deque[Part], amount: int) -> None:
-        out: list[Part] = []
+    def _send_data(
+        self,
+        stream: Stream,
+        parts: deque[Part],
+        size: int,
+        least: int,
+        last: bytes = b"",
+        sending: Callable[[], object] | None = None,
+    ) -> int:
+        """Write at least ``least`` of ``size`` bytes, unless the windows have fewer, and the frame ``last``.
+
+        Queued frames go first: an acknowledgement of settings precedes the data that follow these settings, and
+        comes after the data that do not.
+        """
+        with self._flow.lock:
+            amount = self._flow.reserve(stream.flow, size, least)
+            if not amount:
+                return 0
+            out: list[Part] = self._take_pending()
+            largest = self._frame
         if not stream.started:
             out.append(http2.frame(http2.HEADERS, http2.END_HEADERS, stream.id, http2.ANSWER))
             stream.started = True
-        self._cut(out, stream.id, parts, amount)
-        self.send(out)
-
-    def _cut(self, out: list[Part], number: int, parts: deque[Part], amount: int) -> None:
-        """Move ``amount`` bytes from ``parts`` to ``out``, in frames of the client's size."""
-        largest = self._frame
-        while amount:
-            length = min(amount, largest)
-            amount -= length
-            out.append(http2.frame_head(length, http2.DATA, 0, number))
-            while length:
-                part = parts[0]
-                size = len(part)
-                if size <= length:
-                    out.append(part)
-                    parts.popleft()
-                    length -= size
-                else:
-                    view = memoryview(part)
-                    out.append(view[:length])
-                    parts[0] = view[length:]
-                    length = 0
+        _cut(out, stream.id, parts, amount, largest)
+        if last:
+            out.append(last)
+        if sending is not None:
+            sending()
+        self._write(out)
+        return amount
 
     # Frames --------------------------------------------------------------------------------------------------------
 
     def send(self, out: list[Part]) -> None:
         """Send frames after those of other threads. Raises OSError when the client is gone."""
         with self._lock:
-            self._write(out)
+            self._write([*self._take_pending(), *out])
         self.flush()
 
     def control(self, frame: bytes) -> None:
@@ -151,7 +151,7 @@ class Sender:
         if self._lock.acquire(timeout=seconds):
             try:
                 self._socket.settimeout(seconds)
-                self._write([])
+                self._write(self._take_pending())
             finally:
                 self._lock.release()
 
@@ -159,7 +159,7 @@ class Sender:
         """Send the queued frames, or leave them to the thread that writes. Raises OSError."""
         while self._pending and self._lock.acquire(blocking=False):
             try:
-                self._write([])
+                self._write(self._take_pending())
             finally:
                 self._lock.release()
 
@@ -175,24 +175,46 @@ class Sender:
         with self._lock:
             self._socket.close()
 
-    def _write(self, out: list[Part]) -> None:
+    def _take_pending(self) -> list[Part]:
+        """The queued frames as one part, since sendmsg takes at most 1,024."""
         pending = self._pending
-        if pending:  # as one part: sendmsg takes at most 1,024
-            first = bytearray()
-            while pending:
-                first += pending.popleft()
-            out = [bytes(first), *out]
-        if not out:
-            return
+        if not pending:
+            return []
+        found = bytearray()
+        while pending:
+            found += pending.popleft()
+        return [bytes(found)]
+
+    def _write(self, out: list[Part]) -> None:
         left = sum(map(len, out))
         if self._counters is not None:
             self._counters.bytes(left, 0)
-        sent = self._socket.sendmsg(out)
-        while sent < left:
-            left -= sent
-            at = 0
-            while sent >= len(out[at]):
-                sent -= len(out[at])
-                at += 1
-            out = [memoryview(out[at])[sent:], *out[at + 1 :]]
+        while left:
             sent = self._socket.sendmsg(out)
+            left -= sent
+            if left:
+                at = 0
+                while sent >= len(out[at]):
+                    sent -= len(out[at])
+                    at += 1
+                out = [memoryview(out[at])[sent:], *out[at + 1 :]]
+
+
+def _cut(out: list[Part], number: int, parts: deque[Part], amount: int, largest: int) -> None:
+    """Move ``amount`` bytes from ``parts`` to ``out``, in frames of at most ``largest`` bytes."""
+    while amount:
+        length = min(amount, largest)
+        amount -= length
+        out.append(http2.frame_head(length, http2.DATA, 0, number))
+        while length:
+            part = parts[0]
+            size = len(part)
+            if size <= length:
+                out.append(part)
+                parts.popleft()
+                length -= size
+            else:
+                view = memoryview(part)
+                out.append(view[:length])
+                parts[0] = view[length:]
+                length = 0
