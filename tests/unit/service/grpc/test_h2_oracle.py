@@ -255,7 +255,10 @@ FRAMES = st.tuples(KINDS, st.sampled_from([0, 1, 4, 5, 8, 9, 13, 32, 36, 37]), s
 def test_frames_that_h2_refuses_are_refused(server: tuple[Server, Path], frame: Frame) -> None:
     first = start(Encoder())
     hostile = http2.frame(*frame)
-    if refused_by_h2(first, hostile) and not (frame[0] == http2.HEADERS and not frame[1] & http2.END_HEADERS):
+    kind, flags, _, payload = frame
+    unfinished = kind == http2.HEADERS and not flags & http2.END_HEADERS  # which the next frame decides about
+    reserved = kind == http2.WINDOW_UPDATE and payload[:1] >= b"\x80"  # a bit that h2 refuses, and RFC 9113 ignores
+    if refused_by_h2(first, hostile) and not unfinished and not reserved:
         assert refused(server[1], first, hostile)
 
 
