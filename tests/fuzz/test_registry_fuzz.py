@@ -79,7 +79,7 @@ def test_a_login_changes_its_own_entry_alone(tmp_path: Path, document: Any) -> N
     assert after["auths"].pop("new.example") == {"auth": "YWRhOng="}
     before = json.loads(json.dumps(document))
     expected = {key: value for key, value in (before.pop("auths", None) or {}).items() if "new.example" not in key}
-    assert expected == after.pop("auths")
+    assert after.pop("auths") == expected
     assert {key: value for key, value in before.items() if value is not None} == {
         key: value for key, value in after.items() if value is not None
     }

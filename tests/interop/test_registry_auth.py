@@ -97,9 +97,9 @@ def trust(server: DockerRegistry, authority: trustme.CA, certs: Path) -> None:
 
 def round_trip(server: DockerRegistry, layout: str, tmp_path: Path, repository: str = "team/app") -> None:
     name = f"docker://{server.host}/{repository}:v1"
-    assert IMAGE.descriptor["digest"] == copy(layout, name).entry.digest
+    assert copy(layout, name).entry.digest == IMAGE.descriptor["digest"]
     copied = copy(name, f"oci:{tmp_path}/back:v1")
-    assert (IMAGE.descriptor["digest"], 4) == (copied.entry.digest, copied.blobs)
+    assert (copied.entry.digest, copied.blobs) == (IMAGE.descriptor["digest"], 4)
 
 
 class TestBasic:
@@ -228,7 +228,7 @@ class TestTokens:
         copy(layout, f"docker://{by_token.host}/public/app:v1")
         lamella(["logout", by_token.host])
         copied = copy(f"docker://{by_token.host}/public/app:v1", f"oci:{tmp_path}/public:v1")
-        assert IMAGE.descriptor["digest"] == copied.entry.digest
+        assert copied.entry.digest == IMAGE.descriptor["digest"]
         assert tokens.asked[-1]["known"] is False
         with pytest.raises(Denied):
             copy(layout, f"docker://{by_token.host}/public/app:v2")
@@ -250,6 +250,6 @@ class TestTokens:
         login(by_token.host, ADA)
         copy(layout, f"docker://{by_token.host}/team/first:v1")
         copied = copy(f"docker://{by_token.host}/team/first:v1", f"docker://{by_token.host}/team/second:v1")
-        assert IMAGE.descriptor["digest"] == copied.entry.digest
+        assert copied.entry.digest == IMAGE.descriptor["digest"]
         asked = {scope for one in tokens.asked for scope in one["scopes"] if "team/second" in scope}
         assert asked != set()

@@ -39,18 +39,18 @@ class TestTwins:
     """What the attacks below are variations of."""
 
     def test_an_image_comes_whole(self, registry: Registry, tmp_path: Path) -> None:
-        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert registry.asked("GET", "/token") != []
 
     def test_an_image_goes_whole(self, registry: Registry, tmp_path: Path) -> None:
-        assert IMAGE.descriptor["digest"] == push(registry, tmp_path)
+        assert push(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert compact(IMAGE.manifest) == registry.manifests["team/new", "v1"][1]
         assert registry.repositories["team/new"] >= set(IMAGE.blobs) - {IMAGE.descriptor["digest"]}
 
     def test_tls_works_with_the_authority_that_is_set_up_and_no_other(
         self, secure: Registry, tmp_path: Path, settings: Path
     ) -> None:
-        assert IMAGE.descriptor["digest"] == pull(secure, tmp_path)
+        assert pull(secure, tmp_path) == IMAGE.descriptor["digest"]
         before = len(secure.requests)
         (settings / secure.host / "ca.crt").unlink()
         (settings / secure.host / "hosts.toml").write_text(f'server = "{secure.url}"')
@@ -61,7 +61,7 @@ class TestTwins:
     def test_basic_authentication_works(self, tmp_path: Path) -> None:
         with Registry(auth="basic") as server:
             server.add("team/app", "v1", IMAGE)
-            assert IMAGE.descriptor["digest"] == pull(server, tmp_path)
+            assert pull(server, tmp_path) == IMAGE.descriptor["digest"]
 
 
 class TestCredentialsStay:
@@ -69,7 +69,7 @@ class TestCredentialsStay:
         self, registry: Registry, other: Registry, tmp_path: Path
     ) -> None:
         registry.misbehave("GET", BLOBS, redirect(other.url + "{path}?signature=x"))
-        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert other.asked("GET", BLOBS) != []
         assert other.credentials_seen() == []
 
@@ -78,7 +78,7 @@ class TestCredentialsStay:
     ) -> None:
         registry.misbehave("GET", BLOBS, redirect(other.url + "{path}"))
         other.misbehave("GET", BLOBS, cut_body(200_000), times=1)
-        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert len(other.asked("GET", BLOBS)) == 2
         assert other.credentials_seen() == []
 
@@ -89,7 +89,7 @@ class TestCredentialsStay:
         with Registry(name="localhost") as elsewhere:
             elsewhere.add("team/app", "v1", IMAGE)
             registry.misbehave("GET", path, redirect(elsewhere.url + "{path}"))
-            assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+            assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
             assert elsewhere.asked("GET", path) != []
             assert elsewhere.credentials_seen() == []
 
@@ -108,13 +108,13 @@ class TestCredentialsStay:
         (settings / registry.host).mkdir(parents=True)
         (settings / registry.host / "hosts.toml").write_text('header = {x-key = "for the registry alone"}')
         registry.misbehave("GET", BLOBS, redirect(other.url + "{path}"))
-        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert "x-key" in {name.lower() for name in registry.asked("GET", MANIFESTS)[0].headers}
         assert "x-key" not in {name.lower() for one in other.requests for name in one.headers}
 
     def test_cookies_are_not_kept(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave(".*", "", with_headers(Set_Cookie="session=x; Path=/"))
-        assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+        assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert [one for one in registry.requests if "cookie" in map(str.lower, one.headers)] == []
 
     def test_a_mirror_does_not_get_what_is_for_the_registry(
@@ -125,7 +125,7 @@ class TestCredentialsStay:
             (settings / registry.host / "hosts.toml").write_text(
                 f'[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]'
             )
-            assert IMAGE.descriptor["digest"] == pull(registry, tmp_path)
+            assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
             assert mirror.asked("GET", MANIFESTS) != []
             assert mirror.credentials_seen() == []
 
@@ -151,7 +151,7 @@ class TestCredentialsStay:
     ) -> None:
         with Registry(tls=tls) as service:
             secure.challenge = f'Bearer realm="{service.url}/token?kind=pull",service="tests"'
-            assert IMAGE.descriptor["digest"] == pull(secure, tmp_path)
+            assert pull(secure, tmp_path) == IMAGE.descriptor["digest"]
             (asked, *_) = service.asked(path="/token")
             assert (asked.query["kind"], asked.query["service"]) == ("pull", "tests")
             assert asked.query["scope"] == "repository:team/app:pull"
@@ -188,7 +188,7 @@ class TestCredentialsStay:
             return replace(answer, headers={**answer.headers, "Location": other.url + answer.headers["Location"]})
 
         registry.misbehave("POST", UPLOADS, elsewhere)
-        assert IMAGE.descriptor["digest"] == push(registry, tmp_path)
+        assert push(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert other.credentials_seen() == []
 
     def test_pages_elsewhere_are_not_read(self, registry: Registry, other: Registry) -> None:
@@ -217,7 +217,7 @@ class TestCredentialsStay:
         with open_reader(name, registry=options) as reader:
             if allowed:
                 with reader.open_layer(descriptor) as file:
-                    assert IMAGE.blobs[LAYER] == file.read()
+                    assert file.read() == IMAGE.blobs[LAYER]
             else:
                 with pytest.raises((NotFound, Unsupported)):
                     reader.open_layer(descriptor)
@@ -238,6 +238,6 @@ class TestCredentialsStay:
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         server = registry if wanted else other
-        assert IMAGE.descriptor["digest"] == pull(server, tmp_path, replace(OPTIONS, credential=None))
+        assert pull(server, tmp_path, replace(OPTIONS, credential=None)) == IMAGE.descriptor["digest"]
         asked = tmp_path / "asked"
         assert (asked.read_text() if asked.exists() else "") == (registry.host if wanted else "")

@@ -44,7 +44,7 @@ LINK_LOCAL = [
 class TestLedAstray:
     @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
     @pytest.mark.parametrize("url", [*LINK_LOCAL, "http://0.0.0.0/x"])
-    def test_services_of_the_machine_are_not_asked(
+    def test_addresses_of_the_machines_own_services_are_refused(
         self, registry: Registry, tmp_path: Path, connected: list[Any], url: str, path: str
     ) -> None:
         registry.misbehave("GET", path, redirect(url))
@@ -52,7 +52,7 @@ class TestLedAstray:
         assert set(connected) == {"127.0.0.1"}
 
     @pytest.mark.parametrize("url", LINK_LOCAL)
-    def test_nor_for_tokens_uploads_and_foreign_layers(
+    def test_own_services_are_not_asked_for_tokens_uploads_and_foreign_layers(
         self, registry: Registry, tmp_path: Path, connected: list[Any], url: str
     ) -> None:
         registry.misbehave("POST", UPLOADS, say(Answer(202, {"Location": url})))
@@ -75,14 +75,14 @@ class TestLedAstray:
             reader.open_layer(foreign)
         assert set(connected) == {"127.0.0.1"}
 
-    def test_a_name_that_leads_inside_is_found_out_before_anything_is_sent(
+    def test_a_name_with_a_loopback_address_is_refused_before_a_request_is_sent(
         self, names: dict[str, str], tmp_path: Path, other: Registry
     ) -> None:
         names.update({"registry.example": "127.0.0.1", "inner.example": "127.0.0.1"})
         options = replace(OPTIONS, plain_http=True, credential=None)
         with Registry(name="registry.example") as outer:
             outer.add("team/app", "v1", IMAGE)
-            assert IMAGE.descriptor["digest"] == pull(outer, tmp_path / "twin", options)
+            assert pull(outer, tmp_path / "twin", options) == IMAGE.descriptor["digest"]
             port = other.host.rpartition(":")[2]
             outer.misbehave("GET", BLOBS, redirect(f"http://inner.example:{port}" + "{path}"))
             refuse_to_pull(outer, tmp_path, Denied, options=options)
@@ -122,23 +122,27 @@ class TestLedAstray:
         assert len(server.requests) == 2
 
     @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
-    def test_tls_is_not_given_up(self, secure: Registry, other: Registry, tmp_path: Path, path: str) -> None:
+    def test_a_redirect_from_tls_to_plain_http_is_refused(
+        self, secure: Registry, other: Registry, tmp_path: Path, path: str
+    ) -> None:
         secure.misbehave("GET", path, redirect(other.url + "{path}"))
         refuse_to_pull(secure, tmp_path, Denied)
         assert other.requests == []
 
-    def test_tls_is_not_given_up_for_uploads(self, secure: Registry, other: Registry, tmp_path: Path) -> None:
+    def test_an_upload_location_without_tls_is_refused(self, secure: Registry, other: Registry, tmp_path: Path) -> None:
         where = f"http://localhost:{other.host.rpartition(':')[2]}/v2/team/new/blobs/uploads/session-x"
         secure.misbehave("POST", UPLOADS, say(Answer(202, {"Location": where})))
         with pytest.raises(Denied):
             push(secure, tmp_path)
         assert other.requests == []
 
-    def test_tls_elsewhere_is_fine(self, secure: Registry, tls: ssl.SSLContext, tmp_path: Path) -> None:
+    def test_a_redirect_to_another_host_with_tls_is_followed(
+        self, secure: Registry, tls: ssl.SSLContext, tmp_path: Path
+    ) -> None:
         with Registry(tls=tls) as storage:
             storage.add("team/app", "v1", IMAGE)
             secure.misbehave("GET", BLOBS, redirect(storage.url + "{path}"))
-            assert IMAGE.descriptor["digest"] == pull(secure, tmp_path)
+            assert pull(secure, tmp_path) == IMAGE.descriptor["digest"]
             assert storage.credentials_seen() == []
 
     @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
@@ -149,7 +153,7 @@ class TestLedAstray:
             write_settings(settings, server, "skip_verify = true")
             for one in (server, storage):
                 one.add("team/app", "v1", IMAGE)
-            assert IMAGE.descriptor["digest"] == pull(server, tmp_path / "twin")
+            assert pull(server, tmp_path / "twin") == IMAGE.descriptor["digest"]
             server.misbehave("GET", path, redirect(storage.url + "{path}"))
             refused = refuse_to_pull(server, tmp_path, Unavailable)
             assert "the certificate cannot be verified" in str(refused)
@@ -170,7 +174,7 @@ class TestLedAstray:
             certificate.write_to_path(str(settings / server.host / "client.pem"))
             for one in (server, storage):
                 one.add("team/app", "v1", IMAGE)
-            assert IMAGE.descriptor["digest"] == pull(server, tmp_path / "twin")
+            assert pull(server, tmp_path / "twin") == IMAGE.descriptor["digest"]
             server.misbehave("GET", path, redirect(storage.url + "{path}"))
             refuse_to_pull(server, tmp_path, Unavailable, options=replace(OPTIONS, tries=1))
         assert storage.requests == []
@@ -188,7 +192,7 @@ class TestLedAstray:
             "\\\\x\\y",
         ],
     )
-    def test_no_other_protocol_is_spoken(
+    def test_redirects_to_other_protocols_are_refused(
         self, registry: Registry, tmp_path: Path, connected: list[Any], url: str
     ) -> None:
         registry.misbehave("GET", BLOBS, redirect(url))
@@ -196,7 +200,7 @@ class TestLedAstray:
         assert set(connected) == {"127.0.0.1"}
         assert len(registry.asked("GET", BLOBS)) <= MOST
 
-    def test_redirects_in_a_circle_end(self, registry: Registry, tmp_path: Path) -> None:
+    def test_redirects_in_a_circle_are_refused(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("GET", BLOBS, redirect("{path}"))
         refuse_to_pull(registry, tmp_path, Denied)
         assert len(registry.asked("GET", BLOBS)) <= 7

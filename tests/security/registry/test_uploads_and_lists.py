@@ -21,33 +21,33 @@ from lamella.testing.images import compact, digest, small_image
 
 
 class TestUploads:
-    def test_a_cut_upload_goes_on_where_it_was_cut(self, registry: Registry, tmp_path: Path) -> None:
+    def test_a_cut_upload_continues_where_it_was_cut(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("PATCH|PUT", UPLOADS, cut_upload(200_000, registry), times=1)
-        assert IMAGE.descriptor["digest"] == push(registry, tmp_path)
+        assert push(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert registry.blobs[LAYER] == IMAGE.blobs[LAYER]
 
     def test_a_cut_upload_of_which_nothing_arrived_is_sent_again(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("PATCH|PUT", UPLOADS, cut_upload(200_000, registry, keep=False), times=1)
-        assert IMAGE.descriptor["digest"] == push(registry, tmp_path)
+        assert push(registry, tmp_path) == IMAGE.descriptor["digest"]
 
-    def test_an_upload_that_is_always_cut_is_given_up(self, registry: Registry, tmp_path: Path) -> None:
+    def test_an_upload_that_is_always_cut_exhausts_the_tries(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("PATCH|PUT", UPLOADS, cut_upload(0, registry))
         with pytest.raises((Unavailable, Conflict)):
             push(registry, tmp_path)
         assert len(registry.asked("PATCH|PUT", UPLOADS)) <= 40
         assert ("team/new", "v1") not in registry.manifests
 
-    def test_a_session_that_is_both_lost_and_known_is_given_up(self, registry: Registry, tmp_path: Path) -> None:
+    def test_a_session_that_is_both_lost_and_known_exhausts_the_tries(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("PUT", UPLOADS, say(error(404, "BLOB_UPLOAD_UNKNOWN")))
         with pytest.raises(NotFound):
             push(registry, tmp_path)
         assert len(registry.asked("PUT", UPLOADS)) <= 3 * OPTIONS.tries  # of three blobs
 
-    def test_a_session_that_is_lost_is_begun_anew(self, registry: Registry, tmp_path: Path) -> None:
+    def test_a_lost_session_is_started_again(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("PATCH|PUT", UPLOADS, lose_upload(registry), times=1)
-        assert IMAGE.descriptor["digest"] == push(registry, tmp_path)
+        assert push(registry, tmp_path) == IMAGE.descriptor["digest"]
 
-    def test_a_registry_that_counts_wrong_is_not_believed(self, registry: Registry, tmp_path: Path) -> None:
+    def test_a_wrong_offset_of_an_upload_is_an_error(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("PATCH|PUT", UPLOADS, cut_upload(1000, registry), times=1)
         registry.misbehave("GET", UPLOADS, with_headers(Range="0-999999999"))
         with pytest.raises(LamellaError):
@@ -55,7 +55,9 @@ class TestUploads:
         assert ("team/new", "v1") not in registry.manifests
 
     @pytest.mark.parametrize("path", [UPLOADS, MANIFESTS])
-    def test_what_was_stored_is_what_was_sent(self, registry: Registry, tmp_path: Path, path: str) -> None:
+    def test_a_stored_digest_other_than_the_sent_one_is_an_error(
+        self, registry: Registry, tmp_path: Path, path: str
+    ) -> None:
         registry.misbehave("PUT", path, with_headers(Docker_Content_Digest=digest(b"other")))
         with pytest.raises(DigestMismatch):
             push(registry, tmp_path)
@@ -67,13 +69,13 @@ class TestUploads:
         keep_quiet(caught.value)
         assert ("team/new", "v1") not in registry.manifests
 
-    def test_the_tag_comes_last(self, registry: Registry, tmp_path: Path) -> None:
+    def test_the_tag_is_put_last(self, registry: Registry, tmp_path: Path) -> None:
         push(registry, tmp_path)
         *earlier, last = [one for one in registry.asked("PUT") if "/team/new/" in one.path]
         assert last.path.endswith("/manifests/v1")
         assert [one.path for one in earlier if one.path.endswith("/manifests/v1")] == []
 
-    def test_a_blob_that_the_source_lies_about_is_not_stored(self, registry: Registry, tmp_path: Path) -> None:
+    def test_a_source_blob_with_another_digest_is_not_stored(self, registry: Registry, tmp_path: Path) -> None:
         wrong = small_image({"etc/name": b"lamella"}, {"noise": NOISE}, compress=False)
         wrong.blobs[LAYER] = bytes(len(IMAGE.blobs[LAYER]))
         registry.blobs.pop(LAYER)
@@ -84,13 +86,13 @@ class TestUploads:
 
 
 class TestLists:
-    def test_pages_are_read_to_the_last(self, registry: Registry) -> None:
+    def test_all_pages_are_read(self, registry: Registry) -> None:
         registry.page = 2
         for number in range(7):
             registry.add("team/app", f"t{number}", IMAGE)
         assert list(Client(registry.host, "team/app", OPTIONS).tags()) == [*(f"t{n}" for n in range(7)), "v1"]
 
-    def test_pages_in_a_circle_end(self, registry: Registry) -> None:
+    def test_pages_in_a_circle_are_refused(self, registry: Registry) -> None:
         registry.misbehave("GET", "/tags/list", with_headers(Link='</v2/team/app/tags/list?n=1>; rel="next"'))
         with pytest.raises(InvalidInput, match="circle"):
             list(Client(registry.host, "team/app", OPTIONS).tags())
@@ -111,13 +113,13 @@ class TestLists:
         assert len(registry.asked("GET", "/tags/list")) <= 22
 
     @pytest.mark.parametrize("tag", ["\x1b[2J", "a b", "", 5, None, "../x", "x" * 5000])
-    def test_names_that_are_none_are_not_passed_on(self, registry: Registry, tag: object) -> None:
+    def test_malformed_names_are_not_returned(self, registry: Registry, tag: object) -> None:
         answer = Answer(200, {"Content-Type": "application/json"}, compact({"name": "team/app", "tags": [tag]}))
         registry.misbehave("GET", "/tags/list", say(answer))
         with pytest.raises(InvalidInput):
             list(Client(registry.host, "team/app", OPTIONS).tags())
 
-    def test_a_list_of_any_size_is_not_read(self, registry: Registry) -> None:
+    def test_an_endless_page_is_refused(self, registry: Registry) -> None:
         registry.misbehave("GET", "/tags/list", endless(b" " * 65536))
         with pytest.raises(Exhausted):
             list(Client(registry.host, "team/app", OPTIONS).tags())

@@ -79,7 +79,7 @@ def test_several_streams_ask_for_each_range_once(start: Open, registry: Registry
     with start(3) as stream:
         stream.readall()
     expected = [f"bytes={at}-{at + 99_999}" for at in range(0, 1_000_000, 100_000)] + ["bytes=1000000-"]
-    assert expected == sorted(ranges(registry), key=lambda text: int(text[6:].partition("-")[0]))
+    assert sorted(ranges(registry), key=lambda text: int(text[6:].partition("-")[0])) == expected
 
 
 def test_a_fast_registry_is_asked_for_the_rest_at_once(
@@ -101,14 +101,14 @@ def test_reads_into_a_buffer_of_any_size(start: Open) -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_cuts_are_mended_by_asking_for_the_rest(start: Open, registry: Registry, streams: int) -> None:
+def test_a_cut_blob_is_continued_by_a_request_for_the_rest(start: Open, registry: Registry, streams: int) -> None:
     registry.misbehave("GET", "/blobs/", cut_body(50_000), times=2)
     with start(streams) as stream:
         assert stream.readall() == RAW
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_a_registry_without_ranges_gives_the_whole(start: Open, registry: Registry, streams: int) -> None:
+def test_a_blob_comes_whole_from_a_registry_without_ranges(start: Open, registry: Registry, streams: int) -> None:
     def ignore(request: Request, serve: Callable[[], Answer]) -> Answer:
         request.headers.pop("Range", None)
         return serve()
@@ -132,14 +132,14 @@ def test_a_large_blob_that_is_answered_whole_takes_one_request(start: Open, regi
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_cuts_without_end_are_given_up(start: Open, registry: Registry, streams: int) -> None:
+def test_cuts_without_end_exhaust_the_tries(start: Open, registry: Registry, streams: int) -> None:
     registry.misbehave("GET", "/blobs/", cut_body(10))
     with pytest.raises(Unavailable), start(streams) as stream:
         stream.readall()
     assert len(ranges(registry)) <= 3 * FAST.tries
 
 
-def test_what_one_range_cannot_have_is_raised_where_it_is_read(start: Open, registry: Registry) -> None:
+def test_the_error_of_a_range_is_raised_where_the_range_is_read(start: Open, registry: Registry) -> None:
     def fail(request: Request, serve: Callable[[], Answer]) -> Answer:
         return Answer(404) if request.headers.get("Range", "").startswith("bytes=500000-") else serve()
 
@@ -156,14 +156,14 @@ def test_what_one_range_cannot_have_is_raised_where_it_is_read(start: Open, regi
     assert bytes(got) == RAW[:500_000]
 
 
-def test_a_blob_that_is_not_there_cannot_be_opened(start: Open, registry: Registry) -> None:
+def test_an_absent_blob_cannot_be_opened(start: Open, registry: Registry) -> None:
     registry.repositories["a"].clear()
     for streams in (1, 3):
         with pytest.raises(NotFound):
             start(streams)
 
 
-def test_a_stream_that_could_not_be_opened_goes_without_a_word() -> None:
+def test_a_stream_that_failed_to_open_is_closed_without_a_warning() -> None:
     closed = []
 
     class Watched(BlobStream):
@@ -180,13 +180,13 @@ def test_a_stream_that_could_not_be_opened_goes_without_a_word() -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_another_size_is_found_when_it_is_opened(start: Open, registry: Registry, streams: int) -> None:
+def test_a_wrong_size_is_found_when_the_blob_is_opened(start: Open, registry: Registry, streams: int) -> None:
     registry.blobs[BLOB.digest] = RAW + b"x"
     with pytest.raises(SizeMismatch):
         start(streams).readall()
 
 
-def test_another_part_than_the_one_asked_for_is_refused(start: Open, registry: Registry) -> None:
+def test_a_range_other_than_the_requested_one_is_refused(start: Open, registry: Registry) -> None:
     registry.misbehave("GET", "/blobs/", with_headers(Content_Range=f"bytes 7-99999/{len(RAW)}"))
     with pytest.raises(LamellaError, match="asked for bytes from 0"):
         start(3).readall()
@@ -207,7 +207,7 @@ def test_a_stream_that_is_closed_early_stops_its_threads(start: Open) -> None:
         stream.read(1)
 
 
-def test_a_wish_to_stop_is_heard(start: Open, registry: Registry) -> None:
+def test_a_cancelled_read_stops(start: Open, registry: Registry) -> None:
     for streams in (1, 3):
         cancel = Cancellation()
         options = RegistryOptions(tries=3, cancel=cancel)
@@ -245,7 +245,7 @@ def test_the_budget_of_ranges_is_given_back(start: Open, registry: Registry, end
     assert [budget.acquire(blocking=False) for _ in range(4)] == [True, True, True, False]
 
 
-def test_a_refusal_is_no_cut(start: Open, registry: Registry) -> None:
+def test_a_refusal_is_not_retried(start: Open, registry: Registry) -> None:
     registry.misbehave("GET", "/blobs/", say(Answer(403)))
     with pytest.raises(LamellaError):
         start(1)

@@ -64,31 +64,29 @@ def client(registry: Registry) -> Iterator[Client]:
 
 class TestManifests:
     @pytest.mark.parametrize("reference", ["v1", NAME])
-    def test_by_tag_and_by_digest(self, client: Client, reference: str) -> None:
+    def test_a_manifest_is_read_by_tag_and_by_digest(self, client: Client, reference: str) -> None:
         descriptor, raw = client.manifest(reference)
         assert raw == RAW
         assert (descriptor.digest, descriptor.size, descriptor.media_type) == (NAME, len(RAW), OCI_MANIFEST)
         assert client.find_manifest(reference) == descriptor
 
-    def test_what_is_not_there(self, client: Client) -> None:
+    def test_an_absent_manifest_is_not_found(self, client: Client) -> None:
         with pytest.raises(NotFound, match="MANIFEST_UNKNOWN"):
             client.manifest("v2")
         assert client.find_manifest("v2") is None
 
-    def test_every_kind_is_asked_for(self, client: Client, registry: Registry) -> None:
+    def test_every_media_type_is_accepted(self, client: Client, registry: Registry) -> None:
         client.manifest("v1")
         (request,) = registry.asked("GET", "/manifests/")
         assert all(kind in request.headers["Accept"] for kind in (OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST))
 
-    def test_a_registry_that_does_not_say_what_it_found_is_asked_for_all_of_it(
-        self, client: Client, registry: Registry
-    ) -> None:
+    def test_a_head_response_without_a_digest_is_followed_by_a_get(self, client: Client, registry: Registry) -> None:
         registry.misbehave("HEAD", "/manifests/", with_headers(Docker_Content_Digest=None))
         found = client.find_manifest("v1")
         assert found is not None
         assert found.digest == NAME
 
-    def test_put_and_delete(self, client: Client, registry: Registry) -> None:
+    def test_manifests_are_put_and_deleted(self, client: Client, registry: Registry) -> None:
         assert client.put_manifest("v2", OCI_MANIFEST, RAW).digest == NAME
         assert registry.manifests["team/app", "v2"] == (OCI_MANIFEST, RAW)
         client.delete_manifest("v2")
@@ -96,13 +94,13 @@ class TestManifests:
         with pytest.raises(NotFound):
             client.delete_manifest("v2")
 
-    def test_a_registry_that_deletes_no_tags_says_how_else(self, client: Client, registry: Registry) -> None:
+    def test_a_refused_deletion_of_a_tag_has_a_hint(self, client: Client, registry: Registry) -> None:
         registry.misbehave("DELETE", "/manifests/v1", say(error(405, "UNSUPPORTED")))
         with pytest.raises(Unsupported) as caught:
             client.delete_manifest("v1")
         assert "by digest alone" in (caught.value.hint or "")
 
-    def test_another_manifest_than_was_put_is_found_out(self, client: Client, registry: Registry) -> None:
+    def test_a_manifest_stored_with_another_digest_is_an_error(self, client: Client, registry: Registry) -> None:
         registry.misbehave("PUT", "/manifests/", with_headers(Docker_Content_Digest=digest(b"")))
         with pytest.raises(DigestMismatch):
             client.put_manifest("v2", OCI_MANIFEST, RAW)
@@ -134,7 +132,7 @@ class TestErrors:
             client.manifest("v1")
         assert str(caught.value).startswith(f"{registry.host}: look for team/app:v1: ")
 
-    def test_what_a_registry_says_is_one_short_line(self, client: Client, registry: Registry) -> None:
+    def test_the_message_of_a_registry_becomes_one_short_line(self, client: Client, registry: Registry) -> None:
         text = "line\nline\x1b[31m\u202e" + "x" * 5000
         registry.misbehave("GET", "/manifests/", say(error(404, "NAME_UNKNOWN", text)))
         with pytest.raises(NotFound) as caught:
@@ -145,29 +143,29 @@ class TestErrors:
 
 class TestRetries:
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-    def test_failures_that_may_pass_do(self, client: Client, registry: Registry, status: int) -> None:
+    def test_transient_failures_are_retried(self, client: Client, registry: Registry, status: int) -> None:
         registry.misbehave("GET", "/manifests/", say(error(status, "")), times=2)
         assert client.manifest("v1")[1] == RAW
 
-    def test_resets_pass(self, client: Client, registry: Registry) -> None:
+    def test_resets_are_retried(self, client: Client, registry: Registry) -> None:
         registry.misbehave("GET", "/manifests/", reset, times=2)
         assert client.manifest("v1")[1] == RAW
 
     @pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
-    def test_an_answer_is_an_answer(self, client: Client, registry: Registry, status: int) -> None:
+    def test_permanent_failures_are_not_retried(self, client: Client, registry: Registry, status: int) -> None:
         registry.misbehave("GET", "/manifests/", say(error(status, "")))
         with pytest.raises(LamellaError):
             client.manifest("v1")
         assert len(registry.requests) == 1
 
-    def test_a_host_that_was_never_there_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_host_that_never_answered_is_not_retried(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pauses: list[float] = []
         monkeypatch.setattr(retry, "sleep", lambda seconds, cancel: pauses.append(seconds))
         with pytest.raises(Unavailable):
             Client("127.0.0.1:1", "a", RegistryOptions()).manifest("v1")
         assert pauses == []
 
-    def test_a_wish_to_stop_ends_a_pause(self) -> None:
+    def test_a_cancellation_ends_a_pause(self) -> None:
         cancel = Cancellation()
         cancel.cancel()
         with pytest.raises(Cancelled):
@@ -183,7 +181,7 @@ class TestRetries:
         assert 50 < seconds <= 60
         assert retry_after({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
 
-    def test_bytes_give_new_patience_when_there_are_enough(self) -> None:
+    def test_enough_bytes_restore_the_tries(self) -> None:
         retries = Retries(RegistryOptions(tries=2))
         for _ in range(3):
             retries.pause(Unavailable("x"), 0)
@@ -197,16 +195,16 @@ class TestRetries:
 class TestBlobs:
     RAW = bytes(range(256)) * 100
 
-    def test_size_part_and_delete(self, client: Client, registry: Registry) -> None:
+    def test_blobs_are_sized_read_in_part_and_deleted(self, client: Client, registry: Registry) -> None:
         name = parse_digest(registry.add_blob("team/app", self.RAW))
         assert client.blob_size(name) == len(self.RAW)
         assert client.blob_size(Digest.of(b"other")) is None
         answer = client.blob(name, 10, 20)
-        assert (206, self.RAW[10:20]) == (answer.status, answer.document())
+        assert (answer.status, answer.document()) == (206, self.RAW[10:20])
         client.delete_blob(name)
         assert client.blob_size(name) is None
 
-    def test_an_upload_in_pieces(self, client: Client, registry: Registry) -> None:
+    def test_a_blob_is_uploaded_in_pieces(self, client: Client, registry: Registry) -> None:
         upload = client.start_upload()
         view = memoryview(self.RAW)
         upload.send(view[:10_000])
@@ -218,7 +216,7 @@ class TestBlobs:
 
     @pytest.mark.parametrize("keep", [True, False])
     @pytest.mark.parametrize("method", ["PATCH", "PUT"])
-    def test_a_cut_piece_goes_on_where_it_was_cut(
+    def test_a_cut_piece_continues_where_it_was_cut(
         self, client: Client, registry: Registry, method: str, keep: bool
     ) -> None:
         registry.misbehave(method, "/uploads/", cut_upload(3000, registry, keep=keep), times=1)
@@ -228,7 +226,7 @@ class TestBlobs:
         upload.finish(Digest.of(self.RAW), view[10_000:])
         assert registry.blobs[digest(self.RAW)] == self.RAW
 
-    def test_an_upload_whose_last_answer_got_lost_is_done(self, client: Client, registry: Registry) -> None:
+    def test_an_upload_whose_last_response_is_lost_is_complete(self, client: Client, registry: Registry) -> None:
         def lose_answer(request: Request, serve: object) -> Answer:
             assert callable(serve)
             serve()
@@ -239,18 +237,18 @@ class TestBlobs:
         upload.finish(Digest.of(self.RAW), self.RAW)
         assert len(registry.asked("PUT", "/uploads/")) == 1
 
-    def test_an_upload_that_is_lost_says_so(self, client: Client, registry: Registry) -> None:
+    def test_a_lost_upload_is_an_error(self, client: Client, registry: Registry) -> None:
         upload = client.start_upload()
         upload.send(memoryview(self.RAW)[:10])
         registry.misbehave("PATCH", "/uploads/", lose_upload(registry))
         with pytest.raises(Unavailable):
             upload.send(memoryview(self.RAW)[10:])
 
-    def test_an_upload_that_is_given_up_is_forgotten(self, client: Client, registry: Registry) -> None:
+    def test_a_cancelled_upload_is_removed(self, client: Client, registry: Registry) -> None:
         client.start_upload().cancel()
         assert registry.uploads == {}
 
-    def test_a_mount_moves_no_bytes(self, client: Client, registry: Registry) -> None:
+    def test_a_mount_transfers_no_bytes(self, client: Client, registry: Registry) -> None:
         name = parse_digest(registry.add_blob("other/app", self.RAW))
         assert client.mount_blob(name, "other/app") is None
         assert client.blob_size(name) == len(self.RAW)
@@ -269,7 +267,7 @@ class TestBlobs:
             (asked,) = registry.asked("GET", "/token")
         assert {"repository:team/app:pull,push", "repository:other/app:pull"} <= set(asked.query["scope"].split())
 
-    def test_a_registry_behind_a_proxy_may_take_itself_for_one_without_tls(self, registry: Registry) -> None:
+    def test_a_location_without_tls_of_the_registry_itself_is_corrected(self, registry: Registry) -> None:
         client = Client("registry.example", "a", OPTIONS)
 
         said = SimpleNamespace(url="https://registry.example/v2/a/blobs/uploads/", headers={})
@@ -281,24 +279,24 @@ class TestBlobs:
 
 
 class TestLists:
-    def test_tags_page_by_page(self, client: Client, registry: Registry) -> None:
+    def test_tags_are_listed_page_by_page(self, client: Client, registry: Registry) -> None:
         registry.page = 2
         for number in range(5):
             registry.add_manifest("team/app", f"t{number}", OCI_MANIFEST, RAW)
         assert list(client.tags()) == ["t0", "t1", "t2", "t3", "t4", "v1"]
         assert len(registry.asked("GET", "/tags/list")) == 3
 
-    def test_a_repository_without_tags(self, client: Client, registry: Registry) -> None:
+    def test_a_repository_without_tags_has_an_empty_list(self, client: Client, registry: Registry) -> None:
         registry.misbehave("GET", "/tags/list", say(Answer(200, {}, b'{"name": "a", "tags": null}')))
         assert list(client.tags()) == []
 
     @pytest.mark.parametrize("document", [b"[]", b'{"tags": "a"}', b'{"tags": [1]}', b'{"tags": ["a\\u001b[31m"]}'])
-    def test_names_that_are_none(self, client: Client, registry: Registry, document: bytes) -> None:
+    def test_malformed_names_are_refused(self, client: Client, registry: Registry, document: bytes) -> None:
         registry.misbehave("GET", "/tags/list", say(Answer(200, {}, document)))
         with pytest.raises(InvalidInput):
             list(client.tags())
 
-    def test_there_is_an_end_to_pages(
+    def test_the_number_of_pages_is_bounded(
         self, client: Client, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def more(request: Request, serve: object) -> Answer:
@@ -310,11 +308,11 @@ class TestLists:
         with pytest.raises(Exhausted):
             list(client.tags())
 
-    def test_the_catalog(self, registry: Registry) -> None:
+    def test_the_catalog_is_listed(self, registry: Registry) -> None:
         registry.repositories["b/c"] = set()
         assert list(Client(registry.host, options=OPTIONS).catalog()) == ["b/c", "team/app"]
 
-    def test_ping(self, client: Client, registry: Registry) -> None:
+    def test_ping_checks_the_registry(self, client: Client, registry: Registry) -> None:
         client.ping()
         registry.misbehave("GET", "/v2/", say(Answer(404)))
         with pytest.raises(NotFound):
@@ -331,14 +329,14 @@ class TestReferrers:
         }
     )
 
-    def test_by_the_api(self, client: Client, registry: Registry) -> None:
+    def test_referrers_are_listed_by_the_api(self, client: Client, registry: Registry) -> None:
         registry.add_manifest("team/app", "s", OCI_MANIFEST, self.SIGNATURE)
         (found,) = client.referrers(parse_digest(NAME))
         assert found.digest == digest(self.SIGNATURE)
         assert client.referrers(parse_digest(NAME), "application/x.signature") == [found]
         assert client.referrers(parse_digest(NAME), "application/x.other") == []
 
-    def test_by_the_tag_that_stands_in(self, client: Client, registry: Registry) -> None:
+    def test_referrers_are_listed_by_the_fallback_tag(self, client: Client, registry: Registry) -> None:
         registry.misbehave("GET", "/referrers/", say(Answer(404, {}, b"404 page not found")))
         assert client.referrers(parse_digest(NAME)) == []
         for _ in range(2):  # the second time changes nothing
@@ -348,12 +346,14 @@ class TestReferrers:
         assert (found.digest, found.artifact_type) == (digest(self.SIGNATURE), "application/x.signature")
         assert found.annotations == {"k": "v"}
 
-    def test_a_registry_that_keeps_the_list_itself_is_not_helped(self, client: Client, registry: Registry) -> None:
+    def test_no_fallback_tag_is_put_where_the_registry_handles_subjects(
+        self, client: Client, registry: Registry
+    ) -> None:
         registry.misbehave("PUT", "/manifests/", with_headers(OCI_Subject=NAME))
         client.put_manifest(digest(self.SIGNATURE), OCI_MANIFEST, self.SIGNATURE)
         assert ("team/app", fallback_tag(parse_digest(NAME))) not in registry.manifests
 
-    def test_an_answer_that_is_no_index(self, client: Client, registry: Registry) -> None:
+    def test_a_malformed_list_of_referrers_is_refused(self, client: Client, registry: Registry) -> None:
         registry.misbehave("GET", "/referrers/", with_body(lambda _: b'{"manifests": 1}'))
         with pytest.raises(InvalidInput):
             client.referrers(parse_digest(NAME))
@@ -368,20 +368,22 @@ class TestMirrors:
             monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path))
             yield mirror
 
-    def test_a_mirror_is_asked_first_and_told_what_for(self, registry: Registry, through: Registry) -> None:
+    def test_a_mirror_is_asked_first_with_the_registry_as_namespace(
+        self, registry: Registry, through: Registry
+    ) -> None:
         through.add("team/app", "v1", IMAGE)
         assert Client(registry.host, "team/app", OPTIONS).manifest("v1")[1] == RAW
         assert registry.requests == []
         assert [request.query for request in through.requests] == [{"ns": registry.host}]
 
     @pytest.mark.parametrize("status", [404, 403, 500])
-    def test_what_a_mirror_has_not_is_asked_of_the_registry(
+    def test_the_registry_is_asked_for_what_a_mirror_lacks(
         self, registry: Registry, through: Registry, status: int
     ) -> None:
         through.misbehave(".*", "", say(Answer(status)))
         assert Client(registry.host, "team/app", OPTIONS).manifest("v1")[1] == RAW
 
-    def test_a_mirror_that_is_down_is_left_alone(self, registry: Registry, through: Registry) -> None:
+    def test_an_unavailable_mirror_is_not_asked_again(self, registry: Registry, through: Registry) -> None:
         through.misbehave(".*", "", reset)
         client = Client(registry.host, "team/app", OPTIONS)
         for _ in range(3):
@@ -436,7 +438,7 @@ def set_mirror(certs_dir: Path, registry: Registry, mirror: Registry, capabiliti
     (certs_dir / registry.host / "hosts.toml").write_text(text)
 
 
-def test_a_conflict_is_one(client: Client, registry: Registry) -> None:
+def test_a_missing_blob_of_a_manifest_is_a_conflict(client: Client, registry: Registry) -> None:
     registry.misbehave("PUT", "/manifests/", say(error(400, "MANIFEST_BLOB_UNKNOWN")))
     with pytest.raises(Conflict):
         client.put_manifest("v2", OCI_MANIFEST, RAW)

@@ -57,7 +57,7 @@ def registry(elsewhere: Registry) -> Iterator[Registry]:
 
 
 @pytest.mark.parametrize("form", ["oci", "oci-archive", "store", "docker"])
-def test_a_copy_leaves_them_where_they_are(
+def test_a_copy_leaves_foreign_layers_out(
     registry: Registry, elsewhere: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
@@ -71,14 +71,14 @@ def test_a_copy_leaves_them_where_they_are(
     assert [request for request in elsewhere.requests if request.path.startswith("/v2/base/")] == []
 
 
-def test_where_all_layers_are_needed_that_is_said(registry: Registry, tmp_path: Path) -> None:
+def test_a_verb_that_needs_all_layers_names_the_option(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="non-distributable") as caught:
         lamella.copy(f"docker://{registry.host}/app:v1", f"docker-archive:{tmp_path}/out.tar")
     assert "--foreign-urls" in str(caught.value.hint)
     assert os.listdir(tmp_path) == []
 
 
-def test_surgery_leaves_them_where_they_are(registry: Registry, elsewhere: Registry) -> None:
+def test_surgery_leaves_foreign_layers_out(registry: Registry, elsewhere: Registry) -> None:
     name = f"docker://{registry.host}/app:v1"
     lamella.mutate(name, f"docker://{registry.host}/app:v2", lamella.Settings(user="1"))
     lamella.append(name, {"etc/more": b"x"}, f"docker://{registry.host}/other:v2")
@@ -87,7 +87,7 @@ def test_surgery_leaves_them_where_they_are(registry: Registry, elsewhere: Regis
     assert elsewhere.requests == []
 
 
-def test_they_are_fetched_where_the_command_line_says_so(
+def test_foreign_layers_are_fetched_with_the_option(
     registry: Registry, elsewhere: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, root = f"docker://{registry.host}/app:v1", tmp_path / "root"
@@ -106,7 +106,7 @@ def test_they_are_fetched_where_the_command_line_says_so(
     assert len(elsewhere.requests) == before
 
 
-def test_an_export_from_the_store_says_how_many_it_leaves(
+def test_an_export_from_the_store_counts_the_foreign_layers_left_out(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
@@ -118,7 +118,7 @@ def test_an_export_from_the_store_says_how_many_it_leaves(
 
 
 @pytest.mark.parametrize("form", ["docker", "oci", "oci-archive", "store", "docker-archive"])
-def test_their_ranges_share_connections_which_are_closed_with_the_reader(
+def test_ranges_of_foreign_layers_share_connections_that_the_reader_closes(
     registry: Registry, elsewhere: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     for name, value in {"RANGE_SIZE": 1 << 16, "SINGLE_REQUEST_SIZE": 1 << 16, "FAST_RATE": float("inf")}.items():
@@ -169,7 +169,7 @@ class TestImagesInFiles:
         return elsewhere
 
     @pytest.mark.parametrize("form", ["oci", "oci-archive", "store"])
-    def test_they_are_fetched_where_the_command_line_says_so(
+    def test_foreign_layers_are_fetched_with_the_option(
         self,
         proxy: Registry,
         tmp_path: Path,
@@ -190,9 +190,9 @@ class TestImagesInFiles:
         told = json.loads(capsys.readouterr().out)
         assert (told["blobs"], told["foreign"]) == (4, [])
         assert run(["copy", "-q", "--plain-http", "--foreign-urls", name, target]) == 0
-        assert IMAGE.blobs[FOREIGN] == (tmp_path / "complete/blobs" / FOREIGN.replace(":", "/")).read_bytes()
+        assert (tmp_path / "complete/blobs" / FOREIGN.replace(":", "/")).read_bytes() == IMAGE.blobs[FOREIGN]
         assert proxy.credentials_seen() == []
-        assert {"GET"} == {request.method for request in proxy.requests}
+        assert {request.method for request in proxy.requests} == {"GET"}
 
     def test_wrong_bytes_are_refused(self, proxy: Registry, tmp_path: Path) -> None:
         proxy.blobs[FOREIGN] = bytes(len(IMAGE.blobs[FOREIGN]))
@@ -200,7 +200,7 @@ class TestImagesInFiles:
         assert run(["copy", "-q", "--plain-http", "--foreign-urls", name, f"oci:{tmp_path}/new:v1"]) == 8
         assert not (tmp_path / "new").exists()
 
-    def test_without_tls_they_are_not_fetched_unless_that_is_said(
+    def test_foreign_layers_without_tls_need_plain_http(
         self, proxy: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         name = _stored(tmp_path, "oci", "http://layers.example")
@@ -209,7 +209,7 @@ class TestImagesInFiles:
         assert proxy.requests == []
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "169.254.169.254"])
-    def test_services_of_the_machine_are_not_asked(
+    def test_addresses_of_the_machines_own_services_are_refused(
         self, elsewhere: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str
     ) -> None:
         name = _stored(tmp_path, "oci", f"http://{host}:{elsewhere.host.rpartition(':')[2]}")

@@ -50,14 +50,14 @@ class TestWithoutSettings:
             ("10.0.0.1:5000", "https://10.0.0.1:5000/v2"),
         ],
     )
-    def test_tls_is_left_out_on_this_machine_alone(self, certs: Path, registry: str, expected: str) -> None:
-        assert [expected] == urls(hosts_for(registry, directory=certs))
+    def test_only_loopback_has_plain_http_by_default(self, certs: Path, registry: str, expected: str) -> None:
+        assert urls(hosts_for(registry, directory=certs)) == [expected]
 
-    def test_plain_http_is_for_who_asks_for_it(self, certs: Path) -> None:
+    def test_plain_http_can_be_requested(self, certs: Path) -> None:
         assert urls(hosts_for(HOST, plain_http=True, directory=certs)) == ["http://registry.example:5000/v2"]
 
     @pytest.mark.parametrize("name", ["", "../up", "a/b", "..", ".hidden"])
-    def test_a_registry_is_no_path(self, certs: Path, name: str) -> None:
+    def test_paths_are_not_registries(self, certs: Path, name: str) -> None:
         with pytest.raises(InvalidInput):
             hosts_for(name, directory=certs)
 
@@ -102,19 +102,19 @@ class TestHostsToml:
         )
         mirror, own = hosts_for(HOST, directory=certs)
         there = certs / HOST
-        assert (there / "own.pem",) == own.ca
-        assert (there / "a.pem", Path("/etc/b.pem")) == mirror.ca
-        assert ((there / "c.cert", there / "c.key"), (there / "d.cert", None)) == mirror.client
+        assert own.ca == (there / "own.pem",)
+        assert mirror.ca == (there / "a.pem", Path("/etc/b.pem"))
+        assert mirror.client == ((there / "c.cert", there / "c.key"), (there / "d.cert", None))
         assert (mirror.skip_verify, own.skip_verify) == (True, False)
         assert mirror.connect_timeout == 61.5
         assert mirror.headers == (("x-one", "1"), ("x-two", "2"), ("x-two", "3"))
         assert own.headers == ()
 
-    def test_printing_shows_no_header(self, certs: Path) -> None:
+    def test_the_repr_shows_no_header(self, certs: Path) -> None:
         write(certs / HOST / "hosts.toml", 'header = {authorization = "Basic c2VjcmV0"}')
         assert "c2VjcmV0" not in repr(hosts_for(HOST, directory=certs))
 
-    def test_a_default_stands_for_all_that_have_none(self, certs: Path) -> None:
+    def test_the_default_applies_to_registries_without_settings(self, certs: Path) -> None:
         write(certs / "_default/hosts.toml", '[host."https://mirror.example"]')
         write(certs / "quay.io/hosts.toml", "")
         assert urls(hosts_for(HOST, directory=certs)) == [
@@ -123,16 +123,16 @@ class TestHostsToml:
         ]
         assert urls(hosts_for("quay.io", directory=certs)) == ["https://quay.io/v2"]
 
-    def test_a_directory_may_write_the_port_without_a_colon(self, certs: Path) -> None:
+    def test_a_directory_name_may_have_the_port_without_a_colon(self, certs: Path) -> None:
         write(certs / "registry.example_5000_/hosts.toml", 'server = "https://other.example"')
         assert urls(hosts_for(HOST, directory=certs)) == ["https://other.example/v2"]
 
     @pytest.mark.parametrize("setting", ['ca = "x"', 'client = "x"', "skip_verify = true", 'server = "https://{}"'])
-    def test_who_says_something_of_tls_wants_it_on_this_machine_too(self, certs: Path, setting: str) -> None:
+    def test_tls_settings_enable_tls_on_loopback(self, certs: Path, setting: str) -> None:
         write(certs / "localhost:5000/hosts.toml", setting.format("localhost:5000"))
         assert urls(hosts_for("localhost:5000", directory=certs)) == ["https://localhost:5000/v2"]
 
-    def test_unknown_keys_of_another_programs_file_are_left_alone(self, certs: Path) -> None:
+    def test_unknown_keys_of_a_hosts_toml_are_ignored(self, certs: Path) -> None:
         write(certs / "quay.io/hosts.toml", "[newer]\nkey = 1")
         assert urls(hosts_for("quay.io", directory=certs)) == ["https://quay.io/v2"]
 
@@ -169,14 +169,14 @@ class TestHostsToml:
 
 
 class TestCertificates:
-    def test_those_beside_each_other_are_taken_as_docker_does(self, certs: Path) -> None:
+    def test_certificates_in_a_directory_are_used_as_docker_does(self, certs: Path) -> None:
         for name in ("ca.crt", "client.cert", "client.key", "README"):
             write(certs / "localhost:5000" / name, "")
         (host,) = hosts_for("localhost:5000", directory=certs)
         there = certs / "localhost:5000"
         assert host.url == "https://localhost:5000/v2"
-        assert (there / "ca.crt",) == host.ca
-        assert ((there / "client.cert", there / "client.key"),) == host.client
+        assert host.ca == (there / "ca.crt",)
+        assert host.client == ((there / "client.cert", there / "client.key"),)
 
     def test_a_certificate_without_its_key_is_an_error(self, certs: Path) -> None:
         write(certs / "quay.io/client.cert", "")
@@ -188,7 +188,7 @@ class TestRegistriesToml:
     def find(self, path: Path, registry: str) -> tuple[HostConfig, ...]:
         return hosts_for(registry, environ={"LAMELLA_REGISTRIES": str(path), "LAMELLA_CERTS_DIR": "/nowhere"})
 
-    def test_it_has_the_tables_of_many_registries(self, tmp_path: Path) -> None:
+    def test_registries_toml_has_the_tables_of_many_registries(self, tmp_path: Path) -> None:
         file = write(
             tmp_path / "registries.toml",
             """
@@ -229,26 +229,26 @@ class TestRegistriesToml:
             ('[registry]\n"x.example" = 1', "registry.x.example: expected a table"),
         ],
     )
-    def test_a_slip_of_the_pen_is_an_error(self, tmp_path: Path, text: str, expected: str) -> None:
+    def test_an_unknown_key_is_an_error(self, tmp_path: Path, text: str, expected: str) -> None:
         file = write(tmp_path / "registries.toml", text)
         with pytest.raises(InvalidInput) as caught:
             self.find(file, "x.example")
         assert str(caught.value).startswith(f"{file}: {expected}")
 
-    def test_the_users_settings_come_before_those_of_the_machine(self, tmp_path: Path) -> None:
+    def test_the_users_settings_precede_those_of_the_machine(self, tmp_path: Path) -> None:
         write(tmp_path / "lamella/certs.d/quay.io/hosts.toml", 'server = "https://second.example"')
         environ = {"XDG_CONFIG_HOME": str(tmp_path)}
         assert urls(hosts_for("quay.io", environ=environ)) == ["https://second.example/v2"]
         write(tmp_path / "lamella/registries.toml", '[registry."quay.io"]\nserver = "https://first.example"')
         assert urls(hosts_for("quay.io", environ=environ)) == ["https://first.example/v2"]
 
-    def test_plain_http_on_the_command_line_is_for_the_registry_and_not_its_mirrors(self, certs: Path) -> None:
+    def test_requested_plain_http_does_not_apply_to_mirrors(self, certs: Path) -> None:
         write(certs / "quay.io/hosts.toml", '[host."https://mirror.example"]')
         hosts = hosts_for("quay.io", plain_http=True, directory=certs)
         assert urls(hosts) == ["https://mirror.example/v2", "http://quay.io/v2"]
 
 
-def test_settings_that_may_not_be_read_are_an_error(certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_settings_are_an_error(certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(certs / "quay.io/hosts.toml", "")
 
     def refuse(*_: object) -> None:

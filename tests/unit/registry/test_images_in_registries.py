@@ -66,7 +66,7 @@ def described(raw: bytes, media_type: str = "application/octet-stream") -> Descr
     return Descriptor(media_type=media_type, digest=Digest.of(raw), size=len(raw))
 
 
-def test_there_and_back(registry: Registry, layout: str, tmp_path: Path) -> None:
+def test_a_pushed_image_is_pulled_unchanged(registry: Registry, layout: str, tmp_path: Path) -> None:
     name = f"docker://{registry.host}/team/app:v1"
     there = copy(f"{layout}:all", name, all_platforms=True)
     assert (there.entry.digest, there.present) == (ENTRY["digest"], 0)
@@ -76,7 +76,7 @@ def test_there_and_back(registry: Registry, layout: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("streams", "most"), [(1, 6), (3, 6 + 5)])
-def test_no_more_than_so_many_requests_are_under_way_at_once(
+def test_the_number_of_concurrent_requests_is_bounded(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: int, most: int
 ) -> None:
     image = small_image(*({"noise": NOISE + bytes([number])} for number in range(12)), compress=False)
@@ -183,14 +183,14 @@ def test_a_document_that_arrives_in_two_pieces_is_whole(registry: Registry) -> N
         assert opened.config.architecture == host_platform().architecture
 
 
-def test_what_is_there_is_not_sent_again(registry: Registry, layout: str) -> None:
+def test_present_blobs_are_not_sent_again(registry: Registry, layout: str) -> None:
     copy(f"{layout}:all", f"docker://{registry.host}/a:v1", all_platforms=True)
     sent = len(registry.asked("PATCH|PUT"))
     again = copy(f"{layout}:all", f"docker://{registry.host}/a:v2", all_platforms=True)
     assert (again.blobs, len(registry.asked("PATCH|PUT"))) == (0, sent + 1)
 
 
-def test_the_platform_is_chosen_and_nothing_else_is_read(registry: Registry, layout: str) -> None:
+def test_only_the_chosen_platform_is_read(registry: Registry, layout: str) -> None:
     name = f"docker://{registry.host}/a:v1"
     copy(f"{layout}:all", name, all_platforms=True)
     before = len(registry.requests)
@@ -199,7 +199,7 @@ def test_the_platform_is_chosen_and_nothing_else_is_read(registry: Registry, lay
     assert len(registry.requests) == before + 3  # index, manifest, config
 
 
-def test_by_digest_and_under_a_tag_that_has_moved(registry: Registry) -> None:
+def test_a_digest_names_the_image_after_its_tag_has_moved(registry: Registry) -> None:
     registry.add("a", "v1", IMAGE)
     registry.add("a", "v1", ARM)
     wanted = IMAGE.descriptor["digest"]
@@ -226,7 +226,7 @@ def test_between_registries_blobs_are_streamed(registry: Registry) -> None:
         assert other.blobs[LAYER] == registry.blobs[LAYER]
 
 
-def test_the_tag_is_put_last_and_parts_before_what_names_them(registry: Registry, layout: str) -> None:
+def test_manifests_are_put_after_their_parts_and_the_tag_last(registry: Registry, layout: str) -> None:
     copy(f"{layout}:all", f"docker://{registry.host}/a:v1", all_platforms=True)
     puts = [request.path.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
     assert puts == [IMAGE.descriptor["digest"], ARM.descriptor["digest"], "v1"]
@@ -241,7 +241,7 @@ def test_nothing_is_tagged_before_the_commit(registry: Registry) -> None:
     assert registry.manifests == {}
 
 
-def test_an_image_of_which_a_part_is_missing_is_not_named(registry: Registry) -> None:
+def test_an_incomplete_image_is_not_tagged(registry: Registry) -> None:
     with new_writer(registry) as writer:
         image = writer.put_document(OCI_MANIFEST, compact(IMAGE.manifest))
         with pytest.raises(Conflict, match="was not put"):
@@ -249,7 +249,7 @@ def test_an_image_of_which_a_part_is_missing_is_not_named(registry: Registry) ->
     assert registry.manifests == {}
 
 
-def test_a_name_with_a_digest_takes_that_image_alone(registry: Registry, layout: str) -> None:
+def test_a_name_with_a_digest_accepts_only_that_image(registry: Registry, layout: str) -> None:
     with pytest.raises(Conflict, match="but its name has"):
         copy(f"{layout}:one", f"docker://{registry.host}/a@{digest(b'')}")
     assert registry.manifests == {}
@@ -258,7 +258,7 @@ def test_a_name_with_a_digest_takes_that_image_alone(registry: Registry, layout:
 
 
 @pytest.mark.parametrize("size", [0, 1, 99_999, 100_000, 100_001, 250_000])
-def test_blobs_of_any_size_arrive(registry: Registry, size: int) -> None:
+def test_blobs_of_any_size_are_pushed(registry: Registry, size: int) -> None:
     raw = NOISE[:size]
     with new_writer(registry) as writer:
         writer.put_blob(described(raw), (raw[at : at + 30_000] for at in range(0, size, 30_000)))
@@ -266,7 +266,7 @@ def test_blobs_of_any_size_arrive(registry: Registry, size: int) -> None:
     assert registry.blobs[digest(raw)] == raw
 
 
-def test_what_is_not_as_promised_is_given_up(registry: Registry) -> None:
+def test_a_blob_of_another_size_or_digest_cancels_the_upload(registry: Registry) -> None:
     with new_writer(registry) as writer:
         for raw, error in (
             (NOISE[:-1], SizeMismatch),
@@ -278,7 +278,7 @@ def test_what_is_not_as_promised_is_given_up(registry: Registry) -> None:
     assert (registry.blobs, registry.uploads) == ({}, {})
 
 
-def test_a_blob_whose_digest_is_known_at_its_end(registry: Registry) -> None:
+def test_a_staged_blob_is_pushed_when_its_digest_is_known(registry: Registry) -> None:
     with new_writer(registry) as writer:
         with writer.stage() as blob:
             blob.file.write(NOISE)
@@ -290,7 +290,7 @@ def test_a_blob_whose_digest_is_known_at_its_end(registry: Registry) -> None:
     assert registry.blobs == {digest(NOISE): NOISE}
 
 
-def test_a_blob_that_is_cut_and_one_that_is_lost_arrive(registry: Registry, layout: str) -> None:
+def test_cut_and_lost_uploads_are_completed(registry: Registry, layout: str) -> None:
     registry.misbehave("PATCH", "/uploads/", cut_upload(50_000, registry), times=1)
     registry.misbehave("PATCH", "/uploads/", lose_upload(registry), times=1)
     copied = copy(f"{layout}:one", f"docker://{registry.host}/a:v1")
@@ -298,7 +298,7 @@ def test_a_blob_that_is_cut_and_one_that_is_lost_arrive(registry: Registry, layo
     assert registry.blobs[LAYER] == IMAGE.blobs[LAYER]
 
 
-def test_a_reader_keeps_to_the_image_it_has_found(registry: Registry) -> None:
+def test_a_reader_resolves_its_tag_once(registry: Registry) -> None:
     registry.add("a", "v1", IMAGE)
     with open_reader(parse_image_name(f"docker://{registry.host}/a:v1")) as reader:
         first = reader.images()
@@ -306,7 +306,7 @@ def test_a_reader_keeps_to_the_image_it_has_found(registry: Registry) -> None:
         assert reader.images() == first
 
 
-def test_streams_stay_good_when_the_reader_is_closed(registry: Registry) -> None:
+def test_streams_stay_usable_after_the_reader_is_closed(registry: Registry) -> None:
     registry.add("a", "v1", IMAGE)
     layer = IMAGE.manifest["layers"][1]
     wanted = Descriptor(media_type=layer["mediaType"], digest=parse_digest(layer["digest"]), size=layer["size"])
@@ -324,7 +324,7 @@ def test_documents_are_read_once(registry: Registry) -> None:
     assert len(registry.requests) == 1
 
 
-def test_a_size_that_is_another_is_found_before_anything_is_read(registry: Registry) -> None:
+def test_a_wrong_size_is_found_before_reading(registry: Registry) -> None:
     registry.add("a", "v1", IMAGE)
     with open_reader(parse_image_name(f"docker://{registry.host}/a:v1")) as reader:
         wrong = Descriptor(media_type="x", digest=parse_digest(LAYER), size=5)
@@ -336,7 +336,7 @@ def test_a_size_that_is_another_is_found_before_anything_is_read(registry: Regis
             reader.open_blob(wrong)
 
 
-def test_an_image_that_is_not_there(registry: Registry) -> None:
+def test_an_absent_image_is_not_found(registry: Registry) -> None:
     with pytest.raises(NotFound):
         open_platform_image(f"docker://{registry.host}/a:v1")
 
@@ -347,14 +347,14 @@ def test_nothing_is_written_at_a_number_or_a_bad_name(registry: Registry) -> Non
             parse_image_name(name)
 
 
-def test_plain_http_is_said_or_configured(registry: Registry) -> None:
+def test_plain_http_is_an_option_or_a_setting(registry: Registry) -> None:
     registry.add("a", "v1", IMAGE)
     name = parse_image_name(f"docker://{registry.host}/a:v1")
     with open_reader(name, registry=RegistryOptions(plain_http=True)) as reader:
         assert reader.images()[0].descriptor.digest == IMAGE.descriptor["digest"]
 
 
-def test_options_of_a_block_count_for_what_is_opened_in_it(registry: Registry) -> None:
+def test_options_of_a_block_apply_to_readers_opened_in_it(registry: Registry) -> None:
     registry.add("a", "v1", IMAGE)
     name = f"docker://{registry.host}/a:v1"
     with registry_options(RegistryOptions(plain_http=False, tries=1)):

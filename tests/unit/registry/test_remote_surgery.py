@@ -112,7 +112,7 @@ def test_only_layers_that_are_needed_are_fetched_and_only_new_ones_are_sent(
 
 
 @pytest.mark.parametrize("operation", [operation for operation, _ in OPERATIONS])
-def test_the_same_gives_the_same(
+def test_the_same_surgery_gives_the_same_digest(
     registry: Registry, name: str, operation: Operation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", str(EPOCH))

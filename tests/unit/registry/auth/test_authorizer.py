@@ -56,21 +56,21 @@ def client(registry: Registry, options: RegistryOptions = OPTIONS) -> Client:
         ('realm="a"', []),
     ],
 )
-def test_challenges(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
-    assert expected == [(one.scheme, one.parameters) for one in parse_challenges(header)]
+def test_challenges_are_parsed(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
+    assert [(one.scheme, one.parameters) for one in parse_challenges(header)] == expected
 
 
 @given(st.text(alphabet='Bearer ="\\,a;\t\x00é', max_size=300))
-def test_any_header_is_read_somehow(header: str) -> None:
+def test_any_header_is_parsed_without_an_error(header: str) -> None:
     assert all(one.scheme == one.scheme.lower() for one in parse_challenges(header))
 
 
-def test_a_long_header_takes_no_long_time() -> None:
+def test_long_headers_are_parsed_quickly() -> None:
     for header in ('a="' * 100_000, "a" * 1_000_000, "a=" * 200_000, '\\"' * 200_000):
         parse_challenges(header)
 
 
-def test_a_token_is_asked_for_once_for_all_that_it_allows(registry: Registry) -> None:
+def test_a_token_is_requested_once_per_scope(registry: Registry) -> None:
     one = client(registry)
     for _ in range(3):
         one.manifest("v1")
@@ -84,7 +84,7 @@ def test_a_token_is_asked_for_once_for_all_that_it_allows(registry: Registry) ->
     ]
 
 
-def test_a_token_that_has_ended_is_replaced(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_token_is_replaced(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     one = client(registry)
     one.manifest("v1")
     later = time.monotonic() + 3000
@@ -93,7 +93,7 @@ def test_a_token_that_has_ended_is_replaced(registry: Registry, monkeypatch: pyt
     assert len(registry.asked("GET", "/token")) == 2
 
 
-def test_a_token_that_is_refused_is_replaced_once(registry: Registry) -> None:
+def test_a_refused_token_is_replaced_once(registry: Registry) -> None:
     one = client(registry)
     one.manifest("v1")
     challenge = {"WWW-Authenticate": f'Bearer realm="{registry.url}/token"'}
@@ -115,18 +115,18 @@ def test_an_identity_token_is_exchanged(registry: Registry) -> None:
     assert "Authorization" not in asked.headers
 
 
-def test_a_service_that_knows_access_tokens_alone(registry: Registry) -> None:
+def test_a_token_server_may_return_access_token_only(registry: Registry) -> None:
     registry.misbehave("GET", "/token", say(Answer(200, {}, compact({"access_token": TOKEN}))))
     assert client(registry).manifest("v1")[0].digest == IMAGE.descriptor["digest"]
 
 
-def test_anonymous_is_anonymous(registry: Registry) -> None:
+def test_anonymous_requests_use_no_credentials(registry: Registry) -> None:
     with pytest.raises(Denied):
         client(registry, replace(OPTIONS, credential=None, anonymous=True)).manifest("v1")
     assert registry.credentials_seen() == []
 
 
-def test_a_login_is_checked() -> None:
+def test_check_login_reports_a_wrong_password() -> None:
     for kind in ("basic", "bearer"):
         with Registry(auth=kind) as server:
             check_login(server.host, Credential(USER, PASSWORD))
@@ -135,7 +135,7 @@ def test_a_login_is_checked() -> None:
             assert "wrong password" not in f"{caught.value}{caught.value.hint}"
 
 
-def test_nothing_that_is_printed_shows_secrets(registry: Registry) -> None:
+def test_no_repr_shows_a_secret(registry: Registry) -> None:
     one = client(registry)
     one.manifest("v1")
     seen = repr(vars(one)) + repr(vars(one.own)) + repr(vars(one.own._authorizer))

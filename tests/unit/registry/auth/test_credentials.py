@@ -78,10 +78,10 @@ def helper(tmp_path: Path) -> Helper:
 
 
 class TestFinding:
-    def test_nothing_is_known_where_there_are_no_files(self, environ: dict[str, str]) -> None:
+    def test_without_files_there_are_no_credentials(self, environ: dict[str, str]) -> None:
         assert Credentials.load(environ).for_registry(HOST, "team/app") is None
 
-    def test_the_longest_key_that_a_repository_begins_with_counts(self, environ: dict[str, str], docker: Path) -> None:
+    def test_the_longest_matching_key_counts(self, environ: dict[str, str], docker: Path) -> None:
         keys = [HOST, f"{HOST}/team", f"{HOST}/team/app", f"{HOST}/te"]
         write(docker, {"auths": {key: {"auth": auth("u", key)} for key in keys}})
         known = Credentials.load(environ)
@@ -97,107 +97,107 @@ class TestFinding:
     @pytest.mark.parametrize(
         "key", [HOST, f"https://{HOST}", f"https://{HOST}/v1/", f"http://{HOST}/v2/", f"https://{HOST}/"]
     )
-    def test_old_keys_with_a_scheme_mean_the_host(self, environ: dict[str, str], docker: Path, key: str) -> None:
+    def test_old_keys_with_a_scheme_match_the_host(self, environ: dict[str, str], docker: Path, key: str) -> None:
         write(docker, {"auths": {key: {"auth": auth("ada", SECRET)}}})
-        assert Credential("ada", SECRET) == Credentials.load(environ).for_registry(HOST, "team/app")
+        assert Credentials.load(environ).for_registry(HOST, "team/app") == Credential("ada", SECRET)
 
     @pytest.mark.parametrize(
         "key", ["https://index.docker.io/v1/", "index.docker.io/v1", "docker.io", "index.docker.io"]
     )
     def test_docker_hub_is_found_by_each_of_its_names(self, environ: dict[str, str], docker: Path, key: str) -> None:
         write(docker, {"auths": {key: {"auth": auth("ada", SECRET)}}})
-        assert Credential("ada", SECRET) == Credentials.load(environ).for_registry("docker.io", "library/busybox")
+        assert Credentials.load(environ).for_registry("docker.io", "library/busybox") == Credential("ada", SECRET)
 
     @pytest.mark.parametrize(
         "key", ["registry.example", "registry.example:50", "xregistry.example:5000", "example:5000"]
     )
-    def test_another_host_never_gets_it(self, environ: dict[str, str], docker: Path, key: str) -> None:
+    def test_the_credential_of_another_host_is_not_used(self, environ: dict[str, str], docker: Path, key: str) -> None:
         write(docker, {"auths": {key: {"auth": auth("ada", SECRET)}}})
         assert Credentials.load(environ).for_registry(HOST, "team/app") is None
 
-    def test_the_first_file_that_knows_counts(self, environ: dict[str, str], docker: Path, tmp_path: Path) -> None:
+    def test_the_first_file_with_an_entry_counts(self, environ: dict[str, str], docker: Path, tmp_path: Path) -> None:
         environ["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
         write(docker, {"auths": {HOST: {"auth": auth("docker", "x")}, "b.example": {"auth": auth("docker", "x")}}})
         write(tmp_path / ".config/containers/auth.json", {"auths": {HOST: {"auth": auth("config", "x")}}})
-        assert Credential("config", "x") == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential("config", "x")
         write(tmp_path / "run/containers/auth.json", {"auths": {HOST: {"auth": auth("run", "x")}}})
-        assert Credential("run", "x") == Credentials.load(environ).for_registry(HOST)
-        assert Credential("docker", "x") == Credentials.load(environ).for_registry("b.example")
+        assert Credentials.load(environ).for_registry(HOST) == Credential("run", "x")
+        assert Credentials.load(environ).for_registry("b.example") == Credential("docker", "x")
 
-    def test_a_file_that_the_environment_names_is_read_alone(
+    def test_only_the_file_in_the_environment_is_read(
         self, environ: dict[str, str], docker: Path, tmp_path: Path
     ) -> None:
         write(docker, {"auths": {HOST: {"auth": auth("docker", "x")}}})
         environ["REGISTRY_AUTH_FILE"] = str(write(tmp_path / "named.json", {"auths": {}}))
         assert Credentials.load(environ).for_registry(HOST) is None
 
-    def test_docker_config_says_where_dockers_file_is(
+    def test_docker_config_names_the_directory_of_dockers_file(
         self, environ: dict[str, str], docker: Path, tmp_path: Path
     ) -> None:
         write(docker, {"auths": {HOST: {"auth": auth("home", "x")}}})
         write(tmp_path / "elsewhere/config.json", {"auths": {HOST: {"auth": auth("elsewhere", "x")}}})
         environ["DOCKER_CONFIG"] = str(tmp_path / "elsewhere")
-        assert Credential("elsewhere", "x") == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential("elsewhere", "x")
 
     def test_an_identity_token_comes_with_its_user(self, environ: dict[str, str], docker: Path) -> None:
         write(docker, {"auths": {HOST: {"auth": auth("ada", ""), "identitytoken": SECRET}}})
-        assert Credential("ada", "", SECRET) == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential("ada", "", SECRET)
 
-    def test_passwords_keep_their_colons_and_lose_dockers_padding(self, environ: dict[str, str], docker: Path) -> None:
+    def test_passwords_keep_colons_and_lose_dockers_padding(self, environ: dict[str, str], docker: Path) -> None:
         write(docker, {"auths": {HOST: {"auth": auth("ada", "a:b:c\0\0")}}})
-        assert Credential("ada", "a:b:c") == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential("ada", "a:b:c")
 
     def test_an_empty_entry_is_no_credential(self, environ: dict[str, str], docker: Path) -> None:
         write(docker, {"auths": {HOST: {}}, "unknown": [1]})
         assert Credentials.load(environ).for_registry(HOST) is None
 
-    def test_an_empty_file_has_none(self, environ: dict[str, str], docker: Path) -> None:
+    def test_an_empty_file_has_no_credential(self, environ: dict[str, str], docker: Path) -> None:
         docker.parent.mkdir()
         docker.write_text("\n")
         assert Credentials.load(environ).for_registry(HOST) is None
 
 
 class TestKeychains:
-    def test_a_program_is_asked_for_its_registry(self, environ: dict[str, str], docker: Path, helper: Helper) -> None:
+    def test_a_helper_is_run_for_its_registry(self, environ: dict[str, str], docker: Path, helper: Helper) -> None:
         kept = helper("chain")
         write(kept, {HOST: {"Username": "ada", "Secret": SECRET}})
         write(docker, {"credHelpers": {HOST: "chain"}, "auths": {HOST: {"auth": auth("file", "x")}}})
         known = Credentials.load(environ)
-        assert Credential("ada", SECRET) == known.for_registry(HOST, "team/app")
+        assert known.for_registry(HOST, "team/app") == Credential("ada", SECRET)
         assert known.for_registry("other.example") is None
 
-    def test_the_store_is_asked_by_dockers_name_for_its_hub(
+    def test_the_default_helper_is_run_with_dockers_key_for_its_hub(
         self, environ: dict[str, str], docker: Path, helper: Helper
     ) -> None:
         write(helper("chain"), {"https://index.docker.io/v1/": {"Username": "ada", "Secret": SECRET}})
         write(docker, {"credsStore": "chain", "auths": {"https://index.docker.io/v1/": {}}})
-        assert Credential("ada", SECRET) == Credentials.load(environ).for_registry("docker.io", "library/busybox")
+        assert Credentials.load(environ).for_registry("docker.io", "library/busybox") == Credential("ada", SECRET)
 
-    def test_the_user_token_means_an_identity_token(
+    def test_the_user_token_marks_an_identity_token(
         self, environ: dict[str, str], docker: Path, helper: Helper
     ) -> None:
         write(helper("chain"), {HOST: {"Username": "<token>", "Secret": SECRET}})
         write(docker, {"credsStore": "chain"})
-        assert Credential(identity_token=SECRET) == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential(identity_token=SECRET)
 
-    def test_the_file_counts_where_the_keychain_knows_nothing(
+    def test_the_file_counts_if_the_keychain_has_no_entry(
         self, environ: dict[str, str], docker: Path, helper: Helper
     ) -> None:
         helper("chain")
         write(docker, {"credsStore": "chain", "auths": {HOST: {"auth": auth("file", "x")}}})
-        assert Credential("file", "x") == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential("file", "x")
 
-    def test_a_store_that_is_not_installed_is_an_error_only_where_it_is_needed(
+    def test_a_missing_default_helper_is_an_error_only_if_it_is_needed(
         self, environ: dict[str, str], docker: Path
     ) -> None:
         write(docker, {"credsStore": "absent", "auths": {HOST: {"auth": auth("file", "x")}}})
         known = Credentials.load(environ)
-        assert Credential("file", "x") == known.for_registry(HOST)
+        assert known.for_registry(HOST) == Credential("file", "x")
         with pytest.raises(NotFound, match="credsStore: docker-credential-absent is not on the PATH"):
             known.for_registry("other.example")
 
     @pytest.mark.parametrize("name", ["../../bin/sh", "a b", "-x", "a;b", "a/b", "\0", "a\nb"])
-    def test_a_name_that_could_be_more_than_a_name_is_refused(
+    def test_helper_names_with_path_characters_are_refused(
         self, environ: dict[str, str], docker: Path, name: str
     ) -> None:
         write(docker, {"credHelpers": {HOST: name}})
@@ -217,7 +217,7 @@ class TestKeychains:
         ],
         ids=["fails", "no JSON", "half", "a list", "endless", "silent", "a child that holds the pipe"],
     )
-    def test_what_a_bad_program_prints_is_not_repeated(
+    def test_the_output_of_a_failing_helper_is_not_quoted(
         self,
         environ: dict[str, str],
         docker: Path,
@@ -236,7 +236,7 @@ class TestKeychains:
         told = f"{caught.value} {caught.value.hint} {caught.value.__cause__}"
         assert SECRET not in told + "".join(capfd.readouterr())
 
-    def test_the_pipe_that_a_child_held_is_closed_when_the_child_lets_go(
+    def test_a_pipe_held_by_a_child_of_the_helper_is_closed(
         self, environ: dict[str, str], docker: Path, helper: Helper, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(helper_program, "TIMEOUT", 0.2)
@@ -270,7 +270,7 @@ class TestMalformedFiles:
             ({"credHelpers": {HOST: [SECRET]}}, f"credHelpers.{HOST}"),
         ],
     )
-    def test_the_file_and_the_key_are_named_and_the_content_is_not(
+    def test_errors_name_file_and_key_but_no_content(
         self, environ: dict[str, str], docker: Path, document: Any, key: str
     ) -> None:
         write(docker, document)
@@ -281,14 +281,14 @@ class TestMalformedFiles:
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
     @pytest.mark.parametrize("text", ['{"auths": {"a": "s3cret-of-ada"', "[" * 200_000, "\0", '{"a": "\udcff"}'])
-    def test_what_is_no_json_is_not_repeated(self, environ: dict[str, str], docker: Path, text: str) -> None:
+    def test_malformed_json_is_not_quoted(self, environ: dict[str, str], docker: Path, text: str) -> None:
         docker.parent.mkdir()
         docker.write_text(text, errors="surrogateescape")
         with pytest.raises(InvalidInput, match="not JSON") as caught:
             Credentials.load(environ)
         assert SECRET not in str(caught.value)
 
-    def test_a_file_of_any_size_is_not_read(self, environ: dict[str, str]) -> None:
+    def test_a_huge_file_is_refused(self, environ: dict[str, str]) -> None:
         with pytest.raises(Exhausted):
             Credentials.load({**environ, "REGISTRY_AUTH_FILE": "/dev/zero"})
 
@@ -301,9 +301,11 @@ class TestMalformedFiles:
 
 
 class TestLogin:
-    def test_what_was_kept_is_found_and_is_for_its_owner_alone(self, environ: dict[str, str], docker: Path) -> None:
-        assert str(docker) == login(HOST, Credential("ada", SECRET), environ=environ)
-        assert Credential("ada", SECRET) == Credentials.load(environ).for_registry(HOST, "team/app")
+    def test_a_stored_login_is_found_and_readable_by_its_owner_only(
+        self, environ: dict[str, str], docker: Path
+    ) -> None:
+        assert login(HOST, Credential("ada", SECRET), environ=environ) == str(docker)
+        assert Credentials.load(environ).for_registry(HOST, "team/app") == Credential("ada", SECRET)
         assert stat.S_IMODE(docker.stat().st_mode) == 0o600
         assert stat.S_IMODE(docker.parent.stat().st_mode) == 0o700
         assert [docker.name] == os.listdir(docker.parent)
@@ -315,26 +317,26 @@ class TestLogin:
         docker.chmod(0o644)
         login(HOST, Credential("ada", SECRET), environ=environ)
         expected = {"HttpHeaders": {"X": "y"}, "auths": {**others, HOST: {"auth": auth("ada", SECRET)}}}
-        assert expected == json.loads(docker.read_text())
+        assert json.loads(docker.read_text()) == expected
         assert stat.S_IMODE(docker.stat().st_mode) == 0o600
         logout(HOST, environ=environ)
         assert {"HttpHeaders": {"X": "y"}, "auths": others} == json.loads(docker.read_text())
 
-    def test_docker_hub_is_kept_by_the_name_that_docker_has_for_it(self, environ: dict[str, str], docker: Path) -> None:
+    def test_docker_hub_is_stored_under_dockers_key(self, environ: dict[str, str], docker: Path) -> None:
         login("docker.io", Credential("ada", SECRET), environ=environ)
         assert list(json.loads(docker.read_text())["auths"]) == ["https://index.docker.io/v1/"]
 
-    def test_an_identity_token_comes_back(self, environ: dict[str, str]) -> None:
+    def test_a_stored_identity_token_is_found(self, environ: dict[str, str]) -> None:
         credential = Credential("ada", "", SECRET)
         login(HOST, credential, environ=environ)
         assert credential == Credentials.load(environ).for_registry(HOST)
 
-    def test_it_goes_to_the_file_that_is_read_for_the_registry(self, environ: dict[str, str], tmp_path: Path) -> None:
+    def test_a_login_goes_to_the_file_that_has_the_registry(self, environ: dict[str, str], tmp_path: Path) -> None:
         first = write(tmp_path / ".config/containers/auth.json", {"auths": {HOST: {"auth": auth("old", "x")}}})
         assert str(first) == login(HOST, Credential("ada", SECRET), environ=environ)
-        assert Credential("ada", SECRET) == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential("ada", SECRET)
 
-    def test_a_link_stays_a_link(self, environ: dict[str, str], docker: Path, tmp_path: Path) -> None:
+    def test_a_symlinked_file_stays_a_symlink(self, environ: dict[str, str], docker: Path, tmp_path: Path) -> None:
         target = write(tmp_path / "dotfiles/config.json", {})
         docker.parent.mkdir()
         docker.symlink_to(target)
@@ -342,7 +344,7 @@ class TestLogin:
         assert docker.is_symlink()
         assert HOST in json.loads(target.read_text())["auths"]
 
-    def test_a_keychain_takes_it_and_the_file_does_not(
+    def test_a_login_goes_to_the_keychain_and_not_to_the_file(
         self, environ: dict[str, str], docker: Path, helper: Helper
     ) -> None:
         kept = helper("chain")
@@ -350,11 +352,11 @@ class TestLogin:
         assert login(HOST, Credential("ada", SECRET), environ=environ) == "docker-credential-chain"
         assert json.loads(docker.read_text()) == {"credsStore": "chain", "auths": {}}
         assert json.loads(kept.read_text()) == {HOST: {"ServerURL": HOST, "Username": "ada", "Secret": SECRET}}
-        assert Credential("ada", SECRET) == Credentials.load(environ).for_registry(HOST)
+        assert Credentials.load(environ).for_registry(HOST) == Credential("ada", SECRET)
         logout(HOST, environ=environ)
         assert json.loads(kept.read_text()) == {}
 
-    def test_a_keychain_keeps_an_identity_token_under_the_user_that_means_one(
+    def test_a_keychain_stores_an_identity_token_under_the_token_user(
         self, environ: dict[str, str], docker: Path, helper: Helper
     ) -> None:
         kept = helper("chain")
@@ -362,7 +364,7 @@ class TestLogin:
         login(HOST, Credential("ada", "", SECRET), environ=environ)
         assert json.loads(kept.read_text()) == {HOST: {"ServerURL": HOST, "Username": "<token>", "Secret": SECRET}}
 
-    def test_after_logout_no_file_knows_it(self, environ: dict[str, str], docker: Path, tmp_path: Path) -> None:
+    def test_after_logout_no_file_has_the_registry(self, environ: dict[str, str], docker: Path, tmp_path: Path) -> None:
         write(docker, {"auths": {HOST: {"auth": auth("ada", SECRET)}}})
         write(tmp_path / ".config/containers/auth.json", {"auths": {HOST: {"auth": auth("ada", SECRET)}}})
         logout(HOST, environ=environ)
@@ -370,17 +372,17 @@ class TestLogin:
         with pytest.raises(NotFound, match=r"there is no login for registry\.example:5000"):
             logout(HOST, environ=environ)
 
-    def test_a_colon_in_a_user_is_refused(self, environ: dict[str, str], docker: Path) -> None:
+    def test_a_user_name_with_a_colon_is_refused(self, environ: dict[str, str], docker: Path) -> None:
         with pytest.raises(InvalidInput, match="colon"):
             login(HOST, Credential("a:b", SECRET), environ=environ)
         assert not docker.exists()
 
-    def test_there_must_be_a_place_to_keep_it(self) -> None:
+    def test_a_login_needs_a_home_directory(self) -> None:
         with pytest.raises(NotFound):
             login(HOST, Credential("ada", SECRET), environ={})
 
 
-def test_printing_shows_no_secret(environ: dict[str, str]) -> None:
+def test_the_repr_shows_no_secret(environ: dict[str, str]) -> None:
     credential = Credential("ada", SECRET, SECRET)
     login(HOST, credential, environ=environ)
     known = Credentials.load(environ)

@@ -64,17 +64,17 @@ def body(found: RawResponse, size: int = 7) -> bytes:
 )
 def test_a_body_ends_where_its_head_says(raw: bytes, expected: bytes | None, stays: bool) -> None:
     found = answer(raw)
-    assert (b"all of it in pieces" if expected is None else expected) == body(found)
+    assert body(found) == (b"all of it in pieces" if expected is None else expected)
     assert found.reusable == stays
 
 
-def test_an_answer_about_a_body_has_none() -> None:
+def test_the_response_to_head_has_no_body() -> None:
     found = answer(OK + b"Content-Length: 3\r\n\r\n", "HEAD")
     assert (body(found), found.reusable, found.headers["content-length"]) == (b"", True, "3")
     assert answer(OK + b"Transfer-Encoding: chunked\r\n\r\n", "HEAD").reusable
 
 
-def test_a_connection_is_not_good_for_more_before_the_body_is_read() -> None:
+def test_a_connection_is_reusable_only_after_the_body_is_read() -> None:
     found = answer(OK + b"Content-Length: 9\r\n\r\nall of it")
     assert not found.reusable
     assert 0 < found.readinto(memoryview(bytearray(4))) <= 4
@@ -108,7 +108,7 @@ def test_fields_are_joined_and_found_in_any_case() -> None:
         b"HTTP/1.1 2000 OK\r\n\r\n",
     ],
 )
-def test_what_is_no_head_is_refused(raw: bytes) -> None:
+def test_malformed_heads_are_refused(raw: bytes) -> None:
     with pytest.raises(MalformedResponse):
         answer(raw)
 
@@ -125,20 +125,20 @@ def test_what_is_no_head_is_refused(raw: bytes) -> None:
         b"f" * 16 + b"\r\nall",
     ],
 )
-def test_chunks_that_are_none_are_refused(raw: bytes) -> None:
+def test_malformed_chunks_are_refused(raw: bytes) -> None:
     found = answer(OK + b"Transfer-Encoding: chunked\r\n\r\n" + raw)
     with pytest.raises(MalformedResponse):
         body(found)
     assert not found.reusable
 
 
-def test_a_line_may_come_in_two_buffers() -> None:
+def test_a_line_may_span_two_buffers() -> None:
     many = b"".join(b"n%d: %s\r\n" % (at, bytes([97 + at]) * 30_000) for at in range(5))
     found = answer(OK + many + b"Content-Length: 3\r\n\r\nall")
     assert (found.headers["N4"], body(found), found.reusable) == ("e" * 30_000, b"all", True)
 
 
-def test_a_body_that_is_cut_is_no_body() -> None:
+def test_a_cut_body_is_an_error() -> None:
     found = answer(OK + b"Content-Length: 9\r\n\r\nall")
     with pytest.raises(MalformedResponse, match="closed"):
         body(found)
@@ -149,7 +149,7 @@ def test_lengths_that_differ_are_refused() -> None:
         answer(OK + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nall")
 
 
-def test_a_head_that_drips_is_not_waited_for() -> None:
+def test_a_dripping_head_times_out() -> None:
     start = time.monotonic()
     with pytest.raises(TimeoutError):
         RawResponse(Dripping(), "GET", 0.05)
@@ -167,7 +167,7 @@ assert RawResponse(Given(), "GET", 1).reusable
 """
 
 
-def test_an_answer_that_is_done_with_goes_without_a_word() -> None:
+def test_a_finished_response_is_deleted_without_a_warning() -> None:
     done = subprocess.run([sys.executable, "-X", "dev", "-c", _DROPPED], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0

@@ -41,7 +41,7 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.mark.parametrize("sign_in", ["", "ada:secret@"])
-def test_a_proxy_is_asked_for_other_machines(registry: Registry, monkeypatch: pytest.MonkeyPatch, sign_in: str) -> None:
+def test_plain_requests_go_to_the_proxy(registry: Registry, monkeypatch: pytest.MonkeyPatch, sign_in: str) -> None:
     def forward(request: Request, serve: object) -> Answer:
         return Answer(200, {"Content-Type": IMAGE.manifest["mediaType"]}, RAW)
 
@@ -101,7 +101,7 @@ class Proxy:
 
 
 @pytest.mark.parametrize("layered", [False, True])
-def test_a_proxy_passes_on_what_is_behind_tls(
+def test_tls_goes_through_a_tunnel_of_the_proxy(
     layered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
 ) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -138,7 +138,7 @@ def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.
     assert "secret" not in str(caught.value)
 
 
-def test_a_proxy_that_is_down_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_is_down_is_not_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://ada:secret@127.0.0.1:1")
     with pytest.raises(Unavailable) as caught:
         Client("registry.invalid", "a", ONCE).manifest("v1")
@@ -146,7 +146,7 @@ def test_a_proxy_that_is_down_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("lengths", [["5", "6"], ["5, 6"], ["+5"], ["0x5"], [" "], ["9" * 30]])
-def test_a_length_that_could_be_read_in_two_ways_is_refused(registry: Registry, lengths: list[str]) -> None:
+def test_an_ambiguous_length_is_refused(registry: Registry, lengths: list[str]) -> None:
     start = head(200, {"Content-Type": IMAGE.manifest["mediaType"]}).removesuffix(b"\r\n")
     lines = "".join(f"Content-Length: {length}\r\n" for length in lengths).encode()
     registry.misbehave("GET", "/manifests/", say(Answer(200, raw=start + lines + b"\r\n" + RAW)))
@@ -156,7 +156,7 @@ def test_a_length_that_could_be_read_in_two_ways_is_refused(registry: Registry, 
     client.close()
 
 
-def test_the_same_length_twice_is_one(registry: Registry) -> None:
+def test_a_repeated_equal_length_is_accepted(registry: Registry) -> None:
     start = head(200, {"Content-Type": IMAGE.manifest["mediaType"]}).removesuffix(b"\r\n")
     line = f"Content-Length: {len(RAW)}\r\n".encode()
     registry.misbehave("GET", "/manifests/", say(Answer(200, raw=start + line + line + b"\r\n" + RAW)))
@@ -165,7 +165,7 @@ def test_the_same_length_twice_is_one(registry: Registry) -> None:
     client.close()
 
 
-def test_headers_of_the_settings_are_sent_to_the_host(registry: Registry) -> None:
+def test_configured_headers_are_sent_to_the_host(registry: Registry) -> None:
     host = HostConfig("http", registry.host, headers=(("X-Extra", "1"),))
     transport = Transport(host, ONCE, environ={})
     transport.send("GET", f"{host.url}/", headers={}).discard()
@@ -189,7 +189,7 @@ def test_a_large_body_is_sent_whole(registry: Registry) -> None:
     assert seen == [body, b""]
 
 
-def test_connections_are_used_again(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_reused(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[socket.socket] = []
     create = socket.create_connection
 
@@ -205,7 +205,7 @@ def test_connections_are_used_again(registry: Registry, monkeypatch: pytest.Monk
     assert len(made) == 1
 
 
-def test_a_connection_that_was_closed_meanwhile_is_not_used(registry: Registry) -> None:
+def test_a_closed_idle_connection_is_not_reused(registry: Registry) -> None:
     def close(request: Request, serve: Callable[[], Answer]) -> Answer:
         start = head(200, {"Content-Length": str(len(RAW)), "Content-Type": IMAGE.manifest["mediaType"]})
         return Answer(200, raw=start + RAW)  # without a word that it is the last
@@ -218,7 +218,7 @@ def test_a_connection_that_was_closed_meanwhile_is_not_used(registry: Registry) 
     client.close()
 
 
-def test_what_a_server_says_before_it_has_read_all_is_heard(registry: Registry) -> None:
+def test_a_response_before_the_whole_body_is_sent_is_read(registry: Registry) -> None:
     registry.misbehave("PUT", "", say(Answer(413, {"Connection": "close"}, b"too large")))
     transport = Transport(HostConfig("http", registry.host), ONCE, environ={})
     # Where it hangs up with bytes unread the system may drop its words, so that one of two things is to be seen.
@@ -228,7 +228,7 @@ def test_what_a_server_says_before_it_has_read_all_is_heard(registry: Registry) 
     transport.close()
 
 
-def test_headers_that_would_be_more_than_one_are_not_sent(registry: Registry) -> None:
+def test_header_values_with_line_breaks_are_refused(registry: Registry) -> None:
     transport = Transport(HostConfig("http", registry.host), ONCE, environ={})
     for value in ("a\r\nX-Other: b", "a\0", "\u20ac"):
         with pytest.raises(InvalidInput, match="Content-Type"):
@@ -237,7 +237,7 @@ def test_headers_that_would_be_more_than_one_are_not_sent(registry: Registry) ->
     transport.close()
 
 
-def test_a_redirect_to_a_path_in_any_letters_is_followed(registry: Registry) -> None:
+def test_a_redirect_to_a_path_beyond_ascii_is_followed(registry: Registry) -> None:
     registry.misbehave("GET", "/from", say(Answer(307, {"Location": "/z\xfcr?a=b%20c"})))
     registry.misbehave("GET", "/z", say(Answer(200, {}, b"there")))
     transport = Transport(HostConfig("http", registry.host), ONCE, environ={})
@@ -246,7 +246,7 @@ def test_a_redirect_to_a_path_in_any_letters_is_followed(registry: Registry) -> 
     transport.close()
 
 
-def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_unreadable_certificate(tmp_path: Path) -> None:
     missing = tmp_path / "missing.pem"
     with pytest.raises(LamellaError, match=r"missing\.pem"):
         Transport(HostConfig("https", "registry.invalid", ca=(missing,)), ONCE, environ={}).send(

@@ -21,8 +21,8 @@ HTTPS = Origin("https", "registry.example", 443)
         ("http://[::1]:5000/a?b", Origin("http", "::1", 5000), "[::1]:5000"),
     ],
 )
-def test_who_answers_for_a_url(url: str, expected: Origin, text: str) -> None:
-    assert expected == parse_origin(url)
+def test_the_origin_of_a_url(url: str, expected: Origin, text: str) -> None:
+    assert parse_origin(url) == expected
     assert text == str(parse_origin(url))
 
 
@@ -33,17 +33,17 @@ def test_who_answers_for_a_url(url: str, expected: Origin, text: str) -> None:
         *("https://user@a/", "https://user:secret@a/", "https://[::1/", "https://a b/", "https://a/\nb", "https://ä/"),
     ],
 )
-def test_what_is_no_address_of_a_registry(url: str) -> None:
+def test_malformed_and_foreign_urls_have_no_origin(url: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_origin(url)
     assert "secret" not in str(caught.value)
 
 
-def test_what_is_shown_of_a_url_has_no_secrets() -> None:
+def test_a_redacted_url_has_no_user_and_query() -> None:
     assert redact_url("https://u:p@a.example:1/b/c?signature=x#y") == "https://a.example:1/b/c"
 
 
-def test_a_location_is_seen_from_where_it_was_said() -> None:
+def test_a_location_is_relative_to_its_response() -> None:
     assert join_url("https://a.example/v2/x?y", "/v2/z") == "https://a.example/v2/z"
     with pytest.raises(InvalidInput):
         join_url("https://a.example/", "http://[::1")
@@ -56,21 +56,21 @@ def test_a_location_is_seen_from_where_it_was_said() -> None:
         *("2002:a9fe:a9fe::1", "fd00:ec2::254", "100.100.100.200", "0.0.0.0", "::", "224.0.0.1"),
     ],
 )
-def test_networks_of_a_machines_own_services_are_out_of_bounds(address: str) -> None:
+def test_link_local_and_metadata_addresses_are_refused(address: str) -> None:
     for loopback in (False, True):
         with pytest.raises(Denied):
             check_address(address, loopback=loopback)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "localhost"])
-def test_this_machine_is_reached_from_itself_alone(address: str) -> None:
+def test_loopback_is_reached_from_loopback_only(address: str) -> None:
     check_address(address, loopback=True)
     with pytest.raises(Denied):
         check_address(address, loopback=False)
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "192.168.1.1", "172.16.0.1", "fd12::1", "8.8.8.8", "storage.example"])
-def test_private_networks_are_where_private_registries_keep_their_blobs(address: str) -> None:
+def test_private_networks_are_allowed(address: str) -> None:
     check_address(address, loopback=False)
 
 
@@ -93,27 +93,27 @@ PROXY = "http://proxy.example:3128"
         ({"HTTPS_PROXY": PROXY, "NO_PROXY": ".registry.example,ample,10.0.0.0/8,,"}, PROXY),
     ],
 )
-def test_the_proxy_is_the_environments(environ: dict[str, str], expected: str | None) -> None:
-    assert expected == proxy_for(HTTPS, environ)
+def test_the_proxy_comes_from_the_environment(environ: dict[str, str], expected: str | None) -> None:
+    assert proxy_for(HTTPS, environ) == expected
 
 
 @pytest.mark.parametrize("exceptions", ["10.0.0.0/8", "10.1.2.3", "10.1.2.3:5000", "fd00::/8,10.1.0.0/16"])
-def test_networks_are_excepted_from_the_proxy(exceptions: str) -> None:
+def test_no_proxy_takes_networks(exceptions: str) -> None:
     environ = {"HTTP_PROXY": PROXY, "NO_PROXY": exceptions}
-    assert None is proxy_for(Origin("http", "10.1.2.3", 5000), environ)
+    assert proxy_for(Origin("http", "10.1.2.3", 5000), environ) is None
     assert proxy_for(Origin("http", "11.1.2.3", 5000), environ) == PROXY
 
 
-def test_this_machine_is_not_reached_by_a_proxy() -> None:
+def test_loopback_uses_no_proxy() -> None:
     for host in ("localhost", "127.0.0.1", "::1"):
-        assert None is proxy_for(Origin("http", host, 5000), {"HTTP_PROXY": PROXY})
+        assert proxy_for(Origin("http", host, 5000), {"HTTP_PROXY": PROXY}) is None
 
 
-def test_a_proxy_that_a_web_request_could_have_named_is_not_used() -> None:
+def test_http_proxy_is_ignored_in_a_cgi_program() -> None:
     environ = {"HTTP_PROXY": PROXY, "REQUEST_METHOD": "GET"}
-    assert None is proxy_for(Origin("http", "registry.example", 80), environ)
+    assert proxy_for(Origin("http", "registry.example", 80), environ) is None
 
 
-def test_other_kinds_of_proxies_are_refused() -> None:
+def test_other_proxy_schemes_are_refused() -> None:
     with pytest.raises(InvalidInput, match="HTTPS_PROXY"):
         proxy_for(HTTPS, {"HTTPS_PROXY": "socks5://u:secret@a"})
