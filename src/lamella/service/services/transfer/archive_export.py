@@ -47,7 +47,7 @@ def export_archive(
     space: LocalNamespace,
     names: Iterable[str],
     write: Callable[[Buffer], object],
-    platforms: Sequence[Platform | None] | None,
+    platforms: Sequence[Platform] | None,
     *,
     saved_file: bool = True,
     foreign: bool = True,
@@ -60,7 +60,7 @@ def export_archive(
     the store holds. Nothing is written before all blobs are found. The same images give the same bytes.
     Raises NotFound, Unsupported, Integrity, Cancelled, and whatever ``write`` raises.
     """
-    wanted = platforms if platforms is None else [one or host_platform() for one in platforms or [None]]
+    wanted = platforms if platforms is None else platforms or [host_platform()]
     assert space.lease is not None  # noqa: S101  # the images must not be collected meanwhile
     targets: dict[str, Descriptor] = {}
     for name in names:

@@ -20,9 +20,9 @@ from lamella.oci.documents import MAX_DOCUMENT, encode
 from lamella.oci.index import new_index
 from lamella.oci.layout import CONTAINERD_NAME, INDEX_FILE, LAYOUT_FILE, REF_NAME
 from lamella.oci.mediatypes import OCI_INDEX, OCI_LAYER
-from lamella.oci.platform import Platform, host_platform
+from lamella.oci.platform import Platform
 from lamella.operations.copy import put_missing
-from lamella.service.services.transfer.names import names_of, whole_names
+from lamella.service.services.transfer.destination import names_of, whole_names
 from lamella.service.services.transfer.selection import Parts
 from lamella.store.content.put import label_blob
 from lamella.store.gc.labels import manifest_key, reference_labels
@@ -40,7 +40,7 @@ def import_archive(
     space: LocalNamespace,
     file: int,
     destination: ImageStore,
-    platforms: Sequence[Platform | None],
+    platforms: Sequence[Platform],
     *,
     compress: bool = False,
     cancel: Cancellation | None = None,
@@ -51,14 +51,13 @@ def import_archive(
     imported, or all; the archive may lack the others. Blobs are checked. Raises NotFound (a part, a platform, no
     requested name), InvalidInput, Unsupported (uncompressed layers with ``compress``), Integrity, Exhausted, Cancelled.
     """
-    wanted = [platform or host_platform() for platform in platforms]
     archive = Archive(f"/proc/self/fd/{file}", _WHERE, cancel)
     with _reader(archive) as reader, StoreWriter(space) as writer:
         graph = ImageGraph(reader, cancel=cancel)
         entries, raw = _entries(reader, archive)
         if compress and isinstance(reader, DockerArchiveReader):
             _refuse_plain(graph, entries)
-        parts = Parts(graph, wanted)
+        parts = Parts(graph, platforms)
         named: list[tuple[str, Descriptor]] = []
         for entry in entries:
             if parts.suits(entry):

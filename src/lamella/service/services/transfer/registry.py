@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from lamella.changes.job import Job
-from lamella.errors import Conflict, InvalidInput, LamellaError, Unsupported
+from lamella.errors import Conflict, InvalidInput, LamellaError, NotFound, Unsupported
 from lamella.images.graph import ImageGraph
 from lamella.images.options import RegistryOptions
 from lamella.oci.descriptor import Descriptor
-from lamella.oci.platform import Platform, host_platform
 from lamella.oci.reference import Reference, parse_reference
 from lamella.operations.copy import BlobObserver, put_missing
 from lamella.progress import NoProgress
@@ -30,6 +29,7 @@ from lamella.registry.reader import RegistryReader
 from lamella.registry.writer import RegistryWriter
 from lamella.service.grpc.status import TurnedAway
 from lamella.service.services.streaming import SOON, ByteSender, Exchange, Take, unpacked
+from lamella.service.services.transfer.destination import requested_names, requested_platforms
 from lamella.service.services.transfer.selection import Parts
 from lamella.store.content.put import label_blob
 from lamella.store.contract import Resource
@@ -63,20 +63,21 @@ _LOGIN_HINT: Final = "give the server a login for the registry"
 def pull(
     space: LocalNamespace,
     source: pb.OCIRegistry,
+    destination: pb.ImageStore,
     take: Take,
-    platforms: Sequence[Platform | None],
     *,
-    documents: bool = False,
-    name: str = "",
     report: Report,
     cancel: Cancellation,
 ) -> Descriptor:
     """Fetch the image that ``source`` names into ``space``, which has a lease; it gets no name yet.
 
-    ``take`` opens a stream of the client by its name. Of an index, the images for ``platforms`` are fetched, or all,
-    and with ``documents`` the manifests and configs of the others. ``report`` receives the progress of ``name``.
-    Raises NotFound, Denied, InvalidInput, Unsupported, Integrity, Exhausted, Unavailable, Cancelled.
+    ``take`` opens a stream of the client by its name. Of an index, the images for the platforms of ``destination`` are
+    fetched, or all, and with ``all_metadata`` the manifests and configs of the others. Raises NotFound (also no name),
+    Denied, InvalidInput, Unsupported, Integrity, Exhausted, Unavailable, Cancelled.
     """
+    name, _ = next(requested_names(destination), ("", False))
+    if not name:
+        raise NotFound("no name is given to the image")
     reference = _reference(source)
     where = f"OCI Registry ({source.reference})"
     report(event=f"Resolving from {where}")
@@ -89,7 +90,7 @@ def pull(
         report(event=f"Pulling from {where}")
         report(event="fetching image content", name=name, desc=sent_descriptor(target))
         graph = ImageGraph(reader, cancel=cancel)
-        parts = Parts(graph, [one or host_platform() for one in platforms], documents=documents)
+        parts = Parts(graph, requested_platforms(destination.platforms), documents=destination.all_metadata)
         parts.add([target])
         progress = ImageProgress(report, name, "downloading")
         progress.announce(parts.found.values(), {digest: needs.values() for digest, needs in parts.children.items()})

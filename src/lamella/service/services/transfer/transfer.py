@@ -14,13 +14,12 @@ from google.protobuf.empty_pb2 import Empty
 from lamella.changes.job import Job
 from lamella.errors import AlreadyExists, InvalidInput, NotFound, Unsupported, from_os
 from lamella.oci.descriptor import Descriptor
-from lamella.oci.platform import Platform
-from lamella.protocol.proto import images_pb2, types_pb2
+from lamella.protocol.proto import images_pb2
 from lamella.protocol.proto import transfers_pb2 as pb
 from lamella.protocol.wire import labels, sent_descriptor, type_name
 from lamella.service.grpc.rpc import Call
 from lamella.service.services.streaming import SOON, ByteSender, Exchange, Streaming, Take, receive_bytes, unpacked
-from lamella.service.services.transfer.names import requested_names, whole_names
+from lamella.service.services.transfer.destination import requested_platform, requested_platforms, whole_names
 from lamella.store.contract import ImageRecord
 from lamella.store.metadata.leases import under_lease
 from lamella.store.store import LocalNamespace
@@ -111,7 +110,7 @@ class Transfer:
                 held,
                 file.fileno(),
                 destination,
-                [platform(one) for one in destination.platforms],
+                requested_platforms(destination.platforms),
                 compress=source.force_compress,
                 cancel=call,
             )
@@ -146,7 +145,7 @@ class Transfer:
                 held,
                 dict.fromkeys(names),
                 sender.write,
-                None if destination.all_platforms else [platform(one) for one in destination.platforms],
+                None if destination.all_platforms else requested_platforms(destination.platforms),
                 saved_file=not destination.skip_compatibility_manifest,
                 foreign=not destination.skip_non_distributable,
                 cancel=call,
@@ -163,20 +162,8 @@ class Transfer:
 
         if destination.manifest_limit:
             raise Unsupported("max_manifests is not supported; select platforms instead")
-        name, _ = next(requested_names(destination), ("", False))
-        if not name:
-            raise NotFound("no name is given to the image")
         with under_lease(self._shared.space(call)) as held:
-            target = pull(
-                held,
-                source,
-                take,
-                [platform(one) for one in destination.platforms],
-                documents=destination.all_metadata,
-                name=name,
-                report=report,
-                cancel=call,
-            )
+            target = pull(held, source, destination, take, report=report, cancel=call)
             self._unpack(held, destination, [target], call)
             for each in whole_names(destination, target):
                 self._set_name(held, each, target, destination, call)
@@ -232,21 +219,12 @@ class Transfer:
         for wanted in destination.unpacks:
             for target in {target.digest: target for target in targets}.values():
                 unpacking.unpack_image(
-                    space, target, wanted.snapshotter or usual, platform=platform(wanted.platform), job=Job(cancel=call)
+                    space,
+                    target,
+                    wanted.snapshotter or usual,
+                    platform=requested_platform(wanted.platform),
+                    job=Job(cancel=call),
                 )
-
-
-def platform(sent: types_pb2.Platform) -> Platform | None:
-    """The platform in a request; None stands for this host's."""
-    if not sent.os and not sent.architecture:
-        return None
-    return Platform(
-        architecture=sent.architecture,
-        os=sent.os,
-        variant=sent.variant,
-        os_version=sent.os_version,
-        os_features=list(sent.os_features),
-    )
 
 
 def _ignore(**fields: Any) -> None:

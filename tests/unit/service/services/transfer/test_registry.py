@@ -45,7 +45,7 @@ def registry() -> Iterator[Registry]:
 
 def pulled(space: LocalNamespace, registry: Registry) -> Descriptor:
     source = pb.OCIRegistry(reference=f"{registry.host}/app:v1")
-    return pull(space, source, nobody, [], report=nothing, cancel=Cancellation())
+    return pull(space, source, pb.ImageStore(name="app"), nobody, report=nothing, cancel=Cancellation())
 
 
 def nobody(name: str) -> Exchange:

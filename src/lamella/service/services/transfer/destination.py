@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that a client requests for images, by the rules of containerd's Transfer service."""
+"""Names and platforms that a client requests for images, by the rules of containerd's Transfer service."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from lamella.oci.platform import Platform, host_platform
+
 if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor
     from lamella.protocol.proto import transfers_pb2 as pb
+    from lamella.protocol.proto import types_pb2
 
 
 def whole_names(destination: pb.ImageStore, target: Descriptor) -> list[str]:
@@ -56,3 +59,21 @@ def _apply_prefix(name: str, reference: pb.ImageReference) -> str:
         return name
     rest = name.removeprefix(reference.name)
     return name if name.startswith(reference.name) and rest[:1] in ("", "/", ":", "@") else ""
+
+
+def requested_platform(sent: types_pb2.Platform) -> Platform | None:
+    """The platform in a request; None stands for this host's."""
+    if not sent.os and not sent.architecture:
+        return None
+    return Platform(
+        architecture=sent.architecture,
+        os=sent.os,
+        variant=sent.variant,
+        os_version=sent.os_version,
+        os_features=list(sent.os_features),
+    )
+
+
+def requested_platforms(sent: Iterable[types_pb2.Platform]) -> list[Platform]:
+    """The platforms in a request."""
+    return [requested_platform(one) or host_platform() for one in sent]
