@@ -104,28 +104,24 @@ class RemoteLeases(_Service):
 
 
 class RemoteNamespaces(_Service):
-    """The namespaces of a server; keeps what `NamespaceStore` promises."""
+    """The namespaces of a server, as `lamella.store.metadata.namespaces.LocalNamespaces`."""
 
     def get(self, name: str) -> NamespaceRecord:
-        """See `NamespaceStore.get`."""
         request = namespaces_pb2.GetNamespaceRequest(name=name)
         found = self._ask(f"{_NAMESPACES}/Get", request, namespaces_pb2.GetNamespaceResponse.FromString)
         return _namespace(found.namespace)
 
     def list(self) -> Sequence[NamespaceRecord]:
-        """See `NamespaceStore.list`."""
         request = namespaces_pb2.ListNamespacesRequest()
         found = self._ask(f"{_NAMESPACES}/List", request, namespaces_pb2.ListNamespacesResponse.FromString)
         return sorted((_namespace(one) for one in found.namespaces), key=lambda namespace: namespace.name)
 
     def create(self, name: str, labels: Labels = NO_LABELS) -> NamespaceRecord:
-        """See `NamespaceStore.create`."""
         request = namespaces_pb2.CreateNamespaceRequest(namespace=namespaces_pb2.Namespace(name=name, labels=labels))
         made = self._ask(f"{_NAMESPACES}/Create", request, namespaces_pb2.CreateNamespaceResponse.FromString)
         return _namespace(made.namespace)
 
     def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> NamespaceRecord:
-        """See `NamespaceStore.update`."""
         request = namespaces_pb2.UpdateNamespaceRequest(
             namespace=namespaces_pb2.Namespace(name=name, labels=labels), update_mask=FieldMask(paths=fields)
         )
@@ -133,7 +129,6 @@ class RemoteNamespaces(_Service):
         return self.get(name)  # containerd's answer leaves it out
 
     def delete(self, name: str) -> None:
-        """See `NamespaceStore.delete`."""
         self._ask(f"{_NAMESPACES}/Delete", namespaces_pb2.DeleteNamespaceRequest(name=name))
 
 

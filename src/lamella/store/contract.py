@@ -380,30 +380,6 @@ class NamespaceRecord(Struct, frozen=True):
     labels: Labels = field(default_factory=dict)
 
 
-class NamespaceStore(Protocol):
-    """The namespaces of a store. A namespace is created with its first object."""
-
-    def get(self, name: str) -> NamespaceRecord:
-        """Return a namespace; an unknown one has no labels. Raises InvalidInput."""
-        ...
-
-    def list(self) -> Sequence[NamespaceRecord]:
-        """Return the namespaces, by name."""
-        ...
-
-    def create(self, name: str, labels: Labels = NO_LABELS) -> NamespaceRecord:
-        """Create a namespace. Raises AlreadyExists, InvalidInput."""
-        ...
-
-    def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> NamespaceRecord:
-        """Change labels; create the namespace if it is missing. Raises InvalidInput."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Delete a namespace. Raises NotFound, Conflict (not empty)."""
-        ...
-
-
 class Namespace(Protocol):
     """One namespace of a store. Its lease, if it has one, holds the new objects."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.unit.store.test_erofs import commit, opened
 
+from lamella.changes.job import Job
 from lamella.errors import Cancelled, Integrity, Unsupported
 from lamella.host.mounting import mount_points, unmount
 from lamella.progress import Cancellation
@@ -244,7 +245,7 @@ def test_a_check_of_seals_stops_when_asked_to(tmp_path: Path) -> None:
     cancel = Cancellation()
     cancel.cancel()
     with Store.open(tmp_path / "store", readonly=True) as store, pytest.raises(Cancelled):
-        check(store, cancel=cancel)
+        check(store, job=Job(cancel=cancel))
 
 
 def test_what_is_damaged_is_dropped_by_a_repair_and_can_be_unpacked_again(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
             from lamella.operations.store.rediff import Rediff
 
             differ = stack.enter_context(Rediff(job.cancel))
-        found = check(store, compare=differ, progress=job.progress, cancel=job.cancel)
+        found = check(store, compare=differ, job=job)
         root = str(store.root)
         if mend:
             from lamella.store.check.repair import repair

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from lamella.changes.job import Job
-from lamella.errors import LamellaError, NotFound, Unsupported, from_os
+from lamella.errors import LamellaError, Unsupported, from_os
 from lamella.host.open_files import with_original_limit
 from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.operations.runtime.bundle import CONFIG, ROOTFS, Rootless, runtime_config
 from lamella.store.contract import BindMount, Resource
 from lamella.store.gc.labels import SNAPSHOTS
+from lamella.store.metadata.leases import remove_leased_snapshot
 from lamella.store.mounting import is_mounted, mount_all, unmount
 from lamella.store.snapshots.kinds import canonical
 
@@ -111,9 +112,9 @@ def run_image(
     the main thread. A user other than root gets the snapshotter ``native`` by default, which needs no mounts. Raises
     NotFound, Unsupported (no runtime), Denied, and as `unpack_image` and `runtime_config`.
     """
-    job = job or Job()
     from lamella.operations.store.images import unpack_by_name
 
+    job = job or Job()
     program = find_runtime(options.runtime)
     end_dead_runs(namespace.store)
     kind = canonical(options.snapshotter or ("overlayfs" if os.geteuid() == 0 else "native"))
@@ -249,13 +250,10 @@ def _end(namespace: LocalNamespace, key: str, bundle: Path, program: str, name: 
     if is_mounted(root):
         unmount(root, lazy=True)
     _remove_bundle(bundle)
-    for resource in namespace.leases.resources(key):
-        if not keep and resource.id == key and resource.type.startswith(SNAPSHOTS):
-            try:
-                namespace.snapshots(resource.type.removeprefix(SNAPSHOTS)).remove(key)
-            except NotFound:
-                pass
-    namespace.leases.delete(key)
+    if keep:
+        namespace.leases.delete(key)
+    else:
+        remove_leased_snapshot(namespace, key)
 
 
 def _remove_bundle(bundle: Path) -> None:

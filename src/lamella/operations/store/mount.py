@@ -8,7 +8,6 @@ finds it, after a reboot too.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,15 +15,14 @@ from msgspec import Struct
 
 from lamella.changes.job import Job
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
-from lamella.store.contract import SnapshotKind, SnapshotRecord
-from lamella.store.gc.labels import SNAPSHOTS
+from lamella.store.contract import SnapshotKind, SnapshotRecord, Snapshotter
 from lamella.store.locks import exclusive_lock
+from lamella.store.metadata.leases import leased_snapshotters, remove_leased_snapshot
 from lamella.store.mounting import is_mounted, mount_all, unmount
 from lamella.store.snapshots.kinds import canonical
 
 if TYPE_CHECKING:
     from lamella.oci.platform import Platform
-    from lamella.store.snapshots.snapshotter import LocalSnapshots
     from lamella.store.store import LocalNamespace, Store
 
 PREFIX: Final = "mount:"
@@ -60,9 +58,9 @@ def mount_image(
     Raises NotFound, InvalidInput, Conflict (a mount point already, or changes of another image would be lost), Denied,
     Unsupported, and as `unpack_image`.
     """
-    job = job or Job()
     from lamella.operations.store.images import unpack_by_name
 
+    job = job or Job()
     where = Path(os.path.realpath(directory))
     kind = canonical(snapshotter or "overlayfs")
     _check_directory(directory, where)
@@ -88,7 +86,7 @@ def mount_image(
         except BaseException as error:
             if old is None or old[1].kind is not SnapshotKind.ACTIVE:  # keep earlier changes
                 try:
-                    _remove(leased, key)
+                    remove_leased_snapshot(leased, key)
                 except LamellaError as failure:
                     error.add_note(f"the lease {key!r} remains: {failure}")
             raise
@@ -114,7 +112,7 @@ def unmount_image(store: Store, directory: Path, *, lazy: bool = False) -> None:
     if is_mounted(where):
         unmount(where, lazy=lazy)
     for name in names:
-        _remove(store.namespace(name, key), key)
+        remove_leased_snapshot(store.namespace(name, key), key)
 
 
 def _check_directory(directory: Path, where: Path) -> None:
@@ -124,16 +122,9 @@ def _check_directory(directory: Path, where: Path) -> None:
         raise InvalidInput(f"{os.fspath(directory)!r} is not a directory")
 
 
-def _snapshotters(namespace: LocalNamespace, key: str) -> Iterator[LocalSnapshots]:
-    """Yield the snapshotters of the snapshots that the lease ``key`` holds."""
-    for resource in namespace.leases.resources(key):
-        if resource.type.startswith(SNAPSHOTS) and resource.id == key:
-            yield namespace.snapshots(resource.type.removeprefix(SNAPSHOTS))
-
-
-def _find_earlier(namespace: LocalNamespace, key: str) -> tuple[LocalSnapshots, SnapshotRecord] | None:
+def _find_earlier(namespace: LocalNamespace, key: str) -> tuple[Snapshotter, SnapshotRecord] | None:
     """Return the snapshot of an earlier mount; None if there is none."""
-    for snapshots in _snapshotters(namespace, key):
+    for snapshots in leased_snapshotters(namespace, key):
         try:
             return snapshots, snapshots.stat(key)
         except NotFound:
@@ -142,7 +133,7 @@ def _find_earlier(namespace: LocalNamespace, key: str) -> tuple[LocalSnapshots, 
 
 
 def _reuse(
-    old: tuple[LocalSnapshots, SnapshotRecord], snapshots: LocalSnapshots, parent: str, writable: bool, where: Path
+    old: tuple[Snapshotter, SnapshotRecord], snapshots: Snapshotter, parent: str, writable: bool, where: Path
 ) -> bool:
     """Return whether the earlier snapshot fits; remove a view that does not. Raises Conflict (it has changes)."""
     before, record = old
@@ -157,15 +148,3 @@ def _reuse(
         )
     before.remove(record.name)
     return False
-
-
-def _remove(namespace: LocalNamespace, key: str) -> None:
-    for snapshots in _snapshotters(namespace, key):
-        try:
-            snapshots.remove(key)
-        except NotFound:
-            pass
-    try:
-        namespace.leases.delete(key)
-    except NotFound:
-        pass

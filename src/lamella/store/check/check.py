@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
 
+from lamella.changes.job import Job
 from lamella.digests import Digest, parse_digest
 from lamella.errors import LamellaError, NotFound, from_os
 from lamella.images.graph import ImageGraph, Kind, Node
@@ -29,7 +30,6 @@ from lamella.store.image_reader import StoreReader
 
 if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor
-    from lamella.progress import Cancellation, Progress
     from lamella.store.store import LocalNamespace, Store
 
 DATABASE: Final = "database"
@@ -96,18 +96,18 @@ def check(
     *,
     threads: int | None = None,
     compare: CompareSnapshot | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Report:
     """Check the database, the bytes of each blob, the directory of each snapshot, and the blobs of each image.
 
     ``compare`` additionally compares committed snapshots with their layers. Raises Cancelled, and as `Database.read` if
     the database is unreadable.
     """
+    job = job or Job()
     faults: list[Finding] = [*_check_root(store), *_check_database(store)]
-    bad_blobs, blobs, size = _check_blobs(store, threads or min(4, os.cpu_count() or 1), progress, cancel)
+    bad_blobs, blobs, size = _check_blobs(store, threads or min(4, os.cpu_count() or 1), job)
     faults += bad_blobs
-    broken, snapshots = find_broken_snapshots(store, progress, cancel)
+    broken, snapshots = find_broken_snapshots(store, job)
     faults += [Finding(row.namespace, snapshot_type(row.snapshotter), row.name, problem) for row, problem in broken]
     incomplete, notes = _check_images(store, {finding.id for finding in bad_blobs})
     faults += incomplete
@@ -116,7 +116,7 @@ def check(
     same = 0
     if compare is not None:
         skip = {(row.namespace, row.snapshotter, row.name) for row, _ in broken}
-        for row, result in compare_snapshots(store, compare, skip, cancel):
+        for row, result in compare_snapshots(store, compare, skip, job):
             finding = Finding(row.namespace, snapshot_type(row.snapshotter), row.name, result.why)
             match result.verdict:
                 case Verdict.SAME:
@@ -193,65 +193,54 @@ def _check_database(store: Store) -> Iterator[Finding]:
             yield Finding("", DATABASE, str(table), f"row {row} refers to a missing {parent}")
 
 
-def _check_blobs(
-    store: Store, threads: int, progress: Progress | None, cancel: Cancellation | None
-) -> tuple[list[Finding], int, int]:
+def _check_blobs(store: Store, threads: int, job: Job) -> tuple[list[Finding], int, int]:
     """Return the findings, and number and bytes of the intact blobs."""
     with store.database.read() as connection:
         rows: list[tuple[str, int]] = connection.execute(
             "SELECT digest, max(size) FROM blob GROUP BY digest ORDER BY digest"
         ).fetchall()
-    if progress is not None:
-        progress.start("check", sum(size for _, size in rows))
     faults: list[Finding] = []
     intact = total = 0
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: dict[Future[str], tuple[Digest, int]] = {}
-            todo = iter(rows)
-            try:
-                while True:
-                    while len(waiting) < 2 * threads and (row := next(todo, None)) is not None:
-                        digest = parse_digest(row[0])
-                        waiting[pool.submit(_check_blob, store, digest, row[1], progress, cancel)] = (digest, row[1])
-                    if not waiting:
-                        break
-                    for done in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        digest, size = waiting.pop(done)
-                        if done.result():
-                            faults += _confirm_blob(store, digest)
-                        else:
-                            intact += 1
-                            total += size
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-    finally:
-        if progress is not None:
-            progress.finish()
+    with job.step("check", sum(size for _, size in rows)), ThreadPoolExecutor(threads) as pool:
+        waiting: dict[Future[str], tuple[Digest, int]] = {}
+        todo = iter(rows)
+        try:
+            while True:
+                while len(waiting) < 2 * threads and (row := next(todo, None)) is not None:
+                    digest = parse_digest(row[0])
+                    waiting[pool.submit(_check_blob, store, digest, row[1], job)] = (digest, row[1])
+                if not waiting:
+                    break
+                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    digest, size = waiting.pop(done)
+                    if done.result():
+                        faults += _confirm_blob(store, digest)
+                    else:
+                        intact += 1
+                        total += size
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     return faults, intact, total
 
 
-def _check_blob(
-    store: Store, digest: Digest, size: int, progress: Progress | None = None, cancel: Cancellation | None = None
-) -> str:
+def _check_blob(store: Store, digest: Digest, size: int, job: Job) -> str:
     """Return the problem of a blob's file; empty if it is intact."""
+    advance = job.advance
     state = hashlib.new(digest.algorithm)
     try:
         with open_blob(store.root, digest, size) as file:
             while chunk := file.read(_CHUNK):
-                if cancel is not None:
-                    cancel.check()
+                job.check()
                 state.update(chunk)
-                if progress is not None:
-                    progress.advance(len(chunk))
+                if advance is not None:
+                    advance(len(chunk))
     except FileNotFoundError:
         return "its file is missing"
     except OSError as problem:
         return str(from_os(problem, "read its file"))
     except LamellaError as problem:
-        if cancel is not None:
-            cancel.check()
+        job.check()
         return str(problem)
     actual = Digest.finish(state)
     return "" if actual == digest else f"its file is damaged: the digest is {actual}"
@@ -260,7 +249,7 @@ def _check_blob(
 def _confirm_blob(store: Store, digest: Digest) -> list[Finding]:
     """Check a blob again until its rows are the same before and after."""
     while rows := _blob_rows(store, digest):
-        problem = _check_blob(store, digest, rows[0][1])
+        problem = _check_blob(store, digest, rows[0][1], Job())
         if not problem:
             return []
         if rows == _blob_rows(store, digest):

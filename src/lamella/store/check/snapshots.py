@@ -15,7 +15,7 @@ from lamella.store.disk_layout import snapshotter_path
 from lamella.store.snapshots.kinds import snapshot_driver
 
 if TYPE_CHECKING:
-    from lamella.progress import Cancellation, Progress
+    from lamella.changes.job import Job
     from lamella.store.snapshots.snapshotter import LocalSnapshots
     from lamella.store.store import LocalNamespace, Store
 
@@ -53,14 +53,12 @@ CompareSnapshot: TypeAlias = "Callable[[LocalNamespace, LocalSnapshots, Snapshot
 """Compares a committed snapshot with the layer that it was unpacked from."""
 
 
-def find_broken_snapshots(
-    store: Store, progress: Progress | None, cancel: Cancellation | None
-) -> tuple[list[tuple[CheckedSnapshot, str]], int]:
+def find_broken_snapshots(store: Store, job: Job) -> tuple[list[tuple[CheckedSnapshot, str]], int]:
     """Return the broken snapshots, each with its problem, and the number of intact ones.
 
     Raises Cancelled, InvalidInput (unknown snapshotter).
     """
-    checker = _Checker(store, progress, cancel)
+    checker = _Checker(store, job)
     rows = _read_rows(store, "ORDER BY number")
     try:
         broken = [(row, problem) for row in rows if checker.check(row) and (problem := checker.confirm(row))]
@@ -70,7 +68,7 @@ def find_broken_snapshots(
 
 
 def compare_snapshots(
-    store: Store, compare: CompareSnapshot, skip: set[tuple[str, str, str]], cancel: Cancellation | None
+    store: Store, compare: CompareSnapshot, skip: set[tuple[str, str, str]], job: Job
 ) -> Iterator[tuple[CheckedSnapshot, Comparison]]:
     """Compare committed snapshots with their layers, parents first.
 
@@ -78,8 +76,7 @@ def compare_snapshots(
     Raises Cancelled.
     """
     for row in _read_rows(store, "WHERE kind = ? ORDER BY number", SnapshotKind.COMMITTED.value):
-        if cancel is not None:
-            cancel.check()
+        job.check()
         if (row.namespace, row.snapshotter, row.name) in skip:
             continue
         namespace = store.namespace(row.namespace)
@@ -102,10 +99,10 @@ def compare_snapshots(
 class _Checker:
     """Checks snapshots one by one, and reports the bytes of sealed files."""
 
-    def __init__(self, store: Store, progress: Progress | None, cancel: Cancellation | None) -> None:
+    def __init__(self, store: Store, job: Job) -> None:
         self._store = store
-        self._progress = progress
-        self._cancel = cancel
+        self._job = job
+        self._progress = job.progress
         self._started = False
 
     def check(self, row: CheckedSnapshot) -> str:
@@ -141,8 +138,7 @@ class _Checker:
             self._progress.finish()
 
     def _step(self, amount: int) -> None:
-        if self._cancel is not None:
-            self._cancel.check()
+        self._job.check()
         if self._progress is not None:
             if not self._started:
                 self._progress.start("check seals", None)

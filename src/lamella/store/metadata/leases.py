@@ -8,12 +8,12 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from lamella.errors import AlreadyExists, NotFound, Unsupported
-from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, Namespace, Resource
+from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, Namespace, Resource, Snapshotter
 from lamella.store.gc.labels import CONTENT, EXPIRE, IMAGES, INGESTS, SNAPSHOTS
 from lamella.store.metadata.filters import label_at, parse_filters
 from lamella.store.metadata.labels import check_key, decode_labels, encode_labels, normalize_labels
@@ -139,10 +139,8 @@ def temporary_lease(
     try:
         yield lease
     finally:
-        try:
+        with suppress(NotFound):  # the block took longer than that, and the lease was collected
             leases.delete(lease.id)
-        except NotFound:  # the block took longer than that, and the lease was collected
-            pass
 
 
 @contextmanager
@@ -153,6 +151,22 @@ def under_lease(namespace: V, *, hours: float = 24) -> Iterator[V]:
         return
     with temporary_lease(namespace.leases, hours=hours, clock=namespace.clock) as lease:
         yield namespace.under(lease.id)
+
+
+def leased_snapshotters(namespace: Namespace, key: str) -> Iterator[Snapshotter]:
+    """Yield the snapshotters whose snapshot ``key`` the lease ``key`` holds. Raises NotFound (no such lease)."""
+    for resource in namespace.leases.resources(key):
+        if resource.type.startswith(SNAPSHOTS) and resource.id == key:
+            yield namespace.snapshots(resource.type.removeprefix(SNAPSHOTS))
+
+
+def remove_leased_snapshot(namespace: Namespace, key: str) -> None:
+    """Remove the snapshot ``key`` and the lease ``key`` that holds it, if they exist."""
+    with suppress(NotFound):
+        for snapshots in leased_snapshotters(namespace, key):
+            with suppress(NotFound):
+                snapshots.remove(key)
+        namespace.leases.delete(key)
 
 
 def _exists(connection: sqlite3.Connection, namespace: str, lease: str) -> bool:

@@ -27,22 +27,25 @@ def ensure_namespace(connection: sqlite3.Connection, name: str) -> None:
 
 
 class LocalNamespaces:
-    """The namespaces of a store (`NamespaceStore`)."""
+    """The namespaces of a store. A namespace is created with its first object."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def get(self, name: str) -> NamespaceRecord:
+        """Return a namespace; an unknown one has no labels. Raises InvalidInput."""
         check_namespace(name)
         with self._database.read() as connection:
             return NamespaceRecord(name, _labels(connection, name) or {})
 
     def list(self) -> builtins.list[NamespaceRecord]:
+        """Return the namespaces, by name."""
         with self._database.read() as connection:
             rows = connection.execute("SELECT name, labels FROM namespace ORDER BY name").fetchall()
         return [NamespaceRecord(name, decode_labels(labels)) for name, labels in rows]
 
     def create(self, name: str, labels: Labels = NO_LABELS) -> NamespaceRecord:
+        """Create a namespace. Raises AlreadyExists, InvalidInput."""
         check_namespace(name)
         kept = normalize_labels(labels)
         with self._database.write() as connection:
@@ -52,6 +55,7 @@ class LocalNamespaces:
         return NamespaceRecord(name, kept)
 
     def update(self, name: str, labels: Labels, fields: Sequence[str] = ()) -> NamespaceRecord:
+        """Change labels; create the namespace if it is missing. Raises InvalidInput."""
         check_namespace(name)
         with self._database.write() as connection:
             kept = merge_labels(_labels(connection, name) or {}, labels, fields)

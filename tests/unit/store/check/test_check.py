@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamella.changes.apply import apply
+from lamella.changes.job import Job
 from lamella.errors import Cancelled
 from lamella.operations.store.rediff import Rediff
 from lamella.operations.store.transfer import ImportOptions, import_image
@@ -162,7 +163,7 @@ def test_a_check_stops_when_asked_to(image: str, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         import_image(store.namespace("default"), image, ImportOptions(name="it"))
         with pytest.raises(Cancelled):
-            check(store, cancel=cancel)
+            check(store, job=Job(cancel=cancel))
 
 
 def test_a_blob_that_was_brought_again_since_the_check_is_not_put_aside(image: str, tmp_path: Path) -> None:
