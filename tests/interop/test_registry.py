@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images pass through the distribution project's registry, with skopeo at the other end, and keep their digests."""
+"""Images keep their digests through the distribution project's registry and skopeo."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_referrers_without_the_api(registry: DockerRegistry, layout: str) -> Non
 
 
 def test_six_blobs_at_once_take_little_memory(registry: DockerRegistry, tmp_path: Path) -> None:
-    """The peak of a process of its own, in which six large blobs are read side by side by ranges."""
+    """Peak memory of a process that reads six large blobs concurrently in ranges."""
     image = small_image(*({"noise": NOISE + bytes([number])} for number in range(6)), compress=False)
     source = write_layout(str(tmp_path / "large"), [tagged(image.descriptor, "v1")], image.blobs)
     name = named(registry, "memory:v1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logins and TLS with the distribution project's registry, and with files that skopeo shares."""
+"""Logins and TLS with the distribution project's registry and skopeo's files."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def basic(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    """One without TLS that wants a password."""
+    """A registry without TLS that needs a password."""
     with running(DockerRegistry(needs("docker-registry"), tmp_path_factory.mktemp("basic"), basic=True)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def secure(needs: Needs, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    """One with TLS that wants a password."""
+    """A registry with TLS that needs a password."""
     directory = tmp_path_factory.mktemp("secure")
     with running(DockerRegistry(needs("docker-registry"), directory, authority=authority, basic=True)) as server:
         yield server
@@ -59,7 +59,7 @@ def tokens(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> I
 def by_token(
     needs: Needs, authority: trustme.CA, tokens: TokenServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerRegistry]:
-    """One with TLS that wants tokens."""
+    """A registry with TLS that needs tokens."""
     directory = tmp_path_factory.mktemp("by-token")
     server = DockerRegistry(needs("docker-registry"), directory, authority=authority, token=tokens.settings)
     with running(server):
@@ -68,7 +68,7 @@ def by_token(
 
 @pytest.fixture(autouse=True)
 def certs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a directory for certificates; nothing of the user's own settings and logins counts."""
+    """The directory for certificates; settings and logins of the user are not used."""
     return isolate(monkeypatch, tmp_path)
 
 
@@ -208,7 +208,7 @@ class TestTokens:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         trust(by_token, authority, certs)
-        # The service of tokens is another host, which is trusted as all the machine's.
+        # The token server is another host, whose certificate the system trusts.
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
 

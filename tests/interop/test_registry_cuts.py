@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry that is killed in the middle and comes back: pulls and pushes go on, and end right."""
+"""Pulls and pushes survive a registry that is killed and restarted."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def registry(needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 class Killer(NoProgress):
-    """Kills the registry when so many bytes have passed, and starts it again a little later, if at all."""
+    """Kills the registry after so many bytes, and may restart it a little later."""
 
     def __init__(self, registry: DockerRegistry, *moments: int, back: bool = True) -> None:
         self._registry = registry
@@ -92,7 +92,7 @@ class Killer(NoProgress):
         self._registry.start()
 
     def wait(self) -> None:
-        """Return when it is there again."""
+        """Wait until it is running again."""
         for thread in self._starting:
             thread.join()
         self._starting.clear()
@@ -152,7 +152,7 @@ def test_a_push_that_is_killed_while_a_piece_is_on_its_way_goes_on(
                         killer.advance(1)
                         return
             except FileNotFoundError:
-                pass  # an upload has ended while we looked
+                pass  # the upload has just ended
 
     watching = threading.Thread(target=watch)
     watching.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guide to registries shows is what happens, with a registry where it has one."""
+"""The examples of the guide to registries."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of registries, from the command line to the distribution project's registry, beside skopeo and umoci."""
+"""Verbs for registries, with the distribution project's registry, skopeo and umoci."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def lamella(capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Return a function that runs a verb in this process and gives what it prints; it must succeed."""
+    """A function that runs a verb in this process, asserts success and returns its output."""
 
     def call(*words: str | Path) -> str:
         code = run([str(word) for word in words])

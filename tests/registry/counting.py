@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A way to a server on loopback that counts the bytes that pass."""
+"""A proxy to a server on loopback that counts bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 
 
 class Counting:
-    """Passes connections on to ``target`` from its creation until the end of its block."""
+    """Forwards connections to ``target`` from its creation to the end of its block."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -17,7 +17,7 @@ class Counting:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.up = 0
-        """Bytes that went to the server, headers and all."""
+        """Bytes sent to the server, headers included."""
         self.down = 0
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -26,7 +26,7 @@ class Counting:
 
     @property
     def both(self) -> int:
-        """Bytes either way."""
+        """Bytes in both directions."""
         return self.up + self.down
 
     def __enter__(self) -> Self:

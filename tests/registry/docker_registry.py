@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of the distribution project, started on a loopback port and stopped as a test likes."""
+"""The registry of the distribution project, on a loopback port."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ import trustme
 USER = "ada"
 PASSWORD = "correct horse: battery"
 HTPASSWD = f"{USER}:$2y$05$tDU1xa9By.Ep6orhWWyBNumRrWxCc9AeMINHPBChDfaCj7CkbcUL.\n"
-"""The password above by bcrypt, which is all that the registry takes."""
+"""The password hashed by bcrypt, the only scheme that the registry supports."""
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens at just now."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class DockerRegistry:
-    """One registry with its files in a directory; it may be killed and started again at the same port."""
+    """A registry with its files in a directory, which can be killed and restarted on the same port."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class DockerRegistry:
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self._config = directory / "config.yml"
-        self._config.write_text(json.dumps(self._settings(basic, token)))  # which is YAML as well
+        self._config.write_text(json.dumps(self._settings(basic, token)))  # JSON is YAML
 
     def _settings(self, basic: bool, token: dict[str, str] | None) -> dict[str, Any]:
         http: dict[str, Any] = {"addr": self.host, "secret": "the same after a restart"}
@@ -79,7 +79,7 @@ class DockerRegistry:
         }
 
     def start(self) -> None:
-        """Run it, and return when it answers."""
+        """Start it and wait until it answers."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -113,7 +113,7 @@ class DockerRegistry:
             connection.close()
 
     def kill(self) -> None:
-        """End it as a crash does. May be called again."""
+        """Kill it. May be called again."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
@@ -122,7 +122,7 @@ class DockerRegistry:
 
 @contextmanager
 def running(registry: DockerRegistry) -> Iterator[DockerRegistry]:
-    """The registry, for the time of a block."""
+    """Run the registry for the time of a block."""
     registry.start()
     try:
         yield registry

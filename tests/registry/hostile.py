@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry in memory that serves as the specification says until it is told to misbehave.
+"""A registry in memory that follows the specification unless a test installs a misbehaviour.
 
-Every request is recorded with its headers, so that a test can say what must never have been sent. A behaviour takes
-the request and a function that serves it well, and returns an answer; `Registry.misbehave` says when it counts.
+It records every request with its headers, so that tests can assert what was never sent. A behaviour takes the request
+and a function that serves it correctly, and returns the answer; see `Registry.misbehave`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lamella.testing.images import SmallImage, compact, digest
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 USER, PASSWORD, TOKEN = "ada", "a very secret password", "a.very.secret-token"
 SECRETS = (PASSWORD, TOKEN, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
-"""What must be in no message, in no form."""
+"""Secrets that no message may contain, in any encoding."""
 
 Serve: TypeAlias = Callable[[], Answer]
 Behaviour: TypeAlias = Callable[[Request, Serve], Answer]
@@ -41,7 +41,7 @@ class _Rule:
 
 
 class Registry:
-    """Runs on a loopback port from its creation until the end of its block.
+    """Runs on a loopback port from its creation to the end of its block.
 
     With ``auth`` "basic" or "bearer", requests need USER and PASSWORD, for the latter at its own ``/token``.
     """
@@ -56,7 +56,7 @@ class Registry:
         self.requests: list[Request] = []
         self.auth = auth
         self.challenge: str | None = None
-        """In place of the usual one."""
+        """Overrides the ``WWW-Authenticate`` header."""
         self.page = 100
         self._rules: list[_Rule] = []
         self._sessions = count()
@@ -83,7 +83,7 @@ class Registry:
         self._thread.join()
 
     def add(self, repository: str, tag: str, image: SmallImage) -> str:
-        """Have an image and return the digest of its manifest."""
+        """Store an image and return the digest of its manifest."""
         raw = compact(image.manifest)
         for name, blob in image.blobs.items():
             if name != digest(raw):
@@ -102,7 +102,7 @@ class Registry:
         return digest(raw)
 
     def misbehave(self, method: str, path: str, behaviour: Behaviour, times: float = float("inf")) -> None:
-        """Let ``behaviour`` answer requests whose method and path match the patterns, ``times`` times."""
+        """Let ``behaviour`` answer ``times`` requests whose method and path match the patterns."""
         self._rules.append(_Rule(re.compile(method), re.compile(path), behaviour, times))
 
     def asked(self, method: str = ".*", path: str = ".*") -> list[Request]:
@@ -112,7 +112,7 @@ class Registry:
         return [one for one in everything if re.fullmatch(method, one.method) and re.search(path, one.path)]
 
     def credentials_seen(self) -> list[str]:
-        """Each header by which a request could have given something away."""
+        """All received headers that carry credentials."""
         return [
             f"{name}: {value}"
             for one in self.asked()
@@ -121,7 +121,7 @@ class Registry:
         ]
 
     def answer(self, request: Request) -> Answer:
-        """What goes back for ``request``."""
+        """The answer to ``request``."""
         behaviour = None
         with self._lock:
             self.requests.append(request)
@@ -132,7 +132,7 @@ class Registry:
                     break
 
         def serve() -> Answer:
-            request.preload()  # nobody waits for a slow sender
+            request.preload()  # before the lock, since senders may be slow
             with self._lock:
                 return self._serve(request)
 
@@ -290,5 +290,5 @@ def _json(status: int, value: object) -> Answer:
 
 
 def error(status: int, code: str, message: str = "no") -> Answer:
-    """An error as registries write them."""
+    """An error response of the specification."""
     return _json(status, {"errors": [{"code": code, "message": message, "detail": {}}]})

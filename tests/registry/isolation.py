@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of registries, apart from the settings and logins of whoever runs them."""
+"""Isolation of tests from the settings and logins of the user who runs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def isolate(monkeypatch: pytest.MonkeyPatch, home: Path) -> Path:
-    """Let nothing count but what a test sets up below ``home``; return the directory for certificates."""
+    """Use only settings below ``home``; return the directory for certificates."""
     for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))

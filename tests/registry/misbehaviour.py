@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a registry can be told to do instead of serving well; see `Registry.misbehave`."""
+"""Behaviours for `Registry.misbehave`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.registry.wire import Answer, Request, head
 
 
 def say(answer: Answer) -> Behaviour:
-    """The same answer each time; the request's body is read, so that it is the answer that is seen."""
+    """Give the same answer each time, after the request's body has been read."""
 
     def act(request: Request, serve: Serve) -> Answer:
         request.body()
@@ -22,7 +22,7 @@ def say(answer: Answer) -> Behaviour:
 
 
 def redirect(url: str, status: int = 307) -> Behaviour:
-    """Send elsewhere; ``{path}`` in the URL is the path asked for."""
+    """Redirect; ``{path}`` in the URL is the requested path."""
 
     def act(request: Request, serve: Serve) -> Answer:
         request.body()
@@ -32,7 +32,7 @@ def redirect(url: str, status: int = 307) -> Behaviour:
 
 
 def with_body(change: Callable[[bytes], bytes]) -> Behaviour:
-    """The right answer with a body that is changed, and a length that fits it."""
+    """Change the body, and the length with it."""
 
     def act(request: Request, serve: Serve) -> Answer:
         answer = serve()
@@ -42,7 +42,7 @@ def with_body(change: Callable[[bytes], bytes]) -> Behaviour:
 
 
 def with_headers(**headers: str | None) -> Behaviour:
-    """The right answer with headers replaced, or left out where None; ``_`` stands for a hyphen."""
+    """Replace headers, or remove them by None; ``_`` stands for a hyphen."""
 
     def act(request: Request, serve: Serve) -> Answer:
         answer = serve()
@@ -57,7 +57,7 @@ def with_headers(**headers: str | None) -> Behaviour:
 
 
 def cut_body(after: int) -> Behaviour:
-    """The right answer, and a reset after so many bytes of its body."""
+    """Reset the connection after so many bytes of the body."""
 
     def act(request: Request, serve: Serve) -> Answer:
         return replace(serve(), cut=after)
@@ -66,7 +66,7 @@ def cut_body(after: int) -> Behaviour:
 
 
 def short_body(missing: int) -> Behaviour:
-    """The right length, fewer bytes, and an orderly end of the connection."""
+    """Send fewer bytes than the length says, and close the connection."""
 
     def act(request: Request, serve: Serve) -> Answer:
         answer = serve()
@@ -78,7 +78,7 @@ def short_body(missing: int) -> Behaviour:
 
 
 def endless(piece: bytes = b"\0" * 65536) -> Behaviour:
-    """The right headers, then zeros until the other side has had enough."""
+    """Send an endless body in chunks."""
 
     def forever() -> Iterator[bytes]:
         while True:
@@ -91,7 +91,7 @@ def endless(piece: bytes = b"\0" * 65536) -> Behaviour:
 
 
 def drip(seconds: float, count: int = 1) -> Behaviour:
-    """The right answer, so many bytes at a time, with a pause after each."""
+    """Send the body so many bytes at a time, with a pause after each."""
 
     def slowly(raw: bytes) -> Iterator[bytes]:
         for at in range(0, len(raw), count):
@@ -107,7 +107,7 @@ def drip(seconds: float, count: int = 1) -> Behaviour:
 
 
 def endless_head(start: bytes, piece: bytes, seconds: float, times: int = 1_000_000) -> Behaviour:
-    """The start of a head, then the same piece again and again, so many times, with a pause before each."""
+    """Send the start of a head, then a piece so many times, with a pause before each."""
 
     def act(request: Request, serve: Serve) -> Answer:
         def slowly() -> Iterator[bytes]:
@@ -122,7 +122,7 @@ def endless_head(start: bytes, piece: bytes, seconds: float, times: int = 1_000_
 
 
 def lying_chunks(request: Request, serve: Serve) -> Answer:
-    """A chunk that says it is longer than what follows."""
+    """Send a chunk that is shorter than its size line says."""
     answer = serve()
     raw = _whole(answer)
     start = head(answer.status, {**answer.headers, "Transfer-Encoding": "chunked"})
@@ -130,12 +130,12 @@ def lying_chunks(request: Request, serve: Serve) -> Answer:
 
 
 def reset(request: Request, serve: Serve) -> Answer:
-    """A connection that breaks before anything is said."""
+    """Reset the connection instead of answering."""
     return Answer(0, cut=0, raw=b"")
 
 
 def cut_upload(after: int, registry: Registry, *, keep: bool = True) -> Behaviour:
-    """Read so many bytes of a body, keep them in the upload or not, and break the connection."""
+    """Read so many bytes of a body, keep them in the upload or not, and reset the connection."""
 
     def act(request: Request, serve: Serve) -> Answer:
         taken = b""
@@ -150,7 +150,7 @@ def cut_upload(after: int, registry: Registry, *, keep: bool = True) -> Behaviou
 
 
 def lose_upload(registry: Registry) -> Behaviour:
-    """Forget the session before it is used."""
+    """Lose the upload session before the request is served."""
 
     def act(request: Request, serve: Serve) -> Answer:
         registry.uploads.pop(request.path.rpartition("/")[2], None)

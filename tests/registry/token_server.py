@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service that gives out signed tokens for a registry, by the rules of Docker's token authentication."""
+"""A token server for a registry (Docker's token authentication)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ IDENTITY_TOKEN = "an identity token of the tests"
 
 
 class TokenServer:
-    """Users may do all; nobody in particular may pull from ``public/``. What was asked is kept in ``asked``."""
+    """Users may do everything, anonymous clients pull from ``public/``. Records requests in ``asked``."""
 
     def __init__(self, directory: Path, authority: trustme.CA) -> None:
         self.asked: list[dict[str, Any]] = []
         self.life = 300
-        """Seconds that a token is good for."""
+        """Lifetime of a token in seconds."""
         directory.mkdir(parents=True, exist_ok=True)
         self._bundle = directory / "tokens.pem"
         authority.cert_pem.write_to_path(str(self._bundle))
@@ -51,7 +51,7 @@ class TokenServer:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a registry must be told to ask for tokens from here."""
+        """The settings of a registry that uses this token server."""
         realm = f"https://127.0.0.1:{self._server.server_port}/token"
         return {"realm": realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": str(self._bundle)}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP as a server of tests needs it: a request that is read when it is wanted, an answer that need not be true."""
+"""An HTTP server for tests: bodies of requests are read on demand, answers may be malformed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from msgspec import Struct, field
 
 
 class Answer(Struct):
-    """What goes back, well formed or not."""
+    """An answer, well-formed or not."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Answer(Struct):
 
 
 class Request(Struct):
-    """One request as it came."""
+    """A received request."""
 
     method: str
     path: str
@@ -39,21 +39,21 @@ class Request(Struct):
     """Values of a repeated name are joined by spaces."""
     headers: dict[str, str]
     read: Callable[[int], bytes]
-    """So many bytes of its body, fewer at its end."""
+    """Reads at most so many bytes of the body; fewer at its end."""
     host: str
     taken: int = 0
-    """Bytes of its body that have been read."""
+    """Bytes of the body read so far."""
 
     def body(self) -> bytes:
-        """All that is left of it."""
+        """The rest of the body."""
         return b"".join(iter(lambda: self.take(1 << 16), b""))
 
     def preload(self) -> None:
-        """Read the body now, for whoever wants it later."""
+        """Read the body into memory."""
         self.read = io.BytesIO(self.body()).read
 
     def take(self, count: int) -> bytes:
-        """A part of it."""
+        """A part of the body."""
         part = self.read(count)
         self.taken += len(part)
         return part
@@ -74,11 +74,11 @@ class Server(ThreadingHTTPServer):
             request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """The other side hung up, which it may."""
+        """Clients may disconnect at any time."""
 
 
 def handler(respond: Callable[[Request], Answer], stopped: threading.Event) -> type[BaseHTTPRequestHandler]:
-    """Read requests and send answers, whatever they are."""
+    """A handler class that answers requests by ``respond``."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -105,7 +105,7 @@ def handler(respond: Callable[[Request], Answer], stopped: threading.Event) -> t
                         raise ConnectionAbortedError
                     self.wfile.write(piece)
                 return
-            if request.take(1):  # it was not read to its end, so that no other request can follow
+            if request.take(1):  # an unread body would be taken for the next request
                 self.close_connection = True
             self._send(answer)
 
@@ -171,7 +171,7 @@ def handler(respond: Callable[[Request], Answer], stopped: threading.Event) -> t
         def _reset(self) -> None:
             self.close_connection = True
             self.wfile.flush()
-            time.sleep(0.1)  # a reset takes away what has arrived and was not read yet
+            time.sleep(0.1)  # a reset discards data that the client has not read yet
             if not isinstance(self.connection, ssl.SSLSocket):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -183,6 +183,6 @@ def handler(respond: Callable[[Request], Answer], stopped: threading.Event) -> t
 
 
 def head(status: int, headers: Mapping[str, str]) -> bytes:
-    """Status line and headers as they are sent."""
+    """The bytes of status line and headers."""
     lines = [f"HTTP/1.1 {status} so", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1")

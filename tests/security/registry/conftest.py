@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries on loopback, each with the image that all tests want."""
+"""Registries on loopback, each with the image of the tests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.security.registry.pulling import IMAGE, trust
 
 @pytest.fixture(autouse=True)
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a directory for hosts.toml; nothing of the user's own settings and logins counts."""
+    """The directory for hosts.toml; settings and logins of the user are not used."""
     return isolate(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    """One that asks for tokens and has the image."""
+    """A registry with bearer tokens that has the image."""
     with Registry(auth="bearer") as server:
         server.add("team/app", "v1", IMAGE)
         yield server
@@ -32,7 +32,7 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 def other() -> Iterator[Registry]:
-    """Another host, which has the image and asks for nothing."""
+    """Another host, which has the image and needs no login."""
     with Registry() as server:
         server.add("team/app", "v1", IMAGE)
         yield server
@@ -52,7 +52,7 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 def secure(tls: ssl.SSLContext, authority: trustme.CA, settings: Path) -> Iterator[Registry]:
-    """One with TLS, which is trusted."""
+    """A registry with trusted TLS."""
     with Registry(tls=tls, auth="bearer") as server:
         trust(server, authority, settings)
         server.add("team/app", "v1", IMAGE)
@@ -61,7 +61,7 @@ def secure(tls: ssl.SSLContext, authority: trustme.CA, settings: Path) -> Iterat
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return the addresses that connections were made to, or tried."""
+    """The addresses of all attempted connections."""
     made: list[Any] = []
     connect = socket.socket.connect
 
@@ -75,7 +75,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Return a table of names and their addresses, for this test."""
+    """A table of host names and addresses that the resolver uses."""
     table: dict[str, str] = {}
     ask = socket.getaddrinfo
 

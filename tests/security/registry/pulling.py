@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image, pulled from and pushed to registries of which nothing good is to be expected."""
+"""Pulls from and pushes to hostile registries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPTIONS = RegistryOptions(
     slowest_rate=20_000,
 )
 MOST = 3 * OPTIONS.tries
-"""Requests for one thing, at most, whatever is answered: each try may be signed anew."""
+"""Upper bound of requests for one resource: each try may be authorized again."""
 
 
 def trust(server: Registry, authority: trustme.CA, settings: Path) -> None:
@@ -49,7 +49,7 @@ def name_in(server: Registry, which: str = ":v1") -> str:
 
 
 def pull(server: Registry | str, target: Path, options: RegistryOptions = OPTIONS) -> Digest:
-    """Copy the image into a layout and return its digest; a layout that was not committed has no image."""
+    """Copy the image into a layout and return its digest."""
     source = parse_image_name(server if isinstance(server, str) else name_in(server))
     with (
         open_reader(source, registry=options) as reader,
@@ -75,7 +75,7 @@ def push(server: Registry, tmp_path: Path, options: RegistryOptions = OPTIONS, i
 def refuse_to_pull(
     server: Registry | str, target: Path, *categories: type[LamellaError], options: RegistryOptions = OPTIONS
 ) -> LamellaError:
-    """Expect an error of one of the categories, with no secret in it, and nothing to be seen in the target."""
+    """Assert that a pull fails by one of the errors, shows no secret and leaves no image."""
     with pytest.raises(categories) as caught:
         pull(server, target, options)
     index = target / "layout/index.json"
@@ -85,7 +85,7 @@ def refuse_to_pull(
 
 
 def keep_quiet(error: BaseException) -> None:
-    """Assert that no secret is in an error, nor in those that it came from."""
+    """Assert that neither an error nor its causes contain a secret."""
     seen: BaseException | None = error
     while seen is not None:
         told = f"{seen!r} {seen} {getattr(seen, 'hint', '')} {getattr(seen, '__notes__', '')}"

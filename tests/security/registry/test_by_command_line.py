@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said on the command line could end up in a log."""
+"""The output of commands, which may end up in logs, shows no secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamella.cli.main import run
 
 
 class TestCommandLine:
-    """The same by the command line, where what is said could end up in a log."""
+    """Hostile registries through the command line."""
 
     @pytest.fixture(autouse=True)
     def logged_in(self, registry: Registry, tmp_path: Path) -> None:

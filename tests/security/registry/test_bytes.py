@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes and documents that are not what was promised are found out, and are not read without end."""
+"""Wrong, malformed and endless bytes and documents are refused."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What proves who we are goes to the registry and to nobody else; and what all attacks here are variations of."""
+"""Credentials are sent to the registry and its token server only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lamella.testing.images import compact
 
 
 class TestTwins:
-    """What the attacks below are variations of."""
+    """The legitimate twins of the attacks."""
 
     def test_an_image_comes_whole(self, registry: Registry, tmp_path: Path) -> None:
         assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry leads to where it has no business: it is not followed there."""
+"""Redirects, locations and names that lead to forbidden places."""
 
 from __future__ import annotations
 

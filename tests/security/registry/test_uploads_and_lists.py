@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uploads that are cut, lost or lied about; lists that never end."""
+"""Uploads that are cut, lost or misreported; lists without end."""
 
 from __future__ import annotations
 

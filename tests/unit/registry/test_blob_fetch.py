@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blobs come whole and in order, by one request or by many, whatever breaks on the way."""
+"""Blobs arrive whole and in order, by one request or several, despite cuts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 def start(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Return a function that opens the blob, in ranges of 100,000 bytes where there are to be several."""
+    """A function that opens the blob, with ranges of 100,000 bytes."""
     monkeypatch.setattr(blob_fetch, "RANGE_SIZE", 100_000)
     monkeypatch.setattr(blob_fetch, "SINGLE_REQUEST_SIZE", 200_000)
     monkeypatch.setattr(blob_fetch, "FAST_RATE", 1e18)
@@ -228,7 +228,7 @@ def test_the_budget_of_ranges_is_given_back(start: Open, registry: Registry, end
     budget = threading.Semaphore(3)
     stream = start(4, budget=budget)
     got = 0
-    while got <= 100_000:  # the first range, and one byte of those that are read ahead
+    while got <= 100_000:  # the first range and one byte of the read-ahead
         got += len(stream.read(100_001 - got))
     while budget.acquire(blocking=False):
         budget.release()

@@ -339,7 +339,7 @@ class TestReferrers:
     def test_referrers_are_listed_by_the_fallback_tag(self, client: Client, registry: Registry) -> None:
         registry.misbehave("GET", "/referrers/", say(Answer(404, {}, b"404 page not found")))
         assert client.referrers(parse_digest(NAME)) == []
-        for _ in range(2):  # the second time changes nothing
+        for _ in range(2):  # the second put changes nothing
             client.put_manifest(digest(self.SIGNATURE), OCI_MANIFEST, self.SIGNATURE)
         assert ("team/app", fallback_tag(parse_digest(NAME))) in registry.manifests
         (found,) = client.referrers(parse_digest(NAME))
@@ -362,7 +362,7 @@ class TestReferrers:
 class TestMirrors:
     @pytest.fixture
     def through(self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-        """Another registry that is set up as a mirror of the first."""
+        """Another registry, configured as a mirror of the first."""
         with Registry() as mirror:
             set_mirror(tmp_path, registry, mirror, "pull, resolve")
             monkeypatch.setenv("LAMELLA_CERTS_DIR", str(tmp_path))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that may not be passed on: left where they are, or fetched from there where a person says so."""
+"""Non-distributable layers: left out of copies, or fetched from their URLs with an option."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FOREIGN, OWN = (layer["digest"] for layer in IMAGE.manifest["layers"])
 
 @pytest.fixture
 def elsewhere() -> Iterator[Registry]:
-    """Where the layer is."""
+    """The server that has the layer."""
     with Registry() as server:
         server.add_blob("base", IMAGE.blobs[FOREIGN])
         yield server
@@ -40,7 +40,7 @@ def elsewhere() -> Iterator[Registry]:
 
 @pytest.fixture
 def registry(elsewhere: Registry) -> Iterator[Registry]:
-    """One that has the image without the layer."""
+    """A registry that has the image without the layer."""
     address = f"{elsewhere.url}/v2/base/blobs/{FOREIGN}"
     foreign = {
         **IMAGE.manifest["layers"][0],
@@ -153,17 +153,17 @@ def test_ranges_of_foreign_layers_share_connections_that_the_reader_closes(
         assert len(elsewhere.asked("GET", "/v2/base/blobs/")) > 30
     assert len(connected) <= 8
     end = time.monotonic() + 10
-    while {one.fileno() for one in connected} != {-1}:  # threads may still be giving theirs back
+    while {one.fileno() for one in connected} != {-1}:  # threads may still hold theirs
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
 class TestImagesInFiles:
-    """The same where the image is in no registry, so that nothing says how far its documents are to be trusted."""
+    """The same for images in files, which no registry vouches for."""
 
     @pytest.fixture
     def proxy(self, elsewhere: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
-        """What stands for a network with ``layers.example`` in it."""
+        """A proxy that stands for ``layers.example``."""
         monkeypatch.setenv("http_proxy", elsewhere.url)
         monkeypatch.setenv("no_proxy", "")
         return elsewhere
@@ -219,7 +219,7 @@ class TestImagesInFiles:
 
 
 def _stored(tmp_path: Path, form: str, base: str) -> str:
-    """The name of an image in ``form`` that lacks a layer, which is below the address ``base``."""
+    """The name of an image in ``form`` that lacks a layer, whose URL is below ``base``."""
     foreign = {
         **IMAGE.manifest["layers"][0],
         "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hosts are asked for a registry, and how."""
+"""Hosts and settings of registries."""
 
 from __future__ import annotations
 

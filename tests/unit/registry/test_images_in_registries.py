@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries are places for images like any other: by the same names, readers and writers."""
+"""Images in registries, by the readers and writers of the contract."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_number_of_concurrent_requests_is_bounded(
                 peak = max(now, peak)
             time.sleep(0.02)
             with lock:
-                now -= 1  # before the last byte, by which the other side may ask for more
+                now -= 1  # before the last byte, after which the client may send the next request
             yield raw
 
         return replace(answer, body=body(), headers={**answer.headers, "Content-Length": str(len(raw))})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Challenges are read, tokens fetched once and used until they end, secrets kept."""
+"""Challenges are parsed, tokens are fetched once and used until they expire, secrets are not shown."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_token_is_requested_once_per_scope(registry: Registry) -> None:
     for _ in range(3):
         one.manifest("v1")
     (asked,) = registry.asked("GET", "/token")
-    # What is needed, and what the challenge names.
+    # The scopes of the request, then those of the challenge.
     assert asked.query["scope"].split() == ["repository:team/app:pull", "repository:team/app:pull,push"]
     assert (asked.query["service"], asked.query["account"]) == ("tests", USER)
     assert [request.headers.get("Authorization") for request in registry.asked("GET", "/manifests/")] == [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials are found where other tools keep them, kept where they are found, and shown to nobody."""
+"""Credentials are found where other tools store them, stored where they are found, and never shown."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def docker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def helper(tmp_path: Path) -> Helper:
-    """Return a function that makes a program for a keychain, and gives the file that it keeps things in."""
+    """A function that installs a credential helper and returns the file that it stores to."""
 
     def make(name: str, script: str = PROGRAM) -> Path:
         program = tmp_path / "bin" / f"docker-credential-{name}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lamella.registry.http uses of `http.client` and `ssl` without it being documented: a new Python fails here."""
+"""Pins the undocumented parts of `http.client` and `ssl` in use, so that a Python that changes them fails here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 class File(io.BytesIO):
-    """The only method of a socket that a response may need is `makefile`."""
+    """A socket with `makefile` only, which is all that a response may use."""
 
     def makefile(self, mode: str) -> File:
         assert mode == "rb"
@@ -24,7 +24,7 @@ class File(io.BytesIO):
 
 
 class Sink:
-    """The only method of a socket that a request may need is `sendall`."""
+    """A socket with `sendall` only, which is all that a request may use."""
 
     def __init__(self) -> None:
         self.sent = b""

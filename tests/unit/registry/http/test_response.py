@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/1.1 as it is read: a body ends where its head says, or is cut, and nobody is waited for for ever."""
+"""HTTP/1.1 responses: the ends of bodies, malformed heads and chunks, timeouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 class Given:
-    """A connection on which these bytes come, and then its end."""
+    """A connection that delivers these bytes, then ends."""
 
     def __init__(self, raw: bytes) -> None:
         self._file = io.BytesIO(raw)
@@ -27,7 +27,7 @@ class Given:
 
 
 class Dripping:
-    """A connection on which a letter comes now and then, without end."""
+    """A connection that delivers single bytes without end."""
 
     def recv_into(self, view: memoryview) -> int:
         time.sleep(0.02)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP as it is spoken to registries: by proxies, with settings, and with headers that mean one thing."""
+"""Requests by proxies and settings, reuse of connections, malformed headers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def authority() -> trustme.CA:
 
 
 class Proxy:
-    """A proxy that passes on what comes for HTTPS, with a password, itself perhaps behind TLS."""
+    """A tunnelling proxy with a password, with or without TLS itself."""
 
     def __init__(self, target: str, tls: ssl.SSLContext | None, status: int = 200) -> None:
         self.asked: list[bytes] = []
@@ -208,7 +208,7 @@ def test_connections_are_reused(registry: Registry, monkeypatch: pytest.MonkeyPa
 def test_a_closed_idle_connection_is_not_reused(registry: Registry) -> None:
     def close(request: Request, serve: Callable[[], Answer]) -> Answer:
         start = head(200, {"Content-Length": str(len(RAW)), "Content-Type": IMAGE.manifest["mediaType"]})
-        return Answer(200, raw=start + RAW)  # without a word that it is the last
+        return Answer(200, raw=start + RAW)  # without "Connection: close"
 
     registry.misbehave("GET", "/manifests/", close)
     client = Client(registry.host, "a", ONCE)
@@ -221,7 +221,7 @@ def test_a_closed_idle_connection_is_not_reused(registry: Registry) -> None:
 def test_a_response_before_the_whole_body_is_sent_is_read(registry: Registry) -> None:
     registry.misbehave("PUT", "", say(Answer(413, {"Connection": "close"}, b"too large")))
     transport = Transport(HostConfig("http", registry.host), ONCE, environ={})
-    # Where it hangs up with bytes unread the system may drop its words, so that one of two things is to be seen.
+    # The reset for unread bytes may discard the response, so that either of two outcomes is right.
     with contextlib.suppress(Unavailable):
         response = transport.send("PUT", f"{registry.url}/x", headers={}, body=bytes(8 << 20))
         assert (response.status, response.document()) == (413, b"too large")

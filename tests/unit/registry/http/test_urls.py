@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where requests may go, and by which proxy."""
+"""Origins, forbidden addresses and proxies of URLs."""
 
 from __future__ import annotations
 

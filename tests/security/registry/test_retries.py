@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may pass is waited for, and not for ever."""
+"""Retries are made, and are bounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lamella.registry.http import retry
 
 @pytest.fixture
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the pauses between tries take next to no time."""
+    """Make the pauses between tries negligible."""
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.001)
 
