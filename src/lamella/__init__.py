@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lamella.layers.policy import Devices, Owners, Policy
     from lamella.operations.copy import copy
     from lamella.operations.image import Image, open_image
+    from lamella.operations.layers.apply import ApplyOptions
     from lamella.operations.layers.apply import apply_blob as apply
     from lamella.operations.layers.diff import DiffOptions, diff, list_changes
     from lamella.operations.layers.write import LayerOptions
@@ -43,6 +44,7 @@ __version__: Final = "0.1.0"
 
 __all__ = [
     "AppendOptions",
+    "ApplyOptions",
     "Cancellation",
     "ConvertOptions",
     "Devices",
@@ -85,6 +87,7 @@ __all__ = [
 
 _HOMES: Final = {
     "AppendOptions": "operations.surgery.append",
+    "ApplyOptions": "operations.layers.apply",
     "Cancellation": "progress",
     "ConvertOptions": "operations.surgery.convert",
     "Devices": "layers.policy",

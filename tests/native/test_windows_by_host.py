@@ -39,7 +39,7 @@ from lamella.layers.windows.backend import WindowsLayerTree
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import AS_WINDOWS
 from lamella.layers.windows.native.reader import NativeChanges
-from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.apply import ApplyOptions, apply_blob
 from lamella.operations.layers.diff import DiffOptions, diff
 from lamella.operations.layers.write import LayerOptions, Written, write_layer
 from lamella.paths import LayerPath
@@ -153,7 +153,7 @@ class TestTheTableOfKinds:
         assert stub.leaks() == {}
 
     def test_has_a_tree_of_a_base_layer_on_ntfs(self, stub: Stub, system: WindowsSystem) -> None:
-        apply_blob(BytesIO(tar_of(BASE_CHANGES)), BASE, kind="windows", system=system)
+        apply_blob(BytesIO(tar_of(BASE_CHANGES)), BASE, ApplyOptions(kind="windows", system=system))
         with WindowsLayerTree(WindowsLayer(BASE), system) as tree:
             content = tree.open(LayerPath("files/APP/a.txt"))
             assert b"".join(map(bytes, content.chunks())) == b"hello"
@@ -166,20 +166,20 @@ class TestTheTableOfKinds:
         tar = tmp_path / "layer.tar"
         tar.write_bytes(tar_of(BASE_CHANGES))
         assert host.this_system() is None
-        apply_blob(tar, tmp_path / "folder", kind="windows")
+        apply_blob(tar, tmp_path / "folder", ApplyOptions(kind="windows"))
         assert (tmp_path / "folder" / "lamella.index").is_file()
         assert stub.calls == []
         monkeypatch.setattr("lamella.layers.windows.backend.this_system", lambda: system)
         monkeypatch.chdir(tmp_path)  # where its folder would be, were it no path of Windows
-        apply_blob(tar, BASE, kind="windows")
+        apply_blob(tar, BASE, ApplyOptions(kind="windows"))
         assert "lamella.index" not in names(system, "C:\\layers\\base")
         with kinds.source("windows", BASE) as (changes, _):
             assert isinstance(changes, NativeChanges)
 
     def test_gives_the_verbs_what_windows_has(self, stub: Stub, system: WindowsSystem) -> None:
         base, above = tar_of(BASE_CHANGES), tar_of(ABOVE_CHANGES)
-        assert apply_blob(BytesIO(base), BASE, kind="windows", system=system).size is not None
-        apply_blob(BytesIO(above), ABOVE, kind="windows", parents=[BASE], system=system)
+        assert apply_blob(BytesIO(base), BASE, ApplyOptions(kind="windows", system=system)).size is not None
+        apply_blob(BytesIO(above), ABOVE, ApplyOptions(kind="windows", parents=[BASE], system=system))
         output = BytesIO()
         diff(None, ABOVE, output, DiffOptions(kind="windows", parents=[BASE], compression="none", system=system))
         assert lines_of(above) == lines_of(output.getvalue())
@@ -187,10 +187,10 @@ class TestTheTableOfKinds:
 
     def test_refuses_awkward_names_unless_they_are_asked_for(self, system: WindowsSystem) -> None:
         with pytest.raises(InvalidInput, match="takes it for a device") as caught:
-            apply_blob(BytesIO(AWKWARD), BASE, kind="windows", system=system)
+            apply_blob(BytesIO(AWKWARD), BASE, ApplyOptions(kind="windows", system=system))
         assert "--awkward-names" in str(caught.value.hint)
         assert names(system, "C:\\layers") == []
-        apply_blob(BytesIO(AWKWARD), BASE, kind="windows", rules=AS_WINDOWS, system=system)
+        apply_blob(BytesIO(AWKWARD), BASE, ApplyOptions(kind="windows", rules=AS_WINDOWS, system=system))
         assert names(system, "C:\\layers\\base\\Files") == ["Windows", "aux.js"]
 
 

@@ -34,7 +34,7 @@ from lamella.layers.stack import LayerStack
 from lamella.layers.windows.backend import open_source
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.native.reader import NativeChanges
-from lamella.operations.layers.apply import Applied, apply_blob
+from lamella.operations.layers.apply import Applied, ApplyOptions, apply_blob
 from lamella.paths import LayerPath
 from lamella.testing.builders import sparse
 
@@ -113,7 +113,7 @@ def tar_of(changes: Iterable[Change]) -> bytes:
 
 
 def applied(system: WindowsSystem, place: Path, changes: Iterable[Change], *parents: Path) -> Applied:
-    return apply_blob(BytesIO(tar_of(changes)), place, kind="windows", parents=parents, system=system)
+    return apply_blob(BytesIO(tar_of(changes)), place, ApplyOptions(kind="windows", parents=parents, system=system))
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def content(files: Files, path: str) -> bytes:
 class TestBaseLayer:
     def test_what_was_applied_is_read_back_to_the_byte(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of([*BASE_CHANGES, *UTILITY])
-        done = apply_blob(BytesIO(data), BASE, kind="windows", system=system)
+        done = apply_blob(BytesIO(data), BASE, ApplyOptions(kind="windows", system=system))
         # The service changes the boot store of a utility VM, and writes into its directory; a layer has them as it
         # left them.
         changed = [
@@ -164,7 +164,7 @@ class TestBaseLayer:
 
     def test_without_a_utility_vm_the_bytes_of_the_tar_are_the_same(self, system: WindowsSystem) -> None:
         data = tar_of(BASE_CHANGES)
-        apply_blob(BytesIO(data), BASE, kind="windows", system=system)
+        apply_blob(BytesIO(data), BASE, ApplyOptions(kind="windows", system=system))
         assert data == read_back(system, BASE)
 
     def test_the_service_processes_the_layer_once_all_files_are_there(self, stub: Stub, system: WindowsSystem) -> None:
@@ -313,7 +313,7 @@ class TestLayerWithParents:
 
     def test_what_was_applied_is_exported_to_the_byte(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of(ABOVE_CHANGES)
-        apply_blob(BytesIO(data), ABOVE, kind="windows", parents=[BASE], system=system)
+        apply_blob(BytesIO(data), ABOVE, ApplyOptions(kind="windows", parents=[BASE], system=system))
         stub.raise_errors()
         assert lines_of(data) == lines_of(read_back(system, ABOVE, BASE))
         assert data == read_back(system, ABOVE, BASE)
@@ -526,8 +526,8 @@ class TestFailures:
         raise AssertionError("it never ends")
 
     def test_of_any_call_while_a_base_layer_is_applied(self, stub: Stub, system: WindowsSystem) -> None:
-        data = tar_of(SMALL_BASE)
-        failed = self.sweep(stub, system, lambda: apply_blob(BytesIO(data), BASE, kind="windows", system=system), [])
+        data, options = tar_of(SMALL_BASE), ApplyOptions(kind="windows", system=system)
+        failed = self.sweep(stub, system, lambda: apply_blob(BytesIO(data), BASE, options), [])
         assert failed >= {
             *("AdjustTokenPrivileges", "ImpersonateSelf", "CreateDirectoryW", "CreateFileW", "NtCreateFile"),
             *("SetFileInformationByHandle", "BackupWrite", "NtSetInformationFile", "ProcessBaseImage"),
@@ -537,7 +537,7 @@ class TestFailures:
     def test_of_any_call_while_a_layer_with_parents_is_applied(self, stub: Stub, system: WindowsSystem) -> None:
         applied(system, BASE, SMALL_BASE)
         data = tar_of(SMALL_ABOVE)
-        work = lambda: apply_blob(BytesIO(data), ABOVE, kind="windows", parents=[BASE], system=system)  # noqa: E731
+        work = lambda: apply_blob(BytesIO(data), ABOVE, ApplyOptions(kind="windows", parents=[BASE], system=system))  # noqa: E731
         failed = self.sweep(stub, system, work, ["base"])
         assert failed >= {"WriteFile", "NameToGuid", "ImportLayer", "ProcessUtilityImage", "BackupRead"}
 
@@ -556,7 +556,7 @@ class TestFailures:
     def test_of_the_tar_which_ends_early(self, stub: Stub, system: WindowsSystem, kept: int) -> None:
         data = tar_of(BASE_CHANGES)[:kept]
         with pytest.raises((FormatError, SizeMismatch)):
-            apply_blob(BytesIO(data), BASE, kind="windows", system=system)
+            apply_blob(BytesIO(data), BASE, ApplyOptions(kind="windows", system=system))
         assert "ProcessBaseImage" not in stub.calls
         assert names(system, "C:\\layers") == []
         assert stub.leaks() == {}

@@ -20,9 +20,10 @@ from tests.security.routes import apply_tar, gzipped, image_of
 from tests.security.surroundings import listing
 from tests.security.tars import Tar
 
+from lamella.changes.job import Job
 from lamella.errors import AlreadyExists, Cancelled, Exhausted, UnsafePath
 from lamella.images.resolve import open_platform_image
-from lamella.operations.unpack import unpack
+from lamella.operations.unpack import UnpackOptions, unpack
 from lamella.progress import Cancellation
 
 PROGRAM = [sys.executable, "-P", "-m", "lamella"]
@@ -102,7 +103,7 @@ def test_nobody_else_gets_in_before_it_is_done(room: Path, tmp_path: Path) -> No
         tar.file(f"f{number}", mode=0o4755)
     watching = Watching(room)
     with open_platform_image(image(tmp_path / "image", tar, tar)) as opened:
-        unpack(opened, room / "new", cancel=watching)
+        unpack(opened, room / "new", job=Job(cancel=watching))
     assert {mode for _, mode in watching.seen} == {0o700}
     assert stat.S_IMODE(os.lstat(room / "new").st_mode) == 0o777
     assert around(room) == {"new"}
@@ -125,7 +126,7 @@ def test_a_name_that_is_taken_in_the_meantime_stays_with_its_owner(room: Path, t
     for number in range(600):
         tar.file(f"f{number}")
     with open_platform_image(image(tmp_path / "image", tar)) as opened, pytest.raises(AlreadyExists):
-        unpack(opened, room / "new", cancel=Busy(room / "new"))
+        unpack(opened, room / "new", job=Job(cancel=Busy(room / "new")))
     assert around(room) == {"new"}
     assert os.listdir(room / "new") == []
 
@@ -175,7 +176,7 @@ def test_a_root_that_locks_its_owner_out(mode: int, fails: bool, commons: Path, 
         unpack(opened, tmp_path / "loads-all-modules")
 
         def work() -> None:
-            unpack(opened, commons / "new", cancel=Stopping() if fails else None)
+            unpack(opened, commons / "new", job=Job(cancel=Stopping() if fails else None))
 
         if fails:
             with pytest.raises(Cancelled):
@@ -215,7 +216,7 @@ def test_merging_keeps_what_is_there(room: Path, tmp_path: Path) -> None:
     (room / "new" / "d").mkdir(parents=True)
     (room / "new" / "d" / "mine").write_bytes(b"mine")
     with open_platform_image(image(tmp_path / "image", Tar().file("d/f").whiteout("d/other"))) as opened:
-        unpack(opened, room / "new", merge=True)
+        unpack(opened, room / "new", UnpackOptions(merge=True))
     assert listing(room / "new") == {"d": "directory 755", "d/f": "644 layer", "d/mine": "644 mine"}
 
 

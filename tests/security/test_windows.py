@@ -18,7 +18,7 @@ from lamella.errors import InvalidInput, LamellaError
 from lamella.formats.ntfs import reparse
 from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.layout import WindowsLayer
-from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.apply import ApplyOptions, apply_blob
 from lamella.paths import LayerPath
 
 
@@ -35,7 +35,7 @@ def arena(tmp_path: Path) -> Path:
     """Return a directory with a base layer and a secret beside it."""
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "base.tar").write_bytes(write([folder("Files"), file_at("Files/below", b"below")])[0])
-    apply_blob(tmp_path / "base.tar", tmp_path / "base", kind="windows")
+    apply_blob(tmp_path / "base.tar", tmp_path / "base", ApplyOptions(kind="windows"))
     return tmp_path
 
 
@@ -45,7 +45,7 @@ def refused(arena: Path, data: bytes) -> None:
     before = {path: path.stat().st_mtime_ns for path in arena.rglob("*")}
     for parents in ((), (arena / "base",)):
         with pytest.raises(InvalidInput):
-            apply_blob(arena / "bad.tar", arena / "new", kind="windows", parents=parents)
+            apply_blob(arena / "bad.tar", arena / "new", ApplyOptions(kind="windows", parents=parents))
         after = {path: path.stat().st_mtime_ns for path in arena.rglob("*")}
         assert before == after
     assert (arena / "secret").read_bytes() == b"secret"
@@ -75,7 +75,7 @@ class TestNames:
 
     def test_a_directory_in_another_case_is_the_same_directory(self, arena: Path) -> None:
         (arena / "odd.tar").write_bytes(START + file(b"FILES/x", b"1") + END)
-        apply_blob(arena / "odd.tar", arena / "new", kind="windows")
+        apply_blob(arena / "odd.tar", arena / "new", ApplyOptions(kind="windows"))
         assert sorted(os.listdir(arena / "new")) == ["Files", "Hives", "lamella.framing", "lamella.index"]
 
 
@@ -83,7 +83,7 @@ class TestLinks:
     @pytest.mark.parametrize("target", ["../secret", "/etc/passwd", "C:\\Windows", "\\\\server\\share", "\\??\\C:\\"])
     def test_a_symbolic_link_leads_nowhere_in_the_folder(self, target: str, arena: Path) -> None:
         (arena / "link.tar").write_bytes(START + block(b"Files/l", b"2", linkname=target.encode()) + END)
-        apply_blob(arena / "link.tar", arena / "new", kind="windows")
+        apply_blob(arena / "link.tar", arena / "new", ApplyOptions(kind="windows"))
         assert not (arena / "new/Files/l").is_symlink()
 
     @pytest.mark.parametrize("attributes", [0x420, 0x410])
@@ -97,7 +97,7 @@ class TestLinks:
         (arena / "bad.tar").write_bytes(START + block(b"Files/l", b"1", linkname=target) + END)
         for parents in ((), (arena / "base",)):
             with pytest.raises(LamellaError):
-                apply_blob(arena / "bad.tar", arena / "new", kind="windows", parents=parents)
+                apply_blob(arena / "bad.tar", arena / "new", ApplyOptions(kind="windows", parents=parents))
             assert not (arena / "new").exists()
 
     def test_links_that_somebody_made_in_a_parent_are_not_followed(self, arena: Path) -> None:
@@ -106,7 +106,7 @@ class TestLinks:
         (vm / "x").symlink_to(arena / "secret")
         (vm / "dir").symlink_to(arena)
         (arena / "vm.tar").write_bytes(write([*TOP, folder("UtilityVM"), folder("UtilityVM/Files")])[0])
-        apply_blob(arena / "vm.tar", arena / "new", kind="windows", parents=[arena / "base"])
+        apply_blob(arena / "vm.tar", arena / "new", ApplyOptions(kind="windows", parents=[arena / "base"]))
         assert os.listdir(arena / "new/UtilityVM/Files") == []
 
 
@@ -144,7 +144,7 @@ def test_a_layer_cut_at_any_block_is_refused(arena: Path) -> None:
     for end in range(512, len(whole) - 1024, 512):
         (arena / "bad.tar").write_bytes(whole[: end + 7])
         with pytest.raises(InvalidInput):
-            apply_blob(arena / "bad.tar", arena / "new", kind="windows")
+            apply_blob(arena / "bad.tar", arena / "new", ApplyOptions(kind="windows"))
         assert not (arena / "new").exists()
 
 
@@ -157,7 +157,7 @@ def test_mutated_layers_are_taken_or_refused(tmp_path_factory: pytest.TempPathFa
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     (place / "bad.tar").write_bytes(whole)
     try:
-        apply_blob(place / "bad.tar", place / "new", kind="windows")
+        apply_blob(place / "bad.tar", place / "new", ApplyOptions(kind="windows"))
     except LamellaError:
         assert sorted(os.listdir(place)) == ["bad.tar"]
     else:

@@ -23,7 +23,7 @@ from lamella.layers.overlay_view import Listings
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
-from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.apply import ApplyOptions, apply_blob
 from lamella.operations.layers.diff import DiffOptions, diff
 from lamella.paths import LayerPath
 from lamella.testing.images import image_of_tars, tagged, write_layout
@@ -52,8 +52,8 @@ class TestAFileBelow4000Directories:
         below = [tmp_path / "base"] * parents
         (tmp_path / "base.tar").write_bytes(write([folder("Files")])[0])
         for place in below:
-            apply_blob(tmp_path / "base.tar", place, kind="windows")
-        apply_blob(blob, tmp_path / "layer", kind="windows", parents=below)
+            apply_blob(tmp_path / "base.tar", place, ApplyOptions(kind="windows"))
+        apply_blob(blob, tmp_path / "layer", ApplyOptions(kind="windows", parents=below))
         diff(None, tmp_path / "layer", tmp_path / "again.tar", DiffOptions(kind="windows", compression="none"))
         assert run(["-q", "ls", f"windows:{tmp_path}/layer::{DEEP}"]) == 0
         assert blob.read_bytes() == (tmp_path / "again.tar").read_bytes()
@@ -158,7 +158,7 @@ def test_a_hidden_directory_of_the_utility_vm_can_be_put_anew(tmp_path: Path) ->
     }
     for name, changes in blobs.items():
         (tmp_path / f"{name}.tar").write_bytes(write(changes)[0])
-    apply_blob(tmp_path / "base.tar", base, kind="windows")
-    apply_blob(tmp_path / "above.tar", tmp_path / "above", kind="windows", parents=[base])
+    apply_blob(tmp_path / "base.tar", base, ApplyOptions(kind="windows"))
+    apply_blob(tmp_path / "above.tar", tmp_path / "above", ApplyOptions(kind="windows", parents=[base]))
     assert [path.name for path in (tmp_path / "above/UtilityVM/Files").iterdir()] == ["D"]
     assert (tmp_path / "above/UtilityVM/Files/D/e").read_bytes() == b"hello"

@@ -136,13 +136,13 @@ def test_layers_of_the_kind_windows_are_made_and_exported_by_the_systems_calls(
 ) -> None:
     """Wine has no compute service, so that they are refused here, where another host would make a folder."""
     from lamella.layers import kinds
-    from lamella.operations.layers.apply import apply_blob
+    from lamella.operations.layers.apply import ApplyOptions, apply_blob
 
     (tmp_path / "layer.tar").write_bytes(bytes(1024))
     (tmp_path / "base").mkdir()
     works = (
         lambda: kinds.sink("windows", tmp_path / "layer"),
-        lambda: apply_blob(tmp_path / "layer.tar", tmp_path / "layer", kind="windows"),
+        lambda: apply_blob(tmp_path / "layer.tar", tmp_path / "layer", ApplyOptions(kind="windows")),
         lambda: kinds.source("windows", tmp_path / "base", parents=[tmp_path / "base"]).__enter__(),
     )
     for work in works:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias
 
 from msgspec import Struct
 
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.changes.model import Buffer, Change
 from lamella.digests import Digest
@@ -30,7 +31,6 @@ from lamella.host.malloc import return_large_blocks
 from lamella.host.worker import Channel, Worker, can_fork, processors
 from lamella.layers.change_codec import Batch, ChangeDecoder, ChangeEncoder
 from lamella.layers.tar.source import tar_changes
-from lamella.progress import Cancellation
 from lamella.streams.blob_reader import BlobReader
 from lamella.streams.buffers import BUFFER_SIZE, NOTHING
 from lamella.streams.limits import BlobFacts, BlobLimits
@@ -102,31 +102,18 @@ class ReaderProcess(Worker):
         self.buffers = [ring[at : at + BUFFER_SIZE] for at in range(0, len(ring), BUFFER_SIZE)]
         super().__init__(_serve, blobs, self.buffers, task="reads the layers", fork=True, keep=None)
 
-    def next_layer(
-        self,
-        *,
-        losses: Losses | None = None,
-        progress: Callable[[int], object] | None = None,
-        cancel: Cancellation | None = None,
-    ) -> LayerReading:
-        """The next of the blobs; the one before must have been finished. ``losses`` are as for `tar_changes`."""
-        return LayerReading(self, losses, progress, cancel)
+    def next_layer(self, job: Job | None = None) -> LayerReading:
+        """The next of the blobs; the one before must have been finished."""
+        return LayerReading(self, job or Job())
 
 
 class LayerReading:
     """One blob that a worker reads: its changes, as the reader of its tar dialect gives them, and its facts."""
 
-    def __init__(
-        self,
-        process: ReaderProcess,
-        losses: Losses | None,
-        progress: Callable[[int], object] | None,
-        cancel: Cancellation | None,
-    ) -> None:
+    def __init__(self, process: ReaderProcess, job: Job) -> None:
         self._process = process
-        self._losses = losses
-        self._progress = progress
-        self._check = None if cancel is None else cancel.check
+        self._job = job
+        self._check = None if job.cancel is None else job.cancel.check
         self._number: int | None = None
         """Of the buffer that this process has."""
         self._batches: deque[Batch] = deque()
@@ -166,16 +153,15 @@ class LayerReading:
             raise
         if isinstance(message, bytes):
             end: _End = pickle.loads(message)  # noqa: S301  # from our own fork
-            if self._losses is not None:
-                self._losses.merge(end.losses)
+            self._job.losses.merge(end.losses)
             self._facts = end.facts
             return
         self._number, filled, amount, batch = message
         if self._number is not None:
             self.buffer = self._process.buffers[self._number][:filled]
         self._batches.append(batch)
-        if amount and self._progress is not None:
-            self._progress(amount)
+        if amount and self._job.progress is not None:
+            self._job.progress.advance(amount)
 
     def _received(self) -> Iterator[Batch]:
         while True:

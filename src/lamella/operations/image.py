@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
@@ -133,22 +132,13 @@ class Image:
         into its ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` chooses owners and devices. Raises as
         `lamella.operations.unpack.unpack`.
         """
-        from lamella.changes.job import Job
         from lamella.operations.runtime.bundle import unpack_bundle
-        from lamella.operations.unpack import unpack
+        from lamella.operations.unpack import UnpackOptions, unpack
 
         if bundle and kind not in (None, "directory"):
             raise InvalidInput("a bundle for a runtime holds a plain tree")
-        job = job or Job()
-        return (unpack_bundle if bundle else partial(unpack, kind=kind))(
-            self._image,
-            Path(directory),
-            policy=policy,
-            merge=merge,
-            losses=job.losses,
-            progress=job.progress,
-            cancel=job.cancel,
-        )
+        options = UnpackOptions(kind, policy, merge)
+        return (unpack_bundle if bundle else unpack)(self._image, Path(directory), options, job=job)
 
     def filesystem(self) -> Filesystem:
         """The merged view of the layers as a read-only file system, usable until the image is closed.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image onto a directory: all of its layers, the base first."""
+"""Unpacks an image: applies its layers, base first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella import host
 from lamella.changes.apply import Counts, apply
@@ -21,7 +22,7 @@ from lamella.layers import kinds
 from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.layers.kinds import UnpackForm
 from lamella.operations.atomic_file import unfinished
-from lamella.operations.layers.apply import Applied
+from lamella.operations.layers.apply import Applied, ApplyOptions, apply_image_layer
 from lamella.operations.layers.read import checked_reader
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from lamella.layers.policy import Policy
     from lamella.layers.process_reader import ReaderProcess
     from lamella.layers.windows.names import NameRules
-    from lamella.progress import Cancellation, Progress
 
 _DEFAULT: Final = "directory"
 MANIFEST: Final = "manifest.json"
@@ -37,85 +37,63 @@ CONFIG: Final = "config.json"
 """The documents of an image beside its layers; see `LayerKind.keeps_documents`."""
 
 
-def image_applied(
-    kind: str,
-    layers: Sequence[ImageLayer],
-    path: Path,
-    losses: Losses,
-    progress: Progress | None,
-    cancel: Cancellation | None,
-) -> Iterator[Applied]:
-    """Apply ``layers`` to one new image file at ``path``, which appears once the last layer has been checked.
+class UnpackOptions(Struct, frozen=True):
+    """How to unpack an image."""
 
-    Files that upper layers hide still take space in the image.
-    """
-    sink = cast("kinds.SeveralLayersSink", kinds.sink(kind, path, losses=losses))
-    try:
-        for number, layer in enumerate(layers, 1):
-            counts = Counts()
-            sink.more = number < len(layers)
-            with checked_reader(layer, Job(progress=progress, cancel=cancel)) as reader:
-                apply(kinds.tar_changes(kind, reader, sink), sink, cancel=cancel, counts=counts)
-                yield Applied(reader.finish(), counts.changes, losses)
-        if not layers:
-            sink.commit()
-    except BaseException:
-        sink.abort()
-        raise
+    kind: str | None = None
+    """A name of `lamella.layers.kinds`, see `unpack`; None for a plain directory."""
+    policy: Policy | None = None
+    """Owners and devices, for directories."""
+    merge: bool = False
+    """Unpack over an existing directory."""
+    rules: NameRules | None = None
+    """Unusual names that folders and composite images may have."""
+    reader_process: bool = False
+    """Read the layers of a large image on this machine in a fork of this process, which saves a tenth to a fifth of the
+    time. This process must have no other threads, those of libraries included."""
+
+
+DEFAULT_OPTIONS: Final = UnpackOptions()
 
 
 class Unpacked(Struct, frozen=True):
-    """What came of an image."""
+    """An image that was unpacked."""
 
     directory: Path
     layers: tuple[Applied, ...]
-    """The base first."""
+    """Base first."""
     losses: Losses
 
 
 def unpack(
-    image: PlatformImage,
-    directory: Path,
-    *,
-    policy: Policy | None = None,
-    merge: bool = False,
-    kind: str | None = None,
-    losses: Losses | None = None,
-    rules: NameRules | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
-    apart: bool = False,
+    image: PlatformImage, directory: Path, options: UnpackOptions = DEFAULT_OPTIONS, *, job: Job | None = None
 ) -> Unpacked:
     """Unpack the layers of ``image`` into ``directory``.
 
-    The work is done in a hidden directory beside it, which gets the name when everything has been checked; a failure
-    leaves nothing. With ``merge`` the layers go straight into ``directory``, over what is in it, and what was written
-    before a failure stays.
+    The work is done in a hidden directory beside it, which gets the name once everything has been checked; a failure
+    leaves nothing. With ``options.merge`` the layers are applied to ``directory`` itself, over its content, and a
+    failure leaves what was written.
 
-    Of a Windows image ``kind`` says what is wanted: ``"directory"`` for what its containers have as drive C, as a plain
-    tree; ``"windows"`` for a folder of each layer, named by its number from 0 at the base; ``"cim"`` for a composite
-    image of each, ``0.cim`` and so on, with the image's documents beside them; ``"blockcim"``, on Windows alone, for a
-    block image of each, ``0/layer.vhd/layer.cim`` and so on, with the documents too. Others become a plain tree, or
-    with ``"erofs"`` a single EROFS image called ``directory``, whose files have the owners and devices that layers say.
-    ``rules`` are for the names in folders and composite images.
+    An image for Linux becomes a plain tree, or with the kind ``"erofs"`` a single EROFS image called ``directory``,
+    whose files have the owners and devices of the layers. An image for Windows needs a kind: ``"directory"`` for drive
+    C of its containers, as a plain tree; ``"windows"`` for a folder of each layer, named by its number from 0 at the
+    base; ``"cim"`` for a composite image of each, ``0.cim`` and so on, with the documents of the image beside them;
+    ``"blockcim"``, only on Windows, for a block image of each, ``0/layer.vhd/layer.cim`` and so on, with the documents.
 
-    With ``apart`` the layers of a large image on this machine are read by another process, a fork of this one, which is
-    a tenth to a fifth faster: for callers that know of no other threads, those of libraries among them. A Windows
-    image's are for composite images only.
-
-    Raises AlreadyExists where the directory is there and ``merge`` is false, InvalidInput where ``kind`` does not
-    fit the image; else as `apply_blob`.
+    Raises AlreadyExists (the directory, without merge), InvalidInput (the kind does not fit the image); else as
+    `apply_blob`.
     """
-    losses = losses if losses is not None else Losses()
+    job = job or Job()
+    kind = options.kind
     _check_kind(image, kind)
     form = kinds.LAYER_KINDS[kind or _DEFAULT].unpack
-    if merge and form is not UnpackForm.TREE:
+    if options.merge and form is not UnpackForm.TREE:
         raise InvalidInput("only a plain directory can be merged into an existing one")
-    if form is UnpackForm.IMAGE and policy is not None:
+    if form is UnpackForm.IMAGE and options.policy is not None:
         raise InvalidInput("owners and devices are chosen for directories; an image file has those of the layers")
-    if merge:
+    if options.merge:
         try:
-            return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel, apart)
+            return Unpacked(directory, _apply_layers(image, directory, options, job), job.losses)
         except BaseException as error:
             error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
             raise
@@ -125,113 +103,95 @@ def unpack(
             hint = "choose a new directory, or give --merge to unpack over this one"
         raise AlreadyExists(f"{os.fspath(directory)!r} exists", hint=hint)
     if form is UnpackForm.IMAGE:
-        return _unpack(image, directory, directory, policy, kind, losses, rules, progress, cancel, apart)
-    with _Aside(directory) as aside:
-        unpacked = _unpack(image, aside.path, directory, policy, kind, losses, rules, progress, cancel, apart)
-        aside.commit()
-        return unpacked
+        return Unpacked(directory, _apply_layers(image, directory, options, job), job.losses)
+    with _UnfinishedDirectory(directory) as target:
+        layers = _apply_layers(image, target.path, options, job)
+        target.commit()
+        return Unpacked(directory, layers, job.losses)
 
 
-def _unpack(
-    image: PlatformImage,
-    where: Path,
-    directory: Path,
-    policy: Policy | None,
-    kind: str | None,
-    losses: Losses,
-    rules: NameRules | None,
-    progress: Progress | None,
-    cancel: Cancellation | None,
-    apart: bool,
-) -> Unpacked:
+def _apply_layers(image: PlatformImage, place: Path, options: UnpackOptions, job: Job) -> tuple[Applied, ...]:
     layers = image.layers
-    kind = kind or _DEFAULT
+    kind = options.kind or _DEFAULT
     row = kinds.LAYER_KINDS[kind]
     windows_files = image.config.os == "windows" and not row.windows
     applied: Iterator[Applied]
     with ExitStack() as stack:
-        # Before anything shows progress, which may take a thread.
-        other = _start_reader(layers, stack, row, rules) if apart and row.other_process and not windows_files else None
-        if progress is not None:
-            progress.start("unpack", sum(layer.descriptor.size for layer in layers))
-            stack.callback(progress.finish)
+        worker = None
+        if options.reader_process and row.other_process and not windows_files:
+            # Before anything shows progress, which may take a thread.
+            worker = _start_reader(layers, stack, row, options.rules)
+        stack.enter_context(job.step("unpack", sum(layer.descriptor.size for layer in layers)))
         if windows_files:
             from lamella.operations.windows.unpack import files_applied
 
-            applied = files_applied(layers, where, policy, losses, progress, cancel)
-        elif row.unpack is UnpackForm.TREE:
-            applied = _tree_applied(kind, layers, other, where, policy, losses, progress, cancel)
+            applied = files_applied(layers, place, options.policy, job)
         elif row.unpack is UnpackForm.IMAGE:
-            applied = image_applied(kind, layers, where, losses, progress, cancel)
+            applied = apply_to_image(kind, layers, place, job)
+        elif row.unpack is UnpackForm.TREE:
+            applied = _apply_to_tree(layers, place, ApplyOptions(kind, policy=options.policy), job, worker)
         else:
-            applied = _layers_applied(kind, image, where, losses, rules, progress, cancel, other)
-        return Unpacked(directory, tuple(applied), losses)
+            if row.keeps_documents:
+                kinds.required_directory(kind, place / row.layer_place.format(0))  # fails early on a wrong host
+                _write_documents(image, place)
+            rules = options.rules if row.windows else None
+            applied = _apply_to_places(layers, place, ApplyOptions(kind, rules=rules), job, worker)
+        return tuple(applied)
 
 
-def _tree_applied(
-    kind: str,
-    layers: Sequence[ImageLayer],
-    other: ReaderProcess | None,
-    where: Path,
-    policy: Policy | None,
-    losses: Losses,
-    progress: Progress | None,
-    cancel: Cancellation | None,
-) -> Iterator[Applied]:
-    # Loaded while another process, if there is one, begins to read.
-    from lamella.operations.layers.apply import apply_image_layer
+def apply_to_image(kind: str, layers: Sequence[ImageLayer], path: Path, job: Job) -> Iterator[Applied]:
+    """Apply ``layers`` to one new image file at ``path``, which appears once the last layer has been checked.
 
-    for layer in layers:
-        yield apply_image_layer(
-            layer, where, other=other, kind=kind, policy=policy, losses=losses, progress=progress, cancel=cancel
-        )
-
-
-def _layers_applied(
-    kind: str,
-    image: PlatformImage,
-    directory: Path,
-    losses: Losses,
-    rules: NameRules | None,
-    progress: Progress | None,
-    cancel: Cancellation | None,
-    other: ReaderProcess | None,
-) -> Iterator[Applied]:
-    """Apply each layer of ``image`` to a place of its own in ``directory``, over the places before it.
-
-    If the row of the kind says so, the manifest and the config of the image are written beside them.
+    Files that upper layers hide still take space in the image.
     """
-    from lamella.operations.layers.apply import apply_image_layer
+    sink = cast("kinds.SeveralLayersSink", kinds.sink(kind, path, losses=job.losses))
+    try:
+        for number, layer in enumerate(layers, 1):
+            counts = Counts()
+            sink.more = number < len(layers)
+            with checked_reader(layer, job) as reader:
+                apply(kinds.tar_changes(kind, reader, sink), sink, cancel=job.cancel, counts=counts)
+                yield Applied(reader.finish(), counts.changes, job.losses)
+        if not layers:
+            sink.commit()
+    except BaseException:
+        sink.abort()
+        raise
 
-    row = kinds.LAYER_KINDS[kind]
-    kinds.required_directory(kind, directory / row.layer_place.format(0))  # fails early if this host cannot write it
-    if row.keeps_documents:
-        for name, descriptor in ((MANIFEST, image.descriptor), (CONFIG, image.manifest.config)):
-            try:
-                (directory / name).write_bytes(image.reader.read_document(descriptor))
-            except OSError as problem:
-                raise from_os(problem, f"write {os.fspath(directory / name)!r}") from problem
+
+def _apply_to_tree(
+    layers: Sequence[ImageLayer], place: Path, options: ApplyOptions, job: Job, worker: ReaderProcess | None
+) -> Iterator[Applied]:
+    """Apply all layers to one directory."""
+    for layer in layers:
+        yield apply_image_layer(layer, place, options, job, worker)
+
+
+def _apply_to_places(
+    layers: Sequence[ImageLayer], directory: Path, options: ApplyOptions, job: Job, worker: ReaderProcess | None
+) -> Iterator[Applied]:
+    """Apply each layer to its own place in ``directory``, over the places of the layers below."""
+    row = kinds.LAYER_KINDS[options.kind]
     parents: list[Path] = []
-    for number, layer in enumerate(image.layers):
+    for number, layer in enumerate(layers):
         place = directory / row.layer_place.format(number)
-        yield apply_image_layer(
-            layer,
-            place,
-            other=other,
-            kind=kind,
-            parents=parents if row.has_parents else (),
-            losses=losses,
-            rules=rules if row.windows else None,
-            progress=progress,
-            cancel=cancel,
-        )
+        above = replace(options, parents=tuple(parents) if row.has_parents else ())
+        yield apply_image_layer(layer, place, above, job, worker)
         parents.insert(0, place)
+
+
+def _write_documents(image: PlatformImage, directory: Path) -> None:
+    for name, descriptor in ((MANIFEST, image.descriptor), (CONFIG, image.manifest.config)):
+        try:
+            (directory / name).write_bytes(image.reader.read_document(descriptor))
+        except OSError as error:
+            raise from_os(error, f"write {os.fspath(directory / name)!r}") from error
 
 
 def _start_reader(
     layers: Sequence[ImageLayer], stack: ExitStack, row: kinds.LayerKind, rules: NameRules | None
 ) -> ReaderProcess | None:
-    """Another process that reads the layers, those of plain files; see `started`."""
+    """A worker that reads the layers; None as of `start_reader`, and if the layers are no plain files."""
     from lamella.layers.process_reader import Blob, start_reader
 
     windows = None
@@ -275,11 +235,11 @@ def _check_kind(image: PlatformImage, kind: str | None) -> None:
         raise InvalidInput(f"the image is for Windows, and {row.summary} does not hold the metadata of its files")
 
 
-class _Aside:
-    """A directory that gets the wanted name when it is committed, and is removed when it is not.
+class _UnfinishedDirectory:
+    """A directory that gets its name when it is committed, and is removed otherwise.
 
-    Until then it lies in a hidden directory that nobody else may enter: neither is half an image to be seen, nor are
-    its set-id files of use to anybody, whatever mode the image gives its root.
+    Until then it is in a hidden directory of mode 0700: other users neither see half an image nor run its set-id files,
+    whatever mode the image gives its root.
     """
 
     def __init__(self, wanted: Path) -> None:
@@ -296,7 +256,7 @@ class _Aside:
             raise from_os(error, f"make a directory in {os.fspath(self._parent)!r}") from error
         try:
             os.mkdir(self.path)
-            # An image without an entry for its root has this one, whatever our umask and the time of day.
+            # The root of an image that has no entry for it, whatever the umask and the time.
             os.chmod(self.path, 0o755)  # noqa: S103
             os.utime(self.path, ns=(0, 0))
         except BaseException as error:
@@ -307,11 +267,11 @@ class _Aside:
         return self
 
     def commit(self) -> None:
-        """Give the directory its name. Raises AlreadyExists where that has come to be taken."""
+        """Give the directory its name. Raises AlreadyExists if something has taken the name since."""
         try:
             mode = stat.S_IMODE(os.lstat(self.path).st_mode)
             if os.geteuid() and not mode & stat.S_IWUSR:
-                # The system writes to a directory that changes its parent, and asks whether we may.
+                # Renaming a directory writes its `..`, which needs write permission on it.
                 os.chmod(self.path, mode | stat.S_IWUSR)
                 host.rename_exclusive(self.path, self._wanted)
                 os.chmod(self._wanted, mode)
@@ -323,7 +283,7 @@ class _Aside:
         try:
             os.rmdir(self._hidden)
         except OSError:
-            pass  # empty and harmless; what was asked for is done
+            pass  # empty and harmless: the image is complete
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._committed:

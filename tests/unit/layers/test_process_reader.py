@@ -20,6 +20,7 @@ from tests.security.tars import Tar
 from tests.unit.layers.windows.windows_tars import microsoft_base
 from tests.unit.streams.blobs import COMPRESSIONS, HEAD, PACK, gzipped, tar_like
 
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Content, Put, Stream, dense
 from lamella.digests import Digest
@@ -29,7 +30,7 @@ from lamella.layers.process_reader import Blob, ReaderProcess
 from lamella.layers.tar.source import tar_changes
 from lamella.layers.windows.names import NameRules
 from lamella.layers.windows.tar_source import EmptyData, windows_tar_changes
-from lamella.progress import Cancellation
+from lamella.progress import Cancellation, NoProgress
 from lamella.streams import blob_reader
 from lamella.streams.blob_reader import BlobReader
 from lamella.streams.limits import BlobLimits
@@ -172,11 +173,19 @@ def test_one_process_reads_one_blob_after_the_other(tmp_path: Path) -> None:
             assert told(layer.changes, layer.finish) == here(tmp_path / "again", blob), number
 
 
+class OnAdvance(NoProgress):
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance = advance
+
+    def advance(self, amount: int) -> None:
+        self._advance(amount)
+
+
 def test_progress_comes_to_the_size_of_the_blob(tmp_path: Path) -> None:
     blob = gzipped(mixed())
     seen: list[int] = []
     with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other:
-        other.next_layer(progress=seen.append).finish()
+        other.next_layer(Job(progress=OnAdvance(seen.append))).finish()
     assert len(blob) == sum(seen)
 
 
@@ -187,11 +196,11 @@ def test_what_reading_a_layer_loses_is_told_here(tmp_path: Path) -> None:
         for _ in tar_changes(reader.next_buffer, end=reader.finish, losses=expected):
             pass
     with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other:
-        other.next_layer(losses=found).finish()
+        other.next_layer(Job(losses=found)).finish()
     assert [loss.what for loss in found.kept] == ["what Windows keeps of a file"]
     assert expected == found
     with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other, pytest.raises(LossRefused):
-        other.next_layer(losses=Losses(refuse=True)).finish()
+        other.next_layer(Job(losses=Losses(refuse=True))).finish()
 
 
 # What is wrong with a blob ------------------------------------------------------------------------------------------
@@ -350,7 +359,7 @@ def test_a_wish_to_stop_is_seen_while_nothing_comes(tmp_path: Path) -> None:
         timer = threading.Timer(0.3, cancel.cancel)
         timer.start()
         with pytest.raises(Cancelled):
-            other.next_layer(cancel=cancel).finish()
+            other.next_layer(Job(cancel=cancel)).finish()
         timer.join()
 
 

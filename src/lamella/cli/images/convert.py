@@ -122,24 +122,18 @@ def _convert_to_cim(
     from lamella.images.resolve import open_platform_image
     from lamella.layers.cim.image import is_cim_path
     from lamella.layers.windows.names import AS_WINDOWS
-    from lamella.operations.layers.apply import apply_blob
+    from lamella.operations.layers.apply import ApplyOptions, apply_blob
     from lamella.operations.trees.open import names_an_image
-    from lamella.operations.unpack import unpack
+    from lamella.operations.unpack import UnpackOptions, unpack
 
     job = console.job(strict=strict)
     place = Path(target.removeprefix("cim:"))
     if is_cim_path(target):
         if names_an_image(source):
             raise click.UsageError("DIR/NAME.cim is for a single layer; name a new directory for those of an image")
+        parents = () if parent is None else (parent,)
         applied = apply_blob(
-            Path(source.removeprefix("blob:")),
-            place,
-            kind=kind,
-            parents=() if parent is None else (parent,),
-            losses=job.losses,
-            rules=AS_WINDOWS,
-            progress=job.progress,
-            cancel=job.cancel,
+            Path(source.removeprefix("blob:")), place, ApplyOptions(kind, parents, rules=AS_WINDOWS), job=job
         )
         console.losses(job.losses)
         if console.json:
@@ -149,15 +143,7 @@ def _convert_to_cim(
         return
     _refuse_parent(parent)
     with open_platform_image(source, options.platform) as image:
-        unpacked = unpack(
-            image,
-            place,
-            kind=kind,
-            losses=job.losses,
-            rules=AS_WINDOWS,
-            progress=job.progress,
-            cancel=job.cancel,
-        )
+        unpacked = unpack(image, place, UnpackOptions(kind, rules=AS_WINDOWS), job=job)
         console.losses(job.losses)
         if console.json:
             console.document(unpacked_document(image, unpacked))

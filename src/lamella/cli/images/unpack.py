@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,33 +63,25 @@ def command(
     """
     from lamella.images.resolve import open_platform_image
     from lamella.layers.kinds import LAYER_KINDS
-    from lamella.operations.unpack import unpack
+    from lamella.operations.unpack import UnpackOptions, unpack
 
     check_name_rules(rules, kind)
-    work = partial(unpack, kind=kind, rules=rules)
-    if bundle:
-        from lamella.operations.runtime.bundle import unpack_bundle
-
-        if kind not in (None, "directory"):
-            raise click.UsageError("--bundle makes a plain tree; give it without --as")
-        work = partial(unpack_bundle)
-
+    if bundle and kind not in (None, "directory"):
+        raise click.UsageError("--bundle makes a plain tree; give it without --as")
     row = LAYER_KINDS[kind or "directory"]
     keeps_owners = not row.windows and not row.chooses_owners
     if keeps_owners and any(choice):
         raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layers say")
     job = console.job(strict=strict)
     with open_platform_image(image, platform) as opened:
-        unpacked = work(
-            opened,
-            directory,
-            policy=None if keeps_owners else choice.policy(windows=opened.config.os == "windows"),
-            merge=merge,
-            losses=job.losses,
-            progress=job.progress,
-            cancel=job.cancel,
-            apart=True,
-        )
+        policy = None if keeps_owners else choice.policy(windows=opened.config.os == "windows")
+        options = UnpackOptions(kind, policy, merge, rules, reader_process=True)
+        if bundle:
+            from lamella.operations.runtime.bundle import unpack_bundle
+
+            unpacked = unpack_bundle(opened, directory, options, job=job)
+        else:
+            unpacked = unpack(opened, directory, options, job=job)
         console.losses(job.losses)
         if console.json:
             console.document(unpacked_document(opened, unpacked))

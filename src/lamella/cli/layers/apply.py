@@ -64,39 +64,27 @@ def command(
     """
     from lamella.digests import parse_digest
     from lamella.layers.kinds import LAYER_KINDS
-    from lamella.operations.layers.apply import apply_blob, apply_reading, start_blob_reader
+    from lamella.operations.layers.apply import ApplyOptions, apply_blob, apply_reading, start_blob_reader
 
     row = LAYER_KINDS[kind]
     if parents and not row.has_parents:
         raise click.UsageError(f"--parent is for separate layers; {row.summary} holds the layers below too")
     check_name_rules(rules, kind)
-    policy = _policy(row, choice)
+    options = ApplyOptions(kind, parents, _policy(row, choice), rules)
     wanted = None if digest is None else parse_digest(digest)
     diff_id = None if expect is None else parse_digest(expect)
     job = console.job(strict=strict)
     with ExitStack() as stack:
-        other = None
+        worker = None
         if row.windows and row.other_process and blob != "-":
             # Before anything shows progress, which may take a thread.
-            other = stack.enter_context(start_blob_reader(Path(blob), digest=wanted, diff_id=diff_id, rules=rules))
+            worker = stack.enter_context(start_blob_reader(Path(blob), digest=wanted, diff_id=diff_id, rules=rules))
         stack.enter_context(job.step("apply", None if blob == "-" else _size(blob)))
-        if other is not None:
-            layer = other.next_layer(progress=job.advance, cancel=job.cancel)
-            applied = apply_reading(layer, directory, kind=kind, parents=parents, losses=job.losses, cancel=job.cancel)
+        if worker is not None:
+            applied = apply_reading(worker.next_layer(job), directory, options, job)
         else:
-            applied = apply_blob(
-                console.binary_input() if blob == "-" else Path(blob),
-                directory,
-                kind=kind,
-                parents=parents,
-                policy=policy,
-                losses=job.losses,
-                digest=wanted,
-                diff_id=diff_id,
-                rules=rules,
-                progress=job.progress,
-                cancel=job.cancel,
-            )
+            source = console.binary_input() if blob == "-" else Path(blob)
+            applied = apply_blob(source, directory, options, digest=wanted, diff_id=diff_id, job=job)
     console.losses(job.losses)
     if console.json:
         console.document({**applied_document(applied), **losses_document(job.losses)})

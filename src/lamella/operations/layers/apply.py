@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer blob onto a directory: decompressed, checked and applied in one pass."""
+"""Applies one layer blob: decompresses, checks and writes it in one pass."""
 
 from __future__ import annotations
 
@@ -8,34 +8,60 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lamella.changes.apply import Counts, apply
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.errors import from_os
 from lamella.layers import kinds
 from lamella.streams.blob_reader import BlobFacts, BlobLimits, BlobReader, open_blob
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lamella.changes.contracts import Sink
     from lamella.digests import Digest
     from lamella.host.windows.system import WindowsSystem
     from lamella.images.resolve import ImageLayer
     from lamella.layers.policy import Policy
     from lamella.layers.process_reader import LayerReading, ReaderProcess
     from lamella.layers.windows.names import NameRules
-    from lamella.progress import Cancellation, Progress
+
+
+class ApplyOptions(Struct, frozen=True):
+    """How to apply a layer."""
+
+    kind: str = "directory"
+    """A name of `lamella.layers.kinds`."""
+    parents: Sequence[Path] = ()
+    """Places of the same kind, nearest first; a Windows layer without parents is a base layer."""
+    policy: Policy | None = None
+    """Owners and devices, for directories."""
+    rules: NameRules | None = None
+    """Unusual names that a Windows layer may have."""
+    system: WindowsSystem | None = None
+    """The Windows host that writes the layer; None for the current host."""
+    compression: str | None = None
+    """Compression that the blob must have; None for any."""
+    limits: BlobLimits | None = None
+    """What reading the blob may cost."""
+
+
+DEFAULT_OPTIONS: Final = ApplyOptions()
 
 
 class Applied(Struct, frozen=True):
-    """What came of one layer."""
+    """A layer that was applied."""
 
     facts: BlobFacts
     entries: int
-    """Changes that the layer states."""
+    """Number of changes in the layer."""
     losses: Losses
-    """What the place could not hold; shared by all layers of one call."""
+    """What the place could not hold; shared by all layers of one job."""
     size: int | None = None
     """Bytes of the files in a Windows layer's folder, as hcsshim counts them: each once, without alternate streams."""
 
@@ -43,135 +69,78 @@ class Applied(Struct, frozen=True):
 def apply_blob(
     blob: str | os.PathLike[str] | BinaryIO,
     directory: str | os.PathLike[str],
+    options: ApplyOptions = DEFAULT_OPTIONS,
     *,
-    kind: str = "directory",
-    parents: Sequence[Path] = (),
-    policy: Policy | None = None,
-    losses: Losses | None = None,
-    compression: str | None = None,
     digest: Digest | None = None,
     size: int | None = None,
     diff_id: Digest | None = None,
-    limits: BlobLimits | None = None,
-    rules: NameRules | None = None,
-    system: WindowsSystem | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> Applied:
-    """Apply the layer ``blob`` to ``directory``, which is made where missing.
+    """Apply the layer ``blob`` to ``directory``, which is made if it is missing.
 
-    ``kind`` is a name of `lamella.layers.kinds`; ``parents`` are places of the same kind, nearest first. Whatever of
-    ``digest``, ``size`` (bytes of the blob), ``diff_id`` and ``compression`` is given must hold; all are compared
-    before the layer is committed. What was written before a failure stays in ``directory``; of the kind ``"windows"``,
-    which takes the tar of a Windows layer, nothing stays, and the directory must be empty or not exist; without parents
-    that is a base layer. Of the kind ``"cim"`` it is the path of an image, ``DIR/NAME.cim``, that must not exist; of
-    the kind ``"blockcim"``, which only Windows can write, that of a file and the name of the image in it,
-    ``DIR/layer.vhd/layer.cim``. ``rules`` are for the names in a Windows layer. On Windows (``system``, which is this
-    host unless given) its own calls make the kind ``"windows"``; elsewhere the folder keeps all that the layer has.
+    ``digest`` and ``size`` (bytes) of the blob and its ``diff_id``, if given, are checked before the commit. A failure
+    leaves in ``directory`` what was written. Other kinds differ: of ``"windows"`` a failure leaves nothing, and the
+    directory must be empty or missing; for ``"cim"`` it is the path of a new image, ``DIR/NAME.cim``; for
+    ``"blockcim"``, which only Windows writes, that of a file and of the image in it, ``DIR/layer.vhd/layer.cim``. On
+    Windows its own calls make the kind ``"windows"``; elsewhere the folder keeps all that the layer has.
 
     Raises Integrity (digest, size), FormatError, UnsafePath, Exhausted, Denied, Cancelled and the like; Conflict (the
-    folder is there), NotFound (a parent is not, or a link's target); on Windows Unsupported (no Containers feature).
+    folder has content), NotFound (a parent, or the target of a link); on Windows Unsupported (no Containers feature).
     """
-    losses = losses if losses is not None else Losses()
-    made = kinds.required_directory(kind, Path(directory))
-    if system is None:  # a system that is given has a volume of its own
+    job = job or Job()
+    place = Path(directory)
+    made = kinds.required_directory(options.kind, place)
+    if options.system is None:  # another system has its own volume
         _make(made)
     counts = Counts()
     with BlobReader(
         Path(blob) if isinstance(blob, (str, os.PathLike)) else blob,
-        compression=compression,
+        compression=options.compression,
         digest=digest,
         size=size,
         diff_id=diff_id,
-        limits=limits,
-        progress=None if progress is None else progress.advance,
-        cancel=cancel,
+        limits=options.limits,
+        progress=job.advance,
+        cancel=job.cancel,
     ) as reader:
-
-        def contents() -> bytes:
-            return reader.finish().diff_id.encode()
-
-        sink = kinds.sink(
-            kind,
-            Path(directory),
-            parents,
-            policy=policy,
-            losses=losses,
-            contents=contents,
-            rules=rules,
-            system=system,
-        )
-        apply(kinds.tar_changes(kind, reader, sink, rules, losses), sink, cancel=cancel, counts=counts)
-        size = sink.size if isinstance(sink, kinds.SizedSink) else None
-        return Applied(reader.finish(), counts.changes, losses, size)
+        sink = _sink(place, options, job, reader.finish)
+        changes = kinds.tar_changes(options.kind, reader, sink, options.rules, job.losses)
+        apply(changes, sink, cancel=job.cancel, counts=counts)
+        written = sink.size if isinstance(sink, kinds.SizedSink) else None
+        return Applied(reader.finish(), counts.changes, job.losses, written)
 
 
 def apply_reading(
-    layer: LayerReading,
-    directory: Path,
-    *,
-    kind: str = "directory",
-    parents: Sequence[Path] = (),
-    policy: Policy | None = None,
-    losses: Losses | None = None,
-    cancel: Cancellation | None = None,
+    reading: LayerReading, directory: Path, options: ApplyOptions = DEFAULT_OPTIONS, job: Job | None = None
 ) -> Applied:
-    """Apply a layer that another process reads to ``directory``, which is made where missing.
+    """Apply a layer that a worker process reads to ``directory``, which is made if it is missing.
 
-    ``kind`` is one whose row says `other_process`; that process must read the dialect of the kind.
-    Raises as `apply_blob`, and Unavailable where the other process has ended.
+    The row of the kind must say `other_process`, and the worker must read its dialect. Raises as `apply_blob`;
+    Unavailable if the worker has ended.
     """
-    losses = losses if losses is not None else Losses()
-    _make(kinds.required_directory(kind, directory))
+    job = job or Job()
+    _make(kinds.required_directory(options.kind, directory))
     counts = Counts()
-
-    def contents() -> bytes:
-        return layer.finish().diff_id.encode()
-
-    sink = kinds.sink(kind, directory, parents, policy=policy, losses=losses, contents=contents)
-    apply(layer.changes(), sink, cancel=cancel, counts=counts)
-    return Applied(layer.finish(), counts.changes, losses)
+    sink = _sink(directory, options, job, reading.finish)
+    apply(reading.changes(), sink, cancel=job.cancel, counts=counts)
+    return Applied(reading.finish(), counts.changes, job.losses)
 
 
 def apply_image_layer(
-    layer: ImageLayer,
-    directory: Path,
-    *,
-    other: ReaderProcess | None = None,
-    kind: str = "directory",
-    parents: Sequence[Path] = (),
-    policy: Policy | None = None,
-    losses: Losses | None = None,
-    rules: NameRules | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
+    layer: ImageLayer, directory: Path, options: ApplyOptions, job: Job, worker: ReaderProcess | None = None
 ) -> Applied:
-    """Apply a layer of an image, which must be what manifest and config promise; ``other`` reads it, where given.
+    """Apply a layer of an image, checked against manifest and config; ``worker``, if given, has it as its next blob.
 
     Raises as `apply_blob` and `apply_reading`.
     """
-    if other is not None:
-        following = other.next_layer(
-            losses=losses, progress=None if progress is None else progress.advance, cancel=cancel
-        )
-        return apply_reading(
-            following, directory, kind=kind, parents=parents, policy=policy, losses=losses, cancel=cancel
-        )
+    if worker is not None:
+        return apply_reading(worker.next_layer(job), directory, options, job)
+    if options.compression is None:
+        options = replace(options, compression=layer.compression)
     with layer.open() as blob:
+        descriptor = layer.descriptor
         return apply_blob(
-            blob,
-            directory,
-            kind=kind,
-            parents=parents,
-            policy=policy,
-            losses=losses,
-            compression=layer.compression,
-            digest=layer.descriptor.digest,
-            size=layer.descriptor.size,
-            diff_id=layer.diff_id,
-            rules=rules,
-            progress=progress,
-            cancel=cancel,
+            blob, directory, options, digest=descriptor.digest, size=descriptor.size, diff_id=layer.diff_id, job=job
         )
 
 
@@ -179,9 +148,9 @@ def apply_image_layer(
 def start_blob_reader(
     blob: Path, *, digest: Digest | None = None, diff_id: Digest | None = None, rules: NameRules | None = None
 ) -> Iterator[ReaderProcess | None]:
-    """Another process that reads the Windows layer ``blob``; None as `started` has it, and for what is no plain file.
+    """A worker that reads the Windows layer ``blob``; None as of `start_reader`, and if it is no regular file.
 
-    For callers that know of no other threads; see `lamella.layers.process_reader`.
+    This process must have no threads; see `lamella.layers.process_reader`.
     """
     from lamella.layers.process_reader import Blob, start_reader
     from lamella.layers.windows.names import NameRules
@@ -193,10 +162,26 @@ def start_blob_reader(
     try:
         found = os.stat(blob)
         size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-    except OSError:  # which is said when it is read here
+    except OSError:  # the in-process path reports it
         size = 0
     with ExitStack() as stack:
         yield start_reader(stack, size, blobs)
+
+
+def _sink(place: Path, options: ApplyOptions, job: Job, finish: Callable[[], BlobFacts]) -> Sink[Losses]:
+    def contents() -> bytes:
+        return finish().diff_id.encode()
+
+    return kinds.sink(
+        options.kind,
+        place,
+        options.parents,
+        policy=options.policy,
+        losses=job.losses,
+        contents=contents,
+        rules=options.rules,
+        system=options.system,
+    )
 
 
 def _make(directory: Path) -> None:

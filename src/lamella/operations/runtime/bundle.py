@@ -17,12 +17,10 @@ from lamella.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, fro
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
-    from lamella.changes.losses import Losses
+    from lamella.changes.job import Job
     from lamella.images.resolve import PlatformImage
-    from lamella.layers.policy import Policy
     from lamella.oci.config import ImageConfig
-    from lamella.operations.unpack import Unpacked
-    from lamella.progress import Cancellation, Progress
+    from lamella.operations.unpack import Unpacked, UnpackOptions
 
 _LARGEST: Final = 8 << 20
 """Largest passwd or group file that is read, in bytes."""
@@ -184,37 +182,28 @@ def runtime_config(config: ImageConfig, rootfs: Tree, *, rootless: Rootless | No
 
 
 def unpack_bundle(
-    image: PlatformImage,
-    directory: Path,
-    *,
-    policy: Policy | None = None,
-    merge: bool = False,
-    losses: Losses | None = None,
-    progress: Progress | None = None,
-    cancel: Cancellation | None = None,
-    apart: bool = False,
+    image: PlatformImage, directory: Path, options: UnpackOptions | None = None, *, job: Job | None = None
 ) -> Unpacked:
     """Unpack ``image`` into ``directory``/rootfs and write ``directory``/config.json, for a runtime to start.
 
-    The mode of the bundle is 0700, as an image may have set-id programs. A failure removes it, except with ``merge``,
-    which also unpacks over an existing bundle. Raises as `unpack` and `runtime_config`; InvalidInput (Windows image).
+    The mode of the bundle is 0700, as an image may have set-id programs. A failure removes it, except with
+    ``options.merge``, which also unpacks over an existing bundle. Raises as `unpack` and `runtime_config`; InvalidInput
+    (Windows image).
     """
-    from functools import partial
+    from lamella.operations.unpack import DEFAULT_OPTIONS, unpack
 
-    from lamella.operations.unpack import unpack
-
+    options = options or DEFAULT_OPTIONS
     if image.config.os == "windows":
         raise InvalidInput("the image is for Windows; a bundle for crun or runc needs one for Linux")
-    work = partial(unpack, policy=policy, losses=losses, progress=progress, cancel=cancel, apart=apart)
     rootless = None if os.geteuid() == 0 else Rootless.of_this_user()
-    if merge:
+    if options.merge:
         _make(directory, exist_ok=True)
-        unpacked = work(image, directory / ROOTFS, merge=True)
+        unpacked = unpack(image, directory / ROOTFS, options, job=job)
         write_runtime_config(directory, image.config, rootless=rootless)
         return unpacked
     _make(directory, exist_ok=False)
     try:
-        unpacked = work(image, directory / ROOTFS)
+        unpacked = unpack(image, directory / ROOTFS, options, job=job)
         write_runtime_config(directory, image.config, rootless=rootless)
     except BaseException as error:
         _remove(directory, error)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from lamella.changes.apply import Counts, apply
 from lamella.changes.job import Job
-from lamella.changes.losses import Losses
 from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.windows.layout import FILES
@@ -22,26 +21,18 @@ from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
     from lamella.images.resolve import ImageLayer
-    from lamella.progress import Cancellation, Progress
 
 _POLICY: Final = Policy(Owners.IGNORE, Devices.SKIP)
 """A Windows layer knows neither owners nor devices as POSIX has them."""
 
 
-def files_applied(
-    layers: Sequence[ImageLayer],
-    directory: Path,
-    policy: Policy | None,
-    losses: Losses,
-    progress: Progress | None,
-    cancel: Cancellation | None,
-) -> Iterator[Applied]:
+def files_applied(layers: Sequence[ImageLayer], directory: Path, policy: Policy | None, job: Job) -> Iterator[Applied]:
     """Apply what each of ``layers`` has in `Files` to ``directory``. The names are those of the lowest layer."""
     spelling = Spelling()
     for layer in layers:
         counts = Counts()
-        with checked_reader(layer, Job(progress=progress, cancel=cancel)) as reader:
-            sink = DirectorySink(directory, policy=policy or _POLICY, losses=losses)
-            changes = view_changes(reader.next_buffer, spelling, end=reader.finish, losses=losses)
-            apply(subtree_changes(changes, LayerPath(FILES), losses=losses), sink, cancel=cancel, counts=counts)
-            yield Applied(reader.finish(), counts.changes, losses)
+        with checked_reader(layer, job) as reader:
+            sink = DirectorySink(directory, policy=policy or _POLICY, losses=job.losses)
+            changes = view_changes(reader.next_buffer, spelling, end=reader.finish, losses=job.losses)
+            apply(subtree_changes(changes, LayerPath(FILES), losses=job.losses), sink, cancel=job.cancel, counts=counts)
+            yield Applied(reader.finish(), counts.changes, job.losses)

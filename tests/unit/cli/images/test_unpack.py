@@ -21,7 +21,7 @@ from lamella.changes.diff import diff
 from lamella.images.resolve import open_platform_image
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.oci.config import ContainerConfig
-from lamella.operations.unpack import unpack
+from lamella.operations.unpack import UnpackOptions, unpack
 from lamella.testing.builders import device, directory, file, link, symlink, whiteout
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -192,7 +192,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", [[], ["--bundle"]])
-@pytest.mark.parametrize("random", [False, True], ids=["read here", "read apart"])
+@pytest.mark.parametrize("random", [False, True], ids=["read here", "read by a worker"])
 def test_a_full_disk_leaves_nothing(
     lamella: Run, make_image: MakeImage, small_disk: Path, options: list[str], random: bool
 ) -> None:
@@ -219,7 +219,7 @@ def test_a_blob_or_an_image_that_does_not_fit_leaves_nothing(lamella: Run, small
 # Being stopped ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["read here", "read apart"])
+@pytest.fixture(params=["read here", "read by a worker"])
 def slow_image(make_image: MakeImage, request: pytest.FixtureRequest) -> str:
     """Return the name of an image that takes a while to unpack, and is small or large as a blob."""
     data = bytes if request.param == "read here" else os.urandom
@@ -239,7 +239,7 @@ def test_an_unpack_that_is_stopped_leaves_nothing(
         others = children(process)
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
-    assert len(others) == (FORKS and request.node.callspec.params["slow_image"] == "read apart")
+    assert len(others) == (FORKS and request.node.callspec.params["slow_image"] == "read by a worker")
     assert not any(Path(f"/proc/{other}").exists() for other in others)
     assert (process.returncode, output) == (code, "")
     assert errors.splitlines()[0] == "lamella: interrupted"
@@ -297,7 +297,7 @@ def test_nothing_is_forked_beside_another_thread(
     thread.start()
     try:
         with open_platform_image(name) as image:
-            unpack(image, tmp_path / "out", apart=True)
+            unpack(image, tmp_path / "out", UnpackOptions(reader_process=True))
     finally:
         done.set()
         thread.join()
@@ -316,7 +316,7 @@ def test_where_no_process_can_be_made_the_image_is_read_here(
     monkeypatch.setattr(os, "fork", fork)
     monkeypatch.setattr("lamella.layers.process_reader.can_start", lambda: True)
     with open_platform_image(make_image([file("random", os.urandom(5 << 20))])) as image:
-        unpack(image, tmp_path / "out", apart=True)
+        unpack(image, tmp_path / "out", UnpackOptions(reader_process=True))
     assert tried == [True]
     assert (tmp_path / "out/random").stat().st_size == 5 << 20
 

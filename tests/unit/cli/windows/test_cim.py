@@ -27,8 +27,8 @@ from lamella.host.windows.system import WindowsSystem
 from lamella.images.resolve import open_platform_image
 from lamella.layers.cim import block as place
 from lamella.layers.cim.image import CimLayer
-from lamella.operations.layers.apply import apply_blob
-from lamella.operations.unpack import unpack
+from lamella.operations.layers.apply import ApplyOptions, apply_blob
+from lamella.operations.unpack import UnpackOptions, unpack
 from lamella.testing.images import image_of_tars, tagged, write_layout
 
 
@@ -518,12 +518,12 @@ def test_a_large_layer_is_read_by_a_process_of_its_own_and_gives_the_same_images
         blob = tmp_path / "blob"
         blob.write_bytes(tar_of(large()))
         command: list[str | Path] = [program, "apply", blob, tmp_path / "out/0.cim", "--as", "cim"]
-        apply_blob(blob, tmp_path / "here/0.cim", kind="cim")
+        apply_blob(blob, tmp_path / "here/0.cim", ApplyOptions(kind="cim"))
     else:
         name = image_of(tmp_path, large(), *LAYERS[1:])
         command = [program, "unpack", name, tmp_path / "out", "--as", "cim", "--platform", "windows/amd64"]
         with open_platform_image(name, "windows/amd64") as image:
-            unpack(image, tmp_path / "here", kind="cim")
+            unpack(image, tmp_path / "here", UnpackOptions(kind="cim"))
     with subprocess.Popen(command) as process:
         only_child(process)
     assert process.returncode == 0

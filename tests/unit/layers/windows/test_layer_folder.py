@@ -25,6 +25,7 @@ from tests.unit.layers.windows.test_tar import (
 )
 
 from lamella.changes.apply import apply
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Opaque, Put, Stream, Whiteout
 from lamella.errors import Conflict, FormatError, InvalidInput, MissingFacet, NotFound, UnsafePath, Unsupported
@@ -37,7 +38,7 @@ from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import NameRules
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tar_source import EMPTY_DATA, windows_tar_changes
-from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.apply import ApplyOptions, apply_blob
 from lamella.paths import LayerPath
 from lamella.testing.builders import file as posix_file
 from lamella.testing.builders import sparse
@@ -555,5 +556,5 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     blob.write_bytes(write([*TOP, *with_stream("Files/a")])[0])
     monkeypatch.setattr("lamella.layers.windows.folder.writer.os.write", full)
     with pytest.raises(Exhausted):
-        apply_blob(blob, tmp_path / "base", kind="windows", losses=Losses())
+        apply_blob(blob, tmp_path / "base", ApplyOptions(kind="windows"), job=Job(losses=Losses()))
     assert os.listdir(tmp_path) == ["blob.tar"]

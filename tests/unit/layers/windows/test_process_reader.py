@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from tests.security.tars import Tar
-from tests.unit.layers.test_process_reader import child, nobody_is_left, opened, pytestmark, same, way
+from tests.unit.layers.test_process_reader import OnAdvance, child, nobody_is_left, opened, pytestmark, same, way
 from tests.unit.layers.windows.windows_tars import BASES, LAYERS
 from tests.unit.streams.blobs import COMPRESSIONS, PACK, gzipped, tar_like
 
 from lamella.changes.apply import apply
+from lamella.changes.job import Job
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.digests import Digest
 from lamella.errors import Cancelled, StreamConsumed, Unavailable
@@ -28,7 +29,7 @@ from lamella.layers.process_reader import Blob, ReaderProcess
 from lamella.layers.windows.names import AS_WINDOWS, NameRules
 from lamella.layers.windows.tar_sink import WindowsTarSink
 from lamella.layers.windows.tar_source import EMPTY_DATA
-from lamella.operations.layers.apply import apply_blob, apply_reading
+from lamella.operations.layers.apply import ApplyOptions, apply_blob, apply_reading
 from lamella.paths import LayerPath
 from lamella.progress import Cancellation
 from lamella.streams.limits import BlobLimits
@@ -238,9 +239,9 @@ def test_a_bad_tar_has_the_same_error(tar: Tar, tmp_path: Path) -> None:
 def test_a_process_that_is_killed_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     tar = tar_of([put("a", b"1"), put("b", os.urandom(40 * MIB))])
     with opened(tmp_path / "blob", gzipped(tar)) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
-        layer = other.next_layer(progress=lambda _: os.kill(child(), signal.SIGKILL))
+        layer = other.next_layer(Job(progress=OnAdvance(lambda _: os.kill(child(), signal.SIGKILL))))
         with pytest.raises(Unavailable, match="process that reads the layers has ended"):
-            apply_reading(layer, tmp_path / "a/a.cim", kind="cim")
+            apply_reading(layer, tmp_path / "a/a.cim", ApplyOptions("cim"))
     assert [*(tmp_path / "a").iterdir()] == []
 
 
@@ -253,16 +254,17 @@ def test_an_image_has_the_same_bytes(compression: str, tmp_path: Path) -> None:
     layers = [PACK[compression](mixed()), PACK[compression](upper())]
     below: list[str] = []
     for number, blob in enumerate(layers):
-        parents = {where: [tmp_path / where / name for name in reversed(below)] for where in ("here", "apart")}
+        parents = {where: [tmp_path / where / name for name in reversed(below)] for where in ("here", "worker")}
         name = f"{number}.cim"
         with opened(tmp_path / "blob", blob) as file:
-            expected = apply_blob(file, tmp_path / "here" / name, kind="cim", parents=parents["here"])
+            expected = apply_blob(file, tmp_path / "here" / name, ApplyOptions(kind="cim", parents=parents["here"]))
         with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
-            applied = apply_reading(other.next_layer(), tmp_path / "apart" / name, kind="cim", parents=parents["apart"])
+            options = ApplyOptions("cim", parents["worker"])
+            applied = apply_reading(other.next_layer(), tmp_path / "worker" / name, options)
         assert (applied.facts, applied.entries) == (expected.facts, expected.entries)
         assert [*applied.losses] == [*expected.losses]
         below.append(name)
-    made = files(tmp_path / "apart")
+    made = files(tmp_path / "worker")
     assert made == files(tmp_path / "here")
     assert {"0.cim", "1.cim"} <= made.keys()
     assert any(name.startswith("region_") for name in made)
@@ -291,25 +293,26 @@ def test_an_image_of_a_blob_that_is_another_leaves_nothing(promised: dict[str, A
         opened(tmp_path / "blob", gzipped(mixed())) as file,
         pytest.raises(Exception, match=r"digest|diff id") as caught,
     ):
-        apply_blob(file, tmp_path / "here/a.cim", kind="cim", **promised)
+        apply_blob(file, tmp_path / "here/a.cim", ApplyOptions(kind="cim"), **promised)
     errors.append((caught.type, str(caught.value)))
     with (
         opened(tmp_path / "blob", gzipped(mixed())) as file,
         ReaderProcess([Blob(file, windows=RULES, **promised)]) as other,
     ):
         with pytest.raises(Exception, match=r"digest|diff id") as caught:
-            apply_reading(other.next_layer(), tmp_path / "apart/a.cim", kind="cim")
+            apply_reading(other.next_layer(), tmp_path / "worker/a.cim", ApplyOptions("cim"))
         errors.append((caught.type, str(caught.value)))
     assert errors[0] == errors[1]
-    assert [*(tmp_path / "apart").iterdir()] == []
+    assert [*(tmp_path / "worker").iterdir()] == []
 
 
 def test_an_image_that_is_no_longer_wanted_leaves_nothing(tmp_path: Path) -> None:
     cancel = Cancellation()
     with opened(tmp_path / "blob", gzipped(mixed())) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
-        layer = other.next_layer(progress=lambda _: cancel.cancel(), cancel=cancel)
+        job = Job(progress=OnAdvance(lambda _: cancel.cancel()), cancel=cancel)
+        layer = other.next_layer(job)
         with pytest.raises(Cancelled):
-            apply_reading(layer, tmp_path / "a/a.cim", kind="cim", cancel=cancel)
+            apply_reading(layer, tmp_path / "a/a.cim", ApplyOptions("cim"), job)
         assert child()
     assert [*(tmp_path / "a").iterdir()] == []
 

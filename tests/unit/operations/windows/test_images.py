@@ -26,7 +26,7 @@ from lamella.layers.stack import LayerStack
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.layers.windows.transforms import default_security, parse_template
-from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.apply import ApplyOptions, apply_blob
 from lamella.operations.layers.diff import DiffOptions, diff, list_changes
 from lamella.operations.pack import PackOptions, pack
 from lamella.operations.surgery.append import AppendOptions, append
@@ -36,7 +36,7 @@ from lamella.operations.surgery.new_layers import FileLike, Symlink
 from lamella.operations.trees.compare import compare
 from lamella.operations.trees.filesystem import Filesystem
 from lamella.operations.trees.open import open_tree
-from lamella.operations.unpack import unpack
+from lamella.operations.unpack import UnpackOptions, unpack
 from lamella.paths import LayerPath
 from lamella.service.differs.windows import WindowsMount, layer_to_diff
 from lamella.streams.blob_reader import BlobReader
@@ -157,7 +157,7 @@ class TestView:
 class TestUnpack:
     def test_files_give_a_plain_tree_of_drive_c(self, name: str, tmp_path: Path) -> None:
         with open_platform_image(name, "windows/amd64") as opened:
-            unpacked = unpack(opened, tmp_path / "out", kind="directory")
+            unpacked = unpack(opened, tmp_path / "out", UnpackOptions(kind="directory"))
         out = tmp_path / "out"
         assert sorted(os.listdir(out)) == ["All Users", "ProgramData", "Windows", "older"]
         assert (out / "Windows/System32/Cmd.exe").read_bytes() == b"newer"
@@ -166,7 +166,7 @@ class TestUnpack:
 
     def test_layers_give_their_folders(self, name: str, tmp_path: Path) -> None:
         with open_platform_image(name, "windows/amd64") as opened:
-            unpack(opened, tmp_path / "out", kind="windows")
+            unpack(opened, tmp_path / "out", UnpackOptions(kind="windows"))
             ids = [str(layer.diff_id) for layer in opened.layers]
         found = []
         for number in ("0", "1"):
@@ -185,12 +185,12 @@ class TestUnpack:
         assert "--as directory" in (caught.value.hint or "")
         posix = image(tmp_path, [], system="linux")
         with open_platform_image(posix, "linux/amd64") as opened, pytest.raises(InvalidInput, match="for linux"):
-            unpack(opened, tmp_path / "out", kind="windows")
+            unpack(opened, tmp_path / "out", UnpackOptions(kind="windows"))
 
     def test_it_is_no_bundle(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         place = tmp_path / "bundle"
         assert code_of("unpack", name, str(place), "--platform", "windows/amd64", "--bundle") == 3
-        assert "a bundle is for crun and runc" in capsys.readouterr().err
+        assert "a bundle for crun or runc" in capsys.readouterr().err
         assert not place.exists()
 
     def test_the_command_line_does_it(self, name: str, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ class TestAppend:
     def test_the_new_layer_can_be_applied(self, name: str, tmp_path: Path) -> None:
         append(name, {"App/a": "text"}, f"oci:{tmp_path}/new:v", AppendOptions(platform="windows/amd64"))
         with open_platform_image(f"oci:{tmp_path}/new:v", "windows/amd64") as opened:
-            unpack(opened, tmp_path / "out", kind="windows")
+            unpack(opened, tmp_path / "out", UnpackOptions(kind="windows"))
         assert (tmp_path / "out/2/Files/App/a").exists()
 
     def test_pack_makes_a_windows_layer_for_windows(self, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ class TestAppend:
                 assert (root.subkeys(), root.values()) == ([], [])
         with open_platform_image(place, "windows/amd64") as opened:
             for kind in ("windows", "cim"):
-                unpack(opened, tmp_path / kind, kind=kind)
+                unpack(opened, tmp_path / kind, UnpackOptions(kind=kind))
         assert len(os.listdir(tmp_path / "windows/0/Hives")) == 5
         again = pack(tmp_path / "source", f"oci:{tmp_path}/again:v", Settings(platform="windows/amd64"))
         assert packed.layer.digest == again.layer.digest
@@ -400,7 +400,7 @@ class TestAppend:
         assert "Files/windows/System32/config/SYSTEM" in stated
         assert stated.count("Files/windows/System32/config/SAM") == 1
         with open_platform_image(place, "windows/amd64") as opened:
-            unpack(opened, tmp_path / "out", kind="windows")
+            unpack(opened, tmp_path / "out", UnpackOptions(kind="windows"))
         assert (tmp_path / "out/1/Files/App/b").exists()
 
     def test_an_image_as_a_value_does_so_too(self, name: str) -> None:
@@ -427,21 +427,21 @@ class TestApplyAndDiff:
     def test_source_date_epoch_does_not_change_a_layer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
-        apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows")
+        apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows"))
         diff(None, tmp_path / "base", tmp_path / "again", DiffOptions(kind="windows", compression="none"))
         assert (tmp_path / "blob.tar").read_bytes() == (tmp_path / "again").read_bytes()
 
     def test_a_wrong_digest_leaves_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
         with pytest.raises(Integrity):
-            apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows", diff_id=Digest.of(b""))
+            apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows"), diff_id=Digest.of(b""))
         assert os.listdir(tmp_path) == ["blob.tar"]
 
     def test_changes_are_listed(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
-        apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows")
+        apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows"))
         (tmp_path / "blob.tar").write_bytes(write(ABOVE)[0])
-        apply_blob(tmp_path / "blob.tar", tmp_path / "above", kind="windows", parents=[tmp_path / "base"])
+        apply_blob(tmp_path / "blob.tar", tmp_path / "above", ApplyOptions(kind="windows", parents=[tmp_path / "base"]))
         found = {str(one.path): one.sign for one in list_changes(None, tmp_path / "above", kind="windows")}
         assert found["Files/OLD"] == "D"
         assert found["Hives/System_Delta"] == "A"
@@ -456,13 +456,13 @@ class TestApplyAndDiff:
 
     def test_the_size_is_counted_as_hcsshim_does(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write([folder("Files"), *with_stream("Files/a")])[0])
-        assert apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows").size == 5
+        assert apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows")).size == 5
 
     def test_a_folder_that_is_there_is_not_written_over(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
-        apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows")
+        apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows"))
         with pytest.raises(Conflict):
-            apply_blob(tmp_path / "blob.tar", tmp_path / "base", kind="windows")
+            apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows"))
 
 
 class TestPairs:

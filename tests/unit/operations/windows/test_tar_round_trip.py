@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from tests.unit.layers.windows.windows_tars import BASES, LAYERS, microsoft_base
 
+from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.cli.main import run as main
 from lamella.errors import Conflict, FormatError, LossRefused, Unsupported
 from lamella.layers.windows.layout import FRAMING
-from lamella.operations.layers.apply import apply_blob
+from lamella.operations.layers.apply import ApplyOptions, apply_blob
 from lamella.operations.layers.diff import DiffOptions, diff
 
 
@@ -36,7 +37,7 @@ def there_and_back(place: Path, data: bytes, *parents: Path) -> bytes:
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     (tmp_path / "base.tar").write_bytes(microsoft_base())
-    apply_blob(tmp_path / "base.tar", tmp_path / "base", kind="windows")
+    apply_blob(tmp_path / "base.tar", tmp_path / "base", ApplyOptions(kind="windows"))
     return tmp_path / "base"
 
 
@@ -49,10 +50,11 @@ def test_a_base_layer_keeps_its_bytes(producer: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["directory", "overlay", "erofs"])
 def test_a_windows_layer_that_is_applied_as_one_of_linux_is_told_of_once(kind: str, tmp_path: Path) -> None:
     (tmp_path / "blob.tar").write_bytes(microsoft_base())
-    losses = apply_blob(tmp_path / "blob.tar", tmp_path / "plain", kind=kind).losses
+    losses = apply_blob(tmp_path / "blob.tar", tmp_path / "plain", ApplyOptions(kind=kind)).losses
     assert [loss.what for loss in losses].count("what Windows keeps of a file") == 1
+    job = Job(losses=Losses(refuse=True))
     with pytest.raises(LossRefused, match="--as windows"):
-        apply_blob(tmp_path / "blob.tar", tmp_path / "other", kind=kind, losses=Losses(refuse=True))
+        apply_blob(tmp_path / "blob.tar", tmp_path / "other", ApplyOptions(kind=kind), job=job)
 
 
 @pytest.mark.parametrize("producer", LAYERS)
@@ -84,9 +86,9 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 def test_a_compressed_blob_comes_back_as_its_tar(tmp_path: Path) -> None:
     data = microsoft_base()
     (tmp_path / "blob.tar").write_bytes(data)
-    apply_blob(tmp_path / "blob.tar", tmp_path / "first", kind="windows")
+    apply_blob(tmp_path / "blob.tar", tmp_path / "first", ApplyOptions(kind="windows"))
     diff(None, tmp_path / "first", tmp_path / "blob.zst", DiffOptions(kind="windows", compression="zstd"))
-    apply_blob(tmp_path / "blob.zst", tmp_path / "second", kind="windows")
+    apply_blob(tmp_path / "blob.zst", tmp_path / "second", ApplyOptions(kind="windows"))
     diff(None, tmp_path / "second", tmp_path / "again.tar", DiffOptions(kind="windows", compression="none"))
     assert data == (tmp_path / "again.tar").read_bytes()
 
@@ -95,7 +97,7 @@ class TestFraming:
     @pytest.fixture
     def layer(self, tmp_path: Path) -> Path:
         (tmp_path / "blob.tar").write_bytes(microsoft_base())
-        apply_blob(tmp_path / "blob.tar", tmp_path / "layer", kind="windows")
+        apply_blob(tmp_path / "blob.tar", tmp_path / "layer", ApplyOptions(kind="windows"))
         return tmp_path / "layer"
 
     def back(self, layer: Path) -> bytes:
@@ -128,7 +130,7 @@ class TestFraming:
 
     def test_that_of_another_layer_is_refused(self, layer: Path, tmp_path: Path) -> None:
         (tmp_path / "other.tar").write_bytes(BASES["buildpacks"]())
-        apply_blob(tmp_path / "other.tar", tmp_path / "other", kind="windows")
+        apply_blob(tmp_path / "other.tar", tmp_path / "other", ApplyOptions(kind="windows"))
         for one, other in ((layer, tmp_path / "other"), (tmp_path / "other", layer)):
             kept = (one / FRAMING).read_bytes()
             (one / FRAMING).write_bytes((other / FRAMING).read_bytes())
