@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our own files of many small parts have in common: one zstd frame of numbers (`varint`) and bytes, and magic."""
+"""The container of our own index files: a magic number and one zstd frame of varints and byte strings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lamella.streams.zstandard import zstd
 
 
 def encode_varint(value: int) -> bytes:
-    """The bytes of a number, which is not negative."""
+    """Encode a non-negative integer as a varint."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -21,11 +21,11 @@ def encode_varint(value: int) -> bytes:
 
 _STEP: Final = 256 << 10
 _MAX_NUMBER: Final = 9
-"""Bytes of a number, which make 63 bits."""
+"""Maximum length of a varint in bytes (63 bits)."""
 
 
 def frame_compressor(level: int, window_log: int) -> zstd.ZstdCompressor:
-    """What makes a frame, with a checksum, for a `FramedReader` with the same ``window_log``."""
+    """A zstd compressor with checksum, for a `FramedReader` with the same ``window_log``."""
     parameter = zstd.CompressionParameter
     options: dict[int, int] = {
         parameter.compression_level: level,
@@ -36,10 +36,10 @@ def frame_compressor(level: int, window_log: int) -> zstd.ZstdCompressor:
 
 
 class FramedReader:
-    """The bytes in a frame, as many as are asked for, which is what of them is in memory.
+    """Reads a frame incrementally; memory holds only the requested bytes.
 
-    ``file`` has been read up to the frame; ``structure`` is how errors call it. What is damaged raises FormatError,
-    whose offset is that in the bytes of the frame.
+    ``file`` is positioned at the frame; ``structure`` names it in errors. Damage raises FormatError, with the offset in
+    the decompressed bytes.
     """
 
     def __init__(self, file: BinaryIO, structure: str, window_log: int) -> None:
@@ -51,7 +51,7 @@ class FramedReader:
         self._before = 0
 
     def error(self, problem: str) -> FormatError:
-        """The error for what was just read."""
+        """A FormatError at the current offset."""
         return FormatError(self._structure, self._before + self._at, problem)
 
     def take(self, count: int) -> bytes:
@@ -61,13 +61,13 @@ class FramedReader:
         return self._taken(count)
 
     def some(self, most: int) -> bytes:
-        """The next bytes, one at least and ``most`` at the most, as they come. Raises FormatError."""
+        """The next 1 to ``most`` bytes. Raises FormatError."""
         if self._at == len(self._have):
             self._fill()
         return self._taken(most)
 
     def number(self, what: str, most: int | None = None) -> int:
-        """The next number. Raises FormatError, also above ``most``."""
+        """The next varint. Raises FormatError, also if it exceeds ``most``."""
         value = 0
         for shift in range(0, 7 * _MAX_NUMBER, 7):
             if self._at == len(self._have):
@@ -82,11 +82,11 @@ class FramedReader:
         raise self.error(f"{what}: too large a number")
 
     def expect_end(self) -> None:
-        """Raise FormatError where something follows."""
+        """Raise FormatError unless the frame and the file end here."""
         while not self._frame.eof and len(self._have) == self._at:
             self._have += self._more()
         if len(self._have) > self._at or self._frame.unused_data or self._file.read(1):
-            raise self.error("something follows the end")
+            raise self.error("trailing data")
 
     def _taken(self, most: int) -> bytes:
         data = bytes(self._have[self._at : self._at + most])
@@ -94,7 +94,7 @@ class FramedReader:
         return data
 
     def _fill(self) -> None:
-        """Have more bytes than there are."""
+        """Read and decompress the next bytes."""
         self._before += self._at
         del self._have[: self._at]
         self._at = 0
@@ -102,7 +102,7 @@ class FramedReader:
         while not piece:
             piece = self._more()
             if not piece and self._frame.eof:
-                raise self.error("truncated: more bytes are announced than the frame has")
+                raise self.error("truncated: the frame is shorter than stated")
         self._have += piece
 
     def _more(self) -> bytes:

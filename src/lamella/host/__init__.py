@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only home of system calls and ctypes bindings beyond the os module; the same names for each system."""
+"""System calls and ctypes bindings beyond the os module, under the same names on each system."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags for opening files; those that a system lacks are 0 there.
+"""Flags for open(2), 0 where the system lacks them, and reads at a position.
 
-What they promise is then not kept. So nobody opens anything by a descriptor of its directory on such a system: that is
-refused, by `require_descriptors`, where the first directory is opened.
+A flag of 0 gives no protection. On such systems `require_descriptors` therefore refuses to open files relative to
+directory descriptors at all.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ O_NONBLOCK: Final = _flag("O_NONBLOCK")
 O_PATH: Final = _flag("O_PATH")
 
 READ_FILE: Final = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | O_BINARY
-"""To read a file where others may put what they like: no link is followed, and a fifo holds nobody up."""
+"""Read a file in a directory that others can write to: follows no link, does not block on a fifo."""
 
 HAS_DESCRIPTORS: Final = os.open in os.supports_dir_fd
-"""Whether files can be opened by a descriptor of their directory.
+"""Whether files can be opened relative to a directory descriptor.
 
-Asked once: the set has the function itself, which somebody who watches it may replace later.
+Evaluated once: the set contains the function itself, which a debugger may replace later.
 """
 
 
 def require_descriptors() -> None:
-    """Make sure that files can be opened by a descriptor of their directory. Raises Unsupported."""
+    """Check that files can be opened relative to a directory descriptor. Raises Unsupported."""
     if not HAS_DESCRIPTORS:
         raise Unsupported(
-            "this system cannot open a file by a descriptor of its directory, which keeps links from leading elsewhere",
-            hint="on Windows, layers for Windows are handled by its own calls; for all else take Linux, or WSL",
+            "this system cannot open files relative to a directory descriptor, which protects against symbolic links",
+            hint="on Windows, only Windows layers are supported; use Linux or WSL for others",
         )
 
 
 if sys.platform == "win32":
 
     def read_at(file: int, length: int, offset: int) -> bytes:
-        """Up to ``length`` bytes from ``offset`` on; its own position stays. For one thread at a time."""
+        """Read up to ``length`` bytes at ``offset`` and keep the file position; one thread at a time."""
         before = os.lseek(file, 0, os.SEEK_CUR)
         os.lseek(file, offset, os.SEEK_SET)
         try:
@@ -59,5 +59,5 @@ if sys.platform == "win32":
 else:
 
     def read_at(file: int, length: int, offset: int) -> bytes:
-        """Up to ``length`` bytes from ``offset`` on."""
+        """Read up to ``length`` bytes at ``offset``."""
         return os.pread(file, length, offset)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux: extended attributes, the umask, exclusive renames."""
+"""Linux: extended attributes, umask, renames, reflinks, syncfs, fs-verity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HAS_XATTRS = True
 
 
 def current_umask() -> int:
-    """The umask of this process, read without setting it, so that no other thread ever sees another one."""
+    """The umask of this process, read from /proc: umask(2) would change it for other threads."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:
@@ -24,28 +24,28 @@ def current_umask() -> int:
                     return int(line.split()[1], 8)
     except OSError:
         pass
-    # All bits: whoever asks then sets every mode itself, which is slower and always right.
+    # All bits: callers then set each mode explicitly, which is slower and always right.
     return 0o777
 
 
 class OpenPath(str):
-    """A path to the very file that is open: what it leads to is meant, even where that is a link."""
+    """A /proc path of an open file; calls act on the file itself, even if that is a symbolic link."""
 
     __slots__ = ()
 
 
 def list_xattrs(file: int | str) -> list[str]:
-    """Names of the extended attributes of an open file, of an `OpenPath`, or of a path whose end is not followed."""
+    """List the extended attributes of an open file, an `OpenPath`, or a path (the last component is not followed)."""
     return os.listxattr(file) if isinstance(file, _OPEN) else os.listxattr(file, follow_symlinks=False)
 
 
 def get_xattr(file: int | str, name: str) -> bytes:
-    """One extended attribute; see `list_xattrs`."""
+    """Get one extended attribute; targets as for `list_xattrs`."""
     return os.getxattr(file, name) if isinstance(file, _OPEN) else os.getxattr(file, name, follow_symlinks=False)
 
 
 def set_xattr(file: int | str, name: str, value: bytes) -> None:
-    """Set one extended attribute; see `list_xattrs`."""
+    """Set one extended attribute; targets as for `list_xattrs`."""
     if isinstance(file, _OPEN):
         os.setxattr(file, name, value)
     else:
@@ -53,7 +53,7 @@ def set_xattr(file: int | str, name: str, value: bytes) -> None:
 
 
 def remove_xattr(file: int | str, name: str) -> None:
-    """Remove one extended attribute; see `list_xattrs`."""
+    """Remove one extended attribute; targets as for `list_xattrs`."""
     if isinstance(file, _OPEN):
         os.removexattr(file, name)
     else:
@@ -64,24 +64,24 @@ _OPEN = (int, OpenPath)
 
 
 def path_beneath(directory: int, name: str) -> str:
-    """A path to ``name`` in the open ``directory``, for calls that take no directory descriptor."""
+    """A /proc path of ``name`` in the open ``directory``, for calls without a directory descriptor."""
     return f"/proc/self/fd/{directory}/{name}"
 
 
 def path_of(descriptor: int) -> OpenPath:
-    """A path that the kernel resolves to the very file that is open, whatever has become of its names."""
+    """A /proc path that the kernel resolves to the open file, even if it was renamed or unlinked."""
     return OpenPath(f"/proc/self/fd/{descriptor}")
 
 
 def names_open_files() -> bool:
-    """Whether `path_of` is of use: /proc need not be mounted."""
+    """Whether `path_of` works; /proc may not be mounted."""
     return os.path.exists("/proc/self/fd")
 
 
 def xattr_lister(directory: int) -> Callable[[str], list[str]]:
-    """A function that lists the extended attributes of a name in the open ``directory``, without following it.
+    """A function that lists the extended attributes of a name in the open ``directory``; it does not follow links.
 
-    Through /proc, or with listxattrat(2) where the kernel (6.13) has it, which takes a third of the time.
+    Uses listxattrat(2) on Linux 6.13 and newer, at a third of the time; /proc otherwise.
     """
     beneath = f"/proc/self/fd/{directory}/"
     call = _listxattrat()
@@ -97,7 +97,7 @@ def xattr_lister(directory: int) -> Callable[[str], list[str]]:
         length = call(_LISTXATTRAT, directory, name.encode(encoding, errors), _AT_SYMLINK_NOFOLLOW, address, _NAMES)
         if not length:
             return []
-        if length < 0:  # more names than the buffer takes, or an error that this call tells properly
+        if length < 0:  # the buffer is too small, or an error that the call below reports
             return os.listxattr(beneath + name, follow_symlinks=False)
         return [os.fsdecode(one) for one in buffer.raw[: length - 1].split(b"\0")]
 
@@ -112,7 +112,7 @@ _COMMON_NUMBERS = frozenset({"x86_64", "aarch64", "riscv64", "ppc64le", "s390x",
 
 @cache
 def _listxattrat() -> Callable[..., int] | None:
-    """The system call, where this kernel has it and lets us use it."""
+    """listxattrat(2) if the kernel supports and permits it, else None."""
     if os.uname().machine not in _COMMON_NUMBERS:
         return None
     import ctypes
@@ -143,7 +143,7 @@ _AT_FDCWD = -100
 
 
 def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
-    """Rename ``old`` to ``new``; FileExistsError where ``new`` is there, even as an empty directory (renameat2(2))."""
+    """Rename ``old`` to ``new`` by renameat2(2); FileExistsError if ``new`` exists, even as an empty directory."""
     import ctypes
 
     source, target = os.fsencode(old), os.fsencode(new)
@@ -155,7 +155,7 @@ def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -
         code = ctypes.get_errno()
     if code not in (errno.ENOSYS, errno.EINVAL):
         raise OSError(code, os.strerror(code), os.fspath(new))
-    # The file system cannot: the next best is to look first; a directory that is not empty is refused in any case.
+    # Not supported by the file system: check first. rename(2) refuses a non-empty directory in any case.
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
     os.rename(source, target)
@@ -172,7 +172,7 @@ _CANNOT_CLONE: Final = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTT
 
 
 def clone_file(source: int, target: int) -> bool:
-    """Let the empty file ``target`` share all blocks of ``source``; False where the file system does not do that."""
+    """Reflink ``source`` to the empty file ``target``; false if the file system does not support it."""
     import fcntl
 
     try:
@@ -185,26 +185,28 @@ def clone_file(source: int, target: int) -> bool:
 
 
 def sync_file_system(descriptor: int) -> None:
-    """Bring all that was written to the file system of an open file to the disk (syncfs(2))."""
+    """Flush the file system of an open file to the disk (syncfs(2))."""
     if _libc_files().syncfs(descriptor):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 def enable_verity(path: str) -> None:
-    """Let the kernel check each block of the file from now on as it is read; the file cannot change any more."""
+    """Enable fs-verity: the kernel verifies each block on reading, and the file becomes immutable."""
     import fcntl
 
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        block = min(_BLOCK, os.fstatvfs(descriptor).f_bsize)  # the kernel takes none larger than the file system's
+        block = min(
+            _BLOCK, os.fstatvfs(descriptor).f_bsize
+        )  # the kernel accepts none larger than that of the file system
         fcntl.ioctl(descriptor, _FS_IOC_ENABLE_VERITY, struct.pack("=III", 1, _SHA256, block).ljust(128, b"\0"))
     finally:
         os.close(descriptor)
 
 
 def verity_digest(path: str) -> bytes | None:
-    """The digest by which the kernel checks the file (SHA-256 of its Merkle tree), or None where it does not."""
+    """The fs-verity digest of the file (SHA-256 of its Merkle tree), or None without fs-verity."""
     import fcntl
 
     buffer = bytearray(struct.pack("=HH", 0, _DIGEST_ROOM)) + bytearray(_DIGEST_ROOM)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts on Linux: mount(2), and fsopen(2) where its page of options does not suffice. All raise OSError.
+"""Mounts on Linux: mount(2), and fsopen(2) if the options exceed its page. All functions raise OSError.
 
-Nothing here changes the working directory, which all threads share.
+The working directory, which all threads share, is never changed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 
 _PAGE: Final = 4096
-"""Bytes of options that mount(2) takes on every machine, with the NUL at the end."""
+"""Maximum length of the options of mount(2) on any machine, including the final NUL."""
 _LONGEST_VALUE: Final = 255
-"""Bytes of one value that fsconfig(2) takes."""
+"""Maximum length of one value of fsconfig(2)."""
 
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
-"""Numbers that all machines share, as all calls do that came after Linux 5.0."""
+"""System call numbers, the same on all architectures for calls newer than Linux 5.0."""
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _CLOEXEC: Final = 1
 _MOUNT_ATTR_RDONLY: Final = 1
@@ -44,7 +44,7 @@ _LO_FLAGS_AUTOCLEAR: Final = 4
 
 
 def bind(source: str, target: str, *, readonly: bool = False) -> None:
-    """Show the directory or file ``source`` at ``target``, with what is mounted in it."""
+    """Bind-mount the directory or file ``source`` at ``target``, recursively."""
     _mount(source, target, "", _MS_BIND | _MS_REC, "")
     if readonly:
         try:
@@ -61,10 +61,10 @@ def overlay(
     work: str | None = None,
     options: Sequence[str] = (),
 ) -> None:
-    """Mount an overlay of any number of layers, the nearest first; read-only without ``upper``.
+    """Mount an overlay of any number of layers, nearest first; read-only without ``upper``.
 
-    Options too long for mount(2) are given one by one, which takes Linux 6.7; before that the layers are named by
-    descriptors, and some 200 fit.
+    Options too long for mount(2) are passed one by one, which needs Linux 6.7; on older kernels layers are named by
+    descriptors, of which about 200 fit.
     """
     flags = 0 if upper is not None else _MS_RDONLY
     text = _overlay_options([_escaped(path, ":,") for path in lower], upper, work, options)
@@ -75,7 +75,7 @@ def overlay(
         try:
             _configure_overlay(opened, target, lower, upper, work, options)
         except OSError as error:
-            # What an older kernel says to "lowerdir+", and one before 5.2 to the whole call.
+            # The error of kernels without "lowerdir+", and of those before 5.2 for the whole call.
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
                 raise
             handles = [_handle(opened, path) for path in lower]
@@ -86,7 +86,7 @@ def overlay(
 
 
 def erofs(image: str, target: str, options: Sequence[str] = ()) -> None:
-    """Mount the EROFS image in the file ``image``: as it is (Linux 6.12), else by a loop device that frees itself."""
+    """Mount the EROFS image in the file ``image``: directly (Linux 6.12), or through an autoclear loop device."""
     text = ",".join(options)
     try:
         _mount(image, target, "erofs", _MS_RDONLY, text)
@@ -97,21 +97,21 @@ def erofs(image: str, target: str, options: Sequence[str] = ()) -> None:
             with _looped(image) as device:
                 _mount(device, target, "erofs", _MS_RDONLY, text)
         except OSError as second:
-            # A machine without loop devices has said all that there is to say about the image already.
+            # Without loop devices, the error of the first call is the one to report.
             raise (error if second.errno in (errno.ENOENT, errno.ENXIO) else second) from None
 
 
 def unmount(target: str, *, lazy: bool = False) -> None:
-    """Unmount what was mounted last at ``target``; ``lazy`` lets go of it even if it is in use."""
+    """Unmount the topmost mount at ``target``; ``lazy`` detaches it even if it is busy."""
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
     if _libc().umount2(os.fsencode(target), flags):
         raise _error(target)
 
 
 def mount_points(beneath: str) -> list[str]:
-    """Where something is mounted at or beneath the directory ``beneath``, in the order in which it was mounted.
+    """The mount points at or beneath the directory ``beneath``, in mount order.
 
-    A place is listed as often as something is mounted there.
+    A mount point is listed once for each mount on it.
     """
     top = os.path.realpath(beneath)
     inside = top.rstrip("/") + "/"
@@ -125,12 +125,12 @@ def mount_points(beneath: str) -> list[str]:
 
 
 def is_mounted(target: str) -> bool:
-    """Whether ``target`` is a place where something is mounted, in the mount namespace of this process."""
+    """Whether ``target`` is a mount point in the mount namespace of this process."""
     return os.path.realpath(target) in mount_points(target)
 
 
 def has_trusted_xattrs() -> bool:
-    """Whether this process may use attributes ``trusted.*``: it is root, and in no user namespace of its own."""
+    """Whether this process may use ``trusted.*`` attributes: root in the initial user namespace."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as ids:
             if ids.read().split() != ["0", "0", "4294967295"]:
@@ -148,7 +148,7 @@ _CAP_SYS_ADMIN: Final = 21
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
-# The old calls
+# By mount
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
@@ -163,14 +163,14 @@ def _mount(source: str, target: str, kind: str, flags: int, options: str) -> Non
 
 
 def _locked(target: str) -> int:
-    """The flags that a mount has and that a user namespace does not let go of."""
+    """The flags of a mount that are locked in a user namespace."""
     flags = os.statvfs(target).f_flag
     pairs = ((os.ST_NOSUID, 2), (os.ST_NODEV, 4), (os.ST_NOEXEC, 8), (os.ST_NOATIME, 1024), (os.ST_NODIRATIME, 2048))
     return sum(mount_flag for held, mount_flag in pairs if flags & held) | (1 << 21 if flags & os.ST_RELATIME else 0)
 
 
 def _overlay_options(lower: Sequence[str], upper: str | None, work: str | None, options: Sequence[str]) -> str:
-    """The options of mount(2); ``lower`` is escaped already."""
+    """Options for mount(2); ``lower`` is escaped already."""
     parts: list[str] = []
     if work is not None:
         parts.append(f"workdir={_escaped(work, ',')}")
@@ -189,13 +189,13 @@ def _escaped(path: str, special: str) -> str:
 
 
 def _handle(opened: ExitStack, path: str) -> str:
-    """A short name of ``path``, good as long as ``opened`` lasts."""
+    """A short /proc path of ``path``, valid until ``opened`` is closed."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     opened.callback(os.close, descriptor)
     return f"/proc/self/fd/{descriptor}"
 
 
-# The new calls
+# By fsopen
 
 
 def _configure_overlay(
@@ -249,13 +249,13 @@ def _configure_overlay(
 
 @contextmanager
 def _looped(image: str) -> Iterator[str]:
-    """A loop device over ``image``, which goes away when nothing uses it any more."""
+    """Attach ``image`` to an autoclear loop device."""
     with ExitStack() as opened:
         backing = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         opened.callback(os.close, backing)
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         opened.callback(os.close, control)
-        # struct loop_config: the file, the size of a block (0: as it likes), struct loop_info64 with the flags.
+        # struct loop_config: file, block size (0: default), struct loop_info64 with the flags.
         config = struct.pack("=II52xI", backing, 0, _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR).ljust(304, b"\0")
         yield _attached(opened, control, config)
 
@@ -272,14 +272,14 @@ def _attached(opened: ExitStack, control: int, config: bytes) -> str:
             fcntl.ioctl(loop, _LOOP_CONFIGURE, config)
         except OSError as error:
             tries -= 1
-            if error.errno != errno.EBUSY or not tries:  # else another was quicker with the one that was free
+            if error.errno != errno.EBUSY or not tries:  # EBUSY: another process took the free device
                 raise
         else:
             return device
 
 
 def _error(target: str, context: int | None = None) -> OSError:
-    """The error of the call before, with what the kernel noted about it where it did."""
+    """The error of the last call, with the messages of the kernel if there are any."""
     code = ctypes.get_errno()
     text = os.strerror(code)
     if context is not None:
@@ -287,7 +287,7 @@ def _error(target: str, context: int | None = None) -> OSError:
         try:
             while note := os.read(context, 1024):
                 notes.append(note.decode(errors="replace").strip().removeprefix("e "))
-        except OSError:  # ENODATA: that was all
+        except OSError:  # ENODATA: no more messages
             pass
         if notes:
             text = f"{text} ({'; '.join(notes)})"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents of an image, as checked values; no I/O."""
+"""OCI and Docker documents as validated values; no I/O."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image configs, OCI's and Docker's (image-spec, config.md)."""
+"""OCI and Docker image configs (image-spec, config.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamella.oci.platform import Platform
 
 
 def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:
-    """The chain id of each layer, the base first; that of the base is its diff id."""
+    """The chain id of each layer, base first; that of the base is its diff id."""
     chain: list[Digest] = []
     for diff_id in diff_ids:
         chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
@@ -25,7 +25,7 @@ def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:
 
 
 class ContainerConfig(Document, frozen=True, kw_only=True):
-    """How a container of the image starts, in the specification's names lowered."""
+    """How a container starts: the specification's fields with lower-case names."""
 
     user: str = msgspec.field(name="User", default="")
     exposed_ports: dict[str, dict[str, Any] | None] = msgspec.field(name="ExposedPorts", default_factory=dict)
@@ -40,14 +40,14 @@ class ContainerConfig(Document, frozen=True, kw_only=True):
 
 
 class RootFs(Document, frozen=True, kw_only=True):
-    """The diff ids of the layers, lowest first."""
+    """The diff ids of the layers, base first."""
 
     type: Literal["layers"] = "layers"
     diff_ids: list[Digest]
 
 
 class History(Document, frozen=True, kw_only=True):
-    """One step by which the image was made; those with ``empty_layer`` made no layer."""
+    """One build step of the image; a step with ``empty_layer`` made no layer."""
 
     created: str = ""
     created_by: str = ""
@@ -57,7 +57,7 @@ class History(Document, frozen=True, kw_only=True):
 
 
 class ImageConfig(Document, frozen=True, kw_only=True):
-    """What an image is beside its layers. Times are RFC 3339 texts, kept as written."""
+    """The config of an image. Times are RFC 3339 strings, kept as written."""
 
     created: str = ""
     author: str = ""
@@ -72,7 +72,7 @@ class ImageConfig(Document, frozen=True, kw_only=True):
 
     @property
     def platform(self) -> Platform:
-        """What the image was built for."""
+        """The platform of the image."""
         return Platform(
             architecture=self.architecture,
             os=self.os,
@@ -83,12 +83,12 @@ class ImageConfig(Document, frozen=True, kw_only=True):
 
 
 def decode_config(raw: bytes, what: str = "image config") -> ImageConfig:
-    """The image config in ``raw``. Raises InvalidInput, Unsupported, Exhausted."""
+    """Decode an image config. Raises InvalidInput, Unsupported, Exhausted."""
     return decode(ImageConfig, raw, what)
 
 
 def pair_layers(manifest: Manifest, config: ImageConfig, what: str = "image") -> list[tuple[Descriptor, Digest]]:
-    """Each layer's descriptor with its diff id, lowest first. Raises InvalidInput where their numbers differ."""
+    """Pair the layer descriptors with their diff ids, base first. Raises InvalidInput if the counts differ."""
     layers, diff_ids = manifest.layers, config.rootfs.diff_ids
     if len(layers) != len(diff_ids):
         raise InvalidInput(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors: what a blob is, how large, and its digest (image-spec, descriptor.md)."""
+"""Descriptors: media type, size and digest of a blob (image-spec, descriptor.md)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lamella.oci.documents import Document
 from lamella.oci.platform import Platform
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-"""Bytes of a blob."""
+"""Size of the blob in bytes."""
 
 
 class Descriptor(Document, frozen=True, kw_only=True):
-    """Names a blob by digest and says its size and type. ``urls`` and ``data`` are kept, and never trusted."""
+    """Names a blob by digest and states its size and type. ``urls`` and ``data`` are kept but never trusted."""
 
     media_type: Annotated[str, msgspec.Meta(min_length=1)] = msgspec.field(name="mediaType")
     digest: Digest

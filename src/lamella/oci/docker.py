@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of images in an archive of ``docker save`` (moby's image specification, version 1.2 and later)."""
+"""``manifest.json`` of a ``docker save`` archive (moby's image specification, version 1.2 and later)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SAVED_FILE: Final = "manifest.json"
 
 
 class SavedImage(Document, frozen=True, kw_only=True):
-    """One image of the archive: the names of its members, and what it is called."""
+    """One image of the archive: its references and the names of its members."""
 
     config: str = msgspec.field(name="Config")
     repo_tags: list[str] = msgspec.field(name="RepoTags", default_factory=list)
     layers: list[str] = msgspec.field(name="Layers")
-    """Base first."""
+    """Layer members, base first."""
 
 
 def decode_saved(raw: bytes, what: str = SAVED_FILE) -> list[SavedImage]:
-    """The images that manifest.json lists. Raises InvalidInput, Exhausted."""
+    """Decode ``manifest.json``. Raises InvalidInput, Exhausted."""
     value = load(raw, what)
     if not isinstance(value, list):
         raise InvalidInput(f"{what}: expected a list of images")

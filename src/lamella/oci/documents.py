@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON documents to checked values and back: what is known is typed, what is unknown is kept.
+"""Decode and encode JSON documents: known fields are typed, unknown fields are kept.
 
-Decoding refuses whatever two readers could take differently: a key given twice, a key that differs from a known one
-in case alone (Go matches those), bytes that are not UTF-8, unpaired surrogates, NaN and infinite numbers. ``null``
-for a known field counts as the field being absent, as it does in Go. Encoding is compact and deterministic, with the
-fields in the order of the specification's Go types, maps sorted and Go's escapes, so that a document from a Go tool
-usually comes out byte for byte.
+Decoding refuses what two readers could interpret differently: a repeated key, a key that differs from a known one
+only in case (Go matches those), bytes that are not UTF-8, unpaired surrogates, NaN and infinite numbers. ``null``
+for a known field means that the field is absent, as in Go. Encoding is compact and deterministic: fields in the order
+of the specification's Go types, sorted maps, Go's escapes. A document from a Go tool is usually reproduced byte for
+byte.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from lamella.digests import Digest, parse_digest
 from lamella.errors import Exhausted, InvalidInput, LamellaError
 
 MAX_DOCUMENT: Final = 4 << 20
-"""Bytes of one document: what registries must take for a manifest, and what skopeo reads of one or of a config."""
+"""Maximum size of a document in bytes: what registries must accept for a manifest, and what skopeo reads."""
 
 MAX_DEPTH: Final = 64
-"""Levels of nesting in one document."""
+"""Maximum nesting depth of a document."""
 
 MAX_CONTAINERS: Final = 250_000
-"""Brackets and braces opened in one document; it bounds the memory that a small document can ask for."""
+"""Maximum number of objects and lists in a document: bounds the memory that a small document can take."""
 
 D = TypeVar("D", bound="Document")
 
 _EXTRA: Final = "(extra)"
-"""Where unknown keys lie while msgspec checks the known ones; a key of this very name is itself unknown."""
+"""Internal key that holds the unknown fields during validation; a document's own key of this name is unknown too."""
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON object of which some fields are known; the others are in ``extra`` and survive a round trip."""
+    """A JSON object with known fields; unknown ones are in ``extra`` and survive a round trip."""
 
     extra: dict[str, Any] = msgspec.field(name=_EXTRA, default_factory=dict)
 
 
 def decode(kind: type[D], raw: bytes | bytearray | memoryview, what: str) -> D:
-    """The document of type ``kind`` that ``raw`` holds; ``what`` names it in errors.
+    """Decode ``raw`` as a document of type ``kind``; ``what`` names it in errors.
 
-    Raises InvalidInput, Unsupported (a digest's algorithm), Exhausted (size, depth).
+    Raises InvalidInput, Unsupported (digest algorithm), Exhausted (size, depth).
     """
     return convert(kind, load(raw, what), what)
 
 
 def convert(kind: type[D], value: Any, what: str) -> D:
-    """The document of type ``kind`` that the parsed JSON ``value`` is. Raises as `decode` does."""
+    """Convert parsed JSON into a document of type ``kind``. Raises as `decode` does."""
     if type(value) is not dict:
         raise InvalidInput(f"{what}: expected a JSON object, got {_json_type(value)}")
     try:
@@ -65,12 +65,12 @@ def convert(kind: type[D], value: Any, what: str) -> D:
 
 
 def encode(document: Document) -> bytes:
-    """The document as compact JSON; equal documents always give equal bytes."""
+    """Encode a document as compact JSON; equal documents give equal bytes."""
     return encode_json(_unfold(document))
 
 
 def encode_json(value: Any) -> bytes:
-    """Plain values as Go's encoding/json writes them: compact, with ``<``, ``>``, ``&`` and line separators escaped."""
+    """Encode plain values as Go's encoding/json does: compact, with ``<``, ``>``, ``&`` and line separators escaped."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if _GO_ESCAPES.search(text):
         text = _GO_ESCAPES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -78,12 +78,12 @@ def encode_json(value: Any) -> bytes:
 
 
 def load(raw: bytes | bytearray | memoryview, what: str) -> Any:
-    """Parsed JSON, within the limits of this module and free of duplicate keys.
+    """Parse JSON within the limits of this module; repeated keys are refused.
 
     Raises InvalidInput, Exhausted.
     """
     if len(raw) > MAX_DOCUMENT:
-        raise Exhausted(f"{what}: {len(raw)} bytes are more than the {MAX_DOCUMENT} that a document may have")
+        raise Exhausted(f"{what}: {len(raw)} bytes exceed the limit of {MAX_DOCUMENT} for a document")
     raw = bytes(raw)
     if raw.count(b"{") + raw.count(b"[") > MAX_CONTAINERS:
         raise Exhausted(f"{what}: more than {MAX_CONTAINERS} objects and lists")
@@ -123,7 +123,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {key[:100]!r} is given twice in one object")
+                raise ValueError(f"the key {key[:100]!r} is repeated in one object")
             seen.add(key)
     return found
 
@@ -165,7 +165,7 @@ class _Field(Struct, frozen=True):
     attribute: str
     name: str
     inner: type[Document] | None
-    """The type of the value, or of a list's items, where that is a document."""
+    """Document type of the field, or of the items of a list; None for plain values."""
     listed: bool
     required: bool
 
@@ -198,7 +198,7 @@ def _plan(kind: type[Document]) -> _Plan:
 
 
 def _fold(kind: type[Document], value: dict[str, Any], what: str, where: str) -> dict[str, Any]:
-    """``value`` with its unknown keys moved beneath the name of the ``extra`` field, at each level that is typed."""
+    """Move unknown keys of ``value`` below the key of the ``extra`` field, at each typed level."""
     plan = _plan(kind)
     known: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -207,7 +207,7 @@ def _fold(kind: type[Document], value: dict[str, Any], what: str, where: str) ->
         if field is None:
             twin = plan.folded.get(key.casefold())
             if twin is not None:
-                raise InvalidInput(f"{what}: {where}{key[:100]!r} differs from the field {twin!r} in case alone")
+                raise InvalidInput(f"{what}: {where}{key[:100]!r} differs from the field {twin!r} only in case")
             extra[key] = item
         elif item is None:
             if field.required and field.listed:
@@ -257,7 +257,7 @@ def _from_json(kind: type, value: Any) -> Any:
             return parse_digest(value)
         except LamellaError as problem:
             raise ValueError(str(problem)) from problem
-    raise NotImplementedError(f"no way to read a {kind.__name__} from JSON")
+    raise NotImplementedError(f"cannot decode {kind.__name__} from JSON")
 
 
 # Wording ---------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ _LOCATED: Final = re.compile(r"(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?", re.DOTA
 
 
 def _plain_words(text: str) -> tuple[str, str]:
-    """The text of a validation error in this project's wording, and the field's path with a colon or nothing."""
+    """Rewrite a msgspec error: the message, and the path of the field followed by a colon, or an empty string."""
     found = _LOCATED.fullmatch(text)
     problem, field = found.groups() if found else (text, None)
     return _lower(problem.replace("`", "")), f"{field}: " if field else ""

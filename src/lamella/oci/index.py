@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image indexes and Docker's manifest lists (image-spec, image-index.md)."""
+"""OCI image indexes and Docker manifest lists (image-spec, image-index.md)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lamella.oci.manifest import SchemaVersion, check_kind
 from lamella.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX
 
 ATTESTATION: Final = "vnd.docker.reference.type"
-"""Annotation by which BuildKit marks manifests that are about an image rather than one."""
+"""Annotation by which BuildKit marks attestation manifests."""
 
 
 class Index(Document, frozen=True, kw_only=True):
-    """Manifests, each for a platform, or further indexes."""
+    """A list of manifests, one for each platform, or of further indexes."""
 
     schema_version: SchemaVersion = msgspec.field(name="schemaVersion")
     media_type: str = msgspec.field(name="mediaType", default="")
@@ -28,14 +28,14 @@ class Index(Document, frozen=True, kw_only=True):
 
 
 def new_index(manifests: list[Descriptor]) -> Index:
-    """An OCI index of these manifests."""
+    """Make an OCI index."""
     return Index(schema_version=2, media_type=OCI_INDEX, manifests=manifests)
 
 
 def decode_index(raw: bytes, media_type: str | None = None, what: str = "index") -> Index:
-    """The index in ``raw``, which its descriptor calls ``media_type``.
+    """Decode an index; ``media_type`` is that of its descriptor.
 
-    Raises InvalidInput also where the document could be taken for a manifest, or says another media type than its
+    Raises InvalidInput, also if the document could be read as a manifest, or states a media type that differs from its
     descriptor.
     """
     document = load(raw, what)
@@ -44,7 +44,7 @@ def decode_index(raw: bytes, media_type: str | None = None, what: str = "index")
 
 
 def is_image_entry(entry: Descriptor) -> bool:
-    """Whether an entry of an index stands for images, rather than for a signature, an attestation or the like."""
+    """Whether an index entry is an image or index, and not a signature, attestation or other artifact."""
     if entry.media_type in INDEXES:
         return True
     if entry.media_type not in MANIFESTS or entry.artifact_type or ATTESTATION in entry.annotations:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed names of an image layout, and its marker document (image-spec, image-layout.md)."""
+"""File names of an image layout, and its ``oci-layout`` document (image-spec, image-layout.md)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BLOBS: Final = "blobs"
 LAYOUT_VERSION: Final = "1.0.0"
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
-"""Annotation of an entry in index.json: its tag."""
+"""Annotation of an index.json entry: its tag."""
 
 CONTAINERD_NAME: Final = "io.containerd.image.name"
-"""Annotation of an entry in index.json that containerd and Docker write: its full reference."""
+"""Annotation of an index.json entry by containerd and Docker: its full reference."""
 
 _TAG: Final = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*")
 
@@ -34,7 +34,7 @@ class OciLayout(Document, frozen=True, kw_only=True):
 
 
 def decode_layout(raw: bytes, what: str = LAYOUT_FILE) -> OciLayout:
-    """The marker document. Raises InvalidInput, Unsupported for a version other than 1."""
+    """Decode ``oci-layout``. Raises InvalidInput, Unsupported (a version other than 1.x)."""
     layout = decode(OciLayout, raw, what)
     if not re.fullmatch(r"1(\.[0-9]+)*", layout.image_layout_version):
         raise Unsupported(f"{what}: image layout version {layout.image_layout_version[:40]!r} is not 1.x")
@@ -42,9 +42,9 @@ def decode_layout(raw: bytes, what: str = LAYOUT_FILE) -> OciLayout:
 
 
 def parse_tag(text: str) -> str:
-    """A tag that may be written as the ``ref.name`` annotation. Raises InvalidInput.
+    """Check a tag before it is written as the ``ref.name`` annotation (annotations.md). Raises InvalidInput.
 
-    The grammar is annotations.md's. Reading takes any name that is there.
+    Readers accept any existing name.
     """
     if len(text) > 1024 or not all(_TAG.fullmatch(part) for part in text.split("/")):
         raise InvalidInput(f"malformed tag {text[:200]!r}")
@@ -52,5 +52,5 @@ def parse_tag(text: str) -> str:
 
 
 def blob_path(digest: Digest) -> str:
-    """Where the blob lies, relative to the layout; safe, since a `Digest` is checked."""
+    """Path of a blob relative to the layout; safe, since a `Digest` is validated."""
     return f"{BLOBS}/{digest.algorithm}/{digest.hex}"

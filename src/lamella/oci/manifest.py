@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image manifests, OCI's and Docker's version 2 schema 2 (image-spec, manifest.md)."""
+"""OCI image manifests and Docker version 2 schema 2 manifests (image-spec, manifest.md)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lamella.oci.documents import Document, convert, load
 from lamella.oci.mediatypes import MANIFESTS, OCI_MANIFEST
 
 MAX_LAYERS: Final = 1024
-"""Layers of one image; Linux stacks 500 at most, and builders stop at 127."""
+"""Maximum number of layers; Linux overlays stack at most 500, and builders stop at 127."""
 
 SchemaVersion = Annotated[int, msgspec.Meta(ge=2, le=2)]
 
 
 class Manifest(Document, frozen=True, kw_only=True):
-    """One image for one platform: its config and its layers, lowest first."""
+    """One image for one platform: config and layers, base first."""
 
     schema_version: SchemaVersion = msgspec.field(name="schemaVersion")
     media_type: str = msgspec.field(name="mediaType", default="")
@@ -31,23 +31,23 @@ class Manifest(Document, frozen=True, kw_only=True):
 
 
 def new_manifest(config: Descriptor, layers: list[Descriptor], annotations: dict[str, str] | None = None) -> Manifest:
-    """An OCI manifest of these parts, layers lowest first."""
+    """Make an OCI manifest; layers are base first."""
     return Manifest(
         schema_version=2, media_type=OCI_MANIFEST, config=config, layers=layers, annotations=annotations or {}
     )
 
 
 def decode_manifest(raw: bytes, media_type: str | None = None, what: str = "manifest") -> Manifest:
-    """The manifest in ``raw``, which its descriptor calls ``media_type``.
+    """Decode a manifest; ``media_type`` is that of its descriptor.
 
-    Raises InvalidInput also where the document could be taken for an index, or says another media type than its
+    Raises InvalidInput, also if the document could be read as an index, or states a media type that differs from its
     descriptor; Exhausted for too many layers.
     """
     document = load(raw, what)
     check_kind(document, media_type, MANIFESTS, ("manifests", "fslayers"), "an index or an old manifest", what)
     manifest = convert(Manifest, document, what)
     if len(manifest.layers) > MAX_LAYERS:
-        raise Exhausted(f"{what}: {len(manifest.layers)} layers are more than the {MAX_LAYERS} that an image may have")
+        raise Exhausted(f"{what}: {len(manifest.layers)} layers exceed the limit of {MAX_LAYERS} for an image")
     return manifest
 
 
@@ -59,10 +59,10 @@ def check_kind(
     confusion: str,
     what: str,
 ) -> None:
-    """Refuse a document that two readers could take for two kinds of document (CVE-2021-41190).
+    """Refuse a document that two readers could decode as different kinds (CVE-2021-41190).
 
-    ``declared`` is the media type by which it was found, ``foreign`` are case-folded names of fields of other kinds.
-    Raises InvalidInput; Unsupported where ``declared`` is another kind of document.
+    ``declared`` is the media type of the descriptor; ``foreign`` holds case-folded field names of other kinds.
+    Raises InvalidInput; Unsupported if ``declared`` is another kind of document.
     """
     if not isinstance(document, dict):
         return
@@ -74,4 +74,4 @@ def check_kind(
         raise InvalidInput(f"{what}: mediaType: expected {expected}, got {str(own)[:200]!r}")
     for key in document:
         if key.casefold() in foreign:
-            raise InvalidInput(f"{what}: {key}: a field of {confusion}, so readers could take the document for either")
+            raise InvalidInput(f"{what}: {key}: a field of {confusion}, so the kind of the document is ambiguous")

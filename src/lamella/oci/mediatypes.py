@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Media types of images: the OCI image specification's and Docker's (image manifest version 2, schema 2)."""
+"""Media types of OCI images and Docker images (image manifest version 2, schema 2)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OCI_FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 _DOCKER_FOREIGN: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 
 _PLAIN_LAYERS: Final = {OCI_LAYER: "+", _OCI_FOREIGN: "+", DOCKER_LAYER: ".", _DOCKER_FOREIGN: "."}
-"""Types of uncompressed layers, and what joins them to the name of a compression."""
+"""Media types of uncompressed layers -> separator before the name of the compression."""
 
 
 def _compressed(plain: str, compression: str) -> str:
@@ -41,16 +41,16 @@ def _compressed(plain: str, compression: str) -> str:
 _LAYERS: Final = {_compressed(plain, name): name for plain in _PLAIN_LAYERS for name in COMPRESSIONS.built_in}
 
 FOREIGN_LAYERS: Final = frozenset(name for name in _LAYERS if name.startswith((_OCI_FOREIGN, _DOCKER_FOREIGN)))
-"""Layers whose blobs may be absent from where the image is, and are at the ``urls`` of their descriptors."""
+"""Foreign layers: their blobs may be missing from the image and be available at the ``urls`` of their descriptors."""
 
 
 def is_layer(media_type: str) -> bool:
-    """Whether blobs of this type are tar layers."""
+    """Whether the media type is that of a tar layer."""
     return media_type in _LAYERS or _added_compression(media_type) is not None
 
 
 def layer_compression(media_type: str) -> str:
-    """The compression of a layer of this type. Raises Unsupported for types of other blobs."""
+    """The compression of a layer media type. Raises Unsupported for other types."""
     found = _LAYERS.get(media_type)
     if found is None:
         if media_type.endswith("+encrypted"):
@@ -71,12 +71,12 @@ def _added_compression(media_type: str) -> str | None:
 
 
 def oci_layer(compression: str) -> str:
-    """The OCI media type of a tar layer compressed like this."""
+    """The OCI media type of a tar layer with this compression."""
     return _compressed(OCI_LAYER, compression)
 
 
 def retyped_layer(media_type: str, *, docker: bool) -> str:
-    """The media type of the same layer in an image of Docker's format, or of OCI's. Raises Unsupported."""
+    """The media type of the same layer in the Docker or the OCI format. Raises Unsupported."""
     compression = layer_compression(media_type)
     if media_type.startswith("application/vnd.docker.") == docker:
         return media_type

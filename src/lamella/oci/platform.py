@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Platforms: what an image was built for, and which of several images suits one best.
+"""Platforms of images: parsing, and choosing the best match.
 
-Follows the image index specification and, for names and variants, what containerd takes. An architecture is never
-crossed: a request for arm64 is not answered with an arm image, nor one for amd64 with a 386 image, since what is
-asked for here may be unpacked anywhere.
+Follows the image index specification and, for names and variants, containerd. Architectures never match each other: a
+request for arm64 does not get an arm image, nor one for amd64 a 386 image, since the image may be unpacked anywhere.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _SPELLING: Final = re.compile(
 _VARIANT: Final = re.compile(r"v([0-9]{1,4})(?:\.([0-9]{1,4}))?")
 
 _BASELINE: Final = {"arm": (7, 0), "arm64": (8, 0), "amd64": (1, 0)}
-"""The variant that no variant means; these architectures run what was built for a lower one."""
+"""The default variant; these architectures also run images built for lower variants."""
 
 
 class Platform(Document, frozen=True, kw_only=True):
@@ -64,15 +63,16 @@ class Platform(Document, frozen=True, kw_only=True):
 
 
 def parse_platform(text: str) -> Platform:
-    """The platform that ``text`` writes, as in ``linux/arm64/v8``, ``windows(10.0.20348)/amd64``, ``linux``, ``arm64``.
+    """Parse a platform: ``linux/arm64/v8``, ``windows(10.0.20348)/amd64``, ``linux``, ``arm64``.
 
-    What is left out is the host's. Names that uname uses (``x86_64``, ``aarch64``) are understood.
+    Missing parts are those of the host. Names used by uname (``x86_64``, ``aarch64``) are accepted.
     Raises InvalidInput.
     """
     match = _SPELLING.fullmatch(text)
     if match is None:
         raise InvalidInput(
-            f"malformed platform {text[:100]!r}", hint="write it as os/architecture[/variant], as in linux/arm64/v8"
+            f"malformed platform {text[:100]!r}",
+            hint="the form is os/architecture[/variant], for example linux/arm64/v8",
         )
     system, architecture = match["os"].lower(), (match["architecture"] or "").lower()
     version = match["version"] or ""
@@ -82,7 +82,7 @@ def parse_platform(text: str) -> Platform:
         if _SYSTEMS.get(system, system) in _KNOWN_SYSTEMS:
             architecture = "/".join(part for part in (host.architecture, host.variant) if part)
         elif version or features:
-            raise InvalidInput(f"malformed platform {text[:100]!r}: {system!r} is no operating system that is known")
+            raise InvalidInput(f"malformed platform {text[:100]!r}: unknown operating system {system!r}")
         else:
             system, architecture = host.os, system
     architecture, _, implied = _ARCHITECTURES.get(architecture, architecture).partition("/")
@@ -96,7 +96,7 @@ def parse_platform(text: str) -> Platform:
 
 
 def host_platform() -> Platform:
-    """What this machine runs; images for Linux where the system is neither Linux nor Windows."""
+    """The platform of this host; Linux if the system is neither Linux nor Windows."""
     import platform as machine
 
     system = "windows" if machine.system() == "Windows" else "linux"
@@ -109,10 +109,10 @@ T = TypeVar("T")
 
 
 def best_match(wanted: Platform, offers: Iterable[tuple[Platform, T]]) -> T | None:
-    """What goes with the offered platform that suits ``wanted`` best; the first of equals, None where none suits.
+    """The item whose platform matches ``wanted`` best; the first of equals; None if none matches.
 
-    A variant suits when it is the wanted one or a lower one of arm, arm64 or amd64; the nearest is best. A Windows
-    version suits when it has the same build. Features that are asked for bound those an image may need.
+    For arm, arm64 and amd64 a lower variant matches too; the nearest one is best. A Windows version matches if the
+    build is the same. If features are requested, the image may need no others.
     """
     best: T | None = None
     best_score: tuple[int, ...] | None = None
@@ -124,12 +124,12 @@ def best_match(wanted: Platform, offers: Iterable[tuple[Platform, T]]) -> T | No
 
 
 def matches(wanted: Platform, offered: Platform) -> bool:
-    """Whether an image for ``offered`` suits ``wanted``."""
+    """Whether an image for ``offered`` matches ``wanted``."""
     return _score(wanted, offered) is not None
 
 
 def _score(wanted: Platform, offered: Platform) -> tuple[int, ...] | None:
-    """Higher is better, None is unsuitable."""
+    """The score of a match, higher is better; None for no match."""
     os = _SYSTEMS.get(offered.os.lower(), offered.os.lower())
     name, _, implied = _ARCHITECTURES.get(offered.architecture.lower(), offered.architecture.lower()).partition("/")
     if os != wanted.os or name != wanted.architecture:
@@ -159,7 +159,7 @@ def _variant_score(architecture: str, wanted: str, offered: str) -> tuple[int, i
     if ours is None or theirs is None:
         return (0, 0) if wanted == offered else None
     if architecture == "arm64" and (ours[0], theirs[0]) == (9, 8):
-        return theirs if theirs[1] <= ours[1] + 5 else None  # armv9.0 has what armv8.5 has, and so on
+        return theirs if theirs[1] <= ours[1] + 5 else None  # armv9.0 includes armv8.5, and so on
     return theirs if theirs <= ours else None
 
 

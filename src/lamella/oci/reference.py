@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References to images in a registry, by the grammar of the distribution project."""
+"""Image references by the grammar of the distribution project."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lamella.errors import InvalidInput
 DEFAULT_REGISTRY: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
 MAX_NAME: Final = 255
-"""Characters of registry and repository together."""
+"""Maximum length of registry and repository in characters."""
 
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _REGISTRY: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
@@ -25,7 +25,7 @@ _IDENTIFIER: Final = re.compile(r"[a-f0-9]{64}")
 
 
 class Reference(Struct, frozen=True):
-    """``registry/repository[:tag][@digest]``, always in full; build it with `parse_reference`."""
+    """``registry/repository[:tag][@digest]``, fully qualified; made by `parse_reference`."""
 
     registry: str
     repository: str
@@ -34,12 +34,12 @@ class Reference(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Registry and repository."""
+        """``registry/repository``."""
         return f"{self.registry}/{self.repository}"
 
     @property
     def familiar(self) -> str:
-        """As Docker's users write it: without ``docker.io/`` and ``library/``."""
+        """Docker's short form: without ``docker.io/`` and ``library/``."""
         name = self.name
         if self.registry == DEFAULT_REGISTRY:
             short = self.repository
@@ -50,7 +50,7 @@ class Reference(Struct, frozen=True):
         return name + self._suffix()
 
     def with_default_tag(self) -> Reference:
-        """The same with the tag ``latest`` where it has neither tag nor digest."""
+        """The reference with the tag ``latest`` if it has neither tag nor digest."""
         return self if self.tag or self.digest else replace(self, tag=DEFAULT_TAG)
 
     def __str__(self) -> str:
@@ -61,9 +61,9 @@ class Reference(Struct, frozen=True):
 
 
 def parse_reference(text: str) -> Reference:
-    """The reference that ``text`` writes, short forms made full: ``busybox`` is ``docker.io/library/busybox``.
+    """Parse a reference and expand short forms: ``busybox`` becomes ``docker.io/library/busybox``.
 
-    No tag is made up. Raises InvalidInput, Unsupported (a digest's algorithm).
+    No default tag is added. Raises InvalidInput, Unsupported (digest algorithm).
     """
     rest, at, digest_text = text.partition("@")
     digest = parse_digest(digest_text) if at else None
@@ -74,7 +74,7 @@ def parse_reference(text: str) -> Reference:
         if not _TAG.fullmatch(tag):
             raise _malformed(text, f"{tag[:140]!r} is not a tag")
     if _IDENTIFIER.fullmatch(rest):
-        raise _malformed(text, "64 hexadecimal digits would be taken for an identifier")
+        raise _malformed(text, "64 hexadecimal digits are ambiguous with an image id")
     if _names_registry(rest):
         registry, _, repository = rest.partition("/")
     else:
@@ -95,7 +95,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def _names_registry(name: str) -> bool:
-    """Whether what stands before the first slash is a registry, as Docker tells it from a part of the repository."""
+    """Whether the first component is a registry, by Docker's rule, and not part of the repository."""
     first, slash, _ = name.partition("/")
     return bool(slash) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
 

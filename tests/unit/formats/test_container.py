@@ -48,7 +48,7 @@ def test_bytes_come_whole_or_as_many_as_there_are() -> None:
         (lambda source: source.number("size", 5), "too large a number"),
         (lambda source: source.take(11), "thing at offset 0: truncated"),
         (lambda source: (source.some(10), source.some(1)), "thing at offset 10: truncated"),
-        (lambda source: source.expect_end(), "something follows the end"),
+        (lambda source: source.expect_end(), "trailing data"),
     ],
 )
 def test_what_is_not_there_is_refused(read: Callable[[FramedReader], object], problem: str) -> None:
@@ -73,5 +73,5 @@ def test_a_frame_that_is_cut_or_followed_by_anything_is_refused() -> None:
     for end in range(len(whole)):
         with pytest.raises(FormatError, match="truncated"):
             read_to_the_end(whole[:end])
-    with pytest.raises(FormatError, match="something follows the end"):
+    with pytest.raises(FormatError, match="trailing data"):
         read_to_the_end(whole + b"more")
