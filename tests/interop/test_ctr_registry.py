@@ -139,7 +139,7 @@ def test_a_client_is_shown_what_is_said_to_the_registry_but_for_secrets(ctr: Ctr
     assert f"HTTP 200 for GET http://{closed.host}/v2/small/blobs/{IMAGE.manifest['config']['digest']}" in said
     assert PASSWORD not in said
     assert base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode() not in said
-    assert "is not done for clients" in ctr.refused("images", "pull", "--local=false", "--http-trace", name)
+    assert "connections are not traced" in ctr.refused("images", "pull", "--local=false", "--http-trace", name)
 
 
 @pytest.mark.root
@@ -162,7 +162,7 @@ def test_an_image_without_all_its_layers_is_not_pushed(ctr: Ctr, filled: DockerR
     name = f"{filled.host}/small:all"
     ctr("images", "pull", "--local=false", "--plain-http", name)
     target = f"{filled.host}/none:x"
-    assert "is not there" in ctr.refused("images", "push", "--local=false", "--plain-http", target, name)
+    assert "there is no blob" in ctr.refused("images", "push", "--local=false", "--plain-http", target, name)
     assert "MANIFEST_UNKNOWN" in ctr.refused("images", "pull", "--local=false", "--plain-http", target)
 
 
@@ -190,7 +190,7 @@ def test_the_client_is_asked_who_it_is_and_nobody_elses_login_is_used(ctr: Ctr, 
     name = f"{closed.host}/small:one"
     call = ("--local=false", "--plain-http")
     brought(ctr, name)
-    assert "tell the server who you are" in ctr.refused("images", "push", *call, name)
+    assert "give the server a login" in ctr.refused("images", "push", *call, name)
     assert ctr.refused("images", "push", *call, "--user", f"{USER}:wrong", name)
     ctr("images", "push", *call, "--user", f"{USER}:{PASSWORD}", name)
     ctr("images", "rm", "--sync", name)
