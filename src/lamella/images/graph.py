@@ -41,7 +41,7 @@ class Limits(Struct, frozen=True):
     """Levels of indexes."""
     documents: int = 50_000
     """Indexes and manifests."""
-    size: int = 128 << 20
+    size: int = 64 << 20
     """Bytes of all indexes and manifests."""
 
 
@@ -185,7 +185,7 @@ class ImageGraph:
 
         ``select`` chooses the descriptors to follow from each node; documents that it does not look into are not read.
         ``problem`` receives the errors of single nodes, which are left out then; GraphLimit ends the walk in any case.
-        Raises InvalidInput where two descriptors of one digest disagree about how it is read.
+        Raises InvalidInput where two descriptors of one digest disagree about its size or about how it is read.
         """
         for node, step in self._steps(roots, select, problem):
             if step is _Step.LEAVE:
@@ -230,7 +230,7 @@ class ImageGraph:
         problem: Callable[[Descriptor, LamellaError], object] | None,
     ) -> Iterator[tuple[Node, _Step]]:
         """Depth-first, without recursion: each edge as ENTER or AGAIN, and each node as LEAVE after its parts."""
-        kinds: dict[Digest, Kind] = {}
+        seen: dict[Digest, Descriptor] = {}
         heights: dict[Digest, int] = {}
         """Levels of indexes from a node down, once it has been left; before that the node is on the path."""
         path = [_Frame(None, iter(roots))]
@@ -253,7 +253,7 @@ class ImageGraph:
             try:
                 if self._cancel is not None:
                     self._cancel.check()
-                self._check(node, kinds, heights, frame.level)
+                self._check(node, seen, heights, frame.level)
                 parts = () if again else tuple(select(node))
             except Cancelled:
                 raise
@@ -273,14 +273,20 @@ class ImageGraph:
                 path.append(_Frame(node, iter(parts), is_index, frame.level + is_index, int(is_index)))
                 yield node, _Step.ENTER
 
-    def _check(self, node: Node, kinds: dict[Digest, Kind], heights: dict[Digest, int], level: int) -> None:
-        """Refuse a node with contradictory types, on a cycle or too deep, ``level`` indexes below the root."""
-        first = node.digest not in kinds
-        kind = kinds.setdefault(node.digest, node.kind)
-        if kind is not node.kind:
-            raise InvalidInput(f"{self.where}: {node.digest} is listed as {kind.value} and as {node.kind.value}")
+    def _check(self, node: Node, seen: dict[Digest, Descriptor], heights: dict[Digest, int], level: int) -> None:
+        """Refuse a node with contradictory descriptors, on a cycle or too deep, ``level`` indexes below the root."""
+        first = seen.get(node.digest)
         height = heights.get(node.digest)
-        if height is None and not first:
+        if first is None:
+            seen[node.digest] = node.descriptor
+        elif kind_of(first) is not node.kind:
+            raise InvalidInput(
+                f"{self.where}: {node.digest} is listed as {kind_of(first).value} and as {node.kind.value}"
+            )
+        elif first.size != node.descriptor.size:
+            sizes = f"{first.size} and with {node.descriptor.size} bytes"
+            raise InvalidInput(f"{self.where}: {node.digest} is listed with {sizes}")
+        elif height is None:
             raise GraphLimit(f"{self.where}: index {node.digest} contains itself")
         if level + (int(node.kind is Kind.INDEX) if height is None else height) > self._limits.depth:
             raise GraphLimit(f"{self.where}: indexes are nested deeper than {self._limits.depth} levels")

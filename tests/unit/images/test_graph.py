@@ -106,6 +106,12 @@ class TestWalk:
         with pytest.raises(GraphLimit, match=f"nowhere: index {named('a')} contains itself"):
             digests(ImageGraph(FakeReader(blobs)).walk([described(entry("a"))]))
 
+    def test_a_cycle_through_an_entry_that_was_read_before_is_refused(self) -> None:
+        blobs = {named("a"): index(entry("b")), named("b"): index(entry("a"))}
+        graph = ImageGraph(FakeReader(blobs))
+        with pytest.raises(GraphLimit, match="contains itself"):
+            digests(graph.walk(graph.index(described(entry("a"))).manifests))
+
     @pytest.mark.parametrize("entries", [["deep", "shared"], ["shared", "deep"]])
     def test_the_longest_path_counts_for_the_depth_in_either_order(self, entries: list[str]) -> None:
         blobs = {
@@ -141,6 +147,11 @@ class TestWalk:
         entries = [{**AMD.descriptor, "mediaType": media_type} for media_type in types]
         blobs = {**AMD.blobs, named("top"): index(*entries)}
         with pytest.raises(InvalidInput, match=f"{AMD.descriptor['digest']} is listed as a (blob|manifest) and as a"):
+            digests(ImageGraph(FakeReader(blobs)).walk([described(entry("top"))]))
+
+    def test_one_digest_listed_with_two_sizes_is_refused(self) -> None:
+        blobs = {**AMD.blobs, named("top"): index(AMD.descriptor, {**AMD.descriptor, "size": 7})}
+        with pytest.raises(InvalidInput, match=r"is listed with \d+ and with 7 bytes"):
             digests(ImageGraph(FakeReader(blobs)).walk([described(entry("top"))]))
 
     def test_a_manifest_that_is_asked_for_as_an_index_is_refused(self) -> None:

@@ -109,6 +109,20 @@ def test_a_subset_of_all_is_the_same_index(source: str, tmp_path: Path) -> None:
     assert read(target) == read(source)
 
 
+def test_an_image_for_two_platforms_stays_for_either(tmp_path: Path) -> None:
+    platforms = [{"os": "linux", "architecture": "arm", "variant": variant} for variant in ("v6", "v7")]
+    entries = [{**V6.descriptor, "platform": platform} for platform in platforms]
+    about, blobs = attestation(V6)
+    raw = compact({"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": [*entries, about]})
+    top = {"mediaType": OCI + "index.v1+json", "digest": digest(raw), "size": len(raw)}
+    layout = write_layout(str(tmp_path / "l"), [tagged(top, "x")], {**V6.blobs, **blobs, digest(raw): raw})
+    for platform in ("linux/arm/v6", "linux/arm/v7"):
+        target = f"oci:{tmp_path}/out:{platform[-2:]}"
+        found = lamella.subset(f"oci:{layout}:x", target, [platform])
+        assert [str(one) for one in found.kept] == [platform]
+        assert [str(one.platform) for one in read(target).manifests] == [platform, "unknown/unknown"]
+
+
 def test_a_platform_that_is_not_there_is_not_found(source: str, tmp_path: Path) -> None:
     for platforms in (["linux/s390x"], ["linux/amd64", "linux/arm/v5"]):
         with pytest.raises(NotFound, match="no image for linux/"):
