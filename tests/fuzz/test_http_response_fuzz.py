@@ -80,13 +80,11 @@ PIECES = st.lists(
 
 @settings(max_examples=300)
 @given(PIECES | st.binary(max_size=40), st.sampled_from(list(seeds())), st.integers(0, 120), st.integers(0, 6))
-def test_an_answer_is_read_or_refused_in_whatever_pieces_it_comes(
-    piece: bytes, good: bytes, at: int, gone: int
-) -> None:
+def test_a_response_is_the_same_however_its_bytes_arrive(piece: bytes, good: bytes, at: int, gone: int) -> None:
     fuzz_answer(b"HTTP/1.1 200 OK\r\n" + piece)
     fuzz_answer(good[:at] + piece + good[at + gone :])
 
 
-def test_good_answers_are_read() -> None:
+def test_well_formed_responses_are_read() -> None:
     bodies = [found[2] for raw in seeds() if (found := read(raw, 3)) is not None]
     assert bodies == [b"hello", b"to the end", b"hello world", b"", b"", b"no"]

@@ -51,7 +51,7 @@ def check_wording(error: LamellaError) -> None:
 
 @KNOWN
 @given(document=FILES)
-def test_a_file_of_credentials_is_read_or_refused_without_its_content(tmp_path: Path, document: Any) -> None:
+def test_a_login_file_is_read_or_refused_without_showing_its_content(tmp_path: Path, document: Any) -> None:
     file = tmp_path / "auth.json"
     file.write_text(json.dumps(document))
     environ = {"REGISTRY_AUTH_FILE": str(file), "PATH": ""}
@@ -65,7 +65,7 @@ def test_a_file_of_credentials_is_read_or_refused_without_its_content(tmp_path: 
 
 @KNOWN
 @given(document=FILES)
-def test_a_login_changes_its_own_entry_alone(tmp_path: Path, document: Any) -> None:
+def test_a_login_changes_only_its_own_entry(tmp_path: Path, document: Any) -> None:
     file = tmp_path / "auth.json"
     file.write_text(json.dumps(document))
     environ = {"REGISTRY_AUTH_FILE": str(file), "PATH": ""}
@@ -87,7 +87,7 @@ def test_a_login_changes_its_own_entry_alone(tmp_path: Path, document: Any) -> N
 
 @KNOWN
 @given(lines=st.lists(st.tuples(SETTINGS, SETTING_VALUES), max_size=4))
-def test_settings_are_read_or_refused_by_name(tmp_path: Path, lines: list[tuple[str, str]]) -> None:
+def test_settings_are_read_or_refused_with_file_and_key(tmp_path: Path, lines: list[tuple[str, str]]) -> None:
     file = tmp_path / HOST / "hosts.toml"
     file.parent.mkdir(exist_ok=True)
     file.write_text("\n".join(f"{key} = {value}" for key, value in lines))
@@ -105,7 +105,7 @@ def test_settings_are_read_or_refused_by_name(tmp_path: Path, lines: list[tuple[
 
 @settings(max_examples=300)
 @given(header=st.text(max_size=200) | st.text('Bearer realm="\\,= \t', max_size=200))
-def test_challenges_are_read_or_passed_over(header: str) -> None:
+def test_challenges_are_parsed_or_skipped(header: str) -> None:
     for challenge in parse_challenges(header):
         assert challenge.scheme == challenge.scheme.lower()
         assert all(isinstance(value, str) for value in challenge.parameters.values())
@@ -113,7 +113,7 @@ def test_challenges_are_read_or_passed_over(header: str) -> None:
 
 @settings(max_examples=300)
 @given(url=st.text(max_size=60) | st.text("htps:/@[]%.0123456789\\", max_size=60).map(lambda text: f"http://{text}"))
-def test_an_address_has_one_origin_or_none(url: str) -> None:
+def test_a_url_has_one_origin_or_none(url: str) -> None:
     assert isinstance(redact_url(url), str)
     try:
         origin = parse_origin(url)
@@ -144,6 +144,6 @@ def test_a_next_page_is_found_or_not(link: str) -> None:
 @pytest.mark.parametrize(
     "header", ["<" * 100_000, "<x>" + "; a=b" * 20_000, '<x>; rel="' + "x" * 100_000, "a " * 50_000, 'a="\\' * 20_000]
 )
-def test_long_headers_take_no_long_time(header: str) -> None:
+def test_long_headers_are_parsed_quickly(header: str) -> None:
     next_page(Said(header))  # type: ignore[arg-type]
     parse_challenges(header)

@@ -63,7 +63,7 @@ def named(registry: DockerRegistry, name: str) -> str:
     return f"docker://{registry.host}/{name}"
 
 
-def test_what_skopeo_pushed_is_pulled(
+def test_an_image_pushed_by_skopeo_is_pulled(
     registry: DockerRegistry, skopeo: Callable[..., str], layout: str, tmp_path: Path
 ) -> None:
     name = named(registry, "from/skopeo:all")
@@ -74,7 +74,7 @@ def test_what_skopeo_pushed_is_pulled(
         assert image.descriptor.digest == IMAGE.descriptor["digest"]
 
 
-def test_what_was_pushed_is_pulled_by_skopeo(
+def test_a_pushed_image_is_pulled_by_skopeo(
     registry: DockerRegistry, skopeo: Callable[..., str], layout: str, tmp_path: Path
 ) -> None:
     name = named(registry, "for/skopeo:all")
@@ -87,7 +87,7 @@ def test_what_was_pushed_is_pulled_by_skopeo(
     assert inspected["Layers"] == [layer["digest"] for layer in IMAGE.manifest["layers"]]
 
 
-def test_docker_types_pass_unchanged(
+def test_docker_media_types_are_unchanged(
     registry: DockerRegistry, skopeo: Callable[..., str], layout: str, tmp_path: Path
 ) -> None:
     name = named(registry, "of/docker:v1")
@@ -100,7 +100,7 @@ def test_docker_types_pass_unchanged(
         assert [str(layer.diff_id) for layer in image.layers] == IMAGE.config["rootfs"]["diff_ids"]
 
 
-def test_unpacking_straight_from_a_registry(registry: DockerRegistry, layout: str, tmp_path: Path) -> None:
+def test_an_image_is_unpacked_from_a_registry(registry: DockerRegistry, layout: str, tmp_path: Path) -> None:
     name = named(registry, "unpacked:v1")
     copy(f"{layout}:one", name)
     assert lamella(["unpack", name, str(tmp_path / "root")]) == 0
@@ -117,7 +117,7 @@ def test_the_verbs_take_images_in_registries(
     assert capsys.readouterr().out
 
 
-def test_large_blobs_go_in_pieces_and_come_in_ranges(registry: DockerRegistry, tmp_path: Path) -> None:
+def test_large_blobs_are_pushed_in_pieces_and_pulled_in_ranges(registry: DockerRegistry, tmp_path: Path) -> None:
     image = small_image({"noise": NOISE}, compress=False)
     source = write_layout(str(tmp_path / "large"), [tagged(image.descriptor, "v1")], image.blobs)
     name = named(registry, "large:v1")
@@ -135,7 +135,7 @@ def test_blobs_are_mounted_between_repositories(registry: DockerRegistry, layout
     assert copied.entry.digest == IMAGE.descriptor["digest"]
 
 
-def test_tags_catalog_and_deletion(registry: DockerRegistry, layout: str) -> None:
+def test_tags_and_repositories_are_listed_and_deleted(registry: DockerRegistry, layout: str) -> None:
     for tag in ("b", "a", "c"):
         copy(f"{layout}:one", named(registry, f"listed/here:{tag}"))
     client = Client(registry.host, "listed/here")
@@ -149,7 +149,7 @@ def test_tags_catalog_and_deletion(registry: DockerRegistry, layout: str) -> Non
     client.close()
 
 
-def test_referrers_without_the_api(registry: DockerRegistry, layout: str) -> None:
+def test_referrers_are_listed_without_the_api(registry: DockerRegistry, layout: str) -> None:
     copy(f"{layout}:one", named(registry, "referred:v1"))
     client = Client(registry.host, "referred")
     subject = parse_digest(IMAGE.descriptor["digest"])

@@ -103,9 +103,7 @@ def round_trip(server: DockerRegistry, layout: str, tmp_path: Path, repository: 
 
 
 class TestBasic:
-    def test_a_login_opens_the_registry_and_logout_closes_it(
-        self, basic: DockerRegistry, layout: str, tmp_path: Path
-    ) -> None:
+    def test_login_gives_access_and_logout_removes_it(self, basic: DockerRegistry, layout: str, tmp_path: Path) -> None:
         with pytest.raises(Denied) as caught:
             copy(layout, f"docker://{basic.host}/team/app:v1")
         assert f"lamella login {basic.host}" in str(caught.value.hint)
@@ -115,12 +113,12 @@ class TestBasic:
         with pytest.raises(Denied):
             open_platform_image(f"docker://{basic.host}/team/app:v1")
 
-    def test_a_wrong_password_is_refused_and_not_kept(self, basic: DockerRegistry, tmp_path: Path) -> None:
+    def test_a_wrong_password_is_refused_and_not_stored(self, basic: DockerRegistry, tmp_path: Path) -> None:
         with pytest.raises(Denied):
             log_in(basic.host, Credential(USER, "wrong"))
         assert not (tmp_path / "docker/config.json").exists()
 
-    def test_a_login_of_skopeo_is_read(
+    def test_a_login_by_skopeo_is_used(
         self,
         basic: DockerRegistry,
         skopeo: Callable[..., str],
@@ -136,7 +134,7 @@ class TestBasic:
         round_trip(basic, layout, tmp_path)
 
     @pytest.mark.parametrize("variable", ["REGISTRY_AUTH_FILE", "DOCKER_CONFIG"])
-    def test_a_login_of_ours_is_read_by_skopeo(
+    def test_a_login_is_used_by_skopeo(
         self,
         basic: DockerRegistry,
         skopeo: Callable[..., str],
@@ -151,7 +149,7 @@ class TestBasic:
         shown = skopeo("inspect", "--tls-verify=false", f"docker://{basic.host}/team/app:v1")
         assert IMAGE.descriptor["digest"] in shown
 
-    def test_what_skopeo_forgets_is_forgotten(
+    def test_a_logout_by_skopeo_removes_the_login(
         self, basic: DockerRegistry, skopeo: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
@@ -164,7 +162,7 @@ class TestBasic:
 
 class TestTls:
     @pytest.mark.parametrize("form", ["ca.crt", "hosts.toml", "registries.toml", "skip_verify"])
-    def test_an_authority_of_ones_own_can_be_set_up_in_each_form(
+    def test_a_private_authority_can_be_configured_in_each_format(
         self, secure: DockerRegistry, authority: trustme.CA, layout: str, tmp_path: Path, certs: Path, form: str
     ) -> None:
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -190,7 +188,7 @@ class TestTls:
             log_in(secure.host, ADA)
         assert not (tmp_path / "docker/config.json").exists()
 
-    def test_a_registry_with_tls_that_is_asked_without_says_so(self, secure: DockerRegistry) -> None:
+    def test_plain_http_to_a_registry_with_tls_has_a_hint(self, secure: DockerRegistry) -> None:
         with pytest.raises(InvalidInput) as caught:
             log_in(secure.host, ADA)
         assert f'server = "https://{secure.host}"' in str(caught.value.hint)
@@ -212,7 +210,7 @@ class TestTokens:
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
 
-    def test_a_password_gives_tokens_for_what_is_done_alone(
+    def test_tokens_have_only_the_scopes_of_the_request(
         self, by_token: DockerRegistry, tokens: TokenServer, layout: str, tmp_path: Path
     ) -> None:
         log_in(by_token.host, ADA)
@@ -221,7 +219,7 @@ class TestTokens:
         assert wanted <= {"repository:team/app:pull", "repository:team/app:pull,push", "repository:team/app:push,pull"}
         assert all(asked["known"] for asked in tokens.asked)
 
-    def test_anybody_may_pull_what_is_public(
+    def test_public_images_are_pulled_anonymously(
         self, by_token: DockerRegistry, tokens: TokenServer, layout: str, tmp_path: Path
     ) -> None:
         login(by_token.host, ADA)

@@ -103,7 +103,7 @@ def layer(image: SmallImage) -> Descriptor:
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_a_pull_goes_on_when_the_registry_is_back(
+def test_a_pull_continues_when_the_registry_is_back(
     registry: DockerRegistry, image: SmallImage, layout: str, tmp_path: Path, streams: int
 ) -> None:
     name = parse_image_name(f"docker://{registry.host}/team/app:v1")
@@ -121,7 +121,7 @@ def test_a_pull_goes_on_when_the_registry_is_back(
     assert image.layers[0] == (tmp_path / "out/blobs" / layer(image).digest.replace(":", "/")).read_bytes()
 
 
-def test_a_push_goes_on_when_the_registry_is_back(
+def test_a_push_continues_when_the_registry_is_back(
     registry: DockerRegistry, image: SmallImage, layout: str, tmp_path: Path
 ) -> None:
     name = parse_image_name(f"docker://{registry.host}/team/app:v1")
@@ -135,7 +135,7 @@ def test_a_push_goes_on_when_the_registry_is_back(
     assert image.descriptor["digest"] == copy(name, f"oci:{tmp_path}/back:v1").entry.digest
 
 
-def test_a_push_that_is_killed_while_a_piece_is_on_its_way_goes_on(
+def test_a_push_continues_after_a_kill_within_a_piece(
     registry: DockerRegistry, image: SmallImage, layout: str, tmp_path: Path
 ) -> None:
     name = parse_image_name(f"docker://{registry.host}/team/app:v1")
@@ -165,7 +165,7 @@ def test_a_push_that_is_killed_while_a_piece_is_on_its_way_goes_on(
     assert image.descriptor["digest"] == copy(name, f"oci:{tmp_path}/back:v1").entry.digest
 
 
-def test_a_registry_that_stays_away_ends_a_pull_and_nothing_looks_whole(
+def test_a_registry_that_stays_down_fails_a_pull_without_a_partial_image(
     registry: DockerRegistry, layout: str, tmp_path: Path
 ) -> None:
     name = parse_image_name(f"docker://{registry.host}/team/app:v1")
@@ -179,7 +179,7 @@ def test_a_registry_that_stays_away_ends_a_pull_and_nothing_looks_whole(
     assert [path.name for path in left if Digest.of(path.read_bytes()).hex != path.name] == []
 
 
-def test_a_push_that_was_given_up_is_taken_up_by_the_next(
+def test_the_next_push_reuses_blobs_of_a_failed_one(
     registry: DockerRegistry, image: SmallImage, layout: str, tmp_path: Path
 ) -> None:
     name = parse_image_name(f"docker://{registry.host}/team/app:v1")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.interop
 SHOWN = "localhost:5000"
 
 
-def test_what_the_guide_to_registries_shows_is_what_happens(
+def test_the_examples_of_the_guide_to_registries_are_right(
     needs: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolate(monkeypatch, tmp_path / "home")

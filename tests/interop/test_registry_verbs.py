@@ -92,7 +92,7 @@ def blobs(layout: Path) -> set[str]:
 # Pull, push and copy ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_pushed_and_pulled_has_the_digests_that_skopeo_sees(
+def test_pushed_and_pulled_images_have_the_digests_that_skopeo_reports(
     registry: DockerRegistry, lamella: Tool, skopeo: Tool, layout: str, tmp_path: Path
 ) -> None:
     name = named(registry, "verbs/round:v1")
@@ -119,7 +119,7 @@ def test_an_index_is_pushed_and_pulled_whole_or_by_platform(
     assert part["digest"] == ARM.descriptor["digest"]
 
 
-def test_what_docker_would_push_is_pulled_and_unpacked_as_umoci_does(
+def test_a_docker_image_is_unpacked_as_umoci_does(
     registry: DockerRegistry, lamella: Tool, skopeo: Tool, needs: Needs, layout: str, tmp_path: Path
 ) -> None:
     name = named(registry, "verbs/docker:v1")
@@ -141,7 +141,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_only_what_the_target_lacks_is_moved(
+def test_only_blobs_that_the_target_lacks_are_transferred(
     registry: DockerRegistry, lamella: Tool, layout: str, tmp_path: Path
 ) -> None:
     noise = random.Random(5).randbytes(3 * MIB)
@@ -177,12 +177,14 @@ def test_only_what_the_target_lacks_is_moved(
         ("push", "docker://localhost:1/a", "docker://localhost:1/b"),
     ],
 )
-def test_pull_and_push_go_one_way(verb: str, source: str, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pull_and_push_refuse_the_other_direction(
+    verb: str, source: str, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run([verb, source, target]) == 3
     assert "'lamella copy' from anywhere to anywhere" in capsys.readouterr().err
 
 
-def test_a_pull_that_is_interrupted_leaves_nothing_to_be_seen(tmp_path: Path) -> None:
+def test_an_interrupted_pull_leaves_no_image(tmp_path: Path) -> None:
     image = small_image({"a": b"a" * 100_000}, {"b": b"b" * 100_000}, compress=False)
     program = str(Path(sys.executable).with_name("lamella"))
     with Slow() as slow:
@@ -203,7 +205,7 @@ def test_a_pull_that_is_interrupted_leaves_nothing_to_be_seen(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("target", ["verbs/base:more", "verbs/elsewhere:v1"])
-def test_appending_to_a_remote_image_moves_the_new_layer_alone(
+def test_append_to_a_remote_image_transfers_only_the_new_layer(
     registry: DockerRegistry, lamella: Tool, skopeo: Tool, tmp_path: Path, target: str
 ) -> None:
     base = small_image({"noise": random.Random(7).randbytes(32 * MIB)}, compress=False)
@@ -236,7 +238,7 @@ def test_tags_and_repositories_are_listed(registry: DockerRegistry, lamella: Too
     assert run(["tags", f"{registry.host}/verbs/listed"]) == 3
 
 
-def test_referrers_are_listed_by_the_tag_that_stands_in_for_the_api(
+def test_referrers_are_listed_by_the_fallback_tag(
     registry: DockerRegistry, lamella: Tool, layout: str, tmp_path: Path
 ) -> None:
     name = named(registry, "verbs/signed:v1")
@@ -259,7 +261,7 @@ def test_referrers_are_listed_by_the_tag_that_stands_in_for_the_api(
 IMAGE_DIGEST = IMAGE.descriptor["digest"]
 
 
-def test_an_image_is_deleted_with_its_tags_where_that_is_said(
+def test_an_image_is_deleted_with_its_tags_by_an_option(
     registry: DockerRegistry, lamella: Tool, layout: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = named(registry, "verbs/deleted")
@@ -282,7 +284,7 @@ def test_an_image_is_deleted_with_its_tags_where_that_is_said(
 # Options ----------------------------------------------------------------------------------------------------------
 
 
-def test_plain_http_and_settings_can_be_given_to_each_verb(
+def test_every_verb_takes_plain_http_and_certs_dir(
     registry: DockerRegistry, lamella: Tool, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = named(registry, "verbs/plain:v1")
@@ -305,7 +307,7 @@ def test_plain_http_and_settings_can_be_given_to_each_verb(
         lamella(*verb, certs, "--plain-http")
 
 
-def test_logins_are_taken_from_the_file_that_is_named(
+def test_logins_are_read_from_the_authfile_option(
     needs: Needs, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logins = tmp_path / "logins.json"

@@ -25,13 +25,15 @@ class TestCommandLine:
         entry = {"auths": {registry.host: {"auth": SECRETS[2]}}}
         (tmp_path / "docker/config.json").write_text(json.dumps(entry))
 
-    def test_it_works(self, registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_legitimate_copy_works(
+        self, registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert run(["copy", name_in(registry), f"oci:{tmp_path}/out:v1"]) == 0
         said = "".join(capsys.readouterr())
         assert [secret for secret in SECRETS if secret in said] == []
 
     @pytest.mark.parametrize("options", [[], ["--debug"], ["--json"], ["--debug", "--json"]])
-    def test_a_registry_that_sends_back_what_it_was_sent_is_not_quoted(
+    def test_secrets_echoed_by_a_registry_are_masked(
         self, registry: Registry, capsys: pytest.CaptureFixture[str], options: list[str]
     ) -> None:
         def echo(request: Request, serve: hostile.Serve) -> Answer:
@@ -48,7 +50,7 @@ class TestCommandLine:
         assert registry.asked("GET", MANIFESTS)[-1].headers["Authorization"] == f"Bearer {TOKEN}"
 
     @pytest.mark.parametrize("options", [[], ["--debug"]])
-    def test_a_service_of_tokens_that_sends_back_what_it_was_sent_is_not_quoted(
+    def test_secrets_echoed_by_a_token_server_are_masked(
         self, registry: Registry, capsys: pytest.CaptureFixture[str], options: list[str]
     ) -> None:
         def echo(request: Request, serve: hostile.Serve) -> Answer:
@@ -59,7 +61,7 @@ class TestCommandLine:
         said = "".join(capsys.readouterr())
         assert [secret for secret in SECRETS if secret in said] == []
 
-    def test_what_a_registry_says_cannot_move_the_cursor(
+    def test_messages_of_a_registry_contain_no_control_characters(
         self, registry: Registry, capsys: pytest.CaptureFixture[str]
     ) -> None:
         registry.misbehave("GET", MANIFESTS, say(error(403, "DENIED", "\x1b[2J\r\n\u202egood")))
@@ -67,7 +69,7 @@ class TestCommandLine:
         said = capsys.readouterr().err
         assert not any(letter in said for letter in "\x1b\r\u202e")
 
-    def test_a_lie_leaves_no_directory_that_looks_whole(
+    def test_wrong_bytes_leave_no_target_directory(
         self, registry: Registry, target: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         registry.misbehave("GET", BLOBS, with_body(lambda raw: raw[:-1] + b"!"))

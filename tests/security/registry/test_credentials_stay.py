@@ -38,18 +38,16 @@ from lamella.testing.images import compact
 class TestTwins:
     """The legitimate twins of the attacks."""
 
-    def test_an_image_comes_whole(self, registry: Registry, tmp_path: Path) -> None:
+    def test_the_image_is_pulled(self, registry: Registry, tmp_path: Path) -> None:
         assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert registry.asked("GET", "/token") != []
 
-    def test_an_image_goes_whole(self, registry: Registry, tmp_path: Path) -> None:
+    def test_the_image_is_pushed(self, registry: Registry, tmp_path: Path) -> None:
         assert push(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert compact(IMAGE.manifest) == registry.manifests["team/new", "v1"][1]
         assert registry.repositories["team/new"] >= set(IMAGE.blobs) - {IMAGE.descriptor["digest"]}
 
-    def test_tls_works_with_the_authority_that_is_set_up_and_no_other(
-        self, secure: Registry, tmp_path: Path, settings: Path
-    ) -> None:
+    def test_tls_trusts_only_the_configured_authority(self, secure: Registry, tmp_path: Path, settings: Path) -> None:
         assert pull(secure, tmp_path) == IMAGE.descriptor["digest"]
         before = len(secure.requests)
         (settings / secure.host / "ca.crt").unlink()
@@ -65,7 +63,7 @@ class TestTwins:
 
 
 class TestCredentialsStay:
-    def test_blobs_kept_at_another_host_come_without_credentials(
+    def test_blobs_on_another_host_are_fetched_without_credentials(
         self, registry: Registry, other: Registry, tmp_path: Path
     ) -> None:
         registry.misbehave("GET", BLOBS, redirect(other.url + "{path}?signature=x"))
@@ -73,7 +71,7 @@ class TestCredentialsStay:
         assert other.asked("GET", BLOBS) != []
         assert other.credentials_seen() == []
 
-    def test_a_resumed_blob_at_another_host_comes_without_credentials(
+    def test_a_continued_blob_on_another_host_is_fetched_without_credentials(
         self, registry: Registry, other: Registry, tmp_path: Path
     ) -> None:
         registry.misbehave("GET", BLOBS, redirect(other.url + "{path}"))
@@ -83,7 +81,7 @@ class TestCredentialsStay:
         assert other.credentials_seen() == []
 
     @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
-    def test_the_same_machine_by_another_name_is_another_host(
+    def test_another_name_of_the_same_machine_is_another_host(
         self, registry: Registry, tmp_path: Path, path: str
     ) -> None:
         with Registry(name="localhost") as elsewhere:
@@ -94,7 +92,9 @@ class TestCredentialsStay:
             assert elsewhere.credentials_seen() == []
 
     @pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
-    def test_another_host_asks_in_vain(self, registry: Registry, other: Registry, tmp_path: Path, scheme: str) -> None:
+    def test_the_challenge_of_another_host_gets_no_credentials(
+        self, registry: Registry, other: Registry, tmp_path: Path, scheme: str
+    ) -> None:
         registry.misbehave("GET", BLOBS, redirect(other.url + "{path}"))
         wanted = f'{scheme} realm="{other.url if scheme == "Bearer" else "x"}/token",service="tests"'
         other.misbehave(".*", BLOBS, say(Answer(401, {"WWW-Authenticate": wanted})))
@@ -102,7 +102,7 @@ class TestCredentialsStay:
         assert other.credentials_seen() == []
         assert other.asked(path="/token") == []
 
-    def test_settings_of_a_host_do_not_go_elsewhere(
+    def test_headers_of_a_host_are_not_sent_to_others(
         self, registry: Registry, other: Registry, tmp_path: Path, settings: Path
     ) -> None:
         (settings / registry.host).mkdir(parents=True)
@@ -112,12 +112,12 @@ class TestCredentialsStay:
         assert "x-key" in {name.lower() for name in registry.asked("GET", MANIFESTS)[0].headers}
         assert "x-key" not in {name.lower() for one in other.requests for name in one.headers}
 
-    def test_cookies_are_not_kept(self, registry: Registry, tmp_path: Path) -> None:
+    def test_cookies_are_not_stored(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave(".*", "", with_headers(Set_Cookie="session=x; Path=/"))
         assert pull(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert [one for one in registry.requests if "cookie" in map(str.lower, one.headers)] == []
 
-    def test_a_mirror_does_not_get_what_is_for_the_registry(
+    def test_a_mirror_gets_no_credentials_of_the_registry(
         self, registry: Registry, tmp_path: Path, settings: Path
     ) -> None:
         with Registry(auth="basic") as mirror:
@@ -129,7 +129,7 @@ class TestCredentialsStay:
             assert mirror.asked("GET", MANIFESTS) != []
             assert mirror.credentials_seen() == []
 
-    def test_a_realm_without_tls_elsewhere_gets_nothing(
+    def test_a_realm_without_tls_on_another_host_gets_no_credentials(
         self, registry: Registry, tmp_path: Path, names: dict[str, str]
     ) -> None:
         with Registry() as thief:
@@ -139,14 +139,14 @@ class TestCredentialsStay:
             refuse_to_pull(registry, tmp_path, Denied)
             assert thief.requests == []
 
-    def test_a_realm_without_tls_gets_nothing_of_a_registry_with_tls(
+    def test_a_realm_without_tls_is_refused_for_a_registry_with_tls(
         self, secure: Registry, other: Registry, tmp_path: Path
     ) -> None:
         secure.challenge = f'Bearer realm="{other.url}/token",service="tests"'
         refuse_to_pull(secure, tmp_path, Denied)
         assert other.requests == []
 
-    def test_a_realm_with_tls_elsewhere_gives_tokens(
+    def test_a_realm_with_tls_on_another_host_gives_tokens(
         self, secure: Registry, tls: ssl.SSLContext, tmp_path: Path
     ) -> None:
         with Registry(tls=tls) as service:
@@ -157,7 +157,7 @@ class TestCredentialsStay:
             assert asked.query["scope"] == "repository:team/app:pull"
             assert TOKEN not in " ".join(service.credentials_seen())
 
-    def test_a_service_of_tokens_that_sends_elsewhere_takes_nobody_along(
+    def test_a_redirect_of_a_token_server_gets_no_credentials(
         self, registry: Registry, other: Registry, tmp_path: Path
     ) -> None:
         registry.misbehave(".*", "/token", redirect(other.url + "/token"))
@@ -165,7 +165,7 @@ class TestCredentialsStay:
         refuse_to_pull(registry, tmp_path, Denied)
         assert other.credentials_seen() == []
 
-    def test_an_upload_that_goes_on_elsewhere_goes_without_credentials(
+    def test_an_upload_on_another_host_has_no_credentials(
         self, registry: Registry, other: Registry, tmp_path: Path
     ) -> None:
         where = f"{other.url}/v2/team/new/blobs/uploads/session-x"
@@ -176,7 +176,7 @@ class TestCredentialsStay:
         assert other.asked("PUT|PATCH", UPLOADS) != []
         assert other.credentials_seen() == []
 
-    def test_a_storage_that_takes_uploads_directly_works_without_credentials(
+    def test_a_storage_host_takes_uploads_without_credentials(
         self, registry: Registry, other: Registry, tmp_path: Path
     ) -> None:
         def elsewhere(request: Request, serve: hostile.Serve) -> Answer:
@@ -191,14 +191,14 @@ class TestCredentialsStay:
         assert push(registry, tmp_path) == IMAGE.descriptor["digest"]
         assert other.credentials_seen() == []
 
-    def test_pages_elsewhere_are_not_read(self, registry: Registry, other: Registry) -> None:
+    def test_next_pages_on_another_host_are_refused(self, registry: Registry, other: Registry) -> None:
         registry.misbehave("GET", "/tags/list", with_headers(Link=f'<{other.url}/v2/team/app/tags/list>; rel="next"'))
         with pytest.raises(Denied):
             list(Client(registry.host, "team/app", OPTIONS).tags())
         assert other.requests == []
 
     @pytest.mark.parametrize("allowed", [False, True])
-    def test_layers_at_foreign_addresses_are_fetched_by_policy_alone_and_without_credentials(
+    def test_foreign_layers_need_the_option_and_get_no_credentials(
         self, registry: Registry, other: Registry, tmp_path: Path, allowed: bool
     ) -> None:
         foreign = {
@@ -225,7 +225,7 @@ class TestCredentialsStay:
         assert other.credentials_seen() == []
 
     @pytest.mark.parametrize("wanted", [False, True])
-    def test_a_keychain_is_asked_where_a_registry_wants_to_know_and_nowhere_else(
+    def test_a_keychain_is_asked_only_for_a_registry_that_needs_a_login(
         self, registry: Registry, other: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
     ) -> None:
         (tmp_path / "docker").mkdir()

@@ -24,7 +24,7 @@ def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.001)
 
 
-class TestPatience:
+class TestRetries:
     def test_a_burst_of_errors_is_retried(self, registry: Registry, tmp_path: Path) -> None:
         registry.misbehave("GET", MANIFESTS, say(error(503, "UNAVAILABLE")), times=2)
         registry.misbehave("GET", BLOBS, reset, times=2)

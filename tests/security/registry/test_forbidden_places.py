@@ -41,7 +41,7 @@ LINK_LOCAL = [
 ]
 
 
-class TestLedAstray:
+class TestForbiddenPlaces:
     @pytest.mark.parametrize("path", [MANIFESTS, BLOBS])
     @pytest.mark.parametrize("url", [*LINK_LOCAL, "http://0.0.0.0/x"])
     def test_addresses_of_the_machines_own_services_are_refused(
