@@ -177,7 +177,7 @@ class TestRefusals:
     def test_documents_and_lists_beyond_the_limits(self) -> None:
         assert "bytes exceed the limit" in refusal(b'"' + b"a" * MAX_DOCUMENT + b'"', Exhausted)
         assert "objects and lists" in refusal(b"[" + b"[]," * 300_000 + b"1]", Exhausted)
-        assert "layers are more" in refusal({**MANIFEST, "layers": [LAYER] * (MAX_LAYERS + 1)}, Exhausted)
+        assert "layers exceed the limit" in refusal({**MANIFEST, "layers": [LAYER] * (MAX_LAYERS + 1)}, Exhausted)
         assert len(decode_manifest(raw({**MANIFEST, "layers": [LAYER] * MAX_LAYERS})).layers) == MAX_LAYERS
 
 
