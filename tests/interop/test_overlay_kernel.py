@@ -140,7 +140,7 @@ def test_the_kernel_shows_what_the_layers_come_to(overlay: Path, stack: Stack) -
         losses = Losses()
         layers = build(stack, where, losses)
         links = not losses.count
-        assert {"being one file with its other names below"} >= {loss.what for loss in losses}
+        assert {"hard links to its other names below"} >= {loss.what for loss in losses}
         flat = bare(where / "flat")
         for changes in stack:
             apply(changes, DirectorySink(flat))
