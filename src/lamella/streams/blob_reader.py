@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a layer's blob: decompressed in full buffers, with every promise about it checked in the same pass."""
+"""Reads a layer blob: decompresses it into full buffers and verifies digests and sizes in the same pass."""
 
 from __future__ import annotations
 
@@ -25,43 +25,41 @@ if TYPE_CHECKING:
 __all__ = ["BlobFacts", "BlobLimits", "BlobReader", "open_blob"]
 
 BUFFERS: Final = 16
-"""Buffers in the ring: with all of them in use reading takes 16 MiB; a caller that keeps up needs three or four."""
+"""Buffers in the ring, 16 MiB together; three or four are in use if the caller keeps up."""
 
 SMALL_BLOB: Final = 256 << 10
-"""A blob of at most this many bytes is read without threads, whose start would cost more than they gain."""
+"""A blob up to this size is read without threads: starting them costs more than they save."""
 
 _PIECES: Final = 8
-"""Pieces of the blob on their way to be hashed."""
+"""Pieces of the blob queued for hashing."""
 
 _PATIENCE: Final = 1.0
-"""Seconds that `BlobReader.close` waits for a thread; only a read that blocks takes as long."""
+"""Seconds that `BlobReader.close` waits for a thread, which takes as long only in a blocking read."""
 
 _POLL: Final = 0.1
-"""Seconds between two looks at the cancellation while waiting for a buffer."""
+"""Seconds between checks for cancellation while waiting for a buffer."""
 
 
 class BlobReader:
-    """One pass over a blob: its uncompressed stream in buffers, then `finish` says whether all was as promised.
+    """One pass over a blob: its uncompressed stream in buffers; `finish` verifies the blob.
 
-    Nothing is read before the first buffer is asked for. A blob above `SMALL_BLOB` is read by three threads: one
-    decompresses, two hash what goes in and what comes out; the caller's thread parses. Leaving the block closes the
-    reader at any point without reading further. The digest stands only once `finish` has returned: whatever the
-    buffers led to must not become visible before.
+    Reading begins with the first buffer. A blob larger than `SMALL_BLOB` is read by three threads: one decompresses,
+    two hash the blob and the stream; the caller's thread parses. Leaving the block closes the reader without reading
+    the rest. The blob is verified only after `finish` has returned; until then nothing made from it may become visible.
 
-    gzip may have several members, zstd several frames and skippable ones; bytes after the last that belong to none
-    are an error, zeros too.
+    gzip may have several members, zstd several frames, also skippable ones. Other bytes after them are an error, zeros
+    too.
 
-    ``source`` need not be seekable and may give short reads; a path is opened here, an open file stays the caller's.
-    ``compression`` is what the media type says, None to go by the magic alone. ``digest``, ``size`` (of the blob) and
-    ``diff_id`` are what was promised. Without ``hash_blob`` or ``hash_stream`` that one is not hashed, which saves its
-    time: its digest may not be promised, and is empty among the facts.
-    ``progress`` is called in the caller's thread with the bytes of the blob read since it was last called.
-    ``buffers`` bounds the ring; fewer than four cost speed. With ``ring`` the buffers are those of that one, which goes
-    on when this reader is closed.
+    ``source`` need not be seekable and may return short reads. A path is opened here; an open file is closed by the
+    caller. ``compression`` is the one of the media type; None trusts the magic. ``digest``, ``size`` (of the blob) and
+    ``diff_id`` are expected values. Without ``hash_blob`` or ``hash_stream`` the respective digest is not computed: it
+    cannot be expected, and is empty in the facts. ``progress`` is called in the caller's thread with the number of
+    bytes of the blob read since the last call. ``buffers`` limits the ring; fewer than four are slower. ``ring``
+    replaces the reader's own ring and is not closed with the reader.
 
-    Raises, from `next_buffer` and `finish`: FormatError for damaged or truncated data, SizeMismatch and
-    DigestMismatch (rather than FormatError where the blob as a whole is not the promised one), Exhausted for a limit,
-    InvalidInput and Unsupported for the compression, Cancelled, and whatever the source raises.
+    `next_buffer` and `finish` raise FormatError for damaged or truncated data, SizeMismatch and DigestMismatch (instead
+    of FormatError if the whole blob differs from the expected one), Exhausted for a limit, InvalidInput and Unsupported
+    for the compression, Cancelled, and the errors of the source.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class BlobReader:
         ring: Ring | None = None,
     ) -> None:
         if (digest and not hash_blob) or (diff_id and not hash_stream):
-            raise ValueError("a digest is promised of what is not to be hashed")
+            raise ValueError("a digest is expected that is not computed")
         self._from = source
         self._expected = compression
         self._digest = digest
@@ -91,7 +89,7 @@ class BlobReader:
         self._hash_blob = hash_blob
         self._hash_stream = hash_stream
         self._progress = progress
-        self._told = 0
+        self._reported = 0
         self._cancel = cancel
         self._buffers = buffers
         self._ring = ring
@@ -102,34 +100,34 @@ class BlobReader:
         self._closed = False
 
     def next_buffer(self) -> memoryview:
-        """The next of the uncompressed stream, `BUFFER_SIZE` bytes save for the last; empty at the end.
+        """The next buffer of the uncompressed stream, `BUFFER_SIZE` bytes except for the last; empty at the end.
 
-        Valid until the next call. After an error every further call raises the same error.
+        Valid until the next call. After an error every call raises the same error.
         """
         if self._failure is not None:
             raise self._failure
         try:
             if self._cancel is not None:
                 self._cancel.check()
-            reading = self._begun()
+            reading = self._start()
             buffer = reading.feed.next_buffer()
-            if self._progress is not None and (news := reading.source.count - self._told):
-                self._told += news
-                self._progress(news)
+            if self._progress is not None and (advance := reading.source.count - self._reported):
+                self._reported += advance
+                self._progress(advance)
         except Exception as error:
-            better = self._failure = self._better(error)
+            better = self._failure = self._explain(error)
             if better is error:
                 raise
             raise better from error
         return buffer
 
     def finish(self) -> BlobFacts:
-        """Read what is left of the stream and of the blob, check what was promised, and tell what was found."""
+        """Read the rest of the blob, verify it, and return its facts."""
         if self._facts is not None:
             return self._facts
         while self.next_buffer():
             pass
-        reading = self._begun()
+        reading = self._start()
         try:
             self._check_blob(reading)
             diff_id = _digest(reading.tar_hash)
@@ -146,10 +144,10 @@ class BlobReader:
         return facts
 
     def close(self) -> None:
-        """Stop the threads and let go of the blob; what was not read raises nothing. May be called again.
+        """Stop the threads and close the blob, without verifying it. May be called again.
 
-        Waits for no more than a step of a thread. One that is stuck reading a source which gives nothing is left
-        behind and ends as soon as that read does.
+        Waits for the current step of each thread. A thread that is blocked in a read is left running and ends after
+        that read.
         """
         self._closed = True
         stopped = self._pass is None or self._pass.feed.stop()
@@ -163,7 +161,7 @@ class BlobReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begun(self) -> _Pass:
+    def _start(self) -> _Pass:
         if self._closed:
             raise ValueError("the reader is closed")
         if self._pass is None:
@@ -186,8 +184,8 @@ class BlobReader:
         if self._digest is not None and (actual := _digest(reading.blob_hash)) != self._digest:
             raise DigestMismatch("layer blob", expected=self._digest, actual=actual)
 
-    def _better(self, error: Exception) -> Exception:
-        # Damaged on its way is a better answer than broken at some offset.
+    def _explain(self, error: Exception) -> Exception:
+        # A mismatch of the whole blob explains more than a format error at some offset.
         if isinstance(error, FormatError) and self._pass is not None and self._pass.source.ended:
             try:
                 self._check_blob(self._pass)
@@ -197,7 +195,7 @@ class BlobReader:
 
 
 class _Pass:
-    """What one pass over a blob consists of, set up once its first bytes are there."""
+    """The state of a pass, created once the first bytes have been read."""
 
     def __init__(
         self,
@@ -216,7 +214,7 @@ class _Pass:
         self.blob_hash = pieces
         stream = [] if self.tar_hash is None else [self.tar_hash]
         if pieces is not None and self.compression == NONE:
-            # The blob is the stream: hashed once, unless the two digests are of different kinds.
+            # The blob is the stream: hash it once, unless the algorithms differ.
             if self.tar_hash is not None and pieces.name == self.tar_hash.name:
                 self.blob_hash = self.tar_hash
             else:
@@ -233,12 +231,12 @@ class _Feed(Protocol):
     def next_buffer(self) -> memoryview: ...
 
     def stop(self) -> bool:
-        """Whether nothing reads from the source any more."""
+        """Stop reading. Return whether no thread reads from the source any more."""
         ...
 
 
 class _Direct:
-    """All in the caller's thread."""
+    """Reads and hashes in the caller's thread."""
 
     def __init__(self, source: Source, decoder: Bounded, blob: _Hash | None, stream: list[_Hash], ring: Ring) -> None:
         source.taken = None if blob is None else blob.update
@@ -275,7 +273,7 @@ class _Direct:
 
 
 class _Stopped(Exception):
-    """Nobody wants the rest."""
+    """The reader was closed."""
 
 
 class _End:
@@ -286,14 +284,14 @@ class _End:
 
 
 _Filled: TypeAlias = tuple[memoryview, memoryview]
-"""A buffer, and the part of it that is filled."""
+"""A buffer and its filled part."""
 
 
 class _Threaded:
-    """A chain: fill a buffer, hash it, parse it, fill it again. What goes wrong travels along it, in its place.
+    """A pipeline: buffers are filled, hashed, parsed by the caller, and filled again. Errors travel in order with them.
 
-    The blob itself is hashed beside the chain: in the thread that fills it would cost big files 15 % of the time, in
-    the one that hashes buffers it would hold those up.
+    The blob is hashed in a thread of its own: in the thread that decompresses it would take 15 % of the time of large
+    files, and in the thread that hashes buffers it would delay them.
     """
 
     def __init__(
@@ -320,7 +318,7 @@ class _Threaded:
         self._filler = _thread(self._fill)
         self._hashers = [_thread(self._hash)] if stream else []
         if blob is not None:
-            source.taken = self._pass_on
+            source.taken = self._queue_piece
             for _ in range(_PIECES):
                 self._room.put(None)
             self._hashers.append(_thread(self._hash_blob, blob))
@@ -339,7 +337,7 @@ class _Threaded:
             if not isinstance(item, _End):
                 self._current, part = item
                 return part
-            for thread in self._hashers:  # what they have come to is looked at next
+            for thread in self._hashers:  # their digests are read next
                 thread.join()
             self._end = item
         if self._end.error is not None:
@@ -347,18 +345,18 @@ class _Threaded:
         return NOTHING
 
     def stop(self) -> bool:
-        self._let_go()
+        self._wake_threads()
         for thread in (self._filler, *self._hashers):
-            if thread.ident is not None:  # an interrupt may come before all have started
+            if thread.ident is not None:  # an interrupt can come before all are started
                 thread.join(_PATIENCE)
         if self._filler.is_alive():
             return False
-        self._source.taken = None  # the way round through it would keep the ring in memory
+        self._source.taken = None  # breaks a reference cycle that would keep the ring in memory
         return True
 
-    def _let_go(self) -> None:
+    def _wake_threads(self) -> None:
         self._stopping = True
-        # Whatever a thread waits for comes now.
+        # Wake every thread.
         self._ring.close()
         self._room.put(None)
         self._filled.put(_End(None))
@@ -406,7 +404,7 @@ class _Threaded:
             put(item)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             put(_End(error))
-            self._let_go()
+            self._wake_threads()
 
     def _hash_blob(self, state: _Hash) -> None:
         get, more = self._pieces.get, self._room.put
@@ -416,7 +414,7 @@ class _Threaded:
                 more(None)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             self._hashed.put(_End(error))
-            self._let_go()
+            self._wake_threads()
 
     def _take(self) -> memoryview:
         buffer = self._ring.take()
@@ -424,7 +422,7 @@ class _Threaded:
             raise _Stopped
         return buffer
 
-    def _pass_on(self, piece: bytes) -> None:
+    def _queue_piece(self, piece: bytes) -> None:
         self._room.get()
         if self._stopping:
             raise _Stopped
@@ -436,7 +434,7 @@ def _thread(work: Callable[..., None], *arguments: object) -> threading.Thread:
 
 
 def open_blob(path: Path) -> BinaryIO:
-    """The file ``path``, to be read once from start to end. Raises NotFound, Denied and the like."""
+    """Open ``path`` for one sequential read. Raises NotFound, Denied and the like."""
     try:
         raw = path.open("rb", buffering=0)
     except OSError as error:
@@ -444,7 +442,7 @@ def open_blob(path: Path) -> BinaryIO:
     if hasattr(os, "posix_fadvise"):
         try:
             os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        except OSError:  # a pipe has no use for it
+        except OSError:  # a pipe
             pass
     return raw
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a layer's blob: compressed by several threads into bytes that depend on the tar and the level alone."""
+"""Writes a layer blob: compresses it in several threads; the bytes depend on the tar and the level only."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from lamella.streams.limits import BlobFacts, Buffer
 __all__ = ["BlobWriter"]
 
 _MOST_THREADS: Final = 8
-"""Where nobody asks for more: beyond them the one thread that writes the tar can't keep up."""
+"""The default limit of threads: the thread that writes the tar cannot supply more."""
 
 _PATIENCE: Final = 1.0
-"""Seconds that giving up waits for a thread; only a sink that blocks takes as long."""
+"""Seconds that `abort` waits for a thread, which takes as long only in a blocking sink."""
 
 
 class BlobWriter:
-    """Takes a tar in pieces of any size and gives its blob to the sink, with both digests from the same pass.
+    """Compresses a tar, passed in pieces of any size, to the sink, and computes both digests in the same pass.
 
-    The blob's bytes depend on the tar, the compression and the level, never on the number of threads or on how the
-    tar came in pieces. They may change with a version of the libraries beneath, and isal and zlib-ng choose their code
-    by the processor: what is promised everywhere and for good is the diff id. zstd's bytes depend on its version alone.
+    The bytes of the blob depend on the tar, the compression and the level, not on the number of threads or the pieces.
+    They can change with the version of a library, and isal and zlib-ng choose their code by the processor: only the
+    diff id is the same everywhere and for good. The bytes of zstd depend on its version only.
 
-    gzip's levels, with the size and time of two threads against Go's gzip (level 6, one thread), which containerd
-    writes; measured on 320 MB of Python, documentation and headers and on 310 MB of large libraries:
+    The levels of gzip, with size and time (two threads) relative to Go's gzip at level 6 (one thread), which containerd
+    uses; measured on 320 MB of Python, documentation and headers and on 310 MB of large libraries:
 
     ======  =========  ===============  ====
     level   by         size             time
@@ -51,12 +51,12 @@ class BlobWriter:
     gzip defaults to 5: one member, without name or time. zstd takes 1 to 19 and defaults to 3: one frame with a
     checksum, a window of 8 MiB; levels above 9 take much memory. ``none`` takes no level.
 
-    ``sink`` is called from a thread of the writer with buffers that hold until it returns; a file gets all of each
-    even where it takes less at once. ``threads`` compress, as many as there are processors to run on by default, and
-    as many blocks of 1 MiB and two more are held. A tar of one block is compressed in the caller's thread.
+    ``sink`` is called in a thread of the writer, with buffers that are valid until it returns; short writes to a file
+    are continued. ``threads`` defaults to the number of usable processors, up to 8. The writer holds two blocks of
+    1 MiB more than it has threads. A tar of one block is compressed in the caller's thread.
 
-    Leaving the block without `finish` gives up: the threads end, and what the sink has is no blob. Raises InvalidInput
-    for a compression or level that there is not, and from `write` and `finish` whatever the sink raises.
+    Leaving the block without `finish` aborts: the threads end, and the output is no blob. Raises InvalidInput for an
+    unknown compression or level; `write` and `finish` raise the errors of the sink.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class BlobWriter:
         self._block = memoryview(bytearray(BLOCK_SIZE))
         self._filled = 0
         self._before = b""
-        self._line: _Line | None = None
+        self._pipeline: _Pipeline | None = None
         self._facts: BlobFacts | None = None
         self._ended = False
 
     def write(self, data: Buffer) -> None:
-        """The next bytes of the tar; the buffer is the caller's again on return."""
+        """Append bytes of the tar; the buffer may be reused on return."""
         end = self._filled + len(data)
         if end <= BLOCK_SIZE:
             self._block[self._filled : end] = data
@@ -89,7 +89,7 @@ class BlobWriter:
         rest = memoryview(data)
         while rest:
             if self._filled == BLOCK_SIZE:
-                self._hand_over()
+                self._queue_block()
             part = rest[: BLOCK_SIZE - self._filled]
             end = self._filled + len(part)
             self._block[self._filled : end] = part
@@ -97,19 +97,19 @@ class BlobWriter:
             rest = rest[len(part) :]
 
     def finish(self) -> BlobFacts:
-        """Write what is left and say what was written. No bytes may follow. The sink is not closed."""
+        """End the blob and return its facts. The sink is not closed."""
         if self._facts is not None:
             return self._facts
-        self._usable()
+        self._check_open()
         output, encoder = self._output, self._encoder
         last = self._block[: self._filled]
         try:
-            if self._line is None:
+            if self._pipeline is None:
                 output.tar(last)
                 output.blob(encoder.whole(last))
             else:
-                self._hand_over()
-                self._line.finish()
+                self._queue_block()
+                self._pipeline.finish()
                 output.blob(encoder.tail())
         except BaseException:
             self.abort()
@@ -119,11 +119,11 @@ class BlobWriter:
         return self._facts
 
     def abort(self) -> None:
-        """Give up at once. May be called again, and after `finish`, when it does nothing."""
-        line = self._line
+        """Stop without completing the blob. May be called again; after `finish` it does nothing."""
+        pipeline = self._pipeline
         self._end()
-        if line is not None:
-            line.stop()
+        if pipeline is not None:
+            pipeline.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -134,27 +134,27 @@ class BlobWriter:
 
     def _end(self) -> None:
         self._ended = True
-        self._line = None
-        self._filled = BLOCK_SIZE  # so that whatever is written from here on is refused
+        self._pipeline = None
+        self._filled = BLOCK_SIZE  # the next write is refused
 
-    def _usable(self) -> None:
+    def _check_open(self) -> None:
         if self._ended:
-            raise StreamConsumed("the blob is finished or given up; nothing more can be written")
+            raise StreamConsumed("the blob is finished or aborted")
 
-    def _hand_over(self) -> None:
-        self._usable()
-        if self._line is None:
+    def _queue_block(self) -> None:
+        self._check_open()
+        if self._pipeline is None:
             self._output.blob(self._encoder.head)
-            self._line = _Line(self._encoder, self._output, self._threads)
+            self._pipeline = _Pipeline(self._encoder, self._output, self._threads)
         block = self._block
         part = block[: self._filled]
         before, self._before = self._before, bytes(part[-WINDOW:])
-        self._block = self._line.put(block, part, before)
+        self._block = self._pipeline.put(block, part, before)
         self._filled = 0
 
 
 class _Output:
-    """Hashes and counts on both sides, and passes the blob on."""
+    """Hashes and counts the tar and the blob, and passes the blob to the sink."""
 
     def __init__(self, sink: Callable[[Buffer], object] | BinaryIO, *, same: bool) -> None:
         self._sink = _whole_writes(sink)
@@ -190,13 +190,13 @@ class _Job:
         self.result: queue.SimpleQueue[Buffer | BaseException] = queue.SimpleQueue()
 
 
-class _Line:
-    """Threads that compress blocks, and one that puts what they give into the order of the stream."""
+class _Pipeline:
+    """Threads that compress blocks, and one that writes the results in order."""
 
     def __init__(self, encoder: Encoder, output: _Output, threads: int) -> None:
         self._encoder = encoder
         self._output = output
-        self._to_make = threads + 1  # and the writer's own
+        self._to_make = threads + 1  # the writer has one more
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._order: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -211,7 +211,7 @@ class _Line:
             thread.start()
 
     def put(self, block: memoryview, data: memoryview, before: bytes) -> memoryview:
-        """Take a block, and give an empty one for it as soon as there is one."""
+        """Queue a block and return an empty one once it is available."""
         self._check()
         job = _Job(block, data, before)
         if self._encoder.workers:
@@ -252,16 +252,16 @@ class _Line:
                 job.result.put(error)
 
     def _write(self) -> None:
-        # After a failure blocks are still taken, so that the caller is not left waiting for an empty one.
+        # After a failure blocks are still returned, so that the caller does not wait forever.
         while (job := self._order.get()) is not None:
             if self._failure is None and not self._stopping:
                 try:
-                    self._one(job)
+                    self._write_block(job)
                 except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
                     self._failure = error
             self._free.put(job.block)
 
-    def _one(self, job: _Job) -> None:
+    def _write_block(self, job: _Job) -> None:
         self._output.tar(job.data)
         self._encoder.account(job.data)
         result = job.result.get() if self._encoder.workers else self._encoder.block(job.data, job.before)
@@ -271,7 +271,7 @@ class _Line:
 
 
 def _whole_writes(sink: Callable[[Buffer], object] | BinaryIO) -> Callable[[Buffer], object]:
-    if not hasattr(sink, "write"):
+    if callable(sink):
         return sink
     write: Callable[[Buffer], int | None] = sink.write
     raw = isinstance(sink, io.RawIOBase)
@@ -282,7 +282,7 @@ def _whole_writes(sink: Callable[[Buffer], object] | BinaryIO) -> Callable[[Buff
             written = write(rest)
             if written is None:
                 if raw:
-                    raise BlockingIOError(errno.EAGAIN, "the output does not block, and has no room")
+                    raise BlockingIOError(errno.EAGAIN, "the output is non-blocking and full")
                 return
             rest = rest[written:]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The uncompressed stream as a tar reader wants it: one full buffer after the other."""
+"""Streams as a sequence of full buffers, and the rings that buffers come from."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ import queue
 from typing import BinaryIO, Final, Protocol
 
 BUFFER_SIZE: Final = 1 << 20
-"""Bytes of every buffer but the last of a stream; a multiple of tar's 512, so that no header straddles two."""
+"""Bytes of each buffer except the last; a multiple of tar's 512, so that no header spans two buffers."""
 
 NOTHING: Final = memoryview(b"")
 
 
-class Buffers(Protocol):
-    """A stream that is given out in buffers, each full save the last."""
-
-    def next_buffer(self) -> memoryview:
-        """The next buffer, valid until the next call; empty at the end and from there on."""
-        ...
-
-
 class FileBuffers:
-    """`Buffers` over an uncompressed file that is open already and stays the caller's."""
+    """Reads an open uncompressed file in full buffers. The caller closes the file."""
 
     __slots__ = ("_buffer", "_raw")
 
@@ -30,7 +22,7 @@ class FileBuffers:
         self._buffer = memoryview(bytearray(size))
 
     def next_buffer(self) -> memoryview:
-        """The next buffer, valid until the next call; empty at the end and from there on."""
+        """The next buffer, valid until the next call; empty at the end of the file."""
         buffer = self._buffer
         filled = 0
         while filled < len(buffer):
@@ -43,23 +35,23 @@ class FileBuffers:
 
 
 class Ring(Protocol):
-    """Where buffers of `BUFFER_SIZE` come from, and go back to when nobody looks into them any more."""
+    """A pool of buffers of `BUFFER_SIZE` bytes."""
 
     def take(self) -> memoryview | None:
-        """A buffer, waited for; None from when the ring is closed. Called by one thread at a time."""
+        """Wait for a buffer; None once the ring is closed. Called by one thread at a time."""
         ...
 
     def give(self, buffer: memoryview) -> None:
-        """Take a buffer back."""
+        """Return a buffer to the ring."""
         ...
 
     def close(self) -> None:
-        """Let go of whoever waits for a buffer. From any thread."""
+        """Wake threads that wait for a buffer. Callable from any thread."""
         ...
 
 
 class OwnRing:
-    """At most ``count`` buffers, each made when it is first needed."""
+    """A ring of at most ``count`` buffers, allocated on demand."""
 
     __slots__ = ("_closed", "_free", "_to_make")
 

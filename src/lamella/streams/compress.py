@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From blocks of a tar to the bytes of a blob, the same whatever the number of threads."""
+"""Encoders: compress blocks of a tar; the output does not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from typing import Final, Protocol
 from lamella.streams.limits import Buffer
 
 BLOCK_SIZE: Final = 1 << 20
-"""Bytes of the tar that are compressed at a time."""
+"""Bytes of the tar in one block."""
 
 WINDOW: Final = 32 << 10
-"""Bytes before a block that deflate may refer to."""
+"""Bytes before a block that deflate can refer to."""
 
 _GZIP_HEAD: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
-"""No name, no time, no operating system: nothing but the tar decides the bytes (RFC 1952, 2.3)."""
+"""No name, no time, no operating system, so that equal tars give equal bytes (RFC 1952, 2.3)."""
 
 _GZIP_LAST: Final = b"\x03\x00"
-"""An empty last block, in the fixed code (RFC 1951, 3.2.6)."""
+"""An empty final block in the fixed code (RFC 1951, 3.2.6)."""
 
-# A window of 8 MiB is the largest that every decoder must take (RFC 8878, 3.1.1.1.2) and makes level 3 a tenth smaller
-# than its own of 2 MiB; a job of 4 MiB keeps what each thread holds at about 10 MB, where the default would be 40.
+# 8 MiB is the largest window that every decoder must support (RFC 8878, 3.1.1.1.2); its output at level 3 is a tenth
+# smaller than with the default window of 2 MiB. Jobs of 4 MiB need about 10 MB for each thread, the default 40 MB.
 _ZSTD_WINDOW_LOG: Final = 23
 _ZSTD_JOB: Final = 4 << 20
 
 
 class Encoder(Protocol):
-    """Compresses one stream, given in blocks of `BLOCK_SIZE` bytes of which only the last may be shorter."""
+    """Compresses one stream, passed in blocks of `BLOCK_SIZE` bytes; only the last block may be shorter."""
 
     @property
     def workers(self) -> int:
-        """How many threads may be in `block` at once; 0 where it does no work."""
+        """How many threads may call `block` at once; 0 if it does no work."""
         ...
 
     @property
     def head(self) -> bytes:
-        """What comes before the first block."""
+        """The bytes before the first block."""
         ...
 
     def block(self, data: memoryview, before: bytes) -> Buffer:
-        """The block compressed; ``before`` is the end of the block before it, `WINDOW` bytes."""
+        """Compress a block; ``before`` is the last `WINDOW` bytes of the previous block."""
         ...
 
     def account(self, data: memoryview) -> None:
-        """Take note of a block. Called in the order of the stream, by one thread at a time."""
+        """Update checksums and sizes. Called for each block in the order of the stream, by one thread at a time."""
         ...
 
     def tail(self) -> bytes:
-        """What comes after the last block."""
+        """The bytes after the last block."""
         ...
 
     def whole(self, data: memoryview) -> Buffer:
-        """All of a stream that is a single block, in place of the calls above."""
+        """Compress a stream of one block; replaces all other calls."""
         ...
 
 
@@ -78,7 +78,7 @@ class PlainEncoder:
 
 
 class GzipEncoder:
-    """One member whose blocks are compressed apart, each primed with the bytes before it and ended by a sync flush."""
+    """One gzip member. Blocks are compressed independently, primed with the previous bytes, and end by a sync flush."""
 
     head = _GZIP_HEAD
 
@@ -110,7 +110,7 @@ class _Deflater(Protocol):
 
 
 def _deflate(level: int) -> Callable[[memoryview, bytes], bytes]:
-    """What compresses a block at ``level``, safe to call from several threads."""
+    """A function that compresses a block at ``level``, safe to call from several threads."""
     if level <= 3:
         from isal import isal_zlib as engine
 
@@ -129,7 +129,7 @@ def _deflate(level: int) -> Callable[[memoryview, bytes], bytes]:
 
 
 class ZstdEncoder:
-    """One frame with a checksum. The library's own threads do the work, one of ours hands it the blocks."""
+    """One zstd frame with a checksum. The library compresses in its own threads; one thread passes it the blocks."""
 
     workers = 1
     head = b""
@@ -143,7 +143,7 @@ class ZstdEncoder:
                 parameter.compression_level: level,
                 parameter.window_log: _ZSTD_WINDOW_LOG,
                 parameter.checksum_flag: 1,
-                # With no worker at all the library cuts the stream differently, and other bytes come out.
+                # Without workers the library splits the stream differently, so the output would differ.
                 parameter.nb_workers: threads,
                 parameter.job_size: _ZSTD_JOB,
             }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the bytes of a blob to its uncompressed stream, in one thread and without digests."""
+"""Decoders: decompress a blob in the calling thread, without digests."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from backports.zstd import ZstdDecompressor
 
 READ_SIZE: Final = 256 << 10
-"""Compressed bytes asked for at once; more gains nothing."""
+"""Compressed bytes read at once; larger reads are not faster."""
 
 _WORTHWHILE: Final = 64 << 10
-"""Short reads are joined up to this many bytes, so that a socket's small pieces don't cost a hand-over each."""
+"""Short reads are joined up to this size, so that small pieces of a socket are not passed on one by one."""
 
 _TAIL: Final = 16
 
 
 class Source:
-    """The compressed bytes, read once from start to end, counted and bounded.
+    """The compressed bytes, read once from start to end, counted and limited.
 
-    ``taken`` hears every piece that `read` gives out. Reading past ``size`` raises SizeMismatch at once.
+    ``taken`` is called with each piece that `read` returns. Reading past ``size`` raises SizeMismatch.
     """
 
     __slots__ = ("_cancel", "_fetched", "_head", "_raw", "_size", "count", "ended", "failure", "tail", "taken")
@@ -46,16 +46,16 @@ class Source:
         self._fetched = 0
         self.taken = taken
         self.count = 0
-        """Bytes given out so far."""
+        """Bytes returned so far."""
         self.ended = False
         """Whether the end of the blob was reached."""
         self.failure: BaseException | None = None
-        """What reading raised, to tell it from what a decoder raises."""
+        """The error of a read, to distinguish it from errors of a decoder."""
         self.tail = b""
-        """The last bytes that `read` gave out."""
+        """The last bytes that `read` returned."""
 
     def peek(self, amount: int) -> bytes:
-        """The next ``amount`` bytes, which `read` will give again; fewer only where the blob ends."""
+        """The next ``amount`` bytes, which `read` returns again; fewer only at the end of the blob."""
         pieces = [self._head]
         missing = amount - len(self._head)
         while missing > 0 and (piece := self._fetch(missing)):
@@ -65,7 +65,7 @@ class Source:
         return self._head
 
     def read(self, amount: int) -> bytes:
-        """At most ``amount`` bytes; empty at the end of the blob alone."""
+        """At most ``amount`` bytes; empty only at the end of the blob."""
         try:
             piece = self._next(amount)
             self.count += len(piece)
@@ -78,13 +78,13 @@ class Source:
         return piece
 
     def readinto(self, view: memoryview) -> int:
-        """`read` into ``view``; the number of bytes."""
+        """Read into ``view`` and return the number of bytes."""
         piece = self.read(len(view))
         view[: len(piece)] = piece
         return len(piece)
 
     def fill(self, view: memoryview) -> int:
-        """Fill ``view`` straight from the blob, past ``taken``; fewer bytes only where the blob ends."""
+        """Fill ``view`` directly from the blob, without calling ``taken``; fewer bytes only at the end of the blob."""
         head, self._head = self._head[: len(view)], self._head[len(view) :]
         view[: len(head)] = head
         filled = len(head)
@@ -140,15 +140,15 @@ class Source:
 
 
 class Decoder(Protocol):
-    """Gives the uncompressed stream of one `Source`."""
+    """Decompresses one `Source`."""
 
     def fill(self, view: memoryview) -> int:
-        """Fill ``view``; fewer bytes only where both the stream and the blob end. Raises FormatError."""
+        """Fill ``view``; fewer bytes only at the end of the stream and the blob. Raises FormatError."""
         ...
 
 
 class Bounded:
-    """A decoder whose output is counted and kept within the limits."""
+    """A decoder whose output is counted and limited."""
 
     __slots__ = ("_decoder", "_limits", "_source", "size")
 
@@ -160,24 +160,24 @@ class Bounded:
         """Uncompressed bytes so far."""
 
     def fill(self, view: memoryview) -> int:
-        """Fill ``view``; fewer bytes only where both the stream and the blob end. Raises FormatError, Exhausted."""
+        """Fill ``view``; fewer bytes only at the end of the stream and the blob. Raises FormatError, Exhausted."""
         filled = self._decoder.fill(view)
         self.size = size = self.size + filled
         limits = self._limits
         if limits.max_tar_size is not None and size > limits.max_tar_size:
-            raise Exhausted(f"layer grows past the limit of {limits.max_tar_size} uncompressed bytes")
+            raise Exhausted(f"layer exceeds the limit of {limits.max_tar_size} uncompressed bytes")
         if limits.max_ratio is not None and size > limits.ratio_floor and size > limits.max_ratio * self._source.count:
             raise Exhausted(
-                f"layer of {size} bytes so far came out of {self._source.count}: more than {limits.max_ratio} to one"
+                f"{self._source.count} bytes of the layer expand to {size} so far: more than {limits.max_ratio} to one"
             )
         return filled
 
 
 class GzipDecoder:
-    """Members one after the other, as Go's reader takes them: whatever follows the last one must be a member too.
+    """One or more members. As in Go's reader, only another member may follow a member.
 
-    The reader beneath skips zeros between members and at the end, as gzip(1) does. Zeros after a blob of one member
-    are found here; after several, only where there are more than a last member can end with.
+    The underlying reader skips zeros after a member, as gzip(1) does. Zeros after a single member are detected here;
+    after several members, only if there are more than a member can end with.
     """
 
     __slots__ = ("_readinto", "_size", "_source")
@@ -208,14 +208,14 @@ class GzipDecoder:
 
     def _problem(self, error: Exception) -> FormatError:
         if isinstance(error, EOFError):
-            return FormatError("gzip stream", self._source.count, "truncated: the blob ends inside a member")
+            return FormatError("gzip stream", self._source.count, "truncated inside a member")
         if isinstance(error, OverflowError):
             return FormatError("gzip header", self._source.count, f"longer than {READ_SIZE} bytes")
         return FormatError("gzip stream", self._source.count, f"not valid at this point or shortly before: {error}")
 
     def _refuse_padding(self) -> None:
-        # A member ends with its size. Where the one that the last bytes hold is not what came out, but is so some
-        # zeros earlier, those zeros are padding. An empty last member ends with nine zeros at the most.
+        # A member ends with its size. If the last bytes do not hold the size of the output, but the bytes before some
+        # zeros do, those zeros are padding. An empty last member ends with at most nine zeros.
         tail = self._source.tail
         zeros = len(tail) - len(tail.rstrip(b"\0"))
         if not zeros:
@@ -228,7 +228,7 @@ class GzipDecoder:
 
 def _gzip_reader(source: Source) -> Callable[[memoryview], int]:
     try:
-        # What the public class wraps; without its two buffers on top the thread that inflates is 4 % faster.
+        # What the public class wraps: without its two buffers decompression is 4 % faster.
         from isal.isal_zlib import _GzipReader
     except ImportError:
         from isal import igzip
@@ -238,12 +238,12 @@ def _gzip_reader(source: Source) -> Callable[[memoryview], int]:
 
 
 class ZstdDecoder:
-    """Frames one after the other, skippable ones among them (RFC 8878), none with a window above the cap."""
+    """One or more frames, also skippable ones (RFC 8878), with windows up to the limit."""
 
     __slots__ = ("_at", "_cap", "_chunk", "_fed", "_frame", "_source", "_step")
 
     _OUT: Final = 128 << 10
-    """Uncompressed bytes asked for at once: what stays in the cache until it is copied to its place."""
+    """Uncompressed bytes requested at once: they stay in the processor's cache until they are copied."""
     _SMALLEST_STEP: Final = 1 << 10
     _HEADER: Final = 18
 
@@ -252,8 +252,8 @@ class ZstdDecoder:
         self._cap = window_log_max
         self._chunk = memoryview(b"")
         self._at = 0
-        # What follows a frame in the bytes that it is fed is copied. Frames tend to be like the one before them, so
-        # twice its size is a good first helping; each further one is twice as large.
+        # The library copies input that follows a frame. Frames tend to have similar sizes, so the first input of a
+        # frame is twice the size of the previous frame, and each further input twice as large.
         self._step = READ_SIZE
         self._fed = 0
         self._frame: ZstdDecompressor | None = None
@@ -287,7 +287,7 @@ class ZstdDecoder:
         if self._at == len(self._chunk):
             self._chunk, self._at = memoryview(self._source.read(READ_SIZE)), 0
             if not self._chunk:
-                raise FormatError("zstd stream", self._source.count, "truncated: the blob ends inside a frame")
+                raise FormatError("zstd stream", self._source.count, "truncated inside a frame")
         piece = self._chunk[self._at : self._at + self._step]
         self._at += len(piece)
         self._fed += len(piece)
@@ -304,7 +304,7 @@ class ZstdDecoder:
         window = _zstd_window(head)
         if window > 1 << self._cap:
             raise Exhausted(
-                f"zstd frame wants a window of {window} bytes, the limit is {1 << self._cap} (2^{self._cap})",
+                f"zstd frame needs a window of {window} bytes, the limit is {1 << self._cap} (2^{self._cap})",
                 hint="recompress the layer without --long or --ultra",
             )
         from lamella.streams.zstandard import zstd
@@ -313,7 +313,7 @@ class ZstdDecoder:
         return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: self._cap})
 
     def _peek(self) -> bytes:
-        """The next bytes, as many as tell what they are; fewer only where the blob ends."""
+        """The next `_HEADER` bytes; fewer only at the end of the blob."""
         while len(self._chunk) - self._at < self._HEADER and (more := self._source.read(READ_SIZE)):
             self._chunk, self._at = memoryview(bytes(self._chunk[self._at :]) + more), 0
         return bytes(self._chunk[self._at : self._at + self._HEADER])
@@ -323,19 +323,19 @@ class ZstdDecoder:
             size -= there
             self._chunk, self._at = memoryview(self._source.read(READ_SIZE)), 0
             if not self._chunk:
-                raise FormatError("zstd stream", self._source.count, "truncated: the blob ends inside a frame")
+                raise FormatError("zstd stream", self._source.count, "truncated inside a frame")
         self._at += size
 
 
 def _zstd_window(head: bytes) -> int:
-    """The window that a frame header asks for (RFC 8878, 3.1.1.1); 0 where there is none or it is cut short."""
+    """The window size of a frame header (RFC 8878, 3.1.1.1); 0 for other or truncated data."""
     if head[:4] != b"\x28\xb5\x2f\xfd" or len(head) < 6:
         return 0
     descriptor = head[4]
     if not descriptor & 0x20:
         exponent, mantissa = head[5] >> 3, head[5] & 7
         return (1 << 10 + exponent) * (8 + mantissa) // 8
-    # A frame in a single segment has no window of its own: all of its content is one.
+    # The window of a single-segment frame is its content.
     start = 5 + (0, 1, 2, 4)[descriptor & 3]
     width = (1, 2, 4, 8)[descriptor >> 6]
     size = int.from_bytes(head[start : start + width], "little")

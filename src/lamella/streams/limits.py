@@ -13,34 +13,34 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class BlobFacts(Struct, frozen=True):
-    """What one pass over a blob found. Sizes are in bytes."""
+    """Results of one pass over a blob. Sizes are in bytes."""
 
     digest: Digest
-    """Of the blob as stored; empty where the pass did not hash."""
+    """The digest of the blob as stored; empty if it was not computed."""
     size: int
     diff_id: Digest
-    """Of the uncompressed tar; empty where the pass did not hash."""
+    """The digest of the uncompressed tar; empty if it was not computed."""
     tar_size: int
     compression: str
-    """``gzip``, ``zstd`` or ``none``."""
+    """A name of `lamella.streams.compressions`."""
 
 
 class BlobLimits(Struct, frozen=True):
-    """What reading a blob may cost; passing a limit raises Exhausted.
+    """Limits on reading a blob; exceeding one raises Exhausted.
 
-    The defaults let everything pass that deflate can express, since a layer with a sparse file of many gigabytes is
-    as dense as a bomb: no bound on the size, and a ratio that only zstd can pass, looked at where the output has
-    outgrown the largest honest case. A caller with a disk to protect sets ``max_tar_size``.
+    A layer with a sparse file of many gigabytes compresses as well as a decompression bomb, so the defaults accept
+    everything that deflate can express: the size is unlimited, and the ratio, which only zstd can exceed, is checked
+    above ``ratio_floor``. Set ``max_tar_size`` to protect a disk.
     """
 
     max_tar_size: int | None = None
-    """Uncompressed bytes; None for no bound."""
+    """Uncompressed bytes; None for no limit."""
     max_ratio: int | None = 1100
-    """Uncompressed to compressed bytes (deflate reaches 1032, zstd 32,000); None for no bound."""
+    """Uncompressed to compressed bytes (deflate reaches 1032, zstd 32,000); None for no limit."""
     ratio_floor: int = 32 << 30
-    """Uncompressed bytes up to which the ratio may be anything."""
+    """Uncompressed bytes up to which the ratio is not checked."""
     window_log_max: int = 27
-    """Largest zstd window, as a power of two; the decoder takes that much memory. 27 is what zstd(1) allows."""
+    """Largest zstd window, as a power of two; the decoder allocates it. 27 is the limit of zstd(1)."""
 
 
 DEFAULT_LIMITS: Final = BlobLimits()

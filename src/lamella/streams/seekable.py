@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random access to the uncompressed stream of a blob, for reading single files out of a layer."""
+"""Random access to the uncompressed stream of a blob, for reading single files of a layer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _STEP: Final = 256 << 10
 
 
 class SeekableBlob:
-    """Gives any part of the uncompressed stream, any number of times, from any thread. Nothing is hashed.
+    """Reads any part of the uncompressed stream, any number of times, from any thread, without verifying digests.
 
-    ``open`` opens the blob at its start; it is called when the first part is read and once more at the first step
-    back, and what it gives is closed here. An uncompressed file is read in place. A compressed one is decompressed on
-    the way for as long as reads go forward; at the first step back it is decompressed again into an unnamed temporary
-    file in ``directory``, as far as reads reach, and read from there. ``compression`` is what the media type says.
+    ``open`` opens the blob at its start. It is called at the first read and again at the first read backwards; the
+    files are closed here. An uncompressed file is read in place. A compressed one is decompressed as reads proceed;
+    at the first read backwards it is decompressed again, as far as needed, to an unnamed temporary file in
+    ``directory``. ``compression`` is the one of the media type.
 
-    `chunks` raises FormatError, Exhausted, InvalidInput and Unsupported as `BlobReader` does, and whatever ``open``
-    and the file raise.
+    `chunks` raises FormatError, Exhausted, InvalidInput and Unsupported as `BlobReader`, and the errors of ``open``
+    and of the file.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class SeekableBlob:
         self._closed = False
 
     def chunks(self, offset: int, length: int) -> Iterator[bytes]:
-        """The ``length`` bytes at ``offset``, in pieces; FormatError where the stream ends before.
+        """The ``length`` bytes at ``offset``, in pieces; FormatError if the stream is shorter.
 
-        Several may be under way at once.
+        Several iterations may run at once.
         """
         end = offset + length
         while offset < end:
@@ -60,7 +60,7 @@ class SeekableBlob:
             offset += len(piece)
 
     def close(self) -> None:
-        """Let go of the blob and of the temporary file. May be called again."""
+        """Close the blob and the temporary file. May be called again."""
         with self._lock:
             self._closed = True
             if self._access is not None:
@@ -88,7 +88,7 @@ class SeekableBlob:
             try:
                 return access.read(offset, amount)
             except BaseException:
-                # Nobody knows how far it came; the next read starts afresh.
+                # The position is unknown now; the next read starts again.
                 self._access = None
                 access.close()
                 raise
@@ -111,7 +111,7 @@ class _InPlace:
         self._raw = raw
         try:
             self._descriptor = raw.fileno()
-        except (OSError, AttributeError):  # a file of Python's own, such as a part of another
+        except (OSError, AttributeError):  # a file object without a descriptor
             self._descriptor = -1
 
     def read(self, offset: int, amount: int) -> bytes:

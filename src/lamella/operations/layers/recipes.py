@@ -34,7 +34,8 @@ from lamella.layers.tar.source import WHITEOUT
 from lamella.operations.atomic_file import refuse_within, replacing
 from lamella.paths import ROOT, LayerPath, join, parse_path, split
 from lamella.streams.blob_reader import BlobReader
-from lamella.streams.recompress.compressors import Recompressor, identify_compressor
+from lamella.streams.recompress.compressors import Recompressor
+from lamella.streams.recompress.identify import identify_compressor
 
 if TYPE_CHECKING:
     from lamella.streams.limits import BlobFacts, Buffer

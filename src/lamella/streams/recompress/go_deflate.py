@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deflate as the standard library of Go does it at its levels 4 to 9: to give back a stream, not to make one fast.
+"""Reproduces the deflate of Go's standard library at levels 4 to 9, up to Go 1.26.
 
-containerd, Docker and BuildKit write layers with it at level 6. It is that of Go up to 1.26; Go 1.27 has another. Four
-bytes make a match, found through chains of positions whose four bytes have the same hash; a match is kept back until
-the next position has shown none that is longer; 16,384 tokens make a block; and an empty stored block ends all. A
-window of 64 KiB moves by 32, which for a moment leaves a little less than 32 KiB to look back at.
+containerd, Docker and BuildKit write layers with it at level 6. Matches of at least four bytes are found in chains of
+positions with the same hash; a match is deferred until the next position has no longer one. A block has 16,384 tokens,
+and an empty stored block ends the stream. The window of 64 KiB moves by 32 KiB, after which a little less than 32 KiB
+can be referred to.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from lamella.streams.recompress.huffman import MATCH, BlockWriter
 if TYPE_CHECKING:
     from lamella.streams.limits import Buffer
 
-LEVELS: Final = {4: (4, 16, 16), 5: (16, 32, 32), 6: (16, 128, 128), 7: (32, 128, 256), 8: (128, 258, 1024)}
-LEVELS[9] = (258, 258, 4096)
-"""A match of how many bytes is not kept back, and ends a search; how many positions are looked at."""
+_LEVELS: Final = {4: (4, 16, 16), 5: (16, 32, 32), 6: (16, 128, 128), 7: (32, 128, 256), 8: (128, 258, 1024)}
+_LEVELS[9] = (258, 258, 4096)
+"""The length of a match that is not deferred; the one that ends a search; the positions searched."""
 
 _WINDOW: Final = 1 << 15
 _AHEAD: Final = 4 + 258
 _LONGEST: Final = 258
 _NEAR: Final = 4096
-"""A match of four bytes is worth its distance up to here."""
+"""The largest distance of a match of four bytes."""
 _TOKENS: Final = 1 << 14
 _HASHES: Final = 1 << 17
 _FACTOR: Final = 0x1E35A7BD
@@ -36,52 +36,52 @@ _NOWHERE: Final = -1 << 62
 
 
 class GoDeflate:
-    """One raw stream. The calls are those of `zlib.compressobj`'s result; `flush` ends it."""
+    """One raw deflate stream, with the methods of `zlib.compressobj`."""
 
     def __init__(self, level: int = 6) -> None:
-        self._lazy, self._nice, self._tries = LEVELS[level]
+        self._lazy, self._nice, self._tries = _LEVELS[level]
         self._fresh: list[bytes] = []
         self._waiting = 0
-        # All positions are counted from the start of `_data`.
+        # Positions are offsets in `_data`.
         self._data = b""
         self._heads = [_NOWHERE] * _HASHES
         self._before: list[int] = []
-        """For each position, the last one before it with the same hash."""
+        """Position -> the previous position with the same hash."""
         self._at = 0
         self._base = 0
-        """Where the window begins."""
+        """The start of the window."""
         self._length = 3
         self._distance = 0
-        self._kept_back = False
-        """Whether the byte before the position is in no token yet."""
+        self._deferred = False
+        """Whether the byte before the position is not part of a token yet."""
         self._tokens: list[int] = []
         self._block_start: int | None = 0
-        """None where the start has left the window."""
+        """None if the start has left the window."""
         self._output = BlockWriter()
 
     def compress(self, data: Buffer) -> bytes:
-        """Take bytes, and give what comes out so far."""
+        """Compress ``data`` and return the output so far."""
         self._fresh.append(bytes(data))
         self._waiting += len(data)
         if self._waiting < _STEP:
             return b""
-        self._take()
+        self._append_input()
         self._search(len(self._data) - _AHEAD, last=False)
         return self._output.take()
 
     def flush(self) -> bytes:
-        """The rest of the stream."""
-        self._take()
+        """End the stream and return the rest of the output."""
+        self._append_input()
         self._search(len(self._data) - 1, last=True)
-        if self._kept_back:
+        if self._deferred:
             self._tokens.append(self._data[self._at - 1])
         if self._tokens:
             self._block()
         self._output.stored(b"", last=True)
         return self._output.take()
 
-    def _take(self) -> None:
-        """Put what waits behind what is there, of which the far past is forgotten."""
+    def _append_input(self) -> None:
+        """Append the pending input and drop data far before the window."""
         past = self._at - _KEEP
         if past > 0:
             self._data = self._data[past:]
@@ -103,9 +103,9 @@ class GoDeflate:
             position += 1
 
     def _search(self, end: int, *, last: bool) -> None:
-        """Find tokens for all positions up to ``end``, which is included."""
+        """Append the tokens of all positions up to and including ``end``."""
         data, before, tokens = self._data, self._before, self._tokens
-        at, length, distance, kept_back = self._at, self._length, self._distance, self._kept_back
+        at, length, distance, deferred = self._at, self._length, self._distance, self._deferred
         lazy, most_nice, most_tries = self._lazy, self._nice, self._tries
         size = len(data)
         add, number = tokens.append, int.from_bytes
@@ -159,20 +159,20 @@ class GoDeflate:
             if earlier_length >= 4 and length <= earlier_length:
                 add(earlier_length << MATCH | earlier_distance)
                 at += earlier_length - 1
-                kept_back = False
+                deferred = False
                 length = 3
                 if len(tokens) == _TOKENS:
                     self._at = at
                     self._block()
             else:
-                if kept_back:
+                if deferred:
                     add(data[at - 1])
                     if len(tokens) == _TOKENS:
                         self._at = at
                         self._block()
                 at += 1
-                kept_back = True
-        self._at, self._length, self._distance, self._kept_back = at, length, distance, kept_back
+                deferred = True
+        self._at, self._length, self._distance, self._deferred = at, length, distance, deferred
 
     def _move(self) -> None:
         self._base += _WINDOW
@@ -187,7 +187,7 @@ class GoDeflate:
 
 
 def _hashes(data: bytes) -> list[int]:
-    """Of the four bytes at each position that has them."""
+    """Return the hash of the four bytes at each position."""
     count = max(0, len(data) - 3)
     found = [0] * count
     for start in range(min(4, count)):

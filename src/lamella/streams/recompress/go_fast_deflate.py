@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deflate as the standard library of Go does it at its level 1, "best speed": to give back a stream.
+"""Reproduces the deflate of Go's standard library at level 1, "best speed", up to Go 1.26.
 
-go-containerregistry (crane, ko) writes layers with it. It is that of Go up to 1.26; Go 1.27 has another. Each 65,535
-bytes make a block. Four bytes make a match with the last position that was looked at and has the same hash, and the
-longer nothing is found, the fewer positions are looked at. A block that matches make no shorter has none.
+go-containerregistry (crane, ko) writes layers with it. A block has 65,535 bytes. Four bytes match the last visited
+position with the same hash; the longer no match is found, the more positions are skipped. A block that matches do not
+shorten has none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BLOCK: Final = 65535
 _SMALL: Final = 128
-"""A last block of fewer bytes has no matches, and one of at most `_TINY` is stored."""
+"""A last block of fewer bytes has no matches; one of at most `_TINY` bytes is stored."""
 _TINY: Final = 16
 _MARGIN: Final = 15
 """No match begins in the last bytes of a block."""
@@ -27,25 +27,25 @@ _FAR: Final = 1 << 15
 _LONGEST: Final = 258
 _CELLS: Final = 1 << 14
 _FACTOR: Final = 0x1E35A7BD
-_PATIENCE: Final = 32
-"""Positions that are all looked at; after as many more, every second one is, then every third, and so on."""
+_SKIP_AFTER: Final = 32
+"""Positions visited without a match before every second one is skipped; after as many more, two of three; and so on."""
 _NOWHERE: Final = -1 << 62
 
 
 class GoFastDeflate:
-    """One raw stream. The calls are those of `zlib.compressobj`'s result; `flush` ends it."""
+    """One raw deflate stream, with the methods of `zlib.compressobj`."""
 
     def __init__(self) -> None:
         self._waiting = bytearray()
         self._before = b""
         self._start = 0
-        """Of the block, in the stream."""
+        """Offset of the block in the stream."""
         self._words = [0] * _CELLS
         self._places = [_NOWHERE] * _CELLS
         self._output = BlockWriter()
 
     def compress(self, data: Buffer) -> bytes:
-        """Take bytes, and give what comes out so far."""
+        """Compress ``data`` and return the output so far."""
         self._waiting += data
         full = len(self._waiting) // _BLOCK * _BLOCK
         for at in range(0, full, _BLOCK):
@@ -54,7 +54,7 @@ class GoFastDeflate:
         return self._output.take()
 
     def flush(self) -> bytes:
-        """The rest of the stream."""
+        """End the stream and return the rest of the output."""
         rest = bytes(self._waiting)
         if len(rest) >= _SMALL:
             self._block(rest)
@@ -74,7 +74,7 @@ class GoFastDeflate:
         self._start += len(block)
 
     def _tokens(self, block: bytes) -> list[int]:
-        """The block as bytes and matches."""
+        """Return the tokens of the block: bytes and matches."""
         words = _words(block)
         cells = [(word * _FACTOR & 0xFFFFFFFF) >> 18 for word in words]
         known, places, start = self._words, self._places, self._start
@@ -83,7 +83,7 @@ class GoFastDeflate:
         tokens: list[int] = []
         at = written = 0
         while True:
-            effort = _PATIENCE
+            effort = _SKIP_AFTER
             while True:
                 step = effort >> 5
                 if at + step > limit:
@@ -119,7 +119,7 @@ class GoFastDeflate:
 
 
 def _common(text: bytes, one: int, other: int, most: int) -> int:
-    """How many bytes are the same from both positions on, of which four are known to be."""
+    """Return the length of the match at two positions, whose first four bytes are equal."""
     found = 4
     while found < most:
         stop = min(found + (16 if found < 20 else 256), most)
@@ -132,7 +132,7 @@ def _common(text: bytes, one: int, other: int, most: int) -> int:
 
 
 def _words(block: bytes) -> list[int]:
-    """The four bytes at each position that has them, as numbers."""
+    """Return the four bytes at each position as a number."""
     count = len(block) - 3
     found = [0] * count
     for first in range(4):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of deflate from tokens, coded as Go's library chooses to.
+"""Writes deflate blocks from tokens, with the choices of Go's library.
 
-A code of limited length can be made in several ways that are as short as each other, and a block can be written in
-three; which of them a compressor takes is part of its bytes.
+Several codes of limited length can be equally short, and a block has three possible forms; reproducing the output takes
+the same choices.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from typing import Final
 
 MATCH: Final = 16
-"""A token is a byte, or a match: its length shifted by this many bits, and the distance."""
+"""A token is a byte, or the length of a match shifted left by this many bits, or-ed with its distance."""
 
 _END: Final = 256
 _LITERALS: Final = 286
 _DISTANCES: Final = 30
 _ORDER: Final = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
-"""In which the lengths of the code for lengths are written (RFC 1951, 3.2.7)."""
+"""The order of the lengths of the code length code (RFC 1951, 3.2.7)."""
 _REPEAT_BITS: Final = {16: 2, 17: 3, 18: 7}
 _MAX_STORED: Final = 65535
 
 
 def _ranges(first: int, extra: Sequence[int]) -> list[tuple[int, int]]:
-    """The first value and the number of further bits of each code (RFC 1951, 3.2.5)."""
+    """Return the first value and the number of extra bits of each code (RFC 1951, 3.2.5)."""
     table = []
     for bits in extra:
         table.append((first, bits))
@@ -49,15 +49,15 @@ def _distance_code(distance: int) -> int:
 
 
 def _bits(value: int, count: int) -> str:
-    """``value`` in the order of the stream, the lowest bit first."""
+    """Return the bits of ``value``, lowest bit first."""
     return format(value, f"0{count}b")[::-1] if count else ""
 
 
 def code_lengths(frequencies: Sequence[int], most: int) -> list[int]:
-    """The length of each symbol's code: the shortest there is with none above ``most`` bits.
+    """Return the lengths of an optimal code of at most ``most`` bits, by the package-merge algorithm.
 
-    Found by merging packages. Where a package is as frequent as a symbol, it goes first, and where symbols are, the
-    later ones get the shorter codes. One symbol or two get one bit each.
+    Of equal weights, packages come before symbols, and later symbols get shorter codes. One or two symbols get one bit
+    each.
     """
     lengths = [0] * len(frequencies)
     symbols = sorted((frequency, symbol) for symbol, frequency in enumerate(frequencies) if frequency)
@@ -68,14 +68,14 @@ def code_lengths(frequencies: Sequence[int], most: int) -> list[int]:
         return lengths
     most = min(most, count - 1)
     weights = [frequency for frequency, _ in symbols]
-    # Each level has the symbols, and the pairs of what is in the level below. What counts is where the pairs stand.
+    # Each level has the symbols and the pairs of the level below, by weight; only the positions of pairs matter.
     levels: list[list[bool]] = [[False] * count]
     items = weights
     for _ in range(most - 1):
         pairs = [items[at] + items[at + 1] for at in range(0, len(items) - 1, 2)]
         items, is_pair = _merged(weights, pairs)
         levels.append(is_pair)
-    # The first 2n - 2 of the top are taken; a pair among them takes two of the level below.
+    # Select the first 2n - 2 items of the top level; a selected pair selects two items of the level below.
     taken = 2 * count - 2
     for level in reversed(levels):
         pairs_taken = sum(level[:taken])
@@ -102,7 +102,7 @@ def _merged(weights: Sequence[int], pairs: Sequence[int]) -> tuple[list[int], li
 
 
 def codes(lengths: Sequence[int]) -> list[str]:
-    """The canonical code of each symbol (RFC 1951, 3.2.2), in the order of the stream; empty for length 0."""
+    """Return the canonical code of each symbol (RFC 1951, 3.2.2) as bits; empty for length 0."""
     result = [""] * len(lengths)
     code = 0
     for length in range(1, max(lengths) + 1):
@@ -120,7 +120,7 @@ _FIXED_DISTANCES: Final = codes([5] * _DISTANCES)
 
 
 def _run_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """``lengths`` as symbols of the code for lengths, each with the number behind it."""
+    """Return ``lengths`` as symbols of the code length code, each with its extra bits."""
     found: list[tuple[int, int]] = []
     at = 0
     while at < len(lengths):
@@ -147,7 +147,7 @@ def _run_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class _Codes(dict[int, str]):
-    """The bits of each token, made when it is first met."""
+    """Cache of the bits of tokens."""
 
     def __init__(self, literals: Sequence[str], distances: Sequence[str]) -> None:
         super().__init__(enumerate(literals[:256]))
@@ -166,12 +166,12 @@ class _Codes(dict[int, str]):
 
 
 class _Code:
-    """The code that some tokens would have by themselves, and how many bits they take in it and in the fixed one."""
+    """The dynamic code of some tokens, and their sizes in bits in this code and in the fixed one."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         literals, distances = [0] * _LITERALS, [0] * _DISTANCES
         self.extra = 0
-        """Bits that say which of the lengths and distances of a code is meant; neither sum has them."""
+        """Extra bits of lengths and distances, which neither size includes."""
         for token, count in Counter(tokens).items():
             if token < 256:
                 literals[token] = count
@@ -207,13 +207,13 @@ class _Code:
 
 
 class BlockWriter:
-    """Collects the bits of blocks."""
+    """Writes blocks and collects their bits."""
 
     def __init__(self) -> None:
         self._bits: list[str] = []
 
     def block(self, tokens: Sequence[int], stored: bytes | None) -> None:
-        """A block of ``tokens`` in the form that is shortest; ``stored`` are its bytes, where they are at hand."""
+        """Write a block in its shortest form; ``stored`` is its content, if available."""
         code = _Code(tokens)
         best = min(code.fixed, code.dynamic)
         # Where the bytes are out of reach, Go leaves the further bits out of both sums alike.
@@ -226,7 +226,7 @@ class BlockWriter:
             self._tokens(tokens, _FIXED, _FIXED_DISTANCES)
 
     def dynamic(self, tokens: Sequence[int], stored: bytes) -> None:
-        """A block of ``tokens`` with a code of its own, unless that saves less than a sixteenth of ``stored``."""
+        """Write a block with a dynamic code, unless that saves less than a sixteenth of ``stored``."""
         code = _Code(tokens)
         if 8 * (len(stored) + 5) < code.dynamic + (code.dynamic >> 4):
             self.stored(stored)
@@ -247,14 +247,14 @@ class BlockWriter:
         self._bits.append(literals[_END])
 
     def stored(self, data: bytes, *, last: bool = False) -> None:
-        """A block of bytes as they are."""
+        """Write a stored block."""
         whole = "".join((*self._bits, "100" if last else "000"))
         whole += "0" * (-len(whole) % 8)
         lengths = _bits(len(data), 16) + _bits(len(data) ^ 0xFFFF, 16)
         self._bits = [whole, lengths, _bits(int.from_bytes(data, "little"), 8 * len(data))]
 
     def take(self) -> bytes:
-        """The full bytes so far."""
+        """Return the complete bytes so far and drop them."""
         whole = "".join(self._bits)
         count = len(whole) // 8
         self._bits = [whole[8 * count :]]
