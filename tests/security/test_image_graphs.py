@@ -14,6 +14,7 @@ import pytest
 from tests.registry.hostile import Registry
 
 import lamella
+from lamella.changes.job import Job
 from lamella.digests import parse_digest
 from lamella.errors import Cancelled, InvalidInput
 from lamella.images.contract import ImageReader
@@ -153,7 +154,7 @@ def export_stream(space: LocalNamespace, cancel: Cancellation | None = None) -> 
     """The archive that 'ctr images export' receives."""
     out = io.BytesIO()
     with under_lease(space) as held:
-        export_archive(held, [STORED], out.write, None, cancel=cancel)
+        export_archive(held, [STORED], out.write, None, job=Job(cancel=cancel))
     return out.getvalue()
 
 
@@ -358,11 +359,11 @@ class TestCancellation:
             cancel.cancel()
 
         with under_lease(place.space) as held, pytest.raises(Cancelled):
-            export_archive(held, [STORED], write, None, cancel=cancel)
+            export_archive(held, [STORED], write, None, job=Job(cancel=cancel))
         assert sum(sent) < 1 << 20
 
     def test_an_import_ends_while_it_looks_for_members(self, place: Place, gone: Cancellation) -> None:
         place.layout(AMD.descriptor, AMD.blobs)
         archive = place.archive()
         with under_lease(place.space) as held, archive.open("rb") as file, pytest.raises(Cancelled):
-            import_archive(held, file.fileno(), ImageStore(name=STORED), [], cancel=gone)
+            import_archive(held, file.fileno(), ImageStore(name=STORED), [], job=Job(cancel=gone))

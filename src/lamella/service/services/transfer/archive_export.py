@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from lamella.changes.job import Job
 from lamella.errors import LamellaError, SizeMismatch
 from lamella.formats.tar.writer import TarWriter
 from lamella.images.contract import Buffer
@@ -37,7 +38,6 @@ from lamella.store.image_reader import StoreReader
 
 if TYPE_CHECKING:
     from lamella.digests import Digest
-    from lamella.progress import Cancellation
     from lamella.store.store import LocalNamespace
 
 _CHUNK: Final = 1 << 20
@@ -51,7 +51,7 @@ def export_archive(
     *,
     saved_file: bool = True,
     foreign: bool = True,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> None:
     """Write an archive of the images ``names`` of ``space``, which has a lease, piece by piece.
 
@@ -60,13 +60,15 @@ def export_archive(
     the store holds. Nothing is written before all blobs are found. The same images give the same bytes.
     Raises NotFound, Unsupported, Integrity, Cancelled, and whatever ``write`` raises.
     """
+    job = job or Job()
     wanted = platforms if platforms is None else platforms or [host_platform()]
     assert space.lease is not None  # noqa: S101  # the images must not be collected meanwhile
     targets: dict[str, Descriptor] = {}
     for name in names:
+        job.check()
         targets[name] = space.images.get(name).target
         space.leases.add(space.lease, Resource(CONTENT, targets[name].digest))
-    graph = ImageGraph(StoreReader(space), cancel=cancel)
+    graph = ImageGraph(StoreReader(space), cancel=job.cancel)
     selection = ExportSelection(graph, wanted, foreign=foreign)
     selection.add(targets.values())
     saved: dict[Digest, tuple[Descriptor, list[str]]] = {}
@@ -85,7 +87,7 @@ def export_archive(
     listed = [_saved_image(graph, image, tags, selection.blobs) for image, tags in saved.values()] if saved_file else []
     if any(listed):
         members[SAVED_FILE] = encode_json([one for one in listed if one])
-    _write(space, members, write, cancel)
+    _write(space, members, write, job)
 
 
 def _saved_image(
@@ -125,10 +127,7 @@ def _is_tagged(name: str) -> bool:
 
 
 def _write(
-    space: LocalNamespace,
-    members: dict[str, bytes | Descriptor],
-    write: Callable[[Buffer], object],
-    cancel: Cancellation | None,
+    space: LocalNamespace, members: dict[str, bytes | Descriptor], write: Callable[[Buffer], object], job: Job
 ) -> None:
     writer = TarWriter(write)
     reader = StoreReader(space)
@@ -144,8 +143,7 @@ def _write(
         left = content.size
         with reader.open_blob(content) as file:
             while left:
-                if cancel is not None:
-                    cancel.check()
+                job.check()
                 count = file.readinto(room[: min(left, _CHUNK)])  # type: ignore[attr-defined]
                 if not count:
                     raise SizeMismatch(name, expected=content.size, actual=content.size - left)

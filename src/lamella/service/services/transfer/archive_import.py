@@ -29,7 +29,6 @@ from lamella.store.gc.labels import manifest_key, reference_labels
 from lamella.store.image_writer import StoreWriter
 
 if TYPE_CHECKING:
-    from lamella.progress import Cancellation
     from lamella.protocol.proto.transfers_pb2 import ImageStore
     from lamella.store.store import LocalNamespace
 
@@ -43,7 +42,7 @@ def import_archive(
     platforms: Sequence[Platform],
     *,
     compress: bool = False,
-    cancel: Cancellation | None = None,
+    job: Job | None = None,
 ) -> list[tuple[str, Descriptor]]:
     """Import the images of the archive in the open ``file`` into ``space``, which has a lease; they get no names yet.
 
@@ -51,9 +50,10 @@ def import_archive(
     imported, or all; the archive may lack the others. Blobs are checked. Raises NotFound (a part, a platform, no
     requested name), InvalidInput, Unsupported (uncompressed layers with ``compress``), Integrity, Exhausted, Cancelled.
     """
-    archive = Archive(f"/proc/self/fd/{file}", _WHERE, cancel)
+    job = job or Job()
+    archive = Archive(f"/proc/self/fd/{file}", _WHERE, job.cancel)
     with _reader(archive) as reader, StoreWriter(space) as writer:
-        graph = ImageGraph(reader, cancel=cancel)
+        graph = ImageGraph(reader, cancel=job.cancel)
         entries, raw = _entries(reader, archive)
         if compress and isinstance(reader, DockerArchiveReader):
             _refuse_plain(graph, entries)
@@ -69,14 +69,13 @@ def import_archive(
             raise NotFound("the archive has no image of a requested name and platform", hint=_hint(entries))
         listed = {manifest_key(number): entry for number, entry in enumerate(entries) if parts.suits(entry)}
         parts.add([entry for _, entry in named] + (list(listed.values()) if whole else []))
-        put_missing(writer, [(reader, part) for part in parts.found.values()], Job(cancel=cancel))
+        put_missing(writer, [(reader, part) for part in parts.found.values()], job)
         if whole:
             if not writer.has_blob(index):
                 writer.put_blob(index, [raw])
             parts.children[index.digest] = {key: entry.digest for key, entry in listed.items()}
         for digest, needs in parts.children.items():
-            if cancel is not None:
-                cancel.check()
+            job.check()
             label_blob(space.content, digest, reference_labels(needs))
     return [*named, *((name, index) for name in whole)]
 

@@ -112,7 +112,7 @@ class Transfer:
                 destination,
                 requested_platforms(destination.platforms),
                 compress=source.force_compress,
-                cancel=call,
+                job=Job(cancel=call),
             )
             for name, target in found:
                 self._set_name(held, name, target, destination, call)
@@ -148,7 +148,7 @@ class Transfer:
                 None if destination.all_platforms else requested_platforms(destination.platforms),
                 saved_file=not destination.skip_compatibility_manifest,
                 foreign=not destination.skip_non_distributable,
-                cancel=call,
+                job=Job(cancel=call),
             )
         sender.write(bytes(_TAIL))
         sender.flush()
