@@ -68,7 +68,7 @@ def _lookup(tree: Tree, found: LayerPath, path: str) -> Entry:
 
     entry = tree.lookup(found)
     if entry is None:
-        raise NotFound(f"{path!r}: no such file or directory")
+        raise NotFound(f"{path!r} does not exist")
     return entry
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
@@ -180,27 +180,22 @@ read_owner_option: Final[Decorator] = click.option(
 )
 
 
-class PolicyChoice(NamedTuple):
-    """The values of --owner and --devices."""
+def _make_policy(owner: str | None = None, devices: str | None = None) -> Policy | None:
+    """The policy of --owner and --devices; None without them, for the one that fits the rights of this process."""
+    if owner is None and devices is None:
+        return None
+    from lamella.layers.policy import Devices, Owners, Policy
 
-    owner: str | None = None
-    devices: str | None = None
-
-    def policy(self, *, windows: bool = False) -> Policy:
-        """The policy for writing files; the default fits the rights of this process, or a Windows layer."""
-        from lamella.layers.policy import Devices, Owners, Policy
-
-        default = Policy.default()
-        owner = self.owner or ("ignore" if windows else None)
-        return Policy(
-            owners=default.owners if owner is None else Owners(owner),
-            devices=default.devices if self.devices is None else Devices(self.devices),
-        )
+    default = Policy.default()
+    return Policy(
+        owners=default.owners if owner is None else Owners(owner),
+        devices=default.devices if devices is None else Devices(devices),
+    )
 
 
 policy_options: Final[Decorator] = collect(
-    "choice",
-    PolicyChoice,
+    "policy",
+    _make_policy,
     click.option(
         "--owner",
         type=click.Choice(["keep", "ignore", "record"]),

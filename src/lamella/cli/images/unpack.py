@@ -12,8 +12,8 @@ from lamella.cli.choices import kind_option
 from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import unpacked_document
 from lamella.cli.options import (
-    PolicyChoice,
     check_name_rules,
+    collect,
     name_rules_option,
     platform_option,
     policy_options,
@@ -22,18 +22,22 @@ from lamella.cli.options import (
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
-    from lamella.layers.windows.names import NameRules
+    from lamella.operations.unpack import UnpackOptions
 
 
 @click.command("unpack", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @platform_option
-@policy_options
-@click.option("--merge", is_flag=True, help="Unpack into an existing DIR, over the files in it.")
 @click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
-@kind_option(lambda row: row.unpack, "--as", about="What DIR becomes, or for a Windows image has for each layer.")
-@name_rules_option
+@collect(
+    "options",
+    "operations.unpack:UnpackOptions",
+    kind_option(lambda row: row.unpack, "--as", about="What DIR becomes, or for a Windows image has for each layer."),
+    policy_options,
+    click.option("--merge", is_flag=True, help="Unpack into an existing DIR, over the files in it."),
+    name_rules_option,
+)
 @strict_option
 @click.pass_obj
 def command(
@@ -41,11 +45,8 @@ def command(
     image: str,
     directory: Path,
     platform: str | None,
-    choice: PolicyChoice,
-    merge: bool,
     bundle: bool,
-    kind: str | None,
-    rules: NameRules | None,
+    options: UnpackOptions,
     strict: bool,
 ) -> None:
     """Unpack an image into a directory.
@@ -61,26 +62,27 @@ def command(
     from it, and so on, and the image's documents, from which 'lamella convert --to tar' makes the image again.
     --as blockcim, on Windows only, makes 0/layer.vhd/layer.cim for the base, and so on.
     """
+    from msgspec.structs import replace
+
     from lamella.images.resolve import open_platform_image
     from lamella.layers.kinds import LAYER_KINDS
-    from lamella.operations.unpack import UnpackOptions, unpack
 
-    check_name_rules(rules, kind)
-    if bundle and kind not in (None, "directory"):
-        raise click.UsageError("--bundle makes a plain tree; give it without --as")
-    row = LAYER_KINDS[kind or "directory"]
-    keeps_owners = not row.windows and not row.chooses_owners
-    if keeps_owners and any(choice):
+    check_name_rules(options.rules, options.kind)
+    if bundle and options.kind not in (None, "directory"):
+        raise click.UsageError("--bundle makes a plain directory; give it without --as")
+    row = LAYER_KINDS[options.kind or "directory"]
+    if options.policy is not None and not row.windows and not row.chooses_owners:
         raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layers say")
     job = console.job(strict=strict)
+    options = replace(options, reader_process=True)
     with open_platform_image(image, platform) as opened:
-        policy = None if keeps_owners else choice.policy(windows=opened.config.os == "windows")
-        options = UnpackOptions(kind, policy, merge, rules, reader_process=True)
         if bundle:
             from lamella.operations.runtime.bundle import unpack_bundle
 
             unpacked = unpack_bundle(opened, directory, options, job=job)
         else:
+            from lamella.operations.unpack import unpack
+
             unpacked = unpack(opened, directory, options, job=job)
         console.losses(job.losses)
         if console.json:
