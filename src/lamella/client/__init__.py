@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store at the other end of a socket: containerd's services, keeping the store's promises."""
+"""Client of containerd's services: a remote store with the contracts of the local one."""

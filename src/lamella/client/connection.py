@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls to a containerd, or to whatever serves what containerd does, and their statuses as our errors."""
+"""Connection to a server of containerd's services; gRPC statuses become errors by category."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _NO_ANSWER: Final = ("failed to connect", "connection refused", "connections to 
 
 
 class Connection:
-    """The services of a server at a socket, which need not be there before it is asked something.
+    """Calls to the server at a socket, which is connected to at the first call. Safe for use by several threads.
 
-    Usable from several threads. Failures are raised by their status, a server that does not answer as Unavailable.
+    A failed call raises the category of its status; a server that does not answer is Unavailable.
     """
 
     def __init__(self, address: str | os.PathLike[str]) -> None:
@@ -45,17 +45,17 @@ class Connection:
                 ("grpc.max_send_message_length", MAX_MESSAGE),
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.default_authority", "localhost"),
-                ("grpc.use_local_subchannel_pool", 1),  # nobody else's socket, which would outlast this one
+                ("grpc.use_local_subchannel_pool", 1),  # close its socket with this channel
             ),
         )
 
     def share(self) -> None:
-        """Have it stay after `close` until `leave` is called as often."""
+        """Keep the connection open after `close`, until a matching `leave`."""
         with self._lock:
             self._users += 1
 
     def leave(self) -> None:
-        """Whoever shared it needs it no more. The last one breaks off the calls that are under way."""
+        """Undo `share`. The last user cancels the calls under way."""
         with self._lock:
             self._users -= 1
             last = not self._users
@@ -63,31 +63,31 @@ class Connection:
             self._channel.close()
 
     def close(self) -> None:
-        """Let go of it. May be called again."""
+        """Close the connection once all that `share` it have left. Further calls do nothing."""
         if not self._closed:
             self._closed = True
             self.leave()
 
     def ask(self, method: str, request: Message, decode: Callable[[bytes], Any], headers: Headers = ()) -> Any:
-        """The answer to one call of ``/containerd.services.METHOD``."""
+        """The answer of ``/containerd.services.METHOD``."""
         call = self._channel.unary_unary(_path(method), _encode, decode)
-        with self.told():
+        with self.translating_errors():
             return call(request, metadata=tuple(headers))
 
     def stream(self, method: str, request: Message, decode: Callable[[bytes], Any], headers: Headers = ()) -> Any:
-        """A call whose answers are to be taken one by one within `told`; ``cancel`` breaks it off."""
+        """A call with a stream of answers: iterate within `translating_errors`, or ``cancel`` it."""
         return self._channel.unary_stream(_path(method), _encode, decode)(request, metadata=tuple(headers))
 
     def exchange(
         self, method: str, requests: Iterable[Message], decode: Callable[[bytes], Any], headers: Headers = ()
     ) -> Any:
-        """As `stream`, of a call that takes requests one by one too."""
+        """As `stream`, with a stream of requests."""
         call = self._channel.stream_stream(_path(method), _encode, decode)
         return call(iter(requests), metadata=tuple(headers))
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Raise what calls in the block fail with by its status."""
+    def translating_errors(self) -> Iterator[None]:
+        """Raise the errors of calls in the block by the category of their status."""
         try:
             yield
         except grpc.RpcError as problem:

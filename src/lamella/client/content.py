@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blobs that a server keeps."""
+"""Blobs of a remote store."""
 
 from __future__ import annotations
 
@@ -30,30 +30,28 @@ PIECE: Final = 1 << 20
 _SERVICE: Final = "content.v1.Content"
 
 _PATIENCE: Final = 2.0
-"""Seconds to wait for a server to let go of an ingest."""
+"""Seconds to wait for a server to release an ingest."""
 
 
 class RemoteContent:
-    """The blobs of a namespace; keeps what `ContentStore` promises, but for what is said here.
+    """The blobs of a namespace (`ContentStore`), with two restrictions.
 
-    A file that is open can be read on after the blob is deleted, but not from elsewhere; an ingest can be cut to
-    nothing alone.
+    After a blob is deleted, an open file can be read on but not sought. An ingest can be truncated to 0 bytes only.
     """
 
     def __init__(self, connection: Connection, headers: Headers, files: Callable[[], Path | None]) -> None:
-        """``files`` tells the directory of the server's blobs, where this process can reach it."""
+        """``files`` gives the directory of the server's blobs if this process can read it."""
         self._connection = connection
         self._headers = headers
         self._files = files
 
     def info(self, digest: Digest) -> ContentRecord:
-        """See `ContentStore.info`."""
         return _record(self._ask("Info", pb.InfoRequest(digest=digest), pb.InfoResponse.FromString).info)
 
     def open(self, digest: Digest) -> BinaryIO:
-        """See `ContentStore.open`: the server's own file where it can be reached, else over the socket.
+        """The server's file of the blob if this process can read it, else a stream over the socket.
 
-        The first bytes are on their way when it returns.
+        The server has sent the first bytes when this returns.
         """
         size = self.info(digest).size
         file = _own_file(self._files(), digest, size)
@@ -62,41 +60,34 @@ class RemoteContent:
         return cast("BinaryIO", _Blob(self._connection, digest, size, self._headers))
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[ContentRecord]:
-        """See `ContentStore.walk`."""
         request = pb.ListContentRequest(filters=filters)
         call = self._connection.stream(f"{_SERVICE}/List", request, pb.ListContentResponse.FromString, self._headers)
-        with self._connection.told():
-            # All of it at once: a server may hold a lock while it lists, and whoever walks may change things.
+        with self._connection.translating_errors():
+            # All at once: the server may hold a lock while it lists, and the caller may change blobs.
             found = [_record(one) for page in call for one in page.info]
         found.sort(key=lambda record: record.digest)
         yield from found
 
     def update(self, digest: Digest, labels: Labels, fields: Sequence[str] = ()) -> ContentRecord:
-        """See `ContentStore.update`."""
         request = pb.UpdateRequest(info=pb.Info(digest=digest, labels=labels), update_mask=FieldMask(paths=fields))
         return _record(self._ask("Update", request, pb.UpdateResponse.FromString).info)
 
     def delete(self, digest: Digest) -> None:
-        """See `ContentStore.delete`."""
         self._ask("Delete", pb.DeleteContentRequest(digest=digest))
 
     def ingest(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> Ingest:
-        """See `ContentStore.ingest`."""
         if not ref or total < 0:
             raise InvalidInput(f"an ingest {ref[:200]!r} of {total} bytes cannot be opened")
         return RemoteIngest(self._connection, self, ref, self._headers, total=total, expected=expected)
 
     def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
-        """See `ContentStore.statuses`."""
         found = self._ask("ListStatuses", pb.ListStatusesRequest(filters=filters), pb.ListStatusesResponse.FromString)
         return sorted((_status(one) for one in found.statuses), key=lambda status: status.ref)
 
     def status(self, ref: str) -> IngestStatus:
-        """See `ContentStore.status`."""
         return _status(self._ask("Status", pb.StatusRequest(ref=ref), pb.StatusResponse.FromString).status)
 
     def abort(self, ref: str) -> None:
-        """See `ContentStore.abort`."""
         self._ask("Abort", pb.AbortRequest(ref=ref))
 
     def _ask(self, name: str, request: Message, decode: Callable[[bytes], Any] = bytes) -> Any:
@@ -104,7 +95,7 @@ class RemoteContent:
 
 
 def _own_file(folder: Path | None, digest: Digest, size: int) -> BinaryIO | None:
-    """The file that a server keeps a blob in, which nobody changes once it is there; None where it is out of reach."""
+    """The server's file of a blob, which never changes; None if it cannot be opened."""
     if folder is None:
         return None
     path = folder / digest.algorithm / digest.hex
@@ -120,7 +111,7 @@ def _own_file(folder: Path | None, digest: Digest, size: int) -> BinaryIO | None
 
 
 class _Blob(io.RawIOBase):
-    """A blob as it comes over the socket; what is not wanted any more is not sent."""
+    """A blob read over the socket. Closing or seeking cancels the call under way."""
 
     def __init__(self, connection: Connection, digest: Digest, size: int, headers: Headers) -> None:
         self._connection = connection
@@ -130,9 +121,9 @@ class _Blob(io.RawIOBase):
         self._at = 0
         self._piece = memoryview(b"")
         self._call: Any = None
-        connection.share()  # it is good until it is closed
+        connection.share()  # until `close`
         if size:
-            # The server has the blob open once it has sent something of it.
+            # The server keeps the blob open once it has sent a part of it.
             try:
                 self._ask_from(0)
                 self._next_piece()
@@ -141,22 +132,18 @@ class _Blob(io.RawIOBase):
                 raise
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start."""
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go elsewhere; nothing is asked before the next read."""
         at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if at < 0:
-            raise ValueError(f"there is nothing at {at}")
+            raise ValueError(f"negative position {at}")
         ahead = at - self._at
         if 0 <= ahead <= len(self._piece):
             self._piece = self._piece[ahead:]
@@ -166,7 +153,7 @@ class _Blob(io.RawIOBase):
         return at
 
     def readinto(self, buffer: Any, /) -> int:
-        """What there is of the next message, or 0 at the end. Raises SizeMismatch where that comes too early."""
+        """Read what is left of one message; 0 at the end. Raises SizeMismatch if the stream ends early."""
         view = memoryview(buffer).cast("B")
         if self._at >= self._size or not view:
             return 0
@@ -181,7 +168,6 @@ class _Blob(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Break off what is still to come. May be called again."""
         if not self.closed:
             self._drop()
             self._connection.leave()
@@ -194,7 +180,7 @@ class _Blob(io.RawIOBase):
 
     def _next_piece(self) -> None:
         while not self._piece:
-            with self._connection.told():
+            with self._connection.translating_errors():
                 message = next(self._call, None)
             if message is None:
                 self._drop()
@@ -210,7 +196,7 @@ class _Blob(io.RawIOBase):
 
 
 class RemoteIngest:
-    """An ingest of a server: one stream, each message of which is answered; keeps what `Ingest` promises."""
+    """An ingest (`Ingest`): one stream, in which each request is answered."""
 
     def __init__(
         self,
@@ -232,40 +218,36 @@ class RemoteIngest:
         )
         self._open = True
         self._last = pb.WriteContentResponse()
-        self._say(pb.WriteContentRequest(action=pb.STAT, ref=ref, total=total, expected=expected or ""))
+        self._send(pb.WriteContentRequest(action=pb.STAT, ref=ref, total=total, expected=expected or ""))
 
     def status(self) -> IngestStatus:
-        """See `Ingest.status`."""
         last = self._last
         started, updated = wire.nanoseconds(last.started_at), wire.nanoseconds(last.updated_at)
         return IngestStatus(self._ref, last.offset, last.total, self._expected, started, updated)
 
     def digest(self) -> Digest:
-        """See `Ingest.digest`."""
         return parse_digest(self._last.digest)
 
     def write(self, data: Buffer) -> int:
-        """See `Ingest.write`."""
         rest = memoryview(data).cast("B")
         while rest:
             piece = bytes(rest[:PIECE])
-            self._say(pb.WriteContentRequest(action=pb.WRITE, ref=self._ref, offset=self._last.offset, data=piece))
+            self._send(pb.WriteContentRequest(action=pb.WRITE, ref=self._ref, offset=self._last.offset, data=piece))
             rest = rest[len(piece) :]
         return self._last.offset
 
     def truncate(self, offset: int = 0) -> None:
-        """See `Ingest.truncate`. Raises Unsupported where something of it is to stay: no message says that."""
+        """Raises Unsupported unless ``offset`` is 0 or the end, for lack of a message (`Ingest.truncate`)."""
         if not 0 <= offset <= self._last.offset:
             raise InvalidInput(f"the ingest {self._ref!r} has {self._last.offset} bytes, and cannot be cut at {offset}")
         if offset == self._last.offset:
             return
         if offset:
             raise Unsupported("an ingest of a server is cut to nothing, or not at all")
-        self._say(pb.WriteContentRequest(action=pb.WRITE, ref=self._ref))
+        self._send(pb.WriteContentRequest(action=pb.WRITE, ref=self._ref))
 
     def commit(self, total: int = 0, expected: Digest | None = None, labels: Labels = NO_LABELS) -> ContentRecord:
-        """See `Ingest.commit`."""
-        self._say(
+        self._send(
             pb.WriteContentRequest(
                 action=pb.COMMIT,
                 ref=self._ref,
@@ -278,19 +260,19 @@ class RemoteIngest:
         self.close()
         try:
             return self._content.info(self.digest())
-        except NotFound:  # deleted already; then it is as it was
+        except NotFound:  # deleted meanwhile
             now = wire.nanoseconds(self._last.updated_at)
             return ContentRecord(self.digest(), self._last.offset, now, now, {k: v for k, v in labels.items() if v})
 
     def close(self) -> None:
-        """See `Ingest.close`; the server has let go of the reference when it returns, unless it takes too long."""
+        """The server has released the reference when this returns, unless it takes longer than 2 s (`Ingest.close`)."""
         if self._open:
             self._open = False
             self._requests.put(None)
             limit = threading.Timer(_PATIENCE, self._answers.cancel)
             limit.start()
             try:
-                for _ in self._answers:  # containerd says the last one once more
+                for _ in self._answers:  # containerd repeats the last one
                     pass
             except grpc.RpcError:
                 pass
@@ -304,17 +286,17 @@ class RemoteIngest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _say(self, request: pb.WriteContentRequest) -> None:
+    def _send(self, request: pb.WriteContentRequest) -> None:
         if not self._open:
             raise Conflict(f"the ingest {self._ref!r} is closed")
         self._requests.put(request)
         try:
-            with self._connection.told():
+            with self._connection.translating_errors():
                 answer = next(self._answers, None)
             if answer is None:
                 raise Conflict(f"containerd has ended the ingest {self._ref!r}")
         except BaseException:
-            self._answers.cancel()  # what is still to come is nothing to wait for
+            self._answers.cancel()  # do not wait for further answers
             self.close()
             raise
         self._last = answer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a running containerd, read and written as those of any other place."""
+"""Image reader and writer for the images of a running containerd."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from lamella.client.remote import RemoteNamespace
 
 SOCKET: Final = "/run/containerd/containerd.sock"
-"""Where a containerd listens unless it is told otherwise."""
+"""Default address of containerd."""
 
 _NAMESPACE: Final = "default"
 
 
 class ContainerdReader(StoreReader):
-    """An image of a containerd's namespace."""
+    """Reads an image of a namespace of containerd."""
 
     def __init__(self, space: RemoteNamespace, name: ImageName) -> None:
         self.place = _place(space)
@@ -31,7 +31,7 @@ class ContainerdReader(StoreReader):
 
 
 class ContainerdWriter(StoreWriter):
-    """Puts an image into a containerd's namespace, under a lease until it has its name."""
+    """Writes an image into a namespace of containerd; a lease holds its parts until it has a name."""
 
     def __init__(self, space: RemoteNamespace, name: ImageName, *, replace: bool = False) -> None:
         self.place = _place(space)
@@ -39,17 +39,17 @@ class ContainerdWriter(StoreWriter):
 
 
 def open_containerd_reader(name: ImageName, options: ContainerdOptions) -> ContainerdReader:
-    """A reader of the image that ``name`` names. Raises InvalidInput, Unsupported."""
+    """Reader of the image ``name``. Raises InvalidInput, Unsupported."""
     return ContainerdReader(open_remote(options), name)
 
 
 def open_containerd_writer(name: ImageName, options: ContainerdOptions, *, replace: bool = False) -> ContainerdWriter:
-    """A writer of the image that ``name`` names. Raises InvalidInput, Unsupported, Unavailable."""
+    """Writer of the image ``name``. Raises InvalidInput, Unsupported, Unavailable."""
     return ContainerdWriter(open_remote(options), name, replace=replace)
 
 
 def open_remote(options: ContainerdOptions) -> RemoteNamespace:
-    """The namespace that ``options`` say, whose store is to be closed. Raises InvalidInput, Unsupported."""
+    """The namespace of ``options``; the caller closes its store. Raises InvalidInput, Unsupported."""
     try:
         from lamella.client.remote import RemoteStore
     except ModuleNotFoundError as missing:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images, leases and namespaces that a server keeps."""
+"""Images, leases and namespaces of a remote store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMESPACES: Final = "namespaces.v1.Namespaces"
 
 
 class _Service:
-    """One service, asked with the same headers each time."""
+    """A service, called with constant headers."""
 
     def __init__(self, connection: Connection, headers: Headers = ()) -> None:
         self._connection = connection
@@ -34,34 +34,30 @@ class _Service:
 
 
 class RemoteImages(_Service):
-    """The images of a namespace; keeps what `ImageStore` promises."""
+    """The images of a namespace (`ImageStore`)."""
 
     def get(self, name: str) -> ImageRecord:
-        """See `ImageStore.get`."""
         decode = images_pb2.GetImageResponse.FromString
         return _image(self._ask(f"{_IMAGES}/Get", images_pb2.GetImageRequest(name=name), decode).image)
 
     def list(self, filters: Sequence[str] = ()) -> list[ImageRecord]:
-        """See `ImageStore.list`."""
         request = images_pb2.ListImagesRequest(filters=filters)
         found = self._ask(f"{_IMAGES}/List", request, images_pb2.ListImagesResponse.FromString)
         return sorted((_image(one) for one in found.images), key=lambda image: image.name)
 
     def create(self, image: ImageRecord) -> ImageRecord:
-        """See `ImageStore.create`; the times are the server's."""
+        """The times are the server's (`ImageStore.create`)."""
         request = images_pb2.CreateImageRequest(image=_sent_image(image))
         return _image(self._ask(f"{_IMAGES}/Create", request, images_pb2.CreateImageResponse.FromString).image)
 
     def update(self, image: ImageRecord, fields: Sequence[str] = ()) -> ImageRecord:
-        """See `ImageStore.update`."""
         request = images_pb2.UpdateImageRequest(image=_sent_image(image), update_mask=FieldMask(paths=fields))
         return _image(self._ask(f"{_IMAGES}/Update", request, images_pb2.UpdateImageResponse.FromString).image)
 
     def delete(self, name: str, target: Digest | None = None) -> None:
-        """See `ImageStore.delete`."""
         wanted = None
         if target is not None:
-            # Servers before containerd 2 do not look at it, so this does too, as well as one can from afar.
+            # Servers before containerd 2 ignore the target, so it is also checked here, without atomicity.
             if self.get(name).target.digest != target:
                 raise NotFound(f"image {name!r} is not {target} any more")
             wanted = types_pb2.Descriptor(digest=target)
@@ -69,42 +65,36 @@ class RemoteImages(_Service):
 
 
 class RemoteLeases(_Service):
-    """The leases of a namespace; keeps what `LeaseStore` promises."""
+    """The leases of a namespace (`LeaseStore`)."""
 
     def create(self, id: str = "", labels: Labels = NO_LABELS) -> Lease:  # noqa: A002
-        """See `LeaseStore.create`."""
         request = leases_pb2.CreateRequest(id=id, labels=labels)
         return _lease(self._ask(f"{_LEASES}/Create", request, leases_pb2.CreateResponse.FromString).lease)
 
     def delete(self, id: str) -> None:  # noqa: A002
-        """See `LeaseStore.delete`."""
         self._ask(f"{_LEASES}/Delete", leases_pb2.DeleteRequest(id=id))
 
     def list(self, filters: Sequence[str] = ()) -> list[Lease]:
-        """See `LeaseStore.list`."""
         request = leases_pb2.ListRequest(filters=filters)
         found = self._ask(f"{_LEASES}/List", request, leases_pb2.ListResponse.FromString)
         return sorted((_lease(one) for one in found.leases), key=lambda lease: lease.id)
 
     def add(self, id: str, resource: Resource) -> None:  # noqa: A002
-        """See `LeaseStore.add`."""
         sent = leases_pb2.Resource(id=resource.id, type=resource.type)
         self._ask(f"{_LEASES}/AddResource", leases_pb2.AddResourceRequest(id=id, resource=sent))
 
     def remove(self, id: str, resource: Resource) -> None:  # noqa: A002
-        """See `LeaseStore.remove`."""
         sent = leases_pb2.Resource(id=resource.id, type=resource.type)
         self._ask(f"{_LEASES}/DeleteResource", leases_pb2.DeleteResourceRequest(id=id, resource=sent))
 
     def resources(self, id: str) -> Sequence[Resource]:  # noqa: A002
-        """See `LeaseStore.resources`."""
         request = leases_pb2.ListResourcesRequest(id=id)
         found = self._ask(f"{_LEASES}/ListResources", request, leases_pb2.ListResourcesResponse.FromString)
         return sorted(Resource(one.type, one.id) for one in found.resources)
 
 
 class RemoteNamespaces(_Service):
-    """The namespaces of a server, as `lamella.store.metadata.namespaces.LocalNamespaces`."""
+    """The namespaces of a store (`lamella.store.metadata.namespaces.LocalNamespaces`)."""
 
     def get(self, name: str) -> NamespaceRecord:
         request = namespaces_pb2.GetNamespaceRequest(name=name)
@@ -126,7 +116,7 @@ class RemoteNamespaces(_Service):
             namespace=namespaces_pb2.Namespace(name=name, labels=labels), update_mask=FieldMask(paths=fields)
         )
         self._ask(f"{_NAMESPACES}/Update", request)
-        return self.get(name)  # containerd's answer leaves it out
+        return self.get(name)  # containerd's answer lacks the namespace
 
     def delete(self, name: str) -> None:
         self._ask(f"{_NAMESPACES}/Delete", namespaces_pb2.DeleteNamespaceRequest(name=name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store that a server keeps, and the views of its namespaces."""
+"""A remote store, and views of its namespaces."""
 
 from __future__ import annotations
 
@@ -21,26 +21,23 @@ from lamella.store.metadata.labels import check_namespace
 
 
 class RemoteStore:
-    """The store of a containerd that listens at a socket. Close it, or use it as a context."""
+    """The store of a containerd at a socket. Close it, or use it as a context manager."""
 
     def __init__(self, address: str | os.PathLike[str]) -> None:
         self.connection = Connection(address)
 
     def namespace(self, name: str, lease: str | None = None) -> RemoteNamespace:
-        """The view of one namespace; what is made through it is put under ``lease``. Raises InvalidInput."""
+        """A view of one namespace, whose new objects ``lease`` holds. Raises InvalidInput."""
         return RemoteNamespace(self, check_namespace(name), lease)
 
     @cached_property
     def namespaces(self) -> RemoteNamespaces:
-        """Which namespaces there are."""
+        """The namespaces of the store."""
         return RemoteNamespaces(self.connection)
 
     @cached_property
     def blobs(self) -> Path | None:
-        """The directory that the server keeps its blobs in, where it tells and this process sees one.
-
-        Raises Unavailable.
-        """
+        """The directory of the server's blobs, if the server names one that this process sees. Raises Unavailable."""
         request = introspection_pb2.PluginsRequest(filters=("type==io.containerd.content.v1",))
         try:
             answer = self.connection.ask(
@@ -57,7 +54,7 @@ class RemoteStore:
         return None
 
     def close(self) -> None:
-        """Let go of the connection, which goes with the last blob that is open. May be called again."""
+        """Close the connection once no blob is open. Further calls do nothing."""
         self.connection.close()
 
     def __enter__(self) -> Self:
@@ -68,11 +65,11 @@ class RemoteStore:
 
 
 class RemoteNamespace:
-    """A namespace of a server's store. What is made through it is held by its lease, where it has one."""
+    """A view of a namespace, whose new objects its lease holds, if it has one."""
 
     def __init__(self, store: RemoteStore, name: str, lease: str | None = None) -> None:
         if lease is not None and not (lease and lease.isascii() and lease.isprintable()):
-            raise InvalidInput(f"{lease[:100]!r} cannot be named as the lease of a call: it must be plain text")
+            raise InvalidInput(f"{lease[:100]!r} is no lease for a call: it must be printable ASCII")
         self.store = store
         self.name = name
         self.lease = lease
@@ -82,13 +79,13 @@ class RemoteNamespace:
         self.leases = RemoteLeases(store.connection, ((NAMESPACE, name),))
 
     def snapshots(self, name: str) -> RemoteSnapshots:
-        """Its snapshots that the snapshotter ``name`` of the server keeps."""
+        """The snapshots of the namespace in the server's snapshotter ``name``."""
         return RemoteSnapshots(self.store.connection, self._headers, name)
 
     def clock(self) -> int:
-        """The time of this machine, which mostly is the server's."""
+        """The time of this machine, in nanoseconds since the Unix epoch."""
         return time.time_ns()
 
     def under(self, lease: str) -> Self:
-        """The view of the same namespace whose new objects ``lease`` holds."""
+        """The same namespace, with new objects held by ``lease``."""
         return type(self)(self.store, self.name, lease)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots that a server keeps."""
+"""Snapshots of a remote store."""
 
 from __future__ import annotations
 
@@ -25,73 +25,65 @@ _KINDS: Final = {
 
 
 class RemoteSnapshots:
-    """The snapshots of a namespace that one of the server's snapshotters keeps; keeps what `Snapshotter` promises.
+    """The snapshots of a namespace in one of the server's snapshotters (`Snapshotter`).
 
-    Mounts are good on the server's machine, for who may mount there.
+    Mounts are valid on the server's machine.
     """
 
     def __init__(self, connection: Connection, headers: Headers, name: str) -> None:
         if not name:
-            raise InvalidInput("the snapshotter is not named")
+            raise InvalidInput("the snapshotter has no name")
         self.name = name
         self._connection = connection
         self._headers = headers
 
     def stat(self, key: str) -> SnapshotRecord:
-        """See `Snapshotter.stat`."""
         request = pb.StatSnapshotRequest(snapshotter=self.name, key=key)
         return _record(self._ask("Stat", request, pb.StatSnapshotResponse.FromString).info)
 
     def list(self, filters: Sequence[str] = ()) -> list[SnapshotRecord]:
-        """See `Snapshotter.list`."""
         request = pb.ListSnapshotsRequest(snapshotter=self.name, filters=filters)
         call = self._connection.stream(f"{_SERVICE}/List", request, pb.ListSnapshotsResponse.FromString, self._headers)
-        with self._connection.told():
+        with self._connection.translating_errors():
             found = [_record(one) for page in call for one in page.info]
         return sorted(found, key=lambda record: record.name)
 
     def update(self, key: str, labels: Labels, fields: Sequence[str] = ()) -> SnapshotRecord:
-        """See `Snapshotter.update`."""
         request = pb.UpdateSnapshotRequest(
             snapshotter=self.name, info=pb.Info(name=key, labels=labels), update_mask=FieldMask(paths=fields)
         )
         return _record(self._ask("Update", request, pb.UpdateSnapshotResponse.FromString).info)
 
     def usage(self, key: str) -> Usage:
-        """See `Snapshotter.usage`."""
         request = pb.UsageRequest(snapshotter=self.name, key=key)
         found = self._ask("Usage", request, pb.UsageResponse.FromString)
         return Usage(found.size, found.inodes)
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
-        """See `Snapshotter.mounts`. Raises Unsupported for mounts of kinds that there are none of here."""
+        """Raises Unsupported for unknown types of mounts (`Snapshotter.mounts`)."""
         request = pb.MountsRequest(snapshotter=self.name, key=key)
         return typed(self._ask("Mounts", request, pb.MountsResponse.FromString).mounts)
 
     def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
-        """See `Snapshotter.prepare`."""
         request = pb.PrepareSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=labels)
         return typed(self._ask("Prepare", request, pb.PrepareSnapshotResponse.FromString).mounts)
 
     def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
-        """See `Snapshotter.view`."""
         request = pb.ViewSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=labels)
         return typed(self._ask("View", request, pb.ViewSnapshotResponse.FromString).mounts)
 
     def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
-        """See `Snapshotter.commit`; servers before containerd 2 pass over ``parent``."""
+        """Servers before containerd 2 ignore ``parent`` (`Snapshotter.commit`)."""
         request = pb.CommitSnapshotRequest(snapshotter=self.name, name=name, key=key, labels=labels, parent=parent)
         self._ask("Commit", request)
 
     def remove(self, key: str) -> None:
-        """See `Snapshotter.remove`."""
         self._ask("Remove", pb.RemoveSnapshotRequest(snapshotter=self.name, key=key))
 
     def cleanup(self) -> None:
-        """See `Snapshotter.cleanup`; a snapshotter that has no such thing has nothing to clean up."""
         try:
             self._ask("Cleanup", pb.CleanupRequest(snapshotter=self.name))
-        except Unsupported:
+        except Unsupported:  # this snapshotter has nothing to clean up
             pass
 
     def _ask(self, name: str, request: Message, decode: Callable[[bytes], Any] = bytes) -> Any:
@@ -101,7 +93,7 @@ class RemoteSnapshots:
 def _record(sent: pb.Info) -> SnapshotRecord:
     kind = _KINDS.get(sent.kind)
     if kind is None:
-        raise Unsupported(f"snapshot {sent.name!r} is of a kind that is not known here: {sent.kind}")
+        raise Unsupported(f"snapshot {sent.name!r} is of an unknown kind: {sent.kind}")
     return SnapshotRecord(
         sent.name,
         sent.parent,

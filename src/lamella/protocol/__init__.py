@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What containerd's services say to each other: their messages, and the store's values in them."""
+"""Messages of containerd's services, and conversions between them and the store's values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 NAMESPACE: Final = "containerd-namespace"
 LEASE: Final = "containerd-lease"
-"""Names of headers."""
+"""Header names."""
 
 MAX_MESSAGE: Final = 16 << 20
-"""Bytes of the largest message either way."""
+"""Bytes of a message at most, in either direction."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts as containerd writes them, words for mount(8), to typed ones and back. Nothing else reads those words.
+"""Conversions between containerd's mounts, which are options of mount(8), and typed mounts.
 
 Options are escaped as mount(2) takes them: in the directories of an overlay a backslash stands before commas and
 backslashes, and before colons where several directories are in a row (Documentation/filesystems/overlayfs.rst).
@@ -55,7 +55,7 @@ _NONE_THE_MATTER: Final = frozenset(
     | {"noatime", "atime", "nodiratime", "diratime", "relatime", "norelatime", "strictatime", "nostrictatime"}
     | {f"{how}{kind}" for how in ("", "r") for kind in ("private", "shared", "slave", "unbindable")}
 )
-"""Options that say nothing of which files there are, nor of who owns them."""
+"""Options that affect neither files nor ownership."""
 
 _MORE_LAYERS: Final = ("lowerdir+=", "datadir+=")
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -63,30 +63,30 @@ _BETWEEN: Final = re.compile(r"((?:[^\\:]|\\.)*)(:|\Z)", re.DOTALL)
 
 
 def typed(mounts: Iterable[types_pb2.Mount]) -> tuple[Mount, ...]:
-    """What ``mounts`` say. Raises InvalidInput, and Unsupported for kinds that the store does not have."""
+    """Parse mounts. Raises InvalidInput, Unsupported (an unknown type or option)."""
     return tuple(_typed(mount) for mount in mounts)
 
 
 def sent(mounts: Iterable[Mount]) -> list[types_pb2.Mount]:
-    """``mounts`` for a client. Raises Unsupported where a path is not UTF-8, which is all that goes over the wire."""
+    """Mounts as messages. Raises Unsupported for a path that is not UTF-8."""
     return [_sent(mount) for mount in mounts]
 
 
 def _typed(mount: types_pb2.Mount) -> Mount:
     if mount.target:
-        raise Unsupported(f"a mount of type {mount.type!r} is to be made at {mount.target!r}, beneath the others")
+        raise Unsupported(f"a mount of type {mount.type!r} has the target {mount.target!r}")
     options = list(mount.options)
     if mount.type == OVERLAY:
         return _typed_overlay(options)
     if mount.type == EROFS:
         kept = tuple(option for option in options if option not in (_READ_ONLY, _LOOP))
         if _READ_WRITE in kept:
-            raise InvalidInput("an EROFS image cannot be written to")
+            raise InvalidInput("an EROFS mount must be read-only")
         return ErofsMount(_path(mount.source), kept)
     if mount.type == BIND or BIND in options or _RECURSIVE in options:
         for option in options:
             if option not in _OF_BINDS and option not in _NONE_THE_MATTER:
-                raise Unsupported(f"a bind mount has the option {option!r}, which is not known here")
+                raise Unsupported(f"a bind mount has the unknown option {option!r}")
         return BindMount(_path(mount.source), readonly=_is_readonly(options))
     if mount.type in _OF_WINDOWS:
         return _typed_windows(mount)
@@ -113,7 +113,7 @@ def _typed_windows(mount: types_pb2.Mount) -> Mount:
         if name + equals in _OF_WINDOWS[mount.type]:
             said[name + equals] = value
         elif option not in (_READ_ONLY, _READ_WRITE):
-            raise Unsupported(f"a mount of type {mount.type!r} has the option {name!r}, which is not known here")
+            raise Unsupported(f"a mount of type {mount.type!r} has the unknown option {name!r}")
     readonly = _is_readonly(mount.options)
     source, parents, images = _windows_path(mount.source), _paths(said, _PARENTS), _paths(said, _IMAGES)
     if mount.type == WINDOWS:
@@ -123,7 +123,7 @@ def _typed_windows(mount: types_pb2.Mount) -> Mount:
         return CimMount(source, image, parents, images, readonly)
     kind = said.get(_BLOCKS, "file")
     if kind not in ("file", "device"):
-        raise InvalidInput(f"block images are held by files or devices, and not by {kind!r}")
+        raise InvalidInput(f"a block CIM is in a file or a device, not in {kind!r}")
     merged = _windows_path(said[_MERGED]) if _MERGED in said else None
     return BlockCimMount(source, images, kind, merged, _INTEGRITY in said, _FOOTER in said)
 
@@ -135,7 +135,7 @@ def _typed_added(kind: str, mount: types_pb2.Mount) -> AddedMount:
         if name + equals == _PARENTS:
             said[_PARENTS] = value
         elif option not in (_READ_ONLY, _READ_WRITE):
-            raise Unsupported(f"a mount of type {mount.type!r} has the option {name!r}, which is not known here")
+            raise Unsupported(f"a mount of type {mount.type!r} has the unknown option {name!r}")
     return AddedMount(kind, _path(mount.source), _paths(said, _PARENTS), _is_readonly(mount.options))
 
 
@@ -148,7 +148,7 @@ def _paths(said: dict[str, str], name: str) -> tuple[Path, ...]:
         found = json.loads(said[name])
     except (ValueError, RecursionError) as problem:
         raise InvalidInput(f"the option {name!r} of a mount is not JSON: {problem}") from None
-    if found is None:  # no paths, as Go has it
+    if found is None:  # an empty list in Go
         return ()
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise InvalidInput(f"the option {name!r} of a mount is not a list of paths")
@@ -156,9 +156,9 @@ def _paths(said: dict[str, str], name: str) -> tuple[Path, ...]:
 
 
 def _windows_path(text: str) -> Path:
-    """A path of this host where Windows' own could be; a backslash at its end is none of its name."""
+    """A Windows path, valid on Windows hosts only, without a trailing backslash."""
     if not text.startswith("/") and PureWindowsPath(text).drive:
-        raise Unsupported(f"a mount names {text[:200]!r}, a path of Windows, and this host is another")
+        raise Unsupported(f"a mount has the Windows path {text[:200]!r}, and this host is not Windows")
     return _path(text.rstrip("\\"))
 
 
@@ -175,7 +175,7 @@ def _typed_overlay(options: Sequence[str]) -> OverlayMount:
         elif option.startswith(_WORK):
             work = _path(_unescaped(option[len(_WORK) :]))
         elif option.startswith(_MORE_LAYERS):
-            raise Unsupported(f"an overlay has the option {option.partition('=')[0]!r}, which is not known here")
+            raise Unsupported(f"an overlay has the unknown option {option.partition('=')[0]!r}")
         elif option not in (_READ_ONLY, _READ_WRITE):
             kept.append(option)
     if upper is not None and _is_readonly(options):
@@ -188,13 +188,13 @@ def _typed_overlay(options: Sequence[str]) -> OverlayMount:
 
 
 def _is_readonly(options: Sequence[str]) -> bool:
-    """The last word counts."""
+    """Whether ``ro`` is the last of ``ro`` and ``rw``."""
     said = [option for option in options if option in (_READ_ONLY, _READ_WRITE)]
     return bool(said) and said[-1] == _READ_ONLY
 
 
 def _parts(value: str) -> list[str]:
-    """What is between the colons that no backslash stands before."""
+    """Split at colons without a backslash before them."""
     found: list[str] = []
     at = 0
     while True:
@@ -213,7 +213,7 @@ def _unescaped(value: str) -> str:
 
 def _path(text: str) -> Path:
     if not text.startswith("/") or "\0" in text:
-        raise InvalidInput(f"a mount names {text[:200]!r}, which is not the path of a file from the root on")
+        raise InvalidInput(f"a mount has the path {text[:200]!r}, which is not absolute")
     return Path(text)
 
 
@@ -232,7 +232,7 @@ def _sent(mount: Mount) -> types_pb2.Mount:
                 words.append(_LOWER + ":".join(_escaped(_text(one), ":,") for one in lower))
             return types_pb2.Mount(type=OVERLAY, source=OVERLAY, options=(*words, *options))
         case ErofsMount(image, options):
-            # Before Linux 6.12 it takes a loop device, which containerd sets up for this word.
+            # Linux before 6.12 needs a loop device, which containerd sets up for this option.
             return types_pb2.Mount(type=EROFS, source=_text(image), options=(_READ_ONLY, _LOOP, *options))
         case WindowsLayerMount(folder, parents, readonly):
             words = [_READ_ONLY if readonly else _READ_WRITE]
@@ -281,5 +281,5 @@ def _text(path: Path) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Unsupported(f"the path {text!r} is not UTF-8, and cannot be told to clients") from None
+        raise Unsupported(f"the path {text!r} is not UTF-8, which messages require") from None
     return text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that serves a store: who may, on which sockets, and how it ends."""
+"""The daemon: its log, its settings file, its lock on the store, and its signals."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from lamella.store.store import Store
 FORMATS: Final = ("text", "json")
 
 FIELDS: Final = ("method", "code")
-"""What a record may say apart from its message, for programs."""
+"""Extra attributes of log records that the JSON log shows."""
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -51,7 +51,7 @@ class _Json(logging.Formatter):
 
 
 class _Text(logging.Formatter):
-    """A line for people, with where an error came from beneath it."""
+    """One line per record, followed by its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname.lower()}: {record.getMessage()}"
@@ -59,12 +59,12 @@ class _Text(logging.Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
-    """To the millisecond, always as many characters."""
+    """RFC 3339, in milliseconds."""
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
 
-def start(form: str, *, debug: bool = False) -> None:
-    """Have the log of this process written to standard error, one line at a time."""
+def start_log(form: str, *, debug: bool = False) -> None:
+    """Write this process's log to standard error, in one of the `FORMATS`."""
     out = logging.StreamHandler(sys.stderr)
     out.setFormatter(_Json() if form == "json" else _Text())
     root = logging.getLogger("lamella")
@@ -74,13 +74,13 @@ def start(form: str, *, debug: bool = False) -> None:
 
 
 MAX_SIZE = 1 << 20
-"""Bytes of a file of settings."""
+"""Bytes of a settings file at most."""
 
 
 def read_settings(path: Path, known: Mapping[str, Collection[str] | None]) -> dict[str, str]:
-    """What the file at ``path`` says of the settings in ``known``, each with the values that it may have, None for any.
+    """The settings in the TOML file at ``path``. ``known`` maps each allowed setting to its values, None for any text.
 
-    Raises NotFound, Denied, InvalidInput (no TOML, another setting, a value that is no text or not one of those).
+    Raises NotFound, Denied, InvalidInput (no TOML, an unknown setting or value).
     """
     try:
         with path.open("rb") as file:
@@ -88,14 +88,14 @@ def read_settings(path: Path, known: Mapping[str, Collection[str] | None]) -> di
     except OSError as problem:
         raise from_os(problem, f"read the settings in {str(path)!r}") from problem
     if len(raw) > MAX_SIZE:
-        raise InvalidInput(f"{str(path)!r} has more than {MAX_SIZE} bytes")
+        raise InvalidInput(f"{str(path)!r} is larger than {MAX_SIZE} bytes")
     try:
         found = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise InvalidInput(f"{str(path)!r} is not TOML: {problem}") from problem
     for name, value in found.items():
         if name not in known:
-            raise InvalidInput(f"{str(path)!r}: there is no setting {name!r}", hint=f"known are {', '.join(known)}")
+            raise InvalidInput(f"{str(path)!r}: unknown setting {name!r}", hint=f"known are {', '.join(known)}")
         if not isinstance(value, str) or not value:
             raise InvalidInput(f"{str(path)!r}: the setting {name!r} must be text, in quotes")
         values = known[name]
@@ -108,21 +108,19 @@ LOG = logging.getLogger("lamella.service")
 
 _LOCK: Final = "service"
 _PATIENCE: Final = 0.5
-"""Seconds in which a collector that looks through the locks lets go of this one."""
+"""Seconds to wait for a collector, which holds each lock for a moment."""
 
 
 @contextmanager
-def sole_server(root: Path) -> Iterator[None]:
-    """Be the one server of the store at ``root`` until the block ends. Raises Conflict where there is one."""
+def exclusive_server(root: Path) -> Iterator[None]:
+    """Lock the store at ``root`` for one server while the block lasts. Raises Conflict if another serves it."""
     path = f"{root}/locks/{_LOCK}"
     try:
         lock = _lock(path, time.monotonic() + _PATIENCE)
     except OSError as problem:
         raise from_os(problem, f"lock {path!r}") from problem
     if lock is None:
-        raise Conflict(
-            f"the store {str(root)!r} is being served already", hint="stop that server, or name another root"
-        )
+        raise Conflict(f"the store {str(root)!r} is already served", hint="stop that server, or name another root")
     try:
         yield
     finally:
@@ -155,11 +153,10 @@ def serve(
     store: Store | None = None,
     leaving: Callable[[], None] | None = None,
 ) -> None:
-    """Serve each endpoint at its address, or on its listening socket, until SIGTERM or SIGINT asks to stop.
+    """Serve each endpoint at its address, or on its listening socket, until SIGTERM or SIGINT.
 
-    For the main thread. With ``once`` the end comes when the clients that came have gone. ``metrics`` is where
-    `lamella.service.metrics` tells of it, and of ``store``. ``leaving`` ends calls that would go on for ever.
-    Raises as `listening`.
+    For the main thread. With ``once`` it ends when the last of its clients has gone. ``metrics`` is the place of the
+    metrics of the server and of ``store``. ``leaving`` ends calls of unlimited duration. Raises as `listening`.
     """
     share_arenas()
     with ExitStack() as stack:
@@ -173,12 +170,12 @@ def serve(
             from lamella.service.metrics import serving_metrics
 
             where = stack.enter_context(serving_metrics(metrics, server, store))
-            LOG.info("telling metrics at %s", where)
+            LOG.info("metrics at %s", where)
         for listener, methods in listeners:
             server.serve(listener, methods)
             LOG.info("serving at %s", listener.getsockname())
         gc.collect()
-        gc.freeze()  # what is there now stays, and no collection is to look through it again
+        gc.freeze()  # what exists now stays; later collections need not traverse it
         notify("READY=1")
         every = watchdog()
         beat = None if every is None else partial(notify, "WATCHDOG=1")
@@ -188,10 +185,10 @@ def serve(
 
 @contextmanager
 def _stopped_by_signals(server: Server) -> Iterator[None]:
-    """The first signal asks to stop, a further one does what it always does.
+    """Stop the server at the first signal; a second one has its default action.
 
-    One that reaches another thread, or this one on its way into waiting, wakes nobody by itself: its number is
-    written to the server's waker at once, so that this thread comes round to call the handler.
+    A signal that reaches another thread, or this one just before it waits, does not wake it: the wake-up descriptor
+    does, by a byte to the server's waker, so that this thread calls the handler.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collection after deletions: in one thread, once for deletions that come close together."""
+"""Garbage collection after deletions: one thread, and one collection for deletions close together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from lamella.errors import Unavailable
 from lamella.protocol.proto.happenings_pb2 import SnapshotRemove
 from lamella.protocol.proto.images_pb2 import ImageDelete
-from lamella.service.services.event_bus import Bus
+from lamella.service.services.events import Bus
 from lamella.store.gc.collect import collect
 from lamella.store.gc.labels import IMAGES, SNAPSHOTS
 from lamella.store.store import Store
@@ -19,14 +19,14 @@ from lamella.store.store import Store
 LOG = logging.getLogger("lamella.service")
 
 _END: Final = 1.0
-"""Seconds that a collection has to come to its end when the service is being stopped."""
+"""Seconds that a collection has to end when the service stops."""
 
 PAUSE: Final = 0.1
-"""Seconds from a deletion to the collection, in which others may come."""
+"""Seconds from a deletion to the collection, in which further deletions join it."""
 
 
 class Collector:
-    """Runs collections. Close it: one that takes long then is left to be taken up by the next, as after a crash."""
+    """Runs collections. After `close`, the next start resumes a collection that was under way, as after a crash."""
 
     def __init__(self, store: Store, bus: Bus, *, pause: float = PAUSE) -> None:
         self._store = store
@@ -41,12 +41,12 @@ class Collector:
         self._thread: threading.Thread | None = None
 
     def ask(self) -> None:
-        """Something was deleted: collect soon."""
+        """Collect soon."""
         with self._changed:
             self._ask()
 
     def collect(self) -> None:
-        """Collect, and come back once a collection that began after this call has ended. Raises what it has raised."""
+        """Wait for a collection that begins after this call. Raises its errors, Unavailable after `close`."""
         with self._changed:
             turn = self._ask()
             self._hurry += 1
@@ -61,7 +61,7 @@ class Collector:
                 raise self._problem
 
     def close(self) -> None:
-        """Stop. What was asked for and has not begun is left to the next start."""
+        """Stop. Collections that were asked for and have not begun are left to the next start."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -92,12 +92,12 @@ class Collector:
             problem: Exception | None = None
             try:
                 self._collect()
-            except Exception as error:  # the thread must live on; whoever waits is told
+            except Exception as error:  # the thread must go on; `collect` raises it
                 if not self._closed:
                     LOG.exception("collection failed")
                 problem = error
             took = time.monotonic() - began
-            # A large store is not to be busy with nothing else.
+            # At most a sixth of the time is for collections, also in a large store.
             pause = max(self._pause, 5 * took)
             with self._changed:
                 self._done = turn

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd and its like give a service and are told by it; nothing where there is none (sd_listen_fds(3))."""
+"""The service's side of systemd: inherited sockets, readiness and watchdog (sd_listen_fds(3), sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MICROSECOND: Final = 1e-6
 
 
 def inherited() -> Sequence[tuple[str, socket.socket]]:
-    """The sockets that were opened for this process, which listen, each after the name it was given; mostly none."""
+    """Listening sockets passed by the service manager, with their names; none without one."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return ()
     try:
@@ -25,13 +25,13 @@ def inherited() -> Sequence[tuple[str, socket.socket]]:
     for at in range(count):
         os.set_inheritable(_FIRST + at, False)
         found.append((names[at] if at < len(names) else "", socket.socket(fileno=_FIRST + at)))
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):  # they are nobody else's
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):  # child processes must not claim them
         os.environ.pop(name, None)
     return found
 
 
 def notify(state: str) -> None:
-    """Tell of ``state``, as in ``READY=1``. Raises nothing: nobody may be listening (sd_notify(3))."""
+    """Send a state such as ``READY=1`` to the service manager, if there is one. Raises nothing."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -46,9 +46,9 @@ def notify(state: str) -> None:
 
 
 def watchdog() -> float | None:
-    """Seconds after which this process is to say ``WATCHDOG=1`` again; None where nobody waits for it.
+    """Seconds between ``WATCHDOG=1`` states: half of the service manager's timeout; None without a watchdog.
 
-    That is half of what the supervisor allows (sd_watchdog_enabled(3)).
+    See sd_watchdog_enabled(3).
     """
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

@@ -30,7 +30,7 @@ from lamella.errors import Conflict, InvalidInput
 from lamella.protocol.proto import content_pb2, events_pb2, health_pb2, namespaces_pb2, streaming_pb2
 from lamella.protocol.wire import packed
 from lamella.service import daemon as logs
-from lamella.service.daemon import sole_server
+from lamella.service.daemon import exclusive_server
 from lamella.service.grpc import http2
 from lamella.service.grpc.server import listening
 from lamella.service.sd_notify import inherited, notify, watchdog
@@ -94,15 +94,15 @@ def test_too_long_an_address_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_a_store_has_one_server(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "root") as store, sole_server(store.root):
-        with pytest.raises(Conflict, match="being served already"), sole_server(store.root):
+    with Store.open(tmp_path / "root") as store, exclusive_server(store.root):
+        with pytest.raises(Conflict, match="already served"), exclusive_server(store.root):
             pass
         from lamella.store.gc.collect import collect
 
         collect(store)  # which sweeps locks that nobody holds
-        with pytest.raises(Conflict), sole_server(store.root):
+        with pytest.raises(Conflict), exclusive_server(store.root):
             pass
-    with sole_server(tmp_path / "root"):
+    with exclusive_server(tmp_path / "root"):
         pass
 
 
@@ -217,7 +217,7 @@ def test_an_error_is_logged_with_where_it_came_from(capsys: pytest.CaptureFixtur
     before = log.handlers[:], log.level, log.propagate
     try:
         for form in logs.FORMATS:
-            logs.start(form)
+            logs.start_log(form)
             try:
                 raise ValueError("what\nnow")
             except ValueError:
@@ -479,7 +479,7 @@ def test_a_signal_that_does_not_interrupt_the_waiting_thread_ends_the_service_al
 
 def test_a_collection_that_takes_long_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lamella.service import gc_scheduler as module
-    from lamella.service.services.event_bus import Bus
+    from lamella.service.services.events import Bus
 
     began, done = threading.Event(), threading.Event()
 

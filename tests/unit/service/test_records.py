@@ -472,7 +472,7 @@ def test_a_bug_is_no_traceback_for_the_client(served: Served, monkeypatch: pytes
     def fail(*_: object) -> Iterator[None]:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("lamella.store.metadata.images.Images.list", fail)
+    monkeypatch.setattr("lamella.store.metadata.images.LocalImages.list", fail)
     request = images.ListImagesRequest()
     with pytest.raises(grpc.RpcError) as raised:
         served.client.images.List(request, metadata=within())

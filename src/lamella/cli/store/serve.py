@@ -134,7 +134,7 @@ def command(
 
     from lamella.client.images import SOCKET as CONTAINERD
     from lamella.service import daemon
-    from lamella.service.daemon import serve, sole_server
+    from lamella.service.daemon import exclusive_server, serve
     from lamella.service.endpoints.direct import direct_methods
     from lamella.service.endpoints.plugin import opened_plugin, plugin_methods
     from lamella.service.sd_notify import inherited
@@ -152,10 +152,10 @@ def command(
             direct.append(given)
     if not direct and not plugins:
         raise click.UsageError("--address or --plugin is missing")
-    daemon.start(log_format, debug=console.debug)
+    daemon.start_log(log_format, debug=console.debug)
     with ExitStack() as stack:
         store = stack.enter_context(opened_store(create=True, verity=verity or "", isolated=content_sharing != _SHARED))
-        stack.enter_context(sole_server(store.root))
+        stack.enter_context(exclusive_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
         served: list[ServedStore] = []
         if direct:

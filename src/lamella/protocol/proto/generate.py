@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the modules of this package anew from its .proto files; needs ``grpcio-tools``.
+"""Generates the modules of this package from its .proto files; needs ``grpcio-tools``.
 
 What the compiler says of its own version is left out: it would change with each release of it, and it would shut out
 earlier releases of protobuf, which read these plain descriptors as well.
@@ -15,7 +15,7 @@ from typing import Final
 
 PACKAGE: Final = Path(__file__).parent
 _IMPORTS: Final = PACKAGE.parents[2]
-"""The directory that the names in ``import`` start from."""
+"""Root of the paths in ``import`` statements."""
 
 _LICENCE: Final = "# SPDX-License-Identifier: Apache-2.0\n"
 _VERSIONS: Final = (
@@ -28,7 +28,7 @@ _VERSIONS: Final = (
 
 
 def generated() -> dict[str, str]:
-    """The text of each module and its stub, by file name. Raises RuntimeError where a file does not compile."""
+    """The text of each module and stub, by file name. Raises RuntimeError if a file does not compile."""
     from grpc_tools import protoc
 
     sources = sorted(str(path.relative_to(_IMPORTS)) for path in PACKAGE.glob("*.proto"))

@@ -38,12 +38,10 @@ class WalkingDiffer:
     layers: Final = ("directory", "overlay", "erofs")
 
     def knows(self, mounts: Mounts) -> bool:
-        """See `Differ.knows`."""
         return all(isinstance(mount, (BindMount, OverlayMount, ErofsMount)) for mount in mounts)
 
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
-        """See `Differ.applying`."""
         from lamella.layers.directory.sink import DirectorySink
 
         match mounts:
@@ -63,7 +61,6 @@ class WalkingDiffer:
                     yield Target(DirectorySink(root, losses=losses), root, _changes)
 
     def comparing(self, left: Mounts, right: Mounts) -> Make:
-        """See `Differ.comparing`."""
         return partial(_written, left, right)
 
 

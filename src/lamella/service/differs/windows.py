@@ -86,7 +86,6 @@ class WindowsDiffer:
         self._system = system
 
     def knows(self, mounts: Mounts) -> bool:
-        """See `Differ.knows`."""
         return any(isinstance(mount, WindowsLayerMount) for mount in mounts)
 
     @contextmanager
@@ -132,12 +131,10 @@ class CimDiffer:
     layers: Final = ("cim",)
 
     def knows(self, mounts: Mounts) -> bool:
-        """See `Differ.knows`."""
         return any(isinstance(mount, CimMount) for mount in mounts)
 
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
-        """See `Differ.applying`."""
         from lamella.layers.cim.image import CimLayer
         from lamella.layers.cim.sink import CimSink
 
@@ -186,7 +183,6 @@ class BlockCimDiffer:
     layers: Final = ("blockcim",)
 
     def knows(self, mounts: Mounts) -> bool:
-        """See `Differ.knows`."""
         return any(isinstance(mount, BlockCimMount) for mount in mounts)
 
     @contextmanager

@@ -43,7 +43,7 @@ def direct_methods(shared: ServedStore) -> dict[str, Method]:
         **methods(content_pb2.DESCRIPTOR, Content(shared)),
         **methods(images_pb2.DESCRIPTOR, Images(shared)),
         **methods(leases_pb2.DESCRIPTOR, Leases(shared)),
-        **methods(events_pb2.DESCRIPTOR, Events(shared)),
+        **methods(events_pb2.DESCRIPTOR, Events(shared.bus)),
         **methods(snapshots_pb2.DESCRIPTOR, Snapshots(shared)),
         **methods(diff_pb2.DESCRIPTOR, Diff(shared)),
         **methods(streaming_pb2.DESCRIPTOR, streams),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as gRPC statuses: the one place where a category becomes a code, and what a client gets to read."""
+"""Errors as gRPC statuses: the code of each category, and the message for the client."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lamella.errors import EXIT_STATUS, Denied, InvalidInput, LamellaError, from
 LOG = logging.getLogger("lamella.service")
 
 _LONGEST = 4096
-"""Characters of a message to a client; headers have no room for more."""
+"""Characters of a status message at most."""
 
 
 class Code(IntEnum):
-    """The codes of gRPC (statuscodes.md)."""
+    """gRPC's status codes (statuscodes.md)."""
 
     OK = 0
     CANCELLED = 1
@@ -36,23 +36,23 @@ class Code(IntEnum):
 
 
 class OutOfRange(InvalidInput):
-    """An offset that is not where the object stands."""
+    """An offset past the end of a blob, or not at the end of an ingest."""
 
 
-class TurnedAway(Denied):
-    """Somebody else, whom the client wanted something of, has refused it."""
+class RefusedByPeer(Denied):
+    """A third party, such as a registry, has refused the client's request."""
 
 
 def status_of(error: BaseException, method: str) -> tuple[Code, str]:
-    """The code and the text that a client gets for ``error``, which is logged where it is nobody's but ours."""
+    """The code and the message of ``error`` for a client; errors of the server's own are logged."""
     if isinstance(error, OSError):
-        told = from_os(error, "the system refused")
-        code = _code(told)
+        refusal = from_os(error, "the system refused")
+        code = _code(refusal)
         LOG.error("%s failed: %s", method, error, exc_info=error, extra={"method": method, "code": code.name})
-        return code, str(told)[:_LONGEST]
+        return code, str(refusal)[:_LONGEST]
     if isinstance(error, LamellaError):
         code = _code(error)
-        ours = code in (Code.UNKNOWN, Code.DATA_LOSS, Code.PERMISSION_DENIED) and not isinstance(error, TurnedAway)
+        ours = code in (Code.UNKNOWN, Code.DATA_LOSS, Code.PERMISSION_DENIED) and not isinstance(error, RefusedByPeer)
         level = logging.ERROR if ours else logging.DEBUG
         LOG.log(level, "%s: %s: %s", method, code.name, error, extra={"method": method, "code": code.name})
         text = f"{error} ({error.hint})" if error.hint else str(error)

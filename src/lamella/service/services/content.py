@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Content service: blobs of a namespace, read and written by clients."""
+"""The Content service: clients read and write the blobs of a namespace."""
 
 from __future__ import annotations
 
@@ -26,75 +26,70 @@ from lamella.store.store import LocalNamespace
 if TYPE_CHECKING:
     from lamella.service.services.served_store import ServedStore
 
-MOST: Final = 64
-"""Files that are kept open."""
+MAX_OPEN: Final = 64
+"""Files kept open."""
 
 FRESH: Final = 1.0
-"""Seconds until the store is asked again whether the blob is there: another process may have deleted it."""
+"""Seconds after which the store is asked again for a blob: another process may have deleted it."""
 
 
 class OpenBlob:
-    """An open file and its size in bytes. It is closed when nobody refers to it any more."""
+    """An open file and its size in bytes. The last reference closes it."""
 
-    __slots__ = ("file", "looked", "size")
+    __slots__ = ("checked", "file", "size")
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
-        self.looked = time.monotonic()
+        self.checked = time.monotonic()
 
     def __del__(self) -> None:
         self.file.close()
 
 
 class OpenBlobs:
-    """The blobs that were read last."""
+    """Cache of the open files of the blobs read last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blobs: OrderedDict[tuple[str, str], OpenBlob] = OrderedDict()
 
     def get(self, namespace: str, digest: Digest, find: Callable[[], BinaryIO]) -> OpenBlob:
-        """The blob, which ``find`` opens if need be. Raises what that raises."""
+        """The blob, opened by ``find`` if it is not cached. Raises the errors of ``find``."""
         key = (namespace, digest)
         blob = self._blobs.get(key)
-        if blob is not None and time.monotonic() - blob.looked < FRESH:
+        if blob is not None and time.monotonic() - blob.checked < FRESH:
             return blob
         self.forget(namespace, digest)
         blob = OpenBlob(find())
         with self._lock:
             self._blobs[key] = blob
-            # The oldest go, so that a deleted blob does not take space for long.
-            while len(self._blobs) > MOST:
+            # Drop the oldest, so that deleted blobs free their space soon.
+            while len(self._blobs) > MAX_OPEN:
                 self._blobs.popitem(last=False)
         return blob
 
     def forget(self, namespace: str, digest: Digest) -> None:
-        """The blob is gone."""
+        """Drop a deleted blob."""
         with self._lock:
             self._blobs.pop((namespace, digest), None)
 
-    def clear(self) -> None:
-        """Any blob may be gone."""
-        with self._lock:
-            self._blobs.clear()
-
 
 CHUNK: Final = 1 << 20
-"""Bytes of the messages that a blob is sent in."""
+"""Bytes of a blob in one message."""
 
 QUICK: Final = 64 << 10
-"""Bytes that are read and sent without a thread of their own."""
+"""Bytes of a read that the reading thread of the connection answers."""
 
 _PAGE: Final = 100
 _PATIENCE: Final = 5.0
-"""Seconds to wait for a client that has gone to let go of its ingest."""
+"""Seconds to wait until the call of a client that has gone releases its ingest."""
 _OVERTAKEN: Final = 0.1
-"""Seconds to wait for one that goes on: clients may send that they cancel a call after the beginning of their next."""
+"""Seconds to wait for a call under way: clients may cancel a call after they begin the next one."""
 
 
 class Content:
-    """Blobs. Pieces of one that come one after the other are read from a file that is opened once."""
+    """The Content service. Reads of a blob share one open file."""
 
     def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
@@ -105,18 +100,16 @@ class Content:
 
     @quick()
     def info(self, request: pb.InfoRequest, call: Call) -> pb.InfoResponse:
-        """What is known of a blob."""
         return pb.InfoResponse(info=_info(self._shared.space(call).content.info(digest(request.digest))))
 
     def update(self, request: pb.UpdateRequest, call: Call) -> pb.UpdateResponse:
-        """Change its labels."""
         content = self._shared.space(call).content
         wanted = request.info
         record = content.update(digest(wanted.digest), labels(wanted.labels), fields(request.update_mask))
         return pb.UpdateResponse(info=_info(record))
 
     def list(self, request: pb.ListContentRequest, call: Call) -> Iterator[pb.ListContentResponse]:
-        """All blobs that pass, by digest."""
+        """Pages of the blobs that pass the filters, by digest."""
         page = pb.ListContentResponse()
         for record in self._shared.space(call).content.walk(tuple(request.filters)):
             page.info.append(_info(record))
@@ -127,7 +120,7 @@ class Content:
             yield page
 
     def delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
-        """Take a blob out of the namespace."""
+        """Remove a blob from the namespace."""
         space = self._shared.space(call)
         which = digest(request.digest)
         space.content.delete(which)
@@ -138,7 +131,7 @@ class Content:
 
     @quick(lambda request: 0 < request.size <= QUICK)
     def read(self, request: pb.ReadContentRequest, call: Call) -> Iterator[Encoded] | tuple[Encoded, ...]:
-        """The bytes of a blob from an offset on."""
+        """The bytes of a blob from an offset. Raises OutOfRange."""
         space = self._shared.space(call)
         which = digest(request.digest)
         blob = self._blobs.get(space.name, which, lambda: space.content.open(which))
@@ -156,7 +149,7 @@ class Content:
         return self._pieces(blob.file.fileno(), which, offset, size, blob)
 
     def _pieces(self, file: int, which: Digest, offset: int, size: int, keep: object) -> Iterator[Encoded]:
-        """Pieces of a file, each to be sent before the next one; ``keep`` keeps the file open."""
+        """Messages with parts of a file, which share a buffer; ``keep`` keeps the file open."""
         buffer = self._buffers.pop() if self._buffers else bytearray(CHUNK)
         try:
             with memoryview(buffer) as view:
@@ -174,25 +167,22 @@ class Content:
 
     @quick()
     def status(self, request: pb.StatusRequest, call: Call) -> pb.StatusResponse:
-        """Where an ingest stands."""
         return pb.StatusResponse(status=_status(self._shared.space(call).content.status(request.ref)))
 
     def list_statuses(self, request: pb.ListStatusesRequest, call: Call) -> pb.ListStatusesResponse:
-        """The ingests that are under way."""
         found = self._shared.space(call).content.statuses(tuple(request.filters))
         return pb.ListStatusesResponse(statuses=[_status(one) for one in found])
 
     def abort(self, request: pb.AbortRequest, call: Call) -> Empty:
-        """Drop an ingest."""
         space = self._shared.space(call)
         self._await_leaving((space.name, request.ref))
         space.content.abort(request.ref)
         return Empty()
 
     def write(self, requests: Iterator[pb.WriteContentRequest], call: Call) -> Iterator[pb.WriteContentResponse]:
-        """Write one blob: each request is answered once, and COMMIT ends the stream.
+        """Write one blob: each request has one answer, and COMMIT ends the stream.
 
-        The ingest is let go of when the stream ends, however it does.
+        The end of the stream releases the ingest.
         """
         first = next(requests, None)
         if first is None:
@@ -228,18 +218,18 @@ class Content:
             writer.close()
 
     def _become_writer(self, key: tuple[str, str], call: Call) -> None:
-        """Be the one that has an ingest open, or is about to. Raises Unavailable where another is and goes on."""
+        """Register as the writer of an ingest. Raises Unavailable if another call holds it and goes on."""
         began = time.monotonic()
         with self._changed:
             while (holder := self._writers.get(key)) is not None:
                 ending = holder.ending
                 left = began + (_PATIENCE if ending else _OVERTAKEN) - time.monotonic()
                 if not self._changed.wait(left) and holder.ending is ending:
-                    raise Unavailable(f"the ingest {key[1]!r} is open elsewhere", hint="wait until it is done")
+                    raise Unavailable(f"the ingest {key[1]!r} is open in another call", hint="wait until it is done")
             self._writers[key] = call
 
     def _await_leaving(self, key: tuple[str, str]) -> None:
-        """Where the client that has an ingest open is done or gone, let its call come to its end first."""
+        """Wait for the call that holds an ingest, if its client is done or gone."""
         with self._changed:
             holder = self._writers.get(key)
             if holder is not None and holder.ending:
@@ -247,7 +237,7 @@ class Content:
 
 
 class _Writer:
-    """An ingest as its client sees it."""
+    """An ingest of one Write call."""
 
     def __init__(self, space: LocalNamespace, first: pb.WriteContentRequest) -> None:
         self._content = space.content
@@ -258,7 +248,7 @@ class _Writer:
         self._begun = False
 
     def take(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
-        """Do what a message asks for, and say where the ingest stands then."""
+        """Handle a request; returns its answer."""
         self._total = _total(request) or self._total
         self._expected = _expected(request) or self._expected
         if request.expected and self._begun:
@@ -267,7 +257,7 @@ class _Writer:
         if request.action in (pb.WRITE, pb.COMMIT):
             self._write(request)
         elif request.action != pb.STAT:
-            raise InvalidInput(f"there is no action {request.action}")
+            raise InvalidInput(f"unknown action {request.action}")
         status = self._ingest.status()
         running = self._ingest.digest()
         answer = pb.WriteContentResponse(
@@ -275,7 +265,7 @@ class _Writer:
             started_at=timestamp(status.started_at),
             updated_at=timestamp(status.updated_at),
             offset=status.offset,
-            # One that is as it should be, as another namespace's blob is from the start, has all it is to have.
+            # An ingest with the expected digest is complete, such as a blob of another namespace.
             total=self._total or status.total or (status.offset if running == status.expected else 0),
             digest=running,
         )
@@ -286,32 +276,31 @@ class _Writer:
         return answer
 
     def close(self) -> None:
-        """Let go."""
         self._ingest.close()
 
     def _write(self, request: pb.WriteContentRequest) -> None:
         at = self._ingest.status().offset
         if request.offset < 0 or (request.offset and request.offset != at):
-            raise OutOfRange(f"the ingest {self._ref!r} stands at {at}, and cannot be written at {request.offset}")
+            raise OutOfRange(f"the ingest {self._ref!r} has {at} bytes, and cannot be written at {request.offset}")
         if not request.offset and at:
             self._ingest.truncate()
         if request.data:
             self._ingest.write(request.data)
 
     def _look_for(self, expected: Digest) -> None:
-        """Drop the ingest where the blob has come meanwhile. Raises AlreadyExists then."""
+        """Drop the ingest and raise AlreadyExists if the blob exists by now."""
         try:
             self._content.info(expected)
         except NotFound:
             return
         self._ingest.close()
-        # Opening it again finds the blob, puts it under the lease, and drops what is there.
+        # Reopening finds the blob, adds it to the lease, and drops the bytes of the ingest.
         self._ingest = self._content.ingest(self._ref, total=self._total, expected=expected)
 
 
 def _total(request: pb.WriteContentRequest) -> int:
     if request.total < 0:
-        raise InvalidInput(f"an ingest cannot have {request.total} bytes")
+        raise InvalidInput(f"negative size {request.total}")
     return request.total
 
 
@@ -320,7 +309,7 @@ def _expected(request: pb.WriteContentRequest) -> Digest | None:
 
 
 def _piece(offset: int, data: bytes | memoryview) -> Encoded:
-    """A ReadContentResponse, without a copy of its data."""
+    """An encoded ReadContentResponse, without a copy of its data."""
     head = b"\x08" + encode_varint(offset) if offset else b""
     return Encoded((head + b"\x12" + encode_varint(len(data)), data))
 

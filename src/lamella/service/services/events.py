@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Events service: events of the store, and those that clients publish."""
+"""The event bus, and the Events service over it. No event is stored."""
 
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.descriptor import FieldDescriptor
@@ -18,22 +19,72 @@ from google.protobuf.message_factory import GetMessageClass
 from lamella.errors import InvalidInput
 from lamella.protocol.proto import events_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Envelope
-from lamella.protocol.wire import timestamp, type_name
+from lamella.protocol.wire import packed, timestamp, type_name
 from lamella.service.grpc.rpc import AnswerQueue, Call, quick
 from lamella.store.metadata.filters import Path, parse_filters
 from lamella.store.metadata.labels import MAX_NAMESPACE, check_namespace
 
-if TYPE_CHECKING:
-    from lamella.service.services.served_store import ServedStore
+MAX_WAITING: Final = 10_000
+"""Events that may wait for a subscriber; beyond that the oldest are dropped."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 
-class Events:
-    """Publishes and subscribes; no event is stored."""
+class Bus:
+    """Publishes events to subscribers. Safe for use by several threads."""
 
-    def __init__(self, shared: ServedStore) -> None:
-        self._bus = shared.bus
+    def __init__(self) -> None:
+        self._subscribers: set[AnswerQueue] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def subscribers(self) -> int:
+        """Number of subscribers."""
+        return len(self._subscribers)
+
+    def publish(self, namespace: str, topic: str, event: Message) -> None:
+        """Publish an event that has just happened in ``namespace``."""
+        if self._subscribers:
+            now = timestamp(time.time_ns())
+            self.forward(Envelope(timestamp=now, namespace=namespace, topic=topic, event=packed(event)))
+
+    def forward(self, envelope: Envelope) -> None:
+        """Publish an event as another publisher has made it."""
+        with self._lock:
+            subscribers = tuple(self._subscribers)
+        for subscriber in subscribers:
+            subscriber.put(envelope)
+
+    def subscribe(self, call: Call, wanted: Callable[[Envelope], bool] | None = None) -> AnswerQueue:
+        """The events that are ``wanted``, from now on until the client goes or the bus is closed."""
+        subscriber = AnswerQueue(MAX_WAITING, wanted)
+        with self._lock:
+            if self._closed:
+                subscriber.end()
+                return subscriber
+            self._subscribers.add(subscriber)
+        call.when_gone(lambda: self._unsubscribe(subscriber))
+        return subscriber
+
+    def close(self) -> None:
+        """End all subscriptions, once their waiting events are sent."""
+        with self._lock:
+            self._closed = True
+            subscribers, self._subscribers = self._subscribers, set()
+        for subscriber in subscribers:
+            subscriber.end()
+
+    def _unsubscribe(self, subscriber: AnswerQueue) -> None:
+        with self._lock:
+            self._subscribers.discard(subscriber)
+
+
+class Events:
+    """The Events service."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
 
     def publish(self, request: pb.PublishRequest, call: Call) -> Empty:
         """Publish an event in the call's namespace."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lamella.service.gc_scheduler import Collector
 from lamella.service.grpc.rpc import Call
-from lamella.service.services.event_bus import Bus
+from lamella.service.services.events import Bus
 from lamella.store.store import LocalNamespace, Store
 
 if TYPE_CHECKING:

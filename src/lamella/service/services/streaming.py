@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.empty_pb2 import Empty
@@ -19,8 +19,10 @@ from google.protobuf.message import DecodeError, Message
 from lamella.errors import AlreadyExists, Cancelled, Conflict, InvalidInput, NotFound
 from lamella.protocol.proto.streaming_pb2 import StreamInit
 from lamella.protocol.proto.transfers_pb2 import Data, WindowUpdate
-from lamella.protocol.wire import M, packed, type_name
+from lamella.protocol.wire import packed, type_name
 from lamella.service.grpc.rpc import Call, only
+
+M = TypeVar("M", bound=Message)
 
 CHUNK: Final = 32 << 10
 """Bytes of a message at most, which clients count on."""

@@ -27,7 +27,7 @@ from lamella.registry.errors import Refused
 from lamella.registry.hosts import name_of_host
 from lamella.registry.reader import RegistryReader
 from lamella.registry.writer import RegistryWriter
-from lamella.service.grpc.status import TurnedAway
+from lamella.service.grpc.status import RefusedByPeer
 from lamella.service.services.streaming import SOON, ByteSender, Exchange, Take, unpacked
 from lamella.service.services.transfer.destination import requested_names, requested_platforms
 from lamella.service.services.transfer.selection import Parts
@@ -148,7 +148,7 @@ def _explain_refusals() -> Iterator[None]:
     try:
         yield
     except Refused as problem:
-        raise TurnedAway(str(problem), hint=_LOGIN_HINT) from problem
+        raise RefusedByPeer(str(problem), hint=_LOGIN_HINT) from problem
 
 
 def _reference(named: pb.OCIRegistry) -> Reference:
@@ -243,7 +243,7 @@ class _ClientCredential:
         self._exchange.send(self._request)
         message = self._exchange.receive()
         if message is None:
-            raise TurnedAway(f"{self._request.host} requires a login, and the client gives none", hint=_LOGIN_HINT)
+            raise RefusedByPeer(f"{self._request.host} requires a login, and the client gives none", hint=_LOGIN_HINT)
         answer = unpacked(message, pb.AuthResponse)
         if answer.authType == pb.HEADER and answer.secret:
             raise Unsupported("an authorization header is not supported", hint="give a name and a password, or a token")

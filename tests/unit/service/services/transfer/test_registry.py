@@ -16,7 +16,7 @@ from lamella.errors import Denied
 from lamella.oci.descriptor import Descriptor
 from lamella.progress import Cancellation
 from lamella.protocol.proto import transfers_pb2 as pb
-from lamella.service.grpc.status import TurnedAway
+from lamella.service.grpc.status import RefusedByPeer
 from lamella.service.services.streaming import Exchange
 from lamella.service.services.transfer.registry import SOURCE, pull
 from lamella.store.metadata.labels import MAX_LABEL
@@ -81,7 +81,7 @@ def test_a_client_whom_the_registry_refuses_is_told_what_helps(
     space: LocalNamespace, registry: Registry, auth: str
 ) -> None:
     registry.auth = auth
-    with pytest.raises(TurnedAway) as caught:
+    with pytest.raises(RefusedByPeer) as caught:
         pulled(space, registry)
     assert caught.value.hint == "give the server a login for the registry"
 
