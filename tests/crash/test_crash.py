@@ -229,7 +229,7 @@ def test_nothing_is_lost_when_a_process_is_killed(root: Path, images: Path) -> N
             raise
 
 
-def test_two_processes_at_once_lose_nothing_of_each_other(root: Path, images: Path) -> None:
+def test_two_concurrent_processes_lose_no_result(root: Path, images: Path) -> None:
     children = [start(root, number, images, f"space{number}", 15) for number in range(2)]
     for child in children:
         text = child.communicate(timeout=120)[0].decode()
@@ -239,7 +239,7 @@ def test_two_processes_at_once_lose_nothing_of_each_other(root: Path, images: Pa
         assert check(store, compare=differ).faults == ()
 
 
-def test_two_processes_in_one_namespace_leave_it_whole(root: Path, images: Path) -> None:
+def test_two_processes_in_one_namespace_keep_it_consistent(root: Path, images: Path) -> None:
     children = [start(root, number, images, "work", 15) for number in (3, 4)]
     for child in children:
         text = child.communicate(timeout=120)[0].decode()

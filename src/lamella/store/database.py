@@ -38,7 +38,7 @@ VERSION: Final = 1
 BUSY_TIMEOUT: Final = 120.0
 """Seconds to wait for the transactions of other writers."""
 
-_MAX_IDLE: Final = 4
+MAX_IDLE: Final = 4
 """Idle connections that are kept open."""
 
 _HINT: Final = "another process is changing the store; try again later"
@@ -116,7 +116,7 @@ CREATE TABLE snapshot (
 CREATE INDEX snapshot_by_parent ON snapshot (parent);
 """
 
-_STEPS: Final = (_SCHEMA,)
+MIGRATIONS: Final = (_SCHEMA,)
 """The statements that lead to each version from the one before it."""
 
 
@@ -227,7 +227,7 @@ class Database:
         finally:
             block.pooled = None
             with self._lock:
-                if kept := not self._closed and len(self._idle) < _MAX_IDLE and pooled.process == self._process:
+                if kept := not self._closed and len(self._idle) < MAX_IDLE and pooled.process == self._process:
                     self._idle.append(pooled)
             if not kept:
                 pooled.close()
@@ -300,7 +300,7 @@ class Database:
             self._prepare()
         with self.write() as connection:
             for number in range(_version(connection), VERSION):  # read again: another process may have migrated it
-                for statement in _statements(_STEPS[number]):
+                for statement in _statements(MIGRATIONS[number]):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number + 1}")
 

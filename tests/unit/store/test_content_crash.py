@@ -48,7 +48,7 @@ while True:
 """
 
 
-def test_what_was_reported_before_a_kill_is_so_after_it(tmp_path: Path) -> None:
+def test_results_reported_before_a_kill_survive_it(tmp_path: Path) -> None:
     root = tmp_path / "store"
     dice = random.Random(7)
     known: set[str] = set()

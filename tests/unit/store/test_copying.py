@@ -55,7 +55,7 @@ def tree(root: Path, *changes: Change) -> Path:
 
 @settings(max_examples=60)
 @given(made=trees().map(readable))
-def test_a_copy_is_like_what_was_copied(made: MemoryTree) -> None:
+def test_a_copy_equals_its_source(made: MemoryTree) -> None:
     with tempfile.TemporaryDirectory() as where:
         source = Path(where, "source")
         source.mkdir()
@@ -70,14 +70,14 @@ def test_a_copy_is_like_what_was_copied(made: MemoryTree) -> None:
         assert abs(usage.size - expected.size) <= (0 if os.geteuid() == 0 else BLOCK * usage.inodes)
 
 
-def test_names_of_one_file_stay_names_of_one_file(tmp_path: Path) -> None:
+def test_hard_links_are_kept(tmp_path: Path) -> None:
     source = tree(tmp_path / "source", file("a", b"1"), directory("d"), link("d/b", "a"), link("c", "a"))
     copy_tree(source, tmp_path / "copy")
     copied = {(tmp_path / "copy" / name).stat().st_ino for name in ("a", "d/b", "c")}
     assert (len(copied), copied & {(source / "a").stat().st_ino}) == (1, set())
 
 
-def test_holes_are_kept_and_data_between_them(tmp_path: Path) -> None:
+def test_holes_and_the_data_between_them_are_kept(tmp_path: Path) -> None:
     pieces = [(0, b"start"), (3 << 20, b"x" * 5000), ((64 << 20) - 10, b"end")]
     source = tree(tmp_path / "source", file("holes", sparse(64 << 20, pieces)), file("nothing", sparse(1 << 20)))
     copy_tree(source, tmp_path / "copy")
@@ -100,7 +100,7 @@ def test_large_files_are_copied_whole(tmp_path: Path, kernel: bool, monkeypatch:
     assert (tmp_path / "copy" / "b").read_bytes() == content
 
 
-def test_blocks_are_shared_where_the_file_system_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_shared_if_the_file_system_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cloned: list[str] = []
 
     def clone(source: int, target: int) -> bool:
@@ -117,7 +117,7 @@ def test_blocks_are_shared_where_the_file_system_does(tmp_path: Path, monkeypatc
 
 @pytest.mark.root
 @pytest.mark.interop
-def test_snapshots_on_btrfs_take_the_blocks_of_their_parents(tmp_path: Path, needs: Callable[..., str]) -> None:
+def test_snapshots_on_btrfs_share_the_blocks_of_their_parents(tmp_path: Path, needs: Callable[..., str]) -> None:
     disk, where = tmp_path / "disk", tmp_path / "btrfs"
     with disk.open("wb") as made:
         made.truncate(256 << 20)
@@ -143,7 +143,7 @@ def test_snapshots_on_btrfs_take_the_blocks_of_their_parents(tmp_path: Path, nee
         subprocess.run(["umount", "-l", str(where)], check=True)
 
 
-def test_sockets_and_marks_of_overlays_are_copied_too(tmp_path: Path) -> None:
+def test_sockets_and_attributes_of_overlayfs_are_copied_too(tmp_path: Path) -> None:
     source = tree(tmp_path / "source", directory("d"))
     os.setxattr(source / "d", "user.overlay.opaque", b"y")
     with socket.socket(socket.AF_UNIX) as one:
@@ -172,7 +172,7 @@ def test_a_tree_deeper_than_paths_reach_is_copied(tmp_path: Path) -> None:
         os.close(parent)
 
 
-def test_nothing_is_copied_over_something(tmp_path: Path) -> None:
+def test_a_copy_does_not_replace_an_existing_directory(tmp_path: Path) -> None:
     source = tree(tmp_path / "source", file("a"))
     (tmp_path / "copy").mkdir()
     with pytest.raises(AlreadyExists):
@@ -182,7 +182,7 @@ def test_nothing_is_copied_over_something(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "copy") == []
 
 
-def test_what_vanishes_while_it_is_measured_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_removed_during_the_measurement_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tree(tmp_path / "source", file("a", b"1" * 5000), directory("d"), file("d/b"))
     scandir = os.scandir
 
@@ -205,7 +205,7 @@ def test_what_vanishes_while_it_is_measured_is_not_counted(tmp_path: Path, monke
     assert measure(source).usage.inodes == 1
 
 
-def test_links_lead_nowhere(tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_text("secret")
     source = tree(tmp_path / "source")

@@ -52,7 +52,7 @@ def pragma(path: Path, text: str) -> None:
 # Changes
 
 
-def test_a_change_is_there_when_its_block_ends(database: Database, path: Path) -> None:
+def test_a_transaction_is_committed_when_its_block_ends(database: Database, path: Path) -> None:
     add(database, "a")
     add(database, "b", durable=False)
     assert names(database) == ["a", "b"]
@@ -61,7 +61,7 @@ def test_a_change_is_there_when_its_block_ends(database: Database, path: Path) -
     other.close()
 
 
-def test_an_exception_undoes_a_change(database: Database) -> None:
+def test_an_exception_rolls_a_transaction_back(database: Database) -> None:
     def fail() -> None:
         with database.write() as connection:
             connection.execute("INSERT INTO namespace (name) VALUES ('a')")
@@ -74,7 +74,7 @@ def test_an_exception_undoes_a_change(database: Database) -> None:
     assert names(database) == ["b"]
 
 
-def test_a_change_within_another_is_a_mistake(database: Database) -> None:
+def test_nested_write_transactions_are_refused(database: Database) -> None:
     with database.write() as connection:
         connection.execute("INSERT INTO namespace (name) VALUES ('a')")
         assert names(database) == ["a"]
@@ -83,7 +83,7 @@ def test_a_change_within_another_is_a_mistake(database: Database) -> None:
     assert names(database) == ["a"]
 
 
-def test_reading_sees_one_picture(database: Database, path: Path) -> None:
+def test_a_read_transaction_sees_one_state(database: Database, path: Path) -> None:
     other = Database(path)
     with database.read():
         assert names(database) == []
@@ -93,7 +93,7 @@ def test_reading_sees_one_picture(database: Database, path: Path) -> None:
     other.close()
 
 
-def test_every_change_is_on_the_disk_but_those_that_need_not(database: Database) -> None:
+def test_every_transaction_is_durable_unless_asked_otherwise(database: Database) -> None:
     with database.write(durable=False) as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
     with pytest.raises(ZeroDivisionError), database.write(durable=False):
@@ -104,7 +104,7 @@ def test_every_change_is_on_the_disk_but_those_that_need_not(database: Database)
         assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
 
 
-def test_one_changes_after_the_other(database: Database) -> None:
+def test_write_transactions_run_one_after_another(database: Database) -> None:
     def work(start: int) -> None:
         for n in range(start, start + 25):
             add(database, f"{n:03}")
@@ -117,7 +117,7 @@ def test_one_changes_after_the_other(database: Database) -> None:
     assert names(database) == [f"{n:03}" for n in range(100)]
 
 
-def test_whoever_waits_too_long_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_too_long_for_another_process_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUSY_TIMEOUT", 0.05)
     one, two = Database(path), Database(path)
     with one.write(), pytest.raises(Unavailable), two.write():
@@ -145,9 +145,7 @@ def test_a_closed_database_is_closed_for_all(database: Database) -> None:
     assert [str(error) for error in errors] == ["the store is closed"] * 2
 
 
-def test_a_change_that_is_under_way_when_the_database_is_closed_comes_to_its_end(
-    database: Database, path: Path
-) -> None:
+def test_a_transaction_in_progress_completes_after_the_close(database: Database, path: Path) -> None:
     began, closed = threading.Event(), threading.Event()
     failures: list[BaseException] = []
 
@@ -173,7 +171,7 @@ def test_a_change_that_is_under_way_when_the_database_is_closed_comes_to_its_end
     other.close()
 
 
-def test_threads_that_come_one_after_the_other_share_a_connection(database: Database) -> None:
+def test_threads_share_an_idle_connection(database: Database) -> None:
     for n in range(20):
         thread = threading.Thread(target=add, args=(database, str(n)))
         thread.start()
@@ -181,7 +179,7 @@ def test_threads_that_come_one_after_the_other_share_a_connection(database: Data
     assert len(database._all) == 1
 
 
-def test_connections_that_many_readers_needed_at_once_are_closed_but_for_some(database: Database) -> None:
+def test_surplus_connections_of_concurrent_readers_are_closed(database: Database) -> None:
     with ExitStack() as stack:
         threads = [threading.Thread(target=stack.enter_context, args=(database.read(),)) for _ in range(20)]
         for thread in threads:
@@ -189,11 +187,11 @@ def test_connections_that_many_readers_needed_at_once_are_closed_but_for_some(da
         for thread in threads:
             thread.join()
         assert len(database._all) == 20
-    assert len(database._all) == len(database._idle) == module._MAX_IDLE
+    assert len(database._all) == len(database._idle) == module.MAX_IDLE
     assert names(database) == []
 
 
-def test_a_block_that_another_thread_ends_leaves_nothing_behind_in_the_one_that_began_it(database: Database) -> None:
+def test_a_transaction_that_another_thread_ends_is_over_in_the_first_thread(database: Database) -> None:
     with ExitStack() as stack:
         stack.enter_context(database.read())
         thread = threading.Thread(target=stack.close)
@@ -203,7 +201,7 @@ def test_a_block_that_another_thread_ends_leaves_nothing_behind_in_the_one_that_
         assert names(database) == ["a"]
 
 
-def test_whoever_waits_too_long_for_another_thread_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_too_long_for_another_thread_is_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUSY_TIMEOUT", 0.05)
     began, told = threading.Event(), threading.Event()
 
@@ -224,7 +222,7 @@ def test_whoever_waits_too_long_for_another_thread_is_told(database: Database, m
     add(database, "a")
 
 
-def test_a_forked_child_has_a_connection_of_its_own(database: Database) -> None:
+def test_a_forked_child_opens_its_own_connection(database: Database) -> None:
     add(database, "parent")
     child = os.fork()
     if child == 0:
@@ -242,7 +240,7 @@ def test_a_forked_child_has_a_connection_of_its_own(database: Database) -> None:
 # Versions
 
 
-def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+def test_a_newer_schema_is_refused_and_unchanged(path: Path) -> None:
     Database(path).close()
     pragma(path, f"user_version = {VERSION + 1}")
     before = path.read_bytes()
@@ -253,12 +251,12 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_an_older_schema_is_brought_up_to_date_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_schema_is_migrated_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Database(path)
     add(first, "a")
     first.close()
     monkeypatch.setattr(module, "VERSION", VERSION + 1)
-    monkeypatch.setattr(module, "_STEPS", (*module._STEPS, "ALTER TABLE namespace ADD COLUMN more TEXT;\n"))
+    monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "ALTER TABLE namespace ADD COLUMN more TEXT;\n"))
     with pytest.raises(Unsupported, match="for reading only"):
         Database(path, readonly=True)
     for _ in range(2):
@@ -269,10 +267,12 @@ def test_an_older_schema_is_brought_up_to_date_once(path: Path, monkeypatch: pyt
         later.close()
 
 
-def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_migration_leaves_the_schema_unchanged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Database(path).close()
     monkeypatch.setattr(module, "VERSION", VERSION + 1)
-    monkeypatch.setattr(module, "_STEPS", (*module._STEPS, "CREATE TABLE new (x);\nCREATE TABLE namespace (x);\n"))
+    monkeypatch.setattr(
+        module, "MIGRATIONS", (*module.MIGRATIONS, "CREATE TABLE new (x);\nCREATE TABLE namespace (x);\n")
+    )
     with pytest.raises(Exception, match="already exists"):
         Database(path)
     monkeypatch.undo()
@@ -282,7 +282,7 @@ def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path, monkeypatch: 
     database.close()
 
 
-def test_the_database_of_something_else_is_left_alone(path: Path) -> None:
+def test_the_database_of_another_program_is_refused_and_unchanged(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE bookmarks (x)")
     connection.commit()
@@ -294,7 +294,7 @@ def test_the_database_of_something_else_is_left_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"not a database at all" * 500, b"SQLite format 3\0" + b"\xff" * 8176])
-def test_a_file_that_is_no_database_is_told(path: Path, garbage: bytes) -> None:
+def test_a_file_that_is_no_database_is_reported(path: Path, garbage: bytes) -> None:
     path.write_bytes(garbage)
     for readonly in (False, True):
         with pytest.raises(Integrity):
@@ -302,7 +302,7 @@ def test_a_file_that_is_no_database_is_told(path: Path, garbage: bytes) -> None:
     assert path.read_bytes() == garbage
 
 
-def test_a_damaged_page_is_told(path: Path) -> None:
+def test_a_damaged_page_is_reported(path: Path) -> None:
     database = Database(path)
     with database.write() as connection:
         connection.executemany("INSERT INTO namespace (name) VALUES (?)", ((f"name {n:06}",) for n in range(5000)))
@@ -338,7 +338,7 @@ def held_open(place: Path) -> list[str]:
 
 
 @pytest.mark.root
-def test_a_file_system_that_cannot_be_written_to_can_be_read(tmpfs: Mount) -> None:
+def test_a_store_on_a_readonly_file_system_can_be_opened(tmpfs: Mount) -> None:
     place = tmpfs("size=4m")
     database = Database(place / "lamella.db")
     add(database, "a")
@@ -353,7 +353,7 @@ def test_a_file_system_that_cannot_be_written_to_can_be_read(tmpfs: Mount) -> No
     assert held_open(place) == []
 
 
-def test_what_cannot_be_opened_is_not_held_open(tmp_path: Path) -> None:
+def test_a_failed_opening_leaves_no_file_open(tmp_path: Path) -> None:
     path = tmp_path / "lamella.db"
     path.touch()
     connection = sqlite3.connect(path)
@@ -366,7 +366,7 @@ def test_what_cannot_be_opened_is_not_held_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_full_disk_undoes_the_change_alone(tmpfs: Mount) -> None:
+def test_a_full_disk_rolls_back_that_transaction_only(tmpfs: Mount) -> None:
     place = tmpfs("size=1m")
     database = Database(place / "lamella.db")
     add(database, "a")
@@ -405,7 +405,7 @@ database.close()
 """
 
 
-def test_processes_make_and_change_one_database_together(path: Path) -> None:
+def test_several_processes_create_and_change_one_database(path: Path) -> None:
     children = [subprocess.Popen([sys.executable, "-c", ADD, path, name]) for name in "abc"]
     assert [child.wait(60) for child in children] == [0, 0, 0]
     database = Database(path)

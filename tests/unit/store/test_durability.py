@@ -88,7 +88,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[str]:
     return seen
 
 
-def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_its_row(store: Store, calls: list[str]) -> None:
+def test_bytes_are_durable_before_their_name_and_the_name_before_its_row(store: Store, calls: list[str]) -> None:
     content = store.namespace("one").content
     with content.ingest("a") as ingest:
         ingest.write(b"text")
@@ -109,7 +109,7 @@ def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_its_row(sto
     ]
 
 
-def test_a_row_is_gone_for_good_before_its_file_goes(store: Store, calls: list[str]) -> None:
+def test_the_deletion_of_a_row_is_durable_before_its_file_is_removed(store: Store, calls: list[str]) -> None:
     content = store.namespace("one").content
     put(content)
     calls.clear()
@@ -126,7 +126,7 @@ def test_blobs_cannot_be_written_to(store: Store) -> None:
 # Files and rows that do not agree
 
 
-def test_a_file_that_is_missing_cut_or_replaced_is_told(store: Store, tmp_path: Path) -> None:
+def test_a_missing_truncated_or_replaced_file_is_reported(store: Store, tmp_path: Path) -> None:
     content = store.namespace("one").content
     put(content)
     path = store.root / blob(TEXT)
@@ -148,7 +148,7 @@ def test_a_file_that_is_missing_cut_or_replaced_is_told(store: Store, tmp_path: 
 
 
 @pytest.mark.parametrize("damage", [b"", b"longer than it was", None])
-def test_sending_a_blob_again_makes_its_file_whole(store: Store, damage: bytes | None) -> None:
+def test_storing_a_blob_again_repairs_its_file(store: Store, damage: bytes | None) -> None:
     one, two = store.namespace("one").content, store.namespace("two").content
     put(one)
     for sender in (one, two):
@@ -171,7 +171,7 @@ def test_sending_a_blob_again_makes_its_file_whole(store: Store, damage: bytes |
     assert files(store) == [blob(TEXT)]
 
 
-def test_the_file_goes_with_the_last_namespace_that_has_it(store: Store) -> None:
+def test_the_last_namespace_that_deletes_a_blob_removes_its_file(store: Store) -> None:
     one, two = store.namespace("one").content, store.namespace("two").content
     put(one)
     put(two)
@@ -181,7 +181,7 @@ def test_the_file_goes_with_the_last_namespace_that_has_it(store: Store) -> None
     assert files(store) == []
 
 
-def test_a_sweep_takes_what_no_row_names(store: Store) -> None:
+def test_a_sweep_removes_files_that_no_row_names(store: Store) -> None:
     content = store.namespace("one").content
     put(content)
     content.ingest("kept").close()
@@ -211,7 +211,7 @@ def test_a_sweep_takes_what_no_row_names(store: Store) -> None:
     assert content.sweep() == SweptFiles(0, 0)
 
 
-def test_an_ingest_whose_file_is_gone_starts_over(store: Store) -> None:
+def test_an_ingest_without_its_file_starts_over(store: Store) -> None:
     content = store.namespace("one").content
     with content.ingest("a") as ingest:
         ingest.write(b"some")
@@ -228,7 +228,7 @@ def test_an_ingest_whose_file_is_gone_starts_over(store: Store) -> None:
 # Leases and expiry
 
 
-def test_what_is_made_or_found_under_a_lease_is_held(store: Store) -> None:
+def test_a_lease_holds_objects_that_are_made_or_found_under_it(store: Store) -> None:
     leases = store.namespace("one").leases
     for lease in ("a", "b", "c", "d"):
         leases.create(lease)
@@ -250,7 +250,7 @@ def test_what_is_made_or_found_under_a_lease_is_held(store: Store) -> None:
     assert list(leases.resources("d")) == []
 
 
-def test_an_ingest_whose_lease_is_gone_is_not_committed_and_stays(store: Store) -> None:
+def test_an_ingest_under_a_deleted_lease_cannot_be_committed_and_stays(store: Store) -> None:
     space = store.namespace("one")
     space.leases.create("a")
     with store.namespace("one", "a").content.ingest("ref") as ingest:
@@ -286,7 +286,7 @@ def test_an_ingest_expires_unless_a_lease_holds_it(store: Store) -> None:
 # No space, no rights
 
 
-def test_a_write_that_fails_appends_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_appends_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
     content = store.namespace("one").content
     with content.ingest("a") as ingest:
@@ -306,13 +306,13 @@ def test_a_write_that_fails_appends_nothing(store: Store, monkeypatch: pytest.Mo
         assert ingest.commit().digest == TEXT
 
 
-def test_a_write_that_is_cut_short_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_is_continued(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, bytes(data[:3]), at))
     assert put(store.namespace("one").content, b"some more text") == Digest.of(b"some more text")
 
 
-def test_a_commit_whose_row_cannot_be_written_leaves_the_ingest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_that_cannot_write_its_row_leaves_the_ingest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     content = store.namespace("one").content
     with content.ingest("a") as ingest:
         ingest.write(b"text")
@@ -371,7 +371,7 @@ def test_a_full_disk_keeps_the_ingest_and_all_blobs(tmpfs: Mount) -> None:
         assert len(list(content.walk())) == 2
 
 
-def test_a_store_for_reading_only_reads(tmp_path: Path) -> None:
+def test_a_readonly_store_can_be_read(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         put(store.namespace("one").content)
         store.namespace("one").content.ingest("a").close()
@@ -455,7 +455,7 @@ print(made)
 
 
 @pytest.mark.parametrize("refs", [["", ""], ["x", "y"], ["x", "x"]], ids=["same refs", "other refs", "one ref"])
-def test_of_two_processes_with_one_blob_one_makes_it(store: Store, refs: list[str]) -> None:
+def test_one_of_two_processes_stores_the_same_blob(store: Store, refs: list[str]) -> None:
     children = [
         subprocess.Popen([sys.executable, "-c", RACE, store.root, ref], stdout=subprocess.PIPE, text=True)
         for ref in refs
@@ -472,7 +472,7 @@ def test_of_two_processes_with_one_blob_one_makes_it(store: Store, refs: list[st
     assert content.sweep() == SweptFiles(0, 0)
 
 
-def test_putting_and_deleting_beside_each_other_loses_no_file(store: Store) -> None:
+def test_concurrent_puts_and_deletions_lose_no_file(store: Store) -> None:
     """Two namespaces put and delete the same blob while a third sweeps; whoever has a row has the file."""
     problems: list[BaseException] = []
     done = threading.Event()
@@ -508,7 +508,7 @@ def test_putting_and_deleting_beside_each_other_loses_no_file(store: Store) -> N
     assert files(store) == []
 
 
-def test_a_failed_read_of_the_file_is_not_taken_for_absence(store: Store) -> None:
+def test_an_error_while_reading_a_file_is_not_taken_for_a_missing_file(store: Store) -> None:
     content = store.namespace("one").content
     put(content)
     (store.root / blob(TEXT)).unlink()

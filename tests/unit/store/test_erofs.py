@@ -113,7 +113,7 @@ def commit(snapshots: LocalSnapshots, name: str, *changes: Change) -> bytes:
     return (snapshots.directory(name) / "layer.erofs").read_bytes()
 
 
-def test_the_same_layer_or_tree_comes_to_the_same_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_layer_or_tree_gives_the_same_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = opened(tmp_path)
     changes = [file(f"{number}", os.urandom(8000), xattrs={"user.a": b"1", "user.b": b"2"}) for number in range(40)]
     changes += [directory("d"), file("d/x", b"y" * 100), symlink("l", "d"), directory("", mtime=0)]
@@ -139,7 +139,7 @@ def test_a_committed_layer_is_an_image_and_nothing_else(tmp_path: Path, keeps: s
     assert len(os.listdir(snapshots.directory("base"))) == 2
 
 
-def test_what_only_an_active_snapshot_needs_goes_even_after_a_kill(tmp_path: Path) -> None:
+def test_directories_of_an_active_snapshot_are_removed_even_after_a_kill(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", file("f", b"1"))
     (snapshots.directory("base") / "fs").mkdir()
@@ -162,7 +162,7 @@ def test_holes_do_not_fill_the_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_single_layer_is_mounted_as_it_is_and_several_go_on_removal(tmp_path: Path) -> None:
+def test_a_single_layer_is_mounted_directly_and_several_are_unmounted_on_removal(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", file("f", b"1"))
     assert snapshots.view("view", "base") == (ErofsMount(snapshots.directory("base") / "layer.erofs"),)
@@ -182,7 +182,7 @@ def test_a_single_layer_is_mounted_as_it_is_and_several_go_on_removal(tmp_path: 
 
 
 @pytest.mark.root
-def test_what_is_committed_is_read_without_being_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_snapshots_are_read_without_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", directory("d"), file("d/gone", b"1"), file("f", sparse(1 << 30, [(1 << 29, b"middle")])))
     snapshots.prepare("key", "base")
@@ -204,7 +204,9 @@ def test_what_is_committed_is_read_without_being_mounted(tmp_path: Path, monkeyp
     assert mount_points(str(tmp_path)) == []
 
 
-def test_a_layer_takes_no_program_no_rights_and_no_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpacking_a_layer_needs_no_program_no_privileges_and_no_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     snapshots = opened(tmp_path)
 
     def refuse(*_: object, **__: object) -> NoReturn:
@@ -223,7 +225,7 @@ def test_a_layer_takes_no_program_no_rights_and_no_mount(tmp_path: Path, monkeyp
 
 
 @pytest.mark.root
-def test_what_the_kernel_shows_is_what_the_layers_say_and_fsck_finds_nothing(
+def test_the_kernel_shows_the_tree_of_the_layers_and_fsck_finds_no_error(
     tmp_path: Path, needs: Callable[..., str]
 ) -> None:
     snapshots = opened(tmp_path)
@@ -242,9 +244,7 @@ def test_what_the_kernel_shows_is_what_the_layers_say_and_fsck_finds_nothing(
 
 @pytest.mark.root
 @pytest.mark.parametrize("layer", [LAYERS[0], ALL_KINDS])
-def test_mkfs_makes_the_same_tree_of_what_the_kernel_shows(
-    tmp_path: Path, needs: Callable[..., str], layer: list[Change]
-) -> None:
+def test_mkfs_makes_the_same_tree_from_a_mount(tmp_path: Path, needs: Callable[..., str], layer: list[Change]) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", *layer)
     snapshots.view("view", "base")
@@ -256,9 +256,7 @@ def test_mkfs_makes_the_same_tree_of_what_the_kernel_shows(
 
 
 @pytest.mark.root
-def test_what_is_written_to_a_mount_comes_to_the_tree_that_mkfs_makes_of_it(
-    tmp_path: Path, needs: Callable[..., str]
-) -> None:
+def test_files_written_to_a_mount_give_the_tree_that_mkfs_makes(tmp_path: Path, needs: Callable[..., str]) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", *LAYERS[0])
     with mounted(snapshots.prepare("key", "base")) as root:
@@ -281,7 +279,7 @@ def test_what_is_written_to_a_mount_comes_to_the_tree_that_mkfs_makes_of_it(
         assert os.getxattr(root / "opaque", "trusted.overlay.opaque") == b"y"
 
 
-def test_a_layer_that_was_applied_is_not_written_to(tmp_path: Path) -> None:
+def test_a_snapshot_with_the_image_of_a_layer_is_not_writable(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     snapshots.prepare("key")
     apply([file("f")], snapshots.sink("key"))
@@ -298,9 +296,7 @@ def test_a_layer_that_was_applied_is_not_written_to(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("xattrs", [{}, {"user.of": b"root" * 100}])
-def test_a_root_that_no_layer_states_is_that_of_the_parent_which_comes_later(
-    tmp_path: Path, xattrs: dict[str, bytes]
-) -> None:
+def test_an_unstated_root_is_that_of_the_parent_given_at_the_commit(tmp_path: Path, xattrs: dict[str, bytes]) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", directory("", mode=0o1750, uid=70_000, gid=6, mtime=-5, xattrs=xattrs), file("gone"))
     for name, root in (("unstated", []), ("stated", [directory("", mode=0o711, mtime=9)])):
@@ -344,7 +340,9 @@ def test_choices_about_owners_and_devices_are_kept(tmp_path: Path) -> None:
     assert [loss.path for loss in losses.kept] == ["d"]
 
 
-def test_a_file_that_shrinks_while_its_image_is_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_truncated_while_its_image_is_written_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     snapshots = opened(tmp_path)
     snapshots.prepare("key")
     path = snapshots.directory("key") / "fs" / "log"
@@ -366,7 +364,7 @@ def test_a_file_that_shrinks_while_its_image_is_made_is_told(tmp_path: Path, mon
 
 @pytest.mark.parametrize("verity", ["", "dm-verity"])
 @pytest.mark.parametrize("applied", [True, False])
-def test_an_image_and_its_hashes_are_on_the_disk_before_the_row(
+def test_an_image_and_its_hashes_are_durable_before_the_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verity: str, applied: bool
 ) -> None:
     snapshots = opened(tmp_path, verity)
@@ -403,7 +401,7 @@ def test_an_image_and_its_hashes_are_on_the_disk_before_the_row(
     assert snapshots.stat("name").kind is SnapshotKind.COMMITTED
 
 
-def test_a_commit_that_was_broken_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_commit_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = opened(tmp_path)
     for key in ("applied", "written"):
         snapshots.prepare(key)
@@ -449,9 +447,7 @@ def test_a_file_system_that_cannot_seal_says_so(tmp_path: Path, monkeypatch: pyt
     assert sorted(os.listdir(snapshots.directory("key"))) == ["fs", "mnt", "work"]
 
 
-def test_what_is_not_sealed_is_not_mounted_where_seals_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsealed_image_is_not_mounted_with_verity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(opened(tmp_path), "base", file("f", b"1"))
     snapshots = opened(tmp_path, "fs-verity")
     with pytest.raises(Conflict, match="not sealed"):
@@ -467,7 +463,7 @@ def test_what_is_not_sealed_is_not_mounted_where_seals_are_asked_for(
     assert len(snapshots.view("of it", "sealed")) == 1
 
 
-def test_this_systems_answer_about_seals_is_understood(tmp_path: Path) -> None:
+def test_the_answer_of_this_kernel_about_seals_is_understood(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 10_000)
     try:
         linux.enable_verity(str(tmp_path / "file"))
@@ -478,7 +474,7 @@ def test_this_systems_answer_about_seals_is_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_what_was_mounted_again_while_it_was_removed_goes_too(tmp_path: Path) -> None:
+def test_an_image_mounted_again_during_its_removal_is_unmounted(tmp_path: Path) -> None:
     snapshots = opened(tmp_path)
     commit(snapshots, "base", file("f", b"1"))
     snapshots.prepare("key", "base")

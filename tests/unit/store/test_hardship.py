@@ -153,7 +153,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, st
     return seen
 
 
-def test_an_image_is_on_the_disk_before_its_name(
+def test_an_image_is_durable_before_its_name(
     images: dict[str, str], tmp_path: Path, steps: list[tuple[str, str]]
 ) -> None:
     with Store.open(tmp_path / "store") as store:

@@ -69,19 +69,17 @@ def images(space: LocalNamespace) -> dict[str, str]:
 def test_an_image_goes_in_and_comes_out_byte_for_byte(
     store: Store, space: LocalNamespace, layout: str, tmp_path: Path
 ) -> None:
-    assert ONE.descriptor["digest"] == copy(f"oci:{layout}:one", "store:one").entry.digest
-    assert {NAME: ONE.descriptor["digest"]} == images(space)
+    assert copy(f"oci:{layout}:one", "store:one").entry.digest == ONE.descriptor["digest"]
+    assert images(space) == {NAME: ONE.descriptor["digest"]}
     assert set(ONE.blobs) == blobs(space)
-    assert ONE.descriptor["digest"] == copy("store:one", f"oci:{tmp_path}/out:x").entry.digest
+    assert copy("store:one", f"oci:{tmp_path}/out:x").entry.digest == ONE.descriptor["digest"]
     for name, raw in ONE.blobs.items():
         assert raw == (tmp_path / "out" / "blobs" / name.replace(":", "/")).read_bytes()
     assert check(store).sound
     assert space.leases.list() == []
 
 
-def test_what_is_needed_is_labelled_so_that_a_collection_leaves_it(
-    store: Store, space: LocalNamespace, layout: str
-) -> None:
+def test_labels_keep_the_parts_of_an_image_from_collection(store: Store, space: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     labels = space.content.info(parse_digest(ONE.descriptor["digest"])).labels
     assert {
@@ -104,24 +102,25 @@ def test_an_index_is_labelled_with_its_manifests(space: LocalNamespace, store: S
     )
     copy(f"oci:{place}:many", "store:many", all_platforms=True)
     labels = space.content.info(parse_digest(descriptor["digest"])).labels
-    assert [ONE.descriptor["digest"], arm.descriptor["digest"]] == [
-        labels[f"containerd.io/gc.ref.content.m.{number}"] for number in range(2)
+    assert [labels[f"containerd.io/gc.ref.content.m.{number}"] for number in range(2)] == [
+        ONE.descriptor["digest"],
+        arm.descriptor["digest"],
     ]
     collect(store)
-    assert {descriptor["digest"], *ONE.blobs, *arm.blobs} == blobs(space)
+    assert blobs(space) == {descriptor["digest"], *ONE.blobs, *arm.blobs}
 
 
-def test_a_name_that_has_another_image_gives_way_only_when_asked(space: LocalNamespace, layout: str) -> None:
+def test_a_name_of_another_image_is_only_replaced_on_request(space: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     copy(f"oci:{layout}:one", "store:one")  # the same is no harm
     with pytest.raises(AlreadyExists, match="another image"):
         copy(f"oci:{layout}:@1", "store:one")
-    assert {NAME: ONE.descriptor["digest"]} == images(space)
+    assert images(space) == {NAME: ONE.descriptor["digest"]}
     copy(f"oci:{layout}:@1", "store:one", replace=True)
-    assert {NAME: OTHER.descriptor["digest"]} == images(space)
+    assert images(space) == {NAME: OTHER.descriptor["digest"]}
 
 
-def test_nothing_that_is_being_written_is_collected(store: Store, space: LocalNamespace) -> None:
+def test_blobs_of_an_unfinished_writer_are_not_collected(store: Store, space: LocalNamespace) -> None:
     with StoreWriter(space, parse_image_name("store:one")) as writer:
         for name, raw in ONE.blobs.items():
             writer.put_blob(Descriptor(media_type="", digest=parse_digest(name), size=len(raw)), [raw])
@@ -130,7 +129,7 @@ def test_nothing_that_is_being_written_is_collected(store: Store, space: LocalNa
     assert set(ONE.blobs) == blobs(space)
 
 
-def test_what_a_writer_found_there_is_not_collected_either(store: Store, space: LocalNamespace) -> None:
+def test_blobs_that_a_writer_found_are_not_collected(store: Store, space: LocalNamespace) -> None:
     put_image(space, ONE, "one")
     with StoreWriter(space) as writer:
         manifest = descriptor_of(ONE)
@@ -144,7 +143,7 @@ def test_what_a_writer_found_there_is_not_collected_either(store: Store, space: 
     assert set(ONE.blobs) == blobs(space)
 
 
-def test_a_writer_that_gives_up_leaves_nothing_to_stay(store: Store, space: LocalNamespace) -> None:
+def test_the_blobs_of_an_aborted_writer_are_collected(store: Store, space: LocalNamespace) -> None:
     with StoreWriter(space, parse_image_name("store:one")) as writer:
         raw = b"blob"
         writer.put_blob(Descriptor(media_type="", digest=Digest.of(raw), size=4), [raw])
@@ -156,7 +155,7 @@ def test_a_writer_that_gives_up_leaves_nothing_to_stay(store: Store, space: Loca
 @pytest.mark.parametrize(
     ("raw", "size", "error"), [(b"blub", 4, DigestMismatch), (b"bl", 4, SizeMismatch), (b"blobb", 4, SizeMismatch)]
 )
-def test_a_blob_that_is_another_is_refused(
+def test_a_blob_with_another_digest_or_size_is_refused(
     space: LocalNamespace, raw: bytes, size: int, error: type[Exception]
 ) -> None:
     blob = Descriptor(media_type="", digest=Digest.of(b"blob"), size=size)
@@ -168,7 +167,7 @@ def test_a_blob_that_is_another_is_refused(
         assert writer.has_blob(blob)
 
 
-def test_an_image_of_which_a_part_is_missing_gets_no_name(space: LocalNamespace) -> None:
+def test_an_incomplete_image_gets_no_name(space: LocalNamespace) -> None:
     with StoreWriter(space, parse_image_name("store:one")) as writer:
         manifest = descriptor_of(ONE)
         with pytest.raises(Conflict, match="was not put"):
@@ -184,7 +183,7 @@ def test_a_digest_in_the_name_must_be_that_of_the_image(space: LocalNamespace, l
     with pytest.raises(Conflict):
         copy(f"oci:{layout}:one", f"store:one@{wrong}")
     copy(f"oci:{layout}:one", f"store:one@{right}")
-    assert {f"docker.io/library/one@{right}": right} == images(space)
+    assert images(space) == {f"docker.io/library/one@{right}": right}
     with open_platform_image(f"store:one@{right}") as image:
         assert right == image.descriptor.digest
     with pytest.raises(NotFound):
@@ -195,7 +194,7 @@ def test_a_digest_in_the_name_must_be_that_of_the_image(space: LocalNamespace, l
 
 
 @pytest.mark.usefixtures("store")
-def test_a_name_that_is_not_there_is_not_found() -> None:
+def test_a_missing_name_is_not_found() -> None:
     with pytest.raises(NotFound, match="no such image"):
         open_platform_image("store:nothing")
 
@@ -211,7 +210,7 @@ def test_another_namespace_shares_blobs_without_their_bytes(store: Store, space:
     assert blobs(space) == blobs(there)
 
 
-def test_a_staged_blob_is_there_when_it_is_kept(space: LocalNamespace) -> None:
+def test_a_staged_blob_exists_once_it_is_kept(space: LocalNamespace) -> None:
     with StoreWriter(space) as writer:
         with writer.stage() as staged:
             staged.file.write(b"blo")
@@ -220,7 +219,7 @@ def test_a_staged_blob_is_there_when_it_is_kept(space: LocalNamespace) -> None:
         assert writer.has_blob(Descriptor(media_type="", digest=Digest.of(b"blob"), size=4))
         with writer.stage() as staged:
             staged.file.write(b"other")
-    assert {Digest.of(b"blob")} == blobs(space)
+    assert blobs(space) == {Digest.of(b"blob")}
     assert space.content.statuses() == []
 
 
@@ -245,7 +244,7 @@ def test_all_images_of_an_archive_keep_their_names(space: LocalNamespace, tmp_pa
     assert set(images(space)) == {image.name for image in done.images}
 
 
-def test_of_a_layout_only_images_with_full_names_are_taken(space: LocalNamespace, layout: str) -> None:
+def test_only_images_with_full_names_are_imported_from_a_layout(space: LocalNamespace, layout: str) -> None:
     assert [image.name for image in import_image(space, f"oci:{layout}").images] == ["example.org/other:2"]
     with pytest.raises(InvalidInput, match="no full name"):
         import_image(space, f"oci:{layout}:one")
@@ -254,13 +253,13 @@ def test_of_a_layout_only_images_with_full_names_are_taken(space: LocalNamespace
     ]
 
 
-def test_an_archive_does_not_take_a_name_in_silence(space: LocalNamespace, layout: str) -> None:
+def test_an_import_from_an_archive_does_not_replace_a_name(space: LocalNamespace, layout: str) -> None:
     put_image(space, ONE, "example.org/other:2")
     with pytest.raises(AlreadyExists, match="another image"):
         import_image(space, f"oci:{layout}")
     assert set(ONE.blobs) == blobs(space)  # it was seen before anything was copied
     import_image(space, f"oci:{layout}", ImportOptions(replace=True))
-    assert {"example.org/other:2": OTHER.descriptor["digest"]} == images(space)
+    assert images(space) == {"example.org/other:2": OTHER.descriptor["digest"]}
 
 
 def test_two_images_of_one_name_are_refused(space: LocalNamespace, tmp_path: Path) -> None:
@@ -284,7 +283,7 @@ def test_an_import_may_unpack_too(store: Store, space: LocalNamespace, layout: s
     assert image.unpacked.snapshot == space.snapshots("overlayfs").stat(image.unpacked.snapshot).name
 
 
-def test_what_is_exported_can_be_imported_under_its_name(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
+def test_an_exported_image_can_be_imported_with_its_name(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
     put_image(space, ONE, NAME)
     for form in ("oci-archive", "docker-archive", "oci"):
         export_image(space, "one", f"{form}:{tmp_path}/{form}")
@@ -293,14 +292,14 @@ def test_what_is_exported_can_be_imported_under_its_name(store: Store, space: Lo
     assert space.leases.list() == []
 
 
-def test_a_store_that_is_only_read_can_be_exported_from(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
+def test_a_readonly_store_can_be_exported_from(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
     put_image(space, ONE, NAME)
     with Store.open(store.root, readonly=True) as readonly:
         export_image(readonly.namespace("default"), "one", f"oci:{tmp_path}/out")
     assert (tmp_path / "out" / "index.json").exists()
 
 
-def test_a_writer_goes_on_where_another_was_broken_off(space: LocalNamespace) -> None:
+def test_a_writer_resumes_an_interrupted_one(space: LocalNamespace) -> None:
     blob = Descriptor(media_type="", digest=Digest.of(b"0123456789"), size=10)
     with space.content.ingest(f"unknown-{blob.digest}", total=10, expected=blob.digest) as ingest:
         ingest.write(b"01234")
@@ -309,13 +308,13 @@ def test_a_writer_goes_on_where_another_was_broken_off(space: LocalNamespace) ->
         assert writer.has_blob(blob)
 
 
-def test_a_store_is_written_through_its_form(space: LocalNamespace) -> None:
+def test_the_transport_opens_a_writer_of_a_store(space: LocalNamespace) -> None:
     with open_writer(parse_image_name("store:one")) as writer:
         assert writer.where == "store:docker.io/library/one:latest"
     assert images(space) == {}
 
 
-def test_a_name_that_somebody_keeps_as_it_stands_is_found(space: LocalNamespace, layout: str) -> None:
+def test_a_short_name_that_another_program_stored_is_found(space: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     target = space.images.get(NAME).target
     for kept, asked in (("bare", "bare"), ("bare:two", "bare:two"), ("group/x:1", "group/x:1")):

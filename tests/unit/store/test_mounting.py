@@ -43,7 +43,7 @@ NAMES = ["plain", "with space", "co:lon", "com,ma", "back\\slash", "all: ,\\ of\
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("many", [2, 60], ids=["in one call", "option by option"])
-def test_directories_of_any_name_are_laid_over_each_other(where: Path, name: str, many: int) -> None:
+def test_directories_with_any_name_can_be_overlaid(where: Path, name: str, many: int) -> None:
     top = directory(where / name)
     lower = [directory(top / (f"{number}-{name}" + "x" * 80), f"f{number}") for number in range(many)]
     over, work = upper(top)
@@ -105,14 +105,14 @@ def test_a_bind_is_read_only_where_it_is_asked_for(where: Path) -> None:
     assert sorted(os.listdir(source)) == ["f", "g"]
 
 
-def test_what_is_mounted_is_out_of_reach_for_others(where: Path) -> None:
+def test_other_users_cannot_reach_a_mount(where: Path) -> None:
     with mounted([BindMount(directory(where / "source"))]) as root:
         assert root.parent.stat().st_mode & 0o777 == 0o700
         hidden = root.parent
     assert not hidden.exists()
 
 
-def test_the_last_of_several_mounts_is_what_shows_and_all_of_them_go(where: Path) -> None:
+def test_the_last_of_several_mounts_is_visible_and_all_are_unmounted(where: Path) -> None:
     first, second = directory(where / "first", "1"), directory(where / "second", "2")
     target = directory(where / "target")
     mount_all([BindMount(first), BindMount(second)], target)
@@ -124,7 +124,7 @@ def test_the_last_of_several_mounts_is_what_shows_and_all_of_them_go(where: Path
     assert host_mounting.mount_points(str(where)) == []
 
 
-def test_where_one_mount_fails_none_is_left(where: Path) -> None:
+def test_if_one_mount_fails_none_remains(where: Path) -> None:
     target = directory(where / "target")
     with pytest.raises(NotFound, match="missing"):
         mount_all([BindMount(directory(where / "source")), BindMount(where / "missing")], target)
@@ -144,7 +144,7 @@ def test_an_error_says_what_and_where(where: Path) -> None:
         unmount(target)
 
 
-def test_what_is_in_use_goes_only_lazily(where: Path) -> None:
+def test_a_mount_in_use_is_unmounted_lazily_only(where: Path) -> None:
     target = directory(where / "target")
     mount_all([BindMount(directory(where / "source", "f"))], target)
     with (target / "f").open() as file:
@@ -156,7 +156,7 @@ def test_what_is_in_use_goes_only_lazily(where: Path) -> None:
         assert file.read() == "f"
 
 
-def test_a_block_that_is_left_while_its_mount_is_in_use_leaves_nothing(where: Path) -> None:
+def test_leaving_a_block_unmounts_a_mount_that_is_in_use(where: Path) -> None:
     source = directory(where / "source", "f")
     with mounted([BindMount(source)]) as root:
         file = (root / "f").open()
@@ -191,7 +191,7 @@ def test_an_image_is_mounted_as_a_file_or_by_a_loop_device(
     unmount(target)
 
 
-def test_fuse_lays_directories_over_each_other_where_the_kernel_refuses(
+def test_fuse_overlayfs_mounts_an_overlay_that_the_kernel_refuses(
     where: Path, needs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("fuse-overlayfs")
@@ -221,7 +221,7 @@ def test_fuse_lays_directories_over_each_other_where_the_kernel_refuses(
     assert "upper directory" in (caught.value.hint or "")
 
 
-def test_a_refusal_for_want_of_rights_says_what_to_do(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_missing_privileges_has_a_hint(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -236,7 +236,7 @@ def test_a_refusal_for_want_of_rights_says_what_to_do(where: Path, monkeypatch: 
     assert "unshare" not in (caught.value.hint or "")
 
 
-def test_fuse_shows_a_single_directory_where_the_kernel_refuses_to(
+def test_fuse_overlayfs_binds_a_directory_that_the_kernel_refuses(
     where: Path, needs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("fuse-overlayfs")

@@ -26,7 +26,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_store_is_made_with_its_parents_and_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_new_store_gets_its_parent_directories_and_mode_0700(tmp_path: Path) -> None:
     root = tmp_path / "a" / "b" / "store"
     with Store.open(root) as store:
         assert store.root == root
@@ -45,7 +45,7 @@ def test_an_empty_directory_becomes_a_store(tmp_path: Path) -> None:
     assert mode(root) == 0o700
 
 
-def test_a_store_that_was_opened_up_on_purpose_stays_so(tmp_path: Path) -> None:
+def test_the_mode_of_an_existing_store_is_kept(tmp_path: Path) -> None:
     root = tmp_path / "store"
     Store.open(root).close()
     root.chmod(0o711)
@@ -53,7 +53,7 @@ def test_a_store_that_was_opened_up_on_purpose_stays_so(tmp_path: Path) -> None:
     assert mode(root) == 0o711
 
 
-def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("text")
     tmp_path.chmod(0o755)
     for readonly in (False, True):
@@ -63,7 +63,7 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> 
     assert mode(tmp_path) == 0o755
 
 
-def test_what_is_no_directory_is_no_store(tmp_path: Path) -> None:
+def test_a_root_that_is_not_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with pytest.raises(InvalidInput):
         Store.open(tmp_path / "file")
@@ -72,7 +72,7 @@ def test_what_is_no_directory_is_no_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [0o770, 0o702, 0o777])
-def test_a_root_that_others_can_write_to_is_refused(tmp_path: Path, bits: int) -> None:
+def test_a_root_that_other_users_can_write_to_is_refused(tmp_path: Path, bits: int) -> None:
     root = tmp_path / "store"
     root.mkdir()
     root.chmod(bits)
@@ -82,7 +82,7 @@ def test_a_root_that_others_can_write_to_is_refused(tmp_path: Path, bits: int) -
 
 
 @pytest.mark.root
-def test_a_root_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_root_of_another_user_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "store"
     Store.open(root).close()
     os.chown(root, 12345, 12345)
@@ -105,7 +105,7 @@ def test_a_link_to_the_root_is_resolved_once(tmp_path: Path) -> None:
     assert os.listdir(other) == []
 
 
-def test_a_store_that_is_not_there_is_not_made_where_it_is_to_be_there(tmp_path: Path) -> None:
+def test_a_missing_store_is_not_made_without_create(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for root in (tmp_path / "none", tmp_path / "empty"):
         with pytest.raises(NotFound):
@@ -116,17 +116,15 @@ def test_a_store_that_is_not_there_is_not_made_where_it_is_to_be_there(tmp_path:
     assert os.listdir(tmp_path / "empty") == []
 
 
-def test_making_that_was_broken_off_is_taken_up(tmp_path: Path) -> None:
+def test_an_interrupted_creation_is_completed(tmp_path: Path) -> None:
     (tmp_path / "lamella.db").touch()
     tmp_path.chmod(0o700)
     with Store.open(tmp_path) as store:
         assert store.namespaces.list() == []
 
 
-@pytest.mark.parametrize("step", ["_make_folders", "keep_reserve"])
-def test_an_opening_that_fails_leaves_the_database_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+@pytest.mark.parametrize("step", ["fsync_directory", "keep_reserve"])
+def test_a_failed_opening_closes_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     closed: list[Path] = []
     close = database.Database.close
 
@@ -191,7 +189,7 @@ LOSSES: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize("add", [add_blob, add_snapshot])
 @pytest.mark.parametrize(("lose", "state"), LOSSES)
-def test_a_lost_database_beside_files_is_refused_by_every_opener_and_nothing_changes(
+def test_a_lost_database_beside_files_is_refused_and_nothing_changes(
     tmp_path: Path, add: Callable[[Store], None], lose: Callable[[Path], None], state: str
 ) -> None:
     root = tmp_path / "store"
@@ -236,7 +234,7 @@ def test_the_write_ahead_log_of_a_lost_database_is_kept(tmp_path: Path, lose: Ca
     assert log.read_bytes() == before
 
 
-def test_a_store_whose_first_opening_was_cut_short_opens(tmp_path: Path) -> None:
+def test_a_store_whose_first_opening_was_interrupted_opens(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     for name in ("lamella.db", "lamella.db-journal", "reserve"):
         (tmp_path / name).touch()
@@ -287,7 +285,7 @@ def test_a_store_that_another_process_fills_while_it_is_opened_is_not_lost(
         assert [space.name for space in store.namespaces.list()] == ["one"]
 
 
-def test_a_directory_with_blobs_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
+def test_an_oci_layout_is_no_store_and_stays_unchanged(tmp_path: Path) -> None:
     (tmp_path / "blobs" / "sha256").mkdir(parents=True)
     (tmp_path / "blobs" / "sha256" / "0").touch()
     (tmp_path / "index.json").touch()
@@ -302,7 +300,7 @@ def test_a_directory_with_blobs_that_is_no_store_is_left_alone(tmp_path: Path) -
 # Names
 
 
-def test_a_namespace_has_a_name_and_a_lease_that_is_not_empty(tmp_path: Path) -> None:
+def test_the_names_of_a_namespace_and_its_lease_are_checked(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         for name in ("", "a/b", ".."):
             with pytest.raises(InvalidInput):
@@ -314,7 +312,7 @@ def test_a_namespace_has_a_name_and_a_lease_that_is_not_empty(tmp_path: Path) ->
         assert store.namespaces.list() == []
 
 
-def test_the_root_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_variable_sets_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path))
     assert default_root() == tmp_path
     monkeypatch.setenv("LAMELLA_ROOT", "")
@@ -328,13 +326,13 @@ def test_the_root_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tm
 # Time
 
 
-def test_the_clock_goes_forward_whatever_its_source_does() -> None:
+def test_the_clock_is_strictly_increasing_whatever_its_source() -> None:
     times: Iterator[int] = iter([10, 5, 5, 20, 20, 0, 30])
     clock = Clock(lambda: next(times))
     assert [clock() for _ in range(7)] == [10, 11, 12, 20, 21, 22, 30]
 
 
-def test_setting_the_systems_clock_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_of_the_system_time_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(steady_time())
     before = clock()
     assert abs(before - time.time_ns()) < 10**9

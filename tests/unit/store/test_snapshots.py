@@ -64,7 +64,7 @@ def failing(store: Store, method: str, error: Exception) -> LocalSnapshots:
     return LocalSnapshots(store.namespace("tests").context, driver)
 
 
-def test_kinds_have_containerds_names_and_ours(store: Store) -> None:
+def test_snapshotters_have_containerds_names_and_ours(store: Store) -> None:
     space = store.namespace("tests")
     assert [
         open_snapshotter(name, space.context).name for name in ("overlay", "overlayfs", "directory", "native", "erofs")
@@ -77,7 +77,7 @@ def test_kinds_have_containerds_names_and_ours(store: Store) -> None:
         open_snapshotter("erofs", space.context, verity="sha-verity")
 
 
-def test_snapshots_are_out_of_reach_for_others(store: Store, snapshots: LocalSnapshots) -> None:
+def test_other_users_cannot_reach_snapshots(store: Store, snapshots: LocalSnapshots) -> None:
     snapshots.prepare("key")
     place = snapshots.directory("key")
     assert place.stat().st_mode & 0o777 == 0o700
@@ -85,7 +85,7 @@ def test_snapshots_are_out_of_reach_for_others(store: Store, snapshots: LocalSna
     assert (place / "fs").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_lease_holds_what_is_made_and_what_is_found(store: Store) -> None:
+def test_a_lease_holds_snapshots_that_are_made_or_found(store: Store) -> None:
     space = store.namespace("tests")
     space.leases.create("first")
     space.leases.create("second")
@@ -108,7 +108,7 @@ def test_a_lease_holds_what_is_made_and_what_is_found(store: Store) -> None:
     assert held(store, "second") == [Resource("snapshots/overlayfs", "name")]
 
 
-def test_a_lease_that_is_not_there_makes_nothing(store: Store) -> None:
+def test_nothing_is_made_under_a_missing_lease(store: Store) -> None:
     snapshots = open_snapshotter("overlay", store.namespace("tests", lease="missing").context)
     with pytest.raises(NotFound, match="lease"):
         snapshots.prepare("key")
@@ -116,7 +116,7 @@ def test_a_lease_that_is_not_there_makes_nothing(store: Store) -> None:
     assert places(store) == []
 
 
-def test_namespaces_and_kinds_do_not_see_each_others_snapshots(store: Store, snapshots: LocalSnapshots) -> None:
+def test_namespaces_and_snapshotters_do_not_see_each_others_snapshots(store: Store, snapshots: LocalSnapshots) -> None:
     other = open_snapshotter("overlay", store.namespace("other").context)
     copies = open_snapshotter("directory", store.namespace("tests").context)
     for one in (snapshots, other, copies):
@@ -132,7 +132,9 @@ def test_namespaces_and_kinds_do_not_see_each_others_snapshots(store: Store, sna
             assert outline(tree) == {"base": "file base"}
 
 
-def test_cleanup_takes_what_no_row_names_and_nobody_works_on(store: Store, snapshots: LocalSnapshots) -> None:
+def test_cleanup_removes_directories_that_no_row_names_and_no_process_uses(
+    store: Store, snapshots: LocalSnapshots
+) -> None:
     make(snapshots, "base")
     kept = places(store)
     home = store.root / "snapshots" / "overlayfs"
@@ -156,7 +158,7 @@ def test_a_snapshot_that_cannot_be_made_leaves_nothing(store: Store, snapshots: 
     assert (snapshots.list(), places(store), os.listdir(store.root / "trash")) == ([], [], [])
 
 
-def test_a_number_whose_row_never_came_to_be_is_used_again(
+def test_the_number_of_a_row_that_was_rolled_back_is_used_again(
     store: Store, snapshots: LocalSnapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install = SnapshotDirectories.install
@@ -188,7 +190,7 @@ def test_a_commit_that_fails_leaves_the_snapshot_active(store: Store, snapshots:
     snapshots.commit("name", "key")
 
 
-def test_what_was_written_is_on_the_disk_before_the_row_that_says_so(
+def test_files_are_durable_before_the_row_of_the_committed_snapshot(
     store: Store, snapshots: LocalSnapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, object]] = []
@@ -222,7 +224,7 @@ def _names(store: Store) -> list[str]:
     return names
 
 
-def test_a_directory_goes_after_its_row(
+def test_a_directory_is_removed_after_its_row(
     store: Store, snapshots: LocalSnapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(snapshots, "base")
@@ -238,7 +240,7 @@ def test_a_directory_goes_after_its_row(
     assert seen == [[]]
 
 
-def test_of_many_who_make_the_same_snapshot_one_does(store: Store, snapshots: LocalSnapshots) -> None:
+def test_one_of_several_threads_makes_the_same_snapshot(store: Store, snapshots: LocalSnapshots) -> None:
     outcomes: list[str] = []
 
     def work() -> None:
@@ -264,7 +266,7 @@ def test_of_many_who_make_the_same_snapshot_one_does(store: Store, snapshots: Lo
     assert len(places(store)) == len(rows)
 
 
-def test_cleaning_up_beside_writers_takes_nothing_of_theirs(store: Store, snapshots: LocalSnapshots) -> None:
+def test_cleanup_removes_nothing_of_concurrent_writers(store: Store, snapshots: LocalSnapshots) -> None:
     done = threading.Event()
     failures: list[BaseException] = []
 
@@ -308,7 +310,7 @@ def test_a_parent_that_is_replaced_while_its_child_is_made_is_noticed(store: Sto
     assert len(places(store)) == 1
 
 
-def test_nothing_is_changed_in_a_store_that_is_open_for_reading(store: Store, snapshots: LocalSnapshots) -> None:
+def test_a_readonly_store_refuses_changes_of_snapshots(store: Store, snapshots: LocalSnapshots) -> None:
     make(snapshots, "base")
     snapshots.prepare("key", "base")
     before = places(store)

@@ -58,7 +58,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Callable[.
     program.chmod(0o755)
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: str(program) if name == "veritysetup" else which(name))
-    monkeypatch.setattr(verity, "_DEVICES", devices)
+    monkeypatch.setattr(verity, "DEVICES", devices)
     return log
 
 
@@ -100,7 +100,7 @@ def test_a_sealed_layer_has_the_hashes_that_veritysetup_checks(tmp_path: Path, n
     assert not verified(one, needs)
 
 
-def test_what_is_damaged_cannot_be_read_where_the_kernel_checks(tmp_path: Path) -> None:
+def test_damage_of_a_sealed_image_gives_an_error(tmp_path: Path) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", CONTENT))
     place = snapshots.directory("base")
@@ -127,9 +127,7 @@ def test_what_is_damaged_cannot_be_read_where_the_kernel_checks(tmp_path: Path) 
     assert not any(path.name.startswith("lamella-") for path in Path("/dev/mapper").iterdir())
 
 
-def test_what_is_sealed_is_mounted_by_its_device_alone_and_the_device_goes_with_it(
-    tmp_path: Path, pretended: Path
-) -> None:
+def test_a_sealed_image_is_mounted_by_its_device_which_is_closed_on_removal(tmp_path: Path, pretended: Path) -> None:
     commit(opened(tmp_path, "dm-verity"), "base", file("f", b"1"))
     snapshots = opened(tmp_path)  # nobody has to ask again
     commit(snapshots, "plain", file("f", b"1"))
@@ -149,7 +147,7 @@ def test_what_is_sealed_is_mounted_by_its_device_alone_and_the_device_goes_with_
     assert os.listdir(tmp_path / "mapper") == []
 
 
-def test_a_seal_that_was_broken_off_is_begun_anew(tmp_path: Path, needs: Callable[..., str]) -> None:
+def test_an_interrupted_seal_is_started_over(tmp_path: Path, needs: Callable[..., str]) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     snapshots.prepare("key")
     place = snapshots.directory("key")
@@ -159,7 +157,7 @@ def test_a_seal_that_was_broken_off_is_begun_anew(tmp_path: Path, needs: Callabl
     assert verified(snapshots.directory("base"), needs)
 
 
-def test_a_root_hash_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_malformed_root_hash_is_reported(tmp_path: Path) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", b"1"))
     path = snapshots.directory("base") / "layer.roothash"
@@ -169,7 +167,7 @@ def test_a_root_hash_that_is_none_is_told(tmp_path: Path) -> None:
         snapshots.view("view", "base")
 
 
-def test_a_seal_of_the_file_systems_own_lets_nothing_be_changed(tmp_path: Path, needs: Callable[..., str]) -> None:
+def test_a_file_sealed_with_fs_verity_is_immutable(tmp_path: Path, needs: Callable[..., str]) -> None:
     disk, where = tmp_path / "disk", tmp_path / "ext4"
     with disk.open("wb") as made:
         made.truncate(32 << 20)
@@ -191,7 +189,7 @@ def test_a_seal_of_the_file_systems_own_lets_nothing_be_changed(tmp_path: Path, 
         assert (root / "f").read_bytes() == CONTENT
 
 
-def test_sealing_takes_no_program_and_without_it_it_is_said_what_mounting_takes(
+def test_sealing_needs_no_program_and_mounting_names_the_missing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Callable[..., str]
 ) -> None:
     snapshots = opened(tmp_path, "dm-verity")
@@ -210,7 +208,7 @@ def faults(root: Path) -> list[tuple[str, str]]:
         return [(found.id, found.problem) for found in check(store).faults]
 
 
-def test_a_check_finds_damage_in_what_is_sealed_and_nothing_else(tmp_path: Path) -> None:
+def test_a_check_finds_damage_in_sealed_images_only(tmp_path: Path) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     for name in ("sound", "image", "tree", "cut"):
         commit(snapshots, name, file("f", CONTENT), file(name, b"1"))
@@ -231,7 +229,7 @@ def test_a_check_finds_damage_in_what_is_sealed_and_nothing_else(tmp_path: Path)
 
 
 @pytest.mark.parametrize("lost", ["layer.roothash", "layer.verity"])
-def test_a_check_finds_half_a_seal(tmp_path: Path, lost: str) -> None:
+def test_a_check_finds_an_incomplete_seal(tmp_path: Path, lost: str) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", CONTENT))
     (snapshots.directory("base") / lost).unlink()
@@ -240,7 +238,7 @@ def test_a_check_finds_half_a_seal(tmp_path: Path, lost: str) -> None:
     assert "missing" in problem
 
 
-def test_a_check_of_seals_stops_when_asked_to(tmp_path: Path) -> None:
+def test_a_check_of_seals_can_be_cancelled(tmp_path: Path) -> None:
     commit(opened(tmp_path, "dm-verity"), "base", file("f", CONTENT))
     cancel = Cancellation()
     cancel.cancel()
@@ -248,7 +246,7 @@ def test_a_check_of_seals_stops_when_asked_to(tmp_path: Path) -> None:
         check(store, job=Job(cancel=cancel))
 
 
-def test_what_is_damaged_is_dropped_by_a_repair_and_can_be_unpacked_again(tmp_path: Path) -> None:
+def test_a_repair_removes_a_damaged_snapshot_which_can_be_unpacked_again(tmp_path: Path) -> None:
     snapshots = opened(tmp_path, "dm-verity")
     commit(snapshots, "base", file("f", CONTENT))
     damage(snapshots.directory("base") / "layer.erofs")

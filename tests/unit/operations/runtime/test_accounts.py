@@ -42,17 +42,17 @@ FILES: list[Change] = [file("etc/passwd", PASSWD), file("etc/group", GROUP)]
         (":7", Account(0, 7, (), "/root")),
     ],
 )
-def test_users_and_groups_by_name_and_by_number(user: str, account: Account) -> None:
+def test_users_and_groups_are_found_by_name_and_by_number(user: str, account: Account) -> None:
     assert find_account(fold(FILES), user) == account
 
 
 @pytest.mark.parametrize("user", ["nobody", "odd", "broken line", "app:nobody"])
-def test_a_name_must_be_there(user: str) -> None:
+def test_an_unknown_user_name_is_not_found(user: str) -> None:
     with pytest.raises(NotFound, match="has no"):
         find_account(fold(FILES), user)
 
 
-def test_numbers_need_no_files() -> None:
+def test_numeric_users_need_no_passwd() -> None:
     assert find_account(fold([]), "7:8") == Account(7, 8)
     assert find_account(fold([]), "") == Account(0, 0)
 
@@ -68,7 +68,7 @@ def test_files_are_found_through_links_inside_the_image() -> None:
     assert find_account(tree, "app") == Account(1000, 100, (), "/srv/app")
 
 
-def test_what_is_no_regular_file_is_not_read() -> None:
+def test_a_passwd_that_is_no_regular_file_is_not_read() -> None:
     assert find_account(fold([fifo("etc/passwd"), symlink("etc/group", "group")]), "5") == Account(5, 0)
 
 

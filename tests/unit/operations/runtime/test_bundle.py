@@ -66,7 +66,7 @@ def test_the_working_directory_is_absolute(stated: str, expected: str) -> None:
     assert process(working_dir=stated)["cwd"] == expected
 
 
-def test_annotations_tell_of_the_image_and_labels_count_more() -> None:
+def test_annotations_describe_the_image_and_its_labels_take_precedence() -> None:
     spec = runtime_config(
         config(
             author="me",
@@ -88,7 +88,7 @@ def test_annotations_tell_of_the_image_and_labels_count_more() -> None:
     }
 
 
-def test_an_unprivileged_container_has_a_user_namespace_and_no_network_of_its_own() -> None:
+def test_an_unprivileged_container_has_a_user_namespace_and_no_network_namespace() -> None:
     rootless = Rootless((IdRange(0, 1000, 1), IdRange(1, 100000, 65536)), (IdRange(0, 1000, 1),))
     spec = runtime_config(config(), TREE, rootless=rootless)
     kinds = [one["type"] for one in spec["linux"]["namespaces"]]
@@ -112,13 +112,13 @@ def test_a_privileged_container_has_all_namespaces_but_a_user_one() -> None:
     assert spec["root"] == {"path": "rootfs", "readonly": False}
 
 
-def test_this_user_is_zero_of_an_unprivileged_container() -> None:
+def test_an_unprivileged_container_maps_this_user_to_root() -> None:
     ids = Rootless.of_this_user()
     assert ids.uids[0] == IdRange(0, os.geteuid(), 1)
     assert ids.gids[0] == IdRange(0, os.getegid(), 1)
 
 
-def test_the_file_is_json_beside_the_root_file_system(tmp_path: Path) -> None:
+def test_the_runtime_configuration_is_json_beside_the_root_file_system(tmp_path: Path) -> None:
     (tmp_path / "rootfs/etc").mkdir(parents=True)
     (tmp_path / "rootfs/etc/passwd").write_text("app:x:7:8::/srv:/bin/sh\n")
     written = write_runtime_config(tmp_path, config(user="app"))
@@ -126,7 +126,7 @@ def test_the_file_is_json_beside_the_root_file_system(tmp_path: Path) -> None:
     assert json.loads(written.read_bytes())["process"]["user"] == {"uid": 7, "gid": 8}
 
 
-def test_a_passwd_that_links_out_of_the_image_is_read_inside(tmp_path: Path) -> None:
+def test_a_passwd_link_is_resolved_inside_the_image(tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("app:x:1:1::/:/bin/sh\n")
     (tmp_path / "bundle/rootfs/etc").mkdir(parents=True)
     (tmp_path / "bundle/rootfs/etc/passwd").symlink_to(tmp_path / "outside")

@@ -35,7 +35,7 @@ def image(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("readonly", [False, True])
-def test_there_is_no_false_alarm_beside_writers(image: str, tmp_path: Path, readonly: bool) -> None:
+def test_a_check_beside_writers_reports_no_fault(image: str, tmp_path: Path, readonly: bool) -> None:
     problems: list[object] = []
     with Store.open(tmp_path / "store") as store:
         done = threading.Event()
@@ -63,7 +63,7 @@ def test_there_is_no_false_alarm_beside_writers(image: str, tmp_path: Path, read
     assert problems == []
 
 
-def test_a_snapshot_that_no_layer_made_cannot_be_told_of(tmp_path: Path) -> None:
+def test_a_snapshot_without_a_layer_cannot_be_compared(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         space = store.namespace("default")
         snapshots = space.snapshots("native")
@@ -76,7 +76,7 @@ def test_a_snapshot_that_no_layer_made_cannot_be_told_of(tmp_path: Path) -> None
         assert (found.sound, len(found.undecided)) == (True, 1)
 
 
-def test_a_view_that_shows_only_its_parent_needs_no_files(tmp_path: Path) -> None:
+def test_a_view_of_its_parent_needs_no_files(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         for kind in ("native", "cimfs"):
             snapshots = store.namespace("default").snapshots(kind)
@@ -95,7 +95,7 @@ def test_a_view_that_shows_only_its_parent_needs_no_files(tmp_path: Path) -> Non
         ("cimfs", "image", "image"),
     ],
 )
-def test_a_snapshot_without_the_files_of_its_kind_is_a_fault(
+def test_a_snapshot_without_the_files_of_its_driver_is_a_fault(
     tmp_path: Path, kind: str, committed: str, active: str
 ) -> None:
     missing = (
@@ -117,7 +117,7 @@ def test_a_snapshot_without_the_files_of_its_kind_is_a_fault(
         }
 
 
-def test_a_composite_image_that_is_gone_is_a_fault_of_its_snapshot(tmp_path: Path) -> None:
+def test_a_missing_composite_image_is_a_fault_of_its_snapshot(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         snapshots = store.namespace("default").snapshots("cimfs")
         snapshots.prepare_layer("key")
@@ -128,7 +128,7 @@ def test_a_composite_image_that_is_gone_is_a_fault_of_its_snapshot(tmp_path: Pat
         assert fault.problem == f"its image {image.name!r} is missing"
 
 
-def test_a_block_image_is_looked_for_where_it_was_committed(tmp_path: Path) -> None:
+def test_a_committed_snapshot_needs_its_block_image(tmp_path: Path) -> None:
     form = BlockCimDriver(tmp_path)
     assert form.find_missing(tmp_path, SnapshotKind.ACTIVE, has_parents=False) == ""
     assert (
@@ -139,7 +139,7 @@ def test_a_block_image_is_looked_for_where_it_was_committed(tmp_path: Path) -> N
     assert form.find_missing(tmp_path, SnapshotKind.COMMITTED, has_parents=False) == ""
 
 
-def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path: Path) -> None:
+def test_a_repair_keeps_a_broken_parent_of_an_active_snapshot(image: str, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         space = store.namespace("default")
         (made,) = import_image(space, image, ImportOptions(name="it", unpack=True, snapshotter="overlayfs")).images
@@ -157,7 +157,7 @@ def test_what_lies_under_an_active_snapshot_is_not_dropped(image: str, tmp_path:
         assert [one.name for one in snapshots.list()] == [made.unpacked.layers[0].chain_id]
 
 
-def test_a_check_stops_when_asked_to(image: str, tmp_path: Path) -> None:
+def test_a_check_can_be_cancelled(image: str, tmp_path: Path) -> None:
     cancel = Cancellation()
     cancel.cancel()
     with Store.open(tmp_path / "store") as store:
@@ -166,7 +166,7 @@ def test_a_check_stops_when_asked_to(image: str, tmp_path: Path) -> None:
             check(store, job=Job(cancel=cancel))
 
 
-def test_a_blob_that_was_brought_again_since_the_check_is_not_put_aside(image: str, tmp_path: Path) -> None:
+def test_a_blob_stored_again_since_the_check_is_not_quarantined(image: str, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         space = store.namespace("default")
         import_image(space, image, ImportOptions(name="it"))
@@ -188,7 +188,7 @@ def test_a_blob_that_was_brought_again_since_the_check_is_not_put_aside(image: s
         assert check(store).faults == ()
 
 
-def test_a_folder_of_somebody_else_among_the_snapshots_keeps_nobody_from_collecting(tmp_path: Path) -> None:
+def test_a_foreign_directory_among_the_snapshots_does_not_stop_a_collection(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         (store.root / "snapshots" / "devmapper").mkdir(parents=True)
         space = store.namespace("default")

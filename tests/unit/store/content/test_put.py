@@ -44,7 +44,7 @@ def nothing(offset: int) -> Iterator[bytes]:
     raise AssertionError("what is there is not to be read")
 
 
-def test_a_blob_is_brought_once(content: LocalContent) -> None:
+def test_a_blob_is_stored_once(content: LocalContent) -> None:
     asked: list[int] = []
     record = put_blob(content, describing(TEXT), giving(TEXT, asked), labels={"a": "1"})
     assert (record.digest, record.size, record.labels) == (Digest.of(TEXT), len(TEXT), {"a": "1"})
@@ -53,7 +53,7 @@ def test_a_blob_is_brought_once(content: LocalContent) -> None:
     assert content.statuses() == []
 
 
-def test_labels_of_a_blob_that_is_there_are_added(content: LocalContent) -> None:
+def test_labels_are_added_to_an_existing_blob(content: LocalContent) -> None:
     put_blob(content, describing(TEXT), giving(TEXT, []), labels={"a": "1", "b": "2"})
     record = put_blob(content, describing(TEXT), nothing, labels={"b": "3", "c.d/e": "4"})
     assert record.labels == {"a": "1", "b": "3", "c.d/e": "4"}
@@ -65,7 +65,7 @@ def test_an_empty_blob_needs_no_bytes(content: LocalContent) -> None:
     assert put_blob(content, describing(b""), nothing).size == 0
 
 
-def test_what_broke_off_is_resumed(content: LocalContent) -> None:
+def test_an_interrupted_attempt_is_resumed(content: LocalContent) -> None:
     asked: list[int] = []
 
     def breaking(offset: int) -> Iterator[bytes]:
@@ -78,7 +78,7 @@ def test_what_broke_off_is_resumed(content: LocalContent) -> None:
     assert asked == [10]
 
 
-def test_what_was_wrong_from_the_start_is_read_again(content: LocalContent) -> None:
+def test_an_attempt_with_wrong_bytes_is_read_again_from_the_start(content: LocalContent) -> None:
     asked: list[int] = []
     with content.ingest("ref") as ingest:
         ingest.write(b"wrong")
@@ -99,7 +99,7 @@ def test_what_was_wrong_from_the_start_is_read_again(content: LocalContent) -> N
         (b"", SizeMismatch),
     ],
 )
-def test_wrong_bytes_are_no_blob_and_are_dropped(content: LocalContent, given: bytes, error: type[Exception]) -> None:
+def test_wrong_bytes_are_refused_and_dropped(content: LocalContent, given: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         put_blob(content, describing(TEXT), giving(given, []))
     assert list(content.walk()) == []
@@ -112,7 +112,7 @@ def test_wrong_labels_are_refused(content: LocalContent) -> None:
         put_blob(content, describing(TEXT), giving(TEXT, []), labels={"": "x"})
 
 
-def test_whoever_comes_second_waits_for_the_first(content: LocalContent) -> None:
+def test_a_second_writer_waits_for_the_first(content: LocalContent) -> None:
     going = threading.Event()
 
     def slow(offset: int) -> Iterator[bytes]:

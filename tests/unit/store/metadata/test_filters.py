@@ -63,7 +63,7 @@ def passes(*expressions: str, fields: Mapping[str, str] = FIELDS) -> bool:
         "digest==sha256:abc,name",
     ],
 )
-def test_these_pass(expression: str) -> None:
+def test_a_matching_object_passes_the_filter(expression: str) -> None:
     assert passes(expression)
 
 
@@ -85,7 +85,7 @@ def test_these_pass(expression: str) -> None:
         "Name",
     ],
 )
-def test_these_do_not(expression: str) -> None:
+def test_other_objects_do_not_pass_the_filter(expression: str) -> None:
     assert not passes(expression)
 
 
@@ -130,29 +130,29 @@ def test_these_do_not(expression: str) -> None:
         "x" * (MAX_EXPRESSION + 1),
     ],
 )
-def test_these_are_malformed(expression: str) -> None:
+def test_a_malformed_filter_is_refused(expression: str) -> None:
     with pytest.raises(InvalidInput):
         parse_filters([expression])
 
 
-def test_no_expressions_pass_everything() -> None:
+def test_no_expression_passes_everything() -> None:
     assert passes()
     assert passes("missing", "")
     assert parse_filters(["missing", ""]).everything
     assert not parse_filters(["name"]).everything
 
 
-def test_one_expression_of_many_is_enough() -> None:
+def test_an_object_passes_if_one_expression_matches() -> None:
     assert passes("missing", "name==x", "labels.tier==cache")
     assert not passes("missing", "name==x")
 
 
-def test_a_malformed_one_among_many_is_an_error() -> None:
+def test_one_malformed_expression_among_several_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="at character 5"):
         parse_filters(["name", "name=x"])
 
 
-def test_a_byte_that_is_not_text_is_equal_to_nothing() -> None:
+def test_an_escaped_byte_that_is_not_utf8_matches_nothing() -> None:
     assert not passes(r'name=="\xff"', fields={"name": "\u00ff"})
 
 
@@ -164,7 +164,7 @@ ESCAPES = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
     st.lists(st.text(TEXT, max_size=12), min_size=1, max_size=4),
     st.text(TEXT, max_size=20),
 )
-def test_quoting_takes_every_path_and_value(path: list[str], value: str) -> None:
+def test_every_path_and_value_can_be_quoted(path: list[str], value: str) -> None:
     def quoted(text: str) -> str:
         return '"' + "".join(ESCAPES.get(character, character) for character in text) + '"'
 
@@ -174,7 +174,7 @@ def test_quoting_takes_every_path_and_value(path: list[str], value: str) -> None
 
 
 @given(st.text(st.sampled_from('ab.,=!~"/|\\ x1\n\u00e9'), max_size=24))
-def test_any_text_is_a_filter_or_malformed(text: str) -> None:
+def test_any_text_is_a_filter_or_raises_invalid_input(text: str) -> None:
     try:
         wanted = parse_filters([text])
     except InvalidInput:

@@ -36,7 +36,9 @@ OLD = {"a": "1", "b.c/d": "2"}
         ({"x": "9"}, ["labels.a", "labels"], {"x": "9"}),
     ],
 )
-def test_a_mask_says_which_labels_change(new: dict[str, str], fields: list[str], expected: dict[str, str]) -> None:
+def test_a_field_mask_selects_the_labels_that_change(
+    new: dict[str, str], fields: list[str], expected: dict[str, str]
+) -> None:
     assert merge_labels(OLD, new, fields) == expected
     assert OLD == {"a": "1", "b.c/d": "2"}
 
@@ -47,7 +49,7 @@ def test_other_fields_are_refused(fields: list[str]) -> None:
         merge_labels(OLD, {}, fields)
 
 
-def test_a_label_has_a_greatest_size_in_bytes() -> None:
+def test_a_label_has_a_maximum_size_in_bytes() -> None:
     check_labels({"k": "v" * 4095, "\u00e9": "v" * 4094})
     for labels in ({"k": "v" * 4096}, {"k" * 4097: ""}, {"k": "\u00e9" * 2048}, {"": "v"}, {"k": "\ud800"}):
         with pytest.raises(InvalidInput):
@@ -55,24 +57,24 @@ def test_a_label_has_a_greatest_size_in_bytes() -> None:
 
 
 @given(LABELS)
-def test_labels_come_back_from_the_database(labels: dict[str, str]) -> None:
+def test_labels_round_trip_through_the_database(labels: dict[str, str]) -> None:
     assert decode_labels(encode_labels(labels)) == labels
     assert encode_labels(dict(reversed(labels.items()))) == encode_labels(labels)
 
 
-def test_no_labels_are_the_columns_default() -> None:
+def test_empty_labels_encode_to_the_default_of_the_column() -> None:
     assert encode_labels({}) == "{}"
     assert decode_labels("{}") == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', "{"])
-def test_what_is_not_labels_is_told(text: str) -> None:
+def test_malformed_labels_in_the_database_raise_integrity(text: str) -> None:
     with pytest.raises(Integrity):
         decode_labels(text)
 
 
 @given(LABELS, LABELS, st.lists(KEYS.map(lambda key: f"labels.{key}"), min_size=1, max_size=4))
-def test_a_mask_touches_nothing_else(old: dict[str, str], new: dict[str, str], fields: list[str]) -> None:
+def test_a_field_mask_changes_no_other_label(old: dict[str, str], new: dict[str, str], fields: list[str]) -> None:
     merged = merge_labels(old, new, fields)
     named = {field.partition(".")[2] for field in fields}
     assert {key: value for key, value in merged.items() if key not in named} == {
@@ -83,17 +85,17 @@ def test_a_mask_touches_nothing_else(old: dict[str, str], new: dict[str, str], f
 
 
 @pytest.mark.parametrize("name", ["default", "k8s.io", "a-b_c.d", "A1", "a" * 76])
-def test_these_are_namespaces(name: str) -> None:
+def test_valid_names_of_namespaces_are_accepted(name: str) -> None:
     assert check_namespace(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "a.", ".a", "a..b", "a/b", "a b", "a\n", "\u00e9", "a" * 77, "../a"])
-def test_these_are_not(name: str) -> None:
+def test_invalid_names_of_namespaces_are_refused(name: str) -> None:
     with pytest.raises(InvalidInput):
         check_namespace(name)
 
 
-def test_a_key_is_any_text_but_none() -> None:
+def test_a_key_is_any_non_empty_text() -> None:
     assert check_key("a/b c\u00e9", "the key") == "a/b c\u00e9"
     for key in ("", "x" * 32769, "\ud800"):
         with pytest.raises(InvalidInput, match="the key"):

@@ -27,14 +27,14 @@ def put(space: LocalNamespace) -> None:
         ingest.commit()
 
 
-def test_a_namespace_that_is_not_known_has_no_labels(store: Store) -> None:
+def test_an_unknown_namespace_has_no_labels(store: Store) -> None:
     assert store.namespaces.get("a") == NamespaceRecord("a", {})
     assert store.namespaces.list() == []
     with pytest.raises(InvalidInput):
         store.namespaces.get("a/b")
 
 
-def test_a_namespace_is_made_once(store: Store) -> None:
+def test_a_namespace_is_created_once(store: Store) -> None:
     assert store.namespaces.create("b", {"k": "v", "none": ""}) == NamespaceRecord("b", {"k": "v"})
     assert store.namespaces.create("a") == NamespaceRecord("a", {})
     with pytest.raises(AlreadyExists):
@@ -46,7 +46,7 @@ def test_a_namespace_is_made_once(store: Store) -> None:
     assert store.namespaces.list() == [NamespaceRecord("a", {}), NamespaceRecord("b", {"k": "v"})]
 
 
-def test_labels_change_and_make_the_namespace(store: Store) -> None:
+def test_updating_labels_creates_a_missing_namespace(store: Store) -> None:
     assert store.namespaces.update("a", {"x": "1", "y": "2"}, ["labels.x"]) == NamespaceRecord("a", {"x": "1"})
     assert store.namespaces.update("a", {"y": "2"}, ["labels.y"]) == NamespaceRecord("a", {"x": "1", "y": "2"})
     assert store.namespaces.update("a", {}, ["labels.x"]) == NamespaceRecord("a", {"y": "2"})
@@ -57,7 +57,7 @@ def test_labels_change_and_make_the_namespace(store: Store) -> None:
         store.namespaces.update("..", {})
 
 
-def test_a_namespace_comes_with_its_first_object(store: Store) -> None:
+def test_the_first_object_creates_its_namespace(store: Store) -> None:
     store.namespace("nothing yet".replace(" ", "-"))
     put(store.namespace("blob"))
     store.namespace("ingest").content.ingest("a").close()
@@ -83,7 +83,7 @@ def test_only_an_empty_namespace_is_deleted(store: Store) -> None:
     assert store.namespaces.list() == []
 
 
-def test_leases_and_ingests_go_with_their_namespace(store: Store) -> None:
+def test_deleting_a_namespace_deletes_its_leases_and_ingests(store: Store) -> None:
     store.namespace("a").leases.create("lease")
     put(store.namespace("b"))
     with store.namespace("a", "lease").content.ingest("ref") as ingest:

@@ -63,7 +63,7 @@ def test_a_pattern_finds_what_re2_finds(pattern: str, text: str, expected: bool)
     "pattern",
     ["(", ")", "[", "a**", "*", "(?=a)", "(?!a)", "(?<=a)", r"(a)\1", "a*+b", r"\Z", "(?P=n)", "a{1001}", "\\"],
 )
-def test_what_re2_would_not_take_is_no_pattern(pattern: str) -> None:
+def test_a_pattern_that_is_invalid_in_re2_is_no_pattern(pattern: str) -> None:
     assert compile_pattern(pattern) is None
 
 
@@ -73,7 +73,7 @@ def test_patterns_that_backtrack_without_bound_are_refused(pattern: str) -> None
         compile_pattern(pattern)
 
 
-def test_a_pattern_has_a_greatest_length() -> None:
+def test_a_pattern_has_a_maximum_length() -> None:
     assert found("a" * MAX_PATTERN, "b") is False
     with pytest.raises(InvalidInput):
         compile_pattern("a" * (MAX_PATTERN + 1))
@@ -82,7 +82,7 @@ def test_a_pattern_has_a_greatest_length() -> None:
 @given(
     st.text(st.sampled_from("ab01.*+?|()[]{},-^$\\&~:=!<>PdwszQEx#\n"), max_size=14), st.text("ab01.\n-", max_size=20)
 )
-def test_any_text_is_a_pattern_or_not_and_is_soon_searched_for(pattern: str, text: str) -> None:
+def test_a_search_for_any_pattern_ends_soon(pattern: str, text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -96,5 +96,5 @@ def test_any_text_is_a_pattern_or_not_and_is_soon_searched_for(pattern: str, tex
 
 
 @given(st.text(max_size=40))
-def test_escaped_text_finds_itself(text: str) -> None:
+def test_an_escaped_text_matches_itself(text: str) -> None:
     assert found(f"^{re.escape(text)}$", text) is True

@@ -29,7 +29,7 @@ _ROOT_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 _PROGRAM: Final = "veritysetup"
 _HINT: Final = "install cryptsetup-bin"
-_DEVICES: Final = Path("/dev/mapper")
+DEVICES: Final = Path("/dev/mapper")
 _STEP: Final = 1 << 20
 
 
@@ -101,7 +101,7 @@ def open_verified(image: Path) -> Path:
         return image
     root = _root_hash(image)
     name = _device_name(image)
-    device = _DEVICES / name
+    device = DEVICES / name
     if not device.exists():
         _run("open", os.fspath(image), name, os.fspath(image.with_name(_TREE)), root)
     return device
@@ -110,7 +110,7 @@ def open_verified(image: Path) -> Path:
 def release(image: Path) -> None:
     """Close the dm-verity device of an image, if there is one, once it is not mounted any more."""
     try:
-        if not _is_in_tree(image) or not (_DEVICES / _device_name(image)).exists():
+        if not _is_in_tree(image) or not (DEVICES / _device_name(image)).exists():
             return
         _run("close", "--deferred", _device_name(image))
     except (OSError, LamellaError):
