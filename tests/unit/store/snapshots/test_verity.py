@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.store.test_erofs import commit, opened
+from tests.unit.store.snapshots.test_erofs import commit, opened
 
 from lamella.changes.job import Job
 from lamella.errors import Cancelled, Integrity, Unsupported
