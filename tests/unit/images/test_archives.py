@@ -86,7 +86,7 @@ def contents(name: str) -> list[bytes]:
 
 
 class TestMembers:
-    def test_only_headers_are_read_when_it_is_opened(self, tmp_path: Path) -> None:
+    def test_opening_reads_only_the_headers(self, tmp_path: Path) -> None:
         path = tmp_path / "a.tar"
         with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
             for name in ("one", "two"):
@@ -121,7 +121,7 @@ class TestMembers:
             assert one.read() == b"0123456789"
             assert one.read(1) == b""
 
-    def test_a_window_reads_no_byte_outside_of_it(self, tmp_path: Path) -> None:
+    def test_a_window_reads_no_byte_outside_its_range(self, tmp_path: Path) -> None:
         (tmp_path / "f").write_bytes(b"abcdefgh")
         room = bytearray(8)
         with Window(os.open(tmp_path / "f", os.O_RDONLY), 2, 3) as window:
@@ -132,22 +132,22 @@ class TestMembers:
             assert window.seek(9) == 9
             assert window.read(5) == b""
 
-    def test_names_are_taken_relative_to_the_archive(self, tmp_path: Path) -> None:
+    def test_member_names_are_relative_to_the_archive(self, tmp_path: Path) -> None:
         archive = Archive(store(tmp_path / "a.tar", {"./x": b"1", "/y": b"2"}), "it")
         assert [archive.open(LayerPath(name))[0].read() for name in "xy"] == [b"1", b"2"]
 
-    def test_a_name_twice_with_one_content_is_one_file(self, tmp_path: Path) -> None:
+    def test_two_members_of_one_name_and_content_are_one_file(self, tmp_path: Path) -> None:
         raw = tar_of({"x": b"1"})[:1024] * 2 + bytes(1024)
         (tmp_path / "a.tar").write_bytes(raw)
         archive = Archive(str(tmp_path / "a.tar"), "it")
         assert archive.open(LayerPath("x"))[0].read() == b"1"
 
-    def test_another_compression_is_named(self, tmp_path: Path) -> None:
+    def test_an_unsupported_compression_is_named_in_the_error(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(b"\xfd7zXZ\0" + bytes(600))
         with pytest.raises(Unsupported, match="compressed with xz"):
             open_platform_image(f"oci-archive:{tmp_path}/a.tar")
 
-    def test_what_is_no_archive(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_tar_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(b"x" * 2000)
         with pytest.raises(InvalidInput, match="not a tar archive"):
             open_platform_image(f"oci-archive:{tmp_path}/a.tar")
@@ -157,7 +157,7 @@ class TestMembers:
             open_platform_image(f"oci-archive:{tmp_path}/none")
 
     @pytest.mark.parametrize("cut", [100, 600, 1500])
-    def test_an_archive_that_is_cut_off(self, tmp_path: Path, cut: int) -> None:
+    def test_a_truncated_archive_is_refused(self, tmp_path: Path, cut: int) -> None:
         (tmp_path / "a.tar").write_bytes(tar_of({"x": b"1" * 2000})[:cut])
         with pytest.raises(InvalidInput, match="damaged"):
             Archive(str(tmp_path / "a.tar"), "it")
@@ -193,14 +193,14 @@ class TestCompressedMembers:
             assert small.read() == b"abc"
             assert small.read() == b""
 
-    def test_damage_is_found_when_it_is_opened(self, packed: Path) -> None:
+    def test_opening_finds_damage_in_a_compressed_archive(self, packed: Path) -> None:
         raw = packed.read_bytes()
         for damaged in (raw[:-5], raw[: len(raw) // 2], raw[:20]):
             packed.write_bytes(damaged)
             with pytest.raises(InvalidInput, match="damaged"):
                 Archive(str(packed), "it")
 
-    def test_what_is_compressed_but_no_archive(self, tmp_path: Path) -> None:
+    def test_a_compressed_file_that_is_not_a_tar_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(gzip.compress(b"x" * 2000))
         with pytest.raises(InvalidInput, match="not a tar archive"):
             Archive(str(tmp_path / "a"), "it")
@@ -213,24 +213,24 @@ class TestCompressedMembers:
 
 
 class TestOciArchive:
-    def test_it_is_read_as_a_layout_is(self, tmp_path: Path) -> None:
+    def test_an_oci_archive_is_read_like_a_layout(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", layout_files([tagged(ZIPPED.descriptor, "v1")], ZIPPED.blobs))
         assert ZIPPED.layers == contents(f"oci-archive:{path}:v1") == contents(f"oci-archive:{path}")
         with open_oci_archive(path) as reader:
             assert [image.names for image in reader.images()] == [("v1",)]
 
-    def test_it_may_be_compressed_as_a_whole(self, tmp_path: Path) -> None:
+    def test_an_oci_archive_may_be_compressed_as_a_whole(self, tmp_path: Path) -> None:
         raw = tar_of(layout_files([tagged(ZIPPED.descriptor, "v1")], ZIPPED.blobs))
         (tmp_path / "a.tar.gz").write_bytes(gzip.compress(raw))
         assert contents(f"oci-archive:{tmp_path}/a.tar.gz:v1") == ZIPPED.layers
 
-    def test_a_docker_archive_is_told_from_it(self, tmp_path: Path) -> None:
+    def test_a_docker_archive_is_recognized_in_the_hint(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", old_style())
         with pytest.raises(InvalidInput) as caught:
             open_platform_image(f"oci-archive:{path}")
         assert caught.value.hint == f"it looks like docker-archive:{path}"
 
-    def test_a_blob_of_another_size(self, tmp_path: Path) -> None:
+    def test_a_blob_of_another_size_is_a_size_mismatch(self, tmp_path: Path) -> None:
         files = layout_files([ZIPPED.descriptor], ZIPPED.blobs)
         layer = ZIPPED.manifest["layers"][0]["digest"]
         files[f"blobs/{layer.replace(':', '/')}"] += b"x"
@@ -242,7 +242,7 @@ class TestOciArchive:
 
 
 class TestDockerArchive:
-    def test_one_of_docker_before_25(self, tmp_path: Path) -> None:
+    def test_an_archive_of_docker_before_25_is_read(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", old_style(["busybox:1", "x.io/b:2"]))
         assert PLAIN.layers == contents(f"docker-archive:{path}") == contents(f"docker-archive:{path}:busybox:1")
         with open_platform_image(f"docker-archive:{path}:x.io/b:2") as image:
@@ -254,7 +254,7 @@ class TestDockerArchive:
             open_platform_image(f"docker-archive:{path}:busybox")
         assert caught.value.hint == "named there: docker.io/library/busybox:1, x.io/b:2"
 
-    def test_a_layer_that_is_a_link_to_anothers(self, tmp_path: Path) -> None:
+    def test_a_layer_that_is_a_symbolic_link_to_another_is_read(self, tmp_path: Path) -> None:
         twice = small_image({"a": b"1"}, {"a": b"1"}, compress=False)
         raw = compact(twice.config)
         files: dict[str, Any] = {
@@ -265,12 +265,12 @@ class TestDockerArchive:
         }
         assert twice.layers == contents(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
 
-    def test_a_layer_that_is_a_hard_link(self, tmp_path: Path) -> None:
+    def test_a_layer_that_is_a_hard_link_is_read(self, tmp_path: Path) -> None:
         files = {**old_style(), "three/layer.tar": (tarfile.LNKTYPE, "two/layer.tar")}
         files["manifest.json"] = compact([saved("one/layer.tar", "three/layer.tar")])
         assert contents(f"docker-archive:{store(tmp_path / 'a.tar', files)}") == PLAIN.layers
 
-    def test_one_of_docker_since_25(self, tmp_path: Path) -> None:
+    def test_an_archive_of_docker_since_25_is_read(self, tmp_path: Path) -> None:
         files: dict[str, Any] = layout_files([tagged(PLAIN.descriptor, "latest")], PLAIN.blobs)
         names = [f"blobs/{name.replace(':', '/')}" for name in PLAIN.config["rootfs"]["diff_ids"]]
         config = f"blobs/sha256/{digest(RAW_CONFIG)[7:]}"
@@ -278,7 +278,7 @@ class TestDockerArchive:
         path = store(tmp_path / "a.tar", files)
         assert PLAIN.layers == contents(f"docker-archive:{path}:a") == contents(f"oci-archive:{path}:latest")
 
-    def test_layers_that_are_compressed_inside(self, tmp_path: Path) -> None:
+    def test_compressed_layers_in_a_docker_archive_are_read(self, tmp_path: Path) -> None:
         first, second = ZIPPED.layers
         files = {**old_style(), "one/layer.tar": first, "two/layer.tar": second}
         path = store(tmp_path / "a.tar", files)
@@ -289,7 +289,7 @@ class TestDockerArchive:
             ]
             assert [layer.diff_id for layer in image.layers] == PLAIN.config["rootfs"]["diff_ids"]
 
-    def test_several_images_are_told_by_their_names(self, tmp_path: Path) -> None:
+    def test_several_images_are_distinguished_by_their_names(self, tmp_path: Path) -> None:
         other = small_image({"a": b"1"}, compress=False, Cmd=["x"])
         files = old_style()
         files["other.json"] = compact(other.config)
@@ -307,24 +307,24 @@ class TestDockerArchive:
             open_platform_image(f"docker-archive:{path}")
         assert "docker.io/library/b:2" in (caught.value.hint or "")
 
-    def test_the_made_up_manifest_is_the_same_each_time(self, tmp_path: Path) -> None:
+    def test_the_generated_manifest_is_the_same_each_time(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", old_style())
         with open_docker_archive(path) as one, open_docker_archive(path) as two:
             assert one.images() == two.images()
             assert Digest.of(one.read_document(one.images()[0].descriptor)) == one.images()[0].descriptor.digest
 
-    def test_an_oci_archive_is_told_from_it(self, tmp_path: Path) -> None:
+    def test_an_oci_archive_is_recognized_in_the_hint(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", layout_files([ZIPPED.descriptor], ZIPPED.blobs))
         with pytest.raises(InvalidInput, match=r"no archive of 'docker save'") as caught:
             open_platform_image(f"docker-archive:{path}")
         assert caught.value.hint == f"it looks like oci-archive:{path}"
 
-    def test_layers_and_diff_ids_that_differ_in_number(self, tmp_path: Path) -> None:
+    def test_different_numbers_of_layers_and_diff_ids_are_refused(self, tmp_path: Path) -> None:
         files = {**old_style(), "manifest.json": compact([saved("one/layer.tar")])}
         with pytest.raises(InvalidInput, match="1 layers, but the config has 2 diff ids"):
             open_platform_image(f"docker-archive:{store(tmp_path / 'a.tar', files)}")
 
-    def test_a_config_whose_name_is_another_digest(self, tmp_path: Path) -> None:
+    def test_a_config_named_by_another_digest_is_a_digest_mismatch(self, tmp_path: Path) -> None:
         name = f"blobs/sha256/{'a' * 64}"
         files = {**old_style(), name: RAW_CONFIG}
         files["manifest.json"] = compact([saved("one/layer.tar", "two/layer.tar", config=name)])
@@ -349,7 +349,7 @@ class TestWriting:
                 put(writer, image, None)
         assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
-    def test_members_are_sorted_and_say_nothing_of_this_machine(
+    def test_members_are_sorted_and_free_of_host_metadata(
         self, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -362,7 +362,7 @@ class TestWriting:
             (0, 0, 1_700_000_000, "", "")
         }
 
-    def test_what_is_there_stays_unless_it_is_to_be_replaced(self, tmp_path: Path, form: str) -> None:
+    def test_an_existing_file_stays_unless_replacement_is_requested(self, tmp_path: Path, form: str) -> None:
         path = tmp_path / "a.tar"
         path.write_bytes(b"precious")
         name = parse_image_name(f"{form}:{path}")
@@ -373,7 +373,7 @@ class TestWriting:
             put(writer, ZIPPED, None)
         assert len(contents(str(name))) == 2
 
-    def test_what_appears_meanwhile_stays_too(self, tmp_path: Path, form: str) -> None:
+    def test_a_file_that_appears_meanwhile_stays(self, tmp_path: Path, form: str) -> None:
         path = tmp_path / "a.tar"
         with open_writer(parse_image_name(f"{form}:{path}")) as writer:
             path.write_bytes(b"precious")
@@ -388,7 +388,7 @@ class TestWriting:
             put(writer, partial, None)
         assert os.listdir(tmp_path) == []
 
-    def test_what_a_killed_writer_left_is_swept(self, tmp_path: Path, form: str) -> None:
+    def test_the_directory_of_a_killed_writer_is_swept(self, tmp_path: Path, form: str) -> None:
         (tmp_path / ".a.tar.lamella-dead").mkdir()
         (tmp_path / ".a.tar.lamella-dead" / "archive").write_bytes(b"half")
         with open_writer(parse_image_name(f"{form}:{tmp_path}/a.tar")) as writer:
@@ -398,7 +398,7 @@ class TestWriting:
 
 
 class TestWritingForDocker:
-    def test_the_members_are_those_that_docker_load_knows(self, tmp_path: Path) -> None:
+    def test_the_members_are_those_that_docker_load_reads(self, tmp_path: Path) -> None:
         name = parse_image_name(f"docker-archive:{tmp_path}/a.tar:busybox:1")
         with open_writer(name) as writer:
             put(writer, ZIPPED, name.tag)
@@ -410,7 +410,7 @@ class TestWritingForDocker:
         )
         assert {**dict(zip(layers, PLAIN.layers, strict=True)), CONFIG_NAME: RAW_CONFIG} == files
 
-    def test_a_layer_that_is_not_what_the_config_says(self, tmp_path: Path) -> None:
+    def test_a_layer_with_another_diff_id_is_refused(self, tmp_path: Path) -> None:
         lying = small_image({"a": b"1"})
         wrong = gzip.compress(tar_of({"a": b"2"}), mtime=0)
         layer = {**lying.manifest["layers"][0], "digest": digest(wrong), "size": len(wrong)}
@@ -430,7 +430,7 @@ class TestWritingForDocker:
             with pytest.raises(Unsupported, match="cannot hold an index"):
                 writer.commit(None, image)
 
-    def test_a_layer_that_two_places_of_the_image_share_is_there_once(self, tmp_path: Path) -> None:
+    def test_a_layer_that_the_image_has_twice_is_written_once(self, tmp_path: Path) -> None:
         twice = small_image({"a": b"1"}, {"a": b"1"})
         name = parse_image_name(f"docker-archive:{tmp_path}/a.tar")
         with open_writer(name) as writer:
@@ -440,7 +440,7 @@ class TestWritingForDocker:
             assert len(archive.getnames()) == 3
 
 
-def test_bytes_in_memory_are_a_file_too(tmp_path: Path) -> None:
+def test_documents_in_memory_are_opened_as_files(tmp_path: Path) -> None:
     with open_docker_archive(store(tmp_path / "a.tar", old_style())) as reader:
         descriptor = reader.images()[0].descriptor
         opened = reader.open_blob(descriptor)

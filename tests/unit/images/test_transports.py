@@ -31,20 +31,20 @@ DIGEST = Digest.of(b"")
         (f"docker://[::1]:5000/a:t@{DIGEST}", ImageName("docker", "[::1]:5000/a", "t", digest=DIGEST)),
     ],
 )
-def test_forms_paths_and_tags(text: str, expected: ImageName) -> None:
+def test_names_are_parsed_into_form_path_and_tag(text: str, expected: ImageName) -> None:
     assert expected == parse_image_name(text)
     assert expected == parse_image_name(str(expected))
 
 
 @pytest.mark.parametrize("text", ["", "busybox", "busybox:latest", "./dir", "OCI:dir", "docker-daemon:x"])
-def test_a_name_without_a_form_gets_the_forms_as_a_hint(text: str) -> None:
+def test_the_hint_for_a_name_without_a_form_lists_the_forms(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_image_name(text)
     assert "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF]" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["dir:a", "cim:a.cim"])
-def test_a_tree_that_is_no_image_gets_the_way_to_one_as_a_hint(text: str) -> None:
+def test_the_hint_for_a_tree_names_pack(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_image_name(text)
     assert "'lamella pack'" in (caught.value.hint or "")
@@ -57,17 +57,17 @@ def test_a_tree_that_is_no_image_gets_the_way_to_one_as_a_hint(text: str) -> Non
         *("docker:busybox", "docker://", "docker://Bad", "docker://a:b:c", "docker://x.io/a@sha256:1", "docker:///a"),
     ],
 )
-def test_malformed_names(text: str) -> None:
+def test_malformed_names_are_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_image_name(text)
 
 
-def test_an_image_of_an_archive_is_not_named_by_its_digest() -> None:
+def test_an_image_in_an_archive_has_no_name_by_digest() -> None:
     with pytest.raises(InvalidInput, match="not by digests"):
         parse_image_name(f"docker-archive:a.tar:busybox@sha256:{'a' * 64}")
 
 
-def test_nothing_is_written_at_a_number() -> None:
+def test_an_image_cannot_be_written_at_a_number() -> None:
     with pytest.raises(InvalidInput, match="at a number"):
         open_writer(parse_image_name("oci:dir:@0"))
 

@@ -76,7 +76,7 @@ def test_an_image_goes_through_any_two_forms(tmp_path: Path, source: str, first:
             assert AMD.descriptor["digest"] == again.entry.digest == image.descriptor.digest
 
 
-def test_one_platform_of_an_index_alone_is_copied(tmp_path: Path, source: str) -> None:
+def test_only_one_platform_of_an_index_is_copied(tmp_path: Path, source: str) -> None:
     target = f"oci:{tmp_path}/t"
     copied = copy(f"{source}:all", f"{target}:arm", platform="linux/arm64")
     assert copied.entry.digest == ARM.descriptor["digest"]
@@ -96,11 +96,11 @@ def test_all_platforms_keep_the_digest_of_their_index(tmp_path: Path, source: st
         assert image.config["rootfs"]["diff_ids"] == diff_ids(target, platform)
 
 
-def test_all_platforms_of_an_image_that_has_one(tmp_path: Path, source: str) -> None:
+def test_all_platforms_of_a_single_image_are_that_image(tmp_path: Path, source: str) -> None:
     assert copy(f"{source}:one", f"oci:{tmp_path}/t", all_platforms=True).entry.digest == AMD.descriptor["digest"]
 
 
-def test_what_the_target_has_is_not_copied_again(tmp_path: Path, source: str) -> None:
+def test_blobs_that_the_target_holds_are_not_copied_again(tmp_path: Path, source: str) -> None:
     target = f"oci:{tmp_path}/t"
     copy(f"{source}:one", f"{target}:a")
     told = Told()
@@ -118,7 +118,7 @@ def test_a_layout_may_be_source_and_target(source: str) -> None:
     assert diff_ids(f"{source}:one") == diff_ids(f"{source}:two")
 
 
-def test_a_blob_that_is_damaged_fails_the_copy_and_leaves_nothing(tmp_path: Path, source: str) -> None:
+def test_a_damaged_blob_fails_the_copy_and_leaves_nothing(tmp_path: Path, source: str) -> None:
     layer = AMD.manifest["layers"][1]["digest"]
     file = Path(source[4:]) / "blobs" / layer.replace(":", "/")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
@@ -130,7 +130,7 @@ def test_a_blob_that_is_damaged_fails_the_copy_and_leaves_nothing(tmp_path: Path
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_a_copy_that_is_cancelled_leaves_nothing(tmp_path: Path, source: str) -> None:
+def test_a_cancelled_copy_leaves_nothing(tmp_path: Path, source: str) -> None:
     cancel = Cancellation()
     cancel.cancel()
     with pytest.raises(Cancelled):
@@ -138,7 +138,7 @@ def test_a_copy_that_is_cancelled_leaves_nothing(tmp_path: Path, source: str) ->
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_an_archive_that_is_there_is_replaced_on_request_alone(tmp_path: Path, source: str) -> None:
+def test_an_existing_archive_is_replaced_only_on_request(tmp_path: Path, source: str) -> None:
     target = f"oci-archive:{tmp_path}/t"
     copy(f"{source}:one", target)
     with pytest.raises(AlreadyExists):
@@ -147,7 +147,7 @@ def test_an_archive_that_is_there_is_replaced_on_request_alone(tmp_path: Path, s
     assert diff_ids(target) == ARM.config["rootfs"]["diff_ids"]
 
 
-def test_a_docker_archive_has_one_platform(tmp_path: Path, source: str) -> None:
+def test_a_docker_archive_holds_one_platform(tmp_path: Path, source: str) -> None:
     with pytest.raises(Unsupported, match="cannot hold an index"):
         copy(f"{source}:all", f"docker-archive:{tmp_path}/t", all_platforms=True)
     assert os.listdir(tmp_path) == ["source"]
@@ -163,7 +163,7 @@ def test_a_docker_archive_has_one_platform(tmp_path: Path, source: str) -> None:
         ({"platform": "!"}, InvalidInput),
     ],
 )
-def test_requests_that_make_no_sense(
+def test_contradictory_requests_are_refused(
     tmp_path: Path, source: str, arguments: dict[str, object], expected: type[LamellaError]
 ) -> None:
     with pytest.raises(expected):
@@ -171,7 +171,7 @@ def test_requests_that_make_no_sense(
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_an_index_of_which_a_platform_is_missing(tmp_path: Path) -> None:
+def test_an_index_with_a_missing_platform_is_not_copied_as_a_whole(tmp_path: Path) -> None:
     layout = write_layout(str(tmp_path / "source"), [INDEX], {**AMD.blobs, digest(RAW_INDEX): RAW_INDEX})
     with pytest.raises(NotFound, match=ARM.descriptor["digest"][7:]):
         copy(f"oci:{layout}", f"oci:{tmp_path}/t", all_platforms=True)
