@@ -24,8 +24,7 @@ from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.source import all_changes, changes_since
-from lamella.layers.cim.tree import CimTree
-from lamella.layers.cim.writer import KEPT
+from lamella.layers.cim.tree import KEPT, CimTree
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.layout import WindowsLayer

@@ -410,10 +410,10 @@ def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sin
 
 
 def _cim_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
-    from lamella.layers.cim.source import cim_changes, opened
+    from lamella.layers.cim.source import cim_changes, open_with_parent
     from lamella.layers.cim.tree import CimTree
 
-    image, below = stack.enter_context(opened(place, options.lower))
+    image, below = stack.enter_context(open_with_parent(place, options.lower))
     return cim_changes(image, below), CimTree(image).lookup
 
 

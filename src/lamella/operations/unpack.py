@@ -123,9 +123,9 @@ def _apply_layers(image: PlatformImage, place: Path, options: UnpackOptions, job
             worker = _start_reader(layers, stack, row, options.rules)
         stack.enter_context(job.step("unpack", sum(layer.descriptor.size for layer in layers)))
         if windows_files:
-            from lamella.operations.windows.unpack import files_applied
+            from lamella.operations.windows.layers import apply_drive
 
-            applied = files_applied(layers, place, options.policy, job)
+            applied = apply_drive(layers, place, options.policy, job)
         elif row.unpack is UnpackForm.IMAGE:
             applied = apply_to_image(kind, layers, place, job)
         elif row.unpack is UnpackForm.TREE:

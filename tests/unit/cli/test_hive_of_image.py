@@ -71,7 +71,7 @@ def test_a_delta_is_the_topmost_layers_and_the_others_are_told_of(lamella: Run, 
     delta = f"{name}::Hives/System_Delta"
     found, said = values(lamella, delta)
     assert found == {"a": "5"}
-    assert "the layers 1, 2 have a delta of SYSTEM" in said
+    assert "the delta of SYSTEM of the last of layers 1, 2" in said
     assert "Hives/System_Base" in said
     assert values(lamella, delta, "--layer", "1") == ({"b": "3", "c": "4"}, "")
     assert values(lamella, delta, "--layer", "2") == ({"a": "5"}, "")
@@ -82,7 +82,7 @@ def test_a_delta_is_the_topmost_layers_and_the_others_are_told_of(lamella: Run, 
 def test_the_bases_own_hive_comes_with_a_warning_that_it_is_not_all(lamella: Run, name: str) -> None:
     found, said = values(lamella, f"{name}::{SYSTEM}")
     assert found == {"a": "1", "b": "2"}
-    assert "the layers 1, 2 have deltas of SYSTEM, which this file is without" in said
+    assert "this file lacks the deltas of SYSTEM of layers 1, 2" in said
     assert values(lamella, f"{name}::{SYSTEM}", "--layer", "0") == ({"a": "1", "b": "2"}, "")
 
 

@@ -77,7 +77,7 @@ class TestALayersFolderIsLookedInto:
         done = lamella("ls", "-l", f"windows:{folders}/above::Files/Windows/System32")
         assert "advapi.dll => /Files/Windows/System32/advapi32.dll" in done.stdout
         done = lamella("cat", f"windows:{folders}/above::Files/Windows/System32/advapi.dll")
-        assert (done.returncode, "in a lower one" in done.stderr) == (4, True)
+        assert (done.returncode, "which is not in this layer but in a lower one" in done.stderr) == (4, True)
 
     def test_its_blob_can_be_named_as_well(self, folders: Path, lamella: Run) -> None:
         for name in ("base", "above"):

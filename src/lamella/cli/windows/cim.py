@@ -100,7 +100,7 @@ def extract(console: Console, image: Path, directory: Path, only: str, strict: b
 
     job = console.job(strict=strict)
     below = only.replace("\\", "/").strip("/")
-    entries = extract_cim(image, directory, below=below, losses=job.losses, cancel=job.cancel)
+    entries = extract_cim(image, directory, below=below, job=job)
     console.losses(job.losses)
     if console.json:
         console.document({"entries": entries, **losses_document(job.losses)})
@@ -123,7 +123,7 @@ def verify(console: Console, image: Path, listing: Path | None) -> None:
     from lamella.operations.windows.cim import verify_cim
 
     job = console.job()
-    found = verify_cim(image, progress=job.progress, cancel=job.cancel)
+    found = verify_cim(image, job)
     if listing is not None:
         import json
 
@@ -131,7 +131,7 @@ def verify(console: Console, image: Path, listing: Path | None) -> None:
         from lamella.operations.windows.cim import cim_listing
 
         with replacing(listing) as file:
-            for document in cim_listing(image, cancel=job.cancel):
+            for document in cim_listing(image, job):
                 file.write(json.dumps(document).encode() + b"\n")
     if console.json:
         console.document(

@@ -16,7 +16,7 @@ from lamella.cli.verb import ImageVerb, VerbGroup
 if TYPE_CHECKING:
     from lamella.formats.regf import Hive, HiveKey
     from lamella.formats.regf.keys import Value
-    from lamella.operations.windows.hives import Place
+    from lamella.operations.windows.hives import HivePlace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -183,7 +183,7 @@ def merge(
         console.blob_output() if output == "-" else Path(output),
         dirty=dirty,
         platform=platform,
-        progress=console.job().progress,
+        job=console.job(),
     )
     if output == "-":
         console.binary().flush()
@@ -217,7 +217,7 @@ def dump(console: Console, place: str, dirty: bool, layer: int | None, platform:
         console.line(line)
 
 
-def _place(text: str) -> Place:
+def _place(text: str) -> HivePlace:
     return Console.binary_input() if text == "-" else text
 
 
@@ -229,9 +229,7 @@ def _opened(
     from lamella.operations.windows.hives import open_hive, split_hive_place
 
     place, path = split_hive_place(text)
-    hive = open_hive(
-        _place(place), dirty=dirty, layer=layer, platform=platform, progress=console.job().progress, tell=console.warn
-    )
+    hive = open_hive(_place(place), dirty=dirty, layer=layer, platform=platform, job=console.job(), warn=console.warn)
     return hive, hive.key(path), "\\" + "\\".join(split_path(path))
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite images (CIM) as places of layers: one image a layer, forked from its parent's in the same directory."""
+"""Layers as composite images (CIM): one image for each layer, forked from that of its parent."""

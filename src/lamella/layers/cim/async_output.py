@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Region files in the making, written by a thread of their own while the caller fills the next buffer."""
+"""Region files of a new image, written by a thread while the caller fills the next buffer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lamella.host.file_io import read_at
 NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_io.O_CLOEXEC | file_io.O_BINARY
 
 _BUFFERS: Final = 6
-"""Buffers beyond those that regions are filling; with all of them full the caller waits."""
+"""Buffers in addition to those that regions fill; if all are full, the caller waits."""
 
 
 class WriteBehind:
-    """The thread: buffers are written in the order in which they are given. It begins with the first of them.
+    """The writer thread. It writes buffers in the order of `give`, and starts with the first one.
 
-    What goes wrong in it is raised by the next call of its outputs.
+    Errors in the thread are raised by the next call of an output.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class WriteBehind:
         self._error: BaseException | None = None
 
     def give(self, output: RegionOutput, buffer: memoryview, filled: int) -> memoryview:
-        """Have ``filled`` bytes of ``buffer`` written; another buffer, which need not be empty."""
+        """Queue ``filled`` bytes of ``buffer`` for writing; return another buffer with arbitrary content."""
         self.check()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lamella-cim", daemon=True)
@@ -48,12 +48,12 @@ class WriteBehind:
         return self._free.get()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread."""
+        """Raise the error of the thread, if any."""
         if self._error is not None:
             raise self._error
 
     def drain(self) -> None:
-        """Wait until all is written."""
+        """Wait until all buffers are written."""
         if self._thread is not None:
             done = threading.Event()
             self._todo.put(done)
@@ -61,7 +61,7 @@ class WriteBehind:
         self.check()
 
     def stop(self) -> None:
-        """End the thread, once it has written what it was given. May be called again."""
+        """End the thread after the last buffer. Can be called repeatedly."""
         if self._thread is not None:
             self._todo.put(None)
             self._thread.join()
@@ -76,14 +76,14 @@ class WriteBehind:
             if self._error is None:
                 try:
                     output.append(buffer[:filled])
-                except BaseException as problem:  # noqa: BLE001  # raised where somebody is to be told
+                except BaseException as problem:  # noqa: BLE001  # raised by `check`
                     self._error = problem
             output.written()
             self._free.put(buffer)
 
 
 class RegionOutput:
-    """A region file (`lamella.formats.cim.contents.Output`). Let go of it only when the thread has stopped."""
+    """A region file (`lamella.formats.cim.contents.Output`). Close it only after the thread has stopped."""
 
     __slots__ = ("_behind", "_file", "_given", "_reading", "_waiting", "path")
 
@@ -92,9 +92,9 @@ class RegionOutput:
         self._behind = behind
         self._given = 0
         self._reading = -1
-        """The file once more, with a position of its own, as soon as something is read."""
+        """A second descriptor for reading; opened on demand."""
         self._waiting: deque[tuple[int, memoryview, int]] = deque()
-        """Buffers that are not written yet: where in the file each goes, and how many bytes of it."""
+        """Buffers that are not written yet: offset in the file, buffer, count of bytes."""
         try:
             self._file = os.open(path, NEW, 0o600)
         except OSError as problem:
@@ -130,7 +130,7 @@ class RegionOutput:
             raise from_os(problem, f"read {os.fspath(self.path)!r}") from problem
 
     def append(self, data: memoryview) -> None:
-        """Write ``data`` now, for the thread."""
+        """Write ``data`` now; called by the thread."""
         done = 0
         try:
             while done < len(data):
@@ -139,17 +139,11 @@ class RegionOutput:
             raise from_os(problem, f"write {os.fspath(self.path)!r}") from problem
 
     def written(self) -> None:
-        """The thread is done with the buffer that has waited longest."""
+        """Drop the oldest waiting buffer; called by the thread."""
         self._waiting.popleft()
 
-    def finish(self, *, durable: bool) -> None:
-        """Nothing more is to be written, and all has been."""
-        if durable:
-            os.fsync(self._file)
-        self.close()
-
     def close(self) -> None:
-        """Let go of the file. May be called again."""
+        """Close the file. Can be called repeatedly."""
         for file in (self._file, self._reading):
             if file >= 0:
                 os.close(file)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a block image is, what lies beside it, and that Windows alone knows what is in it."""
+"""Block images (block CIMs): composite images inside a file or device.
+
+Their format is not published, so only the calls of Windows can write, read, seal and merge them.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +37,14 @@ _HEX: Final = frozenset("0123456789abcdef")
 
 
 class BlockKind(Enum):
-    """What holds a block image. All images that are merged are held by the same."""
+    """What holds a block image. Images that are merged must have the same kind."""
 
     FILE = "file"
     DEVICE = "device"
 
 
 class BlockCimLayer(Struct, frozen=True):
-    """The layer in the image ``name`` that the file or device ``block`` holds."""
+    """The layer in the image ``name`` inside the file or device ``block``."""
 
     block: Path
     name: str
@@ -49,7 +52,7 @@ class BlockCimLayer(Struct, frozen=True):
 
     @classmethod
     def parse(cls, place: Path) -> BlockCimLayer:
-        """The image at a path like ``DIR/layer.vhd/layer.cim``: the file first, then the name. Raises InvalidInput."""
+        """The image at a path like ``DIR/layer.vhd/layer.cim``: the file, then the name. Raises InvalidInput."""
         if place.suffix.lower() != ".cim" or not place.stem or len(place.parts) < 2:
             raise InvalidInput(
                 f"{str(place)!r} is not the path of a block image", hint="give a path like DIR/layer.vhd/layer.cim"
@@ -58,11 +61,11 @@ class BlockCimLayer(Struct, frozen=True):
 
     @property
     def folder(self) -> Path:
-        """Where the files are that the host needs outside of the image, and the root hash of a sealed one."""
+        """The folder for files that the host needs outside of the image, and for the root hash of a sealed image."""
         return self.block.parent
 
     def root_hash(self, *, merged: bool = False) -> bytes | None:
-        """The root hash that was kept when the image was sealed; None where it was not. Raises InvalidInput."""
+        """The root hash of a sealed image; None if it was not sealed. Raises InvalidInput."""
         path = self.folder / (MERGED_CHECKSUM if merged else CHECKSUM)
         try:
             text = path.read_text("ascii", "replace")
@@ -76,22 +79,22 @@ class BlockCimLayer(Struct, frozen=True):
 
 
 class BlockOptions(Struct, frozen=True):
-    """What a block image is to have besides its files."""
+    """Options of a new block image."""
 
     integrity: bool = False
-    """It is sealed, and its root hash kept in a file beside the block, so that mounting it can check what is read."""
+    """Seal the image, and keep its root hash in a file beside the block, so that mounts verify reads."""
     footer: bool = False
-    """The block ends like a fixed virtual disk, so that virtual machines can attach it."""
+    """End the block with the footer of a fixed virtual disk, so that virtual machines can attach it."""
 
 
 def system_calls() -> Cimfs:
-    """Windows' calls. Raises Unsupported on any other host, where block images can be neither written nor read."""
+    """The calls of Windows. Raises Unsupported on any other host."""
     system = this_system()
     if system is not None:
         return system.images
     raise Unsupported(
-        "block images (block CIMs) can be written and read by Windows alone: their layout is not published",
-        hint='keep the layer in a forked image (kind "cim", of which the layout is known), or in a folder ("windows")',
+        "only Windows can write and read block images (block CIMs): their format is not published",
+        hint='use the kind "cim", whose format is known, or "windows"',
     )
 
 
@@ -100,7 +103,7 @@ _FLAGS: Final = {BlockKind.FILE: MountFlag.SINGLE_FILE, BlockKind.DEVICE: MountF
 
 
 def volume_of(container: str) -> uuid.UUID:
-    """The GUID of the volume for a container, the one that hcsshim gives it."""
+    """The GUID of the volume of a container, equal to hcsshim's."""
     return uuid.uuid5(_NAMESPACE, container)
 
 
@@ -111,7 +114,7 @@ def volume_path(volume: uuid.UUID) -> str:
 
 @contextmanager
 def mounted(calls: Cimfs, layer: CimLayer, container: str) -> Iterator[str]:
-    """The root of the volume that a forked image is, for as long as the block lasts. Raises Unsupported, NotFound."""
+    """Mount a forked image for the block; the value is the root of its volume. Raises Unsupported, NotFound."""
     calls.check_layers()
     volume = volume_of(container)
     calls.mount(host_path(layer.directory), layer.path.name, MountFlag(0), volume)
@@ -125,13 +128,13 @@ def mounted(calls: Cimfs, layer: CimLayer, container: str) -> Iterator[str]:
 def mounted_blocks(
     calls: Cimfs, layers: LayerStack[BlockCimLayer], container: str, *, merged: BlockCimLayer | None = None
 ) -> Iterator[str]:
-    """The root of the volume that block images come to, one as it is, several by how they were ``merged``.
+    """Mount block images for the block; the value is the root of their volume. Several images need a ``merged`` one.
 
-    What was sealed is checked as it is read. Raises InvalidInput, Unsupported, NotFound.
+    Reads of sealed images are verified. Raises InvalidInput, Unsupported, NotFound.
     """
     images = layers.nearest_first()
     if (len(images) > 1) is not (merged is not None):
-        raise InvalidInput(f"{len(images)} block images: several take a merged one, and one takes none")
+        raise InvalidInput(f"{len(images)} block images: several need a merged image, a single one must have none")
     top = merged or images[0]
     root_hash = top.root_hash(merged=merged is not None)
     calls.check_mounting_blocks(verified=root_hash is not None)
@@ -154,17 +157,17 @@ _MERGE: Final = {BlockKind.FILE: MergeFlag.SINGLE_FILE, BlockKind.DEVICE: MergeF
 
 
 class BlockWriter(SystemWriter):
-    """The new image of ``layer`` (`CimWriter`): equal layers give equal bytes, and what fails leaves no file."""
+    """Writes the new image of ``layer`` (`CimWriter`). Equal layers give equal bytes; a failure leaves no file."""
 
     def __init__(self, calls: Cimfs, layer: BlockCimLayer, options: BlockOptions, *, checksum: str = CHECKSUM) -> None:
-        """Begin the image. Raises AlreadyExists, Unsupported (this Windows writes no block images)."""
+        """Start the image. Raises AlreadyExists, Unsupported (this Windows cannot write block images)."""
         calls.check_writing_blocks(verified=options.integrity)
         self._layer = layer
         self._options = options
         self._checksum = layer.folder / checksum
         self._block = host_path(layer.block)
         self._kept: list[Path] = []
-        """What goes when this is given up."""
+        """Files that are removed on a failure."""
         if layer.kind is BlockKind.FILE:
             for path in (layer.block, self._checksum):
                 if os.path.lexists(path):
@@ -181,7 +184,7 @@ class BlockWriter(SystemWriter):
         super().__init__(calls, image)
 
     def commit(self) -> None:
-        """See `CimWriter.commit`: then it is sealed, gets its footer, and its root hash is kept."""
+        """Seal the image, append the footer, and write the root hash, as the options say."""
         super().commit()
         sealed = self._calls.seal(self._block) if self._options.integrity else None
         try:
@@ -205,18 +208,18 @@ class BlockWriter(SystemWriter):
 
 
 def merge(sources: LayerStack[BlockCimLayer], target: BlockCimLayer, options: BlockOptions, *, calls: Cimfs) -> None:
-    """Write to ``target`` how the images of ``sources`` lie on each other; they are needed when it is mounted.
+    """Write to ``target`` how the images of ``sources`` merge; the images are still needed to mount it.
 
-    A single layer is mounted as it is. Raises InvalidInput (fewer than two, or of different kinds), AlreadyExists,
-    Unsupported; what fails leaves no file.
+    A single layer is mounted without. Raises InvalidInput (fewer than two, or different kinds), AlreadyExists,
+    Unsupported; a failure leaves no file.
     """
     images = sources.nearest_first()
     if len(images) < 2:
-        raise InvalidInput(f"{len(images)} block images; two or more can be merged")
+        raise InvalidInput(f"{len(images)} block images: a merge needs at least two")
     for image in images:
         if image.kind is not target.kind:
             raise InvalidInput(
-                f"{str(image.block)!r} is a {image.kind.value}, and what it is merged into a {target.kind.value}"
+                f"{str(image.block)!r} is a {image.kind.value}, but the merged image a {target.kind.value}"
             )
     flags = _MERGE[target.kind]
     if options.integrity:
@@ -232,24 +235,24 @@ def merge(sources: LayerStack[BlockCimLayer], target: BlockCimLayer, options: Bl
 
 
 def _append_footer(block: Path) -> None:
-    """Let a file end like a fixed disk whose content is all that was in it."""
+    """Append the footer of a fixed disk that has the size of the file."""
     with block.open("ab") as file:
         size = os.fstat(file.fileno()).st_size
         file.write(VhdFooter(size, os.urandom(16)).encode())
 
 
 _UTILITY: Final = "UtilityVM"
-_FLATTEN: Final = "flatten the image, or keep it in forked images"
+_FLATTEN: Final = "flatten the image, or use forked images (kind cim)"
 
 
 class BlockCimSink(CimImport):
-    """Applies a layer to the new image ``layer``, that will be merged with those of ``parents`` when it is mounted.
+    """Applies a layer to the new image ``layer``, which is merged with those of ``parents`` when it is mounted.
 
-    The image holds what the layer states and nothing of its parents, which nobody but Windows can look into. So a
-    whiteout becomes a tombstone, and a hard link, once all files are there, a link in the image or one across images.
-    Two things have no form there, and are refused: an opaque directory, and a directory put where one is removed.
+    The image holds only the layer itself, since only Windows can read the parents. A whiteout becomes a tombstone; a
+    hard link becomes, at the end, a link in the image or one across images. An opaque directory, and a directory that
+    replaces a removed one, cannot be expressed, and are refused.
 
-    Everything is written by Windows' own calls; elsewhere making one raises Unsupported.
+    Only the calls of Windows write block images; other hosts raise Unsupported.
     """
 
     def __init__(
@@ -262,21 +265,21 @@ class BlockCimSink(CimImport):
         losses: Losses | None = None,
         calls: Cimfs | None = None,
     ) -> None:
-        """Begin the image. Raises Unsupported, InvalidInput (parents of another kind), AlreadyExists."""
+        """Start the image. Raises Unsupported, InvalidInput (parents of another kind), AlreadyExists."""
         calls = calls if calls is not None else system_calls()
         if layer.kind is not BlockKind.FILE:
-            raise Unsupported("layers are imported into block images in files, not on devices")
+            raise Unsupported("layers are imported into block images in files only, not on devices")
         below = parents.nearest_first() if parents is not None else ()
         for parent in below:
             if parent.kind is not layer.kind:
                 raise InvalidInput(
-                    f"the parent {str(parent.block)!r} is a {parent.kind.value}, and the layer a {layer.kind.value}"
+                    f"the parent {str(parent.block)!r} is a {parent.kind.value}, but the layer a {layer.kind.value}"
                 )
         self._layered = bool(below)
         self._kinds: dict[str, Kind] = {}
-        """What the layer has put or linked, by path in upper case."""
+        """The kind of each file of the layer, by path in upper case."""
         self._hidden: set[str] = set()
-        """What it has removed from its parents."""
+        """The tombstones, in upper case."""
         self._warned = False
         self._implied = Implied()
         super().__init__(
@@ -289,14 +292,14 @@ class BlockCimSink(CimImport):
 
     @property
     def view(self) -> None:
-        """See `Sink.view`: nobody can look into the parents."""
+        """None: only Windows can read the parents."""
 
     @property
     def layered(self) -> bool:
         return self._layered
 
     def put(self, entry: Entry, content: Content | None) -> None:
-        """See `Sink.put`. Raises MissingFacet, InvalidInput, Unsupported (a directory in place of a removed one)."""
+        """Raises MissingFacet, InvalidInput, Unsupported (a directory that replaces a removed one), SizeMismatch."""
         path = entry.path
         if entry.windows is None:
             if entry != implied_directory(path):
@@ -304,38 +307,38 @@ class BlockCimSink(CimImport):
             self._imply(path)
             return
         if not path:
-            self._losses.record(Loss(ROOT, "metadata of the root", "a block image has no place for it"))
+            self._losses.record(Loss(ROOT, "metadata of the root", "a block image cannot hold it"))
             return
         metadata = self.metadata(entry, entry.windows)
         self._enter(path, entry.kind)
-        self.forget(path)
-        if self.is_of_host(entry):
-            self.put_of_host(entry, content, metadata)
+        self.drop_queued(path)
+        if self.is_host_file(entry):
+            self.put_host_file(entry, content, metadata)
         else:
             self.put_file(entry, content, metadata)
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
-        """See `Sink.link`. Whether the target is of this layer is known at the end."""
+        """The end decides whether the target is in this layer. Raises InvalidInput."""
         self.check_link(path)
         if path.upper() in self._kinds:
-            raise InvalidInput(f"hard link {path!r}: the layer has put something there")
+            raise InvalidInput(f"hard link {path!r}: the layer already has a file there")
         self._enter(path, Kind.FILE)
         self.queue_link(path, target)
 
     def make_link(self, link: QueuedLink) -> None:
-        """See `CimImport.make_link`: within the image if the target is in it by then, else across images."""
+        """A link in the image if it has the target, otherwise one across images."""
         kind = self._kinds.get(link.target.upper())
         if kind is Kind.DIRECTORY:
             raise InvalidInput(f"hard link {link.path!r}: its target {link.target!r} is a directory")
         if kind is not None:
             self._writer.link(link.path, link.target)
         elif not self._layered:
-            raise InvalidInput(f"hard link {link.path!r}: its target {link.target!r} is not there")
+            raise InvalidInput(f"hard link {link.path!r}: its target {link.target!r} does not exist")
         else:
             self._writer.merge_link(link.path, link.target)
 
     def whiteout(self, path: LayerPath) -> None:
-        """See `Sink.whiteout`. A file that the layer puts hides what is below by itself."""
+        """A file of the layer itself already hides the one below."""
         key = path.upper()
         if self._kinds.get(key) is Kind.DIRECTORY:
             raise _no_opaque(path)
@@ -343,15 +346,15 @@ class BlockCimSink(CimImport):
             self._hidden.add(key)
             self._writer.tombstone(path)
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:  # noqa: ARG002  # nothing can be hidden so
+    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:  # noqa: ARG002
         raise _no_opaque(path)
 
     def _enter(self, path: LayerPath, kind: Kind) -> None:
-        """Note a file, once what it lies in is there."""
+        """Record a file, after its parent directory."""
         key = path.upper()
         known = self._kinds.get(key)
         if known is not None and (known is Kind.DIRECTORY or kind is Kind.DIRECTORY) and known is not kind:
-            raise InvalidInput(f"{path!r} is both a directory and none")
+            raise InvalidInput(f"the layer has {path!r} both as a directory and as another file")
         if known is None:
             if kind is Kind.DIRECTORY and key in self._hidden:
                 raise _no_opaque(path)
@@ -361,16 +364,16 @@ class BlockCimSink(CimImport):
             self._kinds[key] = kind
         if self._layered and not self._warned and path.partition("/")[0] == _UTILITY:
             self._warned = True
-            why = "a block image's is not merged with that of its parents"
+            why = "a block image does not merge it"
             self._losses.record(Loss(LayerPath(_UTILITY), "utility VM of the layers below", why))
 
     def _imply(self, path: LayerPath) -> None:
-        """Directories that the layer does not state, since all that a file lies in must be in the image."""
+        """Create implied parent directories, which the image must have."""
         missing = []
         while path and self._kinds.get(path.upper()) is not Kind.DIRECTORY:
             missing.append(path)
             if self._layered:
-                why = "the layer does not state the directory, and the image needs it"
+                why = "the layer has no entry for the directory"
                 self._losses.record(Loss(path, "metadata of the directory below", why))
             path = split(path)[0]
         for number, path in enumerate(reversed(missing)):
@@ -387,6 +390,6 @@ class BlockCimSink(CimImport):
 
 def _no_opaque(path: str) -> Unsupported:
     return Unsupported(
-        f"{path!r} is a directory of which nothing that lies below is to be seen; a block image cannot say that",
+        f"{path!r}: a block image cannot hide the files of parents in a directory that it has itself",
         hint=_FLATTEN,
     )

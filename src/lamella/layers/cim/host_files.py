@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that the host needs outside of an image while a layer is imported: made new, and taken back on failure."""
+"""Files that the host needs outside of an image, such as hives and boot files. They are removed if an import fails."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ HIVES: Final = {
     "SECURITY": "SECURITY",
     "DEFAULT": "DEFAULTUSER",
 }
-"""A hive in the configuration directory, and what the names of its delta and its base begin with in ``Hives``."""
+"""The name of a hive in `CONFIG` -> the prefix of its delta and its merged hive in ``Hives``."""
 
 CONFIG: Final = "Files/Windows/System32/config"
 LAYOUT: Final = b"vhd-with-hives\n"
-"""What the file ``layout`` of a base layer says."""
+"""The content of the file ``layout`` of a base layer."""
 
 fold: Final = usual_upcase().fold
-"""What is equal for paths of one file."""
+"""Folds a path; paths of the same file have equal results."""
 
 _IGNORING_CASE: Final = frozenset(
     {fold(f"{CONFIG}/{name}") for name in HIVES} | {fold(f"Hives/{name}_Delta") for name in HIVES.values()}
@@ -42,21 +42,21 @@ _EXACTLY: Final = frozenset(
 
 
 LENGTHS: Final = frozenset(map(len, _IGNORING_CASE | _EXACTLY))
-"""Of all paths that `is_special` finds."""
+"""The lengths of all paths for which `is_special` is true."""
 
 
 def is_special(path: str) -> bool:
-    """Whether the file at ``path`` goes through the host's file system."""
+    """Whether the host needs the file ``path`` outside of the image."""
     return len(path) in LENGTHS and (fold(path) in _IGNORING_CASE or path in _EXACTLY)
 
 
 def is_derived(path: str) -> bool:
-    """Whether an import may make the file at ``path`` of more than the layer itself: all in ``Hives``."""
+    """Whether an import may generate the file ``path``: everything in ``Hives``."""
     return path[:1] in ("H", "h") and fold(path[:6]) == "HIVES/"
 
 
 def find(folder: Path, path: str) -> Path | None:
-    """The file ``path`` beneath ``folder`` in whatever case; no link is followed."""
+    """The regular file ``path`` in ``folder``, in any case. Follows no links."""
     at = folder
     for part in path.split("/"):
         exact = at / part
@@ -76,7 +76,7 @@ def find(folder: Path, path: str) -> Path | None:
 
 
 def merge_hive(base: Path, delta: Path, result: Path) -> None:
-    """Write to ``result`` what ``delta`` makes of ``base``. Raises NotFound, FormatError, InvalidInput."""
+    """Write to ``result`` the hive ``base`` with ``delta`` merged in. Raises NotFound, FormatError, InvalidInput."""
     from lamella.formats.regf.merge import merged
     from lamella.formats.regf.reader import Hive
     from lamella.formats.regf.writer import encode_hive
@@ -84,7 +84,7 @@ def merge_hive(base: Path, delta: Path, result: Path) -> None:
     try:
         below, above = base.read_bytes(), delta.read_bytes()
     except FileNotFoundError as problem:
-        raise NotFound(f"the hive {problem.filename!r} is not there") from None
+        raise NotFound(f"the hive {problem.filename!r} does not exist") from None
     except OSError as problem:
         raise from_os(problem, f"read {problem.filename!r}") from problem
     raw = encode_hive(merged(Hive(below).root_key, Hive(above, layered=True).root_key))
@@ -99,18 +99,17 @@ _STEP: Final = 1 << 20
 
 
 class HostFiles:
-    """Files under a folder; nothing in it is a link, since it is made here or its owner's alone."""
+    """Files in a folder that contains no links: it is created here, or used by this layer alone."""
 
-    def __init__(self, folder: Path, *, own: bool, durable: bool = False) -> None:
-        """``own`` says that the folder is for these files alone: then it must not be there, and goes with them."""
+    def __init__(self, folder: Path, *, own: bool) -> None:
+        """``own``: the folder is for these files alone; it must not exist yet, and is removed with them."""
         self.folder = folder
         self._own = own
-        self._durable = durable
         self._made: dict[Path, None] = {}
-        """In the order in which they were made."""
+        """Created files and directories, in order."""
 
     def write(self, path: str, chunks: Iterable[Buffer]) -> int:
-        """A new file in place of one that was made here; its size. Raises AlreadyExists, Denied, Exhausted."""
+        """Create a file, or replace one created here; return its size. Raises AlreadyExists, Denied, Exhausted."""
         self.directory(path.rpartition("/")[0])
         target = self.folder / path
         done = 0
@@ -124,14 +123,12 @@ class HostFiles:
                     done += len(view)
                     while view:
                         view = view[file.write(view) :]
-                if self._durable:
-                    os.fsync(file.fileno())
         except OSError as problem:
             raise from_os(problem, f"write {os.fspath(target)!r}") from problem
         return done
 
     def directory(self, path: str) -> None:
-        """The directory ``path`` with its parents, made where missing."""
+        """Create the directory ``path`` and its missing parents."""
         todo = [self.folder / path]
         while todo[-1] != self.folder:
             todo.append(todo[-1].parent)
@@ -147,7 +144,7 @@ class HostFiles:
                 raise from_os(problem, f"make {os.fspath(directory)!r}") from problem
 
     def link(self, source: Path, path: str) -> None:
-        """A further name of the file ``source``."""
+        """Create the hard link ``path`` to the file ``source``."""
         self.directory(path.rpartition("/")[0])
         target = self.folder / path
         try:
@@ -160,25 +157,25 @@ class HostFiles:
         self._made[target] = None
 
     def merge_hive(self, base: Path, delta: Path, path: str) -> None:
-        """The hive that ``delta`` makes of ``base``. Raises NotFound, FormatError, InvalidInput, AlreadyExists."""
+        """Create the hive ``base`` with ``delta`` merged in. Raises what `merge_hive` raises, AlreadyExists."""
         self.directory(path.rpartition("/")[0])
         target = self.folder / path
         merge_hive(base, delta, target)
         self._made[target] = None
 
     def find(self, path: str) -> Path | None:
-        """The file ``path`` in whatever case."""
+        """The regular file ``path``, in any case."""
         return find(self.folder, path)
 
     def size(self, path: str) -> int:
-        """Bytes of a file. Raises NotFound."""
+        """The size of a file, in bytes. Raises NotFound."""
         try:
             return (self.folder / path).stat().st_size
         except OSError as problem:
             raise from_os(problem, f"read {os.fspath(self.folder / path)!r}") from problem
 
     def read(self, path: str) -> Iterator[bytes]:
-        """The bytes of a file in pieces. Raises NotFound."""
+        """The content of a file, in pieces. Raises NotFound."""
         try:
             with (self.folder / path).open("rb", buffering=0) as file:
                 while piece := file.read(_STEP):
@@ -187,13 +184,13 @@ class HostFiles:
             raise from_os(problem, f"read {os.fspath(self.folder / path)!r}") from problem
 
     def discard(self) -> None:
-        """Remove all that was made, and nothing else."""
+        """Remove everything that was created, and nothing else."""
         for path in reversed(self._made):
             try:
                 if path.is_dir():
                     path.rmdir()
                 else:
                     path.unlink(missing_ok=True)
-            except OSError:  # somebody has put something there
-                pass
+            except OSError:
+                pass  # a directory that another program has put files into
         self._made.clear()

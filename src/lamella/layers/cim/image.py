@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of CIMs in a directory, read and written; names are looked up without regard to case."""
+"""Composite images on disk: the paths of their files, and images opened for reading. File names ignore case."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ if sys.platform != "win32":
 
 
 _MOST: Final = 2 << 20
-"""Bytes of a file system file: 65,536 parent sets."""
+"""The largest size of a file system file, in bytes: 65,536 parent sets."""
 _SUFFIX: Final = ".cim"
 
 
 class CimLayer(Struct, frozen=True):
-    """The layer in the image ``path``, a file ``NAME.cim`` whose regions lie beside it."""
+    """The layer in the image ``path``, a file ``NAME.cim`` with its region files beside it."""
 
     path: Path
     own_folder: Path | None = None
-    """The folder of the layer where it is not beside the image; it has other files too, and stays when they go."""
+    """The folder of the layer if it is not beside the image. It also has other files, and is never removed."""
 
     @property
     def directory(self) -> Path:
-        """Where the files of the image are, and those of all images that it is forked from."""
+        """The directory of the image, and of all images that it is forked from."""
         return self.path.parent
 
     @property
     def folder(self) -> Path:
-        """Where the files are that the host needs outside of the image: registry hives and boot files."""
+        """The folder for files that the host needs outside of the image: registry hives and boot files."""
         return self.own_folder or self.path.with_suffix("")
 
     @property
     def name(self) -> str:
-        """Of the image."""
+        """The name of the image, without suffix."""
         return self.path.stem
 
     def check(self) -> None:
-        """Raise InvalidInput where the path is not that of an image."""
+        """Raises InvalidInput if the path is not that of an image."""
         if self.path.suffix.lower() != _SUFFIX or not self.name:
             raise InvalidInput(
                 f"{os.fspath(self.path)!r} is not the path of a CIM", hint="give a path like DIR/NAME.cim"
@@ -59,7 +59,7 @@ class CimLayer(Struct, frozen=True):
 
 
 class _RegionFile:
-    """A region that is open."""
+    """An open region."""
 
     __slots__ = ("_file", "size")
 
@@ -75,10 +75,10 @@ class _RegionFile:
 
 
 class OpenCim:
-    """An image that is open for reading; close it, or use it as a context manager."""
+    """An image opened for reading. Close it, or use it as a context manager."""
 
     def __init__(self, layer: CimLayer) -> None:
-        """Open it. Raises NotFound, FormatError, Unsupported (a version), Denied."""
+        """Open the image. Raises NotFound, FormatError, Unsupported (a version), Denied."""
         layer.check()
         self.layer = layer
         self._regions: list[_RegionFile] = []
@@ -104,12 +104,12 @@ class OpenCim:
             return self._names[name.lower()]
         except KeyError:
             raise NotFound(
-                f"{os.fspath(exact)!r} is not there",
-                hint="the regions of an image, and of those it is forked from, lie in its directory",
+                f"{os.fspath(exact)!r} does not exist",
+                hint="an image needs its regions, and those of the images it is forked from, in its directory",
             ) from None
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for region in self._regions:
             region.close()
         self._regions.clear()
@@ -122,9 +122,9 @@ class OpenCim:
 
 
 def parent_of(layer: CimLayer) -> CimLayer | None:
-    """The image in the same directory that ``layer`` is forked from; None for one that is no fork.
+    """The image in the same directory that ``layer`` is forked from; None if it is not a fork.
 
-    Raises NotFound where it is not there under any name, and as reading ``layer`` does.
+    Raises NotFound if the directory does not have it, and what reading ``layer`` raises.
     """
     own = parse_filesystem_file(_filesystem_file(layer.path))
     if not own.parents:
@@ -136,17 +136,17 @@ def parent_of(layer: CimLayer) -> CimLayer | None:
         try:
             found = parse_filesystem_file(_filesystem_file(other.path))
         except LamellaError:
-            continue  # whatever it is, nothing can be forked from it
+            continue  # not a valid image, so not the parent
         if found.sets == own.parents:
             return other
     raise NotFound(
-        f"{os.fspath(layer.path)!r} is forked from the image {own.parents[-1].guid}, and none beside it is that",
+        f"{os.fspath(layer.path)!r} is forked from the image {own.parents[-1].guid}, which is not in its directory",
         hint="give the parent's path",
     )
 
 
 def is_cim_path(text: str) -> bool:
-    """Whether a path reads as that of an image."""
+    """Whether a path has the form of an image's path."""
     return re.fullmatch(r".*[^/\\]\.cim", text, re.IGNORECASE | re.DOTALL) is not None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite images written by Windows itself."""
+"""Composite images written by the calls of Windows (cimfs.dll)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from lamella.host.windows.system import WindowsSystem, this_system
 from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.import_rules import FileMetadata
 from lamella.layers.cim.tree import CimTree
+from lamella.layers.windows.layout import windows_path
 from lamella.paths import LayerPath
 
 _STREAM: Final = ":$DATA"
 
 
 class SystemWriter:
-    """The image with the handle ``image`` (`CimWriter`); whoever began it says what is left when it is given up."""
+    """Writes the image with the handle ``image`` (`CimWriter`). Subclasses remove the files of an aborted image."""
 
     def __init__(self, calls: Cimfs, image: int) -> None:
         self._calls = calls
@@ -32,13 +33,13 @@ class SystemWriter:
 
     @property
     def image(self) -> int:
-        """The handle. Raises LamellaError once the image is closed."""
+        """The handle. Raises LamellaError after the image is closed."""
         if self._image is None:
             raise LamellaError("the image is closed")
         return self._image
 
     def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
-        """See `CimWriter.put`. Of a file of zeros nothing is written, which Windows reads as that."""
+        """For a content of zeros nothing is written; Windows reads that as zeros."""
         known = cimfs.FileMetadata(
             attributes=metadata.attributes,
             size=0 if metadata.attributes & bits.DIRECTORY else size,
@@ -78,13 +79,13 @@ class SystemWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the image. May be called again."""
+        """Close the image. Can be called repeatedly."""
         if self._image is not None:
             image, self._image = self._image, None
             self._calls.close(image)
 
     def abort(self) -> None:
-        """See `CimWriter.abort`; what is left of it on the disk stays."""
+        """Close the image; its files stay."""
         self.close()
 
     def _fill(self, stream: int, path: str, size: int, chunks: Iterable[Buffer] | None) -> None:
@@ -101,22 +102,17 @@ class SystemWriter:
             raise SizeMismatch(f"content of {path!r}", expected=size, actual=done)
 
 
-def windows_path(path: str) -> str:
-    """A path with ``/`` between names as Windows has it."""
-    return path.replace("/", "\\")
-
-
 def host_path(path: Path) -> str:
-    """A path of the host, as it is given to Windows' calls: without a backslash at the end."""
+    """A host path as Windows' calls expect it: without a trailing backslash."""
     return os.fspath(path).rstrip("\\")
 
 
 def fork_writer(
     layer: CimLayer, parent: CimLayer | None = None, system: WindowsSystem | None = None
 ) -> SystemForkWriter | None:
-    """What writes the image ``layer`` by Windows' calls, begun; None where Lamella is to write it itself, without any.
+    """Start the image ``layer`` by the calls of Windows; None if this host has none that can write.
 
-    ``system`` is this host unless given. Raises as `SystemForkWriter` does.
+    ``system`` is this host if None. Raises what `SystemForkWriter` raises.
     """
     system = this_system() if system is None else system
     if system is None:
@@ -129,20 +125,20 @@ def fork_writer(
     return SystemForkWriter(calls, layer, parent)
 
 
-class _Seen(NamedTuple):
+class _Node(NamedTuple):
     name: str
     directory: bool
     reparse: bool
 
 
 class SystemForkWriter(SystemWriter):
-    """Writes the image ``layer``, forked from ``parent`` where there is one, by Windows' calls (`ForkWriter`).
+    """Writes the image ``layer``, forked from ``parent`` if given, by the calls of Windows (`ForkWriter`).
 
-    Windows tells nothing of an image in the making, so what is in it is noted here, over the parent's file tables.
+    Windows cannot query a new image, so this class records its files, on top of the parent's file tables.
     """
 
     def __init__(self, calls: Cimfs, layer: CimLayer, parent: CimLayer | None = None) -> None:
-        """Begin the image. Raises AlreadyExists, NotFound, InvalidInput (a parent elsewhere), Unsupported."""
+        """Start the image. Raises AlreadyExists, NotFound, Unsupported, InvalidInput (parent in another directory)."""
         calls.check_writing()
         layer.check()
         if os.path.lexists(layer.path):
@@ -150,16 +146,16 @@ class SystemForkWriter(SystemWriter):
         if parent is not None and parent.directory.resolve() != layer.directory.resolve():
             raise InvalidInput(
                 f"{os.fspath(layer.path)!r} cannot be forked from {os.fspath(parent.path)!r}",
-                hint="an image and those it is forked from lie in one directory",
+                hint="an image and those it is forked from must be in one directory",
             )
         self._layer = layer
         self._below = None if parent is None else CimTree(parent)
-        self._put: dict[str, _Seen] = {}
-        """What this image has put, by path in upper case."""
+        self._put: dict[str, _Node] = {}
+        """The files that this image has put, by path in upper case."""
         self._inside: dict[str, set[str]] = {}
-        """What lies right in a directory of that, and the way to it, in upper case."""
+        """Directory -> the paths in it that lead to files of `_put`; in upper case."""
         self._gone: set[str] = set()
-        """Where nothing of the parent is left, in upper case."""
+        """Paths at which no file of the parent remains, in upper case."""
         self._before = set(os.listdir(layer.directory))
         existing = None if parent is None else parent.path.name
         try:
@@ -170,20 +166,20 @@ class SystemForkWriter(SystemWriter):
         super().__init__(calls, image)
 
     def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> None:
-        """See `CimWriter.put`. The root, which the parent or nobody states, is left as it is."""
+        """The root keeps the metadata of the parent."""
         if not path:
             return
         super().put(path, metadata, size, chunks)
         directory = bool(metadata.attributes & bits.DIRECTORY)
-        found = self._look(path)
+        found = self._find(path)
         if found is not None and not (directory and found.directory):
             self._forget(path)
-        self._note(path, directory, bool(metadata.attributes & bits.REPARSE_POINT))
+        self._record(path, directory, bool(metadata.attributes & bits.REPARSE_POINT))
 
     def link(self, path: str, target: str) -> None:
         super().link(path, target)
         self._forget(path)
-        self._note(path, False, False)
+        self._record(path, False, False)
 
     def delete(self, path: str) -> None:
         super().delete(path)
@@ -191,21 +187,21 @@ class SystemForkWriter(SystemWriter):
 
     def commit(self) -> None:
         super().commit()
-        self._let_go()
+        self._close_parent()
 
     def abort(self) -> None:
-        """See `CimWriter.abort`: the files that came since this began go, since nobody else can write there."""
+        """Remove the files created since the start; no other program writes into the directory."""
         super().abort()
         self._remove()
 
     def seen(self, path: str) -> Seen | None:
-        found = self._look(path)
+        found = self._find(path)
         if found is None:
             return None
         return Seen(Kind.DIRECTORY if found.directory and not found.reparse else Kind.FILE)
 
     def is_reparse_point(self, path: str) -> bool:
-        found = self._look(path)
+        found = self._find(path)
         return found is not None and found.reparse
 
     def names(self, directory: str) -> Iterable[tuple[str, bool]]:
@@ -232,9 +228,9 @@ class SystemForkWriter(SystemWriter):
             todo.extend(self._inside.get(key, ()))
         return False
 
-    def _note(self, path: str, directory: bool, reparse: bool) -> None:
+    def _record(self, path: str, directory: bool, reparse: bool) -> None:
         key = path.upper()
-        self._put[key] = _Seen(path.rpartition("/")[2], directory, reparse)
+        self._put[key] = _Node(path.rpartition("/")[2], directory, reparse)
         while key:
             parent = key.rpartition("/")[0]
             inside = self._inside.setdefault(parent, set())
@@ -243,21 +239,21 @@ class SystemForkWriter(SystemWriter):
             inside.add(key)
             key = parent
 
-    def _look(self, path: str) -> _Seen | None:
-        """What is at ``path``."""
+    def _find(self, path: str) -> _Node | None:
+        """The file at ``path``."""
         key = path.upper()
         found = self._put.get(key)
         if found is not None:
             return found
         if not path:
-            return _Seen("", True, False)
+            return _Node("", True, False)
         if self._below is None or self._is_gone(key):
             return None
         entry = self._below.lookup(LayerPath(path))
         if entry is None:
             return None
         attributes = entry.windows.attributes if entry.windows is not None else 0
-        return _Seen("", bool(attributes & bits.DIRECTORY), bool(attributes & bits.REPARSE_POINT))
+        return _Node("", bool(attributes & bits.DIRECTORY), bool(attributes & bits.REPARSE_POINT))
 
     def _is_gone(self, key: str) -> bool:
         while key:
@@ -267,7 +263,7 @@ class SystemForkWriter(SystemWriter):
         return False
 
     def _forget(self, path: str) -> None:
-        """Nothing that was at ``path``, or beneath, is there any more."""
+        """Record that nothing is left at ``path`` and below."""
         key = path.upper()
         self._gone.add(key)
         self._inside.get(key.rpartition("/")[0], set()).discard(key)
@@ -277,13 +273,13 @@ class SystemForkWriter(SystemWriter):
             self._put.pop(each, None)
             todo.extend(self._inside.pop(each, ()))
 
-    def _let_go(self) -> None:
+    def _close_parent(self) -> None:
         if self._below is not None:
             self._below.close()
             self._below = None
 
     def _remove(self) -> None:
-        self._let_go()
+        self._close_parent()
         for name in set(os.listdir(self._layer.directory)) - self._before:
             if name == self._layer.path.name or name.startswith(("region_", "objectid_")):
                 (self._layer.directory / name).unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer into a new image that is forked from its parent's; the rules are those of `layers.cim.import_rules`."""
+"""Applies a layer to a new image that is forked from its parent's, by the rules in `layers.cim.import_rules`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,11 @@ from lamella.paths import LayerPath
 
 
 class CimSink(CimImport):
-    """Applies a layer to the new image ``layer``, which is forked from the nearest of ``parents``.
+    """Applies a layer to the new image ``layer``, forked from the nearest of ``parents``.
 
-    The image appears with `commit`; `abort` leaves nothing. Hives and boot files lie in `CimLayer.folder` too, and a
-    layer with deltas of hives gets there, and in its image, what they come to over the parent's. ``windows`` False
-    leaves all that out: then any tree will do as a base layer. Whiteouts delete. Equal contents are kept once.
-
-    The image's GUID follows from its content, unless there is a ``guid``. ``contents`` is asked at the end for what
-    stands for all contents that the sink was given, as a diff id does; without it they are read again for that.
+    The image appears at `commit`; `abort` leaves nothing. Hives and boot files are also written to `CimLayer.folder`; a
+    layer with hive deltas gets the merged hives there and in its image. ``windows`` False omits that, so that any tree
+    is accepted as a base layer. Whiteouts delete files. Equal contents are stored once.
     """
 
     def __init__(
@@ -38,17 +35,16 @@ class CimSink(CimImport):
         windows: bool = True,
         guid: UUID | None = None,
         contents: Callable[[], bytes] | None = None,
-        durable: bool = False,
         losses: Losses | None = None,
         writer: ForkWriter | None = None,
     ) -> None:
-        """Start the image, by ``writer`` where one is given. Raises AlreadyExists, NotFound, InvalidInput."""
+        """Start the image; ``writer`` defaults to a `PortableWriter`. Raises AlreadyExists, NotFound, InvalidInput."""
         parent = parents.nearest_first()[0] if parents else None
         if writer is None:
-            writer = PortableWriter(layer, parent, guid=guid, contents=contents, durable=durable)
+            writer = PortableWriter(layer, parent, guid=guid, contents=contents)
         self._fork = writer
         self._has_parent = parent is not None
-        host = HostFiles(layer.folder, own=layer.own_folder is None, durable=durable)
+        host = HostFiles(layer.folder, own=layer.own_folder is None)
         super().__init__(self._fork, host, None if parent is None else parent.folder, windows=windows, losses=losses)
 
     @property
@@ -60,42 +56,42 @@ class CimSink(CimImport):
         return self._has_parent
 
     def seen(self, path: LayerPath) -> Seen | None:
-        """See `View.seen`. Reparse points are no way to anything, so what is put behind one is refused."""
+        """A reparse point is a file, so files below one are refused."""
         found = self._fork.seen(path)
-        return Seen(Kind.FILE) if found is None and self.waits(path) else found
+        return Seen(Kind.FILE) if found is None and self.is_queued(path) else found
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        """See `Sink.put`. Raises MissingFacet, InvalidInput (a name or kind that an image has not)."""
+        """Raises MissingFacet, InvalidInput (a name or kind that an image cannot have), SizeMismatch."""
         path, windows = entry.path, entry.windows
         metadata = self._implied(entry) if windows is None else self.metadata(entry, windows)
-        if len(path) in self._host_lengths and self.is_of_host(entry):
+        if len(path) in self._host_lengths and self.is_host_file(entry):
             replaced = self._replaced(path, entry.kind)
-            self.put_of_host(entry, content, metadata)
+            self.put_host_file(entry, content, metadata)
             return replaced
         found = self.put_file(entry, content, metadata)
         if found is None and len(path) not in self._lengths and path.isascii():
-            return None  # nothing was there, and nothing waits for the end
-        return self._gave_way(path, entry.kind, found)
+            return None  # nothing was replaced, and nothing is queued
+        return self._drop_replaced(path, entry.kind, found)
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        """See `Sink.link`: a link to a file that waits for the end waits too."""
+        """A link to a queued file is queued too. Raises NotFound, InvalidInput."""
         self.check_link(path)
         replaced = self._replaced(path, Kind.FILE)
-        if self.waits(target):
+        if self.is_queued(target):
             self.queue_link(path, target)
         elif self._fork.seen(target) is None:
-            raise NotFound(f"hard link {path!r}: its target {target!r} is not there")
+            raise NotFound(f"hard link {path!r}: its target {target!r} does not exist")
         else:
             self._fork.link(path, target)
         return replaced
 
     def whiteout(self, path: LayerPath) -> bool | None:
-        """See `Sink.whiteout`: what is not there need not be deleted."""
+        """A whiteout of a missing file has no effect."""
         if self._fork.touched(path):
-            # `apply` names what the layer itself has put only where the two differ in case.
+            # `apply` skips whiteouts of the layer's own files unless the two differ in case.
             found = self._fork.seen(path)
             if found is not None and found.kind is Kind.DIRECTORY:
-                raise InvalidInput(f"{path!r} is removed and put: the names differ in case alone")
+                raise InvalidInput(f"the layer removes and puts {path!r}: the two names differ in case only")
             return None
         try:
             self._fork.delete(path)
@@ -113,11 +109,11 @@ class CimSink(CimImport):
         self._fork.delete(path)
 
     def _replaced(self, path: LayerPath, kind: Kind) -> bool | None:
-        return self._gave_way(path, kind, self._fork.seen(path))
+        return self._drop_replaced(path, kind, self._fork.seen(path))
 
-    def _gave_way(self, path: LayerPath, kind: Kind, found: Seen | None) -> bool | None:
+    def _drop_replaced(self, path: LayerPath, kind: Kind, found: Seen | None) -> bool | None:
         is_directory = found is not None and found.kind is Kind.DIRECTORY
-        self.forget(path, inside=is_directory and kind is not Kind.DIRECTORY)
+        self.drop_queued(path, inside=is_directory and kind is not Kind.DIRECTORY)
         if found is None:
             return None
         return is_directory != (kind is Kind.DIRECTORY)
@@ -127,5 +123,5 @@ class CimSink(CimImport):
         if entry != implied_directory(path):
             raise MissingFacet(path, "Windows")
         if self._fork.is_reparse_point(path):
-            raise InvalidInput(f"{path!r} is a reparse point, and nothing can be put behind it")
+            raise InvalidInput(f"{path!r} is a reparse point: no file can be put below it")
         return PLAIN_DIRECTORY

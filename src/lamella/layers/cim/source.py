@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer that an image holds, as a tar of Windows has it."""
+"""The changes of a layer in an image, and all files of an image, told from its file tables."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from lamella.layers.cim.tree import CimContent, CimTree, Links, duplicate_direct
 from lamella.paths import ROOT, LayerPath, beneath, join
 
 _DEEPEST: Final = 300
-"""Levels that are walked; Windows' own programs end at 260 characters."""
+"""The deepest directory that is walked; Windows' own programs stop at paths of 260 characters."""
 
 _DERIVED: Final = frozenset(f"HIVES/{stem}_BASE" for stem in HIVES.values())
 
 
 def cim_changes(image: OpenCim, parent: OpenCim | None) -> Iterator[Change]:
-    """The changes that a layer of Windows has in a tar: without what an import derives from them.
+    """The changes of a layer as a Windows tar has them: without files and metadata that the import generated.
 
-    Those are the cumulative hives, the file ``layout``, and in a base layer all of ``Hives``. A descriptor that the
-    import has made up is left out again, and a file without attributes is a normal one, as Windows says of it.
+    Left out are the merged hives, the file ``layout``, and in a base layer all of ``Hives``. A generated descriptor is
+    dropped, and a file without attributes gets NORMAL, as Windows reports it.
     """
     changes = all_changes(image) if parent is None else changes_since(image, parent)
     for change in changes:
@@ -62,7 +62,7 @@ def _as_in_a_tar(change: Change) -> Change:
 
 
 def stated_files(image: OpenCim) -> Iterator[Change]:
-    """All files of an image, those of the images that it is forked from included, less what imports derive."""
+    """All files of an image, including those of its parents, without those that imports generated."""
     has_deltas = False
     with_deltas = CimTree(image)
     hives = with_deltas.lookup(LayerPath("Hives"))
@@ -76,9 +76,9 @@ def stated_files(image: OpenCim) -> Iterator[Change]:
 
 
 def as_base_layer(image: OpenCim) -> Iterator[Change]:
-    """All files of an image as one base layer states them: its hives have all deltas in them, and there is no `Hives`.
+    """All files of an image as one base layer: its hives include all deltas, and it has no `Hives`.
 
-    The hives are the cumulative ones that the import of each layer has derived.
+    The hives are the merged ones that the import of each layer generated.
     """
     tree = CimTree(image)
     hives: dict[str, CimContent] = {}
@@ -99,10 +99,10 @@ def as_base_layer(image: OpenCim) -> Iterator[Change]:
 
 
 @contextmanager
-def opened(path: Path, parent: Path | None = None) -> Iterator[tuple[OpenCim, OpenCim | None]]:
-    """An image, and the one that it is forked from, which need not be given where it lies beside it.
+def open_with_parent(path: Path, parent: Path | None = None) -> Iterator[tuple[OpenCim, OpenCim | None]]:
+    """An image, and the one that it is forked from, which is searched in the same directory if ``parent`` is None.
 
-    Raises NotFound where it does not, and as `OpenCim` does.
+    Raises NotFound if it is not there, and what `OpenCim` raises.
     """
     layer = CimLayer(path)
     found = parent_of(layer) if parent is None else CimLayer(parent)
@@ -112,22 +112,22 @@ def opened(path: Path, parent: Path | None = None) -> Iterator[tuple[OpenCim, Op
 
 
 def all_changes(image: OpenCim) -> Iterator[Change]:
-    """Every file of an image as a layer without parents states it: parents first, names by their bytes."""
+    """Every file of an image as a layer without parents has it: parents first, names by their bytes."""
     yield from _Walk(image.reader, None).changes()
 
 
 def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
-    """What an image states against the one that it was forked from, told from the file tables alone.
+    """The changes from ``parent`` to ``image``, which is forked from it, told from the file tables alone.
 
-    No content is read: a file whose record is the parent's is the parent's file. Whiteouts come right after their
-    directory, before what is in it, and a directory that something changed in is stated before that: imports need it.
-    Raises InvalidInput where ``image`` is not forked from ``parent``, or from another that is.
+    No content is read: a file with the parent's record is unchanged. Whiteouts follow their directory and precede its
+    files. A directory with changes inside gets an entry itself, which imports need. Raises InvalidInput if ``image`` is
+    not forked from ``parent``, directly or indirectly.
     """
     below = parent.reader.filesystem.sets
     if below != image.reader.filesystem.sets[: len(below)]:
         raise InvalidInput(
             f"{os.fspath(image.layer.path)!r} is not forked from {os.fspath(parent.layer.path)!r}",
-            hint="'lamella cim info' shows the region sets that an image is forked from",
+            hint="'lamella cim info' lists the images that an image is forked from",
         )
     yield from _Walk(image.reader, parent.reader).changes()
 
@@ -137,10 +137,10 @@ class _Walk:
         self._image = image
         self._parent = parent
         self._paths: dict[int, LayerPath] = {}
-        """The first name of each file that was stated."""
+        """File id -> the first path of the file in the changes."""
         self._unchanged: dict[int, LayerPath] | None = None
         self._entered = {image.root}
-        """Directories that were come to: there is one way to each."""
+        """The visited directories; each may be reached by one path only."""
 
     def changes(self) -> Iterator[Change]:
         image, parent = self._image, self._parent
@@ -159,7 +159,7 @@ class _Walk:
                 yield from self._added(join(path, name), child)
 
     def _inside(self, path: LayerPath, file: int, old: int, *, stated: bool) -> Iterator[Change]:
-        """What changed in a directory that is one on both sides; it is stated before anything in it."""
+        """The changes in a directory that both sides have; the directory itself comes first."""
         changes = self._changed(path, file, old)
         first = next(changes, None)
         if first is None:
@@ -170,7 +170,7 @@ class _Walk:
         yield from changes
 
     def _changed(self, path: LayerPath, file: int, old: int) -> Iterator[Change]:
-        assert self._parent is not None  # noqa: S101  # there is another side
+        assert self._parent is not None  # noqa: S101  # called with a parent only
         image, parent = self._image, self._parent
         here, there = image.children(image.record(file)), parent.children(parent.record(old))
         for key in sorted(there.keys() - here.keys()):
@@ -208,9 +208,9 @@ class _Walk:
             yield Stream(path, name, CimContent(image, stream))
 
     def _differs(self, file: int, old: int) -> bool:
-        """Whether a file with the parent's id has another record than there; of a directory, apart from its names."""
+        """Whether the records of a file differ between the two images; of a directory, without its names."""
         image, parent = self._image, self._parent
-        assert parent is not None  # noqa: S101  # there is another side
+        assert parent is not None  # noqa: S101  # called with a parent only
         number = (file - 1) // RECORDS_IN_TABLE
         kept = file == old and number < min(image.table_count, parent.table_count)
         if kept and image.table(number) == parent.table(number):
@@ -221,17 +221,19 @@ class _Walk:
         return new != before
 
     def _kept(self, file: int) -> LayerPath | None:
-        """A name under which the parent's file is still there unchanged, for one that gets a further name."""
+        """The path of an unchanged file of the parent, for a file that gets another hard link."""
         parent = self._parent
         if parent is None or file > parent.count or self._differs(file, file):
             return None
         if self._unchanged is None:
             self._unchanged = {}
-            self._note(ROOT, self._image.root, parent.root, self._unchanged, {self._image.root})
+            self._collect_unchanged(ROOT, self._image.root, parent.root, self._unchanged, {self._image.root})
         return self._unchanged.get(file)
 
-    def _note(self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath], entered: set[int]) -> None:
-        assert self._parent is not None  # noqa: S101  # there is another side
+    def _collect_unchanged(
+        self, path: LayerPath, file: int, old: int, found: dict[int, LayerPath], entered: set[int]
+    ) -> None:
+        assert self._parent is not None  # noqa: S101  # called with a parent only
         there = self._parent.children(self._parent.record(old))
         fold = self._image.upcase.fold
         for name, child in self._links(path, file, entered):
@@ -240,12 +242,12 @@ class _Walk:
                 continue
             inner = join(path, name)
             if self._image.record(child).is_directory:
-                self._note(inner, child, before[1], found, entered)
+                self._collect_unchanged(inner, child, before[1], found, entered)
             else:
                 found.setdefault(child, inner)
 
     def _links(self, path: LayerPath, file: int, entered: set[int] | None = None) -> Iterator[tuple[str, int]]:
-        """What is in a directory, by the bytes of the names. Raises FormatError where a directory has two places."""
+        """The names in a directory, by their bytes. Raises FormatError for a directory in two places, Exhausted."""
         if path.count("/") >= _DEEPEST:
             raise Exhausted(f"the directory {path[:200]!r} is more than {_DEEPEST} levels deep")
         entered = self._entered if entered is None else entered

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as a tree, and its files as changes: all of them, or those against the image that it was forked from."""
+"""The files of an image as a tree."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ ATTRIBUTES: Final = (
     (Flag.ARCHIVE, bits.ARCHIVE),
     (Flag.SPARSE, bits.SPARSE_FILE),
 )
-"""A bit of a file record, and the attribute that it stands for."""
+"""Bits of a file record, and the attributes that they stand for."""
+KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
+"""The attributes that a file record can hold."""
 
 _OF_FLAGS: Final = [sum(attribute for flag, attribute in ATTRIBUTES if flags & flag) for flags in range(32)]
 _NO_STREAMS: Final[Mapping[str, CimContent]] = {}
@@ -41,7 +43,7 @@ Links = dict[str, tuple[str, int]]
 
 
 class CimContent(Struct):
-    """The bytes of a file in an image, good as long as the image is open."""
+    """The content of a file in an image, valid while the image is open."""
 
     reader: CimReader
     stream: CimStream
@@ -52,7 +54,7 @@ class CimContent(Struct):
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """See `Content.extents`: nothing for a stream of zeros."""
+        """No extents for a stream of zeros."""
         return () if self.stream.sparse else None
 
     @property
@@ -60,18 +62,18 @@ class CimContent(Struct):
         return True
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`. Raises FormatError."""
+        """Raises FormatError."""
         return () if self.stream.sparse else self.reader.read(self.stream)
 
 
 class CimTree:
-    """The files of an image (`Tree`); names are found without regard to case, and entries have a Windows facet."""
+    """The files of an image (`Tree`). Names ignore case, and entries have a Windows facet."""
 
     any_case = True
-    """Patterns of names match in any case too."""
+    """Name patterns ignore case, too."""
 
     def __init__(self, image: OpenCim | CimLayer) -> None:
-        """Open the image, or read from one that is open and stays the caller's."""
+        """Open the image, or use an open one, which the caller closes."""
         self._owned = isinstance(image, CimLayer)
         self.image = OpenCim(image) if isinstance(image, CimLayer) else image
         self.reader = self.image.reader
@@ -80,7 +82,7 @@ class CimTree:
         self._way = Way(self.reader.root)
         self._places: dict[int, tuple[int, str]] = {self.reader.root: (0, "")}
         self._recent: dict[int, FileRecord] = {}
-        """The records of what is in the directory that was listed last."""
+        """The records in the last listed directory."""
 
     def lookup(self, path: LayerPath) -> Entry | None:
         file = self.find(path)
@@ -89,9 +91,9 @@ class CimTree:
     def entries(self, directory: LayerPath) -> list[Entry]:
         file = self.find(directory)
         if file is None:
-            raise NotFound(f"{directory!r} is not there")
+            raise NotFound(f"{directory!r} does not exist")
         if not self.reader.record(file).is_directory:
-            raise InvalidInput(f"{directory!r} is no directory")
+            raise InvalidInput(f"{directory!r} is not a directory")
         found = sorted(self.links(file).items(), key=lambda link: link[1][0].encode("utf-8", "surrogatepass"))
         reader, entries = self.reader, []
         self._recent = recent = {}
@@ -105,22 +107,22 @@ class CimTree:
     def open(self, path: LayerPath) -> StoredContent:
         file = self.find(path)
         if file is None:
-            raise NotFound(f"{path!r} is not there")
+            raise NotFound(f"{path!r} does not exist")
         record = self._record(file)
-        # A reparse point that is no link is a file like others to whoever does not know its tag.
+        # A reparse point with an unknown tag is a plain file.
         if record.is_directory or (record.reparse and entry_of(self.reader, path, record).kind is not Kind.FILE):
             raise InvalidInput(f"{path!r} is not a file with content")
         return CimContent(self.reader, record.data)
 
     def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`. An image has no count of links, so every file may have a second name."""
+        """An image has no link counts, so every file may have several hard links."""
         return self.find(path)
 
     def streams(self, path: LayerPath) -> Mapping[str, CimContent]:
         """The alternate data streams of a file, by name. Raises NotFound."""
         file = self.find(path)
         if file is None:
-            raise NotFound(f"{path!r} is not there")
+            raise NotFound(f"{path!r} does not exist")
         record = self._record(file)
         if not record.streams:
             return _NO_STREAMS
@@ -128,7 +130,7 @@ class CimTree:
         return {name: CimContent(self.reader, stream) for name, stream in found}
 
     def find(self, path: str) -> int | None:
-        """The file id at ``path``."""
+        """The file id of ``path``."""
         parent, _, name = path.rpartition("/")
         if not path:
             return self.reader.root
@@ -154,12 +156,12 @@ class CimTree:
         return self._recent.get(file) or self.reader.record(file)
 
     def _claim(self, file: int, directory: int, key: str) -> None:
-        """Note where the directory ``file`` is: one that is in two places could be in itself, or be walked for ever."""
+        """Record the parent of the directory ``file``. Raises FormatError if it has two: the walk could be endless."""
         if self._places.setdefault(file, (directory, key)) != (directory, key):
             raise duplicate_directory(self.reader, file, directory)
 
     def links(self, directory: int) -> Links:
-        """What is in a directory: folded name -> name, file id."""
+        """The entries of a directory: folded name -> name, file id."""
         found = self._directories.get(directory)
         if found is None:
             found = self.reader.children(self.reader.record(directory))
@@ -167,7 +169,7 @@ class CimTree:
         return found
 
     def close(self) -> None:
-        """Let go of the image, where it was opened here."""
+        """Close the image if it was opened here."""
         if self._owned:
             self.image.close()
 
@@ -179,15 +181,15 @@ class CimTree:
 
 
 def duplicate_directory(reader: CimReader, file: int, directory: int) -> FormatError:
-    """What is wrong with the link table of ``directory``, which has the directory ``file`` of another one."""
+    """The error for the link table of ``directory``, which contains the directory ``file`` of another one."""
     at = place(reader.record(directory).data.offset)[1]
     return FormatError(
-        "CIM link table", at, f"the directory of file id {file} is in another directory too, or in itself"
+        "CIM link table", at, f"the directory with the file id {file} is also in another directory or in itself"
     )
 
 
 def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
-    """The metadata of a file."""
+    """The entry of a file record."""
     windows = Windows(
         _OF_FLAGS[record.flags & 31],
         filetime.ns_from_ticks(record.creation_time),

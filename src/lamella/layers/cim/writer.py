@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite images written on any host, as far as their layout is publicly known: new ones and forks."""
+"""Writes composite images on any host, as far as their format is publicly known: new images and forks."""
 
 from __future__ import annotations
 
@@ -32,39 +32,38 @@ from lamella.formats.ntfs import attributes as bits
 from lamella.layers.cim import host_files
 from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.import_rules import FileMetadata
-from lamella.layers.cim.tree import ATTRIBUTES
 
 PARTS: Final = 4
-"""Files that are called after a mark: three regions, and one for all that is small."""
-
-
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_io.O_CLOEXEC | file_io.O_BINARY
+"""Hidden files of a new image: three regions, and one for everything small."""
 
 
 _MARK: Final = re.compile(r"\..+\.unfinished-[0-9a-f]{8}", re.DOTALL)
 
 
 _TRIES: Final = 8
-"""Another writer may take a mark for abandoned before it is locked; then there is a next one."""
+"""Another writer may remove a hidden file before it is locked; then the next name is tried."""
 
 
-class Mark:
-    """The mark of one writer. On Windows it is a name alone, and nothing is removed but by its own writer."""
+class StagingMark:
+    """The name prefix of the hidden files of one new image, locked while its writer runs.
+
+    Windows has no such lock: there, only the writer itself removes its files.
+    """
 
     def __init__(self, directory: Path, name: str) -> None:
-        """Mark the image ``name`` in the making, and remove what killed writers have left in the directory.
+        """Choose the prefix for the image ``name``, and remove the files of killed writers in the directory.
 
         Raises NotFound (the directory), Denied, Exhausted, Unavailable.
         """
         self._directory = directory
         self._held = -1
         try:
-            _sweep(directory)
+            _remove_abandoned(directory)
             for _ in range(_TRIES):
                 self._name = f".{name}.unfinished-{secrets.token_hex(4)}"
                 if sys.platform == "win32":
                     return
-                self._held = os.open(directory / self._name, _NEW, 0o600)
+                self._held = os.open(directory / self._name, NEW, 0o600)
                 if _lock(self._held, directory / self._name) is not False:
                     return
                 os.close(self._held)
@@ -75,18 +74,18 @@ class Mark:
         raise Unavailable(f"cannot lock a file in {os.fspath(directory)!r}")
 
     def part(self, number: int) -> Path:
-        """The path of a part, `PARTS` of which there can be."""
+        """The path of one of the `PARTS` hidden files."""
         return self._directory / f"{self._name}-{number}"
 
     def remove(self) -> None:
-        """Nothing is called after it any more. May be called again."""
+        """Release the prefix; no file may have it afterwards. Can be called repeatedly."""
         held, self._held = self._held, -1
         if held >= 0:
             (self._directory / self._name).unlink(missing_ok=True)
             os.close(held)
 
 
-def _sweep(directory: Path) -> None:
+def _remove_abandoned(directory: Path) -> None:
     if sys.platform == "win32":
         return
     for name in os.listdir(directory):
@@ -104,13 +103,13 @@ def _sweep(directory: Path) -> None:
                     (directory / f"{name}-{number}").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
         except OSError:
-            pass  # it stays, for whoever may remove it
+            pass  # a user with more rights may remove it
         finally:
             os.close(file)
 
 
 def _lock(file: int, path: Path) -> bool | None:
-    """Whether the file is locked for us, and still there under its name; None where the file system has no locks."""
+    """Lock the file. False if another writer has it, or it was removed; None if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -124,16 +123,16 @@ def _lock(file: int, path: Path) -> bool | None:
 
 
 _SMALL: Final = PARTS - 1
-"""The part of an image in the making that is none of its regions."""
+"""The hidden file that is not a region."""
 
 
 class NewCim:
-    """An image in the making: its files have hidden names until `commit`, and ``NAME.cim`` comes last."""
+    """A new image. Its files have hidden names until `commit`, which creates ``NAME.cim`` last."""
 
     def __init__(self, layer: CimLayer, parent: CimLayer | None = None) -> None:
         """Start the image ``layer``, forked from ``parent`` in the same directory.
 
-        Raises AlreadyExists, NotFound (parent), InvalidInput (a parent elsewhere).
+        Raises AlreadyExists, NotFound (the parent), InvalidInput (a parent in another directory).
         """
         layer.check()
         if os.path.lexists(layer.path):
@@ -142,13 +141,13 @@ class NewCim:
         self._behind = WriteBehind()
         self._outputs: dict[RegionType, RegionOutput] = {}
         self._parent: OpenCim | None = None
-        self._mark = Mark(layer.directory, layer.name)
+        self._mark = StagingMark(layer.directory, layer.name)
         try:
             if parent is not None:
                 if parent.directory.resolve() != layer.directory.resolve():
                     raise InvalidInput(
                         f"{os.fspath(layer.path)!r} cannot be forked from {os.fspath(parent.path)!r}",
-                        hint="an image and those it is forked from lie in one directory",
+                        hint="an image and those it is forked from must be in one directory",
                     )
                 self._parent = OpenCim(parent)
             self.writer = CimWriter(self._region, parent=self._parent.reader if self._parent is not None else None)
@@ -160,10 +159,10 @@ class NewCim:
         output = self._outputs[kind] = RegionOutput(self._mark.part(int(kind)), self._behind)
         return output
 
-    def commit(self, *, guid: UUID | None = None, contents: bytes | None = None, durable: bool = False) -> None:
-        """Give the files their names. Without ``guid`` it follows from the content, so that equal images are equal.
+    def commit(self, *, guid: UUID | None = None, contents: bytes | None = None) -> None:
+        """Rename the files. ``guid`` defaults to one derived from the content, so that equal images are equal files.
 
-        ``contents`` spares reading that again: see `CimWriter.fingerprint`.
+        ``contents`` avoids another read of the content: see `CimWriter.fingerprint`.
         """
         root = self.writer.write_tables()
         guid = guid or UUID(bytes=self.writer.fingerprint(contents)[:16], version=5)
@@ -174,34 +173,30 @@ class NewCim:
         image = self._mark.part(_SMALL)
         try:
             for kind, output in self._outputs.items():
-                output.finish(durable=durable)
-                _write(image, objects_file(kind, kind), durable=durable)
+                output.close()
+                _write(image, objects_file(kind, kind))
                 os.replace(image, directory / f"objectid_{guid}_{int(kind)}")
                 os.replace(output.path, directory / f"region_{guid}_{int(kind)}")
             self._outputs.clear()
-            _write(image, raw, durable=durable)
-            os.link(image, self.layer.path)  # fails where somebody else was first
+            _write(image, raw)
+            os.link(image, self.layer.path)  # fails if another writer was faster
             os.unlink(image)
-            if durable and file_io.O_DIRECTORY:
-                file = os.open(directory, os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_CLOEXEC)
-                os.fsync(file)
-                os.close(file)
         except OSError as problem:
             raise from_os(problem, f"write the image {os.fspath(self.layer.path)!r}") from problem
         finally:
-            self._leave()
+            self._release()
 
     def abort(self) -> None:
-        """Remove what was written. May be called again."""
+        """Remove the files. Can be called repeatedly."""
         self._behind.stop()
         for output in self._outputs.values():
             output.close()
             output.path.unlink(missing_ok=True)
         self._outputs.clear()
         self._mark.part(_SMALL).unlink(missing_ok=True)
-        self._leave()
+        self._release()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self._parent is not None:
             self._parent.close()
             self._parent = None
@@ -209,24 +204,18 @@ class NewCim:
             self._mark.remove()
 
 
-def _write(path: Path, raw: bytes, *, durable: bool) -> None:
+def _write(path: Path, raw: bytes) -> None:
     file = os.open(path, NEW, 0o600)
     try:
         view = memoryview(raw)
         while view:
             view = view[os.write(file, view) :]
-        if durable:
-            os.fsync(file)
     finally:
         os.close(file)
 
 
-KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
-"""The attributes that a file record has a place for."""
-
-
 class PortableWriter:
-    """Writes the image ``layer``, forked from ``parent`` where there is one (`ForkWriter`)."""
+    """Writes the image ``layer``, forked from ``parent`` if given (`ForkWriter`)."""
 
     def __init__(
         self,
@@ -235,7 +224,6 @@ class PortableWriter:
         *,
         guid: UUID | None = None,
         contents: Callable[[], bytes] | None = None,
-        durable: bool = False,
     ) -> None:
         """Start the image; see `CimSink` for ``guid`` and ``contents``.
 
@@ -246,10 +234,9 @@ class PortableWriter:
         self._store, self._put = writer.store, writer.put
         self._guid = guid
         self._contents = contents
-        self._durable = durable
 
     def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> Seen | None:
-        """See `CimWriter.put`. Equal contents are kept once."""
+        """Equal contents are stored once."""
         stream = None
         if not metadata.attributes & bits.DIRECTORY:
             if chunks is None:
@@ -267,21 +254,20 @@ class PortableWriter:
     def link(self, path: str, target: str) -> None:
         self._writer.link(path, target)
 
-    def merge_link(self, path: str, target: str) -> NoReturn:  # noqa: ARG002  # whichever they are
-        """See `CimWriter.merge_link`: what one looks like on disk is not publicly known."""
-        raise Unsupported(f"hard link {path!r}: links between images are Windows' own to write")
+    def merge_link(self, path: str, target: str) -> NoReturn:  # noqa: ARG002
+        """Raises Unsupported: the format of these links is not publicly known."""
+        raise Unsupported(f"hard link {path!r}: only Windows can write links between images")
 
     def delete(self, path: str) -> None:
         self._writer.delete(path)
 
     def tombstone(self, path: str) -> NoReturn:
-        """See `CimWriter.tombstone`: what one looks like on disk is not publicly known."""
-        raise Unsupported(f"{path!r} is to be hidden when images are merged, which is Windows' own to write")
+        """Raises Unsupported: the format of tombstones is not publicly known."""
+        raise Unsupported(f"whiteout of {path!r}: only Windows can write tombstones")
 
     def commit(self) -> None:
-        """See `CimWriter.commit`: the image gets its name."""
         contents = None if self._contents is None else self._contents()
-        self._new.commit(guid=self._guid, contents=contents, durable=self._durable)
+        self._new.commit(guid=self._guid, contents=contents)
 
     def abort(self) -> None:
         self._new.abort()

@@ -144,7 +144,7 @@ class _MergedLayers(Struct, frozen=True):
         @contextmanager
         def opened(_: object) -> Iterator[Opened]:
             if self.options.windows:
-                from lamella.operations.windows.flatten import merged_windows_layers
+                from lamella.operations.windows.layers import merged_windows_layers
 
                 with merged_windows_layers(self.layers, self.below, job) as merged:
                     yield merged, None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on hives, composite images and Windows images."""
+"""Operations on Windows images, their composite images and registry hives."""

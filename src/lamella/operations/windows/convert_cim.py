@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows images whose layers are composite images in one directory, made of tars again."""
+"""Converts a directory of composite images, one for each layer, to an image whose layers are tars."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from lamella.operations.unpack import CONFIG, MANIFEST
 
 
 class Tarred(Struct, frozen=True):
-    """An image that was made of composite images."""
+    """The result of `cims_to_image`."""
 
     finished: Finished
     kept: int
-    """Layers that have the diff id that they had before they became composite images."""
+    """Layers with the diff id that they had before they became composite images."""
 
 
 def cims_to_image(
@@ -49,17 +49,17 @@ def cims_to_image(
     replace: bool = False,
     job: Job | None = None,
 ) -> Tarred:
-    """Write the image ``target`` from the ``directory`` that `unpack` has made of another, of the kind ``"cim"``.
+    """Write the image ``target`` from a ``directory`` that `unpack` made with the kind ``"cim"``.
 
-    Layers are compressed as they were unless ``compression`` says how. Each is told from the file tables of its image
-    and its parent's; one whose tar was in the order of a walk, as Windows' tools write it, keeps its diff id. Raises
+    ``compression`` defaults to that of the former layers. The changes come from the file tables of each image and its
+    parent; a layer keeps its diff id if its tar was in the order of a walk, as Windows' tools write it. Raises
     NotFound, InvalidInput, AlreadyExists, FormatError, Exhausted, Unsupported (block images).
     """
     target = parse_image_name(target) if isinstance(target, str) else target
     if (directory / LAYER_KINDS["blockcim"].layer_place.format(0)).parent.exists():
         raise Unsupported(
-            f"{os.fspath(directory)!r} holds block images, which only Windows can look into: no tars are made of them",
-            hint="keep the image that they were made of",
+            f"{os.fspath(directory)!r} holds block images, which only Windows can read",
+            hint="use the image that they were made from",
         )
     with CimDirectory(directory) as reader:
         image = resolve_image(reader)
@@ -73,7 +73,7 @@ def cims_to_image(
 
 
 def _draft(image: PlatformImage, directory: Path, compression: str | None, level: int | None) -> Draft:
-    """The image with each layer told from its composite image."""
+    """The image with each layer read from its composite image."""
     layers, place = [], LAYER_KINDS["cim"].layer_place
     for number, layer in enumerate(image.layers):
         parent = directory / place.format(number - 1) if number else None
@@ -84,7 +84,7 @@ def _draft(image: PlatformImage, directory: Path, compression: str | None, level
 
 
 class CimDirectory(ImageReader):
-    """The documents of an image whose layers are composite images in ``directory``."""
+    """Reads the manifest and config of an image whose layers are composite images in ``directory``."""
 
     def __init__(self, directory: Path) -> None:
         """Read the manifest. Raises NotFound, InvalidInput."""
@@ -97,14 +97,13 @@ class CimDirectory(ImageReader):
         self._paths = {self._image.digest: directory / MANIFEST, manifest.config.digest: directory / CONFIG}
 
     def images(self) -> Sequence[StoredImage]:
-        """See `ImageReader.images`: the one."""
         return [StoredImage((), self._image)]
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """See `ImageReader.open_blob`: the documents alone are there as blobs."""
+        """Only manifest and config exist as blobs."""
         path = self._paths.get(descriptor.digest)
         if path is None:
-            raise NotFound(f"{self.where}: {descriptor.digest} is not there; layers are composite images")
+            raise NotFound(f"{self.where}: no blob {descriptor.digest}; the layers are composite images")
         try:
             return path.open("rb")
         except OSError as problem:
@@ -117,8 +116,8 @@ class CimDirectory(ImageReader):
             return path.read_bytes()
         except FileNotFoundError:
             raise NotFound(
-                f"{os.fspath(path)!r} is not there",
-                hint="a directory that 'lamella convert --to cim' or 'lamella unpack --as cim' has made has it",
+                f"{os.fspath(path)!r} does not exist",
+                hint="give a directory made by 'lamella convert --to cim' or 'lamella unpack --as cim'",
             ) from None
         except OSError as problem:
             raise from_os(problem, f"read {os.fspath(path)!r}") from problem
