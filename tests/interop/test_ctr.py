@@ -102,7 +102,7 @@ def test_a_blob_with_another_digest_is_refused_and_committed_rightly_later(ctr: 
     (where / "blob").write_bytes(BLOB)
     ingest = ["content", "ingest", "--expected-size", str(len(BLOB)), "--expected-digest"]
     done = ingested(ctr, where / "blob", *ingest, wrong, "r")
-    assert (done.returncode, f"is to have {wrong}" in done.stderr) == (1, True)
+    assert (done.returncode, f"expected {wrong}" in done.stderr) == (1, True)
     assert ctr.table("content", "active")[0][0] == "r"
     assert ingested(ctr, where / "blob", *ingest, DIGEST, "r").returncode == 0
     assert (digests(ctr), ctr.table("content", "active")) == ({DIGEST}, [])

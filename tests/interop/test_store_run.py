@@ -223,7 +223,7 @@ def test_somebody_without_rights_is_told_what_a_mount_takes(lamella: Lamella, im
     words = [*SOMEBODY, *theirs.command, "mount", "store:it", str(place), "--snapshotter", "directory"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 9
-    assert "hint: it takes root" in done.stderr
+    assert "hint: run as root" in done.stderr
     assert json.loads(theirs("store", "leases", "--json", before=SOMEBODY)) == []
 
 
