@@ -44,7 +44,7 @@ class DockerArchiveReader(ImageReader):
             raw = read_small(archive, SAVED_FILE, MAX_DOCUMENT)
         except NotFound as problem:
             hint = f"it looks like oci-archive:{self.where.partition(':')[2]}" if "index.json" in archive else None
-            raise InvalidInput(f"{problem}, so this is no archive of 'docker save'", hint=hint) from None
+            raise InvalidInput(f"{problem}, so this is not an archive of 'docker save'", hint=hint) from None
         saved = decode_saved(raw, f"{self.where}: {SAVED_FILE}")
         self._images = [self._describe(image, f"{self.where}: {SAVED_FILE}[{at}]") for at, image in enumerate(saved)]
 

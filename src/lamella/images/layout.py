@@ -167,7 +167,7 @@ def read_index(files: LayoutFiles) -> Index:
         marker = read_small(files, LAYOUT_FILE, MAX_DOCUMENT)
         raw = read_small(files, INDEX_FILE, MAX_DOCUMENT)
     except NotFound as problem:
-        raise InvalidInput(f"{problem}, so this is no OCI image layout") from None
+        raise InvalidInput(f"{problem}, so this is not an OCI image layout") from None
     decode_layout(marker, f"{files.where}: {LAYOUT_FILE}")
     return decode_index(raw, OCI_INDEX, f"{files.where}: {INDEX_FILE}")
 
@@ -285,7 +285,7 @@ class LayoutWriter(ImageWriter):
                 files.close()
         elif names - {BLOBS}:
             raise Conflict(
-                f"{self.where}: the directory is not empty, and is no OCI image layout",
+                f"{self.where}: the directory is not empty, and is not an OCI image layout",
                 hint="name a new or empty directory",
             )
 

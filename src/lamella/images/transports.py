@@ -111,7 +111,7 @@ def parse_image_name(text: str) -> ImageName:
             hint = f"where a tree is accepted, a composite image is cim:{text[:300]}"
         else:
             hint = _usages()
-        raise InvalidInput(f"{text[:300]!r} does not say what kind of place the image is in", hint=hint)
+        raise InvalidInput(f"{text[:300]!r} names no transport", hint=hint)
     if transport.syntax is Syntax.PATH:
         return _at_path(text, form, rest, transport)
     if transport.syntax is Syntax.REGISTRY:

@@ -131,7 +131,7 @@ def delete(image: str, *, whole: bool = False) -> Deleted:
     """
     reference = repository_reference(image)
     if not reference.tag and not reference.digest:
-        raise InvalidInput(f"{image[:300]!r} does not say which image", hint="give its tag or its digest")
+        raise InvalidInput(f"{image[:300]!r} names no tag and no digest", hint="give its tag or its digest")
     with closing(_client(reference)) as client:
         digest = reference.digest
         if digest is None and whole:

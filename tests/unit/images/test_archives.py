@@ -315,7 +315,7 @@ class TestDockerArchive:
 
     def test_an_oci_archive_is_recognized_in_the_hint(self, tmp_path: Path) -> None:
         path = store(tmp_path / "a.tar", layout_files([ZIPPED.descriptor], ZIPPED.blobs))
-        with pytest.raises(InvalidInput, match=r"no archive of 'docker save'") as caught:
+        with pytest.raises(InvalidInput, match=r"not an archive of 'docker save'") as caught:
             open_platform_image(f"docker-archive:{path}")
         assert caught.value.hint == f"it looks like oci-archive:{path}"
 

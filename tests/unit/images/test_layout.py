@@ -130,7 +130,7 @@ class TestReading:
             assert image.layers == ()
 
     def test_a_directory_without_a_layout_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidInput, match="this is no OCI image layout"):
+        with pytest.raises(InvalidInput, match="this is not an OCI image layout"):
             open_platform_image(name_of(tmp_path))
         with pytest.raises(NotFound):
             open_platform_image(name_of(tmp_path / "none"))
