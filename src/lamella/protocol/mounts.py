@@ -50,7 +50,7 @@ _INTEGRITY: Final = "enable_layer_integrity"
 _FOOTER: Final = "append_vhd_footer"
 
 _OF_BINDS: Final = frozenset({BIND, _RECURSIVE, _READ_ONLY, _READ_WRITE})
-_NONE_THE_MATTER: Final = frozenset(
+_IGNORED: Final = frozenset(
     {"nosuid", "suid", "nodev", "dev", "noexec", "exec", "async", "sync", "dirsync", "defaults"}
     | {"noatime", "atime", "nodiratime", "diratime", "relatime", "norelatime", "strictatime", "nostrictatime"}
     | {f"{how}{kind}" for how in ("", "r") for kind in ("private", "shared", "slave", "unbindable")}
@@ -85,7 +85,7 @@ def _typed(mount: types_pb2.Mount) -> Mount:
         return ErofsMount(_path(mount.source), kept)
     if mount.type == BIND or BIND in options or _RECURSIVE in options:
         for option in options:
-            if option not in _OF_BINDS and option not in _NONE_THE_MATTER:
+            if option not in _OF_BINDS and option not in _IGNORED:
                 raise Unsupported(f"a bind mount has the unknown option {option!r}")
         return BindMount(_path(mount.source), readonly=_is_readonly(options))
     if mount.type in _OF_WINDOWS:
@@ -93,8 +93,8 @@ def _typed(mount: types_pb2.Mount) -> Mount:
     for kind in LAYER_KINDS.select(lambda row: mount.type and row.mount_type == mount.type):
         return _typed_added(kind, mount)
     raise Unsupported(
-        f"mounts of type {mount.type!r} are not known here",
-        hint=f"there are {', '.join((BIND, OVERLAY, EROFS, *_OF_WINDOWS))}",
+        f"mounts of type {mount.type!r} are not supported",
+        hint=f"supported are {', '.join((BIND, OVERLAY, EROFS, *_OF_WINDOWS))}",
     )
 
 
@@ -107,45 +107,45 @@ _OF_WINDOWS: Final = {
 
 
 def _typed_windows(mount: types_pb2.Mount) -> Mount:
-    said: dict[str, str] = {}
+    values: dict[str, str] = {}
     for option in mount.options:
         name, equals, value = option.partition("=")
         if name + equals in _OF_WINDOWS[mount.type]:
-            said[name + equals] = value
+            values[name + equals] = value
         elif option not in (_READ_ONLY, _READ_WRITE):
             raise Unsupported(f"a mount of type {mount.type!r} has the unknown option {name!r}")
     readonly = _is_readonly(mount.options)
-    source, parents, images = _windows_path(mount.source), _paths(said, _PARENTS), _paths(said, _IMAGES)
+    source, parents, images = _windows_path(mount.source), _paths(values, _PARENTS), _paths(values, _IMAGES)
     if mount.type == WINDOWS:
         return WindowsLayerMount(source, parents, readonly)
     if mount.type == CIM:
-        image = _windows_path(said[_IMAGE]) if _IMAGE in said else None
+        image = _windows_path(values[_IMAGE]) if _IMAGE in values else None
         return CimMount(source, image, parents, images, readonly)
-    kind = said.get(_BLOCKS, "file")
+    kind = values.get(_BLOCKS, "file")
     if kind not in ("file", "device"):
         raise InvalidInput(f"a block CIM is in a file or a device, not in {kind!r}")
-    merged = _windows_path(said[_MERGED]) if _MERGED in said else None
-    return BlockCimMount(source, images, kind, merged, _INTEGRITY in said, _FOOTER in said)
+    merged = _windows_path(values[_MERGED]) if _MERGED in values else None
+    return BlockCimMount(source, images, kind, merged, _INTEGRITY in values, _FOOTER in values)
 
 
 def _typed_added(kind: str, mount: types_pb2.Mount) -> AddedMount:
-    said: dict[str, str] = {}
+    values: dict[str, str] = {}
     for option in mount.options:
         name, equals, value = option.partition("=")
         if name + equals == _PARENTS:
-            said[_PARENTS] = value
+            values[_PARENTS] = value
         elif option not in (_READ_ONLY, _READ_WRITE):
             raise Unsupported(f"a mount of type {mount.type!r} has the unknown option {name!r}")
-    return AddedMount(kind, _path(mount.source), _paths(said, _PARENTS), _is_readonly(mount.options))
+    return AddedMount(kind, _path(mount.source), _paths(values, _PARENTS), _is_readonly(mount.options))
 
 
-def _paths(said: dict[str, str], name: str) -> tuple[Path, ...]:
-    if name not in said:
+def _paths(values: dict[str, str], name: str) -> tuple[Path, ...]:
+    if name not in values:
         return ()
     import json
 
     try:
-        found = json.loads(said[name])
+        found = json.loads(values[name])
     except (ValueError, RecursionError) as problem:
         raise InvalidInput(f"the option {name!r} of a mount is not JSON: {problem}") from None
     if found is None:  # an empty list in Go
@@ -189,8 +189,8 @@ def _typed_overlay(options: Sequence[str]) -> OverlayMount:
 
 def _is_readonly(options: Sequence[str]) -> bool:
     """Whether ``ro`` is the last of ``ro`` and ``rw``."""
-    said = [option for option in options if option in (_READ_ONLY, _READ_WRITE)]
-    return bool(said) and said[-1] == _READ_ONLY
+    values = [option for option in options if option in (_READ_ONLY, _READ_WRITE)]
+    return bool(values) and values[-1] == _READ_ONLY
 
 
 def _parts(value: str) -> list[str]:

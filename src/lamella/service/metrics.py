@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service has done and what it has, for Prometheus to fetch (its text format, version 0.0.4)."""
+"""Metrics of the server and the store, in Prometheus' text format (version 0.0.4), over HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOOPBACK: Final = "127.0.0.1"
 
 _TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _PATIENCE: Final = 10.0
-"""Seconds that somebody has to say what they want."""
+"""Seconds to wait for a request."""
 
 _STARTED: Final = time.time()
 
@@ -38,10 +38,10 @@ Samples = Iterable[tuple[str, dict[str, str], float]]
 
 @contextmanager
 def serving_metrics(place: str | socket.socket, server: Server, store: Store | None) -> Iterator[str]:
-    """Tell of ``server`` and ``store`` at ``place`` while the block lasts; gives the address.
+    """Serve metrics of ``server`` and ``store`` at ``place`` while the block lasts; gives the address.
 
-    That is ``[HOST:]PORT``, on the loopback interface unless it says another, the path of a unix socket, or a socket
-    that listens. Raises InvalidInput, and as `listening`.
+    ``place`` is ``[HOST:]PORT``, by default on the loopback interface, the path of a unix socket, or a listening
+    socket. Raises InvalidInput, and as `listening`.
     """
     with ExitStack() as stack:
         if isinstance(place, socket.socket):
@@ -54,41 +54,41 @@ def serving_metrics(place: str | socket.socket, server: Server, store: Store | N
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
         thread.start()
         try:
-            yield _shown(listener)
+            yield _address_of(listener)
         finally:
             http.shutdown()
             thread.join()
 
 
 def exposition(server: Server, store: Store | None) -> str:
-    """All that there is to tell, as text."""
+    """All metrics, as text."""
     lines: list[str] = []
 
-    def tell(name: str, kind: str, what: str, samples: Samples) -> None:
+    def add(name: str, kind: str, what: str, samples: Samples) -> None:
         lines.append(f"# HELP {name} {what}")
         lines.append(f"# TYPE {name} {kind}")
         for suffix, labels, value in samples:
-            said = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-            lines.append(f"{name}{suffix}{{{said}}} {value:.15g}" if said else f"{name}{suffix} {value:.15g}")
+            pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+            lines.append(f"{name}{suffix}{{{pairs}}} {value:.15g}" if pairs else f"{name}{suffix} {value:.15g}")
 
     def one(name: str, kind: str, what: str, value: float) -> None:
-        tell(name, kind, what, [("", {}, value)])
+        add(name, kind, what, [("", {}, value)])
 
-    tell("lamella_build_info", "gauge", "The version that serves.", [("", {"version": __version__}, 1)])
+    add("lamella_build_info", "gauge", "The version that serves.", [("", {"version": __version__}, 1)])
     counters = server.counters
     if counters is not None:
         ended = [("", {**_method(path), "code": code.name}, count) for path, code, count in counters.calls()]
-        tell("lamella_calls_total", "counter", "Calls that have ended.", ended)
-        tell("lamella_call_seconds", "histogram", "How long calls took.", _durations(counters))
+        add("lamella_calls_total", "counter", "Calls that have ended.", ended)
+        add("lamella_call_seconds", "histogram", "How long calls took.", _durations(counters))
         one("lamella_sent_bytes_total", "counter", "Bytes sent to clients.", counters.sent)
         one("lamella_received_bytes_total", "counter", "Bytes received from clients.", counters.received)
-        one("lamella_connections_total", "counter", "Clients that have come.", counters.connections)
-    one("lamella_connections", "gauge", "Clients that are there.", server.connections)
+        one("lamella_connections_total", "counter", "Connections accepted.", counters.connections)
+    one("lamella_connections", "gauge", "Open connections.", server.connections)
     one("lamella_calls", "gauge", "Calls under way.", server.calls)
     if store is not None:
         counts = store_counts(store)
         objects = [("", {"kind": kind}, count) for kind, count in counts.objects.items()]
-        tell("lamella_store_objects", "gauge", "Objects in the store, of all namespaces.", objects)
+        add("lamella_store_objects", "gauge", "Objects in the store, of all namespaces.", objects)
         one("lamella_store_blob_bytes", "gauge", "Bytes of the blobs in the store.", counts.blob_bytes)
     one("process_start_time_seconds", "gauge", "When the process started, since the Unix epoch.", _STARTED)
     one("process_cpu_seconds_total", "counter", "Processor time of the process.", sum(os.times()[:2]))
@@ -135,7 +135,7 @@ def _open_files() -> int:
 def _on_network(place: str) -> socket.socket:
     match = re.fullmatch(r"(?:(?P<host>[^:\[\]]*|\[[0-9A-Fa-f:.]+\]):)?(?P<port>[0-9]{1,5})", place)
     if match is None or int(match["port"]) > 0xFFFF:
-        raise InvalidInput(f"{place!r} is no place for metrics", hint="write [HOST:]PORT, or the path of a socket")
+        raise InvalidInput(f"invalid address for metrics: {place!r}", hint="write [HOST:]PORT, or the path of a socket")
     host = (match["host"] or LOOPBACK).strip("[]")
     try:
         return socket.create_server(
@@ -145,7 +145,7 @@ def _on_network(place: str) -> socket.socket:
         raise from_os(problem, f"listen at {place!r}") from problem
 
 
-def _shown(listener: socket.socket) -> str:
+def _address_of(listener: socket.socket) -> str:
     name = listener.getsockname()
     if not isinstance(name, tuple):
         return str(name)
@@ -154,14 +154,14 @@ def _shown(listener: socket.socket) -> str:
 
 
 class _Http(ThreadingHTTPServer):
-    """Answers with a text that is made for each request."""
+    """Answers each request with a new text."""
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, listener: socket.socket, text: Callable[[], str]) -> None:
         super().__init__(("", 0), _Request, bind_and_activate=False)
-        listener.setblocking(False)  # somebody who knocks may be gone, or with another process, before they are let in
+        listener.setblocking(False)  # a connection may be gone, or accepted by another process, before `accept`
         self.socket.close()
         self.socket = listener
         self.text = text
@@ -172,7 +172,7 @@ class _Http(ThreadingHTTPServer):
         return peer, address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Somebody has gone."""
+        """Ignore clients that go."""
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -197,4 +197,4 @@ class _Request(BaseHTTPRequestHandler):
         return ""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Whoever watches is not watched."""
+        """Requests for metrics are not logged."""

@@ -133,5 +133,5 @@ def test_they_are_fetched_from_a_unix_socket(served: tuple[Server, Store, Client
 @pytest.mark.parametrize("place", ["", "x", "127.0.0.1", "1.2.3.4:70000", "[::1]"])
 def test_a_malformed_place_is_refused(served: tuple[Server, Store, Client], place: str) -> None:
     server, store, _ = served
-    with pytest.raises(InvalidInput, match="no place for metrics"), serving_metrics(place, server, store):
+    with pytest.raises(InvalidInput, match="invalid address for metrics"), serving_metrics(place, server, store):
         pass

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differ of files: directories, overlays and EROFS images, as they are or mounted.
+"""The differ of POSIX files: directories, overlays and EROFS images.
 
-Where the mounts say how the files come to be, nothing is mounted: a layer goes straight into the upper directory of
-an overlay, and out of it again. What is mounted is out of reach for other users and of other calls.
+An overlay is not mounted if its directories are enough: a layer is applied to, and read from, its upper directory.
+What is mounted is out of reach of other users and calls.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOG = logging.getLogger("lamella.service")
 
 
 class WalkingDiffer:
-    """Layers of files with POSIX metadata (`Differ`)."""
+    """Differ of layers with POSIX metadata (`Differ`)."""
 
     name: Final = "walking"
     layers: Final = ("directory", "overlay", "erofs")
@@ -46,7 +46,7 @@ class WalkingDiffer:
 
         match mounts:
             case (OverlayMount(lower, Path() as upper, _, options),) if _is_empty(upper):
-                # An upper directory alone is that of a layer whose parents come later: then they are not known.
+                # An overlay without lower directories: the parents come with the commit.
                 below = [_overlay_layer(path, options) for path in lower]
                 parents = LayerStack.from_nearest(below) if below else None
                 yield Target(
@@ -61,7 +61,7 @@ class WalkingDiffer:
                     yield Target(DirectorySink(root, losses=losses), root, _changes)
 
     def comparing(self, left: Mounts, right: Mounts) -> Make:
-        return partial(_written, left, right)
+        return partial(_write, left, right)
 
 
 def _changes(reader: BlobReader) -> Source:
@@ -82,22 +82,22 @@ def _is_empty(directory: Path) -> bool:
         raise from_os(error, f"open the upper directory {os.fspath(directory)!r}") from error
 
 
-def _written(left: Mounts, right: Mounts, write: WriteLayer) -> Written:
-    upper = stated_by(left, right)
+def _write(left: Mounts, right: Mounts, write: WriteLayer) -> Written:
+    upper = added_layer(left, right)
     if upper is not None:
         from lamella.layers.overlay.tree import OverlayChanges
 
         try:
             with OverlayChanges(upper) as stated:
                 return write(stated, stated.lookup)
-        except Unsupported as problem:  # marks that only the kernel follows
-            LOG.debug("%s: mounted instead", problem)
+        except Unsupported as problem:  # redirects that only the kernel follows
+            LOG.debug("%s: mount the overlay", problem)
     with _trees(left, right) as (changes, lookup):
         return write(changes, lookup)
 
 
-def stated_by(left: Mounts, right: Mounts) -> OverlayLayer | None:
-    """The upper directory that holds all that ``right`` changes of ``left``; None where no single one does."""
+def added_layer(left: Mounts, right: Mounts) -> OverlayLayer | None:
+    """The one overlay layer that ``right`` adds to ``left``; None if there is no such layer."""
     match right:
         case (OverlayMount(lower, upper, _, options),):
             layers = lower if upper is None else (upper, *lower)
@@ -119,20 +119,20 @@ def _trees(left: Mounts, right: Mounts) -> Iterator[tuple[Source, Lookup]]:
     from lamella.layers.directory.tree import DirectoryTree
 
     with ExitStack() as stack:
-        below = None if not left else stack.enter_context(DirectoryTree(stack.enter_context(_shown(left))))
-        tree = stack.enter_context(DirectoryTree(stack.enter_context(_shown(right))))
+        below = None if not left else stack.enter_context(DirectoryTree(stack.enter_context(_readable(left))))
+        tree = stack.enter_context(DirectoryTree(stack.enter_context(_readable(right))))
         yield (tree.changes() if below is None else diff(below, tree)), tree.lookup
 
 
 @contextmanager
-def _shown(mounts: Mounts) -> Iterator[Path]:
-    """The directory that ``mounts`` come to, to be read."""
+def _readable(mounts: Mounts) -> Iterator[Path]:
+    """A directory with the files of ``mounts``, for reading."""
     match mounts:
         case (BindMount(source, _),):
             yield source
             return
         case (OverlayMount(lower, Path() as upper, _, options),):
-            # Somebody may have it mounted, and an upper directory is not for two.
+            # As a lower directory: another mount may use it as its upper directory.
             mounts = (OverlayMount((upper, *lower), options=options),)
         case _:
             pass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differs of Windows layers: in folders, in composite images, in block images. Nothing is mounted for them."""
+"""The differs of Windows layers: folders, CIMs and block CIMs. None mounts anything."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 class WindowsMount(Struct, frozen=True):
-    """A layer as containerd mounts it: writable, or to be looked at."""
+    """A Windows layer as a mount shows it."""
 
     layer: WindowsLayer | None
-    """None for what shows nothing: a view of no layer."""
+    """None for a view without layers."""
     parents: LayerStack[WindowsLayer]
 
     @classmethod
     def of(cls, source: WindowsLayer, parents: LayerStack[WindowsLayer], *, read_only: bool) -> WindowsMount:
-        """What a mount of type ``windows-layer`` means: a read-only one shows its parents, and is a dummy itself."""
+        """The layer of a mount of type ``windows-layer``; a read-only mount shows its nearest parent."""
         if not read_only:
             return cls(source, parents)
         nearest = parents.nearest_first()
@@ -48,27 +48,27 @@ class WindowsMount(Struct, frozen=True):
 
 
 def layer_to_diff(lower: WindowsMount, upper: WindowsMount) -> tuple[WindowsLayer, LayerStack[WindowsLayer]]:
-    """The layer that tells how ``upper`` differs from ``lower``, with its parents.
+    """The layer that leads from ``lower`` to ``upper``, and its parents.
 
-    A Windows layer says itself what changed, against its parents alone, so ``lower`` must be the nearest of them, with
-    the same parents in turn. Raises InvalidInput where it is not.
+    A Windows layer holds its changes to its parents, so ``lower`` must be the nearest parent and have the same parents.
+    Raises InvalidInput if it is not.
     """
     if upper.layer is None:
         raise InvalidInput("the upper mount shows no layer")
     above = upper.parents.nearest_first()
     if lower.layer is None:
         if above:
-            raise InvalidInput("the upper layer has parents, and is to be compared with nothing")
+            raise InvalidInput("the upper layer has parents, and the lower mount shows no layer")
         return upper.layer, upper.parents
     if not above:
-        raise InvalidInput("the upper layer has no parents, and is to be compared with a layer")
+        raise InvalidInput("the upper layer has no parents, and the lower mount shows a layer")
     if above[0] != lower.layer:
         raise InvalidInput(
             f"{os.fspath(lower.layer.path)!r} is not the nearest parent of {os.fspath(upper.layer.path)!r}",
-            hint="a Windows layer can be compared with its parent alone",
+            hint="a Windows layer can be compared with its parent only",
         )
     if above[1:] != lower.parents.nearest_first():
-        raise InvalidInput("the two layers do not have the same layers below")
+        raise InvalidInput("the two layers have different parents")
     return upper.layer, upper.parents
 
 
@@ -76,13 +76,13 @@ M = TypeVar("M", WindowsLayerMount, CimMount, BlockCimMount)
 
 
 class WindowsDiffer:
-    """Layers in folders, over their parents' (`Differ`); on Windows, by its own calls."""
+    """Differ of layer folders (`Differ`); on Windows, by the system's own calls."""
 
     name: Final = "windows"
     layers: Final = ("windows",)
 
     def __init__(self, system: WindowsSystem | None = None) -> None:
-        """``system`` is the Windows that has the folders: this host, unless another is given."""
+        """``system`` is the Windows system with the folders; None for this host."""
         self._system = system
 
     def knows(self, mounts: Mounts) -> bool:
@@ -90,7 +90,7 @@ class WindowsDiffer:
 
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
-        """See `Differ.applying`. The folder holds nothing, or nothing but the directory that a new snapshot has."""
+        """The folder is empty, or has only the directory of a new snapshot (`Differ.applying`)."""
         from lamella.layers.windows.backend import remove_empty_files_directory
         from lamella.layers.windows.sink import WindowsSink
         from lamella.layers.windows.tar_source import windows_tar_changes
@@ -109,13 +109,13 @@ class WindowsDiffer:
         yield Target(sink, mount.folder.parent, changes)
 
     def comparing(self, left: Mounts, right: Mounts) -> Make:
-        """See `Differ.comparing`: a layer says itself what changed, and ``left`` must be the parent of ``right``."""
+        """``left`` must be the parent of ``right`` (`Differ.comparing`)."""
 
-        layer, parents = layer_to_diff(self._seen(left), self._seen(right))
+        layer, parents = layer_to_diff(self._mounted(left), self._mounted(right))
         below = [parent.path for parent in parents.nearest_first()]
-        return partial(_written_folder, layer.path, below, self._system)
+        return partial(_write_folder, layer.path, below, self._system)
 
-    def _seen(self, mounts: Mounts) -> WindowsMount:
+    def _mounted(self, mounts: Mounts) -> WindowsMount:
 
         if not mounts:
             return WindowsMount(None, LayerStack(()))
@@ -125,7 +125,7 @@ class WindowsDiffer:
 
 
 class CimDiffer:
-    """Layers in images, forked from their parents' (`Differ`)."""
+    """Differ of CIMs forked from their parents (`Differ`)."""
 
     name: Final = "cimfs"
     layers: Final = ("cim",)
@@ -141,7 +141,7 @@ class CimDiffer:
         mount = _single(mounts, CimMount)
         _check_writable(mount)
         if mount.image is None:
-            raise InvalidInput("the mount does not say which image the layer is to be written to")
+            raise InvalidInput("the mount names no image to write the layer to")
         if len(mount.images) != len(mount.parents):
             raise InvalidInput(f"the mount has {len(mount.images)} parent images and {len(mount.parents)} folders")
         pairs = zip(mount.images, mount.parents, strict=True)
@@ -152,22 +152,22 @@ class CimDiffer:
         yield Target(sink, mount.image.parent, _windows_changes)
 
     def comparing(self, left: Mounts, right: Mounts) -> Make:
-        """See `Differ.comparing`: the file tables tell, and ``left`` must be the parent of ``right``."""
-        image, parents = self._shown(right)
+        """``left`` must be the parent of ``right`` (`Differ.comparing`)."""
+        image, parents = self._image_of(right)
         if image is None:
             raise InvalidInput("the right mount shows no layer")
-        lower, below = self._shown(left)
+        lower, below = self._image_of(left)
         if image == lower:
-            return _written_nothing
+            return _write_nothing
         if parents != ((lower, *below) if lower is not None else ()):
             raise InvalidInput(
                 f"the left mount does not show the parent of {os.fspath(image)!r}",
-                hint="an image can be compared with the one that it is forked from alone",
+                hint="an image can be compared only with the image it is forked from",
             )
-        return partial(_written_image, image, lower)
+        return partial(_write_image, image, lower)
 
-    def _shown(self, mounts: Mounts) -> tuple[Path | None, tuple[Path, ...]]:
-        """The image whose files a mount shows, and those that it is forked from."""
+    def _image_of(self, mounts: Mounts) -> tuple[Path | None, tuple[Path, ...]]:
+        """The image that a mount shows, and its parents."""
         if not mounts:
             return None, ()
         mount = _single(mounts, CimMount)
@@ -177,7 +177,7 @@ class CimDiffer:
 
 
 class BlockCimDiffer:
-    """Layers in block images (`Differ`)."""
+    """Differ of block CIMs (`Differ`)."""
 
     name: Final = "blockcim"
     layers: Final = ("blockcim",)
@@ -187,7 +187,7 @@ class BlockCimDiffer:
 
     @contextmanager
     def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
-        """See `Differ.applying`. Raises Unsupported on another host than Windows."""
+        """Raises Unsupported on hosts other than Windows (`Differ.applying`)."""
         from lamella.layers.cim.block import BlockCimLayer, BlockCimSink, BlockKind, BlockOptions
 
         mount = _single(mounts, BlockCimMount)
@@ -200,8 +200,7 @@ class BlockCimDiffer:
         yield Target(sink, layer.folder, _windows_changes)
 
     def comparing(self, left: Mounts, right: Mounts) -> Make:  # noqa: ARG002
-        """See `Differ.comparing`: nobody but Windows can look into the images."""
-        raise Unsupported("block images cannot be compared: only Windows can look into them")
+        raise Unsupported("block CIMs cannot be compared: only Windows reads them")
 
 
 def _single(mounts: Mounts, kind: type[M]) -> M:
@@ -214,7 +213,7 @@ def _single(mounts: Mounts, kind: type[M]) -> M:
 
 def _check_writable(mount: WindowsLayerMount | CimMount) -> None:
     if mount.readonly:
-        raise InvalidInput("the mount is to look at, and no layer can be applied to it")
+        raise InvalidInput("a layer cannot be applied to a read-only mount")
 
 
 def _windows_changes(reader: BlobReader) -> Source:
@@ -224,22 +223,22 @@ def _windows_changes(reader: BlobReader) -> Source:
 
 
 def _guid(name: str) -> uuid.UUID:
-    """The GUID of an image's regions: its name where that is one, else a new one, so that no two images share files."""
+    """The GUID of an image's regions: its name if that is a GUID, else a new one, so that images share no files."""
     try:
         return uuid.UUID(name)
     except ValueError:
         return uuid.uuid4()
 
 
-def _written_folder(layer: Path, parents: Sequence[Path], system: WindowsSystem | None, write: WriteLayer) -> Written:
+def _write_folder(layer: Path, parents: Sequence[Path], system: WindowsSystem | None, write: WriteLayer) -> Written:
     with kinds.source("windows", layer, parents=parents, system=system) as (changes, lookup):
         return write(changes, lookup, windows=True)
 
 
-def _written_image(image: Path, parent: Path | None, write: WriteLayer) -> Written:
+def _write_image(image: Path, parent: Path | None, write: WriteLayer) -> Written:
     with kinds.source("cim", image, parent) as (changes, lookup):
         return write(changes, lookup, windows=True)
 
 
-def _written_nothing(write: WriteLayer) -> Written:
+def _write_nothing(write: WriteLayer) -> Written:
     return write((), lambda _: None, windows=True)

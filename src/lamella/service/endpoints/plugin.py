@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin endpoint: a snapshotter, a differ and a content store for a containerd (its ``[proxy_plugins]``).
+"""The plugin endpoint: snapshotters, a differ and a content store for a containerd (its ``[proxy_plugins]``).
 
-containerd keeps the names, the labels, the leases and the collection, and hands through keys of its own making. Its
-collector removes whatever is here and it does not know of, and what is here is no more than that: so the store is one
-of its own, without namespaces, and nothing is collected in it. One store serves one containerd.
+containerd keeps names, labels and leases, collects garbage, and makes the keys of snapshots. Its collector removes
+every object here that it does not know. So the plugins have a separate store, with one namespace and without garbage
+collection of its own. One store serves one containerd.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
     from lamella.service.services.diff import Blobs
 
 FOLDER: Final = "plugin"
-"""Where the plugins' store is in the other one."""
+"""Directory of the plugins' store within the main store."""
 
 SOCKET: Final = "/run/lamella/plugin.sock"
 
-LASTING: Final = 600
-"""Seconds that a lease lasts which keeps a new blob until whoever asked for it has made use of it."""
+LEASE_SECONDS: Final = 600
+"""Seconds of a lease that holds a new blob until the client refers to it."""
 
 PROXY_SNAPSHOTTERS: Final = {"lamella": "overlayfs", "lamella-native": "native", "lamella-erofs": "erofs"}
-"""Names of plugins, under which containerd asks for snapshots -> snapshotters of the store."""
+"""Names of the snapshot plugins -> snapshotters of the store."""
 DIFFER: Final = "lamella-diff"
 CONTENT: Final = "lamella-content"
 
@@ -62,7 +62,7 @@ _SPACE: Final = "plugin"
 
 @contextmanager
 def opened_plugin(root: Path, containerd: str = CONTAINERD, *, verity: str = "") -> Iterator[Plugin]:
-    """The plugins whose store is beneath the one at ``root``, made where it is missing. Raises as `Store.open`."""
+    """Open the plugins' store within the store at ``root``; a missing one is created. Raises as `Store.open`."""
     with Store.open(root / FOLDER, verity=verity) as store:
         plugin = Plugin(store, containerd)
         try:
@@ -72,56 +72,55 @@ def opened_plugin(root: Path, containerd: str = CONTAINERD, *, verity: str = "")
 
 
 class Plugin(ServedStore):
-    """The plugins' store, and the containerd that they are plugins of."""
+    """The plugins' store, and the containerd of the plugins."""
 
     def __init__(self, store: Store, containerd: str = CONTAINERD) -> None:
-        """``containerd`` is its main socket; it is called back there for the blobs of its own."""
+        """``containerd`` is the address at which blobs of its content store are read."""
         super().__init__(store)
         self._address = containerd
 
-    def space(self, call: Call) -> LocalNamespace:  # noqa: ARG002  # namespaces are not ours, nor are leases known here
-        """The same for all."""
+    def space(self, call: Call) -> LocalNamespace:  # noqa: ARG002  # containerd keeps namespaces and leases
         return self._space
 
     def snapshotter(self, name: str, call: Call) -> Snapshotter:
-        """See `lamella.service.services.snapshots.Snapshotting`; ``name`` is the plugin's."""
+        """``name`` is a plugin's (`lamella.service.services.snapshots.Snapshotting`)."""
         kind = PROXY_SNAPSHOTTERS.get(name)
         if kind is None:
             raise InvalidInput(
-                f"there is no snapshot plugin {name!r} here", hint=f"name it one of {', '.join(PROXY_SNAPSHOTTERS)}"
+                f"unknown snapshot plugin {name!r}", hint=f"name it one of {', '.join(PROXY_SNAPSHOTTERS)}"
             )
         return self.space(call).snapshots(kind)
 
     def happened(self, call: Call, topic: str, event: Message) -> None:
-        """Nobody listens here: containerd tells of what its plugins do."""
+        """containerd publishes the events of its plugins."""
 
     def collect(self, *, wait: bool) -> None:
-        """Not here, where all would look as if nobody needed it."""
+        """Garbage collection belongs to containerd here; never collect."""
 
-    def reading(self, call: Call) -> AbstractContextManager[_Everywhere]:
-        """Containerd's blobs, and those that are here because it keeps them here."""
-        return nullcontext(_Everywhere(self, call))
+    def reading(self, call: Call) -> AbstractContextManager[_AllBlobs]:
+        """The blobs of the plugins' store, and those of containerd's content store."""
+        return nullcontext(_AllBlobs(self, call))
 
     @contextmanager
     def writing(self, call: Call, mounts: Sequence[Mount]) -> Iterator[Blobs]:
-        """Containerd's content store, under the lease that came with the call or else one that lasts some minutes.
+        """Containerd's content store, under the lease of the call or a new one of ten minutes.
 
-        Raises Unsupported where nobody says which namespace it is about, so that containerd goes on to its next differ.
+        Raises Unsupported if the namespace is unknown, so that containerd asks its next differ.
         """
         space = self.containerd.namespace(call.metadata.get(NAMESPACE) or self._namespace_of(mounts))
         lease = call.lease
         if lease is None:
-            expire = format_rfc3339((time.time_ns() // SECOND + LASTING) * SECOND)
+            expire = format_rfc3339((time.time_ns() // SECOND + LEASE_SECONDS) * SECOND)
             lease = space.leases.create(f"lamella-{secrets.token_hex(8)}", {EXPIRE: expire}).id
         yield space.under(lease).content
 
     def namespaces(self, call: Call) -> list[str]:
-        """Those that a blob may be in: the one that came with the call, or, from containerd 1.7, each that there is."""
+        """Namespaces to look in for a blob: the call's, or all, since containerd 1.7 sends none."""
         named = call.metadata.get(NAMESPACE)
         return [named] if named else [one.name for one in self.containerd.namespaces.list()]
 
     def _namespace_of(self, mounts: Sequence[Mount]) -> str:
-        """The namespace of a snapshot that is here: containerd begins its keys with it, ``NAMESPACE/NUMBER/KEY``."""
+        """The namespace of a snapshot of this store, from containerd's key ``NAMESPACE/NUMBER/KEY``."""
         home = self.store.root / SNAPSHOTS
         for path in (path for mount in mounts for path in _paths(mount) if path.is_relative_to(home)):
             number = path.relative_to(home).parts[1]
@@ -129,17 +128,17 @@ class Plugin(ServedStore):
             namespace, slash, _ = (key or "").partition("/")
             if slash:
                 return namespace
-        raise Unsupported("containerd has not said which namespace the layer is for, and the mounts are not of here")
+        raise Unsupported("containerd names no namespace, and the mounts belong to no snapshot of this store")
 
     @cached_property
     def containerd(self) -> RemoteStore:
-        """The one that is called back."""
+        """Client of the containerd."""
         from lamella.client.remote import RemoteStore
 
         return RemoteStore(self._address)
 
     def close(self) -> None:
-        """End what goes on by itself. The store stays open."""
+        """Stop background work and close the client. The store stays open."""
         super().close()
         if "containerd" in self.__dict__:
             self.containerd.close()
@@ -167,15 +166,15 @@ def plugin_methods(plugin: Plugin) -> dict[str, Method]:
     }
 
 
-class _Everywhere:
-    """Blobs wherever they are."""
+class _AllBlobs:
+    """The blobs of the plugins' store and of containerd's content store."""
 
     def __init__(self, plugin: Plugin, call: Call) -> None:
         self._plugin = plugin
         self._call = call
 
     def open(self, digest: Digest) -> BinaryIO:
-        """The bytes. Raises NotFound, Unavailable (containerd does not answer)."""
+        """Open a blob. Raises NotFound, Unavailable (containerd does not answer)."""
         try:
             return self._plugin.space(self._call).content.open(digest)
         except NotFound:
@@ -210,16 +209,16 @@ def _paths(mount: Mount) -> tuple[Path, ...]:
 
 
 def containerd_config(address: Path, root: Path, version: int, platform: str) -> str:
-    """What to put into containerd's configuration, of ``version`` 2 (containerd 1.7) or 3 (2.x), in TOML.
+    """TOML for containerd's configuration, of ``version`` 2 (containerd 1.7) or 3 (2.x).
 
-    ``address`` is the plugins' socket, ``root`` the root of the store that they are served from.
+    ``address`` is the plugins' socket, ``root`` the root of the main store.
     """
     socket = _quoted(str(address))
     lines = [
         f"version = {version}",
         "",
-        f'# Blobs kept by Lamella too: add `[proxy_plugins.{CONTENT}]`, with the same address and `type = "content"`,',
-        '# and `disabled_plugins = ["io.containerd.content.v1.content"]` here, since there can be one store of them.',
+        f'# To keep blobs here too, add `[proxy_plugins.{CONTENT}]`, with the same address and `type = "content"`,',
+        '# and `disabled_plugins = ["io.containerd.content.v1.content"]` here, since containerd has one content store.',
         "",
     ]
     for name, kind in PROXY_SNAPSHOTTERS.items():
@@ -228,7 +227,7 @@ def containerd_config(address: Path, root: Path, version: int, platform: str) ->
         lines += [f"  [proxy_plugins.{name}.exports]", f"    root = {_quoted(str(place))}"]
     lines += [f"[proxy_plugins.{DIFFER}]", '  type = "diff"', f"  address = {socket}", ""]
     lines += ['[plugins."io.containerd.service.v1.diff-service"]', f'  default = ["{DIFFER}", "walking"]']
-    # A list of these replaces the one that containerd has by itself, which is the last of them.
+    # This list replaces containerd's own, whose only entry is the last one.
     for name, differ in (*((name, DIFFER) for name in PROXY_SNAPSHOTTERS), ("overlayfs", "walking")):
         lines += [
             "",
@@ -241,7 +240,7 @@ def containerd_config(address: Path, root: Path, version: int, platform: str) ->
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML."""
+    """A basic string in TOML."""
     import json
 
     return json.dumps(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Diff service: layers onto mounts, and what changed between mounts as layers, by the differ that knows them."""
+"""The Diff service: applies layers to mounts and makes layers of mounts, by the differ that knows these."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("lamella.service")
 
 UNCOMPRESSED: Final = "containerd.io/uncompressed"
-"""The label of a layer that is compressed: the digest of its tar."""
+"""Label of a compressed layer: its diff id."""
 
 
 class ReadableBlobs(Protocol):
-    """What is needed to apply a layer."""
+    """Blobs for applying layers."""
 
     def open(self, digest: Digest) -> BinaryIO:
-        """The bytes, in order. Raises NotFound."""
+        """Open a blob for sequential reading. Raises NotFound."""
         ...
 
 
 class Blobs(Protocol):
-    """What is needed to make one (see `lamella.store.contract.ContentStore`)."""
+    """Blobs for making layers (`lamella.store.contract.ContentStore`)."""
 
     def info(self, digest: Digest) -> ContentRecord:
         """Raises NotFound."""
         ...
 
     def update(self, digest: Digest, labels: Labels, fields: tuple[str, ...] = ()) -> object:
-        """Change the labels that ``fields`` names."""
+        """Change the labels named by ``fields``."""
         ...
 
     def ingest(self, ref: str) -> Ingest:
@@ -64,33 +64,33 @@ class Blobs(Protocol):
 
 
 class Diffing(Protocol):
-    """Where a service's blobs are."""
+    """The blobs of an endpoint."""
 
     def reading(self, call: Call) -> AbstractContextManager[ReadableBlobs]:
         """The blobs that ``call`` may read."""
         ...
 
     def writing(self, call: Call, mounts: Sequence[Mount]) -> AbstractContextManager[Blobs]:
-        """Where new blobs of ``call``, made from ``mounts``, go, to be kept until the client has made use of them."""
+        """The blobs to which ``call`` adds a layer of ``mounts``, held until the client can use it."""
         ...
 
 
 class Diff:
-    """Applies layers and makes them."""
+    """The Diff service."""
 
     def __init__(self, shared: Diffing) -> None:
         self._shared = shared
 
     def apply(self, request: pb.ApplyRequest, call: Call) -> pb.ApplyResponse:
-        """Apply a layer; the answer is what its tar is. Payloads are for stages that there are none of here.
+        """Apply a layer; returns the descriptor of its tar. Payloads of stream processors are ignored.
 
-        Raises NotFound (the blob), Unsupported (media type, kind of mount), InvalidInput and whatever the blob leads
-        to; what was written by then stays.
+        Raises NotFound (the blob), Unsupported (media type, mounts), InvalidInput and the errors of the blob. After an
+        error, files written so far stay.
         """
         from lamella.streams.blob_reader import BlobReader
 
         layer = wire.descriptor(request.diff, "the layer")
-        mediatypes.layer_compression(layer.media_type)  # names the layers that there are; the magic says the rest
+        mediatypes.layer_compression(layer.media_type)  # raises for other media types; the magic decides
         mounts = typed(request.mounts)
         losses = Losses()
         with (
@@ -103,19 +103,19 @@ class Diff:
             facts = reader.finish()
             if request.sync_fs:
                 _sync(target.root)
-        _tell(losses, f"layer {layer.digest}")
+        _log_losses(losses, f"layer {layer.digest}")
         applied = Descriptor(media_type=mediatypes.OCI_LAYER, digest=facts.diff_id, size=facts.tar_size)
         return pb.ApplyResponse(applied=wire.sent_descriptor(applied))
 
     def diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
-        """Make a layer of what the right mounts have that the left ones have not, and put it into the content store.
+        """Write the layer from the left mounts to the right ones into the content store.
 
-        Raises Unsupported (media type, kind of mount), Unavailable (the reference is in use) and what reading raises.
+        Raises Unsupported (media type, mounts), Unavailable (the reference is in use) and the errors of reading.
         """
         media_type = request.media_type or mediatypes.OCI_LAYER_GZIP
         compression = mediatypes.layer_compression(media_type)
         if media_type != mediatypes.oci_layer(compression):
-            raise Unsupported(f"no layers of the media type {media_type!r} are made here")
+            raise Unsupported(f"unsupported media type {media_type!r} for a new layer")
         left, right = typed(request.left), typed(request.right)
         make = comparing(left, right)
         epoch = wire.nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
@@ -129,16 +129,16 @@ class Diff:
                         labels[UNCOMPRESSED] = str(written.facts.diff_id)
                     _commit(blobs, ingest, written, labels)
             except BaseException:
-                if not request.ref:  # nobody else knows of it
+                if not request.ref:  # a name of our own
                     _abort(blobs, ref)
                 raise
-        _tell(written.losses, f"layer {written.facts.digest}")
+        _log_losses(written.losses, f"layer {written.facts.digest}")
         made = Descriptor(media_type=media_type, digest=written.facts.digest, size=written.facts.size)
         return pb.DiffResponse(diff=wire.sent_descriptor(made))
 
 
 class _Layer:
-    """A layer in the making (`WriteLayer`)."""
+    """Writes a layer into an ingest (`WriteLayer`)."""
 
     def __init__(self, ingest: Ingest, compression: str, epoch: int | None, call: Call) -> None:
         self._ingest = ingest
@@ -172,7 +172,7 @@ def _sync(directory: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise from_os(error, f"bring {os.fspath(directory)!r} to the disk") from error
+        raise from_os(error, f"sync the file system of {os.fspath(directory)!r}") from error
 
 
 def _commit(blobs: Blobs, ingest: Ingest, written: Written, labels: Labels) -> None:
@@ -187,11 +187,11 @@ def _commit(blobs: Blobs, ingest: Ingest, written: Written, labels: Labels) -> N
 def _abort(blobs: Blobs, ref: str) -> None:
     try:
         blobs.abort(ref)
-    except LamellaError as problem:  # what has gone wrong before is what is to be told
+    except LamellaError as problem:  # the caller raises the first error
         LOG.debug("abort the ingest %r: %s", ref, problem)
 
 
-def _tell(losses: Losses, what: str) -> None:
-    """The protocol has no place for it."""
+def _log_losses(losses: Losses, what: str) -> None:
+    """Log losses, for which the protocol has no field."""
     if losses.count:
-        LOG.warning("%s: %d things were not kept, the first being %s", what, losses.count, losses.kept[0])
+        LOG.warning("%s: %d losses, the first is %s", what, losses.count, losses.kept[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Introspection service: what is served, as clients ask before they rely on it."""
+"""The Introspection service: the server and its plugins, by which clients find features."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ _COLLECTOR: Final = "io.containerd.gc.v1"
 
 
 class Introspection:
-    """The server, and its parts under the names that containerd has for them."""
+    """The Introspection service, with containerd's names of the plugins."""
 
     def __init__(self, shared: ServedStore) -> None:
         self._root = shared.store.root
 
     @quick()
     def server(self, request: Empty, call: Call) -> pb.ServerResponse:  # noqa: ARG002
-        """Which server this is: its id is the same each time that this store is served."""
+        """Identity of the server, the same at each start for this store."""
         status = os.stat(self._root)
         identity = uuid.uuid5(uuid.NAMESPACE_URL, f"file://{os.uname().nodename}{self._root}#{status.st_ino}")
         return pb.ServerResponse(uuid=str(identity), pid=os.getpid(), pidns=_process_namespace())
 
     def plugins(self, request: pb.PluginsRequest, call: Call) -> pb.PluginsResponse:  # noqa: ARG002
-        """The parts that pass."""
+        """The plugins that pass the filters."""
         wanted = parse_filters(tuple(request.filters))
         return pb.PluginsResponse(plugins=[one for one in self._plugins() if wanted.matches(_fields(one))])
 
     def plugin_info(self, request: pb.PluginInfoRequest, call: Call) -> pb.PluginInfoResponse:  # noqa: ARG002
-        """One part. Raises NotFound."""
+        """One plugin. Raises NotFound."""
         for one in self._plugins():
             if (one.type, one.id) == (request.type, request.id):
                 return pb.PluginInfoResponse(plugin=one)

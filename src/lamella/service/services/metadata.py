@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Images service: names and what they name."""
+"""The Images, Leases and Namespaces services."""
 
 from __future__ import annotations
 
@@ -26,61 +26,58 @@ if TYPE_CHECKING:
 
 
 class Images:
-    """Images. What a name leads to need not be there."""
+    """The Images service. The target of an image need not exist."""
 
     def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
 
     @quick()
     def get(self, request: images_pb2.GetImageRequest, call: Call) -> images_pb2.GetImageResponse:
-        """The image that has a name."""
         return images_pb2.GetImageResponse(image=_image(self._shared.space(call).images.get(request.name)))
 
     def list(self, request: images_pb2.ListImagesRequest, call: Call) -> images_pb2.ListImagesResponse:
-        """All that pass, by name."""
         found = self._shared.space(call).images.list(tuple(request.filters))
         return images_pb2.ListImagesResponse(images=[_image(one) for one in found])
 
     def create(self, request: images_pb2.CreateImageRequest, call: Call) -> images_pb2.CreateImageResponse:
-        """Give a name."""
         sent = request.image
         target = descriptor(sent.target, f"target of image {sent.name!r}")
         record = self._images(request, call).create(ImageRecord(sent.name, target, labels(sent.labels)))
-        self._tell(call, "/images/create", images_pb2.ImageCreate(name=record.name, labels=record.labels))
+        self._publish(call, "/images/create", images_pb2.ImageCreate(name=record.name, labels=record.labels))
         return images_pb2.CreateImageResponse(image=_image(record))
 
     def update(self, request: images_pb2.UpdateImageRequest, call: Call) -> images_pb2.UpdateImageResponse:
-        """Change what a mask names: all by default."""
+        """Change the fields of a mask, all by default."""
         sent = request.image
         changed = fields(request.update_mask)
         if not changed or "target" in changed:
             target = descriptor(sent.target, f"target of image {sent.name!r}")
-        else:  # its annotations are all that is looked at
+        else:  # only its annotations are used
             annotations = dict(sent.target.annotations)
             target = Descriptor(media_type="", digest=Digest(""), size=0, annotations=annotations)
         record = self._images(request, call).update(ImageRecord(sent.name, target, labels(sent.labels)), changed)
-        self._tell(call, "/images/update", images_pb2.ImageUpdate(name=record.name, labels=record.labels))
+        self._publish(call, "/images/update", images_pb2.ImageUpdate(name=record.name, labels=record.labels))
         return images_pb2.UpdateImageResponse(image=_image(record))
 
     def delete(self, request: images_pb2.DeleteImageRequest, call: Call) -> Empty:
-        """Take a name away, if it still has the target that is given, and collect."""
+        """Remove a name, if it still has the given target, and collect garbage."""
         target = digest(request.target.digest) if request.HasField("target") and request.target.digest else None
         self._shared.space(call).images.delete(request.name, target)
-        self._tell(call, "/images/delete", images_pb2.ImageDelete(name=request.name))
+        self._publish(call, "/images/delete", images_pb2.ImageDelete(name=request.name))
         self._shared.collect(wait=request.sync)
         return Empty()
 
     def _images(
         self, request: images_pb2.CreateImageRequest | images_pb2.UpdateImageRequest, call: Call
     ) -> LocalImages:
-        """The images of the call's namespace, with the time that the request wants instead of the present."""
+        """The images of the call's namespace, with the clock at the request's epoch, if it has one."""
         space = self._shared.space(call)
         if not request.HasField("source_date_epoch"):
             return space.images
         epoch = nanoseconds(request.source_date_epoch)
         return space.at(epoch).images
 
-    def _tell(
+    def _publish(
         self, call: Call, topic: str, event: images_pb2.ImageCreate | images_pb2.ImageUpdate | images_pb2.ImageDelete
     ) -> None:
         self._shared.bus.publish(call.namespace, topic, event)
@@ -97,37 +94,35 @@ def _image(record: ImageRecord) -> images_pb2.Image:
 
 
 class Leases:
-    """Leases, and what they hold."""
+    """The Leases service."""
 
     def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
 
     def create(self, request: leases_pb2.CreateRequest, call: Call) -> leases_pb2.CreateResponse:
-        """A lease; an id is made for one without."""
+        """Create a lease, with a new id if the request has none."""
         return leases_pb2.CreateResponse(lease=_lease(self._leases(call).create(request.id, labels(request.labels))))
 
     def delete(self, request: leases_pb2.DeleteRequest, call: Call) -> Empty:
-        """End a lease, and collect."""
+        """Delete a lease, and collect garbage."""
         self._leases(call).delete(request.id)
         self._shared.collect(wait=request.sync)
         return Empty()
 
     def list(self, request: leases_pb2.ListRequest, call: Call) -> leases_pb2.ListResponse:
-        """All that pass, by id."""
         return leases_pb2.ListResponse(leases=[_lease(one) for one in self._leases(call).list(tuple(request.filters))])
 
     def add_resource(self, request: leases_pb2.AddResourceRequest, call: Call) -> Empty:
-        """Have a lease hold something, which need not be there."""
+        """Add a resource, which need not exist."""
         self._leases(call).add(request.id, _resource(request.resource))
         return Empty()
 
     def delete_resource(self, request: leases_pb2.DeleteResourceRequest, call: Call) -> Empty:
-        """Have a lease let go of something, whether it held it or not."""
+        """Remove a resource; no error if the lease does not hold it."""
         self._leases(call).remove(request.id, _resource(request.resource))
         return Empty()
 
     def list_resources(self, request: leases_pb2.ListResourcesRequest, call: Call) -> leases_pb2.ListResourcesResponse:
-        """What a lease holds."""
         found = self._leases(call).resources(request.id)
         return leases_pb2.ListResourcesResponse(
             resources=[leases_pb2.Resource(id=one.id, type=one.type) for one in found]
@@ -146,7 +141,7 @@ def _resource(sent: leases_pb2.Resource) -> contract.Resource:
 
 
 class Namespaces:
-    """Namespaces. One comes into being with its first object."""
+    """The Namespaces service. The first object of a namespace creates it."""
 
     def __init__(self, shared: ServedStore) -> None:
         self._shared = shared
@@ -154,11 +149,11 @@ class Namespaces:
 
     @quick()
     def get(self, request: namespaces_pb2.GetNamespaceRequest, call: Call) -> namespaces_pb2.GetNamespaceResponse:  # noqa: ARG002
-        """One, without labels where it is not known."""
+        """A namespace; an unknown one has no labels."""
         return namespaces_pb2.GetNamespaceResponse(namespace=_namespace(self._namespaces.get(request.name)))
 
     def list(self, request: namespaces_pb2.ListNamespacesRequest, call: Call) -> namespaces_pb2.ListNamespacesResponse:  # noqa: ARG002
-        """All, by name; the filter of the request means nothing."""
+        """All namespaces, by name; as in containerd, the request's filter is ignored."""
         return namespaces_pb2.ListNamespacesResponse(namespaces=[_namespace(one) for one in self._namespaces.list()])
 
     def create(
@@ -166,9 +161,8 @@ class Namespaces:
         request: namespaces_pb2.CreateNamespaceRequest,
         call: Call,  # noqa: ARG002
     ) -> namespaces_pb2.CreateNamespaceResponse:
-        """Make one."""
         made = self._namespaces.create(request.namespace.name, labels(request.namespace.labels))
-        self._tell(made.name, "/namespaces/create", NamespaceCreate(name=made.name, labels=made.labels))
+        self._publish(made.name, "/namespaces/create", NamespaceCreate(name=made.name, labels=made.labels))
         return namespaces_pb2.CreateNamespaceResponse(namespace=_namespace(made))
 
     def update(
@@ -176,22 +170,22 @@ class Namespaces:
         request: namespaces_pb2.UpdateNamespaceRequest,
         call: Call,  # noqa: ARG002
     ) -> namespaces_pb2.UpdateNamespaceResponse:
-        """Change the labels that a mask names, or all."""
+        """Change the labels named by a mask, or all."""
         changed = fields(request.update_mask)
         for field in changed:
             if not is_label(field):
-                raise InvalidInput(f"{field[:200]!r} is not a field of namespaces that can be changed")
+                raise InvalidInput(f"{field[:200]!r} is not a field of a namespace that can be changed")
         made = self._namespaces.update(request.namespace.name, labels(request.namespace.labels), changed)
-        self._tell(made.name, "/namespaces/update", NamespaceUpdate(name=made.name, labels=made.labels))
+        self._publish(made.name, "/namespaces/update", NamespaceUpdate(name=made.name, labels=made.labels))
         return namespaces_pb2.UpdateNamespaceResponse(namespace=_namespace(made))
 
     def delete(self, request: namespaces_pb2.DeleteNamespaceRequest, call: Call) -> Empty:  # noqa: ARG002
-        """Remove one that is empty."""
+        """Delete an empty namespace."""
         self._namespaces.delete(request.name)
-        self._tell(request.name, "/namespaces/delete", NamespaceDelete(name=request.name))
+        self._publish(request.name, "/namespaces/delete", NamespaceDelete(name=request.name))
         return Empty()
 
-    def _tell(self, namespace: str, topic: str, event: Message) -> None:
+    def _publish(self, namespace: str, topic: str, event: Message) -> None:
         self._shared.bus.publish(namespace, topic, event)
 
 

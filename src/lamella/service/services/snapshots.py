@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Snapshots service: the snapshotters of a store by containerd's names."""
+"""The Snapshots service: a store's snapshotters by containerd's names."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ _PAGE: Final = 100
 
 
 class Snapshotting(Protocol):
-    """Where a service's snapshots are, and who is told of them."""
+    """The snapshots of an endpoint."""
 
     def snapshotter(self, name: str, call: Call) -> Snapshotter:
-        """The one that ``call`` means. Raises InvalidInput, Conflict (no namespace)."""
+        """The snapshotter for a call. Raises InvalidInput, Conflict (no namespace)."""
         ...
 
     def happened(self, call: Call, topic: str, event: Message) -> None:
-        """Something is done that others may want to know of."""
+        """Publish an event."""
         ...
 
     def collect(self, *, wait: bool) -> None:
-        """Something is gone, and with it maybe the only need for other things."""
+        """Collect garbage after a removal."""
         ...
 
 
 class Snapshots:
-    """Snapshots, as they are asked for."""
+    """The Snapshots service."""
 
     def __init__(self, shared: Snapshotting) -> None:
         self._shared = shared
 
     def prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:
-        """Raises AlreadyExists, also where the label `containerd.io/snapshot.ref` names one that is committed."""
+        """Raises AlreadyExists, also if the label `containerd.io/snapshot.ref` names a committed snapshot."""
         mounts = self._named(request.snapshotter, call).prepare(
             request.key, request.parent, wire.labels(request.labels)
         )
@@ -67,7 +67,7 @@ class Snapshots:
         return pb.MountsResponse(mounts=sent(self._named(request.snapshotter, call).mounts(request.key)))
 
     def commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
-        """Raises NotFound, AlreadyExists, Conflict; Unsupported for a parent that comes too late for the kind."""
+        """Raises NotFound, AlreadyExists, Conflict; Unsupported (a parent, if the snapshotter cannot rebase)."""
         snapshots = self._named(request.snapshotter, call)
         snapshots.commit(request.name, request.key, wire.labels(request.labels), request.parent)
         event = SnapshotCommit(key=request.key, name=request.name, snapshotter=request.snapshotter)
@@ -75,7 +75,7 @@ class Snapshots:
         return Empty()
 
     def remove(self, request: pb.RemoveSnapshotRequest, call: Call) -> Empty:
-        """Raises NotFound, Conflict where others lie on it."""
+        """Raises NotFound, Conflict (it has children)."""
         self._named(request.snapshotter, call).remove(request.key)
         event = SnapshotRemove(key=request.key, snapshotter=request.snapshotter)
         self._shared.happened(call, "/snapshot/remove", event)
@@ -88,7 +88,7 @@ class Snapshots:
         return pb.StatSnapshotResponse(info=_info(self._named(request.snapshotter, call).stat(request.key)))
 
     def update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
-        """Labels can be changed, and nothing else. Raises NotFound, InvalidInput."""
+        """Change labels; other fields are read-only. Raises NotFound, InvalidInput."""
         snapshots = self._named(request.snapshotter, call)
         changed = snapshots.update(
             request.info.name, wire.labels(request.info.labels), wire.fields(request.update_mask)
@@ -96,7 +96,7 @@ class Snapshots:
         return pb.UpdateSnapshotResponse(info=_info(changed))
 
     def list(self, request: pb.ListSnapshotsRequest, call: Call) -> Iterator[pb.ListSnapshotsResponse]:
-        """By name. Raises InvalidInput."""
+        """Pages of the snapshots that pass the filters, by name. Raises InvalidInput."""
         records = self._named(request.snapshotter, call).list(tuple(request.filters))
         for at in range(0, len(records), _PAGE):
             yield pb.ListSnapshotsResponse(info=[_info(record) for record in records[at : at + _PAGE]])

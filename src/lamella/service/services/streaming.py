@@ -25,26 +25,26 @@ from lamella.service.grpc.rpc import Call, only
 M = TypeVar("M", bound=Message)
 
 CHUNK: Final = 32 << 10
-"""Bytes of a message at most, which clients count on."""
+"""Bytes of a Data message at most, on which clients rely."""
 
 WINDOW: Final = 1 << 20
-"""Bytes that a client may send at least before it has to wait."""
+"""Bytes that a client may always send before it waits."""
 
 SOON: Final = 1.0
-"""Seconds in which a client takes the last of what it is told."""
+"""Seconds for a client to receive the last messages."""
 
 _WAITING: Final = 8
-"""Messages that wait to be sent at most."""
-_WAITING_NEWS: Final = 1000
-_NEWS_SIZE: Final = 1 << 20
-"""Bytes of messages that may wait beside news; descriptors among them have annotations of any size."""
+"""Messages that wait to be sent, at most."""
+_WAITING_UPDATES: Final = 1000
+_UPDATES_SIZE: Final = 1 << 20
+"""Bytes of waiting messages above which updates are dropped; annotations in them have any size."""
 
 
 def unpacked(value: Packed, kind: type[M]) -> M:
-    """The message of type ``kind`` that ``value`` holds. Raises InvalidInput, also where it holds another."""
+    """Unpack a message of type ``kind``. Raises InvalidInput, also for another type."""
     wanted = kind.DESCRIPTOR.full_name
     if type_name(value) != wanted:
-        raise InvalidInput(f"{value.type_url[:200]!r} is not the {wanted} that is due")
+        raise InvalidInput(f"{value.type_url[:200]!r} is not the expected {wanted}")
     try:
         return kind.FromString(value.value)
     except DecodeError as problem:
@@ -52,25 +52,25 @@ def unpacked(value: Packed, kind: type[M]) -> M:
 
 
 class Exchange:
-    """A stream of messages with a client, for another call of its."""
+    """A stream of messages with a client that belongs to another of its calls."""
 
     def __init__(self, requests: Iterator[Packed], call: Call) -> None:
         self._requests = requests
         self._call = call
         self._outgoing: deque[Packed] = deque()
         self._size = 0
-        """Bytes of what waits to be sent."""
+        """Bytes of the waiting messages."""
         self._changed = threading.Condition()
         self._ending = False
         self._sent = False
         call.when_gone(self._wake)
 
     def receive(self) -> Packed | None:
-        """The next message, None when there are no more. Raises Cancelled where the client is gone."""
+        """The next message, None at the end. Raises Cancelled if the client is gone."""
         return next(self._requests, None)
 
     def send(self, message: Message) -> None:
-        """Send a message once there is room. Raises Cancelled where the client is gone."""
+        """Queue a message, once the queue has room. Raises Cancelled if the client is gone."""
         value = packed(message)
         with self._changed:
             while len(self._outgoing) >= _WAITING and not self._call.cancelled:
@@ -79,30 +79,30 @@ class Exchange:
             self._put(value)
 
     def tell(self, message: Message) -> None:
-        """Send a message that nobody needs, unless the client is far behind. Waits for nothing."""
+        """Queue an optional message, unless the client is far behind. Waits for nothing."""
         value = packed(message)
         with self._changed:
-            small = self._size + len(value.value) <= _NEWS_SIZE and len(self._outgoing) < _WAITING_NEWS
+            small = self._size + len(value.value) <= _UPDATES_SIZE and len(self._outgoing) < _WAITING_UPDATES
             if small or not self._outgoing:
                 self._put(value)
 
     def end(self) -> None:
-        """The stream is over, once what waits has been sent."""
+        """End the stream after the waiting messages."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """Do as if the client had gone, so that nobody waits for it. May be called again."""
+        """Act as if the client had gone. Further calls do nothing."""
         self._call.cancel()
 
     def await_sent(self, seconds: float) -> None:
-        """Wait until all was sent that is to be sent, or the client has gone, ``seconds`` at most."""
+        """Wait until all messages are sent or the client is gone, at most ``seconds``."""
         with self._changed:
             self._changed.wait_for(lambda: self._sent, seconds)
 
     def outgoing(self) -> Iterator[Packed]:
-        """What is to be sent, as it comes."""
+        """The messages to send, as they are queued."""
         try:
             while True:
                 with self._changed:
@@ -129,11 +129,11 @@ class Exchange:
 
 
 Take: TypeAlias = Callable[[str], Exchange]
-"""Gives the stream of a name, for the call that is under way."""
+"""Gives the stream of a name to the current call."""
 
 
 class Streaming:
-    """Streams by namespace and id."""
+    """The Streaming service: streams by namespace and id."""
 
     def __init__(self) -> None:
         self._exchanges: dict[tuple[str, str], Exchange] = {}
@@ -149,7 +149,7 @@ class Streaming:
         exchange = Exchange(requests, call)
         with self._lock:
             if key in self._exchanges:
-                raise AlreadyExists(f"stream {name[:200]!r} is open already")
+                raise AlreadyExists(f"stream {name[:200]!r} is already open")
             self._exchanges[key] = exchange
         try:
             yield packed(Empty())
@@ -160,16 +160,16 @@ class Streaming:
                 self._taken.discard(key)
 
     def leave(self) -> None:
-        """End the streams that no call makes use of: none will come any more."""
+        """End the streams without a call: no further calls are served."""
         with self._lock:
             idle = [exchange for key, exchange in self._exchanges.items() if key not in self._taken]
         for exchange in idle:
             exchange.end()
 
     def take(self, call: Call, name: str) -> Exchange:
-        """The stream that a client has opened for ``call``, and for no other. Raises NotFound, Conflict.
+        """Give a client's stream to ``call``, and to no other. Raises NotFound, Conflict.
 
-        When the client goes from ``call``, it is taken to be gone from the stream.
+        The end of the client's ``call`` cancels the stream.
         """
         key = call.namespace, name
         with self._lock:
@@ -184,7 +184,7 @@ class Streaming:
 
 
 def receive_bytes(exchange: Exchange) -> Iterator[bytes]:
-    """What the client sends, until it says that it is all. Raises Cancelled, InvalidInput (a message, too much)."""
+    """The bytes that the client sends. Raises Cancelled, InvalidInput (another message, beyond the window)."""
     granted = 0
     while True:
         if granted < WINDOW:
@@ -196,12 +196,12 @@ def receive_bytes(exchange: Exchange) -> Iterator[bytes]:
         data = unpacked(message, Data).data
         granted -= len(data)
         if granted < 0:
-            raise InvalidInput("more bytes than the stream's window lets through")
+            raise InvalidInput("more bytes than the window of the stream")
         yield data
 
 
 class ByteSender:
-    """Sends bytes to a client as fast as it takes them."""
+    """Sends bytes to a client as fast as it accepts them."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -209,7 +209,7 @@ class ByteSender:
         self._waiting = bytearray()
 
     def write(self, data: Any) -> None:
-        """Send ``data``, a buffer; the last bytes wait for `flush`. Raises Cancelled, InvalidInput (a message)."""
+        """Send a buffer; the last bytes wait for `flush`. Raises Cancelled, InvalidInput (another message)."""
         view = memoryview(data)
         if self._waiting:
             room = CHUNK - len(self._waiting)
@@ -223,7 +223,7 @@ class ByteSender:
         self._waiting += view[whole:]
 
     def flush(self) -> None:
-        """Send what waits."""
+        """Send the waiting bytes."""
         waiting, self._waiting = self._waiting, bytearray()
         self._send(memoryview(waiting))
 
@@ -239,8 +239,8 @@ class ByteSender:
     def _wait(self) -> None:
         message = self._exchange.receive()
         if message is None:
-            raise Cancelled("the client takes no more of the stream")
+            raise Cancelled("the client has ended the stream")
         update = unpacked(message, WindowUpdate).update
         if update < 0:
-            raise InvalidInput(f"a window that grows by {update} bytes")
+            raise InvalidInput(f"a window update of {update} bytes")
         self._window += update

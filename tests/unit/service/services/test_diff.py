@@ -37,7 +37,7 @@ from lamella.operations.layers.write import LayerOptions, write_layer
 from lamella.protocol.mounts import sent, typed
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Descriptor
-from lamella.service.differs.posix import stated_by
+from lamella.service.differs.posix import added_layer
 from lamella.service.services.diff import UNCOMPRESSED
 from lamella.store.contract import BindMount, Mount, OverlayMount
 from lamella.store.snapshots.snapshotter import LocalSnapshots
@@ -349,6 +349,6 @@ def test_one_directory_states_a_change_where_it_lies_on_the_other_side() -> None
         ((BindMount(a),), (BindMount(b),), None),
         ((OverlayMount((b, a), c, w),), active, None),
     ):
-        found = stated_by(left, right)
+        found = added_layer(left, right)
         assert upper == (None if found is None else found.path)
     assert typed(sent(active)) == active
