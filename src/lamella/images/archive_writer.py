@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from msgspec import Struct
+
 from lamella.digests import Digest
-from lamella.errors import AlreadyExists, Conflict, InvalidInput, Unsupported, from_os
+from lamella.errors import AlreadyExists, Conflict, InvalidInput, SizeMismatch, Unsupported, from_os
 from lamella.images.contract import Buffer, ImageWriter, StagedBlob
 from lamella.images.layout import LayoutWriter, named_entry
 from lamella.images.staging import BlobStage, Staging, write_all
@@ -27,6 +29,7 @@ from lamella.oci.layout import BLOBS, INDEX_FILE, LAYOUT_FILE
 from lamella.oci.manifest import decode_manifest
 from lamella.oci.mediatypes import INDEXES, layer_compression
 from lamella.oci.reference import parse_reference
+from lamella.progress import Cancellation
 from lamella.times import source_date_epoch
 
 _CHUNK: Final = 1 << 20
@@ -52,12 +55,12 @@ class _Target:
             raise from_os(problem, f"make the directory {self._parent!r}") from problem
         self.staging = Staging(self._parent, prefix=f".{name[:100]}.lamella-")
 
-    def write(self, members: Mapping[str, str | bytes]) -> None:
-        """Write and publish an archive of these members, each the path of a file, or bytes."""
+    def write(self, members: Mapping[str, Member | bytes]) -> None:
+        """Write and publish an archive of these members."""
         staged = self.staging.file("archive")
         try:
             with open(staged, "xb", buffering=0) as file:
-                _write_tar(file, members)
+                write_tar(partial(write_all, file), members, mtime=source_date_epoch() or 0)
                 if self._durable:
                     os.fsync(file.fileno())
             self._publish(staged)
@@ -117,12 +120,14 @@ class OciArchiveWriter(ImageWriter):
     def commit(self, tag: str | None, image: Descriptor) -> Descriptor:
         entry = self._layout.commit(tag, image)
         root = self._target.staging.file("layout")
-        members: dict[str, str | bytes] = {name: os.path.join(root, name) for name in (LAYOUT_FILE, INDEX_FILE)}
+        members: dict[str, Member | bytes] = {
+            name: _file_member(os.path.join(root, name)) for name in (LAYOUT_FILE, INDEX_FILE)
+        }
         for directory, _, names in os.walk(os.path.join(root, BLOBS)):
             members[os.path.relpath(directory, root) + "/"] = b""
             for name in names:
                 path = os.path.join(directory, name)
-                members[os.path.relpath(path, root)] = path
+                members[os.path.relpath(path, root)] = _file_member(path)
         self._target.write(members)
         self.abort()
         return entry
@@ -165,13 +170,13 @@ class DockerArchiveWriter(ImageWriter):
         manifest = decode_manifest(self._read(image), image.media_type, f"{self.where}: manifest {image.digest}")
         raw_config = self._read(manifest.config)
         config = decode_config(raw_config, f"{self.where}: config {manifest.config.digest}")
-        members: dict[str, str | bytes] = {}
+        members: dict[str, Member | bytes] = {}
         names: list[str] = []
         for layer, diff_id in pair_layers(manifest, config, f"{self.where}: {image.digest}"):
             name = f"{diff_id.hex}.tar"
             names.append(name)
             if name not in members:
-                members[name] = self._decompress(layer, diff_id)
+                members[name] = _file_member(self._decompress(layer, diff_id))
         config_name = f"{manifest.config.digest.hex}.json"
         members[config_name] = raw_config
         saved = {"Config": config_name, "RepoTags": reference and [str(reference)], "Layers": names}
@@ -215,23 +220,48 @@ class DockerArchiveWriter(ImageWriter):
         return target
 
 
-def _write_tar(file: BinaryIO, members: Mapping[str, str | bytes]) -> None:
+class Member(Struct, frozen=True):
+    """A file for an archive: its size in bytes, and a function that opens it."""
+
+    size: int
+    open: Callable[[], BinaryIO]
+
+
+def write_tar(
+    write: Callable[[Buffer], object],
+    members: Mapping[str, Member | bytes],
+    *,
+    mtime: int = 0,
+    cancel: Cancellation | None = None,
+) -> None:
+    """Write a tar of these members, sorted by name; a name that ends with a slash is a directory.
+
+    Raises SizeMismatch for a file that is shorter than its size, Cancelled.
+    """
     from lamella.formats.tar.writer import TarWriter
 
-    writer = TarWriter(partial(write_all, file))
-    mtime = source_date_epoch() or 0
-    room = memoryview(bytearray(_CHUNK))
+    writer = TarWriter(write)
+    buffer = memoryview(bytearray(_CHUNK))
     for name in sorted(members):
-        content = members[name]
-        if isinstance(content, bytes):
-            directory = name.endswith("/")
-            mode, kind = (0o755, "5") if directory else (0o644, "0")
-            writer.member(name, kind, mode=mode, uid=0, gid=0, size=len(content), mtime=mtime)
-            writer.data(content)
+        member = members[name]
+        mode, kind = (0o755, "5") if name.endswith("/") else (0o644, "0")
+        size = len(member) if isinstance(member, bytes) else member.size
+        writer.member(name, kind, mode=mode, uid=0, gid=0, size=size, mtime=mtime)
+        if isinstance(member, bytes):
+            writer.data(member)
             continue
-        with open(content, "rb", buffering=0) as source:
-            size = os.fstat(source.fileno()).st_size
-            writer.member(name, "0", mode=0o644, uid=0, gid=0, size=size, mtime=mtime)
-            while count := source.readinto(room):
-                writer.data(room[:count])
+        left = size
+        with member.open() as file:
+            while left:
+                if cancel is not None:
+                    cancel.check()
+                count = file.readinto(buffer[: min(left, _CHUNK)])  # type: ignore[attr-defined]
+                if not count:
+                    raise SizeMismatch(name, expected=size, actual=size - left)
+                writer.data(buffer[:count])
+                left -= count
     writer.close()
+
+
+def _file_member(path: str) -> Member:
+    return Member(os.stat(path).st_size, lambda: open(path, "rb", buffering=0))

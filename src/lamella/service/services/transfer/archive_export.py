@@ -7,11 +7,12 @@ An index is exported unchanged, so that its digest stays, even if some of its im
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
 from lamella.changes.job import Job
-from lamella.errors import LamellaError, SizeMismatch
-from lamella.formats.tar.writer import TarWriter
+from lamella.errors import LamellaError
+from lamella.images.archive_writer import Member, write_tar
 from lamella.images.contract import Buffer
 from lamella.images.graph import ImageGraph
 from lamella.oci.descriptor import Descriptor
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from lamella.digests import Digest
     from lamella.store.store import LocalNamespace
 
-_CHUNK: Final = 1 << 20
-
 
 def export_archive(
     space: LocalNamespace,
@@ -68,7 +67,8 @@ def export_archive(
         job.check()
         targets[name] = space.images.get(name).target
         space.leases.add(space.lease, Resource(CONTENT, targets[name].digest))
-    graph = ImageGraph(StoreReader(space), cancel=job.cancel)
+    reader = StoreReader(space)
+    graph = ImageGraph(reader, cancel=job.cancel)
     selection = ExportSelection(graph, wanted, foreign=foreign)
     selection.add(targets.values())
     saved: dict[Digest, tuple[Descriptor, list[str]]] = {}
@@ -76,18 +76,18 @@ def export_archive(
         image = selection.images[target.digest]
         if image is not None:
             saved.setdefault(image.digest, (image, []))[1].append(name)
-    members: dict[str, bytes | Descriptor] = {
+    members: dict[str, Member | bytes] = {
         LAYOUT_FILE: encode(OciLayout(image_layout_version=LAYOUT_VERSION)),
         INDEX_FILE: encode(new_index([_entry(name, target) for name, target in targets.items()])),
         f"{BLOBS}/": b"",
     }
     for blob in selection.blobs.values():
         members[f"{BLOBS}/{blob.digest.algorithm}/"] = b""
-        members[blob_path(blob.digest)] = blob
+        members[blob_path(blob.digest)] = Member(blob.size, partial(reader.open_blob, blob))
     listed = [_saved_image(graph, image, tags, selection.blobs) for image, tags in saved.values()] if saved_file else []
     if any(listed):
         members[SAVED_FILE] = encode_json([one for one in listed if one])
-    _write(space, members, write, job)
+    write_tar(write, members, cancel=job.cancel)
 
 
 def _saved_image(
@@ -124,29 +124,3 @@ def _tag(name: str) -> str | None:
 
 def _is_tagged(name: str) -> bool:
     return _tag(name) is not None and "@" not in name
-
-
-def _write(
-    space: LocalNamespace, members: dict[str, bytes | Descriptor], write: Callable[[Buffer], object], job: Job
-) -> None:
-    writer = TarWriter(write)
-    reader = StoreReader(space)
-    room = memoryview(bytearray(_CHUNK))
-    for name in sorted(members):
-        content = members[name]
-        if isinstance(content, bytes):
-            mode, kind = (0o755, "5") if name.endswith("/") else (0o644, "0")
-            writer.member(name, kind, mode=mode, uid=0, gid=0, size=len(content), mtime=0)
-            writer.data(content)
-            continue
-        writer.member(name, "0", mode=0o644, uid=0, gid=0, size=content.size, mtime=0)
-        left = content.size
-        with reader.open_blob(content) as file:
-            while left:
-                job.check()
-                count = file.readinto(room[: min(left, _CHUNK)])  # type: ignore[attr-defined]
-                if not count:
-                    raise SizeMismatch(name, expected=content.size, actual=content.size - left)
-                writer.data(room[:count])
-                left -= count
-    writer.close()
