@@ -213,7 +213,7 @@ class CimImport:
         self._enqueue(QueuedFile(path, metadata))
 
     def put_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> Seen | None:
-        """Put any other file, directory or link; return what it replaced, if the writer can tell."""
+        """Put any other file, directory or link; return what it replaced if the writer can tell."""
         if content is None:
             return self._writer.put(entry.path, metadata, entry.size, None)
         extents = content.extents

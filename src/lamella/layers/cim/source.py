@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The changes of a layer in an image, and all files of an image, told from its file tables."""
+"""The changes of a layer in an image, and all files of an image, read from its file tables."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def as_base_layer(image: OpenCim) -> Iterator[Change]:
 def open_with_parent(path: Path, parent: Path | None = None) -> Iterator[tuple[OpenCim, OpenCim | None]]:
     """An image, and the one that it is forked from, which is searched in the same directory if ``parent`` is None.
 
-    Raises NotFound if it is not there, and what `OpenCim` raises.
+    Raises NotFound if the directory does not have it, and what `OpenCim` raises.
     """
     layer = CimLayer(path)
     found = parent_of(layer) if parent is None else CimLayer(parent)
@@ -117,7 +117,7 @@ def all_changes(image: OpenCim) -> Iterator[Change]:
 
 
 def changes_since(image: OpenCim, parent: OpenCim) -> Iterator[Change]:
-    """The changes from ``parent`` to ``image``, which is forked from it, told from the file tables alone.
+    """The changes from ``parent`` to ``image``, which is forked from it, read from the file tables alone.
 
     No content is read: a file with the parent's record is unchanged. Whiteouts follow their directory and precede its
     files. A directory with changes inside gets an entry itself, which imports need. Raises InvalidInput if ``image`` is

@@ -33,7 +33,7 @@ ATTRIBUTES: Final = (
     (Flag.ARCHIVE, bits.ARCHIVE),
     (Flag.SPARSE, bits.SPARSE_FILE),
 )
-"""Bits of a file record, and the attributes that they stand for."""
+"""Bits of a file record, and the corresponding attributes."""
 KEPT: Final = sum(attribute for _, attribute in ATTRIBUTES)
 """The attributes that a file record can hold."""
 

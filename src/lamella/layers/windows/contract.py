@@ -60,10 +60,10 @@ class LayerWriter(Protocol):
         ...
 
     def clone_utility(self) -> Iterator[tuple[LayerPath, bool]]:
-        """Create `UtilityVM` with the files of the nearest parent that has one. Yields each path, and whether it is a
-        directory.
+        """Create `UtilityVM` with the files of the nearest parent that has one.
 
-        The paths are `UtilityVM/Files` and everything below it, in the parent's spelling.
+        Yields each path, and whether it is a directory: `UtilityVM/Files` and everything below it, in the parent's
+        spelling.
         """
         ...
 

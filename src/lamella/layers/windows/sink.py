@@ -116,9 +116,7 @@ class WindowsSink:
         losses: Losses | None = None,
         system: WindowsSystem | None = None,
     ) -> None:
-        """Start the layer. Raises Conflict, NotFound (a parent does not exist), and on Windows what `open_writer`
-        raises.
-        """
+        """Start the layer. Raises Conflict, NotFound (a parent does not exist), and what `open_writer` raises."""
         self.layer = layer
         self.size = 0
         """Bytes of all files so far, counted as hcsshim does: without alternate streams and further hard links."""
@@ -197,8 +195,9 @@ class WindowsSink:
         self._link_facet = path, windows
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
-        """A target in the layers below must be spelled as they or this layer spell it. Raises InvalidInput, NotFound,
-        MissingFacet.
+        """Raises InvalidInput, NotFound, MissingFacet.
+
+        A target in the layers below must be in their spelling or in that of this layer.
         """
         self._close_owner()
         if target in self._lost:
@@ -310,10 +309,10 @@ class WindowsSink:
     # Names
 
     def _claim(self, path: LayerPath, *, folder: bool) -> tuple[LayerPath, str, int | None]:
-        """Check that ``path`` can be written; return it as spelled in the folder, its folded form, and its present
-        state.
+        """Check that the layer may put ``path``.
 
-        Raises UnsafePath, InvalidInput.
+        Returns the path as spelled in the folder, its folded form, and its present state. Raises UnsafePath,
+        InvalidInput.
         """
         parent, _, name = path.rpartition("/")
         if not names.plain(name):

@@ -172,8 +172,7 @@ class _Unusual:
         """The last file, which streams may follow."""
 
     def named(self, member: TarMember[tuple[int, bool]]) -> tuple[Change | None, Directory, str]:
-        """A change if the name makes the member a whiteout or a stream; else None, the directory and the last
-        component.
+        """A change if the name marks a whiteout or a stream; else None, the directory and the last component.
 
         The root has an empty last component.
         """

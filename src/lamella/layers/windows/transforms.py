@@ -43,10 +43,10 @@ class SecurityTemplate(Struct, frozen=True):
 
 @cache
 def default_security() -> SecurityTemplate:
-    """The descriptors that BuildKit gives to files that it builds on Linux: owned by administrators and SYSTEM,
-    readable and executable by users.
+    """The descriptors that BuildKit gives to files that it builds on Linux.
 
-    Files without a descriptor inherit one where they are unpacked, which may deny execution.
+    Administrators and SYSTEM own the files; users may read and execute them. Files without a descriptor inherit one
+    where they are unpacked, which may deny execution.
     """
     return SecurityTemplate(sddl.parse(_DIRECTORY_SDDL).encode(), sddl.parse(_FILE_SDDL).encode())
 

@@ -221,8 +221,7 @@ class BackupStreams:
         """The extents of the content if it has holes."""
 
     def head(self, content: Content | None, size: int, *, prefix: bytes = b"", sparse: bool = True) -> int | None:
-        """Write ``prefix`` and all streams but the alternate ones; return the offset of the content, None if there is
-        none.
+        """Write ``prefix`` and all streams but the alternate ones; return the offset of the content, if any.
 
         With ``sparse``, holes are left out as BackupRead leaves them out; otherwise they are written as zeros.
         """

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 def write_plain(
     file: int, content: Content, path: str, *, size: int | None = None, at: int = 0
 ) -> Sequence[tuple[int, int]] | None:
-    """Write the content at the offset ``at`` of an open file, and keep its holes. Returns its extents. Raises
-    SizeMismatch, OSError.
+    """Write the content at the offset ``at`` of an open file, and keep its holes; return its extents.
+
+    Raises SizeMismatch, OSError.
     """
     wanted = content.size if size is None else size
     extents = content.extents
