@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear under their name when they are complete, and not before."""
+"""Files that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import BinaryIO, Final
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, from_os
 
 _LONGEST: Final = 200
-"""Bytes of the wanted name that the temporary one repeats: names end at 255."""
+"""Bytes of the final name that the temporary one repeats: a name has at most 255."""
 
 
 def unfinished(wanted: Path) -> Path:
-    """A hidden name beside ``wanted``, for what is to have that name when it is complete."""
+    """A temporary, hidden name beside ``wanted``."""
     name = os.fsdecode(os.fsencode(wanted.name)[:_LONGEST])
     return wanted.with_name(f".{name}.unfinished-{os.urandom(4).hex()}")
 
 
 def refuse_within(directory: str | os.PathLike[str], output: str | os.PathLike[str], what: str) -> None:
-    """Raise InvalidInput where ``output`` would lie in ``directory``, which it is made from."""
+    """Raise InvalidInput if ``output``, which is made from ``directory``, would lie in it."""
     root = os.path.realpath(directory)
     parent = os.path.dirname(os.path.realpath(output))
     if os.path.commonpath((root, parent)) == root:
         raise InvalidInput(
             f"{what} {os.fspath(output)!r} would lie in {os.fspath(directory)!r}, which it is made from",
-            hint="write it to another place",
+            hint="write it to another directory",
         )
 
 
 @contextmanager
 def replacing(target: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
-    """A file to write, which becomes ``target`` when the block ends well and is removed when it does not.
+    """A new file, which is renamed to ``target`` at the end of the block, or removed if the block raises.
 
-    What is at ``target`` already gives way at the end, unless ``exclusive`` is set: then it is an error. A link is
-    written through, a device or fifo (``/dev/null``) is written as it is. Raises AlreadyExists, Conflict (a
-    directory), Denied, Exhausted.
+    An existing ``target`` is replaced at the end; with ``exclusive`` it is an error. A symbolic link is followed; a
+    device or fifo, such as ``/dev/null``, is written directly. Raises AlreadyExists, Conflict (a directory), Denied,
+    Exhausted.
     """
     if exclusive and os.path.lexists(target):
         raise AlreadyExists(f"{os.fspath(target)!r} exists")
@@ -50,17 +50,17 @@ def replacing(target: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
             with open(real, "wb") as file:
                 yield file
             return
-        aside = unfinished(real)
-        file = open(aside, "xb")  # noqa: SIM115  # closed before it gets its name
+        temporary = unfinished(real)
+        file = open(temporary, "xb")  # noqa: SIM115  # closed before it gets its name
         try:
             with file:
                 yield file
-            os.replace(aside, real)
+            os.replace(temporary, real)
         except BaseException as error:
             try:
-                os.unlink(aside)
+                os.unlink(temporary)
             except OSError as failure:
-                error.add_note(f"the unfinished file {os.fspath(aside)!r} is left: {failure.strerror}")
+                error.add_note(f"the unfinished file {os.fspath(temporary)!r} remains: {failure.strerror}")
             raise
     except OSError as error:
         raise from_os(error, f"write {os.fspath(target)!r}") from error

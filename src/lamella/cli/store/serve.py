@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
 from lamella.cli.console import Console
+from lamella.cli.options import collect
 from lamella.cli.store.opening import opened_store, verity_option
 from lamella.cli.verb import Verb
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from socket import socket
 
     from lamella.service.grpc.rpc import Method
-
 
 _LOG_FORMATS: Final = ("text", "json")
 _SHARED: Final = "shared"
@@ -34,15 +34,15 @@ _SETTINGS: Final[dict[str, tuple[str, ...] | None]] = {
     "metrics": None,
     "log-format": _LOG_FORMATS,
 }
-"""What a file may say: the options of these names, and where the store is."""
+"""Settings that a file may have, named as the options, with their values; None for any text."""
 
 _PLUGIN: Final = "plugin"
 _METRICS: Final = "metrics"
-"""Names that a service manager gives to sockets which are not for containerd's clients."""
+"""Names of inherited sockets that are not for containerd's clients."""
 
 
 def _load(context: click.Context, option: click.Parameter, value: Path | None) -> None:  # noqa: ARG001
-    """Let the file that ``--config`` names say what the options do not."""
+    """Take the defaults of the options from a file of settings."""
     if value is None:
         return
     from lamella.service.daemon import read_settings
@@ -55,6 +55,19 @@ def _load(context: click.Context, option: click.Parameter, value: Path | None) -
     context.default_map = {name.replace("-", "_"): text for name, text in found.items()}
 
 
+class ServeOptions(NamedTuple):
+    """Where and how the store is served."""
+
+    address: str | None = None
+    plugin: str | None = None
+    containerd: str | None = None
+    verity: str = ""
+    content_sharing: str = _SHARED
+    metrics: str | None = None
+    once: bool = False
+    log_format: str = "text"
+
+
 @click.command("serve", cls=Verb)
 @click.option(
     "--config",
@@ -63,12 +76,33 @@ def _load(context: click.Context, option: click.Parameter, value: Path | None) -
     is_eager=True,
     expose_value=False,
     callback=_load,
-    help="Take from this file, in TOML, what the options below do not say, by their names; and root.",
+    help="A file in TOML with defaults for the options below, by their names, and for root.",
 )
-@click.option("--address", metavar="SOCKET", help="The unix socket to listen at.")
-@click.option("--plugin", metavar="SOCKET", help="The unix socket to be containerd's plugin at.")
-@click.option(
-    "--containerd", metavar="SOCKET", help="Where the containerd is whose plugin this is.  [default: its usual socket]"
+@collect(
+    "options",
+    ServeOptions,
+    click.option("--address", metavar="SOCKET", help="The unix socket for clients of containerd."),
+    click.option("--plugin", metavar="SOCKET", help="The unix socket for a containerd whose plugin this is."),
+    click.option(
+        "--containerd", metavar="SOCKET", help="The socket of the containerd whose plugin this is.  [default: its own]"
+    ),
+    verity_option,
+    click.option(
+        "--content-sharing",
+        type=click.Choice(_POLICIES),
+        default=_SHARED,
+        show_default=True,
+        help="Whether a namespace gets a blob of another one without uploading it.",
+    ),
+    click.option(
+        "--metrics",
+        metavar="[HOST:]PORT|SOCKET",
+        help="Where Prometheus fetches metrics; without a host, on the loopback interface only.",
+    ),
+    click.option("--once", is_flag=True, help="Stop when all clients have disconnected."),
+    click.option(
+        "--log-format", type=click.Choice(_LOG_FORMATS), default="text", show_default=True, help="Format of the log."
+    ),
 )
 @click.option(
     "--print-containerd-config",
@@ -76,47 +110,19 @@ def _load(context: click.Context, option: click.Parameter, value: Path | None) -
     type=click.Choice(["1.7", "2"]),
     is_flag=False,
     flag_value="2",
-    help="Print what makes this the plugin of such a containerd, 2 by default, and stop.",
-)
-@verity_option
-@click.option(
-    "--content-sharing",
-    type=click.Choice(_POLICIES),
-    default=_SHARED,
-    show_default=True,
-    help="Whether a namespace gets a blob that another one has without sending its bytes.",
-)
-@click.option(
-    "--metrics",
-    metavar="[HOST:]PORT|SOCKET",
-    help="Where Prometheus may fetch what is done; without a host on the loopback interface alone.",
-)
-@click.option("--once", is_flag=True, help="Stop when the clients that came have gone.")
-@click.option(
-    "--log-format", type=click.Choice(_LOG_FORMATS), default="text", show_default=True, help="How the log looks."
+    help="Print the configuration of a containerd whose plugin this is, 2 by default, and exit.",
 )
 @click.pass_obj
-def command(
-    console: Console,
-    address: str | None,
-    plugin: str | None,
-    containerd: str | None,
-    config_for: str | None,
-    verity: str | None,
-    content_sharing: str,
-    metrics: str | None,
-    once: bool,
-    log_format: str,
-) -> None:
+def command(console: Console, options: ServeOptions, config_for: str | None) -> None:
     """Serve the store to containerd's clients, or to a containerd.
 
-    They talk to SOCKET as they do to containerd: ctr --address SOCKET images ls. A socket that nobody answers at is
-    replaced. SIGTERM and SIGINT stop the server once the calls under way are done; the log goes to standard error.
+    Clients connect to SOCKET as to containerd: ctr --address SOCKET images ls. A socket without a server is replaced.
+    SIGTERM and SIGINT stop the server once the calls in progress are done; the log goes to standard error.
 
-    With --plugin, a containerd has its layers unpacked and its snapshots kept here, in a store of their own beneath
-    the other one. What its configuration needs for it is printed on request.
+    With --plugin, a containerd unpacks its layers and keeps its snapshots here, in a store of their own beneath the
+    other one. --print-containerd-config prints the configuration that it needs.
 
-    A service manager may hand over open sockets: those named 'plugin' and 'metrics' are for these, others for clients.
+    A service manager may pass open sockets: those named 'plugin' and 'metrics' are for these, others for clients.
     """
     from lamella.errors import Unsupported
 
@@ -129,7 +135,7 @@ def command(
         ) from missing
 
     if config_for is not None:
-        _print_config(console, config_for, plugin)
+        _print_config(console, config_for, options.plugin)
         return
 
     from lamella.client.images import SOCKET as CONTAINERD
@@ -140,9 +146,9 @@ def command(
     from lamella.service.sd_notify import inherited
     from lamella.service.services.served_store import ServedStore
 
-    direct: list[str | socket] = [] if address is None else [address]
-    plugins: list[str | socket] = [] if plugin is None else [plugin]
-    watched: str | socket | None = metrics
+    direct: list[str | socket] = [] if options.address is None else [options.address]
+    plugins: list[str | socket] = [] if options.plugin is None else [options.plugin]
+    watched: str | socket | None = options.metrics
     for name, given in inherited():
         if name == _PLUGIN:
             plugins.append(given)
@@ -152,9 +158,10 @@ def command(
             direct.append(given)
     if not direct and not plugins:
         raise click.UsageError("--address or --plugin is missing")
-    daemon.start_log(log_format, debug=console.debug)
+    daemon.start_log(options.log_format, debug=console.debug)
     with ExitStack() as stack:
-        store = stack.enter_context(opened_store(create=True, verity=verity or "", isolated=content_sharing != _SHARED))
+        isolated = options.content_sharing != _SHARED
+        store = stack.enter_context(opened_store(create=True, verity=options.verity, isolated=isolated))
         stack.enter_context(exclusive_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
         served: list[ServedStore] = []
@@ -165,7 +172,7 @@ def command(
             methods = direct_methods(shared)
             endpoints += [(place, methods) for place in direct]
         if plugins:
-            ours = stack.enter_context(opened_plugin(store.root, containerd or CONTAINERD, verity=store.verity))
+            ours = stack.enter_context(opened_plugin(store.root, options.containerd or CONTAINERD, verity=store.verity))
             served.append(ours)
             methods = plugin_methods(ours)
             endpoints += [(place, methods) for place in plugins]
@@ -174,7 +181,7 @@ def command(
             for each in served:
                 each.leave()
 
-        serve(endpoints, once=once, metrics=watched, store=store, leaving=leave)
+        serve(endpoints, once=options.once, metrics=watched, store=store, leaving=leave)
 
 
 def _print_config(console: Console, version: str, plugin: str | None) -> None:

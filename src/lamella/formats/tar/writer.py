@@ -67,6 +67,7 @@ def header(
 
     Raises InvalidInput for what neither ustar nor PAX can hold.
     """
+    # The fields stay parameters: a value object for each of millions of members would cost more than the formatting.
     if typeflag not in _TYPES:
         raise InvalidInput(f"{typeflag!r} is not the type of a tar member")
     if size and typeflag in HEADER_ONLY:

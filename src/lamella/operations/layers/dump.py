@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer, a directory or an image as canonical text."""
+"""Print a layer, a directory or an image as canonical text."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def dump_lines(
     holes: bool = False,
     platform: str | Platform | None = None,
 ) -> Iterator[str]:
-    """The lines of what is at ``place``, as `lamella.changes.dump` writes them.
+    """The lines of `lamella.changes.dump` for ``place``.
 
-    ``place`` is an open blob, the path of a blob or of a directory (of the ``kind`` directory or overlay), or a name
-    that `open_tree` takes. Raises NotFound, InvalidInput, and what reading the place raises.
+    ``place`` is an open blob, the path of a blob or of a directory (of the kind ``kind``), or a name for `open_tree`.
+    Raises NotFound, InvalidInput, and what reading the place raises.
     """
     from lamella.operations.trees.open import names_a_tree, open_tree
 
     if not isinstance(place, (str, os.PathLike)):
-        yield from _blob(place, inline, holes)
+        yield from _dump_blob(place, inline, holes)
     elif isinstance(place, str) and names_a_tree(place):
         with open_tree(place, platform=platform) as tree:
             yield from dump(walk(tree), inline=inline, extents=holes)
@@ -41,10 +41,10 @@ def dump_lines(
         with open_changes(None, place, DiffOptions(kind=kind)) as (changes, _):
             yield from dump(changes, inline=inline, extents=holes)
     else:
-        yield from _blob(Path(place), inline, holes)
+        yield from _dump_blob(Path(place), inline, holes)
 
 
-def _blob(blob: Path | BinaryIO, inline: int, holes: bool) -> Iterator[str]:
+def _dump_blob(blob: Path | BinaryIO, inline: int, holes: bool) -> Iterator[str]:
     from lamella.layers.tar.source import tar_changes
     from lamella.streams.blob_reader import BlobReader
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree to be read as a file system is, in the manner of pathlib; links are followed inside the tree alone."""
+"""Read-only access to a tree in the manner of pathlib; links never lead out of the tree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ContentFile(io.RawIOBase):
-    """Stored content as a raw file. Seeking back opens the content anew, since that is all that content promises."""
+    """Stored content as a raw file. Seeking backwards reads the content from its beginning again."""
 
     def __init__(self, content: Content) -> None:
         self._content = content
@@ -30,22 +30,18 @@ class ContentFile(io.RawIOBase):
         self._rest: Iterator[Buffer] | None = None
         self._chunk = memoryview(b"")
         self._reached = 0
-        """Where the chunk at hand begins."""
+        """Offset of the current chunk."""
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the beginning."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move; nothing is read before the next read."""
         if whence == os.SEEK_CUR:
             offset += self._position
         elif whence == os.SEEK_END:
@@ -56,7 +52,6 @@ class ContentFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: Any) -> int:
-        """At most one chunk of the content."""
         if self.closed:
             raise ValueError("read of a closed file")
         if self._rest is None or self._position < self._reached:
@@ -73,13 +68,12 @@ class ContentFile(io.RawIOBase):
         return len(part)
 
     def close(self) -> None:
-        """Let go of the content."""
         self._rest, self._chunk = None, memoryview(b"")
         super().close()
 
 
 class Filesystem:
-    """The files of one tree. ``filesystem / "etc/os-release"`` is a path in it, and so is ``filesystem.root``."""
+    """The files of one tree: ``filesystem / "etc/os-release"`` and ``filesystem.root`` are paths in it."""
 
     __slots__ = ("tree",)
 
@@ -92,7 +86,7 @@ class Filesystem:
         return TreePath(self, PurePosixPath("/"))
 
     def path(self, path: str) -> TreePath:
-        """The path ``path``, taken from the root whether or not it begins with a slash."""
+        """A path relative to the root, with or without a leading slash."""
         return self.root / path
 
     def __truediv__(self, path: str) -> TreePath:
@@ -103,11 +97,11 @@ class Filesystem:
 
 
 class TreePath:
-    """A path in a `Filesystem`: pathlib's names with pathlib's meanings, for reading.
+    """A path in a `Filesystem`, with the names and meanings of pathlib.
 
-    A path is always absolute, and joining one that begins with a slash starts again at the root of the tree. Errors
-    are Lamella's: NotFound, InvalidInput (a directory where a file is needed, too many links) and Conflict (a file
-    where a directory is needed).
+    A path is always absolute; joining one with a leading slash starts again at the root of the tree. Errors are those
+    of Lamella: NotFound, InvalidInput (a directory instead of a file, too many links) and Conflict (a file instead of a
+    directory).
     """
 
     __slots__ = ("_pure", "filesystem")
@@ -140,24 +134,24 @@ class TreePath:
 
     @property
     def parent(self) -> TreePath:
-        """The path without its last component, by its spelling; the root's is the root."""
+        """The path without its last component, without resolving links; the parent of the root is the root."""
         return TreePath(self.filesystem, self._pure.parent)
 
     @property
     def parents(self) -> tuple[TreePath, ...]:
-        """All parents, the nearest first."""
+        """All parents, nearest first."""
         return tuple(TreePath(self.filesystem, pure) for pure in self._pure.parents)
 
     def relative_to(self, other: TreePath | str) -> PurePosixPath:
-        """The rest of this path beyond ``other``. Raises ValueError where it is not beneath."""
+        """This path relative to ``other``. Raises ValueError if it is not beneath."""
         return self._pure.relative_to(str(other))
 
     def is_relative_to(self, other: TreePath | str) -> bool:
-        """Whether this path is ``other`` or beneath it, by its spelling."""
+        """Whether this path is ``other`` or beneath it, without resolving links."""
         return self._pure.is_relative_to(str(other))
 
     def joinpath(self, *others: str) -> TreePath:
-        """This path with ``others`` behind it."""
+        """This path joined with ``others``."""
         path = self
         for other in others:
             path /= other
@@ -192,25 +186,25 @@ class TreePath:
     def __lt__(self, other: TreePath) -> bool:
         return self._pure < other._pure
 
-    # Questions --------------------------------------------------------------------------------------------------
+    # Metadata ---------------------------------------------------------------------------------------------------
 
     def entry(self, *, follow: bool = False) -> Entry:
-        """All that the tree knows of the file. Raises NotFound, InvalidInput (too many links)."""
+        """The entry of the file in the tree. Raises NotFound, InvalidInput (too many links)."""
         tree = self.filesystem.tree
-        entry = tree.lookup(self._resolved(follow=follow))
+        entry = tree.lookup(self._resolve(follow=follow))
         if entry is None:
-            raise NotFound(f"{str(self)!r} is not there")
+            raise NotFound(f"{str(self)!r} does not exist")
         return entry
 
     def kind(self, *, follow: bool = True) -> Kind | None:
-        """The kind of file; None where there is nothing, or links that lead nowhere."""
+        """The kind of file; None if it does not exist or a link is broken."""
         try:
             return self.entry(follow=follow).kind
         except (NotFound, InvalidInput):
             return None
 
     def exists(self) -> bool:
-        """Whether there is a file, and not only a link to nothing."""
+        """Whether the file exists; False for a broken link."""
         return self.kind() is not None
 
     def is_file(self) -> bool:
@@ -240,13 +234,13 @@ class TreePath:
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """POSIX metadata: mode, owner, size, mtime (atime and ctime repeat it), device numbers.
 
-        ``st_nlink`` is 2 for a file that has several names, however many they are. ``st_ino`` and ``st_dev`` are 0.
+        ``st_nlink`` is 2 for any file with several names. ``st_ino`` and ``st_dev`` are 0.
         Raises NotFound, MissingFacet.
         """
-        path = self._resolved(follow=follow_symlinks)
+        path = self._resolve(follow=follow_symlinks)
         entry = self.filesystem.tree.lookup(path)
         if entry is None:
-            raise NotFound(f"{str(self)!r} is not there")
+            raise NotFound(f"{str(self)!r} does not exist")
         posix = entry.posix
         if posix is None:
             raise MissingFacet(entry.path, "POSIX")
@@ -264,12 +258,12 @@ class TreePath:
         )
 
     def lstat(self) -> os.stat_result:
-        """`stat` of a link itself."""
+        """`stat` without following a link."""
         return self.stat(follow_symlinks=False)
 
     def samefile(self, other: TreePath) -> bool:
         """Whether both are names of one file. Raises NotFound."""
-        first, second = self._resolved(), other._resolved()
+        first, second = self._resolve(), other._resolve()
         if first == second:
             return True
         tree = self.filesystem.tree
@@ -279,16 +273,16 @@ class TreePath:
         return identity is not None and identity == tree.identity(second)
 
     def readlink(self) -> str:
-        """Where a symbolic link points, exactly as stored. Raises InvalidInput for anything else."""
+        """The target of a symbolic link, exactly as stored. Raises InvalidInput for other files."""
         entry = self.entry()
         if entry.kind is not Kind.SYMLINK:
             raise InvalidInput(f"{str(self)!r} is a {entry.kind.phrase}, not a symbolic link")
         return entry.target
 
     def resolve(self, *, strict: bool = True) -> TreePath:
-        """The path without a link in it. Without ``strict``, what is not there is taken by its spelling."""
+        """The path with all links resolved. Without ``strict``, components that do not exist are kept."""
         try:
-            return TreePath(self.filesystem, PurePosixPath("/", self._resolved()))
+            return TreePath(self.filesystem, PurePosixPath("/", self._resolve()))
         except NotFound:
             if strict:
                 raise
@@ -298,18 +292,18 @@ class TreePath:
     # Directories ------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
-        """All that the tree knows of each file in the directory, in the order of the names' bytes.
+        """The entries of the directory, in the order of the bytes of their names.
 
         Raises NotFound, Conflict.
         """
-        path = self._resolved()
+        path = self._resolve()
         entry = self.filesystem.tree.lookup(path)
         if entry is not None and entry.kind is not Kind.DIRECTORY:
             raise Conflict(f"{str(self)!r} is a {entry.kind.phrase}, not a directory")
         return self.filesystem.tree.entries(path)
 
     def iterdir(self) -> Iterator[TreePath]:
-        """What is in the directory, in the order of the names' bytes. Raises NotFound, Conflict."""
+        """The files in the directory, in the order of the bytes of their names. Raises NotFound, Conflict."""
         for entry in self.entries():
             yield self / entry.path.rpartition("/")[2]
 
@@ -318,8 +312,8 @@ class TreePath:
     ) -> Iterator[tuple[TreePath, list[str], list[str]]]:
         """Each directory with the names of directories and of other files in it.
 
-        Going down, the caller may take names out of the first list to pass those directories over. Links to
-        directories are among the files, unless they are followed: then one that leads round in a circle never ends.
+        With ``top_down``, the caller may remove names from the first list to skip these directories. Links to
+        directories are listed as files, unless they are followed: then a circular link makes the walk endless.
         """
         todo: list[TreePath | tuple[TreePath, list[str], list[str]]] = [self]
         while todo:
@@ -342,7 +336,7 @@ class TreePath:
             todo += [at / name for name in reversed(directories)]
 
     def glob(self, pattern: str) -> Iterator[TreePath]:
-        """What matches ``pattern`` from here on: ``*``, ``?``, ``[...]`` in a component, ``**`` for any directories.
+        """Paths beneath this one that match: ``*``, ``?``, ``[...]`` in a component, ``**`` for any directories.
 
         ``**`` does not go through links. Raises ValueError for an empty or absolute pattern.
         """
@@ -350,18 +344,18 @@ class TreePath:
             raise ValueError(f"not a relative pattern: {pattern!r}")
         parts = [part for part in pattern.split("/") if part not in ("", ".")]
         found = _glob(self, parts)
-        # Two of them can divide the same directories between them in several ways.
+        # Several ** match the same path in more than one way.
         yield from dict.fromkeys(found) if parts.count("**") > 1 else found
 
     def rglob(self, pattern: str) -> Iterator[TreePath]:
-        """`glob` of ``pattern`` in this directory and all beneath it."""
+        """`glob` in this directory and all directories beneath it."""
         yield from self.glob(f"**/{pattern}")
 
     # Content ----------------------------------------------------------------------------------------------------
 
     def content(self) -> Content:
         """The content of a regular file, which may have holes. Raises NotFound, InvalidInput."""
-        path = self._resolved()
+        path = self._resolve()
         entry = self.filesystem.tree.lookup(path)
         if entry is not None and entry.kind is not Kind.FILE:
             raise InvalidInput(f"{str(self)!r} is a {entry.kind.phrase}, not a file")
@@ -372,7 +366,7 @@ class TreePath:
         return b"".join(bytes(chunk) for chunk in dense(self.content()))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """The content of a file as text, with newlines as Python reads them."""
+        """The content of a file as text, with universal newlines."""
         with self.open("r", encoding=encoding, errors=errors) as file:
             return file.read()
 
@@ -381,17 +375,17 @@ class TreePath:
     @overload
     def open(self, mode: Literal["r", "rt"] = "r", *, encoding: str = "utf-8", errors: str = "strict") -> TextIO: ...
     def open(self, mode: str = "r", *, encoding: str = "utf-8", errors: str = "strict") -> BinaryIO | TextIO:
-        """The content of a file as a file object; going back in it reads from its beginning again."""
+        """Open a file for reading. Seeking backwards reads it from its beginning again."""
         if mode not in ("r", "rt", "rb"):
-            raise InvalidInput(f"mode {mode!r}: the files of a layer can be read only")
+            raise InvalidInput(f"mode {mode!r}: files of a layer are read-only")
         buffered = io.BufferedReader(ContentFile(self.content()), 1 << 16)
         if mode == "rb":
             return cast("BinaryIO", buffered)
         return io.TextIOWrapper(buffered, encoding=encoding, errors=errors)
 
-    # Within -----------------------------------------------------------------------------------------------------
+    # Private ----------------------------------------------------------------------------------------------------
 
-    def _resolved(self, *, follow: bool = True) -> LayerPath:
+    def _resolve(self, *, follow: bool = True) -> LayerPath:
         return resolve(self.filesystem.tree, LayerPath(str(self._pure).lstrip("/")), follow=follow)
 
 

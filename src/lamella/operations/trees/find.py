@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a tree that answer a description."""
+"""Find files of a tree by name, kind, size and time."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ class Sizes(Struct, frozen=True):
 
 
 class Wanted(Struct, frozen=True):
-    """What a file must be like, in all respects at once; None and empty stand for no wish."""
+    """The conditions a file must meet, all of them; None and empty set no condition."""
 
     names: tuple[str, ...] = ()
-    """Globs; the last component must match one of them."""
+    """Globs for the last component; one of them must match."""
     paths: tuple[str, ...] = ()
-    """Globs for the whole path from ``/``, whose ``*`` goes across slashes."""
+    """Globs for the whole path from ``/``, in which ``*`` also matches slashes."""
     kinds: frozenset[Kind] = frozenset()
     sizes: tuple[Sizes, ...] = ()
     """Only regular files have a size."""
     newer: int | None = None
-    """Nanoseconds since the epoch; the time of modification must be later."""
+    """Nanoseconds since the epoch; the modification time must be later."""
     any_case: bool = False
-    """Globs match small and capital letters alike, as they do in any case where the tree's names are."""
+    """Globs ignore case; they always do in a tree that ignores case."""
 
 
 def find(tree: Tree, start: LayerPath = ROOT, wanted: Wanted | None = None) -> Iterator[Entry]:
-    """The entries at and beneath ``start`` that are as ``wanted``, directories before what is in them.
+    """The entries at and beneath ``start`` that meet the conditions, each directory before its content.
 
     Links are not followed. Raises NotFound.
     """
     entry = tree.lookup(start)
     if entry is None:
-        raise NotFound(f"'/{start}' is not there")
+        raise NotFound(f"'/{start}' does not exist")
     fits = _test(wanted or Wanted(), any_case=isinstance(tree, IgnoresCase))
     todo = [entry]
     while todo:

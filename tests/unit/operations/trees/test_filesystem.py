@@ -217,7 +217,7 @@ def test_content_is_read_whole_or_as_text(fs: Filesystem) -> None:
         assert text.readlines() == ["ID=test\n", "NAME=Test\n"]
     with pytest.raises(InvalidInput, match="is a directory, not a file"):
         (fs / "usr").read_bytes()
-    with pytest.raises(InvalidInput, match="read only"):
+    with pytest.raises(InvalidInput, match="read-only"):
         (fs / "etc/passwd").open("wb")  # type: ignore[call-overload]
 
 
