@@ -159,7 +159,7 @@ def test_the_command_line_uses_added_kinds(run: Run, image: str, tmp_path: Path)
 def test_the_library_uses_added_kinds(python: Path, environment: dict[str, str], image: str, tmp_path: Path) -> None:
     script = f"""
         import lamella
-        from lamella.operations.store.transfer import import_image
+        from lamella.operations.store.transfer import ImportOptions, import_image
         from lamella.store.store import Store
 
         with lamella.open_image({image!r}) as image:
@@ -170,7 +170,8 @@ def test_the_library_uses_added_kinds(python: Path, environment: dict[str, str],
         lamella.verify("shelf:two:v1")
         with Store.open("other") as store:
             namespace = store.namespace("default")
-            import_image(namespace, "shelf:two:v1", name="localhost/two:v1", unpack=True, snapshotter="copies")
+            options = ImportOptions(name="localhost/two:v1", unpack=True, snapshotter="copies")
+            import_image(namespace, "shelf:two:v1", options)
             assert len(namespace.snapshots("copies").list()) == 1
     """
     subprocess.run([python, "-c", textwrap.dedent(script)], cwd=tmp_path, env=environment, check=True)

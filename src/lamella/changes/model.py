@@ -57,7 +57,7 @@ TYPE_BITS: Final[Mapping[Kind, int]] = {
 }
 """File type bits of ``st_mode`` (inode(7)), which `Posix.mode` leaves out."""
 
-KINDS: Final[Mapping[int, Kind]] = {bits: kind for kind, bits in TYPE_BITS.items()}
+KIND_BY_TYPE_BITS: Final[Mapping[int, Kind]] = {bits: kind for kind, bits in TYPE_BITS.items()}
 """The inverse of `TYPE_BITS`; it has no row for sockets."""
 
 

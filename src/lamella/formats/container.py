@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from lamella.errors import FormatError
-from lamella.streams.zstandard import zstd
+
+if TYPE_CHECKING:
+    from lamella.streams.zstandard import zstd
 
 
 def encode_varint(value: int) -> bytes:
@@ -26,6 +28,8 @@ _MAX_NUMBER: Final = 9
 
 def frame_compressor(level: int, window_log: int) -> zstd.ZstdCompressor:
     """A zstd compressor with checksum, for a `FramedReader` with the same ``window_log``."""
+    from lamella.streams.zstandard import zstd
+
     parameter = zstd.CompressionParameter
     options: dict[int, int] = {
         parameter.compression_level: level,
@@ -45,6 +49,9 @@ class FramedReader:
     def __init__(self, file: BinaryIO, structure: str, window_log: int) -> None:
         self._file = file
         self._structure = structure
+        from lamella.streams.zstandard import zstd
+
+        self._error = zstd.ZstdError
         self._frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window_log})
         self._have = bytearray()
         self._at = 0
@@ -115,5 +122,5 @@ class FramedReader:
                 raise self.error("truncated: the file ends early")
         try:
             return self._frame.decompress(piece, _STEP)
-        except zstd.ZstdError as error:
+        except self._error as error:
             raise self.error(f"not valid at this point or shortly before: {error}") from error

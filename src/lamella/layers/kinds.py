@@ -6,6 +6,7 @@ Importing the table loads no kind. Each function of a row imports what it needs 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
@@ -267,6 +268,14 @@ def tree(kind: str, place: Path) -> OpenTree:
         readable = ", ".join(LAYER_KINDS.select(lambda row: row.tree))
         raise InvalidInput(f"a place of the kind {kind!r} cannot be read as a tree; these can: {readable}")
     return make(place)
+
+
+def cim_place(place: str | os.PathLike[str]) -> Path | None:
+    """The path of the composite image that ``place`` names, as ``cim:PATH`` or by the suffix; None for other places."""
+    text = os.fspath(place)
+    if text.startswith("cim:"):
+        return Path(text[4:])
+    return Path(text) if text.lower().endswith(".cim") and not os.path.isdir(text) else None
 
 
 def kind_of_form(form: str, *, installed: bool = True) -> str | None:

@@ -17,6 +17,7 @@ from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput
 from lamella.images.contract import ImageWriter
 from lamella.images.transports import ImageName, open_reader, open_writer, parse_image_name
+from lamella.layers.kinds import cim_place
 from lamella.oci.config import History, ImageConfig, RootFs
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import encode
@@ -28,7 +29,6 @@ from lamella.operations.layers.diff import DiffOptions, open_changes
 from lamella.operations.layers.write import LayerOptions, Written, write_layer
 from lamella.operations.surgery.draft import layer_descriptor
 from lamella.operations.surgery.mutate import NO_SETTINGS, Settings, apply_settings, creation_time, new_config
-from lamella.operations.windows.cim import cim_place
 
 if TYPE_CHECKING:
     from lamella.layers.kinds import Lookup

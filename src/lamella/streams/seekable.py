@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, Self
@@ -154,6 +153,8 @@ class _Spooled:
         try:
             source = Source(raw)
             self._decoder = Bounded(source, new_decoder(compression, source, limits), limits)
+            import tempfile
+
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - closed with this object
         except OSError as error:
             raw.close()

@@ -68,7 +68,7 @@ def command(console: Console, places: tuple[Path, ...], output: str | None, opti
     if not 1 <= len(places) <= 2:
         raise click.UsageError("give one directory, or two, the lower one first")
     if options.kind in ("directory", "cim"):
-        from lamella.operations.windows.cim import cim_place
+        from lamella.layers.kinds import cim_place
 
         images = [cim_place(place) for place in places]
         if any(images):

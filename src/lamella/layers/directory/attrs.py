@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from lamella import host
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import KINDS, Entry, Kind, Posix
+from lamella.changes.model import KIND_BY_TYPE_BITS, Entry, Kind, Posix
 from lamella.errors import Conflict, Denied, InvalidInput
 from lamella.formats.container import encode_varint
 from lamella.host import file_io
@@ -172,7 +172,7 @@ class Metadata:
             follow = False
             if handle is not None:
                 status = os.fstat(handle)
-                if KINDS.get(stat.S_IFMT(status.st_mode)) is not kind or status.st_nlink > 1:
+                if KIND_BY_TYPE_BITS.get(stat.S_IFMT(status.st_mode)) is not kind or status.st_nlink > 1:
                     raise Conflict(f"{path!r} changed while it was made")
                 at, within, follow = host.path_of(handle), None, True
             if self.keep and (posix.uid != self.uid or posix.gid != self.gid or inherits):

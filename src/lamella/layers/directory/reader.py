@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from lamella import host
-from lamella.changes.model import KINDS, NO_XATTRS, Entry, Kind, Posix
+from lamella.changes.model import KIND_BY_TYPE_BITS, NO_XATTRS, Entry, Kind, Posix
 from lamella.errors import Conflict, Denied, InvalidInput, LamellaError, NotFound, StreamConsumed, Unsupported, from_os
 from lamella.layers.directory.attrs import OVERRIDE, ROOTLESS, Override, decode_override, decode_owner
 from lamella.layers.directory.content import Facts, FileOnDisk, same_bytes
@@ -292,7 +292,7 @@ class DirectoryReader:
             elif form == 0o040000:
                 entry = Entry(path, directory_kind, posix)
             else:
-                kind = KINDS.get(form)
+                kind = KIND_BY_TYPE_BITS.get(form)
                 if kind is None:
                     if self.left_out is not None:
                         self.left_out(path)

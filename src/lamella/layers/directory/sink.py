@@ -12,7 +12,7 @@ from typing import Final
 from lamella import host
 from lamella.changes.contracts import Mine, Seen
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import KINDS, TYPE_BITS, Content, Entry, Kind, Posix
+from lamella.changes.model import KIND_BY_TYPE_BITS, TYPE_BITS, Content, Entry, Kind, Posix
 from lamella.changes.whiteouts import prune
 from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.host import file_io
@@ -85,7 +85,7 @@ class DirectorySink:
             if directory is None:
                 directory = self._open(parent)
             mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-            kind = KINDS.get(stat.S_IFMT(mode))
+            kind = KIND_BY_TYPE_BITS.get(stat.S_IFMT(mode))
             if kind is Kind.SYMLINK:
                 return Seen(kind, os.readlink(name, dir_fd=directory))
         except FileNotFoundError:

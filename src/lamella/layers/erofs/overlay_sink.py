@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Seen
 from lamella.changes.losses import Loss, Losses
-from lamella.changes.model import KINDS, Change, Content, Entry, Kind, Put, Whiteout, implied_directory
+from lamella.changes.model import KIND_BY_TYPE_BITS, Change, Content, Entry, Kind, Put, Whiteout, implied_directory
 from lamella.errors import InvalidInput, MissingFacet, from_os
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode, restated
@@ -106,7 +106,7 @@ class ErofsUpperSink(OverlayRules):
             return None
         if _is_whiteout(inode):
             return WHITEOUT
-        return Seen(KINDS[stat.S_IFMT(inode.mode)], _text(inode.target))
+        return Seen(KIND_BY_TYPE_BITS[stat.S_IFMT(inode.mode)], _text(inode.target))
 
     def _put(self, entry: Entry, content: Content | None) -> bool | None:
         posix, path = entry.posix, entry.path

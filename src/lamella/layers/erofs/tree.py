@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lamella.changes.contracts import Seen
-from lamella.changes.model import KINDS, Buffer, Change, Entry, Kind, Posix
+from lamella.changes.model import KIND_BY_TYPE_BITS, Buffer, Change, Entry, Kind, Posix
 from lamella.changes.tree import merge
 from lamella.errors import FormatError, InvalidInput, NotFound, Unsupported, from_os
 from lamella.formats.erofs.reader import ErofsReader, Inode
@@ -172,7 +172,7 @@ class ErofsImage:
 
     def entry(self, path: LayerPath, inode: Inode) -> Entry:
         """The metadata of an inode; a socket is described as a whiteout. Raises FormatError."""
-        kind = KINDS.get(stat.S_IFMT(inode.mode))
+        kind = KIND_BY_TYPE_BITS.get(stat.S_IFMT(inode.mode))
         if kind is None:
             if stat.S_ISSOCK(inode.mode):
                 return Entry(path, Kind.CHARACTER, Posix(0, 0, 0, 0))

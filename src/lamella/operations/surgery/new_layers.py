@@ -30,13 +30,13 @@ from lamella.changes.model import (
 )
 from lamella.errors import Conflict, InvalidInput, from_os
 from lamella.images.transports import ImageName, Syntax
+from lamella.layers.kinds import cim_place
 from lamella.layers.tar.source import WHITEOUT, tar_changes
 from lamella.operations.atomic_file import refuse_within
 from lamella.operations.copy import BlobPieces
 from lamella.operations.layers.diff import DiffOptions, open_changes
 from lamella.operations.layers.write import DEFAULT_OPTIONS, LayerOptions, write_layer
 from lamella.operations.surgery.draft import BlobTarget, LayerSource, StoredLayer, layer_descriptor
-from lamella.operations.windows.cim import cim_place
 from lamella.paths import LayerPath, parse_path, sort_key
 from lamella.streams.blob_reader import BlobReader, open_blob
 from lamella.times import SECOND, source_date_epoch

@@ -28,14 +28,6 @@ from lamella.layers.windows.transforms import posix_from_windows, subtree_change
 from lamella.paths import LayerPath
 
 
-def cim_place(place: str | os.PathLike[str]) -> Path | None:
-    """The path of the image that ``place`` names: ``cim:DIR/NAME.cim``, or ``DIR/NAME.cim`` that is not a directory."""
-    text = os.fspath(place)
-    if text.startswith("cim:"):
-        return Path(text[4:])
-    return Path(text) if text.lower().endswith(".cim") and not os.path.isdir(text) else None
-
-
 def cim_listing(path: Path, job: Job | None = None) -> Iterator[dict[str, Any]]:
     """A JSON document for each path, in the order of a walk: the metadata of a file, or the target of a hard link.
 
