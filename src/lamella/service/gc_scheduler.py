@@ -6,13 +6,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from lamella.errors import Unavailable
 from lamella.protocol.proto.happenings_pb2 import SnapshotRemove
 from lamella.protocol.proto.images_pb2 import ImageDelete
 from lamella.service.services.events import Bus
-from lamella.store.gc.collect import collect
+from lamella.store.gc.collect import Collection, collect
 from lamella.store.gc.labels import IMAGES, SNAPSHOTS
 from lamella.store.store import Store
 
@@ -28,10 +29,14 @@ PAUSE: Final = 0.1
 class Collector:
     """Runs collections. After `close`, the next start resumes a collection that was under way, as after a crash."""
 
-    def __init__(self, store: Store, bus: Bus, *, pause: float = PAUSE) -> None:
+    def __init__(
+        self, store: Store, bus: Bus, *, pause: float = PAUSE, run: Callable[[Store], Collection] = collect
+    ) -> None:
+        """``pause`` is the time from a deletion to its collection, in seconds, and ``run`` collects."""
         self._store = store
         self._bus = bus
         self._pause = pause
+        self._collect_store = run
         self._changed = threading.Condition()
         self._asked = 0
         self._done = 0
@@ -105,7 +110,7 @@ class Collector:
                 self._changed.notify_all()
 
     def _collect(self) -> None:
-        done = collect(self._store)
+        done = self._collect_store(self._store)
         if done.removed:
             LOG.info("collected %s", ", ".join(f"{count} {kind}" for kind, count in done.counts.items()))
         for one in done.removed:

@@ -477,19 +477,20 @@ def test_a_signal_that_does_not_interrupt_the_waiting_thread_ends_the_service_al
     assert done.returncode == 0
 
 
-def test_a_collection_that_takes_long_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamella.service import gc_scheduler as module
+def test_a_collection_that_takes_long_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    from lamella.service.gc_scheduler import Collector
     from lamella.service.services.events import Bus
+    from lamella.store.gc.collect import Collection
 
     began, done = threading.Event(), threading.Event()
 
-    def collect(store: Store) -> None:
+    def collect(store: Store) -> Collection:
         began.set()
         done.wait(30)
+        return Collection((), 0, dry_run=False)
 
-    monkeypatch.setattr(module, "collect", collect)
     with Store.open(tmp_path / "store") as store:
-        collector = module.Collector(store, Bus(), pause=0)
+        collector = Collector(store, Bus(), pause=0, run=collect)
         collector.ask()
         began.wait(30)
         start = time.monotonic()

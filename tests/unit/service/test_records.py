@@ -24,6 +24,7 @@ from lamella.protocol.proto import leases_pb2 as leases
 from lamella.protocol.proto import namespaces_pb2 as namespaces
 from lamella.protocol.proto.happenings_pb2 import ContentCreate, NamespaceCreate
 from lamella.protocol.proto.types_pb2 import Descriptor, Envelope
+from lamella.service.gc_scheduler import Collector
 from lamella.store.gc import collect as gc
 from lamella.store.gc.collect import Collection
 from lamella.store.store import Store
@@ -230,18 +231,14 @@ def test_a_deletion_is_followed_by_a_collection_soon(client: Client) -> None:
         time.sleep(0.02)
 
 
-def test_deletions_that_come_close_together_make_one_collection(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lamella.service import gc_scheduler
-
+def test_deletions_that_come_close_together_make_one_collection(served: Served) -> None:
     times: list[Store] = []
 
     def count(store: Store) -> Collection:
         times.append(store)
         return gc.collect(store)
 
-    monkeypatch.setattr(gc_scheduler, "collect", count)
+    served.shared.collector = Collector(served.store, served.shared.bus, run=count)
     for number in range(20):
         create(served.client, str(number))
     for number in range(20):
@@ -250,20 +247,20 @@ def test_deletions_that_come_close_together_make_one_collection(
     assert 1 <= len(times) <= 5
 
 
-def test_a_collection_that_fails_is_told_to_who_waits_and_the_next_one_works(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lamella.service import gc_scheduler
+def test_a_collection_that_fails_is_an_error_for_its_client_and_the_next_one_works(served: Served) -> None:
+    stores: list[Store] = []
 
-    def fail(store: object) -> None:
-        raise OSError(28, "no space")
+    def fail_once(store: Store) -> Collection:
+        stores.append(store)
+        if len(stores) == 1:
+            raise OSError(28, "no space")
+        return gc.collect(store)
 
+    served.shared.collector = Collector(served.store, served.shared.bus, run=fail_once)
     create(served.client, "a")
     create(served.client, "b")
-    with monkeypatch.context() as patch:
-        patch.setattr(gc_scheduler, "collect", fail)
-        delete = images.DeleteImageRequest(name="a", sync=True)
-        assert code_of(lambda: served.client.images.Delete(delete, metadata=within())) == Code.RESOURCE_EXHAUSTED
+    delete = images.DeleteImageRequest(name="a", sync=True)
+    assert code_of(lambda: served.client.images.Delete(delete, metadata=within())) == Code.RESOURCE_EXHAUSTED
     served.client.images.Delete(images.DeleteImageRequest(name="b", sync=True), metadata=within())
 
 

@@ -82,21 +82,32 @@ class Encoded(Struct, frozen=True):
 class AnswerQueue:
     """Answers of one call that other threads put in; the call takes no thread while it waits for them."""
 
-    def __init__(self, most: int | None = None, wanted: Callable[[Any], bool] | None = None) -> None:
-        """Beyond ``most`` queued answers the oldest are dropped. Answers that are not ``wanted`` are not sent."""
-        self._answers: deque[Any] = deque(maxlen=most)
+    def __init__(
+        self,
+        max_answers: int | None = None,
+        max_bytes: int | None = None,
+        wanted: Callable[[Any], bool] | None = None,
+    ) -> None:
+        """Beyond ``max_answers`` or ``max_bytes`` the oldest are dropped. Only answers that are ``wanted`` are sent."""
+        self._answers: deque[tuple[Any, int]] = deque()
+        self._bytes = 0
+        self._max_answers = max_answers
+        self._max_bytes = max_bytes
         self._wanted = wanted
         self._lock = threading.Lock()
         self._ready: Callable[[], None] | None = None
         self._idle = False
         self._ended = False
 
-    def put(self, answer: Any) -> None:
-        """Send ``answer`` after those before it. Waits for nothing; no effect after `end`."""
+    def put(self, answer: Any, size: int = 0) -> None:
+        """Send ``answer``, of ``size`` bytes, after those before it. Waits for nothing; no effect after `end`."""
         with self._lock:
             if self._ended:
                 return
-            self._answers.append(answer)
+            self._answers.append((answer, size))
+            self._bytes += size
+            while self._is_over_full():
+                self._bytes -= self._answers.popleft()[1]
             ready = self._wake()
         if ready is not None:
             ready()
@@ -139,9 +150,16 @@ class AnswerQueue:
                 if not self._answers:
                     self._idle = True
                     return None
-                answer = self._answers.popleft()
+                answer, size = self._answers.popleft()
+                self._bytes -= size
             if self._wanted is None or self._wanted(answer):
                 return answer
+
+    def _is_over_full(self) -> bool:
+        count = len(self._answers)
+        if self._max_answers is not None and count > self._max_answers:
+            return True
+        return self._max_bytes is not None and self._bytes > self._max_bytes and count > 1
 
     def _wake(self) -> Callable[[], None] | None:
         idle, self._idle = self._idle, False

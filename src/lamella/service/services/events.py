@@ -27,6 +27,9 @@ from lamella.store.metadata.labels import MAX_NAMESPACE, check_namespace
 MAX_WAITING: Final = 10_000
 """Events that may wait for a subscriber; beyond that the oldest are dropped."""
 
+MAX_WAITING_BYTES: Final = 16 << 20
+"""Bytes of these events, of which one may be larger."""
+
 _NAME: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 
@@ -53,12 +56,13 @@ class Bus:
         """Publish an event as another publisher has made it."""
         with self._lock:
             subscribers = tuple(self._subscribers)
+        size = len(envelope.event.value)
         for subscriber in subscribers:
-            subscriber.put(envelope)
+            subscriber.put(envelope, size)
 
     def subscribe(self, call: Call, wanted: Callable[[Envelope], bool] | None = None) -> AnswerQueue:
         """The events that are ``wanted``, from now on until the client goes or the bus is closed."""
-        subscriber = AnswerQueue(MAX_WAITING, wanted)
+        subscriber = AnswerQueue(MAX_WAITING, MAX_WAITING_BYTES, wanted)
         with self._lock:
             if self._closed:
                 subscriber.end()

@@ -237,3 +237,18 @@ def test_a_subscription_ends_with_its_client(tmp_path: Path) -> None:
         reach(lambda: server.connections == 0)
         service.queues[0].put(Encoded((b"late",)))
         assert service.calls[0].cancelled
+
+
+def test_the_oldest_answers_are_dropped_beyond_the_limits_and_the_last_one_is_kept() -> None:
+    def left(queue: AnswerQueue) -> list[object]:
+        return list(iter(queue.take, None))
+
+    queue = AnswerQueue(max_answers=3, max_bytes=100)
+    for number in range(5):
+        queue.put(number, 10)
+    assert left(queue) == [2, 3, 4]
+    for number in range(5):
+        queue.put(number, 40)
+    assert left(queue) == [3, 4]
+    queue.put("large", 1000)
+    assert left(queue) == ["large"]
