@@ -55,6 +55,8 @@ class Registry:
         self.uploads: dict[str, bytearray] = {}
         self.requests: list[Request] = []
         self.auth = auth
+        self.refuses_all = False
+        """Whether even the right credential is refused."""
         self.challenge: str | None = None
         """Overrides the ``WWW-Authenticate`` header."""
         self.page = 100
@@ -169,7 +171,7 @@ class Registry:
 
     def _allowed(self, request: Request) -> bool:
         expected = f"Basic {SECRETS[2]}" if self.auth == "basic" else f"Bearer {TOKEN}"
-        return request.headers.get("Authorization") == expected
+        return request.headers.get("Authorization") == expected and not self.refuses_all
 
     def _challenge(self, request: Request) -> Answer:
         usual = 'Basic realm="tests"'

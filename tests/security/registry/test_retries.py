@@ -94,7 +94,7 @@ class TestRetries:
     def test_a_registry_that_refuses_every_credential_is_denied(self, tmp_path: Path, auth: str) -> None:
         with Registry(auth=auth) as server:
             server.add("team/app", "v1", IMAGE)
-            server._allowed = lambda request: False  # type: ignore[method-assign]
+            server.refuses_all = True
             refused = refuse_to_pull(server, tmp_path, Denied)
             assert "lamella login" in str(refused.hint)
             assert len(server.requests) <= 6

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.registry.hostile import Registry
@@ -22,7 +23,6 @@ from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.descriptor import Descriptor
 from lamella.registry import blob_fetch
 from lamella.registry.blob_fetch import ForeignLayers
-from lamella.registry.http.connection import ConnectionPool
 from lamella.registry.http.urls import Origin
 from lamella.testing.images import compact, digest, small_image, tagged, write_layout
 
@@ -125,18 +125,17 @@ def test_ranges_of_foreign_layers_share_connections_that_the_reader_closes(
         monkeypatch.setattr(blob_fetch, name, value)
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "store"))
     connected: list[socket.socket] = []
-    connect = ConnectionPool._connect
+    create = socket.create_connection
 
-    def counted(pool: ConnectionPool) -> socket.socket:
-        found: socket.socket = connect(pool)
-        connected.append(found)
-        return found
+    def counted(*arguments: Any) -> socket.socket:
+        connected.append(create(*arguments))
+        return connected[-1]
 
     registry.add("own", "v1", IMAGE)
     place = {"store": "registry.example/own", "docker": f"//{registry.host}/own"}.get(form, str(tmp_path / "out"))
     if form != "docker":
         lamella.copy(f"docker://{registry.host}/own:v1", f"{form}:{place}:v1")
-    monkeypatch.setattr(ConnectionPool, "_connect", counted)
+    monkeypatch.setattr(socket, "create_connection", counted)
     options = RegistryOptions(foreign_urls=True, plain_http=True)
     with open_reader(parse_image_name(f"{form}:{place}:v1"), registry=options) as reader:
         reader.foreign_layers = ForeignLayers("here", options, near=Origin("http", "127.0.0.1", 1))
@@ -149,7 +148,7 @@ def test_ranges_of_foreign_layers_share_connections_that_the_reader_closes(
                 urls=[f"{elsewhere.url}/v2/base/blobs/{digest(raw)}"],
             )
             with reader.open_layer(layer) as stream:
-                assert raw == b"".join(iter(lambda: stream.read(1 << 20), b""))
+                assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == raw
         assert len(elsewhere.asked("GET", "/v2/base/blobs/")) > 30
     assert len(connected) <= 8
     end = time.monotonic() + 10

@@ -66,8 +66,10 @@ def test_any_header_is_parsed_without_an_error(header: str) -> None:
 
 
 def test_long_headers_are_parsed_quickly() -> None:
+    start = time.monotonic()
     for header in ('a="' * 100_000, "a" * 1_000_000, "a=" * 200_000, '\\"' * 200_000):
         parse_challenges(header)
+    assert time.monotonic() - start < 10
 
 
 def test_a_token_is_requested_once_per_scope(registry: Registry) -> None:

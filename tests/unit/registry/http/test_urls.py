@@ -23,7 +23,7 @@ HTTPS = Origin("https", "registry.example", 443)
 )
 def test_the_origin_of_a_url(url: str, expected: Origin, text: str) -> None:
     assert parse_origin(url) == expected
-    assert text == str(parse_origin(url))
+    assert str(parse_origin(url)) == text
 
 
 @pytest.mark.parametrize(
