@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import marshal
 import os
-import pickle
 import select
 import signal
 import struct
@@ -64,6 +63,7 @@ def encode_error(error: BaseException) -> bytes:
 
     An error that cannot be pickled becomes a RuntimeError with its class and text.
     """
+    import pickle
     import traceback
 
     where = "".join(traceback.format_exception(error))
@@ -77,6 +77,8 @@ def encode_error(error: BaseException) -> bytes:
 
 def decode_error(raw: bytes) -> BaseException:
     """The error that `encode_error` was given; its cause is a `RemoteTraceback`."""
+    import pickle
+
     *parts, where = pickle.loads(raw)  # noqa: S301  # from a process of ours
     error: BaseException = parts[0]
     if len(parts) > 1:
@@ -203,6 +205,8 @@ class Worker(Channel):
         super().__init__(source, ours)
         if not fork:
             try:
+                import pickle
+
                 self.send(pickle.dumps((serve, arguments)))
             except BaseException:
                 self.close()
@@ -322,5 +326,7 @@ class _Interpreter:
 def serve_parent() -> None:
     """Serve the process that has started this interpreter, over standard input and output."""
     channel = Channel(0, 1)
+    import pickle
+
     serve, arguments = pickle.loads(channel.receive())  # noqa: S301  # from our parent
     serve(channel, *arguments)

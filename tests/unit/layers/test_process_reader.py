@@ -197,7 +197,7 @@ def test_what_reading_a_layer_loses_is_told_here(tmp_path: Path) -> None:
             pass
     with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other:
         other.next_layer(Job(losses=found)).finish()
-    assert [loss.what for loss in found.kept] == ["what Windows keeps of a file"]
+    assert [loss.what for loss in found.kept] == ["Windows metadata of files"]
     assert expected == found
     with opened(tmp_path / "blob", blob) as file, ReaderProcess([Blob(file)]) as other, pytest.raises(LossRefused):
         other.next_layer(Job(losses=Losses(refuse=True))).finish()

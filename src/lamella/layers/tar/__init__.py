@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tar blob as a source and a sink of changes."""
+"""Layers in tar blobs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tar as a sink of changes: the layer media types of the OCI image-spec (layer.md), byte for byte as containerd's."""
+"""Writes changes as the tar of a POSIX layer (OCI image-spec, layer.md), byte for byte as containerd does."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lamella.paths import LayerPath, join, split
 from lamella.times import SECOND
 
 
-class Remembered:
-    """Records of ``size`` bytes by path, kept a directory at a time; the one added last of a path counts."""
+class PackedMap:
+    """A compact map of paths to records of ``size`` bytes. A later record of a path replaces an earlier one."""
 
     __slots__ = ("_rows", "_size")
 
@@ -28,7 +28,7 @@ class Remembered:
         self._rows: dict[str, _Row] = {}
 
     def add(self, path: str, record: bytes) -> None:
-        """Remember ``record``."""
+        """Add a record."""
         parent, _, name = path.rpartition("/")
         row = self._rows.get(parent)
         if row is None:
@@ -38,7 +38,7 @@ class Remembered:
         row.records += record
 
     def find(self, path: str) -> bytes | None:
-        """What was remembered last of ``path``."""
+        """The record of ``path``, or None."""
         parent, name = split(path)
         row = self._rows.get(parent)
         place = None if row is None else row.find(name, self._size)
@@ -55,7 +55,7 @@ class _Row:
         self._done = 0
 
     def find(self, name: str, size: int) -> int | None:
-        """Where the record of ``name`` begins."""
+        """The offset of the record of ``name``, or None."""
         if self._done < len(self.names):
             new = self.names[self._done :].split(b"/")[:-1]
             first = len(self.records) - size * len(new)
@@ -76,15 +76,15 @@ _FLAGS: Final = {
 
 
 class TarSink:
-    """Writes the changes of a layer as a tar: PAX where needed, times cut to seconds, whiteouts as empty files.
+    """Writes the changes of a layer as a tar: PAX headers only as needed, times in seconds, whiteouts as empty files.
 
-    ``write`` is given each piece, and must be done with it when it returns: buffers are used again. ``lookup`` gives
-    the metadata of hard links' targets, which every header of a link repeats; without it the sink remembers that of
-    all files (some 50 bytes each). ``root`` says whether the root directory is a member too, which containerd leaves
-    out. ``clamp`` is the latest time, in nanoseconds, that a member may have (`lamella.times.source_date_epoch`).
-    With ``subsecond``, fractions of seconds are kept. ``whiteout_time`` is the time of markers.
+    ``write`` is called with each piece, which is valid until it returns. ``lookup`` returns the metadata of the target
+    of a hard link, which the header of the link repeats; without it the sink stores the metadata of all files (about 50
+    bytes each). ``root`` includes the root directory, which containerd omits. ``clamp`` is the latest time of a member,
+    in nanoseconds (`lamella.times.source_date_epoch`). ``subsecond`` keeps fractions of seconds. ``whiteout_time`` is
+    the time of whiteouts and opaque markers.
 
-    Holes of sparse files are written out. What a tar cannot say is recorded as lost and left out. `commit` ends the
+    Holes are written as zeros. Metadata that a tar cannot hold is omitted and recorded as a loss. `commit` ends the
     archive and returns the losses.
     """
 
@@ -95,7 +95,7 @@ class TarSink:
         "_losses",
         "_lost",
         "_member",
-        "_remembered",
+        "_metadata",
         "_root",
         "_subsecond",
         "_whiteout_time",
@@ -116,7 +116,7 @@ class TarSink:
         self._writer = TarWriter(write)
         self._member, self._data = self._writer.member, self._writer.data
         self._lookup = lookup
-        self._remembered = _Remembered() if lookup is None else None
+        self._metadata = _PosixMap() if lookup is None else None
         self._root = root
         self._clamp = clamp
         self._subsecond = subsecond
@@ -126,16 +126,14 @@ class TarSink:
 
     @property
     def view(self) -> None:
-        """A tar holds facts."""
         return
 
     @property
     def layered(self) -> bool:
-        """Markers are facts like others."""
         return True
 
     def put(self, entry: Entry, content: Content | None) -> None:
-        """Raises MissingFacet, SizeMismatch, InvalidInput for what no tar header can hold."""
+        """Write a member. Raises MissingFacet, SizeMismatch; InvalidInput for metadata that no header can hold."""
         path = entry.path
         posix = entry.posix
         if posix is None:
@@ -183,11 +181,11 @@ class TarSink:
                 device=posix.device,
                 records=records,
             )
-        if self._remembered is not None and kind is not Kind.DIRECTORY:
-            self._remembered.add(path, posix)
+        if self._metadata is not None and kind is not Kind.DIRECTORY:
+            self._metadata.add(path, posix)
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
-        """The header repeats the file's metadata; raises MissingFacet where nobody can tell it."""
+        """Write a hard link with the metadata of its target. Raises MissingFacet if that is unknown."""
         if WHITEOUT in path and self._reads_as_marker(path, "hard link"):
             return
         if target in self._lost:
@@ -199,8 +197,8 @@ class TarSink:
             entry = self._lookup(target)
             posix = entry.posix if entry is not None else None
         else:
-            assert self._remembered is not None  # noqa: S101  # one of the two is always there
-            posix = self._remembered.find(target)
+            assert self._metadata is not None  # noqa: S101  # set if lookup is None
+            posix = self._metadata.find(target)
         if posix is None:
             raise MissingFacet(target, "POSIX")
         mtime = posix.mtime if self._clamp is None else min(posix.mtime, self._clamp)
@@ -216,11 +214,11 @@ class TarSink:
             device=posix.device,
             records=self._records(path, posix.xattrs) if posix.xattrs else NO_XATTRS,
         )
-        if self._remembered is not None:
-            self._remembered.add(path, posix)
+        if self._metadata is not None:
+            self._metadata.add(path, posix)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:  # noqa: ARG002
-        """Recorded as lost: the members of a Linux layer have no alternate data streams."""
+        """Record a loss."""
         self._losses.record(Loss(path, f"alternate data stream {name!r}", "a tar of a Linux layer has none"))
 
     def whiteout(self, path: LayerPath) -> None:
@@ -235,18 +233,18 @@ class TarSink:
         self._mark(join(path, OPAQUE))
 
     def commit(self) -> Losses:
-        """End the archive."""
+        """End the archive and return the losses."""
         self._writer.close()
         return self._losses
 
     def abort(self) -> None:
-        """Leave the archive without an end; whoever has been given its pieces drops them."""
+        """Leave the archive without its end; the caller drops the pieces."""
 
     def _mark(self, name: str) -> None:
         self._member(name, "0", mode=0, uid=0, gid=0, size=0, mtime=self._whiteout_time, pax=False)
 
     def _reads_as_marker(self, path: LayerPath, what: str) -> bool:
-        """Whether some component of ``path`` would be read as a marker, so that no tar can hold it."""
+        """Record a loss and return True if a component of ``path`` would be read as a whiteout or opaque marker."""
         if not any(part.startswith(WHITEOUT) for part in path.split("/")):
             return False
         self._lost.add(path)
@@ -269,17 +267,17 @@ class TarSink:
 _PACKED: Final = struct.Struct("<HQQq")
 
 
-class _Remembered:
-    """Metadata of the files put so far, packed, since few of them are ever linked to."""
+class _PosixMap:
+    """The metadata of all files so far, packed: few of them are linked to."""
 
     __slots__ = ("_odd", "_packed")
 
     def __init__(self) -> None:
-        self._packed = Remembered(_PACKED.size)
+        self._packed = PackedMap(_PACKED.size)
         self._odd: dict[str, Posix] = {}
 
     def add(self, path: LayerPath, posix: Posix) -> None:
-        """Remember; what was remembered of ``path`` before no longer counts."""
+        """Store the metadata of ``path``, replacing earlier metadata."""
         if posix.xattrs or posix.device != (0, 0):
             self._odd[path] = posix
         elif self._odd:
@@ -292,7 +290,7 @@ class _Remembered:
         self._packed.add(path, record)
 
     def find(self, path: LayerPath) -> Posix | None:
-        """What was remembered last of ``path``."""
+        """The metadata of ``path``, or None."""
         posix = self._odd.get(path)
         if posix is not None:
             return posix

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tar as a source of changes: the layer media types of the OCI image-spec (layer.md)."""
+"""Reads the tar of a POSIX layer as changes (OCI image-spec, layer.md)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _AUFS: Final = ".wh..wh."
 _XATTR: Final = "SCHILY.xattr."
 _LIBARCHIVE_XATTR: Final = "LIBARCHIVE.xattr."
 _OF_WINDOWS: Final = "MSWINDOWS.fileattr"
-"""A record that each file of a Windows layer has."""
-_READ_AS_LINUX: Final = "the layer is one of Windows and read as one of Linux; --as windows takes it as it is"
-_KNOWN_PARENTS: Final = 16384
-_KNOWN_LENGTH: Final = 1024
-"""Characters of a parent that is worth keeping."""
+"""A PAX record of every file in a Windows layer."""
+_READ_AS_LINUX: Final = "this is a Windows layer read as a Linux layer; --as windows keeps its metadata"
+_PARENTS_CACHED: Final = 16384
+_LENGTH_CACHED: Final = 1024
+"""The longest parent that is cached, in characters."""
 _NODES: Final = {"3": Kind.CHARACTER, "4": Kind.BLOCK, "6": Kind.FIFO}
 
 
@@ -40,12 +40,12 @@ def tar_changes(
     end: Callable[[], object] | None = None,
     losses: Losses | None = None,
 ) -> Iterator[Change]:
-    """The changes that the tar states, in its order; content streams from the buffers without a copy.
+    """The changes in a tar, in its order. Content streams from the buffers without a copy.
 
-    ``next_buffer`` is the contract of `lamella.formats.tar.TarReader`. With ``stored``, content is given as extents
-    of that blob instead, which can be opened again. ``end`` is called when the archive has ended and before the last
-    change is behind us, so that what it raises (a digest that differs) keeps the sink from committing. ``losses`` are
-    told once where the tar is that of a Windows layer, whose files have neither owners nor modes here.
+    ``next_buffer`` is as for `lamella.formats.tar.TarReader`. With ``stored``, content consists of extents of that
+    blob, which can be read again. ``end`` is called after the archive and before the iteration ends, so that its errors
+    (a wrong digest) keep the sink from committing. ``losses`` gets one entry for the tar of a Windows layer, whose
+    files have no owners and modes.
 
     Raises FormatError, UnsafePath, Exhausted.
     """
@@ -61,8 +61,8 @@ def tar_changes(
             where = parents[head]
         except KeyError:
             where = _parent(head)
-            if len(head) <= _KNOWN_LENGTH:
-                if len(parents) >= _KNOWN_PARENTS:
+            if len(head) <= _LENGTH_CACHED:
+                if len(parents) >= _PARENTS_CACHED:
                     parents.clear()
                 parents[head] = where
         if where is None:
@@ -78,7 +78,7 @@ def tar_changes(
         if member.records is not None:
             posix = _with_xattrs(posix, member.records, member.header_offset)
             if losses is not None and _OF_WINDOWS in member.records:
-                losses.record(Loss(path, "what Windows keeps of a file", _READ_AS_LINUX))
+                losses.record(Loss(path, "Windows metadata of files", _READ_AS_LINUX))
                 losses = None
         if flag == "0":
             size = member.size
@@ -94,14 +94,14 @@ def tar_changes(
 
 
 def _parent(head: str) -> LayerPath | None:
-    """The parsed parent; None for what lies in a directory of aufs's own, which no engine unpacks."""
+    """The parsed parent; None in a directory of aufs, which no engine unpacks."""
     path = parse_path(head)
     if WHITEOUT in path:
         for part in path.split("/"):
             if part.startswith(_AUFS):
                 return None
             if part.startswith(WHITEOUT):
-                raise UnsafePath(head, "a component reads as a whiteout")
+                raise UnsafePath(head, "a component is named like a whiteout")
     return path
 
 
@@ -112,7 +112,7 @@ def _marker(where: LayerPath, base: str) -> Change | None:
         return None
     name = base[len(WHITEOUT) :]
     if name in ("", ".", ".."):
-        raise UnsafePath(join(where, base), "this whiteout names its own directory or the one above")
+        raise UnsafePath(join(where, base), "this whiteout names its own directory or its parent")
     return Whiteout(join(where, name))
 
 
@@ -121,7 +121,7 @@ def _other(member: TarMember[Posix], path: LayerPath, posix: Posix) -> Change:
     if flag == "5":
         return Put(Entry(path, Kind.DIRECTORY, posix), None)
     if not path:
-        raise UnsafePath(member.name, "the root can be a directory only")
+        raise UnsafePath(member.name, "the root must be a directory")
     if flag == "1":
         target = parse_path(member.linkname)
         if not target:
@@ -134,7 +134,7 @@ def _other(member: TarMember[Posix], path: LayerPath, posix: Posix) -> Change:
     kind = _NODES.get(flag)
     if kind is None:
         raise FormatError(
-            "tar header", member.header_offset, f"{path!r} has the type {flag!r}, which no layer may have"
+            "tar header", member.header_offset, f"{path!r} has the type {flag!r}, which is not allowed in layers"
         )
     if kind is not Kind.FIFO:
         posix = Posix(posix.mode, posix.uid, posix.gid, posix.mtime, posix.xattrs, member.device)
@@ -142,7 +142,7 @@ def _other(member: TarMember[Posix], path: LayerPath, posix: Posix) -> Change:
 
 
 def _with_xattrs(posix: Posix, records: Mapping[str, bytes], offset: int) -> Posix:
-    """``posix`` with the extended attributes that PAX records state; libarchive's form counts where star's is not."""
+    """``posix`` with the extended attributes in PAX records; star's form takes precedence over libarchive's."""
     xattrs: dict[str, bytes] = {}
     for key, value in records.items():
         if key.startswith(_XATTR):
@@ -165,14 +165,14 @@ def _with_xattrs(posix: Posix, records: Mapping[str, bytes], offset: int) -> Pos
 
 
 class BlobExtent(Struct):
-    """Content at a place in the uncompressed stream of a blob; opened as often as wanted."""
+    """Content at an offset of the uncompressed stream of a blob."""
 
     blob: SeekableBlob
     size: int
     offset: int
-    """Of the stored bytes in the uncompressed stream."""
+    """The offset of the stored bytes in the uncompressed stream."""
     length: int
-    """Stored bytes; fewer than ``size`` where the file has holes."""
+    """Stored bytes; fewer than ``size`` if the file has holes."""
     extents: Sequence[tuple[int, int]] | None = None
 
     @property

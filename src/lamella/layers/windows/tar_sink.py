@@ -18,7 +18,7 @@ from lamella.formats.ntfs import extended_attributes, filetime, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT, SPARSE_FILE
 from lamella.formats.tar.windows import RecordWriter, times
 from lamella.formats.tar.writer import TarWriter
-from lamella.layers.tar.sink import Remembered
+from lamella.layers.tar.sink import PackedMap
 from lamella.layers.tar.source import WHITEOUT
 from lamella.layers.windows.names import LayerNames, NameRules, lost_stream
 from lamella.layers.windows.tar_source import EmptyData
@@ -327,7 +327,7 @@ class LinkMetadata:
     __slots__ = ("_odd", "_packed")
 
     def __init__(self) -> None:
-        self._packed = Remembered(_PACKED.size)
+        self._packed = PackedMap(_PACKED.size)
         self._odd: dict[str, Windows] = {}
 
     def add(self, path: LayerPath, windows: Windows) -> None:

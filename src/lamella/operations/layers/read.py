@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from lamella.changes.apply import apply
 from lamella.changes.contracts import Source
 from lamella.changes.job import Job
-from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.images.resolve import ImageLayer, PlatformImage
 from lamella.layers.tar.source import tar_changes
 from lamella.streams.blob_reader import BlobReader
-from lamella.streams.seekable import SeekableBlob
 
 if TYPE_CHECKING:
+    from lamella.changes.tree import MemoryTree
     from lamella.layers.windows.names import Spelling
+    from lamella.streams.seekable import SeekableBlob
 
 
 @contextmanager
@@ -82,6 +82,9 @@ def lower_and_upper(
     Windows layers. The changes of the layers after the first ``count`` pass through ``above``. Raises what unpacking
     raises.
     """
+    from lamella.changes.tree import MemorySink, MemoryTree
+    from lamella.streams.seekable import SeekableBlob
+
     streams = spelling is not None
     lower, upper = MemoryTree(streams=streams) if count else None, MemoryTree(streams=streams)
     with ExitStack() as stack:

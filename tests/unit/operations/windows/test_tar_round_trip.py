@@ -51,7 +51,7 @@ def test_a_base_layer_keeps_its_bytes(producer: str, tmp_path: Path) -> None:
 def test_a_windows_layer_that_is_applied_as_one_of_linux_is_told_of_once(kind: str, tmp_path: Path) -> None:
     (tmp_path / "blob.tar").write_bytes(microsoft_base())
     losses = apply_blob(tmp_path / "blob.tar", tmp_path / "plain", ApplyOptions(kind=kind)).losses
-    assert [loss.what for loss in losses].count("what Windows keeps of a file") == 1
+    assert [loss.what for loss in losses].count("Windows metadata of files") == 1
     job = Job(losses=Losses(refuse=True))
     with pytest.raises(LossRefused, match="--as windows"):
         apply_blob(tmp_path / "blob.tar", tmp_path / "other", ApplyOptions(kind=kind), job=job)
