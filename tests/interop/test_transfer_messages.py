@@ -209,7 +209,7 @@ def test_a_client_that_takes_no_more_of_what_is_said_has_its_image_all_the_same(
         (pb.AuthResponse(authType=pb.HEADER, secret="Bearer x"), "UNIMPLEMENTED", "header"),
         (pb.AuthResponse(authType=pb.CREDENTIALS, username=USER, secret="wrong"), "PERMISSION_DENIED", "UNAUTHORIZED"),
         (pb.AuthResponse(), "PERMISSION_DENIED", "UNAUTHORIZED"),
-        (pb.AuthRequest(), "INVALID_ARGUMENT", "is due"),
+        (pb.AuthRequest(), "INVALID_ARGUMENT", "is not the expected"),
     ],
 )
 def test_whoever_does_not_say_rightly_who_they_are_is_turned_away(

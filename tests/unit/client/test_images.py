@@ -77,7 +77,7 @@ def test_malformed_options_are_refused(options: ContainerdOptions) -> None:
         open_reader(NAME, containerd=options)
 
 
-def test_a_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.startswith("lamella.client")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "grpc", None)

@@ -211,6 +211,6 @@ def test_nonsense_is_refused(words: Sent) -> None:
         typed([words])
 
 
-def test_a_path_that_is_no_text_cannot_be_told() -> None:
+def test_a_path_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(Unsupported):
         sent([BindMount(Path("/a\udcff"))])

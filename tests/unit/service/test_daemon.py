@@ -47,7 +47,7 @@ def test_the_socket_is_for_its_owner_and_group_and_goes_with_the_server(tmp_path
     assert not address.exists()
 
 
-def test_a_socket_that_nobody_answers_at_is_replaced(tmp_path: Path) -> None:
+def test_a_socket_without_a_server_is_replaced(tmp_path: Path) -> None:
     address = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(address))
@@ -64,7 +64,7 @@ def test_a_socket_that_somebody_answers_at_is_not_replaced(tmp_path: Path) -> No
         assert address.stat().st_ino == before
 
 
-def test_a_file_in_place_of_a_socket_is_let_be(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_socket_is_not_replaced(tmp_path: Path) -> None:
     address = tmp_path / "file"
     address.write_text("mine")
     with pytest.raises(Conflict, match="not a socket"), listening(address):
@@ -85,7 +85,7 @@ def test_a_socket_that_another_server_has_put_there_meanwhile_stays(tmp_path: Pa
     assert address.exists()
 
 
-def test_too_long_an_address_is_said_to_be_one(tmp_path: Path) -> None:
+def test_an_address_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="longer than 107 bytes"), listening(tmp_path / ("x" * 120)):
         pass
 
@@ -499,7 +499,7 @@ def test_a_collection_that_takes_long_does_not_hold_up_the_end(tmp_path: Path) -
     done.set()
 
 
-def test_a_client_for_whom_there_is_no_thread_is_turned_away_and_the_service_goes_on(
+def test_a_client_without_a_thread_is_disconnected_and_the_service_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "socket", {}):
@@ -519,7 +519,7 @@ def test_a_client_for_whom_there_is_no_thread_is_turned_away_and_the_service_goe
             assert client.recv(1) != b""
 
 
-def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path: Path) -> None:
+def test_a_subscriber_of_events_does_not_delay_the_stop(start: Start, tmp_path: Path) -> None:
     process = start()
     client = Client(tmp_path / "socket")
     call = client.events.Subscribe(events_pb2.SubscribeRequest())
@@ -553,7 +553,7 @@ def test_who_listens_for_events_does_not_hold_up_the_end(start: Start, tmp_path:
 
 
 @pytest.mark.parametrize("option", ["--address", "--plugin"])
-def test_who_watches_its_health_is_told_that_the_service_ends(start: Start, tmp_path: Path, option: str) -> None:
+def test_a_health_watch_reports_that_the_service_stops(start: Start, tmp_path: Path, option: str) -> None:
     plugin = ["--plugin", str(tmp_path / "plugin")] if option == "--plugin" else []
     process = start(*plugin)
     if plugin:
@@ -570,7 +570,7 @@ def test_who_watches_its_health_is_told_that_the_service_ends(start: Start, tmp_
     client.close()
 
 
-def test_a_stream_that_nobody_makes_use_of_does_not_hold_up_the_end(start: Start, tmp_path: Path) -> None:
+def test_a_stream_without_a_transfer_does_not_delay_the_stop(start: Start, tmp_path: Path) -> None:
     process = start()
     with grpc.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel:
         stub = Stub(channel, streaming_pb2.DESCRIPTOR)
@@ -586,7 +586,7 @@ def test_a_stream_that_nobody_makes_use_of_does_not_hold_up_the_end(start: Start
         requests.put(None)
 
 
-def test_a_blob_that_is_being_written_when_the_service_stops_goes_on_after_it(start: Start, tmp_path: Path) -> None:
+def test_an_ingest_interrupted_by_the_stop_resumes_after_it(start: Start, tmp_path: Path) -> None:
     process = start()
     client = Client(tmp_path / "socket")
     waiting: SimpleQueue[content_pb2.WriteContentRequest | None] = SimpleQueue()
@@ -608,7 +608,7 @@ def test_a_blob_that_is_being_written_when_the_service_stops_goes_on_after_it(st
     client.close()
 
 
-def test_a_supervisor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_supervisor_receives_the_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))

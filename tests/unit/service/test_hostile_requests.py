@@ -186,7 +186,7 @@ def test_a_containerd_of_whatever_release_gets_one_from_its_plugin(
     assert errors.messages == []
 
 
-def test_nothing_is_left_open_by_all_of_it(served: Served) -> None:
+def test_no_ingest_is_left_open(served: Served) -> None:
     for namespace in ("here", "there"):
         content = served.store.namespace(namespace).content
         for status in content.statuses():

@@ -85,7 +85,7 @@ def test_a_call_that_its_client_breaks_off_is_counted_too(served: tuple[Server, 
     assert sum(value for name, value in found.items() if name.startswith(f"lamella_calls_total{{{method}")) == 1
 
 
-def test_what_the_store_has_is_told(served: tuple[Server, Store, Client]) -> None:
+def test_objects_of_the_store_are_counted(served: tuple[Server, Store, Client]) -> None:
     server, store, _ = served
     for namespace in ("one", "two"):
         with store.namespace(namespace).content.ingest("r") as ingest:

@@ -162,7 +162,7 @@ def test_calls_about_images_that_fail_have_their_status(
 # Leases, and collection --------------------------------------------------------------------------------------------
 
 
-def test_a_lease_holds_what_it_is_told_to(client: Client) -> None:
+def test_a_lease_holds_its_resources(client: Client) -> None:
     lease = client.leases.Create(leases.CreateRequest(id="/some path", labels={"a": "b"}), metadata=within()).lease
     assert (lease.id, dict(lease.labels)) == ("/some path", {"a": "b"})
     resource = leases.Resource(id=DIGEST, type="content")
@@ -338,7 +338,7 @@ class Listener:
         self._call.cancel()
 
 
-def test_what_happens_in_the_store_is_told(served: Served) -> None:
+def test_changes_of_the_store_are_published(served: Served) -> None:
     listener = Listener(served)
     client = served.client
     digest = write(client, b"abc")
@@ -405,7 +405,7 @@ def test_a_malformed_filter_ends_a_subscription(client: Client) -> None:
 # The server --------------------------------------------------------------------------------------------------------
 
 
-def test_the_server_tells_who_it_is(client: Client) -> None:
+def test_the_server_has_an_identity(client: Client) -> None:
     assert client.version.Version(Empty()).version == __version__
     first = client.introspection.Server(Empty())
     assert first == client.introspection.Server(Empty())

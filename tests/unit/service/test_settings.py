@@ -24,15 +24,15 @@ def test_settings_are_read(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("address = ", "is not TOML"),
-        ("adress = '/a'", "there is no setting 'adress'"),
+        ("adress = '/a'", "unknown setting 'adress'"),
         ("address = 1", "'address' must be text"),
         ("address = ''", "'address' must be text"),
         ("[address]", "'address' must be text"),
         ("log-format = 'xml'", "'log-format' is 'xml', not one of text, json"),
-        ("#" * (MAX_SIZE + 1), "has more than"),
+        ("#" * (MAX_SIZE + 1), "is larger than"),
     ],
 )
-def test_what_is_wrong_is_told_with_the_file(tmp_path: Path, text: str, said: str) -> None:
+def test_errors_of_settings_name_the_file(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "file").write_text(text)
     with pytest.raises(InvalidInput, match=said) as raised:
         read_settings(tmp_path / "file", KNOWN)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of containerd's services, generated from the .proto files beside this one.
+"""Messages of containerd's services, generated from the .proto files of this package.
 
-``python -m lamella.protocol.proto.generate`` writes them anew.
+``python -m lamella.protocol.proto.generate`` regenerates them.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generates the modules of this package from its .proto files; needs ``grpcio-tools``.
 
-What the compiler says of its own version is left out: it would change with each release of it, and it would shut out
-earlier releases of protobuf, which read these plain descriptors as well.
+The compiler's version is removed: it changes with each release, and it rejects earlier releases of protobuf, which read
+these plain descriptors too.
 """
 
 from __future__ import annotations

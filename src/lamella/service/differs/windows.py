@@ -208,7 +208,7 @@ def _single(mounts: Mounts, kind: type[M]) -> M:
         case (mount,) if isinstance(mount, kind):
             return mount
         case _:
-            raise InvalidInput(f"{len(mounts)} mounts were given; a Windows layer is mounted by one of its own type")
+            raise InvalidInput(f"{len(mounts)} mounts were given; a Windows layer is one mount")
 
 
 def _check_writable(mount: WindowsLayerMount | CimMount) -> None:

@@ -2,8 +2,8 @@
 """The plugin endpoint: snapshotters, a differ and a content store for a containerd (its ``[proxy_plugins]``).
 
 containerd keeps names, labels and leases, collects garbage, and makes the keys of snapshots. Its collector removes
-every object here that it does not know. So the plugins have a separate store, with one namespace and without garbage
-collection of its own. One store serves one containerd.
+every object here that it does not know. So the plugins have a separate store, with one namespace, in which Lamella
+collects no garbage. One store serves one containerd.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def apply(stub: Stub, served: Served, changes: Sequence[Change], *mounts: Mount,
     layer = stored(served, changes)
     request = pb.ApplyRequest(diff=layer, mounts=sent(mounts), sync_fs=sync)
     applied = stub.Apply(request, metadata=within()).applied
-    assert (OCI_LAYER, layer.digest, layer.size) == (applied.media_type, applied.digest, applied.size)
+    assert (applied.media_type, applied.digest, applied.size) == (OCI_LAYER, layer.digest, layer.size)
 
 
 def diff(stub: Stub, left: Sequence[Mount], right: Sequence[Mount], **further: Any) -> str:
@@ -240,7 +240,7 @@ class TestOthers:
         ],
         ids=lambda mount: type(mount).__name__ if isinstance(mount, BlockCimMount) else mount.type,
     )
-    def test_are_left_to_whoever_comes_next(self, mount: BlockCimMount | Sent, stub: Stub, served: Served) -> None:
+    def test_are_left_to_the_next_differ(self, mount: BlockCimMount | Sent, stub: Stub, served: Served) -> None:
         mounts = [mount] if isinstance(mount, Sent) else sent([mount])
         request = pb.ApplyRequest(diff=stored(served, BASE), mounts=mounts)
         assert refusal(stub.Apply, request) == "UNIMPLEMENTED"

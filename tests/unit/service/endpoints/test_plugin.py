@@ -58,7 +58,7 @@ class TestCalledBack:
         expires = parse_rfc3339(lease.labels["containerd.io/gc.expire"])
         assert 300 < (expires - time.time_ns()) / 1e9 < 900
 
-    def test_one_that_is_away_is_told(self, served: Served, tmp_path: Path) -> None:
+    def test_a_containerd_that_does_not_answer_is_unavailable(self, served: Served, tmp_path: Path) -> None:
         with (
             opened_plugin(served.store.root, str(tmp_path / "nobody")) as plugin,
             pytest.raises(Unavailable, match="nobody"),
@@ -100,9 +100,7 @@ class TestDiffer:
         assert space.content.info(Digest(made.digest)).size == made.size
         assert len(space.leases.list()) == 1
 
-    def test_whoever_brings_a_lease_keeps_the_layer_by_it(
-        self, plugin: grpc.Channel, served: Served, tmp_path: Path
-    ) -> None:
+    def test_a_lease_of_the_client_holds_the_layer(self, plugin: grpc.Channel, served: Served, tmp_path: Path) -> None:
         space = served.store.namespace(SPACE)
         space.leases.create("brought")
         (tmp_path / "tree").mkdir()
@@ -111,7 +109,7 @@ class TestDiffer:
         assert [lease.id for lease in space.leases.list()] == ["brought"]
         assert made.digest in {one.id for one in space.leases.resources("brought")}
 
-    def test_where_nobody_names_a_namespace_others_may_make_the_layer(
+    def test_without_a_namespace_the_layer_is_left_to_the_next_differ(
         self, plugin: grpc.Channel, tmp_path: Path
     ) -> None:
         (tmp_path / "tree").mkdir()

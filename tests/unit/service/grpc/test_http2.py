@@ -314,7 +314,7 @@ def test_a_call_that_waits_for_messages_ends_when_the_client_goes(address: Path,
     one.close()
 
 
-def test_a_client_that_sends_faster_than_it_is_served_is_held_up(address: Path) -> None:
+def test_a_client_that_sends_faster_than_its_call_runs_has_to_wait(address: Path) -> None:
     """It may send the window and no more; what is taken is given back to it."""
     with peer(address, INITIAL_WINDOW_SIZE=0) as one:  # nothing can be answered, so that nothing is taken
         one.send(one.open(1, CHAT))
@@ -332,7 +332,7 @@ def test_a_client_that_sends_faster_than_it_is_served_is_held_up(address: Path) 
         assert len(one.answer(1)[0]) == sent // len(piece)
 
 
-def test_a_client_that_sends_on_regardless_is_left(address: Path) -> None:
+def test_a_client_that_exceeds_its_window_is_disconnected(address: Path) -> None:
     with peer(address, INITIAL_WINDOW_SIZE=0) as one:
         one.send(one.open(1, CHAT))
         pieces = http2.frame(http2.DATA, 0, 1, message(bytes(200_000))) * 100
@@ -419,7 +419,9 @@ def test_a_request_that_is_not_grpc_is_unimplemented(address: Path) -> None:
         ),
     ],
 )
-def test_a_client_that_breaks_the_protocol_is_told_and_left(address: Path, code: int, frame: bytes) -> None:
+def test_a_client_that_breaks_the_protocol_gets_a_goaway_and_is_disconnected(
+    address: Path, code: int, frame: bytes
+) -> None:
     with peer(address) as one:
         one.send(frame)
         assert one.goodbye() == code
@@ -429,7 +431,7 @@ def test_a_client_that_breaks_the_protocol_is_told_and_left(address: Path, code:
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n"])
-def test_whoever_does_not_speak_http2_is_left(address: Path, start: bytes) -> None:
+def test_a_client_that_does_not_speak_http2_is_disconnected(address: Path, start: bytes) -> None:
     with peer(address, preface=False) as one:
         one.send(start)
         assert one.goodbye() == -1
@@ -470,7 +472,7 @@ def test_calls_under_way_end_before_the_server_does(tmp_path: Path) -> None:
     assert service.ended.is_set()
 
 
-def test_calls_that_do_not_end_are_broken_off(tmp_path: Path) -> None:
+def test_calls_that_do_not_end_are_cancelled(tmp_path: Path) -> None:
     service = Service()
     with running(tmp_path / "s", service.methods(), grace=0.1) as server:
         one = Peer(tmp_path / "s")
@@ -485,7 +487,7 @@ def test_calls_that_do_not_end_are_broken_off(tmp_path: Path) -> None:
     assert service.ended.wait(5)
 
 
-def test_a_client_for_whose_goodbye_there_is_no_thread_is_left_without_one(
+def test_a_client_is_disconnected_at_the_stop_without_a_thread_for_its_statuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = Service()
@@ -514,7 +516,9 @@ def deaf(address: Path, service: Service) -> Iterator[Peer]:
         yield one
 
 
-def test_a_client_that_reads_nothing_holds_up_neither_the_end_nor_others(tmp_path: Path, service: Service) -> None:
+def test_a_client_that_reads_nothing_delays_neither_the_stop_nor_other_clients(
+    tmp_path: Path, service: Service
+) -> None:
     with (
         running(tmp_path / "s", service.methods(), grace=0.1) as server,
         peer(tmp_path / "s") as other,
@@ -529,7 +533,7 @@ def test_a_client_that_reads_nothing_holds_up_neither_the_end_nor_others(tmp_pat
     assert time.monotonic() - began < 8
 
 
-def test_a_client_that_breaks_the_protocol_and_reads_nothing_is_left(address: Path, service: Service) -> None:
+def test_a_client_that_breaks_the_protocol_and_reads_nothing_is_disconnected(address: Path, service: Service) -> None:
     with deaf(address, service) as one:
         one.send(http2.window_update(0, 0))
         assert service.ended.wait(5)

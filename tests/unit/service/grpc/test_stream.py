@@ -28,7 +28,7 @@ def stream(granted: list[int], *, takes_many: bool = True) -> Stream:
 
 
 @pytest.mark.parametrize("size", [0, 1, 3])
-def test_a_client_that_queues_small_messages_is_held_up_until_they_are_taken(size: int) -> None:
+def test_a_client_of_many_small_messages_waits_until_its_call_takes_them(size: int) -> None:
     granted: list[int] = []
     call = stream(granted)
     message = b"\0" + size.to_bytes(4, "big") + bytes(size)
@@ -42,7 +42,7 @@ def test_a_client_that_queues_small_messages_is_held_up_until_they_are_taken(siz
     assert sum(granted) > WINDOW // 2
 
 
-def test_a_client_whose_messages_are_taken_as_they_come_may_send_for_ever() -> None:
+def test_a_client_of_a_fast_call_may_send_without_limit() -> None:
     granted: list[int] = []
     call = stream(granted)
     frame = memoryview(b"\0\0\0\0\x01x" * (FRAME // 6))

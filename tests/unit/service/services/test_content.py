@@ -130,7 +130,7 @@ def test_a_read_that_is_cancelled_ends(client: Client) -> None:
 # Records -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_known_of_a_blob_is_told_and_changed(client: Client) -> None:
+def test_the_metadata_of_a_blob_is_read_and_changed(client: Client) -> None:
     digest = put(client, b"abc", labels={"a": "1", "x.y/z": "2"})
     info = client.content.Info(pb.InfoRequest(digest=digest), metadata=within()).info
     assert (info.digest, info.size, dict(info.labels)) == (digest, 3, {"a": "1", "x.y/z": "2"})
@@ -197,7 +197,7 @@ def test_a_mask_of_something_else_than_labels_is_refused(client: Client, path: s
     assert code_of(lambda: client.content.Update(request, metadata=within())) == Code.INVALID_ARGUMENT
 
 
-def test_a_missing_namespace_is_said_so(client: Client) -> None:
+def test_a_call_without_a_namespace_is_refused(client: Client) -> None:
     assert failure(lambda: client.content.Info(pb.InfoRequest(digest=UNKNOWN))).details() == "namespace is required"
 
 
@@ -230,7 +230,7 @@ def test_a_stream_without_a_message_ends_well(client: Client) -> None:
     assert Writer(client).done() == []
 
 
-def test_an_ingest_goes_on_where_it_was_left(client: Client) -> None:
+def test_an_ingest_resumes_at_its_offset(client: Client) -> None:
     writer = Writer(client)
     writer.send(ref="r", data=b"abc")
     assert writer.done() == []

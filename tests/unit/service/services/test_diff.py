@@ -134,7 +134,7 @@ class TestApply:
         "media_type",
         [OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_LAYER_ZSTD],
     )
-    def test_any_layer_goes_onto_a_directory(self, media_type: str, stub: Stub, served: Served, tree: Path) -> None:
+    def test_any_layer_applies_to_a_directory(self, media_type: str, stub: Stub, served: Served, tree: Path) -> None:
         layer, diff_id = stored(served, BASE, media_type)
         applied = apply(stub, layer, (BindMount(tree),), sync_fs=True)
         assert {"etc", "etc/kept", "etc/gone", "way"} == names(tree)
@@ -161,7 +161,7 @@ class TestApply:
         # Through the link of the layer below, which is not replaced.
         assert {"etc", "etc/new", "etc/gone"} == names(kept.directory("upper") / "fs")
 
-    def test_layers_lie_in_whole_trees(self, stub: Stub, served: Served) -> None:
+    def test_layers_apply_to_whole_trees(self, stub: Stub, served: Served) -> None:
         kept = unpacked(stub, served, "native")
         assert {"etc", "etc/kept", "etc/new", "way"} == names(kept.directory("upper") / "fs")
 
@@ -172,7 +172,7 @@ class TestApply:
         assert diff_id == apply(stub, layer, (BindMount(tmp_path),), payloads={"somebody.elses": payload}).digest
 
     @pytest.mark.root
-    def test_a_second_layer_goes_onto_what_is_there(self, stub: Stub, served: Served) -> None:
+    def test_a_second_layer_applies_over_the_first(self, stub: Stub, served: Served) -> None:
         kept = snapshots(served)
         unpacked(stub, served)
         mounts = kept.prepare("key", "base")
@@ -218,7 +218,7 @@ class TestApply:
         assert grpc.StatusCode.NOT_FOUND is code_of(lambda: stub.Apply(request, metadata=within("other")))
         assert grpc.StatusCode.FAILED_PRECONDITION is code_of(lambda: stub.Apply(request))
 
-    def test_a_blob_that_is_no_layer_is_told_of(self, stub: Stub, served: Served, tmp_path: Path) -> None:
+    def test_a_blob_that_is_no_layer_is_refused(self, stub: Stub, served: Served, tmp_path: Path) -> None:
         layer = put(served, gzip.compress(b"no tar" * 1000))
         problem = failure(lambda: apply(stub, layer, (BindMount(tmp_path),)))
         assert grpc.StatusCode.INVALID_ARGUMENT is problem.code()
@@ -281,7 +281,7 @@ class TestDiff:
         (tree / "file").touch()
         assert "file" in members(served, make(stub, (), (BindMount(tree),)))
 
-    def test_what_is_there_already_gets_its_label(self, stub: Stub, served: Served, tree: Path) -> None:
+    def test_an_existing_layer_gets_its_label(self, stub: Stub, served: Served, tree: Path) -> None:
         first = make(stub, (), (BindMount(tree),))
         content = served.store.namespace("default").content
         content.update(Digest(first.digest), {UNCOMPRESSED: ""}, (f"labels.{UNCOMPRESSED}",))

@@ -87,7 +87,7 @@ def test_a_snapshot_goes_its_way(kind: str, client: Client) -> None:
     assert (view.type, list(view.options)) == ("bind", ["ro", "rbind"])
     assert Path(view.source, "file").read_text() == "text"
     (upper,) = snapshots.prepare("upper", "base")
-    assert ("overlay" if kind.startswith("overlay") else "bind") == upper.type
+    assert upper.type == ("overlay" if kind.startswith("overlay") else "bind")
     assert snapshots.list() == [snapshots.stat(key) for key in ("base", "look", "upper")]
 
 
@@ -204,7 +204,7 @@ def test_a_long_list_comes_in_several_messages(client: Client, served: Served) -
     assert pages == [100, 1]
 
 
-def test_what_happens_is_told(snapshots: Snapshots, served: Served) -> None:
+def test_changes_of_snapshots_are_published(snapshots: Snapshots, served: Served) -> None:
     told: list[tuple[str, object]] = []
     served.shared.bus.publish = lambda namespace, topic, event: told.append((topic, event))  # type: ignore[method-assign]
     snapshots.prepare("key")

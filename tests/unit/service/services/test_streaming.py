@@ -13,7 +13,7 @@ def news(size: int) -> Progress:
     return Progress(event="waiting", desc=Descriptor(annotations={"note": "x" * size}))
 
 
-def test_news_that_nobody_reads_take_little_memory() -> None:
+def test_unread_progress_takes_little_memory() -> None:
     exchange = Exchange(iter(()), Call({}))
     for _ in range(1000):
         exchange.tell(news(100_000))
@@ -23,7 +23,7 @@ def test_news_that_nobody_reads_take_little_memory() -> None:
     assert sum(kept) < 2 << 20
 
 
-def test_large_news_are_told_where_none_wait() -> None:
+def test_large_progress_is_sent_if_none_waits() -> None:
     exchange = Exchange(iter(()), Call({}))
     outgoing = exchange.outgoing()
     for _ in range(3):
