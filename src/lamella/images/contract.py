@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeAlias
 
@@ -126,11 +127,11 @@ class StagedBlob(Protocol):
         """Remove the blob."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.discard()
 
 
 class ImageWriter(Protocol):
@@ -192,3 +193,20 @@ class ImageWriter(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.abort()
+
+
+def verify_chunks(descriptor: Descriptor, chunks: Iterable[Buffer], what: str) -> Iterator[Buffer]:
+    """Yield the chunks of a blob and check its size and digest on the way. Raises SizeMismatch, DigestMismatch."""
+    state = hashlib.new(descriptor.digest.algorithm)
+    promised, size = descriptor.size, 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > promised:
+            raise SizeMismatch(what, expected=promised, actual="more")
+        state.update(chunk)
+        yield chunk
+    if size != promised:
+        raise SizeMismatch(what, expected=promised, actual=size)
+    actual = Digest.finish(state)
+    if actual != descriptor.digest:
+        raise DigestMismatch(what, expected=descriptor.digest, actual=actual)

@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
-from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final
 
 from lamella.digests import Digest
-from lamella.errors import DigestMismatch, SizeMismatch, Unavailable, from_os
-from lamella.images.contract import Buffer, StagedBlob
+from lamella.errors import SizeMismatch, Unavailable, from_os
+from lamella.images.contract import Buffer, StagedBlob, verify_chunks
 from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.oci.descriptor import Descriptor
 
@@ -74,24 +72,13 @@ class BlobStage:
     def put(self, descriptor: Descriptor, chunks: Iterable[Buffer]) -> None:
         """Write a blob and check its size and digest. Raises SizeMismatch, DigestMismatch."""
         what = f"{self._where}: blob {descriptor.digest}"
-        state = hashlib.new(descriptor.digest.algorithm)
-        promised, size = descriptor.size, 0
         with self.stage() as blob:
-            for chunk in chunks:
-                size += len(chunk)
-                if size > promised:
-                    raise SizeMismatch(what, expected=promised, actual="more")
-                state.update(chunk)
+            for chunk in verify_chunks(descriptor, chunks, what):
                 try:
                     write_all(blob.file, chunk)
                 except OSError as problem:
                     raise from_os(problem, f"write {what}") from problem
-            if size != promised:
-                raise SizeMismatch(what, expected=promised, actual=size)
-            actual = Digest.finish(state)
-            if actual != descriptor.digest:
-                raise DigestMismatch(what, expected=descriptor.digest, actual=actual)
-            blob.keep(actual, size)
+            blob.keep(descriptor.digest, descriptor.size)
 
     def stage(self) -> _Staged:
         """Begin a blob whose digest is not known yet."""
@@ -129,12 +116,6 @@ class _Staged(StagedBlob):
         if path is not None:
             self.file.close()
             os.unlink(path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.discard()
 
 
 def write_all(file: BinaryIO, chunk: Buffer) -> None:

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import BinaryIO, Final, Self, cast
+from typing import BinaryIO, Final, cast
 
 from lamella.digests import Digest
-from lamella.errors import Conflict, Denied, DigestMismatch, InvalidInput, SizeMismatch, Unsupported, from_os
-from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob, StoredImage
+from lamella.errors import Conflict, Denied, InvalidInput, SizeMismatch, Unsupported, from_os
+from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob, StoredImage, verify_chunks
 from lamella.images.graph import ImageGraph, Node, only_entries
 from lamella.images.options import RegistryOptions
 from lamella.images.transports import ImageName
@@ -87,13 +85,13 @@ class RegistryWriter(ImageWriter):
         until `commit`. Raises Denied, Unavailable, Exhausted and Unsupported too.
         """
         if descriptor.media_type in DOCUMENTS:
-            raw = b"".join(bytes(piece) for piece in _check_chunks(descriptor, chunks, self._what(descriptor)))
+            raw = b"".join(bytes(piece) for piece in verify_chunks(descriptor, chunks, self._what(descriptor)))
             self._documents[descriptor.digest] = raw
             return
         once = isinstance(chunks, Iterator)
         for left in reversed(range(_UPLOAD_TRIES)):
             try:
-                self._send(descriptor, _check_chunks(descriptor, chunks, self._what(descriptor)))
+                self._send(descriptor, verify_chunks(descriptor, chunks, self._what(descriptor)))
                 break
             except UploadLost:
                 if once or not left:
@@ -123,7 +121,7 @@ class RegistryWriter(ImageWriter):
         self._documents.clear()
         self.client.close()
 
-    def _send(self, descriptor: Descriptor, chunks: Iterator[memoryview]) -> None:
+    def _send(self, descriptor: Descriptor, chunks: Iterator[Buffer]) -> None:
         """Upload a blob: a small one by a single request, a larger one in pieces."""
         digest = descriptor.digest
         upload = self._uploads.pop(digest, None)
@@ -132,7 +130,7 @@ class RegistryWriter(ImageWriter):
         sent = False
         try:
             for chunk in chunks:
-                rest = chunk
+                rest = memoryview(chunk)
                 while rest:
                     if filled == len(buffer):
                         upload = upload or self.client.start_upload()
@@ -210,12 +208,6 @@ class _Staged(StagedBlob):
             self._open = False
             self.file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.discard()
-
 
 class _FileChunks:
     """The chunks of a file, from its start for each iteration."""
@@ -233,20 +225,3 @@ def open_registry(name: ImageName, options: RegistryOptions | None = None) -> Re
     """A writer to the repository in ``name``. Sends no request yet."""
     registry, _, repository = name.path.partition("/")
     return RegistryWriter(Client(registry, repository, options), name.digest)
-
-
-def _check_chunks(descriptor: Descriptor, chunks: Iterable[Buffer], what: str) -> Iterator[memoryview]:
-    """Pass the chunks on and check their size and digest. Raises SizeMismatch, DigestMismatch."""
-    state = hashlib.new(descriptor.digest.algorithm)
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        if size > descriptor.size:
-            raise SizeMismatch(what, expected=descriptor.size, actual="more")
-        state.update(chunk)
-        yield memoryview(chunk)
-    if size != descriptor.size:
-        raise SizeMismatch(what, expected=descriptor.size, actual=size)
-    actual = Digest.finish(state)
-    if actual != descriptor.digest:
-        raise DigestMismatch(what, expected=descriptor.digest, actual=actual)

@@ -6,8 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from types import TracebackType
-from typing import BinaryIO, Final, Self, cast
+from typing import BinaryIO, Final, cast
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, DigestMismatch, InvalidInput, NotFound, SizeMismatch
@@ -209,12 +208,6 @@ class _Staged(StagedBlob):
                 self._writer.namespace.content.abort(self._ref)
             except NotFound:
                 pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.discard()
 
 
 class _IngestFile(io.RawIOBase):
