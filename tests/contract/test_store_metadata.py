@@ -13,7 +13,7 @@ from lamella.testing.lease_suite import LeaseTests
 
 
 class _OnDisk:
-    def space(self, tmp_path: Path) -> LocalNamespace:
+    def namespace(self, tmp_path: Path) -> LocalNamespace:
         self.store = Store.open(tmp_path / "store")
         return self.store.namespace("default")
 
@@ -23,9 +23,9 @@ class _OnDisk:
 
 class TestImages(_OnDisk, ImageStoreTests):
     def make(self, tmp_path: Path) -> LocalImages:
-        return self.space(tmp_path).images
+        return self.namespace(tmp_path).images
 
 
 class TestLeases(_OnDisk, LeaseTests):
     def make(self, tmp_path: Path) -> LocalLeases:
-        return self.space(tmp_path).leases
+        return self.namespace(tmp_path).leases

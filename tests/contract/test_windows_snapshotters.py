@@ -283,10 +283,10 @@ def test_an_image_of_windows_is_unpacked_into_images(tmp_path: Path) -> None:
     ]
     image = image_of_tars([tar_of(changes) for changes in layers], "windows/amd64")
     with Store.open(tmp_path / "store") as store:
-        space = store.namespace("default")
-        put_image(space, image, "image")
-        unpacked = unpack_image(space, "image", "cimfs", platform=parse_platform("windows/amd64"))
+        namespace = store.namespace("default")
+        put_image(namespace, image, "image")
+        unpacked = unpack_image(namespace, "image", "cimfs", platform=parse_platform("windows/amd64"))
         assert [layer.skipped for layer in unpacked.layers] == [False, False]
-        assert names(space.snapshots("cimfs"), unpacked.snapshot) == ["Windows", "a", "b"]
+        assert names(namespace.snapshots("cimfs"), unpacked.snapshot) == ["Windows", "a", "b"]
         with pytest.raises(Unsupported, match="only Windows can write"):
-            unpack_image(space, "image", "blockcim", platform=parse_platform("windows/amd64"))
+            unpack_image(namespace, "image", "blockcim", platform=parse_platform("windows/amd64"))

@@ -96,21 +96,21 @@ def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], 
     with tempfile.TemporaryDirectory() as root, Store.open(Path(root) / "store") as store, ExitStack() as after:
         after.callback(unmount_all, root)
         for schedule in (1, len(tars)):
-            space = store.namespace(f"several{schedule}")
-            target = put_image(space, image_of_tars(tars, compress=False), "image")
+            namespace = store.namespace(f"several{schedule}")
+            target = put_image(namespace, image_of_tars(tars, compress=False), "image")
             if schedule == 1:
-                unpacked = unpack_image(space, target, snapshotter, concurrency=1)
+                unpacked = unpack_image(namespace, target, snapshotter, concurrency=1)
             else:
                 with no_layer_knows_its_parent(schedule):
-                    unpacked = unpack_image(space, target, snapshotter, concurrency=schedule)
-            snapshots = space.snapshots(snapshotter)
+                    unpacked = unpack_image(namespace, target, snapshotter, concurrency=schedule)
+            snapshots = namespace.snapshots(snapshotter)
             with snapshots.tree(unpacked.snapshot) as tree:
                 trees.append(list(dump(walk(tree), inline=16, extents=False)))
                 names = sorted(entry.path for entry in entries_of(tree))
             with mounted(snapshots.view("view", unpacked.snapshot)) as shown:
                 assert names == sorted(str(path.relative_to(shown)) for path in shown.rglob("*"))
-            assert [one for one in space.snapshots(snapshotter).list() if one.name.startswith("extract")] == []
-            assert not space.leases.list()
+            assert [one for one in namespace.snapshots(snapshotter).list() if one.name.startswith("extract")] == []
+            assert not namespace.leases.list()
     assert unpacked is not None
     return trees[0], trees[1], unpacked
 

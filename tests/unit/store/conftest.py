@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def space(store: Store) -> LocalNamespace:
+def namespace(store: Store) -> LocalNamespace:
     return store.namespace("test")
 
 

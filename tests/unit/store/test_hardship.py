@@ -54,23 +54,23 @@ def sound(store: Store) -> bool:
 def test_a_full_disk_stops_an_import_and_loses_nothing(images: dict[str, str], tmpfs: Mount, snapshotter: str) -> None:
     root = tmpfs("size=10m") / "store"
     with Store.open(root) as store:
-        space = store.namespace("default")
-        import_image(space, images["small"], ImportOptions(name="small", unpack=True, snapshotter=snapshotter))
+        namespace = store.namespace("default")
+        import_image(namespace, images["small"], ImportOptions(name="small", unpack=True, snapshotter=snapshotter))
         with pytest.raises(Exhausted):
-            import_image(space, images["large"], ImportOptions(name="large", unpack=True, snapshotter=snapshotter))
+            import_image(namespace, images["large"], ImportOptions(name="large", unpack=True, snapshotter=snapshotter))
         assert sound(store)
-        assert "docker.io/library/small:latest" in {image.name for image in space.images.list()}
+        assert "docker.io/library/small:latest" in {image.name for image in namespace.images.list()}
     with Store.open(root, clock=lambda: time.time_ns() + 2 * DAY) as store:
-        space = store.namespace("default")
-        for image in space.images.list():
+        namespace = store.namespace("default")
+        for image in namespace.images.list():
             if image.name != "docker.io/library/small:latest":
-                space.images.delete(image.name)
+                namespace.images.delete(image.name)
         collect(store)
         assert sound(store)
         assert check(store).notes == ()
-        unpacked = unpack_image(space, "docker.io/library/small:latest", snapshotter)
+        unpacked = unpack_image(namespace, "docker.io/library/small:latest", snapshotter)
         assert [layer.skipped for layer in unpacked.layers] == [True, True]
-        import_image(space, images["small"], ImportOptions(name="again"))
+        import_image(namespace, images["small"], ImportOptions(name="again"))
 
 
 # Nothing to write to
@@ -115,17 +115,17 @@ def test_a_clock_that_jumps_loses_nothing(images: dict[str, str], tmp_path: Path
         return time.time_ns() + dice.randrange(-DAY // 4, DAY // 4)
 
     with Store.open(tmp_path / "store", clock=clock) as store:
-        space = store.namespace("default")
+        namespace = store.namespace("default")
         for number in range(4):
             name = f"name{number}"
-            import_image(space, images["small"], ImportOptions(name=name, unpack=True, snapshotter="native"))
+            import_image(namespace, images["small"], ImportOptions(name=name, unpack=True, snapshotter="native"))
             collect(store)
             assert sound(store)
             if number:
-                space.images.delete(f"docker.io/library/name{number - 1}:latest")
+                namespace.images.delete(f"docker.io/library/name{number - 1}:latest")
                 collect(store)
-        assert [image.name for image in space.images.list()] == ["docker.io/library/name3:latest"]
-        assert len(space.snapshots("native").list()) == 2
+        assert [image.name for image in namespace.images.list()] == ["docker.io/library/name3:latest"]
+        assert len(namespace.snapshots("native").list()) == 2
 
 
 # Power

@@ -47,7 +47,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 @pytest.fixture
-def space(store: Store) -> LocalNamespace:
+def namespace(store: Store) -> LocalNamespace:
     return store.namespace("default")
 
 
@@ -58,108 +58,110 @@ def layout(tmp_path: Path) -> str:
     return write_layout(str(tmp_path / "layout"), entries, {**ONE.blobs, **OTHER.blobs})
 
 
-def blobs(space: LocalNamespace) -> set[str]:
-    return {record.digest for record in space.content.walk()}
+def blobs(namespace: LocalNamespace) -> set[str]:
+    return {record.digest for record in namespace.content.walk()}
 
 
-def images(space: LocalNamespace) -> dict[str, str]:
-    return {image.name: image.target.digest for image in space.images.list()}
+def images(namespace: LocalNamespace) -> dict[str, str]:
+    return {image.name: image.target.digest for image in namespace.images.list()}
 
 
 def test_an_image_goes_in_and_comes_out_byte_for_byte(
-    store: Store, space: LocalNamespace, layout: str, tmp_path: Path
+    store: Store, namespace: LocalNamespace, layout: str, tmp_path: Path
 ) -> None:
     assert copy(f"oci:{layout}:one", "store:one").entry.digest == ONE.descriptor["digest"]
-    assert images(space) == {NAME: ONE.descriptor["digest"]}
-    assert set(ONE.blobs) == blobs(space)
+    assert images(namespace) == {NAME: ONE.descriptor["digest"]}
+    assert set(ONE.blobs) == blobs(namespace)
     assert copy("store:one", f"oci:{tmp_path}/out:x").entry.digest == ONE.descriptor["digest"]
     for name, raw in ONE.blobs.items():
         assert raw == (tmp_path / "out" / "blobs" / name.replace(":", "/")).read_bytes()
     assert check(store).sound
-    assert space.leases.list() == []
+    assert namespace.leases.list() == []
 
 
-def test_labels_keep_the_parts_of_an_image_from_collection(store: Store, space: LocalNamespace, layout: str) -> None:
+def test_labels_keep_the_parts_of_an_image_from_collection(
+    store: Store, namespace: LocalNamespace, layout: str
+) -> None:
     copy(f"oci:{layout}:one", "store:one")
-    labels = space.content.info(parse_digest(ONE.descriptor["digest"])).labels
+    labels = namespace.content.info(parse_digest(ONE.descriptor["digest"])).labels
     assert {
         "containerd.io/gc.ref.content.config": ONE.manifest["config"]["digest"],
         "containerd.io/gc.ref.content.l.0": ONE.manifest["layers"][0]["digest"],
         "containerd.io/gc.ref.content.l.1": ONE.manifest["layers"][1]["digest"],
     } == labels
     collect(store)
-    assert set(ONE.blobs) == blobs(space)
-    space.images.delete(NAME)
+    assert set(ONE.blobs) == blobs(namespace)
+    namespace.images.delete(NAME)
     collect(store)
-    assert set() == blobs(space)
+    assert set() == blobs(namespace)
 
 
-def test_an_index_is_labelled_with_its_manifests(space: LocalNamespace, store: Store, tmp_path: Path) -> None:
+def test_an_index_is_labelled_with_its_manifests(namespace: LocalNamespace, store: Store, tmp_path: Path) -> None:
     arm = small_image({"a": b"arm"}, platform="linux/arm64")
     descriptor, raw = index_of(ONE, arm)
     place = write_layout(
         str(tmp_path / "many"), [tagged(descriptor, "many")], {**ONE.blobs, **arm.blobs, descriptor["digest"]: raw}
     )
     copy(f"oci:{place}:many", "store:many", all_platforms=True)
-    labels = space.content.info(parse_digest(descriptor["digest"])).labels
+    labels = namespace.content.info(parse_digest(descriptor["digest"])).labels
     assert [labels[f"containerd.io/gc.ref.content.m.{number}"] for number in range(2)] == [
         ONE.descriptor["digest"],
         arm.descriptor["digest"],
     ]
     collect(store)
-    assert blobs(space) == {descriptor["digest"], *ONE.blobs, *arm.blobs}
+    assert blobs(namespace) == {descriptor["digest"], *ONE.blobs, *arm.blobs}
 
 
-def test_a_name_of_another_image_is_only_replaced_on_request(space: LocalNamespace, layout: str) -> None:
+def test_a_name_of_another_image_is_only_replaced_on_request(namespace: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     copy(f"oci:{layout}:one", "store:one")  # the same is no harm
     with pytest.raises(AlreadyExists, match="another image"):
         copy(f"oci:{layout}:@1", "store:one")
-    assert images(space) == {NAME: ONE.descriptor["digest"]}
+    assert images(namespace) == {NAME: ONE.descriptor["digest"]}
     copy(f"oci:{layout}:@1", "store:one", replace=True)
-    assert images(space) == {NAME: OTHER.descriptor["digest"]}
+    assert images(namespace) == {NAME: OTHER.descriptor["digest"]}
 
 
-def test_blobs_of_an_unfinished_writer_are_not_collected(store: Store, space: LocalNamespace) -> None:
-    with StoreWriter(space, parse_image_name("store:one")) as writer:
+def test_blobs_of_an_unfinished_writer_are_not_collected(store: Store, namespace: LocalNamespace) -> None:
+    with StoreWriter(namespace, parse_image_name("store:one")) as writer:
         for name, raw in ONE.blobs.items():
             writer.put_blob(Descriptor(media_type="", digest=parse_digest(name), size=len(raw)), [raw])
             collect(store)
         writer.commit("latest", descriptor_of(ONE))
-    assert set(ONE.blobs) == blobs(space)
+    assert set(ONE.blobs) == blobs(namespace)
 
 
-def test_blobs_that_a_writer_found_are_not_collected(store: Store, space: LocalNamespace) -> None:
-    put_image(space, ONE, "one")
-    with StoreWriter(space) as writer:
+def test_blobs_that_a_writer_found_are_not_collected(store: Store, namespace: LocalNamespace) -> None:
+    put_image(namespace, ONE, "one")
+    with StoreWriter(namespace) as writer:
         manifest = descriptor_of(ONE)
         assert writer.has_blob(manifest)
-        space.images.delete("one")
+        namespace.images.delete("one")
         collect(store)
         assert writer.has_blob(manifest)
-        assert set(ONE.blobs) == blobs(space)  # all that the manifest needs
+        assert set(ONE.blobs) == blobs(namespace)  # all that the manifest needs
         writer.give_name("two", manifest)
     collect(store)
-    assert set(ONE.blobs) == blobs(space)
+    assert set(ONE.blobs) == blobs(namespace)
 
 
-def test_the_blobs_of_an_aborted_writer_are_collected(store: Store, space: LocalNamespace) -> None:
-    with StoreWriter(space, parse_image_name("store:one")) as writer:
+def test_the_blobs_of_an_aborted_writer_are_collected(store: Store, namespace: LocalNamespace) -> None:
+    with StoreWriter(namespace, parse_image_name("store:one")) as writer:
         raw = b"blob"
         writer.put_blob(Descriptor(media_type="", digest=Digest.of(raw), size=4), [raw])
-    assert space.leases.list() == []
+    assert namespace.leases.list() == []
     collect(store)
-    assert set() == blobs(space)
+    assert set() == blobs(namespace)
 
 
 @pytest.mark.parametrize(
     ("raw", "size", "error"), [(b"blub", 4, DigestMismatch), (b"bl", 4, SizeMismatch), (b"blobb", 4, SizeMismatch)]
 )
 def test_a_blob_with_another_digest_or_size_is_refused(
-    space: LocalNamespace, raw: bytes, size: int, error: type[Exception]
+    namespace: LocalNamespace, raw: bytes, size: int, error: type[Exception]
 ) -> None:
     blob = Descriptor(media_type="", digest=Digest.of(b"blob"), size=size)
-    with StoreWriter(space) as writer:
+    with StoreWriter(namespace) as writer:
         with pytest.raises(error):
             writer.put_blob(blob, [raw])
         assert not writer.has_blob(blob)
@@ -167,23 +169,23 @@ def test_a_blob_with_another_digest_or_size_is_refused(
         assert writer.has_blob(blob)
 
 
-def test_an_incomplete_image_gets_no_name(space: LocalNamespace) -> None:
-    with StoreWriter(space, parse_image_name("store:one")) as writer:
+def test_an_incomplete_image_gets_no_name(namespace: LocalNamespace) -> None:
+    with StoreWriter(namespace, parse_image_name("store:one")) as writer:
         manifest = descriptor_of(ONE)
         with pytest.raises(Conflict, match="was not put"):
             writer.give_name(NAME, manifest)
         writer.put_blob(manifest, [ONE.blobs[manifest.digest]])
         with pytest.raises(Conflict, match="was not put"):
             writer.commit("latest", manifest)
-    assert images(space) == {}
+    assert images(namespace) == {}
 
 
-def test_a_digest_in_the_name_must_be_that_of_the_image(space: LocalNamespace, layout: str) -> None:
+def test_a_digest_in_the_name_must_be_that_of_the_image(namespace: LocalNamespace, layout: str) -> None:
     right, wrong = ONE.descriptor["digest"], OTHER.descriptor["digest"]
     with pytest.raises(Conflict):
         copy(f"oci:{layout}:one", f"store:one@{wrong}")
     copy(f"oci:{layout}:one", f"store:one@{right}")
-    assert images(space) == {f"docker.io/library/one@{right}": right}
+    assert images(namespace) == {f"docker.io/library/one@{right}": right}
     with open_platform_image(f"store:one@{right}") as image:
         assert right == image.descriptor.digest
     with pytest.raises(NotFound):
@@ -199,19 +201,19 @@ def test_a_missing_name_is_not_found() -> None:
         open_platform_image("store:nothing")
 
 
-def test_another_namespace_shares_blobs_without_their_bytes(store: Store, space: LocalNamespace) -> None:
-    put_image(space, ONE, "one")
+def test_another_namespace_shares_blobs_without_their_bytes(store: Store, namespace: LocalNamespace) -> None:
+    put_image(namespace, ONE, "one")
     there = store.namespace("there")
-    with StoreReader(space) as reader, StoreWriter(there) as writer:
+    with StoreReader(namespace) as reader, StoreWriter(there) as writer:
         for name, raw in ONE.blobs.items():
             blob = Descriptor(media_type="", digest=parse_digest(name), size=len(raw))
             assert writer.adopt(blob, reader)
         writer.give_name("one", descriptor_of(ONE))
-    assert blobs(space) == blobs(there)
+    assert blobs(namespace) == blobs(there)
 
 
-def test_a_staged_blob_exists_once_it_is_kept(space: LocalNamespace) -> None:
-    with StoreWriter(space) as writer:
+def test_a_staged_blob_exists_once_it_is_kept(namespace: LocalNamespace) -> None:
+    with StoreWriter(namespace) as writer:
         with writer.stage() as staged:
             staged.file.write(b"blo")
             staged.file.write(b"b")
@@ -219,18 +221,18 @@ def test_a_staged_blob_exists_once_it_is_kept(space: LocalNamespace) -> None:
         assert writer.has_blob(Descriptor(media_type="", digest=Digest.of(b"blob"), size=4))
         with writer.stage() as staged:
             staged.file.write(b"other")
-    assert blobs(space) == {Digest.of(b"blob")}
-    assert space.content.statuses() == []
+    assert blobs(namespace) == {Digest.of(b"blob")}
+    assert namespace.content.statuses() == []
 
 
-def test_an_image_is_flattened_within_the_store(space: LocalNamespace, layout: str) -> None:
+def test_an_image_is_flattened_within_the_store(namespace: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
     flatten("store:one", "store:flat")
     with open_platform_image("store:flat") as image:
         assert len(image.layers) == 1
 
 
-def test_all_images_of_an_archive_keep_their_names(space: LocalNamespace, tmp_path: Path) -> None:
+def test_all_images_of_an_archive_keep_their_names(namespace: LocalNamespace, tmp_path: Path) -> None:
     layer = tar_of({"a": b"1"})
     config = compact(
         {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest(layer)]}}
@@ -239,30 +241,30 @@ def test_all_images_of_an_archive_keep_their_names(space: LocalNamespace, tmp_pa
         {"Config": "c.json", "RepoTags": ["busybox:1", "example.org/b:2"], "Layers": ["l.tar"]},
     ]
     (tmp_path / "a.tar").write_bytes(tar_of({"manifest.json": compact(saved), "c.json": config, "l.tar": layer}))
-    done = import_image(space, f"docker-archive:{tmp_path}/a.tar")
+    done = import_image(namespace, f"docker-archive:{tmp_path}/a.tar")
     assert [image.name for image in done.images] == ["docker.io/library/busybox:1", "example.org/b:2"]
-    assert set(images(space)) == {image.name for image in done.images}
+    assert set(images(namespace)) == {image.name for image in done.images}
 
 
-def test_only_images_with_full_names_are_imported_from_a_layout(space: LocalNamespace, layout: str) -> None:
-    assert [image.name for image in import_image(space, f"oci:{layout}").images] == ["example.org/other:2"]
+def test_only_images_with_full_names_are_imported_from_a_layout(namespace: LocalNamespace, layout: str) -> None:
+    assert [image.name for image in import_image(namespace, f"oci:{layout}").images] == ["example.org/other:2"]
     with pytest.raises(InvalidInput, match="no full name"):
-        import_image(space, f"oci:{layout}:one")
-    assert [image.name for image in import_image(space, f"oci:{layout}:one", ImportOptions(name="one")).images] == [
+        import_image(namespace, f"oci:{layout}:one")
+    assert [image.name for image in import_image(namespace, f"oci:{layout}:one", ImportOptions(name="one")).images] == [
         NAME
     ]
 
 
-def test_an_import_from_an_archive_does_not_replace_a_name(space: LocalNamespace, layout: str) -> None:
-    put_image(space, ONE, "example.org/other:2")
+def test_an_import_from_an_archive_does_not_replace_a_name(namespace: LocalNamespace, layout: str) -> None:
+    put_image(namespace, ONE, "example.org/other:2")
     with pytest.raises(AlreadyExists, match="another image"):
-        import_image(space, f"oci:{layout}")
-    assert set(ONE.blobs) == blobs(space)  # it was seen before anything was copied
-    import_image(space, f"oci:{layout}", ImportOptions(replace=True))
-    assert images(space) == {"example.org/other:2": OTHER.descriptor["digest"]}
+        import_image(namespace, f"oci:{layout}")
+    assert set(ONE.blobs) == blobs(namespace)  # it was seen before anything was copied
+    import_image(namespace, f"oci:{layout}", ImportOptions(replace=True))
+    assert images(namespace) == {"example.org/other:2": OTHER.descriptor["digest"]}
 
 
-def test_two_images_of_one_name_are_refused(space: LocalNamespace, tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(namespace: LocalNamespace, tmp_path: Path) -> None:
     name = "example.org/a:1"
     place = write_layout(
         str(tmp_path / "twice"),
@@ -270,54 +272,56 @@ def test_two_images_of_one_name_are_refused(space: LocalNamespace, tmp_path: Pat
         {**ONE.blobs, **OTHER.blobs},
     )
     with pytest.raises(InvalidInput, match="two images"):
-        import_image(space, f"oci:{place}")
-    assert images(space) == {}
+        import_image(namespace, f"oci:{place}")
+    assert images(namespace) == {}
 
 
 @pytest.mark.root
-def test_an_import_may_unpack_too(store: Store, space: LocalNamespace, layout: str) -> None:
-    (image,) = import_image(space, f"oci:{layout}:one", ImportOptions(name="one", unpack=True)).images
+def test_an_import_may_unpack_too(store: Store, namespace: LocalNamespace, layout: str) -> None:
+    (image,) = import_image(namespace, f"oci:{layout}:one", ImportOptions(name="one", unpack=True)).images
     assert image.unpacked is not None
-    assert len(space.snapshots("overlayfs").list()) == 2
+    assert len(namespace.snapshots("overlayfs").list()) == 2
     collect(store)
-    assert image.unpacked.snapshot == space.snapshots("overlayfs").stat(image.unpacked.snapshot).name
+    assert image.unpacked.snapshot == namespace.snapshots("overlayfs").stat(image.unpacked.snapshot).name
 
 
-def test_an_exported_image_can_be_imported_with_its_name(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
-    put_image(space, ONE, NAME)
+def test_an_exported_image_can_be_imported_with_its_name(
+    store: Store, namespace: LocalNamespace, tmp_path: Path
+) -> None:
+    put_image(namespace, ONE, NAME)
     for form in ("oci-archive", "docker-archive", "oci"):
-        export_image(space, "one", f"{form}:{tmp_path}/{form}")
+        export_image(namespace, "one", f"{form}:{tmp_path}/{form}")
         other = store.namespace(form)
         assert [image.name for image in import_image(other, f"{form}:{tmp_path}/{form}").images] == [NAME]
-    assert space.leases.list() == []
+    assert namespace.leases.list() == []
 
 
-def test_a_readonly_store_can_be_exported_from(store: Store, space: LocalNamespace, tmp_path: Path) -> None:
-    put_image(space, ONE, NAME)
+def test_a_readonly_store_can_be_exported_from(store: Store, namespace: LocalNamespace, tmp_path: Path) -> None:
+    put_image(namespace, ONE, NAME)
     with Store.open(store.root, readonly=True) as readonly:
         export_image(readonly.namespace("default"), "one", f"oci:{tmp_path}/out")
     assert (tmp_path / "out" / "index.json").exists()
 
 
-def test_a_writer_resumes_an_interrupted_one(space: LocalNamespace) -> None:
+def test_a_writer_resumes_an_interrupted_one(namespace: LocalNamespace) -> None:
     blob = Descriptor(media_type="", digest=Digest.of(b"0123456789"), size=10)
-    with space.content.ingest(f"unknown-{blob.digest}", total=10, expected=blob.digest) as ingest:
+    with namespace.content.ingest(f"unknown-{blob.digest}", total=10, expected=blob.digest) as ingest:
         ingest.write(b"01234")
-    with StoreWriter(space) as writer:
+    with StoreWriter(namespace) as writer:
         writer.put_blob(blob, [b"012", b"3456", b"789"])
         assert writer.has_blob(blob)
 
 
-def test_the_transport_opens_a_writer_of_a_store(space: LocalNamespace) -> None:
+def test_the_transport_opens_a_writer_of_a_store(namespace: LocalNamespace) -> None:
     with open_writer(parse_image_name("store:one")) as writer:
         assert writer.where == "store:docker.io/library/one:latest"
-    assert images(space) == {}
+    assert images(namespace) == {}
 
 
-def test_a_short_name_that_another_program_stored_is_found(space: LocalNamespace, layout: str) -> None:
+def test_a_short_name_that_another_program_stored_is_found(namespace: LocalNamespace, layout: str) -> None:
     copy(f"oci:{layout}:one", "store:one")
-    target = space.images.get(NAME).target
+    target = namespace.images.get(NAME).target
     for kept, asked in (("bare", "bare"), ("bare:two", "bare:two"), ("group/x:1", "group/x:1")):
-        space.images.create(ImageRecord(kept, target))
+        namespace.images.create(ImageRecord(kept, target))
         with open_platform_image(f"store:{asked}") as image:
             assert image.descriptor.digest == target.digest

@@ -54,24 +54,24 @@ class Rediff:
         """The snapshot that the tree belongs to."""
         self._tree = MemoryTree()
 
-    def __call__(self, space: LocalNamespace, snapshots: LocalSnapshots, record: SnapshotRecord) -> Comparison:
-        key = (space.name, snapshots.name, record.name)
+    def __call__(self, namespace: LocalNamespace, snapshots: LocalSnapshots, record: SnapshotRecord) -> Comparison:
+        key = (namespace.name, snapshots.name, record.name)
         chain = [record]
         if snapshots.windows:
             return Comparison(Verdict.UNKNOWN, "Windows layers are not compared, since importing them adds files")
-        while chain[-1].parent and self._known != (space.name, snapshots.name, chain[-1].parent):
+        while chain[-1].parent and self._known != (namespace.name, snapshots.name, chain[-1].parent):
             chain.append(snapshots.stat(chain[-1].parent))
         if not chain[-1].parent:
             self.close()
         known, self._known = self._known, None  # invalid until all layers are applied
         put: set[LayerPath] = set()
         for one in reversed(chain):
-            blob = _blob(space, one)
+            blob = _blob(namespace, one)
             if isinstance(blob, str):
                 if len(chain) == 1 and one.parent:
                     self._known = known  # nothing was applied
                 return Comparison(Verdict.UNKNOWN, blob)
-            put = self._apply(space, *blob)
+            put = self._apply(namespace, *blob)
         self._known = key
         # The native driver copies all files; the others have only those of their layer.
         found = _Difference()
@@ -83,13 +83,13 @@ class Rediff:
             return Comparison(Verdict.UNKNOWN, found.possible)
         return Comparison(Verdict.SAME)
 
-    def _apply(self, space: LocalNamespace, blob: Digest, diff_id: Digest) -> set[LayerPath]:
+    def _apply(self, namespace: LocalNamespace, blob: Digest, diff_id: Digest) -> set[LayerPath]:
         """Apply a layer to the tree; return the paths that it puts."""
-        stored = SeekableBlob(lambda: space.content.open(blob), None)
+        stored = SeekableBlob(lambda: namespace.content.open(blob), None)
         self._held.callback(stored.close)
         sink = _RecordingSink(self._tree)
         with (
-            space.content.open(blob) as file,
+            namespace.content.open(blob) as file,
             BlobReader(file, digest=blob, diff_id=diff_id, cancel=self._cancel) as reader,
         ):
             apply(tar_changes(reader.next_buffer, stored=stored, end=reader.finish), sink, cancel=self._cancel)
@@ -110,7 +110,7 @@ class Rediff:
         self.close()
 
 
-def _blob(space: LocalNamespace, record: SnapshotRecord) -> tuple[Digest, Digest] | str:
+def _blob(namespace: LocalNamespace, record: SnapshotRecord) -> tuple[Digest, Digest] | str:
     """Return the blob and the diff id of a snapshot's layer; or a message why there is none."""
     stated = record.labels.get(DIFF_ID)
     if not stated:
@@ -119,10 +119,10 @@ def _blob(space: LocalNamespace, record: SnapshotRecord) -> tuple[Digest, Digest
         diff_id = parse_digest(stated)
     except LamellaError as problem:
         return str(problem)
-    for found in space.content.walk([f'labels."{UNCOMPRESSED}"=={diff_id}']):
+    for found in namespace.content.walk([f'labels."{UNCOMPRESSED}"=={diff_id}']):
         return found.digest, diff_id
     try:
-        return space.content.info(diff_id).digest, diff_id
+        return namespace.content.info(diff_id).digest, diff_id
     except NotFound:
         return f"the layer with diff id {diff_id} is not in the store any more"
 

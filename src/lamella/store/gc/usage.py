@@ -119,19 +119,19 @@ def store_usage(store: Store, *, namespaces: Sequence[str] | None = None) -> Sto
     )
 
 
-def image_size(space: LocalNamespace, target: Digest) -> int:
+def image_size(namespace: LocalNamespace, target: Digest) -> int:
     """Return the bytes of the present blobs that ``target`` refers to by labels, itself included."""
     size = 0
     seen: set[str] = set()
     todo: list[str] = [target]
-    with space.context.database.read() as connection:
+    with namespace.context.database.read() as connection:
         while todo:
             digest = todo.pop()
             if digest in seen:
                 continue
             seen.add(digest)
             row = connection.execute(
-                "SELECT size, labels FROM blob WHERE namespace = ? AND digest = ?", (space.name, digest)
+                "SELECT size, labels FROM blob WHERE namespace = ? AND digest = ?", (namespace.name, digest)
             ).fetchone()
             if row is not None:
                 size += row[0]

@@ -41,11 +41,11 @@ def test_a_check_beside_writers_reports_no_fault(image: str, tmp_path: Path, rea
         done = threading.Event()
 
         def work() -> None:
-            space = store.namespace("default")
+            namespace = store.namespace("default")
             try:
                 for _ in range(8):
-                    import_image(space, image, ImportOptions(name="it", unpack=True, snapshotter="native"))
-                    space.images.delete("docker.io/library/it:latest")
+                    import_image(namespace, image, ImportOptions(name="it", unpack=True, snapshotter="native"))
+                    namespace.images.delete("docker.io/library/it:latest")
                     collect(store)
             except BaseException as problem:
                 problems.append(problem)
@@ -65,13 +65,13 @@ def test_a_check_beside_writers_reports_no_fault(image: str, tmp_path: Path, rea
 
 def test_a_snapshot_without_a_layer_cannot_be_compared(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        space = store.namespace("default")
-        snapshots = space.snapshots("native")
+        namespace = store.namespace("default")
+        snapshots = namespace.snapshots("native")
         snapshots.prepare("key")
         apply([file("f")], snapshots.sink("key"))
         snapshots.commit("own", "key")
         with Rediff() as differ:
-            assert differ(space, snapshots, snapshots.stat("own")).verdict is Verdict.UNKNOWN
+            assert differ(namespace, snapshots, snapshots.stat("own")).verdict is Verdict.UNKNOWN
             found = check(store, compare=differ)
         assert (found.sound, len(found.undecided)) == (True, 1)
 
@@ -141,10 +141,10 @@ def test_a_committed_snapshot_needs_its_block_image(tmp_path: Path) -> None:
 
 def test_a_repair_keeps_a_broken_parent_of_an_active_snapshot(image: str, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        space = store.namespace("default")
-        (made,) = import_image(space, image, ImportOptions(name="it", unpack=True, snapshotter="overlayfs")).images
+        namespace = store.namespace("default")
+        (made,) = import_image(namespace, image, ImportOptions(name="it", unpack=True, snapshotter="overlayfs")).images
         assert made.unpacked is not None
-        snapshots = space.snapshots("overlayfs")
+        snapshots = namespace.snapshots("overlayfs")
         snapshots.prepare("mine", made.unpacked.snapshot)
         (snapshots.directory(made.unpacked.snapshot) / "fs/c").write_bytes(b"changed")
         with Rediff() as differ:
@@ -168,31 +168,31 @@ def test_a_check_can_be_cancelled(image: str, tmp_path: Path) -> None:
 
 def test_a_blob_stored_again_since_the_check_is_not_quarantined(image: str, tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        space = store.namespace("default")
-        import_image(space, image, ImportOptions(name="it"))
-        record = next(iter(space.content.walk()))
+        namespace = store.namespace("default")
+        import_image(namespace, image, ImportOptions(name="it"))
+        record = next(iter(namespace.content.walk()))
         path = blob_path(store.root, record.digest)
-        with space.content.open(record.digest) as blob:
+        with namespace.content.open(record.digest) as blob:
             raw = blob.read()
         Path(path).chmod(0o600)
         Path(path).write_bytes(b"x" * len(raw))
         report = check(store)
         assert [finding.id for finding in report.faults if finding.type == "content"] == [record.digest]
-        space.content.delete(record.digest)
-        with space.content.ingest("again") as ingest:
+        namespace.content.delete(record.digest)
+        with namespace.content.ingest("again") as ingest:
             ingest.write(raw)
             ingest.commit()
         repaired = repair(store, report)
         assert [said for said in repaired.done if "intact now" in said]
-        assert space.content.info(record.digest).size == len(raw)
+        assert namespace.content.info(record.digest).size == len(raw)
         assert check(store).faults == ()
 
 
 def test_a_foreign_directory_among_the_snapshots_does_not_stop_a_collection(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         (store.root / "snapshots" / "devmapper").mkdir(parents=True)
-        space = store.namespace("default")
-        with space.content.ingest("one") as ingest:
+        namespace = store.namespace("default")
+        with namespace.content.ingest("one") as ingest:
             ingest.write(b"1")
             digest = ingest.commit().digest
         assert collect(store).removed

@@ -251,16 +251,16 @@ def test_a_lease_holds_objects_that_are_made_or_found_under_it(store: Store) -> 
 
 
 def test_an_ingest_under_a_deleted_lease_cannot_be_committed_and_stays(store: Store) -> None:
-    space = store.namespace("one")
-    space.leases.create("a")
+    namespace = store.namespace("one")
+    namespace.leases.create("a")
     with store.namespace("one", "a").content.ingest("ref") as ingest:
         ingest.write(b"text")
-        space.leases.delete("a")
+        namespace.leases.delete("a")
         with pytest.raises(NotFound, match="lease"):
             ingest.commit()
-    assert space.content.status("ref").offset == 4
+    assert namespace.content.status("ref").offset == 4
     with pytest.raises(NotFound):
-        space.content.info(TEXT)
+        namespace.content.info(TEXT)
 
 
 def test_an_ingest_expires_unless_a_lease_holds_it(store: Store) -> None:

@@ -21,8 +21,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def put(space: LocalNamespace) -> None:
-    with space.content.ingest("put") as ingest:
+def put(namespace: LocalNamespace) -> None:
+    with namespace.content.ingest("put") as ingest:
         ingest.write(b"text")
         ingest.commit()
 
@@ -69,16 +69,16 @@ def test_the_first_object_creates_its_namespace(store: Store) -> None:
 def test_only_an_empty_namespace_is_deleted(store: Store) -> None:
     with pytest.raises(NotFound):
         store.namespaces.delete("a")
-    space = store.namespace("a")
-    put(space)
-    digest = next(space.content.walk()).digest
-    space.images.create(ImageRecord("name", Descriptor(media_type=OCI_MANIFEST, digest=digest, size=4)))
+    namespace = store.namespace("a")
+    put(namespace)
+    digest = next(namespace.content.walk()).digest
+    namespace.images.create(ImageRecord("name", Descriptor(media_type=OCI_MANIFEST, digest=digest, size=4)))
     with pytest.raises(Conflict, match="images"):
         store.namespaces.delete("a")
-    space.images.delete("name")
+    namespace.images.delete("name")
     with pytest.raises(Conflict, match="blobs"):
         store.namespaces.delete("a")
-    space.content.delete(digest)
+    namespace.content.delete(digest)
     store.namespaces.delete("a")
     assert store.namespaces.list() == []
 

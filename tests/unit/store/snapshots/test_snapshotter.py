@@ -65,16 +65,17 @@ def failing(store: Store, method: str, error: Exception) -> LocalSnapshots:
 
 
 def test_snapshotters_have_containerds_names_and_ours(store: Store) -> None:
-    space = store.namespace("tests")
+    namespace = store.namespace("tests")
     assert [
-        open_snapshotter(name, space.context).name for name in ("overlay", "overlayfs", "directory", "native", "erofs")
+        open_snapshotter(name, namespace.context).name
+        for name in ("overlay", "overlayfs", "directory", "native", "erofs")
     ] == [*("overlayfs", "overlayfs", "native", "native", "erofs")]
     with pytest.raises(InvalidInput, match="unknown snapshotter 'zfs'"):
-        open_snapshotter("zfs", space.context)
+        open_snapshotter("zfs", namespace.context)
     with pytest.raises(Unsupported, match="fs-verity"):
-        open_snapshotter("overlay", space.context, verity="fs-verity")
+        open_snapshotter("overlay", namespace.context, verity="fs-verity")
     with pytest.raises(Unsupported, match="sha-verity"):
-        open_snapshotter("erofs", space.context, verity="sha-verity")
+        open_snapshotter("erofs", namespace.context, verity="sha-verity")
 
 
 def test_other_users_cannot_reach_snapshots(store: Store, snapshots: LocalSnapshots) -> None:
@@ -86,9 +87,9 @@ def test_other_users_cannot_reach_snapshots(store: Store, snapshots: LocalSnapsh
 
 
 def test_a_lease_holds_snapshots_that_are_made_or_found(store: Store) -> None:
-    space = store.namespace("tests")
-    space.leases.create("first")
-    space.leases.create("second")
+    namespace = store.namespace("tests")
+    namespace.leases.create("first")
+    namespace.leases.create("second")
     first = open_snapshotter("overlay", store.namespace("tests", lease="first").context)
     first.prepare("key")
     assert held(store, "first") == [Resource("snapshots/overlayfs", "key")]

@@ -51,58 +51,63 @@ def chain(image: SmallImage) -> list[str]:
     return [str(one) for one in chain_ids([parse_digest(diff_id) for diff_id in image.config["rootfs"]["diff_ids"]])]
 
 
-def names(space: LocalNamespace, snapshotter: str = "overlayfs") -> set[str]:
-    return {one.name for one in space.snapshots(snapshotter).list()}
+def names(namespace: LocalNamespace, snapshotter: str = "overlayfs") -> set[str]:
+    return {one.name for one in namespace.snapshots(snapshotter).list()}
 
 
-def tree(space: LocalNamespace, unpacked: Unpacked) -> list[str]:
-    with space.snapshots(unpacked.snapshotter).tree(unpacked.snapshot) as found:
+def tree(namespace: LocalNamespace, unpacked: Unpacked) -> list[str]:
+    with namespace.snapshots(unpacked.snapshotter).tree(unpacked.snapshot) as found:
         return list(dump(walk(found), inline=16, extents=False))
 
 
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
-def test_each_layer_becomes_a_snapshot_that_is_named_by_its_chain_id(space: LocalNamespace, snapshotter: str) -> None:
+def test_each_layer_becomes_a_snapshot_that_is_named_by_its_chain_id(
+    namespace: LocalNamespace, snapshotter: str
+) -> None:
     image = small_image(*LAYERS)
-    unpacked = unpack_image(space, put_image(space, image, "image"), snapshotter)
-    assert set(chain(image)) == names(space, snapshotter)
+    unpacked = unpack_image(namespace, put_image(namespace, image, "image"), snapshotter)
+    assert set(chain(image)) == names(namespace, snapshotter)
     assert chain(image)[-1] == unpacked.snapshot
-    with space.snapshots(snapshotter).tree(unpacked.snapshot) as found:
+    with namespace.snapshots(snapshotter).tree(unpacked.snapshot) as found:
         assert [entry.path for entry in found.entries(ROOT)] == ["a", "c"]
     for name, diff_id in zip(chain(image), image.config["rootfs"]["diff_ids"], strict=True):
-        assert diff_id == space.snapshots(snapshotter).stat(name).labels[DIFF_ID]
+        assert diff_id == namespace.snapshots(snapshotter).stat(name).labels[DIFF_ID]
     for layer, diff_id in zip(image.manifest["layers"], image.config["rootfs"]["diff_ids"], strict=True):
-        assert diff_id == space.content.info(parse_digest(layer["digest"])).labels[UNCOMPRESSED]
+        assert diff_id == namespace.content.info(parse_digest(layer["digest"])).labels[UNCOMPRESSED]
 
 
-def test_snapshots_live_as_long_as_the_image(store: Store, space: LocalNamespace) -> None:
+def test_snapshots_live_as_long_as_the_image(store: Store, namespace: LocalNamespace) -> None:
     image = small_image(*LAYERS)
-    unpack_image(space, put_image(space, image, "image"))
+    unpack_image(namespace, put_image(namespace, image, "image"))
     collect(store)
-    assert set(chain(image)) == names(space)
-    space.images.delete("image")
+    assert set(chain(image)) == names(namespace)
+    namespace.images.delete("image")
     collect(store)
-    assert set() == names(space)
+    assert set() == names(namespace)
 
 
-def test_layers_that_are_there_are_not_unpacked_again(space: LocalNamespace) -> None:
+def test_layers_that_are_there_are_not_unpacked_again(namespace: LocalNamespace) -> None:
     one, other = small_image(*LAYERS[:2]), small_image(*LAYERS[:2], {"other": b""})
-    assert [layer.skipped for layer in unpack_image(space, put_image(space, one, "one")).layers] == [False, False]
-    second = put_image(space, other, "other")
+    assert [layer.skipped for layer in unpack_image(namespace, put_image(namespace, one, "one")).layers] == [
+        False,
+        False,
+    ]
+    second = put_image(namespace, other, "other")
     for digest_ in one.manifest["layers"]:
-        Path(blob_path(space.store.root, parse_digest(digest_["digest"]))).unlink()  # they are not even read
-    assert [layer.skipped for layer in unpack_image(space, second).layers] == [True, True, False]
-    assert [layer.skipped for layer in unpack_image(space, second).layers] == [True] * 3
+        Path(blob_path(namespace.store.root, parse_digest(digest_["digest"]))).unlink()  # they are not even read
+    assert [layer.skipped for layer in unpack_image(namespace, second).layers] == [True, True, False]
+    assert [layer.skipped for layer in unpack_image(namespace, second).layers] == [True] * 3
 
 
-def test_an_image_without_layers_has_no_snapshot(space: LocalNamespace) -> None:
-    unpacked = unpack_image(space, put_image(space, small_image(), "image"))
+def test_an_image_without_layers_has_no_snapshot(namespace: LocalNamespace) -> None:
+    unpacked = unpack_image(namespace, put_image(namespace, small_image(), "image"))
     assert (unpacked.snapshot, unpacked.layers) == ("", ())
 
 
 @pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(
-    store: Store, space: LocalNamespace, concurrency: int
+    store: Store, namespace: LocalNamespace, concurrency: int
 ) -> None:
     image = small_image(*LAYERS)
     config = {**image.config, "rootfs": {"type": "layers", "diff_ids": [*image.config["rootfs"]["diff_ids"]]}}
@@ -112,14 +117,14 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(
     wrong = SmallImage(
         manifest, config, {**image.blobs, digest(raw): raw, digest(compact(manifest)): compact(manifest)}
     )
-    target = put_image(space, wrong, "image")
+    target = put_image(namespace, wrong, "image")
     with pytest.raises(DigestMismatch, match="diff id"):
-        unpack_image(space, target, concurrency=concurrency)
-    assert names(space) <= set(chain(image)[:1])
+        unpack_image(namespace, target, concurrency=concurrency)
+    assert names(namespace) <= set(chain(image)[:1])
     collect(store)
-    assert set() == names(space)
+    assert set() == names(namespace)
     assert os.listdir(store.root / "snapshots" / "overlayfs") == []
-    assert space.leases.list() == []
+    assert namespace.leases.list() == []
     assert os.listdir(store.root / "locks") == []
 
 
@@ -127,24 +132,24 @@ def test_a_layer_that_is_not_what_the_config_says_leaves_nothing(
 @pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("at", [0.01, 0.5, 0.9999])
 def test_a_blob_that_was_damaged_in_the_store_is_told_by_its_digest(
-    space: LocalNamespace, at: float, concurrency: int
+    namespace: LocalNamespace, at: float, concurrency: int
 ) -> None:
     image = small_image(*({f"{name}{number}": os.urandom(9000) for number in range(40)} for name in "abc"))
-    target = put_image(space, image, "image")
+    target = put_image(namespace, image, "image")
     damaged = parse_digest(image.manifest["layers"][1]["digest"])
-    path = Path(blob_path(space.store.root, damaged))
+    path = Path(blob_path(namespace.store.root, damaged))
     raw = bytearray(path.read_bytes())
     raw[int(at * len(raw))] ^= 0x55
     path.chmod(0o600)
     path.write_bytes(raw)
     with pytest.raises(DigestMismatch, match="layer blob") as caught:
-        unpack_image(space, target, concurrency=concurrency)
+        unpack_image(namespace, target, concurrency=concurrency)
     assert caught.value.expected == damaged
-    assert names(space) <= set(chain(image)[:1])
+    assert names(namespace) <= set(chain(image)[:1])
 
 
 def test_small_layers_take_turns_and_large_ones_go_beside_them(
-    space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
+    namespace: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[bool, int]] = []
 
@@ -156,11 +161,11 @@ def test_small_layers_take_turns_and_large_ones_go_beside_them(
     monkeypatch.setattr(unpacking, "can_fork", lambda: False)
     monkeypatch.setattr(unpacking, "_LARGE", 5000)
     small = [{f"small{number}": os.urandom(number)} for number in range(4)]
-    unpack_image(space, put_image(space, small_image(*small), "small"), concurrency=4)
+    unpack_image(namespace, put_image(namespace, small_image(*small), "small"), concurrency=4)
     assert [(in_worker, size < 5000) for in_worker, size in done] == [(False, True)] * 4
     done.clear()
     image = small_image({"first": b"1"}, {"large": os.urandom(9000)}, {"last": b"2"})
-    unpack_image(space, put_image(space, image, "large"), concurrency=4)
+    unpack_image(namespace, put_image(namespace, image, "large"), concurrency=4)
     assert [in_worker for in_worker, size in done if size < 5000] == [False, False]
     assert len(done) == 3
 
@@ -180,10 +185,10 @@ with Store.open(sys.argv[1]) as store:
 
 @pytest.mark.parametrize("own_process", [0, 4 << 20], ids=["beside each other", "in turn"])
 def test_processes_that_unpack_the_same_image_do_the_work_once(
-    store: Store, space: LocalNamespace, own_process: int
+    store: Store, namespace: LocalNamespace, own_process: int
 ) -> None:
     image = small_image(*LAYERS, *({f"d/f{number}": bytes(1 << 16)} for number in range(8)))
-    put_image(space, image, "image")
+    put_image(namespace, image, "image")
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", SHARE, str(store.root), str(own_process)],
@@ -204,14 +209,14 @@ def test_processes_that_unpack_the_same_image_do_the_work_once(
         said.append(out.split())
     assert len(chain(image)) == sum(int(count) for count, _ in said)
     assert {chain(image)[-1]} == {top for _, top in said}
-    assert set(chain(image)) == names(space)
+    assert set(chain(image)) == names(namespace)
 
 
-def test_threads_that_unpack_the_same_image_do_the_work_once(space: LocalNamespace) -> None:
+def test_threads_that_unpack_the_same_image_do_the_work_once(namespace: LocalNamespace) -> None:
     image = small_image(*LAYERS, *({f"d/f{number}": bytes(1 << 16)} for number in range(8)))
-    target = put_image(space, image, "image")
+    target = put_image(namespace, image, "image")
     results: list[Unpacked] = []
-    threads = [threading.Thread(target=lambda: results.append(unpack_image(space, target))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: results.append(unpack_image(namespace, target))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -220,17 +225,17 @@ def test_threads_that_unpack_the_same_image_do_the_work_once(space: LocalNamespa
     assert len(chain(image)) == sum(not layer.skipped for result in results for layer in result.layers)
 
 
-def test_who_waits_for_another_can_be_told_to_stop(store: Store, space: LocalNamespace) -> None:
+def test_who_waits_for_another_can_be_told_to_stop(store: Store, namespace: LocalNamespace) -> None:
     image = small_image(*LAYERS)
-    target = put_image(space, image, "image")
+    target = put_image(namespace, image, "image")
     cancel = Cancellation()
     with exclusive_lock(store.root, f"unpack test overlayfs {chain(image)[0]}"):
         threading.Timer(0.2, cancel.cancel).start()
         with pytest.raises(Cancelled):
-            unpack_image(space, target, job=Job(cancel=cancel))
-    assert set() == names(space)
-    assert space.leases.list() == []
-    assert [layer.skipped for layer in unpack_image(space, target).layers] == [False] * 3
+            unpack_image(namespace, target, job=Job(cancel=cancel))
+    assert set() == names(namespace)
+    assert namespace.leases.list() == []
+    assert [layer.skipped for layer in unpack_image(namespace, target).layers] == [False] * 3
 
 
 def test_a_lock_is_for_one_at_a_time_and_leaves_no_file(store: Store) -> None:
@@ -252,40 +257,40 @@ def test_a_lock_is_for_one_at_a_time_and_leaves_no_file(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("own_threads")
-def test_a_loss_that_is_refused_leaves_no_snapshot(space: LocalNamespace) -> None:
+def test_a_loss_that_is_refused_leaves_no_snapshot(namespace: LocalNamespace) -> None:
     raw = image_of_tars([tar_of({"a": b"1"}), _with_xattr()])
-    target = put_image(space, raw, "image")
+    target = put_image(namespace, raw, "image")
     losses = Losses()
-    unpack_image(space, target, "native", job=Job(losses=losses))
+    unpack_image(namespace, target, "native", job=Job(losses=losses))
     assert [loss.path for loss in losses] == ["b"]
     with pytest.raises(LossRefused):
-        unpack_image(space, target, job=Job(losses=Losses(refuse=True)), concurrency=2)
-    assert set(chain(raw)[:1]) == names(space)
+        unpack_image(namespace, target, job=Job(losses=Losses(refuse=True)), concurrency=2)
+    assert set(chain(raw)[:1]) == names(namespace)
 
 
 @pytest.mark.usefixtures("own_threads")
-def test_a_blob_that_is_not_there_is_told_and_leaves_nothing(space: LocalNamespace) -> None:
+def test_a_blob_that_is_not_there_is_told_and_leaves_nothing(namespace: LocalNamespace) -> None:
     image = small_image(*LAYERS)
-    target = put_image(space, image, "image")
-    space.content.delete(parse_digest(image.manifest["layers"][1]["digest"]))
+    target = put_image(namespace, image, "image")
+    namespace.content.delete(parse_digest(image.manifest["layers"][1]["digest"]))
     with pytest.raises(NotFound):
-        unpack_image(space, target, concurrency=3)
-    assert names(space) <= set(chain(image)[:1])
+        unpack_image(namespace, target, concurrency=3)
+    assert names(namespace) <= set(chain(image)[:1])
 
 
 def test_a_full_disk_loses_nothing_and_work_can_go_on(tmpfs: Callable[[str], Path]) -> None:
     place = tmpfs("size=12m")
     with Store.open(place / "store") as store:
-        space = store.namespace("test")
+        namespace = store.namespace("test")
         image = small_image({"a": b"1"}, {"big": bytes(4 << 20)})
-        target = put_image(space, image, "image")
+        target = put_image(namespace, image, "image")
         filler = place / "keep"
         filler.write_bytes(bytes(9 << 20))
         with pytest.raises(Exhausted):
-            unpack_image(space, target)
-        assert names(space) <= set(chain(image)[:1])
+            unpack_image(namespace, target)
+        assert names(namespace) <= set(chain(image)[:1])
         filler.unlink()
-        assert chain(image)[-1] == unpack_image(space, target).snapshot
+        assert chain(image)[-1] == unpack_image(namespace, target).snapshot
 
 
 def _with_xattr() -> bytes:

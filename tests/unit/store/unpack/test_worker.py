@@ -83,21 +83,21 @@ def is_there(process: int) -> bool:
         return False
 
 
-def names(space: LocalNamespace) -> set[str]:
-    return {one.name for one in space.snapshots("overlayfs").list()}
+def names(namespace: LocalNamespace) -> set[str]:
+    return {one.name for one in namespace.snapshots("overlayfs").list()}
 
 
-def tree(space: LocalNamespace, unpacked: Unpacked) -> list[str]:
-    with space.snapshots(unpacked.snapshotter).tree(unpacked.snapshot) as found:
+def tree(namespace: LocalNamespace, unpacked: Unpacked) -> list[str]:
+    with namespace.snapshots(unpacked.snapshotter).tree(unpacked.snapshot) as found:
         return list(dump(walk(found), inline=16, extents=False))
 
 
-def task_for(space: LocalNamespace, image: SmallImage) -> LayerTask:
+def task_for(namespace: LocalNamespace, image: SmallImage) -> LayerTask:
     """A task for the base layer of an image, with a new snapshot."""
     layer, diff_id = (parse_digest(one) for one in (image.manifest["layers"][0]["digest"], _diff_id(image)))
-    space.snapshots("overlayfs").prepare_layer("extract")
-    target, size = space.snapshots("overlayfs").target("extract"), image.manifest["layers"][0]["size"]
-    return LayerTask(target, space.store.root, layer, size, size, diff_id, "gzip", None, 4)
+    namespace.snapshots("overlayfs").prepare_layer("extract")
+    target, size = namespace.snapshots("overlayfs").target("extract"), image.manifest["layers"][0]["size"]
+    return LayerTask(target, namespace.store.root, layer, size, size, diff_id, "gzip", None, 4)
 
 
 def _diff_id(image: SmallImage) -> str:
@@ -105,13 +105,13 @@ def _diff_id(image: SmallImage) -> str:
 
 
 def test_processes_make_the_same_tree_and_raise_the_same_errors(
-    own_processes: list[str], store: Store, space: LocalNamespace
+    own_processes: list[str], store: Store, namespace: LocalNamespace
 ) -> None:
     image = small_image(*LAYERS, *({f"f{number}": bytes(100)} for number in range(4)))
-    one = unpack_image(space, put_image(space, image, "image"), concurrency=1)
+    one = unpack_image(namespace, put_image(namespace, image, "image"), concurrency=1)
     other = store.namespace("other")
     many = unpack_image(other, put_image(other, image, "image"), concurrency=3)
-    assert tree(space, one) == tree(other, many)
+    assert tree(namespace, one) == tree(other, many)
     assert len(own_processes) == 2
     assert [layer.entries for layer in one.layers] == [layer.entries for layer in many.layers]
 
@@ -127,11 +127,11 @@ def test_processes_make_the_same_tree_and_raise_the_same_errors(
 
 
 def test_no_process_is_forked_that_would_find_nothing_to_do(
-    own_processes: list[str], space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
+    own_processes: list[str], namespace: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unpack(name: str, layers: list[dict[str, bytes]]) -> list[str]:
         own_processes.clear()
-        unpack_image(space, put_image(space, small_image(*layers), name), concurrency=4)
+        unpack_image(namespace, put_image(namespace, small_image(*layers), name), concurrency=4)
         return list(own_processes)
 
     monkeypatch.setattr(unpacking, "_LARGE", 5000)
@@ -145,24 +145,24 @@ def test_no_process_is_forked_that_would_find_nothing_to_do(
 
 
 @pytest.mark.parametrize("fork", [True, False])
-def test_a_process_that_was_killed_is_an_error(space: LocalNamespace, fork: bool) -> None:
+def test_a_process_that_was_killed_is_an_error(namespace: LocalNamespace, fork: bool) -> None:
     image = small_image(*LAYERS)
-    put_image(space, image, "image")
+    put_image(namespace, image, "image")
     unpacker = LayerUnpacker(worker=True)
     unpacker.start(fork=fork)
     (child,) = children()
     os.kill(child, signal.SIGKILL)
     with pytest.raises(Unavailable, match="ended before"):
-        unpacker.unpack(task_for(space, image), lambda _: None, None)
+        unpacker.unpack(task_for(namespace, image), lambda _: None, None)
     unpacker.close()
     unpacker.close()
     assert children() == []
 
 
 def test_a_process_that_is_killed_at_work_leaves_nothing(
-    own_processes: list[str], store: Store, space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
+    own_processes: list[str], store: Store, namespace: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = put_image(space, small_image(*LAYERS), "image")
+    target = put_image(namespace, small_image(*LAYERS), "image")
     send = Worker.send
 
     def kill(self: Worker, message: bytes) -> None:
@@ -174,33 +174,33 @@ def test_a_process_that_is_killed_at_work_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "send", kill)
         with pytest.raises(Unavailable, match="ended before"):
-            unpack_image(space, target, concurrency=2)
-    assert [name for name in names(space) if name.startswith("extract")] == []
-    assert (space.leases.list(), os.listdir(store.root / "locks")) == ([], [])
-    unpack_image(space, target, concurrency=2)
+            unpack_image(namespace, target, concurrency=2)
+    assert [name for name in names(namespace) if name.startswith("extract")] == []
+    assert (namespace.leases.list(), os.listdir(store.root / "locks")) == ([], [])
+    unpack_image(namespace, target, concurrency=2)
     assert len(own_processes) == 2
 
 
-def test_who_waits_for_a_process_can_stop(own_processes: list[str], store: Store, space: LocalNamespace) -> None:
+def test_who_waits_for_a_process_can_stop(own_processes: list[str], store: Store, namespace: LocalNamespace) -> None:
     cancel = Cancellation()
 
     class Told(NoProgress):
         def advance(self, amount: int) -> None:
             cancel.cancel()
 
-    target = put_image(space, small_image(*({f"f{number}": os.urandom(3 << 20)} for number in range(3))), "image")
+    target = put_image(namespace, small_image(*({f"f{number}": os.urandom(3 << 20)} for number in range(3))), "image")
     with pytest.raises(Cancelled):
-        unpack_image(space, target, concurrency=3, job=Job(progress=Told(), cancel=cancel))
-    assert (names(space), space.leases.list(), os.listdir(store.root / "locks")) == (set(), [], [])
+        unpack_image(namespace, target, concurrency=3, job=Job(progress=Told(), cancel=cancel))
+    assert (names(namespace), namespace.leases.list(), os.listdir(store.root / "locks")) == (set(), [], [])
     assert own_processes
 
 
 @pytest.mark.parametrize("fork", [True, False])
 def test_a_process_has_nothing_of_the_store_open_but_what_it_reads_and_writes(
-    store: Store, space: LocalNamespace, fork: bool
+    store: Store, namespace: LocalNamespace, fork: bool
 ) -> None:
     image = small_image({"a": os.urandom(3 << 20)})
-    put_image(space, image, "image")
+    put_image(namespace, image, "image")
     seen: list[str] = []
 
     def look(_: int) -> None:
@@ -212,7 +212,7 @@ def test_a_process_has_nothing_of_the_store_open_but_what_it_reads_and_writes(
         with store.database.read():
             unpacker = LayerUnpacker(worker=True)
             unpacker.start(fork=fork)
-        unpacker.unpack(task_for(space, image), look, None)
+        unpacker.unpack(task_for(namespace, image), look, None)
         meant = (f"{store.root}/blobs/", f"{store.root}/snapshots/")
         assert [path for path in seen if path.startswith(f"{store.root}/") and not path.startswith(meant)] == []
         seen.clear()
@@ -268,8 +268,10 @@ waiting.set()
 
 
 @pytest.mark.parametrize(("what", "expected"), [("alone", "os.fork"), ("beside a thread", "subprocess.Popen")])
-def test_no_process_is_forked_beside_a_thread(what: str, expected: str, store: Store, space: LocalNamespace) -> None:
-    put_image(space, small_image(*LAYERS), "image")
+def test_no_process_is_forked_beside_a_thread(
+    what: str, expected: str, store: Store, namespace: LocalNamespace
+) -> None:
+    put_image(namespace, small_image(*LAYERS), "image")
     said = subprocess.run([sys.executable, "-c", OTHERS, store.root, what], capture_output=True, text=True, check=True)
     assert said.stdout.split() == [expected]
 
@@ -289,9 +291,9 @@ def test_what_a_layer_takes_is_what_a_walk_over_its_files_finds(
 ) -> None:
     image = image_of_tars([tar_of(files) for files in WALKED])
     for count in (1, len(WALKED)):
-        space = store.namespace(f"several{count}")
-        unpacked = unpack_image(space, put_image(space, image, "image"), snapshotter, concurrency=count)
-        snapshots = space.snapshots(snapshotter)
+        namespace = store.namespace(f"several{count}")
+        unpacked = unpack_image(namespace, put_image(namespace, image, "image"), snapshotter, concurrency=count)
+        snapshots = namespace.snapshots(snapshotter)
         usages = [snapshots.usage(layer.chain_id) for layer in unpacked.layers]
         places = [snapshots.directory(layer.chain_id) for layer in unpacked.layers]
         driver = snapshot_driver(snapshotter, store.root / "snapshots" / snapshotter)
@@ -300,7 +302,7 @@ def test_what_a_layer_takes_is_what_a_walk_over_its_files_finds(
 
 
 def test_the_files_of_a_layer_are_walked_over_where_it_was_unpacked(
-    own_processes: list[str], space: LocalNamespace, monkeypatch: pytest.MonkeyPatch
+    own_processes: list[str], namespace: LocalNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walked: list[Path] = []
     measure = copy_tree.measure
@@ -309,8 +311,8 @@ def test_the_files_of_a_layer_are_walked_over_where_it_was_unpacked(
         walked.append(path)
         return measure(path)
 
-    target = put_image(space, small_image(*({f"f{number}": b"1"} for number in range(3))), "image")
+    target = put_image(namespace, small_image(*({f"f{number}": b"1"} for number in range(3))), "image")
     monkeypatch.setattr(overlay, "measure", noted)
-    unpack_image(space, target, concurrency=2)
+    unpack_image(namespace, target, concurrency=2)
     assert own_processes
     assert 1 <= len(walked) <= 2  # and the others there
