@@ -72,8 +72,7 @@ def test_every_part_for_any_host_is_imported() -> None:
     [
         *(
             "lamella.cli.main",
-            "lamella.cli.layers.apply",
-            "lamella.cli.layers.diff",
+            "lamella.cli.layers",
             "lamella.cli.windows.hive",
             "lamella.cli.windows.cim",
         ),

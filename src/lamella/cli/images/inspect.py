@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella inspect``."""
+"""``lamella inspect`` and ``verify``: the documents of an image, and the check of all its blobs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from lamella.cli.verb import ImageVerb
 if TYPE_CHECKING:
     from lamella.images.resolve import PlatformImage
 
+# inspect --------------------------------------------------------------------------------------------------------------
+
 
 @click.command("inspect", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
 @platform_option
 @click.pass_obj
-def command(console: Console, image: str, platform: str | None) -> None:
+def inspect(console: Console, image: str, platform: str | None) -> None:
     """Show an image's config, layers, history and sizes.
 
     Only its documents are read; 'lamella verify' reads the layers. Of an index one image is shown, and the platforms
@@ -105,3 +107,46 @@ def _history(image: PlatformImage) -> Iterator[str]:
 def _shortened(text: str, most: int = 120) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+# verify ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command("verify", cls=ImageVerb)
+@click.argument("image", metavar="IMAGE|DIR")
+@click.pass_obj
+def verify(console: Console, image: str) -> None:
+    """Check every digest, size and layer of an image.
+
+    All platforms of the image are checked; without a tag, all images of the place; of DIR, an OCI image layout, every
+    blob in it. Each layer is decompressed, compared with its diff id, and applied to the layers below it. Problems are
+    listed on standard output; the exit code is 8 if there are any.
+    """
+    from pathlib import Path
+
+    from lamella.errors import Integrity
+    from lamella.operations.verify import verify
+
+    job = console.job()
+    found = verify(f"oci:{image}" if Path(image).is_dir() else image, job=job)
+    if console.json:
+        console.document(
+            {
+                "sound": found.sound,
+                "images": found.images,
+                "blobs": found.blobs,
+                "size": found.size,
+                "problems": [{"blob": problem.blob, "problem": problem.why} for problem in found.problems],
+                "foreign": list(found.foreign),
+            }
+        )
+    else:
+        for problem in found.problems:
+            console.line(str(problem))
+        for digest in found.foreign:
+            console.summary(f"{digest}: non-distributable layer, not stored here")
+        images = f"{found.images} {'image' if found.images == 1 else 'images'}"
+        console.summary(f"{images}, {found.blobs} sound blobs, {human_size(found.size)}")
+    if not found.sound:
+        count = len(found.problems)
+        raise Integrity(f"{image}: {count} {'problem' if count == 1 else 'problems'}")

@@ -17,8 +17,8 @@ VERBS: Final = {
     "snapshots": ("List and remove snapshots.", "store.snapshots"),
     "content": ("List and remove blobs.", "store.content"),
     "leases": ("List, create and remove leases.", "store.leases"),
-    "usage": ("Show what takes how much space.", "store.usage"),
-    "gc": ("Remove what nothing needs any more.", "store.gc"),
+    "usage": ("Show what takes how much space.", "store.gc:usage"),
+    "gc": ("Remove what nothing needs any more.", "store.gc:gc"),
     "check": ("Check that all is there and undamaged.", "store.check"),
 }
 """Each verb with the first line of its help and the place of its command."""

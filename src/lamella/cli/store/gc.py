@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella store gc``."""
+"""``lamella store gc`` and ``usage``: unreferenced data, and the space that the store takes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from lamella.cli.console import Console, human_size
 from lamella.cli.store.opening import chosen_namespace, namespace_option, opened_store, table
 from lamella.cli.verb import Verb
 
+# gc -------------------------------------------------------------------------------------------------------------------
+
 
 @click.command("gc", cls=Verb)
 @click.option("--dry-run", is_flag=True, help="Remove nothing; say of each object whether it stays, and why.")
 @namespace_option
 @click.pass_obj
-def command(console: Console, dry_run: bool) -> None:
+def gc(console: Console, dry_run: bool) -> None:
     """Remove what nothing needs any more.
 
     Images, leases and what they lead to stay, and so does what is being written. All namespaces are gone through, or
@@ -66,3 +68,49 @@ def command(console: Console, dry_run: bool) -> None:
     freed = "would be freed" if dry_run else "freed"
     kept = f"{done.kept} {'object' if done.kept == 1 else 'objects'} kept"
     console.summary(f"{human_size(done.size)} {freed}, {kept}")
+
+
+# usage ----------------------------------------------------------------------------------------------------------------
+
+
+@click.command("usage", cls=Verb)
+@namespace_option
+@click.pass_obj
+def usage(console: Console) -> None:
+    """Show what takes how much space.
+
+    All namespaces are shown, or the one that --namespace names. A blob that several of them have is one file.
+    """
+    from lamella.store.gc.usage import store_usage
+
+    wanted = chosen_namespace()
+    with opened_store(readonly=True) as store:
+        found = store_usage(store, namespaces=None if wanted is None else [wanted])
+        root = str(store.root)
+    if console.json:
+        console.document(
+            {
+                "root": root,
+                "blobs": found.blobs,
+                "snapshots": found.snapshots,
+                "reclaimable": found.reclaimable,
+                "objects": [
+                    {"namespace": one.namespace, "type": one.type, "count": one.count, "size": one.size}
+                    for one in found.shares
+                ],
+            }
+        )
+        return
+    table(
+        console,
+        ("NAMESPACE", "TYPE", "COUNT", "SIZE"),
+        [
+            (one.namespace, one.type, str(one.count), "-" if one.type == "images" else human_size(one.size))
+            for one in found.shares
+        ],
+        {2, 3},
+    )
+    console.summary(
+        f"{human_size(found.blobs)} in blobs, {human_size(found.snapshots)} in snapshots; "
+        f"{human_size(found.reclaimable)} can be freed"
+    )

@@ -10,7 +10,7 @@ import click
 from lamella.cli.console import Console, human_size
 from lamella.cli.documents import losses_document
 from lamella.cli.options import collect, platform_option, replace_option, strict_option
-from lamella.cli.registry.copy import tell_copied
+from lamella.cli.registry import tell_copied
 from lamella.cli.store.opening import chosen_verity, namespace_option, opened_space, snapshotter_option, verity_option
 from lamella.cli.verb import ImageVerb
 

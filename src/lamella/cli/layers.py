@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella diff``."""
+"""``lamella apply``, ``diff`` and ``dump``: layers and directories."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,19 +11,109 @@ import click
 
 from lamella.cli.choices import compression_options, kind_option
 from lamella.cli.console import Console, human_size
+from lamella.cli.documents import applied_document, losses_document, print_blob
 from lamella.cli.options import (
     check_name_rules,
     collect,
     name_rules_option,
+    platform_option,
+    policy_options,
     read_owner_option,
     recipe_option,
     strict_option,
     subsecond_option,
 )
-from lamella.cli.verb import Verb
+from lamella.cli.verb import ImageVerb, Verb
 
 if TYPE_CHECKING:
+    from lamella.digests import Digest
+    from lamella.operations.layers.apply import ApplyOptions
     from lamella.operations.layers.diff import Difference, DiffOptions
+
+# apply ----------------------------------------------------------------------------------------------------------------
+
+
+def _parse_digest(context: click.Context, option: click.Parameter, value: str | None) -> Digest | None:  # noqa: ARG001
+    from lamella.digests import parse_digest
+
+    return None if value is None else parse_digest(value)
+
+
+@click.command("apply", cls=Verb)
+@click.argument("blob", metavar="BLOB")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@collect(
+    "options",
+    "operations.layers.apply:ApplyOptions",
+    kind_option(lambda row: row.sink, "--as", default="directory", about="What DIR is."),
+    click.option(
+        "--parent",
+        "parents",
+        multiple=True,
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="A layer below, of the same kind, nearest first; may be repeated.",
+    ),
+    policy_options,
+    name_rules_option,
+)
+@click.option("--expect", "diff_id", metavar="DIFF_ID", callback=_parse_digest, help="The expected digest of the tar.")
+@click.option("--digest", metavar="DIGEST", callback=_parse_digest, help="The expected digest of BLOB.")
+@strict_option
+@click.pass_obj
+def apply(
+    console: Console,
+    blob: str,
+    directory: Path,
+    options: ApplyOptions,
+    diff_id: Digest | None,
+    digest: Digest | None,
+    strict: bool,
+) -> None:
+    """Apply a layer blob to a directory.
+
+    BLOB is a tar, plain or compressed; - is standard input. DIR is created if missing. Files written before a failure
+    stay in DIR; the folder of a Windows layer appears when it is complete.
+    """
+    from lamella.layers.kinds import LAYER_KINDS
+    from lamella.operations.layers.apply import apply_blob, apply_reading, start_blob_reader
+
+    row = LAYER_KINDS[options.kind]
+    if options.parents and not row.has_parents:
+        raise click.UsageError(f"--parent is for separate layers; {row.summary} holds the layers below too")
+    check_name_rules(options.rules, options.kind)
+    if options.policy is not None and not row.chooses_owners:
+        raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layer has")
+    job = console.job(strict=strict)
+    with ExitStack() as stack:
+        worker = None
+        if row.windows and row.other_process and blob != "-":
+            # First, since showing progress may start a thread.
+            worker = stack.enter_context(
+                start_blob_reader(Path(blob), digest=digest, diff_id=diff_id, rules=options.rules)
+            )
+        stack.enter_context(job.step("apply", None if blob == "-" else _size(blob)))
+        if worker is not None:
+            applied = apply_reading(worker.next_layer(job), directory, options, job)
+        else:
+            source = console.binary_input() if blob == "-" else Path(blob)
+            applied = apply_blob(source, directory, options, digest=digest, diff_id=diff_id, job=job)
+    console.losses(job.losses)
+    if console.json:
+        console.document({**applied_document(applied), **losses_document(job.losses)})
+        return
+    print_blob(console, applied.facts, applied.entries)
+
+
+def _size(blob: str) -> int | None:
+    try:
+        return Path(blob).stat().st_size
+    except OSError:
+        return None
+
+
+# diff -----------------------------------------------------------------------------------------------------------------
+
 
 _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "directory": "dir"}
 
@@ -51,7 +142,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 )
 @strict_option
 @click.pass_obj
-def command(console: Console, places: tuple[Path, ...], output: str | None, options: DiffOptions, strict: bool) -> None:
+def diff(console: Console, places: tuple[Path, ...], output: str | None, options: DiffOptions, strict: bool) -> None:
     """List or write what changed between two directories.
 
     Without -o, each change is a line: A for added, M for modified, D for deleted, then kind, size and path. With -o,
@@ -88,7 +179,7 @@ def command(console: Console, places: tuple[Path, ...], output: str | None, opti
     if options.recipe is not None and output in (None, "-"):
         raise click.UsageError("--recipe needs a blob with a name; give one with -o")
     if output is None:
-        _list(console, lower, upper, options)
+        _list_changes(console, lower, upper, options)
         return
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")
@@ -110,18 +201,18 @@ def _refuse_image(place: Path) -> None:
         raise click.UsageError(f"'{place}' is not a directory; 'lamella compare' takes images and other places")
 
 
-def _list(console: Console, lower: Path | None, upper: Path, options: DiffOptions) -> None:
+def _list_changes(console: Console, lower: Path | None, upper: Path, options: DiffOptions) -> None:
     from lamella.operations.layers.diff import list_changes
 
     found = list_changes(lower, upper, kind=options.kind, parents=options.parents, exact=options.exact)
     if console.json:
-        console.document([_document(one) for one in found])
+        console.document([_difference_document(one) for one in found])
         return
     for one in found:
-        console.line(_line(one, console))
+        console.line(_difference_line(one, console))
 
 
-def _line(one: Difference, console: Console) -> str:
+def _difference_line(one: Difference, console: Console) -> str:
     entry = one.new or one.old
     kind = "" if entry is None else _KINDS.get(entry.kind.value, entry.kind.value)
     name = console.name(f"/{one.path}")
@@ -166,7 +257,7 @@ def _describe_change(one: Difference) -> str:
     return ", ".join(found) or ("" if old.size != new.size or one.link is not None else "content")
 
 
-def _document(one: Difference) -> dict[str, Any]:
+def _difference_document(one: Difference) -> dict[str, Any]:
     from lamella.cli.files import entry_document
 
     document: dict[str, Any] = {"change": one.sign, "path": f"/{one.path}"}
@@ -178,3 +269,36 @@ def _document(one: Difference) -> dict[str, Any]:
         if entry is not None:
             document[name] = entry_document(entry)
     return document
+
+
+# dump -----------------------------------------------------------------------------------------------------------------
+
+
+@click.command("dump", cls=ImageVerb)
+@click.argument("place", metavar="BLOB|DIR|IMAGE")
+@kind_option(lambda row: row.source and not row.is_file, "--as", default="directory", about="What DIR is.")
+@click.option("--inline", type=click.IntRange(min=0), default=0, metavar="N", help="Show content of up to N bytes.")
+@click.option("--holes", is_flag=True, help="Tell where files have holes, in place of reading them as zeros.")
+@platform_option
+@click.pass_obj
+def dump(console: Console, place: str, kind: str, inline: int, holes: bool, platform: str | None) -> None:
+    """Print a layer or a directory as canonical text.
+
+    One line for each change, in visible ASCII: kind, mode, owner, time, path, and the size and SHA-256 of the content.
+    Two trees are equal where their dumps are. A blob's changes come in the order of its tar, - is standard input; a
+    directory's, and those of an image's merged view, in the order of the names.
+    """
+    from lamella.operations.layers.dump import dump_lines
+
+    lines = dump_lines(
+        console.binary_input() if place == "-" else place,
+        kind=kind,
+        inline=inline,
+        holes=holes,
+        platform=platform,
+    )
+    if console.json:
+        console.document({"changes": list(lines)})
+        return
+    for line in lines:
+        console.line(line)

@@ -129,7 +129,7 @@ def test_a_person_is_asked(lamella: Run, registry: Registry, kept: Path, monkeyp
         asked.append((what, hide_input))
         return {"Username": USER, "Password": PASSWORD}[what]
 
-    monkeypatch.setattr("lamella.cli.registry.login.is_terminal", lambda stream: True)
+    monkeypatch.setattr("lamella.cli.registry.is_terminal", lambda stream: True)
     monkeypatch.setattr(click, "prompt", answer)
     assert lamella("login", registry.host).returncode == 0
     assert asked == [("Username", False), ("Password", True)]
@@ -140,7 +140,7 @@ def test_who_changes_their_mind_is_not_told_of_a_bug(lamella: Run, monkeypatch: 
     def give_up(*_: object, **__: object) -> str:
         raise click.Abort
 
-    monkeypatch.setattr("lamella.cli.registry.login.is_terminal", lambda stream: True)
+    monkeypatch.setattr("lamella.cli.registry.is_terminal", lambda stream: True)
     monkeypatch.setattr(click, "prompt", give_up)
     done = lamella("login", "registry.example")
     assert (done.returncode, done.stderr) == (130, "lamella: interrupted\n")

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Verbs on one layer: apply, diff, dump, recipe."""

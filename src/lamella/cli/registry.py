@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lamella copy``, ``pull``, ``push``, ``tags``, ``catalog``, ``referrers``, ``delete``, ``login`` and ``logout``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from lamella.cli.console import Console, columns, human_size, is_terminal, printable
+from lamella.cli.options import all_option, auth_file_option, certs_dir_option, platform_option, replace_option
+from lamella.cli.verb import ImageVerb, RegistryVerb, Verb
+from lamella.errors import Cancelled, Exhausted, InvalidInput
+
+if TYPE_CHECKING:
+    from lamella.oci.descriptor import Descriptor
+    from lamella.operations.copy import Copied
+
+# copy -----------------------------------------------------------------------------------------------------------------
+
+
+def copy_and_tell(
+    console: Console, source: str, target: str, *, platform: str | None, all_platforms: bool, replace: bool = False
+) -> None:
+    """Copy the image and say what came of it."""
+    from lamella.operations.copy import copy
+
+    job = console.job()
+    copied = copy(
+        source,
+        target,
+        platform=platform,
+        all_platforms=all_platforms,
+        replace=replace,
+        job=job,
+    )
+    tell_copied(console, target, copied)
+
+
+def tell_copied(console: Console, target: str, copied: Copied) -> None:
+    """Say what came of a copy to ``target``."""
+    if console.json:
+        from lamella.operations.inspect import describe_descriptor
+
+        document = describe_descriptor(copied.entry)
+        console.document(
+            {"image": target, **document, "blobs": copied.blobs, "bytes": copied.size, "left": copied.left}
+        )
+        return
+    console.summary(f"{target}: {copied.entry.digest}")
+    console.summary(copied_summary(copied))
+
+
+def copied_summary(copied: Copied) -> str:
+    """What was moved, for people."""
+    left = ""
+    if copied.left:
+        layers = "layer left where it is" if copied.left == 1 else "layers left where they are"
+        left = f"; {copied.left} non-distributable {layers}"
+    blobs = f"{copied.blobs} {'blob' if copied.blobs == 1 else 'blobs'} written, {human_size(copied.size)}"
+    return f"{blobs}; {copied.present} {'was' if copied.present == 1 else 'were'} there already{left}"
+
+
+def check_direction(verb: str, image: str, *, in_registry: bool) -> None:
+    """Refuse an image that is on the wrong side for ``verb``. Raises InvalidInput."""
+    from lamella.errors import InvalidInput
+    from lamella.images.transports import Syntax, parse_image_name
+
+    if (parse_image_name(image).syntax is Syntax.REGISTRY) != in_registry:
+        where = "not in a registry" if in_registry else "in a registry"
+        raise InvalidInput(
+            f"{verb}: {image[:300]!r} is {where}",
+            hint="'lamella pull' goes from docker://HOST/NAME[:TAG] to this machine, 'lamella push' the other way, "
+            "and 'lamella copy' from anywhere to anywhere",
+        )
+
+
+@click.command("copy", cls=ImageVerb)
+@click.argument("source", metavar="IMAGE")
+@click.argument("target", metavar="IMAGE")
+@all_option
+@platform_option
+@replace_option
+@click.pass_obj
+def copy(console: Console, source: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
+    """Copy an image from one place to another.
+
+    The first IMAGE goes to the second, byte for byte, so that digests stay. Digests and sizes are checked on the way,
+    and what the target has is not read. The target changes at the end, all at once; a layout keeps its other images.
+    """
+    copy_and_tell(console, source, target, platform=platform, all_platforms=all_platforms, replace=replace)
+
+
+@click.command("pull", cls=ImageVerb)
+@click.argument("source", metavar="docker://HOST/NAME[:TAG]")
+@click.argument("target", metavar="IMAGE")
+@all_option
+@platform_option
+@replace_option
+@click.pass_obj
+def pull(console: Console, source: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
+    """Copy an image from a registry to this machine.
+
+    It goes to IMAGE byte for byte, so that digests stay, and without the layers that are there already. 'lamella
+    unpack' takes an image straight from its registry too, and keeps no blobs then.
+    """
+    check_direction("pull", source, in_registry=True)
+    check_direction("pull", target, in_registry=False)
+    copy_and_tell(console, source, target, platform=platform, all_platforms=all_platforms, replace=replace)
+
+
+@click.command("push", cls=ImageVerb)
+@click.argument("source", metavar="IMAGE")
+@click.argument("target", metavar="docker://HOST/NAME[:TAG]")
+@all_option
+@platform_option
+@click.pass_obj
+def push(console: Console, source: str, target: str, all_platforms: bool, platform: str | None) -> None:
+    """Copy an image from this machine to a registry.
+
+    It goes there byte for byte, so that digests stay, and without the layers that are there already. The tag names it
+    when all of it has arrived.
+    """
+    check_direction("push", source, in_registry=False)
+    check_direction("push", target, in_registry=True)
+    copy_and_tell(console, source, target, platform=platform, all_platforms=all_platforms)
+
+
+# list -----------------------------------------------------------------------------------------------------------------
+
+
+@click.command("tags", cls=RegistryVerb)
+@click.argument("repository", metavar="docker://HOST/NAME")
+@click.pass_obj
+def tags(console: Console, repository: str) -> None:
+    """List the tags of a repository."""
+    from lamella.operations.registry import list_tags
+
+    tags = list_tags(repository)
+    if console.json:
+        console.document({"repository": repository, "tags": list(tags)})
+        return
+    for tag in tags:
+        console.line(tag)
+
+
+@click.command("catalog", cls=RegistryVerb)
+@click.argument("registry", metavar="REGISTRY")
+@click.pass_obj
+def catalog(console: Console, registry: str) -> None:
+    """List the repositories of a registry.
+
+    Not every registry tells, and some tell only what the account may see.
+    """
+    from lamella.operations.registry import list_repositories
+
+    repositories = list_repositories(registry)
+    if console.json:
+        console.document({"registry": registry, "repositories": list(repositories)})
+        return
+    for name in repositories:
+        console.line(name)
+
+
+@click.command("referrers", cls=RegistryVerb)
+@click.argument("image", metavar="docker://HOST/NAME[:TAG]")
+@click.option("--type", "artifact_type", metavar="TYPE", help="Only what is of this artifact type.")
+@click.option(
+    "--platform", metavar="OS/ARCH[/VARIANT]", help="What is about this image of an index.  [default: about the index]"
+)
+@click.pass_obj
+def referrers(console: Console, image: str, artifact_type: str | None, platform: str | None) -> None:
+    """List signatures, attestations and the like about an image.
+
+    What is listed can be had by its digest, as docker://HOST/NAME@DIGEST.
+    """
+    from lamella.operations.inspect import describe_descriptor
+    from lamella.operations.registry import list_referrers
+
+    subject, found = list_referrers(image, artifact_type, platform)
+    if console.json:
+        document = {"image": image, **describe_descriptor(subject), "referrers": [_document(one) for one in found]}
+        console.document(document)
+        return
+    rows = [[one.digest, human_size(one.size), printable(one.artifact_type or one.media_type)] for one in found]
+    for line in columns(rows, {1}) if rows else ():
+        console.line(line)
+
+
+def _document(referrer: Descriptor) -> dict[str, Any]:
+    from lamella.operations.inspect import describe_descriptor
+
+    document = describe_descriptor(referrer)
+    if referrer.artifact_type:
+        document["artifactType"] = referrer.artifact_type
+    if referrer.annotations:
+        document["annotations"] = dict(referrer.annotations)
+    return document
+
+
+# delete ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command("delete", cls=RegistryVerb)
+@click.argument("image", metavar="docker://HOST/NAME:TAG|@DIGEST")
+@click.option("--image", "whole", is_flag=True, help="Remove the image that TAG names, and each other tag of it.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def delete(console: Console, image: str, whole: bool, yes: bool) -> None:
+    """Remove a tag or an image from a registry.
+
+    A tag goes alone, where the registry knows how; an image that is named by its digest goes with all of its tags. The
+    space is free when the registry has collected what nothing names.
+    """
+    from lamella.operations.registry import delete, repository_reference
+
+    reference = repository_reference(image)
+    if not yes:
+        _confirm(f"Remove {reference}{' and all tags of it' if whole or reference.digest else ''}?")
+    deleted = delete(image, whole=whole)
+    if console.json:
+        console.document({"repository": deleted.repository, "tag": deleted.tag, "digest": deleted.digest})
+        return
+    what = f"tag {deleted.tag}" if deleted.digest is None else f"image {deleted.digest} with its tags"
+    console.summary(f"{deleted.repository}: removed the {what}")
+
+
+def _confirm(question: str) -> None:
+    """Return where somebody says yes. Raises Cancelled, InvalidInput."""
+    if sys.stdin is None or not is_terminal(sys.stdin):
+        raise InvalidInput("there is nobody to ask", hint="give --yes to remove it all the same")
+    try:
+        wanted = click.confirm(question, err=True)
+    except click.Abort:
+        raise Cancelled("interrupted") from None
+    if not wanted:
+        raise Cancelled("nothing was removed")
+
+
+# login ----------------------------------------------------------------------------------------------------------------
+
+
+_MAX_PASSWORD: Final = 1 << 16
+
+
+def _refuse(context: click.Context, option: click.Parameter, value: str | None) -> None:  # noqa: ARG001
+    if value is not None:
+        raise InvalidInput(
+            "a password on the command line can be read by everybody on this machine",
+            hint="pipe it in with --password-stdin, or leave it out to be asked",
+        )
+
+
+@click.command("login", cls=Verb)
+@click.argument("registry", metavar="REGISTRY")
+@click.option("-u", "--username", metavar="NAME", help="Who to be.  [default: is asked]")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.option(
+    "-p",
+    "--password",
+    hidden=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_refuse,
+    help="Is refused.",
+)
+@click.option("--plain-http", is_flag=True, help="The registry has no TLS.")
+@certs_dir_option
+@auth_file_option
+@click.pass_obj
+def login(
+    console: Console,
+    registry: str,
+    username: str | None,
+    password_stdin: bool,
+    plain_http: bool,
+    certs_dir: Path | None,
+    auth_file: Path | None,
+) -> None:
+    """Keep a user and a password for a registry.
+
+    They are tried first, and kept where Docker, Podman and skopeo find them too: in the file that has a login for
+    REGISTRY already, else in ~/.docker/config.json, or in the keychain that is set up there.
+    """
+    from lamella.images.options import RegistryOptions
+    from lamella.operations.registry import log_in, registry_name
+    from lamella.registry.auth.credentials import Credential
+
+    registry = registry_name(registry)
+    asks = not password_stdin and sys.stdin is not None and is_terminal(sys.stdin)
+    if username is None:
+        if not asks:
+            raise InvalidInput("there is nobody to ask for a user", hint="give --username and --password-stdin")
+        username = _ask("Username")
+    if password_stdin:
+        password = _read_password()
+    elif asks:
+        password = _ask("Password", hide=True)
+    else:
+        raise InvalidInput("there is nobody to ask for a password", hint="pipe it in with --password-stdin")
+    options = RegistryOptions(plain_http=plain_http or None, certs_dir=certs_dir, tries=3, cancel=console.job().cancel)
+    kept = log_in(registry, Credential(username, password), options, path=auth_file)
+    if console.json:
+        console.document({"registry": registry, "username": username, "kept": kept})
+        return
+    console.summary(f"{registry}: logged in as {console.name(username)}, kept in {kept}")
+
+
+def _ask(what: str, *, hide: bool = False) -> str:
+    try:
+        return str(click.prompt(what, hide_input=hide, err=True))
+    except click.Abort:
+        raise Cancelled("interrupted") from None
+
+
+def _read_password() -> str:
+    raw = Console.binary_input().read(_MAX_PASSWORD + 1)
+    if len(raw) > _MAX_PASSWORD:
+        raise Exhausted(f"more than {_MAX_PASSWORD} bytes are no password")
+    try:
+        password = raw.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise InvalidInput("the password on standard input is not UTF-8") from None
+    if not password:
+        raise InvalidInput("there is no password on standard input")
+    return password
+
+
+@click.command("logout", cls=Verb)
+@click.argument("registry", metavar="REGISTRY")
+@auth_file_option
+@click.pass_obj
+def logout(console: Console, registry: str, auth_file: Path | None) -> None:
+    """Forget the user and the password for a registry.
+
+    They go from every file and keychain that would be asked for REGISTRY, those of other tools included.
+    """
+    from lamella.operations.registry import log_out, registry_name
+
+    registry = registry_name(registry)
+    log_out(registry, auth_file)
+    if console.json:
+        console.document({"registry": registry})
+        return
+    console.summary(f"{registry}: logged out")
