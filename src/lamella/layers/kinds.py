@@ -303,12 +303,12 @@ def _directory_sink(place: Path, parents: Sequence[Path], options: SinkOptions) 
 
 def _directory_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
     from lamella.changes.diff import diff
-    from lamella.layers.directory.tree import DirectoryTree, lost_sockets
+    from lamella.layers.directory.tree import DirectoryTree, record_sockets
 
     lower, owners = options.lower, options.owners
     below = None if lower is None else stack.enter_context(DirectoryTree(lower, owners=owners))
     upper = stack.enter_context(DirectoryTree(place, owners=owners))
-    upper.left_out = lost_sockets(options.losses, below)
+    upper.on_socket = record_sockets(options.losses, below)
     return upper.changes() if below is None else diff(below, upper, exact=options.exact), upper.lookup
 
 
@@ -328,12 +328,12 @@ def _overlay_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
 
 
 def _overlay_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
-    from lamella.layers.directory.tree import lost_sockets
+    from lamella.layers.directory.tree import record_sockets
     from lamella.layers.overlay.layer import OverlayLayer
     from lamella.layers.overlay.tree import OverlayChanges
 
-    left_out = lost_sockets(options.losses)
-    stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=options.owners, left_out=left_out))
+    on_socket = record_sockets(options.losses)
+    stated = stack.enter_context(OverlayChanges(OverlayLayer(place), owners=options.owners, on_socket=on_socket))
     return stated, stated.lookup
 
 

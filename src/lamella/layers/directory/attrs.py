@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owners, extended attributes, modes and times of files on disk, as a policy has them."""
+"""Owners, extended attributes, modes and times of files on disk, by policy; records of owners and devices."""
 
 from __future__ import annotations
 
@@ -25,20 +25,16 @@ OVERRIDE: Final = "user.containers.override_stat"
 
 _SAME: Final = 0xFFFFFFFF
 _LONGEST: Final = 256
-"""Bytes of a record that are looked at; the real ones take at most twelve, and some fifty."""
+"""Longest record that is read, in bytes; real ones have twelve, overrides about fifty."""
 
 
 def encode_owner(uid: int, gid: int) -> bytes:
-    """The record of an owner.
-
-    As umoci does, an id of 0 is written as "as it is"; for 0:0, which is what a file without a record has, no record
-    is needed at all.
-    """
+    """The record of an owner, with "unchanged" for an id of 0, as umoci writes it; 0:0 needs no record."""
     return b"\x08" + encode_varint(uid or _SAME) + b"\x10" + encode_varint(gid or _SAME)
 
 
 def decode_owner(value: bytes) -> tuple[int | None, int | None]:
-    """User and group of a record; None stands for "as it is". Raises InvalidInput."""
+    """User and group of a record; None for "unchanged". Raises InvalidInput."""
     if len(value) > _LONGEST:
         raise InvalidInput(f"{ROOTLESS}: a record of {len(value)} bytes")
     ids = [0, 0]
@@ -76,13 +72,13 @@ def _read_varint(value: bytes, at: int) -> tuple[int, int]:
 
 
 class Override(Struct):
-    """What a file stands for. ``mode`` has the twelve permission bits alone."""
+    """The metadata that a record gives its file. ``mode`` has only the twelve permission bits."""
 
     uid: int
     gid: int
     mode: int
     kind: Kind | None = None
-    """None where the record does not say: then it is what it is."""
+    """None: keep the kind found on disk."""
     device: tuple[int, int] = (0, 0)
 
 
@@ -109,7 +105,7 @@ def encode_override(kind: Kind, posix: Posix) -> bytes:
 
 
 def decode_override(value: bytes) -> Override:
-    """What a record says. Type bits within its mode, which some tools write, are dropped. Raises InvalidInput."""
+    """Decode a record; type bits in its mode, which some tools write, are dropped. Raises InvalidInput."""
     match = _FORM.fullmatch(value)
     if match is None:
         raise InvalidInput(f"{OVERRIDE}: malformed record {value[:_LONGEST]!r}")
@@ -126,18 +122,18 @@ def decode_override(value: bytes) -> Override:
     )
 
 
-HELD: Final = file_io.O_PATH | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
-"""Keeps hold of a file, of whatever kind, without opening it."""
-_NOT_HELD: Final = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
+PATH_ONLY: Final = file_io.O_PATH | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
+"""Flags for a descriptor that names a file of any kind without opening it."""
+_REFUSED: Final = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
 MOST_ID: Final = 0xFFFFFFFE
-"""The number after it says "leave it as it is" to the system."""
+"""The largest id of a file; to chown(2) the next number means "unchanged"."""
 _SET_ID: Final = 0o7000
 
 
 class Metadata:
-    """What the files beneath one directory get beside their content; what they cannot hold is recorded in ``losses``.
+    """Sets the metadata of files beneath one directory; what the file system cannot hold is recorded in ``losses``.
 
-    ``root`` is the directory's descriptor, which stays the caller's.
+    ``root`` is the descriptor of the directory, which the caller closes.
     """
 
     __slots__ = ("_losses", "_record", "_root", "gid", "handles", "keep", "special", "uid", "umask")
@@ -150,22 +146,22 @@ class Metadata:
         self._record = policy.owners is Owners.RECORD
         self.umask = host.current_umask()
         self.special = self.umask | _SET_ID
-        """Bits of a mode that a new file does not get from its making."""
+        """Mode bits that open(2) and mknod(2) do not set on a new file."""
         self.handles = host.names_open_files()
-        """Whether what is made without a descriptor can be held by one."""
+        """Whether a file can be changed through a `PATH_ONLY` descriptor."""
 
     def finish_node(self, directory: int, name: str, entry: Entry, posix: Posix, *, inherits: bool) -> None:
-        """Owner, attributes, mode and times of what was just made and has no descriptor of its own.
+        """Set owner, attributes, mode and times of a new file that is not open, such as a symbolic link or a device.
 
-        ``inherits`` says that its directory gives something to what is made in it.
+        ``inherits``: its directory gives new files its group or a default ACL.
 
-        A name may be that of another file by now. Following no link is not enough then, since a hard link leads to a
-        file as well: what the name leads to is held open and looked at, where the system has the means.
+        Another process may have replaced the file. Not following symbolic links is not enough, since the name may be a
+        hard link to another file: where the system allows it, the file is pinned by a descriptor and checked.
         """
         path, kind = entry.path, entry.kind
         if posix.uid > MOST_ID or posix.gid > MOST_ID:
-            raise no_such_owner(path, posix)
-        handle = os.open(name, HELD, dir_fd=directory) if self.handles else None
+            raise owner_out_of_range(path, posix)
+        handle = os.open(name, PATH_ONLY, dir_fd=directory) if self.handles else None
         try:
             at: str = name
             within: int | None = directory
@@ -196,10 +192,10 @@ class Metadata:
             if handle is not None:
                 os.close(handle)
 
-    def own(self, file: int, path: str, posix: Posix, anyway: bool) -> None:
-        """Owner and group of an open file; ``anyway`` where those it has now are not known to be ours."""
+    def set_owner(self, file: int, path: str, posix: Posix, anyway: bool) -> None:
+        """Set owner and group of an open file; ``anyway``: also if they are this process's, which it may not have."""
         if posix.uid > MOST_ID or posix.gid > MOST_ID:
-            raise no_such_owner(path, posix)
+            raise owner_out_of_range(path, posix)
         if self.keep:
             if anyway or posix.uid != self.uid or posix.gid != self.gid:
                 try:
@@ -216,7 +212,7 @@ class Metadata:
                 self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"not recorded: {error.strerror}"))
 
     def set_xattrs(self, file: int | str, path: str, xattrs: Mapping[str, bytes]) -> None:
-        """Set what a layer may set; the rest, and what the file system does not take, is recorded as lost."""
+        """Set the attributes that a layer may have; record the others, and those that are refused, as losses."""
         for name, value in xattrs.items():
             why = refusal(name)
             if why is None:
@@ -224,21 +220,21 @@ class Metadata:
                     host.set_xattr(file, name, value)
                     continue
                 except OSError as error:
-                    why = self._why_not_held(error)
+                    why = self._why_refused(error)
                     if why is None:
                         raise
             self._losses.record(Loss(path, f"extended attribute {name}", why))
 
-    def _why_not_held(self, error: OSError) -> str | None:
-        """Why the file system refused an attribute, if that is a matter of the attribute."""
-        if error.errno in _NOT_HELD:
+    def _why_refused(self, error: OSError) -> str | None:
+        """Why the file system cannot hold an attribute; None for an error of another cause."""
+        if error.errno in _REFUSED:
             return error.strerror or str(error)
         if error.errno == errno.ENOSPC and os.fstatvfs(self._root).f_bavail:
             return "the file system has no room for it beside the file's other attributes"
         return None
 
     def drop_xattrs(self, file: int | str, keep: Mapping[str, bytes]) -> None:
-        """Remove attributes that a layer may set and this one does not: metadata is replaced as a whole."""
+        """Remove the attributes that a layer may have, but those in ``keep``: a layer replaces all metadata."""
         try:
             for name in host.list_xattrs(file):
                 if name == "user.rootlesscontainers" or (name not in keep and refusal(name) is None):
@@ -249,17 +245,17 @@ class Metadata:
 
 
 def _refuse_owner(error: OSError, path: str, posix: Posix) -> None:
-    """Raise Denied where ``error`` says that this process may not give a file the owner that it should have."""
-    hint = "--owner record notes owners in an attribute instead, --owner ignore drops them"
+    """Raise Denied if ``error`` means that this process may not give a file away to the owner."""
+    hint = "--owner record keeps owners in an attribute instead, --owner ignore drops them"
     why = error.strerror
     if error.errno == errno.EINVAL:  # user_namespaces(7)
         why = "this user namespace has no such ids"
-        hint = f"unshare --map-auto gives it more of them; where files are unpacked, {hint}"
+        hint = f"unshare --map-auto maps more ids; when files are unpacked, {hint}"
     elif error.errno != errno.EPERM:
         return
     raise Denied(f"give {path or '/'!r} the owner {posix.uid}:{posix.gid}: {why}", hint=hint) from error
 
 
-def no_such_owner(path: str, posix: Posix) -> InvalidInput:
-    """The error for an owner that no file can have."""
+def owner_out_of_range(path: str, posix: Posix) -> InvalidInput:
+    """The error of an id that no file can have."""
     return InvalidInput(f"{path!r}: owner {posix.uid}:{posix.gid}: ids end at {MOST_ID}")

@@ -255,7 +255,11 @@ class DirectoriesComparison:
         for name in linked:
             self._linked.add(join(directory, name))
         bare = [Entry(join(directory, name), Kind.DIRECTORY, None) for name in both]
-        return _merge(self._lower.listed(directory, lows), bare), _merge(self._upper.listed(directory, ups), bare), same
+        return (
+            _merge(self._lower.list_names(directory, lows), bare),
+            _merge(self._upper.list_names(directory, ups), bare),
+            same,
+        )
 
     def same(self, path: LayerPath) -> bool:
         if path in self._linked:

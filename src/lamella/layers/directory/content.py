@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of files in a directory tree. A file that changes while it is read is an error, never bad bytes."""
+"""Content of files on disk, read and written. A file that changes while it is read raises Conflict."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lamella.host import file_io
 
 
 def write_rest(file: int, chunk: bytes | bytearray | memoryview, done: int) -> None:
-    """Write what a call left of ``chunk`` after ``done`` bytes."""
+    """Write the rest of ``chunk`` after a short write of ``done`` bytes."""
     view = memoryview(chunk)
     while done < len(view):
         done += os.write(file, view[done:])
 
 
 def write_sparse(file: int, content: Content, path: str) -> None:
-    """Write content with holes, and leave them. Raises SizeMismatch where it does not fill its extents."""
+    """Write content with holes. Raises SizeMismatch if its data does not fill its extents."""
     extents = content.extents or ()
     wanted = sum(length for _, length in extents)
     written = left = 0
@@ -49,21 +49,21 @@ OpenDirectory: TypeAlias = Callable[[str], int]
 """Opens a directory by its canonical path, without following links; the descriptor is valid until the next call."""
 
 Facts: TypeAlias = tuple[int, int, int, int, bool]
-"""Of a regular file: size, mtime in ns, inode, device, and whether it may have holes."""
+"""Facts of a regular file: size, mtime in ns, inode, device, and whether it may have holes."""
 
-ANOTHER: Final = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EAGAIN, errno.EISDIR))
-"""How it fails to read what was a regular file when it was listed, and is none any more."""
+REPLACED: Final = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EAGAIN, errno.EISDIR))
+"""Errors of opening a file that was a regular file when it was listed and has been replaced or removed."""
 _AT_ONCE: Final = 256 << 10
-"""Files up to this size are read by a single call, and so are the steps through larger ones when comparing."""
+"""Largest file that is read by one call, in bytes; also the step through larger files in a comparison."""
 _STEP: Final = 128 << 10
-"""Of larger files: so little that what is read is in the processor's cache still when it is used."""
+"""Bytes of a step through a larger file: few enough to be in the processor's cache when they are used."""
 
 
 class FileOnDisk:
-    """The content of a regular file as it was when its directory was listed; opened as often as it is asked for.
+    """The content of a regular file as it was when its directory was listed; each read opens the file.
 
-    Raises Conflict where the file is another one by then, has another size or another time of modification: before
-    the first byte or after the last, and in any case before the iteration ends well.
+    Raises Conflict if the file has been replaced or its size or modification time has changed: before the first byte or
+    after the last, always before the iteration completes.
     """
 
     __slots__ = ("_extents", "_open_directory", "facts", "path", "size")
@@ -77,12 +77,10 @@ class FileOnDisk:
 
     @property
     def stored(self) -> Literal[True]:
-        """True."""
         return True
 
     @property
     def extents(self) -> Sequence[tuple[int, int]] | None:
-        """Where data lies, as the file system tells (SEEK_DATA); None for a file without holes."""
         if not self.facts[4]:
             return None
         if self._extents is None:
@@ -97,21 +95,20 @@ class FileOnDisk:
         return None if self._extents == ((0, self.size),) else self._extents
 
     def chunks(self) -> Iterable[Buffer]:
-        """See `Content.chunks`."""
         facts = self.facts
         if facts[0] > _AT_ONCE or facts[4]:
             return self._steps()
-        return (self.whole(),) if facts[0] else ()
+        return (self.read_all(),) if facts[0] else ()
 
-    def whole(self) -> bytes:
-        """All bytes of a small file, read by as few calls as can be."""
+    def read_all(self) -> bytes:
+        """Read a small file, by as few calls as possible."""
         size, mtime, inode, device, _ = self.facts
         parent, _, name = self.path.rpartition("/")
         directory = self._open_directory(parent)
         try:
             file = os.open(name, file_io.READ_FILE, dir_fd=directory)
             try:
-                # One byte more than there should be tells a file that has grown.
+                # One byte more than expected shows a file that has grown.
                 content = os.read(file, size + 1)
                 while len(content) < size and (more := os.read(file, size - len(content))):
                     content += more
@@ -127,7 +124,7 @@ class FileOnDisk:
             or status[1] != inode
             or status[2] != device
         ):
-            raise self.changed()
+            raise changed(self.path)
         return content
 
     def _steps(self) -> Iterator[Buffer]:
@@ -136,14 +133,14 @@ class FileOnDisk:
         file = self.open()
         try:
             self.check(file)
-            # A buffer of its own: two readers of one tree may take turns.
+            # One buffer for each reader: two readers of one file may alternate.
             buffer = memoryview(bytearray(min(_STEP, self.size)))
             for offset, length in ranges:
                 while length:
                     part = buffer[:length]
                     done = os.preadv(file, (part,), offset)
                     if not done:
-                        raise self.changed()
+                        raise changed(self.path)
                     yield buffer[:done]
                     offset += done
                     length -= done
@@ -154,7 +151,7 @@ class FileOnDisk:
             os.close(file)
 
     def open(self) -> int:
-        """A descriptor, which the caller closes. Raises Conflict, Denied."""
+        """Open the file; the caller closes the descriptor. Raises Conflict, Denied."""
         parent, _, name = self.path.rpartition("/")
         try:
             return os.open(name, file_io.READ_FILE, dir_fd=self._open_directory(parent))
@@ -162,46 +159,42 @@ class FileOnDisk:
             raise self.failure(error) from error
 
     def check(self, file: int) -> None:
-        """Raise Conflict unless the open ``file`` is what the listing saw."""
+        """Raise Conflict unless the open ``file`` has the facts of the listing."""
         status = os.fstat(file)
         size, mtime, inode, device, _ = self.facts
-        # The inode alone tells a regular file from whatever else: its type never changes.
+        # The type of an inode never changes, so an equal inode is still a regular file.
         if status[6] != size or status.st_mtime_ns != mtime or status[1] != inode or status[2] != device:
-            raise self.changed()
-
-    def changed(self) -> Conflict:
-        """The error of a file that is not what it was."""
-        return changed(self.path)
+            raise changed(self.path)
 
     def failure(self, error: OSError) -> LamellaError:
-        """The error that fits a failed call on the file."""
-        if error.errno in ANOTHER:
-            return self.changed()
+        """The error for a failed system call on the file."""
+        if error.errno in REPLACED:
+            return changed(self.path)
         if isinstance(error, PermissionError):
             return Denied(f"read {self.path!r}: {error.strerror}", hint="its owner or root can read it")
         return from_os(error, f"read {self.path!r}")
 
 
 def changed(path: str) -> Conflict:
-    """The error of a file that is not what it was."""
+    """The error of a file that changed while it was read."""
     return Conflict(
         f"{path!r} changed while it was read", hint="stop what writes to the tree, or read a snapshot of it"
     )
 
 
 def data_extents(file: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where data lies in an open file of ``size`` bytes (SEEK_DATA), all of it where the file system does not tell.
+    """The extents of an open file of ``size`` bytes (SEEK_DATA); one extent if the file system does not report holes.
 
-    Raises OSError, ENXIO among them where the file became shorter.
+    Raises OSError; ENXIO if the file became shorter.
     """
     at = 0
     while at < size:
         try:
             start = os.lseek(file, at, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+            if error.errno == errno.ENXIO:  # a hole up to the end
                 return
-            if error.errno == errno.EINVAL:  # this file system does not tell
+            if error.errno == errno.EINVAL:  # this file system does not report holes
                 yield (at, size - at)
                 return
             raise
@@ -212,13 +205,13 @@ def data_extents(file: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def same_bytes(one: FileOnDisk, other: FileOnDisk) -> bool:
-    """Whether two files have the same content. Where both have holes, only data is read."""
+    """Whether two files have the same content; if both have holes, only their data is read."""
     if one.size != other.size:
         return False
     if not one.size or one.facts[2:4] == other.facts[2:4]:
         return True
     if one.size <= _AT_ONCE:
-        return one.whole() == other.whole()
+        return one.read_all() == other.read_all()
     ranges: Sequence[tuple[int, int]] = ((0, one.size),)
     if one.facts[4] and other.facts[4]:
         first_extents, second_extents = one.extents, other.extents

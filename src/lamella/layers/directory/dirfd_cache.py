@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open directories beneath one root: reached component by component, never through a link."""
+"""Cache of open directories beneath one root, opened component by component without following links."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _OPEN: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.
 _MOST: Final = 256
 _LEAST: Final = 8
 _SHARE: Final = 8
-"""One cache takes at most this part of the process's limit: work has up to four at once, and opens files besides."""
+"""One cache takes at most this part of the limit of open files: an operation has up to four caches, and other files."""
 _SPACING: Final = frozenset(4**power for power in range(1, 16))
-"""How far above a deep directory further ones stay open: a climb from there costs O(n log n), not O(n^2)."""
+"""Distances above a deep directory at which directories stay open: a walk back up costs O(n log n), not O(n^2)."""
 
 
 def _budget() -> int:
@@ -31,10 +31,10 @@ def _budget() -> int:
 
 
 class Descriptors:
-    """A bounded cache of open directories by canonical path; it owns them and the root's descriptor.
+    """A bounded cache of open directories by canonical path; it owns their descriptors and that of the root.
 
-    It holds about ``most`` directories, and about an eighth of the process's limit of open files at most.
-    ``opened`` is told of each directory that comes into the cache, before anybody can change something in it.
+    It holds about ``most`` directories, and at most about an eighth of the limit of open files of the process.
+    ``opened`` is called for each directory that enters the cache, before the caller can change anything in it.
     """
 
     __slots__ = ("_most", "_opened", "known")
@@ -44,18 +44,17 @@ class Descriptors:
     ) -> None:
         self._opened = opened
         self.known: dict[str, int] = {"": root}
-        """For hot loops to look into first; what is not in here is asked of `open`."""
+        """Descriptors by path: a hot loop looks here before it calls `open`."""
         self._most = _budget() if most is None else min(most, _budget())
 
     @property
     def root(self) -> int:
-        """The descriptor of the root."""
         return self.known[""]
 
     def open(self, path: str) -> int:
-        """The descriptor of the directory ``path``, open until the next call of any method here.
+        """The descriptor of the directory ``path``, open until the next call of any method.
 
-        Raises OSError: ENOENT, ENOTDIR or ELOOP where a component is not there, or is no directory.
+        Raises OSError: ENOENT, ENOTDIR or ELOOP if a component is missing or no directory.
         """
         known = self.known
         descriptor = known.get(path)
@@ -68,8 +67,8 @@ class Descriptors:
             at, _, name = at.rpartition("/")
             pending.append(name)
         temporary = -1
-        # Of the directories on the way the nearest are kept, and few of the others: a path of thousands of components
-        # must not push everything else out, and a walk that climbs back up it must not start at the root each time.
+        # The nearest directories on the way are kept, and few others: a path of thousands of components must not evict
+        # everything else, and a walk back up must not start at the root each time.
         keep = max(1, self._most // 4)
         try:
             while pending:
@@ -92,20 +91,20 @@ class Descriptors:
         return descriptor
 
     def forget(self, path: str) -> None:
-        """Close what is open at ``path`` and beneath: it is being removed or replaced."""
+        """Close ``path`` and the directories beneath it, which the caller is about to remove or replace."""
         prefix = path + "/"
         known = self.known
         for key in [key for key in known if key == path or key.startswith(prefix)]:
             os.close(known.pop(key))
 
     def close(self) -> None:
-        """Close everything, the root too."""
+        """Close all directories, the root included."""
         known = self.known
         while known:
             os.close(known.popitem()[1])
 
     def _evict(self, path: str) -> None:
-        """Close the oldest directories, first those that do not lead to ``path``."""
+        """Close the oldest directories, first those that are no ancestors of ``path``."""
         known = self.known
         leading: list[str] = []
         others: list[str] = []
@@ -117,9 +116,9 @@ class Descriptors:
 
 
 def open_root(root: str | os.PathLike[str]) -> int:
-    """Open the directory that is to be a root; a link that leads to it is followed.
+    """Open a root directory; if it is a symbolic link, the link is followed.
 
-    Raises LamellaError; Unsupported where Python would write the names of files in another encoding than they have.
+    Raises LamellaError; Unsupported if Python would encode file names other than as UTF-8.
     """
     file_io.require_descriptors()
     if sys.getfilesystemencoding() != "utf-8":
@@ -139,18 +138,18 @@ _NESTING: Final = 48
 
 
 def remove_tree(parent: int, name: str) -> None:
-    """Remove ``name`` in the open directory ``parent``, with all beneath it if it is a directory.
+    """Remove ``name`` in the open directory ``parent``, recursively if it is a directory.
 
-    Links are not followed, and nothing that is mounted beneath is looked into. Directories of our own that keep us
-    out are opened up first. Needs a bounded number of descriptors and linear time, however deep the tree: what lies
-    deep is moved up within it. Raises OSError; EBUSY where something is mounted.
+    Links are not followed, and mount points are not entered. Directories of this user without permissions get them
+    first. The number of descriptors is bounded and the time linear at any depth: deep directories are moved up within
+    the tree. Raises OSError; EBUSY at a mount point.
     """
     try:
         os.unlink(name, dir_fd=parent)
         return
     except IsADirectoryError:
         pass
-    except PermissionError:  # what unlink(2) of a directory gives on some systems
+    except PermissionError:  # unlink(2) of a directory on some systems
         if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise
     if _remove_empty(parent, name):
@@ -176,7 +175,7 @@ def remove_tree(parent: int, name: str) -> None:
                 inside.extend(_unlink_files(child))
             else:
                 os.close(child)
-                # A name that no layer can have guessed: renaming replaces an empty directory without a word.
+                # A name that no layer can guess: rename(2) silently replaces an empty directory.
                 lifted = f".lamella-{os.urandom(8).hex()}"
                 os.rename(below, lifted, src_dir_fd=descriptor, dst_dir_fd=top)
                 stack[0][2].append(lifted)
@@ -186,9 +185,9 @@ def remove_tree(parent: int, name: str) -> None:
 
 
 def remove_path(path: str | os.PathLike[str]) -> None:
-    """Remove ``path``, which may be a directory, as `remove_tree` does. Raises OSError.
+    """Remove ``path`` as `remove_tree` does. Raises OSError.
 
-    Where files cannot be opened by a descriptor of their directory, paths are used instead.
+    A system that cannot open files relative to a descriptor uses paths.
     """
     if not file_io.HAS_DESCRIPTORS:
         from shutil import rmtree
@@ -206,8 +205,8 @@ def remove_path(path: str | os.PathLike[str]) -> None:
         os.close(parent)
 
 
-def open_up(parent: int | None, name: str | os.PathLike[str]) -> int:
-    """Give us all rights to a directory of our own whose mode keeps us out; the mode that it had. Raises OSError."""
+def grant_access(parent: int | None, name: str | os.PathLike[str]) -> int:
+    """Give this user all permissions of its own directory; returns the mode that it had. Raises OSError."""
     handle = os.open(name, file_io.O_PATH | file_io.O_NOFOLLOW | file_io.O_DIRECTORY | file_io.O_CLOEXEC, dir_fd=parent)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -220,8 +219,8 @@ def open_up(parent: int | None, name: str | os.PathLike[str]) -> int:
 def _remove_empty(parent: int, name: str) -> bool:
     """Remove a directory if it is empty.
 
-    What is asked is whether something is mounted there: the system refuses that with EBUSY before anything else, and
-    there is no better way to know of a directory that is bound to another of the same file system.
+    This also finds mount points: rmdir(2) checks them first and fails with EBUSY, and nothing else shows a bind mount
+    of the same file system.
     """
     try:
         os.rmdir(name, dir_fd=parent)
@@ -233,11 +232,11 @@ def _remove_empty(parent: int, name: str) -> bool:
 
 
 def _enter(parent: int, name: str) -> int:
-    """Open a directory whose content is to be removed."""
+    """Open a directory for the removal of its content, with the permissions for it."""
     try:
         descriptor = os.open(name, _OPEN, dir_fd=parent)
     except PermissionError:
-        open_up(parent, name)
+        grant_access(parent, name)
         descriptor = os.open(name, _OPEN, dir_fd=parent)
     user = os.geteuid()
     if user:
@@ -252,7 +251,7 @@ def _enter(parent: int, name: str) -> int:
 
 
 def _unlink_files(directory: int) -> list[str]:
-    """Unlink all but directories, whose names are returned."""
+    """Unlink all files of a directory; returns the names of its subdirectories."""
     directories = []
     with os.scandir(directory) as scan:
         for entry in scan:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory on disk, read as a tree: nothing is followed, nothing but directories and regular files is opened."""
+"""Reads a directory on disk. Links are not followed; only directories and regular files are opened."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STANDS_FOR: Final = frozenset({Kind.CHARACTER, Kind.BLOCK, Kind.FIFO})
 
 
 class _Listing:
-    """What is remembered of a directory that was listed, for the questions that follow about its files."""
+    """Facts of the files in a listed directory, kept for `open` and `identity`."""
 
     __slots__ = ("files", "linked", "size")
 
@@ -38,17 +38,17 @@ class _Listing:
 class DirectoryReader:
     """A `Tree` over the directory ``root``. Use it as a context manager, or `close` it; for one thread at a time.
 
-    Directories are opened component by component without following links, so a link that is slipped in while the
-    tree is read leads nowhere. A file that vanishes, grows, shrinks or is replaced meanwhile raises Conflict. Sockets
-    are not listed: no layer can hold them. Whoever wants to hear of them sets `left_out`.
+    Directories are opened component by component without following links, so a link put in place while the tree is
+    read is never followed. A file that vanishes, grows, shrinks or is replaced meanwhile raises Conflict. Sockets are
+    not listed, since no layer can hold them; `on_socket` is called for each.
 
-    ``owners`` says whose files these are: ``"actual"`` takes the ids on disk. With ``"recorded"``, ids and devices
-    count that were recorded in attributes (`directory.attrs`), and what belongs to whoever runs this, or to
-    the owner of the root, without a record belongs to 0. The default is ``"recorded"`` for all but root: a privileged
-    process must not believe attributes that any owner of a file can set.
+    ``owners``: ``"actual"`` takes the ids on disk. ``"recorded"`` takes ids and devices from the attributes that
+    `directory.attrs` writes; files without them that belong to this user or to the owner of the root belong to 0. The
+    default is ``"recorded"`` for all users but root: a privileged process must not trust attributes that the owner of a
+    file can set.
 
-    ``xattrs`` says which extended attributes are reported: ``"all"`` that a layer may carry
-    (`lamella.layers.policy.refusal`), ``"capability"`` for file capabilities alone, as containerd does, or ``"none"``.
+    ``xattrs``: the extended attributes that are reported: ``"all"`` that a layer may have
+    (`lamella.layers.policy.refusal`), only file capabilities (``"capability"``), as containerd does, or ``"none"``.
     """
 
     def __init__(
@@ -59,24 +59,23 @@ class DirectoryReader:
         xattrs: Literal["all", "capability", "none"] = "all",
         open_directories: int = 128,
     ) -> None:
-        """Open ``root``; never more than ``open_directories`` are. Raises NotFound, Conflict (no directory), Denied."""
+        """Open ``root``; at most ``open_directories`` are open at once. Raises NotFound, Conflict, Denied."""
         if os.stat not in os.supports_dir_fd:
             raise Unsupported("this system cannot open files relative to a directory")
         self._descriptors = Descriptors(open_root(root), most=open_directories)
         self._known = self._descriptors.known
         self._recorded = (os.geteuid() != 0) if owners is None else owners == "recorded"
         self._xattrs = xattrs
-        self._mute: set[int] = set()
-        """Devices whose file system has no extended attributes."""
+        self._without_xattrs: set[int] = set()
+        """Device numbers of file systems without extended attributes."""
         self._listings: dict[str, _Listing] = {}
         self._facts = 0
         self._near = ""
         self.marks: tuple[str, dict[LayerPath, dict[str, bytes]]] | None = None
-        """For a layer of an overlay: a prefix of attributes' names, and where `entries` and `lookup` note those that
-        have it, by path, by rest. A socket is a whiteout then, since it hides what is below.
-        """
-        self.left_out: Callable[[LayerPath], None] | None = None
-        """Told of each socket that `entries` and `lookup` come by, as often as they do."""
+        """For a layer of an overlay: a prefix of attribute names, and a mapping in which `entries` and `lookup` record
+        such attributes, by path and by the rest of the name. A socket is a whiteout then, as it hides lower files."""
+        self.on_socket: Callable[[LayerPath], None] | None = None
+        """Called for each socket whenever `entries` or `lookup` meets it."""
         self._own_users: frozenset[int] = frozenset()
         self._own_groups: frozenset[int] = frozenset()
         if self._recorded:
@@ -98,12 +97,11 @@ class DirectoryReader:
         self.close()
 
     def close(self) -> None:
-        """Close all that is open; nothing can be asked any more, of its files neither."""
+        """Close all directories; the tree and its files cannot be read any more."""
         self._descriptors.close()
         self._listings.clear()
 
     def lookup(self, path: LayerPath) -> Entry | None:
-        """See `Tree.lookup`. A socket counts as nothing; but see `marks`."""
         if not path:
             return self._root()
         parent, name = split(path)
@@ -116,7 +114,7 @@ class DirectoryReader:
         return found[0] if found else None
 
     def status(self, path: LayerPath) -> os.stat_result | None:
-        """What the file system says of ``path``, which is not the root; None where nothing is."""
+        """The status of ``path``, which is not the root; None if it does not exist."""
         parent, _, name = path.rpartition("/")
         try:
             descriptor = self._known.get(parent)
@@ -129,11 +127,10 @@ class DirectoryReader:
             raise from_os(error, f"look at {path!r}") from error
 
     def entries(self, directory: LayerPath) -> list[Entry]:
-        """See `Tree.entries`. Raises Conflict where something in it vanishes meanwhile."""
-        return self.listed(directory, None)
+        return self.list_names(directory, None)
 
-    def listed(self, directory: LayerPath, names: list[str] | None) -> list[Entry]:
-        """What of ``names``, or None for all, is in ``directory``; as `entries`. It is not looked for other names."""
+    def list_names(self, directory: LayerPath, names: list[str] | None) -> list[Entry]:
+        """The entries of ``names`` in ``directory``, None for all. Raises as `entries`; Conflict if a name vanishes."""
         if names is not None and not names:
             return []
         descriptor = self.descriptor(directory)
@@ -155,28 +152,26 @@ class DirectoryReader:
         self._remember(directory, listing)
         return found
 
-    def described(self, path: LayerPath, status: os.stat_result, file: int) -> Entry:
-        """The entry of a regular file that is open, which must not be asked for by name then. Raises OSError."""
+    def open_file_entry(self, path: LayerPath, status: os.stat_result, file: int) -> Entry:
+        """The entry of a regular file that is open; `open` and `identity` do not know it. Raises OSError."""
         posix = Posix(status[0] & 0o7777, status[4], status[5], status.st_mtime_ns)
         entry = Entry(path, Kind.FILE, posix, status[6])
         if self._recorded:
-            self._own(posix)
-        if self.asks_for_xattrs and not (self._mute and status[2] in self._mute):
+            self._map_own_ids(posix)
+        if self.asks_for_xattrs and not (self._without_xattrs and status[2] in self._without_xattrs):
             held: list[str] = []
             try:
                 held = host.list_xattrs(file)
             except OSError as error:
-                self._no_attributes(error, status[2])
+                self._record_without_xattrs(error, status[2])
             if held:
-                self._describe(entry, posix, held, file, _Listing())
+                self._add_xattrs(entry, posix, held, file, _Listing())
         return entry
 
     def open(self, path: LayerPath) -> FileOnDisk:
-        """See `Tree.open`. Nothing is opened before the content is asked for."""
         return FileOnDisk(self.descriptor, path, self._facts_of(path))
 
     def identity(self, path: LayerPath) -> Hashable:
-        """See `Tree.identity`: device and inode."""
         parent = path.rpartition("/")[0]
         listing = self._listings.get(parent)
         if listing is not None:
@@ -191,14 +186,14 @@ class DirectoryReader:
         return listing.linked.get(path)
 
     def same_content(self, path: LayerPath, other: DirectoryReader, other_path: LayerPath) -> bool:
-        """Whether two regular files have the same bytes. Raises as reading them would."""
+        """Whether two regular files have the same bytes. Raises as `FileOnDisk`."""
         return same_bytes(
             FileOnDisk(self.descriptor, path, self._facts_of(path)),
             FileOnDisk(other.descriptor, other_path, other._facts_of(other_path)),
         )
 
     def descriptor(self, directory: str) -> int:
-        """The open directory, until the next call of any method. Raises NotFound, InvalidInput (no directory)."""
+        """The open directory, valid until the next call of any method. Raises NotFound, InvalidInput (no directory)."""
         descriptor = self._known.get(directory)
         if descriptor is not None:
             return descriptor
@@ -220,7 +215,7 @@ class DirectoryReader:
             return NotFound(f"{path!r} is not there")
         return InvalidInput(f"{path!r} is a {entry.kind.phrase}, not a directory")
 
-    # What is remembered of listed directories
+    # Listings
 
     def _remember(self, directory: str, listing: _Listing) -> None:
         listings = self._listings
@@ -233,7 +228,7 @@ class DirectoryReader:
         self._near = directory
 
     def _touch(self, directory: str, listing: _Listing) -> None:
-        """Keep what is asked about longest: a walk comes back to the directories above."""
+        """Move a listing to the end of the queue: a walk comes back to the directories above."""
         del self._listings[directory]
         self._listings[directory] = listing
         self._near = directory
@@ -264,13 +259,13 @@ class DirectoryReader:
             raise InvalidInput(f"{path or '/'!r} is a {entry.kind.phrase}, not a file")
         return facts
 
-    # Looking
+    # Entries
 
     def _read(self, directory: str, descriptor: int, names: list[str], listing: _Listing) -> list[Entry]:
         """The entries of ``names``; the hot loop of every walk. Raises OSError."""
         prefix = f"{directory}/" if directory else ""
         look, attributes = os.lstat, host.xattr_lister(descriptor)
-        asks, mute, recorded = self.asks_for_xattrs, self._mute, self._recorded
+        asks, without_xattrs, recorded = self.asks_for_xattrs, self._without_xattrs, self._recorded
         directory_kind, file_kind, nothing = Kind.DIRECTORY, Kind.FILE, NO_XATTRS
         files, linked = listing.files, listing.linked
         found: list[Entry] = []
@@ -294,8 +289,8 @@ class DirectoryReader:
             else:
                 kind = KIND_BY_TYPE_BITS.get(form)
                 if kind is None:
-                    if self.left_out is not None:
-                        self.left_out(path)
+                    if self.on_socket is not None:
+                        self.on_socket(path)
                     if self.marks is not None:
                         add(Entry(path, Kind.CHARACTER, posix))
                     continue
@@ -309,15 +304,15 @@ class DirectoryReader:
                 if status[3] > 1:
                     linked[path] = (status[2], status[1])
             if recorded:
-                self._own(posix)
-            if asks and not (mute and status[2] in mute):
+                self._map_own_ids(posix)
+            if asks and not (without_xattrs and status[2] in without_xattrs):
                 try:
                     held = attributes(name)
                 except OSError as error:
-                    self._no_attributes(error, status[2])
+                    self._record_without_xattrs(error, status[2])
                     held = None
                 if held:
-                    self._describe(entry, posix, held, host.path_beneath(descriptor, name), listing)
+                    self._add_xattrs(entry, posix, held, host.path_beneath(descriptor, name), listing)
             add(entry)
         return found
 
@@ -327,15 +322,15 @@ class DirectoryReader:
         posix = Posix(status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns)
         entry = Entry(ROOT, Kind.DIRECTORY, posix)
         if self._recorded:
-            self._own(posix)
-        if self.asks_for_xattrs and status.st_dev not in self._mute:
+            self._map_own_ids(posix)
+        if self.asks_for_xattrs and status.st_dev not in self._without_xattrs:
             held: list[str] = []
             try:
                 held = host.list_xattrs(descriptor)
             except OSError as error:
-                self._no_attributes(error, status.st_dev)
+                self._record_without_xattrs(error, status.st_dev)
             if held:
-                self._describe(entry, posix, held, descriptor, _Listing())
+                self._add_xattrs(entry, posix, held, descriptor, _Listing())
         return entry
 
     @property
@@ -343,24 +338,24 @@ class DirectoryReader:
         """Whether extended attributes matter for the entries."""
         return host.HAS_XATTRS and (self._xattrs != "none" or self._recorded or self.marks is not None)
 
-    def _own(self, posix: Posix) -> None:
-        """Without a record, what is ours stands for root's."""
+    def _map_own_ids(self, posix: Posix) -> None:
+        """Give the ids of this user to root."""
         if posix.uid in self._own_users:
             posix.uid = 0
         if posix.gid in self._own_groups:
             posix.gid = 0
 
-    def _no_attributes(self, error: OSError, device: int) -> None:
-        """The file system has none: take note, so that it is asked once only. Anything else is an error."""
+    def _record_without_xattrs(self, error: OSError, device: int) -> None:
+        """Record that a file system has no extended attributes, so that it is asked only once; raise other errors."""
         if error.errno == errno.ENOTSUP:
-            self._mute.add(device)
+            self._without_xattrs.add(device)
             return
         if error.errno == errno.ENOENT and not os.path.isdir("/proc/self/fd"):
             raise Unsupported("extended attributes cannot be read: /proc is not mounted") from error
         raise error
 
-    def _describe(self, entry: Entry, posix: Posix, held: list[str], file: int | str, listing: _Listing) -> None:
-        """Complete ``entry``, just made, by its extended attributes."""
+    def _add_xattrs(self, entry: Entry, posix: Posix, held: list[str], file: int | str, listing: _Listing) -> None:
+        """Complete a new ``entry`` by its extended attributes."""
         xattrs: dict[str, bytes] = {}
         path = entry.path
         try:
@@ -378,7 +373,7 @@ class DirectoryReader:
                     posix.uid = posix.uid if uid is None else uid
                     posix.gid = posix.gid if gid is None else gid
                 if OVERRIDE in held:
-                    self._replace(entry, posix, decode_override(host.get_xattr(file, OVERRIDE)), listing)
+                    self._apply_override(entry, posix, decode_override(host.get_xattr(file, OVERRIDE)), listing)
         except PermissionError as error:
             raise Denied(f"{path!r}: its extended attributes cannot be read: {error.strerror}") from error
         except InvalidInput as error:
@@ -390,8 +385,8 @@ class DirectoryReader:
         if xattrs:
             posix.xattrs = xattrs
 
-    def _replace(self, entry: Entry, posix: Posix, override: Override, listing: _Listing) -> None:
-        """Let ``entry`` be what the record says that it stands for."""
+    def _apply_override(self, entry: Entry, posix: Posix, override: Override, listing: _Listing) -> None:
+        """Give ``entry`` the owner, the mode and the kind of its record."""
         posix.mode, posix.uid, posix.gid = override.mode, override.uid, override.gid
         kind = override.kind
         if kind is None or kind is entry.kind:

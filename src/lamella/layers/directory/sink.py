@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain directory as the place of a layer: what is below is in it already, and markers remove."""
+"""Sink that applies a layer to a plain directory, which holds the lower layers; whiteouts remove files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lamella.changes.model import KIND_BY_TYPE_BITS, TYPE_BITS, Content, Entry, 
 from lamella.changes.whiteouts import prune
 from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.host import file_io
-from lamella.layers.directory.attrs import HELD, MOST_ID, Metadata
+from lamella.layers.directory.attrs import MOST_ID, OVERRIDE, PATH_ONLY, Metadata, encode_override
 from lamella.layers.directory.content import write_rest, write_sparse
-from lamella.layers.directory.dirfd_cache import Descriptors, open_root, open_up, remove_tree
+from lamella.layers.directory.dirfd_cache import Descriptors, grant_access, open_root, remove_tree
 from lamella.layers.policy import Devices, Policy
 from lamella.paths import LayerPath, join, split
 
@@ -27,52 +27,50 @@ _DIRECTORY: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | fil
 
 
 class DirectorySink:
-    """Applies a layer onto a directory, in place.
+    """Applies a layer to a directory, in place.
 
     Only `apply` may drive it. Every name is opened relative to the descriptor of its directory and without following
-    links, so a directory that somebody swaps for a link meanwhile is an error. Times of directories are set by
-    `commit`; those of directories that the layer does not state come out as they were. `abort` cannot take back what
-    is written: where that matters, apply to a fresh directory and rename it when done.
+    links, so a directory that is swapped for a link meanwhile raises an error. `commit` sets the times of directories
+    and restores those of implied ones. `abort` does not undo writes: apply to a new directory and rename it if a
+    failure must leave nothing.
     """
 
     def __init__(
         self, root: str | os.PathLike[str], *, policy: Policy | None = None, losses: Losses | None = None
     ) -> None:
-        """Open ``root``, which must be a directory. ``losses`` collects what it cannot hold."""
+        """Open the directory ``root``. ``losses`` collects what it cannot hold. Raises NotFound, Conflict, Denied."""
         self._policy = policy or Policy.default()
         self._losses = losses if losses is not None else Losses()
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._root_user = self._uid == 0
         self._modes: dict[str, int] = {}
-        """Directory -> mode that would lock us out until the end (never for root)."""
-        self._descriptors = Descriptors(self._open_root(root), self._note)
+        """Directory -> its mode, set by `commit` since it denies this user access until then (empty for root)."""
+        self._descriptors = Descriptors(self._open_root(root), self._record_directory)
         self._known = self._descriptors.known
         self._metadata = Metadata(self._descriptors.root, self._policy, self._losses)
         self._umask, self._special = self._metadata.umask, self._metadata.special
         self._writable = 0 if self._root_user else stat.S_IWUSR
-        """Mode bits without which our files take no attributes from us."""
+        """Mode bits that this user needs to set attributes of its files."""
         self._inheriting: set[int] = set()
-        """Descriptors of directories that give their group or default ACL to what is made in them."""
+        """Descriptors of directories that give new files their group or a default ACL."""
         self._plain: dict[str, set[str]] = {}
-        """Parent -> directories in it that this layer made, and that give nothing to what is made in them.
+        """Parent -> names of directories that this layer made and that give new files nothing: no need to stat them.
 
-        There is nothing to look at in them. By parent, since paths can be long.
+        Names by parent take less memory than paths.
         """
         self._times: dict[str, dict[str, int]] = {}
-        """Parent -> directory in it -> mtime that it must have in the end. The root is "" in ""."""
+        """Parent -> name of a directory -> mtime that `commit` sets. The root is "" in ""."""
         self._removed = False
         with os.scandir(self._descriptors.root) as scan:
             self._layered = next(scan, None) is not None
-        self._note("", self._descriptors.root)
+        self._record_directory("", self._descriptors.root)
 
     @property
     def view(self) -> DirectorySink:
-        """See `Sink.view`."""
         return self
 
     @property
     def layered(self) -> bool:
-        """See `Sink.layered`."""
         return self._layered
 
     def seen(self, path: LayerPath) -> Seen | None:
@@ -92,10 +90,9 @@ class DirectorySink:
             return None
         except OSError as error:
             raise from_os(error, f"look at {path!r}") from error
-        return Seen(kind if kind is not None else Kind.FIFO)  # a socket: in the way, and nothing to follow
+        return Seen(kind if kind is not None else Kind.FIFO)  # a socket: an existing name that is no link
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        """See `Sink.put`. Raises MissingFacet, Exhausted (no space), Denied and the like."""
         if entry.kind is not Kind.FILE:
             return self._put_other(entry)
         path = entry.path
@@ -104,7 +101,7 @@ class DirectorySink:
             raise MissingFacet(path, "POSIX")
         parent, _, name = path.rpartition("/")
         mode = posix.mode
-        # Set-id bits come last, when the owner is right and the content is there.
+        # Set-id bits come after owner and content, which clear them.
         working = mode & 0o777 | self._writable
         reshaped: bool | None = None
         try:
@@ -133,7 +130,7 @@ class DirectorySink:
                 if posix.uid != self._uid or posix.gid != self._gid or inherits:
                     if inherits:
                         self._metadata.drop_xattrs(file, posix.xattrs)
-                    self._metadata.own(file, path, posix, inherits)
+                    self._metadata.set_owner(file, path, posix, inherits)
                 if posix.xattrs:
                     self._metadata.set_xattrs(file, path, posix.xattrs)
                 if mode != working or mode & self._umask or inherits or posix.xattrs:
@@ -147,7 +144,6 @@ class DirectorySink:
         return reshaped
 
     def link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        """See `Sink.link`."""
         parent, name = split(path)
         from_parent, from_name = split(target)
         reshaped: bool | None = None
@@ -171,11 +167,9 @@ class DirectorySink:
         return reshaped
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:  # noqa: ARG002
-        """Recorded as lost: a POSIX file system has no alternate data streams."""
         self._losses.record(Loss(path, f"alternate data stream {name!r}", "this file system has none"))
 
     def whiteout(self, path: LayerPath) -> bool | None:
-        """See `Sink.whiteout`."""
         parent, name = split(path)
         try:
             return self._clear(self._open(parent), name, path)
@@ -185,11 +179,9 @@ class DirectorySink:
             raise from_os(error, f"remove {path!r}") from error
 
     def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        """See `Sink.opaque`."""
         return prune(self, path, mine)
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
-        """See `FlatPlace.names`."""
         try:
             with os.scandir(self._open(directory)) as scan:
                 return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
@@ -197,11 +189,10 @@ class DirectorySink:
             raise from_os(error, f"list {directory!r}") from error
 
     def remove(self, path: LayerPath) -> None:
-        """See `FlatPlace.remove`."""
         self.whiteout(path)
 
     def commit(self) -> Losses:
-        """Set what has to wait for the end, and return what was lost."""
+        """Set the times and restrictive modes of directories; returns the losses."""
         try:
             self._finish_directories()
         except OSError as error:
@@ -210,7 +201,7 @@ class DirectorySink:
         return self._losses
 
     def abort(self) -> None:
-        """Close. What was written stays; see the class."""
+        """Close the directories. What was written stays."""
         self._descriptors.close()
 
     # Directories
@@ -222,13 +213,13 @@ class DirectorySink:
             if self._root_user:
                 raise
             try:
-                self._modes[""] = open_up(None, root)
+                self._modes[""] = grant_access(None, root)
             except OSError:
-                pass  # not ours to open up: the second try says what the first did
+                pass  # another user's: the second try raises the same error
             return open_root(root)
 
     def _open(self, path: str) -> int:
-        """The descriptor of a directory that is to be read or changed."""
+        """The descriptor of a directory, which gets the permissions that this user needs."""
         descriptor = self._known.get(path)
         if descriptor is not None:
             return descriptor
@@ -239,8 +230,8 @@ class DirectorySink:
                 raise
             return self._unlock(path)
 
-    def _note(self, path: str, descriptor: int) -> None:
-        """Look at a directory once before anything in it changes: its times, and what it gives to new files."""
+    def _record_directory(self, path: str, descriptor: int) -> None:
+        """Record the time of a directory and what it gives to new files, once, before anything in it changes."""
         parent, _, name = path.rpartition("/")
         if name in self._plain.get(parent, ()):
             self._inheriting.discard(descriptor)
@@ -256,7 +247,7 @@ class DirectorySink:
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | 0o700)
 
     def _open_both(self, one: str, other: str) -> tuple[int, int]:
-        """Two directories at once, neither closed by the opening of the other."""
+        """Open two directories, so that opening one does not evict the other."""
         known = self._known
         while True:
             first, second = self._open(one), self._open(other)
@@ -264,10 +255,10 @@ class DirectorySink:
                 return first, second
 
     def _unlock(self, path: str) -> int:
-        """Open a directory of our own whose mode keeps us out; the mode comes back at the end."""
+        """Open a directory of this user whose mode denies access; `commit` restores the mode."""
         parent, name = split(path)
         directory = self._open(parent)
-        self._modes.setdefault(path, open_up(directory, name))
+        self._modes.setdefault(path, grant_access(directory, name))
         return self._descriptors.open(path)
 
     def _has_default_acl(self, descriptor: int) -> bool:
@@ -312,7 +303,7 @@ class DirectorySink:
             descriptor = self._open(path)
             if existed or inherits:
                 self._metadata.drop_xattrs(descriptor, posix.xattrs)
-            self._metadata.own(descriptor, path, posix, existed or inherits)
+            self._metadata.set_owner(descriptor, path, posix, existed or inherits)
             if posix.xattrs:
                 self._metadata.set_xattrs(descriptor, path, posix.xattrs)
             os.fchmod(descriptor, working)
@@ -324,7 +315,7 @@ class DirectorySink:
             self._plain[parent].add(name)
         else:
             self._plain[parent] = {name}
-        # After it was opened, which notes what a directory has.
+        # After opening it, which records the time on disk.
         row = self._times.get(parent)
         if row is None:
             row = self._times[parent] = {}
@@ -336,7 +327,7 @@ class DirectorySink:
         return reshaped
 
     def _finish_directories(self) -> None:
-        """Set times and late modes, through parents opened again without following links."""
+        """Set times and restrictive modes, through parents that are opened without following links."""
         root = self._times[""].pop("")
         for parent, row in list(self._times.items()):
             try:
@@ -348,13 +339,13 @@ class DirectorySink:
         try:
             os.utime(self._descriptors.root, ns=(root, root))
         except PermissionError:
-            self._losses.record(Loss("", "modification time", "the directory belongs to somebody else"))
+            self._losses.record(Loss("", "modification time", "the directory belongs to another user"))
 
     def _finish_times(self, directory: int, parent: str, row: Mapping[str, int]) -> None:
         for name, mtime in row.items():
             try:
                 try:
-                    # Opened, since what has the name could be a file by now, with other names elsewhere.
+                    # Opened, since the name may now be a hard link to a file elsewhere.
                     file = os.open(name, _DIRECTORY, dir_fd=directory)
                 except PermissionError:
                     self._finish_time_unread(directory, name, mtime)
@@ -364,29 +355,29 @@ class DirectorySink:
                 finally:
                     os.close(file)
             except OSError as error:
-                if error.errno == errno.EPERM:  # somebody else's, in which we may write
-                    why = "the directory belongs to somebody else"
+                if error.errno == errno.EPERM:  # another user's directory with write permission
+                    why = "the directory belongs to another user"
                     self._losses.record(Loss(join(parent, name), "modification time", why))
                 elif not self._is_gone(error):
                     raise
 
     def _finish_time_unread(self, directory: int, name: str, mtime: int) -> None:
-        """The time of a directory that we may not read."""
+        """Set the time of a directory that this user may not read."""
         if not self._metadata.handles:
             os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
             return
-        handle = os.open(name, HELD | file_io.O_DIRECTORY, dir_fd=directory)
+        handle = os.open(name, PATH_ONLY | file_io.O_DIRECTORY, dir_fd=directory)
         try:
             os.utime(host.path_of(handle), ns=(mtime, mtime))
         finally:
             os.close(handle)
 
     def _is_gone(self, error: OSError) -> bool:
-        """Whether a directory was not found because the layer itself has replaced it since, or one on its way."""
+        """Whether the error means that the layer has replaced the directory, or one above it, since."""
         return self._removed and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
     def _finish_modes(self) -> None:
-        """Give directories the modes that would have locked us out, the deepest first."""
+        """Set the modes that deny this user access, deepest directories first."""
         for path in sorted(self._modes, key=lambda path: path.count("/") if path else -1, reverse=True):
             try:
                 os.fchmod(self._descriptors.open(path), self._modes[path])
@@ -431,14 +422,12 @@ class DirectorySink:
         except OSError as error:
             failed = from_os(error, f"make {entry.kind.phrase} {path or '/'!r}")
             if isinstance(failed, Denied) and entry.kind in (Kind.CHARACTER, Kind.BLOCK):
-                failed.hint = "--devices record notes devices in an attribute instead, --devices skip leaves them out"
+                failed.hint = "--devices record keeps devices in an attribute instead, --devices skip leaves them out"
             raise failed from error
         return reshaped
 
     def _record_device(self, directory: int, name: str, entry: Entry, posix: Posix) -> None:
-        """An empty file that says what it stands for; nothing where the file system takes no such record."""
-        from lamella.layers.directory.attrs import OVERRIDE, encode_override
-
+        """Make an empty file whose attribute records the device, or record a loss if the file system has none."""
         path = entry.path
         _device(path, posix)
         inherits = directory in self._inheriting
@@ -447,7 +436,7 @@ class DirectorySink:
             if inherits:
                 self._metadata.drop_xattrs(file, posix.xattrs)
             if self._metadata.keep or posix.uid > MOST_ID or posix.gid > MOST_ID:
-                self._metadata.own(file, path, posix, inherits)
+                self._metadata.set_owner(file, path, posix, inherits)
             try:
                 host.set_xattr(file, OVERRIDE, encode_override(entry.kind, posix))
             except OSError as error:
@@ -463,13 +452,13 @@ class DirectorySink:
             os.close(file)
 
     def _clear(self, directory: int, name: str, path: str) -> bool:
-        """Remove what is at ``path``; True for a directory or a link. FileNotFoundError where nothing is."""
+        """Remove ``path``; True for a directory or a link. Raises FileNotFoundError."""
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
         try:
             if not stat.S_ISDIR(mode):
                 os.unlink(name, dir_fd=directory)
                 return stat.S_ISLNK(mode)
-            # Its own descriptor in the cache is not the parent's, which stays open.
+            # Closes the descriptors of ``path`` and beneath; that of the parent stays open.
             self._descriptors.forget(path)
             self._removed = True
             remove_tree(directory, name)
@@ -483,7 +472,7 @@ class DirectorySink:
 
 
 def _device(path: str, posix: Posix) -> tuple[int, int]:
-    """The device numbers, which Linux keeps in 12 and 20 bits."""
+    """The device numbers, which Linux keeps in 12 and 20 bits. Raises InvalidInput."""
     major, minor = posix.device
     if major >= 1 << 12 or minor >= 1 << 20:
         raise InvalidInput(f"{path!r}: device {major}:{minor}: numbers end at 4095:1048575")

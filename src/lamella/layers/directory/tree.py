@@ -46,13 +46,13 @@ class DirectoryTree(DirectoryReader):
         return DirectoriesComparison(lower, self, exact=exact, xattrs=self.asks_for_xattrs)
 
 
-def lost_sockets(losses: Losses | None, below: DirectoryTree | None = None) -> Callable[[LayerPath], None] | None:
-    """A function for `DirectoryTree.left_out` that records each socket once, unless ``below`` has it already."""
+def record_sockets(losses: Losses | None, below: DirectoryTree | None = None) -> Callable[[LayerPath], None] | None:
+    """A function for `DirectoryTree.on_socket` that records each socket once, unless ``below`` has it already."""
     if losses is None:
         return None
     seen: set[LayerPath] = set()
 
-    def left_out(path: LayerPath) -> None:
+    def on_socket(path: LayerPath) -> None:
         if path in seen:
             return
         seen.add(path)
@@ -60,7 +60,7 @@ def lost_sockets(losses: Losses | None, below: DirectoryTree | None = None) -> C
         if status is None or not stat.S_ISSOCK(status.st_mode):
             losses.record(Loss(path, "socket", "no layer can hold one"))
 
-    return left_out
+    return on_socket
 
 
 class Walk:
@@ -86,7 +86,7 @@ class Walk:
         yield Put(root, None)
         firsts: dict[Hashable, LayerPath] = {}
         above: list[tuple[str, Iterator[Entry | str]]] = []
-        directory, rest = "", self._listed(ROOT)
+        directory, rest = "", self._contents(ROOT)
         while True:
             for found in rest:
                 content: Content | None = None
@@ -97,7 +97,7 @@ class Walk:
                     if entry.kind is Kind.DIRECTORY:
                         yield Put(entry, None)
                         above.append((directory, rest))
-                        directory, rest = entry.path, self._listed(entry.path)
+                        directory, rest = entry.path, self._contents(entry.path)
                         break
                     identity = tree.identity(entry.path)
                 if identity is not None:
@@ -111,11 +111,11 @@ class Walk:
                     return
                 directory, rest = above.pop()
 
-    def _listed(self, directory: LayerPath) -> Iterator[Entry | str]:
+    def _contents(self, directory: LayerPath) -> Iterator[Entry | str]:
         """The contents of ``directory`` in the order of the names: a regular file as its name, others as entries."""
         with os.scandir(self.tree.descriptor(directory)) as scan:
             files = {found.name: None if found.is_file(follow_symlinks=False) else found for found in scan}
-        others = self.tree.listed(directory, [name for name, found in files.items() if found is not None])
+        others = self.tree.list_names(directory, [name for name, found in files.items() if found is not None])
         if not others:
             return iter(_in_order(list(files)))
         start = len(directory) + 1 if directory else 0
@@ -143,7 +143,7 @@ class Walk:
                         after = os.fstat(file)
                         if after.st_mtime_ns != mtime or after[6] != size:
                             return self._by_name(path)
-                entry = tree.described(path, status, file)
+                entry = tree.open_file_entry(path, status, file)
             finally:
                 os.close(file)
         except OSError:

@@ -16,7 +16,7 @@ from lamella.errors import from_os
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode
 from lamella.host import file_io
-from lamella.layers.directory.content import ANOTHER, changed, data_extents
+from lamella.layers.directory.content import REPLACED, changed, data_extents
 from lamella.layers.directory.dirfd_cache import Descriptors, open_root
 from lamella.layers.erofs.image_writer import NewImage
 
@@ -76,7 +76,7 @@ class _Walk:
             try:
                 self._add(descriptor, prefix + name, name, directory, below)
             except OSError as error:
-                if error.errno in ANOTHER:
+                if error.errno in REPLACED:
                     raise changed(prefix + name) from error
                 raise
         below.reverse()

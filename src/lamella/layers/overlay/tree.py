@@ -120,11 +120,11 @@ class OverlayChanges:
         *,
         owners: Literal["actual", "recorded"] | None = None,
         xattrs: Literal["all", "capability", "none"] = "all",
-        left_out: Callable[[LayerPath], None] | None = None,
+        on_socket: Callable[[LayerPath], None] | None = None,
     ) -> None:
-        """``left_out`` is called for each socket, once or more often."""
+        """``on_socket`` is called for each socket, once or more often."""
         self._upper = _Upper(layer, owners, xattrs, 128)
-        self._upper.tree.left_out = left_out
+        self._upper.tree.on_socket = on_socket
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from msgspec import Struct
 from lamella import host
 from lamella.errors import from_os
 from lamella.host.linux import clone_file
-from lamella.layers.directory.dirfd_cache import Descriptors, open_root, open_up
+from lamella.layers.directory.dirfd_cache import Descriptors, grant_access, open_root
 from lamella.store.contract import Usage
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -189,7 +189,7 @@ class _Copy:
                 names = _xattr_names(attributes_of, name)
                 self._directories.append((prefix + name, status, self._attributes(at, names)))
                 if not self._root and status.st_mode & 0o500 != 0o500:
-                    self._opened_up.append((prefix + name, open_up(source, name)))
+                    self._opened_up.append((prefix + name, grant_access(source, name)))
                 below.append(prefix + name)
                 continue
             if status.st_nlink > 1:
