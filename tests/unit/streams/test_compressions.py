@@ -30,7 +30,7 @@ from lamella.streams.compressions import MAGIC_SIZE, identify
     ],
 )
 def test_the_compression_is_found_by_its_magic(blob: bytes, expected: str) -> None:
-    assert expected == identify(blob[:MAGIC_SIZE])
+    assert identify(blob[:MAGIC_SIZE]) == expected
 
 
 @pytest.mark.parametrize(

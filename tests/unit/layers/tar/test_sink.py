@@ -87,7 +87,7 @@ def test_the_root_is_left_out_unless_asked_for() -> None:
 def test_markers_are_empty_files_without_metadata() -> None:
     found = members([whiteout("a/b"), whiteout("c"), opaque("a"), opaque("")])
     assert [member.name for member in found] == ["a/.wh.b", ".wh.c", "a/.wh..wh..opq", ".wh..wh..opq"]
-    assert {(b"0", 0, 0, 0, 0, 0)} == {(m.type, m.mode, m.uid, m.gid, m.size, m.mtime) for m in found}
+    assert {(m.type, m.mode, m.uid, m.gid, m.size, m.mtime) for m in found} == {(b"0", 0, 0, 0, 0, 0)}
     assert [member.mtime for member in members([whiteout("c")], whiteout_time=7 * SECOND)] == [7]
 
 
