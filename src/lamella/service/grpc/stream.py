@@ -17,6 +17,9 @@ from lamella.service.grpc.rpc import Call, Encoded, Method
 _PREFIX: Final = 5
 """Bytes before each message: the compressed flag and the length."""
 
+_SMALL: Final = 64 << 10
+"""Cost of a request below which it is not counted, if its call can begin."""
+
 _COST: Final = _PREFIX + 64
 """Bytes that a waiting message costs besides its own, so that many small ones are not free."""
 
@@ -119,6 +122,8 @@ class Stream(Call):
             cost += len(message) + _COST
         if flags & http2.END_STREAM:
             self.flow.ended = True
+            if cost < _SMALL and not self.method.takes_many:
+                cost = 0  # the call takes it at once
         granted = self._control.receive_on(self.flow, len(payload), len(self._partial), cost)
         for message in messages:
             self._inbox.put(message)
@@ -159,6 +164,9 @@ class Stream(Call):
 
     def close(self) -> None:
         """The call is over: release its messages."""
+        if not self.method.takes_many and not self.flow.partial and not self.flow.queued:
+            self.flow.closed = True
+            return
         self._control.close(self.flow)
         self._partial = bytearray()
         if self.method.takes_many:
