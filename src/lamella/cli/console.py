@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a verb's words go: results on standard output, everything else on standard error."""
+"""Output of verbs: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from lamella.changes.losses import Losses
 
 _PATIENCE: Final = 0.4
-"""Seconds that work may take without a bar; most is done by then, and loading the bar would only slow it."""
+"""Seconds before a bar appears: most operations end earlier, and loading it would slow them."""
 
 
 class Bar:
-    """A bar that appears when the work takes longer than a moment, and goes when it is done."""
+    """A progress bar that appears only for long steps, and disappears at their end."""
 
     def __init__(self) -> None:
         self._what = ""
@@ -32,13 +32,12 @@ class Bar:
         self._task: TaskID | None = None
 
     def start(self, what: str, total: int | None) -> None:
-        """``total`` bytes are to be done, None where nobody knows."""
         self.finish()
         self._what, self._total, self._done = what, total or 0, 0
         self._due = time.monotonic() + _PATIENCE
 
     def advance(self, amount: int) -> None:
-        """``amount`` further bytes are done. A count that two threads garble is off by little, and shown only."""
+        """Count ``amount`` bytes. Not atomic: two threads may lose a count, which is only displayed."""
         self._done += amount
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done)
@@ -46,7 +45,6 @@ class Bar:
             self._show()
 
     def finish(self) -> None:
-        """The work is over, well or not."""
         self._due = 0.0
         bar, self._bar = self._bar, None
         if bar is not None:
@@ -75,46 +73,46 @@ _LOSSES_SHOWN: Final = 5
 
 
 class Console:
-    """How the results of one run are given. The three switches may be set until a verb starts to work."""
+    """The output of one run. The three switches may be set until a verb starts."""
 
     __slots__ = ("debug", "json", "quiet")
 
     def __init__(self) -> None:
         self.json = False
-        """One JSON document is the whole of standard output."""
+        """Standard output is one JSON document."""
         self.quiet = False
-        """Neither progress nor summaries."""
+        """Show neither progress nor summaries."""
         self.debug = False
-        """Errors come with where they came from."""
+        """Show tracebacks of errors."""
 
     def line(self, text: str = "") -> None:
-        """A line of what was asked for."""
+        """Print a line of the result."""
         sys.stdout.write(text + "\n")
 
     def summary(self, text: str) -> None:
-        """A line about what was done."""
+        """Print a line of the summary, unless --quiet or --json is given."""
         if not self.quiet and not self.json:
             self.line(text)
 
     def document(self, value: Any) -> None:
-        """The JSON document."""
+        """Print the JSON document."""
         import json
 
         self.line(json.dumps(value, indent=2))
 
     def warn(self, text: str) -> None:
-        """A line that does not make the result a failure."""
-        _tell(f"lamella: warning: {printable(text)}")
+        """Print a warning."""
+        _print_error(f"lamella: warning: {printable(text)}")
 
     def error(self, text: str, hint: str | None = None, notes: Iterable[str] = ()) -> None:
-        """What went wrong, what else there is to know, and the next step."""
+        """Print an error with its notes and its hint."""
         message = [f"lamella: {printable(text)}", *(f"note: {printable(note)}" for note in notes)]
         if hint:
             message.append(f"hint: {printable(hint)}")
-        _tell("\n".join(message))
+        _print_error("\n".join(message))
 
     def losses(self, losses: Losses) -> None:
-        """What could not be kept: the first few, and how many there are."""
+        """Warn of losses: the first few, and their number."""
         count = len(losses)
         if not count:
             return
@@ -125,7 +123,7 @@ class Console:
             self.warn(f"{count} {'thing was' if count == 1 else 'things were'} not kept in all; --json lists them")
 
     def name(self, text: str) -> str:
-        """A file's name for standard output: exact in a file or a pipe, harmless on a terminal."""
+        """A file name for standard output: exact in a file or a pipe, escaped on a terminal."""
         return printable(text) if is_terminal(sys.stdout) else text
 
     def binary(self) -> BinaryIO:
@@ -135,7 +133,7 @@ class Console:
 
     @staticmethod
     def binary_input() -> BinaryIO:
-        """Standard input for bytes. Raises InvalidInput where there is none."""
+        """Standard input for bytes. Raises InvalidInput if it is closed."""
         if sys.stdin is None:
             from lamella.errors import InvalidInput
 
@@ -143,11 +141,13 @@ class Console:
         return sys.stdin.buffer
 
     def blob_output(self) -> BinaryIO:
-        """Standard output for a blob. Raises InvalidInput where that is a terminal."""
+        """Standard output for a blob. Raises InvalidInput if it is a terminal."""
         if is_terminal(sys.stdout):
             from lamella.errors import InvalidInput
 
-            raise InvalidInput("a blob is nothing for a terminal", hint="redirect standard output, or name a file")
+            raise InvalidInput(
+                "a blob cannot be written to a terminal", hint="redirect standard output, or name a file"
+            )
         return self.binary()
 
     def job(self, *, strict: bool = False) -> Job:
@@ -164,25 +164,25 @@ class Console:
 
     @staticmethod
     def prepare_streams() -> None:
-        """Names of files may be any bytes: they go out as they came in, and no locale can make that fail."""
+        """Pass any bytes in file names through standard output, whatever the locale."""
         for name, errors in (("stdout", "surrogateescape"), ("stderr", "backslashreplace")):
             stream = getattr(sys, name)
-            if stream is None:  # closed by whoever started us
+            if stream is None:  # closed by the parent process
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors=errors))  # noqa: SIM115
             elif hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors=errors)
 
     @staticmethod
     def abandon_output() -> None:
-        """Standard output takes no more: what is still buffered must not fail a second time at exit."""
+        """Discard buffered output after standard output failed, so that it does not fail again at exit."""
         try:
             sys.stdout.flush()
         except (OSError, ValueError):
             _silence(sys.stdout)
 
 
-def _tell(text: str) -> None:
-    """A line on standard error; where that takes none, as on a full disk, the exit code says what it can."""
+def _print_error(text: str) -> None:
+    """Print to standard error; ignore failures such as a full disk."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -199,7 +199,7 @@ def _silence(stream: TextIO) -> None:
 
 
 def is_terminal(stream: object) -> bool:
-    """Whether a person reads the stream; False for one that is closed or is none."""
+    """Whether the stream is a terminal; False if it is closed or None."""
     try:
         return bool(getattr(stream, "isatty", bool)())
     except ValueError:
@@ -207,7 +207,7 @@ def is_terminal(stream: object) -> bool:
 
 
 def printable(text: str) -> str:
-    """``text`` with whatever could move a cursor, hide or reorder it written as an escape."""
+    """``text`` with escapes for characters that move the cursor or hide or reorder text."""
     if text.isprintable():
         return text
     return "".join(_printable(letter) for letter in text)
@@ -225,12 +225,12 @@ def _printable(letter: str) -> str:
 
 
 def counted(number: int, one: str, many: str) -> str:
-    """``number`` and what it is a number of."""
+    """``number`` with the noun in singular or plural."""
     return f"{number} {one if number == 1 else many}"
 
 
 def human_size(size: int) -> str:
-    """``size`` bytes for people: three digits or so, in powers of 1024."""
+    """``size`` bytes with about three digits, in powers of 1024."""
     if size < 1024:
         return f"{size} B"
     value = float(size)
@@ -242,7 +242,7 @@ def human_size(size: int) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
-    """``rows`` as aligned lines; the columns numbered in ``right`` are flush right, nothing trails at the end."""
+    """``rows`` as aligned lines without trailing spaces; the columns numbered in ``right`` are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = "  ".join(f"{{:{'>' if at in right else '<'}{width}}}" for at, width in enumerate(widths)).format
     for row in rows:

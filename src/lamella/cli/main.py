@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry of the command line: finds the verb, and turns whatever it raises into one line and an exit code."""
+"""Entry point of the command line: finds the verb, and reports errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 """Each verb with the first line of its help and the place of its command."""
 
 _YOUNG: Final = 20_000
-"""Objects that are made before the collector looks at them."""
+"""New objects before a garbage collection of the youngest generation."""
 
 _ROOT: Final = "LAMELLA_ROOT"
 _SIGINT: Final = 2
@@ -99,7 +99,7 @@ def _start() -> None:
 
 
 def _set_root(context: click.Context, option: click.Parameter, value: str | None) -> None:
-    """Say where the store is in the way in which all parts and all programs that are started look for it."""
+    """Set LAMELLA_ROOT, which this process and its children read."""
     if value is None:
         return
     if not value:
@@ -155,8 +155,7 @@ cli: Final = Verbs(
 def main() -> int:
     """Run the command line of this process; the result is its exit code."""
     raise_soft_limit()
-    # What is imported stays: looking through it again and again for what could go takes a fifth of a short run, half of
-    # that when all is done.
+    # Imported objects stay: collecting them again and again takes a fifth of a short run, half of it at exit.
     gc.freeze()
     gc.set_threshold(_YOUNG)
     if "_LAMELLA_COMPLETE" in os.environ:
@@ -167,7 +166,7 @@ def main() -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run ``arguments`` and return the exit code; whatever goes wrong has been said on standard error.
+    """Run ``arguments`` and return the exit code; errors are reported on standard error.
 
     The codes are those of `lamella.errors.EXIT_STATUS`; 1 for any other failure, 2 for wrong usage.
     """
@@ -175,7 +174,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _invoke(arguments, console)
         sys.stdout.flush()
-    except Exception as error:  # noqa: BLE001  # the outermost frame: nobody is left to take it
+    except Exception as error:  # noqa: BLE001  # the outermost frame
         return _fail(error, console)
     except KeyboardInterrupt as error:
         return _interrupted(error, console)
@@ -247,7 +246,7 @@ def _interrupted(error: KeyboardInterrupt, console: Console) -> int:
 
 
 def _pipe_closed(error: BaseException | None) -> bool:
-    """Whether the cause of it all is a reader that has gone, as ``head`` does."""
+    """Whether the cause is a closed pipe, as with ``head``."""
     while error is not None:
         if isinstance(error, BrokenPipeError):
             return True

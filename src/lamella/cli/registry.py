@@ -228,9 +228,9 @@ def delete(console: Console, image: str, whole: bool, yes: bool) -> None:
 
 
 def _confirm(question: str) -> None:
-    """Return where somebody says yes. Raises Cancelled, InvalidInput."""
+    """Return if the user confirms. Raises Cancelled, InvalidInput."""
     if sys.stdin is None or not is_terminal(sys.stdin):
-        raise InvalidInput("there is nobody to ask", hint="give --yes to remove it all the same")
+        raise InvalidInput("standard input is not a terminal", hint="give --yes to remove it without a question")
     try:
         wanted = click.confirm(question, err=True)
     except click.Abort:
@@ -292,14 +292,14 @@ def login(
     asks = not password_stdin and sys.stdin is not None and is_terminal(sys.stdin)
     if username is None:
         if not asks:
-            raise InvalidInput("there is nobody to ask for a user", hint="give --username and --password-stdin")
+            raise InvalidInput("the user is missing", hint="give --username and --password-stdin")
         username = _ask("Username")
     if password_stdin:
         password = _read_password()
     elif asks:
         password = _ask("Password", hide=True)
     else:
-        raise InvalidInput("there is nobody to ask for a password", hint="pipe it in with --password-stdin")
+        raise InvalidInput("the password is missing", hint="pipe it in with --password-stdin")
     options = RegistryOptions(plain_http=plain_http or None, certs_dir=certs_dir, tries=3, cancel=console.job().cancel)
     kept = log_in(registry, Credential(username, password), options, path=auth_file)
     if console.json:

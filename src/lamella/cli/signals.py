@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and its like: the first one asks the work to stop and clean up, the next one insists."""
+"""Signals: the first one cancels the operation, which cleans up; the next one raises."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lamella.progress import Cancellation
 
 _NUMBERS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _PATIENCE: Final = 1.0
-"""Seconds between asking and insisting: a read that waits for somebody else would never see that it was asked."""
+"""Seconds until a signal raises: a blocked read never checks for cancellation."""
 
 
 class Terminated(KeyboardInterrupt):
-    """What a signal other than Ctrl-C raises; the exit code tells which."""
+    """Raised for a signal other than SIGINT; the exit code has its number."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -25,15 +25,15 @@ class Terminated(KeyboardInterrupt):
 
 
 class Stopped(Cancelled):
-    """Work that has seen that a signal asks it to stop; the exit code tells which."""
+    """An operation was cancelled by a signal; the exit code has its number."""
 
     def __init__(self, number: int) -> None:
         super().__init__("interrupted")
         self.number = number
 
 
-class _Asked(Cancellation):
-    """Knows which signal asks the work to stop, and whether the work has seen it."""
+class _SignalCancellation(Cancellation):
+    """A cancellation token that knows the signal, and whether the operation has noticed it."""
 
     __slots__ = ("noticed", "number")
 
@@ -43,7 +43,6 @@ class _Asked(Cancellation):
         self.number = int(signal.SIGINT)
 
     def check(self) -> None:
-        """As the base does."""
         try:
             super().check()
         except Cancelled:
@@ -52,12 +51,12 @@ class _Asked(Cancellation):
 
 
 def cancellation() -> Cancellation:
-    """A cancellation that SIGINT, SIGTERM and SIGHUP set, from now on. For the main thread.
+    """A cancellation token that SIGINT, SIGTERM and SIGHUP set from now on. For the main thread.
 
-    Where the work has not noticed a moment later, or when a further signal comes, KeyboardInterrupt is raised.
+    If the operation has not noticed a second later, or at another signal, KeyboardInterrupt is raised.
     """
-    cancel = _Asked()
-    # nohup and background jobs have them ignored, and mean it
+    cancel = _SignalCancellation()
+    # nohup and background jobs ignore them
     numbers = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -68,12 +67,12 @@ def cancellation() -> Cancellation:
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, lambda *_: None if cancel.noticed else insist(number, None))
             signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
-            # An interpreter that ends gives signals their own meaning back: the timer's is to kill.
+            # The ending interpreter restores default handlers, and the default of SIGALRM kills.
             atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
     def insist(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         for one in numbers:
-            signal.signal(one, signal.SIG_IGN)  # what cleans up now must not be torn out of it
+            signal.signal(one, signal.SIG_IGN)  # do not interrupt the cleanup
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     for number in numbers:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all verbs share: their class, and the options about how results are given."""
+"""Classes of verbs, with the options that they share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lamella.cli.console import Console
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def _note(context: click.Context, option: click.Parameter, value: bool) -> None:
-    """Tell the console of an option that may stand before the verb or behind it."""
+def _set_switch(context: click.Context, option: click.Parameter, value: bool) -> None:
+    """Set a switch of the console; its option may stand before or after the verb."""
     console = context.find_object(Console)
     if value and console is not None and option.name is not None:
         setattr(console, option.name, True)
 
 
 def result_options() -> list[click.Parameter]:
-    """Options that every verb has, and that may stand before the verb too."""
+    """Options of all verbs, which may also stand before the verb."""
 
     def flag(names: list[str], text: str) -> click.Option:
-        return click.Option(names, is_flag=True, expose_value=False, callback=_note, help=text)
+        return click.Option(names, is_flag=True, expose_value=False, callback=_set_switch, help=text)
 
     return [
         flag(["--json"], "Print the result as one JSON document."),
@@ -38,20 +38,20 @@ _REGISTRY_OPTIONS: Final = ("plain_http", "auth_file", "certs_dir", "foreign_url
 
 
 def registry_flags() -> list[click.Parameter]:
-    """Options of verbs that talk to registries."""
+    """Options of verbs that use registries."""
     return [
-        click.Option(["--plain-http"], is_flag=True, help="Do without TLS, for each registry that is named."),
+        click.Option(["--plain-http"], is_flag=True, help="Use no TLS, for all registries named."),
         click.Option(
             ["--authfile", "auth_file"],
             metavar="FILE",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="Take logins from this file alone.",
+            help="Take logins only from this file.",
         ),
         click.Option(
             ["--certs-dir"],
             metavar="DIR",
             type=click.Path(path_type=Path, exists=True, file_okay=False),
-            help="Take mirrors and certificates from DIR/HOST[:PORT] alone.",
+            help="Take mirrors and certificates only from DIR/HOST[:PORT].",
         ),
     ]
 
@@ -60,18 +60,18 @@ _CONTAINERD_OPTIONS: Final = ("containerd", "containerd_namespace")
 
 
 def containerd_flags() -> list[click.Parameter]:
-    """Options of verbs that look for images in a running containerd."""
+    """Options of verbs that use images of a running containerd."""
     return [
         click.Option(
             ["--containerd"],
             metavar="SOCKET",
-            help="Where the containerd of images is that are named containerd:REF.  "
+            help="The socket for images named containerd:REF.  "
             "[default: CONTAINERD_ADDRESS, or /run/containerd/containerd.sock]",
         ),
         click.Option(
             ["--containerd-namespace"],
             metavar="NAME",
-            help="The namespace there.  [default: CONTAINERD_NAMESPACE, or default]",
+            help="The namespace in it.  [default: CONTAINERD_NAMESPACE, or default]",
         ),
     ]
 
@@ -85,22 +85,20 @@ class Verb(click.Command):
         self.params += self.common_options()
 
     def common_options(self) -> list[click.Parameter]:
-        """The options that all verbs of the kind have, behind their own."""
+        """The options of all verbs of this class, listed after their own."""
         return result_options()
 
 
 class RegistryVerb(Verb):
-    """A verb that talks to registries: its options about these count for all that it opens."""
+    """A verb that uses registries; its options for them apply to all that it opens."""
 
     def common_options(self) -> list[click.Parameter]:
-        """Those about registries too."""
         return [*registry_flags(), *super().common_options()]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As the base does, with registries as the options have them."""
         given = {name: value for name in _REGISTRY_OPTIONS if (value := ctx.params.pop(name, None))}
         if not given:
-            return super().invoke(ctx)  # what talks to registries is not even loaded
+            return super().invoke(ctx)  # without loading the options of registries
         from msgspec.structs import replace
 
         from lamella.images.options import current_options, registry_options
@@ -110,20 +108,18 @@ class RegistryVerb(Verb):
 
 
 class ImageVerb(RegistryVerb):
-    """A verb that names images, wherever they are: its options about a containerd count for all that it opens."""
+    """A verb that names images; its options for registries and containerd apply to all that it opens."""
 
     def common_options(self) -> list[click.Parameter]:
-        """Those about a containerd, and about layers that registries may not pass on, too."""
         foreign = click.Option(
             ["--foreign-urls"],
             is_flag=True,
-            help="Fetch layers that are not with the image, as they may not be passed on, from where it says.",
+            help="Fetch non-distributable layers that are not stored with the image from the URLs in it.",
         )
         registries, results = registry_flags(), result_options()
         return [*containerd_flags(), *registries, foreign, *results]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As the base does, with the containerd that the options name."""
         address, namespace = (ctx.params.pop(name) or None for name in _CONTAINERD_OPTIONS)
         if address is None and namespace is None:
             return super().invoke(ctx)
@@ -134,14 +130,13 @@ class ImageVerb(RegistryVerb):
 
 
 class VerbGroup(Verb, click.Group):
-    """A verb that has verbs of its own, listed in the order in which they were added."""
+    """A verb with subcommands, listed in the order in which they were added."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         settings.setdefault("subcommand_metavar", "VERB ...")
         super().__init__(*args, **settings)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """The verbs."""
         return list(self.commands)
 
 

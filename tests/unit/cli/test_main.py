@@ -69,7 +69,10 @@ def test_each_verb_has_help_and_the_options_of_all(lamella: Run, verb: str) -> N
 def test_the_help_of_options_is_sentences(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
-    helps = [option.help or "" for option in command.params if isinstance(option, click.Option)]
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    for option in options:
+        option.get_help_record(click.Context(command))  # makes the help of options that list kinds
+    helps = [option.help or "" for option in options]
     assert [text for text in helps if not text[:1].isupper() or text[-1] not in ".]"] == []
 
 

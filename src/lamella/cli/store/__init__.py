@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella store``: verbs of its own, each loaded when it is called."""
+"""``lamella store``: its subcommands, each loaded when it is called."""
 
 from __future__ import annotations
 

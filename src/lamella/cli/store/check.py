@@ -25,7 +25,7 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
 
     Every blob is read, every snapshot looked for, every sealed layer held against its hashes, every image gone through,
     in all namespaces. The exit code is 0 where all is well, and also where --repair has left nothing to be done; it is
-    8 otherwise. What is to be fetched again is listed.
+    8 otherwise. Blobs to fetch again are listed.
     """
     from lamella.errors import Integrity
     from lamella.store.check.check import check

@@ -37,7 +37,7 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
     """List images.
 
     A FILTER is one of containerd's, as in 'name~=alpine' or 'labels.tier==db'; what any of them lets pass is listed.
-    SIZE is that of what is there of the image, compressed as it is.
+    SIZE is that of its stored blobs.
     """
     from lamella.store.gc.usage import image_size
 

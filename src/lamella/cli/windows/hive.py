@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella hive``: verbs of their own for registry hives."""
+"""``lamella hive``: verbs for registry hives."""
 
 from __future__ import annotations
 
