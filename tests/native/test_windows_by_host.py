@@ -143,9 +143,9 @@ class TestTheTableOfKinds:
     def test_has_the_sink_and_the_source_of_the_system_that_is_given(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of(BASE_CHANGES)
         with BlobReader(BytesIO(data)) as reader:
-            sink = kinds.sink("windows", BASE, system=system)
+            sink = kinds.sink("windows", BASE, options=kinds.SinkOptions(system=system))
             apply(kinds.tar_changes("windows", reader, sink), sink)
-        with kinds.source("windows", BASE, system=system) as (changes, lookup):
+        with kinds.source("windows", BASE, kinds.SourceOptions(system=system)) as (changes, lookup):
             assert isinstance(changes, NativeChanges)
             kept = Kept()
             kept(changes, lookup, windows=True)

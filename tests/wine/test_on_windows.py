@@ -139,10 +139,11 @@ def test_layers_of_the_kind_windows_are_made_and_exported_by_the_systems_calls(
 
     (tmp_path / "layer.tar").write_bytes(bytes(1024))
     (tmp_path / "base").mkdir()
+    base = tmp_path / "base"
     works = (
         lambda: kinds.sink("windows", tmp_path / "layer"),
         lambda: apply_blob(tmp_path / "layer.tar", tmp_path / "layer", ApplyOptions(kind="windows")),
-        lambda: kinds.source("windows", tmp_path / "base", parents=[tmp_path / "base"]).__enter__(),
+        lambda: kinds.source("windows", base, kinds.SourceOptions(parents=[base])).__enter__(),
     )
     for work in works:
         with pytest.raises(Unsupported) as caught:

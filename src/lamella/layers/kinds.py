@@ -70,6 +70,10 @@ class SourceOptions(Struct, frozen=True):
     """Collects what is in the place and cannot be part of a layer."""
 
 
+DEFAULT_SINK_OPTIONS: Final = SinkOptions()
+DEFAULT_SOURCE_OPTIONS: Final = SourceOptions()
+
+
 class OpenTree(Tree, Protocol):
     """A tree that holds files open until it is closed."""
 
@@ -175,28 +179,20 @@ class LayerKind(Struct, frozen=True):
 
 
 def sink(
-    kind: str,
-    place: Path,
-    parents: Sequence[Path] = (),
-    *,
-    policy: Policy | None = None,
-    losses: Losses | None = None,
-    contents: Callable[[], bytes] | None = None,
-    rules: NameRules | None = None,
-    system: WindowsSystem | None = None,
+    kind: str, place: Path, parents: Sequence[Path] = (), options: SinkOptions = DEFAULT_SINK_OPTIONS
 ) -> Sink[Losses]:
     """A sink that applies a layer to ``place`` in the form of ``kind``.
 
     ``parents`` are places of the same kind, nearest first. Without parents, ``"overlay"`` takes them as unknown, the
-    other kinds write a base layer. See `SinkOptions` for the rest. Raises InvalidInput for an unknown kind and for
-    parents that the kind does not take; Unsupported if this host cannot write the kind.
+    other kinds write a base layer. Raises InvalidInput for an unknown kind, and for parents or a policy that the kind
+    does not take; Unsupported if this host cannot write the kind.
     """
     row = LAYER_KINDS[kind]
     if parents and not row.has_parents:
         raise InvalidInput(f"a layer of the kind {kind!r} takes no parents: the place holds the layers below too")
-    if policy is not None and row.windows:
+    if options.policy is not None and row.windows:
         raise InvalidInput("owners and devices are chosen for POSIX layers; a Windows layer keeps its own metadata")
-    return row.sink(place, parents, SinkOptions(policy, losses, contents, rules, system))
+    return row.sink(place, parents, options)
 
 
 def tar_changes(
@@ -226,33 +222,25 @@ def required_directory(kind: str, place: Path) -> Path:
 
 @contextmanager
 def source(
-    kind: str,
-    place: Path,
-    lower: Path | None = None,
-    *,
-    parents: Sequence[Path] = (),
-    owners: Owners = None,
-    exact: bool = False,
-    system: WindowsSystem | None = None,
-    losses: Losses | None = None,
+    kind: str, place: Path, options: SourceOptions = DEFAULT_SOURCE_OPTIONS
 ) -> Iterator[tuple[Source, Lookup | None]]:
-    """The changes in ``place``, or the differences of ``place`` from ``lower``; valid until the block ends.
+    """The changes in ``place``, or its differences from `SourceOptions.lower`; valid until the block ends.
 
-    The second value looks up the targets of hard links. See `SourceOptions` for the options. Raises InvalidInput for
-    an unknown kind, for a ``lower``, parents or owners that the kind does not take, and what reading the place raises.
+    The second value looks up the targets of hard links. Raises InvalidInput for an unknown kind, for a lower place,
+    parents or owners that the kind does not take, and what reading the place raises.
     """
     row = LAYER_KINDS[kind]
     if row.source is None:
         readable = ", ".join(LAYER_KINDS.select(lambda row: row.source))
         raise InvalidInput(f"layers of the kind {kind!r} cannot be read; these can: {readable}")
-    if lower is not None and row.changes_only:
+    if options.lower is not None and row.changes_only:
         raise InvalidInput(f"{row.summary} holds the changes of one layer; give it without a lower place")
-    if owners is not None and row.windows:
+    if options.owners is not None and row.windows:
         raise InvalidInput("owners are chosen for POSIX layers; a Windows layer keeps its own metadata")
-    if parents and not row.reads_parents:
+    if options.parents and not row.reads_parents:
         raise InvalidInput(f"a layer of the kind {kind!r} is read without parents")
     with ExitStack() as stack:
-        yield row.source(stack, place, SourceOptions(lower, parents, owners, exact, system, losses))
+        yield row.source(stack, place, options)
 
 
 def recorded_tar(kind: str, changes: Source) -> RecordedTar | None:

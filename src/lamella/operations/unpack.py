@@ -144,7 +144,7 @@ def apply_to_image(kind: str, layers: Sequence[ImageLayer], path: Path, job: Job
 
     Files that upper layers hide still take space in the image.
     """
-    sink = cast("kinds.SeveralLayersSink", kinds.sink(kind, path, losses=job.losses))
+    sink = cast("kinds.SeveralLayersSink", kinds.sink(kind, path, options=kinds.SinkOptions(losses=job.losses)))
     try:
         for number, layer in enumerate(layers, 1):
             counts = Counts()

@@ -172,16 +172,8 @@ def _sink(place: Path, options: ApplyOptions, job: Job, finish: Callable[[], Blo
     def contents() -> bytes:
         return finish().diff_id.encode()
 
-    return kinds.sink(
-        options.kind,
-        place,
-        options.parents,
-        policy=options.policy,
-        losses=job.losses,
-        contents=contents,
-        rules=options.rules,
-        system=options.system,
-    )
+    how = kinds.SinkOptions(options.policy, job.losses, contents, options.rules, options.system)
+    return kinds.sink(options.kind, place, options.parents, how)
 
 
 def _make(directory: Path) -> None:

@@ -113,16 +113,15 @@ def open_changes(
     ``options.owners``: KEEP takes the ids on disk, IGNORE makes all of them 0, RECORD reads recorded ones. None is KEEP
     for root and RECORD for other users. ``losses`` collects what no layer can hold, such as sockets.
     """
-    with kinds.source(
-        options.kind,
-        Path(upper),
+    how = kinds.SourceOptions(
         None if lower is None else Path(lower),
-        parents=options.parents,
-        owners=_DIRECTORY_OWNERS[options.owners],
-        exact=options.exact,
-        system=options.system,
-        losses=losses,
-    ) as (changes, lookup):
+        options.parents,
+        _DIRECTORY_OWNERS[options.owners],
+        options.exact,
+        options.system,
+        losses,
+    )
+    with kinds.source(options.kind, Path(upper), how) as (changes, lookup):
         if options.owners is Owners.IGNORE:
             yield map(_with_root_owner, changes), None
         else:

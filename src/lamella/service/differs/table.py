@@ -84,7 +84,7 @@ class AddedDiffer:
         if mount.readonly:
             raise InvalidInput("a layer cannot be applied to a read-only mount")
         root = kinds.required_directory(self.name, mount.place)
-        sink = kinds.sink(self.name, mount.place, mount.parents, losses=losses, rules=self._rules())
+        sink = kinds.sink(self.name, mount.place, mount.parents, kinds.SinkOptions(losses=losses, rules=self._rules()))
         yield Target(sink, root, lambda reader: kinds.tar_changes(self.name, reader, sink, self._rules(), losses))
 
     def comparing(self, left: Mounts, right: Mounts) -> Make:
@@ -96,7 +96,7 @@ class AddedDiffer:
         def write(write_layer: WriteLayer) -> Written:
             below = lower.place if lower is not None and not self._row.changes_only else None
             parents = upper.parents if self._row.reads_parents else ()
-            with kinds.source(self.name, upper.place, below, parents=parents) as (changes, lookup):
+            with kinds.source(self.name, upper.place, kinds.SourceOptions(below, parents)) as (changes, lookup):
                 return write_layer(changes, lookup, windows=self._row.windows)
 
         return write

@@ -231,12 +231,12 @@ def _guid(name: str) -> uuid.UUID:
 
 
 def _write_folder(layer: Path, parents: Sequence[Path], system: WindowsSystem | None, write: WriteLayer) -> Written:
-    with kinds.source("windows", layer, parents=parents, system=system) as (changes, lookup):
+    with kinds.source("windows", layer, kinds.SourceOptions(parents=parents, system=system)) as (changes, lookup):
         return write(changes, lookup, windows=True)
 
 
 def _write_image(image: Path, parent: Path | None, write: WriteLayer) -> Written:
-    with kinds.source("cim", image, parent) as (changes, lookup):
+    with kinds.source("cim", image, kinds.SourceOptions(parent)) as (changes, lookup):
         return write(changes, lookup, windows=True)
 
 

@@ -106,7 +106,7 @@ class TestAForkedLayer:
     def test_is_what_the_kind_of_layer_comes_to_on_windows(self, base: CimLayer, stub: StubCimfs) -> None:
         system = WindowsSystem(StubLoader(cimfs=stub.library), WindowsBuild(26100))
         child = base.path.with_name("child.cim")
-        apply([directory("Hives")], kinds.sink("cim", child, [base.path], system=system))
+        apply([directory("Hives")], kinds.sink("cim", child, [base.path], kinds.SinkOptions(system=system)))
         assert stub.calls == [
             f"CimCreateImage {base.directory} base.cim child.cim",
             "CimCreateFile Hives 0",
@@ -121,7 +121,9 @@ class TestAForkedLayer:
     ) -> None:
         loader = StubLoader(cimfs=stub.library) if build == 18363 else StubLoader()
         child = base.path.with_name("child.cim")
-        sink = kinds.sink("cim", child, [base.path], system=WindowsSystem(loader, WindowsBuild(build)))
+        sink = kinds.sink(
+            "cim", child, [base.path], kinds.SinkOptions(system=WindowsSystem(loader, WindowsBuild(build)))
+        )
         apply([directory("Hives")], sink)
         assert stub.calls == []
         assert set(contents(CimLayer(child))) == {*paths_of(base), "Hives"}
