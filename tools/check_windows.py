@@ -241,18 +241,18 @@ def own_base(place: Path) -> Path:
 
 
 def layers(system: WindowsSystem, folder: str, blobs: Sequence[tuple[str, Path]]) -> None:
-    """Apply the layers, the base first, by the compute service, read them back and compare what they state."""
+    """Apply the layers, base first, by the compute service; read them back, and compare their changes."""
     from lamella.changes.dump import dump
     from lamella.layers import kinds
     from lamella.layers.windows.names import AS_WINDOWS
     from lamella.layers.windows.tar_source import windows_tar_changes
-    from lamella.operations.layers.apply import apply_blob
+    from lamella.operations.layers.apply import ApplyOptions, apply_blob
     from lamella.streams.blob_reader import BlobReader
 
     parents: list[Path] = []
     for name, blob in blobs:
         place = Path(folder) / name
-        apply_blob(blob, place, kind="windows", parents=parents, rules=AS_WINDOWS, system=system)
+        apply_blob(blob, place, ApplyOptions("windows", parents, rules=AS_WINDOWS, system=system))
         with BlobReader(blob) as reader:
             wanted = set(dump(windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS), inline=0))
         with kinds.source("windows", place, parents=parents, system=system) as (changes, _):

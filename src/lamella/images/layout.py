@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, Final, Protocol
@@ -36,6 +36,9 @@ from lamella.oci.layout import (
 )
 from lamella.oci.mediatypes import OCI_INDEX
 from lamella.paths import LayerPath, parse_path
+
+if sys.platform != "win32":
+    import fcntl
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
 

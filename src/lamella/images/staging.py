@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
@@ -15,6 +15,9 @@ from lamella.errors import SizeMismatch, Unavailable, from_os
 from lamella.images.contract import Buffer, StagedBlob, verify_chunks
 from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.oci.descriptor import Descriptor
+
+if sys.platform != "win32":
+    import fcntl
 
 PREFIX: Final = ".lamella-"
 

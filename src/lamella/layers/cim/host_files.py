@@ -11,14 +11,9 @@ from typing import Final
 from lamella.changes.model import Buffer
 from lamella.errors import AlreadyExists, NotFound, from_os
 from lamella.formats.ntfs.names import usual_upcase
+from lamella.layers.windows.layout import HIVE_NAMES
 
-HIVES: Final = {
-    "SYSTEM": "SYSTEM",
-    "SOFTWARE": "SOFTWARE",
-    "SAM": "SAM",
-    "SECURITY": "SECURITY",
-    "DEFAULT": "DEFAULTUSER",
-}
+HIVES: Final = {name: stem.upper() for name, stem in HIVE_NAMES.items()}
 """The name of a hive in `CONFIG` -> the prefix of its delta and its merged hive in ``Hives``."""
 
 CONFIG: Final = "Files/Windows/System32/config"

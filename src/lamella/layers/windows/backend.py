@@ -15,7 +15,7 @@ from lamella.changes.single_layer import show_links
 from lamella.changes.tree import MemorySink, MemoryTree
 from lamella.errors import LamellaError
 from lamella.host.windows.system import WindowsSystem, this_system
-from lamella.layers.windows.contract import LayerWriter
+from lamella.layers.windows.contract import LayerChanges, LayerWriter
 from lamella.layers.windows.folder.parents import Parents
 from lamella.layers.windows.folder.reader import FolderChanges
 from lamella.layers.windows.folder.writer import FolderWriter
@@ -26,13 +26,12 @@ from lamella.layers.windows.tree import WindowsTree
 
 if TYPE_CHECKING:
     from lamella.layers.stack import LayerStack
-    from lamella.layers.windows.native.reader import NativeChanges
 
 
 @contextmanager
 def open_source(
     layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None = None, system: WindowsSystem | None = None
-) -> Iterator[FolderChanges | NativeChanges]:
+) -> Iterator[LayerChanges]:
     """The changes of a layer, valid until the block ends.
 
     On Windows (``system``; None for this host), a layer with ``parents`` is exported against them, with

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from msgspec import Struct
 
-from lamella.changes.model import Content, Entry, Windows
+from lamella.changes.model import Change, Content, Entry, Kind, Windows
 from lamella.paths import LayerPath
 
 
@@ -78,3 +80,29 @@ class LayerWriter(Protocol):
     def abort(self) -> None:
         """Remove everything written. Raises nothing."""
         ...
+
+
+class LayerChanges(ABC):
+    """The changes of a layer, in which each hard link is given with the metadata of its target."""
+
+    _linked: tuple[LayerPath, Windows] | None = None
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Change]:
+        """The changes, once for each iteration. Their content can be read until `close`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the layer."""
+
+    def lookup(self, path: LayerPath) -> Entry | None:
+        """The attributes and times of the target of the last hard link."""
+        if self._linked is None or self._linked[0] != path:
+            return None
+        return Entry(path, Kind.FILE, None, 0, "", self._linked[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

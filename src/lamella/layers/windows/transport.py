@@ -6,9 +6,9 @@ A transport folder holds the changes of a layer with parents, as HCS ExportLayer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from lamella.changes.model import EMPTY, Buffer, Change, Content, Entry, Kind, Put, Stream, Whiteout, Windows, dense
 from lamella.errors import (
@@ -29,6 +29,8 @@ from lamella.paths import LayerPath, parse_path
 
 RECYCLE_BIN: Final = "files/$recycle.bin"
 _LONGEST_LIST: Final = 64 << 20
+_PREFIX: Final = 4
+"""Bytes of the attributes before the backup streams."""
 
 
 class TransportFolder(Protocol):
@@ -58,9 +60,43 @@ class TransportFolder(Protocol):
         """``size`` bytes of a file from the offset ``at``; the whole file if that is None. Can be read repeatedly."""
         ...
 
-    def stream_content(self, path: str, found: backup.Surveyed) -> Content:
-        """The content of the data streams that a survey found."""
-        ...
+
+class StreamContent(Content):
+    """The content of the data streams that a survey found in a file of a transport folder."""
+
+    __slots__ = ("_folder", "_found", "_path")
+
+    def __init__(self, folder: TransportFolder, path: str, found: backup.Surveyed) -> None:
+        self._folder = folder
+        self._path = path
+        self._found = found
+
+    @property
+    def size(self) -> int:
+        return self._found.size
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]] | None:
+        return tuple((offset, length) for offset, length, _ in self._found.pieces) if self._found.sparse else None
+
+    @property
+    def stored(self) -> Literal[True]:
+        return True
+
+    def chunks(self) -> Iterable[Buffer]:
+        for _, length, at in self._found.pieces:
+            yield from self._folder.content(self._path, length, at).chunks()
+
+
+def survey_transported(read: Callable[[int], bytes], skip: Callable[[int], int]) -> tuple[int, backup.Surveyed]:
+    """The attributes at the start of a file in transport, and a survey of the backup streams after them.
+
+    ``read`` and ``skip`` are those of `BackupReader`. Raises FormatError.
+    """
+    prefix = read(_PREFIX)
+    if len(prefix) != _PREFIX:
+        raise FormatError("attributes", 0, f"{len(prefix)} of {_PREFIX} bytes")
+    return int.from_bytes(prefix, "little"), backup.survey(backup.BackupReader(read, skip=skip, at=_PREFIX))
 
 
 class TransportChanges:
@@ -154,7 +190,7 @@ class TransportChanges:
         streams = [(name, self._folder.content(place, size, at)) for name, size, at in found.alternates]
         if entry.kind is not Kind.FILE:
             return entry, None, streams
-        return entry, content_of(found, self._folder.stream_content(place, found)), streams
+        return entry, content_of(found, StreamContent(self._folder, place, found)), streams
 
 
 def sort_names(path: str, found: list[tuple[str, bool]]) -> list[tuple[str, bool]]:

@@ -7,15 +7,15 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Literal
 
-from lamella.changes.model import EMPTY, Buffer, Change, Content, Entry, Kind, Link, Put, Stream, Whiteout, Windows
+from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.errors import Conflict, FormatError, LamellaError, NotFound, Unsupported, from_os
 from lamella.formats import backup
 from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
 from lamella.host import file_io
 from lamella.layers.directory.dirfd_cache import Descriptors, open_root
+from lamella.layers.windows.contract import LayerChanges
 from lamella.layers.windows.folder.index import BASE, IndexReader, LinkFact, PutFact, StreamFact
 from lamella.layers.windows.folder.parents import open_index
 from lamella.layers.windows.folder.tar_split import FramingReader
@@ -30,12 +30,9 @@ from lamella.layers.windows.layout import (
     in_transport,
 )
 from lamella.layers.windows.tar_source import EMPTY_DATA
-from lamella.layers.windows.transport import TransportChanges
-from lamella.paths import LayerPath
+from lamella.layers.windows.transport import TransportChanges, survey_transported
 
 _STEP: Final = 256 << 10
-_PREFIX: Final = 4
-"""Bytes of the attributes before the backup streams."""
 _BLOCK_HEADER: Final = 28
 """Bytes between two blocks of a sparse file: WIN32_STREAM_ID and the offset."""
 
@@ -110,23 +107,15 @@ class Folder:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Unsupported(f"{path!r} is not a regular file")
-            prefix = file.read(_PREFIX)
-            if len(prefix) != _PREFIX:
-                raise FormatError("attributes", 0, f"{len(prefix)} of {_PREFIX} bytes")
 
             def skip(count: int) -> int:
                 at = file.tell()
                 return min(file.seek(count, os.SEEK_CUR), status.st_size) - at
 
-            return int.from_bytes(prefix, "little"), backup.survey(
-                backup.BackupReader(file.read, skip=skip, at=_PREFIX)
-            )
+            return survey_transported(file.read, skip)
 
     def content(self, path: str, size: int, at: int | None) -> Content:
         return FolderContent(self, path, size, at)
-
-    def stream_content(self, path: str, found: backup.Surveyed) -> Content:
-        return StreamContent(self, path, found)
 
     def _status(self, path: str) -> os.stat_result:
         parent, _, name = path.rpartition("/")
@@ -140,12 +129,6 @@ class Folder:
         if not self._closed:
             self._closed = True
             self._descriptors.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 class FolderContent(Content):
@@ -241,36 +224,7 @@ class FolderContent(Content):
         )
 
 
-class StreamContent(Content):
-    """The content of the data streams that a survey found in a file."""
-
-    __slots__ = ("_folder", "_path", "_pieces", "_size", "_sparse")
-
-    def __init__(self, folder: Folder, path: str, found: backup.Surveyed) -> None:
-        self._folder = folder
-        self._path = path
-        self._size = found.size
-        self._sparse = found.sparse
-        self._pieces = tuple(found.pieces)
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def extents(self) -> Sequence[tuple[int, int]] | None:
-        return tuple((offset, length) for offset, length, _ in self._pieces) if self._sparse else None
-
-    @property
-    def stored(self) -> Literal[True]:
-        return True
-
-    def chunks(self) -> Iterable[Buffer]:
-        for _, length, at in self._pieces:
-            yield from FolderContent(self._folder, self._path, length, at).chunks()
-
-
-class FolderChanges:
+class FolderChanges(LayerChanges):
     """The changes in the folder ``layer``: in the order of its index, or without an index, as Windows exports them.
 
     A folder without an index is a transport folder that HCS ExportLayer wrote; see `TransportChanges`. Its times are
@@ -283,14 +237,7 @@ class FolderChanges:
     def __init__(self, layer: WindowsLayer) -> None:
         self.layer = layer
         self._folder = Folder(layer.path)
-        self._linked: tuple[LayerPath, Windows] | None = None
         self._framing: BinaryIO | None = None
-
-    def lookup(self, path: LayerPath) -> Entry | None:
-        """The attributes and times of the target of the last hard link."""
-        if self._linked is None or self._linked[0] != path:
-            return None
-        return Entry(path, Kind.FILE, None, 0, "", self._linked[1])
 
     def __iter__(self) -> Iterator[Change]:
         if self._folder.has(INDEX):
@@ -314,16 +261,9 @@ class FolderChanges:
         return FramingReader(self._framing, self)
 
     def close(self) -> None:
-        """Close the folder."""
         if self._framing is not None:
             self._framing.close()
         self._folder.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _indexed(self) -> Iterator[Change]:
         folder = self._folder

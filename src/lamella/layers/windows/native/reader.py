@@ -8,16 +8,16 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal
 
 from lamella.changes.model import Buffer, Change, Content, Entry, Kind, Link, Put, Stream, Windows
-from lamella.errors import Conflict, FormatError, InvalidInput, NotFound, Unsupported
+from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
 from lamella.formats import backup
 from lamella.formats.ntfs import filetime
 from lamella.formats.ntfs.attributes import ALL, DERIVED, DIRECTORY, NORMAL, REPARSE_POINT
 from lamella.host.windows.files import GENERIC_READ, Basic, Files, Handle
 from lamella.host.windows.system import WindowsSystem
+from lamella.layers.windows.contract import LayerChanges
 from lamella.layers.windows.layout import FILES, UTILITY, UTILITY_FILES, WindowsLayer, windows_path
 from lamella.layers.windows.transport import (
     RECYCLE_BIN,
@@ -26,6 +26,7 @@ from lamella.layers.windows.transport import (
     entry_of,
     error_context,
     sort_names,
+    survey_transported,
 )
 from lamella.paths import LayerPath
 
@@ -60,8 +61,6 @@ def facet_from_basic(basic: Basic) -> Windows:
     return Windows(basic.attributes, ns(basic.creation), ns(basic.access), ns(basic.write), ns(basic.change))
 
 
-_PREFIX: Final = 4
-"""Bytes of the attributes before the backup streams."""
 _OF_PARENTS: Final = frozenset({0x80000018, 0x90001018, 0xA000001F, 0xA0000027, 0xA0001027})
 """Tags of reparse points to files of parent layers: IO_REPARSE_TAG_WCI and related tags."""
 
@@ -117,34 +116,6 @@ class NativeContent(Content):
         return Conflict(f"{self._path!r} changed while the layer was read")
 
 
-class _StreamContent(Content):
-    """The content of the data streams that a survey found in a file."""
-
-    __slots__ = ("_files", "_found", "_path", "_root")
-
-    def __init__(self, files: Files, root: Handle, path: str, found: backup.Surveyed) -> None:
-        self._files = files
-        self._root = root
-        self._path = path
-        self._found = found
-
-    @property
-    def size(self) -> int:
-        return self._found.size
-
-    @property
-    def extents(self) -> Sequence[tuple[int, int]] | None:
-        return [(at, length) for at, length, _ in self._found.pieces] if self._found.sparse else None
-
-    @property
-    def stored(self) -> Literal[True]:
-        return True
-
-    def chunks(self) -> Iterable[Buffer]:
-        for _, length, place in self._found.pieces:
-            yield from NativeContent(self._files, self._root, self._path, length, place).chunks()
-
-
 class NativeFolder:
     """An open folder on NTFS (`TransportFolder`)."""
 
@@ -179,10 +150,7 @@ class NativeFolder:
     def read_backup(self, path: str) -> tuple[int, backup.Surveyed]:
         with self._files.open_in(self._root, windows_path(path)) as handle:
             size = self._files.standard(handle).size
-            prefix = self._files.read(handle, _PREFIX)
-            if len(prefix) != _PREFIX:
-                raise FormatError("attributes", 0, f"{len(prefix)} of {_PREFIX} bytes")
-            at = _PREFIX
+            at = 0
 
             def read(count: int) -> bytes:
                 nonlocal at
@@ -197,20 +165,16 @@ class NativeFolder:
                 self._files.seek(handle, at)
                 return passed
 
-            found = backup.survey(backup.BackupReader(read, skip=skip, at=_PREFIX))
-        return int.from_bytes(prefix, "little"), found
+            return survey_transported(read, skip)
 
     def content(self, path: str, size: int, at: int | None) -> Content:
         return NativeContent(self._files, self._root, path, size, at)
-
-    def stream_content(self, path: str, found: backup.Surveyed) -> Content:
-        return _StreamContent(self._files, self._root, path, found)
 
     def _listed(self, handle: Handle) -> list[tuple[str, bool]]:
         return [(one.name, bool(one.attributes & DIRECTORY)) for one in self._files.listing(handle)]
 
 
-class NativeChanges:
+class NativeChanges(LayerChanges):
     """The changes of a layer on NTFS.
 
     Of a base layer, the files are read with BackupRead: `Files` without the recycle bin, then `UtilityVM/Files`. A
@@ -223,7 +187,6 @@ class NativeChanges:
         self._system = system
         self._files = system.files
         self._layer = ntpath.abspath(os.fspath(layer.path))
-        self._linked: tuple[LayerPath, Windows] | None = None
         self._base = not parents
         self._closing = ExitStack()
         try:
@@ -235,12 +198,6 @@ class NativeChanges:
             self._closing.close()
             raise
 
-    def lookup(self, path: LayerPath) -> Entry | None:
-        """The attributes and times of the target of the last hard link."""
-        if self._linked is None or self._linked[0] != path:
-            return None
-        return Entry(path, Kind.FILE, None, 0, "", self._linked[1])
-
     def __iter__(self) -> Iterator[Change]:
         if self._base:
             return self._walk()
@@ -249,12 +206,6 @@ class NativeChanges:
     def close(self) -> None:
         """Close the layer, and remove the exported folder."""
         self._closing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _open(self, path: str) -> Handle:
         try:
