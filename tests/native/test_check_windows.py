@@ -35,14 +35,14 @@ def test_every_check_of_files_holds_on_the_stub(stub: Stub, windows: WindowsSyst
     assert len(found) == 8
 
 
-def test_a_check_that_does_not_hold_says_what_was_found(stub: Stub, windows: WindowsSystem, checks: ModuleType) -> None:
+def test_a_failed_check_reports_the_value_found(stub: Stub, windows: WindowsSystem, checks: ModuleType) -> None:
     windows.files.make_directory("C:\\check")
     ((promise, problem),) = checks.run(windows, "C:\\check", (checks.check_security_descriptor,))
     assert promise == checks.check_security_descriptor.__doc__
     assert "error 1314" in problem  # nothing is held
 
 
-def test_names_that_ntfs_would_not_take_are_noticed(stub: Stub, windows: WindowsSystem, checks: ModuleType) -> None:
+def test_names_that_ntfs_cannot_have_raise_unsafe_path(stub: Stub, windows: WindowsSystem, checks: ModuleType) -> None:
     windows.files.make_directory("C:\\check")
     ((_, problem),) = checks.run(windows, "C:\\check", (checks.check_names,))
     assert problem is not None

@@ -106,9 +106,7 @@ class TestTheDiffer:
         ]
         assert stub.leaks() == {}
 
-    def test_takes_the_folder_of_a_new_snapshot_and_no_other(
-        self, differ: WindowsDiffer, system: WindowsSystem
-    ) -> None:
+    def test_accepts_only_the_folder_of_a_new_snapshot(self, differ: WindowsDiffer, system: WindowsSystem) -> None:
         tar = tar_of(BASE_CHANGES)
         for place in ("C:\\layers\\base", "C:\\layers\\base\\Files"):
             system.files.make_directory(place)
@@ -120,11 +118,11 @@ class TestTheDiffer:
             unpacked(differ, tar, WindowsLayerMount(Path("C:\\layers\\used")))
         assert names(system, "C:\\layers\\used\\Files") == ["mine"]
 
-    def test_takes_names_that_windows_takes(self, differ: WindowsDiffer, system: WindowsSystem) -> None:
+    def test_accepts_names_that_windows_accepts(self, differ: WindowsDiffer, system: WindowsSystem) -> None:
         unpacked(differ, AWKWARD, WindowsLayerMount(BASE))
         assert names(system, "C:\\layers\\base\\Files") == ["Windows", "aux.js"]
 
-    def test_gives_privileges_back_whatever_happens(
+    def test_releases_privileges_after_any_failure(
         self, differ: WindowsDiffer, stub: Stub, system: WindowsSystem
     ) -> None:
         unpacked(differ, tar_of(SMALL_BASE), WindowsLayerMount(BASE))
@@ -160,7 +158,7 @@ class TestTheTableOfKinds:
             assert list(tree.streams(LayerPath("Files/App/a.txt"))) == ["ads"]
         assert stub.leaks() == {}
 
-    def test_goes_by_the_host_where_none_is_given(
+    def test_uses_the_current_host_by_default(
         self, stub: Stub, system: WindowsSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tar = tmp_path / "layer.tar"
@@ -185,7 +183,7 @@ class TestTheTableOfKinds:
         assert lines_of(above) == lines_of(output.getvalue())
         assert stub.leaks() == {}
 
-    def test_refuses_awkward_names_unless_they_are_asked_for(self, system: WindowsSystem) -> None:
+    def test_refuses_awkward_names_by_default(self, system: WindowsSystem) -> None:
         with pytest.raises(InvalidInput, match="takes it for a device") as caught:
             apply_blob(BytesIO(AWKWARD), BASE, ApplyOptions(kind="windows", system=system))
         assert "--awkward-names" in str(caught.value.hint)
@@ -217,7 +215,7 @@ def test_the_script_for_a_real_windows_applies_and_reads_layers(
     assert ("above: " in output) is (above is not None)
 
 
-def test_the_script_tries_a_base_layer_as_pack_makes_it(
+def test_the_script_applies_a_base_layer_made_by_pack(
     stub: Stub, system: WindowsSystem, tmp_path: Path, checks: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checks.layers(system, "C:\\layers", [("own", checks.own_base(tmp_path))])

@@ -48,7 +48,7 @@ def test_a_win32_code_becomes_its_category_and_is_named(code: int, category: typ
     assert f"(error {code})" in str(error)
 
 
-def test_a_privilege_that_is_not_held_says_what_to_do() -> None:
+def test_a_missing_privilege_has_a_hint() -> None:
     assert from_win32(1300, "x").hint == "run as an administrator, in an elevated session"
     assert from_win32(1314, "x").hint == "run as an administrator, in an elevated session"
     assert from_win32(5, "x").hint is None
@@ -60,7 +60,7 @@ def test_an_hresult_of_either_sign_gives_the_win32_code_in_it(result: int) -> No
     assert (errors.Denied, "x: access is denied (error 5)") == (type(error), str(error))
 
 
-def test_other_facilities_than_win32_are_not_taken_for_it() -> None:
+def test_facilities_other_than_win32_are_distinguished() -> None:
     assert win32_of_hresult(0x80040005) is None
     assert win32_of_hresult(0xC0370106) is None  # one of the compute service's own
     assert "(HRESULT 0xC0370106)" in str(from_hresult(0xC0370106, "x"))
@@ -74,13 +74,13 @@ def test_positive_hresults_are_successes() -> None:
         check_hresult(-1, "x")
 
 
-def test_win32_success_raises_nothing_and_all_else_does() -> None:
+def test_every_win32_code_but_success_raises() -> None:
     check_win32(0, "x")
     with pytest.raises(errors.NotFound):
         check_win32(2, "x")
 
 
-def test_an_ntstatus_is_asked_of_windows_only_where_it_is_not_known_here() -> None:
+def test_windows_is_asked_only_for_an_unknown_ntstatus() -> None:
     def never(status: int) -> int:
         raise AssertionError(f"asked about {status}")
 

@@ -48,12 +48,12 @@ def drive(files: Files) -> Handle:
         ("C:\\", "\\\\?\\C:\\"),
     ],
 )
-def test_paths_are_told_to_windows_so_that_it_takes_them_as_they_stand(path: str, expected: str) -> None:
+def test_paths_are_passed_verbatim_to_windows(path: str, expected: str) -> None:
     assert expected == extended_path(path)
 
 
 @pytest.mark.parametrize("path", ["a\\b", "C:a", "\\a", ""])
-def test_a_path_that_depends_on_where_one_stands_is_refused(path: str) -> None:
+def test_a_relative_path_is_refused(path: str) -> None:
     with pytest.raises(InvalidInput, match="no absolute path"):
         extended_path(path)
 
@@ -95,16 +95,14 @@ def test_names_that_lead_elsewhere_never_reach_windows(stub: Stub, files: Files,
     assert stub.log == []
 
 
-def test_everything_of_a_file_may_be_asked_for_with_the_privilege_alone(
-    stub: Stub, files: Files, drive: Handle
-) -> None:
+def test_the_privilege_alone_allows_full_access(stub: Stub, files: Files, drive: Handle) -> None:
     with pytest.raises(Denied, match="1314"):
         files.open_in(drive, "a", RESTORING, create=True)
     stub.account(7, SECURITY)
     files.open_in(drive, "a", RESTORING, create=True).close()
 
 
-def test_a_new_file_never_takes_the_place_of_another(files: Files, drive: Handle) -> None:
+def test_creating_a_file_does_not_replace_another(files: Files, drive: Handle) -> None:
     make(files, "C:\\a")
     with pytest.raises(AlreadyExists):
         files.open("C:\\A", WRITE, create=True)
@@ -115,7 +113,7 @@ def test_a_new_file_never_takes_the_place_of_another(files: Files, drive: Handle
         files.make_directory("C:\\D")
 
 
-def test_a_directory_is_asked_for_and_a_file_found(files: Files, drive: Handle) -> None:
+def test_opening_a_file_as_a_directory_raises_conflict(files: Files, drive: Handle) -> None:
     make(files, "C:\\a")
     with pytest.raises(Conflict, match="not a directory"):
         files.open_in(drive, "a", directory=True)
@@ -149,9 +147,7 @@ def test_size_names_and_identity_of_a_file(files: Files, drive: Handle) -> None:
     assert len(files.identity(drive)[1]) == 16
 
 
-def test_a_link_states_root_length_and_name_where_windows_looks_for_them(
-    stub: Stub, files: Files, drive: Handle
-) -> None:
+def test_a_link_passes_root_length_and_name_in_the_layout_of_windows(stub: Stub, files: Files, drive: Handle) -> None:
     make(files, "C:\\a")
     files.make_directory("C:\\d")
     with files.open_in(drive, "a") as handle:
@@ -192,7 +188,7 @@ def test_an_empty_directory_has_no_names(files: Files, drive: Handle) -> None:
     assert list(files.listing(drive)) == []
 
 
-def test_a_file_that_may_only_be_read_is_removed_too(files: Files, drive: Handle) -> None:
+def test_a_read_only_file_in_a_tree_is_deleted(files: Files, drive: Handle) -> None:
     make(files, "C:\\a")
     with files.open_in(drive, "a", WRITE) as handle:
         files.set_basic(handle, Basic(0, 0, 0, 0, READONLY))
@@ -231,7 +227,7 @@ def streams(*parts: tuple[int, bytes]) -> bytes:
     return bytes(written)
 
 
-def test_a_tree_is_removed_and_what_its_links_lead_to_stays(files: Files, drive: Handle) -> None:
+def test_removing_a_tree_keeps_the_targets_of_its_links(files: Files, drive: Handle) -> None:
     files.make_directory("C:\\d")
     restore(files, drive, "d\\link", streams((backup.REPARSE_DATA, LINK)), directory=True)
     with pytest.raises(Conflict, match="reparse point on the way"):
@@ -255,7 +251,7 @@ def test_backup_streams_come_back_as_they_were_restored(files: Files, drive: Han
         assert files.read(handle) == b"ads"
 
 
-def test_bodies_are_passed_by_seeking(stub: Stub, files: Files, drive: Handle) -> None:
+def test_bodies_are_skipped_by_seeking(stub: Stub, files: Files, drive: Handle) -> None:
     restore(files, drive, "a", streams((backup.DATA, b"x" * 500_000), (backup.EA_DATA, b"ea")))
     stub.clear()
     with files.open_in(drive, "a") as handle, files.backup(handle, security=True) as read:
@@ -292,7 +288,7 @@ def test_a_context_is_freed_when_a_call_fails_in_between(stub: Stub, files: File
     assert stub.leaks() == {"handles": 1}
 
 
-def test_an_error_of_ntdll_that_is_not_known_here_is_asked_of_windows(stub: Stub, files: Files, drive: Handle) -> None:
+def test_windows_translates_an_unknown_ntstatus(stub: Stub, files: Files, drive: Handle) -> None:
     stub.fail("NtCreateFile")  # STATUS_INSUFFICIENT_RESOURCES
     with pytest.raises(Exhausted, match="1450"):
         files.open_in(drive, "a")

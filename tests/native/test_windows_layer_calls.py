@@ -108,7 +108,7 @@ def test_every_simple_call_of_vmcompute_passes_what_it_is_given(stub: Stub, wind
     assert layers.guid_of("ab") == GUID
 
 
-def test_a_mount_path_is_asked_for_twice_first_for_its_length(stub: Stub, windows: WindowsSystem) -> None:
+def test_a_mount_path_is_queried_twice_first_for_its_length(stub: Stub, windows: WindowsSystem) -> None:
     assert windows.layers.mount_path(LAYER) == "\\\\?\\Volume{1}"
     assert [line.rpartition("=")[2] for line in stub.log] == [" no buffer", " buffer"]
 
@@ -140,7 +140,7 @@ def test_without_the_containers_feature_the_error_says_so(stub: Stub, windows: W
         windows.layers.activate(LAYER)
 
 
-def test_a_function_that_this_windows_lacks_is_unsupported(stub: Stub, windows: WindowsSystem) -> None:
+def test_a_function_missing_from_this_windows_is_unsupported(stub: Stub, windows: WindowsSystem) -> None:
     stub.missing = {"ORMergeHives"}
     with pytest.raises(Unsupported, match="has no ORMergeHives"):
         windows.registry.merge([])
@@ -149,7 +149,7 @@ def test_a_function_that_this_windows_lacks_is_unsupported(stub: Stub, windows: 
         stub.find("kernel32.dll", "Nothing", files._KERNEL32["ReadFile"])
 
 
-def test_the_layers_of_computestorage_are_told_of_in_json(stub: Stub, windows: WindowsSystem) -> None:
+def test_computestorage_gets_the_layers_as_json(stub: Stub, windows: WindowsSystem) -> None:
     parents = [(GUID, PARENTS[0])]
     told = (
         '{"SchemaVersion":{"Major":2,"Minor":1},"Layers":[{"Id":"00006261-0000-0000-0000-000000000000",'
@@ -257,7 +257,7 @@ def test_a_disk_is_made_opened_attached_and_found(stub: Stub, windows: WindowsSy
     assert stub.leaks() == {}
 
 
-def test_a_descriptor_in_words_is_read_by_windows_and_freed(stub: Stub) -> None:
+def test_windows_parses_sddl_and_the_result_is_freed(stub: Stub) -> None:
     assert descriptor_of(stub, "O:BA") == b"\1\0\0\x80" + bytes(16)
     assert stub.log[-1] == "LocalFree"
     assert stub.leaks() == {}

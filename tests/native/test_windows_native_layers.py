@@ -147,7 +147,7 @@ def content(files: Files, path: str) -> bytes:
 
 
 class TestBaseLayer:
-    def test_what_was_applied_is_read_back_to_the_byte(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_an_applied_layer_is_read_back_byte_for_byte(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of([*BASE_CHANGES, *UTILITY])
         done = apply_blob(BytesIO(data), BASE, ApplyOptions(kind="windows", system=system))
         # The service changes the boot store of a utility VM, and writes into its directory; a layer has them as it
@@ -239,19 +239,19 @@ class TestBaseLayer:
         assert names(system, "C:\\layers") == []
         assert stub.leaks() == {}
 
-    def test_a_folder_with_something_in_it_is_left_alone(self, system: WindowsSystem) -> None:
+    def test_a_folder_that_is_not_empty_is_unchanged(self, system: WindowsSystem) -> None:
         applied(system, BASE, BASE_CHANGES)
         before = read_back(system, BASE)
         with pytest.raises(Conflict, match="not an empty folder"):
             applied(system, BASE, BASE_CHANGES)
         assert before == read_back(system, BASE)
 
-    def test_an_empty_folder_is_taken(self, system: WindowsSystem) -> None:
+    def test_an_empty_folder_is_accepted(self, system: WindowsSystem) -> None:
         system.files.make_directory(str(BASE))
         applied(system, BASE, BASE_CHANGES)
         assert tar_of(BASE_CHANGES) == read_back(system, BASE)
 
-    def test_a_whiteout_has_nothing_to_hide(self, system: WindowsSystem) -> None:
+    def test_a_whiteout_in_a_base_layer_is_refused(self, system: WindowsSystem) -> None:
         with pytest.raises(InvalidInput, match="base layer, which has no layers below"):
             applied(system, BASE, [folder("Files"), whiteout("Files/x")])
         assert names(system, "C:\\layers") == []
@@ -280,7 +280,7 @@ class TestBaseLayer:
             assert found.content.extents == [(0, 10), (50_000, 20)]
             assert b"".join(map(bytes, found.content.chunks())) == b"a" * 10 + b"b" * 20
 
-    def test_a_file_that_changes_while_it_is_read_is_told(self, system: WindowsSystem) -> None:
+    def test_a_file_that_changes_while_it_is_read_is_a_conflict(self, system: WindowsSystem) -> None:
         applied(system, BASE, [folder("Files"), file_at("Files/a"), *CONFIG])
         with layer_source(BASE, system=system) as changes:
             found = next(one for one in changes if isinstance(one, Put) and one.entry.path == "Files/a")
@@ -290,13 +290,13 @@ class TestBaseLayer:
             with pytest.raises(Conflict, match="changed"):
                 list(found.content.chunks())
 
-    def test_a_layer_with_parents_that_are_not_named_is_told_from_a_base_layer(self, system: WindowsSystem) -> None:
+    def test_reading_a_layer_with_parents_as_a_base_layer_is_refused(self, system: WindowsSystem) -> None:
         applied(system, BASE, BASE_CHANGES)
         applied(system, ABOVE, ABOVE_CHANGES, BASE)
         with pytest.raises(InvalidInput, match="in a parent of the layer"):
             read_back(system, ABOVE)
 
-    def test_what_is_no_layer_is_refused(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_a_folder_that_is_not_a_layer_is_refused(self, stub: Stub, system: WindowsSystem) -> None:
         with pytest.raises(NotFound, match="does not exist"), layer_source(BASE, system=system):
             pass
         system.files.make_directory(str(BASE))
@@ -311,7 +311,7 @@ class TestLayerWithParents:
         applied(windows, BASE, [*BASE_CHANGES, *UTILITY])
         return windows
 
-    def test_what_was_applied_is_exported_to_the_byte(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_an_applied_layer_is_exported_byte_for_byte(self, stub: Stub, system: WindowsSystem) -> None:
         data = tar_of(ABOVE_CHANGES)
         apply_blob(BytesIO(data), ABOVE, ApplyOptions(kind="windows", parents=[BASE], system=system))
         stub.raise_errors()
@@ -341,7 +341,9 @@ class TestLayerWithParents:
         at = next(at for at, line in enumerate(stub.log) if line.startswith("NtCreateFile name=Files\\fresh.$"))
         assert stub.log[at + 1].endswith("attributes=0x0")
 
-    def test_a_link_in_the_way_is_made_again_right_before_the_import(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_a_reparse_point_directory_is_created_right_before_the_import(
+        self, stub: Stub, system: WindowsSystem
+    ) -> None:
         stub.clear()
         applied(system, ABOVE, ABOVE_CHANGES, BASE)
         made = [
@@ -358,7 +360,7 @@ class TestLayerWithParents:
         assert "big" not in names(system, f"{ABOVE}\\Files\\App")
         assert names(system, f"{ABOVE}\\Files") == ["All Users", "App", "Windows", "dln", "fresh"]
 
-    def test_a_whiteout_never_takes_what_the_layer_itself_puts(self, system: WindowsSystem) -> None:
+    def test_a_whiteout_keeps_files_that_the_layer_itself_puts(self, system: WindowsSystem) -> None:
         changes = [*ABOVE_CHANGES[:4], file_at("Files/App/big", b"again"), *ABOVE_CHANGES[-2:]]
         applied(system, ABOVE, changes, BASE)
         assert content(system.files, f"{ABOVE}\\Files\\App\\big") == b"again"
@@ -379,13 +381,13 @@ class TestLayerWithParents:
         with files.open(f"{ABOVE}\\Files\\of below") as one, files.open(f"{BASE}\\Files\\App\\a.txt") as other:
             assert files.identity(one) == files.identity(other)
 
-    def test_a_link_to_what_nobody_has_is_refused(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_a_hard_link_to_a_missing_file_is_refused(self, stub: Stub, system: WindowsSystem) -> None:
         with pytest.raises(NotFound, match="nowhere"):
             applied(system, ABOVE, [folder("Files"), link("Files/x", "Files/nowhere")], BASE)
         assert names(system, "C:\\layers") == ["base"]
         assert stub.leaks() == {}
 
-    def test_directories_have_their_times_once_all_is_done(self, system: WindowsSystem) -> None:
+    def test_directory_times_are_set_last(self, system: WindowsSystem) -> None:
         applied(system, ABOVE, ABOVE_CHANGES, BASE)
         with layer_source(ABOVE, [BASE], system=system) as changes:
             found = {one.entry.path: one.entry.windows for one in changes if isinstance(one, Put)}
@@ -393,7 +395,7 @@ class TestLayerWithParents:
         assert facet is not None
         assert (facet.creation_time, facet.write_time) == (T, T + 2 * 10**9)
 
-    def test_a_utility_vm_is_cloned_linked_but_for_the_boot_store(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_a_utility_vm_is_cloned_by_links_except_for_the_boot_store(self, stub: Stub, system: WindowsSystem) -> None:
         changes: list[Change] = [
             *(folder("Files"), folder("Hives"), folder("UtilityVM"), folder("UtilityVM/Files")),
             *(whiteout("UtilityVM/Files/kernel"), file_at("UtilityVM/Files/new", b"new")),
@@ -413,15 +415,13 @@ class TestLayerWithParents:
         assert names(system, f"{ABOVE}\\UtilityVM\\Files") == ["EFI", "new"]
         assert names(system, f"{BASE}\\UtilityVM\\Files") == ["EFI", "kernel"]
 
-    def test_a_parent_that_is_not_there_is_told_before_anything_is_made(
-        self, stub: Stub, system: WindowsSystem
-    ) -> None:
+    def test_a_missing_parent_is_reported_before_anything_is_created(self, stub: Stub, system: WindowsSystem) -> None:
         with pytest.raises(NotFound, match=r"parent layer 'C:\\\\layers\\\\top'"):
             applied(system, ABOVE, ABOVE_CHANGES, TOP)
         assert names(system, "C:\\layers") == ["base"]
         assert stub.leaks() == {}
 
-    def test_an_export_asks_the_service_in_order_and_leaves_nothing(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_an_export_calls_the_service_in_order_and_leaves_nothing(self, stub: Stub, system: WindowsSystem) -> None:
         applied(system, ABOVE, ABOVE_CHANGES, BASE)
         stub.clear()
         read_back(system, ABOVE, BASE)
@@ -455,7 +455,7 @@ class TestLayerWithParents:
         assert names(system, "C:\\layers") == ["above", "base"]
         assert stub.leaks() == {}
 
-    def test_a_name_that_no_layer_can_have_is_refused_in_an_export(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_an_invalid_name_in_an_export_is_refused(self, stub: Stub, system: WindowsSystem) -> None:
         applied(system, ABOVE, ABOVE_CHANGES, BASE)
         with system.files.open(f"{ABOVE}\\Files") as root:
             system.files.open_in(root, "bad\x01name", GENERIC_READ | GENERIC_WRITE, create=True).close()
@@ -561,7 +561,7 @@ class TestFailures:
         assert names(system, "C:\\layers") == []
         assert stub.leaks() == {}
 
-    def test_of_the_service_to_destroy_the_layer_is_made_good(self, stub: Stub, system: WindowsSystem) -> None:
+    def test_a_layer_that_the_service_cannot_destroy_is_deleted(self, stub: Stub, system: WindowsSystem) -> None:
         stub.fail("DestroyLayer")
         with pytest.raises(InvalidInput):
             applied(system, BASE, [folder("Files"), file_at("Files/a"), whiteout("Files/b")])

@@ -20,7 +20,7 @@ def privileges(stub: Stub) -> Privileges:
     return Privileges(stub)
 
 
-def test_the_calls_have_the_arguments_that_windows_wants(stub: Stub, privileges: Privileges) -> None:
+def test_the_calls_have_the_arguments_that_windows_expects(stub: Stub, privileges: Privileges) -> None:
     with privileges(BACKUP_NAME):
         assert stub.log == [
             "OpenProcessToken process=-1 access=0x28",
@@ -42,7 +42,7 @@ def test_privileges_are_held_inside_the_block_and_nowhere_else(stub: Stub, privi
     assert stub.leaks() == {}
 
 
-def test_what_was_enabled_before_stays_enabled(stub: Stub, privileges: Privileges) -> None:
+def test_previously_enabled_privileges_stay_enabled(stub: Stub, privileges: Privileges) -> None:
     stub.account(7, BACKUP)
     with privileges(BACKUP_NAME, RESTORE_NAME):
         pass
@@ -115,20 +115,20 @@ def test_a_failure_of_any_call_on_the_way_in_leaves_nothing_held(
     assert stub.leaks() == {}
 
 
-def test_what_the_block_raises_comes_out_and_the_privileges_are_given_back(stub: Stub, privileges: Privileges) -> None:
+def test_an_error_of_the_block_is_raised_and_the_privileges_are_released(stub: Stub, privileges: Privileges) -> None:
     with pytest.raises(ValueError, match="mine"), privileges(BACKUP_NAME):
         raise ValueError("mine")
     assert stub.leaks() == {}
 
 
-def test_one_that_cannot_be_given_back_does_not_keep_the_others(stub: Stub, privileges: Privileges) -> None:
+def test_one_failed_release_does_not_keep_the_others(stub: Stub, privileges: Privileges) -> None:
     with pytest.raises(Exhausted, match="give back"), privileges(BACKUP_NAME, RESTORE_NAME):
         stub.fail("AdjustTokenPrivileges")
     assert stub.process_enabled == RESTORE
     assert stub.leaks().get("handles", 0) == 0
 
 
-def test_a_threads_privileges_are_its_own(stub: Stub, privileges: Privileges) -> None:
+def test_privileges_of_a_thread_do_not_affect_other_threads(stub: Stub, privileges: Privileges) -> None:
     held, checked = threading.Event(), threading.Event()
     seen: list[int] = []
 
@@ -178,7 +178,7 @@ def test_a_thread_that_impersonates_already_keeps_doing_so(stub: Stub, privilege
     assert stub.leaks() == {}
 
 
-def test_a_threads_copy_begins_with_what_the_process_has(stub: Stub, privileges: Privileges) -> None:
+def test_a_thread_token_starts_with_the_privileges_of_the_process(stub: Stub, privileges: Privileges) -> None:
     with privileges(BACKUP_NAME), privileges.in_thread(SECURITY_NAME):
         assert stub.enabled == SECURITY | BACKUP
     assert stub.leaks() == {}
@@ -212,7 +212,7 @@ def test_another_thread_cannot_end_a_threads_block(stub: Stub, privileges: Privi
     assert failures == [Conflict]
 
 
-def test_many_threads_that_take_the_processs_privileges_give_all_back(stub: Stub, privileges: Privileges) -> None:
+def test_many_threads_release_all_privileges_of_the_process(stub: Stub, privileges: Privileges) -> None:
     def work() -> None:
         for _ in range(50):
             with privileges(BACKUP_NAME, RESTORE_NAME):

@@ -86,7 +86,7 @@ def test_every_part_for_any_host_is_imported() -> None:
         *("lamella.images.layout", "lamella.registry.client", "lamella.formats.regf"),
     ],
 )
-def test_what_windows_layers_need_is_imported_wholly(name: str) -> None:
+def test_modules_for_windows_layers_are_importable(name: str) -> None:
     importlib.import_module(name)
 
 
@@ -95,7 +95,7 @@ def test_the_command_line_starts() -> None:
     assert (0, f"lamella {lamella.__version__}") == (done.returncode, done.stdout.strip())
 
 
-def test_a_place_that_needs_descriptors_of_directories_says_so(tmp_path: Path) -> None:
+def test_a_place_that_needs_directory_descriptors_is_unsupported(tmp_path: Path) -> None:
     from lamella.layers.directory.dirfd_cache import open_root
 
     with pytest.raises(Unsupported, match="directory descriptor"):
@@ -114,7 +114,7 @@ def test_functions_are_found_in_the_system_folder_alone(tmp_path: Path, monkeypa
     assert not loader.has("no-such-library.dll")
 
 
-def test_what_this_windows_lacks_is_unsupported() -> None:
+def test_missing_functions_of_windows_are_unsupported() -> None:
     loader = SystemLoader()
     with pytest.raises(Unsupported, match="has no no-such-library"):
         loader.find("no-such-library.dll", "Any", signature(BOOL))
@@ -198,7 +198,7 @@ def test_arguments_of_sixty_four_bits_arrive_whole() -> None:
 # Privileges
 
 
-def test_privileges_are_taken_and_given_back(windows: WindowsSystem) -> None:
+def test_privileges_are_enabled_and_released(windows: WindowsSystem) -> None:
     with windows.privileges(BACKUP, RESTORE), windows.privileges(BACKUP, SECURITY):
         pass
     with windows.privileges(BACKUP):
@@ -216,7 +216,7 @@ def test_there_is_no_privilege_of_such_a_name(windows: WindowsSystem) -> None:
         pass
 
 
-def test_a_thread_takes_a_privilege_by_a_token_of_its_own(windows: WindowsSystem) -> None:
+def test_a_thread_gets_a_privilege_with_its_own_token(windows: WindowsSystem) -> None:
     loader = windows.loader
     open_token = loader.find("advapi32.dll", "OpenThreadToken", signature(BOOL, HANDLE, U32, BOOL, PTR))
     close = loader.find("kernel32.dll", "CloseHandle", signature(BOOL, HANDLE))
@@ -324,7 +324,7 @@ def test_content_sizes_and_write_times_come_back(files: Files, root: Handle) -> 
         assert files.read(handle) == b"\xff"
 
 
-def test_a_file_that_may_only_be_read_is_deleted(files: Files, root: Handle, tmp_path: Path) -> None:
+def test_a_read_only_file_is_deleted(files: Files, root: Handle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     os.chmod(tmp_path / "file", 0o444)
     files.delete(root, "file")
@@ -346,7 +346,7 @@ def test_a_hard_link_is_one_file_of_two_names(files: Files, root: Handle, tmp_pa
     assert (tmp_path / "file").read_bytes() == b"two"
 
 
-def test_a_hard_link_takes_no_other_files_place(files: Files, root: Handle, tmp_path: Path) -> None:
+def test_a_hard_link_does_not_replace_a_file(files: Files, root: Handle, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("stays")
     with files.open_in(root, "file", WRITE, create=True) as handle, pytest.raises(AlreadyExists):
         files.link(handle, root, "other")

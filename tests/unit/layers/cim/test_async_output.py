@@ -36,7 +36,7 @@ def test_contents_of_many_buffers_are_read_back_and_each_is_kept_once(tmp_path: 
     assert threads() == []
 
 
-def test_what_is_not_written_yet_is_read_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffered_bytes_are_read_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_write = threading.Event()
     whole = RegionOutput.append
 
@@ -61,7 +61,7 @@ def test_what_is_not_written_yet_is_read_from_memory(tmp_path: Path, monkeypatch
     assert (tmp_path / "region").read_bytes()[places[2] :][:700_000] == b"\2" * 700_000
 
 
-def test_content_that_is_taken_back_is_gone_from_the_file(tmp_path: Path) -> None:
+def test_truncated_content_is_removed_from_the_file(tmp_path: Path) -> None:
     behind = WriteBehind()
     output = RegionOutput(tmp_path / "region", behind)
     region = Region(RegionType.DATA, 0, output)
@@ -83,9 +83,7 @@ def test_content_that_is_taken_back_is_gone_from_the_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", [100, 1000])
-def test_a_disk_that_is_full_is_told_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     real, written = os.write, 0
 
     def write_some(descriptor: int, data: memoryview) -> int:

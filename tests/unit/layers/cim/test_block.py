@@ -149,7 +149,7 @@ class TestABaseLayer:
         assert stub.details.startswith("20 ")
         sink.abort()
 
-    def test_is_refused_where_a_link_leads_nowhere(self, tmp_path: Path, calls: Cimfs) -> None:
+    def test_is_refused_if_a_link_has_no_target(self, tmp_path: Path, calls: Cimfs) -> None:
         with pytest.raises(InvalidInput, match="does not exist"):
             apply([link("a", "b")], BlockCimSink(layer_at(tmp_path), windows=False, calls=calls))
         assert written(tmp_path) == {}
@@ -169,7 +169,7 @@ class TestABaseLayer:
             assert stub.calls[-2:] == ["CimCloseStream", "CimCloseImage"]
         assert written(tmp_path) == {}
 
-    def test_takes_no_posix_entries(self, tmp_path: Path, calls: Cimfs) -> None:
+    def test_refuses_posix_entries(self, tmp_path: Path, calls: Cimfs) -> None:
         posix = Put(entry("f"), Inline(b""))
         posix.entry.windows, posix.entry.posix = None, Posix(0o644, 0, 0, 0)
         with pytest.raises(MissingFacet):
@@ -220,7 +220,7 @@ class TestALayerOverOthers:
             "CimCloseImage",
         ]
 
-    def test_gets_what_its_deltas_come_to(
+    def test_gets_the_merged_hives(
         self, tmp_path: Path, parent: LayerStack[BlockCimLayer], calls: Cimfs, stub: StubCimfs
     ) -> None:
         layer = layer_at(tmp_path / "child")
@@ -265,7 +265,7 @@ class TestALayerOverOthers:
             assert "flatten" in (refusal.value.hint or "")
             assert written(layer.folder) == {}
 
-    def test_may_put_a_file_where_it_removes_something(
+    def test_may_put_a_file_at_the_path_of_a_whiteout(
         self, tmp_path: Path, parent: LayerStack[BlockCimLayer], calls: Cimfs, stub: StubCimfs
     ) -> None:
         stub.library["stub_reset"]()
@@ -273,7 +273,7 @@ class TestALayerOverOthers:
         apply([whiteout("f"), file("f")], BlockCimSink(layer, parents=parent, calls=calls))
         assert shortened(stub)[1:3] == ["CimTombstoneFile f", "CimCreateFile f 0"]
 
-    def test_says_which_directories_it_had_to_make_up(
+    def test_reports_the_implied_directories(
         self, tmp_path: Path, parent: LayerStack[BlockCimLayer], calls: Cimfs, stub: StubCimfs
     ) -> None:
         stub.library["stub_reset"]()
@@ -322,7 +322,7 @@ class TestASealedLayer:
         assert layer.root_hash() is None
         assert written(tmp_path) == {"layer.vhd": 0}
 
-    def test_is_not_believed_where_the_checksum_is_none(self, tmp_path: Path) -> None:
+    def test_a_malformed_checksum_file_is_refused(self, tmp_path: Path) -> None:
         layer = layer_at(tmp_path)
         for text in ("", "0" * 63, "0" * 65, "G" * 64, "A" * 64):
             (tmp_path / "integrity_checksum").write_text(text)
@@ -404,7 +404,7 @@ class TestAFailure:
         assert stub.calls[-1] == "CimCloseImage"
         assert list(tmp_path.iterdir()) == []
 
-    def test_comes_before_anything_where_the_file_is_there(self, tmp_path: Path, calls: Cimfs, stub: StubCimfs) -> None:
+    def test_an_existing_file_is_reported_before_any_call(self, tmp_path: Path, calls: Cimfs, stub: StubCimfs) -> None:
         layer = layer_at(tmp_path)
         layer.block.write_text("an image")
         with pytest.raises(AlreadyExists):
@@ -474,7 +474,7 @@ class TestMergedLayers:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it is about the others")
 class TestAnotherHost:
-    def test_is_told_why_and_what_to_do_instead(self, tmp_path: Path) -> None:
+    def test_the_error_gives_reason_and_alternative(self, tmp_path: Path) -> None:
         makes: Sequence[Callable[[], object]] = (
             lambda: BlockCimSink(layer_at(tmp_path)),
             lambda: kinds.sink("blockcim", tmp_path / "layer.vhd" / "layer.cim"),
@@ -492,7 +492,7 @@ def test_a_path_names_a_block_and_an_image(place: str) -> None:
         BlockCimLayer.parse(Path(place))
 
 
-def test_a_path_is_taken_apart(tmp_path: Path) -> None:
+def test_a_block_image_path_is_parsed(tmp_path: Path) -> None:
     layer = BlockCimLayer.parse(tmp_path / "layer.vhd" / "layer.cim")
     assert layer == BlockCimLayer(tmp_path / "layer.vhd", "layer.cim")
     assert layer.folder == tmp_path

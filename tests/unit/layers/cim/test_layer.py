@@ -138,7 +138,7 @@ class TestALayerWithoutParents:
             )
         assert sums[0] == sums[1]
 
-    def test_has_another_guid_where_a_large_content_is_another(self, tmp_path: Path) -> None:
+    def test_has_another_guid_if_a_large_content_differs(self, tmp_path: Path) -> None:
         guids = set()
         for name, data in (("a", b"1" * 70_000), ("b", b"2" * 70_000), ("c", b"1" * 70_000)):
             layer = write(tmp_path / f"{name}.cim", tree(file("Files/f", data)))
@@ -153,7 +153,7 @@ class TestALayerWithoutParents:
         with OpenCim(layer) as image:
             assert guid == image.reader.filesystem.own.guid
 
-    def test_takes_a_directory_that_it_does_not_state(self, tmp_path: Path) -> None:
+    def test_accepts_implied_directories(self, tmp_path: Path) -> None:
         layer = write(tmp_path / "one.cim", [file("Files/a/b", b"1")])
         with CimTree(layer) as image:
             implied = image.lookup(LayerPath("Files/a"))
@@ -195,7 +195,7 @@ class TestALayerWithoutParents:
             assert [(change.entry.kind, change.entry.size) for change in changes] == [(Kind.FILE, 7)]
             assert b"".join(image.open(LayerPath("f")).chunks()) == b"content"
 
-    def test_refuses_what_lies_behind_a_reparse_point(self, tmp_path: Path) -> None:
+    def test_refuses_files_below_a_reparse_point(self, tmp_path: Path) -> None:
         point = Put(entry("Files/l", Kind.SYMLINK, attributes=DIRECTORY, target="C:\\x"), None)
         with pytest.raises(InvalidInput, match="below it"):
             write(tmp_path / "one.cim", tree(point, file("Files/l/f")))
@@ -256,7 +256,7 @@ class TestALayerOverOthers:
             "Files/Windows/c.txt": b"c",
         }
 
-    def test_tells_its_changes_from_the_file_tables(self, tmp_path: Path, base: CimLayer) -> None:
+    def test_reads_its_changes_from_the_file_tables(self, tmp_path: Path, base: CimLayer) -> None:
         changes: list[Change] = [
             file("Files/Windows/a.txt", b"new"),
             link("Files/Windows/b3.txt", "Files/Windows/b.txt"),
@@ -275,7 +275,7 @@ class TestALayerOverOthers:
             "stream Files/new:s",
         ]
 
-    def test_has_no_changes_where_it_has_none(self, tmp_path: Path, base: CimLayer) -> None:
+    def test_an_unchanged_fork_has_no_changes(self, tmp_path: Path, base: CimLayer) -> None:
         child = write(tmp_path / "child.cim", [], base)
         assert changed(child, base) == []
 
@@ -313,15 +313,13 @@ class TestALayerOverOthers:
         child = write(tmp_path / "child.cim", [whiteout("Files/old/f"), whiteout("Files/old")], base)
         assert "Files/old" not in contents(child)
 
-    def test_keeps_what_it_put_where_a_directory_goes_by_another_case(self, tmp_path: Path, base: CimLayer) -> None:
+    def test_keeps_its_own_files_if_a_whiteout_differs_in_case(self, tmp_path: Path, base: CimLayer) -> None:
         changes: list[Change] = [directory("Files/old/deep"), file("Files/old/deep/x", b"x"), whiteout("Files/OLD")]
         with pytest.raises(InvalidInput, match="differ in case"):
             write(tmp_path / "child.cim", changes, base)
 
     @pytest.mark.parametrize("removed", ["Files/OLD", "FILES", "Files/old/DEEP"])
-    def test_keeps_a_directory_put_over_another_where_it_goes_by_another_case(
-        self, tmp_path: Path, removed: str
-    ) -> None:
+    def test_keeps_a_directory_put_over_another_in_another_case(self, tmp_path: Path, removed: str) -> None:
         base = write(tmp_path / "base.cim", tree(directory("Files/old"), directory("Files/old/deep")))
         with pytest.raises(InvalidInput, match="differ in case"):
             write(tmp_path / "child.cim", [directory("Files/old/deep"), whiteout(removed)], base)
@@ -331,7 +329,7 @@ class TestALayerOverOthers:
         with pytest.raises(InvalidInput, match="forked"):
             write(tmp_path / "elsewhere" / "child.cim", [], base)
 
-    def test_is_refused_where_its_parent_is_missing(self, tmp_path: Path) -> None:
+    def test_is_refused_if_its_parent_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             write(tmp_path / "child.cim", [], CimLayer(tmp_path / "none.cim"))
         assert list(tmp_path.iterdir()) == []
@@ -369,12 +367,12 @@ class TestALayerOfWindows:
             one, other = "Hives/SYSTEM_BASE", "Files/Windows/System32/config/SYSTEM"
             assert image.identity(LayerPath(one)) == image.identity(LayerPath(other))
 
-    def test_needs_hives_where_it_has_no_parent(self, tmp_path: Path) -> None:
+    def test_a_base_layer_needs_its_hives(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="config/SYSTEM"):
             write(tmp_path / "base.cim", tree(), windows=True)
         assert list(tmp_path.iterdir()) == []
 
-    def test_gets_what_its_deltas_come_to_over_the_parent_s_hives(self, tmp_path: Path) -> None:
+    def test_gets_the_parent_s_hives_with_deltas_merged(self, tmp_path: Path) -> None:
         base = write(tmp_path / "base.cim", windows_base(), windows=True)
         delta = MemoryKey("delta")
         delta.make("Added")
@@ -431,7 +429,7 @@ def test_a_tar_that_goes_through_an_image_comes_out_with_the_same_bytes(tmp_path
         assert tar_of(again) == raw
 
 
-def test_a_directory_that_lies_in_itself_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_contains_itself_is_a_format_error(tmp_path: Path) -> None:
     new = NewCim(CimLayer(tmp_path / "x.cim"))
     apply([], CimSink(CimLayer(tmp_path / "y.cim"), windows=False))
     writer = new.writer

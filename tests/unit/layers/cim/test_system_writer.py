@@ -103,7 +103,7 @@ class TestAForkedLayer:
             "CimCloseImage",
         ]
 
-    def test_is_what_the_kind_of_layer_comes_to_on_windows(self, base: CimLayer, stub: StubCimfs) -> None:
+    def test_is_the_writer_of_the_layer_kind_on_windows(self, base: CimLayer, stub: StubCimfs) -> None:
         system = WindowsSystem(StubLoader(cimfs=stub.library), WindowsBuild(26100))
         child = base.path.with_name("child.cim")
         apply([directory("Hives")], kinds.sink("cim", child, [base.path], kinds.SinkOptions(system=system)))
@@ -116,7 +116,7 @@ class TestAForkedLayer:
         ]
 
     @pytest.mark.parametrize("build", [18363, 26100])
-    def test_is_written_without_windows_calls_where_it_has_none(
+    def test_is_written_portably_if_windows_has_no_calls_for_it(
         self, base: CimLayer, stub: StubCimfs, build: int
     ) -> None:
         loader = StubLoader(cimfs=stub.library) if build == 18363 else StubLoader()
@@ -190,7 +190,7 @@ class TestAForkedLayer:
         assert stub.calls.count("CimCloseImage") == (name != "CimCreateImage")
         assert sorted(os.listdir(base.directory)) == before
 
-    def test_is_where_its_parent_is_and_not_over_another(
+    def test_must_be_in_the_directory_of_its_parent_and_new(
         self, tmp_path: Path, base: CimLayer, calls: Cimfs, stub: StubCimfs
     ) -> None:
         with pytest.raises(AlreadyExists):
@@ -221,7 +221,7 @@ NAMES = st.sampled_from(["Files", "Files/a", "files/A", "Files/d", "Files/d/x", 
         max_size=12,
     )
 )
-def test_what_is_noted_of_an_image_in_the_making_is_what_is_in_it(
+def test_the_recorded_files_of_a_new_image_are_those_in_it(
     tmp_path_factory: pytest.TempPathFactory, changes: list[Change]
 ) -> None:
     """The writer that can look into its image, and the one that can't, say the same after each step."""

@@ -133,7 +133,7 @@ class TestBaseLayer:
         (tmp_path / "parent").mkdir()
         assert data == tar_of(from_tar(tmp_path / "other", data, tmp_path / "base"))
 
-    def test_boot_files_have_copies_that_nothing_changes(self, tmp_path: Path) -> None:
+    def test_boot_files_have_unchanged_copies(self, tmp_path: Path) -> None:
         boot = "UtilityVM/Files/EFI/Microsoft/Boot"
         parents = ["UtilityVM", "UtilityVM/Files", "UtilityVM/Files/EFI", "UtilityVM/Files/EFI/Microsoft", boot]
         changes = [*TOP, *map(folder, parents), file_at(f"{boot}/BCD", b"store"), file_at(f"{boot}/BCD.LOG1", b"")]
@@ -143,7 +143,7 @@ class TestBaseLayer:
         assert not (place / "bcd.log.bak").exists()
         assert (place / "bcd.bak").stat().st_nlink == 1
 
-    def test_its_hives_have_their_names_for_the_layers_above(self, tmp_path: Path) -> None:
+    def test_base_hives_are_linked_for_the_layers_above(self, tmp_path: Path) -> None:
         config = "Files/Windows/System32/config"
         changes = [*TOP, folder("Files/Windows/System32"), folder(config)]
         changes += [file_at(f"{config}/SYSTEM", b"one"), file_at(f"{config}/DEFAULT", b"two")]
@@ -152,7 +152,7 @@ class TestBaseLayer:
         assert (place / "Hives/System_Base").samefile(place / config / "SYSTEM")
         assert lines(changes) == stated(place)
 
-    def test_directories_that_are_not_stated_are_made_and_stay_unstated(self, tmp_path: Path) -> None:
+    def test_implied_directories_are_created_and_have_no_entry(self, tmp_path: Path) -> None:
         changes = [file_at("Files/x/y/z")]
         place = made(tmp_path / "base", changes)
         assert (place / "Files/x/y/z").read_bytes() == b"hello"
@@ -186,7 +186,7 @@ class TestLayerWithParents:
         changes += [file_at(f"{boot}/BCD", b"boot"), file_at("UtilityVM/Files/vm.sys", b"system")]
         return made(tmp_path / "base", changes)
 
-    def test_it_comes_back_as_it_was_byte_for_byte(self, tmp_path: Path, base: Path) -> None:
+    def test_the_tar_is_restored_byte_for_byte(self, tmp_path: Path, base: Path) -> None:
         changes = [*all_inputs(), folder("Hives"), file_at("Hives/System_Delta", b""), whiteout("Files/Windows/gone")]
         data, _ = write(changes)
         assert data == tar_of(from_tar(tmp_path / "above", data, base))
@@ -225,7 +225,7 @@ class TestLayerWithParents:
         assert (place / "tombstones.txt").read_bytes() == expected.encode()
 
     @pytest.mark.parametrize("path", ["Hives/x", "Files", "Hives", "UtilityVM", "UtilityVM/Files"])
-    def test_what_windows_cannot_hide_is_refused(self, path: str, tmp_path: Path, base: Path) -> None:
+    def test_whiteouts_outside_of_files_are_refused(self, path: str, tmp_path: Path, base: Path) -> None:
         with pytest.raises(InvalidInput, match="whiteout of"):
             made(tmp_path / "above", [*NON_BASE, whiteout(path)], base)
 
@@ -238,7 +238,7 @@ class TestLayerWithParents:
         above = made(tmp_path / "top", [*NON_BASE, link("Files/newer", "Files/NEW")], place, base)
         assert len(tar_of(above)) == len(write(NON_BASE)[0]) + 1536
 
-    def test_a_link_repeats_what_its_own_tar_said(self, tmp_path: Path, base: Path) -> None:
+    def test_a_link_keeps_the_metadata_of_its_own_tar_header(self, tmp_path: Path, base: Path) -> None:
         first = file_at("Files/Windows/Old.dll", b"", **all_times(5 * 10**9))
         whole, _ = write([*NON_BASE, first, link("Files/new", "Files/Windows/Old.dll")])
         put_size = len(write([first])[0]) - 1024
@@ -246,7 +246,7 @@ class TestLayerWithParents:
         data = whole[:start] + whole[start + put_size :]
         assert data == tar_of(from_tar(tmp_path / "above", data, base))
 
-    def test_a_link_to_what_is_hidden_or_missing_is_refused(self, tmp_path: Path, base: Path) -> None:
+    def test_a_hard_link_to_a_hidden_or_missing_file_is_refused(self, tmp_path: Path, base: Path) -> None:
         hiding = made(tmp_path / "hiding", [*NON_BASE, whiteout("Files/windows")], base)
         for target, *parents in (("Files/Windows/Old.dll", hiding, base), ("Files/none", base)):
             with pytest.raises(NotFound, match="does not exist"):
@@ -269,14 +269,14 @@ class TestLayerWithParents:
         assert (base / "UtilityVM/Files/vm.sys").read_bytes() == b"system"
         assert lines(changes) == stated(place)
 
-    def test_what_is_hidden_of_the_utility_vm_must_be_there(self, tmp_path: Path, base: Path) -> None:
+    def test_a_whiteout_of_a_missing_utility_vm_file_is_refused(self, tmp_path: Path, base: Path) -> None:
         utility = [folder("UtilityVM"), folder("UtilityVM/Files")]
         place = made(tmp_path / "above", [*NON_BASE, *utility, whiteout("UtilityVM/Files/efi")], base)
         assert os.listdir(place / "UtilityVM/Files") == ["vm.sys"]
         with pytest.raises(NotFound, match="which the layers below do not have"):
             made(tmp_path / "other", [*NON_BASE, whiteout("UtilityVM/Files/none")], base)
 
-    def test_files_of_the_utility_vm_and_of_the_container_may_be_one(self, tmp_path: Path, base: Path) -> None:
+    def test_hard_links_between_utility_vm_and_container_are_allowed(self, tmp_path: Path, base: Path) -> None:
         utility = [folder("UtilityVM"), folder("UtilityVM/Files"), file_at("UtilityVM/Files/a")]
         changes = [*NON_BASE, *utility, link("Files/a", "UtilityVM/Files/a"), link("UtilityVM/Files/b", "Files/a")]
         changes.append(link("UtilityVM/Files/c", "UtilityVM/Files/vm.sys"))
@@ -284,7 +284,7 @@ class TestLayerWithParents:
         assert lines(changes) == stated(place)
         assert (place / "UtilityVM/Files/c").read_bytes() == b"system"
 
-    def test_deltas_of_hives_are_merged_and_other_hives_are_carried_on(self, tmp_path: Path) -> None:
+    def test_hive_deltas_are_merged_and_other_hives_are_copied(self, tmp_path: Path) -> None:
         config = "Files/Windows/System32/config"
 
         def hive(**values: str) -> bytes:
@@ -315,14 +315,14 @@ class TestLayerWithParents:
             made(tmp_path / "above", [*NON_BASE, file_at("Hives/System_Delta", b"junk")], base)
         assert os.listdir(tmp_path) == ["base"]
 
-    def test_a_missing_parent_is_said(self, tmp_path: Path) -> None:
+    def test_a_missing_parent_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(NotFound, match="parent"):
             made(tmp_path / "above", NON_BASE, tmp_path / "none")
 
 
 class TestRefusals:
     @pytest.mark.parametrize("second", ["Files/A", "Files/a"])
-    def test_a_name_is_there_once_in_whatever_case(self, second: str, tmp_path: Path) -> None:
+    def test_a_name_that_occurs_twice_in_any_case_is_refused(self, second: str, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="twice"):
             made(tmp_path / "base", [*TOP, file_at("Files/a"), file_at(second)])
         assert os.listdir(tmp_path) == []
@@ -355,24 +355,24 @@ class TestRefusals:
         with pytest.raises(UnsafePath):
             made(tmp_path / "base", [*TOP, file_at(f"Files/{name}/inside")])
 
-    def test_awkward_names_are_taken_where_that_is_asked_for(self, tmp_path: Path) -> None:
+    def test_awkward_names_are_accepted_on_request(self, tmp_path: Path) -> None:
         changes = [*TOP, file_at("Files/con"), file_at("Files/end.")]
         place = made(tmp_path / "base", changes, rules=NameRules(awkward=True))
         assert lines(changes) == stated(place)
 
-    def test_names_longer_than_linux_takes_are_kept(self, tmp_path: Path) -> None:
+    def test_names_longer_than_linux_allows_are_kept(self, tmp_path: Path) -> None:
         name = "長" * 255
         changes = [*TOP, folder(f"Files/{name}"), file_at(f"Files/{name}/{name}")]
         base = made(tmp_path / "base", changes)
         above = made(tmp_path / "above", changes, base)
         assert lines(changes) == stated(base) == stated(above)
 
-    def test_a_name_of_the_folders_own_is_refused_in_transport(self, tmp_path: Path) -> None:
+    def test_the_suffix_of_metadata_files_is_reserved_in_transport_folders(self, tmp_path: Path) -> None:
         base = made(tmp_path / "base", TOP)
         with pytest.raises(InvalidInput, match="reserved in transport folders"):
             made(tmp_path / "above", [*TOP, file_at("Files/Windows.$WCIDIRS$")], base)
 
-    def test_posix_metadata_alone_will_not_do(self, tmp_path: Path) -> None:
+    def test_an_entry_with_posix_metadata_only_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(MissingFacet):
             made(tmp_path / "base", [*TOP, posix_file("Files/a")])
 
@@ -380,14 +380,14 @@ class TestRefusals:
         with pytest.raises(Unsupported):
             made(tmp_path / "base", [*TOP, Opaque(LayerPath("Files"))])
 
-    def test_a_folder_with_something_in_it_stays_as_it_is(self, tmp_path: Path) -> None:
+    def test_a_folder_that_is_not_empty_keeps_its_files(self, tmp_path: Path) -> None:
         (tmp_path / "base").mkdir()
         (tmp_path / "base/kept").touch()
         with pytest.raises(Conflict):
             made(tmp_path / "base", TOP)
         assert os.listdir(tmp_path / "base") == ["kept"]
 
-    def test_an_empty_folder_will_do(self, tmp_path: Path) -> None:
+    def test_an_empty_folder_can_be_the_target(self, tmp_path: Path) -> None:
         (tmp_path / "base").mkdir()
         assert stated(made(tmp_path / "base", TOP)) == lines(TOP)
 
@@ -398,7 +398,7 @@ class TestRefusals:
 
 
 class TestReading:
-    def test_every_cut_of_an_index_is_noticed(self, tmp_path: Path) -> None:
+    def test_every_truncation_of_an_index_is_refused(self, tmp_path: Path) -> None:
         place = made(tmp_path / "base", [*TOP, *with_stream("Files/a")])
         index = (place / "lamella.index").read_bytes()
         for kept in range(len(index)):
@@ -423,27 +423,27 @@ class TestReading:
             b'{"end":7}',
         ],
     )
-    def test_an_index_is_not_believed(self, line: bytes, tmp_path: Path) -> None:
+    def test_a_malformed_index_is_refused(self, line: bytes, tmp_path: Path) -> None:
         place = made(tmp_path / "base", TOP)
         head, *_, _ = (place / "lamella.index").read_bytes().splitlines()
         (place / "lamella.index").write_bytes(head + b"\n" + line + b'\n{"end":1}\n')
         with pytest.raises(FormatError):
             stated(place)
 
-    def test_an_index_of_a_later_version_is_left_alone(self, tmp_path: Path) -> None:
+    def test_an_index_of_a_later_version_is_unsupported(self, tmp_path: Path) -> None:
         place = made(tmp_path / "base", TOP)
         (place / "lamella.index").write_bytes(b'{"lamella":"windows layer","version":2}\n')
         with pytest.raises(Unsupported, match="version 2"):
             stated(place)
 
-    def test_a_file_that_changed_is_noticed(self, tmp_path: Path) -> None:
+    def test_a_changed_file_is_refused(self, tmp_path: Path) -> None:
         place = made(tmp_path / "base", [*TOP, file_at("Files/a", b"hello")])
         for content in (b"hell", b"hello!", b""):
             (place / "Files/a").write_bytes(content)
             with pytest.raises(Conflict):
                 stated(place)
 
-    def test_links_that_somebody_made_in_a_folder_are_not_followed(self, tmp_path: Path) -> None:
+    def test_symbolic_links_in_a_folder_are_not_followed(self, tmp_path: Path) -> None:
         place = made(tmp_path / "base", [*TOP, file_at("Files/Windows/a", b"hello")])
         (tmp_path / "secret").mkdir()
         (tmp_path / "secret/a").write_bytes(b"hello")
@@ -457,7 +457,7 @@ class TestReading:
         with pytest.raises((Conflict, NotFound)):
             stated(place)
 
-    def test_a_base_layers_folder_without_an_index_is_for_windows(self, tmp_path: Path) -> None:
+    def test_a_base_layer_folder_without_an_index_can_be_read_on_windows_only(self, tmp_path: Path) -> None:
         (tmp_path / "base/Files").mkdir(parents=True)
         with pytest.raises(Unsupported, match="neither"):
             stated(tmp_path / "base")
@@ -491,7 +491,7 @@ class TestExported:
             *("Hives", "Hives/System_Delta"),
         ]
 
-    def test_metadata_is_that_of_the_streams_and_masked_for_the_rest(self, tmp_path: Path) -> None:
+    def test_metadata_comes_from_the_streams_and_is_masked_otherwise(self, tmp_path: Path) -> None:
         place = self.exported(tmp_path)
         with FolderChanges(WindowsLayer(place)) as changes:
             found = {one.entry.path: one.entry.windows for one in changes if isinstance(one, Put)}
@@ -503,7 +503,7 @@ class TestExported:
         assert top.security_descriptor is None
         assert top.creation_time == top.access_time == top.write_time == T + 2 * 10**9
 
-    def test_the_tar_has_what_the_folder_has(self, tmp_path: Path) -> None:
+    def test_the_tar_has_the_files_of_the_folder(self, tmp_path: Path) -> None:
         data = tar_of(self.exported(tmp_path))
         assert b"Files/Windows/.wh.Old" in data
         assert b"hello" in data
@@ -527,7 +527,7 @@ class TestExported:
             "whiteout Files/windows/b",
         ]
 
-    def test_every_cut_of_a_file_is_noticed(self, tmp_path: Path) -> None:
+    def test_every_truncation_of_a_file_is_refused(self, tmp_path: Path) -> None:
         place = self.exported(tmp_path)
         raw = (place / "Files/Windows/a.txt").read_bytes()
         whole = stated(place)
@@ -539,7 +539,7 @@ class TestExported:
                 continue
             assert len(found) < len(whole) or found != whole
 
-    def test_a_folder_without_the_systems_delta_is_refused(self, tmp_path: Path) -> None:
+    def test_a_folder_without_system_delta_is_refused(self, tmp_path: Path) -> None:
         place = self.exported(tmp_path)
         (place / "Hives/System_Delta").unlink()
         with pytest.raises(NotFound, match="System_Delta"):

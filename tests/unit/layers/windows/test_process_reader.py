@@ -108,7 +108,7 @@ def mixed() -> bytes:
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_a_layer_comes_as_it_does_when_it_is_read_here(compression: str, tmp_path: Path) -> None:
+def test_a_layer_has_the_same_changes_as_without_a_worker(compression: str, tmp_path: Path) -> None:
     tar = mixed()
     blob = PACK[compression](tar)
     story = same(
@@ -125,12 +125,12 @@ def test_a_layer_comes_as_it_does_when_it_is_read_here(compression: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", [*BASES, *LAYERS])
-def test_the_tars_of_other_producers_come_as_they_do_when_they_are_read_here(name: str, tmp_path: Path) -> None:
+def test_tars_of_other_tools_are_the_same_as_without_a_worker(name: str, tmp_path: Path) -> None:
     tar = {**BASES, **LAYERS}[name]()
     assert not isinstance(same(tmp_path / "blob", gzipped(tar), windows=RULES)[-1], tuple)
 
 
-def test_holes_come_as_they_do_when_they_are_read_here(tmp_path: Path) -> None:
+def test_holes_are_the_same_as_without_a_worker(tmp_path: Path) -> None:
     tar = Tar().sparse("holes", 5 * MIB, [(MIB, b"x" * 700_000), (4 * MIB, b"")]).file("f", b"y" * MIB).file("g")
     assert [(MIB, 700_000)] in [
         part and part[:1]
@@ -156,7 +156,7 @@ def test_metadata_of_many_files_is_right(tmp_path: Path) -> None:
     assert len(same(tmp_path / "blob", gzipped(tar), windows=RULES)) == 16 * 4 + 1
 
 
-def test_odd_names_are_taken_where_the_rules_say_so(tmp_path: Path) -> None:
+def test_unusual_names_are_accepted_if_the_rules_allow_them(tmp_path: Path) -> None:
     blob = gzipped(tar_of([put("aux.js", b"1"), put("b")], AS_WINDOWS))
     assert not isinstance(same(tmp_path / "blob", blob, windows=AS_WINDOWS)[-1], tuple)
     assert "--awkward-names" in same(tmp_path / "blob", blob, windows=RULES)[-1][2]
@@ -174,7 +174,7 @@ def test_a_blob_that_ends_early_has_the_same_error(at: float, compression: str, 
 
 
 @pytest.mark.parametrize("left", [100, 1000, MIB - 100, MIB, MIB + 5, 2 * MIB])
-def test_a_tar_that_ends_in_a_file_or_a_stream_has_the_same_error(left: int, tmp_path: Path) -> None:
+def test_a_truncated_tar_has_the_same_error(left: int, tmp_path: Path) -> None:
     for changes in ([put("a", b"x" * (5 * MIB))], [put("a", b"x"), stream("a", "s", b"y" * (5 * MIB))]):
         tar = tar_of([*changes])[: -1024 - left]
         story = same(tmp_path / "blob", gzipped(tar), windows=RULES)
@@ -192,7 +192,7 @@ def test_a_tar_that_ends_in_a_file_or_a_stream_has_the_same_error(left: int, tmp
     ],
     ids=str,
 )
-def test_a_broken_promise_has_the_same_error(promised: dict[str, Any], tmp_path: Path) -> None:
+def test_a_wrong_digest_has_the_same_error(promised: dict[str, Any], tmp_path: Path) -> None:
     assert isinstance(same(tmp_path / "blob", gzipped(mixed()), windows=RULES, **promised)[-1], tuple)
 
 
@@ -236,7 +236,7 @@ def test_a_bad_tar_has_the_same_error(tar: Tar, tmp_path: Path) -> None:
 # Images -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_process_that_is_killed_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_killed_worker_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     tar = tar_of([put("a", b"1"), put("b", os.urandom(40 * MIB))])
     with opened(tmp_path / "blob", gzipped(tar)) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
         layer = other.next_layer(Job(progress=OnAdvance(lambda _: os.kill(child(), signal.SIGKILL))))
@@ -287,7 +287,7 @@ def upper() -> bytes:
 
 
 @pytest.mark.parametrize("promised", [{"digest": Digest.of(b"other")}, {"diff_id": Digest.of(b"other")}], ids=str)
-def test_an_image_of_a_blob_that_is_another_leaves_nothing(promised: dict[str, Any], tmp_path: Path) -> None:
+def test_a_blob_with_a_wrong_digest_leaves_no_image(promised: dict[str, Any], tmp_path: Path) -> None:
     errors = []
     with (
         opened(tmp_path / "blob", gzipped(mixed())) as file,
@@ -306,7 +306,7 @@ def test_an_image_of_a_blob_that_is_another_leaves_nothing(promised: dict[str, A
     assert [*(tmp_path / "worker").iterdir()] == []
 
 
-def test_an_image_that_is_no_longer_wanted_leaves_nothing(tmp_path: Path) -> None:
+def test_a_cancelled_image_leaves_nothing(tmp_path: Path) -> None:
     cancel = Cancellation()
     with opened(tmp_path / "blob", gzipped(mixed())) as file, ReaderProcess([Blob(file, windows=RULES)]) as other:
         job = Job(progress=OnAdvance(lambda _: cancel.cancel()), cancel=cancel)

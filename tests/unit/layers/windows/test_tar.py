@@ -141,7 +141,7 @@ class TestVectors:
         assert vector(name) + END == data
         assert list(losses) == []
 
-    def test_a_further_name_repeats_times_and_attributes_and_nothing_else(self) -> None:
+    def test_a_hard_link_repeats_only_times_and_attributes(self) -> None:
         first = file_at("Files/a")
         link = Link(LayerPath("Files/b"), LayerPath("Files/a"))
         alone, _ = write([first])
@@ -160,7 +160,7 @@ class TestVectors:
         assert whole == write(read(whole))[0]
         assert whole == write(read(whole, unwrap_times=False), dialect=TarDialect(wrap_times=False))[0]
 
-    def test_overflowed_times_are_taken_back_only_where_they_are_not_whole_ticks(self) -> None:
+    def test_the_overflow_of_times_is_undone_only_for_fractional_ticks(self) -> None:
         (put, _) = read(vector("zeroft") + END)
         assert isinstance(put, Put)
         assert put.entry.windows is not None
@@ -203,7 +203,7 @@ def facet(data: bytes, **options: object) -> Windows:
 
 
 class TestOtherProducers:
-    def test_what_a_tar_does_not_state_stays_unstated(self) -> None:
+    def test_metadata_missing_from_a_tar_is_none(self) -> None:
         entry = one(member("Files/a", mtime=7))
         assert entry.posix is None
         assert Windows(0, write_time=7 * SECOND) == entry.windows
@@ -216,17 +216,17 @@ class TestOtherProducers:
         assert facet(shared + member("Files/a", mtime=7)).write_time == 3_500_000_000
         assert facet(shared + member("Files/a", ("mtime", "2"), mtime=7)).write_time == 2 * SECOND
 
-    def test_a_directory_is_one_whatever_its_attributes_say(self) -> None:
+    def test_the_typeflag_makes_a_directory_regardless_of_attributes(self) -> None:
         assert facet(member("Files/", ("MSWINDOWS.fileattr", "32"), flag=b"5")).attributes == 0x30
 
-    def test_a_slash_after_directories_and_before_names_means_nothing(self) -> None:
+    def test_leading_and_trailing_slashes_are_ignored(self) -> None:
         assert [one(block(name, b"5")).path for name in (b"./Files/", b"/Files", b"Files")] == ["Files"] * 3
 
-    def test_a_creation_time_without_zeros_before_its_nanoseconds_is_taken_as_it_stands(self) -> None:
+    def test_nanoseconds_of_a_creation_time_without_leading_zeros_are_read_verbatim(self) -> None:
         records = ("LIBARCHIVE.creationtime", "1683356889.123")
         assert facet(member("Files/a", records)).creation_time == 1683356889_123000000
 
-    def test_a_descriptor_in_words_counts_where_there_is_none_in_bytes(self) -> None:
+    def test_sddl_is_used_if_there_is_no_binary_descriptor(self) -> None:
         words = ("MSWINDOWS.sd", "O:BUG:BU")
         descriptor = base64.b64decode("AQAAgBQAAAAkAAAAAAAAAAAAAAABAgAAAAAABSAAAAAhAgAAAQIAAAAAAAUgAAAAIQIAAA==")
         assert descriptor == facet(member("Files/a", words)).security_descriptor
@@ -238,13 +238,13 @@ class TestOtherProducers:
         assert entry.windows is not None
         assert reparse.encode(reparse.symlink("..\\x\\y")) == entry.windows.reparse
 
-    def test_a_mount_point_without_a_print_name_is_still_one(self) -> None:
+    def test_a_mount_point_without_a_print_name_is_a_mount_point(self) -> None:
         entry = one(member("Files/m", ("MSWINDOWS.mountpoint", "0"), flag=b"2"))
         assert entry.windows is not None
         assert entry.windows.attributes == 0x10
         assert reparse.encode(reparse.mount_point("")) == entry.windows.reparse
 
-    def test_a_stream_may_name_its_type(self) -> None:
+    def test_a_stream_name_may_end_in_its_type(self) -> None:
         changes = read(member("Files/a") + member("Files/a:s:$DATA", data=b"x") + END)
         assert Stream(LayerPath("Files/a"), "s", Inline(b"x")) == changes[1]
 
@@ -270,7 +270,7 @@ class TestOtherProducers:
         data = member("Files/l", flag=b"1", linkname=b"FILES/aB")
         assert [Link(LayerPath("Files/l"), LayerPath("Files/aB"))] == read(data + END)
 
-    def test_a_directory_in_another_case_is_the_one_that_was_stated(self) -> None:
+    def test_a_directory_in_another_case_gets_its_first_spelling(self) -> None:
         data = member("Files/Dir/", flag=b"5") + member("files/DIR/a") + END
         assert [change.entry.path for change in read(data) if isinstance(change, Put)] == ["Files/Dir", "Files/Dir/a"]
 
@@ -290,7 +290,7 @@ ILLEGAL = ["a\\b", "a*", "a?", 'a"', "<", "a|b", "a\1", "é" * 256, "😀" * 128
 
 class TestRefusals:
     @pytest.mark.parametrize("name", RESERVED)
-    def test_names_that_windows_has_no_plain_path_for_have_to_be_asked_for(self, name: str) -> None:
+    def test_names_without_a_plain_windows_path_need_an_option(self, name: str) -> None:
         for data in (member(f"Files/{name}"), member(f"Files/{name}/x"), member(f"Files/.wh.{name}")):
             with pytest.raises(UnsafePath):
                 read(data + END)
@@ -309,16 +309,16 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "name", ["console", "falcon.exe", "a.con", "com0", "com", "lpt10", "nul2", ".a", "é" * 255]
     )
-    def test_names_that_only_look_odd_are_taken(self, name: str) -> None:
+    def test_unusual_valid_names_are_accepted(self, name: str) -> None:
         raw = name.encode()
         assert one(pax((b"path", b"Files/" + raw)) + file()).path == f"Files/{name}"
 
-    def test_a_path_beyond_what_windows_has_is_refused(self) -> None:
+    def test_a_path_of_more_than_32767_units_is_refused(self) -> None:
         path = b"/".join([b"a" * 200] * 170)
         with pytest.raises(UnsafePath, match="32767"):
             read(pax((b"path", path)) + file() + END)
 
-    def test_names_that_differ_in_case_only_are_refused_unless_asked_for(self) -> None:
+    def test_names_that_differ_in_case_only_are_refused_by_default(self) -> None:
         data = member("Files/ab") + member("Files/aB") + END
         with pytest.raises(InvalidInput, match="differ in case only"):
             read(data)
@@ -378,12 +378,12 @@ class TestRefusals:
         with pytest.raises(FormatError):
             read(member("Files/a", (key, value)) + END)
 
-    def test_a_descriptor_that_only_a_domain_could_explain_is_not_guessed(self) -> None:
+    def test_sddl_with_domain_accounts_is_refused(self) -> None:
         with pytest.raises(Unsupported, match="depends on a domain"):
             read(member("Files/a", ("MSWINDOWS.sd", "O:DAG:DU")) + END)
 
     @pytest.mark.parametrize("flag", [b"3", b"4", b"6", b"V"])
-    def test_types_that_windows_has_not_are_refused(self, flag: bytes) -> None:
+    def test_types_that_windows_does_not_have_are_refused(self, flag: bytes) -> None:
         with pytest.raises(FormatError, match="which Windows layers do not have"):
             read(block(b"Files/a", flag) + END)
 
@@ -414,12 +414,12 @@ class TestWriting:
         with pytest.raises(MissingFacet, match="Windows"):
             write([put])
 
-    def test_an_opaque_marker_is_never_dropped_in_silence(self) -> None:
+    def test_an_opaque_marker_raises_unsupported(self) -> None:
         with pytest.raises(Unsupported) as caught:
             write([Opaque(LayerPath("Files"))])
         assert caught.value.hint is not None
 
-    def test_a_target_that_nobody_has_seen_is_refused(self) -> None:
+    def test_a_hard_link_to_an_unknown_target_is_refused(self) -> None:
         with pytest.raises(MissingFacet):
             write([Link(LayerPath("Files/b"), LayerPath("Files/a"))])
 
@@ -436,7 +436,7 @@ class TestWriting:
     @pytest.mark.parametrize(
         "path", ["Files/a:b", "Files/con", "Files/a.", "Files/b\\c", "Files/.wh.a", "Files/d?/x", "Files/AB", "files/x"]
     )
-    def test_names_that_would_not_be_read_again_are_reported_lost(self, path: str) -> None:
+    def test_names_that_could_not_be_read_back_are_reported_lost(self, path: str) -> None:
         changes = [file_at("Files/ab"), *with_stream(path), Link(LayerPath("Files/l"), LayerPath(path))]
         data, losses = write(changes)
         assert write(changes[:1])[0] == data
@@ -444,14 +444,14 @@ class TestWriting:
         with pytest.raises(LossRefused):
             write(changes, losses=Losses(refuse=True))
 
-    def test_names_that_were_asked_for_go_through(self) -> None:
+    def test_names_accepted_by_the_rules_are_written(self) -> None:
         rules = NameRules(awkward=True, clashes=True)
         changes: list[Change] = [file_at("Files/con"), file_at("Files/a."), file_at("Files/A.")]
         data, losses = write(changes, rules=rules)
         assert list(losses) == []
         assert lines(changes) == lines(read(data, rules=rules))
 
-    def test_what_is_neither_link_nor_mount_point_is_reported_lost(self) -> None:
+    def test_other_reparse_points_are_reported_lost(self) -> None:
         other = reparse.encode(reparse.Unknown(0x80000018, b"wci"))
         path = LayerPath("Files/a")
         a_file = Put(Entry(path, Kind.FILE, None, 0, "", windows(0x420, reparse=other)), EMPTY)
@@ -479,7 +479,7 @@ class TestWriting:
         _, losses = write([file_at("Files/a"), Stream(LayerPath("Files/a"), "s:t", EMPTY)])
         assert len(losses) == 1
 
-    def test_a_mount_point_without_a_print_name_keeps_its_target_unless_asked_otherwise(self) -> None:
+    def test_a_mount_point_without_a_print_name_keeps_its_target_by_default(self) -> None:
         name = "\\??\\Volume{00000000-0000-0000-0000-000000000001}\\"
         put = link_at("Files/m", 0x410, reparse.MountPoint("", name))
         entry = one(write([put])[0])
@@ -490,7 +490,7 @@ class TestWriting:
         assert name == made.substitute_name
         assert one(write([put], dialect=TarDialect(print_names_only=True))[0]).target == ""
 
-    def test_an_empty_sparse_file_can_have_had_a_data_stream(self) -> None:
+    def test_an_empty_sparse_file_gets_a_data_stream_on_request(self) -> None:
         put = Put(Entry(LayerPath("Files/s"), Kind.FILE, None, 0, "", windows(0x220)), EMPTY)
         assert write([put])[0][1024:][100:108] == b"0000000\0"
         assert write([put], dialect=TarDialect(empty_sparse_data=True))[0][1024:][100:108] == b"0100000\0"

@@ -47,7 +47,7 @@ def windows_put(kind: Kind, target: str = "", **fields: object) -> Put:
 
 
 class TestWindowsFromPosix:
-    def test_files_and_directories_get_what_a_build_gives_them(self) -> None:
+    def test_files_and_directories_get_the_descriptors_of_a_build(self) -> None:
         source = [directory("Files"), file("Files/a", b"x", mtime=WHEN)]
         first, second = windows_from_posix(source)
         usual = default_security()
@@ -58,18 +58,18 @@ class TestWindowsFromPosix:
         assert isinstance(second, Put)
         assert second.content == Inline(b"x")
 
-    def test_the_usual_descriptors_let_users_run_what_administrators_own(self) -> None:
+    def test_the_default_descriptors_let_users_execute_files(self) -> None:
         descriptor = default_security().file
         assert descriptor is not None
         assert sddl.format(SecurityDescriptor.decode(descriptor)).endswith("(A;;0x1200a9;;;BU)")
 
-    def test_another_template_or_none(self) -> None:
+    def test_a_template_can_be_replaced_or_empty(self) -> None:
         (first,) = windows_from_posix([file("a", b"")], security=SecurityTemplate(b"d", b"f"))
         assert windows_of(first).security_descriptor == b"f"
         (first,) = windows_from_posix([directory("a")], security=SecurityTemplate())
         assert windows_of(first).security_descriptor is None
 
-    def test_links_get_backslashes_and_are_told_from_links_to_directories(self) -> None:
+    def test_links_get_backslashes_and_the_directory_attribute(self) -> None:
         def asked(path: LayerPath, target: str) -> bool:
             return (path, target) == ("b", "../d")
 
@@ -79,7 +79,7 @@ class TestWindowsFromPosix:
         assert [entry_of(change).target for change in made] == ["\\x\\y", "..\\d", "d\\"]
         assert windows_of(made[0]).reparse == reparse.encode(reparse.symlink("\\x\\y"))
 
-    def test_what_windows_has_not_is_reported_lost(self) -> None:
+    def test_posix_metadata_without_a_windows_form_is_reported_lost(self) -> None:
         losses = Losses()
         named = Put(Entry(LayerPath("f"), Kind.FILE, Posix(0o644, 0, 0, 0, {"user.a": b""})), EMPTY)
         links: list[Change] = [Link(LayerPath("l"), LayerPath("p")), Link(LayerPath("m"), LayerPath("l"))]
@@ -87,7 +87,7 @@ class TestWindowsFromPosix:
         assert [entry_of(change).path for change in made] == ["f"]
         assert [loss.path for loss in losses] == ["p", "c", "l", "m", "f"]
 
-    def test_what_has_a_facet_keeps_it_and_other_changes_pass(self) -> None:
+    def test_existing_facets_are_kept_and_other_changes_pass(self) -> None:
         changes: list[Change] = [windows_put(Kind.FILE), whiteout("w"), Stream(LayerPath("Files/a"), "s", EMPTY)]
         assert list(windows_from_posix(changes)) == changes
 
@@ -126,7 +126,7 @@ class TestPosixFromWindows:
             assert (entry_of(made).kind, entry_of(made).target) == (Kind.SYMLINK, posix)
             assert posix_of(made).mode == 0o777
 
-    def test_what_another_system_has_not_is_reported_lost(self) -> None:
+    def test_windows_metadata_without_a_posix_form_is_reported_lost(self) -> None:
         losses = Losses()
         other = reparse.encode(reparse.Unknown(0x80000018, b""))
         changes = [windows_put(Kind.FILE, reparse=other, extended_attributes={"A": b""})]
@@ -138,7 +138,7 @@ class TestPosixFromWindows:
         with pytest.raises(InvalidInput, match="'Files/a': "):
             list(posix_from_windows([windows_put(Kind.SYMLINK, reparse=b"short")]))
 
-    def test_what_has_a_facet_keeps_it_and_other_changes_pass(self) -> None:
+    def test_existing_facets_are_kept_and_other_changes_pass(self) -> None:
         changes: list[Change] = [file("a", b"x"), Whiteout(LayerPath("w")), Stream(LayerPath("a"), "s", EMPTY)]
         assert list(posix_from_windows(changes)) == changes
 
@@ -146,7 +146,7 @@ class TestPosixFromWindows:
 class TestInside:
     FILES = LayerPath("Files")
 
-    def test_what_is_in_the_directory_moves_to_the_root(self) -> None:
+    def test_the_directory_becomes_the_root(self) -> None:
         changes: list[Change] = [
             *(directory("Files"), directory("Hives"), file("Files/a", b"x"), file("FilesX/a", b"")),
             *(link("Files/d/l", "Files/a"), stream("Files/a", "s", b"y"), whiteout("Files/w"), whiteout("UtilityVM/w")),
@@ -157,14 +157,14 @@ class TestInside:
         ]
 
     @pytest.mark.parametrize("marker", [whiteout("a"), whiteout("a/b"), opaque("a"), opaque("a/b"), opaque("")])
-    def test_a_directory_that_is_gone_is_empty_below(self, marker: Change) -> None:
+    def test_a_removed_directory_hides_everything_below_it(self, marker: Change) -> None:
         assert list(subtree_changes([marker], LayerPath("a/b"))) == [opaque("")]
 
     @pytest.mark.parametrize("marker", [whiteout("a/c"), opaque("a/bc"), whiteout("b")])
-    def test_another_directory_that_is_gone_does_not_matter(self, marker: Change) -> None:
+    def test_a_whiteout_of_another_directory_has_no_effect(self, marker: Change) -> None:
         assert list(subtree_changes([marker], LayerPath("a/b"))) == []
 
-    def test_what_leads_outside_is_reported_lost(self) -> None:
+    def test_links_to_files_outside_are_reported_lost(self) -> None:
         losses = Losses()
         changes: list[Change] = [
             link("Files/l", "UtilityVM/Files/a"),
@@ -174,6 +174,6 @@ class TestInside:
         assert list(subtree_changes(changes, self.FILES, losses=losses)) == []
         assert [loss.path for loss in losses] == ["Files/l", "Files/m", "Files"]
 
-    def test_the_root_itself_changes_nothing(self) -> None:
+    def test_an_entry_for_the_root_has_no_effect(self) -> None:
         changes: list[Change] = [directory(""), file("a", b""), link("b", "a"), whiteout("c"), opaque("")]
         assert list(subtree_changes(changes, LayerPath(""))) == changes

@@ -102,7 +102,7 @@ def run(*arguments: str) -> str:
 
 
 class TestView:
-    def test_paths_are_found_in_whatever_case(self, name: str) -> None:
+    def test_paths_ignore_case(self, name: str) -> None:
         with open_tree(name, platform="windows/amd64") as tree:
             files = Filesystem(tree)
             assert (files / "files/WINDOWS/system32/CMD.exe").read_bytes() == b"newer"
@@ -111,7 +111,7 @@ class TestView:
             assert (files / "Files/Older").read_bytes() == b"old"
             assert [one.name for one in (files / "FILES/windows").iterdir()] == ["System32", "new.txt"]
 
-    def test_links_lead_where_a_container_has_them_lead(self, name: str) -> None:
+    def test_links_lead_to_the_same_files_as_in_a_container(self, name: str) -> None:
         with open_tree(name, platform="windows/amd64") as tree:
             assert (Filesystem(tree) / "Files/all users/X.txt").read_bytes() == b"data"
 
@@ -148,7 +148,7 @@ class TestView:
         (problem,) = lamella.verify(f"oci:{tmp_path}/mixed:v").problems
         assert "'a:b'" in problem.why
 
-    def test_what_lies_in_a_link_is_refused(self, tmp_path: Path) -> None:
+    def test_a_file_below_a_link_is_refused(self, tmp_path: Path) -> None:
         bad = image(tmp_path, BASE, [folder("Files"), folder("Hives"), file_at("Files/all users/x")])
         with pytest.raises(InvalidInput, match="is a link"), open_tree(bad, platform="windows/amd64"):
             pass
@@ -179,7 +179,7 @@ class TestUnpack:
         values = Hive((tmp_path / "out/1/Hives/System_Base").read_bytes()).root_key.values()
         assert {one.name: one.data.decode("utf-16-le") for one in values} == {"a": "1", "b": "3", "c": "4"}
 
-    def test_which_of_them_has_to_be_said(self, name: str, tmp_path: Path) -> None:
+    def test_the_form_must_be_chosen(self, name: str, tmp_path: Path) -> None:
         with open_platform_image(name, "windows/amd64") as opened, pytest.raises(InvalidInput) as caught:
             unpack(opened, tmp_path / "out")
         assert "--as directory" in (caught.value.hint or "")
@@ -187,7 +187,9 @@ class TestUnpack:
         with open_platform_image(posix, "linux/amd64") as opened, pytest.raises(InvalidInput, match="for linux"):
             unpack(opened, tmp_path / "out", UnpackOptions(kind="windows"))
 
-    def test_it_is_no_bundle(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_bundle_of_a_windows_image_is_refused(
+        self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         place = tmp_path / "bundle"
         assert code_of("unpack", name, str(place), "--platform", "windows/amd64", "--bundle") == 3
         assert "a bundle for crun or runc" in capsys.readouterr().err
@@ -215,7 +217,7 @@ class TestFlatten:
             assert link.windows is not None
             assert link.windows.reparse == reparse.encode(reparse.mount_point("C:\\ProgramData"))
 
-    def test_deltas_of_two_layers_are_not_guessed_at(self, tmp_path: Path) -> None:
+    def test_deltas_of_two_layers_without_the_hive_below_are_refused(self, tmp_path: Path) -> None:
         name = image(tmp_path, BASE, ABOVE, TOP)
         with pytest.raises(Unsupported, match="hive SYSTEM"):
             flatten(name, f"oci:{tmp_path}/flat:v", "1..2", FlattenOptions(platform="windows/amd64"))
@@ -228,12 +230,12 @@ class TestFlatten:
 
 
 class TestCompare:
-    def test_case_alone_is_no_difference(self, tmp_path: Path) -> None:
+    def test_names_that_differ_in_case_only_are_equal(self, tmp_path: Path) -> None:
         one = image(tmp_path, [folder("Files"), file_at("Files/A")])
         other = image(tmp_path, [folder("Files"), file_at("Files/a")])
         assert compare(one, other, platform="windows/amd64").files == ()
 
-    def test_what_only_windows_has_is_compared(self, tmp_path: Path) -> None:
+    def test_windows_metadata_is_compared(self, tmp_path: Path) -> None:
         plain, odd = file_at("Files/a"), file_at("Files/a", security_descriptor=None)
         one = image(tmp_path, [folder("Files"), plain, *with_stream("Files/b")])
         other = image(tmp_path, [folder("Files"), odd, file_at("Files/b")])
@@ -328,7 +330,7 @@ class TestAppend:
         with pytest.raises(InvalidInput, match="for linux"):
             pack(tmp_path, "oci:/nowhere/new:v", Settings(platform="linux/amd64"), PackOptions(template=template))
 
-    def test_files_by_path_bring_their_directories(self, name: str, tmp_path: Path) -> None:
+    def test_files_by_path_get_entries_for_their_directories(self, name: str, tmp_path: Path) -> None:
         files: dict[str, FileLike] = {"App/bin/a.txt": "text", "App/b": Symlink("bin/a.txt"), "Windows/new.txt": None}
         append(name, files, f"oci:{tmp_path}/new:v", AppendOptions(platform="windows/amd64"))
         with open_tree(f"oci:{tmp_path}/new:v", platform="windows/amd64") as tree:
@@ -380,7 +382,7 @@ class TestAppend:
         again = pack(tmp_path / "source", f"oci:{tmp_path}/again:v", Settings(platform="windows/amd64"))
         assert packed.layer.digest == again.layer.digest
 
-    def test_pack_keeps_the_hives_and_the_spelling_that_there_are(self, tmp_path: Path) -> None:
+    def test_pack_keeps_existing_hives_and_their_spelling(self, tmp_path: Path) -> None:
         config = tmp_path / "source/windows/system32/Config"
         config.mkdir(parents=True)
         for name in ("system", "Sam"):
@@ -403,12 +405,12 @@ class TestAppend:
             unpack(opened, tmp_path / "out", UnpackOptions(kind="windows"))
         assert (tmp_path / "out/1/Files/App/b").exists()
 
-    def test_an_image_as_a_value_does_so_too(self, name: str) -> None:
+    def test_an_image_passed_as_a_value_is_opened_too(self, name: str) -> None:
         with lamella.open_image(name, platform="windows/amd64") as opened:
             made = opened.append({"App/a": "text"})
             assert (made.filesystem() / "files/app/A").read_text() == "text"
 
-    def test_an_image_for_something_else_is_refused(self, tmp_path: Path) -> None:
+    def test_an_image_for_another_system_is_refused(self, tmp_path: Path) -> None:
         posix = image(tmp_path, [], system="linux")
         with pytest.raises(InvalidInput, match="for linux"):
             append(posix, {"a": ""}, f"oci:{tmp_path}/new:v", AppendOptions(platform="linux/amd64", windows=True))
@@ -448,7 +450,7 @@ class TestApplyAndDiff:
         assert "D" in run("diff", str(tmp_path / "above"), "--as", "windows")
         assert json.loads(run("--json", "dump", str(tmp_path / "above"), "--as", "windows"))["changes"]
 
-    def test_options_that_mean_nothing_are_refused(self, tmp_path: Path) -> None:
+    def test_options_without_effect_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
         for option in (["--owner", "keep"], ["--devices", "skip"]):
             assert code_of("apply", str(tmp_path / "blob.tar"), str(tmp_path / "b"), "--as", "windows", *option) == 2
@@ -458,7 +460,7 @@ class TestApplyAndDiff:
         (tmp_path / "blob.tar").write_bytes(write([folder("Files"), *with_stream("Files/a")])[0])
         assert apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows")).size == 5
 
-    def test_a_folder_that_is_there_is_not_written_over(self, tmp_path: Path) -> None:
+    def test_an_existing_folder_is_not_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "blob.tar").write_bytes(write(BASE)[0])
         apply_blob(tmp_path / "blob.tar", tmp_path / "base", ApplyOptions(kind="windows"))
         with pytest.raises(Conflict):

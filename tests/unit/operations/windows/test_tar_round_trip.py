@@ -48,7 +48,7 @@ def test_a_base_layer_keeps_its_bytes(producer: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "overlay", "erofs"])
-def test_a_windows_layer_that_is_applied_as_one_of_linux_is_told_of_once(kind: str, tmp_path: Path) -> None:
+def test_a_windows_layer_applied_as_a_linux_layer_is_warned_about_once(kind: str, tmp_path: Path) -> None:
     (tmp_path / "blob.tar").write_bytes(microsoft_base())
     losses = apply_blob(tmp_path / "blob.tar", tmp_path / "plain", ApplyOptions(kind=kind)).losses
     assert [loss.what for loss in losses].count("Windows metadata of files") == 1
@@ -64,7 +64,7 @@ def test_a_layer_with_parents_keeps_its_bytes(producer: str, base: Path, tmp_pat
 
 
 @pytest.mark.parametrize("producer", LAYERS)
-def test_without_its_framing_a_folder_gives_a_tar_that_says_the_same(producer: str, base: Path, tmp_path: Path) -> None:
+def test_a_folder_without_framing_gives_an_equivalent_tar(producer: str, base: Path, tmp_path: Path) -> None:
     data = LAYERS[producer]()
     there_and_back(tmp_path, data, base)
     (tmp_path / "layer" / FRAMING).unlink()
@@ -104,7 +104,7 @@ class TestFraming:
         diff(None, layer, layer.parent / "again.tar", DiffOptions(kind="windows", compression="none"))
         return (layer.parent / "again.tar").read_bytes()
 
-    def test_content_that_was_changed_is_noticed_and_nothing_is_written(self, layer: Path) -> None:
+    def test_changed_content_is_a_conflict_and_nothing_is_written(self, layer: Path) -> None:
         file = layer / "Files/Windows/System32/Ntdll.dll"
         file.write_bytes(b"\x00" * 5000)
         with pytest.raises(Conflict, match="has changed since") as caught:
@@ -112,14 +112,14 @@ class TestFraming:
         assert FRAMING in (caught.value.hint or "")
         assert sorted(os.listdir(layer.parent)) == ["blob.tar", "layer"]
 
-    def test_every_cut_of_it_is_noticed(self, layer: Path) -> None:
+    def test_every_truncation_of_the_framing_is_refused(self, layer: Path) -> None:
         whole = (layer / FRAMING).read_bytes()
         for kept in range(len(whole)):
             (layer / FRAMING).write_bytes(whole[:kept])
             with pytest.raises(FormatError):
                 self.back(layer)
 
-    def test_every_changed_byte_is_noticed(self, layer: Path) -> None:
+    def test_every_changed_byte_is_refused(self, layer: Path) -> None:
         whole = (layer / FRAMING).read_bytes()
         for at in range(len(whole)):
             data = bytearray(whole)
@@ -128,7 +128,7 @@ class TestFraming:
             with pytest.raises((FormatError, Unsupported, Conflict)):
                 self.back(layer)
 
-    def test_that_of_another_layer_is_refused(self, layer: Path, tmp_path: Path) -> None:
+    def test_the_framing_of_another_layer_is_refused(self, layer: Path, tmp_path: Path) -> None:
         (tmp_path / "other.tar").write_bytes(BASES["buildpacks"]())
         apply_blob(tmp_path / "other.tar", tmp_path / "other", ApplyOptions(kind="windows"))
         for one, other in ((layer, tmp_path / "other"), (tmp_path / "other", layer)):
@@ -144,7 +144,7 @@ class TestFraming:
         with pytest.raises(Conflict):
             self.back(layer)
 
-    def test_a_later_version_is_left_alone(self, layer: Path) -> None:
+    def test_a_later_version_of_the_framing_is_unsupported(self, layer: Path) -> None:
         data = bytearray((layer / FRAMING).read_bytes())
         data[7] = 2
         (layer / FRAMING).write_bytes(data)
