@@ -265,7 +265,7 @@ def test_an_error_tells_where_in_the_other_process_it_arose(tmp_path: Path) -> N
     with opened(tmp_path / "blob", gzipped(b"\x01" * 512)) as file, ReaderProcess([Blob(file)]) as other:
         with pytest.raises(Exception, match="checksum") as caught:
             other.next_layer().finish()
-        assert "field_cache.py" in str(caught.value.__cause__)
+        assert "fields.py" in str(caught.value.__cause__)
 
 
 class Odd(Exception):

@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stream of buffers as a stream of 512-byte blocks."""
+"""Reads 512-byte blocks from a stream of buffers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from lamella.errors import FormatError
-from lamella.formats.tar.fields import BLOCK, BLOCK_AT, ZEROS
-
-STRUCTURE: Final = "tar header"
-DATA: Final = "tar data"
+from lamella.formats.tar.fields import BLOCK, BLOCK_AT, DATA, STRUCTURE, ZEROS
 
 
 class Blocks:
-    """Where a reader stands: ``position`` in ``buffer``, whose first byte has the offset ``base`` in the stream.
+    """The reader's position in the stream: ``position`` in ``buffer``, whose first byte is at stream offset ``base``.
 
-    ``next_buffer`` gives views of a multiple of 512 bytes, but for the last, and an empty one at the end. In the
-    methods, ``header`` is the offset that an error names. All raise FormatError where the stream ends too early.
+    ``next_buffer`` returns views whose length is a multiple of 512 bytes (except the last), and an empty view at the
+    end. In the methods, ``header`` is the offset that errors name. All raise FormatError if the stream ends early.
     """
 
     __slots__ = ("_next_buffer", "base", "buffer", "position")
@@ -30,18 +26,18 @@ class Blocks:
 
     @property
     def offset(self) -> int:
-        """Of the position, in the stream."""
+        """Stream offset of the position."""
         return self.base + self.position
 
     def refill(self) -> bool:
-        """Go on to the next buffer; False at the end of the stream."""
+        """Switch to the next buffer; False at the end of the stream."""
         self.base += len(self.buffer)
         self.buffer = self._next_buffer()
         self.position = 0
         return len(self.buffer) > 0
 
     def seek(self, target: int, header: int) -> bool:
-        """Stand at the block at offset ``target``; False where the stream ends right there."""
+        """Move to the block at stream offset ``target``; False if the stream ends exactly there."""
         while True:
             left = self.base + len(self.buffer) - target
             if left >= BLOCK:
@@ -55,7 +51,7 @@ class Blocks:
                 raise FormatError(DATA, header, f"truncated: the stream ends {-left} bytes early")
 
     def next_or_end(self, header: int) -> bytes | None:
-        """The next block; None where the stream ends in its place."""
+        """The next block; None at the end of the stream."""
         if self.position + BLOCK > len(self.buffer) and not self.seek(self.offset, header):
             return None
         block: bytes = BLOCK_AT(self.buffer, self.position)[0]
@@ -63,19 +59,19 @@ class Blocks:
         return block
 
     def next(self, header: int) -> bytes:
-        """The next block, which must be there."""
+        """The next block."""
         block = self.next_or_end(header)
         if block is None:
             raise FormatError(STRUCTURE, header, "truncated: the stream ends inside the member's headers")
         return block
 
     def take(self, count: int, header: int) -> Iterator[bytes]:
-        """The next ``count`` blocks, read as they are asked for."""
+        """The next ``count`` blocks, read lazily."""
         for _ in range(count):
             yield self.next(header)
 
     def data(self, size: int, header: int) -> bytes:
-        """The next ``size`` bytes; the padding after them is passed."""
+        """The next ``size`` bytes; also skip the padding after them."""
         stop = self.position + size
         if stop <= len(self.buffer):
             data = bytes(self.buffer[self.position : stop])
@@ -94,9 +90,9 @@ class Blocks:
         return b"".join(parts)
 
     def finish(self, header: int) -> None:
-        """Take the second zero block of the end marker, and all that follows it."""
+        """Read the second zero block of the end marker and the rest of the stream."""
         block = self.next_or_end(header)
         if block is not None and block != ZEROS:
-            raise FormatError(STRUCTURE, header, "a single zero block stands before further data")
+            raise FormatError(STRUCTURE, header, "a single zero block is followed by data")
         while block is not None and self.refill():
             pass

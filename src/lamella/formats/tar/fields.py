@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 512-byte block that every tar dialect shares: where its fields lie, and how numbers and names stand in them."""
+"""The 512-byte header block of all tar dialects: positions of its fields, and the encoding of numbers and names."""
 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, TypeVar
 from zlib import adler32
+
+from lamella.errors import FormatError
+from lamella.times import SECOND
+
+V = TypeVar("V")
+
+STRUCTURE: Final = "tar header"
+DATA: Final = "tar data"
 
 BLOCK: Final = 512
 ZEROS: Final = bytes(BLOCK)
@@ -13,7 +21,7 @@ ZEROS: Final = bytes(BLOCK)
 MAX_NUMBER: Final = (1 << 63) - 1
 
 HEADER: Final = struct.Struct("100s24s12s12s8sc188xc166x")
-"""Name; mode, uid and gid as one slice; size; mtime; checksum; typeflag; the first byte of the prefix."""
+"""Name; mode, uid and gid together; size; mtime; checksum; typeflag; first byte of the prefix."""
 
 BLOCK_AT: Final = struct.Struct("512s").unpack_from
 
@@ -35,16 +43,16 @@ GNU_MAGIC: Final = b"ustar  \0"
 STAR_MARK: Final = b"tar\0"
 
 HEADER_ONLY: Final = frozenset("123456")
-"""Links, devices, directories and fifos have no data, whatever their size field says."""
+"""Typeflags without data, regardless of the size field: links, devices, directories and fifos."""
 
 _ASCII: Final = bytes(range(128))
 
+MAX_CACHED: Final = 8192
+"""Entries of one cache, and of the reader's facets; a full cache is emptied."""
+
 
 def parse_octal(field: bytes) -> int:
-    """The number in an octal field; spaces and NULs around it are padding, and nothing else is 0.
-
-    Raises ValueError.
-    """
+    """Parse an octal field, padded with spaces and NULs; an empty field is 0. Raises ValueError."""
     digits = field.strip(b" \0").partition(b"\0")[0]
     if not digits:
         return 0
@@ -54,9 +62,9 @@ def parse_octal(field: bytes) -> int:
 
 
 def parse_number(field: bytes) -> int:
-    """The number in a field that is octal or, with its first bit set, GNU's base-256; that one may be negative.
+    """Parse an octal field, or GNU's base-256 (first bit set), which may be negative.
 
-    Raises ValueError, also where the value does not fit in 64 bits with a sign.
+    Raises ValueError, also for values outside signed 64 bits.
     """
     if not field[0] & 0x80:
         return parse_octal(field)
@@ -70,7 +78,7 @@ def parse_number(field: bytes) -> int:
 
 
 def parse_count(field: bytes) -> int:
-    """`parse_number` for what cannot be negative. Raises ValueError."""
+    """Parse a number that cannot be negative. Raises ValueError."""
     value = parse_number(field)
     if value < 0:
         raise ValueError("negative")
@@ -78,7 +86,7 @@ def parse_count(field: bytes) -> int:
 
 
 def parse_decimal(digits: bytes) -> int:
-    """A number written in decimal digits and nothing else. Raises ValueError."""
+    """Parse decimal digits, without sign or padding. Raises ValueError."""
     if not digits.isdigit():
         raise ValueError("not decimal")
     if len(digits) > 19:
@@ -89,18 +97,18 @@ def parse_decimal(digits: bytes) -> int:
 
 
 def text(field: bytes) -> str:
-    """The name in a field, up to its first NUL; bytes that are not UTF-8 are kept as surrogate escapes."""
+    """Decode a name up to its first NUL; bytes that are not UTF-8 become surrogate escapes."""
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def prefix(block: bytes) -> str:
-    """What a header says that stands before its name, without the slash between them."""
+def ustar_prefix(block: bytes) -> str:
+    """The directory part of a name, from the prefix field; without the slash that joins both."""
     magic = block[MAGIC]
     if magic.startswith(USTAR_MAGIC):
         return text(block[STAR_PREFIX if block[STAR_TRAILER] == STAR_MARK else PREFIX])
     if magic == GNU_MAGIC:
-        # GNU has its atime there. Go before 1.8 wrote a prefix into GNU headers all the same, and layers of that time
-        # are about; as Go does, take for a name what cannot be times and is ASCII.
+        # GNU stores atime and ctime there. Go before 1.8 wrote a prefix into GNU headers nevertheless, and such layers
+        # exist; like Go, take ASCII that cannot be times for a prefix.
         try:
             parse_number(block[GNU_ATIME])
             if block[GNU_CTIME][0]:
@@ -112,17 +120,17 @@ def prefix(block: bytes) -> str:
 
 
 def byte_sum(block: bytes) -> int:
-    """The sum of the bytes of a block.
+    """Sum the bytes of a block.
 
-    The low half of an Adler-32 is that sum plus one, modulo 65521, which 256 bytes cannot reach.
+    The low half of an Adler-32 is the sum plus one, modulo 65521, which 256 bytes cannot reach.
     """
     return (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
 
 
 def checksum_holds(block: bytes, stated: int) -> bool:
-    """Whether ``stated`` is the sum of the header's bytes, its checksum field taken as spaces.
+    """Whether ``stated`` is the sum of the header's bytes, with the checksum field as spaces.
 
-    Bytes count as unsigned, as POSIX says, or as signed, as Sun's tar had it.
+    Bytes are unsigned (POSIX) or signed (Sun's tar).
     """
     field = block[CHECKSUM]
     unsigned = byte_sum(block) - sum(field) + 8 * 0x20
@@ -130,3 +138,90 @@ def checksum_holds(block: bytes, stated: int) -> bool:
         return True
     high = len(block.translate(None, _ASCII)) - len(field.translate(None, _ASCII))
     return stated == unsigned - 256 * high
+
+
+class FieldCache:
+    """Parsed header fields by their bytes: most members of a layer share theirs with others.
+
+    The methods raise FormatError; ``at`` is the header's offset.
+    """
+
+    __slots__ = ("_mode_bits", "mtimes", "owners", "sizes", "sums")
+
+    def __init__(self, mode_bits: int = 0o7777) -> None:
+        self._mode_bits = mode_bits
+        self.sums: dict[bytes, int] = {}
+        """Checksum field -> low half of the Adler-32 of a valid ASCII header."""
+        self.sizes: dict[bytes, int] = {}
+        self.owners: dict[bytes, tuple[int, int, int]] = {}
+        self.mtimes: dict[bytes, int] = {}
+
+    def valid(self, block: bytes, at: int) -> bool:
+        """Verify the checksum; False for a zero block."""
+        field = block[CHECKSUM]
+        if block.isascii() and adler32(block) & 0xFFFF == self.sums.get(field):
+            return True
+        if block == ZEROS:
+            return False
+        try:
+            stated = parse_octal(field)
+        except ValueError:
+            raise FormatError(STRUCTURE, at, f"malformed checksum {field!r}") from None
+        if not checksum_holds(block, stated):
+            raise FormatError(STRUCTURE, at, "the checksum does not match")
+        _cache(self.sums, field, stated - 8 * 0x20 + sum(field) + 1)
+        return True
+
+    def size(self, field: bytes, at: int) -> int:
+        """Size in bytes."""
+        size = self.sizes.get(field)
+        if size is None:
+            size = _parse_field(field, "size", at)
+            _cache(self.sizes, field, size)
+        return size
+
+    def owner(self, field: bytes, at: int) -> tuple[int, int, int]:
+        """Mode (masked with ``mode_bits``), uid and gid."""
+        owner = self.owners.get(field)
+        if owner is None:
+            owner = (
+                _parse_field(field[:8], "mode", at) & self._mode_bits,
+                _parse_field(field[8:16], "uid", at),
+                _parse_field(field[16:], "gid", at),
+            )
+            _cache(self.owners, field, owner)
+        return owner
+
+    def mtime(self, field: bytes, at: int) -> int:
+        """Mtime in nanoseconds; negative in base-256 only."""
+        mtime = self.mtimes.get(field)
+        if mtime is None:
+            try:
+                mtime = parse_number(field) * SECOND
+            except ValueError as error:
+                raise FormatError(STRUCTURE, at, f"malformed mtime {field!r}: {error}") from None
+            _cache(self.mtimes, field, mtime)
+        return mtime
+
+
+def parse_device(block: bytes, at: int) -> tuple[int, int]:
+    """Major and minor device number; (0, 0) in v7 headers. Raises FormatError."""
+    if not block[MAGIC].startswith((USTAR_MAGIC, GNU_MAGIC)):
+        return 0, 0
+    return (
+        _parse_field(block[DEVMAJOR], "device major number", at),
+        _parse_field(block[DEVMINOR], "device minor number", at),
+    )
+
+
+def _parse_field(field: bytes, what: str, at: int) -> int:
+    try:
+        return parse_count(field)
+    except ValueError as error:
+        raise FormatError(STRUCTURE, at, f"malformed {what} {field!r}: {error}") from None
+
+
+def _cache(known: dict[bytes, V], field: bytes, value: V) -> None:
+    if len(known) >= MAX_CACHED:
+        known.clear()
+    known[field] = value

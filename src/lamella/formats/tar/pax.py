@@ -17,10 +17,10 @@ SPARSE: Final = "GNU.sparse."
 SPARSE_MAP: Final = "GNU.sparse.map"
 
 MAX_BYTES: Final = 1 << 20
-"""What Go and libarchive read at most of one extended header."""
+"""Maximum size of one extended header in Go and libarchive."""
 
 FIELDS: Final = frozenset({"path", "linkpath", "size", "uid", "gid", "mtime", "uname", "gname"})
-"""Keys that stand for a field of the header itself."""
+"""Keys that override a field of the header."""
 
 _NOT_GLOBAL: Final = ("SCHILY.xattr.", "LIBARCHIVE.xattr.", SPARSE, "GNU.volume.", "MSWINDOWS.")
 _MAX_TIME: Final = MAX_NUMBER * SECOND
@@ -29,24 +29,24 @@ _C_STRINGS: Final = frozenset({"path", "linkpath", "uname", "gname"})
 
 _SETS_KEPT: Final = 256
 _not_sparse: set[tuple[str, ...]] = set()
-"""Keys of records that were seen together, none of them about holes: most members of an archive have the same."""
+"""Cache: sets of keys without sparse records; most members of an archive have the same keys."""
 
 _HEADS_KEPT: Final = 1024
 _heads: dict[bytes, tuple[str, int]] = {}
-"""What stands before the first ``=`` of a record, its length and its key -> the key, the bytes without the line end."""
+"""Cache: record up to ``=`` (length and key) -> key, length without the newline."""
 
 
 def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
-    """The records of one extended header that begins at ``at``; the last of several with one key counts.
+    """Parse the records of the extended header at offset ``at``; of repeated keys, the last wins.
 
-    The offsets and lengths of GNU's sparse format 0.0, which repeats its keys, come out as the map that 0.1 would
-    have. Raises FormatError, and Exhausted beyond ``max_records``.
+    The repeated keys of GNU's sparse format 0.0 are converted to the map of format 0.1.
+    Raises FormatError, and Exhausted beyond ``max_records``.
     """
     nul = b"\0" in data
     if not nul and b"GNU.sparse." not in data:
-        usual = _parse_usual(data, max_records)
-        if usual is not None:
-            return usual
+        canonical = _parse_canonical(data, max_records)
+        if canonical is not None:
+            return canonical
     records: dict[str, bytes] = {}
     fragments: list[bytes] = []
     position, end = 0, len(data)
@@ -58,7 +58,7 @@ def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
             raise FormatError(STRUCTURE, at, f"no record length at byte {position} of its data")
         stop = position + int(digits)
         if stop > end or stop <= space + 1 or data[stop - 1] != 0x0A:
-            raise FormatError(STRUCTURE, at, f"the record at byte {position} of its data does not end where it says")
+            raise FormatError(STRUCTURE, at, f"wrong length of the record at byte {position} of its data")
         equals = data.find(b"=", space + 1, stop - 1)
         if equals <= space + 1:
             raise FormatError(STRUCTURE, at, f"the record at byte {position} of its data has no key")
@@ -81,8 +81,8 @@ def parse(data: bytes, at: int, max_records: int) -> dict[str, bytes]:
     return records
 
 
-def _parse_usual(data: bytes, max_records: int) -> dict[str, bytes] | None:
-    """The records where each is one line with its length in the shortest form; None where that is not so."""
+def _parse_canonical(data: bytes, max_records: int) -> dict[str, bytes] | None:
+    """Fast path for records without newlines whose lengths have no leading zeros; None for others."""
     lines = data.split(b"\n")
     if lines.pop() or len(lines) > max_records:
         return None
@@ -90,7 +90,7 @@ def _parse_usual(data: bytes, max_records: int) -> dict[str, bytes] | None:
     known = _heads.get
     for line in lines:
         head, _, value = line.partition(b"=")
-        found = known(head) or _learned(head)
+        found = known(head) or _learn_head(head)
         if found is None:
             return None
         key, length = found
@@ -100,13 +100,13 @@ def _parse_usual(data: bytes, max_records: int) -> dict[str, bytes] | None:
     return records
 
 
-def _learned(head: bytes) -> tuple[str, int] | None:
-    """What `_heads` has of ``head``; None where it is nothing usual."""
+def _learn_head(head: bytes) -> tuple[str, int] | None:
+    """Parse ``head`` for `_heads`; None unless canonical."""
     digits, _, key = head.partition(b" ")
     if not key or not digits.isdigit() or len(digits) > 4 or digits[:1] == b"0":
         return None
     found = key.decode("utf-8", "surrogateescape"), int(digits) - 1
-    if found[1] <= len(head):  # a line without ``=`` would be taken for a record
+    if found[1] <= len(head):  # the line has no ``=``
         return None
     if len(head) < 64:
         if len(_heads) >= _HEADS_KEPT:
@@ -116,7 +116,7 @@ def _learned(head: bytes) -> tuple[str, int] | None:
 
 
 def decimal(digits: bytes, what: str, at: int) -> int:
-    """The number in a record. Raises FormatError."""
+    """Parse the number in a record. Raises FormatError."""
     try:
         return parse_decimal(digits)
     except ValueError as error:
@@ -124,7 +124,7 @@ def decimal(digits: bytes, what: str, at: int) -> int:
 
 
 def overrides(records: Mapping[str, bytes], at: int) -> tuple[int | None, int | None, int | None]:
-    """Uid, gid and mtime in nanoseconds; None where a record is empty or not there. Raises FormatError."""
+    """Uid, gid and mtime (nanoseconds); None for empty or missing records. Raises FormatError."""
     uid, gid, mtime = records.get("uid"), records.get("gid"), records.get("mtime")
     time = None
     if mtime:
@@ -138,17 +138,14 @@ def overrides(records: Mapping[str, bytes], at: int) -> tuple[int | None, int | 
 
 
 def check_global(records: Mapping[str, bytes], at: int) -> None:
-    """Make sure that a global header says nothing that only some readers would apply to every member.
-
-    Raises FormatError.
-    """
+    """Reject global records that only some readers would apply to every member. Raises FormatError."""
     for key in records:
         if key in ("path", "linkpath", "size") or key.startswith(_NOT_GLOBAL):
-            raise FormatError(GLOBAL, at, f"{key[:80]!r} cannot apply to every member alike")
+            raise FormatError(GLOBAL, at, f"{key[:80]!r} cannot apply to every member")
 
 
 def is_sparse(records: Mapping[str, bytes]) -> bool:
-    """Whether any record is one of GNU's for sparse files."""
+    """Whether any record is a GNU sparse record."""
     keys = tuple(records)
     if keys in _not_sparse:
         return False
@@ -162,13 +159,13 @@ def is_sparse(records: Mapping[str, bytes]) -> bool:
     return False
 
 
-def leave_data_alone(records: Mapping[str, bytes]) -> bool:
-    """Whether the header itself says how large the data is, and where in the file it lies, as far as is known."""
+def is_header_size(records: Mapping[str, bytes]) -> bool:
+    """Whether the size of the data is certainly that in the header: no size or sparse records."""
     return tuple(records) in _not_sparse and "size" not in records and "SCHILY.realsize" not in records
 
 
 def format_record(key: bytes, value: bytes) -> bytes:
-    """One record, its length counting its own digits."""
+    """Format one record; its length includes the digits of the length."""
     size = len(key) + len(value) + 3
     total = size + len(str(size))
     if len(str(total)) > len(str(size)):
@@ -177,19 +174,19 @@ def format_record(key: bytes, value: bytes) -> bytes:
 
 
 def format_records(records: Mapping[str, bytes]) -> bytes:
-    """The data of an extended header, sorted by the bytes of the keys.
+    """Format the data of an extended header, sorted by the bytes of the keys.
 
-    Raises InvalidInput for what no reader would take: an empty key, one with ``=`` or NUL, NUL in a name, and a
-    header over 1 MiB.
+    Raises InvalidInput for data that readers reject: an empty key, a key with ``=`` or NUL, a name with NUL, more than
+    1 MiB.
     """
     lines = []
     for key, value in sorted((key.encode("utf-8", "surrogateescape"), value) for key, value in records.items()):
         if not key or b"=" in key or b"\0" in key:
-            raise InvalidInput(f"{key!r} cannot be the key of a PAX record")
+            raise InvalidInput(f"invalid key of a PAX record: {key!r}")
         if b"\0" in value and key.decode("utf-8", "surrogateescape") in _C_STRINGS:
             raise InvalidInput(f"NUL in {key.decode()} {value[:80]!r}")
         lines.append(format_record(key, value))
     data = b"".join(lines)
     if len(data) > MAX_BYTES:
-        raise InvalidInput(f"PAX records of {len(data)} bytes are over the {MAX_BYTES} that readers take")
+        raise InvalidInput(f"PAX records of {len(data)} bytes exceed the {MAX_BYTES} that readers accept")
     return data

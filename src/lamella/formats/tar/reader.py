@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a stream of tar blocks as members, without copying their data.
+"""Reads the members of a tar stream without copying their data.
 
-Every dialect in use is read: v7, ustar, star, PAX and GNU. Where parsers differ the rule is that of Go's archive/tar,
-because containerd, umoci and skopeo read layers with it; where following it would leave two readers with two
-pictures of one archive, the archive is refused. ``docs/formats/tar.md`` lists the rules.
+All dialects in use are read: v7, ustar, star, PAX and GNU. Where parsers differ, the rule is that of Go's archive/tar,
+because containerd, umoci and skopeo read layers with it; where that rule would let two readers see different trees,
+the archive is rejected. ``docs/formats/tar.md`` lists the rules.
 """
 
-# ruff: noqa: SLF001 - a member and its reader are one mechanism in two classes
+# ruff: noqa: SLF001 - TarMember and TarReader share state
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ from msgspec import Struct
 
 from lamella.errors import Exhausted, FormatError, StreamConsumed
 from lamella.formats.tar import fields, pax, sparse
-from lamella.formats.tar.blocks import DATA, STRUCTURE, Blocks
-from lamella.formats.tar.field_cache import REMEMBERED, KnownFields
-from lamella.formats.tar.field_cache import device as device_of
-from lamella.formats.tar.fields import BLOCK, BLOCK_AT, HEADER, HEADER_ONLY
+from lamella.formats.tar.blocks import Blocks
+from lamella.formats.tar.fields import (
+    BLOCK,
+    BLOCK_AT,
+    DATA,
+    HEADER,
+    HEADER_ONLY,
+    MAX_CACHED,
+    STRUCTURE,
+    FieldCache,
+    parse_device,
+)
 
 F = TypeVar("F")
 
@@ -30,59 +38,59 @@ NO_DEVICE: Final = (0, 0)
 _OVERRIDES: Final = frozenset({"uid", "gid", "mtime"})
 
 _COMMON: Final = {b"%d" % digit: str(digit) for digit in range(7)} | {b"7": "0"}
-"""Typeflags whose members need nothing but their one header. A contiguous file is a regular file."""
+"""Typeflags of members with a single header. A contiguous file is a regular file."""
 
 _NO_TIME: Final = b"00000000000\0"
-"""The header's time of a member whose record states it."""
+"""Mtime field used for a member with an mtime record."""
 
 _NONE_COMMON: Final[dict[bytes, str]] = {}
 
 _VENDOR: Final = frozenset("ABCDEFGHIJNOPQRTUVWYZ")
-"""Typeflags that POSIX leaves to vendors, less those with a meaning here (K, L, M, S, X)."""
+"""Typeflags that POSIX reserves for vendors, without those that have a meaning here (K, L, M, S, X)."""
 
 
 class TarLimits(Struct, frozen=True):
-    """What one member may cost before it is refused with Exhausted."""
+    """Limits for one member; beyond them the reader raises Exhausted."""
 
     pax: int = pax.MAX_BYTES
-    """Bytes of one PAX header."""
+    """Size of one PAX header in bytes."""
     records: int = 1 << 16
     """Records of one PAX header."""
     long_name: int = 1 << 16
-    """Bytes of one GNU long name."""
+    """Length of one GNU long name in bytes."""
     headers: int = 16
     """Extension headers before one member."""
     extents: int = 1 << 17
-    """Pieces of data in one sparse file."""
+    """Data extents of one sparse file."""
 
 
 class TarMember(Struct, Generic[F], eq=False):
-    """One member as the archive has it: names are not cleaned, and no policy is applied.
+    """One member as stored: names are not cleaned, and no policy is applied.
 
-    A member is also the content of its file: its data can be read once, until the next member is asked for.
+    A member is also the content of its file: its data can be read once, before the next member is requested.
     """
 
     name: str
-    """Bytes that are not UTF-8 are kept as surrogate escapes."""
+    """Bytes that are not UTF-8 become surrogate escapes."""
     typeflag: str
-    """``0`` to ``6``, or the letter of a vendor's type; regular files of every dialect are ``0``."""
+    """``0`` to ``6``, or the letter of a vendor's type; regular files of all dialects are ``0``."""
     size: int
-    """Bytes of the file, holes included; 0 for types that have no data."""
+    """Size of the file in bytes, including holes; 0 for types without data."""
     facet: F
     linkname: str
-    """Where a link points; empty for other types."""
+    """Target of a link; empty for other types."""
     device: tuple[int, int]
-    """Major and minor number of a device."""
+    """Major and minor device number."""
     records: Mapping[str, bytes] | None
-    """The records of the PAX header that stands before this member; None where there are none."""
+    """Records of the member's PAX header; None without one."""
     extents: Sequence[tuple[int, int]] | None
-    """Where a sparse file has data, as (offset, length); None where it has no holes."""
+    """Data extents of a sparse file as (offset, length); None for a file without holes."""
     header_offset: int
-    """Of its first header, extensions included, in the stream."""
+    """Stream offset of the first header, including extension headers."""
     data_offset: int
-    """Of the stored data, in the stream."""
+    """Stream offset of the stored data."""
     stored_size: int
-    """Bytes of data in the stream."""
+    """Length of the stored data in bytes."""
     _reader: TarReader[F]
 
     @property
@@ -91,14 +99,14 @@ class TarMember(Struct, Generic[F], eq=False):
         return False
 
     def chunks(self) -> Iterable[memoryview]:
-        """The stored data as views into the reader's buffers; each may be used until the next is asked for.
+        """The stored data as views into the reader's buffers; each is valid until the next is requested.
 
-        Raises StreamConsumed when asked for twice or after the next member, and FormatError (while iterating) where
-        the stream ends too early.
+        Raises StreamConsumed if called twice or after the next member, and FormatError (while iterating) if the stream
+        ends early.
         """
         reader = self._reader
         if reader._member is not self:
-            raise StreamConsumed(f"the data of {self.name!r} can be read once, before the next member is asked for")
+            raise StreamConsumed(f"the data of {self.name!r} can only be read once, before the next member")
         reader._member = None
         size = self.stored_size
         if not size:
@@ -115,16 +123,15 @@ class TarMember(Struct, Generic[F], eq=False):
 class TarReader(Generic[F]):
     """The members of a tar stream, in order, one at a time.
 
-    ``next_buffer`` gives the next part of the uncompressed stream, an empty view at its end. Each part but the last
-    is a multiple of 512 bytes, and has to stay as it is only until the next call. After the end marker whatever
-    follows is read and left alone, so that a digest taken on the way covers the entire stream.
+    ``next_buffer`` returns the next part of the uncompressed stream, an empty view at its end. Each part except the
+    last is a multiple of 512 bytes long, and must stay valid until the next call. The data after the end marker is read
+    and ignored, so that a digest covers the entire stream.
 
-    ``facet`` makes the caller's metadata of (permission bits, uid, gid, mtime in nanoseconds). Members whose headers
-    agree in these share one object. ``mode_bits`` are those of the mode that it is given. With ``header_facets``, what
-    the member's own records say of owner and time is left to the caller, who reads them anyway; where they state the
-    time, that of the facet is 0.
+    ``facet`` creates the caller's metadata from (permission bits, uid, gid, mtime in nanoseconds); members whose
+    headers agree in these share one object. ``mode_bits`` masks the mode. With ``header_facets``, the caller applies
+    the records of owner and time itself; the facet of a member with an mtime record then has time 0.
 
-    Raises FormatError, with the offset of the header in the stream, and Exhausted.
+    Raises FormatError, with the stream offset of the header, and Exhausted.
     """
 
     __slots__ = (
@@ -152,12 +159,12 @@ class TarReader(Generic[F]):
         header_facets: bool = False,
     ) -> None:
         self._blocks = Blocks(next_buffer)
-        self._known = KnownFields(mode_bits)
+        self._known = FieldCache(mode_bits)
         self._facet = facet
         self._header_facets = header_facets
         self._limits = limits or TarLimits()
         self._started = False
-        self._member: TarMember[F] | None = None  # whose data may still be asked for
+        self._member: TarMember[F] | None = None  # whose data can still be requested
         self._streaming: TarMember[F] | None = None  # whose data is being read across buffers
         self._common = _COMMON
         self._globals: dict[str, bytes] = {}
@@ -166,11 +173,11 @@ class TarReader(Generic[F]):
 
     def __iter__(self) -> Iterator[TarMember[F]]:
         if self._started:
-            raise StreamConsumed("a tar stream can be read once")
+            raise StreamConsumed("a tar stream can only be read once")
         self._started = True
         return self._members()
 
-    # -- the common path: one header block a member, names bound once -------------------------------------------------
+    # -- the common path: one header block per member, names bound once ------------------------------------------------
 
     def _members(self) -> Iterator[TarMember[F]]:
         block_at = BLOCK_AT
@@ -190,7 +197,7 @@ class TarReader(Generic[F]):
             offset = base + position
             block: bytes = block_at(buffer, position)[0]
             name, owner, size_field, mtime_field, stated, flag, prefix = split(block)
-            # 512 ASCII bytes cannot reach the modulus of the Adler-32, so that its low half is their sum plus one
+            # 512 ASCII bytes cannot reach the modulus of the Adler-32: its low half is their sum plus one
             if not (block.isascii() and adler32(block) & 0xFFFF == sums.get(stated)) and not known.valid(block, offset):
                 self._member = self._streaming = None
                 blocks.position = position + BLOCK
@@ -200,13 +207,13 @@ class TarReader(Generic[F]):
             if kind is None or prefix != b"\0":
                 unusual = None
                 if flag == b"x" and prefix == b"\0" and common is _COMMON:
-                    unusual = self._with_records(size_field, position + BLOCK, offset)
+                    unusual = self._read_common_pax(size_field, position + BLOCK, offset)
                 if unusual is not None:
                     position = unusual.data_offset - base
                 else:
                     self._member = self._streaming = None
                     blocks.position = position + BLOCK
-                    unusual = self._unusual(block, offset)
+                    unusual = self._read_extended(block, offset)
                     if unusual is None:
                         return
                     common = self._common
@@ -225,11 +232,11 @@ class TarReader(Generic[F]):
                     if kind == "1" or kind == "2":
                         linkname = block[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
                     elif kind == "3" or kind == "4":
-                        device = device_of(block, offset)
+                        device = parse_device(block, offset)
                 by_mtime = facets.get(owner)
                 facet = None if by_mtime is None else by_mtime.get(mtime_field)
                 if facet is None:
-                    facet = self._shared_facet(owner, mtime_field, offset)
+                    facet = self._find_facet(owner, mtime_field, offset)
                 member = TarMember(
                     name.partition(b"\0")[0].decode("utf-8", "surrogateescape"),
                     kind,
@@ -250,12 +257,12 @@ class TarReader(Generic[F]):
                 position += (stored + 511) & -BLOCK
 
     def _stream(self, member: TarMember[F], start: int) -> Iterator[memoryview]:
-        """Data that goes over the end of the buffer, from ``start`` in it."""
+        """Yield data that crosses the end of the buffer, from position ``start`` in it."""
         blocks = self._blocks
         left = member.stored_size
         while left:
             if self._streaming is not member:
-                raise StreamConsumed(f"the data of {member.name!r} was to be read before the next member was asked for")
+                raise StreamConsumed(f"the data of {member.name!r} must be read before the next member")
             if start == len(blocks.buffer):
                 if not blocks.refill():
                     raise FormatError(DATA, member.header_offset, f"truncated: the stream ends {left} bytes early")
@@ -265,24 +272,25 @@ class TarReader(Generic[F]):
             left -= len(part)
             yield part
 
-    def _shared_facet(self, owner: bytes, mtime: bytes, offset: int) -> F:
+    def _find_facet(self, owner: bytes, mtime: bytes, offset: int) -> F:
         by_mtime = self._facets.get(owner)
         facet = None if by_mtime is None else by_mtime.get(mtime)
         if facet is not None:
             return facet
         mode, uid, gid = self._known.owner(owner, offset)
         facet = self._facet(mode, uid, gid, self._known.mtime(mtime, offset))
-        if self._facets_kept >= REMEMBERED:
+        if self._facets_kept >= MAX_CACHED:
             self._facets.clear()
             self._facets_kept = 0
         self._facets.setdefault(owner, {})[mtime] = facet
         self._facets_kept += 1
         return facet
 
-    def _with_records(self, size_field: bytes, start: int, first: int) -> TarMember[F] | None:
-        """The member after a PAX header whose records start at ``start`` in the buffer; the header is at ``first``.
+    def _read_common_pax(self, size_field: bytes, start: int, first: int) -> TarMember[F] | None:
+        """Read the member after a PAX header with records at ``start`` in the buffer; the header is at offset
+        ``first``.
 
-        Most that have one need nothing else. None where more is to be looked at, or lies in another buffer.
+        The fast path for most members with records. None if the member needs `_read_extended`, or leaves the buffer.
         """
         blocks, known = self._blocks, self._known
         buffer = blocks.buffer
@@ -300,11 +308,11 @@ class TarReader(Generic[F]):
         if not block.isascii() or adler32(block) & 0xFFFF != known.sums.get(stated):
             return None
         records = pax.parse(bytes(buffer[start : start + length]), first, self._limits.records)
-        if not pax.leave_data_alone(records):
+        if not pax.is_header_size(records):
             return None
         offset = blocks.base + at
         digits = size_field[:11]
-        if digits.isdigit() and not size_field[11]:  # as nearly all are; few sizes come twice
+        if digits.isdigit() and not size_field[11]:  # the usual form; sizes rarely repeat, so skip the cache
             try:
                 size = int(digits, 8)
             except ValueError:
@@ -317,9 +325,9 @@ class TarReader(Generic[F]):
             if kind == "1" or kind == "2":
                 linkname = fields.text(records.get("linkpath") or block[fields.LINKNAME])
         if self._header_facets:
-            facet = self._shared_facet(owner, _NO_TIME if records.get("mtime") else mtime_field, offset)
+            facet = self._find_facet(owner, _NO_TIME if records.get("mtime") else mtime_field, offset)
         else:
-            facet = self._member_facet(records, owner, mtime_field, first, offset)
+            facet = self._make_facet(records, owner, mtime_field, first, offset)
         return TarMember(
             (records.get("path") or name.partition(b"\0")[0]).decode("utf-8", "surrogateescape"),
             kind,
@@ -335,10 +343,13 @@ class TarReader(Generic[F]):
             self,
         )
 
-    # -- all that is not common: extension headers, prefixes, sparse files, vendors' types -----------------------------
+    # -- the rest: extension headers, prefixes, sparse files, vendors' types -------------------------------------------
 
-    def _unusual(self, block: bytes, offset: int) -> TarMember[F] | None:
-        """The member that begins with the header ``block``, whatever it needs; None at the end of the archive."""
+    def _read_extended(self, block: bytes, offset: int) -> TarMember[F] | None:
+        """Read the member that begins with the header ``block``, with all extensions;
+
+        None at the end of the archive.
+        """
         first = offset
         records: dict[str, bytes] | None = None
         long_name = long_link = ""
@@ -347,16 +358,16 @@ class TarReader(Generic[F]):
             flag = block[156:157]
             if flag == b"g":
                 if extensions:
-                    raise FormatError(pax.GLOBAL, offset, "stands between a member and its extension headers")
-                self._take_globals(self._records(block, offset, pax.GLOBAL), offset)
+                    raise FormatError(pax.GLOBAL, offset, "between a member and its extension headers")
+                self._apply_globals(self._read_records(block, offset, pax.GLOBAL), offset)
             elif flag == b"x" or flag == b"X":
-                records = self._records(block, offset, pax.STRUCTURE)
+                records = self._read_records(block, offset, pax.STRUCTURE)
             elif flag == b"L":
-                long_name = self._long_name(block, offset)
+                long_name = self._read_long_name(block, offset)
             elif flag == b"K":
-                long_link = self._long_name(block, offset)
+                long_link = self._read_long_name(block, offset)
             else:
-                return self._build(block, offset, first, records, long_name, long_link)
+                return self._build_member(block, offset, first, records, long_name, long_link)
             if flag != b"g":
                 extensions += 1
                 if extensions > self._limits.headers:
@@ -377,27 +388,27 @@ class TarReader(Generic[F]):
                 self._blocks.finish(here)
             return None
 
-    def _extension(self, block: bytes, offset: int, structure: str, limit: int) -> bytes:
+    def _read_extension(self, block: bytes, offset: int, structure: str, limit: int) -> bytes:
         size = self._known.size(block[124:136], offset)
         if size > limit:
-            raise Exhausted(f"{structure} at offset {offset}: {size} bytes are over the limit of {limit}")
+            raise Exhausted(f"{structure} at offset {offset}: {size} bytes exceed the limit of {limit}")
         return self._blocks.data(size, offset)
 
-    def _records(self, block: bytes, offset: int, structure: str) -> dict[str, bytes]:
-        data = self._extension(block, offset, structure, self._limits.pax)
+    def _read_records(self, block: bytes, offset: int, structure: str) -> dict[str, bytes]:
+        data = self._read_extension(block, offset, structure, self._limits.pax)
         return pax.parse(data, offset, self._limits.records)
 
-    def _long_name(self, block: bytes, offset: int) -> str:
-        return fields.text(self._extension(block, offset, "GNU long name", self._limits.long_name))
+    def _read_long_name(self, block: bytes, offset: int) -> str:
+        return fields.text(self._read_extension(block, offset, "GNU long name", self._limits.long_name))
 
-    def _take_globals(self, records: Mapping[str, bytes], offset: int) -> None:
+    def _apply_globals(self, records: Mapping[str, bytes], offset: int) -> None:
         pax.check_global(records, offset)
         for key in _OVERRIDES & records.keys():
             self._globals[key] = records[key]
         pax.overrides(self._globals, offset)
         self._common = _NONE_COMMON if any(self._globals.values()) else _COMMON
 
-    def _build(
+    def _build_member(
         self,
         block: bytes,
         offset: int,
@@ -418,20 +429,20 @@ class TarReader(Generic[F]):
         if not name:
             name = path.decode("utf-8", "surrogateescape") if path else fields.text(name_field)
             if prefix != b"\0" and not path:
-                directory = fields.prefix(block)
+                directory = fields.ustar_prefix(block)
                 if directory:
                     name = f"{directory}/{name}"
 
-        kind = _COMMON.get(flag) or self._kind(flag, name, block, offset)
+        kind = _COMMON.get(flag) or self._normalize_type(flag, name, block, offset)
         if kind in HEADER_ONLY:
             size = stored = 0
         extents: sparse.Extents | None = None
         if flag == b"S":
-            extents, size = self._old_sparse(block, offset, stored)
+            extents, size = self._read_old_sparse(block, offset, stored)
         elif records and pax.is_sparse(records):
             if kind != "0":
                 raise FormatError(sparse.STRUCTURE, first, f"a member of type {kind!r} cannot be sparse")
-            name, extents, size, stored = self._pax_sparse(records, offset, first, name, size, stored)
+            name, extents, size, stored = self._read_pax_sparse(records, offset, first, name, size, stored)
         if realsize and pax.decimal(realsize, "SCHILY.realsize", first) != size:
             raise FormatError(pax.STRUCTURE, first, "SCHILY.realsize differs from the size")
 
@@ -439,12 +450,12 @@ class TarReader(Generic[F]):
         if kind == "1" or kind == "2":
             linkname = long_link or fields.text(linkpath or block[fields.LINKNAME])
         elif kind == "3" or kind == "4":
-            device = device_of(block, offset)
+            device = parse_device(block, offset)
         return TarMember(
             name,
             kind,
             size,
-            self._member_facet(records, owner, mtime_field, first, offset),
+            self._make_facet(records, owner, mtime_field, first, offset),
             linkname,
             device,
             records or None,
@@ -455,8 +466,8 @@ class TarReader(Generic[F]):
             self,
         )
 
-    def _kind(self, flag: bytes, name: str, block: bytes, offset: int) -> str:
-        """A typeflag that is not among the common ones, normalised."""
+    def _normalize_type(self, flag: bytes, name: str, block: bytes, offset: int) -> str:
+        """Normalize a typeflag outside `_COMMON`."""
         if flag == b"\0":
             return "5" if name.endswith("/") else "0"
         if flag == b"S":
@@ -464,17 +475,17 @@ class TarReader(Generic[F]):
                 raise FormatError(STRUCTURE, offset, "a sparse file outside the GNU format")
             return "0"
         if flag == b"M":
-            raise FormatError(STRUCTURE, offset, "the rest of a file from another volume; multi-volume is not read")
+            raise FormatError(STRUCTURE, offset, "continuation of a multi-volume archive")
         letter = flag.decode("latin-1")
         if letter not in _VENDOR:
             raise FormatError(STRUCTURE, offset, f"unknown typeflag {flag!r}")
         return letter
 
-    def _member_facet(self, records: dict[str, bytes] | None, owner: bytes, mtime: bytes, first: int, offset: int) -> F:
-        """The facet, where records win over the header; an empty record leaves the value to the header."""
+    def _make_facet(self, records: dict[str, bytes] | None, owner: bytes, mtime: bytes, first: int, offset: int) -> F:
+        """Make the facet from records and header; records win unless empty."""
         if self._header_facets:
             if records and records.get("mtime"):
-                return self._shared_facet(owner, _NO_TIME, offset)
+                return self._find_facet(owner, _NO_TIME, offset)
             records = self._globals
         elif self._globals:
             records = self._globals | (records or {})
@@ -487,9 +498,9 @@ class TarReader(Generic[F]):
                 header_gid if gid is None else gid,
                 self._known.mtime(mtime, offset) if time is None else time,
             )
-        return self._shared_facet(owner, mtime, offset)
+        return self._find_facet(owner, mtime, offset)
 
-    def _old_sparse(self, block: bytes, offset: int, stored: int) -> tuple[sparse.Extents | None, int]:
+    def _read_old_sparse(self, block: bytes, offset: int, stored: int) -> tuple[sparse.Extents | None, int]:
         try:
             size = fields.parse_count(block[fields.GNU_REAL_SIZE])
         except ValueError as error:
@@ -503,9 +514,9 @@ class TarReader(Generic[F]):
             blocks += 1
             if len(extents) > limit or blocks > limit // 21 + 1:
                 raise sparse.too_many(offset, limit)
-        return sparse.checked(extents, size, stored, offset), size
+        return sparse.check(extents, size, stored, offset), size
 
-    def _pax_sparse(
+    def _read_pax_sparse(
         self, records: Mapping[str, bytes], offset: int, first: int, name: str, size: int, stored: int
     ) -> tuple[str, sparse.Extents | None, int, int]:
         stated = sparse.SparseRecords(records, first)
@@ -519,4 +530,4 @@ class TarReader(Generic[F]):
             stored -= length
         else:
             extents = stated.extents(self._limits.extents)
-        return name, sparse.checked(extents, size, stored, first), size, stored
+        return name, sparse.check(extents, size, stored, first), size, stored

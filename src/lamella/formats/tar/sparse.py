@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse maps: where the data of a file with holes lies, in the four ways that GNU tar has written it."""
+"""Sparse maps: the data extents of files with holes, in the four formats of GNU tar."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Extents: TypeAlias = list[tuple[int, int]]
 _PAIR: Final = 24
 _EXTENSION: Final = 21 * _PAIR
 _MAX_LINE: Final = 20
-"""Nineteen digits and a newline."""
+"""19 digits and a newline."""
 
 
 def old_extents(table: bytes, at: int) -> tuple[Extents, bool]:
-    """The pairs in the old GNU format's table, and whether an extension block with more follows.
+    """Parse a table of the old GNU format; return the extents, and whether an extension block follows.
 
-    The table is that of the header (4 pairs) or of an extension block (21), with the flag byte after it. A pair
-    whose offset begins with NUL ends a table. Raises FormatError.
+    The table is that of the header (4 pairs) or of an extension block (21 pairs), followed by the flag byte. It ends
+    early at a pair whose offset begins with NUL. Raises FormatError.
     """
     end = len(table) // _PAIR * _PAIR
     extents = []
@@ -39,16 +39,16 @@ def old_extents(table: bytes, at: int) -> tuple[Extents, bool]:
 
 
 def extension_table(block: bytes) -> bytes:
-    """The part of an old GNU extension block that `old_extents` takes."""
+    """The table in an old GNU extension block, for `old_extents`."""
     return block[: _EXTENSION + 1]
 
 
 _MAP_IN_RECORDS: Final = ((b"0", b"0"), (b"0", b"1"))
-"""These two versions did not say so at first."""
+"""Early writers of these versions omit the version records."""
 
 
 class SparseRecords:
-    """What the ``GNU.sparse.*`` records of a PAX header say. Raises FormatError where they are none of GNU's forms."""
+    """The ``GNU.sparse.*`` records of a PAX header. Raises FormatError for unknown formats."""
 
     __slots__ = ("at", "map_in_data", "name", "numbers", "size")
 
@@ -63,14 +63,14 @@ class SparseRecords:
         self.name = records.get(SPARSE + "name", b"")
         sizes = {records[key] for key in (SPARSE + "size", SPARSE + "realsize") if records.get(key)}
         if len(sizes) > 1:
-            raise FormatError(STRUCTURE, at, "two sizes that differ")
+            raise FormatError(STRUCTURE, at, "contradicting sizes")
         self.size = self._decimal(sizes.pop()) if sizes else None
         self.numbers: list[bytes] = []
         if not self.map_in_data:
             stated = records.get(SPARSE_MAP, b"")
             self.numbers = stated.split(b",") if stated else []
             if len(self.numbers) != 2 * self._decimal(records.get(SPARSE + "numblocks", b"")):
-                raise FormatError(STRUCTURE, at, "the number of pairs is not as stated")
+                raise FormatError(STRUCTURE, at, "the number of pairs differs from GNU.sparse.numblocks")
 
     def _decimal(self, digits: bytes) -> int:
         try:
@@ -79,12 +79,12 @@ class SparseRecords:
             raise FormatError(STRUCTURE, self.at, f"malformed number {digits[:40]!r}: {error}") from None
 
     def extents(self, limit: int) -> Extents:
-        """The map of the formats 0.0 and 0.1, which is in the records. Raises FormatError, Exhausted."""
+        """The map of formats 0.0 and 0.1, from the records. Raises FormatError, Exhausted."""
         return pairs(self.numbers, self.at, limit)
 
 
 def pairs(numbers: list[bytes], at: int, limit: int) -> Extents:
-    """Offsets and lengths from decimal numbers that alternate. Raises FormatError, Exhausted."""
+    """Parse alternating decimal offsets and lengths. Raises FormatError, Exhausted."""
     if len(numbers) > 2 * limit:
         raise too_many(at, limit)
     try:
@@ -95,9 +95,9 @@ def pairs(numbers: list[bytes], at: int, limit: int) -> Extents:
 
 
 def read_map(blocks: Iterator[bytes], at: int, limit: int) -> tuple[Extents, int]:
-    """The map of format 1.0, which stands before the data, and the bytes it takes with its padding.
+    """Read the map of format 1.0, stored before the data; return it and its padded size in bytes.
 
-    Takes no more of ``blocks`` than the map has: a count, then that many pairs, one decimal number a line.
+    Reads only the blocks of the map: a count, then that many pairs, one decimal number per line.
     Raises FormatError, Exhausted.
     """
     parts: list[bytes] = []
@@ -122,18 +122,18 @@ def read_map(blocks: Iterator[bytes], at: int, limit: int) -> tuple[Extents, int
             return pairs(numbers, at, limit), sum(map(len, parts))
         if lines < BLOCK // _MAX_LINE * len(parts):
             break
-    raise FormatError(STRUCTURE, at, "a line is longer than a number can be")
+    raise FormatError(STRUCTURE, at, "a line is too long for a number")
 
 
 def too_many(at: int, limit: int) -> Exhausted:
-    """The error for a map over the limit."""
+    """The error for a map beyond the limit."""
     return Exhausted(f"{STRUCTURE} at offset {at}: more than {limit} extents")
 
 
-def checked(extents: Extents, size: int, stored: int, at: int) -> Extents | None:
-    """``extents`` without empty ones, in rising order, inside ``size``, and adding up to ``stored``.
+def check(extents: Extents, size: int, stored: int, at: int) -> Extents | None:
+    """Check that ``extents`` ascend, lie inside ``size`` and sum up to ``stored``; return them without empty ones.
 
-    None where they say that there is no hole. Raises FormatError.
+    None if there is no hole. Raises FormatError.
     """
     kept = []
     position = total = 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PAX records of Windows layers: attributes, times, security descriptors and extended attributes of a member.
+"""PAX records of Windows layers: file attributes, times, security descriptors and extended attributes.
 
-The dialect is that of go-winio's backuptar. ``docs/formats/windows.md`` lists its rules.
+The dialect is that of go-winio's backuptar; ``docs/formats/windows.md`` lists the rules.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ CHANGE: Final = "ctime"
 
 _SCALES: Final[tuple[int, ...]] = tuple(10 ** (9 - digits) for digits in range(8))
 _MAX_TIME: Final = MAX_NUMBER * SECOND
-_REMEMBERED: Final = 8192
+_MAX_CACHED: Final = 8192
 _SHAPES: Final = 64
 _LONGEST: Final = 2048
-"""Bytes of a value that is worth remembering."""
+"""Maximum length of a cached value in bytes."""
 
 
 WindowsRecords: TypeAlias = tuple[
     int | None, int | None, int | None, int | None, int | None, bytes | None, Mapping[str, bytes] | None
 ]
-"""Attributes; creation, access, write and change time in nanoseconds; security descriptor in self-relative form, not
-looked into; extended attributes. None for what the records do not say."""
+"""Attributes; creation, access, write and change time in nanoseconds; security descriptor in self-relative form,
+unparsed; extended attributes. None for missing records."""
 
 
 class RecordReader:
-    """Reads the records of many members; values that repeat, as nearly all do, are looked up and not parsed.
+    """Reads the records of many members; repeated values, the usual case, are looked up instead of parsed.
 
-    ``unwrap`` takes back what go-winio does to times that 64 bits of nanoseconds cannot hold.
+    ``unwrap`` reverts go-winio's overflow of times that 64 bits of nanoseconds cannot hold.
     """
 
     __slots__ = ("_attributes", "_descriptors", "_extended", "_legacy", "_unwrap")
@@ -60,7 +60,7 @@ class RecordReader:
         self._extended: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def read(self, records: Mapping[str, bytes], at: int) -> WindowsRecords:
-        """What ``records``, of the member at the offset ``at``, say. Raises FormatError, Unsupported."""
+        """Parse the records of the member at offset ``at``. Raises FormatError, Unsupported."""
         get = records.get
         attributes = creation = access = write = change = descriptor = extended = None
         others = len(records)
@@ -69,43 +69,43 @@ class RecordReader:
             others -= 1
             attributes = self._attributes.get(value)
             if attributes is None:
-                attributes = self._attribute_bits(value, at)
+                attributes = self._parse_attributes(value, at)
         value = get(CREATION)
         if value is not None:
             others -= 1
-            creation = self._time(CREATION, value, at)
-        # As with all keys that stand for a field, an empty value means that nothing is said.
+            creation = self._parse_time(CREATION, value, at)
+        # An empty value means that the record is not set, as for all keys that override a header field.
         value = get(ACCESS)
         if value:
             others -= 1
-            access = self._time(ACCESS, value, at)
+            access = self._parse_time(ACCESS, value, at)
         value = get(WRITE)
         if value:
             others -= 1
-            write = self._time(WRITE, value, at)
+            write = self._parse_time(WRITE, value, at)
         value = get(CHANGE)
         if value:
             others -= 1
-            change = self._time(CHANGE, value, at)
+            change = self._parse_time(CHANGE, value, at)
         value = get(SECURITY)
         if value is not None:
             others -= 1
             descriptor = self._descriptors.get(value)
             if descriptor is None:
-                descriptor = _remember(self._descriptors, value, _unbase64(SECURITY, value, at))
+                descriptor = _cache(self._descriptors, value, _decode_base64(SECURITY, value, at))
         if others:
             if descriptor is None and SDDL in records:
-                descriptor = self._from_sddl(records[SDDL], at)
+                descriptor = self._parse_sddl(records[SDDL], at)
             keys = tuple(records)
             named = self._extended.get(keys)
             if named is None:
-                named = self._extended_keys(keys)
+                named = self._find_extended(keys)
             if named:
-                extended = {key[len(EXTENDED) :]: _extended(key, records[key], at) for key in named}
+                extended = {key[len(EXTENDED) :]: _decode_extended(key, records[key], at) for key in named}
         return attributes, creation, access, write, change, descriptor or None, extended
 
-    def _extended_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of ``keys`` that name extended attributes; most members have one of a few sets of keys."""
+    def _find_extended(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """The ``keys`` of extended attributes; cached, since most members have one of a few sets of keys."""
         named = tuple(key for key in keys if key.startswith(EXTENDED))
         if len(keys) < 16:
             if len(self._extended) >= _SHAPES:
@@ -113,19 +113,19 @@ class RecordReader:
             self._extended[keys] = named
         return named
 
-    def _attribute_bits(self, value: bytes, at: int) -> int:
+    def _parse_attributes(self, value: bytes, at: int) -> int:
         try:
             bits = parse_decimal(value)
         except ValueError:
             bits = -1
         if not 0 <= bits <= 0xFFFFFFFF:
-            raise FormatError(STRUCTURE, at, f"{ATTRIBUTES} {value[:40]!r} is not a decimal number of 32 bits")
-        return _remember(self._attributes, value, bits)
+            raise FormatError(STRUCTURE, at, f"{ATTRIBUTES} {value[:40]!r} is not a 32-bit decimal number")
+        return _cache(self._attributes, value, bits)
 
-    def _time(self, key: str, value: bytes, at: int) -> int:
+    def _parse_time(self, key: str, value: bytes, at: int) -> int:
         seconds, _, fraction = value.partition(b".")
         digits = seconds + fraction
-        if digits.isdigit() and 0 < len(seconds) < 12 and 0 < len(fraction) < 8:  # whole ticks, as nearly all have
+        if digits.isdigit() and 0 < len(seconds) < 12 and 0 < len(fraction) < 8:  # whole ticks, the usual case
             return int(digits) * _SCALES[len(fraction)]
         try:
             time = parse_pax_time(value.decode("latin-1"))
@@ -135,7 +135,7 @@ class RecordReader:
             raise FormatError(STRUCTURE, at, f"{key} beyond 64 bits")
         return filetime.unwrap(time) if time % filetime.TICK and self._unwrap else time
 
-    def _from_sddl(self, value: bytes, at: int) -> bytes:
+    def _parse_sddl(self, value: bytes, at: int) -> bytes:
         descriptor = self._legacy.get(value)
         if descriptor is None:
             from lamella.formats.ntfs import sddl
@@ -146,35 +146,35 @@ class RecordReader:
                 raise Unsupported(f"{SDDL} at offset {at}: {error}", hint=error.hint) from None
             except (UnicodeDecodeError, InvalidInput) as error:
                 raise FormatError(STRUCTURE, at, f"{SDDL}: {error}") from None
-            _remember(self._legacy, value, descriptor)
+            _cache(self._legacy, value, descriptor)
         return descriptor
 
 
-def _extended(key: str, value: bytes, at: int) -> bytes:
-    data = _unbase64(key, value, at)
+def _decode_extended(key: str, value: bytes, at: int) -> bytes:
+    data = _decode_base64(key, value, at)
     problem = extended_attributes.check(key[len(EXTENDED) :].encode("utf-8", "surrogateescape"), data)
     if problem is not None:
         raise FormatError(STRUCTURE, at, f"{key[:80]!r}: {problem}")
     return data
 
 
-def _unbase64(key: str, value: bytes, at: int) -> bytes:
+def _decode_base64(key: str, value: bytes, at: int) -> bytes:
     try:
         return binascii.a2b_base64(value, strict_mode=True)
     except binascii.Error as error:
         raise FormatError(STRUCTURE, at, f"{key[:80]!r} is not base64: {error}") from None
 
 
-def _remember(known: dict[bytes, V], value: bytes, meaning: V) -> V:
+def _cache(known: dict[bytes, V], value: bytes, meaning: V) -> V:
     if len(value) <= _LONGEST:
-        if len(known) >= _REMEMBERED:
+        if len(known) >= _MAX_CACHED:
             known.clear()
         known[value] = meaning
     return meaning
 
 
 class RecordWriter:
-    """Makes the records of many members; security descriptors that repeat are encoded once."""
+    """Formats the records of many members; repeated security descriptors are encoded once."""
 
     __slots__ = ("_descriptors",)
 
@@ -192,9 +192,12 @@ class RecordWriter:
         extended_attributes: Mapping[str, bytes] | None = None,
         mount_point: bool = False,
     ) -> dict[str, bytes]:
-        """The records of one member; what is None is left out. Raises InvalidInput for what no record can hold."""
+        """Format the records of one member;
+
+        None omits a record. Raises InvalidInput for values that no record can hold.
+        """
         if not 0 <= attributes <= 0xFFFFFFFF:
-            raise InvalidInput(f"file attributes {attributes:#x} are not a number of 32 bits")
+            raise InvalidInput(f"file attributes {attributes:#x} exceed 32 bits")
         records = {ATTRIBUTES: b"%d" % attributes}
         if creation_time is not None:
             records[CREATION] = format_pax_time(creation_time).encode()
@@ -203,7 +206,7 @@ class RecordWriter:
             encoded = self._descriptors.get(security_descriptor)
             if encoded is None:
                 encoded = binascii.b2a_base64(security_descriptor, newline=False)
-                _remember(self._descriptors, security_descriptor, encoded)
+                _cache(self._descriptors, security_descriptor, encoded)
             records[SECURITY] = encoded
         if extended_attributes:
             for name, value in extended_attributes.items():
@@ -215,7 +218,7 @@ class RecordWriter:
 
 
 def times(access_time: int | None, change_time: int | None) -> dict[str, bytes]:
-    """The records that an alternate stream has: the times of its file that no header field holds."""
+    """The records of an alternate stream: the times of its file that have no header field."""
     records = {}
     if access_time is not None:
         records[ACCESS] = format_pax_time(access_time).encode()
@@ -227,6 +230,6 @@ def times(access_time: int | None, change_time: int | None) -> dict[str, bytes]:
 def _check_extended(name: str, value: bytes) -> None:
     problem = extended_attributes.check(name.encode("utf-8", "surrogateescape"), value)
     if problem is None and "=" in name:
-        problem = "the key of a PAX record cannot hold '='"
+        problem = "the key of a PAX record cannot contain '='"
     if problem is not None:
         raise InvalidInput(f"extended attribute {name[:80]!r}: {problem}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes tar archives with the very bytes that Go's archive/tar (1.10 and newer) gives for the same headers.
+"""Writes tar archives byte for byte like Go's archive/tar (1.10 and newer).
 
-A member takes one ustar header where that can hold it. Where it cannot, a PAX header with just the records that are
-needed, sorted, stands before it. Nothing is ever written in GNU's format.
+A member gets one ustar header if its values fit. Otherwise a PAX header with only the necessary records, sorted,
+precedes it. GNU's format is never written.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _NAME: Final = 100
 _PREFIX: Final = 155
 _OWNER_NAME: Final = 32
 _SHORT: Final = 1 << 21
-"""The first number that an octal field of eight bytes cannot hold: modes, ids, device numbers."""
+"""Limit (exclusive) of an octal field of 8 bytes: modes, ids, device numbers."""
 _LONG: Final = 1 << 33
-"""The same for twelve bytes: sizes and times."""
+"""Limit (exclusive) of an octal field of 12 bytes: sizes and times."""
 
 _NO_RECORDS: Final[Mapping[str, bytes]] = MappingProxyType({})
 _NOT_ASCII: Final = bytes([0, *range(128, 256)])
@@ -58,22 +58,22 @@ def header(
     gname: str = "",
     pax: bool = True,
 ) -> bytes:
-    """The header blocks of one member, byte for byte those of Go.
+    """Format the header blocks of one member, byte for byte like Go.
 
-    ``typeflag`` is one of ``0`` to ``6``; the name of a directory ends with a slash where the caller wants one.
-    ``mtime`` is in nanoseconds. With ``pax``, as containerd writes files (Go's ``Format: FormatPAX``), a fraction of
-    a second is kept in a PAX record; without, as it writes whiteouts (no format given), the time is rounded to the
-    second. ``records`` are further PAX records: none that stands for an argument of this function or a sparse map.
+    ``typeflag`` is one of ``0`` to ``6``; the caller appends the slash to the name of a directory. ``mtime`` is in
+    nanoseconds. With ``pax``, as containerd writes files (Go's ``Format: FormatPAX``), a fraction of a second is kept
+    in a PAX record; without, as it writes whiteouts (no format given), the time is rounded to the second. ``records``
+    are further PAX records, except those that stand for an argument of this function and sparse maps.
 
-    Raises InvalidInput for what neither ustar nor PAX can hold.
+    Raises InvalidInput for values that neither ustar nor PAX can hold.
     """
-    # The fields stay parameters: a value object for each of millions of members would cost more than the formatting.
+    # Parameters, not a value object: creating one for each of millions of members would cost more than the formatting.
     if typeflag not in _TYPES:
-        raise InvalidInput(f"{typeflag!r} is not the type of a tar member")
+        raise InvalidInput(f"unknown typeflag {typeflag!r}")
     if size and typeflag in HEADER_ONLY:
-        raise InvalidInput(f"{name!r} is of type {typeflag!r}, which has no data, but is given {size} bytes")
+        raise InvalidInput(f"{name!r} has the typeflag {typeflag!r}, which allows no data, but a size of {size} bytes")
     if name.endswith("/") and typeflag in _NEVER_A_DIRECTORY:
-        raise InvalidInput(f"{name!r} ends with a slash, but is of type {typeflag!r}")
+        raise InvalidInput(f"{name!r} ends with a slash, but has the typeflag {typeflag!r}")
     path = name.encode("utf-8", "surrogateescape")
     link = linkname.encode("utf-8", "surrogateescape") if linkname else b""
     if not pax:
@@ -95,21 +95,21 @@ def header(
         or not 0 <= seconds < _LONG
         or seconds * SECOND != mtime
     ):
-        return _any_header(path, typeflag, mode, uid, gid, size, mtime, link, device, records, uname, gname)
-    return _block(b"%b%b%011o\0%011o\0" % (path.ljust(_NAME, b"\0"), owner, size, seconds), typeflag, link, rest)
+        return _format_header(path, typeflag, mode, uid, gid, size, mtime, link, device, records, uname, gname)
+    return _format_block(b"%b%b%011o\0%011o\0" % (path.ljust(_NAME, b"\0"), owner, size, seconds), typeflag, link, rest)
 
 
-def _block(head: bytes, typeflag: str, link: bytes, rest: bytes) -> bytes:
-    """One header block from what stands before the checksum, and the parts that stand after it.
+def _format_block(head: bytes, typeflag: str, link: bytes, rest: bytes) -> bytes:
+    """Format one header block from the part before the checksum and the parts after it.
 
-    The low half of an Adler-32 is one more than the sum of its bytes, as long as that is under 65521: true for 512
-    bytes of ASCII, which a header that ustar or PAX may have always is.
+    The low half of an Adler-32 is the sum of its bytes plus one while that is under 65521, which 512 bytes of ASCII
+    always are.
     """
     tail = b"%b%b%b" % (typeflag.encode(), link.ljust(_NAME, b"\0"), rest)
     return b"%b%06o\0 %b" % (head, (adler32(tail, adler32(head)) & 0xFFFF) - 1 + 8 * 0x20, tail)
 
 
-def _any_header(
+def _format_header(
     path: bytes,
     typeflag: str,
     mode: int,
@@ -129,10 +129,10 @@ def _any_header(
     if min(uid, gid, size) < 0 or max(uid, gid, size, abs(seconds)) > MAX_NUMBER:
         raise InvalidInput(f"a tar header of {path!r} cannot hold uid {uid}, gid {gid}, size {size}, mtime {seconds}")
 
-    needed = _checked_records(records) if records else {}
+    needed = _check_records(records) if records else {}
     prefix, suffix = b"", path
     if _exceeds(path, _NAME):
-        split = None if needed else _split(path)
+        split = None if needed else _split_path(path)
         if split is None:
             needed["path"] = path
         else:
@@ -149,7 +149,7 @@ def _any_header(
         fields = b"ustar\x0000", _fit(owner, _OWNER_NAME), _fit(group, _OWNER_NAME), *device, bytes(BLOCK - 345)
         rest = b"%b%b%b%07o\0%07o\0%b" % fields
         if "uname" not in needed and "gname" not in needed:
-            _remember(_rests, (device, uname, gname), rest)
+            _cache(_rests, (device, uname, gname), rest)
     if uid >= _SHORT:
         needed["uid"] = b"%d" % uid
         uid = 0
@@ -166,21 +166,21 @@ def _any_header(
 
     before = b""
     if needed:
-        if prefix:  # as soon as there is a PAX header, the path is in it
+        if prefix:  # with a PAX header, the path is always a record
             needed["path"] = path
             prefix, suffix = b"", path
-        before = _extension(path, extended.format_records(needed))
-    ids = _remember(_owners, (mode, uid, gid), b"%07o\0%07o\0%07o\0" % (mode, uid, gid))
+        before = _format_extension(path, extended.format_records(needed))
+    ids = _cache(_owners, (mode, uid, gid), b"%07o\0%07o\0%07o\0" % (mode, uid, gid))
     if prefix:
         rest = rest[: 345 - 257] + prefix.ljust(BLOCK - 345, b"\0")
     head = b"%b%b%011o\0%011o\0" % (_fit(suffix, _NAME), ids, size, seconds)
-    return before + _block(head, typeflag, _fit(link, _NAME), rest)
+    return before + _format_block(head, typeflag, _fit(link, _NAME), rest)
 
 
-def _checked_records(records: Mapping[str, bytes]) -> dict[str, bytes]:
+def _check_records(records: Mapping[str, bytes]) -> dict[str, bytes]:
     for key in records:
         if key in extended.FIELDS or key.startswith(extended.SPARSE):
-            raise InvalidInput(f"the PAX record {key!r} is made from the member's own values")
+            raise InvalidInput(f"the PAX record {key!r} is derived from the member's own values")
     return dict(records)
 
 
@@ -188,8 +188,8 @@ def _exceeds(text: bytes, width: int) -> bool:
     return len(text) > width or not text.isascii() or b"\0" in text
 
 
-def _split(path: bytes) -> tuple[bytes, bytes] | None:
-    """Prefix and name of a long path as ustar has them, None where it cannot."""
+def _split_path(path: bytes) -> tuple[bytes, bytes] | None:
+    """Split a long path into ustar prefix and name; None if impossible."""
     if len(path) <= _NAME or not path.isascii() or b"\0" in path:
         return None
     end = len(path)
@@ -204,9 +204,9 @@ def _split(path: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _fit(text: bytes, width: int) -> bytes:
-    """What of ``text`` a field holds: ASCII alone, cut, and not ending in a slash where it is cut.
+    """Reduce ``text`` to ASCII and ``width`` bytes, without a slash at the cut.
 
-    Some readers would take a regular file for a directory there, whatever the PAX record says.
+    Some readers would take a regular file for a directory there, despite the PAX record.
     """
     if not text.isascii() or b"\0" in text:
         text = text.translate(None, _NOT_ASCII)
@@ -218,15 +218,15 @@ def _fit(text: bytes, width: int) -> bytes:
     return text[:width]
 
 
-def _remember(known: dict[K, bytes], key: K, value: bytes) -> bytes:
+def _cache(known: dict[K, bytes], key: K, value: bytes) -> bytes:
     if len(known) >= _REMEMBERED:
         known.clear()
     known[key] = value
     return value
 
 
-def _extension(path: bytes, data: bytes) -> bytes:
-    """The PAX header before the member ``path``; its owner, mode and time are 0 and its device fields empty."""
+def _format_extension(path: bytes, data: bytes) -> bytes:
+    """Format the PAX header of the member ``path``; its owner, mode and time are 0 and its device fields empty."""
     directory, _, base = path.rpartition(b"/")
     if path.startswith(b"/") and not directory:
         directory = b"/"
@@ -235,14 +235,14 @@ def _extension(path: bytes, data: bytes) -> bytes:
         name = name[1:]
     name = name.translate(None, _NOT_ASCII)[:_NAME].rstrip(b"/")
     head = b"%b%b%011o\0%011o\0" % (name.ljust(_NAME, b"\0"), b"0000000\0" * 3, len(data), 0)
-    return b"%b%b%b" % (_block(head, "x", b"", _EXTENSION_REST), data, ZEROS[: -len(data) % BLOCK])
+    return b"%b%b%b" % (_format_block(head, "x", b"", _EXTENSION_REST), data, ZEROS[: -len(data) % BLOCK])
 
 
 class TarWriter:
-    """Writes members one after the other: `member`, then its bytes by `data`; `close` at the end.
+    """Writes members in sequence: `member`, then its bytes by `data`; `close` at the end.
 
-    ``write`` is given each piece of the archive; data goes to it as it comes, without a copy. Padding is held back
-    until what follows, to be written along with it.
+    ``write`` receives each piece of the archive; data is passed on without a copy. Padding is written together with the
+    next header.
     """
 
     __slots__ = ("_closed", "_left", "_name", "_offset", "_padding", "_size", "_write")
@@ -256,7 +256,7 @@ class TarWriter:
 
     @property
     def offset(self) -> int:
-        """Bytes of the archive so far; right after a member's data that is where the next header goes."""
+        """Length of the archive so far, in bytes; after a member's data, the offset of the next header."""
         return self._offset
 
     def member(
@@ -278,7 +278,7 @@ class TarWriter:
     ) -> None:
         """Begin a member; the arguments are those of `header`.
 
-        Raises InvalidInput, SizeMismatch where the member before has not all of its data, Conflict after `close`.
+        Raises InvalidInput, SizeMismatch if the previous member lacks data, Conflict after `close`.
         """
         if self._left or self._closed:
             self.finish_member()
@@ -304,11 +304,11 @@ class TarWriter:
         self._padding = b""
 
     def data(self, buffer: Buffer) -> None:
-        """The next bytes of the member begun last. Raises SizeMismatch where they are more than its size."""
+        """Write the next bytes of the current member. Raises SizeMismatch if they exceed its size."""
         count = len(buffer)
         if count > self._left:
             raise SizeMismatch(
-                f"the data of {self._name!r}", expected=self._size, actual=f"at least {self._given(count)}"
+                f"the data of {self._name!r}", expected=self._size, actual=f"at least {self._received(count)}"
             )
         self._left -= count
         self._offset += count
@@ -318,18 +318,18 @@ class TarWriter:
         self._write(buffer)
 
     def finish_member(self) -> None:
-        """Make sure that the member begun last has all of its data. Raises SizeMismatch, Conflict after `close`."""
+        """Check that the current member has all of its data. Raises SizeMismatch, Conflict after `close`."""
         if self._closed:
             raise Conflict("the tar archive is closed")
         if self._left:
-            raise SizeMismatch(f"the data of {self._name!r}", expected=self._size, actual=self._given(0))
+            raise SizeMismatch(f"the data of {self._name!r}", expected=self._size, actual=self._received(0))
 
     def close(self) -> None:
-        """End the archive with its two zero blocks. Raises SizeMismatch, Conflict when called twice."""
+        """End the archive with two zero blocks. Raises SizeMismatch, Conflict if called twice."""
         self.finish_member()
         self._write(self._padding + ZEROS + ZEROS)
         self._offset += 2 * BLOCK
         self._closed = True
 
-    def _given(self, count: int) -> int:
+    def _received(self, count: int) -> int:
         return self._size - self._left + count
