@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Windows' compute service does with the files of layers, on the stub's volume."""
+"""A stand-in for the Host Compute Service, on the volume of the stub."""
 
 from __future__ import annotations
 

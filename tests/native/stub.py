@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows' calls on this host: a C library that writes them down, can fail, and keeps a volume in memory."""
+"""A C library in place of Windows: it logs calls, can fail them, and keeps a volume in memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LAYER_WORK = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_char_p, ctypes.c_char_p, 
 SECURITY, BACKUP, RESTORE = 1, 2, 4
 """Bits of the privileges in the stub."""
 NO_RESOURCES = 1450
-"""An error that no call here is ready for."""
+"""An error code that no call handles."""
 
 
 def build(folder: Path, gcc: str) -> Path:
-    """Compile the library. A warning is an error, since it is the judge of argument lists."""
+    """Compile the library. Warnings are errors, because they find wrong argument lists."""
     library = folder / "windows.so"
     options = [
         "-std=gnu11",
@@ -42,7 +42,7 @@ def build(folder: Path, gcc: str) -> Path:
 
 
 class Stub:
-    """A loader of the library's functions, and what a test asks it."""
+    """Loads the functions of the library, and controls them for tests."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
@@ -62,7 +62,7 @@ class Stub:
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, arguments
         self.missing: set[str] = set()
-        """DLLs, and functions, that this Windows lacks."""
+        """DLLs and functions that are missing."""
         self._work: Any = None
         self._errors: list[BaseException] = []
         self._library.stub_reset()
@@ -103,12 +103,12 @@ class Stub:
         self._library.stub_fail(name.encode(), after, code)
 
     def never_fail(self) -> None:
-        """Let no call fail any more."""
+        """Cancel `fail`."""
         self._library.stub_fail(b"", -1, 0)
 
     @property
     def failed(self) -> str:
-        """The call that failed as wished, or nothing."""
+        """The call that failed on request, or an empty string."""
         return bytes(self._library.stub_failed()).decode()
 
     def account(self, held: int, enabled: int = 0) -> None:
@@ -117,7 +117,7 @@ class Stub:
 
     @property
     def enabled(self) -> int:
-        """The privileges that count for this thread now."""
+        """The effective privileges of this thread."""
         return int(self._library.stub_enabled())
 
     @property
@@ -127,11 +127,11 @@ class Stub:
 
     @property
     def impersonates(self) -> bool:
-        """Whether this thread has a token of its own."""
+        """Whether this thread has its own token."""
         return bool(self._library.stub_impersonates())
 
     def leaks(self) -> dict[str, int]:
-        """What was handed out and not given back, privileges too."""
+        """Resources and privileges that were not released."""
         found = {
             "handles": self._library.stub_handles(),
             "contexts": self._library.stub_contexts(),
@@ -165,7 +165,7 @@ class Stub:
 
     @contextmanager
     def in_thread(self, work: Callable[[], None]) -> Iterator[None]:
-        """Do ``work`` in another thread, which has ended when the block does."""
+        """Run ``work`` in another thread, which ends before the block does."""
         failures: list[BaseException] = []
 
         def run() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks for a real Windows find what they look for on the stub, as far as that keeps files."""
+"""The checks for a real Windows host pass on the stub, except for those that it cannot run."""
 
 from __future__ import annotations
 

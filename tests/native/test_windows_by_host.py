@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever handles the kind ``windows`` goes through Windows' own calls there, and over a folder elsewhere."""
+"""The kind ``windows`` uses the calls of Windows on Windows, and a plain folder elsewhere."""
 
 from __future__ import annotations
 

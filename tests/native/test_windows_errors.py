@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Windows says when a call fails becomes a category of Lamella's errors."""
+"""Error codes of Windows become categories of Lamella's errors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files through Windows' calls: what is passed, what comes back, and that nothing is left open."""
+"""Files through the calls of Windows: arguments, results, and no leaked handles."""
 
 from __future__ import annotations
 

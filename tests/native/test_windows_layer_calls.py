@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows' calls for layers, hives, disks and security descriptors: arguments as they arrive, and nothing left over."""
+"""Calls for layers, hives, disks and security descriptors: arguments, and no leaked resources."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows layers applied and read through Windows' own calls: which calls, in which order, and what comes back."""
+"""Windows layers applied and read by the calls of Windows: calls, order and results."""
 
 from __future__ import annotations
 
@@ -492,7 +492,7 @@ SMALL_ABOVE: Sequence[Change] = [
 
 
 class TestFailures:
-    """Each call fails once; whatever it is, nothing of the layer stays, and nothing is left open or held."""
+    """Each call fails once; the layer is removed, and no handle or privilege leaks."""
 
     def sweep(
         self, stub: Stub, system: WindowsSystem, work: Callable[[], object], left: list[str], work_leaves: str = ""

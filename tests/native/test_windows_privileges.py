@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Privileges are held for as long as a block runs, however blocks nest and overlap, and given back whatever happens."""
+"""Privileges are enabled for a block, also for nested and overlapping blocks, and always released."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Libraries in C that stand for Windows' own, compiled where the tests run, and loaded in their place."""
+"""C libraries in place of Windows' own, compiled where the tests run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COPIES: Final = itertools.count()
 
 
 def check_compiler(needs: Callable[..., str]) -> None:
-    """Have the test skipped, or failed in CI, where there is nothing to compile a stub with."""
+    """Skip the test, or fail it in CI, if there is no compiler."""
     if sys.platform != "win32":
         needs("gcc")
 
 
 @functools.cache
 def compiled(name: str) -> bytes:
-    """The library that ``NAME.c`` comes to. Windows has no compiler: there it is made before (tests/wine/run.py)."""
+    """Compile ``NAME.c``. On Windows, which has no compiler, tests/wine/run.py did so before."""
     if sys.platform == "win32":
         return Path(os.environ["LAMELLA_STUBS"], f"{name}.dll").read_bytes()
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ class StubCimfs:
 
     @property
     def calls(self) -> list[str]:
-        """What was called so far, with its arguments."""
+        """The calls so far, with their arguments."""
         return self._text("stub_log").splitlines()
 
     @property

@@ -52,7 +52,7 @@ SUITES = (
     "tests/property/test_tar_round_trip.py",
 )
 LEAST = 1400
-"""How many tests there are at least; fewer means that something was not even looked for."""
+"""The least number of tests; fewer mean that some were not collected."""
 
 
 def locked(names: tuple[str, ...]) -> Iterator[str]:
@@ -70,7 +70,7 @@ def pip(*arguments: str) -> None:
 
 
 def prepare() -> Path:
-    """Windows' CPython with what the tests need; python.exe is the result. What is there already stays."""
+    """Install Windows' CPython and the packages that the tests need, unless present; return python.exe."""
     wanted = [PYTHON, *locked(WHEELS)]
     stamp = sha256("\n".join([*wanted, str(ROOT)]).encode()).hexdigest()
     place = CACHE / stamp[:16]
@@ -102,7 +102,7 @@ def prepare() -> Path:
 
 
 def compile_stubs(folder: Path) -> None:
-    """Make the libraries that stand for Windows' own."""
+    """Compile the stubs of Windows' libraries."""
     compiler = shutil.which("x86_64-w64-mingw32-gcc")
     if compiler is None:
         raise SystemExit(
@@ -115,7 +115,7 @@ def compile_stubs(folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What Wine is told: a prefix of its own, no windows, no downloads of its own, nothing said about what it lacks."""
+    """The environment of Wine: a separate prefix, no windows, no downloads, no messages about missing features."""
     passed = {name: os.environ[name] for name in ("PATH", "HOME", "CI") if name in os.environ}
     return passed | {
         "WINEPREFIX": str(CACHE / "prefix"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Windows' own calls do, as far as Wine does it too."""
+"""The calls of Windows that Wine implements."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Region files are written by a thread: what it holds can be read meanwhile, and what goes wrong in it is told."""
+"""The writer thread for region files: reading buffered bytes, and reporting errors."""
 
 from __future__ import annotations
 

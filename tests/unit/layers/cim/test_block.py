@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers in block images: the calls that an import makes, in order, and what is left when one of them fails."""
+"""Block images: the calls of an import, in order, and the files that a failure leaves."""
 
 from __future__ import annotations
 
@@ -472,7 +472,7 @@ class TestMergedLayers:
         assert target.block.read_text() == "merged"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it is about the others")
+@pytest.mark.skipif(sys.platform == "win32", reason="tests hosts other than Windows")
 class TestAnotherHost:
     def test_the_error_gives_reason_and_alternative(self, tmp_path: Path) -> None:
         makes: Sequence[Callable[[], object]] = (

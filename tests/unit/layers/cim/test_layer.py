@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of Windows images in composite images: applied, read back, and told apart from their parents."""
+"""Windows layers in composite images: applied, read back, and compared with their parents."""
 
 from __future__ import annotations
 

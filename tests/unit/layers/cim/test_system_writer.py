@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forked images by Windows' calls, by the same rules as those that Lamella writes itself."""
+"""Forked images written by the calls of Windows, by the same rules as portable ones."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ NAMES = st.sampled_from(["Files", "Files/a", "files/A", "Files/d", "Files/d/x", 
 def test_the_recorded_files_of_a_new_image_are_those_in_it(
     tmp_path_factory: pytest.TempPathFactory, changes: list[Change]
 ) -> None:
-    """The writer that can look into its image, and the one that can't, say the same after each step."""
+    """The portable writer and that of Windows give the same answers after each step."""
     folder = tmp_path_factory.mktemp("images")
     base = write(folder / "base.cim", tree(file("Files/a"), directory("Files/d"), file("Files/d/x"), file("Files/d/y")))
     stub = StubCimfs()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of Windows layers: what lies where, what comes back, and what is refused."""
+"""Layer folders: their files, reading them back, and refusals."""
 
 from __future__ import annotations
 

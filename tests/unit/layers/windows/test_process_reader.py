@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of Windows images read by a process of its own: the same changes, errors and images as without."""
+"""Windows layers read by a worker process: the same changes, errors and images as without one."""
 
 from __future__ import annotations
 

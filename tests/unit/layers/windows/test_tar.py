@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tars of Windows layers: what go-winio writes byte for byte, what others write, and what is refused."""
+"""Tars of Windows layers: go-winio's bytes, variants of other tools, and refusals."""
 
 from __future__ import annotations
 

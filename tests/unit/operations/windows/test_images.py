@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows images on any host: looked into, unpacked, compared, flattened, appended to."""
+"""Windows images on any host: read, unpacked, compared, flattened, and extended by layers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that other producers wrote go into a folder, and the very same tar comes out."""
+"""Layers of other tools are applied to a folder, which gives the same tar back."""
 
 from __future__ import annotations
 
