@@ -39,7 +39,7 @@ class ErofsPlace:
         return ErofsTree(stack) if len(stack) else MemoryTree()
 
 
-class TestErofsSink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests):
+class TestErofsSink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests, contract.LimitTests):
     def make(self, tmp_path: Path) -> contract.Place:
         return ErofsPlace(tmp_path)
 
@@ -63,7 +63,7 @@ class UpperPlace:
         return ErofsStack(stack) if len(stack) else MemoryTree()
 
 
-class TestErofsUpperSink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests):
+class TestErofsUpperSink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests, contract.LimitTests):
     def make(self, tmp_path: Path) -> contract.Place:
         return UpperPlace(tmp_path)
 

@@ -26,7 +26,7 @@ class MemoryPlace:
         return self._tree
 
 
-class TestMemorySink(contract.SinkTests, contract.DeviceSinkTests):
+class TestMemorySink(contract.SinkTests, contract.DeviceSinkTests, contract.LimitTests):
     def make(self, tmp_path: Path) -> contract.Place:
         return MemoryPlace()
 

@@ -12,8 +12,9 @@ Write ``pytest.register_assert_rewrite("lamella.testing")`` into ``conftest.py``
 
 from __future__ import annotations
 
+from lamella.testing.limits_suite import LimitTests
 from lamella.testing.sink_suite import AtomicSinkTests, DeviceSinkTests, Place, SinkTests
 from lamella.testing.source_suite import SourceTests
 from lamella.testing.tree_suite import TreeTests
 
-__all__ = ["AtomicSinkTests", "DeviceSinkTests", "Place", "SinkTests", "SourceTests", "TreeTests"]
+__all__ = ["AtomicSinkTests", "DeviceSinkTests", "LimitTests", "Place", "SinkTests", "SourceTests", "TreeTests"]

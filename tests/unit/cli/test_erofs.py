@@ -12,7 +12,7 @@ from tests.unit.cli.conftest import Run
 from lamella.changes.apply import apply
 from lamella.changes.model import Buffer, Change
 from lamella.layers.tar.sink import TarSink
-from lamella.testing.builders import directory, file, symlink, whiteout
+from lamella.testing.builders import directory, file, link, symlink, whiteout
 
 BASE: list[Change] = [directory("etc"), file("etc/f", b"text\n"), symlink("l", "etc")]
 ABOVE: list[Change] = [directory("etc"), whiteout("etc/f"), file("etc/g", b"more\n")]
@@ -124,3 +124,35 @@ def test_a_layer_that_is_broken_leaves_no_file(lamella: Run, tmp_path: Path, two
     before = sorted(tmp_path.iterdir())
     assert lamella("unpack", two_layers, tmp_path / "root.erofs", "--as", "erofs").returncode == 8
     assert before == sorted(tmp_path.iterdir())
+
+
+TOO_LARGE: dict[str, list[Change]] = {
+    "name": [file("n" * 256)],
+    "name of a link": [file("a"), link("n" * 256, "a")],
+    "name of an implied directory": [file(f"{'n' * 256}/a")],
+    "target": [symlink("a", "t" * 5000)],
+    "owner": [file("a", uid=1 << 32)],
+    "group": [directory("a", gid=0xFFFFFFFF)],
+}
+
+
+@pytest.mark.parametrize("layer", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+def test_what_an_image_cannot_hold_is_refused_and_leaves_no_image(
+    lamella: Run, tmp_path: Path, layer: list[Change]
+) -> None:
+    tar = blob(tmp_path / "layer.tar", [file("before"), *layer])
+    layout = f"oci:{tmp_path}/layout:1"
+    (tmp_path / "empty").mkdir()
+    assert lamella("pack", tmp_path / "empty", layout).returncode == 0
+    assert lamella("append", layout, tar, layout).returncode == 0
+    (tmp_path / "out").mkdir()
+
+    done = lamella("apply", tar, tmp_path / "out/a.erofs", "--as", "erofs")
+    unpacked = lamella("unpack", layout, tmp_path / "out/b.erofs", "--as", "erofs")
+    imported = lamella(
+        *("--root", tmp_path / "store", "store", "import", layout),
+        *("--name", "it", "--unpack", "--snapshotter", "erofs"),
+    )
+
+    assert [done.returncode, unpacked.returncode, imported.returncode] == [3, 3, 3]
+    assert list((tmp_path / "out").iterdir()) == []

@@ -37,7 +37,17 @@ SLOT: Final = 32
 HOLE: Final = 0xFFFFFFFF
 """The block address of a chunk of zeros."""
 MAX_NAME: Final = 255
+"""Bytes of a file name, and of an attribute's name without its prefix."""
 MAX_VALUE: Final = 65535
+"""Bytes of an attribute's value."""
+MAX_XATTRS: Final = XATTRS.size + 4 * (0xFFFF - 1)
+"""Bytes of all attributes of an inode, packed."""
+MAX_TARGET: Final = 4095
+"""Bytes of a symbolic link's target."""
+MAX_ID: Final = 0xFFFFFFFE
+"""The largest user or group id; to Linux the next number is no id."""
+MAX_TIME: Final = (1 << 63) - 1
+"""The latest time in seconds since the epoch; the earliest is ``-MAX_TIME - 1``."""
 
 CHECKSUM: Final = 1
 MTIME: Final = 2
@@ -168,7 +178,7 @@ def decode_device(number: int) -> tuple[int, int]:
 def pack_xattrs(xattrs: Mapping[str, bytes]) -> bytes:
     """The attributes of an inode, sorted by name; nothing where there are none.
 
-    Raises InvalidInput for a name that no prefix fits, or that is too long, as is a value.
+    Raises InvalidInput for a name without a known prefix, and for names, values or a sum of them that are too large.
     """
     if not xattrs:
         return b""
@@ -181,6 +191,8 @@ def pack_xattrs(xattrs: Mapping[str, bytes]) -> bytes:
             raise InvalidInput(f"the extended attribute {name[:80]!r} is too large for an EROFS image")
         packed += XATTR.pack(len(raw), number, len(value)) + raw + value
         packed += bytes(-len(packed) % 4)
+    if len(packed) > MAX_XATTRS:
+        raise InvalidInput(f"the extended attributes take {len(packed)} bytes; an EROFS inode holds {MAX_XATTRS}")
     return bytes(packed)
 
 

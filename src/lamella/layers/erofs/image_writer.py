@@ -15,10 +15,20 @@ from msgspec.structs import replace
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import TYPE_BITS, Buffer, Content, Entry, Kind, Posix
 from lamella.errors import AlreadyExists, InvalidInput, from_os
-from lamella.formats.erofs.structures import encode_device, pack_xattrs, split_prefix
+from lamella.formats.erofs.structures import (
+    MAX_ID,
+    MAX_NAME,
+    MAX_TARGET,
+    MAX_TIME,
+    MAX_XATTRS,
+    encode_device,
+    pack_xattrs,
+    split_prefix,
+)
 from lamella.formats.erofs.writer import BLOCK, ErofsWriter, NewInode, Placed
 from lamella.host import file_io
 from lamella.layers.erofs.tree import OVERLAY_XATTRS
+from lamella.times import SECOND
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | file_io.O_NOFOLLOW | file_io.O_CLOEXEC | file_io.O_BINARY
 _NO_CHILDREN: Final[dict[bytes, NewInode]] = {}
@@ -172,23 +182,45 @@ def new_inode(entry: Entry, posix: Posix, placed: Placed | None) -> NewInode:
     )
 
 
+def encode_name(path: str) -> bytes:
+    """The last component of ``path`` as a directory of an image stores it. Raises InvalidInput: it is too long."""
+    name = path.rpartition("/")[2].encode("utf-8", "surrogateescape")
+    if len(name) > MAX_NAME:
+        raise InvalidInput(f"{path[:80]!r}...: a name of {len(name)} bytes; an EROFS image holds {MAX_NAME}")
+    return name
+
+
 def drop_unsupported(entry: Entry, posix: Posix, losses: Losses) -> Posix:
-    """The part of the metadata that an image can hold. Raises InvalidInput for a device number that is too large."""
+    """The part of the metadata that an image can hold.
+
+    Raises InvalidInput for an owner, a time, a link's target or a device number that is out of range.
+    """
+    if not (0 <= posix.uid <= MAX_ID and 0 <= posix.gid <= MAX_ID):
+        raise InvalidInput(f"{entry.path!r}: owner {posix.uid}:{posix.gid}: ids end at {MAX_ID}")
+    if not -MAX_TIME - 1 <= posix.mtime // SECOND <= MAX_TIME:
+        raise InvalidInput(f"{entry.path!r}: an EROFS image cannot hold the time {posix.mtime // SECOND}")
+    if entry.target and len(entry.target.encode("utf-8", "surrogateescape")) > MAX_TARGET:
+        raise InvalidInput(f"{entry.path!r}: the target of a symbolic link has at most {MAX_TARGET} bytes")
     if posix.device != (0, 0):
         encode_device(*posix.device)
     if not posix.xattrs:
         return posix
     kept = dict(posix.xattrs)
+    room = MAX_XATTRS
     for name, value in posix.xattrs.items():
         if name.startswith(OVERLAY_XATTRS):
             why = "an overlay would take it for its own"
         else:
             try:
-                pack_xattrs({name: value})
+                size = len(pack_xattrs({name: value}))
                 split_prefix(name)
-                continue
             except InvalidInput as error:
                 why = str(error)
+            else:
+                if size <= room:
+                    room -= size
+                    continue
+                why = "an EROFS inode has no room for it beside the other attributes"
         del kept[name]
         losses.record(Loss(entry.path, f"extended attribute {name}", why))
     return posix if len(kept) == len(posix.xattrs) else replace(posix, xattrs=kept)

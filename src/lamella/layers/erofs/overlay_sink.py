@@ -22,7 +22,7 @@ from lamella.errors import InvalidInput, MissingFacet, from_os
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode, restated
 from lamella.host import file_io
-from lamella.layers.erofs.image_writer import NewImage, drop_unsupported, new_inode
+from lamella.layers.erofs.image_writer import NewImage, drop_unsupported, encode_name, new_inode
 from lamella.layers.erofs.tree import OPAQUE, ErofsChanges, ErofsImage, ErofsLayer, ErofsStack
 from lamella.layers.overlay.rules import WHITEOUT, OverlayRules
 from lamella.layers.policy import Devices, Owners, Policy
@@ -123,9 +123,8 @@ class ErofsUpperSink(OverlayRules):
         if not path:
             self._restate(self._root, new_inode(entry, posix, None))
             return None
-        parent, _, name = path.rpartition("/")
-        children = self._directory(parent).children
-        key = name.encode("utf-8", "surrogateescape")
+        key = encode_name(path)
+        children = self._directory(path.rpartition("/")[0]).children
         old = children.get(key)
         if entry.kind is Kind.DIRECTORY and old is not None and stat.S_ISDIR(old.mode):
             self._restate(old, new_inode(entry, posix, None))
@@ -147,9 +146,8 @@ class ErofsUpperSink(OverlayRules):
             raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
         if target.startswith(f"{path}/"):
             raise InvalidInput(f"hard link {path!r}: it would replace its own target {target!r}")
-        parent, name = split(path)
-        children = self._directory(parent).children
-        key = name.encode("utf-8", "surrogateescape")
+        key = encode_name(path)
+        children = self._directory(split(path)[0]).children
         old = children.get(key)
         children[key] = inode
         return None if old is None else self._forget(old)
@@ -160,9 +158,8 @@ class ErofsUpperSink(OverlayRules):
         return None if old is None else self._forget(old)
 
     def _make_whiteout(self, path: LayerPath) -> None:
-        parent, name = split(path)
-        children = self._directory(parent).children
-        key = name.encode("utf-8", "surrogateescape")
+        key = encode_name(path)
+        children = self._directory(split(path)[0]).children
         old = children.get(key)
         children[key] = NewInode(stat.S_IFCHR)
         if old is not None:

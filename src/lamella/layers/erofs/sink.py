@@ -16,7 +16,7 @@ from lamella.changes.tree import MemorySink, MemoryTree, walk
 from lamella.errors import MissingFacet
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode, Placed
-from lamella.layers.erofs.image_writer import NewImage, WrittenContent, drop_unsupported, new_inode
+from lamella.layers.erofs.image_writer import NewImage, WrittenContent, drop_unsupported, encode_name, new_inode
 from lamella.layers.erofs.tree import ErofsLayer, ErofsTree
 from lamella.layers.overlay.rules import is_whiteout
 from lamella.layers.stack import LayerStack
@@ -62,10 +62,14 @@ class ErofsSink:
         return self._inner.layered
 
     def put(self, entry: Entry, content: Content | None) -> bool | None:
-        """Put a file. A device 0/0 cannot be kept: it becomes a whiteout and a loss."""
+        """Put a file. A device 0/0 cannot be kept: it becomes a whiteout and a loss.
+
+        Raises MissingFacet; InvalidInput for a name or metadata that an image cannot hold; Exhausted.
+        """
         posix = entry.posix
         if posix is None:
             raise MissingFacet(entry.path, "POSIX")
+        encode_name(entry.path)
         if is_whiteout(entry):
             self._losses.record(Loss(entry.path, "character device 0:0", "an overlay would take it for a whiteout"))
             self._lost.add(entry.path)
@@ -83,6 +87,7 @@ class ErofsSink:
             self._losses.record(Loss(path, "hard link", f"its target {target!r} is not kept"))
             self._lost.add(path)
             return self._inner.whiteout(path)
+        encode_name(path)
         return self._inner.link(path, target)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
@@ -136,8 +141,7 @@ class ErofsSink:
                     raise AssertionError(f"a diff has no {change!r}")
             path = change.entry.path if isinstance(change, Put) else change.path
             files[path] = inode
-            parent, name = split(path)
-            files[parent].children[name.encode("utf-8", "surrogateescape")] = inode
+            files[split(path)[0]].children[encode_name(path)] = inode
         return root
 
     def _inode(self, entry: Entry, content: Content | None) -> NewInode:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every sink promises for values at the limits of formats and file systems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from lamella.changes.apply import apply
+from lamella.changes.contracts import Tree
+from lamella.changes.model import Change, Link, Put
+from lamella.errors import LamellaError
+from lamella.testing.builders import device, directory, fifo, file, link, sparse, symlink
+from lamella.testing.reading import closed_after
+from lamella.testing.sink_suite import Place
+from lamella.times import SECOND
+
+NUMBERS: Final = tuple(number for bits in (16, 31, 32, 34, 53, 63) for number in ((1 << bits) - 1, 1 << bits))[:-1]
+"""Numbers at which a field of a format or of a system call ends. A source gives none above 2**63 - 1."""
+
+
+def _layers() -> Iterator[Sequence[Change]]:
+    for length in (255, 256, 5000):
+        name = "n" * length
+        yield from ([file(name)], [directory(name)], [symlink(name, "a")], [fifo(name)])
+        yield [file(f"{name}/a")]
+        yield [file("a"), link(name, "a")]
+    yield [file("\u00e9" * 128)]
+    for length in (4095, 4096, 9000):
+        yield [symlink("a", "t" * length)]
+    for number in NUMBERS:
+        yield from ([file("a", uid=number)], [directory("a", gid=number)], [symlink("a", "b", uid=number)])
+        yield from ([device("a", 1, number)], [device("a", number, 1, block=True)], [fifo("a", gid=number)])
+        for time in (number, -number, number * SECOND, -number * SECOND):
+            yield from ([file("a", mtime=time)], [directory("a", mtime=time)])
+            yield from ([symlink("a", "b", mtime=time)], [fifo("a", mtime=time)], [directory("", mtime=time)])
+    for minor in (255, 256, (1 << 20) - 1, 1 << 20):
+        yield from ([device("a", 4095, minor)], [device("a", 4096, minor, block=True)])
+    for length in (0, 65535, 65536, 1 << 21):
+        xattrs = {"user.one": bytes(length)}
+        yield from ([file("a", xattrs=xattrs)], [directory("a", xattrs=xattrs)])
+    for length in (250, 251, 255, 256, 5000):
+        yield [file("a", xattrs={"user." + "n" * length: b"1"})]
+    yield [file("a", xattrs={f"user.{number}": bytes(4000) for number in range(100)})]
+    yield [file("a"), *(link(f"l{number}", "a") for number in range(200))]
+
+
+class LimitTests:
+    """Bind with ``make``: a sink keeps a value, reports its loss, or refuses the layer with a `LamellaError`.
+
+    ``sizes`` are those of files that consist of a hole.
+    """
+
+    layers: Sequence[Sequence[Change]] = tuple(_layers())
+    sizes: Sequence[int] = NUMBERS
+
+    def make(self, tmp_path: Path) -> Place:
+        """An empty place; ``tmp_path`` is an empty directory for it."""
+        raise NotImplementedError
+
+    def test_what_a_place_cannot_hold_is_refused_or_reported(self, tmp_path: Path) -> None:
+        silent: list[str] = []
+        layers = [*self.layers, *([file("a", sparse(size))] for size in self.sizes)]
+        for number, layer in enumerate(layers):
+            where = tmp_path / str(number)
+            where.mkdir()
+            place = self.make(where)
+            try:
+                apply(layer, place.sink())
+            except LamellaError:
+                continue
+            lost = {loss.path for loss in place.losses}
+            with closed_after(place.tree()) as tree:
+                silent += _differences(tree, layer, lost)
+        assert silent == []
+
+
+def _differences(tree: Tree, layer: Sequence[Change], lost: set[str]) -> Iterator[str]:
+    """What ``tree`` shows otherwise than ``layer`` states, without a loss."""
+    for change in layer:
+        path = change.entry.path if isinstance(change, Put) else change.path
+        found = tree.lookup(path)
+        if path in lost or (isinstance(change, Link) and found is not None):
+            continue
+        if not isinstance(change, Put) or found != change.entry:
+            yield f"{str(change)[:200]} became {str(found)[:200]}"
