@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite images keep the contracts."""
+"""Contracts of composite images (CIM)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lamella.changes.apply import apply
+from lamella.changes.dump import dump
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.source import all_changes, changes_since
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
-from lamella.testing import contract
+from lamella.testing import source_suite
 from lamella.testing.builders import sparse
 
 
@@ -25,7 +26,7 @@ def put(path: str, kind: Kind, data: bytes = b"") -> Put:
 
 
 HOLES = sparse(2 << 20, [(1 << 20, b"x" * 4096)])
-SOME: tuple[Change, ...] = (
+LAYER: tuple[Change, ...] = (
     put("Files", Kind.DIRECTORY),
     put("Files/a", Kind.FILE, b"text"),
     Stream(LayerPath("Files/a"), "zone", Inline(b"stream")),
@@ -35,11 +36,11 @@ SOME: tuple[Change, ...] = (
     put("Files/é", Kind.FILE),
     put("z", Kind.FILE, b"last"),
 )
-"""In the order of a walk, which is all that an image can tell."""
+"""In the order of a walk, the only order that an image keeps."""
 
 
 class Stated:
-    """What an image states, against its parent or alone, without its root; open as long as it is read."""
+    """Changes of an image, relative to its parent if given, without the root; keeps the images open."""
 
     def __init__(self, layer: CimLayer, parent: CimLayer | None = None) -> None:
         self.image = OpenCim(layer)
@@ -50,8 +51,8 @@ class Stated:
         return (change for change in changes if not isinstance(change, Put) or change.entry.path)
 
 
-class TestBaseImage(contract.SourceTests):
-    some = SOME
+class TestBaseImage(source_suite.SourceTests):
+    layer = LAYER
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Stated:
         layer = CimLayer(tmp_path / "base.cim")
@@ -59,16 +60,14 @@ class TestBaseImage(contract.SourceTests):
         return Stated(layer)
 
     def expected(self) -> list[str]:
-        from lamella.changes.dump import dump
-
-        return list(dump(self.some, inline=64, extents=False))
+        return list(dump(self.layer, inline=64, extents=False))
 
 
 class TestFork(TestBaseImage):
-    some = (SOME[0], Whiteout(LayerPath("Files/gone")), *SOME[1:])
+    layer = (LAYER[0], Whiteout(LayerPath("Files/gone")), *LAYER[1:])
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Stated:
         base, layer = CimLayer(tmp_path / "base.cim"), CimLayer(tmp_path / "above.cim")
-        apply([SOME[0], put("Files/gone", Kind.FILE, b"g")], CimSink(base, windows=False))
+        apply([LAYER[0], put("Files/gone", Kind.FILE, b"g")], CimSink(base, windows=False))
         apply(changes, CimSink(layer, parents=LayerStack([base]), windows=False))
         return Stated(layer, base)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store at the other end of a socket keeps the contracts: here with Lamella's own server."""
+"""Contracts of the remote store, against Lamella's own server."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from lamella.errors import Unsupported
 from lamella.host.mounting import mount_points, unmount
 from lamella.store.contract import ContentStore, ImageStore, LeaseStore
 from lamella.store.snapshots.driver import UnpackingSnapshotter
-from lamella.testing.content_suite import ContentStoreTests, SharedContentTests
-from lamella.testing.image_store_suite import ImageStoreTests
-from lamella.testing.ingest_suite import BIG, Contents, put
-from lamella.testing.lease_suite import LeaseTests
-from lamella.testing.mounted_snapshots import MountedSnapshots
-from lamella.testing.snapshotter_suite import SnapshotterTests
+from lamella.testing.content_suite import BIG, Contents, ContentStoreTests, SharedContentTests, put
+from lamella.testing.metadata_suite import ImageStoreTests, LeaseTests
+from lamella.testing.snapshotter_suite import MountedSnapshots, SnapshotterTests
 
 
 class _Served:
-    """What the suites make they hold by no lease, so nothing is collected on the way."""
+    """The suites hold no leases, so garbage collection must not run."""
 
     def remote(self, tmp_path: Path) -> RemoteStore:
         served = self.stack.enter_context(serving(tmp_path, pause=3600))
@@ -39,7 +36,7 @@ class _Served:
 
 
 class TestContent(_Served, ContentStoreTests, SharedContentTests):
-    """Blobs come over the socket, as they do from a server whose files are out of reach."""
+    """Blobs are read over the socket, as from a server whose files the client cannot open."""
 
     def remote(self, tmp_path: Path) -> RemoteStore:
         remote = super().remote(tmp_path)
@@ -54,8 +51,8 @@ class TestContent(_Served, ContentStoreTests, SharedContentTests):
 
         return content
 
-    def test_an_ingest_can_be_cut(self, tmp_path: Path) -> None:
-        """To nothing alone: the protocol has no message for anything else."""
+    def test_an_ingest_can_be_truncated(self, tmp_path: Path) -> None:
+        """Only to offset 0: the protocol has no message for other offsets."""
         store = self.make(tmp_path)("one")
         with store.ingest("a") as ingest:
             ingest.write(b"some text")
@@ -67,8 +64,7 @@ class TestContent(_Served, ContentStoreTests, SharedContentTests):
             ingest.write(b"other")
             assert ingest.commit().size == 5
 
-    def test_it_can_be_written_to_and_cut(self, tmp_path: Path) -> None:
-        """See `test_an_ingest_can_be_cut`."""
+    def test_a_shared_ingest_can_be_written_and_truncated(self, tmp_path: Path) -> None:
         contents = self.make(tmp_path)
         one, two = contents("one"), contents("two")
         digest = put(one, BIG).digest
@@ -78,7 +74,7 @@ class TestContent(_Served, ContentStoreTests, SharedContentTests):
 
 
 class TestContentInReach(TestContent):
-    """Blobs are read from the server's own files."""
+    """Blobs are read directly from the files of the server."""
 
     def remote(self, tmp_path: Path) -> RemoteStore:
         remote = _Served.remote(self, tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EROFS images keep the contracts."""
+"""Contracts of EROFS images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lamella.layers.erofs.overlay_sink import ErofsUpperSink
 from lamella.layers.erofs.sink import ErofsSink
 from lamella.layers.erofs.tree import ErofsChanges, ErofsImage, ErofsLayer, ErofsStack, ErofsTree
 from lamella.layers.stack import LayerStack
-from lamella.testing import contract
-from lamella.testing.source_suite import SOME
+from lamella.testing import limits_suite, sink_suite, source_suite
+from lamella.testing.source_suite import LAYER
 
 
 class ErofsPlace:
-    """Images side by side; one that is aborted is not there."""
+    """One merged image per layer; an aborted sink leaves no image."""
 
     def __init__(self, where: Path) -> None:
         self.losses = Losses()
@@ -39,13 +39,15 @@ class ErofsPlace:
         return ErofsTree(stack) if len(stack) else MemoryTree()
 
 
-class TestErofsSink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests, contract.LimitTests):
-    def make(self, tmp_path: Path) -> contract.Place:
+class TestErofsSink(
+    sink_suite.SinkTests, sink_suite.DeviceSinkTests, sink_suite.AtomicSinkTests, limits_suite.LimitTests
+):
+    def make(self, tmp_path: Path) -> sink_suite.Place:
         return ErofsPlace(tmp_path)
 
 
 class UpperPlace:
-    """Images over each other, each of which was made as its layer came; one that is aborted is not there."""
+    """One image per layer, stacked as an overlay; an aborted sink leaves no image."""
 
     def __init__(self, where: Path) -> None:
         self.losses = Losses()
@@ -63,20 +65,22 @@ class UpperPlace:
         return ErofsStack(stack) if len(stack) else MemoryTree()
 
 
-class TestErofsUpperSink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests, contract.LimitTests):
-    def make(self, tmp_path: Path) -> contract.Place:
+class TestErofsUpperSink(
+    sink_suite.SinkTests, sink_suite.DeviceSinkTests, sink_suite.AtomicSinkTests, limits_suite.LimitTests
+):
+    def make(self, tmp_path: Path) -> sink_suite.Place:
         return UpperPlace(tmp_path)
 
 
-class TestErofsImage(contract.TreeTests):
+class TestErofsImage(source_suite.TreeTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Tree:
         layer = ErofsLayer(tmp_path / "layer.erofs")
         apply(changes, ErofsSink(layer))
         return ErofsImage(layer)
 
 
-class TestErofsTree(contract.TreeTests):
-    """The changes lie on another layer."""
+class TestErofsTree(source_suite.TreeTests):
+    """The changes lie above an empty layer, merged into one image."""
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Tree:
         empty, layer = ErofsLayer(tmp_path / "empty.erofs"), ErofsLayer(tmp_path / "layer.erofs")
@@ -85,8 +89,8 @@ class TestErofsTree(contract.TreeTests):
         return ErofsTree(LayerStack([empty, layer]))
 
 
-class TestErofsStack(contract.TreeTests):
-    """The changes lie on another layer, in the form of an overlay's."""
+class TestErofsStack(source_suite.TreeTests):
+    """The changes lie above an empty layer, as an overlay stack."""
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Tree:
         empty, layer = ErofsLayer(tmp_path / "empty.erofs"), ErofsLayer(tmp_path / "layer.erofs")
@@ -95,7 +99,7 @@ class TestErofsStack(contract.TreeTests):
         return ErofsStack(LayerStack([empty, layer]))
 
 
-class TestErofsChanges(contract.SourceTests):
+class TestErofsChanges(source_suite.SourceTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Iterator[Change]:
         layer = ErofsLayer(tmp_path / "layer.erofs")
         apply(changes, ErofsSink(layer))
@@ -104,7 +108,7 @@ class TestErofsChanges(contract.SourceTests):
         return found
 
     def expected(self) -> list[str]:
-        """Without markers, since nothing lies below."""
+        """A base image has no markers."""
         return list(
-            dump((change for change in SOME if not isinstance(change, Whiteout | Opaque)), inline=64, extents=False)
+            dump((change for change in LAYER if not isinstance(change, Whiteout | Opaque)), inline=64, extents=False)
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories, overlays and tars keep the contracts."""
+"""Contracts of directories, overlay layers and tar archives."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from lamella.layers.stack import LayerStack
 from lamella.layers.tar.sink import TarSink
 from lamella.layers.tar.source import tar_changes
 from lamella.paths import ROOT
-from lamella.testing import contract
-from lamella.testing.source_suite import SOME
+from lamella.testing import limits_suite, sink_suite, source_suite
+from lamella.testing.source_suite import LAYER
 
 
 def bare(directory: Path) -> Path:
-    """A new directory with the metadata that a root has which no layer states."""
+    """Create a directory with the default metadata of a root."""
     directory.mkdir(mode=0o755)
     os.utime(directory, ns=(0, 0))
     return directory
@@ -53,13 +53,13 @@ class DirectoryPlace:
 
 
 @pytest.mark.root
-class TestDirectorySink(contract.SinkTests, contract.DeviceSinkTests):
-    def make(self, tmp_path: Path) -> contract.Place:
+class TestDirectorySink(sink_suite.SinkTests, sink_suite.DeviceSinkTests):
+    def make(self, tmp_path: Path) -> sink_suite.Place:
         return DirectoryPlace(bare(tmp_path / "root"))
 
 
 class OverlayPlace:
-    """Layers side by side; a sink that is aborted leaves its directory, which no stack has in it."""
+    """One directory per layer; the stack leaves out the directories of aborted sinks."""
 
     def __init__(self, where: Path) -> None:
         self.losses = Losses()
@@ -78,33 +78,33 @@ class OverlayPlace:
         stack = self._committed()
         self._count += 1
         layer = self._next = OverlayLayer(bare(self._where / str(self._count)))
-        return Recording(layer, parents=stack, losses=self.losses)
+        return MarkingSink(layer, parents=stack, losses=self.losses)
 
     def tree(self) -> Tree:
         stack = self._committed()
         return OverlayTree(stack) if len(stack) else DirectoryTree(bare(self._where / "empty"))
 
 
-class Recording(OverlaySink):
-    """Leaves a note when it is aborted."""
+class MarkingSink(OverlaySink):
+    """Creates a marker file on abort."""
 
     def __init__(self, layer: OverlayLayer, *, parents: LayerStack[OverlayLayer], losses: Losses) -> None:
         super().__init__(layer, parents=parents, losses=losses)
-        self._note_at = layer.path.parent / f"{layer.path.name}.aborted"
+        self._marker = layer.path.parent / f"{layer.path.name}.aborted"
 
     def abort(self) -> None:
         super().abort()
-        self._note_at.touch()
+        self._marker.touch()
 
 
 @pytest.mark.root
-class TestOverlaySink(contract.SinkTests, contract.DeviceSinkTests, contract.AtomicSinkTests):
-    def make(self, tmp_path: Path) -> contract.Place:
+class TestOverlaySink(sink_suite.SinkTests, sink_suite.DeviceSinkTests, sink_suite.AtomicSinkTests):
+    def make(self, tmp_path: Path) -> sink_suite.Place:
         return OverlayPlace(tmp_path)
 
 
 @pytest.mark.root
-class TestDirectoryTree(contract.TreeTests):
+class TestDirectoryTree(source_suite.TreeTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Tree:
         root = bare(tmp_path / "root")
         apply(changes, DirectorySink(root))
@@ -112,8 +112,8 @@ class TestDirectoryTree(contract.TreeTests):
 
 
 @pytest.mark.root
-class TestOverlayTree(contract.TreeTests):
-    """The changes lie on two layers, one that has nothing and one that shows only what is not hidden."""
+class TestOverlayTree(source_suite.TreeTests):
+    """The changes lie above an empty layer."""
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Tree:
         empty, layer = OverlayLayer(bare(tmp_path / "empty")), OverlayLayer(bare(tmp_path / "layer"))
@@ -122,7 +122,7 @@ class TestOverlayTree(contract.TreeTests):
 
 
 @pytest.mark.root
-class TestOverlayChanges(contract.SourceTests):
+class TestOverlayChanges(source_suite.SourceTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Iterator[Change]:
         layer = OverlayLayer(tmp_path / "layer")
         layer.path.mkdir()
@@ -132,9 +132,9 @@ class TestOverlayChanges(contract.SourceTests):
         return found
 
     def expected(self) -> list[str]:
-        """In the order of a walk, markers of names before the files beside them."""
+        """Whiteouts come before the files of their directory; the rest is in the order of a walk."""
         found: list[Change] = []
-        for change in SOME:
+        for change in LAYER:
             if isinstance(change, Opaque):
                 continue
             found.append(change)
@@ -147,7 +147,7 @@ class TestOverlayChanges(contract.SourceTests):
 
 
 class TarPlace:
-    """One tar, read again."""
+    """One tar archive and its content read back."""
 
     def __init__(self) -> None:
         self.losses = Losses()
@@ -162,15 +162,15 @@ class TarPlace:
         return fold(replace(change, content=EMPTY) if isinstance(change, Put) else change for change in changes)
 
 
-class TestTarSink(contract.LimitTests):
+class TestTarSink(limits_suite.LimitTests):
     sizes = (0xFFFF, 1 << 20)
 
-    def make(self, tmp_path: Path) -> contract.Place:
+    def make(self, tmp_path: Path) -> sink_suite.Place:
         del tmp_path
         return TarPlace()
 
 
-class TestTar(contract.SourceTests):
+class TestTar(source_suite.SourceTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Source:
         out = io.BytesIO()
 
@@ -183,9 +183,9 @@ class TestTar(contract.SourceTests):
         return tar_changes(lambda: next(pieces, memoryview(b"")))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="another process is forked on Linux alone")
-class TestTarReadByWorker(contract.SourceTests):
-    """Another process that reads a tar gives what reading it here gives."""
+@pytest.mark.skipif(sys.platform != "linux", reason="the reader process is forked only on Linux")
+class TestTarReadByWorker(source_suite.SourceTests):
+    """A tar archive read by the reader process."""
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Iterator[Change]:
         blob = tmp_path / "blob"
@@ -196,7 +196,7 @@ class TestTarReadByWorker(contract.SourceTests):
 
 
 @pytest.mark.root
-class TestWalkOfDirectory(contract.SourceTests):
+class TestWalkOfDirectory(source_suite.SourceTests):
     def changes(self, tree: DirectoryTree) -> Source:
         return walk(tree)
 
@@ -208,8 +208,8 @@ class TestWalkOfDirectory(contract.SourceTests):
         return found
 
     def expected(self) -> list[str]:
-        """Without markers, since a directory has none, and names in their order."""
-        found = [change for change in SOME if isinstance(change, Put) or hasattr(change, "target")]
+        """A plain directory has no markers."""
+        found = [change for change in LAYER if isinstance(change, Put) or hasattr(change, "target")]
         order = {put.entry.path: put for put in found if isinstance(put, Put) and put.entry.kind is Kind.DIRECTORY}
         assert list(order) == ["a", "h"]
         return list(dump(found, inline=64, extents=False))

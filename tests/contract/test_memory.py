@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree in memory and its sink keep the contracts."""
+"""Contracts of the in-memory tree, its sink, and lists of changes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.changes.tree import MemorySink, MemoryTree, fold
-from lamella.testing import contract
+from lamella.testing import limits_suite, sink_suite, source_suite
 
 
 class MemoryPlace:
-    """One tree, to which each layer is applied in place."""
+    """One tree that each layer changes in place."""
 
     def __init__(self) -> None:
         self.losses = Losses()
@@ -26,18 +26,16 @@ class MemoryPlace:
         return self._tree
 
 
-class TestMemorySink(contract.SinkTests, contract.DeviceSinkTests, contract.LimitTests):
-    def make(self, tmp_path: Path) -> contract.Place:
+class TestMemorySink(sink_suite.SinkTests, sink_suite.DeviceSinkTests, limits_suite.LimitTests):
+    def make(self, tmp_path: Path) -> sink_suite.Place:
         return MemoryPlace()
 
 
-class TestMemoryTree(contract.TreeTests):
+class TestMemoryTree(source_suite.TreeTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> MemoryTree:
         return fold(changes)
 
 
-class TestList(contract.SourceTests):
-    """A list of changes is a source; the simplest there is."""
-
+class TestList(source_suite.SourceTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> Iterable[Change]:
         return list(changes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each kind of snapshotter keeps the contract."""
+"""Contracts of the snapshotters."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of a store on disk keeps the contract."""
+"""Contracts of the local content store."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lamella.store.contract import ContentStore
 from lamella.store.store import Store
-from lamella.testing.content_suite import ContentStoreTests, IsolatedContentTests, SharedContentTests
-from lamella.testing.ingest_suite import Contents
+from lamella.testing.content_suite import Contents, ContentStoreTests, IsolatedContentTests, SharedContentTests
 
 
 class _OnDisk:
@@ -26,7 +25,7 @@ class _OnDisk:
 
 
 class TestSharedContent(_OnDisk, ContentStoreTests, SharedContentTests):
-    """As stores are unless told otherwise."""
+    """The default policy."""
 
 
 class TestIsolatedContent(_OnDisk, ContentStoreTests, IsolatedContentTests):
@@ -34,7 +33,7 @@ class TestIsolatedContent(_OnDisk, ContentStoreTests, IsolatedContentTests):
 
 
 class TestShareableContent(_OnDisk, SharedContentTests):
-    """A namespace may be shared from although the store isolates them."""
+    """A namespace can allow sharing in a store that isolates namespaces."""
 
     isolated = True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and leases in the store's database keep the contracts."""
+"""Contracts of images and leases in the database of the store."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from lamella.store.metadata.images import LocalImages
 from lamella.store.metadata.leases import LocalLeases
 from lamella.store.store import LocalNamespace, Store
-from lamella.testing.image_store_suite import ImageStoreTests
-from lamella.testing.lease_suite import LeaseTests
+from lamella.testing.metadata_suite import ImageStoreTests, LeaseTests
 
 
 class _OnDisk:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places of Windows layers keep the contracts."""
+"""Contracts of Windows layer directories."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lamella.changes.apply import apply
+from lamella.changes.dump import dump
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.changes.tree import fold
 from lamella.layers.stack import LayerStack
@@ -15,7 +16,7 @@ from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tree import WindowsTree
 from lamella.paths import LayerPath
-from lamella.testing import contract
+from lamella.testing import source_suite
 from lamella.testing.builders import sparse
 
 
@@ -27,7 +28,7 @@ def put(path: str, kind: Kind, data: bytes = b"") -> Put:
 
 
 HOLES = sparse(2 << 20, [(1 << 20, b"x" * 4096)])
-SOME: tuple[Change, ...] = (
+LAYER: tuple[Change, ...] = (
     put("Files", Kind.DIRECTORY),
     put("Files/a", Kind.FILE, b"text"),
     Stream(LayerPath("Files/a"), "zone", Inline(b"stream")),
@@ -41,8 +42,8 @@ SOME: tuple[Change, ...] = (
 )
 
 
-class TestBaseLayer(contract.SourceTests):
-    some = SOME
+class TestBaseLayer(source_suite.SourceTests):
+    layer = LAYER
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> FolderChanges:
         layer = WindowsLayer(tmp_path / "base")
@@ -50,21 +51,19 @@ class TestBaseLayer(contract.SourceTests):
         return FolderChanges(layer)
 
     def expected(self) -> list[str]:
-        from lamella.changes.dump import dump
-
-        return list(dump(self.some, inline=64, extents=False))
+        return list(dump(self.layer, inline=64, extents=False))
 
 
 class TestLayerWithParents(TestBaseLayer):
-    some = (*SOME[:-1], Whiteout(LayerPath("Files/gone")), SOME[-1])
+    layer = (*LAYER[:-1], Whiteout(LayerPath("Files/gone")), LAYER[-1])
 
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> FolderChanges:
         base, layer = WindowsLayer(tmp_path / "base"), WindowsLayer(tmp_path / "above")
-        apply(SOME[:1], WindowsSink(base))
+        apply(LAYER[:1], WindowsSink(base))
         apply(changes, WindowsSink(layer, parents=LayerStack([base])))
         return FolderChanges(layer)
 
 
-class TestMergedView(contract.TreeTests):
+class TestMergedView(source_suite.TreeTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> WindowsTree:
         return WindowsTree(fold(changes))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The snapshotters of Windows layers keep what all promise, and what is theirs: images in place of mounts."""
+"""Contracts of the snapshotters for Windows layers, which have images instead of mounts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONFIG = "Files/Windows/System32/config"
 
 
 def layer_of(changes: Iterable[Change], parent: str) -> Iterable[Change]:
-    """A layer of Windows with these changes."""
+    """Return a Windows layer with ``changes``."""
     yield from () if parent else windows_base()
     yield from windows_from_posix(changes)
 
@@ -155,7 +155,7 @@ class TestImagesOfSnapshots:
         with pytest.raises(ZeroDivisionError):
             committed(snapshots, "top", broken(), "base")
         assert sorted(os.listdir(images)) == before
-        # As a process that was killed leaves it.
+        # The state that a killed process leaves.
         snapshots.prepare("extract killed", "base")
         sink = snapshots.sink("extract killed")
         for change in broken_off():
@@ -169,7 +169,7 @@ class TestImagesOfSnapshots:
         snapshots.cleanup()
 
     def test_that_windows_wrote_go_too(self, snapshots: LocalSnapshots, images: Path) -> None:
-        """Their regions have a GUID of their own."""
+        """Each image that Windows writes names its region files by a GUID."""
         from lamella.layers.cim.image import CimLayer
         from lamella.layers.cim.sink import CimSink
 
@@ -246,7 +246,7 @@ class TestBlockImagesOfSnapshots:
             "CimCloseImage",
             f"CimSealImage {top}/merged.vhd",
         ]
-        # It is made once.
+        # The merged image is created once.
         snapshots.view("look", "2")
         assert len(stub.calls) == 6
         with pytest.raises(Unsupported, match="only Windows can read block images"):

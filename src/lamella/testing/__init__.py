@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract suites, builders and strategies, for whoever writes a kind of layer.
+"""Contract suites, builders and hypothesis strategies for implementations of layers and stores.
 
-`lamella.testing.contract` has a suite for each contract of the neck, `lamella.testing.builders` writes changes by hand,
-and `lamella.testing.strategies`, which needs hypothesis, makes random ones.
+A binding inherits the tests of a suite and defines how to make the object under test::
+
+    class TestMemorySink(sink_suite.SinkTests):
+        def make(self, tmp_path: Path) -> sink_suite.Place:
+            return MemoryPlace()
+
+Write ``pytest.register_assert_rewrite("lamella.testing")`` into ``conftest.py`` to get pytest's detailed assertion
+messages. `lamella.testing.builders` writes changes by hand; `lamella.testing.strategies` needs hypothesis.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes written by hand, one short call each.
 
-Owner, mode and time have defaults, so that a test states only what it is about. Paths are taken as they are and not
-checked: what hostile layers say must be easy to write too.
+Owner, mode and time have defaults, so that a test states only what matters to it. Paths are not checked: tests must be
+able to write hostile layers too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lamella.changes.model import (
 from lamella.paths import LayerPath
 
 WHEN: Final = 1_700_000_000_500_000_000
-"""The time of everything that no test gives a time: nanoseconds, with a fraction."""
+"""Default modification time: nanoseconds, with a fractional second."""
 
 
 def file(
@@ -42,10 +42,10 @@ def file(
     xattrs: Mapping[str, bytes] = NO_XATTRS,
     windows: Windows | None = None,
 ) -> Put:
-    """A regular file."""
-    held = Inline(content) if isinstance(content, bytes) else content
+    """Return a regular file."""
+    stored = Inline(content) if isinstance(content, bytes) else content
     posix = Posix(mode, uid, gid, mtime, xattrs)
-    return Put(Entry(LayerPath(path), Kind.FILE, posix, held.size, "", windows), held)
+    return Put(Entry(LayerPath(path), Kind.FILE, posix, stored.size, "", windows), stored)
 
 
 def directory(
@@ -58,18 +58,18 @@ def directory(
     xattrs: Mapping[str, bytes] = NO_XATTRS,
     windows: Windows | None = None,
 ) -> Put:
-    """A directory; the path "" is the root."""
+    """Return a directory; the path "" is the root."""
     posix = Posix(mode, uid, gid, mtime, xattrs)
     return Put(Entry(LayerPath(path), Kind.DIRECTORY, posix, windows=windows), None)
 
 
 def symlink(path: str, target: str, *, uid: int = 0, gid: int = 0, mtime: int = WHEN) -> Put:
-    """A symbolic link."""
+    """Return a symbolic link."""
     return Put(Entry(LayerPath(path), Kind.SYMLINK, Posix(0o777, uid, gid, mtime), target=target), None)
 
 
 def fifo(path: str, *, mode: int = 0o644, uid: int = 0, gid: int = 0, mtime: int = WHEN) -> Put:
-    """A named pipe."""
+    """Return a named pipe."""
     return Put(Entry(LayerPath(path), Kind.FIFO, Posix(mode, uid, gid, mtime)), None)
 
 
@@ -84,32 +84,32 @@ def device(
     gid: int = 0,
     mtime: int = WHEN,
 ) -> Put:
-    """A character device, or a block device."""
+    """Return a character device, or a block device if ``block`` is set."""
     kind = Kind.BLOCK if block else Kind.CHARACTER
     return Put(Entry(LayerPath(path), kind, Posix(mode, uid, gid, mtime, device=(major, minor))), None)
 
 
 def link(path: str, target: str) -> Link:
-    """A further name, ``path``, of the file ``target``."""
+    """Return a hard link ``path`` to the file ``target``."""
     return Link(LayerPath(path), LayerPath(target))
 
 
 def stream(path: str, name: str, content: bytes) -> Stream:
-    """An alternate data stream."""
+    """Return an alternate data stream."""
     return Stream(LayerPath(path), name, Inline(content))
 
 
 def whiteout(path: str) -> Whiteout:
-    """What lies below at ``path`` is gone."""
+    """Return a whiteout of ``path`` in the lower layers."""
     return Whiteout(LayerPath(path))
 
 
 def opaque(path: str) -> Opaque:
-    """What lies below in ``path`` is gone."""
+    """Return an opaque marker of the directory ``path``."""
     return Opaque(LayerPath(path))
 
 
 def sparse(size: int, pieces: Iterable[tuple[int, bytes]] = ()) -> Sparse:
-    """``size`` bytes of zeros but for ``pieces``, each an offset and what stands there, in rising order."""
-    held = list(pieces)
-    return Sparse(size, tuple((offset, len(data)) for offset, data in held), b"".join(data for _, data in held))
+    """Return sparse content of ``size`` bytes; ``pieces`` are pairs of offset and data, by ascending offset."""
+    parts = list(pieces)
+    return Sparse(size, tuple((offset, len(data)) for offset, data in parts), b"".join(data for _, data in parts))

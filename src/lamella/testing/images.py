@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small images, built with the standard library alone, so that what reads them is tested against something else."""
+"""Small images built with the standard library alone, independent of the code under test."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ OCI = "application/vnd.oci.image."
 
 
 def digest(raw: bytes) -> str:
-    """The sha256 digest of ``raw``."""
+    """Return the sha256 digest of ``raw``."""
     return f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
 
 def compact(value: object) -> bytes:
-    """``value`` as compact JSON."""
+    """Encode ``value`` as compact JSON."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def tar_of(files: Mapping[str, bytes | tuple[bytes, str]]) -> bytes:
-    """A tar whose members have the given names and contents; a pair is a typeflag and a link's target."""
+    """Return a tar archive of ``files``, content by name; a pair is a typeflag and the target of a link."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, content in files.items():
@@ -50,7 +50,7 @@ def tar_of(files: Mapping[str, bytes | tuple[bytes, str]]) -> bytes:
 
 
 class SmallImage(Struct):
-    """An image of one platform as blobs by digest, with the descriptor of its manifest."""
+    """Manifest, config and blobs, by digest, of an image for one platform."""
 
     manifest: dict[str, Any]
     config: dict[str, Any]
@@ -58,27 +58,27 @@ class SmallImage(Struct):
 
     @property
     def descriptor(self) -> dict[str, Any]:
-        """Names the manifest."""
+        """Descriptor of the manifest."""
         raw = compact(self.manifest)
         return {"mediaType": self.manifest["mediaType"], "digest": digest(raw), "size": len(raw)}
 
     @property
     def layers(self) -> list[bytes]:
-        """The layers' blobs, base first."""
+        """Blobs of the layers, base first."""
         return [self.blobs[layer["digest"]] for layer in self.manifest["layers"]]
 
 
 def small_image(
     *layers: Mapping[str, bytes], platform: str = "linux/amd64", compress: bool = True, **config: object
 ) -> SmallImage:
-    """An OCI image whose layers hold these files, base first."""
+    """Return an OCI image whose ``layers`` hold the given files, base first."""
     return image_of_tars([tar_of(files) for files in layers], platform, compress=compress, **config)
 
 
 def image_of_tars(
     tars: Sequence[bytes], platform: str = "linux/amd64", *, compress: bool = True, **config: object
 ) -> SmallImage:
-    """An OCI image of these layers, base first."""
+    """Return an OCI image of the layers ``tars``, base first."""
     system, architecture, variant = (*platform.split("/"), "")[:3]
     blobs = [gzip.compress(tar, mtime=0) if compress else tar for tar in tars]
     document = {
@@ -107,7 +107,7 @@ def image_of_tars(
 
 
 def index_of(*images: SmallImage) -> tuple[dict[str, Any], bytes]:
-    """The descriptor and the bytes of an index that has each image under the platform of its config."""
+    """Return the descriptor and bytes of an index that lists each image under the platform of its config."""
     entries = [
         {
             **image.descriptor,
@@ -122,11 +122,11 @@ def index_of(*images: SmallImage) -> tuple[dict[str, Any], bytes]:
 def index_lattice(
     width: int, levels: int, *images: SmallImage, about: str = "", leaves: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """An index of ``levels`` levels, each ``width`` wide, in which every index lists all indexes of the next level.
+    """Return an index of ``levels`` levels, each ``width`` wide, whose indexes list all indexes of the next level.
 
     The lowest level lists ``images``, then the descriptors ``leaves``. Returns the descriptor of the top and all blobs.
-    A walk that does not remember what it has seen reads ``width ** levels`` documents of ``width * levels``. ``about``
-    tells one lattice from another.
+    A walk that does not remember visited digests reads ``width ** levels`` documents instead of ``width * levels``.
+    ``about`` makes the digests of one lattice differ from those of another.
     """
     blobs = {name: raw for image in images for name, raw in image.blobs.items()}
     entries = [*json.loads(index_of(*images)[1])["manifests"], *leaves]
@@ -148,12 +148,12 @@ def index_lattice(
 
 
 def tagged(descriptor: Mapping[str, Any], tag: str) -> dict[str, Any]:
-    """The entry of index.json that names ``descriptor``."""
+    """Return the entry of index.json that tags ``descriptor``."""
     return {**descriptor, "annotations": {"org.opencontainers.image.ref.name": tag}}
 
 
 def layout_files(entries: Iterable[Mapping[str, Any]], blobs: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of an OCI layout by name."""
+    """Return the files of an OCI layout by name."""
     return {
         "oci-layout": compact({"imageLayoutVersion": "1.0.0"}),
         "index.json": compact({"schemaVersion": 2, "manifests": list(entries)}),
@@ -162,7 +162,7 @@ def layout_files(entries: Iterable[Mapping[str, Any]], blobs: Mapping[str, bytes
 
 
 def write_layout(path: str, entries: Iterable[Mapping[str, Any]], blobs: Mapping[str, bytes]) -> str:
-    """Write an OCI layout into the directory ``path``, which is returned."""
+    """Write an OCI layout into the directory ``path`` and return ``path``."""
     for name, raw in layout_files(entries, blobs).items():
         target = os.path.join(path, name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -172,13 +172,13 @@ def write_layout(path: str, entries: Iterable[Mapping[str, Any]], blobs: Mapping
 
 
 def descriptor_of(image: SmallImage) -> Descriptor:
-    """The descriptor of an image's manifest."""
+    """Return the descriptor of the manifest of an image."""
     named = image.descriptor
     return Descriptor(media_type=named["mediaType"], digest=parse_digest(named["digest"]), size=named["size"])
 
 
 def put_image(space: LocalNamespace, image: SmallImage, name: str) -> Descriptor:
-    """Put an image into a namespace under a name, without checking any of its bytes; its manifest."""
+    """Store an image in a namespace under a name, without checking its bytes; return the descriptor of its manifest."""
     manifest = descriptor_of(image)
     with StoreWriter(space) as writer:
         for digest, raw in image.blobs.items():

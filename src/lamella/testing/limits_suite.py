@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every sink promises for values at the limits of formats and file systems."""
+"""Contract suite of sinks for values at the limits of formats and file systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamella.testing.sink_suite import Place
 from lamella.times import SECOND
 
 NUMBERS: Final = tuple(number for bits in (16, 31, 32, 34, 53, 63) for number in ((1 << bits) - 1, 1 << bits))[:-1]
-"""Numbers at which a field of a format or of a system call ends. A source gives none above 2**63 - 1."""
+"""Limits of the fields of formats and system calls; sources yield no number above 2**63 - 1."""
 
 
 def _layers() -> Iterator[Sequence[Change]]:
@@ -47,19 +47,19 @@ def _layers() -> Iterator[Sequence[Change]]:
 
 
 class LimitTests:
-    """Bind with ``make``: a sink keeps a value, reports its loss, or refuses the layer with a `LamellaError`.
+    """Contract: a sink keeps a value, reports its loss, or refuses the layer with a `LamellaError`.
 
-    ``sizes`` are those of files that consist of a hole.
+    A binding defines ``make``. ``sizes`` are the sizes of files that are one hole.
     """
 
     layers: Sequence[Sequence[Change]] = tuple(_layers())
     sizes: Sequence[int] = NUMBERS
 
     def make(self, tmp_path: Path) -> Place:
-        """An empty place; ``tmp_path`` is an empty directory for it."""
+        """Return an empty place; ``tmp_path`` is an empty directory for it."""
         raise NotImplementedError
 
-    def test_what_a_place_cannot_hold_is_refused_or_reported(self, tmp_path: Path) -> None:
+    def test_values_that_a_place_cannot_store_are_refused_or_reported(self, tmp_path: Path) -> None:
         silent: list[str] = []
         layers = [*self.layers, *([file("a", sparse(size))] for size in self.sizes)]
         for number, layer in enumerate(layers):
@@ -77,7 +77,7 @@ class LimitTests:
 
 
 def _differences(tree: Tree, layer: Sequence[Change], lost: set[str]) -> Iterator[str]:
-    """What ``tree`` shows otherwise than ``layer`` states, without a loss."""
+    """Yield the differences between ``tree`` and ``layer`` that no loss reports."""
     for change in layer:
         path = change.entry.path if isinstance(change, Put) else change.path
         found = tree.lookup(path)

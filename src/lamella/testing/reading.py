@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees put into few words, to be compared with what a test expects."""
+"""Short descriptions of trees for assertions, and other means of the contract suites."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from lamella.changes.contracts import Tree
 from lamella.changes.dump import dump, escape
@@ -16,15 +16,20 @@ from lamella.paths import LayerPath
 T = TypeVar("T", bound=Tree)
 
 
+@runtime_checkable
+class _HasClose(Protocol):
+    def close(self) -> None: ...
+
+
 @contextmanager
 def closed_after(tree: T) -> Iterator[T]:
-    """``tree``, closed at the end of the block where it can be closed."""
+    """Yield ``tree`` and close it after the block if it has a ``close`` method."""
     try:
         yield tree
     finally:
-        close = getattr(tree, "close", None)
-        if close is not None:
-            close()
+        resource: object = tree
+        if isinstance(resource, _HasClose):
+            resource.close()
 
 
 @contextmanager
@@ -38,12 +43,12 @@ def raises(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def outline(tree: Tree) -> dict[str, str]:
-    """Each path but the root, with the kind of file there and what it holds."""
+    """Map each path except the root to its kind and the start of its content, its target or its device numbers."""
     found: dict[str, str] = {}
     for change in walk(tree):
         match change:
             case Put(entry, _) if entry.path:
-                found[entry.path] = _words(tree, entry)
+                found[entry.path] = _describe(tree, entry)
             case Link(path, target):
                 found[path] = f"link {target}"
             case _:
@@ -51,7 +56,7 @@ def outline(tree: Tree) -> dict[str, str]:
     return found
 
 
-def _words(tree: Tree, entry: Entry) -> str:
+def _describe(tree: Tree, entry: Entry) -> str:
     words = entry.kind.value
     if entry.kind is Kind.FILE:
         text = held(tree.open(entry.path))[:40].decode("utf-8", "surrogateescape")
@@ -64,17 +69,17 @@ def _words(tree: Tree, entry: Entry) -> str:
 
 
 def held(content: StoredContent) -> bytes:
-    """The bytes of ``content``, zeros for its holes."""
+    """Return the bytes of ``content``, with zeros for its holes."""
     return b"".join(map(bytes, dense(content)))
 
 
 def text(tree: Tree) -> list[str]:
-    """All of ``tree`` as canonical text, where zeros and holes are the same."""
+    """Return ``tree`` as canonical text, in which zeros and holes are the same."""
     return list(dump(walk(tree), inline=64, extents=False))
 
 
 def at(tree: Tree, path: str) -> Entry:
-    """The entry at ``path``, which must be there."""
+    """Return the entry at ``path``; fail if it does not exist."""
     entry = tree.lookup(LayerPath(path))
-    assert entry is not None, f"{path!r} is not there"
+    assert entry is not None, f"{path!r} does not exist"
     return entry

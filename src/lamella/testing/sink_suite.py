@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every sink promises that holds files, shown through the driver as users see it."""
+"""Contract suites of sinks that store files, run through `lamella.changes.apply` as users run it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from lamella.testing.reading import at, closed_after, held, outline, raises
 
 
 class Place(Protocol):
-    """Somewhere to apply layers, one on the other, and to look at what they come to."""
+    """Target for a stack of layers, and view of the result."""
 
     @property
     def losses(self) -> Losses:
-        """What all sinks could not hold."""
+        """Metadata that the sinks could not store."""
         ...
 
     def sink(self) -> Sink[Any]:
-        """A sink for the next layer, above those that were committed."""
+        """Return a sink for the next layer, above the committed ones."""
         ...
 
     def tree(self) -> Tree:
-        """What the committed layers come to."""
+        """Return the merged tree of the committed layers."""
         ...
 
 
@@ -59,16 +59,16 @@ class _Broken:
 
 
 class BrokenStreamError(Exception):
-    """What reading a broken blob raises."""
+    """Error of a broken blob."""
 
 
 class _SinkSuite:
     def make(self, tmp_path: Path) -> Place:
-        """An empty place; ``tmp_path`` is an empty directory for it."""
+        """Return an empty place; ``tmp_path`` is an empty directory for it."""
         raise NotImplementedError
 
     def stacked(self, tmp_path: Path, *layers: Iterable[Change]) -> Place:
-        """A new place with ``layers``, the base first."""
+        """Return a new place with ``layers``, base first."""
         root = tmp_path / f"place{len(list(tmp_path.iterdir()))}"
         root.mkdir()
         place = self.make(root)
@@ -77,12 +77,12 @@ class _SinkSuite:
         return place
 
     def outline(self, tmp_path: Path, *layers: Iterable[Change]) -> dict[str, str]:
-        """What ``layers`` come to in a new place."""
+        """Return the outline of ``layers``, applied to a new place."""
         with closed_after(self.stacked(tmp_path, *layers).tree()) as tree:
             return outline(tree)
 
     def entries(self, tmp_path: Path, *layers: Iterable[Change], paths: str) -> list[Entry]:
-        """What stands at each of ``paths``, words of a text, in a new place with ``layers``."""
+        """Return the entries at ``paths``, separated by spaces, in a new place with ``layers``."""
         with closed_after(self.stacked(tmp_path, *layers).tree()) as tree:
             return [at(tree, path.removeprefix("/")) for path in paths.split()]
 
@@ -96,12 +96,12 @@ KINDS = (file("x", b"text"), directory("x"), symlink("x", "nowhere"), fifo("x"))
 
 
 class SinkTests(_SinkSuite):
-    """Bind with ``make``, which gives an empty place."""
+    """Contract of sinks. A binding defines ``make``."""
 
     def test_a_place_without_layers_is_an_empty_root(self, tmp_path: Path) -> None:
         assert self.outline(tmp_path) == {}
 
-    def test_each_kind_of_file_is_there_with_its_metadata(self, tmp_path: Path) -> None:
+    def test_each_kind_of_file_keeps_its_metadata(self, tmp_path: Path) -> None:
         layer = [
             file("a", b"text", mode=0o640, mtime=1),
             directory("b", mode=0o700, mtime=2_000_000_001),
@@ -110,7 +110,7 @@ class SinkTests(_SinkSuite):
             file("e", mode=0o4755),
         ]
         with closed_after(self.stacked(tmp_path, layer).tree()) as tree:
-            assert [put.entry for put in layer] == tree.entries(ROOT)
+            assert tree.entries(ROOT) == [put.entry for put in layer]
             assert held(tree.open(LayerPath("a"))) == b"text"
             assert held(tree.open(LayerPath("e"))) == b""
 
@@ -125,7 +125,7 @@ class SinkTests(_SinkSuite):
                     assert list(found) == (["x", "x/child"] if both else ["x"])
                     assert found["x"].startswith(new.entry.kind.value)
 
-    def test_a_directory_over_a_directory_changes_its_metadata_alone(self, tmp_path: Path) -> None:
+    def test_a_directory_over_a_directory_changes_only_its_metadata(self, tmp_path: Path) -> None:
         below = [directory("a", mode=0o700, xattrs={}), file("a/b", b"kept"), directory("a/c"), file("a/c/d")]
         place = self.stacked(tmp_path, below, [directory("a", mode=0o711, mtime=5)])
 
@@ -133,19 +133,19 @@ class SinkTests(_SinkSuite):
             assert outline(tree) == {"a": "directory", "a/b": "file kept", "a/c": "directory", "a/c/d": "file"}
             assert _mode_and_time(at(tree, "a")) == (0o711, 5)
 
-    def test_a_directory_has_its_time_however_late_something_is_put_in_it(self, tmp_path: Path) -> None:
+    def test_a_directory_keeps_its_time_when_files_are_added_later(self, tmp_path: Path) -> None:
         below = [directory("a", mtime=5), directory("a/b", mtime=6)]
         above: list[Change] = [directory("a", mtime=7), file("a/b/c"), link("a/d", "a/b/c"), whiteout("a/none")]
 
         (a, b) = self.entries(tmp_path, below, above, paths="a a/b")
         assert [_mode_and_time(a)[1], _mode_and_time(b)[1]] == [7, 6]
 
-    def test_the_root_has_metadata_too(self, tmp_path: Path) -> None:
+    def test_the_root_keeps_its_metadata(self, tmp_path: Path) -> None:
         (root, a) = self.entries(tmp_path, [directory("", mode=0o711, mtime=5), file("a")], paths="/ a")
         assert _mode_and_time(root) == (0o711, 5)
         assert a.kind is Kind.FILE
 
-    def test_the_last_of_two_files_of_one_name_counts(self, tmp_path: Path) -> None:
+    def test_the_last_of_two_files_of_one_name_wins(self, tmp_path: Path) -> None:
         assert self.outline(tmp_path, [file("a", b"1"), file("a", b"2")]) == {"a": "file 2"}
 
     # Parents
@@ -155,16 +155,16 @@ class SinkTests(_SinkSuite):
         assert [_mode_and_time(entry) for entry in found] == [(0o755, 0), (0o755, 0)]
         assert [(entry.posix.uid, entry.posix.gid) for entry in found if entry.posix] == [(0, 0), (0, 0)]
 
-    def test_parents_that_are_there_stay_as_they_are(self, tmp_path: Path) -> None:
+    def test_existing_parents_keep_their_metadata(self, tmp_path: Path) -> None:
         below = [directory("a", mode=0o711, mtime=5), directory("a/b", mode=0o700, mtime=6)]
 
         found = self.entries(tmp_path, below, [file("a/b/c")], paths="a a/b")
         assert [_mode_and_time(entry) for entry in found] == [(0o711, 5), (0o700, 6)]
 
-    def test_an_implied_parent_takes_the_place_of_a_file(self, tmp_path: Path) -> None:
+    def test_an_implied_parent_replaces_a_file(self, tmp_path: Path) -> None:
         assert self.outline(tmp_path, [file("a")], [file("a/b")]) == {"a": "directory", "a/b": "file"}
 
-    def test_links_on_the_way_are_followed_inside_the_root(self, tmp_path: Path) -> None:
+    def test_links_among_the_parents_are_followed_inside_the_root(self, tmp_path: Path) -> None:
         below = [
             *(directory("usr"), directory("usr/lib"), directory("deep"), directory("deep/er")),
             *(symlink("lib", "usr/lib"), symlink("deep/er/abs", "/usr/lib"), symlink("deep/er/up", "../../usr")),
@@ -181,78 +181,78 @@ class SinkTests(_SinkSuite):
         new = self.outline(tmp_path, below, above).keys() - self.outline(tmp_path, below).keys()
         assert new == {*(f"usr/lib/{number}" for number in range(1, 7)), "usr/lib/d", "usr/lib/d/7"}
 
-    def test_a_link_of_the_same_layer_is_followed_too(self, tmp_path: Path) -> None:
+    def test_a_link_of_the_same_layer_is_followed(self, tmp_path: Path) -> None:
         layer = [directory("usr"), symlink("lib", "usr"), file("lib/a", b"1"), file("usr/a", b"2"), file("lib/b")]
 
         expected = {"lib": "symlink usr", "usr": "directory", "usr/a": "file 2", "usr/b": "file"}
-        assert expected == self.outline(tmp_path, layer)
+        assert self.outline(tmp_path, layer) == expected
 
-    def test_a_link_that_leads_nowhere_leads_to_a_directory_once_something_is_put_there(self, tmp_path: Path) -> None:
+    def test_a_file_below_a_dangling_link_creates_the_target_directory(self, tmp_path: Path) -> None:
         expected = {"a": "symlink b/c", "b": "directory", "b/c": "directory", "b/c/d": "file"}
-        assert expected == self.outline(tmp_path, [symlink("a", "b/c"), file("a/d")])
+        assert self.outline(tmp_path, [symlink("a", "b/c"), file("a/d")]) == expected
 
-    def test_what_led_through_a_link_goes_elsewhere_once_the_link_is_replaced(self, tmp_path: Path) -> None:
+    def test_a_replaced_link_leads_later_files_to_its_new_target(self, tmp_path: Path) -> None:
         layer = [directory("1"), directory("2"), symlink("a", "1"), file("a/x"), symlink("a", "2"), file("a/y")]
 
         expected = {"1": "directory", "1/x": "file", "2": "directory", "2/y": "file", "a": "symlink 2"}
-        assert expected == self.outline(tmp_path, layer)
+        assert self.outline(tmp_path, layer) == expected
         expected = {"1": "directory", "1/x": "file", "2": "directory", "a": "directory", "a/y": "file"}
-        assert expected == self.outline(tmp_path, [*layer[:4], directory("a"), file("a/y")])
+        assert self.outline(tmp_path, [*layer[:4], directory("a"), file("a/y")]) == expected
 
-    def test_what_lay_in_a_directory_is_found_elsewhere_once_a_link_replaces_it(self, tmp_path: Path) -> None:
+    def test_a_link_that_replaces_a_directory_redirects_later_files(self, tmp_path: Path) -> None:
         layer = [file("a/b/x"), directory("c"), symlink("a", "c"), file("a/b/y")]
 
         expected = {"a": "symlink c", "c": "directory", "c/b": "directory", "c/b/y": "file"}
-        assert expected == self.outline(tmp_path, layer)
+        assert self.outline(tmp_path, layer) == expected
 
-    def test_a_circle_of_links_is_an_error(self, tmp_path: Path) -> None:
+    def test_a_loop_of_symbolic_links_is_an_error(self, tmp_path: Path) -> None:
         with raises(InvalidInput):
             self.outline(tmp_path, [symlink("a", "b"), symlink("b", "a"), file("a/c")])
 
-    def test_what_is_put_at_a_link_replaces_the_link(self, tmp_path: Path) -> None:
+    def test_a_file_put_at_a_link_replaces_the_link(self, tmp_path: Path) -> None:
         below = [directory("d"), file("d/f", b"kept"), symlink("l", "d"), symlink("m", "d/f")]
 
         expected = {"d": "directory", "d/f": "file kept", "l": "directory", "m": "file new"}
-        assert expected == self.outline(tmp_path, below, [directory("l"), file("m", b"new")])
+        assert self.outline(tmp_path, below, [directory("l"), file("m", b"new")]) == expected
 
     # Hard links
 
-    def test_a_hard_link_is_a_further_name_of_one_file(self, tmp_path: Path) -> None:
+    def test_a_hard_link_shares_the_file_of_its_target(self, tmp_path: Path) -> None:
         layer: list[Change] = [file("b", b"text", mode=0o600), link("a", "b"), directory("d"), link("d/c", "a")]
         with closed_after(self.stacked(tmp_path, layer).tree()) as tree:
             assert outline(tree) == {"a": "file text", "b": "link a", "d": "directory", "d/c": "link a"}
             assert at(tree, "d/c").posix == at(tree, "b").posix
 
-    def test_a_hard_link_can_lead_to_the_layers_below(self, tmp_path: Path) -> None:
+    def test_a_hard_link_can_target_a_lower_layer(self, tmp_path: Path) -> None:
         found = self.outline(tmp_path, [directory("d"), file("d/a", b"text")], [link("b", "d/a")])
         assert found == {"b": "file text", "d": "directory", "d/a": "link b"}
 
-    def test_a_file_stays_when_one_of_its_names_is_replaced_or_goes(self, tmp_path: Path) -> None:
+    def test_a_file_survives_the_loss_of_one_of_its_names(self, tmp_path: Path) -> None:
         below: list[Change] = [file("a", b"old"), link("b", "a"), link("c", "a")]
 
         expected = {"a": "file new", "b": "file old", "c": "link b"}
-        assert expected == self.outline(tmp_path, below, [file("a", b"new")])
+        assert self.outline(tmp_path, below, [file("a", b"new")]) == expected
         assert self.outline(tmp_path, below, [whiteout("a")]) == {"b": "file old", "c": "link b"}
 
-    def test_a_hard_link_takes_the_place_of_what_is_there(self, tmp_path: Path) -> None:
+    def test_a_hard_link_replaces_a_file_of_any_kind(self, tmp_path: Path) -> None:
         for old in KINDS:
             layer: list[Change] = [file("y", b"1"), old, link("x", "y")]
             assert self.outline(tmp_path, layer) == {"x": "file 1", "y": "link x"}
 
-    def test_a_hard_link_to_a_symbolic_link_is_that_link(self, tmp_path: Path) -> None:
+    def test_a_hard_link_to_a_symbolic_link_does_not_follow_it(self, tmp_path: Path) -> None:
         layer: list[Change] = [file("f"), symlink("a", "f"), link("b", "a")]
         with closed_after(self.stacked(tmp_path, layer).tree()) as tree:
             assert at(tree, "b").target == "f"
             assert at(tree, "b").kind is Kind.SYMLINK
             assert tree.identity(LayerPath("a")) == tree.identity(LayerPath("b")) is not None
 
-    def test_the_way_to_a_hard_links_target_may_lead_through_links(self, tmp_path: Path) -> None:
+    def test_symbolic_links_among_the_parents_of_a_hard_link_target_are_followed(self, tmp_path: Path) -> None:
         layer: list[Change] = [directory("d"), file("d/a", b"text"), symlink("l", "/d"), link("l/b", "l/a")]
 
         expected = {"d": "directory", "d/a": "file text", "d/b": "link d/a", "l": "symlink /d"}
-        assert expected == self.outline(tmp_path, layer)
+        assert self.outline(tmp_path, layer) == expected
 
-    def test_a_hard_link_to_nothing_or_to_a_directory_is_an_error(self, tmp_path: Path) -> None:
+    def test_a_hard_link_to_a_missing_path_or_a_directory_is_an_error(self, tmp_path: Path) -> None:
         wrong: list[tuple[list[Change], type[Exception]]] = [
             ([link("a", "b")], NotFound),
             ([link("a", "b/c")], NotFound),
@@ -273,19 +273,19 @@ class SinkTests(_SinkSuite):
 
     # Markers
 
-    def test_a_whiteout_hides_what_is_below_whatever_it_is(self, tmp_path: Path) -> None:
+    def test_a_whiteout_hides_a_lower_file_of_any_kind(self, tmp_path: Path) -> None:
         below = [file("a"), directory("b"), directory("b/c"), file("b/c/d"), symlink("e", "b"), fifo("f"), file("g")]
         layer = [whiteout(name) for name in ("a", "b", "e", "f")]
 
         assert self.outline(tmp_path, below, layer) == {"g": "file"}
 
-    def test_a_whiteout_of_nothing_is_nothing_and_makes_nothing(self, tmp_path: Path) -> None:
+    def test_a_whiteout_of_a_missing_path_changes_nothing(self, tmp_path: Path) -> None:
         below = [file("a"), directory("d")]
         layer = [whiteout(path) for path in ("b", "d/e", "a/b", "none/at/all")]
 
         assert self.outline(tmp_path, below, layer) == {"a": "file", "d": "directory"}
 
-    def test_a_whiteout_never_hides_what_its_layer_puts(self, tmp_path: Path) -> None:
+    def test_a_whiteout_never_hides_files_of_its_own_layer(self, tmp_path: Path) -> None:
         below = [directory("a", mode=0o700), file("a/old"), directory("a/b", mode=0o700), file("a/b/old")]
         puts = [file("a/b/new")]
         expected = {"a": "directory", "a/b": "directory", "a/b/new": "file"}
@@ -293,10 +293,10 @@ class SinkTests(_SinkSuite):
             place = self.stacked(tmp_path, below, layer)
             with closed_after(place.tree()) as tree:
                 assert outline(tree) == expected
-                # What lay below is gone, its metadata too.
+                # The whiteout also removes the metadata of the lower directory.
                 assert [_mode_and_time(at(tree, path)) for path in ("a", "a/b")] == [(0o755, 0)] * 2
 
-    def test_a_whiteout_leaves_the_metadata_that_its_layer_states(self, tmp_path: Path) -> None:
+    def test_a_whiteout_keeps_the_metadata_that_its_layer_states(self, tmp_path: Path) -> None:
         below = [directory("a", mode=0o700), file("a/old")]
         for layer in _orders([whiteout("a")], [directory("a", mode=0o711, mtime=5), file("a/new")]):
             place = self.stacked(tmp_path, below, layer)
@@ -304,13 +304,13 @@ class SinkTests(_SinkSuite):
                 assert outline(tree) == {"a": "directory", "a/new": "file"}
                 assert _mode_and_time(at(tree, "a")) == (0o711, 5)
 
-    def test_a_whiteout_goes_through_a_link_but_not_behind_the_last(self, tmp_path: Path) -> None:
+    def test_a_whiteout_follows_parent_links_but_not_the_last_component(self, tmp_path: Path) -> None:
         below = [directory("d"), file("d/a"), file("d/b"), symlink("l", "d"), symlink("m", "/d")]
 
         expected = {"d": "directory", "d/b": "file", "l": "symlink d"}
-        assert expected == self.outline(tmp_path, below, [whiteout("l/a"), whiteout("m")])
+        assert self.outline(tmp_path, below, [whiteout("l/a"), whiteout("m")]) == expected
 
-    def test_an_opaque_marker_hides_what_is_below_wherever_it_stands(self, tmp_path: Path) -> None:
+    def test_an_opaque_marker_hides_lower_files_at_any_position_in_the_layer(self, tmp_path: Path) -> None:
         below = [
             *(directory("a", mode=0o700, mtime=5), file("a/old"), file("a/both", b"old")),
             *(directory("a/d", mode=0o700), file("a/d/old"), file("z")),
@@ -330,12 +330,12 @@ class SinkTests(_SinkSuite):
                 assert _mode_and_time(at(tree, "a")) == (0o700, 5)
                 assert _mode_and_time(at(tree, "a/d")) == (0o755, 0)
 
-    def test_markers_in_markers_hide_once(self, tmp_path: Path) -> None:
+    def test_nested_markers_hide_the_lower_files(self, tmp_path: Path) -> None:
         below = [file("a/b/c/old"), file("a/b/old"), file("a/old")]
         markers: list[Change] = [opaque("a"), whiteout("a/b"), opaque("a/b/c")]
         for layer in _orders(markers, [file("a/b/c/new")]):
             expected = {"a": "directory", "a/b": "directory", "a/b/c": "directory", "a/b/c/new": "file"}
-            assert expected == self.outline(tmp_path, below, layer)
+            assert self.outline(tmp_path, below, layer) == expected
 
     def test_the_root_can_be_opaque(self, tmp_path: Path) -> None:
         assert self.outline(tmp_path, [file("a"), file("b/c")], [file("b/d"), opaque("")]) == {
@@ -345,10 +345,10 @@ class SinkTests(_SinkSuite):
 
     def test_an_opaque_marker_implies_its_directory(self, tmp_path: Path) -> None:
         expected = {"a": "directory", "b": "directory", "b/c": "directory"}
-        assert expected == self.outline(tmp_path, [file("a/old")], [opaque("a"), opaque("b/c")])
+        assert self.outline(tmp_path, [file("a/old")], [opaque("a"), opaque("b/c")]) == expected
         assert self.outline(tmp_path, [opaque("a")]) == {"a": "directory"}
 
-    def test_a_file_replaced_by_a_directory_shows_nothing_of_the_layers_below(self, tmp_path: Path) -> None:
+    def test_a_directory_that_replaced_a_file_hides_the_layers_below(self, tmp_path: Path) -> None:
         below = [file("a/old"), file("b/old")]
         above: list[Change] = [file("a"), directory("a"), file("a/new"), whiteout("b"), directory("b")]
 
@@ -362,7 +362,7 @@ class SinkTests(_SinkSuite):
             [opaque("b"), whiteout("c/3")],
         ]
         expected = {"a": "directory", "a/2": "file", "a/3": "file", "b": "directory", "c": "directory"}
-        assert expected == self.outline(tmp_path, *layers)
+        assert self.outline(tmp_path, *layers) == expected
 
     def test_the_base_layer_has_nothing_to_hide(self, tmp_path: Path) -> None:
         layer: list[Change] = [file("a"), whiteout("a"), whiteout("b"), file("c/d"), opaque("c"), opaque("")]
@@ -385,7 +385,7 @@ class SinkTests(_SinkSuite):
             with raises(InvalidInput):
                 self.outline(tmp_path, [change])
 
-    def test_any_other_name_is_kept_to_the_byte(self, tmp_path: Path) -> None:
+    def test_all_other_names_are_kept_byte_for_byte(self, tmp_path: Path) -> None:
         names = [
             "a b",
             "a\nb",
@@ -405,7 +405,7 @@ class SinkTests(_SinkSuite):
 
         assert set(names) == set(found)
 
-    def test_content_comes_back_whole(self, tmp_path: Path) -> None:
+    def test_content_is_stored_without_change(self, tmp_path: Path) -> None:
         big = bytes(range(256)) * 9000
         holed = sparse(3 << 20, [(0, b"first"), (1 << 20, b"second"), ((3 << 20) - 1, b"!")])
         layer = [file("big", big), file("holed", holed), file("zeros", sparse(1 << 20)), file("none")]
@@ -417,7 +417,7 @@ class SinkTests(_SinkSuite):
                 assert found.size == at(tree, put.entry.path).size == content.size
                 assert held(found) == b"".join(map(bytes, dense(content)))
 
-    def test_what_cannot_be_held_is_reported(self, tmp_path: Path) -> None:
+    def test_metadata_that_cannot_be_stored_is_reported(self, tmp_path: Path) -> None:
         put = file("a", b"text", xattrs={"user.one": b"\0\xff", "user.two": b""})
         place = self.stacked(tmp_path, [put])
         with closed_after(place.tree()) as tree:
@@ -426,7 +426,7 @@ class SinkTests(_SinkSuite):
             missing = {name for name in ("user.one", "user.two") if name not in kept.xattrs}
             assert {loss.what.split()[-1] for loss in place.losses if loss.path == "a"} == missing
 
-    def test_alternate_streams_are_never_dropped_in_silence(self, tmp_path: Path) -> None:
+    def test_alternate_streams_are_never_dropped_silently(self, tmp_path: Path) -> None:
         place = self.stacked(tmp_path)
         try:
             apply([file("a"), stream("a", "zone", b"1")], place.sink())
@@ -434,9 +434,9 @@ class SinkTests(_SinkSuite):
             return
         assert len(place.losses) == 1
 
-    # The calls themselves
+    # Direct calls of the sink
 
-    def test_the_view_shows_what_stands_at_a_path(self, tmp_path: Path) -> None:
+    def test_the_view_returns_the_entry_at_a_path(self, tmp_path: Path) -> None:
         sink = self.stacked(tmp_path, [symlink("l", "some/where"), file("f")]).sink()
         view = sink.view
         assert view is not None
@@ -451,7 +451,7 @@ class SinkTests(_SinkSuite):
         finally:
             sink.abort()
 
-    def test_a_sink_tells_when_a_directory_or_a_link_goes(self, tmp_path: Path) -> None:
+    def test_a_sink_reports_removed_directories_and_links(self, tmp_path: Path) -> None:
         below = [file("f"), directory("d"), symlink("l", "f"), directory("e"), directory("g"), symlink("m", "f")]
         sink = self.stacked(tmp_path, [*below, file("t"), symlink("n", "f")]).sink()
         assert sink.layered
@@ -487,7 +487,7 @@ def _put(sink: Sink[Any], put: Put) -> bool | None:
 
 
 def _orders(markers: Sequence[Change], puts: Sequence[Change]) -> Iterator[list[Change]]:
-    """``puts`` with the markers before, behind, between, and all twice."""
+    """Yield ``puts`` with the markers before, after and between them, and with everything twice."""
     yield [*markers, *puts]
     yield [*puts, *markers]
     yield [*puts, *reversed(markers)]
@@ -496,7 +496,7 @@ def _orders(markers: Sequence[Change], puts: Sequence[Change]) -> Iterator[list[
 
 
 class DeviceSinkTests(_SinkSuite):
-    """For places that hold devices, any owner, and attributes that are the system's; most only for root."""
+    """For places that store devices, owners and system attributes; most need root for it."""
 
     def test_devices_and_owners_are_kept(self, tmp_path: Path) -> None:
         layer = [
@@ -509,7 +509,7 @@ class DeviceSinkTests(_SinkSuite):
         ]
         place = self.stacked(tmp_path, layer)
         with closed_after(place.tree()) as tree:
-            assert [put.entry for put in layer] == tree.entries(ROOT)
+            assert tree.entries(ROOT) == [put.entry for put in layer]
         assert len(place.losses) == 0
 
     def test_capabilities_are_kept(self, tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ class DeviceSinkTests(_SinkSuite):
             assert posix is not None
             assert posix.xattrs == {"security.capability": capability}
 
-    def test_replaced_metadata_leaves_nothing_behind(self, tmp_path: Path) -> None:
+    def test_replaced_metadata_leaves_no_old_attributes(self, tmp_path: Path) -> None:
         below = [directory("a", uid=1000, mode=0o3777, xattrs={"user.a": b"1", "user.b": b"2"})]
         new = directory("a", mode=0o755, xattrs={"user.b": b"3"})
 
@@ -528,9 +528,9 @@ class DeviceSinkTests(_SinkSuite):
 
 
 class AtomicSinkTests(_SinkSuite):
-    """For places where a layer that fails leaves no trace."""
+    """For places where a failed layer leaves no trace."""
 
-    def test_what_is_aborted_was_never_there(self, tmp_path: Path) -> None:
+    def test_an_aborted_layer_leaves_no_trace(self, tmp_path: Path) -> None:
         below = [file("a", b"old"), file("d/b"), symlink("l", "d")]
         layer: list[Change] = [file("a", b"new"), whiteout("d"), file("l/c"), file("e", b"1"), opaque("")]
         place = self.stacked(tmp_path, below)

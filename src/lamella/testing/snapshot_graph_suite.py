@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every snapshotter promises of its graph: names, parents, labels and states, whatever its files are."""
+"""Contract suite of the snapshot graph: names, parents, labels and states, independent of the files."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ REF = "containerd.io/snapshot.ref"
 
 
 class SnapshotGraphTests:
-    """What all kinds promise of names, parents, labels and states, whatever their files are."""
+    """Contract of names, parents, labels and states. A binding defines ``make``."""
 
     def make(self, tmp_path: Path) -> UnpackingSnapshotter:
-        """A snapshotter with no snapshots; ``tmp_path`` is an empty directory for it."""
+        """Return a snapshotter without snapshots; ``tmp_path`` is an empty directory for it."""
         raise NotImplementedError
 
     def layer(self, changes: Iterable[Change], parent: str) -> Iterable[Change]:  # noqa: ARG002
-        """What the kind takes for these changes over ``parent``, which is empty for a base layer."""
+        """Return ``changes`` as this kind of layer needs them above ``parent``, which is empty for a base layer."""
         return changes
 
     def committed(self, snapshots: UnpackingSnapshotter, name: str, *changes: Change, parent: str = "") -> None:
-        """A committed snapshot with these changes."""
+        """Commit a snapshot with ``changes``."""
         key = f"making {name}"
         snapshots.prepare(key, parent)
         apply(self.layer(changes, parent), snapshots.sink(key))
         snapshots.commit(name, key)
 
-    def test_a_new_snapshot_is_told_alike_by_all_that_tell_of_it(self, tmp_path: Path) -> None:
+    def test_stat_list_and_mounts_agree_on_a_new_snapshot(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         mounts = snapshots.prepare("a key", labels={"k": "v", "none": ""})
         record = snapshots.stat("a key")
@@ -45,19 +45,19 @@ class SnapshotGraphTests:
         assert snapshots.list() == [record]
         assert snapshots.mounts("a key") == mounts
 
-    def test_keys_are_free_text(self, tmp_path: Path) -> None:
+    def test_keys_are_arbitrary_text(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         keys = ["1", "../up", "/", "a b/c d", "new-1", "snow ☃", "' OR 1=1 --"]
         for key in keys:
             snapshots.prepare(key)
-        assert sorted(keys) == [one.name for one in snapshots.list()]
+        assert [one.name for one in snapshots.list()] == sorted(keys)
         with raises(InvalidInput):
             snapshots.prepare("")
         for key in keys:
             snapshots.remove(key)
         assert snapshots.list() == []
 
-    def test_a_key_or_name_is_taken_once(self, tmp_path: Path) -> None:
+    def test_keys_and_names_are_unique(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "base")
         snapshots.prepare("active", "base")
@@ -72,7 +72,7 @@ class SnapshotGraphTests:
         assert [one.name for one in snapshots.list()] == ["active", "base", "view"]
         assert snapshots.stat("active").kind is SnapshotKind.ACTIVE
 
-    def test_a_parent_must_be_there_and_committed(self, tmp_path: Path) -> None:
+    def test_a_parent_must_exist_and_be_committed(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         snapshots.prepare("active")
         snapshots.view("view")
@@ -84,7 +84,7 @@ class SnapshotGraphTests:
                     make("child", parent)
         assert [one.name for one in snapshots.list()] == ["active", "view"]
 
-    def test_only_an_active_snapshot_is_committed(self, tmp_path: Path) -> None:
+    def test_only_an_active_snapshot_can_be_committed(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         snapshots.view("view")
         self.committed(snapshots, "base")
@@ -95,7 +95,7 @@ class SnapshotGraphTests:
                 snapshots.commit("new", key)
         assert [one.name for one in snapshots.list()] == ["base", "view"]
 
-    def test_a_commit_leaves_the_name_alone_with_its_own_labels(self, tmp_path: Path) -> None:
+    def test_a_commit_replaces_the_key_and_its_labels(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         snapshots.prepare("key", labels={"of the key": "1"})
         before = snapshots.stat("key")
@@ -115,7 +115,7 @@ class SnapshotGraphTests:
         with raises(Conflict):
             snapshots.mounts("base")
 
-    def test_what_others_lie_on_is_not_removed(self, tmp_path: Path) -> None:
+    def test_a_snapshot_with_children_cannot_be_removed(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "base", file("f", b"1"))
         snapshots.prepare("child", "base")
@@ -131,7 +131,7 @@ class SnapshotGraphTests:
         with raises(NotFound):
             snapshots.remove("base")
 
-    def test_labels_are_changed_one_by_one_or_all_together(self, tmp_path: Path) -> None:
+    def test_labels_are_replaced_together_or_one_by_one(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         snapshots.prepare("key", labels={"a": "1", "b.c/d": "2"})
         before = snapshots.stat("key")
@@ -168,7 +168,7 @@ class SnapshotGraphTests:
         with raises(InvalidInput):
             names("kind===")
 
-    def test_whoever_prepares_for_a_layer_that_is_there_is_told(self, tmp_path: Path) -> None:
+    def test_prepare_for_an_existing_layer_raises_already_exists(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "layer")
         snapshots.prepare("under way")

@@ -1,40 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every snapshotter promises (`lamella.store.contract.Snapshotter`) through real mounts, and of its graph.
+"""Contract suites of snapshotters (`lamella.store.contract.Snapshotter`), through real mounts.
 
-Mounts need the rights to make them. Whoever binds the suite unmounts what is left beneath ``tmp_path`` after each test.
+Mounting needs privileges. The binding unmounts what remains beneath ``tmp_path`` after each test.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from lamella.changes.apply import apply
+from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.changes.model import Change
 from lamella.changes.tree import merge
 from lamella.errors import Conflict, Denied, InvalidInput, NotFound, Unsupported
+from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.directory.tree import DirectoryTree
-from lamella.store.contract import Mount
+from lamella.layers.overlay.layer import OverlayLayer
+from lamella.layers.overlay.sink import OverlaySink
+from lamella.layers.policy import Policy
+from lamella.layers.stack import LayerStack
+from lamella.store.contract import (
+    NO_LABELS,
+    BindMount,
+    Labels,
+    Mount,
+    OverlayMount,
+    SnapshotKind,
+    SnapshotRecord,
+    Snapshotter,
+    Usage,
+)
 from lamella.store.mounting import mounted
-from lamella.store.snapshots.driver import UnpackingSnapshotter
+from lamella.store.snapshots.driver import OpenTree, UnpackingSnapshotter
 from lamella.testing.builders import WHEN, device, directory, fifo, file, link, opaque, sparse, symlink, whiteout
 from lamella.testing.reading import outline, raises, text
 from lamella.testing.snapshot_graph_suite import SnapshotGraphTests
 
 
+class MountedSnapshots:
+    """Adds ``sink`` and ``tree`` to a plain `Snapshotter`, by way of its mounts, as a differ does.
+
+    Set ``whole`` for a snapshotter whose snapshots are full copies of their parents; it cannot rebase.
+    """
+
+    def __init__(self, snapshots: Snapshotter, *, whole: bool = False) -> None:
+        self.name = snapshots.name
+        self.can_rebase = not whole
+        self._snapshots = snapshots
+
+    def sink(
+        self, key: str, *, policy: Policy | None = None, losses: Losses | None = None, parents_known: bool = True
+    ) -> Sink[Losses]:
+        if not (parents_known or self.can_rebase):
+            raise Unsupported("this snapshotter needs the parent before the layer is unpacked")
+        match self._snapshots.mounts(key):
+            case (BindMount(source, False),) if not self.can_rebase:
+                return DirectorySink(source, policy=policy, losses=losses)
+            case (BindMount(source, False),):
+                none: LayerStack[OverlayLayer] = LayerStack(())
+                parents = none if parents_known else None
+                return OverlaySink(OverlayLayer(source), parents=parents, policy=policy, losses=losses)
+            case (OverlayMount(lower, upper, _, _),) if upper is not None:
+                below = LayerStack.from_nearest([OverlayLayer(path) for path in lower])
+                return OverlaySink(OverlayLayer(upper), parents=below, policy=policy, losses=losses)
+            case mounts:
+                raise Conflict(f"no writable mount in {mounts}")
+
+    @contextmanager
+    def _tree(self, key: str) -> Iterator[DirectoryTree]:
+        view = ""
+        if self.stat(key).kind is SnapshotKind.COMMITTED:
+            view = f"view {secrets.token_hex(8)}"
+            mounts = self.view(view, key)
+        else:
+            mounts = self.mounts(key)
+        try:
+            with mounted(mounts) as root, DirectoryTree(root, owners="actual") as tree:
+                yield tree
+        finally:
+            if view:
+                self.remove(view)
+
+    def tree(self, key: str) -> OpenTree:
+        return cast("OpenTree", self._tree(key))
+
+    def stat(self, key: str) -> SnapshotRecord:
+        return self._snapshots.stat(key)
+
+    def list(self, filters: Sequence[str] = ()) -> list[SnapshotRecord]:
+        return self._snapshots.list(filters)
+
+    def update(self, key: str, labels: Labels, fields: Sequence[str] = ()) -> SnapshotRecord:
+        return self._snapshots.update(key, labels, fields)
+
+    def usage(self, key: str) -> Usage:
+        return self._snapshots.usage(key)
+
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        return self._snapshots.mounts(key)
+
+    def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
+        return self._snapshots.prepare(key, parent, labels)
+
+    def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> tuple[Mount, ...]:
+        return self._snapshots.view(key, parent, labels)
+
+    def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
+        self._snapshots.commit(name, key, labels, parent)
+
+    def remove(self, key: str) -> None:
+        self._snapshots.remove(key)
+
+    def cleanup(self) -> None:
+        self._snapshots.cleanup()
+
+
 class SnapshotterTests(SnapshotGraphTests):
-    """A snapshotter whose mounts show files. Inherit and say how to make one."""
+    """Contract of snapshotters, files included. A binding defines ``make``."""
 
     copies = False
-    """Whether each snapshot has all that its parents have."""
+    """Whether each snapshot is a full copy of its parent."""
     depth = 128
-    """Layers that it is to manage."""
+    """Number of layers that the snapshotter must support in one chain."""
 
-    def test_what_was_removed_can_be_made_again(self, tmp_path: Path) -> None:
+    def test_a_removed_name_can_be_used_again(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         for content in (b"1", b"2"):
             self.committed(snapshots, "base", file("f", content))
@@ -43,7 +139,7 @@ class SnapshotterTests(SnapshotGraphTests):
             snapshots.remove("view")
             snapshots.remove("base")
 
-    def test_usage_is_that_of_the_snapshot_alone(self, tmp_path: Path) -> None:
+    def test_usage_excludes_the_parents(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "empty")
         block = os.urandom(300_000)
@@ -60,7 +156,7 @@ class SnapshotterTests(SnapshotGraphTests):
         with raises(NotFound):
             snapshots.usage("missing")
 
-    def test_a_parent_may_come_with_the_commit_where_the_driver_can_rebase(self, tmp_path: Path) -> None:
+    def test_commit_accepts_a_parent_if_the_snapshotter_can_rebase(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "base", directory("", mode=0o750), file("f", b"1"), file("gone"))
         self.committed(snapshots, "other")
@@ -88,9 +184,9 @@ class SnapshotterTests(SnapshotGraphTests):
             snapshots.commit("third", "on base", parent="other")
         snapshots.commit("third", "on base", parent="base")
 
-    # What a mount shows
+    # Content of the mounts
 
-    def test_the_root_of_a_new_snapshot_is_open_to_all(self, tmp_path: Path) -> None:
+    def test_the_root_of_a_new_snapshot_has_mode_0755(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         before = os.umask(0o077)
         try:
@@ -102,7 +198,7 @@ class SnapshotterTests(SnapshotGraphTests):
             assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o755, 0, 0)
             assert os.listdir(root) == []
 
-    def test_the_root_of_a_child_is_that_of_its_parent(self, tmp_path: Path) -> None:
+    def test_the_root_of_a_child_has_the_metadata_of_its_parent(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "base", directory("", mode=0o1770, uid=5, gid=6, mtime=WHEN))
         for mounts in (snapshots.prepare("active", "base"), snapshots.view("view", "base")):
@@ -111,7 +207,7 @@ class SnapshotterTests(SnapshotGraphTests):
                 assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o1770, 5, 6)
                 assert status.st_mtime_ns == WHEN
 
-    def test_what_is_written_to_a_mount_is_in_its_children_alone(self, tmp_path: Path) -> None:
+    def test_writes_to_a_mount_appear_only_in_its_children(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         with _seen(snapshots.prepare("a")) as root:
             (root / "dir").mkdir()
@@ -130,7 +226,7 @@ class SnapshotterTests(SnapshotGraphTests):
         with _seen(snapshots.view("v", "top")) as root:
             assert ((root / "dir" / "file").read_text(), (root / "new").read_text()) == ("two", "new")
 
-    def test_removals_and_renames_pass_through_commits(self, tmp_path: Path) -> None:
+    def test_commits_keep_removals_and_renames(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         with _seen(snapshots.prepare("1")) as root:
             for name in ("gone", "moved", "was file"):
@@ -159,9 +255,9 @@ class SnapshotterTests(SnapshotGraphTests):
             "was file": "directory",
         }
         with _seen(snapshots.view("3", "layer 2")) as root, DirectoryTree(root) as tree:
-            assert expected == outline(tree)
+            assert outline(tree) == expected
         with snapshots.tree("3") as unmounted:
-            assert expected == outline(unmounted)
+            assert outline(unmounted) == expected
         self.committed(snapshots, "layer 3", file("again/newer", b"3"), parent="layer 2")
         with _seen(snapshots.prepare("4", "layer 3")) as root:
             assert sorted(os.listdir(root / "again")) == ["new", "newer"]
@@ -203,14 +299,14 @@ class SnapshotterTests(SnapshotGraphTests):
         expected = text(merge([layer]))
         for key, mounts in (("a", snapshots.prepare("a", "base")), ("v", snapshots.view("v", "base"))):
             with _seen(mounts) as root, DirectoryTree(root, owners="actual") as tree:
-                assert expected == text(tree)
+                assert text(tree) == expected
                 assert (root / "d" / "again").stat().st_ino == (root / "d" / "setuid").stat().st_ino
                 assert (root / "holes").stat().st_size == 8 << 20
             with snapshots.tree(key) as unmounted:
-                assert expected == text(unmounted)
+                assert text(unmounted) == expected
         assert snapshots.usage("base").size < 1 << 20
 
-    def test_layers_that_are_applied_show_what_they_mean(self, tmp_path: Path) -> None:
+    def test_applied_layers_show_their_merged_tree(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         layers: list[list[Change]] = [
             [
@@ -246,11 +342,11 @@ class SnapshotterTests(SnapshotGraphTests):
             parent = f"layer {number}"
             expected = text(merge(layers[: number + 1]))
             with snapshots.tree(parent) as tree:
-                assert _without_links(expected) == _without_links(text(tree))
+                assert _without_links(text(tree)) == _without_links(expected)
             with _seen(snapshots.view(f"view {number}", parent)) as root, DirectoryTree(root) as shown:
-                assert _without_links(expected) == _without_links(text(shown))
+                assert _without_links(text(shown)) == _without_links(expected)
 
-    def test_as_many_layers_as_images_have(self, tmp_path: Path) -> None:
+    def test_a_chain_of_the_maximum_depth_works(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         parent = ""
         for number in range(self.depth - 1):
@@ -275,7 +371,7 @@ class SnapshotterTests(SnapshotGraphTests):
             with raises(OSError):
                 (root / "new").write_text("")
 
-    def test_a_snapshot_goes_although_it_is_mounted(self, tmp_path: Path) -> None:
+    def test_a_mounted_snapshot_can_be_removed(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         self.committed(snapshots, "base", file("f", b"1"))
         with _seen(snapshots.prepare("a", "base")):
@@ -286,13 +382,13 @@ class SnapshotterTests(SnapshotGraphTests):
 
 
 class ReadOnlySnapshotterTests:
-    """A snapshotter over a store that nothing may be written to. Inherit and say how to make one."""
+    """Contract of snapshotters over a read-only store. A binding defines ``make``."""
 
     def make(self, tmp_path: Path) -> UnpackingSnapshotter:
-        """A snapshotter that has the committed snapshot ``base`` with a file ``f``, and its view ``view``."""
+        """Return a snapshotter with the committed snapshot ``base``, which has a file ``f``, and its view ``view``."""
         raise NotImplementedError
 
-    def test_what_is_there_can_be_seen_and_nothing_changed(self, tmp_path: Path) -> None:
+    def test_snapshots_can_be_mounted_but_not_changed(self, tmp_path: Path) -> None:
         snapshots = self.make(tmp_path)
         assert [one.name for one in snapshots.list()] == ["base", "view"]
         with _seen(snapshots.mounts("view")) as root:
@@ -322,5 +418,5 @@ def _remove(tree: Path) -> None:
 
 
 def _without_links(lines: Iterable[str]) -> list[str]:
-    """Lines of `text` without hard links, which overlays have within one layer alone."""
+    """Drop hard links from lines of `text`: an overlay keeps them only within one layer."""
     return [line for line in lines if not line.startswith("link ")]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random content, layers, stacks and trees for hypothesis, small and full of collisions.
 
-Few names, few contents, few times: what matters happens where changes meet. Names sort differently by code points and
-by bytes. Everything can be held by a Linux file system, so that the same layers can be tried on every kind of place.
+Names, contents and times are few, because bugs appear where changes collide. Names sort differently by code points and
+by bytes. A Linux file system can store everything, so the same layers can be applied to every kind of layer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CONTENTS: Final = (
 
 
 def contents() -> SearchStrategy[Content]:
-    """Content in memory, some of it with holes; some files differ in their holes alone, some in a single byte."""
+    """Content in memory, in part sparse; some values differ only in their holes, others in one byte."""
     return st.sampled_from(_CONTENTS)
 
 
@@ -54,7 +54,7 @@ def posix(kind: Kind, *, times: tuple[int, ...] = TIMES) -> SearchStrategy[Posix
     if kind in (Kind.FILE, Kind.DIRECTORY):
         xattrs += [{"user.x": b"1"}, {"user.x": b"\0\xff", "user.y": b""}]
     devices = ((1, 3), (8, 0)) if kind in (Kind.CHARACTER, Kind.BLOCK) else ((0, 0),)
-    # One draw in place of five: drawing is what takes the time.
+    # One draw instead of five, because draws dominate the run time.
     return st.sampled_from(
         [
             Posix(mode, *owner, time, attributes, numbers)
@@ -75,7 +75,7 @@ def puts(
     symlinks: bool = False,
     times: tuple[int, ...] = TIMES,
 ) -> Put:
-    """A file of any kind at ``path``, or anywhere."""
+    """A file of any kind at ``path``, or at a random path."""
     where = draw(paths() if path is None else path)
     kind = draw(st.sampled_from(_ALL_KINDS if symlinks else _KINDS))
     content = draw(contents()) if kind is Kind.FILE else None
@@ -85,7 +85,7 @@ def puts(
 
 
 def targets() -> SearchStrategy[str]:
-    """Where symbolic links lead: up, down, absolute, nowhere, out of the root, in circles."""
+    """Targets of symbolic links: upward, downward, absolute, dangling, out of the root, circular."""
     return st.sampled_from(["a", "b", "/a", "/a/b", "../a", "a/b", "..", ".", "/", "../../../a", "none", "/b/../a"])
 
 
@@ -93,9 +93,9 @@ def targets() -> SearchStrategy[str]:
 def layers(
     draw: st.DrawFn, *, symlinks: bool = False, markers: bool = True, times: tuple[int, ...] = TIMES, size: int = 10
 ) -> list[Change]:
-    """One layer: puts, with duplicates; hard links to what it put; whiteouts and opaque markers anywhere.
+    """One layer: puts with duplicates, hard links to its own files, whiteouts and opaque markers at random paths.
 
-    Not every such layer can be applied: a file that a hard link needs may have been replaced.
+    Some layers cannot be applied: the target of a hard link may have been replaced.
     """
     layer: list[Change] = []
     linkable: list[LayerPath] = []
@@ -118,7 +118,7 @@ def layers(
 def stacks(
     *, symlinks: bool = False, markers: bool = True, times: tuple[int, ...] = TIMES, most: int = 4
 ) -> SearchStrategy[list[list[Change]]]:
-    """Up to ``most`` layers, the base first, that can be applied."""
+    """Up to ``most`` layers that can be applied, base first."""
     layer = layers(symlinks=symlinks, markers=markers, times=times)
     return st.lists(layer, min_size=1, max_size=most).filter(_applies)
 
@@ -147,7 +147,7 @@ def _tree(root: Posix, stack: list[list[Change]]) -> MemoryTree:
 def tree_pairs(
     draw: st.DrawFn, *, symlinks: bool = True, times: tuple[int, ...] = TIMES
 ) -> tuple[MemoryTree, MemoryTree]:
-    """Two trees: the second is the first with a layer on top, or with other hard links, or an unrelated one."""
+    """Two trees: the second is unrelated, or the first with one more layer or with other hard links."""
     lower = draw(trees(symlinks=symlinks, times=times))
     relation = draw(st.sampled_from(["layer", "links", "links", "none"]))
     if relation == "links":
@@ -161,7 +161,7 @@ def tree_pairs(
 
 @st.composite
 def _relinked(draw: st.DrawFn, changes: list[Change], mtime: int) -> list[Change]:
-    """The same tree with one more file under several names, some of them linked with each other."""
+    """Two versions of a tree with one more file of several names, hard-linked in different ways."""
     shared = Put(Entry(LayerPath(""), Kind.FILE, Posix(0o644, 0, 0, mtime), 1), Inline(b"x"))
     firsts: dict[int, LayerPath] = {}
     for number, group in enumerate(draw(st.lists(st.sampled_from([0, 1, 2, None]), min_size=2, max_size=5))):
