@@ -9,8 +9,10 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import lamella
 
@@ -55,9 +57,9 @@ def part_of(module: str) -> str:
     return part[0] if part and any((PACKAGE / path).exists() for path in (part[0], f"{part[0]}.py")) else FRONT_DOOR
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+def modules(package: Path = PACKAGE) -> Iterator[tuple[str, Path]]:
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
@@ -116,6 +118,30 @@ def test_no_two_parts_import_each_other_in_a_circle() -> None:
     edges = {part: below - {part, FRONT_DOOR} for part, below in graph.items() if part != FRONT_DOOR}
     order = list(TopologicalSorter(edges).static_order())
     assert order.index("errors") < order.index("changes") < order.index("cli")
+
+
+def module_graph(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Return each module of a package with those it imports, late imports and those for types included."""
+    names = {name for name, _ in modules(package)}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules(package):
+        found = {name if name in names else name.rpartition(".")[0] for _, name in imported(module, path)}
+        graph[module] = (found & names) - {module, FRONT_DOOR}
+    return graph
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    order = list(TopologicalSorter(module_graph()).static_order())
+    assert order.index("lamella.errors") < order.index("lamella.changes.apply") < order.index("lamella.cli.main")
+
+
+def test_a_circle_of_modules_would_be_seen(tmp_path: Path) -> None:
+    package = tmp_path / FRONT_DOOR
+    package.mkdir()
+    package.joinpath("a.py").write_text("def f():\n    from lamella.b import g\n")
+    package.joinpath("b.py").write_text("if TYPE_CHECKING:\n    from lamella import a\n")
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(module_graph(package)).static_order())
 
 
 def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:
@@ -219,13 +245,3 @@ def test_sql_and_the_database_stay_inside_the_store() -> None:
     )
     outside = [(name, path) for name, path in modules() if part_of(name) != "store"]
     assert [name for name, path in outside if sql.search(path.read_text())] == []
-
-
-def test_modules_of_the_store_do_not_import_each_other_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    files = {module: path for module, path in modules() if part_of(module) == "store"}
-    for module, path in files.items():
-        names = {name for _, name in imported(module, path)}
-        graph[module] = {name if name in files else name.rpartition(".")[0] for name in names} & files.keys() - {module}
-    order = list(TopologicalSorter(graph).static_order())
-    assert order.index("lamella.store.database") < order.index("lamella.store.store")
