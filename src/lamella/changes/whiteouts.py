@@ -2,7 +2,7 @@
 """What whiteouts and opaque markers hide: entries of lower layers, never those of the layer itself.
 
 OCI image-spec layer.md, "Whiteouts": a whiteout applies to lower layers only, wherever in the layer it stands. The
-driver therefore records what a layer has put, and a place without markers of its own (a plain directory) removes the
+driver therefore records what a layer has put, and a place that stores no markers (a plain directory) removes the
 rest by that record.
 """
 

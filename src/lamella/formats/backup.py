@@ -98,8 +98,8 @@ class BackupStream(Struct, eq=False):
 class BackupReader:
     """The streams of one file, in order.
 
-    ``read`` gives at most as many bytes as asked for, none at the end. With ``skip``, bodies that nobody reads are
-    passed by calling it with their size; it must raise or return the bytes passed. ``at`` is the offset of the first
+    ``read`` returns at most the requested number of bytes, none at the end. ``skip`` skips unread bodies: it is called
+    with their size, and must raise or return the number of bytes skipped. ``at`` is the offset of the first
     header.
 
     Raises FormatError for unknown ids, malformed headers and early ends.
@@ -292,8 +292,8 @@ class Surveyed(Struct):
 def survey(reader: BackupReader) -> Surveyed:
     """Go through the streams of one file without reading its content.
 
-    Raises FormatError also for what is there twice, sparse blocks that go backwards or have no end, and alternate
-    streams that are no data.
+    Raises FormatError also for duplicate streams, sparse blocks that go backwards or have no end, and alternate
+    streams without data.
     """
     found = Surveyed()
     whole: dict[int, bytes] = {}

@@ -57,8 +57,8 @@ def write_tree(read: Read, size: int, write: Callable[[int, bytes], None]) -> st
 def check_tree(read: Read, size: int, tree: Read, root: str, step: Callable[[int], object]) -> None:
     """Check data of ``size`` bytes against the tree over them whose root hash is ``root``, from the root down.
 
-    ``step`` is told of the bytes of the data that were read, and may raise to stop. Raises Integrity at the first block
-    that is not what its hash says, FormatError and Unsupported for a tree that is none or of another form.
+    ``step`` receives the number of data bytes read, and may raise to stop. Raises Integrity at the first block with a
+    wrong hash, FormatError for a malformed tree, and Unsupported for a tree of another form.
     """
     blocks = _blocks(tree(0, BLOCK))
     if not blocks or blocks * BLOCK != size:

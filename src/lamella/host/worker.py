@@ -308,7 +308,7 @@ class _Interpreter:
         if not sys.executable or getattr(sys, "frozen", False):
             raise FileNotFoundError("this program is no Python interpreter that could be started again")
         code = "import sys; sys.path[:] = sys.argv[1:]; from lamella.host.worker import serve_parent; serve_parent()"
-        # In a session of its own: Ctrl-C is for the process in the terminal, which ends this one.
+        # In a new session: Ctrl-C must reach only the process in the terminal, which ends this one.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", code, *filter(None, sys.path)],
             stdin=source,

@@ -333,4 +333,4 @@ class _Frame(Struct):
     level: int = 0
     """Indexes on the path down to here."""
     height: int = 0
-    """Levels of indexes from here down, as far as they have been visited."""
+    """Depth of the visited indexes from here down."""

@@ -242,7 +242,7 @@ class _Reader:
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:
             valid, parts = False, SplitResult("", "", "", "", "")
-        # No user name: it would be sent and logged where nobody expects a password.
+        # No user name: URLs are sent and logged as if they held no password.
         if not valid or parts.query or parts.fragment or "@" in parts.netloc or not parts.netloc.isascii():
             raise self.error(at, "expected a URL such as https://mirror.example:5000")
         host = _HUB_HOST if parts.netloc == _HUB else parts.netloc

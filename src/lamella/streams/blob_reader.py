@@ -290,7 +290,7 @@ _Filled: TypeAlias = tuple[memoryview, memoryview]
 class _Threaded:
     """A pipeline: buffers are filled, hashed, parsed by the caller, and filled again. Errors travel in order with them.
 
-    The blob is hashed in a thread of its own: in the thread that decompresses it would take 15 % of the time of large
+    The blob is hashed in a separate thread: in the thread that decompresses it would take 15 % of the time of large
     files, and in the thread that hashes buffers it would delay them.
     """
 

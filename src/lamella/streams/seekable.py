@@ -22,7 +22,7 @@ class SeekableBlob:
 
     ``open`` opens the blob at its start. It is called at the first read and again at the first read backwards; the
     files are closed here. An uncompressed file is read in place. A compressed one is decompressed as reads proceed;
-    at the first read backwards it is decompressed again, as far as needed, to an unnamed temporary file in
+    at the first read backwards it is decompressed again, up to the offset needed, to an unnamed temporary file in
     ``directory``. ``compression`` is the one of the media type.
 
     `chunks` raises FormatError, Exhausted, InvalidInput and Unsupported as `BlobReader`, and the errors of ``open``

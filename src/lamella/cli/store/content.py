@@ -66,7 +66,7 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
 def rm(console: Console, digests: tuple[str, ...]) -> None:
     """Remove blobs, even those that an image needs.
 
-    Nobody is asked whether a blob is needed; 'lamella store gc' removes those alone that are not.
+    References are not checked; 'lamella store gc' removes only blobs that nothing references.
     """
     from lamella.digests import parse_digest
 

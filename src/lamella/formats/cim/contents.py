@@ -171,7 +171,7 @@ class Contents:
         self._firsts: dict[int, int] = {}
         """CRC-32 and size of contents that are not large -> where the first with both lies."""
         self._sizes: dict[int, int] = {}
-        """Size of large contents -> where the one lies whose digest nobody has asked for yet; 0 when there is none."""
+        """Size of large contents -> offset of the one without a computed digest; 0 if all have digests."""
         self._digests: dict[bytes, int] = {}
         """SHA-256 of contents that the other two could not tell apart -> where they lie."""
         self._derived: list[bytes] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a CIM: nothing is read before it is asked for, and every offset and count is checked against what is there."""
+"""Reads a CIM on demand, and checks every offset and count against the size of its region."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Facts(Protocol):
 
 
 class Metadata(Struct):
-    """`Facts` as they are. Nobody changes one in place."""
+    """`Facts`, without a copy; never change one in place."""
 
     flags: int = 0
     creation_time: int = 0

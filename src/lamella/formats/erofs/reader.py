@@ -158,7 +158,7 @@ class ErofsReader:
         if end > len(raw):
             raise FormatError("EROFS attribute", base + at, f"{end - at} bytes, and only {len(raw) - at} are left")
         if number & 0x80:
-            raise Unsupported("this EROFS image has extended attributes with prefixes of its own")
+            raise Unsupported("this EROFS image defines long prefixes of extended attributes")
         prefix = PREFIX.get(number)
         if prefix is None:
             raise FormatError("EROFS attribute", base + at + 1, f"there is no prefix {number}")

@@ -130,7 +130,7 @@ class Upcase:
     def __init__(self, table: array[int]) -> None:
         self.table = table
         """65,536 units."""
-        # An image may have a table of its own idea even for ASCII.
+        # The table of an image may differ even for ASCII.
         usual = all(table[c] == (c - 32 if 97 <= c <= 122 else c) for c in range(128))
         self._changes = not usual
 
@@ -155,7 +155,7 @@ def parse_upcase(raw: bytes) -> Upcase:
 
 @cache
 def usual_upcase() -> Upcase:
-    """What is gone by where there is no volume or image with a table of its own."""
+    """The table to use without a volume or image that has one."""
     table = array("H", range(TABLE_SIZE // 2))
     for c in range(ord("a"), ord("z") + 1):
         table[c] = c - 32
@@ -239,7 +239,7 @@ def units(text: str) -> int:
 def folded(name: str) -> str:
     """``name`` as NTFS compares it: each UTF-16 unit in upper case, where upper case is one unit too.
 
-    NTFS has a table of its own on each volume; for what was assigned to Unicode lately it may differ from this.
+    Each NTFS volume has its own table, which may differ from this one for recent Unicode characters.
     """
     if name.isascii():
         return name.upper()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Security descriptors as text ([MS-DTYP] 2.5.1), as far as there is an answer without asking a domain or a machine.
+"""Security descriptors as text ([MS-DTYP] 2.5.1), without queries to a domain or a machine.
 
 Accounts that belong to some domain, and entries with GUIDs, conditions or claims, raise Unsupported both ways.
 """

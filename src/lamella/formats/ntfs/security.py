@@ -189,7 +189,7 @@ class Acl(Struct, frozen=True):
 class SecurityDescriptor(Struct, frozen=True):
     """Owner, group, audit list and access list; a list that `control` says is present and that is None is NULL.
 
-    A NULL DACL lets everybody in; an empty one nobody.
+    A NULL DACL grants all access; an empty DACL grants none.
     """
 
     control: int

@@ -57,7 +57,7 @@ LAYER_NAMES: Final = {
 def walk(key: Key, path: str = "") -> Iterator[tuple[str, Key]]:
     """``key`` and all keys below it with their paths, parents first, each read when its turn comes.
 
-    Raises Exhausted where the paths come to more than 1 GiB of text, as a small file of deep keys can make them.
+    Raises Exhausted if the paths exceed 1 GiB of text, which a small file with deep keys can reach.
     """
     yield path or "\\", key
     stack: list[tuple[str, Key]] = [(path, one) for one in _last_first(key)]
@@ -67,7 +67,7 @@ def walk(key: Key, path: str = "") -> Iterator[tuple[str, Key]]:
         path = f"{above}\\{_escaped(key.name)}"
         total += len(path)
         if total > _LONGEST:
-            raise Exhausted(f"the paths of all keys come to more than {_LONGEST >> 20} MiB of text")
+            raise Exhausted(f"the paths of all keys exceed {_LONGEST >> 20} MiB of text")
         yield path, key
         stack += [(path, one) for one in _last_first(key)]
 

@@ -135,10 +135,10 @@ class _Encoder:
     # Records ----------------------------------------------------------------------------------------------------
 
     def _keys(self, root: Key, root_at: int) -> None:
-        """Fill the cell of the root and all that hangs on it.
+        """Fill the cell of the root and all cells below it.
 
-        The cells of sisters lie side by side, each followed by nothing of its own, so that listing a key touches few
-        pages; then each sister's own comes, the first one's first.
+        The cells of sibling keys are adjacent, so that listing a key touches few pages; the cells that belong to each
+        sibling follow, in the same order.
         """
         bins = self._bins
         stack = [(root, root_at, NIL, root.class_name, 0)]

@@ -113,7 +113,7 @@ class Loader(Protocol):
 def bind(library: ctypes.CDLL, dll: str, name: str, signature: Signature) -> Callable[..., Any]:
     """The function ``name`` of a loaded library with its types; Unsupported if it has none of that name.
 
-    Each call makes an object of its own, so that two bindings of one function never change each other's types.
+    Each call creates a new object, so two bindings of one function never change each other's types.
     """
     try:
         function = library[name]

@@ -103,7 +103,7 @@ class ImagePath(ctypes.Structure):
 
 
 class WindowsBuild(Struct, frozen=True):
-    """A version of Windows, as far as it decides about images."""
+    """A version of Windows, compared by its support for images."""
 
     build: int
     revision: int = 0
@@ -285,7 +285,7 @@ class Cimfs:
             check_hresult(result, "write to a file of the image")
 
     def close_stream(self, stream: int) -> None:
-        """Let go of a file's or stream's data."""
+        """Close a data stream."""
         self._writer("CimCloseStream", stream)
 
     def hard_link(self, image: int, path: str, target: str) -> None:
@@ -319,7 +319,7 @@ class Cimfs:
         check_hresult(self._writer("CimCommitImage", image), "commit the image")
 
     def close(self, image: int) -> None:
-        """Let go of an image."""
+        """Close an image."""
         self._writer("CimCloseImage", image)
 
     def seal(self, block: str) -> Sealed:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows layers by the newer calls (computestorage.dll, Windows 10 1809): scratch disks, and files shown over them.
 
-Layers are told of in JSON; parents are given nearest first, each with its GUID.
+Layers are described in JSON; parents are listed nearest first, each with its GUID.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class Handle:
         self.value = value
 
     def close(self) -> None:
-        """Let go of it; a second time does nothing."""
+        """Close the handle; further calls do nothing."""
         value, self.value = self.value, INVALID_HANDLE
         if value != INVALID_HANDLE:
             self._files.release(value)

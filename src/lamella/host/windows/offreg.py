@@ -80,7 +80,7 @@ class OfflineKey:
         self._check("ORSetValue", f"write the value {name!r}", self.value, wide(name), kind, data, len(data))
 
     def close(self) -> None:
-        """Let go of it; a second time does nothing."""
+        """Close the handle; further calls do nothing."""
         value, self.value = self.value, 0
         if value:
             self._library(self._close, value)

@@ -99,8 +99,8 @@ class Privileges:
     def in_thread(self, *names: str) -> Iterator[None]:
         """Hold ``names`` for the calling thread alone, by a copy of its token that lasts as long as the block.
 
-        A thread that impersonates somebody already keeps doing so, with the privileges added to that token. The block
-        has to end in the thread that began it.
+        A thread that already impersonates another user keeps doing so, with the privileges added to that token. The
+        block has to end in the thread that began it.
         """
         held = self._thread.held
         owner = threading.get_ident()
@@ -182,7 +182,7 @@ class Privileges:
             raise from_win32(code, doing)
 
     def _impersonate(self) -> bool:
-        """Give the thread a token of its own; whether it had none before."""
+        """Give the thread its own token; return whether it had none before."""
         token = HANDLE()
         if self._advapi32("OpenThreadToken", self._kernel32("GetCurrentThread"), _TOKEN_ACCESS, 0, ctypes.byref(token)):
             self._kernel32("CloseHandle", token)

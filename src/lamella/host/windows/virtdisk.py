@@ -113,7 +113,7 @@ class VirtualDisk:
         return text_of(buffer)
 
     def close(self) -> None:
-        """Let go of it; a second time does nothing."""
+        """Close the handle; further calls do nothing."""
         value, self.value = self.value, 0
         if value:
             self._kernel32("CloseHandle", value)

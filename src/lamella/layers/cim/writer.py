@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes composite images on any host, as far as their format is publicly known: new images and forks."""
+"""Writes new composite images and forks on any host, in the publicly known part of the format."""
 
 from __future__ import annotations
 

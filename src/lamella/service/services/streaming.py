@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Streaming service: streams that clients open before the call that makes use of them, and bytes over them.
+"""The Streaming service: streams that clients open before the call that uses them, and bytes over them.
 
-Whoever receives bytes says how many it takes; the other one sends no more than that. A client that takes much and reads
-nothing is held up, and does not fill the memory.
+The receiver grants a window of bytes and the sender stays within it, so a client that requests much and reads nothing
+cannot fill the memory of the server.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Purpose(Enum):
 
 
 class SnapshotDriver(Protocol):
-    """How one kind of snapshotter keeps its snapshots, each in a directory of its own.
+    """Storage of one kind of snapshotter, with one directory per snapshot.
 
     A driver knows nothing of keys, of the database, or of other processes.
     """

@@ -80,7 +80,7 @@ Advance: TypeAlias = Callable[[int], object]
 
 
 class LayerUnpacker:
-    """Unpacks one layer after the other; with ``worker`` in a process of its own. For one thread at a time."""
+    """Unpacks one layer after the other, in a worker process if ``worker`` is given. Not thread-safe."""
 
     def __init__(self, *, worker: bool) -> None:
         self.in_worker = worker

@@ -103,5 +103,5 @@ def test_paths_of_deep_keys_are_not_printed_without_end(monkeypatch: pytest.Monk
     root = key = MemoryKey("")
     for _ in range(100):
         key = key.make("x" * 255)
-    with pytest.raises(Exhausted, match="the paths of all keys come to more than"):
+    with pytest.raises(Exhausted, match="the paths of all keys exceed"):
         list(dump(root))
