@@ -25,8 +25,8 @@ from lamella.oci.documents import decode
 from lamella.oci.index import Index
 from lamella.operations.store.transfer import ImportOptions, export_image, import_image
 from lamella.operations.surgery.convert import ConvertOptions, convert
+from lamella.operations.surgery.index import rewrite_index
 from lamella.operations.surgery.mutate import Settings
-from lamella.operations.surgery.rewrite_index import rewrite_index
 from lamella.operations.verify import Verified
 from lamella.progress import Cancellation
 from lamella.protocol.proto.transfers_pb2 import ImageReference, ImageStore

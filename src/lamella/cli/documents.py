@@ -10,6 +10,7 @@ from lamella.cli.console import Console, counted, human_size
 if TYPE_CHECKING:
     from lamella.changes.losses import Losses
     from lamella.images.resolve import PlatformImage
+    from lamella.operations.copy import Copied
     from lamella.operations.layers.apply import Applied
     from lamella.operations.layers.write import Written
     from lamella.operations.pack import Packed
@@ -140,3 +141,25 @@ def unpacked_document(image: PlatformImage, unpacked: Unpacked) -> dict[str, Any
         ],
         **losses_document(unpacked.losses),
     }
+
+
+def print_copied(console: Console, target: str, copied: Copied) -> None:
+    """Report an image that was copied to ``target``."""
+    if console.json:
+        from lamella.operations.inspect import describe_descriptor
+
+        totals = {"blobs": copied.blobs, "bytes": copied.size, "left": copied.left}
+        console.document({"image": target, **describe_descriptor(copied.entry), **totals})
+        return
+    console.summary(f"{target}: {copied.entry.digest}")
+    console.summary(copied_summary(copied))
+
+
+def copied_summary(copied: Copied) -> str:
+    """The blobs that were written, those that the target held before, and layers that no registry may hand on."""
+    left = ""
+    if copied.left:
+        layers = "layer left where it is" if copied.left == 1 else "layers left where they are"
+        left = f"; {copied.left} non-distributable {layers}"
+    blobs = f"{counted(copied.blobs, 'blob', 'blobs')} written, {human_size(copied.size)}"
+    return f"{blobs}; {copied.present} {'was' if copied.present == 1 else 'were'} there already{left}"

@@ -13,6 +13,7 @@ from lamella.cli.choices import compression_options, kind_option
 from lamella.cli.console import Console, human_size
 from lamella.cli.documents import applied_document, losses_document, print_blob
 from lamella.cli.options import (
+    PATH,
     check_name_rules,
     collect,
     name_rules_option,
@@ -41,7 +42,7 @@ def _parse_digest(context: click.Context, option: click.Parameter, value: str | 
 
 @click.command("apply", cls=Verb)
 @click.argument("blob", metavar="BLOB")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=PATH)
 @collect(
     "options",
     "operations.layers.apply:ApplyOptions",
@@ -51,7 +52,7 @@ def _parse_digest(context: click.Context, option: click.Parameter, value: str | 
         "parents",
         multiple=True,
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="A layer below, of the same kind, nearest first; may be repeated.",
     ),
     policy_options,
@@ -119,7 +120,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
 
 
 @click.command("diff", cls=Verb)
-@click.argument("places", metavar="[LOWER] UPPER", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("places", metavar="[LOWER] UPPER", nargs=-1, type=PATH)
 @click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
 @collect(
     "options",
@@ -130,7 +131,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
         "parents",
         metavar="PLACE",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="A layer below a Windows layer, nearest first; Windows exports it against them.",
     ),
     compression_options,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+PATH: Final = click.Path(path_type=Path)
+"""Shared, since click looks translations up for each new one."""
+
 IMAGE_PATH: Final = "IMAGE[::PATH]"
 
 
@@ -125,19 +128,6 @@ all_option: Final[Decorator] = click.option(
 replace_option: Final[Decorator] = click.option(
     "--replace", is_flag=True, help="Replace an existing archive, or the image of that name in a store."
 )
-auth_file_option: Final[Decorator] = click.option(
-    "--authfile",
-    "auth_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Use this login file, and no other.",
-)
-certs_dir_option: Final[Decorator] = click.option(
-    "--certs-dir",
-    metavar="DIR",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Take mirrors and certificates only from DIR/HOST[:PORT].",
-)
 
 
 def split_place(text: str) -> tuple[str, str]:
@@ -157,7 +147,7 @@ strict_option: Final[Decorator] = click.option("--strict", is_flag=True, help="F
 recipe_option: Final[Decorator] = click.option(
     "--recipe",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Also write a recipe, which restores the exact blob.",
 )
 

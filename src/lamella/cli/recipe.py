@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console, human_size
+from lamella.cli.options import PATH
 from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def command() -> None:
 
 
 @command.command("make", cls=Verb)
-@click.argument("blob", metavar="BLOB", type=click.Path(path_type=Path))
-@click.option("-o", "--output", metavar="RECIPE", required=True, type=click.Path(path_type=Path), help="The recipe.")
+@click.argument("blob", metavar="BLOB", type=PATH)
+@click.option("-o", "--output", metavar="RECIPE", required=True, type=PATH, help="The recipe.")
 @click.pass_obj
 def make(console: Console, blob: Path, output: Path) -> None:
     """Write the recipe of a layer blob.
@@ -41,8 +42,8 @@ def make(console: Console, blob: Path, output: Path) -> None:
 
 
 @command.command("restore", cls=Verb)
-@click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.argument("place", metavar="DIR|BLOB", type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="RECIPE", type=PATH)
+@click.argument("place", metavar="DIR|BLOB", type=PATH)
 @click.option("-o", "--output", metavar="BLOB", required=True, help="The blob; - is standard output.")
 @click.pass_obj
 def restore(console: Console, recipe: Path, place: Path, output: str) -> None:
@@ -65,7 +66,7 @@ def restore(console: Console, recipe: Path, place: Path, output: str) -> None:
 
 
 @command.command("show", cls=Verb)
-@click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="RECIPE", type=PATH)
 @click.pass_obj
 def show(console: Console, recipe: Path) -> None:
     """Show the blob that a recipe restores, and check the recipe."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella copy``, ``pull``, ``push``, ``tags``, ``catalog``, ``referrers``, ``delete``, ``login`` and ``logout``."""
+"""``lamella tags``, ``catalog``, ``referrers``, ``delete``, ``login`` and ``logout``."""
 
 from __future__ import annotations
 
@@ -10,123 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from lamella.cli.console import Console, columns, human_size, is_terminal, printable
-from lamella.cli.options import all_option, auth_file_option, certs_dir_option, platform_option, replace_option
-from lamella.cli.verb import ImageVerb, RegistryVerb, Verb
+from lamella.cli.options import Decorator
+from lamella.cli.verb import RegistryVerb, Verb
 from lamella.errors import Cancelled, Exhausted, InvalidInput
 
 if TYPE_CHECKING:
     from lamella.oci.descriptor import Descriptor
-    from lamella.operations.copy import Copied
-
-# copy -----------------------------------------------------------------------------------------------------------------
-
-
-def copy_and_tell(
-    console: Console, source: str, target: str, *, platform: str | None, all_platforms: bool, replace: bool = False
-) -> None:
-    """Copy the image and say what came of it."""
-    from lamella.operations.copy import copy
-
-    job = console.job()
-    copied = copy(
-        source,
-        target,
-        platform=platform,
-        all_platforms=all_platforms,
-        replace=replace,
-        job=job,
-    )
-    tell_copied(console, target, copied)
-
-
-def tell_copied(console: Console, target: str, copied: Copied) -> None:
-    """Say what came of a copy to ``target``."""
-    if console.json:
-        from lamella.operations.inspect import describe_descriptor
-
-        document = describe_descriptor(copied.entry)
-        console.document(
-            {"image": target, **document, "blobs": copied.blobs, "bytes": copied.size, "left": copied.left}
-        )
-        return
-    console.summary(f"{target}: {copied.entry.digest}")
-    console.summary(copied_summary(copied))
-
-
-def copied_summary(copied: Copied) -> str:
-    """What was moved, for people."""
-    left = ""
-    if copied.left:
-        layers = "layer left where it is" if copied.left == 1 else "layers left where they are"
-        left = f"; {copied.left} non-distributable {layers}"
-    blobs = f"{copied.blobs} {'blob' if copied.blobs == 1 else 'blobs'} written, {human_size(copied.size)}"
-    return f"{blobs}; {copied.present} {'was' if copied.present == 1 else 'were'} there already{left}"
-
-
-def check_direction(verb: str, image: str, *, in_registry: bool) -> None:
-    """Refuse an image that is on the wrong side for ``verb``. Raises InvalidInput."""
-    from lamella.errors import InvalidInput
-    from lamella.images.transports import Syntax, parse_image_name
-
-    if (parse_image_name(image).syntax is Syntax.REGISTRY) != in_registry:
-        where = "not in a registry" if in_registry else "in a registry"
-        raise InvalidInput(
-            f"{verb}: {image[:300]!r} is {where}",
-            hint="'lamella pull' goes from docker://HOST/NAME[:TAG] to this machine, 'lamella push' the other way, "
-            "and 'lamella copy' from anywhere to anywhere",
-        )
-
-
-@click.command("copy", cls=ImageVerb)
-@click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="IMAGE")
-@all_option
-@platform_option
-@replace_option
-@click.pass_obj
-def copy(console: Console, source: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
-    """Copy an image from one place to another.
-
-    The first IMAGE goes to the second, byte for byte, so that digests stay. Digests and sizes are checked on the way,
-    and what the target has is not read. The target changes at the end, all at once; a layout keeps its other images.
-    """
-    copy_and_tell(console, source, target, platform=platform, all_platforms=all_platforms, replace=replace)
-
-
-@click.command("pull", cls=ImageVerb)
-@click.argument("source", metavar="docker://HOST/NAME[:TAG]")
-@click.argument("target", metavar="IMAGE")
-@all_option
-@platform_option
-@replace_option
-@click.pass_obj
-def pull(console: Console, source: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
-    """Copy an image from a registry to this machine.
-
-    It goes to IMAGE byte for byte, so that digests stay, and without the layers that are there already. 'lamella
-    unpack' takes an image straight from its registry too, and keeps no blobs then.
-    """
-    check_direction("pull", source, in_registry=True)
-    check_direction("pull", target, in_registry=False)
-    copy_and_tell(console, source, target, platform=platform, all_platforms=all_platforms, replace=replace)
-
-
-@click.command("push", cls=ImageVerb)
-@click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="docker://HOST/NAME[:TAG]")
-@all_option
-@platform_option
-@click.pass_obj
-def push(console: Console, source: str, target: str, all_platforms: bool, platform: str | None) -> None:
-    """Copy an image from this machine to a registry.
-
-    It goes there byte for byte, so that digests stay, and without the layers that are there already. The tag names it
-    when all of it has arrived.
-    """
-    check_direction("push", source, in_registry=False)
-    check_direction("push", target, in_registry=True)
-    copy_and_tell(console, source, target, platform=platform, all_platforms=all_platforms)
-
 
 # list -----------------------------------------------------------------------------------------------------------------
 
@@ -243,6 +132,20 @@ def _confirm(question: str) -> None:
 
 
 _MAX_PASSWORD: Final = 1 << 16
+
+auth_file_option: Final[Decorator] = click.option(
+    "--authfile",
+    "auth_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Use this login file, and no other.",
+)
+certs_dir_option: Final[Decorator] = click.option(
+    "--certs-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Take mirrors and certificates only from DIR/HOST[:PORT].",
+)
 
 
 def _refuse(context: click.Context, option: click.Parameter, value: str | None) -> None:  # noqa: ARG001

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,10 @@ def _set_switch(context: click.Context, option: click.Parameter, value: bool) ->
         setattr(console, option.name, True)
 
 
+# All verbs of a class share their options: a module with several verbs loads sooner.
+
+
+@cache
 def result_options() -> list[click.Parameter]:
     """Options of all verbs, which may also stand before the verb."""
 
@@ -37,6 +42,7 @@ def result_options() -> list[click.Parameter]:
 _REGISTRY_OPTIONS: Final = ("plain_http", "auth_file", "certs_dir", "foreign_urls")
 
 
+@cache
 def registry_flags() -> list[click.Parameter]:
     """Options of verbs that use registries."""
     return [
@@ -59,6 +65,7 @@ def registry_flags() -> list[click.Parameter]:
 _CONTAINERD_OPTIONS: Final = ("containerd", "containerd_namespace")
 
 
+@cache
 def containerd_flags() -> list[click.Parameter]:
     """Options of verbs that use images of a running containerd."""
     return [
@@ -74,6 +81,17 @@ def containerd_flags() -> list[click.Parameter]:
             help="The namespace in it.  [default: CONTAINERD_NAMESPACE, or default]",
         ),
     ]
+
+
+@cache
+def image_flags() -> list[click.Parameter]:
+    """Options of verbs that name images."""
+    foreign = click.Option(
+        ["--foreign-urls"],
+        is_flag=True,
+        help="Fetch non-distributable layers that are not stored with the image from the URLs in it.",
+    )
+    return [*containerd_flags(), *registry_flags(), foreign]
 
 
 class Verb(click.Command):
@@ -111,13 +129,7 @@ class ImageVerb(RegistryVerb):
     """A verb that names images; its options for registries and containerd apply to all that it opens."""
 
     def common_options(self) -> list[click.Parameter]:
-        foreign = click.Option(
-            ["--foreign-urls"],
-            is_flag=True,
-            help="Fetch non-distributable layers that are not stored with the image from the URLs in it.",
-        )
-        registries, results = registry_flags(), result_options()
-        return [*containerd_flags(), *registries, foreign, *results]
+        return [*image_flags(), *result_options()]
 
     def invoke(self, ctx: click.Context) -> Any:
         address, namespace = (ctx.params.pop(name) or None for name in _CONTAINERD_OPTIONS)

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import ctypes  # late elsewhere, like fcntl and struct: they take 2 ms, and few runs need them
 
 HAS_XATTRS = True
 
@@ -186,7 +187,9 @@ def clone_file(source: int, target: int) -> bool:
 
 def sync_file_system(descriptor: int) -> None:
     """Flush the file system of an open file to the disk (syncfs(2))."""
-    if _libc_files().syncfs(descriptor):
+    import ctypes
+
+    if _libc().syncfs(descriptor):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -194,12 +197,12 @@ def sync_file_system(descriptor: int) -> None:
 def enable_verity(path: str) -> None:
     """Enable fs-verity: the kernel verifies each block on reading, and the file becomes immutable."""
     import fcntl
+    import struct
 
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        block = min(
-            _BLOCK, os.fstatvfs(descriptor).f_bsize
-        )  # the kernel accepts none larger than that of the file system
+        # The kernel accepts no larger block than the file system's.
+        block = min(_BLOCK, os.fstatvfs(descriptor).f_bsize)
         fcntl.ioctl(descriptor, _FS_IOC_ENABLE_VERITY, struct.pack("=III", 1, _SHA256, block).ljust(128, b"\0"))
     finally:
         os.close(descriptor)
@@ -208,6 +211,7 @@ def enable_verity(path: str) -> None:
 def verity_digest(path: str) -> bytes | None:
     """The fs-verity digest of the file (SHA-256 of its Merkle tree), or None without fs-verity."""
     import fcntl
+    import struct
 
     buffer = bytearray(struct.pack("=HH", 0, _DIGEST_ROOM)) + bytearray(_DIGEST_ROOM)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -220,8 +224,3 @@ def verity_digest(path: str) -> bytes | None:
     finally:
         os.close(descriptor)
     return bytes(buffer[4 : 4 + int.from_bytes(buffer[2:4], "little")])
-
-
-@cache
-def _libc_files() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

@@ -13,7 +13,6 @@ The worker is a fork, since it needs the ring and the open blobs. It opens nothi
 from __future__ import annotations
 
 import mmap
-import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -152,6 +151,8 @@ class LayerReading:
             self._error = error
             raise
         if isinstance(message, bytes):
+            import pickle  # late: small images are read without a worker
+
             end: _End = pickle.loads(message)  # noqa: S301  # from our own fork
             self._job.losses.merge(end.losses)
             self._facts = end.facts
@@ -217,6 +218,8 @@ class _Content(Struct, eq=False):
 
 
 def _serve(channel: Channel, blobs: Sequence[Blob], buffers: Sequence[memoryview]) -> None:
+    import pickle
+
     return_large_blocks(_LARGE)
     ring = _SharedRing(channel, buffers)
     for blob in blobs:

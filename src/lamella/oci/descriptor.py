@@ -29,3 +29,8 @@ class Descriptor(Document, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return str(self.digest)
+
+
+def bare(descriptor: Descriptor) -> Descriptor:
+    """``descriptor`` reduced to media type, digest and size, without platform, annotations and the like."""
+    return Descriptor(media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size)

@@ -19,7 +19,7 @@ from lamella.cli.documents import (
     unpacked_document,
     written_document,
 )
-from lamella.cli.options import collect, platform_option, replace_option, strict_option
+from lamella.cli.options import PATH, collect, platform_option, replace_option, strict_option
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--parent",
     metavar="CIM",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="With --to, for a single layer: the composite image below it.",
 )
 @collect(
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     click.option(
         "--recipes",
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Write a recipe of each old blob to DIR, which restores it from the new one.",
     ),
     platform_option,

@@ -12,6 +12,7 @@ from lamella.cli.choices import compression_options, kind_option
 from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import packed_document, print_packed, unpacked_document
 from lamella.cli.options import (
+    PATH,
     check_name_rules,
     collect,
     name_rules_option,
@@ -43,7 +44,7 @@ def _parse_variables(context: click.Context, option: click.Parameter, values: tu
 
 
 @click.command("pack", cls=ImageVerb)
-@click.argument("directory", metavar="DIR|cim:PATH", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR|cim:PATH", type=PATH)
 @click.argument("image", metavar="IMAGE")
 @click.option("--config-from", metavar="IMAGE", help="Start from the config of this image, without layers and history.")
 @collect(
@@ -119,7 +120,7 @@ def pack(
 
 @click.command("unpack", cls=ImageVerb)
 @click.argument("image", metavar="IMAGE")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=PATH)
 @platform_option
 @click.option("--bundle", is_flag=True, help="Unpack into DIR/rootfs and write DIR/config.json for crun or runc.")
 @collect(

@@ -10,8 +10,16 @@ import click
 
 from lamella.cli.choices import compression_options
 from lamella.cli.console import Console
-from lamella.cli.documents import finished_document, losses_document, packed_document, print_finished, print_packed
+from lamella.cli.documents import (
+    copied_summary,
+    finished_document,
+    losses_document,
+    packed_document,
+    print_finished,
+    print_packed,
+)
 from lamella.cli.options import (
+    PATH,
     Decorator,
     collect,
     name_rules_option,
@@ -25,7 +33,6 @@ from lamella.cli.options import (
     subsecond_option,
     template_options,
 )
-from lamella.cli.registry import copied_summary
 from lamella.cli.verb import ImageVerb
 
 if TYPE_CHECKING:
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
 
 @click.command("append", cls=ImageVerb)
 @click.argument("source", metavar="IMAGE")
-@click.argument("layers", metavar="LAYER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("layers", metavar="LAYER...", nargs=-1, required=True, type=PATH)
 @click.argument("target", metavar="IMAGE")
 @collect(
     "options",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.options import platform_option
+from lamella.cli.options import PATH, platform_option
 from lamella.cli.store.opening import (
     chosen_verity,
     namespace_option,
@@ -23,7 +23,7 @@ from lamella.cli.verb import Verb
 
 @click.command("mount", cls=Verb)
 @click.argument("image", metavar="store:REF")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.option("--rw", is_flag=True, help="Let DIR be written to; what is changed is dropped by 'lamella umount'.")
 @snapshotter_option
 @verity_option
@@ -76,7 +76,7 @@ def mount(
 
 
 @click.command("umount", cls=Verb)
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.option("--lazy", is_flag=True, help="Unmount it even while it is in use.")
 @click.pass_obj
 def umount(console: Console, directory: Path, lazy: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 
 from lamella.cli.console import Console
-from lamella.cli.options import collect
+from lamella.cli.options import PATH, collect
 from lamella.cli.store.opening import opened_store, verity_option
 from lamella.cli.verb import Verb
 
@@ -72,7 +72,7 @@ class ServeOptions(NamedTuple):
 @click.option(
     "--config",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     is_eager=True,
     expose_value=False,
     callback=_load,

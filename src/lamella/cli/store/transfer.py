@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamella.cli.console import Console, human_size
-from lamella.cli.documents import losses_document
+from lamella.cli.documents import losses_document, print_copied
 from lamella.cli.options import collect, platform_option, replace_option, strict_option
-from lamella.cli.registry import tell_copied
 from lamella.cli.store.opening import chosen_verity, namespace_option, opened_space, snapshotter_option, verity_option
 from lamella.cli.verb import ImageVerb
 
@@ -101,4 +100,4 @@ def export(console: Console, name: str, target: str, all_platforms: bool, platfo
             replace=replace,
             job=job,
         )
-    tell_copied(console, target, copied)
+    print_copied(console, target, copied)

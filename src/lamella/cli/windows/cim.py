@@ -11,13 +11,13 @@ import click
 from lamella.cli.choices import compression_options
 from lamella.cli.console import Console, counted, human_size
 from lamella.cli.documents import losses_document
-from lamella.cli.options import collect, strict_option
+from lamella.cli.options import PATH, collect, strict_option
 from lamella.cli.verb import Verb, VerbGroup
 
 if TYPE_CHECKING:
     from lamella.operations.layers.diff import DiffOptions
 
-_IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=click.Path(path_type=Path))
+_IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=PATH)
 
 
 @click.group("cim", cls=VerbGroup)
@@ -88,7 +88,7 @@ def cat(context: click.Context, image: Path, paths: tuple[str, ...]) -> None:
 
 @command.command("extract", cls=Verb)
 @_IMAGE
-@click.argument("directory", metavar="TARGET", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="TARGET", type=PATH)
 @click.option(
     "--only", default="", metavar="PATH", help="Take only the content of PATH; Files is a container's drive C."
 )
@@ -113,7 +113,7 @@ def extract(console: Console, image: Path, directory: Path, only: str, strict: b
 @click.option(
     "--list",
     "listing",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Write the metadata of each file as a line of JSON, for tools/mount-cim.ps1 to compare on Windows.",
 )
@@ -145,7 +145,7 @@ def verify(console: Console, image: Path, listing: Path | None) -> None:
 @_IMAGE
 @click.option(
     "--parent",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="CIM",
     help="The image that it was forked from, if it is elsewhere.",
 )

@@ -15,15 +15,17 @@ import select
 import stat
 from collections import deque
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lamella.changes.model import Entry, Kind
 from lamella.errors import LamellaError, Unavailable
 from lamella.host import file_io
-from lamella.host.worker import Channel, Worker, can_fork, processors
 from lamella.layers.directory.content import OpenDirectory
 from lamella.layers.directory.reader import DirectoryReader
 from lamella.paths import ROOT, LayerPath, join
+
+if TYPE_CHECKING:
+    from lamella.host.worker import Channel
 
 _STEP: Final = 256 << 10
 _OPEN_DIRECTORIES: Final = 128
@@ -219,12 +221,13 @@ class DirectoriesComparison:
         xattrs: bool = True,
         workers: int | None = None,
     ) -> None:
-        """Compare with at most ``workers`` further processes; None for what the machine has."""
+        """Compare with at most ``workers`` further processes; None for one less than there are processors."""
         self._lower, self._upper = lower, upper
         self._exact, self._xattrs = exact, xattrs
         self._pairs = Pairs(lower.descriptor, upper.descriptor, exact=exact, xattrs=xattrs)
-        self._wanted = min(_MOST_WORKERS, processors() - 1) if workers is None else workers
-        """Workers still to be started."""
+        self._wanted = _MOST_WORKERS if workers is None else workers
+        """The most workers to start; 0 once they have been started."""
+        self._one_per_processor = workers is None
         self._workers: list[_PairsWorker] = []
         self._jobs: dict[LayerPath, _Job] = {}
         """Directories that the diff will ask for."""
@@ -324,7 +327,11 @@ class DirectoriesComparison:
                     worker.give(batch)
 
     def _start(self) -> None:
+        from lamella.host.worker import processors
+
         wanted, self._wanted = self._wanted, 0
+        if self._one_per_processor:
+            wanted = min(wanted, processors() - 1)
         roots = (self._lower.descriptor(ROOT), self._upper.descriptor(ROOT))
         with suppress(OSError):  # then this process compares alone
             for _ in range(wanted):
@@ -386,11 +393,17 @@ class _Job:
         self.compared: ComparedDirectory | None = None
 
 
-class _PairsWorker(Worker):
+class _PairsWorker:
     """A process that compares directories, in batches."""
 
     def __init__(self, roots: tuple[int, int], *, exact: bool, xattrs: bool) -> None:
-        super().__init__(_serve, *roots, exact, xattrs, task="compares directories", fork=can_fork(), keep=roots)
+        from lamella.host.worker import Worker, can_fork  # late: few comparisons need a worker
+
+        task = "compares directories"
+        self._worker = Worker(_serve, *roots, exact, xattrs, task=task, fork=can_fork(), keep=roots)
+        self.output = self._worker.output
+        """A descriptor that is readable when a result begins to arrive."""
+        self.close = self._worker.close
         self.batches: deque[list[_Job]] = deque()
         """The batches that it has, the oldest first."""
 
@@ -400,11 +413,11 @@ class _PairsWorker(Worker):
             job.begun = True
         self.batches.append(batch)
         with suppress(Unavailable):
-            self.send([job.path for job in batch])
+            self._worker.send([job.path for job in batch])
 
     def take(self) -> list[tuple[_Job, ComparedDirectory | None]]:
         """The result of the oldest batch, awaited; None for a directory that could not be read. Raises Unavailable."""
-        answer: list[ComparedDirectory | None] = self.receive()
+        answer: list[ComparedDirectory | None] = self._worker.receive()
         return list(zip(self.batches.popleft(), answer, strict=True))
 
 

@@ -26,11 +26,11 @@ from lamella.store.gc.labels import CONTENT
 from lamella.store.image_reader import StoreReader
 from lamella.store.image_writer import StoreWriter
 from lamella.store.metadata.leases import under_lease
-from lamella.store.unpack.image import Unpacked, unpack_image
 
 if TYPE_CHECKING:
     from lamella.layers.policy import Policy
     from lamella.store.store import LocalNamespace
+    from lamella.store.unpack.image import Unpacked
 
 _HINT: Final = "name it with --name"
 
@@ -169,6 +169,8 @@ def _unpack_images(
     options: ImportOptions,
     job: Job,
 ) -> list[ImportedImage]:
+    from lamella.store.unpack.image import unpack_image  # late: it takes 4 ms, and --unpack alone needs it
+
     results: dict[str, Unpacked] = {}
     for image in images:
         digest = image.target.digest

@@ -35,7 +35,7 @@ from lamella.operations.surgery.draft import (
     layer_descriptor,
     write_draft,
 )
-from lamella.operations.surgery.rewrite_index import rewrite_index
+from lamella.operations.surgery.index import rewrite_index
 from lamella.streams.blob_writer import BlobWriter
 from lamella.streams.compressions import COMPRESSIONS
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
 
@@ -18,7 +17,7 @@ from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob
 from lamella.images.resolve import ImageLayer, PlatformImage
 from lamella.images.staging import BlobStage, Staging
 from lamella.oci.config import ImageConfig, RootFs
-from lamella.oci.descriptor import Descriptor
+from lamella.oci.descriptor import Descriptor, bare
 from lamella.oci.documents import Document, encode
 from lamella.oci.manifest import Manifest, new_manifest
 from lamella.oci.mediatypes import (
@@ -31,7 +30,6 @@ from lamella.oci.mediatypes import (
     retyped_layer,
 )
 from lamella.operations.copy import put_missing
-from lamella.operations.surgery.rewrite_index import bare
 from lamella.streams.compressions import COMPRESSIONS
 
 if TYPE_CHECKING:
@@ -219,8 +217,10 @@ class Spool(ImageReader):
     """A temporary directory with the new blobs of an image that is not written yet; `close` removes it."""
 
     def __init__(self) -> None:
+        from tempfile import gettempdir  # late: it takes 4 ms, and only reading a derived image needs it
+
         self.where = "an image that is not written yet"
-        self._staging = Staging(tempfile.gettempdir(), ".lamella-spool-")
+        self._staging = Staging(gettempdir(), ".lamella-spool-")
         self._blobs = BlobStage(self._staging, self.where, durable=False)
 
     def images(self) -> list[StoredImage]:

@@ -92,13 +92,18 @@ def image_tree(image: PlatformImage, *, job: Job | None = None) -> Iterator[Tree
     of a Windows image ignores case in names, and its entries also have a POSIX facet, as `posix_from_windows` makes it.
     Raises what unpacking raises.
     """
-    from lamella.layers.windows.names import Spelling
-    from lamella.layers.windows.tree import WindowsTree
     from lamella.operations.layers.read import is_windows, lower_and_upper
 
-    windows = is_windows(image)
-    with lower_and_upper(image.layers, 0, job or Job(), spelling=Spelling() if windows else None) as (_, tree):
-        yield WindowsTree(tree) if windows else tree
+    job = job or Job()
+    if is_windows(image):
+        from lamella.layers.windows.names import Spelling
+        from lamella.layers.windows.tree import WindowsTree
+
+        with lower_and_upper(image.layers, 0, job, spelling=Spelling()) as (_, tree):
+            yield WindowsTree(tree)
+    else:
+        with lower_and_upper(image.layers, 0, job) as (_, tree):
+            yield tree
 
 
 @contextmanager

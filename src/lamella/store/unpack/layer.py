@@ -9,7 +9,6 @@ from.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -94,6 +93,8 @@ class LayerUnpacker:
         """Unpack a layer. Raises as `unpack_layer`, and Unavailable if the worker ends before its work is done."""
         if not self.in_worker:
             return unpack_layer(task, advance, cancel)
+        import pickle
+
         if self._worker is None:
             self.start(fork=False)
         assert self._worker is not None  # noqa: S101  # it has just been started
@@ -117,6 +118,8 @@ class LayerUnpacker:
 
 def _serve(channel: Channel) -> None:
     """Answer each pickled `LayerTask` by a pickled `LayerResult`; the bytes read come before it, as numbers."""
+    import pickle
+
     channel.answer(lambda raw: pickle.dumps(unpack_layer(pickle.loads(raw), channel.send, None)))  # noqa: S301
 
 

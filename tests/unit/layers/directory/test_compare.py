@@ -232,10 +232,10 @@ def expected(trees: tuple[Path, Path]) -> list[str]:
 @pytest.fixture(params=["forked", "started"])
 def eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers are started at once, as forks or as new interpreters, whatever the machine."""
-    monkeypatch.setattr(compare, "can_fork", lambda: request.param == "forked")
+    monkeypatch.setattr("lamella.host.worker.can_fork", lambda: request.param == "forked")
     monkeypatch.setattr(compare, "_WORTH", 1)
     monkeypatch.setattr(compare, "_BATCH", 4)
-    monkeypatch.setattr(compare, "processors", lambda: 3)
+    monkeypatch.setattr("lamella.host.worker.processors", lambda: 3)
 
 
 def differences(trees: tuple[Path, Path]) -> list[str]:
@@ -250,7 +250,7 @@ def children() -> list[str]:
 def test_one_process_says_what_a_plain_comparison_says(
     trees: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "processors", lambda: 1)
+    monkeypatch.setattr("lamella.host.worker.processors", lambda: 1)
     assert len(expected(trees)) > 100
     assert differences(trees) == expected(trees)
 
@@ -300,9 +300,9 @@ def test_the_directories_of_a_worker_that_dies_are_compared_here(
         nonlocal given
         given += 1
         if given > 2:
-            worker._process.end()
+            worker._worker._process.end()
         really(worker, batch)
-        worker._process.end()
+        worker._worker._process.end()
 
     monkeypatch.setattr(compare._PairsWorker, "give", dying)
     assert differences(trees) == expected(trees)

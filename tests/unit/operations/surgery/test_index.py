@@ -19,7 +19,7 @@ from lamella.images.transports import open_reader, parse_image_name
 from lamella.oci.index import Index, decode_index
 from lamella.oci.platform import parse_platform
 from lamella.operations.surgery.convert import Conversion
-from lamella.operations.surgery.rewrite_index import selects
+from lamella.operations.surgery.index import selects
 from lamella.testing.images import OCI, SmallImage, compact, digest, index_of, small_image, tagged, write_layout
 
 MakeImage = Callable[..., str]
