@@ -184,7 +184,7 @@ class TestTheTableOfKinds:
         assert stub.leaks() == {}
 
     def test_refuses_awkward_names_by_default(self, system: WindowsSystem) -> None:
-        with pytest.raises(InvalidInput, match="takes it for a device") as caught:
+        with pytest.raises(InvalidInput, match="reserves it for a device") as caught:
             apply_blob(BytesIO(AWKWARD), BASE, ApplyOptions(kind="windows", system=system))
         assert "--awkward-names" in str(caught.value.hint)
         assert names(system, "C:\\layers") == []

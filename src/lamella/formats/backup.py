@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Win32 backup streams: what BackupRead gives of a file and BackupWrite takes (WIN32_STREAM_ID).
+"""Win32 backup streams, the form of files in BackupRead and BackupWrite (WIN32_STREAM_ID).
 
-A file is a sequence of streams: its security descriptor, its data, its alternate streams and so on, each with a
-header. Bodies are not held; they pass by as they are read and written.
+A file is a sequence of streams: security descriptor, data, alternate streams and so on, each with a header. Bodies are
+streamed, not kept in memory.
 """
 
-# ruff: noqa: SLF001 - a stream and its reader are one mechanism in two classes
+# ruff: noqa: SLF001 - BackupStream and BackupReader share state
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ CONTAINS_PROPERTIES: Final = 4
 SPARSE_ATTRIBUTE: Final = 8
 
 MAX_NAME: Final = 0x10000
-"""Bytes of a stream's name."""
+"""Maximum size of a stream's name in bytes."""
 
 SMALL: Final = 0x20000
-"""Bytes that a security descriptor, a list of extended attributes or a reparse point may take in `survey`.
+"""Maximum size in bytes of a security descriptor, extended attributes or a reparse point in `survey`.
 
-NTFS has 64 KiB for the largest; a list takes more here, as each of its entries is padded.
+The limit of NTFS is 64 KiB; the list of extended attributes is larger here because its entries are padded.
 """
 
 _HEADER: Final = struct.Struct("<IIqI")
@@ -61,48 +61,48 @@ _WHOLE: Final = {
     EA_DATA: "list of extended attributes",
     REPARSE_DATA: "reparse point",
 }
-"""Streams that are small enough to hold."""
+"""Streams that are read into memory."""
 
 
 class BackupStream(Struct, eq=False):
-    """The header of one stream; its body can be read once, until the next stream is asked for."""
+    """The header of one stream; its body can be read once, before the next stream is requested."""
 
     id: int
     size: int
-    """Bytes of the body; of a sparse block, without the offset that stands before it."""
+    """Size of the body in bytes; of a sparse block, without the offset before it."""
     attributes: int = 0
     name: str = ""
-    """``:name:$DATA`` for an alternate stream, empty for others."""
+    """``:name:$DATA`` of an alternate stream, empty for others."""
     offset: int = 0
-    """Where in the file a sparse block lies."""
+    """Offset of a sparse block in the file."""
     body_at: int = 0
-    """Where the body begins in the whole sequence of streams."""
+    """Offset of the body in the sequence of streams."""
     _reader: BackupReader | None = None
 
     def chunks(self) -> Iterable[bytes]:
-        """The body in pieces. Raises StreamConsumed, and FormatError (while iterating) where the input ends early."""
+        """The body in pieces. Raises StreamConsumed, and FormatError (while iterating) if the input ends early."""
         reader = self._reader
         if reader is None or reader._current is not self:
-            raise StreamConsumed("the body of a backup stream can be read once, before the next stream is asked for")
+            raise StreamConsumed("the body of a backup stream can only be read once, before the next stream")
         reader._current = None
         reader._streaming = self
-        return reader._stream(self)
+        return reader._read_body(self)
 
     def read(self, limit: int = SMALL) -> bytes:
-        """The whole body. Raises FormatError where it is over ``limit`` bytes."""
+        """The whole body. Raises FormatError beyond ``limit`` bytes."""
         if self.size > limit:
-            raise FormatError(BODY, self.body_at, f"{self.size} bytes are over the {limit} of a stream of id {self.id}")
+            raise FormatError(BODY, self.body_at, f"{self.size} bytes exceed the {limit} of a stream with id {self.id}")
         return b"".join(self.chunks())
 
 
 class BackupReader:
     """The streams of one file, in order.
 
-    ``read`` returns at most the requested number of bytes, none at the end. ``skip`` skips unread bodies: it is called
-    with their size, and must raise or return the number of bytes skipped. ``at`` is the offset of the first
+    ``read`` returns at most the requested number of bytes, b"" at the end. With ``skip``, unread bodies are skipped by
+    calling it with their size; it must raise or return the number of skipped bytes. ``at`` is the offset of the first
     header.
 
-    Raises FormatError for unknown ids, malformed headers and early ends.
+    Raises FormatError for unknown ids, malformed headers and truncated input.
     """
 
     __slots__ = ("_current", "_left", "_read", "_skip", "_started", "_streaming", "position")
@@ -111,15 +111,15 @@ class BackupReader:
         self._read = read
         self._skip = skip
         self.position = at
-        """Where the reader stands in the input."""
+        """Offset in the input."""
         self._left = 0
         self._started = False
-        self._current: BackupStream | None = None  # whose body may still be asked for
+        self._current: BackupStream | None = None  # whose body can still be requested
         self._streaming: BackupStream | None = None  # whose body is being read
 
     def __iter__(self) -> Iterator[BackupStream]:
         if self._started:
-            raise StreamConsumed("backup streams can be read once")
+            raise StreamConsumed("backup streams can only be read once")
         self._started = True
         return self._streams()
 
@@ -133,9 +133,9 @@ class BackupReader:
             if id_ not in IDS:
                 raise FormatError(STRUCTURE, at, f"unknown stream id {id_}")
             if size < 0:
-                raise FormatError(STRUCTURE, at, f"the size {size} is negative")
+                raise FormatError(STRUCTURE, at, f"negative size {size}")
             if name_size % 2 or name_size > MAX_NAME:
-                raise FormatError(STRUCTURE, at, f"malformed size of the name, {name_size}")
+                raise FormatError(STRUCTURE, at, f"malformed size {name_size} of the name")
             name = self._take(name_size, at).decode("utf-16-le", "surrogatepass") if name_size else ""
             offset = 0
             if id_ == SPARSE_BLOCK:
@@ -144,12 +144,12 @@ class BackupReader:
                 (offset,) = _OFFSET.unpack(self._take(_OFFSET.size, at))
                 size -= _OFFSET.size
                 if not 0 <= offset <= _MAX - size:
-                    raise FormatError(STRUCTURE, at, f"a sparse block of {size} bytes cannot lie at {offset}")
+                    raise FormatError(STRUCTURE, at, f"a sparse block of {size} bytes at the invalid offset {offset}")
             self._left = size
             self._current = stream = BackupStream(id_, size, attributes, name, offset, self.position, self)
             yield stream
             self._current = self._streaming = None
-            self._pass()
+            self._skip_body()
 
     def _take(self, count: int, at: int, *, empty: bool = False) -> bytes:
         data = self._read(count)
@@ -163,10 +163,10 @@ class BackupReader:
             raise FormatError(STRUCTURE, at, f"truncated: {len(data)} of {count} bytes")
         return data
 
-    def _stream(self, stream: BackupStream) -> Iterator[bytes]:
+    def _read_body(self, stream: BackupStream) -> Iterator[bytes]:
         while self._left:
             if self._streaming is not stream:
-                raise StreamConsumed("the body of a backup stream was to be read before the next stream was asked for")
+                raise StreamConsumed("the body of a backup stream must be read before the next stream")
             part = self._read(min(self._left, _STEP))
             if not part:
                 raise self._truncated()
@@ -174,7 +174,7 @@ class BackupReader:
             self.position += len(part)
             yield part
 
-    def _pass(self) -> None:
+    def _skip_body(self) -> None:
         if self._left and self._skip is not None:
             passed = self._skip(self._left)
             self.position += passed
@@ -189,11 +189,11 @@ class BackupReader:
             self.position += len(part)
 
     def _truncated(self) -> FormatError:
-        return FormatError(BODY, self.position, f"truncated: {self._left} bytes are missing")
+        return FormatError(BODY, self.position, f"truncated: {self._left} bytes missing")
 
 
 class BackupWriter:
-    """Writes streams one after the other: `stream`, then its body by `data`; `finish` at the end."""
+    """Writes streams in sequence: `stream`, then its body by `data`; `finish` at the end."""
 
     __slots__ = ("_left", "_size", "_write")
 
@@ -204,15 +204,15 @@ class BackupWriter:
     def stream(self, id_: int, size: int, *, attributes: int = 0, name: str = "", offset: int = 0) -> None:
         """Begin a stream; the arguments are the fields of `BackupStream`.
 
-        Raises InvalidInput, and SizeMismatch where the stream before has not all of its body.
+        Raises InvalidInput, and SizeMismatch if the body of the previous stream is incomplete.
         """
         self.finish()
         block = b""
         if id_ not in IDS or size < 0 or not 0 <= attributes <= 0xFFFFFFFF:
-            raise InvalidInput(f"no backup stream can have the id {id_}, the size {size}, the attributes {attributes}")
+            raise InvalidInput(f"invalid backup stream: id {id_}, size {size}, attributes {attributes}")
         if id_ == SPARSE_BLOCK:
             if not 0 <= offset <= _MAX - size - _OFFSET.size:
-                raise InvalidInput(f"a sparse block of {size} bytes cannot lie at {offset}")
+                raise InvalidInput(f"a sparse block of {size} bytes at the invalid offset {offset}")
             block = _OFFSET.pack(offset)
         elif offset:
             raise InvalidInput("only a sparse block has an offset")
@@ -223,12 +223,12 @@ class BackupWriter:
         except UnicodeEncodeError as error:
             raise InvalidInput(f"malformed name of a stream {name[:80]!r}: {error.reason}") from None
         if len(encoded) > MAX_NAME:
-            raise InvalidInput(f"the name of a stream has {len(encoded)} bytes, over {MAX_NAME}")
+            raise InvalidInput(f"the name of a stream has {len(encoded)} bytes, more than {MAX_NAME}")
         self._write(_HEADER.pack(id_, attributes, size + len(block), len(encoded)) + encoded + block)
         self._left = self._size = size
 
     def data(self, buffer: Buffer) -> None:
-        """The next bytes of the stream begun last. Raises SizeMismatch where they are more than its size."""
+        """Write the next bytes of the current stream. Raises SizeMismatch if they exceed its size."""
         count = len(buffer)
         if count > self._left:
             raise SizeMismatch(
@@ -238,22 +238,22 @@ class BackupWriter:
         self._write(buffer)
 
     def small(self, id_: int, body: bytes) -> None:
-        """A whole stream with neither attributes nor a name."""
+        """Write a whole stream without attributes and name."""
         self.stream(id_, len(body))
         self.data(body)
 
     def finish(self) -> None:
-        """Make sure that the stream begun last has all of its body. Raises SizeMismatch."""
+        """Check that the body of the current stream is complete. Raises SizeMismatch."""
         if self._left:
             raise SizeMismatch("the body of a backup stream", expected=self._size, actual=self._size - self._left)
 
 
 def data_streams(size: int, extents: Sequence[tuple[int, int]] | None) -> Iterator[BackupStream]:
-    """The headers in which a file's content stands; its data goes after them, an extent to each.
+    """Yield the stream headers for a file's content; the caller writes the data of one extent after each.
 
-    ``extents`` are (offset, length) in rising order, None for a file without holes. Followed as BackupRead does: a
-    sparse file has an empty data stream with the sparse attribute, a block for each extent, and an empty block at its
-    end; where one extent covers the file it is written as if it had no holes.
+    ``extents`` are ascending (offset, length), None for a file without holes. As in BackupRead, a sparse file has an
+    empty data stream with the sparse attribute, a block for each extent, and an empty block at its end; a single extent
+    that covers the file is written as a file without holes.
     """
     if extents is None or list(extents) == [(0, size)]:
         yield BackupStream(DATA, size)
@@ -266,42 +266,42 @@ def data_streams(size: int, extents: Sequence[tuple[int, int]] | None) -> Iterat
 
 
 def stream_name(name: str) -> str:
-    """What the header of the alternate stream ``name`` says."""
+    """The name in the header of the alternate stream ``name``."""
     return f":{name}{_DATA_SUFFIX}"
 
 
 class Surveyed(Struct):
-    """What the streams of one file say, content left where it is: each place is an offset in the input."""
+    """The streams of one file; contents stay in the input, referenced by offset."""
 
     security_descriptor: bytes | None = None
     extended_attributes: bytes | None = None
     reparse: bytes | None = None
     size: int = 0
-    """Bytes of the file, holes included."""
+    """Size of the file in bytes, including holes."""
     has_data: bool = False
-    """Whether there is a data stream; an empty file may have none."""
+    """Whether there is a data stream; empty files may lack it."""
     sparse: bool = False
     pieces: list[tuple[int, int, int]] = field(default_factory=list)
-    """Of the content: offset in the file, length, and place."""
+    """Content: offset in the file, length, offset in the input."""
     alternates: list[tuple[str, int, int]] = field(default_factory=list)
-    """Alternate streams: name without colons and type, length, and place."""
+    """Alternate streams: name without colons and type, length, offset in the input."""
     ignored: list[int] = field(default_factory=list)
-    """Ids of streams that a layer has no use for (links, properties, object ids, transactions)."""
+    """Ids of streams that layers do not store: links, properties, object ids, transactions."""
 
 
 def survey(reader: BackupReader) -> Surveyed:
-    """Go through the streams of one file without reading its content.
+    """Read the headers and small streams of one file, and skip its content.
 
-    Raises FormatError also for duplicate streams, sparse blocks that go backwards or have no end, and alternate
-    streams without data.
+    Raises FormatError also for duplicate streams, sparse blocks that go backwards or lack an end, and alternate streams
+    that are not plain data.
     """
     found = Surveyed()
     whole: dict[int, bytes] = {}
-    blocks_end: int | None = None  # where the last sparse block ended, while the empty one is still to come
+    blocks_end: int | None = None  # end of the last sparse block, until the empty block
     for stream in reader:
         at = stream.body_at
         if blocks_end is not None and stream.id != SPARSE_BLOCK and found.pieces:
-            raise FormatError(BODY, at, "the sparse blocks before this have no end")
+            raise FormatError(BODY, at, "the previous sparse blocks have no end")
         if stream.id in _WHOLE:
             if stream.id in whole:
                 raise FormatError(BODY, at, f"a second {_WHOLE[stream.id]}")
@@ -317,9 +317,9 @@ def survey(reader: BackupReader) -> Surveyed:
             elif found.sparse:
                 blocks_end = 0
         elif stream.id == SPARSE_BLOCK:
-            blocks_end = _block(found, stream, blocks_end)
+            blocks_end = _record_block(found, stream, blocks_end)
         elif stream.id == ALTERNATE_DATA:
-            found.alternates.append((_alternate(stream), stream.size, at))
+            found.alternates.append((_parse_alternate(stream), stream.size, at))
         else:
             found.ignored.append(stream.id)
     if blocks_end is not None and found.pieces:
@@ -330,13 +330,13 @@ def survey(reader: BackupReader) -> Surveyed:
     return found
 
 
-def _block(found: Surveyed, stream: BackupStream, blocks_end: int | None) -> int | None:
-    """Take a sparse block, and return where it ends; None for the empty one after the last."""
+def _record_block(found: Surveyed, stream: BackupStream, blocks_end: int | None) -> int | None:
+    """Record a sparse block, and return its end; None for the empty block after the last."""
     at = stream.body_at
     if blocks_end is None:
         raise FormatError(BODY, at, "a sparse block outside a sparse file, or after the last one")
     if stream.offset < blocks_end:
-        raise FormatError(BODY, at, f"a sparse block at {stream.offset} lies before {blocks_end}")
+        raise FormatError(BODY, at, f"a sparse block at {stream.offset}, before {blocks_end}")
     if not stream.size:
         found.size = stream.offset
         return None
@@ -344,10 +344,10 @@ def _block(found: Surveyed, stream: BackupStream, blocks_end: int | None) -> int
     return stream.offset + stream.size
 
 
-def _alternate(stream: BackupStream) -> str:
+def _parse_alternate(stream: BackupStream) -> str:
     if stream.attributes & SPARSE_ATTRIBUTE:
         raise FormatError(BODY, stream.body_at, f"the alternate stream {stream.name[:80]!r} is sparse")
     name = stream.name
     if not name.startswith(":") or not name.endswith(_DATA_SUFFIX) or len(name) <= 1 + len(_DATA_SUFFIX):
-        raise FormatError(BODY, stream.body_at, f"{name[:80]!r} is not the name of an alternate data stream")
+        raise FormatError(BODY, stream.body_at, f"malformed name {name[:80]!r} of an alternate data stream")
     return name[1 : -len(_DATA_SUFFIX)]

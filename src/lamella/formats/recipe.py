@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build recipes: all of a layer's blob but the content of its files.
+"""Build recipes: a layer blob without the contents of its files.
 
-A recipe is 8 bytes of magic, the last of them the version, and one zstd frame with a checksum. In it stand a head and
-the segments of the uncompressed tar in their order. Numbers are little-endian groups of seven bits, the last without
-the high bit; text is UTF-8 with surrogate escapes and has its length in bytes before it.
+A recipe is 8 bytes of magic, with the version as the last byte, and one zstd frame with a checksum. The frame holds a
+head and the segments of the uncompressed tar in order. Numbers are varints: little-endian groups of seven bits, the
+last without the high bit. Text is UTF-8 with surrogate escapes, after its length in bytes.
 
-====  ====================================================================================================
-head  a JSON document of `RecipeHead`'s fields, with its length before it
-0     the end; nothing follows
-1     bytes as they are: headers, padding, what stands behind the end; a length, then the bytes
-2     the data of a file: path, bytes in the tar, number of extents, those as pairs (0 for the file from its
-      start to its end), then the CRC-32 in four bytes, little-endian
-====  ====================================================================================================
+==== ==================================================================================================== head a JSON
+document of `RecipeHead`'s fields, after its length 0 the end; nothing follows 1 raw bytes (headers, padding, data after
+the end marker): length, bytes 2 data of a file: path, size in the tar, number of extents, extents as pairs (0 for the
+whole file), CRC-32 in four bytes, little-endian ====
+====================================================================================================
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ MAX_HEAD: Final = 64 << 20
 MAX_PATH: Final = 1 << 16
 MAX_EXTENTS: Final = 1 << 17
 MAX_RAW: Final = 1 << 20
-"""Bytes of one segment; more of them make more segments."""
+"""Maximum size of a raw segment in bytes."""
 
 _END, _RAW, _FILE = range(3)
 _STRUCTURE: Final = "recipe"
@@ -50,7 +48,7 @@ _WINDOW_LOG: Final = 23
 
 
 class RecipeHead(Struct, frozen=True):
-    """What a recipe says of the blob as a whole. Sizes are in bytes."""
+    """Digests, sizes in bytes and compression of the whole blob."""
 
     digest: Digest
     size: int
@@ -63,24 +61,24 @@ class RecipeHead(Struct, frozen=True):
 
 
 class FileSegment(Struct, frozen=True):
-    """The data of a file in the place where it stands in the tar."""
+    """The data of a file in the tar."""
 
     path: str
-    """As in a layer: relative, clean, without ``..``."""
+    """Path in the layer: relative, clean, without ``..``."""
     size: int
-    """Bytes in the tar."""
+    """Size in the tar in bytes."""
     crc32: int
     extents: tuple[tuple[int, int], ...] | None
-    """Which parts of the file they are, as (offset, length); None for the file from its start to its end."""
+    """Stored parts of the file as (offset, length); None for the whole file."""
 
 
 Segment: TypeAlias = bytes | FileSegment
 
 
 class RecipeWriter:
-    """Writes a recipe piece by piece; the same pieces give the same bytes with one version of zstd.
+    """Writes a recipe; equal segments give equal bytes with the same version of zstd.
 
-    ``write`` takes the bytes. What is not ended by `finish` is no recipe.
+    Only `finish` completes the recipe.
     """
 
     def __init__(self, write: Callable[[bytes], object], head: RecipeHead) -> None:
@@ -88,11 +86,11 @@ class RecipeWriter:
         self._write = write
         self._raw = bytearray()
         write(MAGIC + bytes([VERSION]))
-        document = json.dumps(_document(head), separators=(",", ":"), sort_keys=True).encode("ascii")
+        document = json.dumps(_build_document(head), separators=(",", ":"), sort_keys=True).encode("ascii")
         self._put(encode_varint(len(document)) + document)
 
     def raw(self, data: Buffer) -> None:
-        """Bytes of the tar as they are."""
+        """Write raw bytes of the tar."""
         rest = memoryview(data)
         while rest:
             room = MAX_RAW - len(self._raw)
@@ -102,7 +100,7 @@ class RecipeWriter:
                 self._flush()
 
     def file(self, segment: FileSegment) -> None:
-        """The data of a file."""
+        """Write a reference to the data of a file."""
         self._flush()
         path = segment.path.encode("utf-8", "surrogateescape")
         extents = segment.extents or ()
@@ -119,7 +117,7 @@ class RecipeWriter:
         self._put(b"".join(parts))
 
     def finish(self) -> None:
-        """Write the end."""
+        """Write the end marker."""
         self._flush()
         self._put(bytes([_END]))
         self._write(self._compressor.flush())
@@ -136,23 +134,23 @@ class RecipeWriter:
 
 
 class RecipeReader:
-    """Reads a recipe: the head at once, then the segments, once.
+    """Reads a recipe: the head in the constructor, then the segments, once.
 
-    Memory is bounded by the limits of this module, whatever the bytes say. Raises FormatError for what is damaged or
-    no recipe, Unsupported for a version to come.
+    Memory is bounded by the limits of this module. Raises FormatError for damaged or other files, Unsupported for a
+    newer version.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         magic = file.read(len(MAGIC) + 1)
         if magic[:-1] != MAGIC:
-            raise FormatError(_STRUCTURE, 0, "this is no recipe")
+            raise FormatError(_STRUCTURE, 0, "not a recipe")
         if magic[-1] != VERSION:
             raise Unsupported(f"a recipe of version {magic[-1]}", hint="read it with a newer lamella")
         self._bytes = FramedReader(file, _STRUCTURE, _WINDOW_LOG)
-        self.head: Final = _head(self._bytes)
+        self.head: Final = _read_head(self._bytes)
 
     def segments(self) -> Iterator[Segment]:
-        """The segments of the tar; their sizes add up to the one that the head states. Raises FormatError."""
+        """Yield the segments of the tar, whose sizes sum up to ``head.tar_size``. Raises FormatError."""
         source = self._bytes
         left = self.head.tar_size
         while (kind := source.take(1)[0]) != _END:
@@ -161,10 +159,10 @@ class RecipeReader:
                 segment = source.take(source.number("bytes", MAX_RAW))
                 size = len(segment)
             elif kind == _FILE:
-                segment = self._file()
+                segment = self._read_file()
                 size = segment.size
             else:
-                raise source.error(f"a segment of the unknown kind {kind}")
+                raise source.error(f"unknown segment kind {kind}")
             left -= size
             if left < 0:
                 raise source.error("the segments are longer than the tar")
@@ -173,24 +171,24 @@ class RecipeReader:
             raise source.error(f"the segments are {left} bytes shorter than the tar")
         source.expect_end()
 
-    def _file(self) -> FileSegment:
+    def _read_file(self) -> FileSegment:
         source = self._bytes
         path = source.take(source.number("path", MAX_PATH)).decode("utf-8", "surrogateescape")
         if not path or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
-            raise source.error(f"the path {path[:80]!r} is none of a layer")
+            raise source.error(f"invalid path {path[:80]!r}")
         size = source.number("size")
         count = source.number("extents", MAX_EXTENTS)
         extents = tuple((source.number("offset"), source.number("length")) for _ in range(count))
-        if extents and (size != sum(length for _, length in extents) or not _rising(extents)):
-            raise source.error(f"the extents of {path[:80]!r} are not in order, or not its size")
+        if extents and (size != sum(length for _, length in extents) or not _is_ascending(extents)):
+            raise source.error(f"the extents of {path[:80]!r} are unsorted or do not sum up to its size")
         return FileSegment(path, size, int.from_bytes(source.take(4), "little"), extents or None)
 
 
-def _rising(extents: Sequence[tuple[int, int]]) -> bool:
+def _is_ascending(extents: Sequence[tuple[int, int]]) -> bool:
     return all(one[0] + one[1] <= other[0] for one, other in itertools.pairwise(extents))
 
 
-def _document(head: RecipeHead) -> dict[str, Any]:
+def _build_document(head: RecipeHead) -> dict[str, Any]:
     return {
         "digest": head.digest,
         "size": head.size,
@@ -204,39 +202,41 @@ def _document(head: RecipeHead) -> dict[str, Any]:
     }
 
 
-def _head(source: FramedReader) -> RecipeHead:
+def _read_head(source: FramedReader) -> RecipeHead:
     try:
         document = json.loads(source.take(source.number("head", MAX_HEAD)))
         members = tuple(
             RecipeMember(
-                _text(member["by"]), _size(member["size"]), base64.b64decode(_text(member["head"]), validate=True)
+                _check_text(member["by"]),
+                _check_size(member["size"]),
+                base64.b64decode(_check_text(member["head"]), validate=True),
             )
             for member in document["members"]
         )
         head = RecipeHead(
-            parse_digest(_text(document["digest"])),
-            _size(document["size"]),
-            parse_digest(_text(document["diff_id"])),
-            _size(document["tar_size"]),
-            _text(document["compression"]),
+            parse_digest(_check_text(document["digest"])),
+            _check_size(document["size"]),
+            parse_digest(_check_text(document["diff_id"])),
+            _check_size(document["tar_size"]),
+            _check_text(document["compression"]),
             members,
         )
     except LamellaError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise source.error(f"the head is not as it should be: {error!r}"[:300]) from error
+        raise source.error(f"malformed head: {error!r}"[:300]) from error
     if members and sum(member.size for member in members) != head.tar_size:
-        raise source.error("the members do not add up to the tar")
+        raise source.error("the sizes of the members do not sum up to the tar")
     return head
 
 
-def _text(value: object) -> str:
+def _check_text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 
-def _size(value: object) -> int:
+def _check_size(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise TypeError(f"{value!r} is no size")
+        raise TypeError(f"{value!r} is not a size")
     return value

@@ -22,14 +22,14 @@ _CHECKSUM: Final = slice(64, 68)
 
 
 class VhdFooter(Struct, frozen=True):
-    """The footer of a fixed disk. Numbers are big-endian; the defaults are what Windows container layers have."""
+    """The footer of a fixed disk. Numbers are big-endian; the defaults are those of Windows container layers."""
 
     current_size: int
-    """Bytes of the disk, which are those of the file before the footer."""
+    """Size of the disk in bytes: the file without the footer."""
     unique_id: bytes
     """16 bytes, random."""
     original_size: int | None = None
-    """The size when the disk was made; the current one where None is given."""
+    """Size at the creation of the disk; None for the current size."""
     timestamp: int = 0
     """Seconds since 2000-01-01."""
     creator: bytes = bytes(4)
@@ -41,9 +41,9 @@ class VhdFooter(Struct, frozen=True):
     saved_state: int = 0
 
     def encode(self) -> bytes:
-        """The 512 bytes, with their checksum. Raises InvalidInput for what a field cannot hold."""
+        """Encode the 512 bytes, with checksum. Raises InvalidInput for values that do not fit."""
         if len(self.unique_id) != 16 or len(self.creator) != 4:
-            raise InvalidInput("a VHD footer has 16 bytes of unique id and 4 of its creator")
+            raise InvalidInput("a VHD footer needs a unique id of 16 bytes and a creator of 4 bytes")
         original = self.current_size if self.original_size is None else self.original_size
         try:
             footer = bytearray(
@@ -66,13 +66,13 @@ class VhdFooter(Struct, frozen=True):
                 )
             )
         except struct.error as error:
-            raise InvalidInput(f"no VHD footer can hold {self}: {error}") from None
+            raise InvalidInput(f"{self} does not fit a VHD footer: {error}") from None
         footer[_CHECKSUM] = _sum(footer)
         return bytes(footer)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """The footer in ``data``. Raises FormatError, also for a disk that is not of the fixed kind."""
+        """Decode a footer. Raises FormatError, also unless the disk is fixed."""
         if len(data) != SIZE:
             raise FormatError(STRUCTURE, 0, f"{len(data)} bytes, not {SIZE}")
         (
@@ -93,7 +93,7 @@ class VhdFooter(Struct, frozen=True):
             saved_state,
         ) = _FIELDS.unpack(data)
         if cookie != _COOKIE:
-            raise FormatError(STRUCTURE, 0, "it does not begin with 'conectix'")
+            raise FormatError(STRUCTURE, 0, "the cookie is not 'conectix'")
         if _sum(data) != bytes(data[_CHECKSUM]):
             raise FormatError(STRUCTURE, 64, "the checksum does not match")
         if version != 0x00010000:
@@ -115,6 +115,6 @@ class VhdFooter(Struct, frozen=True):
 
 
 def _sum(footer: bytes | bytearray) -> bytes:
-    """The ones' complement of the sum of all bytes but the checksum's own."""
+    """Ones' complement of the sum of all bytes outside the checksum field."""
     total = sum(footer) - sum(footer[_CHECKSUM])
     return (~total & 0xFFFFFFFF).to_bytes(4, "big")

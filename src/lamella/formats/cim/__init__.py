@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite images of Windows (CIM) in their multi-file form: structures, reading, writing.
+"""Windows composite images (CIM) in their multi-file form: structures, reader, writer.
 
-``docs/formats/cim.md`` says what is known of the format, and by whom. Nothing here opens a file: regions are given.
+``docs/formats/cim.md`` describes the format and its sources. Nothing here opens files; callers pass regions.
 """

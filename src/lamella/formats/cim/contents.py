@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The regions of a CIM in the making, and the contents of files in them, each of which is kept once."""
+"""The regions of a CIM that is written, and deduplicated file contents in them."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 SMALL: Final = 4096
-"""Files of fewer bytes go to the region of small files. Where Windows draws the line is not known."""
+"""Size in bytes below which files go to the region of small files. The limit of Windows is not known."""
 LARGE: Final = 1 << 14
-"""Contents of so many bytes are compared by their size first, and only then by their digest."""
+"""Size in bytes from which contents are compared by size before their digest is computed."""
 
 _START: Final = HEADER.size + REGION.size
 _ZEROS: Final = bytes(max(ALIGNMENT.values()))
 _STEP: Final = 1 << 20
 ROOM: Final = 1 << 20
-"""Bytes of the buffers that regions are collected in."""
+"""Size of a region's buffer in bytes."""
 
 
 class Output(Protocol):
-    """A region file in the making."""
+    """A region file that is written."""
 
     def swap(self, buffer: memoryview, filled: int) -> memoryview:
-        """Append the first ``filled`` bytes of ``buffer``, which is not to be touched from now on.
+        """Append the first ``filled`` bytes of ``buffer``, which the caller must not use any more.
 
-        The result is a buffer of `ROOM` bytes to go on with, whatever is in it.
+        Returns the next buffer of `ROOM` bytes, with any content.
         """
         ...
 
     def truncate(self, size: int) -> object:
-        """Drop what is beyond ``size`` bytes."""
+        """Truncate to ``size`` bytes."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """What has been appended."""
+        """Read appended bytes."""
         ...
 
 
 class Region:
-    """A region to which objects are appended; `flush` comes before the file is used by anybody else."""
+    """An append-only region; call `flush` before the file is used elsewhere."""
 
     __slots__ = ("_base", "_buffer", "_digest", "_filled", "_mask", "_output", "size")
 
@@ -69,21 +69,21 @@ class Region:
         self._mask = ALIGNMENT[kind] - 1
         self._output = output
         self._digest = hashlib.sha256() if kind is RegionType.METADATA else None
-        """Of metadata, which is never taken back."""
+        """Of metadata, which is never truncated."""
         self._buffer = memoryview(bytearray(ROOM))
         self._filled = 0
         self.size = 0
         self.append(region_header(kind, kind))
 
     def align(self) -> int:
-        """Go to where an object may start; its region offset."""
+        """Pad to the alignment of objects, and return the region offset."""
         gap = -self.size & self._mask
         if gap:
             self.append(_ZEROS[:gap])
         return self._base | self.size
 
     def append(self, data: Buffer) -> None:
-        """More of the object that is under way."""
+        """Append bytes to the current object."""
         size = len(data)
         self.size += size
         start = self._filled
@@ -104,7 +104,7 @@ class Region:
                     self.flush()
 
     def put(self, data: Buffer) -> int:
-        """An object; its region offset."""
+        """Append an object, and return its region offset."""
         at = self.size
         gap = -at & self._mask
         start = self._filled + gap
@@ -123,15 +123,15 @@ class Region:
         return self._base | at
 
     def flush(self) -> None:
-        """Hand over what was collected."""
+        """Write the buffer to the output."""
         if self._filled:
             if self._digest is not None:
                 self._digest.update(self._buffer[: self._filled])
             filled, self._filled = self._filled, 0
             self._buffer = self._output.swap(self._buffer, filled)
 
-    def back_to(self, size: int) -> None:
-        """Take back all that came after the first ``size`` bytes."""
+    def truncate(self, size: int) -> None:
+        """Truncate to ``size`` bytes."""
         handed_over = self.size - self._filled
         self.size = size
         self._filled = max(0, size - handed_over)
@@ -139,7 +139,7 @@ class Region:
             self._output.truncate(size)
 
     def read(self, at: int, length: int) -> bytes:
-        """What was put at the byte ``at``."""
+        """Read ``length`` bytes at ``at``."""
         handed_over = self.size - self._filled
         if at >= handed_over:
             return bytes(self._buffer[at - handed_over : at - handed_over + length])
@@ -148,48 +148,48 @@ class Region:
         return self._output.read(at, length)
 
     def objects(self) -> Iterator[bytes]:
-        """All that was put so far, in pieces."""
+        """Yield all objects so far, in pieces."""
         for at in range(_START, self.size, _STEP):
             yield self.read(at, min(_STEP, self.size - at))
 
     def state(self) -> _Hash:
-        """The SHA-256 of a region of metadata so far."""
-        assert self._digest is not None  # noqa: S101  # it is one
+        """SHA-256 of the metadata region so far."""
+        assert self._digest is not None  # noqa: S101  # only called on the metadata region
         self.flush()
         return self._digest.copy()
 
 
 class Contents:
-    """What files hold, in the two regions for that. Some 100 bytes for each content stay in memory."""
+    """File contents in the two data regions, deduplicated. Each takes about 100 bytes of memory."""
 
     __slots__ = ("_data", "_derived", "_digests", "_empty", "_firsts", "_sizes", "_small")
 
     def __init__(self, small: Region, data: Region, nothing: int) -> None:
-        """``nothing`` is the region offset that streams without bytes have."""
+        """``nothing`` is the region offset of empty streams."""
         self._small, self._data = small, data
         self._empty = Stream(nothing)
         self._firsts: dict[int, int] = {}
-        """CRC-32 and size of contents that are not large -> where the first with both lies."""
+        """CRC-32 and size of a small content -> region offset of the first one."""
         self._sizes: dict[int, int] = {}
-        """Size of large contents -> offset of the one without a computed digest; 0 if all have digests."""
+        """Size of a large content -> region offset of the one not yet hashed; 0 if all are hashed."""
         self._digests: dict[bytes, int] = {}
-        """SHA-256 of contents that the other two could not tell apart -> where they lie."""
+        """SHA-256 of contents that the other two tables cannot distinguish -> region offset."""
         self._derived: list[bytes] = []
-        """Digests of what does not follow from the layer alone, in order."""
+        """Digests of derived contents, in order."""
 
     def store(self, chunks: Iterable[Buffer], size: int, *, derived: bool = False) -> Stream:
-        """Bytes that a file or stream is to have; those that are there already are not kept twice.
+        """Store the content of a file or stream, unless it is already stored.
 
-        ``derived`` is for what does not follow from the ``contents`` that `add_to` is given. Raises SizeMismatch where
-        ``chunks`` give more or less than ``size``, InvalidInput beyond 2**48 - 1.
+        ``derived`` marks contents that do not follow from the ``contents`` passed to `add_to`. Raises SizeMismatch if
+        ``chunks`` have more or less than ``size`` bytes, InvalidInput beyond 2**48 - 1.
         """
         if size >= LARGE or derived:
-            return self._stored_large(chunks, size, derived)
+            return self._store_large(chunks, size, derived)
         data: Buffer
         if type(chunks) is tuple and len(chunks) == 1 and len(chunks[0]) == size:
             data = chunks[0]
         else:
-            data = _joined(chunks, size)
+            data = _join(chunks, size)
         if not size:
             return self._empty
         key = crc32(data) << 14 | size
@@ -203,36 +203,36 @@ class Contents:
             offset = self._digests[digest] = region.put(data) if other is None else other
         return Stream(offset, size)
 
-    def _stored_large(self, chunks: Iterable[Buffer], size: int, derived: bool) -> Stream:
+    def _store_large(self, chunks: Iterable[Buffer], size: int, derived: bool) -> Stream:
         _check_length(size)
         if size < LARGE:
-            data = _joined(chunks, size)
+            data = _join(chunks, size)
             self._derived.append(hashlib.sha256(data).digest())
             return self.store((data,), size)
         known = self._sizes.get(size)
         if known is None:
-            offset = self._sizes[size] = self._written(chunks, size, None)
+            offset = self._sizes[size] = self._write(chunks, size, None)
         else:
-            offset = self._shared(chunks, size, known)
+            offset = self._deduplicate(chunks, size, known)
         if derived:
-            self._derived.append(self._digest(offset, size))
+            self._derived.append(self._hash_stored(offset, size))
         return Stream(offset, size)
 
-    def _shared(self, chunks: Iterable[Buffer], size: int, other: int) -> int:
-        """Content of a size that another has too: taken back where it proves to have been there already."""
+    def _deduplicate(self, chunks: Iterable[Buffer], size: int, other: int) -> int:
+        """Store a content whose size is already known; truncate the region again if it is a duplicate."""
         if other:
             self._sizes[size] = 0
-            self._digests.setdefault(self._digest(other, size), other)
+            self._digests.setdefault(self._hash_stored(other, size), other)
         before = self._data.size
         state = hashlib.sha256()
-        offset = self._written(chunks, size, state)
+        offset = self._write(chunks, size, state)
         digest = state.digest()
         found = self._digests.setdefault(digest, offset)
         if found != offset:
-            self._data.back_to(before)
+            self._data.truncate(before)
         return found
 
-    def _written(self, chunks: Iterable[Buffer], size: int, state: _Hash | None) -> int:
+    def _write(self, chunks: Iterable[Buffer], size: int, state: _Hash | None) -> int:
         region = self._data
         offset = region.align()
         done = 0
@@ -247,20 +247,20 @@ class Contents:
             raise _mismatch(size, done)
         return offset
 
-    def _digest(self, offset: int, size: int) -> bytes:
-        """Of large content that has been written."""
+    def _hash_stored(self, offset: int, size: int) -> bytes:
+        """Compute the digest of a stored large content."""
         state, end = hashlib.sha256(), place(offset)[1] + size
         for at in range(end - size, end, _STEP):
             state.update(self._data.read(at, min(_STEP, end - at)))
         return state.digest()
 
     def zeros(self, size: int) -> Stream:
-        """A stream of zeros, none of which is stored. Raises InvalidInput beyond 2**48 - 1."""
+        """A sparse stream of zeros. Raises InvalidInput beyond 2**48 - 1."""
         _check_length(size)
         return Stream(0, size, StreamType.DATA, sparse=True) if size else self._empty
 
     def add_to(self, state: _Hash, contents: bytes | None) -> None:
-        """Add to ``state`` what tells all contents from any others: ``contents`` where given, which stands for them."""
+        """Update ``state`` with all contents, or with ``contents``, if given, as their digest."""
         state.update(b"".join(self._derived))
         if contents is not None:
             state.update(contents)
@@ -272,10 +272,10 @@ class Contents:
 
 def _check_length(size: int) -> None:
     if size > MAX_LENGTH:
-        raise InvalidInput(f"a stream of {size} bytes: they end at {MAX_LENGTH}")
+        raise InvalidInput(f"a stream of {size} bytes exceeds the limit of {MAX_LENGTH}")
 
 
-def _joined(chunks: Iterable[Buffer], size: int) -> bytes:
+def _join(chunks: Iterable[Buffer], size: int) -> bytes:
     data = bytearray()
     for chunk in chunks:
         data += chunk

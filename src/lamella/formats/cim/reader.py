@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a CIM on demand, and checks every offset and count against the size of its region."""
+"""Reads CIMs lazily, and checks each offset and count against the size of its region."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from lamella.formats.cim.structures import (
 from lamella.formats.ntfs.names import TABLE_SIZE, Upcase, parse_upcase
 
 STEP: Final = 1 << 20
-"""Bytes of a stream that are read at once."""
+"""Maximum bytes of one read of a stream."""
 
 _TABLES_KEPT: Final = 64
 _SHARED_KEPT: Final = 256
 _TABLES_AT_MOST: Final = 1 << 22
-"""File tables; file ids have 32 bits."""
+"""Maximum number of file tables; file ids have 32 bits."""
 _TABLE_AT_MOST: Final = 1 << 28
-"""Bytes of a link table that is read: some millions of names."""
+"""Maximum size of a link table in bytes: some millions of names."""
 _NO_NAME: Final = re.compile(r"\.{0,2}\Z|[^/\\\0]*[/\\\0]").match
 _RECORD_AT_MOST: Final = 4096
-"""Bytes; the one of version 2 has 96."""
+"""Maximum size of a file record in bytes; those of version 2 have 96."""
 
 
 class Region(Protocol):
@@ -61,26 +61,26 @@ class Region(Protocol):
         ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``; fewer only where the file has become shorter meanwhile."""
+        """Read ``length`` bytes at ``offset``; fewer only if the file was truncated meanwhile."""
         ...
 
 
 class CimReader:
-    """One image. ``open_region`` gives a region file by its set's GUID and its number in that set.
+    """One image. ``open_region`` opens a region file by the GUID of its set and its number in that set.
 
-    Methods raise FormatError, which names the structure and its offset in its region, Unsupported for a version, and
-    what ``open_region`` raises.
+    Methods raise FormatError with structure and region offset, Unsupported for an unknown version, and the errors of
+    ``open_region``.
     """
 
     def __init__(self, filesystem: bytes, open_region: Callable[[UUID, int], Region]) -> None:
-        """Read what the bytes of ``NAME.cim`` and the file system object say."""
+        """Parse ``filesystem``, the bytes of ``NAME.cim``, and read the file system object."""
         self.filesystem: FilesystemFile = parse_filesystem_file(filesystem)
         self._open_region = open_region
         self._names = [(each.guid, number) for each in self.filesystem.sets for number in range(each.count)]
         self._regions: dict[int, Region] = {}
         self._tables: dict[int, tuple[bytes, int]] = {}
         self._shared: dict[int, bytes] = {}
-        """Descriptors and reparse data by region offset; many files share them."""
+        """Cache: security descriptors and reparse data by region offset; many files share them."""
         self._upcase: Upcase | None = None
         raw = self._read(self.filesystem.root, OBJECT.size, "CIM file system object")
         self.upcase_offset: int
@@ -89,37 +89,39 @@ class CimReader:
         if count > _TABLES_AT_MOST:
             at = place(self.filesystem.root)[1] + 16
             raise FormatError(
-                "CIM file system object", at, f"{count} file tables, where there can be {_TABLES_AT_MOST}"
+                "CIM file system object", at, f"{count} file tables exceed the limit of {_TABLES_AT_MOST}"
             )
         self._directory = self._read(self._directory_at, count * TABLE.size, "CIM file table directory")
         self.table_count: int = count
         last = self.table(count - 1)[1] if count else 0
         self.count: int = (count - 1) * RECORDS_IN_TABLE + last if count else 0
-        """File ids that there can be; they start at 1."""
+        """Number of file ids; they start at 1."""
         if not self.record(self.root).is_directory:
-            raise FormatError("CIM file system object", place(self.filesystem.root)[1] + 20, "the root is no directory")
+            raise FormatError(
+                "CIM file system object", place(self.filesystem.root)[1] + 20, "the root is not a directory"
+            )
 
     @property
     def upcase(self) -> Upcase:
-        """The image's own table."""
+        """The upcase table of the image."""
         if self._upcase is None:
             self._upcase = parse_upcase(self._read(self.upcase_offset, TABLE_SIZE, "CIM upcase table"))
         return self._upcase
 
     def table(self, number: int) -> tuple[int, int, int]:
-        """Region offset, number of records and size of a record of a file table. Raises FormatError."""
+        """Region offset, number of records and record size of a file table. Raises FormatError."""
         at = number * TABLE.size
         offset, records, length = TABLE.unpack_from(self._directory, at)
         if records > RECORDS_IN_TABLE or not 0 < length <= _RECORD_AT_MOST:
             raise FormatError(
                 "CIM file table directory",
                 place(self._directory_at)[1] + at,
-                f"{records} records of {length} bytes, where a table has up to {RECORDS_IN_TABLE}",
+                f"{records} records of {length} bytes; a table has up to {RECORDS_IN_TABLE} records",
             )
         return offset, records, length
 
     def record(self, file: int) -> FileRecord:
-        """The record of a file id."""
+        """Read the record of a file id."""
         number, index = divmod(file - 1, RECORDS_IN_TABLE)
         found = self._tables.get(number)
         if found is None:
@@ -132,7 +134,7 @@ class CimReader:
         return parse_record(raw)
 
     def is_directory(self, file: int) -> bool:
-        """Whether a file id is that of a directory."""
+        """Whether the file id is a directory."""
         number, index = divmod(file - 1, RECORDS_IN_TABLE)
         table, length = self._tables.get(number) or self._open_table(number, file)
         at = index * length
@@ -141,7 +143,7 @@ class CimReader:
         return length > TYPE_AT and table[at + TYPE_AT] == StreamType.LINKS
 
     def _open_table(self, number: int, file: int) -> tuple[bytes, int]:
-        """The records of a file table and their size; ``file`` is the id that is looked for."""
+        """Read and cache the records of a file table, and their size; ``file`` is the file id for errors."""
         if not 0 <= number < self.table_count:
             raise self._no_file(file)
         offset, records, length = self.table(number)
@@ -152,35 +154,35 @@ class CimReader:
         return found
 
     def _no_file(self, file: int) -> FormatError:
-        return FormatError("CIM file table directory", place(self._directory_at)[1], f"there is no file {file}")
+        return FormatError("CIM file table directory", place(self._directory_at)[1], f"file id {file} does not exist")
 
     # Directories
 
     def links(self, directory: FileRecord) -> list[tuple[str, int]]:
-        """The names in a directory and the file ids that they stand for, in the order of the table."""
+        """Names and file ids of a directory, in the order of the table."""
         return list(self.children(directory).values())
 
     def children(self, directory: FileRecord) -> dict[str, tuple[str, int]]:
-        """What is in a directory: folded name -> name, file id; in the order of the table.
+        """Entries of a directory: folded name -> name, file id; in the order of the table.
 
-        Names are as they are stored; lone surrogates are kept. Raises FormatError for names that are not in order, a
-        name twice (case apart), an empty one, and ``.`` and ``..``.
+        Names are as stored, including lone surrogates. Raises FormatError for unsorted names, names that differ only in
+        case, empty names, ``.`` and ``..``.
         """
         stream = directory.data
         structure = "CIM link table"
         if stream.kind != StreamType.LINKS:
-            raise FormatError(structure, place(stream.offset)[1], "the file is no directory")
+            raise FormatError(structure, place(stream.offset)[1], "the file is not a directory")
         if not stream.length:
             return {}
-        ids, names = self._link_table(stream.offset, stream.length, 4, structure)
+        ids, names = self._read_link_table(stream.offset, stream.length, 4, structure)
         count = len(names)
-        keys = self._keys(names, stream.offset, structure)
+        keys = self._fold_names(names, stream.offset, structure)
         if any(map(ge, keys, keys[1:])):
             self._check_order(keys, names, place(stream.offset)[1], structure)
         return dict(zip(keys, zip(names, struct.unpack(f"<{count}I", ids), strict=True), strict=True))
 
     def _check_order(self, keys: list[str], names: list[str], start: int, structure: str) -> None:
-        """Raise FormatError where ``keys`` do not ascend, by UTF-16 units or by code points: which is not known."""
+        """Raise FormatError unless ``keys`` ascend, by UTF-16 units or code points: the format's order is not known."""
 
         def by_code_points(key: str) -> str:
             return key.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
@@ -191,19 +193,19 @@ class CimReader:
                 raise FormatError(
                     structure,
                     start + LINKS.size + 4 * number + 4,
-                    f"the names are not in order: {names[number + 1]!r} comes after {names[number]!r}",
+                    f"the names are not sorted: {names[number + 1]!r} follows {names[number]!r}",
                 )
 
-    def _keys(self, names: list[str], offset: int, structure: str) -> list[str]:
+    def _fold_names(self, names: list[str], offset: int, structure: str) -> list[str]:
         keys = list(map(self.upcase.fold, names))
         if len(set(keys)) != len(keys):
-            raise FormatError(structure, place(offset)[1], "two names differ in case alone")
+            raise FormatError(structure, place(offset)[1], "two names differ only in case")
         return keys
 
     def streams(self, record: FileRecord) -> list[tuple[str, Stream]]:
-        """The alternate data streams of a file, by name without colons.
+        """Alternate data streams of a file, by name without colons.
 
-        Two forms of the table are read, since which one Windows writes is not known (docs/formats/cim.md).
+        Both known forms of the table are read, since it is unknown which one Windows writes (docs/formats/cim.md).
         """
         if not record.streams:
             return []
@@ -213,13 +215,13 @@ class CimReader:
         if not plain:
             if first != second:
                 raise FormatError(
-                    "CIM stream table", place(at)[1], f"{second} streams cannot be in a table of {first} bytes"
+                    "CIM stream table", place(at)[1], f"{second} streams do not fit a table of {first} bytes"
                 )
             at, size = at + 4, first
         else:
             size = first
-        descriptors, names = self._link_table(at, size, STREAM.size, "CIM stream table")
-        self._keys(names, at, "CIM stream table")
+        descriptors, names = self._read_link_table(at, size, STREAM.size, "CIM stream table")
+        self._fold_names(names, at, "CIM stream table")
         found = []
         for number, name in enumerate(names):
             stream = stream_from(*STREAM.unpack_from(descriptors, number * STREAM.size))
@@ -231,20 +233,20 @@ class CimReader:
             found.append((name, stream))
         return found
 
-    def _link_table(self, offset: int, size: int, width: int, structure: str) -> tuple[bytes, list[str]]:
-        """The values and the names of a table that has at most ``size`` bytes."""
+    def _read_link_table(self, offset: int, size: int, width: int, structure: str) -> tuple[bytes, list[str]]:
+        """Read the values and names of a table of at most ``size`` bytes."""
         start = place(offset)[1]
         if size < LINKS.size:
-            raise FormatError(structure, start, f"{size} bytes are too few for a table")
+            raise FormatError(structure, start, f"{size} bytes are too short for a table")
         raw = self._read(offset, LINKS.size, structure)
         length, count = LINKS.unpack(raw)
         if length > _TABLE_AT_MOST:
-            raise FormatError(structure, start, f"a table of {length} bytes, where {_TABLE_AT_MOST} are read at most")
+            raise FormatError(structure, start, f"a table of {length} bytes exceeds the limit of {_TABLE_AT_MOST}")
         if not LINKS.size <= length <= size:
-            raise FormatError(structure, start, f"the table says that it has {length} bytes, and there are {size}")
+            raise FormatError(structure, start, f"the table states {length} bytes, but has {size}")
         end = LINKS.size + count * (width + 4)
         if end > length:
-            raise FormatError(structure, start + 4, f"{count} links cannot be in a table of {length} bytes")
+            raise FormatError(structure, start + 4, f"{count} links do not fit a table of {length} bytes")
         raw = self._read(offset, length, structure)
         values = raw[LINKS.size : LINKS.size + count * width]
         places = struct.unpack_from(f"<{count}I", raw, LINKS.size + count * width)
@@ -252,33 +254,33 @@ class CimReader:
         for number, at in enumerate(places):
             if at > length - 2:
                 where = start + LINKS.size + count * width + number * 4
-                raise FormatError(structure, where, f"the name at {at} lies outside of the table's {length} bytes")
+                raise FormatError(structure, where, f"the name at {at} is outside the table's {length} bytes")
             stop = at + 2 + 2 * (raw[at] | raw[at + 1] << 8)
             if stop > length:
-                raise FormatError(structure, start + at, f"the name ends beyond the table's {length} bytes")
+                raise FormatError(structure, start + at, f"the name exceeds the table's {length} bytes")
             name = raw[at + 2 : stop].decode("utf-16-le", "surrogatepass")
             if _NO_NAME(name) is not None and not (name and width == STREAM.size and not name.strip(".")):
-                raise FormatError(structure, start + at, f"{name[:80]!r} cannot be a name")
+                raise FormatError(structure, start + at, f"invalid name {name[:80]!r}")
             names.append(name)
         return values, names
 
-    # What is attached to a file
+    # Attached data
 
     def security(self, record: FileRecord) -> bytes | None:
         """The self-relative security descriptor."""
-        return self._counted(record.security, "CIM security descriptor")
+        return self._read_counted(record.security, "CIM security descriptor")
 
     def reparse(self, record: FileRecord) -> bytes | None:
-        """The reparse point's buffer, from the tag on."""
-        return self._counted(record.reparse, "CIM reparse data")
+        """The reparse buffer, from the tag on."""
+        return self._read_counted(record.reparse, "CIM reparse data")
 
     def extended_attributes(self, record: FileRecord) -> bytes | None:
-        """The list as it is stored."""
+        """The stored list of extended attributes."""
         if not record.ea or not record.ea_length:
             return None
         return self._read(record.ea, record.ea_length, "CIM extended attributes")
 
-    def _counted(self, offset: int, structure: str) -> bytes | None:
+    def _read_counted(self, offset: int, structure: str) -> bytes | None:
         if not offset:
             return None
         found = self._shared.get(offset)
@@ -293,7 +295,7 @@ class CimReader:
     # Streams
 
     def read(self, stream: Stream, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
-        """The bytes of a stream from ``offset``, at most ``size`` of them, in pieces of up to `STEP`."""
+        """Yield up to ``size`` bytes of a stream from ``offset``, in pieces of at most `STEP` bytes."""
         end = stream.length if size is None else min(stream.length, offset + size)
         if stream.sparse:
             zeros = bytes(min(STEP, max(0, end - offset)))
@@ -304,40 +306,42 @@ class CimReader:
         elif offset >= end:
             return
         elif stream.kind == StreamType.DATA:
-            yield from self._stored(stream.offset, offset, end, "CIM data", stream.length)
+            yield from self._read_stored(stream.offset, offset, end, "CIM data", stream.length)
         elif stream.kind == StreamType.IMAGE:
-            yield from self._image(stream, offset, end)
+            yield from self._read_image(stream, offset, end)
         else:
-            raise FormatError("CIM stream", place(stream.offset)[1], f"type {stream.kind} has no bytes to be read")
+            raise FormatError("CIM stream", place(stream.offset)[1], f"a stream of type {stream.kind} has no content")
 
     def check(self, stream: Stream) -> None:
-        """Whether all of a plain stream lies where there is something. Raises FormatError."""
+        """Check that a plain stream lies inside its region. Raises FormatError."""
         if stream.kind == StreamType.DATA and not stream.sparse and stream.length:
-            self._within(stream.offset, stream.length, "CIM data")
+            self._check_range(stream.offset, stream.length, "CIM data")
 
-    def _stored(self, where: int, offset: int, end: int, structure: str, length: int) -> Iterator[bytes]:
-        self._within(where, length, structure)
+    def _read_stored(self, where: int, offset: int, end: int, structure: str, length: int) -> Iterator[bytes]:
+        self._check_range(where, length, structure)
         while offset < end:
             piece = self._read(where + offset, min(STEP, end - offset), structure)
             offset += len(piece)
             yield piece
 
-    def _image(self, stream: Stream, offset: int, end: int) -> Iterator[bytes]:
-        """A PE image whose sections lie apart: each mapping says how far those after its file offset are moved."""
+    def _read_image(self, stream: Stream, offset: int, end: int) -> Iterator[bytes]:
+        """Yield a PE image with moved sections: each mapping gives the shift from its file offset on."""
         structure, start = "CIM PE image", place(stream.offset)[1]
         at, word, _, count, _ = IMAGE.unpack(self._read(stream.offset, IMAGE.size, structure))
         length = word & ~(1 << 63)
         mappings = list(MAPPING.iter_unpack(self._read(stream.offset + IMAGE.size, count * MAPPING.size, structure)))
         if [first for first, _ in mappings] != sorted(first for first, _ in mappings):
-            raise FormatError(structure, start + IMAGE.size, "the mappings are not in order")
+            raise FormatError(structure, start + IMAGE.size, "the mappings are not sorted")
         if end > length:
-            raise FormatError(structure, start + 8, f"the mappings end at {length}, before the stream's end at {end}")
+            raise FormatError(
+                structure, start + 8, f"the mappings end at {length}, before the end of the stream at {end}"
+            )
         bounds = [(0, 0), *mappings]
         for number, (first, delta) in enumerate(bounds):
             stop = min(end, bounds[number + 1][0] if number + 1 < len(bounds) else length)
             begin = max(offset, first)
             if begin < stop and place(at)[1] + stop + delta > MAX_LENGTH:
-                raise FormatError(structure, start + IMAGE.size, f"the mapping at {first} leads beyond any region")
+                raise FormatError(structure, start + IMAGE.size, f"the mapping at {first} points beyond any region")
             while begin < stop:
                 piece = self._read(at + begin + delta, min(STEP, stop - begin), structure)
                 begin += len(piece)
@@ -346,37 +350,37 @@ class CimReader:
     # Regions
 
     def _read(self, offset: int, length: int, structure: str) -> bytes:
-        byte = self._within(offset, length, structure)
+        byte = self._check_range(offset, length, structure)
         if not length:
             return b""
-        raw = self._region(offset >> 48, structure).read(byte, length)
+        raw = self._find_region(offset >> 48, structure).read(byte, length)
         if len(raw) != length:
-            raise FormatError(structure, byte, f"{len(raw)} bytes of {length} could be read")
+            raise FormatError(structure, byte, f"only {len(raw)} of {length} bytes could be read")
         return raw
 
-    def _within(self, offset: int, length: int, structure: str) -> int:
+    def _check_range(self, offset: int, length: int, structure: str) -> int:
         region, byte = place(offset)
         if not byte:
-            raise FormatError(structure, 0, "there is no offset" if not offset else "it lies at the start of a region")
-        size = self._region(region, structure).size
+            raise FormatError(structure, 0, "missing region offset" if not offset else "offset 0 of a region")
+        size = self._find_region(region, structure).size
         if byte + length > size:
-            raise FormatError(structure, byte, f"{length} bytes end beyond the {size} of region {region}")
+            raise FormatError(structure, byte, f"{length} bytes exceed the {size} of region {region}")
         return byte
 
-    def _region(self, number: int, structure: str) -> Region:
+    def _find_region(self, number: int, structure: str) -> Region:
         found = self._regions.get(number)
         if found is not None:
             return found
         if number >= len(self._names):
-            raise FormatError(structure, 0, f"region {number}, where the image has {len(self._names)}")
+            raise FormatError(structure, 0, f"region {number} of an image with {len(self._names)}")
         guid, index = self._names[number]
         try:
             region = self._open_region(guid, index)
         except NotFound as problem:
-            raise NotFound(f"{problem}, region {number} of the image, which holds a {structure}") from problem
+            raise NotFound(f"{problem}: region {number} of the image, with a {structure}") from problem
         size = HEADER.size + REGION.size
         if region.size < size:
-            raise FormatError(f"CIM region {number}", 0, f"{region.size} bytes are too few for a header of {size}")
+            raise FormatError(f"CIM region {number}", 0, f"{region.size} bytes are too short for a header of {size}")
         on_disk.check_header(region.read(0, size), FileKind.REGION, f"CIM region {number}")
         self._regions[number] = region
         return region

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a writer holds until the end, in little memory: the records of files, and the names in directories."""
+"""Compact in-memory tables of a writer: file records, and names of directories."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ Names: TypeAlias = dict[str, tuple[str, int]]
 """Folded name -> name, file id."""
 
 _OPEN: Final = 512
-"""Directories that are held as dictionaries, which take five times the room."""
+"""Directories kept as dictionaries, which take five times the memory of packed ones."""
 _AGAIN: Final = 4
-"""Times that a directory is made a dictionary anew; from then on it stays one, or each name could cost all others."""
+"""After this many loads a directory stays a dictionary, so that alternating access stays linear."""
 _BLOCK: Final = RECORDS_IN_TABLE * RECORD.size
 
 
 class Records:
-    """Packed file records by file id: those of new files, and those of older ones that have changed."""
+    """Packed file records by file id: of new files, and of changed files of the parent."""
 
     __slots__ = ("_before", "_blocks", "_changed", "last")
 
     def __init__(self, last: int) -> None:
         self._before = last
         self.last = last
-        """The highest file id."""
+        """Highest file id."""
         self._blocks: list[bytearray] = []
         self._changed: dict[int, bytes] = {}
 
     def add(self, raw: bytes) -> int:
-        """The file id of a new file."""
+        """Add a new file, and return its file id."""
         if not self._blocks or len(self._blocks[-1]) == _BLOCK:
             self._blocks.append(bytearray())
         self._blocks[-1] += raw
@@ -49,7 +49,7 @@ class Records:
         return self.last
 
     def put(self, file: int, raw: bytes) -> None:
-        """Another record for a file."""
+        """Replace the record of a file."""
         number = file - self._before - 1
         if number < 0:
             self._changed[file] = raw
@@ -58,7 +58,7 @@ class Records:
         self._blocks[block][row * RECORD.size : (row + 1) * RECORD.size] = raw
 
     def get(self, file: int) -> bytes | None:
-        """The record of a file; None for one that is as it was."""
+        """The record of a file; None if unchanged."""
         number = file - self._before - 1
         if number < 0:
             return self._changed.get(file)
@@ -66,11 +66,11 @@ class Records:
         return bytes(self._blocks[block][row * RECORD.size : (row + 1) * RECORD.size])
 
     def has(self, file: int) -> bool:
-        """Whether a file is new or has changed."""
+        """Whether a file is new or changed."""
         return file > self._before or file in self._changed
 
     def kind(self, file: int) -> tuple[bool, bool] | None:
-        """Whether a file is a directory, and whether a reparse point; None for one that is as it was."""
+        """Whether a new file is a directory, and whether it is a reparse point; None for a file of the parent."""
         number = file - self._before - 1
         if number < 0:
             return None
@@ -80,7 +80,7 @@ class Records:
         return raw[at + TYPE_AT] == StreamType.LINKS, any(raw[at + REPARSE_AT : at + REPARSE_AT + 8])
 
     def put_data(self, file: int, data: Stream) -> bool:
-        """Another default stream for a new file; False for an older one."""
+        """Replace the default stream of a new file; False for a file of the parent."""
         number = file - self._before - 1
         if number < 0:
             return False
@@ -89,7 +89,7 @@ class Records:
         return True
 
     def rows(self, ids: range) -> bytes | None:
-        """The records of new files, one after the other; None where there are others among them."""
+        """The concatenated records of new files; None if some are of the parent."""
         start = (ids.start - self._before - 1) * RECORD.size
         if start < 0:
             return None
@@ -103,34 +103,34 @@ class Records:
         return b"".join(parts)
 
     def any(self, ids: range) -> bool:
-        """Whether one of these files is new or has changed."""
+        """Whether any of these files is new or changed."""
         return ids.stop - 1 > self._before or not self._changed.keys().isdisjoint(ids)
 
 
 class Directories:
-    """The names in directories, by file id. What `names` gives is good until the next call.
+    """Names of directories, by file id. A result of `names` is valid until the next call.
 
-    Time is in proportion to the names, in whatever order the directories are asked for.
+    Time is proportional to the number of names, in any order of access.
     """
 
     __slots__ = ("_fold", "_load", "_open", "_opened", "_packed", "_staying", "changed")
 
     def __init__(self, fold: Callable[[str], str], load: Callable[[int], Names]) -> None:
-        """``load`` gives what is in a directory that is not known yet."""
+        """``load`` reads the entries of a directory of the parent."""
         self._fold = fold
         self._load = load
         self._open: dict[int, Names] = {}
         self._packed: dict[int, tuple[str, array[int]]] = {}
-        """In the order of the folded names."""
+        """Sorted by folded names."""
         self._opened: dict[int, int] = {}
-        """How often a directory was loaded or unpacked."""
+        """Number of times that a directory was loaded or unpacked."""
         self._staying: dict[int, Names] = {}
-        """Directories that were opened too often to be closed again."""
+        """Directories opened too often to be packed again."""
         self.changed: set[int] = set()
-        """Directories with other names than they had."""
+        """Directories with changed names."""
 
     def names(self, directory: int) -> Names:
-        """What is in a directory."""
+        """Entries of a directory."""
         found = self._open.get(directory)
         if found is None:
             found = self._staying.get(directory)
@@ -145,18 +145,18 @@ class Directories:
             found = dict(zip(map(self._fold, names), zip(names, files, strict=True), strict=True))
         opened = self._opened[directory] = self._opened.get(directory, 0) + 1
         if opened < _AGAIN:
-            self._keep(directory, found)
+            self._open_directory(directory, found)
         else:
             self._staying[directory] = found
         return found
 
     def changing(self, directory: int) -> Names:
-        """What is in a directory, which the caller changes."""
+        """Entries of a directory, for the caller to change."""
         self.changed.add(directory)
         return self.names(directory)
 
     def in_order(self, directory: int) -> tuple[Sequence[str], Sequence[int]]:
-        """Names and file ids in the order of the folded names."""
+        """Names and file ids, sorted by folded names."""
         packed = self._packed.get(directory)
         if packed is not None:
             text, files = packed
@@ -166,15 +166,15 @@ class Directories:
         return [name for name, _ in ordered], [file for _, file in ordered]
 
     def add(self, directory: int) -> None:
-        """A new directory, in which nothing is yet."""
+        """Add an empty directory."""
         self.changed.add(directory)
-        self._keep(directory, {})
+        self._open_directory(directory, {})
 
     def known(self, directory: int) -> bool:
-        """Whether the file is known to be a directory."""
+        """Whether the file is a known directory."""
         return directory in self._open or directory in self._packed or directory in self._staying
 
-    def _keep(self, directory: int, names: Names) -> None:
+    def _open_directory(self, directory: int, names: Names) -> None:
         if len(self._open) >= _OPEN:
             for other in list(self._open)[: _OPEN // 2]:
                 links = self._open.pop(other)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EROFS images: the read-only file system of Linux (Documentation/filesystems/erofs.rst, fs/erofs/erofs_fs.h).
+"""EROFS images, the read-only file system of Linux (Documentation/filesystems/erofs.rst, fs/erofs/erofs_fs.h).
 
-Reads uncompressed images of any writer, and writes them. Names and contents are bytes; numbers are as stored.
+Uncompressed images are read and written. Names and contents are bytes, numbers are as stored.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The structures of an EROFS image, each to and from bytes. All integers are little-endian, reserved fields zero."""
+"""Structures of EROFS images, to and from bytes. All integers are little-endian, reserved fields are zero."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lamella.errors import FormatError, InvalidInput, Unsupported
 
 MAGIC: Final = 0xE0F5E1E2
 START: Final = 1024
-"""Where the superblock begins."""
+"""Offset of the superblock."""
 SUPERBLOCK: Final = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
-"""Magic, checksum, compatible features, bits of the block size, further slots, node of the root, inodes, build time in
-seconds and nanoseconds, blocks, first block of metadata, first block of shared attributes, UUID, volume name,
-incompatible features, compressors, further devices, slot of the device table, bits of the directory block size, number
-and place of attribute prefixes, packed inode, filter of attributes."""
+"""Magic, checksum, compatible features, log2 of the block size, extension slots, root node, inodes, build time in
+seconds and nanoseconds, blocks, first metadata block, first block of shared attributes, UUID, volume name,
+incompatible features, compressors, extra devices, slot of the device table, log2 of the directory block size, number
+and position of attribute prefixes, packed inode, attribute filter."""
 COMPACT: Final = struct.Struct("<HHHHIIIIHHI")
 """Format, xattr slots, mode, links, size, reserved, union, number, owner, group, reserved."""
 EXTENDED: Final = struct.Struct("<HHHHQIIIIQII16x")
@@ -28,14 +28,14 @@ EXTENDED: Final = struct.Struct("<HHHHQIIIIQII16x")
 DIRENT: Final = struct.Struct("<QHBx")
 """Node, offset of the name in the block, type."""
 XATTRS: Final = struct.Struct("<IB7x")
-"""Before the attributes of an inode: filter of names, number of shared ones."""
+"""Header of an inode's attributes: name filter, number of shared attributes."""
 XATTR: Final = struct.Struct("<BBH")
-"""Length of the name, which prefix it has, length of the value."""
+"""Length of the name, number of its prefix, length of the value."""
 
 SLOT: Final = 32
-"""Bytes; nodes are counted in them from the first block of metadata on."""
+"""Unit of node numbers in bytes, counted from the first metadata block."""
 HOLE: Final = 0xFFFFFFFF
-"""The block address of a chunk of zeros."""
+"""Block address of a chunk of zeros."""
 MAX_NAME: Final = 255
 """Bytes of a file name, and of an attribute's name without its prefix."""
 MAX_VALUE: Final = 65535
@@ -51,16 +51,16 @@ MAX_TIME: Final = (1 << 63) - 1
 
 CHECKSUM: Final = 1
 MTIME: Final = 2
-"""Compatible features: the superblock has a checksum; the time of an inode is that of its content."""
+"""Compatible features: the superblock has a checksum; inode times are modification times."""
 CHUNKED: Final = 0x4
 PREFIXES: Final = 0x40
 COMPRESSION: Final = 0x1 | 0x2 | 0x8 | 0x10 | 0x20
-"""Incompatible features that say how compressed files are stored; further devices share a bit with them."""
+"""Incompatible features of compressed files; one of these bits also means extra devices."""
 KNOWN: Final = COMPRESSION | CHUNKED | PREFIXES
 
 CHUNK_BITS: Final = 0x1F
 CHUNK_INDEXES: Final = 0x20
-"""Of the union of a chunked file: bits of a chunk beyond those of a block; whether an entry has eight bytes or four."""
+"""Union of a chunked file: log2 of blocks per chunk; whether entries have 8 bytes instead of 4."""
 
 PREFIX: Final[Mapping[int, str]] = {
     1: "user.",
@@ -70,24 +70,24 @@ PREFIX: Final[Mapping[int, str]] = {
     5: "lustre.",
     6: "security.",
 }
-"""What the names of extended attributes begin with, by number."""
+"""Name prefixes of extended attributes by number."""
 
 
 class Layout(IntEnum):
-    """Where the bytes of a file are."""
+    """Storage of a file's data."""
 
     PLAIN = 0
-    """In a row of blocks."""
+    """Consecutive blocks."""
     COMPRESSED_FULL = 1
     INLINE = 2
-    """All but the last block as in `PLAIN`, what is left behind the inode."""
+    """As `PLAIN`, but with the last, partial block after the inode."""
     COMPRESSED = 3
     CHUNKED = 4
-    """In pieces of one size, listed behind the inode."""
+    """Chunks of one size, whose addresses follow the inode."""
 
 
 class Superblock(Struct, frozen=True):
-    """What is said of a whole image. Sizes and addresses are in blocks of ``1 << block_bits`` bytes."""
+    """The superblock. Sizes and addresses are in blocks of ``1 << block_bits`` bytes."""
 
     block_bits: int
     root: int
@@ -103,7 +103,7 @@ class Superblock(Struct, frozen=True):
 
     @classmethod
     def parse(cls, raw: bytes) -> Superblock:
-        """From what follows the first 1,024 bytes, up to a block of them. Raises FormatError, Unsupported."""
+        """Parse the bytes after the first 1,024, up to one block. Raises FormatError, Unsupported."""
         if len(raw) < SUPERBLOCK.size:
             raise FormatError("EROFS superblock", START, f"only {len(raw)} bytes left")
         fields = SUPERBLOCK.unpack_from(raw)
@@ -114,9 +114,9 @@ class Superblock(Struct, frozen=True):
         if not 9 <= bits <= 16:
             raise FormatError("EROFS superblock", START + 12, f"blocks of 2^{bits} bytes")
         if incompatible & ~KNOWN:
-            raise Unsupported(f"this EROFS image uses features that are not known: {incompatible & ~KNOWN:#x}")
+            raise Unsupported(f"this EROFS image uses unknown features: {incompatible & ~KNOWN:#x}")
         if fields[18]:
-            raise Unsupported("this EROFS image has directory blocks of a size of their own")
+            raise Unsupported("this EROFS image has directory blocks of a different size")
         if compatible & CHECKSUM and (1 << bits) > START:
             actual = crc32c(raw[:4] + bytes(4) + raw[8 : (1 << bits) - START])
             if actual != checksum:
@@ -127,7 +127,7 @@ class Superblock(Struct, frozen=True):
         )
 
     def pack(self) -> bytes:
-        """A whole first block, which must be of 2,048 bytes or more."""
+        """Pack the first block, of at least 2,048 bytes."""
         block = bytearray(1 << self.block_bits)
         SUPERBLOCK.pack_into(
             block, START,
@@ -141,9 +141,9 @@ class Superblock(Struct, frozen=True):
 
 @lru_cache(512)
 def crc32c(raw: bytes) -> int:
-    """CRC-32C begun with all ones and not inverted at the end, as the kernel computes it.
+    """CRC-32C with initial value ~0 and no final inversion, as in the kernel.
 
-    It takes some 0.2 us a byte, so results are remembered: each layer of a stack is opened for each layer above it.
+    Cached: it takes about 0.2 us per byte, and each layer of a stack is opened for each layer above it.
     """
     value = 0xFFFFFFFF
     for byte in raw:
@@ -164,7 +164,10 @@ _CRC: Final = _table()
 
 
 def encode_device(major: int, minor: int) -> int:
-    """A device number in 32 bits, as the kernel's ``new_encode_dev``. Raises InvalidInput where it does not fit."""
+    """Encode a device number in 32 bits like the kernel's ``new_encode_dev``.
+
+    Raises InvalidInput if it does not fit.
+    """
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
         raise InvalidInput(f"the device number {major}:{minor} does not fit an EROFS image")
     return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
@@ -176,9 +179,9 @@ def decode_device(number: int) -> tuple[int, int]:
 
 
 def pack_xattrs(xattrs: Mapping[str, bytes]) -> bytes:
-    """The attributes of an inode, sorted by name; nothing where there are none.
+    """Pack the attributes of an inode, sorted by name; b"" for none.
 
-    Raises InvalidInput for a name without a known prefix, and for names, values or a sum of them that are too large.
+    Raises InvalidInput for an unknown prefix, and if a name, a value or all together are too large.
     """
     if not xattrs:
         return b""
@@ -192,13 +195,13 @@ def pack_xattrs(xattrs: Mapping[str, bytes]) -> bytes:
         packed += XATTR.pack(len(raw), number, len(value)) + raw + value
         packed += bytes(-len(packed) % 4)
     if len(packed) > MAX_XATTRS:
-        raise InvalidInput(f"the extended attributes take {len(packed)} bytes; an EROFS inode holds {MAX_XATTRS}")
+        raise InvalidInput(f"{len(packed)} bytes of extended attributes exceed the {MAX_XATTRS} of an EROFS inode")
     return bytes(packed)
 
 
 def split_prefix(name: str) -> tuple[int, str]:
-    """The number of the prefix of an attribute's name, and what is left. Raises InvalidInput where none fits."""
+    """Split an attribute's name into prefix number and rest. Raises InvalidInput for an unknown prefix."""
     for number, prefix in PREFIX.items():
         if name.startswith(prefix) and (prefix.endswith(".") or name == prefix):
             return number, name[len(prefix) :]
-    raise InvalidInput(f"an EROFS image has no extended attributes like {name[:80]!r}")
+    raise InvalidInput(f"an EROFS image cannot store the extended attribute {name[:80]!r}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An EROFS image, written: contents as they come, then all else. The same files in the same order give the same bytes.
+"""Writes EROFS images: contents as they arrive, then metadata. Equal files in equal order give equal bytes.
 
-Blocks have 4,096 bytes. Each inode is an extended one, with what is left of its content behind it where that fits into
-its block. Nothing is compressed and no attributes are shared.
+Blocks have 4,096 bytes. All inodes are extended, and the partial last block of a content follows the inode if it fits
+into its block. Nothing is compressed and no attributes are shared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BITS: Final = 12
 BLOCK: Final = 1 << BITS
 
 _MOST_CHUNKS: Final = 16
-"""Bits of how many there are in one file; larger files have larger chunks."""
+"""Log2 of the maximum number of chunks in one file; larger files get larger chunks."""
 _TYPES: Final = {
     stat.S_IFREG: 1,
     stat.S_IFDIR: 2,
@@ -47,19 +47,19 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Placed(Struct, frozen=True):
-    """Where a content is that has been written."""
+    """Location of a written content."""
 
     size: int
     block: int = HOLE
-    """Address of the first whole block."""
+    """Address of the first full block."""
     tail: tuple[int, int] | None = None
-    """Offset and length, in the file of tails, of what goes behind the inode."""
+    """Offset and length in the spill file of the data after the inode."""
     chunks: tuple[int, Sequence[int]] | None = None
-    """For content with holes: bits of a chunk beyond those of a block, and the address of each chunk."""
+    """Content with holes: log2 of blocks per chunk, and the address of each chunk."""
 
 
 class NewInode(Struct, eq=False):
-    """A file to be written. ``mode`` has its type too, ``mtime`` is in nanoseconds since the epoch."""
+    """An inode to write. ``mode`` includes the file type, ``mtime`` is in nanoseconds since the epoch."""
 
     mode: int
     uid: int = 0
@@ -72,30 +72,30 @@ class NewInode(Struct, eq=False):
     """Of a symbolic link."""
     device: tuple[int, int] = (0, 0)
     children: dict[bytes, NewInode] = field(default_factory=dict)
-    """Of a directory. One inode under several names is one file; directories have a single name."""
+    """Of a directory. An inode under several names is a hard link; directories have a single name."""
 
 
 class _File(Struct, eq=False):
-    """A file on its way into the image."""
+    """An inode with its position in the image."""
 
     inode: NewInode
     parent: _File | None
     body: bytes
-    """Its attributes, packed."""
+    """Packed attributes."""
     at: int = 0
-    """Where its inode begins, from the first block of metadata on."""
+    """Offset of the inode from the first metadata block."""
     links: int = 0
     size: int = 0
     union: int = HOLE
     layout: Layout = Layout.INLINE
     tail: bytes | tuple[int, int] = b""
-    """What goes behind the attributes, or where it was spilled to."""
+    """Data after the attributes, or its location in the spill file."""
     names: dict[bytes, _File] = field(default_factory=dict)
-    """Of a directory, ``.`` and ``..`` included."""
+    """Of a directory, including ``.`` and ``..``."""
 
 
 class ErofsWriter:
-    """Writes one image through ``write(offset, bytes)``; ``spill`` keeps tails until `finish`, and gives them back."""
+    """Writes one image by ``write(offset, bytes)``; ``spill`` and ``unspill`` store partial blocks until `finish`."""
 
     def __init__(
         self,
@@ -107,22 +107,22 @@ class ErofsWriter:
         self._spill = spill
         self._unspill = unspill
         self._next = 1
-        """The first block that is free."""
+        """First free block."""
         self._spilled = 0
         self._chunked = False
 
     def place(
         self, size: int, chunks: Iterable[Buffer], extents: Sequence[tuple[int, int]] | None, xattrs: int = 0
     ) -> Placed:
-        """Write a content of ``size`` bytes, ``extents`` and ``chunks`` being as in `lamella.changes.model.Content`.
+        """Write a content of ``size`` bytes; ``extents`` and ``chunks`` are those of `lamella.changes.model.Content`.
 
-        ``xattrs`` is how many bytes the attributes of its file take, packed.
+        ``xattrs`` is the packed size of the file's attributes in bytes.
         """
         if extents is not None:
             return self._place_chunks(size, chunks, extents)
         whole = size - size % BLOCK
         if size - whole > BLOCK - EXTENDED.size - xattrs:
-            whole = size  # the rest does not fit behind the inode, so its block is a whole one
+            whole = size  # the rest does not fit after the inode
         first, tail = self._next, self._spilled
         at, end = 0, first * BLOCK
         for chunk in chunks:
@@ -135,10 +135,10 @@ class ErofsWriter:
                 self._spill(self._spilled, rest)
                 self._spilled += len(rest)
             at += len(view)
-        self._take(-(-whole // BLOCK))
+        self._allocate(-(-whole // BLOCK))
         return Placed(size, first if whole else HOLE, (tail, self._spilled - tail) if self._spilled > tail else None)
 
-    def _take(self, blocks: int) -> int:
+    def _allocate(self, blocks: int) -> int:
         first = self._next
         self._next += blocks
         if self._next >= HOLE:
@@ -164,27 +164,27 @@ class ErofsWriter:
                 number, within = divmod(offset, chunk)
                 part = view[: min(left, chunk - within)]
                 if addresses[number] == HOLE:
-                    addresses[number] = self._take(-(-min(chunk, size - number * chunk) // BLOCK))
+                    addresses[number] = self._allocate(-(-min(chunk, size - number * chunk) // BLOCK))
                 self._write(addresses[number] * BLOCK + within, part)
                 offset, left, view = offset + len(part), left - len(part), view[len(part) :]
         return Placed(size, chunks=(bits, addresses))
 
     def finish(self, root: NewInode) -> int:
-        """Write all that is not content, and return the size of the image in bytes.
+        """Write the metadata, and return the size of the image in bytes.
 
         Raises InvalidInput for attributes and devices that an image cannot hold.
         """
-        files = _arranged(root)
+        files = _arrange(root)
         for file in files:
             if file.names:
                 self._place_directory(file)
             elif file.layout is Layout.PLAIN and file.inode.target:
-                file.union = self._take(1)
+                file.union = self._allocate(1)
                 self._write(file.union * BLOCK, file.inode.target.ljust(BLOCK, b"\0"))
         first = self._next
         end = 0
         for file in files:
-            raw = self._inode(file)
+            raw = self._pack_inode(file)
             self._write(first * BLOCK + file.at, raw)
             end = file.at + len(raw)
         if end % BLOCK:
@@ -196,17 +196,17 @@ class ErofsWriter:
         return blocks * BLOCK
 
     def _place_directory(self, file: _File) -> None:
-        """Write the whole blocks of a directory, now that all files have their numbers."""
-        blocks = _directory_blocks(file)
+        """Write the full blocks of a directory, once all files have node numbers."""
+        blocks = _pack_directory(file)
         file.size = BLOCK * (len(blocks) - 1) + len(blocks[-1])
         if file.layout is Layout.INLINE:
             file.tail = blocks.pop()
         if blocks:
-            file.union = self._take(len(blocks))
+            file.union = self._allocate(len(blocks))
             for number, block in enumerate(blocks):
                 self._write((file.union + number) * BLOCK, block.ljust(BLOCK, b"\0"))
 
-    def _inode(self, file: _File) -> bytes:
+    def _pack_inode(self, file: _File) -> bytes:
         inode, body, tail = file.inode, file.body, file.tail
         seconds, nanoseconds = divmod(inode.mtime, 1_000_000_000)
         slots = (len(body) - XATTRS.size) // 4 + 1 if body else 0
@@ -217,18 +217,18 @@ class ErofsWriter:
         return raw + body + (self._unspill(*tail) if isinstance(tail, tuple) else tail)
 
 
-def restated(inode: bytes, mode: int, uid: int, gid: int, mtime: int) -> bytes:
-    """An inode of `ErofsWriter`, a directory, with other metadata; its permission bits are those of ``mode``."""
+def restate_inode(inode: bytes, mode: int, uid: int, gid: int, mtime: int) -> bytes:
+    """Replace the metadata in the packed inode of a directory; ``mode`` gives the permission bits."""
     fields = list(EXTENDED.unpack(inode))
     seconds, nanoseconds = divmod(mtime, 1_000_000_000)
     fields[2], fields[7:11] = fields[2] & ~0o7777 | mode, (uid, gid, seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds)
     return EXTENDED.pack(*fields)
 
 
-def _arranged(root: NewInode) -> list[_File]:
-    """Each file once, in the order of a walk, with its place among the metadata, which begins with a free slot.
+def _arrange(root: NewInode) -> list[_File]:
+    """List all inodes in walk order, with their positions; the first slot stays free.
 
-    So no file has the number 0, which directory listings take for a file that is gone.
+    Node number 0 is unused because directory listings take it for a deleted file.
     """
     order: list[_File] = []
     known: dict[int, _File] = {}
@@ -240,7 +240,7 @@ def _arranged(root: NewInode) -> list[_File]:
         file = todo.pop()
         order.append(file)
         if not stat.S_ISDIR(file.inode.mode):
-            at = _fit(file, at)
+            at = _lay_out(file, at)
             continue
         file.links += 2
         below: list[_File] = []
@@ -256,20 +256,20 @@ def _arranged(root: NewInode) -> list[_File]:
             else:
                 child.links += 1
         file.names = dict(sorted(file.names.items()))
-        at = _fit(file, at)
+        at = _lay_out(file, at)
         todo.extend(reversed(below))
     return order
 
 
-def _fit(file: _File, at: int) -> int:
-    """Settle how a file is laid out and where its inode is, ``at`` or behind; return where the next may be."""
+def _lay_out(file: _File, at: int) -> int:
+    """Choose the layout of a file, and the position of its inode at or after ``at``; return the next free position."""
     inode = file.inode
     head = EXTENDED.size + len(file.body)
     kind = stat.S_IFMT(inode.mode)
     content = inode.content
     tail = 0
     if file.names:
-        tail = _used_in_last_block(file)
+        tail = _measure_last_block(file)
     elif kind == stat.S_IFLNK:
         file.size = tail = len(inode.target)
         file.tail = inode.target
@@ -285,17 +285,17 @@ def _fit(file: _File, at: int) -> int:
     if kind in (stat.S_IFCHR, stat.S_IFBLK):
         file.union = encode_device(*inode.device)
     if file.layout is Layout.INLINE and (not tail or head + tail > BLOCK):
-        assert not isinstance(file.tail, tuple)  # noqa: S101  # `place` was told how much room there is
+        assert not isinstance(file.tail, tuple)  # noqa: S101  # `place` knows the size of the attributes
         file.layout, file.tail, tail = Layout.PLAIN, b"", 0
     at += -at % SLOT
-    # An inode lies in one block, and so does what is behind it where that is content.
+    # An inode, and inline data together with it, must not cross a block boundary.
     if at % BLOCK + (head + tail if file.layout is Layout.INLINE else EXTENDED.size) > BLOCK:
         at += -at % BLOCK
     file.at = at
     return at + head + tail
 
 
-def _used_in_last_block(directory: _File) -> int:
+def _measure_last_block(directory: _File) -> int:
     used = 0
     for name in directory.names:
         need = DIRENT.size + len(name)
@@ -303,23 +303,23 @@ def _used_in_last_block(directory: _File) -> int:
     return used
 
 
-def _directory_blocks(directory: _File) -> list[bytes]:
-    """The blocks of a directory, whole ones but for the last."""
+def _pack_directory(directory: _File) -> list[bytes]:
+    """Pack the blocks of a directory; all are full except the last."""
     blocks: list[bytes] = []
     held: list[tuple[bytes, _File]] = []
     used = 0
     for name, child in directory.names.items():
         need = DIRENT.size + len(name)
         if used + need > BLOCK:
-            blocks.append(_packed(held).ljust(BLOCK, b"\0"))
+            blocks.append(_pack_entries(held).ljust(BLOCK, b"\0"))
             held, used = [], 0
         held.append((name, child))
         used += need
-    blocks.append(_packed(held))
+    blocks.append(_pack_entries(held))
     return blocks
 
 
-def _packed(entries: list[tuple[bytes, _File]]) -> bytes:
+def _pack_entries(entries: list[tuple[bytes, _File]]) -> bytes:
     at = DIRENT.size * len(entries)
     head = bytearray()
     for name, file in entries:

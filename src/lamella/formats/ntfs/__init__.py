@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What NTFS keeps beside a file's content, as bytes and as values; nothing here calls Windows."""
+"""NTFS metadata as bytes and values, on any host: attributes, times, names, reparse points, security descriptors."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extended attributes as a chain of FILE_FULL_EA_INFORMATION ([MS-FSCC] 2.4.16)."""
+"""Extended attributes as a list of FILE_FULL_EA_INFORMATION ([MS-FSCC] 2.4.16)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamella.errors import FormatError, InvalidInput
 STRUCTURE: Final = "extended attributes"
 
 NEEDED: Final = 0x80
-"""The flag of an attribute without which the file should not be interpreted."""
+"""FILE_NEED_EA: the file must not be interpreted without the attribute."""
 
 MAX_NAME: Final = 255
 MAX_VALUE: Final = 0xFFFF
@@ -23,7 +23,7 @@ _HEADER: Final = struct.Struct("<IBBH")
 
 
 class ExtendedAttribute(Struct, frozen=True):
-    """One attribute. Names are bytes, by convention upper-case ASCII."""
+    """One attribute. Names are bytes, usually upper-case ASCII."""
 
     name: bytes
     value: bytes
@@ -31,20 +31,20 @@ class ExtendedAttribute(Struct, frozen=True):
 
 
 def check(name: bytes, value: bytes) -> str | None:
-    """Why no file can have this attribute; None where one can."""
+    """Return why the attribute is invalid, or None."""
     if not name:
-        return "its name is empty"
+        return "the name is empty"
     if b"\0" in name:
-        return "there is a NUL in its name"
+        return "NUL in the name"
     if len(name) > MAX_NAME:
-        return f"its name has {len(name)} bytes, over {MAX_NAME}"
+        return f"the name of {len(name)} bytes exceeds {MAX_NAME}"
     if len(value) > MAX_VALUE:
-        return f"its value has {len(value)} bytes, over {MAX_VALUE}"
+        return f"the value of {len(value)} bytes exceeds {MAX_VALUE}"
     return None
 
 
 def encode(attributes: Iterable[ExtendedAttribute]) -> bytes:
-    """The chain in the order given; nothing for no attributes. Each entry is padded to four bytes, the last too.
+    """Encode attributes in the given order; b"" for none. Each entry is padded to four bytes, including the last.
 
     Raises InvalidInput.
     """
@@ -64,7 +64,7 @@ def encode(attributes: Iterable[ExtendedAttribute]) -> bytes:
 
 
 def decode(data: bytes) -> list[ExtendedAttribute]:
-    """The attributes in their order. Raises FormatError."""
+    """Decode the attributes in order. Raises FormatError."""
     return list(_decode(data)) if data else []
 
 
@@ -88,5 +88,5 @@ def _decode(data: bytes) -> Iterator[ExtendedAttribute]:
                 raise FormatError(STRUCTURE, end, f"{len(data) - end} bytes after the last entry")
             return
         if step % 4 or step < end - at:
-            raise FormatError(STRUCTURE, at, f"the next entry cannot begin {step} bytes on")
+            raise FormatError(STRUCTURE, at, f"invalid offset {step} of the next entry")
         at += step

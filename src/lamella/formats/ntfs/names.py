@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upper case as names of NTFS and of CIMs are compared by: a table with one UTF-16 unit for each."""
+"""File names of NTFS: valid names, and the upcase tables that names of NTFS and CIMs are compared by."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from functools import cache
 from typing import Final
 
 TABLE_SIZE: Final = 1 << 17
-"""Bytes of a table."""
+"""Size of an upcase table in bytes."""
 
 _RUNS: Final = (
-    # (first, last, step, what to add): the simple upper case of Unicode 3.2 in the basic plane, less U+0131 and U+017F,
-    # which NTFS leaves alone. What Windows writes is not known; a reader goes by the table that it finds.
+    # (first, last, step, delta): the simple upper case mapping of Unicode 3.2 in the basic plane, without U+0131 and
+    # U+017F, which NTFS does not map. The table of Windows is not known; readers use the stored table.
     (0x00B5, 0x00B5, 1, 743),
     (0x00E0, 0x00F6, 1, -32),
     (0x00F8, 0x00FE, 1, -32),
@@ -123,19 +123,19 @@ _RUNS: Final = (
 
 
 class Upcase:
-    """A table, and how it changes names."""
+    """An upcase table, one UTF-16 unit per unit."""
 
     __slots__ = ("_changes", "table")
 
     def __init__(self, table: array[int]) -> None:
         self.table = table
-        """65,536 units."""
+        """65,536 UTF-16 units."""
         # The table of an image may differ even for ASCII.
         usual = all(table[c] == (c - 32 if 97 <= c <= 122 else c) for c in range(128))
         self._changes = not usual
 
     def fold(self, name: str) -> str:
-        """What is equal for names that mean the same file, each UTF-16 unit by itself."""
+        """Map each UTF-16 unit of a name; names of the same file have equal results."""
         if name.isascii() and not self._changes:
             return name.upper()
         table = self.table
@@ -146,7 +146,7 @@ class Upcase:
 
 
 def parse_upcase(raw: bytes) -> Upcase:
-    """The table in an image; ``raw`` has 131,072 bytes."""
+    """Parse the table of an image, 131,072 bytes."""
     table = array("H", raw)
     if sys.byteorder == "big":
         table.byteswap()
@@ -155,7 +155,7 @@ def parse_upcase(raw: bytes) -> Upcase:
 
 @cache
 def usual_upcase() -> Upcase:
-    """The table to use without a volume or image that has one."""
+    """The default table, for names without a volume or image."""
     table = array("H", range(TABLE_SIZE // 2))
     for c in range(ord("a"), ord("z") + 1):
         table[c] = c - 32
@@ -166,7 +166,7 @@ def usual_upcase() -> Upcase:
 
 
 def pack_upcase(upcase: Upcase) -> bytes:
-    """The table's 131,072 bytes."""
+    """Pack a table into 131,072 bytes."""
     if sys.byteorder == "big":
         swapped = array("H", upcase.table)
         swapped.byteswap()
@@ -175,10 +175,10 @@ def pack_upcase(upcase: Upcase) -> bytes:
 
 
 MAX_NAME: Final = 255
-"""UTF-16 units of one name, of a file or of a stream."""
+"""Maximum length of a name of a file or stream in UTF-16 units."""
 
 MAX_PATH: Final = 32767
-"""UTF-16 units of a whole path."""
+"""Maximum length of a path in UTF-16 units."""
 
 _FORBIDDEN: Final = frozenset({*map(chr, range(32)), *'"*/:<>?\\|'})
 _DEVICE: Final = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[1-9¹²³]) *(?:\.|\Z)", re.IGNORECASE)
@@ -188,12 +188,12 @@ _DEVICE_INITIALS: Final = frozenset("acnlpACNLP")
 
 
 def illegal(name: str) -> str | None:
-    """Why no file of NTFS can have this name; None where one can. Names are single components."""
+    """Return why a single path component is not a valid name in NTFS, or None."""
     if not name or name in (".", ".."):
-        return "it is no name of a file"
+        return "it is not a file name"
     for character in name:
         if character in _FORBIDDEN:
-            return f"NTFS has no {character!r} in names"
+            return f"NTFS forbids {character!r} in names"
         if "\ud800" <= character <= "\udfff":
             return "it is not Unicode"
     if units(name) > MAX_NAME:
@@ -202,28 +202,28 @@ def illegal(name: str) -> str | None:
 
 
 def awkward(name: str) -> str | None:
-    """Why Windows cannot open a file of this name by a usual path, though NTFS has it; None where it can."""
+    """Return why Windows cannot open a valid NTFS name by an ordinary path, or None."""
     if name.endswith((".", " ")):
         return "Windows drops a dot or space at the end of a name"
     if _DEVICE.match(name):
-        return "Windows takes it for a device"
+        return "Windows reserves it for a device"
     return None
 
 
 def plain(name: str) -> bool:
-    """Whether neither `illegal` nor `awkward` finds anything; much quicker than asking them."""
+    """Whether a name is neither `illegal` nor `awkward`; much faster than both."""
     if not name or _suspect(name) or name[-1] in ". " or (len(name) > MAX_NAME >> 1 and units(name) > MAX_NAME):
         return False
     return name[0] not in _DEVICE_INITIALS or _DEVICE.match(name) is None
 
 
 def illegal_stream(name: str) -> str | None:
-    """Why no alternate data stream can have this name; None where one can. Control characters are allowed there."""
+    """Return why a name of an alternate data stream is invalid, or None. Control characters are allowed."""
     if not name:
         return "it is empty"
     for character in name:
         if character in "\0/:\\":
-            return f"NTFS has no {character!r} in names of streams"
+            return f"NTFS forbids {character!r} in names of streams"
         if "\ud800" <= character <= "\udfff":
             return "it is not Unicode"
     if units(name) > MAX_NAME:
@@ -232,14 +232,14 @@ def illegal_stream(name: str) -> str | None:
 
 
 def units(text: str) -> int:
-    """The length of ``text`` in UTF-16 units."""
+    """Length in UTF-16 units."""
     return len(text) if text.isascii() else len(text) + sum(character > "\uffff" for character in text)
 
 
 def folded(name: str) -> str:
-    """``name`` as NTFS compares it: each UTF-16 unit in upper case, where upper case is one unit too.
+    """Fold a name as NTFS compares it, by the default table.
 
-    Each NTFS volume has its own table, which may differ from this one for recent Unicode characters.
+    The table of a volume may differ for recent additions to Unicode.
     """
     if name.isascii():
         return name.upper()

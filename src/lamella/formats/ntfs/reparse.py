@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reparse points as REPARSE_DATA_BUFFER ([MS-FSCC] 2.1.2): symbolic links, mount points, and all others raw."""
+"""Reparse points as REPARSE_DATA_BUFFER ([MS-FSCC] 2.1.2): symbolic links, mount points, and others as raw data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SYMLINK: Final = 0xA000000C
 MOUNT_POINT: Final = 0xA0000003
 
 MAX_SIZE: Final = 16384
-"""Bytes of a whole buffer, its header included."""
+"""Maximum size of the buffer in bytes, including the header."""
 
 RELATIVE: Final = 1
 
@@ -28,7 +28,7 @@ _GUID: Final = 16
 
 
 class Symlink(Struct, frozen=True):
-    """A symbolic link. The ``print_name`` is what is shown and stored in tars; Windows follows the other."""
+    """A symbolic link. ``print_name`` is displayed and stored in tars; Windows follows ``substitute_name``."""
 
     print_name: str
     substitute_name: str
@@ -37,14 +37,14 @@ class Symlink(Struct, frozen=True):
 
 
 class MountPoint(Struct, frozen=True):
-    """A junction or the place where a volume is mounted. The names are as for `Symlink`."""
+    """A junction or volume mount point. The names are those of `Symlink`."""
 
     print_name: str
     substitute_name: str
 
 
 class Unknown(Struct, frozen=True):
-    """Any other reparse point, its data as it is. A tag that is not Microsoft's has a GUID before its data."""
+    """Any other reparse point with raw data. Tags of other vendors have a GUID before their data."""
 
     tag: int
     payload: bytes
@@ -54,20 +54,20 @@ Reparse: TypeAlias = Symlink | MountPoint | Unknown
 
 
 def symlink(target: str) -> Symlink:
-    """The symbolic link to ``target``, a path of Windows with backslashes."""
-    substitute, relative = _substitute(target)
+    """Create a symbolic link to ``target``, a Windows path with backslashes."""
+    substitute, relative = _derive_substitute(target)
     return Symlink(target, substitute, RELATIVE if relative else 0)
 
 
 def mount_point(target: str) -> MountPoint:
-    """The junction to ``target``."""
-    return MountPoint(target, _substitute(target)[0])
+    """Create a junction to ``target``."""
+    return MountPoint(target, _derive_substitute(target)[0])
 
 
 def target(reparse: Symlink | MountPoint) -> str:
-    """Where the link leads, as a person would write it: the print name, or what the substitute name says in its place.
+    """Target of a link for display: the print name, or else the path in the substitute name.
 
-    Volumes are often mounted without a print name.
+    Volume mount points often have no print name.
     """
     if reparse.print_name:
         return reparse.print_name
@@ -79,8 +79,8 @@ def target(reparse: Symlink | MountPoint) -> str:
     return name[4:] if _has_drive(name[4:]) else "\\\\?\\" + name[4:]
 
 
-def _substitute(name: str) -> tuple[str, bool]:
-    """The name that Windows follows, and whether it is relative to the link."""
+def _derive_substitute(name: str) -> tuple[str, bool]:
+    """Derive the substitute name, and whether it is relative to the link."""
     if name.startswith("\\\\?\\"):
         return "\\??\\" + name[4:], False
     if name.startswith("\\\\"):
@@ -95,23 +95,23 @@ def _has_drive(name: str) -> bool:
 
 
 def encode(reparse: Reparse) -> bytes:
-    """The buffer with its header. Raises InvalidInput where it would be over `MAX_SIZE`, or a name is not UTF-16."""
+    """Encode the buffer with its header. Raises InvalidInput beyond `MAX_SIZE`, and for names that are not UTF-16."""
     if isinstance(reparse, Symlink):
         tag = SYMLINK
-        data = _names(reparse.print_name, reparse.substitute_name, _FLAGS.pack(reparse.flags))
+        data = _encode_names(reparse.print_name, reparse.substitute_name, _FLAGS.pack(reparse.flags))
     elif isinstance(reparse, MountPoint):
-        tag, data = MOUNT_POINT, _names(reparse.print_name, reparse.substitute_name, b"")
+        tag, data = MOUNT_POINT, _encode_names(reparse.print_name, reparse.substitute_name, b"")
     else:
         tag, data = reparse.tag, reparse.payload
     if _HEADER.size + len(data) > MAX_SIZE:
-        raise InvalidInput(f"a reparse point of {_HEADER.size + len(data)} bytes is over the {MAX_SIZE} of NTFS")
+        raise InvalidInput(f"a reparse point of {_HEADER.size + len(data)} bytes exceeds the {MAX_SIZE} of NTFS")
     guid = 0 if tag & _MICROSOFT else _GUID
     if len(data) < guid:
-        raise InvalidInput(f"a reparse point with the tag {tag:#x} begins with a GUID of {_GUID} bytes")
+        raise InvalidInput(f"a reparse point with the tag {tag:#x} needs a GUID of {_GUID} bytes")
     return _HEADER.pack(tag, len(data) - guid, 0) + data
 
 
-def _names(print_name: str, substitute_name: str, flags: bytes) -> bytes:
+def _encode_names(print_name: str, substitute_name: str, flags: bytes) -> bytes:
     try:
         shown = print_name.encode("utf-16-le", "surrogatepass")
         followed = substitute_name.encode("utf-16-le", "surrogatepass")
@@ -125,15 +125,15 @@ def _names(print_name: str, substitute_name: str, flags: bytes) -> bytes:
 
 
 def decode(data: bytes) -> Reparse:
-    """What the buffer says; where its names lie is free, and padding after them is dropped. Raises FormatError."""
+    """Decode the buffer; names may be at any offset, and padding after them is dropped. Raises FormatError."""
     if len(data) > MAX_SIZE:
-        raise FormatError(STRUCTURE, 0, f"{len(data)} bytes are over the {MAX_SIZE} of NTFS")
+        raise FormatError(STRUCTURE, 0, f"{len(data)} bytes exceed the {MAX_SIZE} of NTFS")
     if len(data) < _HEADER.size:
         raise FormatError(STRUCTURE, 0, f"only {len(data)} of {_HEADER.size} bytes")
     tag, length, _ = _HEADER.unpack_from(data)
     body = data[_HEADER.size :]
     if length + (0 if tag & _MICROSOFT else _GUID) != len(body):
-        raise FormatError(STRUCTURE, 4, f"{length} bytes are stated, {len(body)} are there")
+        raise FormatError(STRUCTURE, 4, f"the header states {length} bytes, {len(body)} left")
     if tag == SYMLINK:
         start = _HEADER.size + _NAMES.size + _FLAGS.size
         if len(data) < start:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Security descriptors as text ([MS-DTYP] 2.5.1), without queries to a domain or a machine.
+"""Security descriptors in the text form SDDL ([MS-DTYP] 2.5.1).
 
-Accounts that belong to some domain, and entries with GUIDs, conditions or claims, raise Unsupported both ways.
+Domain accounts, which only a domain or machine can resolve, and entries with GUIDs, conditions or claims raise
+Unsupported in both directions.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ _BITS: Final = {
 _FILE: Final = {"FA": 0x1F01FF, "FR": 0x120089, "FW": 0x120116, "FX": 0x1200A0}
 _RIGHTS: Final = {**_BITS, **_FILE, "KA": 0xF003F, "KR": 0x20019, "KW": 0x20006, "KX": 0x20019}
 _LABEL: Final = {"NW": 0x1, "NR": 0x2, "NX": 0x4}
-"""Rights of a mandatory label, where they have a meaning of their own."""
+"""Rights of a mandatory label."""
 
 _FILE_NAMES: Final = {mask: name for name, mask in _FILE.items()}
 
@@ -134,12 +135,12 @@ _NUMBER: Final = re.compile(r"0X[0-9A-F]{1,8}|[0-9]{1,11}", re.ASCII)
 
 
 def parse(text: str) -> SecurityDescriptor:
-    """The descriptor that ``text`` writes. Raises InvalidInput, Unsupported."""
+    """Parse SDDL. Raises InvalidInput, Unsupported."""
     control = security.SELF_RELATIVE
     sids: dict[str, Sid] = {}
     acls: dict[str, Acl | None] = {}
     if not text.isascii():
-        raise InvalidInput(f"SDDL is ASCII, unlike {text[:40]!r}")
+        raise InvalidInput(f"SDDL must be ASCII, not {text[:40]!r}")
     text = text.strip()
     folded = text.upper()
     at = 0
@@ -152,10 +153,10 @@ def parse(text: str) -> SecurityDescriptor:
             found = _SID.match(folded, at)
             if found is None:
                 raise _malformed(text, at)
-            sids[part] = _sid(found[0])
+            sids[part] = _parse_sid(found[0])
             at = found.end()
             continue
-        flags, aces, null, at = _acl(text, folded, at, _DACL_FLAGS if part == "D" else _SACL_FLAGS)
+        flags, aces, null, at = _parse_acl(text, folded, at, _DACL_FLAGS if part == "D" else _SACL_FLAGS)
         control |= flags | (security.DACL_PRESENT if part == "D" else security.SACL_PRESENT)
         acls[part] = None if null else Acl(tuple(aces))
     return SecurityDescriptor(control, sids.get("O"), sids.get("G"), acls.get("S"), acls.get("D"))
@@ -165,7 +166,7 @@ def _malformed(text: str, at: int) -> InvalidInput:
     return InvalidInput(f"malformed SDDL at character {at}: {text[at : at + 40]!r}")
 
 
-def _acl(text: str, folded: str, at: int, names: dict[str, int]) -> tuple[int, list[Ace], bool, int]:
+def _parse_acl(text: str, folded: str, at: int, names: dict[str, int]) -> tuple[int, list[Ace], bool, int]:
     flags, null = 0, False
     while (match := _ACL_FLAGS.match(folded, at)) is not None:
         if match[0] == _NULL_ACL:
@@ -175,7 +176,7 @@ def _acl(text: str, folded: str, at: int, names: dict[str, int]) -> tuple[int, l
         at = match.end()
     aces = []
     while (match := _ACE.match(folded, at)) is not None:
-        aces.append(_ace(match[1]))
+        aces.append(_parse_ace(match[1]))
         at = match.end()
     raw = _RAW_ACE.match(folded, at)
     if raw is not None:
@@ -185,25 +186,25 @@ def _acl(text: str, folded: str, at: int, names: dict[str, int]) -> tuple[int, l
     return flags, aces, null, at
 
 
-def _ace(text: str) -> Ace:
+def _parse_ace(text: str) -> Ace:
     fields = [field.strip() for field in text.split(";")]
     if fields[0] in _RAW_TYPES:
         raise _unsupported(fields[0])
     if len(fields) != 6 or fields[0] not in _TYPES or fields[3] or fields[4]:
         raise InvalidInput(f"malformed entry of an access list {text[:80]!r}")
     kind = _TYPES[fields[0]]
-    flags = _letters(fields[1], _FLAGS, "flags")
-    mask = _mask(fields[2], _LABEL if kind == security.MANDATORY_LABEL else _RIGHTS)
-    return Ace.simple(kind, flags, mask, _sid(fields[5]))
+    flags = _parse_letters(fields[1], _FLAGS, "flags")
+    mask = _parse_mask(fields[2], _LABEL if kind == security.MANDATORY_LABEL else _RIGHTS)
+    return Ace.simple(kind, flags, mask, _parse_sid(fields[5]))
 
 
 def _unsupported(kind: str) -> Unsupported:
-    return Unsupported(f"entries of type {kind!r} are kept as bytes only, not as SDDL")
+    return Unsupported(f"entries of type {kind!r} are supported as bytes, but not as SDDL")
 
 
-def _mask(text: str, names: dict[str, int]) -> int:
+def _parse_mask(text: str, names: dict[str, int]) -> int:
     if _NUMBER.fullmatch(text) is None:
-        return _letters(text, names, "rights")
+        return _parse_letters(text, names, "rights")
     base = 16 if text.startswith("0X") else 8 if text.startswith("0") else 10
     try:
         mask = int(text, base)
@@ -214,7 +215,7 @@ def _mask(text: str, names: dict[str, int]) -> int:
     return mask
 
 
-def _letters(text: str, names: dict[str, int], what: str) -> int:
+def _parse_letters(text: str, names: dict[str, int], what: str) -> int:
     value = 0
     for at in range(0, len(text), 2):
         try:
@@ -224,20 +225,20 @@ def _letters(text: str, names: dict[str, int], what: str) -> int:
     return value
 
 
-def _sid(text: str) -> Sid:
+def _parse_sid(text: str) -> Sid:
     if text in _OF_A_DOMAIN:
         raise Unsupported(
-            f"who {text!r} is depends on a domain or machine",
-            hint="write the SID itself, S-1-5-21-..., in its place",
+            f"only a domain or machine can resolve the account {text!r}",
+            hint="write its SID instead, S-1-5-21-...",
         )
     sid = _ALIASES.get(text)
     return Sid.parse(text) if sid is None else sid
 
 
-def format(descriptor: SecurityDescriptor) -> str:  # noqa: A001 - the field's word, and used with its module's name
-    """The text of ``descriptor``: owner, group, DACL, SACL. What `parse` makes of it has the same meaning.
+def format(descriptor: SecurityDescriptor) -> str:  # noqa: A001 - used with the module's name
+    """Format a descriptor: owner, group, DACL, SACL. `parse` returns a descriptor of the same meaning.
 
-    Defaulted bits and the resource manager's byte have no place in SDDL. Raises Unsupported.
+    SDDL has no place for the defaulted bits and the resource manager's byte. Raises Unsupported.
     """
     parts = []
     if descriptor.owner is not None:
@@ -263,10 +264,10 @@ def _format_ace(ace: Ace) -> str:
     kind = _TYPE_NAMES.get(ace.type)
     sid, mask = ace.sid, ace.mask
     if kind is None or sid is None or mask is None or ace.extra:
-        raise Unsupported(f"SDDL is not written for entries of type {ace.type:#x} with more than rights and a SID")
+        raise Unsupported(f"entries of type {ace.type:#x} with more than rights and a SID are not supported in SDDL")
     flags = "".join(name for name, bit in _FLAGS.items() if ace.flags & bit)
     if ace.flags & ~sum(_FLAGS.values()):
-        raise Unsupported(f"SDDL has no letters for all flags of {ace.flags:#x}")
+        raise Unsupported(f"SDDL has no letters for the flags {ace.flags:#x}")
     rights = _format_mask(mask, label=ace.type == security.MANDATORY_LABEL)
     return f"({kind};{flags};{rights};;;{_format_sid(sid)})"
 

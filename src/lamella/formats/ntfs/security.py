@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Security descriptors in self-relative form ([MS-DTYP] 2.4.2 to 2.4.6).
 
-A descriptor that only travels should travel as the bytes it is: the order of its parts is free, so that another
-writer may give other bytes for the same meaning.
+Pass descriptors on as their original bytes where possible: the order of the parts is free, so decoding and encoding may
+change the bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PROCESS_TRUST_LABEL: Final = 0x14
 ACCESS_FILTER: Final = 0x15
 
 _MASK_AND_SID: Final = frozenset({*range(4), *range(0x09, 0x0B), 0x0D, 0x0E, *range(0x11, 0x16)})
-"""Types of ACE whose body begins with a mask and a SID; the object types have GUIDs in between."""
+"""ACE types whose body starts with a mask and a SID; object types have GUIDs between both."""
 
 _HEADER: Final = struct.Struct("<BBHIIII")
 _ACL: Final = struct.Struct("<BBHHH")
@@ -69,7 +69,7 @@ class Sid(Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The SID that ``text`` writes. Raises InvalidInput."""
+        """Parse the text form. Raises InvalidInput."""
         match = _SID_TEXT.fullmatch(text)
         if match is None:
             raise InvalidInput(f"malformed SID {text[:80]!r}")
@@ -81,7 +81,7 @@ class Sid(Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes, at: int = 0, end: int | None = None) -> Self:
-        """The SID at the offset ``at``, which ends before ``end``. Raises FormatError."""
+        """Decode the SID at offset ``at``, inside ``end``. Raises FormatError."""
         end = len(data) if end is None else end
         if end - at < 8:
             raise FormatError("SID", at, f"only {max(0, end - at)} bytes left")
@@ -89,14 +89,14 @@ class Sid(Struct, frozen=True):
         if revision != 1:
             raise FormatError("SID", at, f"unknown revision {revision}")
         if count > _MAX_SUBS:
-            raise FormatError("SID", at, f"{count} sub-authorities, but there can be {_MAX_SUBS}")
+            raise FormatError("SID", at, f"{count} sub-authorities exceed the limit of {_MAX_SUBS}")
         if at + 8 + 4 * count > end:
             raise FormatError("SID", at, f"{count} sub-authorities do not fit")
         subs: tuple[int, ...] = struct.unpack_from(f"<{count}I", data, at + 8)
         return cls(int.from_bytes(data[at + 2 : at + 8], "big"), subs)
 
     def encode(self) -> bytes:
-        """The binary form. Raises InvalidInput for numbers out of range."""
+        """Encode the binary form. Raises InvalidInput for numbers out of range."""
         if not 0 <= self.authority <= _MAX_AUTHORITY or len(self.subs) > _MAX_SUBS:
             raise InvalidInput(f"no SID can be {self}")
         try:
@@ -107,9 +107,9 @@ class Sid(Struct, frozen=True):
 
 
 class Ace(Struct, frozen=True):
-    """One entry of an access control list; ``body`` is all after its header of type, flags and size.
+    """An access control entry; ``body`` is the data after the header of type, flags and size.
 
-    Conditions and the GUIDs of object entries stay in the body as they are.
+    Conditions and the GUIDs of object entries stay unparsed in the body.
     """
 
     type: int
@@ -118,37 +118,37 @@ class Ace(Struct, frozen=True):
 
     @classmethod
     def simple(cls, type_: int, flags: int, mask: int, sid: Sid) -> Self:
-        """An entry that has a mask and a SID and no more."""
+        """Create an entry with only a mask and a SID."""
         return cls(type_, flags, mask.to_bytes(4, "little") + sid.encode())
 
     @property
     def mask(self) -> int | None:
-        """The rights; None for types that are not known to begin with them."""
+        """Access mask; None for types not known to start with one."""
         if self.type not in _MASK_AND_SID and not 0x05 <= self.type <= 0x10:
             return None
         return int.from_bytes(self.body[:4], "little") if len(self.body) >= 4 else None
 
     @property
     def sid(self) -> Sid | None:
-        """Whom the entry is about; None for types where it does not follow the mask. Raises FormatError."""
+        """Trustee; None for types whose SID does not follow the mask. Raises FormatError."""
         return Sid.decode(self.body, 4) if self.type in _MASK_AND_SID else None
 
     @property
     def extra(self) -> bytes:
-        """What follows the SID: a condition, a claim, or padding; all of the body where there is no plain SID."""
+        """Data after the SID (a condition, claim or padding); the whole body without a SID."""
         sid = self.sid
         return self.body if sid is None else self.body[12 + 4 * len(sid.subs) :]
 
 
 class Acl(Struct, frozen=True):
-    """An access control list, its entries in their order. Revision 4 is for lists with object entries."""
+    """An access control list, with ordered entries. Lists with object entries have revision 4."""
 
     aces: tuple[Ace, ...]
     revision: int = 2
 
     @classmethod
     def decode(cls, data: bytes, at: int = 0) -> Self:
-        """The list at the offset ``at``; unused bytes at its end are dropped. Raises FormatError."""
+        """Decode the list at offset ``at``, without unused bytes at its end. Raises FormatError."""
         if at + _ACL.size > len(data):
             raise FormatError("ACL", at, f"only {max(0, len(data) - at)} bytes left")
         revision, _, size, count, _ = _ACL.unpack_from(data, at)
@@ -156,7 +156,7 @@ class Acl(Struct, frozen=True):
             raise FormatError("ACL", at, f"unknown revision {revision}")
         end = at + size
         if size < _ACL.size or end > len(data):
-            raise FormatError("ACL", at, f"its size {size} does not fit")
+            raise FormatError("ACL", at, f"the size {size} does not fit")
         aces = []
         position = at + _ACL.size
         for _ in range(count):
@@ -164,7 +164,7 @@ class Acl(Struct, frozen=True):
                 raise FormatError("ACE", position, f"only {end - position} bytes of the list left")
             kind, flags, length = _ACE.unpack_from(data, position)
             if length < _ACE.size or position + length > end:
-                raise FormatError("ACE", position, f"its size {length} does not fit")
+                raise FormatError("ACE", position, f"the size {length} does not fit")
             ace = Ace(kind, flags, bytes(data[position + _ACE.size : position + length]))
             if kind in _MASK_AND_SID:
                 Sid.decode(data, position + 8, position + length)
@@ -173,7 +173,7 @@ class Acl(Struct, frozen=True):
         return cls(tuple(aces), revision)
 
     def encode(self) -> bytes:
-        """The binary form. Raises InvalidInput where it is too long."""
+        """Encode the binary form. Raises InvalidInput if it is too long."""
         parts = []
         for ace in self.aces:
             size = _ACE.size + len(ace.body)
@@ -187,9 +187,9 @@ class Acl(Struct, frozen=True):
 
 
 class SecurityDescriptor(Struct, frozen=True):
-    """Owner, group, audit list and access list; a list that `control` says is present and that is None is NULL.
+    """Owner, group, SACL and DACL. A list that is None, but present by `control`, is a NULL list.
 
-    A NULL DACL grants all access; an empty DACL grants none.
+    A NULL DACL allows everyone, an empty DACL no one.
     """
 
     control: int
@@ -198,32 +198,34 @@ class SecurityDescriptor(Struct, frozen=True):
     sacl: Acl | None = None
     dacl: Acl | None = None
     resource_manager: int = 0
-    """A byte that resource managers may use as they like."""
+    """A byte for use by resource managers."""
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """The descriptor in ``data``, whose parts may lie in any order. Raises FormatError."""
+        """Decode a descriptor, with its parts in any order. Raises FormatError."""
         if len(data) < _HEADER.size:
             raise FormatError(STRUCTURE, 0, f"only {len(data)} of {_HEADER.size} bytes")
         revision, resource_manager, control, owner, group, sacl, dacl = _HEADER.unpack_from(data)
         if revision != 1:
             raise FormatError(STRUCTURE, 0, f"unknown revision {revision}")
         if not control & SELF_RELATIVE:
-            raise FormatError(STRUCTURE, 2, "it holds pointers, not offsets")
+            raise FormatError(STRUCTURE, 2, "not in self-relative form")
         return cls(
             control,
-            _part(data, 4, owner, Sid.decode),
-            _part(data, 8, group, Sid.decode),
-            _part(data, 12, sacl, Acl.decode) if control & SACL_PRESENT else None,
-            _part(data, 16, dacl, Acl.decode) if control & DACL_PRESENT else None,
+            _decode_part(data, 4, owner, Sid.decode),
+            _decode_part(data, 8, group, Sid.decode),
+            _decode_part(data, 12, sacl, Acl.decode) if control & SACL_PRESENT else None,
+            _decode_part(data, 16, dacl, Acl.decode) if control & DACL_PRESENT else None,
             resource_manager,
         )
 
     def encode(self) -> bytes:
-        """The self-relative form: owner, group, SACL, DACL. Raises InvalidInput for a list that is not present."""
+        """Encode as owner, group, SACL, DACL. Raises InvalidInput for a list whose present bit is not set."""
         for acl, bit, name in ((self.sacl, SACL_PRESENT, "SACL"), (self.dacl, DACL_PRESENT, "DACL")):
             if acl is not None and not self.control & bit:
-                raise InvalidInput(f"the descriptor has a {name}, but its control bits {self.control:#x} deny it")
+                raise InvalidInput(
+                    f"the descriptor has a {name}, but its control bits {self.control:#x} do not state it"
+                )
         body = bytearray()
         offsets = []
         for part in (self.owner, self.group, self.sacl, self.dacl):
@@ -234,9 +236,9 @@ class SecurityDescriptor(Struct, frozen=True):
         return _HEADER.pack(1, self.resource_manager, self.control | SELF_RELATIVE, *offsets) + body
 
 
-def _part(data: bytes, field: int, offset: int, decode: Callable[[bytes, int], T]) -> T | None:
+def _decode_part(data: bytes, field: int, offset: int, decode: Callable[[bytes, int], T]) -> T | None:
     if not offset:
         return None
     if not _HEADER.size <= offset <= len(data):
-        raise FormatError(STRUCTURE, field, f"the offset {offset} leads outside")
+        raise FormatError(STRUCTURE, field, f"the offset {offset} is out of range")
     return decode(data, offset)

@@ -20,7 +20,7 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import KIND_BY_TYPE_BITS, Change, Content, Entry, Kind, Put, Whiteout, implied_directory
 from lamella.errors import InvalidInput, MissingFacet, from_os
 from lamella.formats.erofs.structures import pack_xattrs
-from lamella.formats.erofs.writer import NewInode, restated
+from lamella.formats.erofs.writer import NewInode, restate_inode
 from lamella.host import file_io
 from lamella.layers.erofs.image_writer import NewImage, drop_unsupported, encode_name, new_inode
 from lamella.layers.erofs.tree import OPAQUE, ErofsChanges, ErofsImage, ErofsLayer, ErofsStack
@@ -262,7 +262,7 @@ def with_root(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
     try:
         file = os.open(layer.path, os.O_WRONLY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC | file_io.O_BINARY)
         try:
-            os.pwrite(file, restated(raw, posix.mode, posix.uid, posix.gid, posix.mtime), at)
+            os.pwrite(file, restate_inode(raw, posix.mode, posix.uid, posix.gid, posix.mtime), at)
         finally:
             os.close(file)
     except OSError as error:

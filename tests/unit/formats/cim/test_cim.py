@@ -364,10 +364,10 @@ class TestAReader:
     @pytest.mark.parametrize(
         ("length", "mappings", "problem"),
         [
-            (150, [(100, 50), (60, 0)], "the mappings are not in order"),
-            (149, [(100, 50)], "the mappings end at 149, before the stream's end at 150"),
-            (1 << 48, [(100, 0xFFFFFFFF)], "the mapping at 100 leads beyond any region"),
-            (150, [(100, 0xFFFFFFFF)], "bytes end beyond"),
+            (150, [(100, 50), (60, 0)], "the mappings are not sorted"),
+            (149, [(100, 50)], "the mappings end at 149, before the end of the stream at 150"),
+            (1 << 48, [(100, 0xFFFFFFFF)], "the mapping at 100 points beyond any region"),
+            (150, [(100, 0xFFFFFFFF)], "bytes exceed the"),
         ],
     )
     def test_refuses_a_pe_image_whose_mappings_lead_nowhere(
@@ -390,7 +390,7 @@ class TestAReader:
         """An image whose root has two names of one length in the places of each other."""
         image = Files().write("a", lambda writer: several(writer, one, other))
         root = image.record(image.root)
-        memory = image._region(0, "test")
+        memory = image._find_region(0, "test")
         assert isinstance(memory, Memory)
         names = sorted((one, other), key=lambda name: name.encode("utf-16-be"))
         start = place(root.data.offset)[1]
@@ -402,7 +402,7 @@ class TestAReader:
 
     def test_refuses_names_out_of_order(self) -> None:
         image, root = self.swapped("aa", "ab")
-        with pytest.raises(FormatError, match="the names are not in order: 'aa' comes after 'ab'") as problem:
+        with pytest.raises(FormatError, match="the names are not sorted: 'aa' follows 'ab'") as problem:
             image.links(root)
         second = place(root.data.offset)[1] + 12
         assert (problem.value.structure, problem.value.offset) == ("CIM link table", second)
@@ -435,7 +435,7 @@ class TestAReader:
         image = Files().write("a", lambda writer: several(writer, "aa", "ab"))
         root = image.record(image.root)
         region, byte = place(root.data.offset)
-        memory = image._region(region, "test")
+        memory = image._find_region(region, "test")
         assert isinstance(memory, Memory)
         at = bytes(memory.data).index("ab".encode("utf-16-le"), byte)
         memory.data[at : at + 4] = "AA".encode("utf-16-le")
@@ -446,7 +446,7 @@ class TestAReader:
         image = Files().write("a", simple)
         root = image.record(image.root)
         for count in (1_000_000_000, 0xFFFFFFFF, 3):
-            memory = image._region(0, "test")
+            memory = image._find_region(0, "test")
             assert isinstance(memory, Memory)
             struct.pack_into("<I", memory.data, place(root.data.offset)[1] + 4, count)
             with pytest.raises(FormatError, match="CIM link table"):

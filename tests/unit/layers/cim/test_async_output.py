@@ -69,7 +69,7 @@ def test_truncated_content_is_removed_from_the_file(tmp_path: Path) -> None:
     before = region.size
     for size in (10, 3_000_000):
         region.put(b"b" * size)
-        region.back_to(before)
+        region.truncate(before)
     at = region.put(b"c" * 10) & (1 << 48) - 1
     region.flush()
     behind.drain()

@@ -223,8 +223,8 @@ def test_a_check_finds_damage_in_sealed_images_only(tmp_path: Path) -> None:
         os.truncate(path, path.stat().st_size - 4096)
     found = dict(faults(tmp_path))
     assert sorted(found) == ["cut", "image", "tree"]
-    assert "is not what its hash says" in found["image"]
-    assert "the hashes themselves are damaged, at 4096" in found["tree"]
+    assert "does not match its hash" in found["image"]
+    assert "damaged hash tree at 4096" in found["tree"]
     assert "hashes of" in found["cut"]
 
 
