@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lamella.changes.losses import Loss, Losses
     from lamella.digests import Digest, parse_digest
     from lamella.errors import LamellaError
+    from lamella.host.durability import durable_outputs
     from lamella.layers.policy import Devices, Owners, Policy
     from lamella.operations.copy import copy
     from lamella.operations.image import Image, open_image
@@ -73,6 +74,7 @@ __all__ = [
     "convert",
     "copy",
     "diff",
+    "durable_outputs",
     "flatten",
     "index",
     "list_changes",
@@ -116,6 +118,7 @@ _HOMES: Final = {
     "convert": "operations.surgery.convert",
     "copy": "operations.copy",
     "diff": "operations.layers.diff",
+    "durable_outputs": "host.durability",
     "flatten": "operations.surgery.flatten",
     "index": "operations.surgery.index",
     "list_changes": "operations.layers.diff",

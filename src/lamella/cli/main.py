@@ -115,6 +115,13 @@ def _set_root(context: click.Context, option: click.Parameter, value: str | None
             os.environ[_ROOT] = before
 
 
+def _set_durability(context: click.Context, option: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if value:
+        from lamella.host.durability import durable_outputs
+
+        context.with_resource(durable_outputs(False))
+
+
 def _show_version(context: click.Context, option: click.Parameter, value: bool) -> None:  # noqa: ARG001
     if value:
         from lamella import __version__
@@ -136,6 +143,13 @@ cli: Final = Verbs(
             expose_value=False,
             callback=_set_root,
             help="Where the store is.  [default: LAMELLA_ROOT, or where this system keeps such things]",
+        ),
+        click.Option(
+            ["--no-durable"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_durability,
+            help="Do not wait for the disk: for layouts, archives and other outputs that a power cut may damage.",
         ),
         *result_options(),
         click.Option(

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, SizeMismatch, Unsupported, from_os
+from lamella.host.durability import make_directories, sync_directory
 from lamella.images.contract import Buffer, ImageWriter, StagedBlob
 from lamella.images.layout import LayoutWriter, named_entry
 from lamella.images.staging import BlobStage, Staging, write_all
@@ -50,7 +51,7 @@ class _Target:
             raise self._exists()
         self._parent = parent or "."
         try:
-            os.makedirs(self._parent, exist_ok=True)
+            make_directories(self._parent, durable=durable)
         except OSError as problem:
             raise from_os(problem, f"make the directory {self._parent!r}") from problem
         self.staging = Staging(self._parent, prefix=f".{name[:100]}.lamella-")
@@ -82,11 +83,7 @@ class _Target:
                     raise self._exists() from None
                 os.rename(staged, self._path)
         if self._durable:
-            directory = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(self._parent)
 
     def _exists(self) -> AlreadyExists:
         return AlreadyExists(f"{self._where}: the file exists", hint="remove it first, or give --replace")
@@ -98,11 +95,11 @@ class OciArchiveWriter(ImageWriter):
     takes_indexes = True
     concurrent_puts = 6
 
-    def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
+    def __init__(self, path: str, *, replace: bool = False, durable: bool = True) -> None:
         self.where = f"oci-archive:{path}"
         self._target = _Target(path, self.where, replace=replace, durable=durable)
         try:
-            self._layout = LayoutWriter(self._target.staging.file("layout"))
+            self._layout = LayoutWriter(self._target.staging.file("layout"), durable=False)
         except BaseException:
             self._target.staging.remove()
             raise
@@ -148,7 +145,7 @@ class DockerArchiveWriter(ImageWriter):
     leaves_foreign = False
     concurrent_puts = 6
 
-    def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
+    def __init__(self, path: str, *, replace: bool = False, durable: bool = True) -> None:
         self.where = f"docker-archive:{path}"
         self._target = _Target(path, self.where, replace=replace, durable=durable)
         self._blobs = BlobStage(self._target.staging, self.where, durable=False)

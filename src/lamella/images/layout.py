@@ -16,6 +16,7 @@ import msgspec
 from lamella.digests import Digest
 from lamella.errors import Conflict, Exhausted, InvalidInput, NotFound, SizeMismatch, from_os
 from lamella.host import file_io
+from lamella.host.durability import make_directories, sync_directory
 from lamella.images.contract import Buffer, ImageReader, ImageWriter, StagedBlob, StoredImage
 from lamella.images.graph import ImageGraph
 from lamella.images.staging import PREFIX, BlobStage, Staging
@@ -196,16 +197,18 @@ class LayoutWriter(ImageWriter):
     takes_indexes = True
     concurrent_puts = 6
 
-    def __init__(self, path: str, *, replace: bool = False, durable: bool = False) -> None:
+    def __init__(self, path: str, *, replace: bool = False, durable: bool = True) -> None:
         del replace  # as in skopeo, an entry of the same tag is always replaced
         self.where = f"oci:{path}"
         path = self._path = path.rstrip("/") or "/"
         self._durable = durable
         try:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            make_directories(os.path.dirname(path) or ".", durable=durable)
             try:
                 os.mkdir(path)
                 self._created = True
+                if durable:
+                    sync_directory(os.path.dirname(path) or ".")
             except FileExistsError:
                 self._created = False
             self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -18,6 +18,7 @@ from msgspec import Struct
 from lamella.digests import Digest
 from lamella.errors import InvalidInput
 from lamella.extensions import Table
+from lamella.host.durability import outputs_are_durable
 from lamella.images.contract import ImageReader, ImageWriter
 from lamella.images.options import (
     ContainerdOptions,
@@ -177,7 +178,6 @@ def open_writer(
     name: ImageName,
     *,
     replace: bool = False,
-    durable: bool = False,
     registry: RegistryOptions | None = None,
     store: StoreOptions | None = None,
     containerd: ContainerdOptions | None = None,
@@ -186,12 +186,14 @@ def open_writer(
 
     With ``replace``, a new archive replaces an existing one once it is complete, and an image in a store or a
     containerd one of the same name. A layout keeps its other images either way, and a tag in a registry is always
-    replaced. With ``durable``, everything is on disk before `commit` returns; stores are always durable.
+    replaced. Everything is on the disk before `commit` returns, unless `durable_outputs` says otherwise.
     Raises AlreadyExists, InvalidInput, Unsupported, Denied.
     """
     if name.position is not None:
         raise InvalidInput(f"{name}: an image cannot be written at a number", hint="give it a tag")
-    access = Access(registry or current_options(), store, containerd or current_containerd(), replace, durable)
+    access = Access(
+        registry or current_options(), store, containerd or current_containerd(), replace, outputs_are_durable()
+    )
     return TRANSPORTS[name.form].writer(name, access)
 
 

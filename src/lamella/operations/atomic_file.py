@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, from_os
+from lamella.host.durability import outputs_are_durable, sync_directory
 
 _LONGEST: Final = 200
 """Bytes of the final name that the temporary one repeats: a name has at most 255."""
@@ -37,9 +38,10 @@ def replacing(target: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
     """A new file, which is renamed to ``target`` at the end of the block, or removed if the block raises.
 
     An existing ``target`` is replaced at the end; with ``exclusive`` it is an error. A symbolic link is followed; a
-    device or fifo, such as ``/dev/null``, is written directly. Raises AlreadyExists, Conflict (a directory), Denied,
-    Exhausted.
+    device or fifo, such as ``/dev/null``, is written directly. The file is durable at the end (`durable_outputs`).
+    Raises AlreadyExists, Conflict (a directory), Denied, Exhausted.
     """
+    durable = outputs_are_durable()
     if exclusive and os.path.lexists(target):
         raise AlreadyExists(f"{os.fspath(target)!r} exists")
     real = Path(os.path.realpath(target))
@@ -55,7 +57,12 @@ def replacing(target: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
         try:
             with file:
                 yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, real)
+            if durable:
+                sync_directory(real.parent)
         except BaseException as error:
             try:
                 os.unlink(temporary)

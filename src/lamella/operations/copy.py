@@ -54,19 +54,18 @@ def copy(
     platform: str | Platform | None = None,
     all_platforms: bool = False,
     replace: bool = False,
-    durable: bool = False,
     job: Job | None = None,
 ) -> Copied:
     """Copy the image that ``source`` names to ``target``, which is unchanged until the copy is complete and checked.
 
-    With ``all_platforms``, an index is copied with all that it leads to. ``replace`` overwrites an existing archive;
-    ``durable`` waits for the disk. Raises as `copy_image`; AlreadyExists.
+    With ``all_platforms``, an index is copied with all that it leads to. ``replace`` overwrites an existing archive.
+    Raises as `copy_image`; AlreadyExists.
     """
     job = job or Job()
     source = parse_image_name(source) if isinstance(source, str) else source
     target = parse_image_name(target) if isinstance(target, str) else target
     platform = parse_platform(platform) if isinstance(platform, str) else platform
-    with open_reader(source) as reader, open_writer(target, replace=replace, durable=durable) as writer:
+    with open_reader(source) as reader, open_writer(target, replace=replace) as writer:
         graph = ImageGraph(reader, cancel=job.cancel)
         image = choose_image(graph, source.tag, platform, source.position, all_platforms=all_platforms)
         return copy_image(graph, writer, image, target.tag, job)

@@ -18,6 +18,7 @@ from lamella.changes.apply import Counts, apply
 from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
+from lamella.host.durability import sync_directory, sync_file_system
 from lamella.layers import kinds
 from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.layers.kinds import UnpackForm
@@ -48,6 +49,9 @@ class UnpackOptions(Struct, frozen=True):
     """Unpack over an existing directory."""
     rules: NameRules | None = None
     """Unusual names that folders and composite images may have."""
+    durable: bool = False
+    """Flush the file system (syncfs) before a directory gets its name. A single EROFS image is always durable, as other
+    outputs are (`durable_outputs`)."""
     reader_process: bool = False
     """Read the layers of a large image on this machine in a fork of this process, which saves a tenth to a fifth of the
     time. This process must have no other threads, those of libraries included."""
@@ -93,7 +97,10 @@ def unpack(
         raise InvalidInput("owners and devices are chosen for directories; an image file has those of the layers")
     if options.merge:
         try:
-            return Unpacked(directory, _apply_layers(image, directory, options, job), job.losses)
+            layers = _apply_layers(image, directory, options, job)
+            if options.durable:
+                sync_file_system(directory)
+            return Unpacked(directory, layers, job.losses)
         except BaseException as error:
             error.add_note(f"what was unpacked so far is left in {os.fspath(directory)!r}")
             raise
@@ -106,7 +113,7 @@ def unpack(
         return Unpacked(directory, _apply_layers(image, directory, options, job), job.losses)
     with _UnfinishedDirectory(directory) as target:
         layers = _apply_layers(image, target.path, options, job)
-        target.commit()
+        target.commit(durable=options.durable)
         return Unpacked(directory, layers, job.losses)
 
 
@@ -266,9 +273,11 @@ class _UnfinishedDirectory:
             raise
         return self
 
-    def commit(self) -> None:
+    def commit(self, *, durable: bool) -> None:
         """Give the directory its name. Raises AlreadyExists if something has taken the name since."""
         try:
+            if durable:
+                sync_file_system(self.path)
             mode = stat.S_IMODE(os.lstat(self.path).st_mode)
             if os.geteuid() and not mode & stat.S_IWUSR:
                 # Renaming a directory writes its `..`, which needs write permission on it.
@@ -277,6 +286,8 @@ class _UnfinishedDirectory:
                 os.chmod(self._wanted, mode)
             else:
                 host.rename_exclusive(self.path, self._wanted)
+            if durable:
+                sync_directory(self._parent)
         except OSError as error:
             raise from_os(error, f"name the unpacked directory {os.fspath(self._wanted)!r}") from error
         self._committed = True

@@ -61,15 +61,6 @@ def folders_with_files(root: Path) -> list[str]:
     return [folder for folder in (BLOBS, SNAPSHOTS) if _has_grandchild(root / folder)]
 
 
-def fsync_directory(path: str | os.PathLike[str]) -> None:
-    """Make the names in a directory durable. Raises OSError."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def keep_reserve(root: Path) -> None:
     """Create the reserve file if it is missing and the disk has plenty of space."""
     path = root / RESERVE

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, Self
 from msgspec.structs import replace
 
 from lamella.errors import Conflict, Denied, InvalidInput, NotFound, from_os
+from lamella.host.durability import sync_directory
 from lamella.store.context import Clock, StoreContext
-from lamella.store.disk_layout import BLOBS, DATABASE, INGEST, LOCKS, SNAPSHOTS, TRASH, fsync_directory, keep_reserve
+from lamella.store.disk_layout import BLOBS, DATABASE, INGEST, LOCKS, SNAPSHOTS, TRASH, keep_reserve
 from lamella.store.metadata.labels import check_key, check_namespace
 
 if TYPE_CHECKING:
@@ -202,8 +203,8 @@ def _make_folders(path: Path) -> None:
         except FileExistsError:
             pass
     if made:
-        fsync_directory(path)
-        fsync_directory(path.parent)
+        sync_directory(path)
+        sync_directory(path.parent)
 
 
 def _make_root(path: Path, *, create: bool) -> None:

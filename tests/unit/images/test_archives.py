@@ -368,7 +368,7 @@ class TestWriting:
         name = parse_image_name(f"{form}:{path}")
         with pytest.raises(AlreadyExists):
             open_writer(name)
-        with open_writer(name, replace=True, durable=True) as writer:
+        with open_writer(name, replace=True) as writer:
             assert path.read_bytes() == b"precious"
             put(writer, ZIPPED, None)
         assert len(contents(str(name))) == 2

@@ -143,7 +143,7 @@ def test_an_existing_archive_is_replaced_only_on_request(tmp_path: Path, source:
     copy(f"{source}:one", target)
     with pytest.raises(AlreadyExists):
         copy(f"{source}:one", target)
-    copy(f"{source}:all", target, platform="linux/arm64", replace=True, durable=True)
+    copy(f"{source}:all", target, platform="linux/arm64", replace=True)
     assert diff_ids(target) == ARM.config["rootfs"]["diff_ids"]
 
 

@@ -123,7 +123,7 @@ def test_an_interrupted_creation_is_completed(tmp_path: Path) -> None:
         assert store.namespaces.list() == []
 
 
-@pytest.mark.parametrize("step", ["fsync_directory", "keep_reserve"])
+@pytest.mark.parametrize("step", ["sync_directory", "keep_reserve"])
 def test_a_failed_opening_closes_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     closed: list[Path] = []
     close = database.Database.close

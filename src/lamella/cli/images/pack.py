@@ -130,6 +130,7 @@ def pack(
     policy_options,
     click.option("--merge", is_flag=True, help="Unpack into an existing DIR, over the files in it."),
     name_rules_option,
+    click.option("--durable", is_flag=True, help="Write everything to the disk before DIR appears."),
 )
 @strict_option
 @click.pass_obj

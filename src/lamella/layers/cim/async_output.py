@@ -142,6 +142,10 @@ class RegionOutput:
         """Drop the oldest waiting buffer; called by the thread."""
         self._waiting.popleft()
 
+    def sync(self) -> None:
+        """Flush the file to the disk. Call it only after the thread has stopped. Raises OSError."""
+        os.fsync(self._file)
+
     def close(self) -> None:
         """Close the file. Can be called repeatedly."""
         for file in (self._file, self._reading):

@@ -16,6 +16,7 @@ from lamella.errors import AlreadyExists, InvalidInput, Unavailable, from_os
 from lamella.formats.cim.structures import RegionType, objects_file
 from lamella.formats.cim.writer import CimWriter
 from lamella.host import file_io
+from lamella.host.durability import outputs_are_durable, sync_directory
 from lamella.layers.cim.async_output import NEW, RegionOutput, WriteBehind
 
 if sys.platform != "win32":
@@ -138,6 +139,7 @@ class NewCim:
         if os.path.lexists(layer.path):
             raise AlreadyExists(f"{os.fspath(layer.path)!r} exists")
         self.layer = layer
+        self._durable = outputs_are_durable()
         self._behind = WriteBehind()
         self._outputs: dict[RegionType, RegionOutput] = {}
         self._parent: OpenCim | None = None
@@ -173,14 +175,20 @@ class NewCim:
         image = self._mark.part(_SMALL)
         try:
             for kind, output in self._outputs.items():
+                if self._durable:
+                    output.sync()
                 output.close()
-                _write(image, objects_file(kind, kind))
+                _write(image, objects_file(kind, kind), durable=self._durable)
                 os.replace(image, directory / f"objectid_{guid}_{int(kind)}")
                 os.replace(output.path, directory / f"region_{guid}_{int(kind)}")
             self._outputs.clear()
-            _write(image, raw)
+            if self._durable:
+                sync_directory(directory)  # the image names the other files
+            _write(image, raw, durable=self._durable)
             os.link(image, self.layer.path)  # fails if another writer was faster
             os.unlink(image)
+            if self._durable:
+                sync_directory(directory)
         except OSError as problem:
             raise from_os(problem, f"write the image {os.fspath(self.layer.path)!r}") from problem
         finally:
@@ -204,12 +212,14 @@ class NewCim:
             self._mark.remove()
 
 
-def _write(path: Path, raw: bytes) -> None:
+def _write(path: Path, raw: bytes, *, durable: bool) -> None:
     file = os.open(path, NEW, 0o600)
     try:
         view = memoryview(raw)
         while view:
             view = view[os.write(file, view) :]
+        if durable:
+            os.fsync(file)
     finally:
         os.close(file)
 

@@ -27,6 +27,7 @@ from lamella.formats.erofs.structures import (
 )
 from lamella.formats.erofs.writer import BLOCK, ErofsWriter, NewInode, Placed
 from lamella.host import file_io
+from lamella.host.durability import outputs_are_durable, sync_directory
 from lamella.layers.erofs.tree import OVERLAY_XATTRS
 from lamella.times import SECOND
 
@@ -75,6 +76,7 @@ class NewImage:
         if os.path.lexists(path):
             raise AlreadyExists(f"{os.fspath(path)!r} exists")
         self._path = path
+        self._durable = outputs_are_durable()
         self._unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         self._tails: _Tails | None = None
         self._file = -1
@@ -97,7 +99,11 @@ class NewImage:
         """Write the metadata and give the image its name. Raises AlreadyExists, Exhausted, InvalidInput."""
         try:
             os.ftruncate(self._file, self._writer.finish(root))
+            if self._durable:
+                os.fsync(self._file)
             os.link(self._unfinished, self._path)
+            if self._durable:
+                sync_directory(self._path.parent)
         except OSError as error:
             raise from_os(error, f"make the image {os.fspath(self._path)!r}") from error
         self.abort()

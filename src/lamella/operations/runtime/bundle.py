@@ -14,6 +14,7 @@ from lamella.changes.contracts import Tree
 from lamella.changes.model import Kind, dense
 from lamella.changes.tree import resolve
 from lamella.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, from_os
+from lamella.host.durability import durable_outputs, sync_directory
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
@@ -199,12 +200,16 @@ def unpack_bundle(
     if options.merge:
         _make(directory, exist_ok=True)
         unpacked = unpack(image, directory / ROOTFS, options, job=job)
-        write_runtime_config(directory, image.config, rootless=rootless)
+        with durable_outputs(options.durable):
+            write_runtime_config(directory, image.config, rootless=rootless)
         return unpacked
     _make(directory, exist_ok=False)
     try:
         unpacked = unpack(image, directory / ROOTFS, options, job=job)
-        write_runtime_config(directory, image.config, rootless=rootless)
+        with durable_outputs(options.durable):
+            write_runtime_config(directory, image.config, rootless=rootless)
+        if options.durable:
+            sync_directory(directory.absolute().parent)
     except BaseException as error:
         _remove(directory, error)
         raise

@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from lamella.errors import Exhausted, InvalidInput, LamellaError, NotFound, from_os
+from lamella.host.durability import sync_directory
 from lamella.registry.auth.helper_program import CredentialProgram
 
 MAX_FILE: Final = 4 << 20
@@ -222,6 +223,7 @@ class AuthFile:
                 except BaseException:
                     os.unlink(file.name)
                     raise
+            sync_directory(parent)
         except OSError as error:
             raise from_os(error, f"write {path!r}") from error
 

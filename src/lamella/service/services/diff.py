@@ -16,6 +16,7 @@ from lamella.changes.contracts import Source
 from lamella.changes.losses import Losses
 from lamella.digests import Digest
 from lamella.errors import AlreadyExists, LamellaError, Unsupported, from_os
+from lamella.host.durability import sync_file_system
 from lamella.oci import mediatypes
 from lamella.oci.descriptor import Descriptor
 from lamella.protocol import wire
@@ -163,14 +164,8 @@ class _Layer:
 
 
 def _sync(directory: Path) -> None:
-    from lamella.host.linux import sync_file_system
-
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_file_system(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file_system(directory)
     except OSError as error:
         raise from_os(error, f"sync the file system of {os.fspath(directory)!r}") from error
 

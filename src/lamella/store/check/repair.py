@@ -14,9 +14,10 @@ from msgspec import Struct
 
 from lamella.digests import Digest, parse_digest
 from lamella.errors import LamellaError, from_os
+from lamella.host.durability import sync_directory
 from lamella.store.check.check import DATABASE, ROOT, Finding, Report
 from lamella.store.contract import SnapshotKind
-from lamella.store.disk_layout import blob_path, fsync_directory
+from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import sweep_files
 from lamella.store.gc.labels import CONTENT, IMAGES, SNAPSHOTS
 
@@ -97,8 +98,8 @@ def _remove_blob(store: Store, digest: Digest) -> str:
             if seen is not None:
                 kept = folder / f"{digest.algorithm}-{digest.hex}-{secrets.token_hex(4)}"
                 os.rename(path, kept)
-                fsync_directory(folder)
-                fsync_directory(os.path.dirname(path))
+                sync_directory(folder)
+                sync_directory(os.path.dirname(path))
                 where = f", its file is {os.fspath(kept)}"
             connection.execute("DELETE FROM blob WHERE digest = ?", (digest,))
     except OSError as problem:

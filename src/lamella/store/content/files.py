@@ -18,13 +18,13 @@ from msgspec import Struct
 
 from lamella.digests import Digest
 from lamella.errors import Integrity, from_os
+from lamella.host.durability import sync_directory
 from lamella.store.disk_layout import (
     BLOBS,
     DATA,
     INGEST,
     blob_path,
     empty_trash,
-    fsync_directory,
     move_to_trash,
 )
 
@@ -71,9 +71,9 @@ def install_blob(root: Path, path: str, digest: Digest) -> None:
         os.rename(path, target)
     except FileNotFoundError:
         os.mkdir(folder, 0o700)
-        fsync_directory(os.path.dirname(folder))
+        sync_directory(os.path.dirname(folder))
         os.rename(path, target)
-    fsync_directory(folder)
+    sync_directory(folder)
 
 
 def is_named(connection: sqlite3.Connection, digest: Digest) -> bool:

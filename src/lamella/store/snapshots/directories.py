@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from lamella.errors import LamellaError
+from lamella.host.durability import sync_directory
 from lamella.layers.directory.dirfd_cache import remove_tree
-from lamella.store.disk_layout import fsync_directory
 
 _NEW: Final = "new-"
 _TRASH: Final = "snapshot-"
@@ -65,7 +65,7 @@ class SnapshotDirectories:
         """
         if not self._root.exists():
             self._root.mkdir(mode=0o700, exist_ok=True)
-            fsync_directory(self._root.parent)
+            sync_directory(self._root.parent)
         left: str | None = None
         try:
             with ExitStack() as locks:
@@ -97,7 +97,7 @@ class SnapshotDirectories:
 
         Raises OSError.
         """
-        fsync_directory(new)
+        sync_directory(new)
         path = self.path(number)
         try:
             os.rename(new, path)
@@ -107,7 +107,7 @@ class SnapshotDirectories:
             # The directory of a row that was never committed; its number is free again.
             self._remove(path)
             os.rename(new, path)
-        fsync_directory(self._root)
+        sync_directory(self._root)
 
     def remove(self, path: Path) -> None:
         """Remove a directory that no row names. What cannot be removed stays in the trash, for `empty_trash`."""

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from lamella.changes.contracts import Sink, Tree
 from lamella.changes.losses import Losses
+from lamella.host.durability import durable_outputs
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
@@ -178,7 +179,8 @@ class SnapshotTarget(Struct, frozen=True):
 
     def sink(self, policy: Policy | None = None, losses: Losses | None = None) -> Sink[Losses]:
         """Return the sink that applies the layer. Raises Conflict (not empty), Denied."""
-        return self.driver.sink(self.directory, self.parents, policy, losses)
+        with durable_outputs(False):  # the commit of the snapshot syncs its files
+            return self.driver.sink(self.directory, self.parents, policy, losses)
 
     def usage_below_root(self) -> Usage | None:
         """Return `SnapshotDriver.usage_below_root`. Raises Denied, NotFound."""

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, Conflict, Denied, NotFound, Unsupported, from_os
+from lamella.host.durability import sync_file_system
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
@@ -162,7 +163,7 @@ class LocalSnapshots:
                 driver.rebase(directory, parents)
             driver.commit(directory)
             usage = driver.usage(directory, SnapshotKind.COMMITTED, below_root)
-            _sync_file_system(directory)
+            sync_file_system(directory)
             with self._database.write() as connection:
                 row = self._table.get_active(connection, key, row.number)
                 if number != self._final_parent(connection, row, parent):
@@ -338,16 +339,6 @@ class LocalSnapshots:
 
 def _parent_replaced(parent: str) -> NotFound:
     return NotFound(f"parent snapshot {parent!r} was removed, and another snapshot has its name now")
-
-
-def _sync_file_system(directory: Path) -> None:
-    from lamella.host.linux import sync_file_system
-
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_file_system(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

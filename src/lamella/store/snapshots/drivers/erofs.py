@@ -18,6 +18,7 @@ from typing import Final
 from lamella.changes.contracts import Sink
 from lamella.changes.losses import Losses
 from lamella.errors import Conflict, from_os
+from lamella.host.durability import durable_outputs
 from lamella.layers.erofs.from_directory import write_image
 from lamella.layers.erofs.overlay_sink import ErofsUpperSink, has_root_unstated, with_root, without_whiteouts
 from lamella.layers.erofs.tree import ErofsLayer, ErofsStack
@@ -112,7 +113,8 @@ class ErofsDriver(OverlayDriver):
                 raise Conflict("this snapshot holds the image of a layer and other files")
             os.link(_applied(directory), unfinished)
         else:
-            write_image(directory / UPPER, unfinished)
+            with durable_outputs(False):  # synced below
+                write_image(directory / UPPER, unfinished)
         descriptor = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fchmod(descriptor, 0o400)
