@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of a tar as values that `marshal` takes, for another process; the data of files does not travel with them.
+"""Encodes the changes of a tar stream as values that `marshal` takes, for another process, without the data of files.
 
-A batch is ``(facets, records)``. A facet is a pair of the fields of a `Posix` and of a `Windows`, None for the one that
-an entry lacks; records name it by its number in the batch. The record of a `Put` has the fields of its `Entry`, with
-numbers for kind and facets, and the place of its content in the last one. The record of any other change has the number
-of its class and its fields. Fields are taken and restored by position: a new field needs no edit here.
+A batch is ``(facets, records)``. An item of ``facets`` is a pair: the fields of a `Posix` and of a `Windows`, each None
+if the entry lacks it. A record is a list; the type of its first item tells the two forms apart:
+
+- A `Put` is the fields of its `Entry`, the path (a string) first. ``kind`` is an index of `_KINDS`, ``posix`` one of
+  ``facets``, and ``windows`` the location of the content.
+- Any other change is the index of its class in `_OTHERS` (an integer), and its fields. The content of a `Stream` is a
+  pair of its size and location.
+
+A location is the offset of the data in the stream; ``(offset, stored size, extents)`` for a sparse file; `_EMPTY_DATA`;
+or None without content. Fields are packed and restored by position: a new field needs no edit here.
 """
 
 from __future__ import annotations
@@ -39,17 +45,16 @@ _KINDS: Final = tuple(Kind)
 _OTHERS: Final[tuple[type[Change], ...]] = (Link, Stream, Whiteout, Opaque)
 _FIELDS: Final = Entry.__struct_fields__
 _KIND, _POSIX, _SIZE, _WINDOWS = map(_FIELDS.index, ("kind", "posix", "size", "windows"))
-"""Positions in the record of a `Put`; that of the Windows facet has the place of the content instead."""
+"""Positions in the record of a `Put`."""
 
 _MAPPING: Final = {
     Posix: Posix.__struct_fields__.index("xattrs"),
     Windows: Windows.__struct_fields__.index("extended_attributes"),
 }
-"""Positions of the fields that are mappings."""
+"""Position of the field that is a mapping, for each facet."""
 
 _EMPTY_DATA: Final = False
-"""The place of `lamella.layers.windows.tar_source.EMPTY_DATA`. Other contents have an offset in the stream, or offset,
-stored size and extents."""
+"""The location of `lamella.layers.windows.tar_source.EMPTY_DATA`, the content of an empty file with a data stream."""
 
 
 class ChangeEncoder:
@@ -57,18 +62,19 @@ class ChangeEncoder:
 
     def __init__(self) -> None:
         self.end = 0
-        """Offset in the stream up to which its data has arrived. Data beyond it is read when its change is encoded, so
-        that an early end of the stream is an error of that file."""
+        """Offset of the end of the current buffer; the caller advances it with each buffer. Data of a file beyond it is
+        read, and dropped, when the change is encoded: that sends the buffers that hold it, and a stream that ends early
+        is reported with the path of that file."""
         self._facets: list[tuple[Fields | None, Fields | None]] = []
         self._numbers: dict[int, int] = {}
-        """Numbers of facets that are shared, by the identity of the `Posix`."""
+        """Index of the facets by the `id` of a `Posix`, which entries with equal metadata share."""
         self._shared: list[Posix] = []
-        """Keeps those objects alive, so that no other gets their identity."""
+        """Keeps these objects alive, so that their ids are not reused."""
         self._records: list[Record] = []
 
     @property
     def batch(self) -> Batch:
-        """The changes encoded since the last `clear`; it lives until the next one."""
+        """The changes encoded since the last `clear`; valid until the next."""
         return self._facets, self._records
 
     def clear(self) -> None:
@@ -79,7 +85,7 @@ class ChangeEncoder:
         self._records.clear()
 
     def encode(self, changes: Iterable[Change]) -> None:
-        """Add ``changes`` to the batch, which iterating may clear. Raises what iterating them raises."""
+        """Add ``changes`` to the batch. Their iterator may send and `clear` it. Raises what the iterator raises."""
         add, numbers, kinds = self._records.append, self._numbers, _KINDS
         for change in changes:
             if type(change) is Put:
@@ -92,9 +98,9 @@ class ChangeEncoder:
                 record[_KIND] = kinds.index(entry.kind)
                 record[_POSIX] = number
                 content = change.content
-                record[_WINDOWS] = place = None if content is None else _place(content)
+                record[_WINDOWS] = location = None if content is None else _location(content)
                 add(record)
-                if place is None or place is _EMPTY_DATA:
+                if location is None or location is _EMPTY_DATA:
                     continue
             else:
                 record = [_OTHERS.index(type(change)), *astuple(change)]
@@ -102,7 +108,7 @@ class ChangeEncoder:
                 if type(change) is not Stream:
                     continue
                 content = change.content
-                record[-1] = content.size, _place(content)
+                record[-1] = content.size, _location(content)
             if content.data_offset + content.stored_size > self.end:  # type: ignore[union-attr]  # a `TarMember`
                 for _ in content.chunks():  # type: ignore[union-attr]
                     pass
@@ -117,28 +123,29 @@ class ChangeEncoder:
 
 
 class ChangeDecoder:
-    """Restores changes; ``content`` makes their content of size, extents, offset in the stream and stored size."""
+    """Rebuilds changes from batches."""
 
     def __init__(self, content: Callable[[int, Extents | None, int, int], Content]) -> None:
+        """``content`` makes a content; its arguments are size, extents, offset in the stream, and stored size."""
         self._content = content
         self.current: object = None
-        """The content of the last change, whose data may be read."""
+        """The content of the last change, the only one whose data may be read."""
 
     def decode(self, batches: Iterable[Batch]) -> Iterator[Change]:
-        """The changes of ``batches``, each of which is used up."""
+        """The changes of ``batches``, whose lists are modified."""
         make, kinds = self._content, _KINDS
         for packed, records in batches:
             facets = [(_unpack(Posix, posix), _unpack(Windows, windows)) for posix, windows in packed]
             for record in records:
                 if type(record[0]) is str:
-                    place = record[_WINDOWS]
+                    location = record[_WINDOWS]
                     record[_KIND] = kinds[record[_KIND]]
                     record[_POSIX], record[_WINDOWS] = facets[record[_POSIX]]
-                    if type(place) is int:
+                    if type(location) is int:
                         size = record[_SIZE]
-                        content: Content | None = make(size, None, place, size)
+                        content: Content | None = make(size, None, location, size)
                     else:
-                        content = self._restore(record[_SIZE], place)
+                        content = self._restore(record[_SIZE], location)
                     self.current = content
                     yield Put(Entry(*record), content)
                 else:
@@ -149,28 +156,28 @@ class ChangeDecoder:
         kind: Any = _OTHERS[number]
         self.current = None
         if kind is Stream:
-            *fields, (size, place) = fields
-            self.current = self._restore(size, place)
+            *fields, (size, location) = fields
+            self.current = self._restore(size, location)
             fields.append(self.current)
         change: Change = kind(*fields)
         return change
 
-    def _restore(self, size: int, place: Any) -> Content | None:
-        if place is None:
+    def _restore(self, size: int, location: Any) -> Content | None:
+        if location is None:
             return None
-        if place is _EMPTY_DATA:
+        if location is _EMPTY_DATA:
             from lamella.layers.windows.tar_source import EMPTY_DATA
 
             return EMPTY_DATA
-        if type(place) is int:
-            return self._content(size, None, place, size)
-        offset, stored, extents = place
+        if type(location) is int:
+            return self._content(size, None, location, size)
+        offset, stored, extents = location
         return self._content(size, extents, offset, stored)
 
 
-def _place(content: Content) -> object:
+def _location(content: Content) -> object:
     if type(content) is not TarMember:
-        return _EMPTY_DATA  # the only content in the changes of a tar stream that is not of its archive
+        return _EMPTY_DATA  # the only content in the changes of a tar stream that is not a member of the archive
     extents, stored = content.extents, content.stored_size
     if extents is None and stored == content.size:
         return content.data_offset
@@ -182,7 +189,7 @@ def _pack(facet: Posix | Windows | None) -> Fields | None:
         return None
     fields = list(astuple(facet))
     at = _MAPPING[type(facet)]
-    fields[at] = dict(fields[at])  # marshal takes no subclass, which the shared empty mapping is
+    fields[at] = dict(fields[at])  # marshal takes no subclass of dict, such as `NO_XATTRS`
     return fields
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads layer blobs in a worker process, which decompresses, hashes and parses; this process applies the changes.
 
-The two share a ring of buffers in memory. The worker fills a buffer, parses the tar in it, and sends a message with the
-changes that begin in it and where in the stream their data lies; this process makes the changes again, whose contents
-are views of the buffer, and gives the buffer back when it needs the next. So neither waits for the other's interpreter,
-and a message has about 70 bytes a file.
+The two share a ring of buffers in memory. The worker fills a buffer, parses the tar in it, and sends a message: the
+number of the buffer, and the changes whose headers end in it, with the offsets of their data in the stream. This
+process rebuilds the changes, whose contents are views of the buffer, and sends the number back when it needs the next
+buffer. So neither waits for the other's interpreter, and a message takes about 70 bytes a file.
 
 The worker is a fork, since it needs the ring and the open blobs. It opens nothing and writes nothing. It ends when
 `ReaderProcess` is closed, and whenever this process is gone.
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 BUFFERS: Final = 6
 """Buffers of the ring, which both processes have in their memory."""
 
-WORTH: Final = 4 << 20
-"""Bytes of blobs from which on a worker gains more than its start costs."""
+MIN_SIZE: Final = 4 << 20
+"""Total bytes of blobs above which a worker saves more time than its start takes."""
 
 _LARGE: Final = 1 << 20
-"""Bytes of a memory block that malloc returns to the system when it is freed; the windows of zstd are as large."""
+"""Size from which malloc returns freed blocks to the system, in bytes; zstd allocates windows of this size."""
 
 _Message: TypeAlias = tuple[int | None, int, int, Batch]
-"""Number of the buffer that comes with the message, if any, and the bytes in it; bytes of the blob that were read since
-the last message; the changes that begin in the buffer. The message after the last of a blob is a pickled `_End`."""
+"""Number of the buffer that comes with the message (None for none), and the bytes filled in it; bytes of the blob read
+since the last message; the changes found in the buffer. After the last message of a blob comes a pickled `_End`."""
 
 
 class Blob(Struct, frozen=True):
-    """A layer's blob and what is promised of it, as `BlobReader` takes them."""
+    """A layer blob and its expected properties: the arguments of `BlobReader`."""
 
     file: BinaryIO
     """Open; nothing else reads from it."""
@@ -78,12 +78,13 @@ def can_start() -> bool:
 
 
 def start_reader(stack: ExitStack, size: int, blobs: Callable[[ExitStack], Sequence[Blob]]) -> ReaderProcess | None:
-    """A worker that reads ``blobs`` of ``size`` bytes; None if none can be started or the blobs are too small for one.
+    """Start a worker that reads ``blobs``, of ``size`` bytes together; None if it cannot start or is not worth it.
 
-    ``stack`` ends it. The files that ``blobs`` opens are closed here at once: the worker has its own descriptors.
-    Open errors are ignored here; the caller, who then reads the blobs in this process, meets them again.
+    Closing ``stack`` ends the worker. ``blobs`` opens the files on the stack that it is given; they are closed in this
+    process at once, since the fork has its own descriptors. After None, read the blobs in this process: that also
+    reports the errors of opening them, which are ignored here.
     """
-    if size < WORTH or not can_start():
+    if size < MIN_SIZE or not can_start():
         return None
     try:
         with ExitStack() as opened:
@@ -102,45 +103,49 @@ class ReaderProcess(Worker):
         super().__init__(_serve, blobs, self.buffers, task="reads the layers", fork=True, keep=None)
 
     def next_layer(self, job: Job | None = None) -> LayerReading:
-        """The next of the blobs; the one before must have been finished."""
+        """The next of the blobs. Call `LayerReading.finish` on the previous one first."""
         return LayerReading(self, job or Job())
 
 
 class LayerReading:
-    """One blob that a worker reads: its changes, as the reader of its tar dialect gives them, and its facts."""
+    """One blob that a worker reads: its changes, as the parser of its tar dialect yields them, and its facts."""
 
     def __init__(self, process: ReaderProcess, job: Job) -> None:
         self._process = process
         self._job = job
         self._check = None if job.cancel is None else job.cancel.check
         self._number: int | None = None
-        """Of the buffer that this process has."""
+        """Number of `buffer`; None if this process holds none."""
         self._batches: deque[Batch] = deque()
-        """Of the messages received and not yet decoded: data that spans buffers is read ahead of its next change."""
+        """Batches not decoded yet. Reading a file that spans buffers receives the messages of all of them."""
         self._facts: BlobFacts | None = None
         self._error: BaseException | None = None
         self.buffer = NOTHING
         self.base = 0
-        """Offset of the buffer in the stream."""
+        """Offset of `buffer` in the uncompressed stream."""
         self.decoder = ChangeDecoder(partial(_Content, self))
 
     def changes(self) -> Iterator[Change]:
-        """The changes that the tar states; once. Raises as `tar_changes`, `BlobReader` and `Worker.receive`."""
+        """The changes in the tar; call once. Raises as `tar_changes`, `BlobReader` and `Worker.receive`."""
         return self.decoder.decode(self._received())
 
     def finish(self) -> BlobFacts:
-        """The facts, once all promises have been checked. Raises as `changes`."""
+        """Read the remaining changes; return the facts, after the worker has verified the blob. Raises as `changes`."""
         for _ in self.changes():
             pass
         assert self._facts is not None  # noqa: S101  # set before the changes end
         return self._facts
 
     def advance(self) -> None:
-        """Receive the next message and its buffer; the buffer is empty once the worker has read the whole blob."""
+        """Give the current buffer back, then receive the next message and its buffer, or the end of the blob.
+
+        `buffer` is empty after a message without a buffer, and after the end. The worker never sends the end before
+        all data of the files: it reports a truncated file as an error.
+        """
         if self._error is not None:
             raise self._error
         if self._number is not None:
-            with suppress(Unavailable):  # a worker that has ended with its last message, which is still to be received
+            with suppress(Unavailable):  # the worker has ended; its last messages are still in the pipe
                 self._process.send(self._number)
             self._number = None
         self.base += len(self.buffer)
@@ -174,7 +179,7 @@ class LayerReading:
 
 
 class _Content(Struct, eq=False):
-    """The data of a file in the stream, with the promises of `TarMember`."""
+    """The data of a file in the stream; keeps the contract of `TarMember`."""
 
     reading: LayerReading
     size: int
@@ -190,7 +195,7 @@ class _Content(Struct, eq=False):
         reading = self.reading
         decoder = reading.decoder
         if decoder.current is not self:
-            raise StreamConsumed("the data of a file can be read once, before the next change is asked for")
+            raise StreamConsumed("the data of a file can be read once, before the next change is requested")
         decoder.current = None
         if not self.stored_size:
             return ()
@@ -204,7 +209,7 @@ class _Content(Struct, eq=False):
         reading.decoder.current = streaming = object()
         while left:
             if reading.decoder.current is not streaming:
-                raise StreamConsumed("the data of a file was to be read before the next change was asked for")
+                raise StreamConsumed("the data of a file must be read before the next change is requested")
             if start == len(reading.buffer):
                 reading.advance()
                 start = 0
@@ -232,7 +237,7 @@ def _serve(channel: Channel, blobs: Sequence[Blob], buffers: Sequence[memoryview
 
 
 class _SharedRing:
-    """A `Ring` of the buffers that both processes have; the other one sends back the numbers of those it has used."""
+    """The worker's `Ring` of the shared buffers. The other process sends back the number of each buffer it has read."""
 
     def __init__(self, channel: Channel, buffers: Sequence[memoryview]) -> None:
         self._channel = channel
@@ -249,14 +254,14 @@ class _SharedRing:
         """Do nothing: the other process uses the buffer until it sends the number back."""
 
     def close(self) -> None:
-        """Do nothing: a thread that waits for a buffer ends with this process."""
+        """Do nothing: a thread that waits in `take` ends with this process."""
 
-    def oldest(self) -> int:
-        """The number of the buffer that was filled next."""
+    def next_filled(self) -> int:
+        """The number of the next filled buffer: `BlobReader` fills buffers in the order in which it takes them."""
         return self._taken.popleft()
 
     def reclaim(self) -> None:
-        """Take back the buffers that were taken and not filled; for the end of a blob."""
+        """At the end of a blob, keep the buffers that the reader has taken and not filled."""
         self._idle.extend(self._taken)
         self._taken.clear()
 
@@ -284,7 +289,7 @@ class _BlobSender:
         self._amount = 0
 
     def send_all(self) -> _End:
-        """Send all changes; what was found, if the blob is as promised. Raises as `BlobReader` and `tar_changes`."""
+        """Send all changes; return the facts of the verified blob. Raises as `BlobReader` and `tar_changes`."""
         losses = Losses()
         try:
             if self._windows is None:
@@ -301,11 +306,12 @@ class _BlobSender:
         return _End(facts, losses)
 
     def _next_buffer(self) -> memoryview:
+        """The parser asks for a buffer: send the previous one with its changes first."""
         if self._number is not None or self._encoder.batch[1]:
             self._send()
         buffer = self._reader.next_buffer()
         if buffer:
-            self._number, self._filled = self._ring.oldest(), len(buffer)
+            self._number, self._filled = self._ring.next_filled(), len(buffer)
             self._encoder.end += len(buffer)
         return buffer
 

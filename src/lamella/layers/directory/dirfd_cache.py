@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache of open directories beneath one root, opened component by component without following links."""
+"""Cache of open directories beneath one root, opened component by component without following links.
+
+Also removes trees (`remove_tree`) through descriptors, at any depth and with a bounded number of them.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ from lamella.host import file_io
 _OPEN: Final = os.O_RDONLY | file_io.O_DIRECTORY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
 _MOST: Final = 256
 _LEAST: Final = 8
+"""Bounds of the directories in one cache."""
 _SHARE: Final = 8
-"""One cache takes at most this part of the limit of open files: an operation has up to four caches, and other files."""
+"""One cache takes at most 1/8 of RLIMIT_NOFILE: an operation has up to four caches, and other files."""
 _SPACING: Final = frozenset(4**power for power in range(1, 16))
-"""Distances above a deep directory at which directories stay open: a walk back up costs O(n log n), not O(n^2)."""
+"""Levels above a deep directory at which its ancestors stay open: a walk back up costs O(n log n), not O(n^2)."""
 
 
 def _budget() -> int:
@@ -33,8 +37,9 @@ def _budget() -> int:
 class Descriptors:
     """A bounded cache of open directories by canonical path; it owns their descriptors and that of the root.
 
-    It holds about ``most`` directories, and at most about an eighth of the limit of open files of the process.
-    ``opened`` is called for each directory that enters the cache, before the caller can change anything in it.
+    It holds about ``most`` directories, and at most about an eighth of RLIMIT_NOFILE; the first opened are evicted
+    first. ``opened`` receives path and descriptor of each directory that enters the cache, for a first time or again,
+    before the caller can change anything in it: a sink records its times there.
     """
 
     __slots__ = ("_most", "_opened", "known")
@@ -104,7 +109,7 @@ class Descriptors:
             os.close(known.popitem()[1])
 
     def _evict(self, path: str) -> None:
-        """Close the oldest directories, first those that are no ancestors of ``path``."""
+        """Close half of the directories: those not above ``path`` first, and of these the first opened first."""
         known = self.known
         leading: list[str] = []
         others: list[str] = []
@@ -135,14 +140,15 @@ def open_root(root: str | os.PathLike[str]) -> int:
 
 
 _NESTING: Final = 48
+"""Levels that `remove_tree` descends to; a deeper directory is first moved up, into the top one."""
 
 
 def remove_tree(parent: int, name: str) -> None:
     """Remove ``name`` in the open directory ``parent``, recursively if it is a directory.
 
-    Links are not followed, and mount points are not entered. Directories of this user without permissions get them
-    first. The number of descriptors is bounded and the time linear at any depth: deep directories are moved up within
-    the tree. Raises OSError; EBUSY at a mount point.
+    Links are not followed, and mount points are not entered. Directories of this user are made accessible first. The
+    number of descriptors is bounded and the time linear at any depth: deep directories are moved up within the tree.
+    Raises OSError; EBUSY at a mount point.
     """
     try:
         os.unlink(name, dir_fd=parent)
@@ -185,10 +191,7 @@ def remove_tree(parent: int, name: str) -> None:
 
 
 def remove_path(path: str | os.PathLike[str]) -> None:
-    """Remove ``path`` as `remove_tree` does. Raises OSError.
-
-    A system that cannot open files relative to a descriptor uses paths.
-    """
+    """Remove ``path`` as `remove_tree` does; by paths on a system without openat(2). Raises OSError."""
     if not file_io.HAS_DESCRIPTORS:
         from shutil import rmtree
 
@@ -206,7 +209,10 @@ def remove_path(path: str | os.PathLike[str]) -> None:
 
 
 def grant_access(parent: int | None, name: str | os.PathLike[str]) -> int:
-    """Give this user all permissions of its own directory; returns the mode that it had. Raises OSError."""
+    """Add mode 0700 to the directory ``name`` in ``parent``, which this user owns.
+
+    Returns the old mode. Raises OSError.
+    """
     handle = os.open(name, file_io.O_PATH | file_io.O_NOFOLLOW | file_io.O_DIRECTORY | file_io.O_CLOEXEC, dir_fd=parent)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -232,7 +238,7 @@ def _remove_empty(parent: int, name: str) -> bool:
 
 
 def _enter(parent: int, name: str) -> int:
-    """Open a directory for the removal of its content, with the permissions for it."""
+    """Open a directory to remove its content; grant this user the permissions to do so, if it is the owner."""
     try:
         descriptor = os.open(name, _OPEN, dir_fd=parent)
     except PermissionError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies a layer to a new EROFS image that is used as a lower layer of an overlay, in one pass.
+"""Applies a layer to a new EROFS image, in one pass. The image is mounted as a lower layer of an overlay.
 
 The lower layers are read only at the paths of the layer (`lamella.layers.overlay.rules`), so the time depends on the
 size of the layer and not on the size of its parents.
@@ -34,8 +34,9 @@ _LINK_MODE: Final = 0o777
 
 
 class ErofsUpperSink(OverlayRules):
-    """Applies a layer to the new image ``layer``, which gets its name when it is complete.
+    """Applies a layer to the new image ``layer``, which appears at `commit`.
 
+    The tree is kept in memory (`NewInode`) and written by `commit`; contents are written to the image as they arrive.
     An empty stack of ``parents`` means a base layer, None that the parents are unknown.
     """
 
@@ -49,7 +50,8 @@ class ErofsUpperSink(OverlayRules):
     ) -> None:
         """Open the parents. Raises AlreadyExists, and what reading the parents raises.
 
-        An image can hold owners and devices without any rights; ``policy`` can only ignore or skip them.
+        Writing owners and devices to an image takes no privileges, so ``policy`` matters only if it ignores owners or
+        skips devices.
         """
         below = ErofsStack(parents) if parents is not None and len(parents) else None
         losses = losses if losses is not None else Losses()
@@ -68,7 +70,7 @@ class ErofsUpperSink(OverlayRules):
             self.close_below()
             raise
         self._near: dict[str, NewInode] = {"": self._root}
-        """Cache of directories of the upper layer."""
+        """Cache of the upper layer's directories, by path."""
         policy = policy if policy is not None else Policy()
         self._ignore = policy.owners is Owners.IGNORE
         self._skip = policy.devices is Devices.SKIP
@@ -211,13 +213,13 @@ class ErofsUpperSink(OverlayRules):
         return directory
 
     def _restate(self, directory: NewInode, stated: NewInode) -> None:
-        """Change the metadata of a directory and keep its opaque marker."""
+        """Replace the metadata of a directory; keep its opaque marker."""
         mark = {OPAQUE: directory.xattrs[OPAQUE]} if OPAQUE in directory.xattrs else {}
         directory.mode, directory.uid, directory.gid = stated.mode, stated.uid, stated.gid
         directory.mtime, directory.xattrs = stated.mtime, {**stated.xattrs, **mark}
 
     def _forget(self, old: NewInode) -> bool:
-        """Drop cached children of a replaced entry. Return whether it was a directory or a symbolic link."""
+        """Clear the cache if a directory was replaced. Return whether ``old`` was a directory or a symbolic link."""
         if stat.S_ISDIR(old.mode):
             self._near = {"": self._root}
             return True
@@ -232,21 +234,23 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-_OTHER: Final = ".rooted"
+# What changes in an image whose parents were unknown while it was written, once they are known
+
+_REWRITTEN: Final = ".rewritten"
+"""Suffix of an image that replaces another one."""
 
 
-def has_root_unstated(layer: ErofsLayer) -> bool:
-    """Whether the layer states no root, so that the image has the implied one. Raises as opening an image does."""
+def is_root_unstated(layer: ErofsLayer) -> bool:
+    """Whether the root has the metadata of an implied directory, as if none was stated. Raises as `ErofsImage`."""
     with ErofsImage(layer) as image:
         root = image.lookup(ROOT)
     return root is not None and root.posix == implied_directory(ROOT).posix
 
 
-def with_root(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
-    """Copy the metadata of the root of ``below`` to the root of an image written by `ErofsUpperSink`.
+def copy_root_metadata(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
+    """Copy the metadata of the root of ``below`` to the root of ``layer``, an image written by `ErofsUpperSink`.
 
-    Nothing else may use the image meanwhile.
-
+    The image is changed in place, or rewritten if there are extended attributes; nothing else may use it meanwhile.
     Raises FormatError, Exhausted, Denied.
     """
     with ErofsStack(below) as tree:
@@ -254,7 +258,7 @@ def with_root(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
     assert root is not None  # noqa: S101  # a tree has a root
     assert root.posix is not None  # noqa: S101  # images have the POSIX facet
     if root.posix.xattrs:  # they need space in the image
-        _rewrite(layer, lambda changes: _rooted(changes, root))
+        _rewrite(layer, lambda changes: _replace_root(changes, root))
         return
     with ErofsImage(layer) as image:
         at, raw = image.reader.raw(image.reader.superblock.root)
@@ -269,23 +273,23 @@ def with_root(layer: ErofsLayer, below: LayerStack[ErofsLayer]) -> None:
         raise from_os(error, f"write the root of {os.fspath(layer.path)!r}") from error
 
 
-def without_whiteouts(layer: ErofsLayer, paths: Iterable[LayerPath]) -> None:
-    """Remove the whiteouts at ``paths``, which hide nothing; other files stay.
+def drop_whiteouts(layer: ErofsLayer, paths: Iterable[LayerPath]) -> None:
+    """Remove the whiteouts at ``paths``, which hide nothing; other files stay. Rewrites the image.
 
-    The image is rewritten. Raises FormatError, Exhausted, Denied.
+    Raises FormatError, Exhausted, Denied.
     """
     gone = frozenset(paths)
     _rewrite(layer, lambda changes: (one for one in changes if not isinstance(one, Whiteout) or one.path not in gone))
 
 
 def _rewrite(layer: ErofsLayer, change: Callable[[Iterable[Change]], Iterable[Change]]) -> None:
-    other = ErofsLayer(layer.path.with_name(layer.path.name + _OTHER))
-    other.path.unlink(missing_ok=True)
+    other = ErofsLayer(layer.path.with_name(layer.path.name + _REWRITTEN))
+    other.path.unlink(missing_ok=True)  # left by an interrupted call
     with ErofsChanges(layer) as changes:
         apply(change(changes), ErofsUpperSink(other, parents=None))
     os.replace(other.path, layer.path)
 
 
-def _rooted(changes: Iterable[Change], root: Entry) -> Iterator[Change]:
+def _replace_root(changes: Iterable[Change], root: Entry) -> Iterator[Change]:
     for change in changes:
         yield Put(root, None) if isinstance(change, Put) and not change.entry.path else change

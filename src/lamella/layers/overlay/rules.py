@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules for writing a layer as the upper layer of an overlay, whether in a directory or in an EROFS image.
 
-Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
+Linux, Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
+
+*Upper* is the layer being written, *below* the merged view of its parents. What `mine` records was put by the layer
+itself; the upper layer also has implied directories and entries that were copied up.
 """
 
 from __future__ import annotations
@@ -42,14 +45,16 @@ class Below(Tree, Protocol):
 
 
 class OverlayRules(ABC):
-    """Writes one layer to an empty upper layer: all of `Sink` except `commit` and `abort`.
+    """Writes one layer to an empty upper layer: all of `Sink` except `view`, `stream`, `commit` and `abort`.
 
     Whiteouts and opaque markers are written only over existing lower entries; elsewhere the kernel would show them.
     Implied parent directories keep the metadata that they have below, links are resolved through the lower layers, and
-    a lower file that gets another name is copied up. If the lower layers are unknown, an implied directory has mode
-    0755, lower symbolic links are not seen, and every marker is kept.
+    a lower file that is the target of a hard link is copied up. If the lower layers are unknown, an implied directory
+    has mode 0755, lower symbolic links are not seen, and every marker is kept.
 
-    A subclass implements the upper layer by the abstract methods.
+    A subclass implements the upper layer by the abstract methods. Of these, `_put`, `_link` and `_drop` return None if
+    they replaced no entry of the upper layer: then the lower layers decide what `Sink.put` returns. Otherwise they
+    return that result, and `_put` also returns true if a directory replaced any other kind of file.
     """
 
     def __init__(self, below: Below | None, *, parents_known: bool, losses: Losses) -> None:
@@ -60,17 +65,19 @@ class OverlayRules(ABC):
         self._losses = losses
         self._opaque: set[str] = set()
         self._hidden: dict[str, bool] = {}
+        """Cache of `_is_hidden`."""
         self._lost: set[LayerPath] = set()
+        """Paths of entries that cannot be kept; a whiteout hides the lower entry, if there is one."""
         self._lacking: str | None = None
         """A directory known to be missing from the upper layer; reset when a directory is created."""
         self.assumed: set[LayerPath] = set()
-        """Unknown parents only: directories that the layer does not state and that are assumed to exist below."""
+        """Unknown parents only: directories that the layer implies and that are assumed to exist below."""
         self.covered: set[LayerPath] = set()
         """Unknown parents only: paths of the whiteouts."""
         self.root: Entry | None = None
-        """Unknown parents only: the root as stated by the layer."""
+        """Unknown parents only: the root, if the layer states it."""
         self._implied = Implied()
-        """Implied directories that were copied up."""
+        """Charge for the implied directories that were copied up (`Limits.implied`)."""
 
     # The upper layer
 
@@ -80,11 +87,11 @@ class OverlayRules(ABC):
 
     @abstractmethod
     def _put(self, entry: Entry, content: Content | None) -> bool | None:
-        """`Sink.put` in the upper layer alone."""
+        """Put a file in the upper layer, with its missing parents."""
 
     @abstractmethod
     def _link(self, path: LayerPath, target: LayerPath) -> bool | None:
-        """`Sink.link` in the upper layer alone, which has the target."""
+        """Link a file in the upper layer, which has the target."""
 
     @abstractmethod
     def _drop(self, path: LayerPath) -> bool | None:
@@ -96,11 +103,11 @@ class OverlayRules(ABC):
 
     @abstractmethod
     def _make_opaque(self, path: LayerPath) -> None:
-        """Mark a directory as opaque; it is not the root, and is copied up first if missing."""
+        """Mark a directory other than the root as opaque; copy it up first if the upper layer lacks it."""
 
     @abstractmethod
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
-        """`FlatPlace.names` of the upper layer alone."""
+        """The names that the upper layer has in ``directory``, each with whether it is a directory."""
 
     def _is_up(self, path: LayerPath) -> bool:
         """Whether the upper layer has an entry at ``path``, whiteouts included."""
@@ -117,7 +124,7 @@ class OverlayRules(ABC):
         return self._layered
 
     def seen(self, path: LayerPath) -> Seen | None:
-        """If the parents are unknown, a missing entry is assumed to be a directory."""
+        """Look up a path in the merged view. If the parents are unknown, a missing entry is taken for a directory."""
         if not path:
             return Seen(Kind.DIRECTORY)
         found = self._look(path)
@@ -196,10 +203,11 @@ class OverlayRules(ABC):
         self._drop(path)
 
     def settle(self) -> None:
-        """Write the markers that depend on the whole layer. Raises OSError."""
+        """Write the markers that depend on the whole layer; call it first in `commit`. Raises OSError."""
         if "" in self._opaque:
             self._hide_root()
         for path in self._lost:
+            # Its whiteout is visible if its directory became opaque later.
             if self._is_hidden(split(path)[0]) and self.seen(path) is None:
                 self._drop(path)
 
@@ -223,7 +231,7 @@ class OverlayRules(ABC):
         return None if self._parents_known else Seen(Kind.DIRECTORY)
 
     def _reshapes_below(self, path: LayerPath, kind: Kind) -> bool:
-        """The result of `Sink.put` for a file of ``kind`` at a path that was free in the upper layer."""
+        """The result of `Sink.put` for a file of ``kind`` at a path at which the upper layer had no entry."""
         below = self._seen_below(path)
         if below is None:
             return False
@@ -263,13 +271,13 @@ class OverlayRules(ABC):
     # Copy-up
 
     def _copy_up_directory(self, path: LayerPath) -> bool:
-        """Copy up or create ``path`` and its missing parents. Return whether any was missing."""
+        """Copy ``path`` and its missing parents up, or create them. Return whether any was missing."""
         missing: list[LayerPath] = []
         while path and not self._is_up(path):
             missing.append(path)
             path = split(path)[0]
         for number, path in enumerate(reversed(missing)):
-            if number:
+            if number:  # the first is free, by `Limits.implied`
                 self._implied.add(path)
             self._put(self._directory_below(path), None)
         return bool(missing)
@@ -292,7 +300,10 @@ class OverlayRules(ABC):
         self._put(entry, below.open(path) if entry.kind is Kind.FILE else None)
 
     def _copy_up_links(self, directory: LayerPath, mine: Mine) -> None:
-        """Copy up the entries of ``directory`` that the layer states as hard links to themselves."""
+        """Copy up what the layer keeps of ``directory`` by hard links of a path to itself.
+
+        `apply` records such a link in ``mine`` and does not call `link`, so the upper layer may lack the entry.
+        """
         if self._below is None:
             return
         todo = [directory]

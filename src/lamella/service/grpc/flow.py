@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow control of one connection: what either side may send (RFC 9113, section 5.2), and the memory of requests.
+"""Flow control of one connection: windows in both directions (RFC 9113, section 5.2), and the memory of requests.
 
-A client may send a stream's next bytes once the call has taken its messages, so that a slow call holds up its own
-client alone. The bytes of an unfinished message are granted again at once, since a message may be larger than the
-window. They count against the connection's share of memory instead, as do the messages that wait for their call:
-beyond that share, calls fail with RESOURCE_EXHAUSTED.
+A stream's window is granted again once its call has taken the queued messages, so that a slow call delays only its own
+stream. The window of an unfinished message is granted again at once, since a message may be larger than the window.
+Unfinished and queued messages count against the connection's share of memory: beyond it, calls fail with
+RESOURCE_EXHAUSTED. The connection's window is always granted again.
+
+*Owed* bytes were received and not granted again. *Held* bytes are in memory. *Leased* bytes were acquired from the
+connection's quota, in steps, to cover the held ones.
 """
 
 from __future__ import annotations
@@ -24,16 +27,16 @@ CONNECTION_WINDOW: Final = 64 << 20
 """Receive window of a connection, in bytes."""
 
 MAX_HELD: Final = 512 << 20
-"""Bytes of requests in memory, of all connections."""
+"""Limit of the bytes of requests in memory, for all connections together."""
 
 _WAITING: Final = 4 << 20
-"""Cost of the messages waiting for a call above which its client gets no further window, in bytes."""
+"""Cost of a stream's queued messages above which the stream gets no further window, in bytes."""
 
 _SCARCE: Final = 64 << 20
-"""Bytes held for a connection above which only calls without waiting messages get further windows."""
+"""Bytes held for a connection above which only streams without queued messages get further windows."""
 
 _STEP: Final = 1 << 20
-"""Bytes of the portions in which a connection takes memory from its share."""
+"""Granularity of leases, in bytes."""
 
 
 class StreamFlow:
@@ -45,11 +48,11 @@ class StreamFlow:
         self.send = send
         """Bytes that the server may send."""
         self.owed = 0
-        """Bytes received and not granted again."""
+        """Bytes received and not granted again by WINDOW_UPDATE."""
         self.partial = 0
         """Bytes of the unfinished message."""
         self.queued = 0
-        """Cost of the messages that wait for the call, in bytes."""
+        """Cost of the messages that the call has not taken yet, in bytes."""
         self.ended = False
         """The client has ended the stream."""
         self.closed = False
@@ -60,13 +63,15 @@ class FlowControl:
     """Windows of a connection and its streams. One thread receives; any number of threads send and take messages."""
 
     def __init__(self, memory: Quota) -> None:
-        """``memory`` is the connection's share of `MAX_HELD`."""
+        """``memory`` is the connection's quota of `MAX_HELD`."""
         self._memory = memory
         self.lock = threading.Lock()
         """Held to change the windows, and to read them together with the settings that they follow."""
         self._grown = threading.Condition(self.lock)
         self._send = DEFAULT_WINDOW
+        """Bytes that the server may send on the connection."""
         self._initial = DEFAULT_WINDOW
+        """Send window of a new stream."""
         self._owed = 0
         self._held = 0
         self._leased = 0
@@ -76,14 +81,14 @@ class FlowControl:
         return StreamFlow(self._initial)
 
     def close(self, stream: StreamFlow) -> None:
-        """A call is over: release the memory of its messages."""
+        """End a call: release the memory of its messages."""
         with self.lock:
             stream.closed = True
             self._release(stream.partial + stream.queued)
             stream.partial = stream.queued = 0
 
     def end(self) -> None:
-        """The connection is over, and all its streams are closed: give back its share of memory."""
+        """End the connection, after all its streams: return the leased memory to the quota."""
         with self.lock:
             self._memory.release(self._leased)
             self._leased = 0
@@ -114,7 +119,7 @@ class FlowControl:
         return window <= MAX_WINDOW
 
     def reserve(self, stream: StreamFlow, wanted: int, least: int) -> int:
-        """Take up to ``wanted`` bytes off the windows; 0 if they have fewer than ``least``. Hold `lock`."""
+        """Take up to ``wanted`` bytes off both send windows; 0 if they have fewer than ``least``. Hold `lock`."""
         amount = min(wanted, self._send, stream.send)
         if amount < least:
             return 0
@@ -123,21 +128,21 @@ class FlowControl:
         return amount
 
     def wait(self, stream: StreamFlow, check: Callable[[], None]) -> None:
-        """Wait until the windows have bytes. ``check`` is called at each `wake`; its exceptions end the wait."""
+        """Wait until both send windows have bytes. ``check`` runs after each `wake`; its exceptions end the wait."""
         with self.lock:
             while min(self._send, stream.send) <= 0:
                 check()
                 self._grown.wait()
 
     def wake(self) -> None:
-        """Have all that `wait` call their checks."""
+        """Make every thread in `wait` call its check."""
         with self.lock:
             self._grown.notify_all()
 
     # Receiving -----------------------------------------------------------------------------------------------------
 
     def receive(self, size: int) -> int:
-        """Count ``size`` bytes of DATA on the connection; returns the bytes to grant on the connection, or 0."""
+        """Count ``size`` bytes of DATA on the connection; return the bytes of a WINDOW_UPDATE for it, or 0."""
         self._owed += size
         if self._owed < CONNECTION_WINDOW // 4:
             return 0
@@ -145,10 +150,11 @@ class FlowControl:
         return owed
 
     def receive_on(self, stream: StreamFlow, size: int, partial: int, queued: int) -> int:
-        """Count ``size`` bytes of DATA on a stream; returns the bytes to grant on the stream, or 0.
+        """Count ``size`` bytes of DATA on a stream; return the bytes of a WINDOW_UPDATE for it, or 0.
 
-        The stream then has ``partial`` bytes of an unfinished message, and messages that cost ``queued`` bytes more
-        than before wait for the call. Raises ConnectionBroken beyond the window, Exhausted beyond the share of memory.
+        ``partial`` is the new total of bytes of the unfinished message; ``queued`` is the cost of the messages that
+        these bytes completed, which are added to the queue.
+        Raises ConnectionBroken beyond the window, Exhausted beyond the share of memory.
         """
         with self.lock:
             if stream.closed:
@@ -164,7 +170,7 @@ class FlowControl:
             return self._grant(stream)
 
     def take(self, stream: StreamFlow, cost: int) -> int:
-        """A call has taken a message of ``cost`` bytes; returns the bytes to grant on the stream, or 0."""
+        """Count a message of ``cost`` bytes as taken by its call; return the bytes of a WINDOW_UPDATE, or 0."""
         with self.lock:
             cost = min(cost, stream.queued)  # a call that is over has none
             stream.queued -= cost

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mark phase of the collector: containerd's rules over the rows of the database.
 
-Roots are leases, images, content and snapshots with the root label, and unexpired ingests. A live object keeps alive
-what it refers to: what a lease holds, the target of an image, the parent of a snapshot, the expected digest of an
-ingest, and the objects that its labels name.
+Roots are leases, images and ingests that have not expired, and all content and snapshots labelled `ROOT`. A live object
+keeps alive what it refers to: the objects that a lease holds, the target of an image, the parent of a snapshot, the
+expected digest of an ingest, and the objects that its labels name. A label can also point backwards: the labelled
+object lives as long as the object that the label names.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TARGET: Final = "target"
 PARENT: Final = "parent"
 EXPECTED: Final = "expected"
 HELD: Final = "held"
-"""Reasons other than labels."""
+"""Reasons in `Cause.why` and `ReferenceGraph.edges` other than labels."""
 
 
 class _Target(msgspec.Struct):
@@ -51,7 +52,7 @@ class Cause(Struct, frozen=True):
     """Why an object is alive."""
 
     why: str
-    """``target``, ``parent``, ``expected``, ``held``, or a label; for a root, what makes it one, in words."""
+    """`TARGET`, `PARENT`, `EXPECTED`, `HELD`, or a label; for a root, a predicate such as "is a lease"."""
     by: Node | None
     """The object that refers to it; None for a root."""
 
@@ -62,13 +63,15 @@ class ReferenceGraph(Struct):
     sizes: dict[Node, int | None] = field(default_factory=dict)
     """Every object, and its bytes; None if they were not measured."""
     roots: list[tuple[Node, str]] = field(default_factory=list)
+    """Each with `Cause.why`."""
     flat: list[tuple[Node, Node]] = field(default_factory=list)
-    """Objects that a flat lease holds, without what their labels name, each with the lease."""
+    """Pairs of an object and the flat lease that holds it. A flat lease ignores the labels of what it holds."""
     edges: dict[Node, list[tuple[Node, str]]] = field(default_factory=dict)
+    """Object -> the objects that it keeps alive, each with the reason."""
     expired: dict[Node, str] = field(default_factory=dict)
-    """Objects that were roots until they expired, each with the explanation."""
+    """Objects that were roots until they expired, each with a message that says why."""
     numbers: dict[Node, int] = field(default_factory=dict)
-    """The numbers of snapshots."""
+    """Snapshot -> its number, which names its row and its directory."""
 
     def add_edge(self, from_: Node, to: Node, why: str) -> None:
         """Record that one object keeps another alive."""
@@ -119,7 +122,8 @@ def mark(graph: ReferenceGraph) -> dict[Node, Cause]:
             if other not in alive:
                 alive[other] = Cause(why, node)
                 queue.append(other)
-    # Flat leases come last: what is reachable otherwise is alive by now, so their labels can be ignored.
+    # Flat leases come last: an object that is alive by now had its labels followed. The others keep only their
+    # parents and targets.
     for held, lease in graph.flat:
         node, cause = held, Cause(HELD, lease)
         while node not in alive:

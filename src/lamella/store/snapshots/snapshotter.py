@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 from msgspec.structs import replace
 
@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from lamella.store.context import StoreContext
 
 SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
-"""The label with the name that a client will commit a snapshot as; if that name exists, `prepare` is unnecessary."""
+"""Label of an active snapshot: the name that the client will commit it as. If that name exists, `prepare` raises
+AlreadyExists, and the client skips the layer."""
 
 UNPACKING: Final = "extract"
-"""Part of the key of a snapshot that will get a layer; a convention of containerd's clients."""
+"""Part of the key of a snapshot that a client prepares to unpack a layer into; a convention of containerd."""
 
-Created = tuple[int, SnapshotKind, LayerStack[Path]]
+Created: TypeAlias = tuple[int, SnapshotKind, LayerStack[Path]]
 """Number and kind of a new snapshot, and the directories of its parents."""
 
 
@@ -91,7 +92,7 @@ class LocalSnapshots:
         return [record for record in records if wanted.matches(partial(field_of, record))]
 
     def usage(self, key: str) -> Usage:
-        """Return the usage of a snapshot; that of a committed one was measured at its commit. Raises NotFound."""
+        """Return the usage of a snapshot: measured now, or at the commit of a committed one. Raises NotFound."""
         with self._database.read() as connection:
             row = self._table.get(connection, key)
         if row.usage is not None:
@@ -141,8 +142,9 @@ class LocalSnapshots:
     ) -> None:
         """Turn the active snapshot ``key`` into the committed one ``name``, after all its files are durable.
 
-        ``below_root`` is the result of `SnapshotTarget.usage_below_root` after the last change, which saves measuring
-        again. Raises NotFound, AlreadyExists, Conflict, Unsupported (the driver cannot rebase), Exhausted.
+        ``parent`` rebases a snapshot that has no parent. ``below_root`` is the result of
+        `SnapshotTarget.usage_below_root` after the last change, which saves measuring again.
+        Raises NotFound, AlreadyExists, Conflict, Unsupported (the driver cannot rebase), Exhausted.
         """
         check_key(name, "the name of a snapshot")
         normalize_labels(labels)
@@ -154,25 +156,25 @@ class LocalSnapshots:
         with _translate_errors(f"commit snapshot {key!r}"), self._lock(directory, key):
             with self._database.read() as connection:
                 row = self._table.get_active(connection, key, row.number)
-                number = self._final_parent(connection, row, parent)
-                parents = self._chain(connection, number)
+                final_parent = self._final_parent(connection, row, parent)
+                parents = self._chain(connection, final_parent)
                 taken = self._table.find(connection, name) is not None
             if taken:
                 self._raise_exists(name)
-            if number != row.parent:
+            if final_parent != row.parent:
                 driver.rebase(directory, parents)
             driver.commit(directory)
             usage = driver.usage(directory, SnapshotKind.COMMITTED, below_root)
             sync_file_system(directory)
             with self._database.write() as connection:
                 row = self._table.get_active(connection, key, row.number)
-                if number != self._final_parent(connection, row, parent):
+                if final_parent != self._final_parent(connection, row, parent):
                     raise _parent_replaced(parent)
                 taken = self._table.find(connection, name) is not None
                 if not taken:
                     now = self._clock()
                     record = SnapshotRecord(name, parent, SnapshotKind.COMMITTED, now, now, labels)
-                    self._table.commit(connection, replace(row, parent=number, record=record, usage=usage))
+                    self._table.commit(connection, replace(row, parent=final_parent, record=record, usage=usage))
                     self._remove_from_lease(connection, key)
                     add_to_lease(connection, self._namespace, self._lease, self._type, name)
             if taken:
@@ -227,16 +229,16 @@ class LocalSnapshots:
         return self.target(key, parents_known=parents_known).sink(policy, losses)
 
     def target(self, key: str, *, parents_known: bool = True) -> SnapshotTarget:
-        """Return what makes the sink of `sink` in a process that has no database. Raises as `sink`."""
+        """Return the target of `sink`, which a worker without the database can open. Raises as `sink`."""
         with self._database.read() as connection:
             row = self._table.get_active(connection, key)
             parents = self._chain(connection, row.parent)
         if not parents_known and not self._driver.can_rebase:
-            raise Unsupported(f"the snapshotter {self.name!r} unpacks a layer over its parents alone")
+            raise Unsupported(f"the snapshotter {self.name!r} cannot unpack a layer before its parents")
         return SnapshotTarget(self._driver, self._directories.path(row.number), parents if parents_known else None)
 
     def remove_whiteouts(self, key: str, paths: Sequence[LayerPath]) -> None:
-        """Remove whiteouts from the active snapshot ``key``, which was unpacked without its parents.
+        """Remove whiteouts from the active snapshot ``key``, which was unpacked with unknown parents.
 
         Raises NotFound, Conflict, Denied.
         """
@@ -290,7 +292,7 @@ class LocalSnapshots:
         return number, kind, parents
 
     def _raise_exists(self, name: str) -> NoReturn:
-        """Add the existing snapshot to the lease, and raise AlreadyExists."""
+        """Add the existing snapshot to the lease, as containerd does, and raise AlreadyExists."""
         if self._lease is not None:
             with self._database.write() as connection:
                 if self._table.find(connection, name) is not None:
@@ -304,7 +306,7 @@ class LocalSnapshots:
         )
 
     def _final_parent(self, connection: sqlite3.Connection, row: SnapshotRow, parent: str) -> int | None:
-        """Return the number of the parent that a snapshot has after its commit."""
+        """Return the number of the parent after a commit with ``parent``. Raises Conflict, Unsupported, NotFound."""
         if not parent or parent == row.record.parent:
             return row.parent
         if row.parent is not None:
@@ -327,7 +329,7 @@ class LocalSnapshots:
 
     @contextmanager
     def _lock(self, directory: Path, key: str) -> Iterator[None]:
-        """Exclude other commits of the same snapshot."""
+        """Exclude other commits of the same snapshot; raise NotFound if its directory is gone."""
         try:
             with locked(directory):
                 yield

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unpacks one layer, from its blob into an active snapshot, in this process or in a worker process.
 
-Most of the cost is the interpreter's own time, which the threads of one process cannot share. A `LayerTask` has all
-that a worker needs, so a worker never opens the database: the locks of SQLite belong to the process that it was forked
-from.
+Unpacking mostly takes interpreter time, which the threads of one process cannot share. A `LayerTask` has all that a
+worker needs, so that a worker never opens the database: SQLite connections and locks must not cross a fork.
+
+A layer can be unpacked before its parent is committed, with its parents taken as unknown. `fits` and
+`visible_whiteouts` then compare what was assumed with the parent, before the snapshot is rebased onto it.
 """
 
 from __future__ import annotations
@@ -59,19 +61,19 @@ class LayerTask(Struct, frozen=True):
 
 
 class LayerResult(Struct, frozen=True):
-    """What unpacking a layer found. The last three are for a layer whose parent was not known, else empty."""
+    """What unpacking a layer found. The last three are set only for a layer whose parents were unknown."""
 
     entries: int
     """Changes that the layer states."""
     losses: Losses
     below_root: Usage | None
-    """See `SnapshotDriver.usage_below_root`."""
+    """Result of `SnapshotDriver.usage_below_root`."""
     assumed: frozenset[LayerPath] = frozenset()
-    """Directories that the parent was assumed to have."""
+    """Directories that the layer implies; the parent was assumed to have them."""
     covered: frozenset[LayerPath] = frozenset()
-    """Paths that the parent was assumed to have, hidden by whiteouts."""
+    """Paths of whiteouts; the parent was assumed to have files there."""
     root: Entry | None = None
-    """The root directory as the layer states it."""
+    """The root directory, if the layer states it."""
 
 
 Advance: TypeAlias = Callable[[int], object]
@@ -86,7 +88,7 @@ class LayerUnpacker:
         self._worker: Worker | None = None
 
     def start(self, *, fork: bool) -> None:
-        """Start the worker; the first task does it otherwise, without a fork. See `Worker`. Raises OSError."""
+        """Start the worker early, which permits a fork; else `unpack` starts an interpreter. Raises OSError."""
         self._worker = Worker(_serve, task="unpacks a layer", fork=fork)
 
     def unpack(self, task: LayerTask, advance: Advance, cancel: Cancellation | None) -> LayerResult:
@@ -117,7 +119,7 @@ class LayerUnpacker:
 
 
 def _serve(channel: Channel) -> None:
-    """Answer each pickled `LayerTask` by a pickled `LayerResult`; the bytes read come before it, as numbers."""
+    """Answer each pickled `LayerTask`: any number of integers (bytes read since), then a pickled `LayerResult`."""
     import pickle
 
     channel.answer(lambda raw: pickle.dumps(unpack_layer(pickle.loads(raw), channel.send, None)))  # noqa: S301
@@ -187,21 +189,22 @@ def _open(task: LayerTask) -> FileIO:
 
 
 def fits(result: LayerResult, below: Tree) -> bool:
-    """Whether a layer that was unpacked without its parent assumed what the parent, ``below``, has."""
+    """Whether a layer that was unpacked with unknown parents can be rebased onto ``below``; if not, unpack it again."""
     if any(loss.path == ROOT and loss.what == "opaque marker" for loss in result.losses):
-        return False  # over its parent the layer would have lost nothing
+        return False  # with known parents the marker is kept
     if result.root is not None and _looks_unstated(result.root):
+        # The rebase would replace the stated metadata by the parent's: harmless only if they are equal.
         root = below.lookup(ROOT)
         if root is None or root.posix != result.root.posix:
             return False
-    # An implied directory takes its metadata from the parent's, which were not known.
+    # An implied directory takes the metadata of the parent's directory, which was unknown.
     return not result.assumed
 
 
 def visible_whiteouts(result: LayerResult, below: Tree) -> list[LayerPath]:
-    """The whiteouts of such a layer that an overlay mount would list.
+    """The whiteouts that an overlay mount on ``below`` would list as files, of a layer unpacked with unknown parents.
 
-    They hide nothing, and are in a directory that ``below`` lacks: a mount hides whiteouts only in merged directories.
+    These hide nothing, and their directory is missing below: a mount hides whiteouts in merged directories only.
     """
     found: list[LayerPath] = []
     for path in sorted(result.covered):
@@ -213,6 +216,6 @@ def visible_whiteouts(result: LayerResult, below: Tree) -> list[LayerPath]:
 
 
 def _looks_unstated(root: Entry) -> bool:
-    """Whether the snapshotter would take this root for an implied one."""
+    """Whether a stated root has the metadata of an implied one, so that a rebase takes it for one (`is_unstated`)."""
     posix = root.posix
     return posix is not None and posix.mtime == 0 and posix.mode & 0o7777 == 0o755

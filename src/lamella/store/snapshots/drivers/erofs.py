@@ -20,7 +20,7 @@ from lamella.changes.losses import Losses
 from lamella.errors import Conflict, from_os
 from lamella.host.durability import durable_outputs
 from lamella.layers.erofs.from_directory import write_image
-from lamella.layers.erofs.overlay_sink import ErofsUpperSink, has_root_unstated, with_root, without_whiteouts
+from lamella.layers.erofs.overlay_sink import ErofsUpperSink, copy_root_metadata, drop_whiteouts, is_root_unstated
 from lamella.layers.erofs.tree import ErofsLayer, ErofsStack
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
@@ -76,13 +76,13 @@ class ErofsDriver(OverlayDriver):
         applied = _applied(directory)
         if not applied.exists():
             super().rebase(directory, parents)
-        elif has_root_unstated(ErofsLayer(applied)):
-            with_root(ErofsLayer(applied), _stack(LayerStack([parents.nearest_first()[0]])))
+        elif is_root_unstated(ErofsLayer(applied)):
+            copy_root_metadata(ErofsLayer(applied), _stack(LayerStack([parents.nearest_first()[0]])))
 
     def remove_whiteouts(self, directory: Path, paths: Sequence[LayerPath]) -> None:
         applied = _applied(directory)
         if applied.exists():
-            without_whiteouts(ErofsLayer(applied), paths)
+            drop_whiteouts(ErofsLayer(applied), paths)
         else:
             super().remove_whiteouts(directory, paths)
 
