@@ -53,7 +53,7 @@ class DirectoryPlace:
 
 
 @pytest.mark.root
-class TestDirectorySink(sink_suite.SinkTests, sink_suite.DeviceSinkTests):
+class TestDirectorySink(sink_suite.SinkTests, sink_suite.DeviceSinkTests, limits_suite.LimitTests):
     def make(self, tmp_path: Path) -> sink_suite.Place:
         return DirectoryPlace(bare(tmp_path / "root"))
 
@@ -98,7 +98,9 @@ class MarkingSink(OverlaySink):
 
 
 @pytest.mark.root
-class TestOverlaySink(sink_suite.SinkTests, sink_suite.DeviceSinkTests, sink_suite.AtomicSinkTests):
+class TestOverlaySink(
+    sink_suite.SinkTests, sink_suite.DeviceSinkTests, sink_suite.AtomicSinkTests, limits_suite.LimitTests
+):
     def make(self, tmp_path: Path) -> sink_suite.Place:
         return OverlayPlace(tmp_path)
 

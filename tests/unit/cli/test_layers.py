@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from lamella.changes.apply import apply
+from lamella.layers.tar.sink import TarSink
+from lamella.testing.builders import directory, fifo, file, symlink
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -377,6 +381,26 @@ def test_a_socket_that_no_layer_can_hold_is_told_as_lost(lamella: Run, with_sock
     assert lamella("diff", tmp_path / "images", with_socket, "-o", blob).stderr.splitlines() == [TOLD]
     document = json.loads(lamella("pack", with_socket, f"oci:{tmp_path}/images:x", "--json").stdout)
     assert document["losses"] == [{"path": "etc/sock", "what": "socket", "why": "no layer can hold one"}]
+
+
+def test_a_time_that_the_file_system_cannot_hold_is_a_loss(lamella: Run, tmp_path: Path) -> None:
+    when = 16_725_225_600 * 10**9
+    stated = [
+        *(directory("", mtime=when), directory("d", mtime=when), file("d/f", b"text", mtime=when)),
+        *(symlink("l", "d", mtime=when), fifo("p", mtime=when)),
+    ]
+    with (tmp_path / "blob").open("wb") as out:
+        apply(stated, TarSink(out.write, root=True))
+
+    done = lamella("apply", tmp_path / "blob", tmp_path / "out", "--json")
+    strict = lamella("apply", tmp_path / "blob", tmp_path / "strict", "--strict")
+
+    changed = {put.entry.path for put in stated if os.lstat(tmp_path / "out" / put.entry.path).st_mtime_ns != when}
+    losses = json.loads(done.stdout)["losses"]
+    assert {(loss["path"], loss["what"]) for loss in losses} == {
+        (path, "modification time 2500-01-01T00:00:00Z") for path in changed
+    }
+    assert strict.returncode == (7 if changed else 0)
 
 
 def test_strict_refuses_a_socket_and_leaves_nothing(lamella: Run, with_socket: Path, tmp_path: Path) -> None:

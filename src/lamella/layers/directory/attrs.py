@@ -19,6 +19,7 @@ from lamella.errors import Conflict, Denied, InvalidInput
 from lamella.formats.container import encode_varint
 from lamella.host import file_io
 from lamella.layers.policy import Owners, Policy, refusal
+from lamella.times import SECOND, format_rfc3339
 
 ROOTLESS: Final = "user.rootlesscontainers"
 OVERRIDE: Final = "user.containers.override_stat"
@@ -127,6 +128,9 @@ PATH_ONLY: Final = file_io.O_PATH | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
 _REFUSED: Final = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
 MOST_ID: Final = 0xFFFFFFFE
 """The largest id of a file; to chown(2) the next number means "unchanged"."""
+EARLIEST: Final = -(1 << 31) * SECOND
+LATEST: Final = ((1 << 31) - 1) * SECOND
+"""Times in nanoseconds between which every file system can hold any second: 32 bits with a sign."""
 _SET_ID: Final = 0o7000
 
 
@@ -188,6 +192,8 @@ class Metadata:
             if kind is not Kind.SYMLINK and (posix.mode & self.special or posix.xattrs or inherits):
                 os.chmod(at if follow else host.path_beneath(directory, name), posix.mode)
             os.utime(at, ns=(posix.mtime, posix.mtime), dir_fd=within, follow_symlinks=follow)
+            if not EARLIEST <= posix.mtime <= LATEST:
+                self.check_time(os.stat(at, dir_fd=within, follow_symlinks=follow), path, posix.mtime)
         finally:
             if handle is not None:
                 os.close(handle)
@@ -210,6 +216,16 @@ class Metadata:
                 if error.errno not in (errno.ENOTSUP, errno.EPERM):
                     raise
                 self._losses.record(Loss(path, f"owner {posix.uid}:{posix.gid}", f"not recorded: {error.strerror}"))
+
+    def check_time(self, status: os.stat_result, path: str, mtime: int) -> None:
+        """Record a loss if a file, whose time was set to ``mtime``, has another one.
+
+        Linux stores the nearest time that the file system can hold, without an error (utimensat(2)). Needed only for
+        times outside of `EARLIEST` to `LATEST`.
+        """
+        if status.st_mtime_ns != mtime:
+            why = f"this file system stores {_format_time(status.st_mtime_ns)} instead"
+            self._losses.record(Loss(path, f"modification time {_format_time(mtime)}", why))
 
     def set_xattrs(self, file: int | str, path: str, xattrs: Mapping[str, bytes]) -> None:
         """Set the attributes that a layer may have; record the others, and those that are refused, as losses."""
@@ -242,6 +258,13 @@ class Metadata:
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
                 raise
+
+
+def _format_time(ns: int) -> str:
+    try:
+        return format_rfc3339(ns)
+    except InvalidInput:
+        return f"{ns // SECOND} s after 1970"
 
 
 def _refuse_owner(error: OSError, path: str, posix: Posix) -> None:

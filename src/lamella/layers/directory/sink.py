@@ -16,7 +16,15 @@ from lamella.changes.model import KIND_BY_TYPE_BITS, TYPE_BITS, Content, Entry, 
 from lamella.changes.whiteouts import prune
 from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.host import file_io
-from lamella.layers.directory.attrs import MOST_ID, OVERRIDE, PATH_ONLY, Metadata, encode_override
+from lamella.layers.directory.attrs import (
+    EARLIEST,
+    LATEST,
+    MOST_ID,
+    OVERRIDE,
+    PATH_ONLY,
+    Metadata,
+    encode_override,
+)
 from lamella.layers.directory.content import write_rest, write_sparse
 from lamella.layers.directory.dirfd_cache import Descriptors, grant_access, open_root, remove_tree
 from lamella.layers.policy import Devices, Policy
@@ -137,6 +145,8 @@ class DirectorySink:
                     os.fchmod(file, mode)
                 mtime = posix.mtime
                 os.utime(file, ns=(mtime, mtime))
+                if not EARLIEST <= mtime <= LATEST:
+                    self._metadata.check_time(os.fstat(file), path, mtime)
             finally:
                 os.close(file)
         except OSError as error:
@@ -340,6 +350,9 @@ class DirectorySink:
             os.utime(self._descriptors.root, ns=(root, root))
         except PermissionError:
             self._losses.record(Loss("", "modification time", "the directory belongs to another user"))
+            return
+        if not EARLIEST <= root <= LATEST:
+            self._metadata.check_time(os.fstat(self._descriptors.root), "", root)
 
     def _finish_times(self, directory: int, parent: str, row: Mapping[str, int]) -> None:
         for name, mtime in row.items():
@@ -348,10 +361,14 @@ class DirectorySink:
                     # Opened, since the name may now be a hard link to a file elsewhere.
                     file = os.open(name, _DIRECTORY, dir_fd=directory)
                 except PermissionError:
-                    self._finish_time_unread(directory, name, mtime)
+                    status = self._finish_time_unread(directory, name, mtime)
+                    if not EARLIEST <= mtime <= LATEST:
+                        self._metadata.check_time(status, join(parent, name), mtime)
                     continue
                 try:
                     os.utime(file, ns=(mtime, mtime))
+                    if not EARLIEST <= mtime <= LATEST:
+                        self._metadata.check_time(os.fstat(file), join(parent, name), mtime)
                 finally:
                     os.close(file)
             except OSError as error:
@@ -361,14 +378,15 @@ class DirectorySink:
                 elif not self._is_gone(error):
                     raise
 
-    def _finish_time_unread(self, directory: int, name: str, mtime: int) -> None:
-        """Set the time of a directory that this user may not read."""
+    def _finish_time_unread(self, directory: int, name: str, mtime: int) -> os.stat_result:
+        """Set the time of a directory that this user may not read, and return its new status."""
         if not self._metadata.handles:
             os.utime(name, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
-            return
+            return os.stat(name, dir_fd=directory, follow_symlinks=False)
         handle = os.open(name, PATH_ONLY | file_io.O_DIRECTORY, dir_fd=directory)
         try:
             os.utime(host.path_of(handle), ns=(mtime, mtime))
+            return os.fstat(handle)
         finally:
             os.close(handle)
 
@@ -448,6 +466,8 @@ class DirectorySink:
             self._metadata.set_xattrs(file, path, posix.xattrs)
             os.fchmod(file, posix.mode)
             os.utime(file, ns=(posix.mtime, posix.mtime))
+            if not EARLIEST <= posix.mtime <= LATEST:
+                self._metadata.check_time(os.fstat(file), path, posix.mtime)
         finally:
             os.close(file)
 
