@@ -8,6 +8,8 @@ import sys
 if sys.platform == "linux":
     from lamella.host.linux import (
         HAS_XATTRS,
+        chmod_beneath,
+        chmod_open,
         current_umask,
         get_xattr,
         list_xattrs,
@@ -22,6 +24,8 @@ if sys.platform == "linux":
 else:
     from lamella.host.generic import (
         HAS_XATTRS,
+        chmod_beneath,
+        chmod_open,
         current_umask,
         get_xattr,
         list_xattrs,
@@ -36,6 +40,8 @@ else:
 
 __all__ = [
     "HAS_XATTRS",
+    "chmod_beneath",
+    "chmod_open",
     "current_umask",
     "get_xattr",
     "list_xattrs",

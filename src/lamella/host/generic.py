@@ -50,6 +50,16 @@ def path_of(descriptor: int) -> str:
     raise _unsupported()
 
 
+def chmod_open(descriptor: int, mode: int) -> None:
+    """Set the mode of an open file."""
+    os.fchmod(descriptor, mode)
+
+
+def chmod_beneath(directory: int, name: str, mode: int) -> None:
+    """Set the mode of ``name`` in the open ``directory`` without following a link."""
+    os.chmod(name, mode, dir_fd=directory, follow_symlinks=False)
+
+
 def names_open_files() -> bool:
     """False: `path_of` does not work here."""
     return False

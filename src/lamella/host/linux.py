@@ -37,30 +37,53 @@ class OpenPath(str):
 
 def list_xattrs(file: int | str) -> list[str]:
     """List the extended attributes of an open file, an `OpenPath`, or a path (the last component is not followed)."""
-    return os.listxattr(file) if isinstance(file, _OPEN) else os.listxattr(file, follow_symlinks=False)
+    try:
+        return os.listxattr(file) if isinstance(file, _OPEN) else os.listxattr(file, follow_symlinks=False)
+    except FileNotFoundError:
+        _require_proc(file)
+        raise
 
 
 def get_xattr(file: int | str, name: str) -> bytes:
     """Get one extended attribute; targets as for `list_xattrs`."""
-    return os.getxattr(file, name) if isinstance(file, _OPEN) else os.getxattr(file, name, follow_symlinks=False)
+    try:
+        return os.getxattr(file, name) if isinstance(file, _OPEN) else os.getxattr(file, name, follow_symlinks=False)
+    except FileNotFoundError:
+        _require_proc(file)
+        raise
 
 
 def set_xattr(file: int | str, name: str, value: bytes) -> None:
     """Set one extended attribute; targets as for `list_xattrs`."""
-    if isinstance(file, _OPEN):
-        os.setxattr(file, name, value)
-    else:
-        os.setxattr(file, name, value, follow_symlinks=False)
+    try:
+        if isinstance(file, _OPEN):
+            os.setxattr(file, name, value)
+        else:
+            os.setxattr(file, name, value, follow_symlinks=False)
+    except FileNotFoundError:
+        _require_proc(file)
+        raise
 
 
 def remove_xattr(file: int | str, name: str) -> None:
     """Remove one extended attribute; targets as for `list_xattrs`."""
-    if isinstance(file, _OPEN):
-        os.removexattr(file, name)
-    else:
-        os.removexattr(file, name, follow_symlinks=False)
+    try:
+        if isinstance(file, _OPEN):
+            os.removexattr(file, name)
+        else:
+            os.removexattr(file, name, follow_symlinks=False)
+    except FileNotFoundError:
+        _require_proc(file)
+        raise
 
 
+def _require_proc(file: int | str) -> None:
+    """Raise OSError (ENOSYS) if ``file`` was not found because it is a /proc path and /proc is not mounted."""
+    if isinstance(file, str) and file.startswith(_OPEN_FILES) and not names_open_files():
+        raise OSError(errno.ENOSYS, "/proc is not mounted") from None
+
+
+_OPEN_FILES = "/proc/self/fd"
 _OPEN = (int, OpenPath)
 
 
@@ -76,7 +99,39 @@ def path_of(descriptor: int) -> OpenPath:
 
 def names_open_files() -> bool:
     """Whether `path_of` works; /proc may not be mounted."""
-    return os.path.exists("/proc/self/fd")
+    return os.path.exists(_OPEN_FILES)
+
+
+def chmod_open(descriptor: int, mode: int) -> None:
+    """Set the mode of a file that is open, even with O_PATH, which fchmod(2) refuses. Raises OSError."""
+    path = path_of(descriptor)
+    try:
+        os.chmod(path, mode)
+    except FileNotFoundError:
+        _require_proc(path)
+        raise
+
+
+def chmod_beneath(directory: int, name: str, mode: int) -> None:
+    """Set the mode of ``name``, which is no link, in the open ``directory``. Raises OSError.
+
+    Calls fchmodat2(2), which does not follow links; before Linux 6.6 /proc is needed, and a link would be followed.
+    """
+    import ctypes
+
+    flags = ctypes.c_long(_AT_SYMLINK_NOFOLLOW)
+    number, at = ctypes.c_long(_FCHMODAT2), ctypes.c_long(directory)
+    if not _libc().syscall(number, at, os.fsencode(name), ctypes.c_long(mode), flags):
+        return
+    code = ctypes.get_errno()
+    if code != errno.ENOSYS:
+        raise OSError(code, os.strerror(code), name)
+    path = path_beneath(directory, name)
+    try:
+        os.chmod(path, mode)
+    except FileNotFoundError:
+        _require_proc(path)
+        raise
 
 
 def xattr_lister(directory: int) -> Callable[[str], list[str]]:
@@ -87,7 +142,7 @@ def xattr_lister(directory: int) -> Callable[[str], list[str]]:
     beneath = f"/proc/self/fd/{directory}/"
     call = _listxattrat()
     if call is None:
-        return lambda name: os.listxattr(beneath + name, follow_symlinks=False)
+        return lambda name: list_xattrs(beneath + name)
     import ctypes
 
     buffer = ctypes.create_string_buffer(_NAMES)
@@ -99,13 +154,14 @@ def xattr_lister(directory: int) -> Callable[[str], list[str]]:
         if not length:
             return []
         if length < 0:  # the buffer is too small, or an error that the call below reports
-            return os.listxattr(beneath + name, follow_symlinks=False)
+            return list_xattrs(beneath + name)
         return [os.fsdecode(one) for one in buffer.raw[: length - 1].split(b"\0")]
 
     return names_of
 
 
 _LISTXATTRAT = 465
+_FCHMODAT2 = 452
 _AT_SYMLINK_NOFOLLOW = 0x100
 _NAMES = 4096
 _COMMON_NUMBERS = frozenset({"x86_64", "aarch64", "riscv64", "ppc64le", "s390x", "loongarch64"})

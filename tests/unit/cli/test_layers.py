@@ -19,7 +19,7 @@ import pytest
 
 from lamella.changes.apply import apply
 from lamella.layers.tar.sink import TarSink
-from lamella.testing.builders import directory, fifo, file, symlink
+from lamella.testing.builders import device, directory, fifo, file, symlink
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -381,6 +381,48 @@ def test_a_socket_that_no_layer_can_hold_is_told_as_lost(lamella: Run, with_sock
     assert lamella("diff", tmp_path / "images", with_socket, "-o", blob).stderr.splitlines() == [TOLD]
     document = json.loads(lamella("pack", with_socket, f"oci:{tmp_path}/images:x", "--json").stdout)
     assert document["losses"] == [{"path": "etc/sock", "what": "socket", "why": "no layer can hold one"}]
+
+
+@pytest.mark.root
+def test_fifos_and_devices_need_no_proc(lamella: Run, program: str, tmp_path: Path) -> None:
+    stated = [fifo("p", mode=0o622), fifo("q", mode=0o640, uid=4), device("c", 1, 3, mode=0o666), symlink("l", "p")]
+    with (tmp_path / "blob").open("wb") as out:
+        apply(stated, TarSink(out.write))
+
+    done = without_proc([program, "apply", "blob", "out"], tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    lines = [sorted(lamella("dump", tmp_path / name).stdout.splitlines()) for name in ("out", "blob")]
+    assert [line for line in lines[0] if not line.endswith(" .")] == lines[1]
+
+
+@pytest.mark.root
+def test_a_device_whose_attributes_need_proc_is_unsupported_and_not_left_behind(program: str, tmp_path: Path) -> None:
+    null = device("c", 1, 3)
+    assert null.entry.posix is not None
+    null.entry.posix.xattrs = {"system.posix_acl_access": bytes.fromhex("02000000")}
+    with (tmp_path / "blob").open("wb") as out:
+        apply([null], TarSink(out.write))
+
+    done = without_proc([program, "apply", "blob", "out"], tmp_path)
+
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        7,
+        "lamella: make character device 'c': /proc is not mounted",
+    )
+    assert os.listdir(tmp_path / "out") == []
+
+
+def without_proc(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` in ``directory``, and where /proc is an empty directory."""
+    script = 'mount -t tmpfs none /proc && exec "$@"'
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_time_that_the_file_system_cannot_hold_is_a_loss(lamella: Run, tmp_path: Path) -> None:

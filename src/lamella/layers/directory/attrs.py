@@ -190,7 +190,10 @@ class Metadata:
                     self.drop_xattrs(held, posix.xattrs)
                 self.set_xattrs(held, path, posix.xattrs)
             if kind is not Kind.SYMLINK and (posix.mode & self.special or posix.xattrs or inherits):
-                os.chmod(at if follow else host.path_beneath(directory, name), posix.mode)
+                if follow:
+                    os.chmod(at, posix.mode)
+                else:
+                    host.chmod_beneath(directory, name, posix.mode)
             os.utime(at, ns=(posix.mtime, posix.mtime), dir_fd=within, follow_symlinks=follow)
             if not EARLIEST <= posix.mtime <= LATEST:
                 self.check_time(os.stat(at, dir_fd=within, follow_symlinks=follow), path, posix.mtime)

@@ -216,7 +216,7 @@ def grant_access(parent: int | None, name: str | os.PathLike[str]) -> int:
     handle = os.open(name, file_io.O_PATH | file_io.O_NOFOLLOW | file_io.O_DIRECTORY | file_io.O_CLOEXEC, dir_fd=parent)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
-        os.chmod(host.path_of(handle), mode | 0o700)
+        host.chmod_open(handle, mode | 0o700)
     finally:
         os.close(handle)
     return mode

@@ -350,8 +350,6 @@ class DirectoryReader:
         if error.errno == errno.ENOTSUP:
             self._without_xattrs.add(device)
             return
-        if error.errno == errno.ENOENT and not os.path.isdir("/proc/self/fd"):
-            raise Unsupported("extended attributes cannot be read: /proc is not mounted") from error
         raise error
 
     def _add_xattrs(self, entry: Entry, posix: Posix, held: list[str], file: int | str, listing: _Listing) -> None:

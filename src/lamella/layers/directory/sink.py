@@ -436,7 +436,11 @@ class DirectorySink:
                     reshaped = bool(self._clear(directory, name, path))
                     continue
                 break
-            self._metadata.finish_node(directory, name, entry, posix, inherits=directory in self._inheriting)
+            try:
+                self._metadata.finish_node(directory, name, entry, posix, inherits=directory in self._inheriting)
+            except (OSError, Denied):
+                os.unlink(name, dir_fd=directory)
+                raise
         except OSError as error:
             failed = from_os(error, f"make {entry.kind.phrase} {path or '/'!r}")
             if isinstance(failed, Denied) and entry.kind in (Kind.CHARACTER, Kind.BLOCK):

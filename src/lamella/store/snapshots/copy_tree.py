@@ -164,7 +164,7 @@ class _Copy:
         finally:
             for path, mode in reversed(self._opened_up):
                 parent, _, name = path.rpartition("/")
-                os.chmod(host.path_beneath(self._source.open(parent), name), mode)
+                host.chmod_beneath(self._source.open(parent), name, mode)
         # Bottom up: the final mode of a directory may make it unreachable.
         for path, status, attributes in reversed(self._directories):
             descriptor = self._target.open(path)
@@ -264,7 +264,7 @@ class _Copy:
         for key, value in attributes:
             _set_xattr(at, key, value)
         if not stat.S_ISLNK(status.st_mode):
-            os.chmod(at, stat.S_IMODE(status.st_mode))
+            host.chmod_beneath(directory, name, stat.S_IMODE(status.st_mode))
         os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory, follow_symlinks=False)
 
     def _own(self, descriptor: int, status: os.stat_result) -> None:
