@@ -22,6 +22,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    ROOT.glob("docs/**/*.md")
+)
+LINK = re.compile(r"\]\(([^)\s]*)\)")
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n*```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 Step = tuple[int, str, str, str]
@@ -81,6 +85,43 @@ def test_a_wrong_output_in_a_document_is_noticed() -> None:
     assert not agree("digest sha256:…\n", "digest sha256:0123\nend\n")
     assert not agree("", "something\n")
     assert not agree("a.b\n", "axb\n")
+
+
+def anchors(document: str) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", document, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(document: Path) -> list[str]:
+    """Return the relative links of a document that lead to no file, or to no heading in it."""
+    broken = []
+    for link in LINK.findall(document.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if not target.is_file() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    assert broken_links(document) == []
+
+
+def test_a_link_to_a_missing_file_or_heading_is_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# The title, here\n```sh\n# a comment\n```\n", encoding="utf-8")
+    document = tmp_path / "document.md"
+    document.write_text(
+        "# Own\n[a](other.md) [b](other.md#the-title-here) [c](#own) [d](https://example.com/x.md)\n"
+        "[e](missing.md) [f](other.md#a-comment) [g](#other)\n",
+        encoding="utf-8",
+    )
+    assert broken_links(document) == ["missing.md", "other.md#a-comment", "#other"]
 
 
 def test_commands_and_python_are_found_with_what_they_print() -> None:
