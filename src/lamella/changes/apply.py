@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only driver: feeds the changes of one layer to a sink and makes every path safe.
+"""Applies one layer: feeds its changes to a sink, and makes every path safe. Nothing else drives a sink.
 
 Why nothing can escape:
 
@@ -18,6 +18,7 @@ What layers mean where the specification is silent:
 - An implied directory has mode 0755, owner 0:0 and time 0. If it is implied by an entry, it replaces a file in the
   way; an existing directory stays as it is.
 - A hard link to a file that an earlier marker of the same layer hides raises NotFound.
+- A hard link of a path to itself keeps the lower file there from the layer's markers.
 
 Each step takes time proportional to the length of its names, or to what it removes.
 """
@@ -49,7 +50,7 @@ MAX_LINK_TEXT: Final = 16384
 
 _KNOWN_PLACES: Final = 16384
 _KNOWN_TEXT: Final = 1 << 25
-"""Characters of all known paths: a deep path has thousands of long parents."""
+"""Bounds of the cache of a `Walker`, in paths and in characters: a deep path has thousands of long parents."""
 _UNSAFE: Final = frozenset({"", ".", ".."})
 
 
@@ -69,7 +70,7 @@ def apply(
 ) -> R:
     """Feed ``changes`` to ``sink`` and return the result of its `commit`; on any exception, abort the sink.
 
-    ``counts`` is filled in once the sink has taken all changes.
+    ``counts`` is set before the commit.
 
     Raises UnsafePath, InvalidInput, NotFound (the target of a hard link), Exhausted, Cancelled, and what the source
     and the sink raise.
@@ -85,6 +86,7 @@ def apply(
 
 
 def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation | None) -> int:
+    # The record of what this layer puts: only markers need it, which have no effect without lower layers.
     mine = PutRecord(limits) if sink.layered and sink.view is not None else None
     walker = Walker(sink, mine, limits)
     places, put, unsafe, directory = walker.places, sink.put, _UNSAFE, Kind.DIRECTORY
@@ -158,6 +160,7 @@ def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerP
         if sink.link(path, target):
             walker.gone(path)
     elif walker.view is not None:
+        # A link to itself changes nothing; it only enters the record.
         seen = walker.view.seen(path)
         if seen is None:
             raise NotFound(f"hard link {path!r}: its target {target!r} does not exist")
@@ -180,6 +183,7 @@ def _whiteout(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: La
         if sink.whiteout(path):
             walker.gone(path)
         return
+    # The layer has put this path or something beneath it, which stays: hide only what a directory has below.
     seen = walker.view.seen(path)
     if seen is not None and seen.kind is Kind.DIRECTORY:
         _hide(sink, walker, mine, path)
@@ -214,7 +218,7 @@ def _unsafe_path(path: str) -> UnsafePath:
 
 
 class LinkBudget(Struct):
-    """Counts the symbolic links followed while one path is resolved, and enforces `MAX_LINKS` and `MAX_LINK_TEXT`."""
+    """The symbolic links followed while one path is resolved, bounded by `MAX_LINKS` and `MAX_LINK_TEXT`."""
 
     count: int = 0
     length: int = 0
@@ -238,8 +242,9 @@ class LinkBudget(Struct):
 class Walker(Generic[R]):
     """Resolves the parent directory of a path inside the root, and creates it if it is implied.
 
-    Results are cached. An entry whose spelling is its canonical path, as nearly all are, is dropped exactly when one of
-    its parents goes. Aliases (paths through links) are dropped all together when anything goes that one may pass.
+    Results are cached by spelling. A canonical spelling, as nearly all are, is dropped exactly when it or one of its
+    parents is removed or replaced. Aliases, spellings that lead through links, are all dropped when anything is
+    removed or replaced that one of them may lead through.
     """
 
     __slots__ = (
@@ -269,18 +274,18 @@ class Walker(Generic[R]):
         self._aliases: list[str] = []
         """The cached spellings that are not canonical."""
         self._passed: set[str] = set()
-        """Canonical paths of the links that aliases pass, and of the directories behind them."""
+        """Canonical paths of the links that aliases lead through, and of the directories behind them."""
         self._links = LinkBudget()
-        """Of the current walk."""
+        """Links followed in the current walk."""
         self._held = 0
         """Characters of all cached paths."""
         self._implied = sink.implied if isinstance(sink, HasImplied) else Implied()
-        """Shared with the sink if that holds several layers in memory."""
+        """Charge for implied directories; shared with a sink that holds several layers in memory."""
         self._first = True
-        """Whether the current walk has implied no directory yet."""
+        """Whether the current walk has implied no directory yet: the first is free, by `Limits.implied`."""
 
     def gone(self, path: LayerPath) -> None:
-        """Drop what is cached of the directory or link ``path``, which was removed or replaced."""
+        """Drop cached results that depend on the directory or link ``path``, which was removed or replaced."""
         known = path in self.places
         if known or path in self._passed:
             self._forget_aliases()
@@ -288,7 +293,7 @@ class Walker(Generic[R]):
             self._forget(path)
 
     def emptied(self, directory: LayerPath) -> None:
-        """Drop what is cached of the directories and links in ``directory``, which were hidden."""
+        """Drop cached results that depend on the directories and links in ``directory``, which were hidden."""
         self._forget_aliases()
         for path in self._inside.pop(directory, ()):
             self._forget(path)
@@ -399,7 +404,7 @@ class Walker(Generic[R]):
                 where = self._links.follow(path, seen.target, where, todo)
                 continue
             if seen is None or seen.kind is not Kind.DIRECTORY:
-                # Nothing is cached of a file in the way, nor of anything beneath it.
+                # Neither a file in the way nor a path beneath it is cached: replacing it makes no result stale.
                 if not (create if seen is None else replace):
                     return None
                 self._imply(path)

@@ -79,7 +79,7 @@ class Node(Struct, frozen=True):
     descriptor: Descriptor
     """As the first index or manifest lists it."""
     platform: Platform | None = None
-    """What the entry states, or else the index that it is in."""
+    """The platform of the entry, or else of the index that contains it."""
 
     @property
     def digest(self) -> Digest:
@@ -108,7 +108,7 @@ class Node(Struct, frozen=True):
 
     @property
     def parts(self) -> Sequence[Descriptor]:
-        """The entries of an index; config, then layers base first, of a manifest; nothing for another blob."""
+        """The entries of an index, or the config and then the layers of a manifest; empty for any other blob."""
         match self.kind:
             case Kind.INDEX:
                 return self.index.manifests
@@ -129,9 +129,9 @@ def only_entries(node: Node) -> Iterable[Descriptor]:
 
 
 class ImageGraph:
-    """The documents of the images in one place, each read and decoded once; for one thread.
+    """The indexes and manifests of one `ImageReader`, each read and decoded once. Not thread-safe.
 
-    Raises GraphLimit where the images are larger than ``limits`` allow, Cancelled by way of ``cancel``.
+    Its methods raise GraphLimit beyond ``limits``, and Cancelled through ``cancel``.
     """
 
     def __init__(self, reader: ImageReader, *, limits: Limits = LIMITS, cancel: Cancellation | None = None) -> None:
@@ -165,14 +165,14 @@ class ImageGraph:
         return self._read(descriptor)[0]
 
     def config(self, manifest: Manifest) -> ImageConfig:
-        """The image config of ``manifest``, read each time. Raises Unsupported for another kind of config."""
+        """The image config of ``manifest``, not cached. Raises Unsupported for another kind of config."""
         descriptor = manifest.config
         if descriptor.media_type not in CONFIGS:
             raise Unsupported(f"{self.where}: a config of type {descriptor.media_type!r} is not one of an image")
         return decode_config(self.reader.read_document(descriptor), f"{self.where}: config {descriptor.digest}")
 
     def platform(self, image: Descriptor) -> Platform:
-        """The platform that the entry of an image states, or else its config."""
+        """The platform in the descriptor of an image, or else in its config."""
         return image.platform or self.config(self.manifest(image)).platform
 
     def walk(
@@ -181,20 +181,20 @@ class ImageGraph:
         select: Callable[[Node], Iterable[Descriptor]] = all_parts,
         problem: Callable[[Descriptor, LamellaError], object] | None = None,
     ) -> Iterator[Node]:
-        """All blobs that ``roots`` lead to, each once, parts before what lists them.
+        """Yield all blobs reachable from ``roots``, each once, in post-order: parts before what lists them.
 
-        ``select`` chooses the descriptors to follow from each node; documents that it does not look into are not read.
-        ``problem`` receives the errors of single nodes, which are left out then; GraphLimit ends the walk in any case.
-        Raises InvalidInput where two descriptors of one digest disagree about its size or about how it is read.
+        ``select`` returns the descriptors to follow from a node; a document is read only if ``select`` asks for it.
+        ``problem`` receives the errors of single nodes, and the walk goes on without these; GraphLimit ends it in any
+        case. Raises InvalidInput if descriptors of one digest disagree on its size or `kind_of`.
         """
         for node, step in self._steps(roots, select, problem):
             if step is _Step.LEAVE:
                 yield node
 
     def entries(self, roots: Iterable[Descriptor]) -> Iterator[Descriptor]:
-        """What ``roots`` and the indexes in them list, without these indexes, in order.
+        """Yield the manifests and other blobs that ``roots`` list, through nested indexes but without these, in order.
 
-        An entry without a platform has that of the index it is in. The same image comes again for each of its entries.
+        An entry without a platform inherits that of its index. An image that is listed twice is yielded twice.
         """
         for node, step in self._steps(roots, only_entries, None):
             if step is not _Step.LEAVE and node.kind is not Kind.INDEX:
@@ -207,10 +207,11 @@ class ImageGraph:
         image: Descriptor,
         has_blob: Callable[[Descriptor], bool],
         select: Callable[[Node], Iterable[Descriptor]] = only_entries,
-    ) -> Iterator[Node]:
-        """Walk ``image`` and raise Conflict where ``has_blob`` lacks a blob that it needs.
+    ) -> list[Node]:
+        """Check that ``has_blob`` is true for all that ``image`` needs; return the nodes of `walk`, in its order.
 
-        Non-distributable layers may be missing. ``select`` chooses the entries of an index to look into.
+        Non-distributable layers may be missing. Entries of an index that ``select`` leaves out must exist, but are not
+        read. Raises Conflict for a missing blob, and as `walk`.
         """
 
         def complete(node: Node) -> Iterable[Descriptor]:
@@ -221,7 +222,7 @@ class ImageGraph:
                     raise Conflict(f"{self.where}: {part.digest}, a part of {node.digest}, was not put")
             return select(node)
 
-        return self.walk([image], complete)
+        return list(self.walk([image], complete))
 
     def _steps(
         self,
@@ -229,10 +230,10 @@ class ImageGraph:
         select: Callable[[Node], Iterable[Descriptor]],
         problem: Callable[[Descriptor, LamellaError], object] | None,
     ) -> Iterator[tuple[Node, _Step]]:
-        """Depth-first, without recursion: each edge as ENTER or AGAIN, and each node as LEAVE after its parts."""
+        """Depth-first, without recursion: each edge as ENTER (first visit of its node) or AGAIN, each node as LEAVE."""
         seen: dict[Digest, Descriptor] = {}
         heights: dict[Digest, int] = {}
-        """Levels of indexes from a node down, once it has been left; before that the node is on the path."""
+        """Levels of indexes in a node and below. Set when the node is left: a node in `seen` alone is on the path."""
         path = [_Frame(None, iter(roots))]
         while path:
             frame = path[-1]
@@ -274,7 +275,7 @@ class ImageGraph:
                 yield node, _Step.ENTER
 
     def _check(self, node: Node, seen: dict[Digest, Descriptor], heights: dict[Digest, int], level: int) -> None:
-        """Refuse a node with contradictory descriptors, on a cycle or too deep, ``level`` indexes below the root."""
+        """Check the node ``level`` indexes below a root. Raises InvalidInput, GraphLimit (a cycle, or too deep)."""
         first = seen.get(node.digest)
         height = heights.get(node.digest)
         if first is None:
@@ -324,7 +325,7 @@ class _Step(Enum):
 
 
 class _Frame(Struct):
-    """A node on the path from a root, with the parts that are still to be visited."""
+    """A node on the path from a root, with the parts not visited yet."""
 
     node: Node | None
     """None above the roots."""

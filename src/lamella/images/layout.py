@@ -340,8 +340,7 @@ class LayoutWriter(ImageWriter):
         """Raise Conflict where a part of the image is missing."""
         files = LayoutDirectory(self._path, self.where)
         try:
-            for _ in ImageGraph(_PutBlobs(self._blobs, files)).check_complete(image, self.has_blob):
-                pass
+            ImageGraph(_PutBlobs(self._blobs, files)).check_complete(image, self.has_blob)
         finally:
             files.close()
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from lamella.errors import Denied, LamellaError, NotFound, SizeMismatch
@@ -40,16 +40,15 @@ READ_SIZE: Final = 256 << 10
 """Bytes of one read from a connection."""
 
 READ_AHEAD: Final = 5
-"""Ranges that all open blobs of a reader may hold together, besides the one that each is being read from.
-
-A semaphore of so many is their budget.
-"""
+"""Ranges that all open blobs of an image reader may hold together, besides the one that each is being read from. The
+``budget`` of the streams is a semaphore with this count."""
 
 _POLL: Final = 0.1
-"""Seconds between two looks at the cancellation."""
+"""Seconds between checks for cancellation."""
 
-Fetch = Callable[[int, int | None], Response]
-"""Requests a blob from one offset to before another, or to its end: status 206, or 200 and all of it."""
+Fetch: TypeAlias = Callable[[int, int | None], Response]
+"""Requests the bytes of a blob from ``start`` to before ``stop`` (None: its end). The response has status 206, or 200
+and the whole blob."""
 
 
 class RangeReader:
@@ -69,7 +68,7 @@ class RangeReader:
         self._waited = 0.0
         self._received = 0
         self.whole = False
-        """Whether the last response had the whole blob instead of the requested range."""
+        """Whether the server answered the last request with the whole blob instead of the range."""
 
     def open(self) -> None:
         """Request the bytes. Raises NotFound, SizeMismatch, Denied, Unavailable."""
@@ -120,11 +119,11 @@ class RangeReader:
 
     @property
     def rate(self) -> float:
-        """Bytes a second while reads were waiting."""
+        """Bytes received a second of waiting for them, without the time between the reads."""
         return self._received / (self._waited or 1e-9)
 
     def extend(self, stop: int) -> None:
-        """Read on to ``stop``, for a response with the whole blob."""
+        """Read on to ``stop``; for a response that has the whole blob."""
         self._stop = stop
 
     def close(self) -> None:
@@ -134,7 +133,7 @@ class RangeReader:
             response.close()
 
     def _finish(self) -> None:
-        """Check that a response without a length ends with the blob. Raises SizeMismatch."""
+        """Close the response; one without a length must end where the blob does. Raises SizeMismatch."""
         response, self._response = self._response, None
         assert response is not None  # noqa: S101 it has just been read
         more = b""
@@ -149,7 +148,7 @@ class RangeReader:
             raise SizeMismatch(self._what, expected=self._size, actual="more")
 
     def _check(self, response: Response) -> None:
-        """Refuse a response of another size or range. Raises SizeMismatch, Interrupted."""
+        """Check the size of the blob and the range in the headers. Raises SizeMismatch, Interrupted."""
         if self.whole:
             length = response.length
             if length is not None and length != self._size:
@@ -347,14 +346,15 @@ class _ReadAhead:
 
 
 _NO_HOST: Final = "a document"
-"""Stands for the registry's host where the image comes from a file; no URL has it."""
+"""In place of a registry's host for an image in a file; not a valid host, so it equals that of no URL."""
 
 
 class ForeignLayers:
-    """Opens layers that are not at ``where`` from the URLs in their descriptors, as streams, without credentials.
+    """Opens foreign layers, which the image at ``where`` lacks, from the URLs in their descriptors as `BlobStream`.
 
-    ``near`` is the registry of the image. URLs without TLS are refused unless it has none either; for images in files,
-    unless ``options`` allow plain HTTP. Addresses of a machine's own services are refused as for redirects.
+    Sends no credentials. The URLs come from the image, so they are not trusted. ``near`` is the registry of the image,
+    or None for an image in a file. A URL without TLS is refused, unless that registry has no TLS either or, for a file,
+    ``options`` allow plain HTTP. `Transport` refuses loopback and other internal addresses, as for redirects.
     """
 
     def __init__(self, where: str, options: RegistryOptions, near: Origin | None = None) -> None:

@@ -108,7 +108,7 @@ class RegistryWriter(ImageWriter):
                 hint="push to a tag",
             )
         graph = ImageGraph(_Documents(self.client, self._documents))
-        for node in list(graph.check_complete(image, self.has_blob, self._own_entries)):  # not every registry checks
+        for node in graph.check_complete(image, self.has_blob, self._own_entries):  # not every registry checks
             name = node.digest if node.digest != image.digest else tag or image.digest
             self.client.put_manifest(name, node.descriptor.media_type, node.raw)
         self.abort()

@@ -31,10 +31,10 @@ SMALL_BLOB: Final = 256 << 10
 """A blob up to this size is read without threads: starting them costs more than they save."""
 
 _PIECES: Final = 8
-"""Pieces of the blob queued for hashing."""
+"""Pieces of the blob, as read from the source, that may wait to be hashed."""
 
 _PATIENCE: Final = 1.0
-"""Seconds that `BlobReader.close` waits for a thread, which takes as long only in a blocking read."""
+"""Seconds that `BlobReader.close` waits for a thread; only one in a blocking read takes longer."""
 
 _POLL: Final = 0.1
 """Seconds between checks for cancellation while waiting for a buffer."""
@@ -195,7 +195,7 @@ class BlobReader:
 
 
 class _Pass:
-    """The state of a pass, created once the first bytes have been read."""
+    """The state of a pass. Making it reads the first bytes, to identify the compression and choose the feed."""
 
     def __init__(
         self,
@@ -228,6 +228,8 @@ class _Pass:
 
 
 class _Feed(Protocol):
+    """Decompresses into buffers, and updates the hashes of blob and stream."""
+
     def next_buffer(self) -> memoryview: ...
 
     def stop(self) -> bool:
@@ -288,7 +290,10 @@ _Filled: TypeAlias = tuple[memoryview, memoryview]
 
 
 class _Threaded:
-    """A pipeline: buffers are filled, hashed, parsed by the caller, and filled again. Errors travel in order with them.
+    """A pipeline: buffers are filled, hashed, parsed by the caller, and filled again.
+
+    ``_filled`` and ``_hashed`` are the queues between these steps; an `_End` in them carries the error after the last
+    buffer before it. ``_pieces`` holds pieces of the blob for its hash, ``_room`` one item for each free slot there.
 
     The blob is hashed in a separate thread: in the thread that decompresses it would take 15 % of the time of large
     files, and in the thread that hashes buffers it would delay them.
