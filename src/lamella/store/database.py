@@ -30,7 +30,7 @@ from lamella.errors import (
     Unsupported,
     from_os,
 )
-from lamella.store.disk_layout import folders_with_files, spend_reserve
+from lamella.store.disk_layout import folders_with_files, is_nearly_full, is_read_only, spend_reserve
 
 VERSION: Final = 1
 """Version of the schema. A higher version is refused, a lower one is migrated."""
@@ -249,8 +249,8 @@ class Database:
         with self._lock, _translate_errors(self._path):
             if self._readonly:
                 mode = "mode=ro"
-                if not os.access(self._path.parent, os.W_OK) and not _exists(f"{self._path}-wal"):
-                    mode += "&immutable=1"  # a WAL reader writes shared memory, unless the file is immutable
+                if not self._can_share_memory() and not _has_bytes(f"{self._path}-wal"):
+                    mode += "&immutable=1"
             pooled = _PooledConnection(
                 sqlite3.connect(
                     f"{self._path.absolute().as_uri()}?{mode}",
@@ -271,6 +271,22 @@ class Database:
                 pooled.close()  # the exception's traceback would keep the file open
                 raise
         return pooled
+
+    def _can_share_memory(self) -> bool:
+        """Whether a reader can write the shared memory file beside the database, as SQLite needs in WAL mode.
+
+        On a full disk, the file exists while another process has the database open. Otherwise the reserve makes room
+        for it if the write-ahead log of a killed process must be read.
+        """
+        root = self._path.parent
+        if not os.access(root, os.W_OK):
+            return False
+        if not is_nearly_full(root) or _has_bytes(f"{self._path}-shm"):
+            return True
+        if _has_bytes(f"{self._path}-wal"):
+            spend_reserve(root)
+            return True
+        return False
 
     def _migrate(self) -> None:
         refuse_lost(self._path)  # before SQLite opens an empty file, and deletes the write-ahead log beside it
@@ -383,7 +399,7 @@ def _close(connection: sqlite3.Connection, process: int) -> None:
         connection.close()
 
 
-def _exists(path: str) -> bool:
+def _has_bytes(path: str) -> bool:
     try:
         return os.stat(path).st_size > 0
     except FileNotFoundError:
@@ -418,16 +434,30 @@ def _translate(problem: sqlite3.Error, path: Path) -> LamellaError:
     code = getattr(problem, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     text = f"the store's database {str(path)!r}: {problem}"
-    if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and not _is_read_error(code):
+    if primary == sqlite3.SQLITE_FULL or (code in _SPACELESS and is_nearly_full(path.parent)):
         return Exhausted(text, hint="free some space in the store's file system and run again")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unavailable(text, hint=_HINT)
+    if primary in _REFUSED and is_read_only(path.parent):
+        return Denied(f"{text}: the file system is read-only")
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return Denied(text)
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR):
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code in _DAMAGED:
         return Integrity(text)
+    if primary == sqlite3.SQLITE_IOERR:
+        return LamellaError(text, hint="the disk may be failing: see the log of the kernel")
     return LamellaError(text)
 
 
-def _is_read_error(code: int | None) -> bool:
-    return code in (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+_SPACELESS: Final = (sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_CANTOPEN)
+"""Errors in making the files beside the database; SQLite does not tell a full disk from other causes."""
+
+_REFUSED: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+
+_DAMAGED: Final = (
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR_DATA,
+)
+"""Errors in reading the file."""

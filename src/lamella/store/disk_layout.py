@@ -81,11 +81,24 @@ def keep_reserve(root: Path) -> None:
 
 def spend_reserve(root: Path) -> None:
     """Remove the reserve file if the disk is nearly full, so that a removal has space to write to the database."""
-    if _free_space(root) < RESERVE_SIZE:
+    if is_nearly_full(root):
         try:
             os.unlink(root / RESERVE)
         except OSError:
             pass
+
+
+def is_nearly_full(root: Path) -> bool:
+    """Whether the disk may lack the space for the files that the database keeps while it is open."""
+    return _free_space(root) < RESERVE_SIZE
+
+
+def is_read_only(root: Path) -> bool:
+    """Whether the file system is mounted read-only, as the kernel remounts one after errors."""
+    try:
+        return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def move_to_trash(root: Path, path: str) -> bool:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from lamella.errors import Conflict, Denied, InvalidInput, NotFound, from_os
 from lamella.host.durability import sync_directory
 from lamella.store.context import Clock, StoreContext
-from lamella.store.disk_layout import BLOBS, DATABASE, INGEST, LOCKS, SNAPSHOTS, TRASH, keep_reserve
+from lamella.store.disk_layout import BLOBS, DATABASE, INGEST, LOCKS, SNAPSHOTS, TRASH, keep_reserve, spend_reserve
 from lamella.store.metadata.labels import check_key, check_namespace
 
 if TYPE_CHECKING:
@@ -81,8 +81,11 @@ class Store:
         clock: Callable[[], int] | None = None,
         isolated: bool = False,
         verity: str = "",
+        frees: bool = False,
     ) -> Self:
         """Open the store at ``root``; make it if it is missing, unless ``create`` is false.
+
+        A store that is opened to remove objects (``frees``) may use the disk reserve to open on a full disk.
 
         Raises NotFound, Denied (permissions, a directory of another user), Conflict (a directory that holds something
         else), Unsupported (written by a newer Lamella), Integrity, Exhausted.
@@ -93,6 +96,8 @@ class Store:
         try:
             _make_root(path, create=create and not readonly)
             if not readonly:
+                if frees:
+                    spend_reserve(path)
                 # The database comes first: without one, the directory would not be recognised as a store.
                 database = Database(path / DATABASE)
                 try:

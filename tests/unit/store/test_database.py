@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.unit.store.conftest import Mount, fill
 
-from lamella.errors import Conflict, Denied, Exhausted, Integrity, NotFound, Unavailable, Unsupported
+from lamella.errors import Conflict, Denied, Exhausted, Integrity, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.store import database as module
 from lamella.store.database import VERSION, Database
 
@@ -389,6 +389,42 @@ def test_a_full_disk_rolls_back_that_transaction_only(tmpfs: Mount) -> None:
     again = Database(place / "lamella.db")
     assert names(again) == [*known, "c"]
     again.close()
+
+
+def failing(code: int, text: str) -> sqlite3.OperationalError:
+    """Return an error as SQLite raises it."""
+    error = sqlite3.OperationalError(text)
+    error.sqlite_errorcode = code
+    return error
+
+
+IO_ERRORS = [name for name in dir(sqlite3) if name.startswith("SQLITE_IOERR")]
+
+
+@pytest.mark.parametrize("name", IO_ERRORS)
+def test_an_io_error_on_a_disk_with_space_is_not_a_full_disk(database: Database, name: str) -> None:
+    with pytest.raises(LamellaError) as caught, database.read():
+        raise failing(getattr(sqlite3, name), "disk I/O error")
+    damaged = name in ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_CORRUPTFS", "SQLITE_IOERR_DATA")
+    assert type(caught.value) is (Integrity if damaged else LamellaError)
+    assert "disk I/O error" in str(caught.value)
+
+
+def test_only_a_full_disk_is_said_to_be_full(database: Database) -> None:
+    with pytest.raises(Exhausted), database.read():
+        raise failing(sqlite3.SQLITE_FULL, "database or disk is full")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_CANTOPEN", "SQLITE_READONLY"])
+def test_a_readonly_file_system_is_denied(tmpfs: Mount, name: str) -> None:
+    place = tmpfs("size=4m")
+    Database(place / "lamella.db").close()
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    reader = Database(place / "lamella.db", readonly=True)
+    with pytest.raises(Denied, match="the file system is read-only"), reader.read():
+        raise failing(getattr(sqlite3, name), "disk I/O error")
+    reader.close()
 
 
 # Processes

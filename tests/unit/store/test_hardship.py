@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.store.conftest import Mount
+from tests.unit.store.conftest import Mount, fill
 
+from lamella.cli.main import run
 from lamella.digests import Digest
 from lamella.errors import Denied, Exhausted, Unsupported
 from lamella.operations.store.rediff import Rediff
@@ -71,6 +72,66 @@ def test_a_full_disk_stops_an_import_and_loses_nothing(images: dict[str, str], t
         unpacked = unpack_image(namespace, "docker.io/library/small:latest", snapshotter)
         assert [layer.skipped for layer in unpacked.layers] == [True, True]
         import_image(namespace, images["small"], ImportOptions(name="again"))
+
+
+def lamella(root: Path, *arguments: str) -> int:
+    return run(["--root", str(root), "store", *arguments])
+
+
+READERS = (["images", "ls"], ["usage"], ["content", "ls"], ["snapshots", "ls"], ["check"], ["gc", "--dry-run"])
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("sidecars", [(), ("-shm", "-wal")], ids=["clean", "empty_sidecars"])
+def test_the_command_line_reads_and_removes_on_a_full_disk(
+    images: dict[str, str], tmpfs: Mount, sidecars: tuple[str, ...]
+) -> None:
+    place = tmpfs("size=24m")
+    root = place / "store"
+    assert lamella(root, "import", images["small"], "--name", "small", "--unpack") == 0
+    assert lamella(root, "import", images["large"], "--name", "large") in (0, 11)
+    fill(place)
+    for suffix in sidecars:  # of an earlier try
+        (root / f"lamella.db{suffix}").touch()
+    assert [lamella(root, *verb) for verb in READERS] == [0] * len(READERS)
+    assert (root / "reserve").exists()
+    assert lamella(root, "images", "rm", "small") == 0
+    assert not (root / "reserve").exists()
+    (place / "filler").unlink()
+    assert lamella(root, "gc") == 0
+    assert (root / "reserve").exists()
+    with Store.open(root) as store:
+        assert sound(store)
+
+
+@pytest.mark.root
+def test_the_garbage_collection_frees_a_full_disk(images: dict[str, str], tmpfs: Mount) -> None:
+    place = tmpfs("size=24m")
+    root = place / "store"
+    assert lamella(root, "import", images["large"], "--name", "large") == 0
+    with sqlite3.connect(root / "lamella.db") as connection:
+        connection.execute("DELETE FROM image")
+        connection.execute("DELETE FROM lease")
+    connection.close()
+    fill(place)
+    assert lamella(root, "gc") == 0
+    assert not any((root / "blobs" / "sha256").iterdir())
+
+
+@pytest.mark.root
+def test_a_write_ahead_log_is_read_on_a_full_disk(images: dict[str, str], tmpfs: Mount) -> None:
+    place = tmpfs("size=24m")
+    root = place / "store"
+    with Store.open(root) as store:
+        import_image(store.namespace("default"), images["small"], ImportOptions(name="small"))
+        log = (root / "lamella.db-wal").read_bytes()
+        main = (root / "lamella.db").read_bytes()
+    (root / "lamella.db").write_bytes(main)  # as a killed process leaves them
+    (root / "lamella.db-wal").write_bytes(log)
+    assert log
+    fill(place)
+    with Store.open(root, readonly=True) as store:
+        assert [image.name for image in store.namespace("default").images.list()] == ["docker.io/library/small:latest"]
 
 
 # Nothing to write to

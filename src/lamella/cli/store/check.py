@@ -32,7 +32,7 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
     from lamella.store.check.snapshots import CompareSnapshot
 
     repaired = None
-    with opened_store(readonly=not mend) as store, ExitStack() as stack:
+    with opened_store(readonly=not mend, frees=mend) as store, ExitStack() as stack:
         job = console.job()
         differ: CompareSnapshot | None = None
         if rediff:

@@ -71,7 +71,7 @@ def rm(console: Console, digests: tuple[str, ...]) -> None:
     from lamella.digests import parse_digest
 
     parsed = [parse_digest(digest) for digest in digests]
-    with opened_space() as space:
+    with opened_space(frees=True) as space:
         for digest in parsed:
             space.content.delete(digest)
             console.summary(f"removed {digest}")

@@ -26,7 +26,7 @@ def gc(console: Console, dry_run: bool) -> None:
 
     wanted = chosen_namespace()
     namespaces = None if wanted is None else [wanted]
-    with opened_store(readonly=dry_run) as store:
+    with opened_store(readonly=dry_run, frees=not dry_run) as store:
         verdicts = list(explain(store, namespaces=namespaces)) if dry_run else []
         if not dry_run:
             from lamella.operations.runtime.run import end_dead_runs

@@ -103,7 +103,7 @@ def rm(console: Console, names: tuple[str, ...], no_gc: bool) -> None:
     """Remove images, and what nothing needs then."""
     from lamella.store.gc.collect import collect
 
-    with opened_space() as space:
+    with opened_space(frees=True) as space:
         found = [_find(space, name) for name in names]
         for image in {image.name: image for image in found}.values():
             space.images.delete(image.name)

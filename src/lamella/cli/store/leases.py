@@ -91,7 +91,7 @@ def create(console: Console, id_: str, hours: float | None, labels: dict[str, st
 @click.pass_obj
 def rm(console: Console, ids: tuple[str, ...]) -> None:
     """End leases; what they alone held goes with the next 'lamella store gc'."""
-    with opened_space() as space:
+    with opened_space(frees=True) as space:
         for id_ in ids:
             space.leases.delete(id_)
             console.summary(f"removed {console.name(id_)}")

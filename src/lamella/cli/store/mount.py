@@ -86,7 +86,7 @@ def umount(console: Console, directory: Path, lazy: bool) -> None:
     """
     from lamella.operations.store.mount import unmount_image
 
-    with opened_store() as store:
+    with opened_store(frees=True) as store:
         unmount_image(store, directory, lazy=lazy)
     if console.json:
         console.document({"directory": str(directory)})

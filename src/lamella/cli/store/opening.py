@@ -87,14 +87,21 @@ def chosen_namespace() -> str | None:
 
 @contextmanager
 def opened_store(
-    *, create: bool = False, readonly: bool = False, verity: str = "", isolated: bool = False
+    *,
+    create: bool = False,
+    readonly: bool = False,
+    verity: str = "",
+    isolated: bool = False,
+    frees: bool = False,
 ) -> Iterator[Store]:
     """The store of this run, as long as the block lasts. Raises as `Store.open`."""
     from lamella.errors import NotFound
     from lamella.store.store import Store, default_root
 
     try:
-        store = Store.open(default_root(), create=create, readonly=readonly, verity=verity, isolated=isolated)
+        store = Store.open(
+            default_root(), create=create, readonly=readonly, verity=verity, isolated=isolated, frees=frees
+        )
     except NotFound as missing:
         missing.hint = missing.hint or "'lamella store import' makes one; --root and LAMELLA_ROOT say where it is"
         raise
@@ -103,9 +110,11 @@ def opened_store(
 
 
 @contextmanager
-def opened_space(*, create: bool = False, readonly: bool = False, verity: str = "") -> Iterator[LocalNamespace]:
+def opened_space(
+    *, create: bool = False, readonly: bool = False, verity: str = "", frees: bool = False
+) -> Iterator[LocalNamespace]:
     """The namespace of this run, as long as the block lasts."""
-    with opened_store(create=create, readonly=readonly, verity=verity) as store:
+    with opened_store(create=create, readonly=readonly, verity=verity, frees=frees) as store:
         yield store.namespace(chosen_namespace() or DEFAULT_NAMESPACE)
 
 

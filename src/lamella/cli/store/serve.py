@@ -161,7 +161,7 @@ def command(console: Console, options: ServeOptions, config_for: str | None) -> 
     daemon.start_log(options.log_format, debug=console.debug)
     with ExitStack() as stack:
         isolated = options.content_sharing != _SHARED
-        store = stack.enter_context(opened_store(create=True, verity=options.verity, isolated=isolated))
+        store = stack.enter_context(opened_store(create=True, verity=options.verity, isolated=isolated, frees=True))
         stack.enter_context(exclusive_server(store.root))
         endpoints: list[tuple[str | socket, Mapping[str, Method]]] = []
         served: list[ServedStore] = []

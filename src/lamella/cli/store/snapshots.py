@@ -90,7 +90,7 @@ def rm(console: Console, names: tuple[str, ...], snapshotter: str | None) -> Non
     """
     from lamella.errors import InvalidInput, NotFound
 
-    with opened_space() as space:
+    with opened_space(frees=True) as space:
         for name in names:
             having = [one for one in _kept_by(space, snapshotter) if _has(one, name)]
             if not having:
