@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from lamella.formats.regf import Hive, HiveKey, Layering, MemoryKey, encode_hive, merged
+from lamella.formats.regf import Hive, HiveKey, Layering, MemoryKey, encode_hive, merge_keys
 from lamella.formats.regf.keys import REG_BINARY, REG_DWORD, REG_SZ
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ def main() -> None:
     measured("open and look up", lambda: Hive(base).key(name))
     keys, values = measured("read all", lambda: walk(Hive(base).root_key))
     measured("read and write all", lambda: encode_hive(Hive(base).root_key))
-    result = measured("merge", lambda: encode_hive(merged(Hive(base).root_key, Hive(delta, layered=True).root_key)))
+    result = measured("merge", lambda: encode_hive(merge_keys(Hive(base).root_key, Hive(delta, layered=True).root_key)))
     print(f"{keys} keys, {values} values; result {len(result) / 1e6:.1f} MB; ", end="")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

@@ -255,7 +255,7 @@ def layers(system: WindowsSystem, folder: str, blobs: Sequence[tuple[str, Path]]
         apply_blob(blob, place, ApplyOptions("windows", parents, rules=AS_WINDOWS, system=system))
         with BlobReader(blob) as reader:
             wanted = set(dump(windows_tar_changes(reader.next_buffer, end=reader.finish, rules=AS_WINDOWS), inline=0))
-        with kinds.source("windows", place, parents=parents, system=system) as (changes, _):
+        with kinds.source("windows", place, kinds.SourceOptions(parents=parents, system=system)) as (changes, _):
             found = set(dump(changes, inline=0))
         for line in sorted(wanted - found)[:40]:
             print(f"    lost   {line[:150]}")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.formats.regf.hives import changed, small, summed
 
 from lamella.errors import FormatError, InvalidInput, Unsupported
-from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merged
+from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merge_keys
 from lamella.formats.regf.text import dump
 
 
@@ -48,7 +48,7 @@ def fuzz_hive(data: bytes) -> None:
     for lower, upper in ((data, SEEDS[1]), (HIVE, data)):
         try:
             below = Hive(lower, dirty=True).root_key
-            merge: Key = merged(below, Hive(upper, dirty=True, layered=True).root_key)
+            merge: Key = merge_keys(below, Hive(upper, dirty=True, layered=True).root_key)
             result = encode_hive(merge)
         except (FormatError, Unsupported, InvalidInput):
             continue

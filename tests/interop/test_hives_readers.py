@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pytest
 from tests.unit.formats.regf.hives import utf16
 
-from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merged
+from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merge_keys
 from lamella.formats.regf.keys import REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_QWORD, REG_SZ
 
 pytestmark = pytest.mark.interop
@@ -144,6 +144,6 @@ def test_a_reader_sees_what_a_delta_made_of_a_hive(
         above.put("large", REG_BINARY, bytes(50_000))
         above.hide("N")
         above.layering = Layering(number % 4)
-    merge = merged(Hive(encode_hive(base)).root_key, Hive(encode_hive(delta), layered=True).root_key)
+    merge = merge_keys(Hive(encode_hive(base)).root_key, Hive(encode_hive(delta), layered=True).root_key)
     (tmp_path / "hive").write_bytes(encode_hive(merge))
     assert expected(merge) == reader(tmp_path / "hive")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamella.formats.regf import Hive, Key, Layering, MemoryKey, Value, encode_hive, merged
+from lamella.formats.regf import Hive, Key, Layering, MemoryKey, Value, encode_hive, merge_keys
 from lamella.formats.regf.keys import DEFAULT_SECURITY, fold
 
 LETTERS = st.sampled_from(
@@ -128,7 +128,7 @@ def test_a_hive_comes_back_as_it_was_written(root: Plain) -> None:
 def test_merging_follows_the_rules(base: Plain, delta: Plain) -> None:
     delta = delta._replace(layering=0 if delta.layering == 1 else delta.layering)
     lower, upper = Hive(encode_hive(built(base))), Hive(encode_hive(built(delta)), layered=True)
-    merge = merged(lower.root_key, upper.root_key)
+    merge = merge_keys(lower.root_key, upper.root_key)
     assert sorted_plain(on_paper(base, delta)) == seen(merge)
     result = Hive(encode_hive(merge))
     assert not result.layered
@@ -139,9 +139,9 @@ def test_merging_follows_the_rules(base: Plain, delta: Plain) -> None:
 @given(trees(marks=False), trees(marks=True), trees(marks=True))
 def test_deltas_can_be_laid_over_one_by_one_or_all_at_once(base: Plain, first: Plain, second: Plain) -> None:
     first, second = (one._replace(layering=0 if one.layering == 1 else one.layering) for one in (first, second))
-    step = merged(built(base), built(first))
+    step = merge_keys(built(base), built(first))
     written = Hive(encode_hive(step)).root_key
-    assert seen(merged(step, built(second))) == seen(merged(written, built(second)))
+    assert seen(merge_keys(step, built(second))) == seen(merge_keys(written, built(second)))
 
 
 @given(st.text(LETTERS, max_size=5), st.text(LETTERS, max_size=5))

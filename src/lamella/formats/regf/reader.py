@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hives, read key by key."""
+"""Reads hives key by key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamella.formats.regf.cells import KEY, NIL, ROOT, SEGMENT, SHARED, TAG, VAL
 from lamella.formats.regf.keys import Layering, Value, fold, split_path
 
 _WIDTHS: Final = {b"lf": 2, b"lh": 2, b"li": 1}
-"""Words of an element of each kind of list; the first is the offset, the second a hint that is not relied on."""
+"""Words per element of each kind of list: the offset, and for some a hint, which is ignored."""
 
 _LAYERINGS: Final = tuple(Layering)
 _VALUE_SIZE: Final = VALUE.size
@@ -20,12 +20,12 @@ _KEY_SIZE: Final = KEY.size
 
 
 class Hive(Cells):
-    """A hive of the versions 1.3 to 1.6 in memory; each key is read when it is asked for.
+    """A hive of version 1.3 to 1.6 in memory; keys are read lazily.
 
-    ``layered`` is whether keys and values may bear the marks of a delta: a hive's base block says so, unless it is
-    given here; without it the bits mean nothing. The constructor reads the base block and the headers of the bins.
-    Raises FormatError for what is malformed, here and wherever keys are read, and Unsupported for logs, other versions
-    and, unless ``dirty`` is given, for a hive whose last changes are in its log alone.
+    ``layered`` tells whether keys and values may have layering marks; the default is the flag in the base block.
+    Without it these bits are ignored. The constructor reads the base block and the headers of the bins. Raises
+    FormatError, also while keys are read, and Unsupported for logs, other versions and, without ``dirty``, for a hive
+    whose last changes are only in its log.
     """
 
     __slots__ = ("_descriptors",)
@@ -38,104 +38,104 @@ class Hive(Cells):
 
     @property
     def root_key(self) -> HiveKey:
-        """The root, whose name means nothing."""
+        """The root key, whose name has no meaning."""
         return HiveKey(self, self.root, ROOT, 0)
 
     def key(self, path: str) -> HiveKey:
-        """The key at ``path``, whose names stand between backslashes, or slashes. Raises NotFound."""
+        """The key at ``path``, separated by backslashes or slashes. Raises NotFound."""
         key = self.root_key
         names = split_path(path)
         for number, name in enumerate(names):
             found = key.subkey(name)
             if found is None:
                 above = "\\" + "\\".join(names[:number])
-                raise NotFound(f"there is no key {name!r} in {above!r}")
+                raise NotFound(f"no key {name!r} in {above!r}")
             key = found
         return key
 
-    def _descriptor(self, offset: int) -> bytes:
+    def _read_descriptor(self, offset: int) -> bytes:
         found = self._descriptors.get(offset)
         if found is None:
             at, end = self.claim(offset, SHARED, "sk")
             if end - at < cells.SECURITY.size:
-                raise FormatError("sk", offset, f"it has {end - at} bytes")
+                raise FormatError("sk", offset, f"only {end - at} bytes")
             signature, _, _, _, size = cells.SECURITY.unpack_from(self._data, at)
             at += cells.SECURITY.size
             if signature != b"sk":
                 raise FormatError("sk", offset, f"the signature is {signature!r}")
             if size > end - at:
-                raise FormatError("sk", offset, f"a descriptor of {size} bytes in a cell that has {end - at}")
+                raise FormatError("sk", offset, f"a descriptor of {size} bytes, but only {end - at} left in the cell")
             found = self._descriptors[offset] = self._data[at : at + size]
         return found
 
-    def _value(self, offset: int, key: int) -> Value:
+    def _read_value(self, offset: int, key: int) -> Value:
         at, end = self.claim(offset, key, "vk")
         if end - at < _VALUE_SIZE:
-            raise FormatError("vk", offset, f"it has {end - at} bytes")
+            raise FormatError("vk", offset, f"only {end - at} bytes")
         signature, name_size, size, where, kind, flags = VALUE.unpack_from(self._data, at)
         if signature != b"vk":
             raise FormatError("vk", offset, f"the signature is {signature!r}")
         at += _VALUE_SIZE
         if name_size > end - at:
-            raise FormatError("vk", offset, f"a name of {name_size} bytes in a cell that has {end - at} for it")
+            raise FormatError("vk", offset, f"a name of {name_size} bytes, but only {end - at} left in the cell")
         raw = self._data[at : at + name_size]
-        name = raw.decode("latin-1") if flags & cells.VALUE_COMPRESSED_NAME else _utf16(raw, "vk", offset)
+        name = raw.decode("latin-1") if flags & cells.VALUE_COMPRESSED_NAME else _decode_utf16(raw, "vk", offset)
         if flags & cells.VALUE_TOMBSTONE and self.layered:
             return Value(name, kind, b"", True)
         if size & cells.INLINE:
             size ^= cells.INLINE
             if size > 4:
-                raise FormatError("vk", offset, f"{size} bytes of data in place of an offset")
+                raise FormatError("vk", offset, f"{size} bytes of inline data")
             return Value(name, kind, self._data[at - 12 : at - 12 + size])
-        return Value(name, kind, self._content(where, size, offset) if size else b"")
+        return Value(name, kind, self._read_data(where, size, offset) if size else b"")
 
-    def _content(self, offset: int, size: int, value: int) -> bytes:
+    def _read_data(self, offset: int, size: int, value: int) -> bytes:
         at, end = self.claim(offset, value, "data")
         if size <= end - at:
             return self._data[at : at + size]
-        # A cell that could hold the data holds it, whatever the version says of larger data: so other writers have it.
+        # A cell that is large enough holds the data itself in any version, as other writers do it.
         if size <= SEGMENT or self.minor < 4 or end - at < cells.BIG.size:
-            raise FormatError("data", offset, f"the value has {size} bytes and the cell {end - at}")
+            raise FormatError("data", offset, f"{size} bytes of data in a cell of {end - at}")
         signature, count, where = cells.BIG.unpack_from(self._data, at)
         if signature != b"db":
             raise FormatError("db", offset, f"the signature is {signature!r}")
         if count != -(-size // SEGMENT):
             raise FormatError("db", offset, f"{count} segments for {size} bytes")
         parts = []
-        for segment in self._words(where, count, 1, value, "db"):
+        for segment in self._read_words(where, count, 1, value, "db"):
             at, end = self.claim(segment, value, "db segment")
             part = min(size, SEGMENT)
             if part > end - at:
-                raise FormatError("db segment", segment, f"it has {end - at} bytes of {part}")
+                raise FormatError("db segment", segment, f"only {end - at} of {part} bytes")
             parts.append(self._data[at : at + part])
             size -= part
         return b"".join(parts)
 
-    def _words(self, offset: int, count: int, width: int, owner: int, what: str, skip: int = 0) -> tuple[int, ...]:
-        """The first of each ``width`` words in a cell, which must differ; ``skip`` bytes stand before them."""
+    def _read_words(self, offset: int, count: int, width: int, owner: int, what: str, skip: int = 0) -> tuple[int, ...]:
+        """Read every ``width``-th word of a cell, after ``skip`` bytes; all must differ."""
         at, end = self.claim(offset, owner, what)
         if skip + count * width * 4 > end - at:
             raise FormatError(what, offset, f"{count} elements in a cell of {end - at} bytes")
         words = struct.unpack_from(f"<{count * width}I", self._data, at + skip)[::width]
         if len(set(words)) != count:
-            raise FormatError(what, offset, "two of its elements lead to the same cell")
+            raise FormatError(what, offset, "two elements refer to the same cell")
         return words
 
-    def _subkeys(self, offset: int, key: int, *, leaf: bool = False) -> tuple[int, ...]:
-        """The offsets of keys in a list of them, or in those that a list of lists leads to."""
+    def _read_subkeys(self, offset: int, key: int, *, leaf: bool = False) -> tuple[int, ...]:
+        """Read the key offsets of a list of subkeys, or of all lists in a list of lists."""
         at, _ = self.claim(offset, key, "subkeys")
-        signature, count = TAG.unpack_from(self._data, at)  # no cell is too small for it
+        signature, count = TAG.unpack_from(self._data, at)  # fits the smallest cell
         width = _WIDTHS.get(signature)
         if width is not None:
-            return self._words(offset, count, width, key, signature.decode(), TAG.size)
+            return self._read_words(offset, count, width, key, signature.decode(), TAG.size)
         if signature != b"ri" or leaf:
             raise FormatError("subkeys", offset, f"the signature is {signature!r}")
-        lists = self._words(offset, count, 1, key, "ri", TAG.size)
-        return tuple(found for one in lists for found in self._subkeys(one, key, leaf=True))
+        lists = self._read_words(offset, count, 1, key, "ri", TAG.size)
+        return tuple(found for one in lists for found in self._read_subkeys(one, key, leaf=True))
 
 
 class HiveKey:
-    """A key of a hive. What it has is read anew, and checked, each time that it is asked for."""
+    """A key of a hive. Its values and subkeys are read and checked on each call."""
 
     __slots__ = (
         "_class",
@@ -159,10 +159,10 @@ class HiveKey:
     def __init__(self, hive: Hive, offset: int, parent: int, depth: int) -> None:
         at, end = hive.claim(offset, parent, "nk")
         if end - at < _KEY_SIZE:
-            raise FormatError("nk", offset, f"it has {end - at} bytes")
+            raise FormatError("nk", offset, f"only {end - at} bytes")
         if depth > cells.DEEPEST:
-            raise FormatError("nk", offset, f"it is deeper than {cells.DEEPEST} levels")
-        data = hive._data  # noqa: SLF001  # a hive and its keys are one reader
+            raise FormatError("nk", offset, f"the key is deeper than {cells.DEEPEST} levels")
+        data = hive._data  # noqa: SLF001  # Hive and HiveKey share state
         (
             signature,
             flags,
@@ -189,13 +189,13 @@ class HiveKey:
             raise FormatError("nk", offset, f"the signature is {signature!r}")
         at += _KEY_SIZE
         if name_size > end - at:
-            raise FormatError("nk", offset, f"a name of {name_size} bytes in a cell that has {end - at} for it")
+            raise FormatError("nk", offset, f"a name of {name_size} bytes, but only {end - at} left in the cell")
         if not name_size and depth:
-            raise FormatError("nk", offset, "its name is empty")
+            raise FormatError("nk", offset, "the name is empty")
         raw = data[at : at + name_size]
-        self.name = raw.decode("latin-1") if flags & cells.KEY_COMPRESSED_NAME else _utf16(raw, "nk", offset)
+        self.name = raw.decode("latin-1") if flags & cells.KEY_COMPRESSED_NAME else _decode_utf16(raw, "nk", offset)
         if flags & cells.KEY_PREDEFINED:
-            self._value_count = 0  # it is a handle
+            self._value_count = 0  # the field is a handle
         self.flags = flags & (cells.KEY_OWN_FLAGS if depth else cells.KEY_OWN_FLAGS & ~cells.KEY_NO_DELETE)
         if hive.layered and layer:
             self.layering = _LAYERINGS[layer & cells.LAYER_SEMANTICS]
@@ -210,47 +210,47 @@ class HiveKey:
     @property
     def security(self) -> bytes:
         """The self-relative security descriptor."""
-        return self._hive._descriptor(self._security)  # noqa: SLF001
+        return self._hive._read_descriptor(self._security)  # noqa: SLF001
 
     @property
     def class_name(self) -> str:
-        """The class, often empty."""
+        """The class name, often empty."""
         size = self._class_size
         if not size or self._class == NIL:
             return ""
         at, end = self._hive.claim(self._class, self.offset, "class name")
         if size > end - at:
-            raise FormatError("class name", self._class, f"{size} bytes in a cell that has {end - at}")
-        return _utf16(self._hive._data[at : at + size], "class name", self._class)  # noqa: SLF001
+            raise FormatError("class name", self._class, f"{size} bytes in a cell of {end - at}")
+        return _decode_utf16(self._hive._data[at : at + size], "class name", self._class)  # noqa: SLF001
 
     def subkeys(self) -> list[HiveKey]:
-        """The subkeys, as they are listed: in the order of their folded names, in a sound hive."""
+        """Subkeys in the order of the list: sorted by folded names in a valid hive."""
         if not self._subkey_count:
             return []
         hive, offset, depth = self._hive, self.offset, self.depth + 1
-        found = hive._subkeys(self._subkeys, offset)  # noqa: SLF001
+        found = hive._read_subkeys(self._subkeys, offset)  # noqa: SLF001
         if len(found) != self._subkey_count:
-            raise FormatError("nk", offset, f"it has {self._subkey_count} subkeys and lists {len(found)}")
+            raise FormatError("nk", offset, f"{self._subkey_count} subkeys, but {len(found)} listed")
         if len(set(found)) != len(found):
-            raise FormatError("nk", offset, "one of its subkeys is listed twice")
+            raise FormatError("nk", offset, "a subkey is listed twice")
         return [HiveKey(hive, one, offset, depth) for one in found]
 
     def subkey(self, name: str) -> HiveKey | None:
-        """The subkey of that name, in whatever case, or None."""
+        """Find a subkey, ignoring case, or return None."""
         wanted = fold(name)
         return next((key for key in self.subkeys() if fold(key.name) == wanted), None)
 
     def values(self) -> list[Value]:
-        """The values with their data, in the order of the hive."""
+        """Values with their data, in the order of the hive."""
         count = self._value_count
         if not count:
             return []
-        value, offset = self._hive._value, self.offset  # noqa: SLF001
-        words = self._hive._words(self._values, count, 1, offset, "values")  # noqa: SLF001
+        value, offset = self._hive._read_value, self.offset  # noqa: SLF001
+        words = self._hive._read_words(self._values, count, 1, offset, "values")  # noqa: SLF001
         return [value(one, offset) for one in words]
 
     def value(self, name: str) -> Value | None:
-        """The value of that name, in whatever case, or None."""
+        """Find a value, ignoring case, or return None."""
         wanted = fold(name)
         return next((value for value in self.values() if fold(value.name) == wanted), None)
 
@@ -258,7 +258,7 @@ class HiveKey:
         return f"<HiveKey {self.name!r} at {self.offset}>"
 
 
-def _utf16(raw: bytes, what: str, offset: int) -> str:
+def _decode_utf16(raw: bytes, what: str, offset: int) -> str:
     if len(raw) % 2:
-        raise FormatError(what, offset, f"a name in UTF-16 of {len(raw)} bytes")
+        raise FormatError(what, offset, f"a UTF-16 name of {len(raw)} bytes")
     return raw.decode("utf-16-le", "surrogatepass")

@@ -55,42 +55,42 @@ LAYER_NAMES: Final = {
 
 
 def walk(key: Key, path: str = "") -> Iterator[tuple[str, Key]]:
-    """``key`` and all keys below it with their paths, parents first, each read when its turn comes.
+    """Yield ``key`` and all keys below it with their paths, parents first, lazily.
 
-    Raises Exhausted if the paths exceed 1 GiB of text, which a small file with deep keys can reach.
+    Raises Exhausted if the paths exceed 1 GiB of text, which deep keys in a small file can reach.
     """
     yield path or "\\", key
-    stack: list[tuple[str, Key]] = [(path, one) for one in _last_first(key)]
+    stack: list[tuple[str, Key]] = [(path, one) for one in _sort_reversed(key)]
     total = 0
     while stack:
         above, key = stack.pop()
-        path = f"{above}\\{_escaped(key.name)}"
+        path = f"{above}\\{_escape(key.name)}"
         total += len(path)
         if total > _LONGEST:
             raise Exhausted(f"the paths of all keys exceed {_LONGEST >> 20} MiB of text")
         yield path, key
-        stack += [(path, one) for one in _last_first(key)]
+        stack += [(path, one) for one in _sort_reversed(key)]
 
 
-def _last_first(key: Key) -> list[Key]:
+def _sort_reversed(key: Key) -> list[Key]:
     return sorted(key.subkeys(), key=lambda one: fold(one.name), reverse=True)
 
 
 def dump(key: Key, path: str = "") -> Iterator[str]:
-    """The lines of ``key``, which is at ``path``, and of all that is below it."""
+    """Yield the lines of ``key`` at ``path`` and of all keys below it."""
     for number, (place, one) in enumerate(walk(key, path)):
         if number:
             yield ""
-        yield f"[{place}] {' '.join(_facts(one))}"
+        yield f"[{place}] {' '.join(_format_attributes(one))}"
         for value in one.values():
             yield value_line(value)
 
 
-def _facts(key: Key) -> Iterator[str]:
+def _format_attributes(key: Key) -> Iterator[str]:
     yield f"time={time_text(key.time)}"
-    yield f"security={_digest(key.security)}"
+    yield f"security={_hash_descriptor(key.security)}"
     if key.class_name:
-        yield f"class={_quoted(key.class_name)}"
+        yield f"class={_quote(key.class_name)}"
     if key.flags:
         yield f"flags={key.flags:#06x}"
     if key.control:
@@ -102,20 +102,20 @@ def _facts(key: Key) -> Iterator[str]:
 
 
 @lru_cache(256)
-def _digest(descriptor: bytes) -> str:
+def _hash_descriptor(descriptor: bytes) -> str:
     return hashlib.sha256(descriptor).hexdigest()[:12]
 
 
 def value_line(value: Value) -> str:
-    """One value."""
-    name = _quoted(value.name) if value.name else "@"
+    """Format one value."""
+    name = _quote(value.name) if value.name else "@"
     if value.tombstone:
         return f"{name}=-"
     match meaning(value):
         case str() as text:
-            shown = _quoted(text)
+            shown = _quote(text)
         case list() as texts:
-            shown = f"[{', '.join(map(_quoted, texts))}]"
+            shown = f"[{', '.join(map(_quote, texts))}]"
         case int() as number:
             shown = f"{number:#0{2 + 2 * len(value.data)}x}"
         case _:
@@ -124,7 +124,7 @@ def value_line(value: Value) -> str:
 
 
 def meaning(value: Value) -> str | list[str] | int | None:
-    """What the data means by its type; None where that would not tell each of its bytes, or the type has no meaning."""
+    """Decode the data by its type; None if that would lose bytes, or for other types."""
     data = value.data
     if value.type in _NUMBERS:
         size, order = _NUMBERS[value.type]
@@ -146,12 +146,12 @@ def meaning(value: Value) -> str | list[str] | int | None:
 
 
 def type_name(kind: int) -> str:
-    """The name of a type of values; the number where it has none."""
+    """Name of a value type, or its number."""
     return TYPE_NAMES.get(kind) or f"REG_{kind:#x}"
 
 
 def time_text(ticks: int) -> str:
-    """A FILETIME as UTC, with as many digits as it needs; the number where there is no such year."""
+    """Format a FILETIME as UTC with the necessary digits; as a number beyond year 9999."""
     seconds, rest = divmod(ticks, _TICKS)
     try:
         text = (_EPOCH + timedelta(seconds=seconds)).isoformat()
@@ -161,9 +161,9 @@ def time_text(ticks: int) -> str:
     return f"{text}{fraction}Z"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return json.dumps(text).replace("\x7f", "\\u007f")
 
 
-def _escaped(name: str) -> str:
-    return _quoted(name)[1:-1]
+def _escape(name: str) -> str:
+    return _quote(name)[1:-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hives, written from keys."""
+"""Writes hives from keys."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from lamella.formats.regf.cells import BIN_HEADER, I32, KEY, NIL, PAGE, SEGMENT,
 from lamella.formats.regf.keys import Key, Value, encode, fold, name_hash, units
 
 _LEAF: Final = 506
-"""Subkeys that one list names: what fits in the smallest bin."""
+"""Maximum subkeys per list: the capacity of the smallest bin."""
 
 _LONGEST_KEY: Final = 256
 _LONGEST_VALUE: Final = 16383
-"""UTF-16 units that names of keys and of values can have."""
+"""Maximum lengths of names of keys and values in UTF-16 units."""
 
 _ROOMS: Final = 8
-"""Bins with room in them that are kept in mind."""
+"""Maximum number of tracked bins with free space."""
 
 _REMEMBERED: Final = 1 << 16
-"""Names whose spellings are kept: few names are many keys' and values'."""
+"""Maximum number of cached names; most keys and values share few names."""
 
 _Spelling = tuple[str, bytes, bool]
 
 
 def encode_hive(root: Key, *, file_name: str = "") -> bytes:
-    """The hive whose root is ``root``: the same bytes for the same keys, values and order of values.
+    """Encode the hive with the root key ``root``: equal keys, values and order of values give equal bytes.
 
-    Subkeys are sorted. It is of version 1.5, or where a key or value bears a mark of a delta, 1.6 with the flag that
-    says so. Keys are asked for one by one, so ``root`` may be a view that computes them. The root's name stays, and its
-    time is the hive's. Raises InvalidInput for what a hive cannot hold, Exhausted beyond 2 GiB, and what reading the
-    keys raises.
+    Subkeys are sorted. The version is 1.5, or 1.6 with the flag of layered keys if a key or value has a layering mark.
+    Keys are read one by one, so ``root`` may be a lazy view. The name of the root is kept, and its time is that of the
+    hive. Raises InvalidInput for values that a hive cannot hold, Exhausted beyond 2 GiB, and the errors of reading the
+    keys.
     """
     return _Encoder().encode(root, file_name)
 
 
 class _Encoder:
-    """The bins as they grow. Offsets are those of the hive."""
+    """The growing bins. Offsets are relative to the first bin."""
 
     __slots__ = ("_at", "_bins", "_end", "_marked", "_rooms", "_securities", "_spellings")
 
@@ -58,12 +58,12 @@ class _Encoder:
         try:
             return self._encode(root, file_name)
         except struct.error as error:
-            raise InvalidInput(f"a number that does not fit its field: {error}") from error
+            raise InvalidInput(f"a number does not fit its field: {error}") from error
 
     def _encode(self, root: Key, file_name: str) -> bytes:
         name = encode(root.name)[0]
-        at = self._cell(KEY.size + len(name))
-        self._keys(root, at)
+        at = self._allocate(KEY.size + len(name))
+        self._write_keys(root, at)
         self._close_ring()
         for room in (*self._rooms, (self._at, self._end)):
             self._seal(room)
@@ -79,21 +79,21 @@ class _Encoder:
 
     # Cells ------------------------------------------------------------------------------------------------------
 
-    def _cell(self, size: int) -> int:
-        """The offset of a new cell for ``size`` bytes of content, which begins four bytes behind it."""
+    def _allocate(self, size: int) -> int:
+        """Allocate a cell for ``size`` bytes of content, which starts four bytes after the returned offset."""
         length = (size + 11) & -8
         at = self._at
         if at + length > self._end:
-            at = self._cell_elsewhere(length)
+            at = self._allocate_elsewhere(length)
         else:
             self._at = at + length
         I32.pack_into(self._bins, at, -length)
         return at
 
-    def _cell_elsewhere(self, length: int) -> int:
-        """The offset of a cell in another bin than the one that is filled now, which may be gone on with later.
+    def _allocate_elsewhere(self, length: int) -> int:
+        """Allocate a cell in another bin than the current one, which may be continued later.
 
-        A cell never crosses bins, and a segment of large data leaves a page of its bin: smaller cells go there.
+        Cells never cross bins, and a segment of large data leaves a page of its bin free for smaller cells.
         """
         rooms = self._rooms
         for number, (at, end) in enumerate(rooms):
@@ -104,7 +104,7 @@ class _Encoder:
                 return at
         rooms.append((self._at, self._end))
         if len(rooms) > _ROOMS:
-            least = min(rooms, key=_room)
+            least = min(rooms, key=_free_space)
             rooms.remove(least)
             self._seal(least)
         start = len(self._bins)
@@ -119,23 +119,23 @@ class _Encoder:
         return at
 
     def _seal(self, room: tuple[int, int]) -> None:
-        """Make what is left of a bin a free cell."""
+        """Turn the rest of a bin into a free cell."""
         at, end = room
         if at < end:
             I32.pack_into(self._bins, at, end - at)
 
-    def _filled(self, content: bytes) -> int:
-        at = self._cell(len(content))
+    def _write_cell(self, content: bytes) -> int:
+        at = self._allocate(len(content))
         self._bins[at + 4 : at + 4 + len(content)] = content
         return at
 
-    def _words(self, words: list[int]) -> int:
-        return self._filled(struct.pack(f"<{len(words)}I", *words))
+    def _write_words(self, words: list[int]) -> int:
+        return self._write_cell(struct.pack(f"<{len(words)}I", *words))
 
     # Records ----------------------------------------------------------------------------------------------------
 
-    def _keys(self, root: Key, root_at: int) -> None:
-        """Fill the cell of the root and all cells below it.
+    def _write_keys(self, root: Key, root_at: int) -> None:
+        """Write the root key and all keys below it.
 
         The cells of sibling keys are adjacent, so that listing a key touches few pages; the cells that belong to each
         sibling follow, in the same order.
@@ -144,7 +144,7 @@ class _Encoder:
         stack = [(root, root_at, NIL, root.class_name, 0)]
         while stack:
             key, at, parent, class_name, depth = stack.pop()
-            _, raw, compressed = self._spelled(key.name)
+            _, raw, compressed = self._spell(key.name)
             flags = (key.flags & layout.KEY_OWN_FLAGS) | (layout.KEY_COMPRESSED_NAME if compressed else 0)
             if not depth:
                 flags |= layout.KEY_HIVE_ENTRY | layout.KEY_NO_DELETE
@@ -155,15 +155,15 @@ class _Encoder:
             class_raw = class_name.encode("utf-16-le", "surrogatepass")
             if len(class_raw) > 0xFFFF:
                 raise InvalidInput(f"the class of key {key.name!r} is too long")
-            class_at = self._filled(class_raw) if class_raw else NIL
-            security_at = self._security(key.security)
+            class_at = self._write_cell(class_raw) if class_raw else NIL
+            security_at = self._write_security(key.security)
             values = key.values()
-            values_at, longest_name, most_data = self._values(values, key.name) if values else (NIL, 0, 0)
+            values_at, longest_name, most_data = self._write_values(values, key.name) if values else (NIL, 0, 0)
             subkeys_at, count, longest, longest_class = NIL, 0, 0, 0
             if subkeys := key.subkeys():
                 if depth == layout.DEEPEST:
                     raise InvalidInput(f"the subkeys of {key.name!r} are deeper than {layout.DEEPEST} levels")
-                spelled = sorted([(self._spelled(one.name), one) for one in subkeys], key=_folded)
+                spelled = sorted([(self._spell(one.name), one) for one in subkeys], key=_folded_name)
                 listed: list[tuple[int, int]] = []
                 children = []
                 previous = None
@@ -181,11 +181,11 @@ class _Encoder:
                     its_class = one.class_name
                     if its_class:
                         longest_class = max(longest_class, units(its_class))
-                    cell = self._cell(76 + len(name))
+                    cell = self._allocate(76 + len(name))
                     listed.append((cell, name_hash(folded)))
                     children.append((one, cell, at, its_class, depth + 1))
                 count = len(children)
-                subkeys_at = self._list(listed)
+                subkeys_at = self._write_list(listed)
                 children.reverse()
                 stack += children
             KEY.pack_into(
@@ -214,7 +214,7 @@ class _Encoder:
             )
             bins[at + 80 : at + 80 + len(raw)] = raw
 
-    def _spelled(self, name: str) -> _Spelling:
+    def _spell(self, name: str) -> _Spelling:
         found = self._spellings.get(name)
         if found is None:
             if len(self._spellings) >= _REMEMBERED:
@@ -222,34 +222,34 @@ class _Encoder:
             found = self._spellings[name] = (fold(name), *encode(name))
         return found
 
-    def _list(self, listed: list[tuple[int, int]]) -> int:
-        """The list, or the list of lists, of subkeys given by their cells and hashes."""
+    def _write_list(self, listed: list[tuple[int, int]]) -> int:
+        """Write the list, or list of lists, of subkeys given by offset and hash."""
         leaves = []
         for start in range(0, len(listed), _LEAF):
             part = listed[start : start + _LEAF]
             words = struct.pack(f"<{2 * len(part)}I", *chain.from_iterable(part))
-            leaves.append(self._filled(layout.TAG.pack(b"lh", len(part)) + words))
+            leaves.append(self._write_cell(layout.TAG.pack(b"lh", len(part)) + words))
         if len(leaves) == 1:
             return leaves[0]
         if len(leaves) > 0xFFFF:
-            raise InvalidInput(f"{len(listed)} subkeys in one key")
-        return self._filled(layout.TAG.pack(b"ri", len(leaves)) + struct.pack(f"<{len(leaves)}I", *leaves))
+            raise InvalidInput(f"{len(listed)} subkeys exceed the limit of one key")
+        return self._write_cell(layout.TAG.pack(b"ri", len(leaves)) + struct.pack(f"<{len(leaves)}I", *leaves))
 
-    def _values(self, values: Sequence[Value], key: str) -> tuple[int, int, int]:
-        """The offset of a list of values, the length of the longest name, and the size of the largest data."""
+    def _write_values(self, values: Sequence[Value], key: str) -> tuple[int, int, int]:
+        """Write the values; return the offset of their list, the longest name and the largest data."""
         bins = self._bins
-        cell = self._cell
+        cell = self._allocate
         longest = most = 0
         listed = []
         seen = set()
         for name, kind, data, tombstone in values:
-            folded, raw, compressed = self._spelled(name)
+            folded, raw, compressed = self._spell(name)
             seen.add(folded)
             length = len(raw) if compressed else len(raw) // 2
             if length > longest:
                 longest = length
                 if length > _LONGEST_VALUE:
-                    raise InvalidInput(f"a value's name has at most {_LONGEST_VALUE} letters, not {length}")
+                    raise InvalidInput(f"the name of a value exceeds {_LONGEST_VALUE} letters: {length}")
             size = len(data)
             at = cell(20 + len(raw))
             listed.append(at)
@@ -265,29 +265,29 @@ class _Encoder:
                 where = cell(size)
                 bins[where + 4 : where + 4 + size] = data
             else:
-                stated, where = size, self._big(data, name)
+                stated, where = size, self._write_big(data, name)
             if size > most:
                 most = size
             VALUE.pack_into(bins, at + 4, b"vk", len(raw), stated, where, kind, flags)
             bins[at + 24 : at + 24 + len(raw)] = raw
         if len(seen) != len(listed):
             raise InvalidInput(f"key {key!r} has two values whose names differ at most in case")
-        return self._words(listed), longest, most
+        return self._write_words(listed), longest, most
 
-    def _big(self, data: bytes, name: str) -> int:
+    def _write_big(self, data: bytes, name: str) -> int:
         if len(data) > 0xFFFF * SEGMENT:
             raise InvalidInput(f"value {name!r} is too large with {len(data)} bytes")
-        # Some readers take the last four bytes of a segment's cell for no data, which they are not in a full segment.
-        segments = [self._filled(data[at : at + SEGMENT] + bytes(4)) for at in range(0, len(data), SEGMENT)]
-        return self._filled(layout.BIG.pack(b"db", len(segments), self._words(segments)))
+        # Some readers ignore the last four bytes of a segment's cell, so each cell has four spare bytes.
+        segments = [self._write_cell(data[at : at + SEGMENT] + bytes(4)) for at in range(0, len(data), SEGMENT)]
+        return self._write_cell(layout.BIG.pack(b"db", len(segments), self._write_words(segments)))
 
-    def _security(self, descriptor: bytes) -> int:
-        """The offset of the one cell for a descriptor; one more key uses it."""
+    def _write_security(self, descriptor: bytes) -> int:
+        """Write a descriptor once, count its use, and return its offset."""
         known = self._securities.get(descriptor)
         if known is None:
             if not descriptor:
                 raise InvalidInput("a key has no security descriptor")
-            at = self._filled(layout.SECURITY.pack(b"sk", 0, 0, 0, len(descriptor)) + descriptor)
+            at = self._write_cell(layout.SECURITY.pack(b"sk", 0, 0, 0, len(descriptor)) + descriptor)
             self._securities[descriptor] = [at, 1]
             return at
         known[1] += 1
@@ -302,9 +302,9 @@ class _Encoder:
             layout.SECURITY.pack_into(self._bins, at + 4, b"sk", following, before, count, len(descriptor))
 
 
-def _folded(item: tuple[_Spelling, Key]) -> str:
+def _folded_name(item: tuple[_Spelling, Key]) -> str:
     return item[0][0]
 
 
-def _room(room: tuple[int, int]) -> int:
+def _free_space(room: tuple[int, int]) -> int:
     return room[1] - room[0]

@@ -72,7 +72,7 @@ def find(folder: Path, path: str) -> Path | None:
 
 def merge_hive(base: Path, delta: Path, result: Path) -> None:
     """Write to ``result`` the hive ``base`` with ``delta`` merged in. Raises NotFound, FormatError, InvalidInput."""
-    from lamella.formats.regf.merge import merged
+    from lamella.formats.regf.keys import merge_keys
     from lamella.formats.regf.reader import Hive
     from lamella.formats.regf.writer import encode_hive
 
@@ -82,7 +82,7 @@ def merge_hive(base: Path, delta: Path, result: Path) -> None:
         raise NotFound(f"the hive {problem.filename!r} does not exist") from None
     except OSError as problem:
         raise from_os(problem, f"read {problem.filename!r}") from problem
-    raw = encode_hive(merged(Hive(below).root_key, Hive(above, layered=True).root_key))
+    raw = encode_hive(merge_keys(Hive(below).root_key, Hive(above, layered=True).root_key))
     try:
         with result.open("xb") as file:
             file.write(raw)

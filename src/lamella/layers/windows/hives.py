@@ -84,13 +84,13 @@ def merge_deltas(base: bytes, deltas: Iterable[bytes], *, dirty: bool = False) -
 
     ``dirty`` is that of `Hive`. Raises FormatError, InvalidInput.
     """
-    from lamella.formats.regf import Hive, encode_hive, merged
+    from lamella.formats.regf import Hive, encode_hive, merge_keys
 
     named = Hive(base, dirty=dirty) if base else None
     root: Key | None = None if named is None else named.root_key
     for delta in deltas:
         above = Hive(delta, dirty=dirty, layered=True)
-        root = merged(root, above.root_key)
+        root = merge_keys(root, above.root_key)
         named = named or above
     assert root is not None  # noqa: S101  # there is a delta
     assert named is not None  # noqa: S101

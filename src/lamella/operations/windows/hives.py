@@ -15,7 +15,7 @@ from lamella.changes.job import Job
 from lamella.changes.model import Content, Put, Whiteout, dense
 from lamella.errors import InvalidInput, NotFound, UnsafePath, from_os
 from lamella.formats.ntfs import names
-from lamella.formats.regf.merge import merged
+from lamella.formats.regf.keys import merge_keys
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.text import LAYER_NAMES, meaning, time_text, type_name, walk
 from lamella.formats.regf.writer import encode_hive
@@ -237,11 +237,11 @@ def merge_hives(
     new hive has no marks of a delta. A file appears when it is complete. Raises what `open_hive` and `replacing` raise.
     """
     below = open_hive(base, dirty=dirty, platform=platform, job=job)
-    root: Key = merged(None, below.root_key) if below.layered else below.root_key
+    root: Key = merge_keys(None, below.root_key) if below.layered else below.root_key
     for delta in deltas:
         # It is a delta by its position, whatever its base block says.
         above = open_hive(delta, dirty=dirty, layered=True, platform=platform, job=job)
-        root = merged(root, above.root_key)
+        root = merge_keys(root, above.root_key)
     data = encode_hive(root, file_name=below.file_name)
     if isinstance(output, Path):
         from lamella.operations.atomic_file import replacing

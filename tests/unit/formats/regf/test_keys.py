@@ -7,7 +7,7 @@ import pytest
 from tests.unit.formats.regf.hives import OTHER_SECURITY, picture, read_back, small
 
 from lamella.errors import InvalidInput
-from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merged
+from lamella.formats.regf import Hive, Key, Layering, MemoryKey, encode_hive, merge_keys
 from lamella.formats.regf.keys import REG_SZ, SYMLINK
 
 
@@ -34,7 +34,7 @@ BASE = {"a": "1", "b": "2", "Sub\\": {"x": "1", "deep\\": {"y": "1"}}, "Other\\"
 def result(delta: MemoryKey, below: MemoryKey | None = None) -> Hive:
     """Merge by way of bytes, as images do."""
     lower = read_back(below or base()).root_key
-    return Hive(encode_hive(merged(lower, Hive(encode_hive(delta), layered=True).root_key)))
+    return Hive(encode_hive(merge_keys(lower, Hive(encode_hive(delta), layered=True).root_key)))
 
 
 def test_an_empty_delta_changes_nothing() -> None:
@@ -106,7 +106,7 @@ def test_the_class_is_inherited_where_the_delta_says_so() -> None:
     superseding = MemoryKey("D", class_name="above", inherit_class=True, layering=Layering.SUPERSEDE_LOCAL)
     assert result(superseding, below).root_key.class_name == "above"
     alone = MemoryKey("D", class_name="above", inherit_class=True)
-    assert merged(None, alone).class_name == "above"
+    assert merge_keys(None, alone).class_name == "above"
 
 
 @pytest.mark.parametrize(("below", "above", "newest"), [(10, 20, 20), (20, 10, 20)])
@@ -139,19 +139,19 @@ def test_a_delta_of_a_delta_goes_over_both() -> None:
     first.make("New").put("n", REG_SZ, b"1")
     second.make("Sub").hide("x")
     second.make("New").layering = Layering.TOMBSTONE
-    stacked = merged(merged(base(), first), second)
+    stacked = merge_keys(merge_keys(base(), first), second)
     assert tree(stacked) == BASE | {"Sub\\": {"first": "1", "deep\\": {"y": "1"}}}
 
 
 def test_what_a_delta_does_not_mention_comes_unchanged() -> None:
     delta = MemoryKey("DELTA", time=1)
-    merge = merged(small(), delta)
+    merge = merge_keys(small(), delta)
     assert [picture(key) for key in small().subkeys()] == [picture(key) for key in merge.subkeys()]
 
 
 def test_a_delta_cannot_remove_the_root() -> None:
     with pytest.raises(InvalidInput, match="the delta removes the root key 'D'"):
-        merged(base(), MemoryKey("D", layering=Layering.TOMBSTONE))
+        merge_keys(base(), MemoryKey("D", layering=Layering.TOMBSTONE))
 
 
 def test_names_that_clash_in_one_hive_are_refused() -> None:
@@ -160,4 +160,4 @@ def test_names_that_clash_in_one_hive_are_refused() -> None:
     delta = MemoryKey("D")
     delta.make("Sub")
     with pytest.raises(InvalidInput, match="two names in key 'BASE' differ at most in case"):
-        encode_hive(merged(below, delta))
+        encode_hive(merge_keys(below, delta))
