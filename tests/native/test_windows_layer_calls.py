@@ -12,10 +12,10 @@ import pytest
 from tests.native.stub import Stub
 
 from lamella.errors import AlreadyExists, Denied, Exhausted, InvalidInput, LamellaError, Unsupported
-from lamella.host.windows import abi, files, virtdisk, vmcompute
+from lamella.host.windows import abi, compute_service, files, virtdisk
 from lamella.host.windows import security as privileges
 from lamella.host.windows.abi import SystemLoader
-from lamella.host.windows.security import descriptor_of
+from lamella.host.windows.security import descriptor_from_sddl
 from lamella.host.windows.system import WindowsSystem, this_system
 
 LAYER, FOLDER = "C:\\layers\\3", "C:\\stage"
@@ -35,8 +35,8 @@ GUID = uuid.UUID(bytes_le=b"ab" + bytes(14))
         (files.BasicInformation, 40, {"write": 16, "attributes": 32}),
         (files.StandardInformation, 24, {"size": 8, "links": 16, "deleted": 20, "directory": 21}),
         (files.IdInformation, 24, {"id": 8}),
-        (vmcompute.DriverInfo, 16, {"home": 8}),
-        (vmcompute.LayerDescriptor, 32, {"flags": 16, "path": 24}),
+        (compute_service.DriverInfo, 16, {"home": 8}),
+        (compute_service.LayerDescriptor, 32, {"flags": 16, "path": 24}),
         (virtdisk.StorageType, 20, {"vendor": 4}),
         (virtdisk.OpenParameters, 28, {"read_only": 8, "resiliency": 12}),
         (virtdisk.CreateParameters, 128, {"id": 8, "size": 24, "parent": 48, "parent_type": 68, "resiliency": 108}),
@@ -258,11 +258,11 @@ def test_a_disk_is_made_opened_attached_and_found(stub: Stub, windows: WindowsSy
 
 
 def test_windows_parses_sddl_and_the_result_is_freed(stub: Stub) -> None:
-    assert descriptor_of(stub, "O:BA") == b"\1\0\0\x80" + bytes(16)
+    assert descriptor_from_sddl(stub, "O:BA") == b"\1\0\0\x80" + bytes(16)
     assert stub.log[-1] == "LocalFree"
     assert stub.leaks() == {}
     with pytest.raises(InvalidInput, match="access control list"):
-        descriptor_of(stub, "nonsense")
+        descriptor_from_sddl(stub, "nonsense")
 
 
 def everything(windows: WindowsSystem) -> None:
@@ -278,7 +278,7 @@ def everything(windows: WindowsSystem) -> None:
     with windows.disks.open("disk") as disk:
         disk.attach()
         disk.physical_path()
-    descriptor_of(windows.loader, "O:BA")
+    descriptor_from_sddl(windows.loader, "O:BA")
 
 
 def test_a_failure_of_any_call_is_raised_and_leaves_nothing(stub: Stub, windows: WindowsSystem) -> None:

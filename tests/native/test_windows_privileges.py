@@ -122,7 +122,7 @@ def test_an_error_of_the_block_is_raised_and_the_privileges_are_released(stub: S
 
 
 def test_one_failed_release_does_not_keep_the_others(stub: Stub, privileges: Privileges) -> None:
-    with pytest.raises(Exhausted, match="give back"), privileges(BACKUP_NAME, RESTORE_NAME):
+    with pytest.raises(Exhausted, match="restore"), privileges(BACKUP_NAME, RESTORE_NAME):
         stub.fail("AdjustTokenPrivileges")
     assert stub.process_enabled == RESTORE
     assert stub.leaks().get("handles", 0) == 0

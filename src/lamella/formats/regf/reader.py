@@ -49,7 +49,7 @@ class Hive(Cells):
             found = key.subkey(name)
             if found is None:
                 above = "\\" + "\\".join(names[:number])
-                raise NotFound(f"no key {name!r} in {above!r}")
+                raise NotFound(f"there is no key {name!r} in {above!r}")
             key = found
         return key
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows' own calls: privileges, files with all that they carry, layers, hives, disks, composite images.
+"""Bindings to Windows: privileges, files with their metadata, layers, hives, virtual disks, composite images.
 
-Each module takes a ``Loader``, so that the same bindings run against Windows and against a stub of it.
+Each module takes a ``Loader``, so that the same bindings run on Windows and on a stub.
 """

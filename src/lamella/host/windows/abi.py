@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the functions come from: DLLs of the system folder, or what a test puts in their place."""
+"""Types, strings and function lookup of the Windows ABI: DLLs of the system folder, or stubs of tests."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from lamella.errors import InvalidInput, Unsupported
 
 I32, I64, U8, U16, U32, U64, PTR = c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 HANDLE = c_uint64
-"""A handle as a number; -1 is 0xFFFFFFFFFFFFFFFF."""
+"""A handle as an integer; -1 is 0xFFFFFFFFFFFFFFFF."""
 INVALID_HANDLE = 0xFFFF_FFFF_FFFF_FFFF
 BOOL, HRESULT, NTSTATUS = c_int32, c_int32, c_int32
 
 LONGEST_STRING = 32767
-"""UTF-16 units that a path may have."""
+"""Maximum length of a path in UTF-16 units."""
 
 if ctypes.sizeof(c_void_p) != 8:
-    raise Unsupported("the bindings to Windows need a 64-bit process")
+    raise Unsupported("the Windows bindings need a 64-bit process")
 
 
 def wide(text: str) -> ctypes.Array[c_uint16]:
-    """``text`` as UTF-16LE with a NUL at the end; lone surrogates are kept, as Windows' names may have them.
+    """Encode ``text`` as UTF-16LE with a final NUL; lone surrogates are kept, since names in Windows may have them.
 
-    Raises InvalidInput for a NUL inside, where Windows would see another text.
+    Raises InvalidInput for a NUL inside, where Windows would end the string.
     """
     if "\0" in text:
-        raise InvalidInput(f"{text!r} has a NUL in it")
+        raise InvalidInput(f"NUL in {text!r}")
     encoded = text.encode("utf-16-le", "surrogatepass") + b"\0\0"
     return (c_uint16 * (len(encoded) // 2)).from_buffer_copy(encoded)
 
 
 def wide_or_null(text: str | None) -> ctypes.Array[c_uint16] | None:
-    """As ``wide``; None is the null pointer."""
+    """Like `wide`; None is the null pointer."""
     return None if text is None else wide(text)
 
 
 def text_of(units: ctypes.Array[c_uint16]) -> str:
-    """The text in a buffer of UTF-16 units, up to the first NUL."""
+    """Decode a buffer of UTF-16 units up to the first NUL."""
     raw = bytes(units)
     for at in range(0, len(raw), 2):
         if not raw[at] and not raw[at + 1]:
@@ -54,7 +54,7 @@ def text_of(units: ctypes.Array[c_uint16]) -> str:
 
 
 def text_at(address: int) -> str:
-    """The text that starts at ``address`` and ends with a NUL; no more than a path's length of it is read."""
+    """Decode the NUL-terminated string at ``address``, up to the maximum length of a path."""
     raw = bytearray()
     for at in range(LONGEST_STRING):
         unit = c_uint16.from_address(address + 2 * at).value
@@ -71,11 +71,11 @@ class Guid(ctypes.Structure):
 
     @classmethod
     def of(cls, value: uuid.UUID) -> Guid:
-        """The structure of ``value``."""
+        """Convert from a UUID."""
         return cls.from_buffer_copy(value.bytes_le)
 
     def uuid(self) -> uuid.UUID:
-        """The value of the structure."""
+        """Convert to a UUID."""
         return uuid.UUID(bytes_le=bytes(self))
 
 
@@ -83,19 +83,19 @@ _LOAD_LIBRARY_SEARCH_SYSTEM32 = 0x800
 
 
 class Signature(Struct, frozen=True):
-    """What a function returns (None: nothing) and takes, as ctypes' types."""
+    """Result (None: void) and arguments of a function, as ctypes types."""
 
     result: Any
     arguments: tuple[Any, ...] = ()
 
 
 def signature(result: Any, *arguments: Any) -> Signature:
-    """A signature, written as a row of a table."""
+    """Create a signature, for use in tables."""
     return Signature(result, arguments)
 
 
 class Loader(Protocol):
-    """Gives functions by DLL and name."""
+    """Looks up functions by DLL and name."""
 
     def has(self, dll: str) -> bool:
         """Whether the DLL can be loaded here."""
@@ -106,12 +106,12 @@ class Loader(Protocol):
         ...
 
     def last_error(self) -> int:
-        """What GetLastError would have said after this thread's last call of a function from here."""
+        """GetLastError after the last call of this thread."""
         ...
 
 
 def bind(library: ctypes.CDLL, dll: str, name: str, signature: Signature) -> Callable[..., Any]:
-    """The function ``name`` of a loaded library with its types; Unsupported if it has none of that name.
+    """Look up and type the function ``name`` of a loaded library. Raises Unsupported if it does not exist.
 
     Each call creates a new object, so two bindings of one function never change each other's types.
     """
@@ -125,32 +125,32 @@ def bind(library: ctypes.CDLL, dll: str, name: str, signature: Signature) -> Cal
 
 
 class SystemLoader(Struct):
-    """Loads from the system folder alone, so that no DLL beside a program or in the working directory is ever run."""
+    """Loads DLLs only from the system folder, never from the program's folder or the working directory."""
 
     _loaded: dict[str, ctypes.CDLL | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if sys.platform != "win32":
-            raise Unsupported("this takes Windows' own calls, and this host is not Windows")
+            raise Unsupported("this operation needs Windows, and this host is not Windows")
 
     def has(self, dll: str) -> bool:
         """Whether the system folder has the DLL."""
-        return self._library(dll) is not None
+        return self._load(dll) is not None
 
     def find(self, dll: str, name: str, signature: Signature) -> Callable[..., Any]:
         """The function, ready to call; Unsupported where this Windows lacks the DLL or the function."""
-        library = self._library(dll)
+        library = self._load(dll)
         if library is None:
             raise Unsupported(f"this Windows has no {dll}", hint=_HINTS.get(dll))
         return bind(library, dll, name, signature)
 
     def last_error(self) -> int:
-        """What the last call of this thread left."""
+        """GetLastError after the last call of this thread."""
         if sys.platform == "win32":
             return ctypes.get_last_error()
         return 0
 
-    def _library(self, dll: str) -> ctypes.CDLL | None:
+    def _load(self, dll: str) -> ctypes.CDLL | None:
         if dll not in self._loaded:
             library: ctypes.CDLL | None = None
             if sys.platform == "win32":
@@ -170,7 +170,7 @@ _HINTS = {
 
 
 class Library:
-    """The functions of one DLL, each looked up when it is first called."""
+    """The functions of one DLL, looked up on first use."""
 
     __slots__ = ("_dll", "_found", "_loader", "_table")
 
@@ -181,7 +181,7 @@ class Library:
         self._found: dict[str, Callable[..., Any]] = {}
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        """Call ``name``; what it returns is not looked at. Unsupported where this Windows lacks it."""
+        """Call ``name`` and return its unchecked result. Raises Unsupported if this Windows lacks it."""
         function = self._found.get(name)
         if function is None:
             function = self._found[name] = self._loader.find(self._dll, name, self._table[name])

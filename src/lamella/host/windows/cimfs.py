@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite images by Windows' own calls: ``cimfs.dll``, and ``cimwriter.dll`` where there is one.
+"""Composite images by the calls of Windows: ``cimfs.dll``, and ``cimwriter.dll`` if it exists.
 
-Where ``cimwriter.dll`` can be loaded, all functions that write come from it and none from the other; both are looked
-for in the system folder alone. Each function is looked up when it is first called, since a build may lack it.
+If ``cimwriter.dll`` can be loaded, it provides all functions that write. Both are loaded only from the system folder,
+and functions are looked up on first use, since a build may lack some.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ READER: Final = "cimfs.dll"
 WRITER: Final = "cimwriter.dll"
 
 HASH_SIZE: Final = 32
-"""Bytes of the root hash of a sealed image."""
+"""Size of the root hash of a sealed image in bytes."""
 
 
 class Create(IntFlag):
-    """How `Cimfs.create_in_block` makes an image."""
+    """Flags of `Cimfs.create_in_block`."""
 
     PLAIN_PE = 0x1
-    """Images of programs are kept as they are, not laid out as they are loaded."""
+    """Store PE images as plain data."""
     FIXED_CHUNKS = 0x2
     BLOCK_DEVICE = 0x4
     SINGLE_FILE = 0x8
     CONSISTENT = 0x10
-    """The same calls give the same bytes."""
+    """Equal calls give equal bytes."""
     VERIFIED = 0x40
-    """Room for the hashes that sealing makes."""
+    """Reserve space for the hashes of sealing."""
 
 
 class MountFlag(IntFlag):
-    """How an image is mounted."""
+    """Flags of mounts."""
 
     DAX = 0x2
     CACHE_FILES = 0x4
@@ -66,11 +66,11 @@ class MountFlag(IntFlag):
     BLOCK_DEVICE = 0x10
     SINGLE_FILE = 0x20
     VERIFIED = 0x80
-    """With `Cimfs.mount` alone."""
+    """Only for `Cimfs.mount`."""
 
 
 class MergeFlag(IntFlag):
-    """What `Cimfs.add_to_merged` is given."""
+    """Flags of `Cimfs.add_to_merged`."""
 
     SINGLE_FILE = 0x1
     BLOCK_DEVICE = 0x2
@@ -97,7 +97,7 @@ class FileMetadata(ctypes.Structure):
 
 
 class ImagePath(ctypes.Structure):
-    """CIMFS_IMAGE_PATH: where an image is, and its name there."""
+    """CIMFS_IMAGE_PATH: directory and name of an image."""
 
     _fields_ = (("directory", PTR), ("name", PTR))
 
@@ -110,28 +110,28 @@ class WindowsBuild(Struct, frozen=True):
 
     @classmethod
     def here(cls) -> WindowsBuild:
-        """The one that runs. Raises Unsupported elsewhere than on Windows."""
+        """The running version. Raises Unsupported on other hosts."""
         if sys.platform == "win32":
             import winreg
 
             with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Windows NT\CurrentVersion") as key:
                 try:
                     revision, _ = winreg.QueryValueEx(key, "UBR")
-                except FileNotFoundError:  # as Windows had it before it counted revisions
+                except FileNotFoundError:  # old versions have no revisions
                     revision = 0
             return cls(sys.getwindowsversion().build, int(revision))
         raise Unsupported("this host is not Windows")
 
 
 class Sealed(Struct, frozen=True):
-    """What sealing an image, or asking for its seal, tells."""
+    """The result of sealing an image."""
 
     root_hash: bytes
     fixed_header_size: int
 
 
 class Verification(Struct, frozen=True):
-    """What Windows says of the seal of a block image."""
+    """The seal of a block image."""
 
     sealed: bool
     root_hash: bytes
@@ -172,11 +172,11 @@ _FOR_BLOCKS: Final = 27766
 _FOR_SEALS: Final = 27800
 _FOR_ANY: Final = 19041
 _PIECE: Final = 1 << 30
-"""Bytes of one write at most: the call takes 32 bits."""
+"""Maximum size of one write in bytes: the call takes 32 bits."""
 
 
 class Cimfs:
-    """The calls, with their failures as Lamella's errors and the builds of Windows that can make them."""
+    """The calls, with errors as Lamella's categories, and checks of the necessary builds of Windows."""
 
     def __init__(self, loader: Loader, build: WindowsBuild) -> None:
         self._build = build
@@ -185,36 +185,36 @@ class Cimfs:
         self._reader = Library(loader, READER, _MOUNTING)
         self._writer = Library(loader, WRITER if self._can_write_anywhere else READER, _WRITING)
 
-    # What this Windows can do
+    # Capabilities
 
     def check_writing(self) -> None:
-        """Raise Unsupported where no images can be written, neither new ones nor forks."""
+        """Raise Unsupported if images cannot be written."""
         if not self._can_write_anywhere:
-            self._need(self._build.build >= _FOR_ANY, "composite images", f"build {_FOR_ANY}")
+            self._require(self._build.build >= _FOR_ANY, "composite images", f"build {_FOR_ANY}")
 
     def check_layers(self) -> None:
-        """Raise Unsupported where images cannot be the layers of containers."""
+        """Raise Unsupported if images cannot be layers of containers."""
         build = self._build
         old = build.build == _SERVER_2022 and build.revision >= _SERVER_2022_REVISION
-        self._need(
+        self._require(
             old or build.build >= _FOR_LAYERS,
             "layers in composite images",
             f"build {_FOR_LAYERS}, or {_SERVER_2022}.{_SERVER_2022_REVISION} of Windows Server 2022",
         )
 
     def check_writing_blocks(self, *, verified: bool = False) -> None:
-        """Raise Unsupported where block images cannot be written, nor merged, nor (``verified``) sealed."""
+        """Raise Unsupported if block images cannot be written, merged or (``verified``) sealed."""
         if not self._can_write_anywhere:
             self.check_mounting_blocks(verified=verified)
 
     def check_mounting_blocks(self, *, verified: bool = False) -> None:
-        """Raise Unsupported where block images cannot be mounted, or (``verified``) not checked on the way."""
+        """Raise Unsupported if block images cannot be mounted, or (``verified``) cannot be verified."""
         least = _FOR_SEALS if verified else _FOR_BLOCKS
-        self._need(
+        self._require(
             self._build.build >= least, f"{'verified ' if verified else ''}block images", f"build {least} of Windows"
         )
 
-    def _need(self, new_enough: bool, what: str, least: str) -> None:
+    def _require(self, new_enough: bool, what: str, least: str) -> None:
         if not self._can_mount:
             raise Unsupported(f"this Windows has no {READER}, which {what} need", hint=f"they need {least}")
         if not new_enough:
@@ -223,7 +223,7 @@ class Cimfs:
     # Writing
 
     def create(self, directory: str, existing: str | None, new: str | None) -> int:
-        """Begin the image ``new`` in ``directory``, forked from ``existing`` where that is given; its handle."""
+        """Create the image ``new`` in ``directory``, optionally forked from ``existing``; return its handle."""
         handle = HANDLE()
         result = self._writer(
             "CimCreateImage", wide(directory), wide_or_null(existing), wide_or_null(new), ctypes.byref(handle)
@@ -232,7 +232,7 @@ class Cimfs:
         return handle.value
 
     def create_in_block(self, block: str, flags: Create, existing: str | None, new: str | None) -> int:
-        """Begin the image ``new`` in the file or device ``block``; its handle."""
+        """Create the image ``new`` in the file or device ``block``; return its handle."""
         handle = HANDLE()
         result = self._writer(
             "CimCreateImage2",
@@ -251,7 +251,7 @@ class Cimfs:
         reparse: bytes = b"",
         extended_attributes: bytes = b"",
     ) -> int:
-        """A file, directory or reparse point; the handle of its data, one of which may be open in an image."""
+        """Create a file, directory or reparse point; return its data stream, of which one may be open per image."""
         for name, raw in (
             ("security", security),
             ("reparse", reparse),
@@ -265,14 +265,14 @@ class Cimfs:
         return stream.value
 
     def create_stream(self, image: int, path: str, size: int) -> int:
-        """An alternate data stream, ``path`` being ``FILE:NAME:$DATA``; the handle of its data."""
+        """Create an alternate data stream, with ``path`` as ``FILE:NAME:$DATA``; return its data stream."""
         stream = HANDLE()
         result = self._writer("CimCreateAlternateStream", image, wide(path), size, ctypes.byref(stream))
         check_hresult(result, f"create the stream {path!r} in the image")
         return stream.value
 
     def write(self, stream: int, data: bytes | bytearray | memoryview) -> None:
-        """Append to a file or stream; what is beyond its size is refused by Windows."""
+        """Append to a data stream; Windows refuses data beyond its size."""
         view = memoryview(data).cast("B")
         for at in range(0, len(view), _PIECE):
             piece = view[at : at + _PIECE]
@@ -281,7 +281,7 @@ class Cimfs:
             else:
                 units = (U8 * len(piece)).from_buffer(piece)
                 result = self._writer("CimWriteStream", stream, ctypes.byref(units), len(piece))
-                del units  # else the buffer could not be released
+                del units  # releases the buffer
             check_hresult(result, "write to a file of the image")
 
     def close_stream(self, stream: int) -> None:
@@ -289,25 +289,25 @@ class Cimfs:
         self._writer("CimCloseStream", stream)
 
     def hard_link(self, image: int, path: str, target: str) -> None:
-        """A further name of a file of this image."""
+        """Create a hard link to a file of this image."""
         result = self._writer("CimCreateHardLink", image, wide(path), wide(target))
         check_hresult(result, f"link {path!r} to {target!r} in the image")
 
     def merge_link(self, image: int, path: str, target: str) -> None:
-        """A further name of a file that another image has, with which this one will be merged."""
+        """Create a hard link to a file of another image, for merging both."""
         result = self._writer("CimCreateMergeLink", image, wide(path), wide(target))
         check_hresult(result, f"link {path!r} to {target!r} of another image")
 
     def delete(self, image: int, path: str) -> None:
-        """Remove what the image has at ``path``. Raises NotFound."""
+        """Delete ``path`` from the image. Raises NotFound."""
         check_hresult(self._writer("CimDeletePath", image, wide(path)), f"delete {path!r} in the image")
 
     def tombstone(self, image: int, path: str) -> None:
-        """Have ``path`` hidden in images that this one will be merged with."""
+        """Hide ``path`` in images below, for merging."""
         check_hresult(self._writer("CimTombstoneFile", image, wide(path)), f"hide {path!r} in other images")
 
     def add_to_merged(self, image: int, path: str, flags: MergeFlag | None = None) -> None:
-        """Lay the image at ``path`` beneath those that were added before; ``flags`` tell of block images."""
+        """Add the image at ``path`` below the previous ones; ``flags`` for block images."""
         if flags is None:
             result = self._writer("CimAddFsToMergedImage", image, wide(path))
         else:
@@ -315,7 +315,7 @@ class Cimfs:
         check_hresult(result, f"add the image {path!r} to a merged one")
 
     def commit(self, image: int) -> None:
-        """Finish an image; it can only be closed then."""
+        """Commit an image; afterwards it can only be closed."""
         check_hresult(self._writer("CimCommitImage", image), "commit the image")
 
     def close(self, image: int) -> None:
@@ -323,14 +323,14 @@ class Cimfs:
         self._writer("CimCloseImage", image)
 
     def seal(self, block: str) -> Sealed:
-        """Make the hashes of what is in ``block``, and give the root of them."""
+        """Compute the hash tree of ``block``, and return its root hash."""
         size, header, root = U64(HASH_SIZE), U64(), (U8 * HASH_SIZE)()
         result = self._writer("CimSealImage", wide(block), ctypes.byref(size), ctypes.byref(header), ctypes.byref(root))
         check_hresult(result, f"seal {block!r}")
-        return Sealed(_hash(root, size.value, block), header.value)
+        return Sealed(_check_hash(root, size.value, block), header.value)
 
     def verification(self, block: str) -> Verification:
-        """Whether ``block`` is sealed, and with which root."""
+        """Query whether ``block`` is sealed, and its root hash."""
         sealed, size, signed, header, root = U32(), U64(HASH_SIZE), U64(), U64(), (U8 * HASH_SIZE)()
         result = self._writer(
             "CimGetVerificationInformation",
@@ -339,7 +339,7 @@ class Cimfs:
             None,
         )
         check_hresult(result, f"ask for the seal of {block!r}")
-        found = _hash(root, size.value, block) if sealed.value else b""
+        found = _check_hash(root, size.value, block) if sealed.value else b""
         return Verification(bool(sealed.value), found, signed.value, header.value)
 
     # Mounting
@@ -351,7 +351,7 @@ class Cimfs:
         check_hresult(result, f"mount the image {name!r} in {place!r}")
 
     def mount_verified(self, block: str, name: str, flags: MountFlag, volume: uuid.UUID, root_hash: bytes) -> None:
-        """Mount a sealed image; what does not follow from ``root_hash`` cannot be read then."""
+        """Mount a sealed image; reads that do not match ``root_hash`` fail."""
         guid = Guid.of(volume)
         result = self._reader(
             "CimMountVerifiedImage",
@@ -367,9 +367,9 @@ class Cimfs:
         *,
         root_hash: bytes | None = None,
     ) -> None:
-        """Mount a merged image and those that it was made of, in the order in which they were added to it.
+        """Mount a merged image and its parts, in the order of adding.
 
-        Each is its place and its name. With ``root_hash`` the merged image is sealed, and checked.
+        Each is a directory or block, and a name. With ``root_hash`` the merged image is sealed, and verified.
         """
         guid = Guid.of(volume)
         held = [(wide(place), wide(name)) for place, name in images]
@@ -387,14 +387,14 @@ class Cimfs:
         check_hresult(self._reader("CimDismountImage", ctypes.byref(guid)), f"unmount the image {volume}")
 
 
-def _hash(root: ctypes.Array[c_uint8], size: int, block: str) -> bytes:
+def _check_hash(root: ctypes.Array[c_uint8], size: int, block: str) -> bytes:
     if size != HASH_SIZE:
         raise LamellaError(f"the root hash of {block!r} has {size} bytes, expected {HASH_SIZE}")
     return bytes(root)
 
 
 def _pointer(data: bytes | memoryview) -> ctypes.c_char_p:
-    """Bytes for a call that only reads them."""
+    """Convert bytes for a call that only reads them."""
     return ctypes.c_char_p(bytes(data))
 
 

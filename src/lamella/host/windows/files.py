@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files with all that NTFS keeps of them, opened for backup: past access checks, and a reparse point as itself."""
+"""Files of NTFS with all metadata, opened for backup: without access checks, and without following reparse points."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FILE_WRITE_ATTRIBUTES: Final = 0x100
 _SYNCHRONIZE: Final = 0x0010_0000
 
 RESTORING: Final = GENERIC_READ | GENERIC_WRITE | WRITE_DAC | WRITE_OWNER | ACCESS_SYSTEM_SECURITY
-"""What has to be asked for to write everything of a file; SeSecurityPrivilege is needed for it."""
+"""Access rights to restore a file with all metadata; needs SeSecurityPrivilege."""
 
 SHARE_READ: Final = 1
 SHARE_WRITE: Final = 2
@@ -73,7 +73,7 @@ _LISTING, _LISTING_ANEW = 14, 15
 _LINK, _DISPOSITION = 11, 64
 
 _LISTED: Final = struct.Struct("<II6qIII")
-"""FILE_FULL_DIR_INFO before the name: next, index, four times, two sizes, attributes, lengths of name and EAs."""
+"""FILE_FULL_DIR_INFO without the name: next, index, four times, two sizes, attributes, lengths of name and EAs."""
 
 _STEP: Final = 256 << 10
 _LIST_ROOM: Final = 64 << 10
@@ -142,7 +142,7 @@ class IdInformation(ctypes.Structure):
 
 
 class Basic(Struct, frozen=True):
-    """Times as FILETIMEs and attributes. When set, a time of 0 and attributes of 0 stay as they are."""
+    """Times as FILETIMEs, and attributes. Setting 0 keeps the current value."""
 
     creation: int
     access: int
@@ -152,7 +152,7 @@ class Basic(Struct, frozen=True):
 
 
 class Standard(Struct, frozen=True):
-    """Size in bytes, number of names, whether it is a directory."""
+    """Size in bytes, number of links, whether it is a directory."""
 
     size: int
     links: int
@@ -160,7 +160,7 @@ class Standard(Struct, frozen=True):
 
 
 class Listed(Struct, frozen=True):
-    """One name in a directory."""
+    """An entry of a directory."""
 
     name: str
     attributes: int
@@ -189,21 +189,21 @@ class Handle:
 
 
 def extended_path(path: str) -> str:
-    r"""``path``, which must be absolute, after ``\\?\``, so that Windows takes it as it stands. Raises InvalidInput."""
+    r"""Prefix an absolute path with ``\\?\``, so that Windows does not interpret it. Raises InvalidInput."""
     if path.startswith("\\\\?\\"):
         return path
     path = ntpath.normpath(path)
     drive, rest = ntpath.splitdrive(path)
     if not drive or not rest.startswith("\\"):
-        raise InvalidInput(f"{path!r} is no absolute path of Windows")
+        raise InvalidInput(f"{path!r} is not an absolute Windows path")
     return f"\\\\?\\UNC\\{path[2:]}" if drive.startswith("\\\\") else f"\\\\?\\{path}"
 
 
 class Files:
-    """Opens files, and does to open ones what no function of Python's does. Raises the categories of Lamella's errors.
+    """File operations that Python lacks, with errors as Lamella's categories.
 
     Paths are Win32 paths for `open` and `make_directory`. Names for calls with a root are relative to that directory,
-    with backslashes; no reparse point is followed on their way nor at their end.
+    with backslashes; no reparse point in them is followed.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -212,7 +212,7 @@ class Files:
         self._ntdll = Library(loader, "ntdll.dll", _NTDLL)
 
     def open(self, path: str, access: int = GENERIC_READ, *, share: int = SHARE_ALL, create: bool = False) -> Handle:
-        """Open ``path``, or make the file."""
+        """Open or create the file ``path``."""
         value = self._kernel32(
             "CreateFileW",
             wide(extended_path(path)),
@@ -228,7 +228,7 @@ class Files:
         return Handle(self, value)
 
     def make_directory(self, path: str) -> None:
-        """Make a directory whose parent is there. Raises AlreadyExists."""
+        """Make a directory in an existing one. Raises AlreadyExists."""
         if not self._kernel32("CreateDirectoryW", wide(extended_path(path)), None):
             raise self._failure(f"make the directory {path!r}")
 
@@ -242,7 +242,7 @@ class Files:
         create: bool = False,
         directory: bool = False,
     ) -> Handle:
-        """Open ``name`` in the directory ``root``, or make it; ``directory`` makes one, or refuses all else."""
+        """Open or create ``name`` in the directory ``root``; with ``directory``, it must be or becomes a directory."""
         doing = f"{'make' if create else 'open'} {name!r}"
         _check_relative(name)
         units = wide(name)
@@ -271,36 +271,36 @@ class Files:
         return Handle(self, handle.value)
 
     def release(self, value: int) -> None:
-        """Close a handle; see `Handle.close`."""
+        """Close a handle value, for `Handle.close`."""
         self._kernel32("CloseHandle", value)
 
     def basic(self, handle: Handle) -> Basic:
-        """Times and attributes."""
+        """Query times and attributes."""
         found = BasicInformation()
         self._query(handle, _BASIC, found)
         return Basic(found.creation, found.access, found.write, found.change, found.attributes)
 
     def set_basic(self, handle: Handle, basic: Basic) -> None:
-        """Set times and attributes, each where it is not 0."""
+        """Set all times and attributes that are not 0."""
         given = BasicInformation(basic.creation, basic.access, basic.write, basic.change, basic.attributes)
         size = ctypes.sizeof(given)
         if not self._kernel32("SetFileInformationByHandle", handle.value, _BASIC, ctypes.byref(given), size):
             raise self._failure("set a file's times and attributes")
 
     def standard(self, handle: Handle) -> Standard:
-        """Size and number of names."""
+        """Query size and number of links."""
         found = StandardInformation()
         self._query(handle, _STANDARD, found)
         return Standard(found.size, found.links, bool(found.directory))
 
     def identity(self, handle: Handle) -> tuple[int, bytes]:
-        """The volume and the file's 128-bit id: equal for two names of one file."""
+        """Query volume serial number and 128-bit file id, equal for all hard links of a file."""
         found = IdInformation()
         self._query(handle, _ID, found)
         return found.volume, bytes(found.id)
 
     def listing(self, directory: Handle) -> Iterator[Listed]:
-        """The names in an open directory, in no order that means anything."""
+        """Yield the entries of an open directory, in arbitrary order."""
         buffer = (U8 * _LIST_ROOM)()
         view = memoryview(buffer).cast("B")
         kind = _LISTING_ANEW
@@ -322,29 +322,29 @@ class Files:
                 at += step
 
     def read(self, handle: Handle, size: int = _STEP) -> bytes:
-        """The next bytes of a file's data, none at the end."""
+        """Read the next bytes of a file, b"" at the end."""
         buffer, done = ctypes.create_string_buffer(size), U32()
         if not self._kernel32("ReadFile", handle.value, buffer, size, ctypes.byref(done), None):
             raise self._failure("read a file")
         return memoryview(buffer)[: done.value].tobytes()
 
     def write(self, handle: Handle, data: Buffer) -> None:
-        """All of ``data``, at the file's position."""
+        """Write all of ``data`` at the file position."""
         view = memoryview(data)
         while view:
             done = U32()
             part = view[:_STEP]
-            if not self._kernel32("WriteFile", handle.value, _at(part), len(part), ctypes.byref(done), None):
+            if not self._kernel32("WriteFile", handle.value, _to_ctypes(part), len(part), ctypes.byref(done), None):
                 raise self._failure("write a file")
             view = view[done.value :]
 
     def seek(self, handle: Handle, position: int) -> None:
-        """Go to an offset from the beginning."""
+        """Set the file position, from the start."""
         if not self._kernel32("SetFilePointerEx", handle.value, position, None, 0):
             raise self._failure("seek in a file")
 
     def link(self, handle: Handle, root: Handle, name: str) -> None:
-        """Give an open file a further name in ``root``. Raises AlreadyExists, Exhausted."""
+        """Create a hard link to an open file in ``root``. Raises AlreadyExists, Exhausted."""
         _check_relative(name)
         encoded = bytes(wide(name))[:-2]
         given = bytearray(20) + encoded
@@ -353,7 +353,7 @@ class Files:
         self._set(handle, _LINK, bytes(given), f"make the hard link {name!r}")
 
     def delete(self, root: Handle, name: str) -> None:
-        """Remove one file, or a directory that is empty; a reparse point goes itself. Raises NotFound, Conflict."""
+        """Remove a file, an empty directory, or a reparse point itself. Raises NotFound, Conflict."""
         doing = f"remove {name!r}"
         with self.open_in(root, name, DELETE | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES) as handle:
             attributes = self.basic(handle).attributes
@@ -362,12 +362,12 @@ class Files:
             self._set(handle, _DISPOSITION, (1).to_bytes(4, "little"), doing)
 
     def delete_tree(self, root: Handle, name: str) -> None:
-        """Remove ``name`` with all beneath it; nothing is done where it is not there."""
+        """Remove ``name`` recursively, if it exists."""
         todo = [(name, False)]
         while todo:
             at, empty = todo.pop()
             try:
-                inner = [] if empty else self._inside(root, at)
+                inner = [] if empty else self._list_children(root, at)
                 if inner:
                     todo.append((at, True))
                     todo.extend((f"{at}\\{one}", False) for one in inner)
@@ -376,8 +376,8 @@ class Files:
             except NotFound:
                 pass
 
-    def _inside(self, root: Handle, name: str) -> list[str]:
-        """What is in ``name``; nothing is in a file, and nothing is said of what a reparse point leads to."""
+    def _list_children(self, root: Handle, name: str) -> list[str]:
+        """List a directory; empty for files and reparse points."""
         with self.open_in(root, name, FILE_LIST_DIRECTORY | FILE_READ_ATTRIBUTES) as handle:
             attributes = self.basic(handle).attributes
             if not attributes & DIRECTORY or attributes & REPARSE_POINT:
@@ -385,11 +385,11 @@ class Files:
             return [one.name for one in self.listing(handle)]
 
     def backup(self, handle: Handle, *, security: bool) -> BackupInput:
-        """The backup streams of an open file."""
+        """Open the backup streams of an open file for reading."""
         return BackupInput(self._kernel32, self._loader, handle, security)
 
     def restore(self, handle: Handle, *, security: bool) -> BackupOutput:
-        """What takes backup streams for an open file."""
+        """Open the backup streams of an open file for writing."""
         return BackupOutput(self._kernel32, self._loader, handle, security)
 
     def _query(self, handle: Handle, kind: int, found: ctypes.Structure) -> None:
@@ -414,7 +414,7 @@ class Files:
 
 
 class _Backup:
-    """The context that Windows keeps between the calls for one file; it is freed by `close`."""
+    """The context between the backup calls for one file; `close` frees it."""
 
     __slots__ = ("_call", "_context", "_handle", "_loader", "_security")
 
@@ -438,12 +438,12 @@ class _Backup:
 
 
 class BackupInput(_Backup):
-    """Reads the backup streams of a file, from the first on."""
+    """Reads the backup streams of a file."""
 
     __slots__ = ()
 
     def read(self, size: int = _STEP) -> bytes:
-        """The next bytes, none at the end."""
+        """Read the next bytes, b"" at the end."""
         buffer, done = ctypes.create_string_buffer(size), U32()
         if not self._call(
             "BackupRead",
@@ -459,7 +459,7 @@ class BackupInput(_Backup):
         return memoryview(buffer)[: done.value].tobytes()
 
     def skip(self, size: int) -> int:
-        """Pass bytes of the stream that is being read; returns how many, which is all unless the stream is shorter."""
+        """Skip bytes of the current stream; return their number, less than ``size`` only at the end of the stream."""
         low, high = U32(), U32()
         if not self._call(
             "BackupSeek",
@@ -490,7 +490,7 @@ class BackupOutput(_Backup):
     __slots__ = ()
 
     def write(self, data: Buffer) -> None:
-        """All of ``data``; streams may be cut anywhere."""
+        """Write all of ``data``, cut anywhere."""
         view = memoryview(data)
         while view:
             done = U32()
@@ -498,7 +498,7 @@ class BackupOutput(_Backup):
             if not self._call(
                 "BackupWrite",
                 self._handle.value,
-                _at(part),
+                _to_ctypes(part),
                 len(part),
                 ctypes.byref(done),
                 0,
@@ -519,14 +519,14 @@ class BackupOutput(_Backup):
         self.close()
 
 
-def _at(view: memoryview) -> Any:
-    """What ctypes passes as the address of the bytes; those that cannot be written are copied."""
+def _to_ctypes(view: memoryview) -> Any:
+    """Convert bytes for ctypes; read-only bytes are copied."""
     if view.readonly:
         return view.tobytes()
     return (U8 * len(view)).from_buffer(view)
 
 
 def _check_relative(name: str) -> None:
-    """Names come from layers, and have been checked there; this is the last door."""
+    """Reject unsafe names; callers have already checked names from layers."""
     if name.startswith("\\") or len(name) > LONGEST_STRING or any(part in ("", ".", "..") for part in name.split("\\")):
-        raise InvalidInput(f"{name[:80]!r} is no name in a directory")
+        raise InvalidInput(f"invalid relative name {name[:80]!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registry hives as files, by Windows' own offline registry library (offreg.dll)."""
+"""Registry hives in files, by the offline registry library of Windows (offreg.dll)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamella.host.windows.abi import HANDLE, PTR, U32, Library, Loader, signatur
 from lamella.host.windows.errors import ERROR_MORE_DATA, check_win32
 
 OS_VERSION: Final = (10, 0)
-"""What a hive is saved for."""
+"""Version of Windows that hives are saved for."""
 
 _OFFREG: Final = {
     "ORCreateHive": signature(U32, PTR),
@@ -30,7 +30,7 @@ _OFFREG: Final = {
 
 
 class OfflineKey:
-    """A key of a hive, or the root of one; closed by `close` or at the end of a block."""
+    """An open key of a hive."""
 
     __slots__ = ("_close", "_library", "value")
 
@@ -40,24 +40,24 @@ class OfflineKey:
         self.value = value
 
     def open(self, name: str) -> OfflineKey:
-        """The key ``name`` beneath. Raises NotFound."""
+        """Open a subkey. Raises NotFound."""
         found = HANDLE()
         self._check("OROpenKey", f"open the key {name!r}", self.value, wide(name), ctypes.byref(found))
         return OfflineKey(self._library, found.value, "ORCloseKey")
 
     def create(self, name: str) -> OfflineKey:
-        """The key ``name`` beneath, made where it is not there."""
+        """Open or create a subkey."""
         found = HANDLE()
         arguments = (self.value, wide(name), None, 0, None, ctypes.byref(found), None)
         self._check("ORCreateKey", f"make the key {name!r}", *arguments)
         return OfflineKey(self._library, found.value, "ORCloseKey")
 
     def delete(self, name: str) -> None:
-        """Remove the key ``name``, which has none beneath. Raises NotFound."""
+        """Remove a subkey without subkeys. Raises NotFound."""
         self._check("ORDeleteKey", f"remove the key {name!r}", self.value, wide(name))
 
     def get(self, name: str, key: str | None = None) -> tuple[int, bytes]:
-        """Type and bytes of a value, of the key ``key`` beneath if one is given. Raises NotFound."""
+        """Type and data of a value, optionally of the subkey ``key``. Raises NotFound."""
         kind, size = U32(), U32(256)
         while True:
             buffer = ctypes.create_string_buffer(size.value)
@@ -96,7 +96,7 @@ class OfflineKey:
 
 
 class OfflineHive(OfflineKey):
-    """A hive in memory; as a key it is the root."""
+    """A hive in memory; as a key, its root."""
 
     __slots__ = ()
 
@@ -106,25 +106,25 @@ class OfflineHive(OfflineKey):
 
 
 class OfflineRegistry:
-    """Opens and makes hives. Raises Unsupported where Windows lacks offreg.dll, or a call of it."""
+    """Opens and creates hives. Raises Unsupported if Windows lacks offreg.dll or a function in it."""
 
     def __init__(self, loader: Loader) -> None:
         self._library = Library(loader, "offreg.dll", _OFFREG)
 
     def create(self) -> OfflineHive:
-        """A hive with nothing in it."""
-        return self._made("ORCreateHive", "make a hive")
+        """Create an empty hive."""
+        return self._open_hive("ORCreateHive", "make a hive")
 
     def open(self, path: str) -> OfflineHive:
-        """The hive in the file ``path``. Raises NotFound, Integrity."""
-        return self._made("OROpenHive", f"open the hive {path!r}", wide(path))
+        """Open the hive in the file ``path``. Raises NotFound, Integrity."""
+        return self._open_hive("OROpenHive", f"open the hive {path!r}", wide(path))
 
     def merge(self, hives: Sequence[OfflineHive]) -> OfflineHive:
-        """What the hives make together, the base first and deltas after it (Windows 10 2004)."""
+        """Merge hives: the base, then deltas (Windows 10 2004)."""
         array = (HANDLE * len(hives))(*(hive.value for hive in hives))
-        return self._made("ORMergeHives", "merge hives", array, len(hives))
+        return self._open_hive("ORMergeHives", "merge hives", array, len(hives))
 
-    def _made(self, call: str, doing: str, *arguments: Any) -> OfflineHive:
+    def _open_hive(self, call: str, doing: str, *arguments: Any) -> OfflineHive:
         found = HANDLE()
         check_win32(self._library(call, *arguments, ctypes.byref(found)), doing)
         return OfflineHive(self._library, found.value, "ORCloseHive")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Privileges for as long as a block runs: counted, so that blocks may nest, overlap and run in several threads."""
+"""Privileges, held during a block; counted, so that blocks may nest, overlap and run in several threads."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Luid(ctypes.Structure):
 
 
 class TokenPrivileges(ctypes.Structure):
-    """TOKEN_PRIVILEGES with room for one: 16 bytes."""
+    """TOKEN_PRIVILEGES with one element: 16 bytes."""
 
     _fields_ = (("count", U32), ("luid", Luid), ("attributes", U32))
 
 
-class _Held:
-    """The privileges of one token that blocks hold now: how many blocks, and what each was before the first."""
+class _HeldPrivileges:
+    """Privileges of one token held by blocks: number of blocks, and the state before the first."""
 
     __slots__ = ("before", "counts", "depth", "impersonated")
 
@@ -64,13 +64,13 @@ class _Held:
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.held = _Held()
+        self.held = _HeldPrivileges()
 
 
 class Privileges:
-    """Gives privileges to this process, or to a thread alone, while a block runs.
+    """Holds privileges in this process or one thread during a block.
 
-    All blocks over one process share one object of this class, since it is the one that counts.
+    One instance per process, because it counts the blocks.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -78,22 +78,22 @@ class Privileges:
         self._advapi32 = Library(loader, "advapi32.dll", _ADVAPI32)
         self._kernel32 = Library(loader, "kernel32.dll", _KERNEL32)
         self._lock = threading.Lock()
-        self._process = _Held()
+        self._process = _HeldPrivileges()
         self._thread = _PerThread()
 
     @contextmanager
     def __call__(self, *names: str) -> Iterator[None]:
-        """Hold ``names`` for the whole process; the last block that ends puts back what the first one changed.
+        """Hold ``names`` in the whole process; the end of the last block restores the state before the first.
 
-        A privilege that was enabled before stays enabled. Denied if the account lacks one; then none is held.
+        Privileges that were already enabled stay enabled. Raises Denied if the account lacks one; then none is held.
         """
         with self._lock:
-            self._enter(self._process, names, self._process_token)
+            self._enter(self._process, names, self._open_process_token)
         try:
             yield
         finally:
             with self._lock:
-                self._leave(self._process, names, self._process_token)
+                self._leave(self._process, names, self._open_process_token)
 
     @contextmanager
     def in_thread(self, *names: str) -> Iterator[None]:
@@ -109,23 +109,23 @@ class Privileges:
         held.depth += 1
         entered = False
         try:
-            self._enter(held, names, self._thread_token)
+            self._enter(held, names, self._open_thread_token)
             entered = True
             yield
         finally:
             if threading.get_ident() != owner:
-                raise Conflict("a thread's privileges can be given back by that thread alone")
+                raise Conflict("privileges of a thread must be released in that thread")
             held.depth -= 1
-            if not held.depth and held.impersonated:  # the copy goes, and what it held with it
-                self._thread.held = _Held()
-                self._must(self._advapi32("RevertToSelf"), "end impersonation")
+            if not held.depth and held.impersonated:  # drop the copy with its privileges
+                self._thread.held = _HeldPrivileges()
+                self._check(self._advapi32("RevertToSelf"), "end impersonation")
             elif entered:
-                self._leave(held, names, self._thread_token)
+                self._leave(held, names, self._open_thread_token)
 
-    def _enter(self, held: _Held, names: tuple[str, ...], open_token: _OpenToken) -> None:
+    def _enter(self, held: _HeldPrivileges, names: tuple[str, ...], open_token: _OpenToken) -> None:
         taken: list[str] = []
         try:
-            with self._token(open_token) as token:
+            with self._use_token(open_token) as token:
                 for name in names:
                     if not held.counts.get(name):
                         held.before[name] = self._enable(token, name)
@@ -135,7 +135,7 @@ class Privileges:
             self._leave(held, tuple(taken), open_token)
             raise
 
-    def _leave(self, held: _Held, names: tuple[str, ...], open_token: _OpenToken) -> None:
+    def _leave(self, held: _HeldPrivileges, names: tuple[str, ...], open_token: _OpenToken) -> None:
         ended: list[tuple[str, TokenPrivileges]] = []
         for name in reversed(names):
             held.counts[name] -= 1
@@ -147,20 +147,20 @@ class Privileges:
         if not ended:
             return
         failure: LamellaError | None = None
-        with self._token(open_token) as token:
+        with self._use_token(open_token) as token:
             for name, before in ended:
                 try:
-                    self._adjust(token, before, None, f"give back {name}")
+                    self._adjust(token, before, None, f"restore {name}")
                 except LamellaError as error:
                     failure = failure or error
         if failure is not None:
             raise failure
 
     def _enable(self, token: int, name: str) -> TokenPrivileges:
-        """Enable one privilege and give what it was before; a count of 0 there says that nothing changed."""
+        """Enable one privilege, and return its previous state; a count of 0 means that nothing changed."""
         doing = f"enable {name}"
         luid = Luid()
-        self._must(self._advapi32("LookupPrivilegeValueW", None, wide(name), ctypes.byref(luid)), doing)
+        self._check(self._advapi32("LookupPrivilegeValueW", None, wide(name), ctypes.byref(luid)), doing)
         before = TokenPrivileges()
         self._adjust(token, TokenPrivileges(1, luid, _ENABLED), before, doing)
         return before
@@ -177,7 +177,7 @@ class Privileges:
             None if before is None else ctypes.byref(needed),
         )
         code = self._loader.last_error()
-        # The call is a success by its result even where the account has no such privilege; only the code tells.
+        # The call succeeds even if the account lacks the privilege; only the error code shows it.
         if not done or code == ERROR_NOT_ALL_ASSIGNED:
             raise from_win32(code, doing)
 
@@ -190,22 +190,22 @@ class Privileges:
         code = self._loader.last_error()
         if code != ERROR_NO_TOKEN:
             raise from_win32(code, "open the thread's token")
-        self._must(self._advapi32("ImpersonateSelf", _SECURITY_IMPERSONATION), "give the thread a token")
+        self._check(self._advapi32("ImpersonateSelf", _SECURITY_IMPERSONATION), "give the thread a token")
         return True
 
-    def _process_token(self, token: HANDLE) -> None:
+    def _open_process_token(self, token: HANDLE) -> None:
         done = self._advapi32(
             "OpenProcessToken", self._kernel32("GetCurrentProcess"), _TOKEN_ACCESS, ctypes.byref(token)
         )
-        self._must(done, "open the process's token")
+        self._check(done, "open the process's token")
 
-    def _thread_token(self, token: HANDLE) -> None:
+    def _open_thread_token(self, token: HANDLE) -> None:
         thread = self._kernel32("GetCurrentThread")
         done = self._advapi32("OpenThreadToken", thread, _TOKEN_ACCESS, 0, ctypes.byref(token))
-        self._must(done, "open the thread's token")
+        self._check(done, "open the thread's token")
 
     @contextmanager
-    def _token(self, open_token: _OpenToken) -> Iterator[int]:
+    def _use_token(self, open_token: _OpenToken) -> Iterator[int]:
         token = HANDLE()
         open_token(token)
         try:
@@ -213,27 +213,27 @@ class Privileges:
         finally:
             self._kernel32("CloseHandle", token)
 
-    def _must(self, done: int, doing: str) -> None:
+    def _check(self, done: int, doing: str) -> None:
         if not done:
             raise from_win32(self._loader.last_error(), doing)
 
 
 _CONVERT: Final = "ConvertStringSecurityDescriptorToSecurityDescriptorW"
-_ADVAPI32_sddl: Final = {
+_SDDL_ADVAPI32: Final = {
     _CONVERT: signature(BOOL, PTR, U32, PTR, PTR),
     "GetSecurityDescriptorLength": signature(U32, PTR),
 }
-_KERNEL32_sddl: Final = {"LocalFree": signature(PTR, PTR)}
+_SDDL_KERNEL32: Final = {"LocalFree": signature(PTR, PTR)}
 _REVISION: Final = 1
 
 
-def descriptor_of(loader: Loader, sddl: str) -> bytes:
-    """The self-relative descriptor that ``sddl`` says. Raises InvalidInput."""
-    advapi32 = Library(loader, "advapi32.dll", _ADVAPI32_sddl)
+def descriptor_from_sddl(loader: Loader, sddl: str) -> bytes:
+    """Convert SDDL to a self-relative security descriptor. Raises InvalidInput."""
+    advapi32 = Library(loader, "advapi32.dll", _SDDL_ADVAPI32)
     found = PTR()
     if not advapi32(_CONVERT, wide(sddl), _REVISION, ctypes.byref(found), None) or found.value is None:
         raise from_win32(loader.last_error(), f"read the security descriptor {sddl[:80]!r}")
     try:
         return ctypes.string_at(found.value, advapi32("GetSecurityDescriptorLength", found))
     finally:
-        Library(loader, "kernel32.dll", _KERNEL32_sddl)("LocalFree", found)
+        Library(loader, "kernel32.dll", _SDDL_KERNEL32)("LocalFree", found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All of Windows' calls over one loader."""
+"""All Windows bindings of one loader."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from functools import cache, cached_property
 
 from lamella.host.windows.abi import Loader, SystemLoader
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
-from lamella.host.windows.computestorage import StorageLayers
+from lamella.host.windows.compute_service import ComputeLayers, StorageLayers
 from lamella.host.windows.files import Files
 from lamella.host.windows.offreg import OfflineRegistry
 from lamella.host.windows.security import Privileges
 from lamella.host.windows.virtdisk import VirtualDisks
-from lamella.host.windows.vmcompute import ComputeLayers
 
 
 class WindowsSystem:
-    """The calls of one Windows; privileges are counted here, so a process has one of these."""
+    """All bindings; one instance per process, since it counts the held privileges."""
 
     def __init__(self, loader: Loader, build: WindowsBuild | None = None) -> None:
-        """``build`` is asked for where it is not given."""
+        """``build``: None to query the running Windows."""
         self.loader = loader
         self._build = build
         self.privileges = Privileges(loader)
@@ -32,7 +31,7 @@ class WindowsSystem:
 
     @cached_property
     def images(self) -> Cimfs:
-        """The calls for composite images. Raises Unsupported where this host is not Windows, and no build was given."""
+        """The calls for composite images. Raises Unsupported on other hosts if no build was given."""
         return Cimfs(self.loader, self._build or WindowsBuild.here())
 
 
@@ -42,5 +41,5 @@ def _this_windows() -> WindowsSystem:
 
 
 def this_system() -> WindowsSystem | None:
-    """The Windows that this process runs on; None on other hosts."""
+    """The bindings of this host; None unless it is Windows."""
     return _this_windows() if sys.platform == "win32" else None

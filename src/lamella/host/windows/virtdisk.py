@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual disks (virtdisk.dll): made, opened, attached, as scratch layers and block CIMs need them."""
+"""Virtual disks (virtdisk.dll), for scratch layers and block CIMs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class AttachParameters(ctypes.Structure):
 
 
 class VirtualDisk:
-    """An open virtual disk, closed by `close` or at the end of a block."""
+    """An open virtual disk."""
 
     __slots__ = ("_kernel32", "_library", "value")
 
@@ -92,7 +92,7 @@ class VirtualDisk:
         self.value = value
 
     def attach(self, *, read_only: bool = False) -> None:
-        """Show it as a disk without a drive letter, until it is detached or closed."""
+        """Attach without a drive letter, until detached or closed."""
         flags = NO_DRIVE_LETTER | (READ_ONLY if read_only else 0)
         parameters = AttachParameters(1, 0, 0)
         self._check("AttachVirtualDisk", self.value, None, flags, 0, ctypes.byref(parameters), None)
@@ -129,7 +129,7 @@ class VirtualDisk:
 
 
 class VirtualDisks:
-    """Makes and opens virtual disks."""
+    """Creates and opens virtual disks."""
 
     def __init__(self, loader: Loader) -> None:
         self._library = Library(loader, "virtdisk.dll", _VIRTDISK)
@@ -147,7 +147,7 @@ class VirtualDisks:
         return VirtualDisk(self._library, self._kernel32, handle.value)
 
     def create(self, path: str, size: int, *, parent: str | None = None, block_size: int = 1 << 20) -> VirtualDisk:
-        """Make a VHDX of ``size`` bytes that grows, or one that keeps what differs from ``parent`` (size 0 then)."""
+        """Create a dynamic VHDX of ``size`` bytes, or a differencing VHDX of ``parent`` (``size`` 0)."""
         kind = StorageType(VHDX, Guid.of(_MICROSOFT))
         above = wide_or_null(parent)
         parameters = CreateParameters(version=2, size=size, block_size=block_size if parent is None else 0)

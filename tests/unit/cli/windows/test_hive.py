@@ -203,7 +203,7 @@ def test_merge_reads_standard_input_once(lamella: Run) -> None:
 def test_a_dirty_hive_is_read_when_asked_for(lamella: Run, hive: Path) -> None:
     hive.write_bytes(changed(hive.read_bytes(), 4, b"\x09"))
     done = lamella("hive", "ls", hive)
-    assert (done.returncode, "hint: dirty=True, or --dirty on the command line" in done.stderr) == (7, True)
+    assert (done.returncode, "hint: use dirty=True, or --dirty on the command line" in done.stderr) == (7, True)
     assert lamella("hive", "ls", "--dirty", hive).stdout == "Control\\\nservices\\\n日本\\\n@\n"
 
 
@@ -243,7 +243,7 @@ def test_what_is_no_hive_or_not_there_is_said_so(lamella: Run, tmp_path: Path) -
     done = lamella("hive", "ls", tmp_path / "text")
     assert (done.returncode, done.stderr.splitlines()[0]) == (
         3,
-        "lamella: regf at offset 0: 7 bytes are no base block of 4096",
+        "lamella: regf at offset 0: 7 bytes, shorter than the base block of 4096",
     )
     assert lamella("hive", "ls", tmp_path / "nowhere").returncode == 4
     done = lamella("hive", "ls", f"oci:{tmp_path}")
