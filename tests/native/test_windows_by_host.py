@@ -69,7 +69,7 @@ class Kept:
 
 def unpacked(differ: WindowsDiffer, tar: bytes, mount: WindowsLayerMount) -> None:
     """Apply a layer as the Diff service does."""
-    with BlobReader(BytesIO(tar)) as reader, differ.applying((mount,), Losses()) as target:
+    with BlobReader(BytesIO(tar)) as reader, differ.open_target((mount,), Losses()) as target:
         apply(target.changes(reader), target.sink)
 
 
@@ -91,11 +91,11 @@ class TestTheDiffer:
         ]
         stub.clear()
         kept = Kept()
-        differ.comparing((), (WindowsLayerMount(BASE),))(kept)
+        differ.plan_diff((), (WindowsLayerMount(BASE),))(kept)
         assert lines_of(base) == lines_of(kept.tar)
         assert service_calls(stub) == []
         left = WindowsLayerMount(Path("C:\\dummy"), (BASE,), readonly=True)
-        differ.comparing((left,), (WindowsLayerMount(ABOVE, (BASE,)),))(kept)
+        differ.plan_diff((left,), (WindowsLayerMount(ABOVE, (BASE,)),))(kept)
         assert lines_of(above) == lines_of(kept.tar)
         assert [call.split(" ")[0] for call in service_calls(stub)] == [
             "ActivateLayer",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lamella.operations.layers.apply import Applied
     from lamella.operations.layers.write import Written
     from lamella.operations.pack import Packed
-    from lamella.operations.surgery.draft import Finished, StoredLayer
+    from lamella.operations.surgery.draft import StoredLayer, WrittenImage
     from lamella.operations.unpack import Unpacked
     from lamella.streams.blob_reader import BlobFacts
 
@@ -88,20 +88,20 @@ def print_layer(console: Console, layer: StoredLayer) -> None:
     console.summary(f"layer of {human_size(layer.facts.size)}, diff id {layer.facts.diff_id}")
 
 
-def finished_document(image: str, finished: Finished) -> dict[str, Any]:
+def finished_document(image: str, finished: WrittenImage) -> dict[str, Any]:
     """An image that was written, with its new layers."""
     from lamella.operations.inspect import describe_descriptor
 
     document = {"image": image, **describe_descriptor(finished.descriptor)}
-    if finished.made:
-        document["layers"] = [layer_document(layer) for layer in finished.made]
+    if finished.new_layers:
+        document["layers"] = [layer_document(layer) for layer in finished.new_layers]
     return document
 
 
-def print_finished(console: Console, image: str, finished: Finished) -> None:
+def print_finished(console: Console, image: str, finished: WrittenImage) -> None:
     """Print the digest of an image and its new layers."""
     console.summary(f"{image}: {finished.descriptor.digest}")
-    for layer in finished.made:
+    for layer in finished.new_layers:
         print_layer(console, layer)
 
 

@@ -184,9 +184,9 @@ def _convert_from_cim(
         console.document({**document, **losses_document(job.losses)})
         return
     console.summary(f"{target}: {done.finished.descriptor.digest}")
-    for made in done.finished.made:
+    for made in done.finished.new_layers:
         print_layer(console, made)
-    console.summary(f"{done.kept} of {len(done.finished.made)} layers have the diff id that they had before")
+    console.summary(f"{done.kept} of {len(done.finished.new_layers)} layers have the diff id that they had before")
 
 
 def _refuse_parent(parent: Path | None) -> None:

@@ -17,7 +17,7 @@ from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.operations.layers.read import is_windows
 from lamella.operations.layers.write import LayerOptions
-from lamella.operations.surgery.draft import Draft, Finished, LayerSource, draft_of, write_draft
+from lamella.operations.surgery.draft import Draft, LayerSource, WrittenImage, draft_of, write_draft
 from lamella.operations.surgery.mutate import creation_time
 from lamella.operations.surgery.new_layers import LayerLike, NewLayer, new_layers, refuse_own_source
 
@@ -45,7 +45,7 @@ def append(
     options: AppendOptions = DEFAULT_OPTIONS,
     *,
     job: Job | None = None,
-) -> Finished:
+) -> WrittenImage:
     """Write the image ``source`` with ``layers`` on top as ``target``, which may be the same image.
 
     A layer is a directory, a layer blob, which is stored unchanged, or a mapping of paths to files (`FileLike`): the

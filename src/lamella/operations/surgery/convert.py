@@ -29,8 +29,8 @@ from lamella.operations.surgery.draft import (
     BlobTarget,
     Draft,
     DraftLayer,
-    Finished,
     StoredLayer,
+    WrittenImage,
     draft_of,
     layer_descriptor,
     write_draft,
@@ -212,7 +212,7 @@ class _Run(Struct):
         """Convert one image and describe its manifest."""
         how, made = self.how, self.made
         draft = _convert(image, how, self.job, lambda layer: _LayerOnce(_RecompressedLayer(layer, how), made))
-        finished: Finished = write_draft(draft, self.writer, commit=False, job=self.job)
+        finished: WrittenImage = write_draft(draft, self.writer, commit=False, job=self.job)
         self.images += 1
         self.kept += sum(isinstance(layer, ImageLayer) for layer in draft.layers)
         return finished.descriptor

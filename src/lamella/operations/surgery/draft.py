@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafts of images: a config, kept layers of other images and new layers; and how to write them."""
+"""Drafts of images: a config, a manifest, kept layers of other images and new layers; and how to write them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from lamella.streams.blob_reader import BlobFacts
 
 _NO_CONFIG: Final = Descriptor(media_type=OCI_CONFIG, digest=Digest.of(b""), size=0)
-"""The config of a draft's manifest, which `finish` replaces."""
+"""The config in the manifest of a new draft, until `write_new_blobs` replaces it."""
 
 
 class BlobTarget(Protocol):
-    """Where the blobs of an image are written: the part of `ImageWriter` that `finish` needs."""
+    """Where the blobs of an image are written: the part of `ImageWriter` that `write_new_blobs` needs."""
 
     def has_blob(self, descriptor: Descriptor) -> bool: ...
 
@@ -60,7 +60,7 @@ class StoredLayer(Struct, frozen=True):
 
 
 class LayerSource(Protocol):
-    """A layer that is not a blob of an image yet. It may be written more than once, each time with the same bytes."""
+    """A new layer, not a blob yet. `store` may be called more than once, and writes the same bytes each time."""
 
     def store(self, target: BlobTarget, job: Job) -> StoredLayer:
         """Write the layer to ``target``."""
@@ -71,18 +71,18 @@ DraftLayer: TypeAlias = ImageLayer | LayerSource
 
 
 class Draft(Struct, frozen=True):
-    """An image to write. None of its layers was read yet."""
+    """An image to write. A draft is a plan: making one reads no layer and writes nothing."""
 
     config: ImageConfig
-    """`finish` replaces its diff ids with those of the layers."""
+    """Its diff ids are replaced by those of the layers when the draft is written."""
     layers: tuple[DraftLayer, ...]
     """Base first."""
     manifest: Manifest
-    """`finish` replaces its config and layers."""
+    """Its config and layers are replaced when the draft is written."""
     docker: bool = False
-    """Write Docker's format; an image with annotations or zstd layers is written in OCI's all the same."""
+    """Write the media types of Docker, unless annotations or zstd layers require those of OCI."""
     origin: PlatformImage | None = None
-    """The image it was made from; documents without a change keep its bytes."""
+    """The image that the draft was made from. A document that equals the origin's is written with the same bytes."""
 
     @property
     def history_matches(self) -> bool:
@@ -107,8 +107,8 @@ def write_draft(
     tag: str | None = None,
     commit: bool = True,
     job: Job | None = None,
-) -> Finished:
-    """Write ``draft`` to ``writer``, and commit it as ``tag`` unless ``commit`` is false.
+) -> WrittenImage:
+    """Write all blobs of ``draft`` to ``writer``, and commit the image as ``tag`` unless ``commit`` is false.
 
     Blobs that the writer has are not read; blobs that it can adopt are not copied. Raises Integrity, NotFound,
     Unsupported, Exhausted, Cancelled and what writing the new layers raises.
@@ -117,21 +117,21 @@ def write_draft(
     kept = {one.descriptor.digest: one for one in draft.layers if isinstance(one, ImageLayer)}
     blobs = [(one.reader, one.descriptor) for one in kept.values()]
     put_missing(writer, blobs, job)
-    finished = finish(draft, writer, job)
+    finished = write_new_blobs(draft, writer, job)
     if commit:
         return replace(finished, descriptor=writer.commit(tag, finished.descriptor))
     return finished
 
 
-class Finished(Struct, frozen=True):
-    """An image whose layers and documents are written."""
+class WrittenImage(Struct, frozen=True):
+    """The result of writing a draft."""
 
     descriptor: Descriptor
-    """The manifest's."""
+    """Of the manifest."""
     manifest: Manifest
     config: ImageConfig
-    made: tuple[StoredLayer, ...]
-    """The new layers, base first."""
+    new_layers: tuple[StoredLayer, ...]
+    """The layers that were made from a `LayerSource`, base first."""
 
     @property
     def layers(self) -> list[Descriptor]:
@@ -139,8 +139,8 @@ class Finished(Struct, frozen=True):
         return self.manifest.layers
 
 
-def finish(draft: Draft, target: BlobTarget, job: Job) -> Finished:
-    """Write the new layers of ``draft`` and its documents to ``target``. The kept layers are not written."""
+def write_new_blobs(draft: Draft, target: BlobTarget, job: Job) -> WrittenImage:
+    """Write the new layers, config and manifest of ``draft`` to ``target``; neither the kept layers nor a commit."""
     made: list[StoredLayer] = []
     descriptors: list[Descriptor] = []
     diff_ids: list[Digest] = []
@@ -174,7 +174,7 @@ def finish(draft: Draft, target: BlobTarget, job: Job) -> Finished:
         _put_unchanged(target, origin, descriptor, manifest)
     else:
         descriptor = _put_document(target, DOCKER_MANIFEST if docker else OCI_MANIFEST, encode(manifest))
-    return Finished(descriptor, manifest, config, tuple(made))
+    return WrittenImage(descriptor, manifest, config, tuple(made))
 
 
 def _manifest(base: Manifest, config: Descriptor, layers: list[Descriptor], docker: bool) -> Manifest:
@@ -199,7 +199,7 @@ def _put_document(target: BlobTarget, media_type: str, raw: bytes) -> Descriptor
 
 
 def _put_unchanged(target: BlobTarget, origin: PlatformImage, descriptor: Descriptor, document: Document) -> None:
-    """Put a document of ``origin``, in its exact bytes."""
+    """Put a document of ``origin`` with its original bytes."""
     if not target.has_blob(descriptor):
         raw = encode(document)
         if Digest.of(raw, descriptor.digest.algorithm) != descriptor.digest:
@@ -214,7 +214,7 @@ def layer_descriptor(facts: BlobFacts) -> Descriptor:
 
 
 class Spool(ImageReader):
-    """A temporary directory with the new blobs of an image that is not written yet; `close` removes it."""
+    """A temporary directory for the new blobs of a draft, so that the draft can be read; `close` removes it."""
 
     def __init__(self) -> None:
         from tempfile import gettempdir  # late: it takes 4 ms, and only reading a derived image needs it
@@ -248,9 +248,9 @@ class Spool(ImageReader):
 
 
 def spool_draft(draft: Draft, spool: Spool, name: ImageName | None = None) -> PlatformImage:
-    """``draft`` as an image that can be read: new blobs are written to ``spool``, the others stay where they are."""
-    finished = finish(draft, spool, Job())
-    made = iter(finished.made)
+    """Make a draft readable: write its new blobs to ``spool``; the kept layers are read from their own images."""
+    finished = write_new_blobs(draft, spool, Job())
+    made = iter(finished.new_layers)
     layers = [
         replace(layer, descriptor=descriptor)
         if isinstance(layer, ImageLayer)

@@ -64,7 +64,7 @@ def flatten(
         draft = merge_layers(image, layers, options)
         with open_writer(target, replace=options.replace) as writer:
             finished = write_draft(draft, writer, tag=target.tag, job=job)
-    made = finished.made[0]
+    made = finished.new_layers[0]
     return Packed(finished.descriptor, made.descriptor, Written(made.facts, made.entries or 0, job.losses))
 
 

@@ -19,7 +19,7 @@ from lamella.images.resolve import open_platform_image
 from lamella.images.transports import ImageName, open_writer, parse_image_name
 from lamella.oci.config import History, ImageConfig, RootFs
 from lamella.oci.platform import Platform, parse_platform
-from lamella.operations.surgery.draft import Draft, Finished, draft_of, write_draft
+from lamella.operations.surgery.draft import Draft, WrittenImage, draft_of, write_draft
 from lamella.times import SECOND, source_date_epoch
 
 Pairs: TypeAlias = Mapping[str, str | None]
@@ -261,7 +261,7 @@ def mutate(
     platform: str | Platform | None = None,
     replace: bool = False,
     job: Job | None = None,
-) -> Finished:
+) -> WrittenImage:
     """Write the image ``source`` as ``target``, with ``settings`` applied to its config.
 
     ``annotations`` are set in the manifest. Unknown fields of the documents stay, and without any change so does the

@@ -16,7 +16,7 @@ from lamella.images.transports import ImageName, Syntax, open_writer, parse_imag
 from lamella.oci.config import History
 from lamella.oci.platform import Platform
 from lamella.oci.reference import parse_reference
-from lamella.operations.surgery.draft import Draft, DraftLayer, Finished, draft_of, write_draft
+from lamella.operations.surgery.draft import Draft, DraftLayer, WrittenImage, draft_of, write_draft
 from lamella.operations.surgery.mutate import creation_time
 from lamella.times import source_date_epoch
 
@@ -34,7 +34,7 @@ def rebase(
     platform: str | Platform | None = None,
     replace: bool = False,
     job: Job | None = None,
-) -> Finished:
+) -> WrittenImage:
     """Write the image ``source`` as ``target``, with the layers of ``new_base`` in place of those of ``old_base``.
 
     The default bases are in the annotations in which builders record the base image: the old one by name and digest,

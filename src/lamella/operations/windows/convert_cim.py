@@ -27,7 +27,7 @@ from lamella.oci.mediatypes import OCI_MANIFEST
 from lamella.operations.atomic_file import refuse_within
 from lamella.operations.layers.diff import DiffOptions, open_changes
 from lamella.operations.layers.write import LayerOptions
-from lamella.operations.surgery.draft import Draft, Finished, draft_of, write_draft
+from lamella.operations.surgery.draft import Draft, WrittenImage, draft_of, write_draft
 from lamella.operations.surgery.new_layers import NewLayer
 from lamella.operations.unpack import CONFIG, MANIFEST
 
@@ -35,7 +35,7 @@ from lamella.operations.unpack import CONFIG, MANIFEST
 class Tarred(Struct, frozen=True):
     """The result of `cims_to_image`."""
 
-    finished: Finished
+    finished: WrittenImage
     kept: int
     """Layers with the diff id that they had before they became composite images."""
 
@@ -68,7 +68,7 @@ def cims_to_image(
         with open_writer(target, replace=replace) as writer:
             draft = _draft(image, directory, compression, level)
             finished = write_draft(draft, writer, tag=target.tag, job=job)
-    kept = sum(made.facts.diff_id == old.diff_id for made, old in zip(finished.made, image.layers, strict=True))
+    kept = sum(made.facts.diff_id == old.diff_id for made, old in zip(finished.new_layers, image.layers, strict=True))
     return Tarred(finished, kept)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract of a differ, which applies layers to mounts of its types and makes layers of such mounts."""
+"""Contract of a differ (containerd's Diff service): applies layers to mounts, and makes layers from mounts."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ Mounts: TypeAlias = tuple[Mount, ...]
 
 
 class WriteLayer(Protocol):
-    """Writes changes as a layer, from its start even if a layer was begun before."""
+    """Writes changes as a layer. A second call discards what the first has written, and starts again."""
 
     def __call__(self, changes: Source, lookup: Lookup | None, *, windows: bool = False) -> Written:
         """``lookup`` finds the entries that hard links name; ``windows`` is for entries with a Windows facet."""
         ...
 
 
-Make: TypeAlias = Callable[[WriteLayer], "Written"]
+MakeLayer: TypeAlias = Callable[[WriteLayer], "Written"]
+"""Reads the mounts that it was made for, passes their changes to a `WriteLayer`, and returns its result."""
 
 
 class Target(Struct, frozen=True):
@@ -46,7 +47,7 @@ class Target(Struct, frozen=True):
 
 
 class Differ(Protocol):
-    """Applies layers to mounts of some types, and makes layers of such mounts."""
+    """Applies layers to mounts of some types, and makes layers from such mounts."""
 
     @property
     def name(self) -> str:
@@ -58,14 +59,17 @@ class Differ(Protocol):
         """The kinds of layer whose mounts it takes."""
         ...
 
-    def knows(self, mounts: Mounts) -> bool:
-        """Whether the mounts are of its types."""
+    def supports(self, mounts: Mounts) -> bool:
+        """Whether the mounts are of the types of this differ."""
         ...
 
-    def applying(self, mounts: Mounts, losses: Losses) -> AbstractContextManager[Target]:
-        """Open the target of a layer. Raises Unsupported, InvalidInput and the errors of the sink's constructor."""
+    def open_target(self, mounts: Mounts, losses: Losses) -> AbstractContextManager[Target]:
+        """Open the mounts as the target of one layer, until the block ends.
+
+        Raises Unsupported, InvalidInput and the errors of the sink's constructor.
+        """
         ...
 
-    def comparing(self, left: Mounts, right: Mounts) -> Make:
-        """The function that writes the layer from ``left`` to ``right``. Raises Unsupported, InvalidInput."""
+    def plan_diff(self, left: Mounts, right: Mounts) -> MakeLayer:
+        """Return the function that makes the layer from ``left`` to ``right``. Raises Unsupported, InvalidInput."""
         ...

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differ of POSIX files: directories, overlays and EROFS images.
+"""The differ of mounts with POSIX files: directories, overlays and EROFS images.
 
-An overlay is not mounted if its directories are enough: a layer is applied to, and read from, its upper directory.
-What is mounted is out of reach of other users and calls.
+If possible, nothing is mounted: a layer is applied to, or read from, the upper directory of an overlay. Otherwise the
+mounts are mounted for the call, at a temporary directory that other users cannot reach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lamella.errors import Unsupported, from_os
 from lamella.layers.overlay.layer import OverlayLayer
 from lamella.layers.overlay.sink import OverlaySink
 from lamella.layers.stack import LayerStack
-from lamella.service.differs.contract import Lookup, Make, Mounts, Target, WriteLayer
+from lamella.service.differs.contract import Lookup, MakeLayer, Mounts, Target, WriteLayer
 from lamella.store.contract import BindMount, ErofsMount, OverlayMount
 
 if TYPE_CHECKING:
@@ -37,16 +37,16 @@ class WalkingDiffer:
     name: Final = "walking"
     layers: Final = ("directory", "overlay", "erofs")
 
-    def knows(self, mounts: Mounts) -> bool:
+    def supports(self, mounts: Mounts) -> bool:
         return all(isinstance(mount, (BindMount, OverlayMount, ErofsMount)) for mount in mounts)
 
     @contextmanager
-    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+    def open_target(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         from lamella.layers.directory.sink import DirectorySink
 
         match mounts:
             case (OverlayMount(lower, Path() as upper, _, options),) if _is_empty(upper):
-                # An overlay without lower directories: the parents come with the commit.
+                # Without lower directories the parents are unknown: a client may rebase the snapshot when it commits.
                 below = [_overlay_layer(path, options) for path in lower]
                 parents = LayerStack.from_nearest(below) if below else None
                 yield Target(
@@ -60,7 +60,7 @@ class WalkingDiffer:
                 with mounted(mounts) as root:
                     yield Target(DirectorySink(root, losses=losses), root, _changes)
 
-    def comparing(self, left: Mounts, right: Mounts) -> Make:
+    def plan_diff(self, left: Mounts, right: Mounts) -> MakeLayer:
         return partial(_write, left, right)
 
 
@@ -90,14 +90,14 @@ def _write(left: Mounts, right: Mounts, write: WriteLayer) -> Written:
         try:
             with OverlayChanges(upper) as stated:
                 return write(stated, stated.lookup)
-        except Unsupported as problem:  # redirects that only the kernel follows
+        except Unsupported as problem:  # redirects, which only the kernel follows
             LOG.debug("%s: mount the overlay", problem)
     with _trees(left, right) as (changes, lookup):
         return write(changes, lookup)
 
 
 def added_layer(left: Mounts, right: Mounts) -> OverlayLayer | None:
-    """The one overlay layer that ``right`` adds to ``left``; None if there is no such layer."""
+    """The topmost layer of the overlay ``right``, if the layers below it are exactly those of ``left``; else None."""
     match right:
         case (OverlayMount(lower, upper, _, options),):
             layers = lower if upper is None else (upper, *lower)
@@ -126,7 +126,7 @@ def _trees(left: Mounts, right: Mounts) -> Iterator[tuple[Source, Lookup]]:
 
 @contextmanager
 def _readable(mounts: Mounts) -> Iterator[Path]:
-    """A directory with the files of ``mounts``, for reading."""
+    """A directory that shows the files of ``mounts``, for reading."""
     match mounts:
         case (BindMount(source, _),):
             yield source

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The differs, and the choice of one by mounts.
 
-Mounts that no differ knows are Unsupported, so that containerd asks its next differ.
+Mounts that no differ supports raise Unsupported, so that containerd asks its next differ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lamella.changes.losses import Losses
 from lamella.errors import InvalidInput, Unsupported
 from lamella.layers import kinds
 from lamella.layers.kinds import LAYER_KINDS
-from lamella.service.differs.contract import Differ, Make, Mounts, Target, WriteLayer
+from lamella.service.differs.contract import Differ, MakeLayer, Mounts, Target, WriteLayer
 from lamella.store.contract import AddedMount
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ class AddedDiffer:
         self.layers = (kind,)
         self._row = LAYER_KINDS[kind]
 
-    def knows(self, mounts: Mounts) -> bool:
+    def supports(self, mounts: Mounts) -> bool:
         return any(isinstance(mount, AddedMount) and mount.kind == self.name for mount in mounts)
 
     @contextmanager
-    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+    def open_target(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         mount = self._one(mounts)
         if mount.readonly:
             raise InvalidInput("a layer cannot be applied to a read-only mount")
@@ -87,7 +87,7 @@ class AddedDiffer:
         sink = kinds.sink(self.name, mount.place, mount.parents, kinds.SinkOptions(losses=losses, rules=self._rules()))
         yield Target(sink, root, lambda reader: kinds.tar_changes(self.name, reader, sink, self._rules(), losses))
 
-    def comparing(self, left: Mounts, right: Mounts) -> Make:
+    def plan_diff(self, left: Mounts, right: Mounts) -> MakeLayer:
         upper = self._one(right)
         lower = self._one(left) if left else None
         if self._row.changes_only and (lower and lower.place) != (upper.parents[0] if upper.parents else None):
@@ -117,24 +117,24 @@ class AddedDiffer:
 
 
 @contextmanager
-def applying(mounts: Mounts, losses: Losses) -> Iterator[Target]:
-    """Open a layer's target by the first differ that knows the mounts and does not raise Unsupported."""
+def open_target(mounts: Mounts, losses: Losses) -> Iterator[Target]:
+    """`Differ.open_target` of the first differ that supports the mounts and does not raise Unsupported."""
     if not mounts:
         raise InvalidInput("there is nothing to apply a layer to")
     with ExitStack() as stack:
-        yield _first(mounts, lambda differ: stack.enter_context(differ.applying(mounts, losses)))
+        yield _first(mounts, lambda differ: stack.enter_context(differ.open_target(mounts, losses)))
 
 
-def comparing(left: Mounts, right: Mounts) -> Make:
-    """The function that writes a layer, by the first differ that knows ``right`` and does not raise Unsupported."""
-    return _first(right or left, lambda differ: differ.comparing(left, right))
+def plan_diff(left: Mounts, right: Mounts) -> MakeLayer:
+    """`Differ.plan_diff` of the first differ that supports ``right`` and does not raise Unsupported."""
+    return _first(right or left, lambda differ: differ.plan_diff(left, right))
 
 
 def _first(mounts: Mounts, ask: Callable[[Differ], T]) -> T:
-    refusal = Unsupported("no differ knows these mounts together")
+    refusal = Unsupported("no differ supports this combination of mounts")
     added = (AddedDiffer(mount.kind) for mount in mounts if isinstance(mount, AddedMount))
     for differ in chain((make() for make in DIFFERS.values()), added):
-        if differ.knows(mounts):
+        if differ.supports(mounts):
             try:
                 return ask(differ)
             except Unsupported as problem:

@@ -20,7 +20,7 @@ from lamella.layers import kinds
 from lamella.layers.stack import LayerStack
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import AS_WINDOWS
-from lamella.service.differs.contract import Make, Mounts, Target, WriteLayer
+from lamella.service.differs.contract import MakeLayer, Mounts, Target, WriteLayer
 from lamella.store.contract import BlockCimMount, CimMount, WindowsLayerMount
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ class WindowsDiffer:
         """``system`` is the Windows system with the folders; None for this host."""
         self._system = system
 
-    def knows(self, mounts: Mounts) -> bool:
+    def supports(self, mounts: Mounts) -> bool:
         return any(isinstance(mount, WindowsLayerMount) for mount in mounts)
 
     @contextmanager
-    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
-        """The folder is empty, or has only the directory of a new snapshot (`Differ.applying`)."""
+    def open_target(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+        """The folder is empty, or has only the directory of a new snapshot (`Differ.open_target`)."""
         from lamella.layers.windows.backend import remove_empty_files_directory
         from lamella.layers.windows.sink import WindowsSink
         from lamella.layers.windows.tar_source import windows_tar_changes
@@ -108,8 +108,8 @@ class WindowsDiffer:
 
         yield Target(sink, mount.folder.parent, changes)
 
-    def comparing(self, left: Mounts, right: Mounts) -> Make:
-        """``left`` must be the parent of ``right`` (`Differ.comparing`)."""
+    def plan_diff(self, left: Mounts, right: Mounts) -> MakeLayer:
+        """``left`` must be the parent of ``right`` (`Differ.plan_diff`)."""
 
         layer, parents = layer_to_diff(self._mounted(left), self._mounted(right))
         below = [parent.path for parent in parents.nearest_first()]
@@ -130,11 +130,11 @@ class CimDiffer:
     name: Final = "cimfs"
     layers: Final = ("cim",)
 
-    def knows(self, mounts: Mounts) -> bool:
+    def supports(self, mounts: Mounts) -> bool:
         return any(isinstance(mount, CimMount) for mount in mounts)
 
     @contextmanager
-    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+    def open_target(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
         from lamella.layers.cim.image import CimLayer
         from lamella.layers.cim.sink import CimSink
 
@@ -151,8 +151,8 @@ class CimDiffer:
         sink = CimSink(layer, parents=parents, guid=_guid(layer.name), losses=losses)
         yield Target(sink, mount.image.parent, _windows_changes)
 
-    def comparing(self, left: Mounts, right: Mounts) -> Make:
-        """``left`` must be the parent of ``right`` (`Differ.comparing`)."""
+    def plan_diff(self, left: Mounts, right: Mounts) -> MakeLayer:
+        """``left`` must be the parent of ``right`` (`Differ.plan_diff`)."""
         image, parents = self._image_of(right)
         if image is None:
             raise InvalidInput("the right mount shows no layer")
@@ -182,12 +182,12 @@ class BlockCimDiffer:
     name: Final = "blockcim"
     layers: Final = ("blockcim",)
 
-    def knows(self, mounts: Mounts) -> bool:
+    def supports(self, mounts: Mounts) -> bool:
         return any(isinstance(mount, BlockCimMount) for mount in mounts)
 
     @contextmanager
-    def applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
-        """Raises Unsupported on hosts other than Windows (`Differ.applying`)."""
+    def open_target(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+        """Raises Unsupported on hosts other than Windows (`Differ.open_target`)."""
         from lamella.layers.cim.block import BlockCimLayer, BlockCimSink, BlockKind, BlockOptions
 
         mount = _single(mounts, BlockCimMount)
@@ -199,7 +199,7 @@ class BlockCimDiffer:
         sink = BlockCimSink(layer, parents=parents, options=options, losses=losses)
         yield Target(sink, layer.folder, _windows_changes)
 
-    def comparing(self, left: Mounts, right: Mounts) -> Make:  # noqa: ARG002
+    def plan_diff(self, left: Mounts, right: Mounts) -> MakeLayer:  # noqa: ARG002
         raise Unsupported("block CIMs cannot be compared: only Windows reads them")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Diff service: applies layers to mounts and makes layers of mounts, by the differ that knows these."""
+"""The Diff service: applies layers to mounts and makes layers from mounts, by the differ that supports these."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lamella.protocol import wire
 from lamella.protocol.mounts import typed
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.service.differs.contract import Lookup
-from lamella.service.differs.table import applying, comparing
+from lamella.service.differs.table import open_target, plan_diff
 from lamella.service.grpc.rpc import Call
 from lamella.store.contract import ContentRecord, Ingest, Labels, Mount
 
@@ -98,7 +98,7 @@ class Diff:
             self._shared.reading(call) as blobs,
             blobs.open(layer.digest) as blob,
             BlobReader(blob, size=layer.size or None, hash_blob=False, cancel=call) as reader,
-            applying(mounts, losses) as target,
+            open_target(mounts, losses) as target,
         ):
             apply(target.changes(reader), target.sink, cancel=call)
             facts = reader.finish()
@@ -118,7 +118,7 @@ class Diff:
         if media_type != mediatypes.oci_layer(compression):
             raise Unsupported(f"unsupported media type {media_type!r} for a new layer")
         left, right = typed(request.left), typed(request.right)
-        make = comparing(left, right)
+        make = plan_diff(left, right)
         epoch = wire.nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
         ref = request.ref or f"lamella-diff-{secrets.token_hex(8)}"
         with self._shared.writing(call, (*right, *left)) as blobs:

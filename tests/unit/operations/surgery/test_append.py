@@ -136,10 +136,10 @@ def test_several_layers_of_all_kinds_go_on_top_in_their_order(base: str, view: V
     tree.chmod(0o700)
     lamella.diff(None, tree, tmp_path / "blob.tar", lamella.DiffOptions(compression="none", owners=Owners.IGNORE))
     appended = lamella.append(base, [tree, tmp_path / "blob.tar", {"etc/motd": "last", "old": None}], base)
-    assert [layer.entries for layer in appended.made] == [2, 3, 2]
-    assert [layer.facts.compression for layer in appended.made] == ["gzip", "none", "gzip"]
+    assert [layer.entries for layer in appended.new_layers] == [2, 3, 2]
+    assert [layer.facts.compression for layer in appended.new_layers] == ["gzip", "none", "gzip"]
     with lamella.open_image(base) as image:
-        assert [layer.descriptor for layer in image.layers[1:]] == [layer.descriptor for layer in appended.made]
+        assert [layer.descriptor for layer in image.layers[1:]] == [layer.descriptor for layer in appended.new_layers]
         assert [step.created_by for step in image.config.history] == ["step 0", *["lamella append"] * 3]
         assert (image.filesystem() / "etc/motd").read_text() == "last"
         assert not (image.filesystem() / "old").exists()

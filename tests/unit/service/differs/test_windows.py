@@ -35,8 +35,8 @@ from lamella.protocol.mounts import sent
 from lamella.protocol.proto import diff_pb2 as pb
 from lamella.protocol.proto.types_pb2 import Mount as Sent
 from lamella.service.differs import table
-from lamella.service.differs.contract import Make, Mounts, Target
-from lamella.service.differs.table import applying, comparing
+from lamella.service.differs.contract import MakeLayer, Mounts, Target
+from lamella.service.differs.table import open_target, plan_diff
 from lamella.store.contract import BindMount, BlockCimMount, CimMount, Mount, WindowsLayerMount
 
 BASE: Final = windows_base(file("Files/kept", b"kept"), file("Files/gone", b"gone"))
@@ -248,32 +248,32 @@ class TestOthers:
         assert refusal(stub.Diff, compared) == "UNIMPLEMENTED"
         assert not list(served.store.namespace("default").content.statuses())
 
-    def test_that_none_knows_together_are_refused(self) -> None:
+    def test_that_no_differ_supports_together_are_refused(self) -> None:
         mounts = (BindMount(Path("/a")), CimMount(Path("/b")))
-        with pytest.raises(InvalidInput, match="2 mounts"), applying(mounts, Losses()):
+        with pytest.raises(InvalidInput, match="2 mounts"), open_target(mounts, Losses()):
             pass
 
     def test_go_from_differ_to_differ_only_while_they_are_unsupported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[str] = []
 
         class Fake:
-            def __init__(self, name: str, problem: Exception | None, *, knows: bool = True) -> None:
+            def __init__(self, name: str, problem: Exception | None, *, supports: bool = True) -> None:
                 self.name = name
                 self._problem = problem
-                self._knows = knows
+                self._supports = supports
 
-            def knows(self, mounts: Mounts) -> bool:
-                return self._knows
+            def supports(self, mounts: Mounts) -> bool:
+                return self._supports
 
-            def applying(self, mounts: Mounts, losses: Losses) -> AbstractContextManager[Target]:
-                return self._applying(mounts, losses)
+            def open_target(self, mounts: Mounts, losses: Losses) -> AbstractContextManager[Target]:
+                return self._open_target(mounts, losses)
 
             @contextmanager
-            def _applying(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
+            def _open_target(self, mounts: Mounts, losses: Losses) -> Iterator[Target]:
                 self._ask()
                 yield Target(None, Path("/"), lambda _: ())  # type: ignore[arg-type]
 
-            def comparing(self, left: Mounts, right: Mounts) -> Make:
+            def plan_diff(self, left: Mounts, right: Mounts) -> MakeLayer:
                 self._ask()
                 return lambda write: write((), None)
 
@@ -288,18 +288,18 @@ class TestOthers:
 
         mounts = (BindMount(Path("/a")),)
         first, second = Fake("first", Unsupported("not here")), Fake("second", None)
-        use(Fake("stranger", None, knows=False), first, second)
-        with applying(mounts, Losses()):
+        use(Fake("stranger", None, supports=False), first, second)
+        with open_target(mounts, Losses()):
             assert asked == ["first", "second"]
-        comparing((), mounts)
+        plan_diff((), mounts)
         assert asked == ["first", "second"] * 2
         use(Fake("broken", InvalidInput("bad")), second)
-        with pytest.raises(InvalidInput), applying(mounts, Losses()):
+        with pytest.raises(InvalidInput), open_target(mounts, Losses()):
             pass
         assert asked == ["broken"]
         use(first, Fake("last", Unsupported("nor there")))
         with pytest.raises(Unsupported, match="nor there"):
-            comparing((), mounts)
+            plan_diff((), mounts)
 
 
 def digest(changes: Sequence[Change]) -> str:
