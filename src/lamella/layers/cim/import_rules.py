@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules by which Windows imports a layer into an image (``docs/formats/cim.md``), for all writers.
+"""The rules by which Windows imports a layer into a composite image (``docs/formats/cim.md``), for all writers.
 
-This module has what forked images and block images share. They differ in links, whiteouts and lookups, so each has its
-own sink.
+`CimImport` is the common base class of the sinks of forked images and of block images, which differ in links, whiteouts
+and lookups.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class FileMetadata(Struct):
 
 PLAIN_FILE: Final = FileMetadata(bits.NORMAL)
 PLAIN_DIRECTORY: Final = FileMetadata(bits.DIRECTORY)
-"""The metadata of an implied parent directory; `PLAIN_FILE` is that of a generated file."""
+"""The metadata of a generated file, and of an implied parent directory."""
 
 
 class CimWriter(Protocol):
@@ -71,7 +71,8 @@ class CimWriter(Protocol):
     def put(self, path: str, metadata: FileMetadata, size: int, chunks: Iterable[Buffer] | None) -> Seen | None:
         """Put a file of ``size`` bytes or a directory, replacing what exists; without ``chunks`` the content is zeros.
 
-        A directory over a directory keeps its files. Returns what existed, if the writer can tell; a `ForkWriter` can.
+        A directory over a directory keeps its files. Returns the file that was replaced; a `CimWriter` that is not a
+        `ForkWriter` may always return None.
         Raises SizeMismatch, NotFound (the parent directory).
         """
         ...
@@ -113,7 +114,7 @@ class ForkWriter(CimWriter, Protocol):
         ...
 
     def is_reparse_point(self, path: str) -> bool:
-        """Whether ``path`` is a reparse point."""
+        """Whether the file at ``path`` is a reparse point."""
         ...
 
     def names(self, directory: str) -> Iterable[tuple[str, bool]]:
@@ -126,20 +127,22 @@ class ForkWriter(CimWriter, Protocol):
 
 
 _LAST: Final = (1 << 63) - 1
+"""The last FILETIME."""
 _OF_FILES: Final = KEPT | bits.NORMAL
 """Attributes of files that an image keeps unchanged."""
 _HELD: Final = _OF_FILES | bits.DIRECTORY | bits.REPARSE_POINT
+"""All attributes that an image can hold."""
 
 
 class QueuedFile(Struct, frozen=True):
-    """A directory, or a file that is put into the image at the end, with the content of the host's file then."""
+    """A directory or a host file that the commit puts into the image; the file is read from the host's folder."""
 
     path: LayerPath
     metadata: FileMetadata
 
 
 class QueuedLink(Struct, frozen=True):
-    """A link that is created at the end."""
+    """A link that the commit creates."""
 
     path: LayerPath
     target: LayerPath
@@ -149,11 +152,12 @@ Queued: TypeAlias = QueuedFile | QueuedLink
 
 
 class CimImport:
-    """The part of a sink that is common to all images: metadata, files of the host, and work queued for the end.
+    """The part of a sink that is common to all images: metadata, host files, and work queued for the commit.
 
-    Files that the host needs outside of the image go to ``host``. A base layer, which has no ``parent_folder``, gets
-    its merged hives and a file ``layout``; any other layer gets the hives in ``parent_folder`` with its deltas merged
-    in. ``windows`` False omits all of that.
+    Host files are those that Windows needs outside of the image to start a container: hives and boot files. They are
+    written to the folder ``host``, and put into the image by the commit. So are generated hives: a base layer, which
+    has no ``parent_folder``, gets its merged hives and a file ``layout``; any other layer gets the hives of
+    ``parent_folder`` with its deltas merged in. With ``windows`` False there are no host files and no hives.
     """
 
     def __init__(
@@ -167,14 +171,14 @@ class CimImport:
         self._host_lengths: frozenset[int] = host_files.LENGTHS if windows else frozenset()
         """Lengths of the paths of host files: a cheap test before `is_host_file`."""
         self._queue: dict[str, Queued] = {}
-        """The queue for the end, in order, by folded path."""
+        """What the commit creates, in order, by folded path."""
         self._lengths: set[int] = set()
         """Lengths of the paths in the queue."""
         self._inside: dict[str, set[str]] = {}
-        """Folded directory -> the queued paths in it, and its subdirectories that have had some."""
+        """Folded directory -> its queued children, and its subdirectories with queued paths below them."""
 
     def commit(self) -> Losses:
-        """Process the queue, and complete the image."""
+        """Generate the hives, put what is queued, and complete the image."""
         if self._windows:
             if self._parent_folder is not None:
                 self._merge_hives(self._parent_folder)
@@ -205,7 +209,7 @@ class CimImport:
         return len(path) in self._host_lengths and entry.kind is Kind.FILE and host_files.is_special(path)
 
     def put_host_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> None:
-        """Put a file that the host needs: into the host's folder, and into the image at the end."""
+        """Write a host file to the host's folder, and queue it for the image."""
         path = entry.path
         size = self._host.write(path, _dense(content))
         if size != entry.size:
@@ -213,7 +217,7 @@ class CimImport:
         self._enqueue(QueuedFile(path, metadata))
 
     def put_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> Seen | None:
-        """Put any other file, directory or link; return what it replaced if the writer can tell."""
+        """Put any other file, directory or symbolic link; returns what `CimWriter.put` does."""
         if content is None:
             return self._writer.put(entry.path, metadata, entry.size, None)
         extents = content.extents
@@ -240,7 +244,7 @@ class CimImport:
             key = parent
 
     def is_queued(self, path: LayerPath) -> bool:
-        """Whether ``path`` is queued for the end."""
+        """Whether ``path`` is queued for the commit."""
         return self._may_be_queued(path) and host_files.fold(path) in self._queue
 
     def _may_be_queued(self, path: LayerPath) -> bool:
@@ -254,11 +258,11 @@ class CimImport:
             raise InvalidInput(f"hard link {path!r}: the host needs a separate file at this path")
 
     def queue_link(self, path: LayerPath, target: LayerPath) -> None:
-        """Create a link at the end."""
+        """Queue a link for the commit."""
         self._enqueue(QueuedLink(path, target))
 
     def drop_queued(self, path: LayerPath, *, inside: bool = False) -> None:
-        """Drop what is queued for ``path``, which has been replaced; with ``inside``, also everything below it."""
+        """Drop what is queued for ``path``, because it was replaced; with ``inside``, also everything below it."""
         queue = self._queue
         if queue and (inside or self._may_be_queued(path)):
             key = host_files.fold(path)
@@ -313,7 +317,7 @@ class CimImport:
         return attributes if reparse is None else attributes | bits.REPARSE_POINT
 
     def _finish_base(self) -> None:
-        """The merged hives of a base layer are those of its configuration."""
+        """Generate the merged hives of a base layer, which are links to its own hives, and the file `layout`."""
         hives = LayerPath("Hives")
         self._host.directory(hives)
         self._enqueue(QueuedFile(hives, PLAIN_DIRECTORY))

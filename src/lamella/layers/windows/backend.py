@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses how a Windows layer is read and written: by the calls of Windows on Windows, as a plain folder elsewhere."""
+"""Chooses how a Windows layer is read and written: by the layer API of Windows on Windows, as a plain folder elsewhere.
+
+``system`` is the Windows system that holds the layers. None stands for this host, which is one on Windows only.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,10 @@ if TYPE_CHECKING:
 def open_source(
     layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None = None, system: WindowsSystem | None = None
 ) -> Iterator[LayerChanges]:
-    """The changes of a layer, valid until the block ends.
+    """Open the changes of a layer, until the block ends.
 
-    On Windows (``system``; None for this host), a layer with ``parents`` is exported against them, with
-    SeBackupPrivilege enabled. On other hosts the folder holds the changes itself. Raises NotFound if a parent does not
-    exist.
+    On Windows, a layer with ``parents`` is exported against them, with SeBackupPrivilege enabled. On other hosts the
+    folder itself records the changes, and ``parents`` are only checked. Raises NotFound if a parent does not exist.
     """
     system = this_system() if system is None else system
     if system is None:
@@ -56,7 +58,7 @@ def open_writer(
 ) -> LayerWriter:
     """Start to write a layer. Finish or abort it; on Windows in the same thread.
 
-    ``system`` is as for `open_source`. Raises Conflict, NotFound (a parent does not exist); on Windows also Denied (a
+    Raises Conflict, NotFound (a parent does not exist); on Windows also Denied (a
     privilege) and Unsupported (no Containers feature).
     """
     system = this_system() if system is None else system
@@ -68,9 +70,9 @@ def open_writer(
 
 
 def remove_empty_files_directory(layer: WindowsLayer, system: WindowsSystem | None = None) -> None:
-    """Remove an empty `Files` if it is all that the folder holds, as in a new snapshot.
+    """Prepare the folder of a new snapshot for a base layer: remove `Files` if it is empty and the only entry.
 
-    ``system`` is as for `open_source`. Anything else is kept; writing the layer then reports it.
+    Any other content stays, and errors are ignored; writing the layer then reports them.
     """
     system = this_system() if system is None else system
     if system is None:
@@ -91,7 +93,8 @@ def remove_empty_files_directory(layer: WindowsLayer, system: WindowsSystem | No
 class WindowsLayerTree(WindowsTree):
     """One layer as a tree, without the layers below: names ignore case, entries have both facets.
 
-    `show_links` shows hard links to files of the layers below. Content can be read until the tree is closed.
+    A hard link to a file of a lower layer is an entry without metadata (`show_links`). Content can be read until the
+    tree is closed.
     """
 
     def __init__(self, layer: WindowsLayer, system: WindowsSystem | None = None) -> None:
