@@ -19,7 +19,7 @@ import lamella
 PACKAGE = Path(lamella.__file__ or "").parent
 
 # Each part and the parts that it may import besides itself: basics <- formats, changes <- layers <- oci, images <-
-# store, registry <- operations <- cli. A part that is new here must be given its place.
+# store, registry <- operations <- cli. A new part needs an entry here.
 BASICS = {"digests", "errors", "extensions", "parallel", "paths", "progress", "streams", "times"}
 LAYERS = BASICS | {"changes", "formats", "host", "layers"}
 IMAGES = LAYERS | {"oci", "images"}
@@ -41,10 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "testing": IMAGES | {"store", "registry", "operations"},
 }
-# The front door hands out the names of every part; it imports none of them until a name is asked for.
+# The top-level package exports names of every part, and imports a part only when one of its names is used.
 FRONT_DOOR = "lamella"
 
-# What a start must not pay for: libraries that are loaded by the operations that use them.
+# Libraries that must not be loaded at start; the operations that use them load them.
 HEAVY = (
     *("asyncio", "backports.zstd", "click", "email", "grpc", "http", "importlib.metadata", "isal", "json", "logging"),
     *("msgspec", "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "zlib_ng"),
@@ -81,11 +81,11 @@ def imported(module: str, path: Path) -> Iterator[tuple[int, str]]:
         yield from ((node.lineno, name) for name in names if name.split(".")[0] == FRONT_DOOR)
 
 
-def test_every_part_has_a_place_among_the_arrows() -> None:
+def test_every_part_has_an_entry_in_the_table() -> None:
     assert {part_of(module) for module, _ in modules()} - {FRONT_DOOR} <= MAY_IMPORT.keys()
 
 
-def test_imports_follow_the_arrows() -> None:
+def test_imports_follow_the_table() -> None:
     wrong = []
     for module, path in modules():
         part = part_of(module)
@@ -98,8 +98,8 @@ def test_imports_follow_the_arrows() -> None:
     assert wrong == []
 
 
-def test_the_http2_server_knows_nothing_of_what_it_serves() -> None:
-    """It could serve other services: it takes a table of methods."""
+def test_the_http2_server_does_not_import_the_services() -> None:
+    """It is generic: it takes a table of methods."""
     allowed = BASICS | {"protocol", FRONT_DOOR}
     wrong = []
     for module, path in modules():
@@ -144,8 +144,8 @@ def test_a_circle_of_modules_would_be_seen(tmp_path: Path) -> None:
         list(TopologicalSorter(module_graph(package)).static_order())
 
 
-def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:
-    """The check reads late, relative and plain imports alike."""
+def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
+    """The check sees late, relative and plain imports."""
     source = tmp_path / "reader.py"
     source.write_text("import lamella.cli\ndef f():\n    from ..changes import model\n    from lamella import layers\n")
     assert list(imported("lamella.formats.reader", source)) == [
@@ -156,7 +156,7 @@ def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Return the modules that a bare interpreter has after a statement, less those it starts with."""
+    """Return the modules that a statement loads into a new interpreter."""
     script = f"import sys; before = set(sys.modules)\n{statement}\nprint(*sorted(set(sys.modules) - before), sep='\\n')"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -168,9 +168,9 @@ def test_importing_lamella_loads_no_heavy_library() -> None:
 
 
 def fastest(command: list[str], enough: float) -> float:
-    """Return the least processor time that a command takes, in milliseconds; it waits for nothing else.
+    """Return the minimum processor time of a command, in milliseconds.
 
-    Noise only ever adds, so the command runs until it was fast enough, or thirty times.
+    Noise only adds time, so the command runs until it is fast enough, at most thirty times.
     """
     best = float("inf")
     for _ in range(30):
@@ -183,7 +183,7 @@ def fastest(command: list[str], enough: float) -> float:
 
 
 def processor_time() -> float:
-    """Return the seconds that processes have taken which this one has started and waited for."""
+    """Return the processor seconds of all child processes that have been waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -199,12 +199,12 @@ def test_the_command_line_shows_its_help_in_less_than_150_ms() -> None:
 
 
 def test_layers_take_flags_that_windows_lacks_from_the_host() -> None:
-    """Else a module could not even be imported there; `make wine` imports them all."""
+    """Otherwise a module fails to import there; `make wine` imports them all."""
     lacking = re.compile(r"\bos\.(?:O_(?:CLOEXEC|DIRECTORY|NOCTTY|NOFOLLOW|NONBLOCK|PATH)\b|makedev\(0)")
     assert [str(path) for path in sorted((PACKAGE / "layers").rglob("*.py")) if lacking.search(path.read_text())] == []
 
 
-# Who may open connections by which modules; `urllib.parse` handles text only.
+# Parts that may use each networking module; `urllib.parse` only handles text.
 NETWORK = {"http", "socket", "ssl", "urllib"}
 MAY_CONNECT = {
     "lamella.registry.http": NETWORK,
@@ -214,7 +214,7 @@ MAY_CONNECT = {
 }
 
 
-def test_http_stays_in_its_room() -> None:
+def test_http_is_only_imported_where_allowed() -> None:
     wrong = []
     for module, path in modules():
         allowed = {"urllib.parse"}.union(*(names for room, names in MAY_CONNECT.items() if _is_in(module, room)))
@@ -234,7 +234,7 @@ def _is_in(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
 
-def test_records_are_structs_since_each_dataclass_costs_half_a_millisecond_of_every_start() -> None:
+def test_records_are_structs_because_dataclasses_slow_down_the_start() -> None:
     taken = re.compile(r"^\s*(from|import) dataclasses\b", re.MULTILINE)
     assert [name for name, path in modules() if taken.search(path.read_text())] == []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where CI is set, a missing tool is a failure, however a test came to be skipped."""
+"""If CI is set, a missing tool is a failure, whichever way the test skips."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_that_has_its_tool(needs):
 
 
 def counts(folder: Path, ci: bool) -> dict[str, int]:
-    """Run the tests of a folder under this project's own settings, and return what pytest counted."""
+    """Run the tests of a folder with the settings of this project and return the counts of pytest."""
     shutil.copy(ROOT / "tests/conftest.py", folder)
     shutil.copy(ROOT / "pyproject.toml", folder)
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | ({"CI": "true"} if ci else {})
@@ -51,9 +51,9 @@ def counts(folder: Path, ci: bool) -> dict[str, int]:
     [(False, {"passed": 1, "skipped": 3}), (True, {"passed": 1, "failed": 2, "error": 1})],
     ids=["here", "in CI"],
 )
-def test_a_skipped_interop_test_fails_in_ci_alone(tmp_path: Path, ci: bool, expected: dict[str, int]) -> None:
+def test_a_skipped_interop_test_fails_only_in_ci(tmp_path: Path, ci: bool, expected: dict[str, int]) -> None:
     (tmp_path / "test_tools.py").write_text(TESTS)
-    assert expected == counts(tmp_path, ci)
+    assert counts(tmp_path, ci) == expected
 
 
 def test_a_module_that_skips_itself_fails_in_ci(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows layers in composite images: the same tar comes out, and the same tree, however images are forked."""
+"""Windows layers in composite images keep their tar and their tree, forked or not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
 def sayable(change: Change) -> Change:
-    """Return the change as far as an image has a place for it."""
+    """Return the part of the change that an image can store."""
     if not isinstance(change, Put) or change.entry.windows is None:
         return change
     facet = change.entry.windows
@@ -56,7 +56,7 @@ def sayable(change: Change) -> Change:
 
 
 def filetime_of(ns: int) -> int:
-    """Return a time near by that a FILETIME can hold."""
+    """Return the nearest time that a FILETIME can represent."""
     return filetime.ns_from_ticks(min(max(filetime.ticks_from_ns(ns), 0), (1 << 63) - 1))
 
 
@@ -83,7 +83,7 @@ def lines(layer: CimLayer) -> list[str]:
 
 
 def stated_by(changes: list[Change]) -> list[Change]:
-    """Return a base layer as an image can hold it: alternate streams are in the order of their names there."""
+    """Return a base layer as an image stores it, with alternate streams sorted by name."""
     found: list[Change] = [TOP]
     streams: list[Stream] = []
     ends: list[Change] = [*changes, TOP]
@@ -101,7 +101,7 @@ def stated_by(changes: list[Change]) -> list[Change]:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(changes=layers())
-def test_a_tar_in_the_order_of_a_walk_comes_out_of_an_image_as_it_went_in(
+def test_a_tar_in_walk_order_survives_an_image_unchanged(
     changes: list[Change], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     stated = stated_by(changes)
@@ -122,13 +122,13 @@ def test_a_tar_in_the_order_of_a_walk_comes_out_of_an_image_as_it_went_in(
     with OpenCim(layer) as image:
         found = without_root(list(all_changes(image)))
         apply(found, WindowsTarSink(take, lookup=CimTree(image).lookup))
-    assert data == bytes(out)
+    assert bytes(out) == data
     assert list(dump(walk(tree_of(stated)), inline=1 << 20))[1:] == lines(layer)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
 @given(changes=layers())
-def test_an_image_shows_what_the_folder_of_the_same_layer_does(
+def test_an_image_and_a_layer_folder_show_the_same_tree(
     changes: list[Change], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     stated = stated_by(changes)
@@ -141,7 +141,7 @@ def test_an_image_shows_what_the_folder_of_the_same_layer_does(
         reject()  # hard links to mount points
     with FolderChanges(folder) as found:
         below = list(dump(without_root(list(walk(tree_of(list(found))))), inline=1 << 20, extents=False))
-    assert below == lines(layer)
+    assert lines(layer) == below
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -159,7 +159,7 @@ def entry(path: str, kind: Kind, size: int, mark: int) -> Entry:
 
 
 def layer_of(steps: list[tuple[str, str, str | None, bytes]], number: int) -> list[Change]:
-    """Return a layer in which every directory on the way is stated."""
+    """Return a layer that states every parent directory."""
     mark = number * 1000
     changes: list[Change] = [Put(entry("Files", Kind.DIRECTORY, 0, mark), None)]
     stated = {"Files"}
@@ -195,7 +195,7 @@ def layer_of(steps: list[tuple[str, str, str | None, bytes]], number: int) -> li
 
 @settings(max_examples=120, deadline=None, suppress_health_check=SLOW)
 @given(stack=st.lists(STEPS, min_size=2, max_size=4))
-def test_forks_show_what_their_layers_come_to_and_tell_what_changed(
+def test_a_fork_shows_the_merged_tree_and_yields_its_changes(
     stack: list[list[tuple[str, str, str | None, bytes]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     layers = [layer_of(steps, number) for number, steps in enumerate(stack)]

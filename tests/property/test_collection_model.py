@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The collector keeps what a model keeps that is written the other way round: it asks of each object who needs it."""
+"""Garbage collection against a model that works backwards: for each object it searches for an object that needs it."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ THINGS = [*BLOBS, *IMAGES, *OVERLAYS, *COPIES, *INGESTS]
 
 @dataclass
 class Thing:
-    """An object as the model has it: what it names, in plain lists."""
+    """An object of the model: its references, as plain lists."""
 
     labels: dict[str, str] = field(default_factory=dict)
     target: Node | None = None
-    """Of an image, or the parent of a snapshot, or what an ingest expects."""
+    """Target of an image, parent of a snapshot or expected digest of an ingest."""
     expires: int | None = None
-    """Of an ingest."""
+    """Expiry time of an ingest."""
     holds: list[Node] = field(default_factory=list)
-    """Of a lease."""
+    """Resources of a lease."""
 
 
 World = dict[Node, Thing]
 
 
 def named_by(labels: dict[str, str], way: str) -> set[Node]:
-    """Return what labels name, by taking the label apart from its end."""
+    """Return the objects that labels refer to; parses labels from their end."""
     found: set[Node] = set()
     for label, value in labels.items():
         head = label.removesuffix(".l.0").removesuffix("/x")
@@ -62,7 +62,7 @@ def named_by(labels: dict[str, str], way: str) -> set[Node]:
 
 
 def model(world: World) -> set[Node]:
-    """Return what stays: ask again and again whether somebody alive needs it, until nothing changes."""
+    """Return the objects that stay: repeat until no further object is needed by a live one."""
     leases = {n for n, t in world.items() if n[0] == "leases" and t.labels.get("containerd.io/gc.expire") != PAST}
     full = {n for n in leases if "containerd.io/gc.flat" not in world[n].labels}
     names = {n: named_by(t.labels, "ref") for n, t in world.items()}
@@ -78,7 +78,7 @@ def model(world: World) -> set[Node]:
             return node in leases
         return "containerd.io/gc.root" in thing.labels
 
-    # Objects that are named and not there take part, as a link from one thing to another.
+    # References through missing objects count too.
     every = set(world) | {one for t in world.values() for one in t.holds}
     every |= {one for group in (*names.values(), *named.values()) for one in group}
     every |= {t.target for t in world.values() if t.target}
@@ -115,7 +115,7 @@ def labels_of(node: Node) -> SearchStrategy[dict[str, str]]:
             some = st.sampled_from([one for _, one in OVERLAYS])
             keys += [(f"containerd.io/gc.{way}.snapshot.{name}{tail}", some) for tail in ("", "/x")]
     keys.append(("containerd.io/gc.root", st.just("yes")))
-    keys.append(("containerd.io/gc.references", st.just(BLOBS[0][1])))  # no label of the collector's
+    keys.append(("containerd.io/gc.references", st.just(BLOBS[0][1])))  # not a label that the collector reads
     keys.append(("containerd.io/gc.ref.contents", st.just(BLOBS[0][1])))
     keys.append(("other", st.just("containerd.io/gc.root")))
     if node[0] in ("images", "leases"):
@@ -191,7 +191,7 @@ def database() -> Iterator[Database]:
 
 @settings(max_examples=300)
 @given(world=worlds())
-def test_what_is_needed_stays_and_nothing_else(database: Database, world: World) -> None:
+def test_exactly_the_needed_objects_stay(database: Database, world: World) -> None:
     write(world, database)
     with database.read() as connection:
         found = read_graph(connection, "space", NOW)
@@ -205,7 +205,7 @@ def test_what_is_needed_stays_and_nothing_else(database: Database, world: World)
         assert len(way) == len({at for at, _ in way})
 
 
-def test_a_flat_lease_holds_the_target_of_an_image_and_not_what_its_labels_name(database: Database) -> None:
+def test_a_flat_lease_keeps_the_target_of_an_image_but_not_its_labelled_objects(database: Database) -> None:
     image, target, labelled, lease = IMAGES[0], BLOBS[0], BLOBS[1], LEASES[0]
     labels = {"containerd.io/gc.expire": PAST, "containerd.io/gc.ref.content.l.0": labelled[1]}
     world = {
@@ -217,10 +217,10 @@ def test_a_flat_lease_holds_the_target_of_an_image_and_not_what_its_labels_name(
     write(world, database)
     with database.read() as connection:
         alive = set(mark(read_graph(connection, "space", NOW)))
-    assert {image, target, lease} == alive == model(world)
+    assert alive == model(world) == {image, target, lease}
 
 
-def test_what_names_a_living_object_as_its_keeper_stays_with_it(database: Database) -> None:
+def test_an_object_with_a_back_reference_to_a_live_object_stays(database: Database) -> None:
     keeper, kept, other = IMAGES[0], BLOBS[1], BLOBS[2]
     world = {
         keeper: Thing(target=BLOBS[0]),
@@ -230,4 +230,4 @@ def test_what_names_a_living_object_as_its_keeper_stays_with_it(database: Databa
     write(world, database)
     with database.read() as connection:
         alive = set(mark(read_graph(connection, "space", NOW))) & set(world)
-    assert {keeper, kept} == alive == model(world)
+    assert alive == model(world) == {keeper, kept}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is done to the content of two namespaces, in whatever order, it is what two dictionaries would hold."""
+"""The content of two namespaces behaves like two dictionaries, for any sequence of operations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Model:
 class ContentMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        # In memory, where there is such a place: nothing here is about what a disk does.
+        # On tmpfs if available: durability does not matter here.
         self.place = tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
         self.store = Store.open(f"{self.place.name}/store")
         self.models = {"one": Model(), "two": Model()}
@@ -111,7 +111,7 @@ class ContentMachine(RuleBasedStateMachine):
         ingest = model.open.pop(ref)
         text = model.ingests[ref]
         if text and self.content(next(n for n, m in self.models.items() if m is model)).status(ref).offset == 0:
-            model.ingests[ref] = b""  # shared and not yet copied; nothing was sent that could be lost
+            model.ingests[ref] = b""  # shared and not yet copied, so no written bytes can be lost
         ingest.close()
 
     @precondition(an_open_one)

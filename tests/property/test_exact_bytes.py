@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe gives every tar that can be read back, to the byte."""
+"""A recipe restores every readable tar byte for byte."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lamella.operations.layers.recipes import make_recipe, restore_blob
 from lamella.streams.recompress.compressors import new_compressor
 
 
-def given_back(tar: bytes) -> bytes:
-    """What a recipe of ``tar`` makes of ``tar``'s own files, each taken from the place that the recipe says."""
+def restore(tar: bytes) -> bytes:
+    """Restore ``tar`` by its recipe from its own files, each read at the path that the recipe names."""
     out = io.BytesIO()
     make_recipe(io.BytesIO(tar), out)
     out.seek(0)
@@ -44,24 +44,24 @@ quick = settings(max_examples=60)
 
 @quick
 @given(st.lists(members(), max_size=5), st.binary(max_size=700))
-def test_what_the_writer_writes_and_junk_behind_it(written: list[dict[str, Any]], junk: bytes) -> None:
+def test_tars_of_the_writer_with_trailing_junk(written: list[dict[str, Any]], junk: bytes) -> None:
     tar = archive(written) + junk
-    assert tar == given_back(tar)
+    assert restore(tar) == tar
 
 
 @quick
 @given(archives())
-def test_archives_that_are_almost_right(tar: bytes) -> None:
+def test_slightly_malformed_archives(tar: bytes) -> None:
     try:
-        found = given_back(tar)
+        found = restore(tar)
     except LamellaError:
-        return  # what cannot be read has no recipe
+        return  # an unreadable tar has no recipe
     assert tar == found
 
 
 @pytest.mark.parametrize("tar", list(seeds()))
-def test_every_dialect(tar: bytes) -> None:
-    assert tar == given_back(tar)
+def test_every_tar_dialect(tar: bytes) -> None:
+    assert restore(tar) == tar
 
 
 def tree_tar() -> bytes:
@@ -99,24 +99,24 @@ def unpacked(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_directory_gives_the_blob_back(unpacked: Path) -> None:
+def test_a_directory_restores_the_blob(unpacked: Path) -> None:
     restore_blob(unpacked / "recipe", unpacked / "tree", unpacked / "again")
     assert (unpacked / "blob").read_bytes() == (unpacked / "again").read_bytes()
 
 
-def test_so_does_the_tar_compressed_another_way(unpacked: Path) -> None:
+def test_a_differently_compressed_tar_restores_the_blob(unpacked: Path) -> None:
     (unpacked / "plain").write_bytes(tree_tar())
     restore_blob(unpacked / "recipe", unpacked / "plain", unpacked / "again")
     assert (unpacked / "blob").read_bytes() == (unpacked / "again").read_bytes()
 
 
-def test_what_the_layer_replaces_is_in_the_recipe(unpacked: Path) -> None:
+def test_entries_that_the_layer_replaces_are_in_the_recipe(unpacked: Path) -> None:
     with (unpacked / "recipe").open("rb") as file:
         files = [one.path for one in RecipeReader(file).segments() if isinstance(one, FileSegment)]
     assert files == ["d/a", "d/b", "file/below", "sparse"]
 
 
-def test_the_first_file_that_differs_is_named_and_nothing_is_left(unpacked: Path) -> None:
+def test_the_first_differing_file_is_named_and_no_output_is_left(unpacked: Path) -> None:
     changed = bytearray((unpacked / "tree/d/b").read_bytes())
     changed[5] ^= 1
     (unpacked / "tree/d/b").write_bytes(changed)
@@ -128,7 +128,7 @@ def test_the_first_file_that_differs_is_named_and_nothing_is_left(unpacked: Path
     assert not (unpacked / "again").exists()
 
 
-def test_a_link_does_not_lead_out_of_the_directory(unpacked: Path) -> None:
+def test_a_link_cannot_escape_the_directory(unpacked: Path) -> None:
     (unpacked / "tree/d").rename(unpacked / "outside")
     (unpacked / "tree/d").symlink_to(unpacked / "outside")
     with pytest.raises(LamellaError):
@@ -146,7 +146,7 @@ def test_another_tar_is_refused(unpacked: Path) -> None:
         restore_blob(unpacked / "recipe", unpacked / "plain", unpacked / "out")
 
 
-def test_a_recipe_that_is_cut_or_changed_is_refused(unpacked: Path) -> None:
+def test_a_truncated_or_modified_recipe_is_refused(unpacked: Path) -> None:
     whole = (unpacked / "recipe").read_bytes()
     for damaged in (whole[:4], whole[:-3], whole + b"x", whole[:40] + bytes([whole[40] ^ 4]) + whole[41:]):
         (unpacked / "recipe").write_bytes(damaged)
@@ -154,7 +154,7 @@ def test_a_recipe_that_is_cut_or_changed_is_refused(unpacked: Path) -> None:
             restore_blob(unpacked / "recipe", unpacked / "tree", unpacked / "again")
 
 
-def test_members_each_have_their_compressor(tmp_path: Path) -> None:
+def test_each_gzip_member_has_its_own_compressor(tmp_path: Path) -> None:
     tar = tree_tar()
     blob = gzipped(tar[:1000]) + gzipped(b"") + gzipped(tar[1000:])
     (tmp_path / "blob").write_bytes(blob)
@@ -171,19 +171,19 @@ LEVELS = (1, *range(4, 10))
 @given(
     st.lists(st.binary(max_size=60), max_size=12), st.integers(0, 3000), st.sampled_from(LEVELS), st.integers(1, 50_000)
 )
-def test_gos_deflate_is_read_by_zlib_and_the_same_in_pieces(
+def test_zlib_reads_the_output_of_gos_deflate_whole_and_in_pieces(
     parts: list[bytes], times: int, level: int, step: int
 ) -> None:
     data = b"".join(parts * times)[:150_000]
     whole = new_compressor(f"go {level}", len(data))
     out = bytes(whole.compress(data)) + whole.flush()
-    assert data == zlib.decompress(out, -15)
+    assert zlib.decompress(out, -15) == data
     pieces = new_compressor(f"go {level}", len(data))
     parts = [bytes(pieces.compress(data[at : at + step])) for at in range(0, len(data), step)]
     assert out == b"".join((*parts, pieces.flush()))
 
 
-def test_an_unknown_compressor_is_said_to_be_one() -> None:
+def test_an_unknown_compressor_is_reported() -> None:
     for name in ("zlib", "zlib 10", "go 2", "zstd 3 fast", "x 1", "pigz 6 6", ""):
         with pytest.raises(Unsupported):
             new_compressor(name, 0)

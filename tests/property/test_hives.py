@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hives of any shape come back as they were written, and merge as the rules on paper say."""
+"""Hives of any shape survive writing and reading, and merge by the documented rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamella.formats.regf.keys import DEFAULT_SECURITY, fold
 
 LETTERS = st.sampled_from(
     "aAbBßÿŸäÄµ\u03bc日/ \0\U0001f4be\ud800"
-)  # two halves of a letter would come back as one letter
+)  # adjacent halves of a surrogate pair would be read as one character
 NAMES = st.text(LETTERS, min_size=1, max_size=3)
 CONTENTS = st.one_of(st.binary(max_size=9), st.sampled_from([16344, 16345, 33_000]).map(bytes))
 TIMES = st.integers(0, (1 << 64) - 1)
@@ -26,7 +26,7 @@ VALUES = st.lists(
 
 
 class Plain(NamedTuple):
-    """A key as the rules on paper see it: no class of the code under test but for values."""
+    """A key of the model, which shares only the class of values with the code under test."""
 
     name: str
     facts: tuple[int, bytes, str, int, int]  # time, security, class, flags, control
@@ -86,7 +86,7 @@ def sorted_plain(key: Plain) -> Plain:
 
 
 def on_paper(base: Plain | None, delta: Plain) -> Plain:
-    """Merge by the table: one row for each kind of key, read from top to bottom."""
+    """Merge by the table of the documentation: one row for each kind of key, from top to bottom."""
     below: Any = base if delta.layering != 3 else None
     values = {fold(value.name): value for value in (below.values if below and delta.layering == 0 else [])}
     for value in delta.values:
@@ -116,7 +116,7 @@ def on_paper(base: Plain | None, delta: Plain) -> Plain:
 
 @settings(max_examples=80)
 @given(trees(marks=True))
-def test_a_hive_comes_back_as_it_was_written(root: Plain) -> None:
+def test_a_hive_survives_writing_and_reading(root: Plain) -> None:
     data = encode_hive(built(root))
     hive = Hive(data, layered=True)
     assert sorted_plain(root) == seen(hive.root_key)
@@ -137,7 +137,7 @@ def test_merging_follows_the_rules(base: Plain, delta: Plain) -> None:
 
 @settings(max_examples=60)
 @given(trees(marks=False), trees(marks=True), trees(marks=True))
-def test_deltas_can_be_laid_over_one_by_one_or_all_at_once(base: Plain, first: Plain, second: Plain) -> None:
+def test_deltas_can_be_merged_one_by_one_or_all_at_once(base: Plain, first: Plain, second: Plain) -> None:
     first, second = (one._replace(layering=0 if one.layering == 1 else one.layering) for one in (first, second))
     step = merge_keys(built(base), built(first))
     written = Hive(encode_hive(step)).root_key
@@ -145,7 +145,7 @@ def test_deltas_can_be_laid_over_one_by_one_or_all_at_once(base: Plain, first: P
 
 
 @given(st.text(LETTERS, max_size=5), st.text(LETTERS, max_size=5))
-def test_folded_names_sort_by_their_units(first: str, second: str) -> None:
+def test_folded_names_sort_by_their_utf16_units(first: str, second: str) -> None:
     def units(name: str) -> list[int]:
         raw = fold(name).encode("utf-16-le", "surrogatepass")
         return [int.from_bytes(raw[at : at + 2], "little") for at in range(0, len(raw), 2)]

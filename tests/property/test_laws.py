@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The laws of the neck: each operation undoes, repeats or agrees with another, whatever the layers."""
+"""Laws of changes for all layers: operations that invert, repeat or agree with each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def copy(tree: MemoryTree) -> MemoryTree:
 
 
 def without_holes(tree: MemoryTree) -> list[str]:
-    """Whether zeros are written out is no difference that a diff sees."""
+    """Return a dump in which zeros and holes are equal, as in a diff."""
     return list(dump(walk(tree), extents=False))
 
 
@@ -50,19 +50,19 @@ def test_an_exact_diff_applied_to_the_lower_tree_gives_the_upper(
     lower, upper = pair
     changes = list(diff(lower, upper, exact=True, parents=parents))
 
-    assert without_holes(upper) == without_holes(apply(changes, MemorySink(copy(lower))))
+    assert without_holes(apply(changes, MemorySink(copy(lower)))) == without_holes(upper)
 
 
 @given(tree_pairs(times=WHOLE_TIMES))
-def test_times_of_whole_seconds_are_never_trusted(pair: tuple[MemoryTree, MemoryTree]) -> None:
+def test_equal_times_of_whole_seconds_do_not_prove_equal_content(pair: tuple[MemoryTree, MemoryTree]) -> None:
     lower, upper = pair
     changes = list(diff(lower, upper))
 
-    assert without_holes(upper) == without_holes(apply(changes, MemorySink(copy(lower))))
+    assert without_holes(apply(changes, MemorySink(copy(lower)))) == without_holes(upper)
 
 
 @given(tree_pairs())
-def test_a_diff_names_each_path_once_and_states_the_way_to_it_first(pair: tuple[MemoryTree, MemoryTree]) -> None:
+def test_a_diff_names_each_path_once_and_after_its_parents(pair: tuple[MemoryTree, MemoryTree]) -> None:
     lower, upper = pair
     named: set[str] = {""}
     for change in diff(lower, upper, exact=True):
@@ -101,35 +101,35 @@ def field(line: str, number: int) -> str:
 
 
 @given(trees())
-def test_a_tree_differs_from_itself_in_nothing(tree: MemoryTree) -> None:
+def test_a_tree_does_not_differ_from_itself(tree: MemoryTree) -> None:
     assert not list(diff(tree, tree, exact=True))
     assert not list(diff(tree, copy(tree), exact=True))
 
 
 @given(trees())
-def test_a_diff_from_nothing_is_the_whole_tree(tree: MemoryTree) -> None:
+def test_a_diff_from_an_empty_tree_is_the_whole_tree(tree: MemoryTree) -> None:
     assert lines(walk(tree)) == lines(diff(None, tree))
 
 
 @given(contents(), contents())
-def test_contents_are_the_same_when_their_bytes_are(one: Content, other: Content) -> None:
+def test_contents_are_equal_if_their_bytes_are(one: Content, other: Content) -> None:
     expected = b"".join(map(bytes, dense(one))) == b"".join(map(bytes, dense(other)))
 
-    assert expected == same_bytes(one, other)
+    assert same_bytes(one, other) == expected
 
 
 @settings(max_examples=200)
 @given(layers(symlinks=True))
-def test_a_dump_read_back_is_what_was_dumped(layer: list[Change]) -> None:
-    assert layer == list(parse_dump(dump(layer, inline=1 << 20)))
+def test_a_dump_survives_writing_and_reading(layer: list[Change]) -> None:
+    assert list(parse_dump(dump(layer, inline=1 << 20))) == layer
     assert list(dump(layer)) == list(dump(parse_dump(dump(layer))))
 
 
 @given(st.binary(max_size=12), posix(Kind.SYMLINK))
-def test_any_bytes_can_stand_in_a_dump(raw: bytes, facet: object) -> None:
+def test_a_dump_can_contain_any_bytes(raw: bytes, facet: object) -> None:
     text = raw.decode("utf-8", "surrogateescape")
 
-    assert text == unescape(escape(text))
+    assert unescape(escape(text)) == text
     assert escape(text).isascii()
     assert " " not in escape(text)
     assert [Whiteout(LayerPath(text))] == list(parse_dump(dump([Whiteout(LayerPath(text))])))
@@ -170,7 +170,7 @@ MORE = (
     st.sampled_from(["", "put file 0644 0:0 1.5 a", "put symlink - - - a", "link a", "stream a"]),
     st.lists(st.one_of(st.sampled_from(MORE), st.sampled_from(WORDS), st.text(max_size=5)), max_size=5),
 )
-def test_a_line_is_read_or_refused(start: str, words: list[str]) -> None:
+def test_any_line_of_a_dump_is_read_or_refused(start: str, words: list[str]) -> None:
     try:
         changes = list(parse_dump([" ".join([start, *words])]))
     except InvalidInput:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What layers mean, said once more as plainly as can be, and compared with what the neck makes of them.
+"""Merged layers against a plain model.
 
-The model keeps what a layer puts and what it still sees of the layers below in two dictionaries, and looks at
-everything for each change. It knows nothing of symbolic links.
+The model keeps the files of the layer and the visible files of the lower layers in two dictionaries, and scans both for
+each change. It ignores symbolic links.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Parts: TypeAlias = tuple[str, ...]
 
 @dataclass(eq=False)
 class File:
-    """A file under however many names."""
+    """A file, under one or more names."""
 
     entry: Entry
     content: Content | None = None
@@ -40,7 +40,7 @@ class File:
 
 @dataclass
 class Layer:
-    """One layer on its way. None in ``mine`` is a directory that the layer only leads through."""
+    """One layer while it is applied. None in ``mine`` is an implied directory."""
 
     lower: dict[Parts, File]
     mine: dict[Parts, File | None] = field(default_factory=dict)
@@ -197,13 +197,13 @@ def outcome_of_merge(stack: list[list[Change]]) -> Facts | type[LamellaError]:
 @example([[directory("a")], [link("a", "a")]])
 @example([[file("a")], [link("a/b", "a")]])
 @example([[file("a", b"x"), link("b", "a")], [file("a", b"y")], [whiteout("b")]])
-def test_merging_a_stack_gives_what_the_model_says(stack: list[list[Change]]) -> None:
+def test_merging_a_stack_agrees_with_the_model(stack: list[list[Change]]) -> None:
     assert outcome_of_model(stack) == outcome_of_merge(stack)
 
 
 @settings(max_examples=200)
 @given(stacks(), st.randoms(use_true_random=False))
-def test_markers_mean_the_same_wherever_they_stand_in_their_layer(stack: list[list[Change]], random: Random) -> None:
+def test_the_position_of_markers_in_their_layer_does_not_matter(stack: list[list[Change]], random: Random) -> None:
     shuffled = []
     for layer in stack:
         rest: list[Change] = [change for change in layer if not isinstance(change, (Whiteout, Opaque))]

@@ -42,7 +42,7 @@ def descriptors(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=60)
 @given(descriptors(), st.lists(descriptors(), max_size=3), UNKNOWN, st.randoms(use_true_random=False))
-def test_nothing_of_a_manifest_is_lost_and_the_order_of_known_keys_does_not_matter(
+def test_a_manifest_loses_nothing_and_accepts_any_order_of_known_keys(
     config: dict[str, Any], layers: list[dict[str, Any]], unknown: dict[str, Any], random: Any
 ) -> None:
     document = {"schemaVersion": 2, "config": config, "layers": layers}
@@ -51,17 +51,17 @@ def test_nothing_of_a_manifest_is_lost_and_the_order_of_known_keys_does_not_matt
     shuffled = {key: document[key] for key in keys} | unknown
     written = encode(decode_manifest(json.dumps(shuffled).encode()))
     assert {**document, **unknown} == json.loads(written)
-    assert written == encode(decode_manifest(written))
-    assert written == encode(decode_manifest(json.dumps({**document, **unknown}).encode()))
+    assert encode(decode_manifest(written)) == written
+    assert encode(decode_manifest(json.dumps({**document, **unknown}).encode())) == written
     assert not any(character in written for character in b"<>&")
 
 
 @settings(max_examples=60)
 @given(st.lists(descriptors(), max_size=4))
-def test_nothing_of_an_index_is_lost(manifests: list[dict[str, Any]]) -> None:
+def test_an_index_loses_nothing(manifests: list[dict[str, Any]]) -> None:
     document = {"schemaVersion": 2, "manifests": manifests}
     index = decode_index(json.dumps(document, ensure_ascii=False).encode())
-    assert document == json.loads(encode(index))
+    assert json.loads(encode(index)) == document
     assert all(type(entry.digest) is Digest for entry in index.manifests)
 
 
@@ -75,7 +75,7 @@ COMPONENTS = st.from_regex(r"[a-z0-9]{1,8}((\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}",
     st.one_of(st.just(""), st.from_regex(r":[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True)),
     st.one_of(st.just(""), DIGESTS.map(lambda digest: f"@{digest}")),
 )
-def test_a_reference_is_the_one_that_its_full_and_its_familiar_form_write(
+def test_the_full_and_the_familiar_form_parse_to_the_same_reference(
     registry: str, repository: str, tag: str, digest: str
 ) -> None:
     reference = parse_reference(registry + repository + tag + digest)
@@ -96,7 +96,7 @@ PLATFORMS = st.builds(
 
 @settings(max_examples=150)
 @given(PLATFORMS, st.lists(PLATFORMS, max_size=6))
-def test_what_is_chosen_matches_and_what_is_wanted_exactly_wins(wanted: Platform, offers: list[Platform]) -> None:
+def test_the_chosen_platform_matches_and_an_exact_match_wins(wanted: Platform, offers: list[Platform]) -> None:
     chosen = best_match(wanted, [(offer, at) for at, offer in enumerate(offers)])
     assert (chosen is None) == (not any(matches(wanted, offer) for offer in offers))
     if chosen is not None:
@@ -104,4 +104,4 @@ def test_what_is_chosen_matches_and_what_is_wanted_exactly_wins(wanted: Platform
     exact = best_match(wanted, [*((offer, False) for offer in offers if offer != wanted), (wanted, True)])
     assert exact is not None
     assert matches(wanted, wanted)
-    assert wanted == parse_platform(str(wanted))
+    assert parse_platform(str(wanted)) == wanted

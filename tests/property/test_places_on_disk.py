@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees that are written to a directory or a tar and read back are the trees that they were."""
+"""Trees survive being written to a directory or a tar and read again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lines(changes: Source) -> list[str]:
 @pytest.mark.root
 @settings(max_examples=60)
 @given(trees())
-def test_a_tree_written_to_a_directory_reads_back_the_same(tree: MemoryTree) -> None:
+def test_a_tree_survives_writing_to_a_directory(tree: MemoryTree) -> None:
     with tempfile.TemporaryDirectory() as root:
         losses = apply(walk(tree), DirectorySink(root))
         assert list(losses) == []
@@ -57,7 +57,7 @@ def reads(data: bytes) -> Source:
 
 
 def linkable(layer: list[Change]) -> bool:
-    """Whether each hard link leads to another file that stands before it: else no header can repeat its metadata."""
+    """Return whether every hard link has an earlier target at another path, whose metadata its header can repeat."""
     files = set()
     for change in layer:
         if isinstance(change, Link):
@@ -71,13 +71,13 @@ def linkable(layer: list[Change]) -> bool:
 
 @settings(max_examples=200)
 @given(layers(symlinks=True, times=WHOLE_TIMES).filter(linkable))
-def test_a_layer_written_as_a_tar_reads_back_the_same(layer: list[Change]) -> None:
+def test_a_layer_survives_writing_as_a_tar(layer: list[Change]) -> None:
     assert lines(layer) == lines(reads(written(layer)))
 
 
 @settings(max_examples=60)
 @given(layers(symlinks=True).filter(linkable))
-def test_fractions_of_seconds_are_kept_where_asked(layer: list[Change]) -> None:
+def test_fractions_of_seconds_are_kept_on_request(layer: list[Change]) -> None:
     assert lines(layer) == lines(reads(written(layer, subsecond=True)))
 
 
@@ -85,4 +85,4 @@ def test_fractions_of_seconds_are_kept_where_asked(layer: list[Change]) -> None:
 @given(layers(symlinks=True).filter(linkable))
 def test_a_tar_read_and_written_again_has_the_same_bytes(layer: list[Change]) -> None:
     data = written(layer)
-    assert data == written(reads(data))
+    assert written(reads(data)) == data

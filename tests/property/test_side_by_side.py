@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that are unpacked side by side come to the tree that one after the other makes."""
+"""Layers unpacked in parallel give the same tree as layers unpacked one after the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lamella.testing.strategies import stacks
 
 @contextmanager
 def no_layer_knows_its_parent(layers: int) -> Iterator[None]:
-    """Unpack all layers before the first is committed, in threads."""
+    """Unpack all layers in threads before the first one is committed."""
     barrier = threading.Barrier(layers, timeout=20)
     make, wait = _Unpacking._make, _Unpacking._wait_for
     met: set[int] = set()
@@ -90,7 +90,7 @@ def entries_of(tree: Tree) -> Iterator[Entry]:
 
 
 def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], list[str], Unpacked]:
-    """The tree of an image unpacked a layer at a time, and side by side, and what came of the latter."""
+    """Return the trees of an image unpacked serially and in parallel, and the results of the latter."""
     trees = []
     unpacked: Unpacked | None = None
     with tempfile.TemporaryDirectory() as root, Store.open(Path(root) / "store") as store, ExitStack() as after:
@@ -118,10 +118,10 @@ def both(tars: list[bytes], snapshotter: str = "overlayfs") -> tuple[list[str], 
 @pytest.mark.root
 @settings(max_examples=40)
 @given(stacks().filter(lambda stack: 2 <= len(stack) <= 4), st.sampled_from(["overlayfs", "erofs"]))
-def test_any_layers_come_to_the_same_tree(stack: list[list[Change]], snapshotter: str) -> None:
+def test_parallel_and_serial_unpacking_agree_for_any_layers(stack: list[list[Change]], snapshotter: str) -> None:
     try:
         tars = [written(layer) for layer in stack]
-    except LamellaError:  # a link to what a lower layer has
+    except LamellaError:  # a link to a file of a lower layer
         tars = [written([change for change in layer if not isinstance(change, Link)]) for layer in stack]
     one, beside, _ = both(tars, snapshotter)
     assert one == beside
@@ -163,7 +163,7 @@ def test_any_layers_come_to_the_same_tree(stack: list[list[Change]], snapshotter
     ],
 )
 @pytest.mark.parametrize("snapshotter", ["overlayfs", "erofs"])
-def test_what_depends_on_the_layer_below_is_unpacked_over_it(
+def test_a_layer_that_depends_on_a_lower_one_is_unpacked_over_it(
     upper: list[Change], again: bool, snapshotter: str
 ) -> None:
     lower: list[Change] = [
@@ -182,7 +182,7 @@ def test_what_depends_on_the_layer_below_is_unpacked_over_it(
 
 
 def tar_with_links(changes: list[Change]) -> bytes:
-    """A tar that may have a hard link to a file that is not in it."""
+    """Return a tar that may have a hard link to a file that it does not contain."""
     links = [change for change in changes if isinstance(change, Link)]
     if not links:
         return written(changes)

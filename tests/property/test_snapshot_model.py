@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is asked of a snapshotter, in whatever order, it answers as a plain model does."""
+"""A snapshotter agrees with a plain model, for any sequence of operations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written is read again, however it comes in pieces, whoever compressed it, however many threads there are."""
+"""Compressed streams survive writing and reading with any piece size, compressor and number of threads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def piece(kind: str, at: int, size: int) -> bytes:
 def written(
     tar: bytes, steps: Sequence[int], compression: str, level: int | None, threads: int
 ) -> tuple[bytes, BlobFacts]:
-    """Write in blocks so small that every tar has several."""
+    """Use blocks so small that every tar has several."""
     out = io.BytesIO()
     with (
         mock.patch.object(blob_writer, "BLOCK_SIZE", BLOCK),
@@ -64,7 +64,7 @@ def read(blob: BinaryIO, small: int) -> tuple[bytes, BlobFacts]:
 
 @settings(max_examples=60)
 @given(tars, steps, st.sampled_from(COMPRESSIONS), st.sampled_from([None, 1, 3, 6]))
-def test_the_same_bytes_come_out_whatever_the_threads_and_pieces(
+def test_the_output_does_not_depend_on_threads_and_pieces(
     tar: bytes, steps: list[int], compression: str, level: int | None
 ) -> None:
     level = None if compression == "none" else level
@@ -98,9 +98,7 @@ def test_members_and_frames_are_read_as_one_stream(parts: list[bytes], compressi
 
 @settings(max_examples=60)
 @given(tars, st.sampled_from(COMPRESSIONS), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=8))
-def test_any_part_of_the_stream_is_what_lies_there(
-    tar: bytes, compression: str, wanted: list[tuple[float, float]]
-) -> None:
+def test_any_range_of_the_stream_can_be_read(tar: bytes, compression: str, wanted: list[tuple[float, float]]) -> None:
     blob = PACK[compression](tar)
     with SeekableBlob(lambda: io.BytesIO(blob)) as seekable:
         for one, two in wanted:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Surgery by the command line: in whatever order it is done, what an image holds stays, and digests follow from it."""
+"""Surgery by the command line keeps the content of images and gives reproducible digests, in any order."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ STEPS = st.lists(
 
 
 def lamella(*arguments: str, status: int = 0) -> dict[str, Any]:
-    """Do what a person would type, and return what it printed."""
+    """Run a command line and return its output."""
     with contextlib.redirect_stdout(io.StringIO()) as told:
-        assert status == run([*arguments, "--json"])
+        assert run([*arguments, "--json"]) == status
     found: dict[str, Any] = json.loads(told.getvalue() or "{}")
     return found
 
@@ -44,7 +44,7 @@ def digest(image: str) -> str:
 
 
 def base_of(directory: str, stack: list[list[Change]]) -> str:
-    """An image of these layers, which were written as `lamella diff` writes them."""
+    """Write an image of ``layers``, as `lamella diff` writes layers."""
     blobs = []
     for number, layer in enumerate(stack):
         blobs.append(f"{directory}/{number}.tar.gz")
@@ -58,7 +58,7 @@ def base_of(directory: str, stack: list[list[Change]]) -> str:
 
 
 def changed(source: str, step: list[str], tag: str) -> str:
-    """Do one step; what comes of it is beside the source."""
+    """Run one step; its result is written beside the source."""
     verb, *options = step
     target = f"{source.rpartition(':')[0]}:{tag}"
     if verb == "flatten":
@@ -70,7 +70,7 @@ def changed(source: str, step: list[str], tag: str) -> str:
 
 @settings(max_examples=25)
 @given(stacks(symlinks=True), STEPS)
-def test_what_an_image_holds_stays_and_the_same_steps_give_the_same_digest(
+def test_content_stays_and_the_same_steps_give_the_same_digest(
     stack: list[list[Change]], steps: list[list[str]]
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -88,7 +88,7 @@ def test_what_an_image_holds_stays_and_the_same_steps_give_the_same_digest(
 
 @settings(max_examples=10)
 @given(stacks(symlinks=True), COMPRESSIONS, st.data())
-def test_a_rebased_image_can_be_put_back(stack: list[list[Change]], how: str, data: st.DataObject) -> None:
+def test_a_rebase_can_be_reverted(stack: list[list[Change]], how: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:
         base = base_of(directory, stack)
         name = base.rpartition(":")[0]
@@ -98,4 +98,4 @@ def test_a_rebased_image_can_be_put_back(stack: list[list[Change]], how: str, da
         bases = [base, f"{name}:other"]
         for old, new in (bases, bases[::-1]):
             lamella("rebase", f"{name}:app", f"{name}:app", "--old-base", old, "--new-base", new)
-        assert before == digest(f"{name}:app")
+        assert digest(f"{name}:app") == before

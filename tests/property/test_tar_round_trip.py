@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the writer writes the reader reads, in buffers of any size, and other readers read alike."""
+"""The reader reads tars of the writer in buffers of any size, and agrees with other readers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECOND = 1_000_000_000
 
 characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.integers(0xDC80, 0xDCFF).map(chr)
 names = st.text(st.sampled_from("ab./é") | characters, min_size=1, max_size=300).map(
-    # what escapes bytes must not itself spell UTF-8, or it would not come back the same
+    # escaped bytes must not spell valid UTF-8, which would be read as characters
     lambda text: text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 )
 keys = st.text(st.sampled_from("abc.é "), max_size=20).map(lambda text: "VENDOR." + text)
@@ -69,7 +69,7 @@ def stored_time(member: dict[str, Any]) -> int:
 
 @settings(max_examples=150)
 @given(st.lists(members(), max_size=5), st.integers(1, 8).map(lambda blocks: blocks * 512))
-def test_the_reader_gives_back_what_was_written(written: list[dict[str, Any]], step: int) -> None:
+def test_the_reader_returns_the_written_members(written: list[dict[str, Any]], step: int) -> None:
     found = read(archive(written), step)
     assert len(written) == len(found)
     for expected, one in zip(written, found, strict=True):
@@ -86,7 +86,7 @@ def test_the_reader_gives_back_what_was_written(written: list[dict[str, Any]], s
 
 @settings(max_examples=60)
 @given(st.lists(members(), max_size=4))
-def test_tarfile_reads_the_same(written: list[dict[str, Any]]) -> None:
+def test_tarfile_reads_the_same_members(written: list[dict[str, Any]]) -> None:
     with tarfile.open(fileobj=io.BytesIO(archive(written))) as other:
         found = other.getmembers()
     assert len(written) == len(found)
@@ -102,7 +102,7 @@ def test_tarfile_reads_the_same(written: list[dict[str, Any]]) -> None:
 
 @settings(max_examples=60)
 @given(members(), st.integers(0, 4000))
-def test_an_archive_cut_short_is_whole_up_to_a_member_or_refused(member: dict[str, Any], cut: int) -> None:
+def test_a_truncated_archive_ends_at_a_member_or_is_refused(member: dict[str, Any], cut: int) -> None:
     whole = archive([member, member])
     kept = len(whole) - min(cut, len(whole))
     one = (len(whole) - 1024) // 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All views of a stack agree: merged, unpacked, flattened, kept apart as an overlay's, carried by tars, diffed."""
+"""All views of a stack agree: merged, unpacked, flattened, as overlay layers, as tars, diffed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Stack = list[list[Change]]
 
 @contextmanager
 def bare() -> Iterator[Path]:
-    """A directory with the metadata of a root that no layer states."""
+    """Create a directory with the default metadata of a root."""
     with tempfile.TemporaryDirectory() as above:
         root = Path(above, "root")
         root.mkdir(mode=0o755)
@@ -53,7 +53,7 @@ def through_tar(changes: Source) -> Source:
 
 @settings(max_examples=80)
 @given(stacks(symlinks=True))
-def test_the_merged_view_is_what_unpacking_gives(stack: Stack) -> None:
+def test_the_merged_view_equals_the_unpacked_tree(stack: Stack) -> None:
     with bare() as root:
         unpack(stack, root)
         with DirectoryTree(root) as unpacked:
@@ -62,7 +62,7 @@ def test_the_merged_view_is_what_unpacking_gives(stack: Stack) -> None:
 
 @settings(max_examples=60)
 @given(stacks(symlinks=True, times=WHOLE_TIMES))
-def test_the_flattened_layer_unpacks_to_the_same(stack: Stack) -> None:
+def test_the_flattened_layer_unpacks_to_the_same_tree(stack: Stack) -> None:
     merged = merge(stack)
     with bare() as root:
         apply(through_tar(walk(merged)), DirectorySink(root))
@@ -72,7 +72,7 @@ def test_the_flattened_layer_unpacks_to_the_same(stack: Stack) -> None:
 
 @settings(max_examples=80)
 @given(tree_pairs(times=WHOLE_TIMES))
-def test_a_diff_of_directories_goes_through_a_tar_and_gives_the_upper_one(pair: tuple[MemoryTree, MemoryTree]) -> None:
+def test_a_diff_of_directories_survives_a_tar_and_gives_the_upper_one(pair: tuple[MemoryTree, MemoryTree]) -> None:
     lower, upper = pair
     with bare() as one, bare() as other, bare() as target:
         for root, tree in ((one, lower), (other, upper), (target, lower)):
@@ -87,7 +87,7 @@ def test_a_diff_of_directories_goes_through_a_tar_and_gives_the_upper_one(pair: 
 
 
 def plain(change: Change, tree: MemoryTree) -> str:
-    """``change`` with the content that ``tree`` has, to be compared with a diff of trees in memory."""
+    """Return ``change`` with its content from ``tree``, for comparison with a diff of in-memory trees."""
     if isinstance(change, Put) and change.content is not None:
         change = Put(change.entry, tree.open(change.entry.path))
     return f"{change}"
@@ -95,7 +95,7 @@ def plain(change: Change, tree: MemoryTree) -> str:
 
 @settings(max_examples=40)
 @given(tree_pairs())
-def test_directories_are_compared_as_trees_in_memory_are(pair: tuple[MemoryTree, MemoryTree]) -> None:
+def test_directories_and_in_memory_trees_have_the_same_diff(pair: tuple[MemoryTree, MemoryTree]) -> None:
     lower, upper = pair
     with bare() as one, bare() as other:
         apply(walk(lower), DirectorySink(one))
@@ -103,5 +103,5 @@ def test_directories_are_compared_as_trees_in_memory_are(pair: tuple[MemoryTree,
         with DirectoryTree(one) as before, DirectoryTree(other) as after:
             for exact in (False, True):
                 expected = [f"{change}" for change in diff(lower, upper, exact=exact)]
-                assert expected == [plain(change, upper) for change in diff(before, after, exact=exact)]
+                assert [plain(change, upper) for change in diff(before, after, exact=exact)] == expected
             assert text(fold(walk(after))) == text(upper)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any Windows layer that can be applied comes back from its folder with the same bytes."""
+"""Every Windows layer that can be applied is restored from its folder byte for byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lamella.layers.windows.tar_source import windows_tar_changes
 from lamella.paths import LayerPath
 
 REFUSED = ("is not a directory", "occurs twice", "has files in it", "is a directory")
-"""What NTFS cannot do with some layers: files in links or files, hard links to directories."""
+"""Layers that NTFS cannot store: files below links or files, hard links to directories."""
 
 TOP = Put(Entry(LayerPath("Files"), Kind.DIRECTORY, None, 0, "", Windows(0x10, write_time=0)), None)
 
@@ -79,14 +79,14 @@ def test_a_layer_keeps_its_bytes_in_a_folder(
 
     with FolderChanges(layer) as found:
         apply(found, WindowsTarSink(take, lookup=found.lookup))
-        assert data == bytes(out)
+        assert bytes(out) == data
         reader = FramingReader(io.BytesIO(framing), found)
         assert framed == b"".join(map(bytes, reader.pieces()))
         assert Digest.of(framed) == reader.diff_id
 
 
 def with_odd_bytes(data: bytes, odd: bytes) -> bytes:
-    """``data`` with bytes where readers do not look: behind the end, and in the owner's name of the first header."""
+    """Return ``data`` with bytes that readers ignore: after the end, and in the owner name of the first header."""
     first = bytearray(data[:512])
     first[265 : 265 + len(odd)] = odd
     return with_checksum(first) + data[512:] + odd * 100

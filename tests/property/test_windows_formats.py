@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What NTFS keeps beside content comes back from its bytes as it went in; so do whole Windows layers."""
+"""NTFS metadata and whole Windows layers survive encoding and decoding."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_times(count: int) -> None:
 
 
 @given(st.integers(0, 208_678_456_368_547_758))
-def test_overflowed_times_can_be_told(count: int) -> None:
+def test_overflowed_times_are_detected(count: int) -> None:
     ns = filetime.ns_from_ticks(count)
     assert filetime.unwrap(filetime.wrap(ns)) == ns
 
@@ -130,7 +130,7 @@ ads_names = st.text(st.characters(exclude_characters="\0:/\\", exclude_categorie
 
 @st.composite
 def contents(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]] | None, bytes]:
-    """Size, extents, and what is in them."""
+    """Size, extents and their data."""
     if draw(st.booleans()):
         data = draw(st.binary(max_size=50))
         return len(data), None, data
@@ -207,7 +207,7 @@ untyped_names = ads_names.filter(lambda name: not name.endswith("$DATA"))
 
 @st.composite
 def layers(draw: st.DrawFn) -> list[Change]:
-    """A layer with every kind of change, no name twice in any case."""
+    """A layer with every kind of change, in which no two names differ only in case."""
     changes: list[Change] = []
     seen: set[str] = set()
     linkable: list[LayerPath] = []
@@ -263,7 +263,7 @@ def read(data: bytes, step: int) -> list[Change]:
 
 @settings(max_examples=150)
 @given(layers(), st.integers(1, 8).map(lambda blocks: blocks * 512))
-def test_a_layer_comes_back_from_its_tar_as_it_went_in(layer: list[Change], step: int) -> None:
+def test_a_layer_survives_its_tar_unchanged(layer: list[Change], step: int) -> None:
     data = written(layer)
     found = read(data, step)
     assert list(dump(layer, inline=1 << 20)) == list(dump(found, inline=1 << 20))

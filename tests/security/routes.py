@@ -122,7 +122,7 @@ def as_an_image(target: Path, work: Path, tars: list[bytes]) -> Mapping[str, str
     try:
         lamella("unpack", "-q", image_of(work / "image", map(gzipped, tars), tars), target)
     except CommandFailed:
-        assert beside == set(target.parent.iterdir())
+        assert set(target.parent.iterdir()) == beside
         raise
     assert {*beside, target} == set(target.parent.iterdir())
     return listing(target)

@@ -116,7 +116,7 @@ def test_more_than_the_file_system_has_room_for_is_told(target: Path) -> None:
     held = os.listxattr(target / "f")
     lost = [text.rpartition(" ")[2] for text in told(losses)]
     assert xattrs.keys() == {*held, *lost}
-    assert {"f", "g"} == listing(target).keys()
+    assert listing(target).keys() == {"f", "g"}
 
 
 @pytest.mark.root
@@ -143,7 +143,7 @@ def test_a_file_system_without_attributes_loses_them_out_loud(owners: Owners, ta
         "d: extended attribute user.y",
         "null: character device",
     ]
-    assert expected == lost
+    assert lost == expected
     assert held == {"f": "644 layer", "d": "directory 755", "d/g": "644 layer", "l": "-> f"}
 
 

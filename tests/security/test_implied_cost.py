@@ -35,7 +35,7 @@ from lamella.layers.stack import LayerStack
 from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.names import Spelling
 from lamella.layers.windows.sink import WindowsSink
-from lamella.paths import LayerPath
+from lamella.paths import ROOT, LayerPath
 from lamella.store.store import Store
 from lamella.testing.builders import directory, file, whiteout
 from lamella.testing.images import image_of_tars, tagged, write_layout
@@ -195,13 +195,14 @@ def test_a_short_name_is_told_whole_and_the_limit_is_what_was_asked_for() -> Non
         fold([file("a/b/c/f")], limits=Limits(implied=1031))
 
 
-def test_a_layer_may_leave_out_one_directory_a_file_and_state_as_many_as_it_likes() -> None:
+def test_one_implied_directory_per_file_and_any_stated_directories_are_free() -> None:
     none = Limits(implied=0)
-    fold((file(f"{number}/f") for number in range(1000)), limits=none)
+    assert len(fold((file(f"{number}/f") for number in range(1000)), limits=none).entries(ROOT)) == 1000
     stated = [directory("/".join(["d"] * level)) for level in range(1, 1000)]
     deepest = file("/".join(["d"] * 999 + ["f"]))
     for tree in (MemoryTree(), fold([file("a")])):
         apply([*stated, deepest, whiteout("a/b/c/d")], MemorySink(tree), limits=none)
+        assert tree.lookup(deepest.entry.path) == deepest.entry
 
 
 def refused(*words: str | Path) -> None:

@@ -176,9 +176,9 @@ def test_set_id_bits_and_capabilities_outlive_the_change_of_owner(target: Path) 
     tar.node("large", b"3", (4095, 1048575), 0o600)
     apply_tar(tar, target)
     for bits in (0o4755, 0o2755, 0o6711, 0o7777, 0o4000):
-        assert (f"{bits:o}", (1000, 100)) == (mode(target / f"f{bits:o}"), owner(target / f"f{bits:o}"))
-        assert (f"{bits:o}", (1000, 100)) == (mode(target / f"d{bits:o}"), owner(target / f"d{bits:o}"))
-        assert (f"{bits:o}", (7, 0)) == (mode(target / f"d{bits:o}" / "f"), owner(target / f"d{bits:o}" / "f"))
+        assert (mode(target / f"f{bits:o}"), owner(target / f"f{bits:o}")) == (f"{bits:o}", (1000, 100))
+        assert (mode(target / f"d{bits:o}"), owner(target / f"d{bits:o}")) == (f"{bits:o}", (1000, 100))
+        assert (mode(target / f"d{bits:o}" / "f"), owner(target / f"d{bits:o}" / "f")) == (f"{bits:o}", (7, 0))
     assert os.getxattr(target / "ping", "security.capability") == CAPABILITY
     assert {"null": "c 666 1:3", "sda": "b 6660 8:0", "large": "c 600 4095:1048575"}.items() <= listing(target).items()
     assert [owner(target / name) for name in ("ping", "null", "sda")] == [(3, 4), (5, 6), (7, 8)]
@@ -228,7 +228,7 @@ def test_set_id_bits_come_when_all_else_is_there(target: Path) -> None:
     content = Watched(target / "f")
     entry = Entry(LayerPath("f"), Kind.FILE, Posix(0o6755, os.geteuid(), os.getegid(), 0), 2)
     apply([Put(entry, content)], DirectorySink(target))
-    assert {"755"} == {told for told, _ in content.seen}
+    assert {told for told, _ in content.seen} == {"755"}
     assert mode(target / "f") == "6755"
 
 
@@ -312,8 +312,8 @@ def test_a_large_sparse_file_stays_sparse(memory: Path) -> None:
     assert [size, size, 1 << 20] == [os.lstat(memory / name).st_size for name in ("f", "hole", "tail")]
     with (memory / "f").open("rb") as file:
         for offset, data in pieces:
-            assert data == os.pread(file.fileno(), len(data), offset)
-        assert bytes(4096) == os.pread(file.fileno(), 4096, 5 << 30)
+            assert os.pread(file.fileno(), len(data), offset) == data
+        assert os.pread(file.fileno(), 4096, 5 << 30) == bytes(4096)
 
 
 class Short:

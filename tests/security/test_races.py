@@ -89,7 +89,7 @@ def room(memory: Path) -> Iterator[Path]:
     (memory / "room" / "out").mkdir()
     before = state_of(memory, without="room/out")
     yield memory / "room" / "out"
-    assert before == state_of(memory, without="room/out"), "something outside of the target was touched"
+    assert state_of(memory, without="room/out") == before, "something outside of the target was touched"
 
 
 @pytest.mark.parametrize("descriptors", [None, 40], ids=["", "with few descriptors"])

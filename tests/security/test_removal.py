@@ -67,7 +67,7 @@ def test_a_tree_deeper_than_a_path_can_say(memory: Path) -> None:
     open_before = len(os.listdir("/proc/self/fd"))
     remove(memory, "d")
     assert os.listdir(memory) == []
-    assert open_before == len(os.listdir("/proc/self/fd"))
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 def test_a_deep_tree_that_has_names_like_ours(memory: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_interrupted_removal_leaves_nothing_beside(memory: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         remove(memory, "d")
     assert os.listdir(memory) == ["d"]
-    assert open_before == len(os.listdir("/proc/self/fd"))
+    assert len(os.listdir("/proc/self/fd")) == open_before
     monkeypatch.undo()
     remove(memory, "d")
     assert os.listdir(memory) == []

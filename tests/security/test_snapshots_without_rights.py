@@ -156,7 +156,7 @@ def test_overlays_are_mounted_in_a_user_namespace(own: Path) -> None:
         assert "userxattr" in mount.options
         with mounted((mount,)) as root:
             with DirectoryTree(root) as tree:
-                assert expected == outline(tree)
+                assert outline(tree) == expected
             (root / "mine").unlink()
             shutil.rmtree(root / "opaque")
             (root / "opaque").mkdir()
@@ -173,7 +173,7 @@ def test_overlays_are_mounted_in_a_user_namespace(own: Path) -> None:
                 with DirectoryTree(root) as tree:
                     assert (changed if mounts != (base,) else outline(merge(LAYERS[:1]))) == outline(tree)
         with snapshots.tree("2") as unmounted:
-            assert changed == outline(unmounted)
+            assert outline(unmounted) == changed
         for key in ("view", "base", "2", "1", "0"):
             snapshots.remove(key)
         assert os.listdir(own / "store" / "trash") == []

@@ -78,7 +78,7 @@ def refused(root: Path, layer: Tar, policy: Policy) -> tuple[str, str]:
 )
 def test_owners_that_may_not_be_given_are_named_with_the_way_round(own: Path, tar: Tar, path: str) -> None:
     said, hint = as_nobody(lambda: refused(own, tar, Policy(Owners.KEEP, Devices.RECORD)))
-    assert f"give '{path}' the owner 5:6: Operation not permitted" == said
+    assert said == f"give '{path}' the owner 5:6: Operation not permitted"
     assert "--owner record" in hint
 
 
@@ -156,9 +156,9 @@ def test_children_of_directories_that_lock_their_owner_out(own: Path) -> None:
         tar.file(f"d{each:o}/e/g").symlink(f"d{each:o}/e/l", "g").link(f"d{each:o}/e/h", f"d{each:o}/f")
     assert applied(own, tar) == []
     for each in (0o000, 0o111, 0o333, 0o444, 0o555, 0o600):
-        assert f"{each:o}" == mode(own / f"d{each:o}")
+        assert mode(own / f"d{each:o}") == f"{each:o}"
         as_nobody(lambda each=each: os.chmod(own / f"d{each:o}", 0o700))  # type: ignore[misc]
-        assert f"{each:o}" == mode(own / f"d{each:o}" / "e")
+        assert mode(own / f"d{each:o}" / "e") == f"{each:o}"
         assert os.lstat(own / f"d{each:o}" / "e").st_mtime_ns == 5_000_000_000
         (own / f"d{each:o}" / "e").chmod(0o700)
         assert (own / f"d{each:o}" / "e" / "h").samefile(own / f"d{each:o}" / "f")
@@ -175,9 +175,9 @@ def test_a_layer_over_directories_that_lock_their_owner_out(own: Path) -> None:
     assert applied(own, lower, upper) == []
     for each in modes:
         top = own / f"d{each:o}"
-        assert (f"{each:o}", 5_000_000_000) == (mode(top), os.lstat(top).st_mtime_ns)
+        assert (mode(top), os.lstat(top).st_mtime_ns) == (f"{each:o}", 5_000_000_000)
         top.chmod(0o700)
-        assert (f"{each:o}", 7_000_000_000) == (mode(top / "e"), os.lstat(top / "e").st_mtime_ns)
+        assert (mode(top / "e"), os.lstat(top / "e").st_mtime_ns) == (f"{each:o}", 7_000_000_000)
         (top / "e").chmod(0o700)
         assert sorted(listing(top)) == ["e", "e/also", "e/new", "kept"]
 
@@ -191,7 +191,7 @@ def test_a_directory_over_a_directory_has_its_own_mode(own: Path, before: int, a
     if with_child:
         upper.file("d/upper")
     assert applied(own, lower, upper) == []
-    assert f"{after:o}" == mode(own / "d")
+    assert mode(own / "d") == f"{after:o}"
 
 
 def test_the_mode_of_the_root_that_locks_its_owner_out(own: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for tests, from changes written by hand."""
+"""Test images made from changes written by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeImage = Callable[..., str]
 
 @pytest.fixture
 def make_image(tmp_path: Path) -> MakeImage:
-    """Return a function that writes layers, the base first, as an image and returns its name."""
+    """Return a function that writes layers, base first, as an image and returns its name."""
 
     def make(
         *layers: Sequence[Change],

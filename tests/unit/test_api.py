@@ -45,7 +45,7 @@ def tree(tmp_path: Path) -> Path:
 # Names -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert [name for name in lamella.__all__ if not hasattr(lamella, name)] == []
     assert set(lamella.__all__) <= set(dir(lamella))
     assert lamella.__all__ == sorted(lamella.__all__)
@@ -55,7 +55,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_type_checkers_and_programs_get_the_same_names() -> None:
-    """What stands under TYPE_CHECKING comes from the modules that the names are loaded from."""
+    """The imports under TYPE_CHECKING match the modules that names are loaded from."""
     tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
     typed = {
         alias.asname or alias.name: (f"{node.module}", alias.name)
@@ -69,13 +69,13 @@ def test_type_checkers_and_programs_get_the_same_names() -> None:
         assert getattr(lamella, name) is getattr(sys.modules[module], real)
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'unpakc'"):
         _ = lamella.unpakc
     assert not hasattr(lamella, "__wrapped__")
 
 
-def test_the_version_is_the_projects() -> None:
+def test_the_version_is_that_of_the_project() -> None:
     project = tomllib.loads((SOURCE.parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     assert lamella.__version__ == project["project"]["version"]
 
@@ -132,7 +132,7 @@ def test_an_image_is_read_as_a_file_system(image: str) -> None:
         kept.read_bytes()
 
 
-def test_content_is_read_in_any_order_and_again(make_image: MakeImage) -> None:
+def test_content_can_be_read_repeatedly_in_any_order(make_image: MakeImage) -> None:
     contents = {f"file{number}": os.urandom(10_000) for number in range(20)}
     name = make_image([file(path, data) for path, data in contents.items()])
     with lamella.open_image(name) as opened:
@@ -181,7 +181,7 @@ def test_a_diff_goes_into_any_file(tree: Path, compression: str) -> None:
     assert written.facts.digest == lamella.Digest.of(buffer.getvalue())
 
 
-def test_what_is_expected_must_hold(tree: Path, tmp_path: Path) -> None:
+def test_expected_digests_are_checked(tree: Path, tmp_path: Path) -> None:
     written = lamella.diff(None, tree, tmp_path / "blob")
     wrong = lamella.parse_digest("sha256:" + "0" * 64)
     with pytest.raises(Integrity):
@@ -196,7 +196,7 @@ def test_what_is_expected_must_hold(tree: Path, tmp_path: Path) -> None:
     ("lower", "kind", "error"),
     [("gone", "directory", NotFound), ("a/b", "directory", Conflict), (None, "zip", InvalidInput)],
 )
-def test_a_diff_that_cannot_be_had_leaves_no_blob(
+def test_a_failed_diff_leaves_no_blob(
     tree: Path, tmp_path: Path, lower: str | None, kind: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -238,7 +238,7 @@ def test_pack_append_copy_flatten_and_verify(tree: Path, tmp_path: Path) -> None
     assert (found.sound, found.images) == (True, 3)
 
 
-def test_progress_is_told_of_what_is_done(image: str, tree: Path, tmp_path: Path) -> None:
+def test_operations_report_progress(image: str, tree: Path, tmp_path: Path) -> None:
     class Notes:
         def __init__(self) -> None:
             self.begun: list[tuple[str, int | None]] = []

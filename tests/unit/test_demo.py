@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo, with a few packages instead of all."""
+"""The demo, with a few packages instead of all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEMO = Path(__file__).parents[2] / "demo" / "demo.py"
 
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """Return the demo as a module; what it leaves behind would be in ``tmp_path``."""
+    """Import the demo as a module whose temporary files are in ``tmp_path``."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     spec = importlib.util.spec_from_file_location("lamella_demo", DEMO)
     assert spec is not None
@@ -38,7 +38,7 @@ def test_the_demo_proves_its_trees_equal_and_leaves_nothing(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
-def test_the_demo_fails_where_the_trees_differ(
+def test_the_demo_fails_if_the_trees_differ(
     demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     compare = demo.compare
@@ -56,7 +56,7 @@ def test_the_demo_fails_where_the_trees_differ(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_difference_in_content_alone_is_found(demo: ModuleType, tmp_path: Path) -> None:
+def test_a_difference_only_in_content_is_found(demo: ModuleType, tmp_path: Path) -> None:
     for name, text in (("left", "one"), ("right", "two")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(text)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documents for users show is what happens.
+"""The examples in the documentation produce the output shown.
 
-The blocks of a document are run in their order, in one empty directory. In a ``console`` block, a line after ``$`` is
-given to a shell, and the lines below it are all that it prints. A ``python`` block is run in one namespace with those
-before it, and a ``text`` block right behind it is what it prints. ``…`` stands for any text within a line, where that
-depends on the machine or the clock. Other blocks are not run.
+The blocks of a document run in order, in one empty directory. In a ``console`` block, the shell runs each line after
+``$``, and the lines below it are its whole output. ``python`` blocks share one namespace, and a ``text`` block right
+after one is its output. ``…`` matches any text within a line that depends on the machine or the clock. Other blocks do
+not run.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ LINK = re.compile(r"\]\(([^)\s]*)\)")
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n*```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 Step = tuple[int, str, str, str]
-"""Number of the line, language, code, and what it prints."""
+"""Line number, language, code and output."""
 
 
 def steps(document: str) -> Iterator[Step]:
-    """What a document says can be run."""
+    """Return the steps of a document."""
     for block in BLOCK.finditer(document):
         language, code, output = block.groups(default="")
         line = document.count("\n", 0, block.start(2)) + 1
@@ -45,7 +45,7 @@ def steps(document: str) -> Iterator[Step]:
 
 
 def perform(step: Step, namespace: dict[str, Any]) -> str:
-    """Do one step and return what it prints."""
+    """Run one step and return its output."""
     line, language, code, _ = step
     if language == "console":
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -63,12 +63,12 @@ def perform(step: Step, namespace: dict[str, Any]) -> str:
 
 
 def agree(shown: str, printed: str) -> bool:
-    """Whether ``printed`` is what is ``shown``."""
+    """Return whether ``printed`` matches ``shown``."""
     return re.fullmatch(re.escape(shown).replace("…", ".*"), printed) is not None
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/store.md", "docs/surgery.md", "docs/windows.md"])
-def test_what_a_document_shows_is_what_happens(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_print_the_output_shown(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     namespace: dict[str, Any] = {}
@@ -80,7 +80,7 @@ def test_what_a_document_shows_is_what_happens(name: str, tmp_path: Path, monkey
     assert count >= 5
 
 
-def test_a_wrong_output_in_a_document_is_noticed() -> None:
+def test_a_wrong_output_in_a_document_is_found() -> None:
     assert agree("digest sha256:…\nend\n", "digest sha256:0123\nend\n")
     assert not agree("digest sha256:…\n", "digest sha256:0123\nend\n")
     assert not agree("", "something\n")
@@ -124,7 +124,7 @@ def test_a_link_to_a_missing_file_or_heading_is_found(tmp_path: Path) -> None:
     assert broken_links(document) == ["missing.md", "other.md#a-comment", "#other"]
 
 
-def test_commands_and_python_are_found_with_what_they_print() -> None:
+def test_commands_and_python_blocks_are_found_with_their_output() -> None:
     document = (
         "Text\n```console\n$ one\nout\nput\n$ two\n```\n```sh\nnot run\n```\n```python\nx = 1\n```\n```text\n1\n```\n"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another package adds a kind of layer, a compression, a snapshotter and an image transport, with no change here."""
+"""A separate package adds a kind of layer, a compression, a snapshotter and an image transport."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Run = Callable[..., str]
 
 
 class FakeEntryPoints(Table[int]):
-    """A table of numbers whose entry points are given."""
+    """Return a table of numbers with the given entry points."""
 
     def __init__(self, **added: object) -> None:
         super().__init__("number", "lamella.numbers", int, {"one": 1})
@@ -44,7 +44,7 @@ def entry(name: str, value: str) -> EntryPoint:
     return EntryPoint(name, value, "lamella.numbers")
 
 
-def test_a_table_finds_rows_of_its_own_before_those_of_other_packages() -> None:
+def test_built_in_rows_take_precedence_over_those_of_packages() -> None:
     table = FakeEntryPoints(flags=[entry("flags", "re:ASCII.value")])
     assert table["one"] == 1
     assert table["flags"] == 256
@@ -52,7 +52,7 @@ def test_a_table_finds_rows_of_its_own_before_those_of_other_packages() -> None:
     assert table.select(lambda row: row > 1) == ("flags",)
 
 
-def test_an_unknown_name_is_refused_with_all_names() -> None:
+def test_an_unknown_name_is_refused_with_a_list_of_the_known_ones() -> None:
     with pytest.raises(InvalidInput, match="unknown number 'two'; choose from one, flags"):
         FakeEntryPoints(flags=[entry("flags", "re:ASCII.value")])["two"]
 
@@ -60,7 +60,7 @@ def test_an_unknown_name_is_refused_with_all_names() -> None:
 @pytest.mark.parametrize(
     ("value", "reason"), [("no_such_module:ROW", "No module named"), ("re:compile", "expected a int, got a function")]
 )
-def test_a_row_that_cannot_be_loaded_is_refused_by_name_and_left_out_of_lists(value: str, reason: str) -> None:
+def test_a_row_that_fails_to_load_is_refused_by_name_and_omitted_from_lists(value: str, reason: str) -> None:
     table = FakeEntryPoints(broken=[entry("broken", value)])
     with pytest.raises(Unsupported, match=f"cannot load the number 'broken' .*{reason}"):
         table["broken"]
@@ -73,7 +73,7 @@ def test_a_name_of_several_packages_is_refused() -> None:
         table["twice"]
 
 
-def test_the_metadata_of_packages_is_read_only_for_names_that_are_not_built_in() -> None:
+def test_package_metadata_is_loaded_only_for_names_that_are_not_built_in() -> None:
     script = """
         import sys
         from lamella.images.transports import parse_image_name
@@ -129,7 +129,7 @@ def run(python: Path, environment: dict[str, str], tmp_path: Path) -> Run:
 
 @pytest.fixture
 def image(run: Run, tmp_path: Path) -> str:
-    """Return the name of an image on the shelf whose one layer is compressed with xz."""
+    """Return the name of a shelf image with one layer, compressed with xz."""
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "hello").write_text("hello\n")
     run("pack", "files", "shelf:one:v1", "--compress", "xz")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on several items at once ends with all of it done, or with the first failure."""
+"""Parallel work on items ends when all are done, or with the first failure."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_every_item_is_handled_once(threads: int) -> None:
     assert sorted(done) == list(range(40))
 
 
-def test_no_item_needs_no_consumer() -> None:
+def test_an_empty_list_of_items_raises_nothing() -> None:
     for_each([], several(0, lambda _, __: None))
 
 
-def test_as_many_items_at_once_as_there_are_consumers() -> None:
+def test_consumers_handle_items_concurrently() -> None:
     together = threading.Barrier(3, timeout=10)
     for_each(range(6), several(3, lambda _, __: together.wait()))
     assert not together.broken

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding directories from the one that was found last."""
+"""Lookup of directories relative to the one found last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATHS = st.lists(st.lists(NAMES, max_size=5).map("/".join), max_size=20)
 
 
 @given(TREES, PATHS)
-def test_a_way_leads_where_a_walk_from_the_root_does(tree: Nested, paths: list[str]) -> None:
+def test_the_lookup_agrees_with_a_walk_from_the_root(tree: Nested, paths: list[str]) -> None:
     way = Way(tree)
     for path in paths:
         found: Nested | None = tree
@@ -26,7 +26,7 @@ def test_a_way_leads_where_a_walk_from_the_root_does(tree: Nested, paths: list[s
         assert way.find(path, lambda directory, name: directory.get(name)) is found
 
 
-def test_a_way_asks_for_what_it_has_not_passed_alone() -> None:
+def test_the_lookup_opens_only_new_components() -> None:
     asked: list[str] = []
 
     def step(directory: str, name: str) -> str:
@@ -39,7 +39,7 @@ def test_a_way_asks_for_what_it_has_not_passed_alone() -> None:
     assert asked == ["a", "b", "c", "d", "bc"]
 
 
-def test_a_way_whose_step_fails_ends_there() -> None:
+def test_the_lookup_ends_at_a_failed_component() -> None:
     def step(directory: str, name: str) -> str:
         if name == "bad":
             raise ValueError

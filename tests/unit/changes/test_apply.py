@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver: what it gives to sinks, in which order, and how it ends."""
+"""The driver: calls of the sink, their order, and how it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lamella.testing.builders import directory, file, link, opaque, stream, syml
 
 
 class Recorder:
-    """A sink that holds facts, as a tar does: it notes all that it is given."""
+    """A sink that stores changes as they are, as a tar does; records its calls."""
 
     def __init__(self, *, layered: bool = True) -> None:
         self.layered = layered
@@ -73,7 +73,7 @@ EVERY: list[Change] = [
 ]
 
 
-def test_a_sink_of_facts_is_given_each_change_as_it_is() -> None:
+def test_a_sink_of_changes_receives_each_change_as_it_is() -> None:
     sink = Recorder()
 
     assert apply(EVERY, sink) == "result"
@@ -91,7 +91,7 @@ def test_a_base_layer_has_no_markers() -> None:
 
 
 @pytest.mark.parametrize("broken", [UnsafePath("..", "why"), KeyboardInterrupt(), OSError()])
-def test_whatever_goes_wrong_the_sink_is_aborted_and_never_committed(broken: BaseException) -> None:
+def test_after_any_error_the_sink_is_aborted_and_never_committed(broken: BaseException) -> None:
     def changes() -> Iterator[Change]:
         yield file("a")
         raise broken
@@ -117,7 +117,7 @@ def test_the_changes_are_counted() -> None:
     assert len(EVERY) == counts.changes
 
 
-def test_no_change_beyond_the_limit_passes_for_long() -> None:
+def test_a_layer_over_the_entry_limit_is_stopped() -> None:
     sink = Recorder()
     with pytest.raises(Exhausted):
         apply((file(str(number)) for number in range(100_000)), sink, limits=Limits(entries=100))
@@ -144,7 +144,7 @@ def test_a_cancelled_layer_is_aborted() -> None:
 @pytest.mark.parametrize(
     "path", ["/a", "a//b", "a/", "./a", "a/.", "a/..", "../a", "a/../b", "a\0", "a\0/b", "//", "/"]
 )
-def test_sinks_of_facts_get_no_unsafe_name_either(path: str) -> None:
+def test_sinks_of_changes_get_no_unsafe_names(path: str) -> None:
     unsafe: list[Change] = [
         *(file(path), directory(path), whiteout(path), opaque(path), stream(path, "s", b"")),
         *(link(path, "t"), link("l", path)),
@@ -163,14 +163,14 @@ def test_the_root_stays_a_directory(change: Change) -> None:
         apply([file("a"), change], sink)
 
 
-def test_the_content_of_a_directory_is_never_passed_on() -> None:
+def test_content_of_a_directory_is_not_passed_to_the_sink() -> None:
     sink = Recorder()
     apply([Put(directory("").entry, Inline(b"x"))], sink)
 
     assert sink.taken == [directory("")]
 
 
-def test_a_subclass_of_put_is_a_mistake_that_shows() -> None:
+def test_a_subclass_of_put_raises_type_error() -> None:
     class Special(Put):
         pass
 
@@ -179,7 +179,7 @@ def test_a_subclass_of_put_is_a_mistake_that_shows() -> None:
 
 
 class Watching(MemorySink):
-    """A sink of files that notes the canonical paths it is given."""
+    """A sink of files that records the canonical paths it receives."""
 
     def __init__(self, tree: MemoryTree) -> None:
         super().__init__(tree)
@@ -220,7 +220,7 @@ def given(below: Iterable[Change], *layer: Change) -> list[str]:
     return sink.given
 
 
-def test_sinks_of_files_get_paths_whose_parents_are_no_links() -> None:
+def test_sinks_of_files_get_paths_without_links_among_the_parents() -> None:
     below: list[Change] = [directory("usr/lib"), symlink("lib", "usr/lib"), file("usr/lib/a"), directory("usr/lib/d")]
     layer: list[Change] = [
         *(
@@ -243,7 +243,7 @@ def test_sinks_of_files_get_paths_whose_parents_are_no_links() -> None:
     ]
 
 
-def test_implied_directories_are_put_top_down_and_once() -> None:
+def test_implied_directories_are_put_once_and_top_down() -> None:
     assert given([], file("a/b/c"), file("a/b/d"), file("a/e")) == [
         "put a",
         "put a/b",
@@ -258,7 +258,7 @@ def test_a_stream_needs_its_directory() -> None:
         given([], stream("a/b", "s", b""))
 
 
-def test_places_that_are_known_are_not_looked_at_again() -> None:
+def test_known_parents_are_not_looked_up_again() -> None:
     below = [directory("a/b"), symlink("l", "a"), directory("x/y"), directory("x/z"), file("f"), file("a/g")]
     sink = Watching(fold(below))
 
@@ -266,7 +266,7 @@ def test_places_that_are_known_are_not_looked_at_again() -> None:
         yield from (file("a/b/1"), file("l/b/1"), file("x/y/1"))
         assert sink.looked == ["a", "a/b", "l", "a", "a/b", "x", "x/y"]
         sink.looked.clear()
-        # None of what goes here is on the way to a known place.
+        # None of the removed paths is the parent of a known place.
         yield from (
             whiteout("f"),
             whiteout("a/g"),
@@ -277,7 +277,7 @@ def test_places_that_are_known_are_not_looked_at_again() -> None:
         )
         yield from (file("a/b/2"), file("l/b/2"), file("x/y/2"))
         assert not sink.looked
-        # This is: on the way to one, and maybe to those that links lead to.
+        # This one is the parent of one, and may be the target of links.
         yield file("x/y")
         yield from (file("a/b/3"), file("x/3"))
         assert not sink.looked
@@ -287,7 +287,7 @@ def test_places_that_are_known_are_not_looked_at_again() -> None:
     apply(changes(), sink)
 
 
-def test_a_place_is_forgotten_when_a_link_on_the_way_is_replaced() -> None:
+def test_a_known_parent_is_forgotten_when_a_link_to_it_is_replaced() -> None:
     below = [directory("1/s"), directory("2/s"), symlink("l", "k"), symlink("k", "1"), symlink("1/t", "s")]
 
     assert given(below, file("l/t/a"), symlink("k", "2"), file("l/s/b"), file("l/t/c")) == [
@@ -295,11 +295,11 @@ def test_a_place_is_forgotten_when_a_link_on_the_way_is_replaced() -> None:
     ]
 
 
-def test_a_place_is_forgotten_when_a_directory_that_a_link_leads_to_goes() -> None:
+def test_a_known_parent_is_forgotten_when_the_target_of_a_link_is_removed() -> None:
     below = [directory("1/2/3"), symlink("l", "1/2"), file("z")]
 
     assert given(below, file("l/3/a"), whiteout("1/2/3"), file("l/3/b")) == [
-        # The whiteout does not hide what the layer has put, so there is nothing that it would remove but metadata.
+        # The whiteout does not hide files of its own layer, so it can only remove metadata.
         *("put 1/2/3/a", "opaque 1/2/3", "put 1/2/3", "put 1/2/3/b"),
     ]
     assert given(below, file("l/3/a"), file("1"), file("l/3/b")) == [
@@ -307,7 +307,7 @@ def test_a_place_is_forgotten_when_a_directory_that_a_link_leads_to_goes() -> No
     ]
 
 
-def test_what_was_put_is_not_hidden_by_a_marker_that_names_it_otherwise() -> None:
+def test_a_marker_with_another_spelling_does_not_hide_files_of_its_layer() -> None:
     below = [directory("d"), file("d/old"), symlink("l", "d")]
     tree = apply([file("l/new"), opaque("d")], MemorySink(fold(below)))
 
@@ -324,7 +324,7 @@ def test_a_hard_link_after_the_whiteout_of_its_target_is_an_error() -> None:
     assert given(below, link("b", "a"), whiteout("a")) == ["link b a", "whiteout a"]
 
 
-def test_a_kind_of_sink_that_cannot_tell_whether_it_hid_anything_is_believed_to_have() -> None:
+def test_a_sink_that_cannot_tell_whether_it_hid_anything_is_assumed_to_have() -> None:
     class Silent(Watching):
         def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
             super().opaque(path, mine)
@@ -336,7 +336,7 @@ def test_a_kind_of_sink_that_cannot_tell_whether_it_hid_anything_is_believed_to_
     assert sink.given == ["put a/b/c/1", "opaque a/b", "put a/b/c", "put a/b/c/2"]
 
 
-def test_the_kinds_of_what_is_seen_are_those_of_the_tree() -> None:
+def test_the_view_reports_the_kinds_of_the_tree() -> None:
     sink = MemorySink(fold([symlink("l", "t")]))
 
     assert sink.seen(LayerPath("l")) == Seen(Kind.SYMLINK, "t")

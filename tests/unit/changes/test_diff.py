@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts as a difference, and how it is said."""
+"""Differences between trees and the changes that express them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECOND = 1_000_000_000
 
 
 def said(lower: Iterable[Change], upper: Iterable[Change], *, exact: bool = False, parents: bool = True) -> list[str]:
-    """The diff of two trees, a word and a path to each change, and what a link leads to."""
+    """Return the diff of two trees: a word and a path for each change, and the target of a link."""
     before, after = fold(lower), fold(upper)
     changes = list(diff(before, after, exact=exact, parents=parents))
     applied = apply(changes, MemorySink(fold(walk(before))))
@@ -36,7 +36,7 @@ def said(lower: Iterable[Change], upper: Iterable[Change], *, exact: bool = Fals
     return words
 
 
-def test_a_new_file_is_put_after_the_directories_on_its_way() -> None:
+def test_a_new_file_is_put_after_its_parent_directories() -> None:
     below = [directory("a"), directory("a/b"), file("a/b/old")]
 
     assert said(below, [*below, file("a/b/new")]) == ["put a", "put a/b", "put a/b/new"]
@@ -50,7 +50,7 @@ def test_each_directory_is_stated_once() -> None:
     assert said(below, [*below, *new]) == ["put a", "put a/1", "put a/b", "put a/b/1", "put a/b/2", "put a/z"]
 
 
-def test_what_is_gone_is_one_whiteout() -> None:
+def test_a_removed_tree_is_one_whiteout() -> None:
     below = [directory("a"), directory("a/b"), file("a/b/c"), file("a/d"), file("e")]
 
     assert said(below, [directory("a"), file("a/d"), file("e")]) == ["put a", "whiteout a/b"]
@@ -61,19 +61,19 @@ def test_a_directory_replaced_by_a_file_is_one_put() -> None:
     assert said([directory("a"), file("a/b"), file("a/c")], [file("a")]) == ["put a"]
 
 
-def test_a_file_replaced_by_a_directory_is_put_with_all_that_is_in_it() -> None:
+def test_a_directory_that_replaces_a_file_is_put_with_its_entries() -> None:
     new = [directory("a"), directory("a/b"), file("a/b/c"), file("a/d")]
 
     assert said([file("a"), file("b")], [*new, file("b")]) == ["put a", "put a/b", "put a/b/c", "put a/d"]
 
 
-def test_changes_come_in_the_order_of_bytes_with_a_directory_before_its_content() -> None:
+def test_changes_are_sorted_by_bytes_with_directories_before_their_entries() -> None:
     upper = [file("a-"), directory("a"), file("a/b"), file("a.b"), file("é"), file("\udc80")]
 
     expected = ["put a", "put a/b", "put a-", "put a.b", "put \udc80", "put é"]
-    assert expected == said([], upper)
+    assert said([], upper) == expected
     expected = ["whiteout a", "whiteout a-", "whiteout a.b", "whiteout \\x80", "whiteout \\xc3\\xa9"]
-    assert expected == said(upper, [])
+    assert said(upper, []) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_changes_come_in_the_order_of_bytes_with_a_directory_before_its_content(
         directory("a"),
     ],
 )
-def test_whatever_tells_files_apart_is_a_change(changed: Put) -> None:
+def test_any_difference_in_content_or_metadata_is_a_change(changed: Put) -> None:
     same = file("a", b"text")
 
     assert said([same], [changed]) == ["put a"]
@@ -110,7 +110,7 @@ def test_whatever_tells_files_apart_is_a_change(changed: Put) -> None:
         (directory("a"), directory("a", xattrs={"user.a": b""})),
     ],
 )
-def test_so_it_is_with_files_of_other_kinds(one: Put, other: Put) -> None:
+def test_any_difference_of_other_kinds_of_files_is_a_change(one: Put, other: Put) -> None:
     assert said([one], [other]) == ["put a"]
 
 
@@ -119,7 +119,7 @@ def test_the_root_is_put_when_its_metadata_differs() -> None:
     assert said([directory("")], [directory(""), file("a")]) == ["put a"]
 
 
-def test_the_same_time_is_believed_only_where_it_has_a_fraction() -> None:
+def test_equal_times_prove_equality_only_with_a_fraction() -> None:
     def changes(mtime: int, *, exact: bool = False) -> list[str]:
         lower, upper = fold([file("a", b"one", mtime=mtime)]), fold([file("a", b"two", mtime=mtime)])
         return [next(dump([change])).split(" ")[5] for change in diff(lower, upper, exact=exact)]
@@ -129,17 +129,17 @@ def test_the_same_time_is_believed_only_where_it_has_a_fraction() -> None:
     assert changes(5 * SECOND + 1, exact=True) == ["a"]
 
 
-def test_content_that_is_the_same_is_no_change_however_it_is_compared() -> None:
+def test_equal_content_is_no_change_in_any_mode_of_comparison() -> None:
     for mtime in (5 * SECOND, 5 * SECOND + 1):
         for content in (b"", b"one"):
             assert said([file("a", content, mtime=mtime)], [file("a", content, mtime=mtime)], exact=True) == []
 
 
-def test_a_cut_off_fraction_is_a_change_as_it_is_for_containerd() -> None:
+def test_a_truncated_fraction_is_a_change_as_in_containerd() -> None:
     assert said([file("a", mtime=5 * SECOND)], [file("a", mtime=5 * SECOND + 1)]) == ["put a"]
 
 
-def test_containerd_leaves_out_attributes_and_the_times_of_directories() -> None:
+def test_the_containerd_mode_ignores_attributes_and_times_of_directories() -> None:
     lower = fold([directory("a"), file("b", xattrs={"security.capability": b"\x01"})])
     same = fold([directory("a", mtime=1), file("b", xattrs={"security.capability": b"\x01", "user.a": b""})])
     capable = fold([directory("a"), file("b", xattrs={"security.capability": b"\x02"})])
@@ -150,13 +150,13 @@ def test_containerd_leaves_out_attributes_and_the_times_of_directories() -> None
     assert len(list(diff(lower, capable, compare=CONTAINERD))) == 1
 
 
-def test_of_a_new_file_the_first_name_is_put_and_the_others_are_links() -> None:
+def test_the_first_name_of_a_new_file_is_put_and_the_others_are_links() -> None:
     upper: list[Change] = [directory("d"), file("d/b"), link("c", "d/b"), link("e", "d/b")]
 
     assert said([directory("d")], upper) == ["put c", "put d", "link d/b c", "link e c"]
 
 
-def test_unchanged_names_are_linked_right_behind_the_first_changed_one() -> None:
+def test_unchanged_names_are_linked_right_after_the_first_changed_one() -> None:
     lower: list[Change] = [directory("d"), file("d/a"), link("m", "d/a"), file("o")]
     upper: list[Change] = [directory("d"), file("d/a"), link("m", "d/a"), link("n", "d/a"), file("o"), link("p", "d/a")]
 
@@ -209,18 +209,18 @@ WINDOWS = Windows(0x20, 1, 2, 3, 4, b"sd", {"a": b"b"}, b"reparse")
         replace(WINDOWS, extended_attributes={}),
     ],
 )
-def test_windows_metadata_counts_too(changed: Windows) -> None:
+def test_windows_metadata_is_compared(changed: Windows) -> None:
     assert said([file("a", windows=WINDOWS)], [file("a", windows=changed)]) == ["put a"]
     assert said([directory("a", windows=WINDOWS)], [directory("a", windows=changed)]) == ["put a"]
 
 
-def test_times_that_move_by_themselves_do_not_count() -> None:
+def test_times_that_the_system_updates_are_ignored() -> None:
     moved = replace(WINDOWS, access_time=9, change_time=9)
 
     assert not list(diff(fold([file("a", windows=WINDOWS)]), fold([file("a", windows=moved)])))
 
 
-def test_the_time_of_writing_decides_where_there_is_no_posix_facet() -> None:
+def test_the_write_time_decides_without_posix_metadata() -> None:
     def tree(write_time: int | None, content: bytes) -> MemoryTree:
         entry = Entry(LayerPath("a"), Kind.FILE, None, len(content), "", Windows(0x20, write_time=write_time))
         return fold([Put(entry, Inline(content))])
@@ -231,7 +231,7 @@ def test_the_time_of_writing_decides_where_there_is_no_posix_facet() -> None:
 
 
 class Comparing(MemoryTree):
-    """A tree that compares itself with others of its class, and leaves out files whose names are in ``same``."""
+    """A tree with its own comparison, which treats the files in ``same`` as equal."""
 
     def __init__(self, changes: Iterable[Change], same: str = "", *, able: bool = True) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Beside:
         self._upper.asked.append("close")
 
 
-def test_a_tree_can_compare_itself_with_one_of_its_class() -> None:
+def test_a_tree_can_supply_its_own_comparison() -> None:
     every = [file(f"d/{name}", b"x", mtime=0) for name in "123"]
     upper = Comparing([*every, file("d/new/a")], "12")
     changes = diff(Comparing(every), upper, exact=True)
@@ -288,7 +288,7 @@ def test_directories_may_come_without_their_metadata() -> None:
     assert changes == [directory("b"), file("d")]
 
 
-def test_a_comparison_is_closed_when_nobody_wants_to_hear_more() -> None:
+def test_a_comparison_is_closed_when_the_diff_is_abandoned() -> None:
     upper = Comparing([file("a"), file("b")])
     changes = diff(Comparing([]), upper)
 
@@ -298,7 +298,7 @@ def test_a_comparison_is_closed_when_nobody_wants_to_hear_more() -> None:
     assert upper.asked == ["exact False", "entries ", "close"]
 
 
-def test_trees_that_do_not_know_each_other_are_compared_by_opening_their_files() -> None:
+def test_trees_of_different_classes_are_compared_by_opening_their_files() -> None:
     one, other = file("a", b"x", mtime=0), file("a", b"y", mtime=0)
 
     assert not list(diff(fold([one]), Comparing([one], "a")))
@@ -307,7 +307,7 @@ def test_trees_that_do_not_know_each_other_are_compared_by_opening_their_files()
 
 
 class Chopped:
-    """Stored content in chunks of a size of one's choice, each in the one buffer that is used again."""
+    """Stored content that yields chunks of a given size in one reused buffer."""
 
     def __init__(self, content: Content, step: int) -> None:
         self.size = content.size
@@ -342,7 +342,7 @@ def test_contents_are_compared_across_chunks_and_holes(step: int, other_step: in
         assert not same_bytes(Chopped(late, step), Chopped(same, other_step))
 
 
-def test_holes_are_not_read_to_be_compared() -> None:
+def test_holes_are_compared_without_reading_them() -> None:
     enormous = Sparse(1 << 60, ((1 << 50, 1),), b"x")
 
     assert same_bytes(enormous, sparse(1 << 60, [(1 << 50, b"x")]))
@@ -365,7 +365,7 @@ def test_comparing_stops_at_the_first_difference() -> None:
     assert not same_bytes(Endless(b"x"), Endless(b"y"))
 
 
-def test_a_tree_as_deep_as_layers_may_be_is_no_problem() -> None:
+def test_trees_of_the_maximum_depth_can_be_compared() -> None:
     deep = [directory("/".join(["d"] * depth)) for depth in range(1, 1500)]
     below = fold(deep)
 

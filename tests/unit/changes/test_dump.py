@@ -72,7 +72,7 @@ def test_a_line_read_back_is_written_the_same(change: Change, line: str) -> None
 
 
 @pytest.mark.parametrize(("change", "line"), LINES)
-def test_with_its_content_inline_a_change_comes_back_whole(change: Change, line: str) -> None:
+def test_a_change_with_inline_content_survives_a_dump(change: Change, line: str) -> None:
     assert [change] == list(parse_dump(dump([change], inline=64)))
 
 
@@ -80,8 +80,8 @@ def test_small_content_is_written_as_text_or_as_base64() -> None:
     lines = list(dump([file("a", b"hello\n", mtime=0), file("b", b"\xff\0", mtime=0)], inline=6))
 
     expected = ["put file 0644 0:0 0 a size=6 text=hello\\n", "put file 0644 0:0 0 b size=2 base64=/wA="]
-    assert expected == lines
-    assert [f"put file 0644 0:0 0 a size=6 sha256={DIGEST}"] == list(dump([file("a", b"hello\n", mtime=0)], inline=5))
+    assert lines == expected
+    assert list(dump([file("a", b"hello\n", mtime=0)], inline=5)) == [f"put file 0644 0:0 0 a size=6 sha256={DIGEST}"]
 
 
 def test_the_size_of_inline_content_may_be_left_out() -> None:
@@ -89,25 +89,25 @@ def test_the_size_of_inline_content_may_be_left_out() -> None:
     assert [file("a", mtime=0)] == list(parse_dump(["put file 0644 0:0 0 a"]))
 
 
-def test_holes_are_listed_and_cost_nothing() -> None:
+def test_holes_are_listed_without_reading_them() -> None:
     content = sparse(1 << 60, [(4096, b"hello"), (1 << 50, b"\n")])
     lines = list(dump([file("a", content, mtime=0)]))
 
-    assert [
+    assert lines == [
         f"put file 0644 0:0 0 a size={1 << 60} data=4096+5,{1 << 50}+1 sha256={DIGEST}",
-    ] == lines
-    assert lines == list(dump(parse_dump(lines)))
+    ]
+    assert list(dump(parse_dump(lines))) == lines
     assert [file("a", content, mtime=0)] == list(parse_dump(dump([file("a", content, mtime=0)], inline=6)))
 
 
 def test_a_file_that_is_one_hole_has_neither_data_nor_digest() -> None:
     lines = ["put file 0644 0:0 0 a size=4096 data="]
 
-    assert lines == list(dump([file("a", sparse(4096), mtime=0)]))
+    assert list(dump([file("a", sparse(4096), mtime=0)])) == lines
     assert [file("a", sparse(4096), mtime=0)] == list(parse_dump(lines))
 
 
-def test_data_that_lies_the_same_way_is_written_the_same_way() -> None:
+def test_the_same_data_and_holes_give_the_same_text() -> None:
     split = Sparse(8, ((0, 0), (1, 2), (3, 2), (8, 0)), b"abcd")
     whole = Sparse(4, ((0, 2), (2, 2)), b"abcd")
 
@@ -122,17 +122,17 @@ def test_holes_can_be_read_as_zeros() -> None:
     assert list(dump([zeros], inline=9)) == list(dump([holes], extents=False, inline=9))
 
 
-def test_content_that_a_dump_withholds_is_known_and_cannot_be_read() -> None:
+def test_content_that_a_dump_omits_has_a_digest_and_cannot_be_read() -> None:
     (change,) = parse_dump([f"put file 0644 0:0 0 a size=6 sha256={DIGEST}"])
 
     assert isinstance(change, Put)
     assert change.entry.size == 6
-    assert Withheld(6, None, DIGEST) == change.content
+    assert change.content == Withheld(6, None, DIGEST)
     with pytest.raises(NotFound, match=DIGEST):
         change.content.chunks()
 
 
-def test_content_that_is_not_as_long_as_it_says_is_an_error() -> None:
+def test_content_of_the_wrong_length_is_an_error() -> None:
     class Short(Inline):
         @property
         def size(self) -> int:
@@ -185,7 +185,7 @@ def test_a_malformed_line_is_refused_with_its_number(line: str) -> None:
         list(parse_dump(["# first", line]))
 
 
-def test_half_of_a_utf16_pair_survives() -> None:
+def test_a_lone_surrogate_survives() -> None:
     for text in ("\ud83d", "a\udcff\ud83db", "\\ud83d", "\\\\x41", "\u2028"):
-        assert text == unescape(escape(text))
+        assert unescape(escape(text)) == text
         assert escape(text).isprintable()

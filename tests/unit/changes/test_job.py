@@ -39,7 +39,7 @@ def test_a_job_without_progress_runs_its_steps() -> None:
     assert (done, job.advance) == (True, None)
 
 
-def test_advance_is_that_of_the_progress() -> None:
+def test_advance_forwards_to_the_progress() -> None:
     progress = Recorded()
     advance = Job(progress=progress).advance
     assert advance is not None
@@ -62,7 +62,7 @@ def test_jobs_do_not_share_their_losses() -> None:
     assert (len(one.losses), len(other.losses)) == (1, 0)
 
 
-def test_a_linked_cancellation_follows_its_parent_and_not_the_other_way_round() -> None:
+def test_a_linked_cancellation_follows_its_parent_but_never_cancels_it() -> None:
     parent = Cancellation()
     first, second = LinkedCancellation(parent), LinkedCancellation(parent)
     first.cancel()

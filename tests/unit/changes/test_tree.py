@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree in memory, walks over trees, and the ways through them."""
+"""The in-memory tree, walks over trees, and path resolution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def paths(tree: MemoryTree, start: str = "") -> list[str]:
     return [change.entry.path if isinstance(change, Put) else change.path for change in walk(tree, LayerPath(start))]
 
 
-def test_a_walk_meets_a_directory_right_before_what_is_in_it() -> None:
+def test_a_walk_yields_a_directory_right_before_its_entries() -> None:
     tree = fold([file("b"), directory("a"), file("a/b/c"), file("a.b"), file("a/a")])
 
     assert paths(tree) == ["", "a", "a/a", "a/b", "a/b/c", "a.b", "b"]
@@ -40,7 +40,7 @@ def test_the_first_name_of_a_file_is_put_and_the_others_are_links() -> None:
     assert changes[2:] == [link("b", "a"), link("c", "a")]
 
 
-def test_a_name_that_is_left_alone_is_no_link_any_more() -> None:
+def test_the_last_remaining_name_of_a_file_is_no_link() -> None:
     below: list[Change] = [file("a"), link("b", "a")]
     tree = merge([below, [whiteout("a")]])
 
@@ -50,7 +50,7 @@ def test_a_name_that_is_left_alone_is_no_link_any_more() -> None:
     assert tree.identity(LayerPath("b")) is None
 
 
-def test_content_that_cannot_be_opened_again_has_no_place_in_a_tree() -> None:
+def test_one_shot_content_is_refused_by_a_tree() -> None:
     class Stream:
         size = 1
         extents = None
@@ -65,7 +65,7 @@ def test_content_that_cannot_be_opened_again_has_no_place_in_a_tree() -> None:
         fold([file("a"), stream("a", "s", b"")])
 
 
-def test_the_tree_stays_right_while_it_changes_where_it_was_last_looked_at() -> None:
+def test_a_change_of_the_directory_looked_up_last_is_seen() -> None:
     tree = fold([file("a/b/c/d"), file("x/b/c/e")])
     sink = MemorySink(tree)
     deep = LayerPath("a/b/c")
@@ -106,10 +106,10 @@ def test_a_path_is_resolved_as_if_chrooted(path: str, expected: str) -> None:
             *(symlink("out", "../../.."), symlink("chain", "lib/g"), symlink("usr/lib/g", "f")),
         ]
     )
-    assert expected == resolve(tree, LayerPath(path))
+    assert resolve(tree, LayerPath(path)) == expected
 
 
-def test_the_last_link_is_followed_only_where_asked() -> None:
+def test_the_last_link_is_followed_only_on_request() -> None:
     tree = fold([file("a"), symlink("l", "a"), symlink("none", "nowhere"), symlink("o", "o"), file("f")])
 
     assert resolve(tree, LayerPath("l")) == "a"
@@ -137,7 +137,7 @@ def test_the_shared_empty_attributes_stay_empty() -> None:
         posix.xattrs["user.a"] = b""  # type: ignore[index]
 
 
-def test_a_record_knows_names_and_ways() -> None:
+def test_a_record_contains_names_and_their_parents() -> None:
     record = PutRecord()
     record.add(LayerPath("a/b"), "c\nd")
     record.add(LayerPath("a/b"), "\udcff")
@@ -156,7 +156,7 @@ def test_a_record_knows_names_and_ways() -> None:
     assert not record.stated(LayerPath("a"))
 
 
-def test_pruning_leaves_what_the_layer_has_put_and_looks_at_nothing_twice() -> None:
+def test_pruning_keeps_the_files_of_the_layer_and_visits_no_path_twice() -> None:
     tree = fold([file("a/old"), directory("a/b", mode=0o700), file("a/b/old"), file("a/b/new"), file("c/old")])
     sink = MemorySink(tree)
     record = PutRecord()

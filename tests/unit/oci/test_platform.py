@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Platforms are parsed as containerd does, and the nearest one that can run is chosen."""
+"""Platforms are parsed as in containerd, and the best one that can run is chosen."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class TestParsing:
             ("windows(10.0.20348+win32k)/amd64", "windows(10.0.20348+win32k)/amd64"),
         ],
     )
-    def test_spellings(self, text: str, expected: str) -> None:
-        assert expected == str(parse_platform(text))
+    def test_alternative_spellings_are_normalized(self, text: str, expected: str) -> None:
+        assert str(parse_platform(text)) == expected
 
     @pytest.mark.usefixtures("on_arm")
-    def test_what_is_left_out_is_the_hosts(self) -> None:
+    def test_missing_parts_are_those_of_the_host(self) -> None:
         assert (str(parse_platform("arm64")), str(parse_platform("linux"))) == ("linux/arm64", "linux/arm/v6")
 
     @pytest.mark.parametrize("text", ["", "/", "linux/", "linux//v8", "a/b/c/d", "a/b/", "li nux/amd64", "x(1)"])
-    def test_malformed(self, text: str) -> None:
+    def test_malformed_platforms_are_refused(self, text: str) -> None:
         with pytest.raises(InvalidInput):
             parse_platform(text)
 
-    def test_the_hosts_own(self) -> None:
+    def test_the_platform_of_the_host_survives_parsing(self) -> None:
         host = host_platform()
-        assert host == parse_platform(str(host))
+        assert parse_platform(str(host)) == host
         assert host.os in ("linux", "windows")
 
 
@@ -79,7 +79,7 @@ class TestMatching:
         assert choose("linux/amd64", "linux/amd64/v3") is None
         assert choose("linux/amd64/v4", "linux/amd64", "linux/amd64/v3", "linux/amd64/v2") == "linux/amd64/v3"
 
-    def test_arm64_of_version_nine_runs_the_eights_it_implies(self) -> None:
+    def test_arm64_v9_runs_the_v8_versions_that_it_implies(self) -> None:
         assert choose("linux/arm64/v9", "linux/arm64", "linux/arm64/v8.5", "linux/arm64/v8.6") == "linux/arm64/v8.5"
         assert choose("linux/arm64/v9.2", "linux/arm64/v9", "linux/arm64/v8.7") == "linux/arm64/v9"
 
@@ -88,7 +88,7 @@ class TestMatching:
         assert choose("linux/mips64le", "linux/mips64le/hardfloat") is None
         assert choose("linux/amd64/fast", "linux/amd64", "linux/amd64/fast") == "linux/amd64/fast"
 
-    def test_the_first_of_equals_is_taken(self) -> None:
+    def test_the_first_of_equal_platforms_is_chosen(self) -> None:
         one = Platform(architecture="amd64", os="linux")
         assert best_match(one, [(one, "first"), (one, "second")]) == "first"
 
@@ -100,12 +100,12 @@ class TestMatching:
         assert choose("windows(10.0.26100)/amd64", *offers) is None
         assert choose("windows(10.0.26100)/amd64", "windows/amd64") == "windows/amd64"
 
-    def test_features_bound_what_an_image_may_need(self) -> None:
+    def test_features_limit_the_images_that_can_run(self) -> None:
         offers = ("windows(+win32k)/amd64", "windows(+other)/amd64", "windows/amd64")
         assert choose("windows(+win32k)/amd64", *offers) == offers[0]
         assert choose("windows(+win32k)/amd64", *offers[1:]) == offers[2]
         assert choose("windows/amd64", *offers) == offers[0]
 
-    def test_what_an_index_spells_differently_still_matches(self) -> None:
+    def test_alternative_spellings_in_an_index_match(self) -> None:
         assert matches(parse_platform("linux/arm/v7"), Platform(architecture="armhf", os="Linux"))
         assert matches(parse_platform("linux/arm64"), Platform(architecture="aarch64", os="linux"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References follow the grammar of the distribution project, short forms as Docker's users write them."""
+"""References follow the grammar of the distribution project, with the short forms of Docker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEX = "0123456789abcdef" * 4
         (f"x.io/a:t@sha256:{HEX}", f"x.io/a:t@sha256:{HEX}", f"x.io/a:t@sha256:{HEX}"),
     ],
 )
-def test_short_forms_are_made_full_and_back(text: str, full: str, familiar: str) -> None:
+def test_short_forms_are_expanded_and_shortened_again(text: str, full: str, familiar: str) -> None:
     reference = parse_reference(text)
     assert (full, familiar) == (str(reference), reference.familiar)
     assert reference == parse_reference(full) == parse_reference(familiar)
@@ -69,24 +69,24 @@ def test_short_forms_are_made_full_and_back(text: str, full: str, familiar: str)
         "x.io/" + "a" * 251,
     ],
 )
-def test_what_the_grammar_does_not_allow(text: str) -> None:
+def test_malformed_references_are_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_reference(text)
 
 
-def test_a_digest_that_cannot_be_verified() -> None:
+def test_a_digest_of_an_unknown_algorithm_is_refused() -> None:
     with pytest.raises(Unsupported):
         parse_reference("a@md5:abc")
 
 
-def test_the_default_tag_is_given_on_request_alone() -> None:
+def test_the_default_tag_is_added_only_on_request() -> None:
     assert parse_reference("a").tag is None
     assert str(parse_reference("a").with_default_tag()) == "docker.io/library/a:latest"
     pinned = parse_reference(f"a@sha256:{HEX}")
-    assert pinned == pinned.with_default_tag()
+    assert pinned.with_default_tag() == pinned
     assert Reference("x.io", "a", "t") == parse_reference("x.io/a:t").with_default_tag()
 
 
-def test_the_longest_names_and_tags_are_taken() -> None:
+def test_the_longest_allowed_names_and_tags_are_accepted() -> None:
     assert parse_reference("a:" + "t" * 128).tag == "t" * 128
     assert len(parse_reference("x.io/" + "a" * 250).name) == 255
