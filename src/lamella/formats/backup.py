@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct, field
 
 from lamella.errors import FormatError, InvalidInput, SizeMismatch, StreamConsumed
+from lamella.formats.ntfs import names
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -297,6 +298,7 @@ def survey(reader: BackupReader) -> Surveyed:
     """
     found = Surveyed()
     whole: dict[int, bytes] = {}
+    streams: set[str] = set()
     blocks_end: int | None = None  # end of the last sparse block, until the empty block
     for stream in reader:
         at = stream.body_at
@@ -319,7 +321,12 @@ def survey(reader: BackupReader) -> Surveyed:
         elif stream.id == SPARSE_BLOCK:
             blocks_end = _record_block(found, stream, blocks_end)
         elif stream.id == ALTERNATE_DATA:
-            found.alternates.append((_parse_alternate(stream), stream.size, at))
+            name = _parse_alternate(stream)
+            key = names.folded(name)
+            if key in streams:
+                raise FormatError(BODY, at, f"a second alternate stream {name[:80]!r}")
+            streams.add(key)
+            found.alternates.append((name, stream.size, at))
         else:
             found.ignored.append(stream.id)
     if blocks_end is not None and found.pieces:

@@ -11,6 +11,7 @@ from typing import Final
 from lamella.changes.model import Buffer
 from lamella.errors import AlreadyExists, NotFound, from_os
 from lamella.formats.ntfs.names import usual_upcase
+from lamella.layers.windows.hives import merge_deltas
 from lamella.layers.windows.layout import HIVE_NAMES
 
 HIVES: Final = {name: stem.upper() for name, stem in HIVE_NAMES.items()}
@@ -36,8 +37,10 @@ _EXACTLY: Final = frozenset(
 )
 
 
-LENGTHS: Final = frozenset(map(len, _IGNORING_CASE | _EXACTLY))
-"""The lengths of all paths for which `is_special` is true."""
+_MERGED: Final = frozenset({fold(f"Hives/{stem}_Base") for stem in HIVES.values()})
+
+LENGTHS: Final = frozenset(map(len, _IGNORING_CASE | _EXACTLY | _MERGED))
+"""The lengths of all paths for which `is_special` is true, and of the merged hives."""
 
 
 def is_special(path: str) -> bool:
@@ -72,17 +75,13 @@ def find(folder: Path, path: str) -> Path | None:
 
 def merge_hive(base: Path, delta: Path, result: Path) -> None:
     """Write to ``result`` the hive ``base`` with ``delta`` merged in. Raises NotFound, FormatError, InvalidInput."""
-    from lamella.formats.regf.keys import merge_keys
-    from lamella.formats.regf.reader import Hive
-    from lamella.formats.regf.writer import encode_hive
-
     try:
         below, above = base.read_bytes(), delta.read_bytes()
     except FileNotFoundError as problem:
         raise NotFound(f"the hive {problem.filename!r} does not exist") from None
     except OSError as problem:
         raise from_os(problem, f"read {problem.filename!r}") from problem
-    raw = encode_hive(merge_keys(Hive(below).root_key, Hive(above, layered=True).root_key))
+    raw = merge_deltas(below, [above])
     try:
         with result.open("xb") as file:
             file.write(raw)

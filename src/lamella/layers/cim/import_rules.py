@@ -25,6 +25,7 @@ from lamella.formats.ntfs.filetime import ticks_from_ns
 from lamella.layers.cim import host_files
 from lamella.layers.cim.host_files import HostFiles
 from lamella.layers.cim.tree import ATTRIBUTES, KEPT
+from lamella.layers.windows.hives import check_hive
 from lamella.paths import LayerPath, join
 
 _FLAGS: Final = {
@@ -204,9 +205,12 @@ class CimImport:
         self._writer.link(link.path, link.target)
 
     def is_host_file(self, entry: Entry) -> bool:
-        """Whether the host needs the file outside of the image."""
+        """Whether the host needs the file outside of the image. Raises InvalidInput for what `check_hive` refuses."""
         path = entry.path
-        return len(path) in self._host_lengths and entry.kind is Kind.FILE and host_files.is_special(path)
+        if len(path) not in self._host_lengths:
+            return False
+        check_hive(path, entry.kind)
+        return entry.kind is Kind.FILE and host_files.is_special(path)
 
     def put_host_file(self, entry: Entry, content: Content | None, metadata: FileMetadata) -> None:
         """Write a host file to the host's folder, and queue it for the image."""
@@ -253,6 +257,8 @@ class CimImport:
 
     def check_link(self, path: LayerPath) -> None:
         """Raises InvalidInput if a link would replace a file that the host needs."""
+        if self._windows:
+            check_hive(path, None)
         waiting = self._queue[host_files.fold(path)] if self.is_queued(path) else None
         if isinstance(waiting, QueuedFile) or (self._windows and host_files.is_special(path)):
             raise InvalidInput(f"hard link {path!r}: the host needs a separate file at this path")
@@ -337,12 +343,12 @@ class CimImport:
         self._enqueue(QueuedFile(layout, PLAIN_FILE))
 
     def _merge_hives(self, parent: Path) -> None:
-        """Merge deltas into the parent's hives. A hive without a delta is linked."""
+        """Merge deltas into the parent's hives. A hive without a delta, or with an empty one, is linked."""
         for stem in host_files.HIVES.values():
             delta = self._host.find(f"Hives/{stem}_DELTA")
             base = host_files.find(parent, f"Hives/{stem}_BASE")
             result = LayerPath(f"Hives/{stem}_BASE")
-            if delta is None:
+            if delta is None or not delta.stat().st_size:
                 if base is not None:
                     self._host.link(base, result)
                 continue

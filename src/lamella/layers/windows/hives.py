@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from lamella.changes.contracts import Source
 from lamella.changes.model import Change, Entry, Inline, Kind, Posix, Put
+from lamella.errors import InvalidInput
 from lamella.formats.ntfs import names
 from lamella.host import file_io
 from lamella.layers.windows.layout import CONFIG, FILES, HIVE_NAMES, HIVES
@@ -21,6 +22,27 @@ if TYPE_CHECKING:
 
 _READ: Final = os.O_RDONLY | file_io.O_NOFOLLOW | file_io.O_CLOEXEC
 _DIRECTORY: Final = _READ | file_io.O_DIRECTORY
+
+
+_RESERVED: Final = {
+    names.folded(f"{HIVES}/{stem}_{suffix}"): suffix for stem in HIVE_NAMES.values() for suffix in ("Base", "Delta")
+}
+
+
+def check_hive(path: str, kind: Kind | None) -> None:
+    """Check what a layer puts at ``path`` in `Hives`; ``kind`` None is a hard link.
+
+    Only files are deltas. The import writes the merged hives, so no layer may have one. Raises InvalidInput.
+    """
+    suffix = _RESERVED.get(names.folded(path))
+    if suffix == "Base":
+        raise InvalidInput(
+            f"the layer has the merged hive {path!r}, which the import writes",
+            hint="a layer has only the delta, Hives/NAME_Delta",
+        )
+    if suffix is not None and kind is not Kind.FILE:
+        phrase = "hard link" if kind is None else kind.phrase
+        raise InvalidInput(f"{path!r} is a {phrase}; a registry delta must be a file")
 
 
 def base_hives(root: int) -> None:
@@ -45,10 +67,8 @@ def base_hives(root: int) -> None:
             pass
         hives = os.open(HIVES, _DIRECTORY, dir_fd=root)
         opened.append(hives)
-        taken = {name.lower() for name in os.listdir(hives)}
         for name, called in there:
-            if f"{called}_base".lower() not in taken:
-                os.link(name, f"{called}_Base", src_dir_fd=directory, dst_dir_fd=hives, follow_symlinks=False)
+            os.link(name, f"{called}_Base", src_dir_fd=directory, dst_dir_fd=hives, follow_symlinks=False)
     finally:
         for descriptor in opened:
             os.close(descriptor)
@@ -64,8 +84,6 @@ def merged_hives(root: int, parents: Parents) -> None:
         there = {name.lower(): name for name in os.listdir(directory)}
         for called in HIVE_NAMES.values():
             wanted = f"{called}_Base"
-            if wanted.lower() in there:
-                continue
             below = parents.hive(wanted)
             if below is None:
                 continue

@@ -43,6 +43,29 @@ def lost_stream(path: LayerPath, name: str, lost: Container[str]) -> Loss | None
     return None if problem is None else Loss(path, f"alternate data stream {name!r}", problem)
 
 
+class StreamNames:
+    """The names of the alternate data streams of one file."""
+
+    __slots__ = ("_folded", "_owner")
+
+    def __init__(self) -> None:
+        self._owner: object = None
+        self._folded: set[str] = set()
+
+    def claim(self, owner: str, name: str) -> None:
+        """Record the stream ``name`` of ``owner``; another path object is another file.
+
+        Raises InvalidInput if the file has the stream in any case.
+        """
+        if self._owner is not owner:
+            self._owner = owner
+            self._folded = set()
+        key = names.folded(name)
+        if key in self._folded:
+            raise InvalidInput(f"the stream {name!r} of {owner!r} occurs twice; NTFS ignores case in names")
+        self._folded.add(key)
+
+
 class Directory:
     """A directory of the layer, and the names seen in it."""
 

@@ -20,6 +20,7 @@ from lamella.layers.windows.backend import open_writer
 from lamella.layers.windows.contract import FinalSteps
 from lamella.layers.windows.folder.tar_split import FramingWriter
 from lamella.layers.windows.folder.writer import FolderWriter
+from lamella.layers.windows.hives import check_hive
 from lamella.layers.windows.layout import (
     BOOT_COPIES,
     DIRECTORY_SUFFIX,
@@ -92,6 +93,8 @@ _CLONED: Final = 5
 _LINK: Final = 6
 _OPEN: Final = (_DIRECTORY, _IMPLIED, _CLONED)
 _UTILITY: Final = names.folded(UTILITY)
+_IN_HIVES: Final = f"{HIVES}/"
+_IN_FILES: Final = names.folded(f"{FILES}/")
 
 
 class WindowsSink:
@@ -133,7 +136,8 @@ class WindowsSink:
         """The last parent directory, and its path as spelled in the folder."""
         self._facets = LinkMetadata()
         self._link_facet: tuple[LayerPath, Windows] | None = None
-        self._tombstones: list[LayerPath] = []
+        self._tombstones: dict[str, LayerPath] = {}
+        """The whiteouts in `Files`, by folded path."""
         self._owner: LayerPath | None = None
         """The last file, to which alternate streams may be added."""
         self._implied = Implied()
@@ -170,6 +174,8 @@ class WindowsSink:
             entry = replace(entry, windows=windows)
         folder = directory or bool(windows.attributes & DIRECTORY)
         path, key, known = self._claim(entry.path, folder=folder)
+        if path[:6] == _IN_HIVES:
+            check_hive(path, entry.kind)
         if path != entry.path:
             entry = Entry(path, entry.kind, None, entry.size, entry.target, windows)
         closed = windows.reparse is not None
@@ -215,7 +221,7 @@ class WindowsSink:
             raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
         facet = self._facets.find(target) if code is not None else None
         if code is None or facet is None:
-            below = self._writer.below(target)
+            below = None if self._hidden(goal) else self._writer.below(target)
             if below is None or (code is None and not target.startswith(FILES + "/")):
                 hint = _PARENT_HINT if self._base else None
                 raise NotFound(f"hard link {path!r}: its target {target!r} does not exist", hint=hint)
@@ -227,6 +233,8 @@ class WindowsSink:
         if facet is None:
             raise MissingFacet(target, "Windows")
         path, key, known = self._claim(path, folder=False)
+        if path[:6] == _IN_HIVES:
+            check_hive(path, None)
         try:
             if known is not None:
                 self._make_room(path, key, known, directory=False)
@@ -257,7 +265,7 @@ class WindowsSink:
             raise InvalidInput(f"whiteout of {path!r} in a base layer, which has no layers below", hint=_PARENT_HINT)
         self._check_names(path)
         if path.startswith(FILES + "/"):
-            self._tombstones.append(path)
+            self._tombstones[names.folded(path)] = path
         elif path.startswith(UTILITY_FILES + "/"):
             key = names.folded(path)
             try:
@@ -301,7 +309,7 @@ class WindowsSink:
                 if self._kinds.get(names.folded(path)) in stated
             ],
             # Windows applies tombstones after the import: it would delete files that this layer itself puts.
-            tombstones=[path for path in self._tombstones if names.folded(path) not in self._kinds],
+            tombstones=[path for key, path in self._tombstones.items() if key not in self._kinds],
             hives=names.folded(HIVES) in self._kinds,
             utility=names.folded(UTILITY_FILES) in self._kinds,
         )
@@ -367,7 +375,7 @@ class WindowsSink:
         return where
 
     def _imply(self, path: str, key: str, where: LayerPath) -> LayerPath:
-        """Create the implied directory ``path`` in the directory ``where``."""
+        """Create the implied directory ``path`` in the directory ``where``. Raises InvalidInput for a parent's link."""
         name = path.rpartition("/")[2]
         if not names.plain(name):
             self._check_names(LayerPath(path))
@@ -379,6 +387,10 @@ class WindowsSink:
                 self._clone()
                 if self._kinds.get(key) in _OPEN:
                     return self._spelled[key]
+            if not self._base and key.startswith(_IN_FILES) and not self._hidden(key):
+                below = self._writer.below(made)
+                if below is not None and below.kind is Kind.SYMLINK:
+                    raise InvalidInput(f"a file below {path!r}, which is a link: layers do not follow links")
             self._writer.imply(made)
         except OSError as error:
             raise from_os(error, f"make the directory {made!r}") from error
@@ -387,6 +399,15 @@ class WindowsSink:
         return made
 
     # Files
+
+    def _hidden(self, key: str) -> bool:
+        """Whether the layer has removed the file of the layers below, or a directory above it."""
+        if self._tombstones:
+            while key:
+                if key in self._tombstones:
+                    return True
+                key = key.rpartition("/")[0]
+        return False
 
     def _make_room(self, path: LayerPath, key: str, known: int, *, directory: bool) -> bool:
         """Remove what exists at ``path``. True if it is a directory that is kept."""

@@ -28,7 +28,7 @@ from lamella.formats.ntfs.attributes import DIRECTORY
 from lamella.formats.tar.reader import TarLimits, TarMember, TarReader
 from lamella.formats.tar.windows import MOUNT_POINT, RecordReader
 from lamella.layers.tar.source import WHITEOUT, BlobExtent
-from lamella.layers.windows.names import Directory, LayerNames, NameRules
+from lamella.layers.windows.names import Directory, LayerNames, NameRules, StreamNames
 from lamella.paths import LayerPath, join, parse_path
 
 if TYPE_CHECKING:
@@ -163,11 +163,12 @@ def _facet(mode: int, uid: int, gid: int, mtime: int) -> tuple[int, bool]:  # no
 class _Unusual:
     """Handles members that are not plain files, outside of the hot loop."""
 
-    __slots__ = ("_names", "_stored", "owner")
+    __slots__ = ("_names", "_stored", "_streams", "owner")
 
     def __init__(self, layer_names: LayerNames, stored: SeekableBlob | None) -> None:
         self._names = layer_names
         self._stored = stored
+        self._streams = StreamNames()
         self.owner: LayerPath | None = None
         """The last file, which streams may follow."""
 
@@ -235,6 +236,7 @@ class _Unusual:
         problem = names.illegal_stream(name)
         if problem is not None:
             raise UnsafePath(path, f"invalid name of an alternate data stream {name!r}: {problem}")
+        self._streams.claim(owner, name)
         if member.typeflag != "0":
             raise FormatError(
                 _STRUCTURE, member.header_offset, f"the alternate data stream {path!r} has the type {member.typeflag!r}"

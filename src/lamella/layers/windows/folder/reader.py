@@ -29,6 +29,7 @@ from lamella.layers.windows.layout import (
     disk_path,
     in_transport,
 )
+from lamella.layers.windows.names import StreamNames
 from lamella.layers.windows.tar_source import EMPTY_DATA
 from lamella.layers.windows.transport import TransportChanges, survey_transported
 
@@ -272,6 +273,7 @@ class FolderChanges(LayerChanges):
             base = reader.form == BASE
             held = STREAMS  # the file that holds the streams of the last file
             owner = ""
+            stream_names = StreamNames()
             for fact in reader:
                 if isinstance(fact, PutFact):
                     entry = fact.entry
@@ -292,6 +294,7 @@ class FolderChanges(LayerChanges):
                 elif isinstance(fact, StreamFact):
                     if fact.path != owner:
                         raise FormatError(INDEX, 0, f"the stream {fact.name!r} does not follow its file {fact.path!r}")
+                    stream_names.claim(owner, fact.name)
                     yield Stream(fact.path, fact.name, FolderContent(folder, held, fact.size, fact.at))
                 elif isinstance(fact, LinkFact):
                     self._linked = fact.target, fact.windows
