@@ -86,7 +86,9 @@ class Console:
         """Show tracebacks of errors."""
 
     def line(self, text: str = "") -> None:
-        """Print a line of the result."""
+        """Print a line of the result; on a terminal with escapes, since an image chooses its names and labels."""
+        if not text.isprintable() and is_terminal(sys.stdout):
+            text = printable(text)
         sys.stdout.write(text + "\n")
 
     def summary(self, text: str) -> None:
@@ -98,7 +100,7 @@ class Console:
         """Print the JSON document."""
         import json
 
-        self.line(json.dumps(value, indent=2))
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
     def warn(self, text: str) -> None:
         """Print a warning."""
@@ -121,10 +123,6 @@ class Console:
                 self.warn(str(loss))
         if self.quiet or count > _LOSSES_SHOWN:
             self.warn(f"{count} {'thing was' if count == 1 else 'things were'} not kept in all; --json lists them")
-
-    def name(self, text: str) -> str:
-        """A file name for standard output: exact in a file or a pipe, escaped on a terminal."""
-        return printable(text) if is_terminal(sys.stdout) else text
 
     def binary(self) -> BinaryIO:
         """Standard output for bytes."""

@@ -56,11 +56,11 @@ def ls(console: Console, place: str, long: bool, recursive: bool, directory: boo
         if console.json:
             console.document([entry_document(one) for one, _ in shown])
         elif long:
-            for line in columns([_long_row(one, name, console) for one, name in shown], _RIGHT):
+            for line in columns([_long_row(one, name) for one, name in shown], _RIGHT):
                 console.line(line)
         else:
             for _, name in shown:
-                console.line(console.name(name))
+                console.line(name)
 
 
 def _lookup(tree: Tree, found: LayerPath, path: str) -> Entry:
@@ -98,21 +98,22 @@ def tree(console: Console, place: str, depth: int | None, directories: bool, pla
         if console.json:
             console.document(_tree_document(opened, entry, depth, directories))
             return
-        console.line(console.name(f"/{entry.path}"))
+        console.line(f"/{entry.path}")
         directory_count = file_count = 0
         # Entries to draw, the next one last: the entry, the text before it, whether it is the last one, and its level.
         todo = _children(opened, entry, "", 1, depth, directories)
         while todo:
             entry, stem, last, level = todo.pop()
-            link = _link_text(entry, console)
-            console.line(f"{stem}{'└── ' if last else '├── '}{console.name(entry.path.rpartition('/')[2])}{link}")
+            link = _link_text(entry)
+            console.line(f"{stem}{'└── ' if last else '├── '}{entry.path.rpartition('/')[2]}{link}")
             if entry.kind is not Kind.DIRECTORY:
                 file_count += 1
             else:
                 directory_count += 1
                 todo += _children(opened, entry, stem + ("    " if last else "│   "), level + 1, depth, directories)
         files = "" if directories else f", {counted(file_count, 'file', 'files')}"
-        console.summary(f"\n{counted(directory_count, 'directory', 'directories')}{files}")
+        console.summary("")
+        console.summary(f"{counted(directory_count, 'directory', 'directories')}{files}")
 
 
 def _children(
@@ -258,12 +259,12 @@ def find(
             for entry in found:
                 output.write(f"/{entry.path}".encode("utf-8", "surrogateescape") + b"\0")
         elif long:
-            rows = [_long_row(entry, f"/{entry.path}", console) for entry in found]
+            rows = [_long_row(entry, f"/{entry.path}") for entry in found]
             for line in columns(rows, _RIGHT):
                 console.line(line)
         else:
             for entry in found:
-                console.line(console.name(f"/{entry.path}"))
+                console.line(f"/{entry.path}")
 
 
 def _parse_time(tree: Tree, text: str) -> int:
@@ -283,9 +284,9 @@ def _parse_time(tree: Tree, text: str) -> int:
 # Entries -------------------------------------------------------------------------------------------------------------
 
 
-def _long_row(entry: Entry, name: str, console: Console) -> list[str]:
+def _long_row(entry: Entry, name: str) -> list[str]:
     """Mode, owner, group, size (of a device its numbers), time in UTC, and name."""
-    shown = console.name(name) + _link_text(entry, console)
+    shown = name + _link_text(entry)
     posix = entry.posix
     if posix is None:
         windows = entry.windows
@@ -299,11 +300,11 @@ def _long_row(entry: Entry, name: str, console: Console) -> list[str]:
     return [mode, str(posix.uid), str(posix.gid), size, _utc(posix.mtime), shown]
 
 
-def _link_text(entry: Entry, console: Console) -> str:
+def _link_text(entry: Entry) -> str:
     """The target of a symbolic link, or of a hard link to a lower layer; empty for other files."""
     if entry.kind is Kind.SYMLINK:
-        return f" -> {console.name(entry.target)}"
-    return f" => {console.name(f'/{entry.target}')}" if entry.target else ""
+        return f" -> {entry.target}"
+    return f" => /{entry.target}" if entry.target else ""
 
 
 def _attributes(entry: Entry, attributes: int) -> str:

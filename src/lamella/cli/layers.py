@@ -210,17 +210,17 @@ def _list_changes(console: Console, lower: Path | None, upper: Path, options: Di
         console.document([_difference_document(one) for one in found])
         return
     for one in found:
-        console.line(_difference_line(one, console))
+        console.line(_difference_line(one))
 
 
-def _difference_line(one: Difference, console: Console) -> str:
+def _difference_line(one: Difference) -> str:
     entry = one.new or one.old
     kind = "" if entry is None else _KINDS.get(entry.kind.value, entry.kind.value)
-    name = console.name(f"/{one.path}")
+    name = f"/{one.path}"
     if one.link is not None:
-        name += f" => {console.name(f'/{one.link}')}"
+        name += f" => /{one.link}"
     elif one.new is not None and one.new.target:
-        name += f" -> {console.name(one.new.target)}"
+        name += f" -> {one.new.target}"
     elif one.opaque:
         name += "/*"
     line = f"{one.sign}  {kind:<6}  {_sizes(one):>20}  {name}"

@@ -208,7 +208,7 @@ def login(
     if console.json:
         console.document({"registry": registry, "username": username, "kept": kept})
         return
-    console.summary(f"{registry}: logged in as {console.name(username)}, kept in {kept}")
+    console.summary(f"{registry}: logged in as {username}, kept in {kept}")
 
 
 def _ask(what: str, *, hide: bool = False) -> str:

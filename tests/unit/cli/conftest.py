@@ -16,15 +16,23 @@ from lamella.cli.main import run
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+class Terminal(io.TextIOWrapper):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def lamella(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a function that runs the command line in this process; ``stdin`` is its standard input.
 
-    Output is text with surrogate escapes for bytes that are not UTF-8.
+    ``terminal`` makes its standard output one. Output is text with surrogate escapes for bytes that are not UTF-8.
     """
 
-    def call(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-        streams = {name: io.TextIOWrapper(io.BytesIO()) for name in ("stdout", "stderr")}
+    def call(*arguments: str | Path, stdin: bytes = b"", terminal: bool = False) -> subprocess.CompletedProcess[str]:
+        output = Terminal(io.BytesIO()) if terminal else io.TextIOWrapper(io.BytesIO())
+        streams = {"stdout": output, "stderr": io.TextIOWrapper(io.BytesIO())}
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
             for name, stream in streams.items():

@@ -69,7 +69,7 @@ def command(
     if console.json:
         console.document(_document(found))
     else:
-        for line in _lines(found, console):
+        for line in _lines(found):
             console.line(line)
         if found.equal:
             console.summary("the images are equal" if found.old is not None else "the files are equal")
@@ -77,8 +77,8 @@ def command(
         raise click.exceptions.Exit(DIFFERENT)
 
 
-def _lines(found: Compared, console: Console) -> Iterator[str]:
-    parts = [_config(found), _layers(found), (_file(one, console) for one in found.files), _sizes(found, console)]
+def _lines(found: Compared) -> Iterator[str]:
+    parts = [_config(found), _layers(found), map(_file, found.files), _sizes(found)]
     titles = ["config", "layers", "files", "sizes"]
     first = True
     for title, part in zip(titles, parts, strict=True):
@@ -93,7 +93,7 @@ def _lines(found: Compared, console: Console) -> Iterator[str]:
 
 def _config(found: Compared) -> Iterator[str]:
     for one in found.config:
-        yield f"{one.name}: {_value(one.old)} → {_value(one.new)}"
+        yield f"{printable(one.name)}: {_value(one.old)} → {_value(one.new)}"
 
 
 def _value(value: Any) -> str:
@@ -117,21 +117,21 @@ def _layers(found: Compared) -> Iterator[str]:
     yield from columns(rows, {1})
 
 
-def _file(one: FileDifference, console: Console) -> str:
+def _file(one: FileDifference) -> str:
     kinds = [entry.kind.value for entry in (one.old, one.new) if entry is not None]
     sizes = [human_size(entry.size) for entry in (one.old, one.new) if entry is not None and entry.kind.value == "file"]
     kind, size = " → ".join(dict.fromkeys(kinds)), " → ".join(dict.fromkeys(sizes))
     what = f"  ({', '.join(one.what)})" if one.what else ""
-    return f"{one.sign}  {kind:<9}  {size:>20}  {console.name(f'/{one.path}')}{what}"
+    return f"{one.sign}  {kind:<9}  {size:>20}  /{one.path}{what}"
 
 
-def _sizes(found: Compared, console: Console) -> Iterator[str]:
+def _sizes(found: Compared) -> Iterator[str]:
     rows = []
     for one in found.sizes:
         change = one.new - one.old
         sign = "+" if change > 0 else "-"
         sizes = f"{human_size(one.old)} → {human_size(one.new)}"
-        rows.append([sizes, f"{sign}{human_size(abs(change))}", console.name(f"/{one.path}")])
+        rows.append([sizes, f"{sign}{human_size(abs(change))}", f"/{one.path}"])
     if rows:
         yield from columns(rows, {0, 1})
 

@@ -65,13 +65,13 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
         console.document(document)
     else:
         for one in found.faults:
-            console.line(console.name(str(one)))
+            console.line(str(one))
         for one in found.undecided:
-            console.summary(console.name(f"cannot tell: {one}"))
+            console.summary(f"cannot tell: {one}")
         for one in found.notes:
-            console.summary(console.name(f"note: {one}"))
+            console.summary(f"note: {one}")
         for line in repaired.done if repaired is not None else ():
-            console.summary(console.name(line))
+            console.summary(line)
         for digest in missing:
             console.line(f"fetch again: {digest}")
         same = f", {found.same} as their layers say" if rediff else ""

@@ -112,7 +112,7 @@ def rm(console: Console, names: tuple[str, ...], no_gc: bool) -> None:
         console.document({"removed": [image.name for image in found], "freed": freed})
         return
     for image in found:
-        console.summary(f"removed {console.name(image.name)}")
+        console.summary(f"removed {image.name}")
     if not no_gc:
         console.summary(f"{human_size(freed)} freed")
 
@@ -132,7 +132,7 @@ def label(console: Console, name: str, labels: dict[str, str]) -> None:
         if console.json:
             console.document(_document(space, made))
             return
-    console.summary(f"{console.name(made.name)}: {labels_text(made.labels.items())}")
+    console.summary(f"{made.name}: {labels_text(made.labels.items())}")
 
 
 def _find(space: LocalNamespace, text: str) -> ImageRecord:

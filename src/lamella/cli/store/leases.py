@@ -82,7 +82,7 @@ def create(console: Console, id_: str, hours: float | None, labels: dict[str, st
         if console.json:
             console.document(_document(space, lease))
             return
-    console.line(console.name(lease.id))
+    console.line(lease.id)
 
 
 @command.command("rm", cls=Verb)
@@ -94,7 +94,7 @@ def rm(console: Console, ids: tuple[str, ...]) -> None:
     with opened_space(frees=True) as space:
         for id_ in ids:
             space.leases.delete(id_)
-            console.summary(f"removed {console.name(id_)}")
+            console.summary(f"removed {id_}")
     if console.json:
         console.document({"removed": list(ids)})
 

@@ -72,7 +72,7 @@ def mount(
         )
         return
     again = ", with what was changed in it before" if done.resumed and done.writable else ""
-    console.summary(f"{console.name(done.image)} mounted at {console.name(str(directory))}{again}")
+    console.summary(f"{done.image} mounted at {directory}{again}")
 
 
 @click.command("umount", cls=Verb)
@@ -91,4 +91,4 @@ def umount(console: Console, directory: Path, lazy: bool) -> None:
     if console.json:
         console.document({"directory": str(directory)})
     else:
-        console.summary(f"{console.name(str(directory))} unmounted")
+        console.summary(f"{directory} unmounted")

@@ -121,7 +121,8 @@ def opened_space(
 def table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
     """Print ``rows`` beneath ``header``; the columns numbered in ``right`` are flush right."""
     cells = [header, *(map(printable, row) for row in rows)] if is_terminal(sys.stdout) else [header, *rows]
-    console.line("\n".join(columns([tuple(row) for row in cells], frozenset(right))))
+    for line in columns([tuple(row) for row in cells], frozenset(right)):
+        console.line(line)
 
 
 def labels_text(labels: Iterable[tuple[str, str]]) -> str:

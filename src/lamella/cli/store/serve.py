@@ -191,4 +191,5 @@ def _print_config(console: Console, version: str, plugin: str | None) -> None:
 
     address = Path(os.path.abspath(plugin or SOCKET))
     root = Path(os.path.abspath(default_root()))
-    console.line(containerd_config(address, root, 2 if version == "1.7" else 3, str(host_platform())).rstrip("\n"))
+    for line in containerd_config(address, root, 2 if version == "1.7" else 3, str(host_platform())).splitlines():
+        console.line(line)

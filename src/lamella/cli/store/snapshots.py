@@ -101,7 +101,7 @@ def rm(console: Console, names: tuple[str, ...], snapshotter: str | None) -> Non
                     hint="choose one with --snapshotter",
                 )
             having[0].remove(name)
-            console.summary(f"removed {console.name(name)}")
+            console.summary(f"removed {name}")
     if console.json:
         console.document({"removed": list(names)})
 

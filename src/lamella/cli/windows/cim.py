@@ -173,7 +173,7 @@ def diff(
             console.document([{"change": sign, "path": f"/{path}"} for sign, path in found])
             return
         for sign, path in found:
-            console.line(f"{sign}  {console.name(f'/{path}')}")
+            console.line(f"{sign}  /{path}")
         return
     if output == "-" and console.json:
         raise click.UsageError("--json and -o - both want standard output")

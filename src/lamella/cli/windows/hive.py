@@ -80,12 +80,12 @@ def ls(console: Console, place: str, long: bool, dirty: bool, layer: int | None,
         return
     if not long:
         for name in (*(f"{one.name}\\" for one in subkeys), *map(_value_name, values)):
-            console.line(_exact(console, name))
+            console.line(_encodable(name))
         return
-    rows = [("key", "-", time_text(one.time), _exact(console, f"{one.name}\\")) for one in subkeys]
+    rows = [("key", "-", time_text(one.time), _encodable(f"{one.name}\\")) for one in subkeys]
     for one in values:
         kind = "-" if one.tombstone else type_name(one.type)
-        rows.append((kind, str(len(one.data)), "-", _exact(console, _value_name(one))))
+        rows.append((kind, str(len(one.data)), "-", _encodable(_value_name(one))))
     if rows:
         for line in columns(rows, {1}):
             console.line(line)
@@ -146,9 +146,9 @@ def get(
         console.line(value.data.hex())
     elif isinstance(known, list):
         for text in known:
-            console.line(_exact(console, text))
+            console.line(_encodable(text))
     else:
-        console.line(_exact(console, str(known)))
+        console.line(_encodable(str(known)))
 
 
 @command.command("merge", cls=ImageVerb)
@@ -190,7 +190,7 @@ def merge(
     elif console.json:
         console.document({"output": output, "size": size})
     else:
-        console.summary(f"{console.name(output)}: {human_size(size)}")
+        console.summary(f"{output}: {human_size(size)}")
 
 
 @command.command("dump", cls=ImageVerb)
@@ -237,6 +237,6 @@ def _value_name(value: Value) -> str:
     return value.name or "@"
 
 
-def _exact(console: Console, text: str) -> str:
+def _encodable(text: str) -> str:
     """``text`` for standard output; halves of letters, which have no encoding, are replaced."""
-    return console.name(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
