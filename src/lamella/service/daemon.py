@@ -185,7 +185,7 @@ def serve(
 
 @contextmanager
 def _stopped_by_signals(server: Server) -> Iterator[None]:
-    """Stop the server at the first signal; a second one has its default action.
+    """Stop the server at the first SIGTERM or SIGINT; a second one has its default action. Log a SIGHUP.
 
     A signal that reaches another thread, or this one just before it waits, does not wake it: the wake-up descriptor
     does, by a byte to the server's waker, so that this thread calls the handler.
@@ -202,6 +202,10 @@ def _stopped_by_signals(server: Server) -> Iterator[None]:
         notify("STOPPING=1")
         server.stop()
 
+    def log_hangup(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        LOG.info("SIGHUP is ignored: restart the server to read the settings again")
+
+    hangup = signal.signal(signal.SIGHUP, log_hangup)
     with server.waker() as waker:
         waker.setblocking(False)
         wakes = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
@@ -211,4 +215,5 @@ def _stopped_by_signals(server: Server) -> Iterator[None]:
             yield
         finally:
             restore()
+            signal.signal(signal.SIGHUP, hangup)
             signal.set_wakeup_fd(wakes)

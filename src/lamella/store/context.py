@@ -35,7 +35,7 @@ class Clock:
     """Nanoseconds since the Unix epoch, strictly increasing, even if ``source`` is set back."""
 
     def __init__(self, source: Callable[[], int] | None = None) -> None:
-        self._source = source or steady_time()
+        self._source = source or forward_time()
         self._last = 0
         self._lock = threading.Lock()
 
@@ -48,11 +48,18 @@ class Clock:
         return now
 
 
-def steady_time() -> Callable[[], int]:
-    """Return a clock that starts at the system time and then counts elapsed time, suspend included.
+def forward_time() -> Callable[[], int]:
+    """Return a clock that follows the system time forward, and counts elapsed time after the system time is set back.
 
-    It ignores later changes of the system time, which would make everything expire at once or nothing for long.
+    A server that starts before the system time is set by NTP must not judge the expiry of leases by the old one.
     """
     elapsed = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    start = time.time_ns() - time.clock_gettime_ns(elapsed)
-    return lambda: start + time.clock_gettime_ns(elapsed)
+    start = 0
+
+    def now() -> int:
+        nonlocal start
+        since = time.clock_gettime_ns(elapsed)
+        start = max(start, time.time_ns() - since)
+        return start + since
+
+    return now

@@ -265,11 +265,22 @@ class LeaseTests:
     def test_other_kinds_of_resources_cannot_be_leased(self, tmp_path: Path) -> None:
         leases = self.make(tmp_path)
         leases.create("one")
-        for kind in ("", "contents", "leases", "snapshots", "snapshots/", "snapshots/a/b", "Content", "containers"):
+        for kind in ("", "contents", "leases", "Content", "containers"):
             with raises(Unsupported):
                 leases.add("one", Resource(kind, "x"))
             with raises(Unsupported):
                 leases.remove("one", Resource(kind, "x"))
+        assert list(leases.resources("one")) == []
+
+    def test_a_malformed_resource_cannot_be_leased(self, tmp_path: Path) -> None:
+        leases = self.make(tmp_path)
+        leases.create("one")
+        kinds = ("snapshots", "snapshots/", "snapshots/a/b", "content/a", "ingests/a", "images/a")
+        for resource in (*(Resource(kind, "x") for kind in kinds), Resource("content", "sha256:short")):
+            with raises(InvalidInput):
+                leases.add("one", resource)
+            with raises(InvalidInput):
+                leases.remove("one", resource)
         assert list(leases.resources("one")) == []
 
     def test_a_removed_resource_is_no_longer_leased(self, tmp_path: Path) -> None:
@@ -279,7 +290,7 @@ class LeaseTests:
             leases.add("one", resource)
         leases.remove("one", BLOB)
         leases.remove("one", BLOB)
-        leases.remove("one", Resource("content", "sha256:not held"))
+        leases.remove("one", Resource("content", f"sha256:{0:064}"))
         assert list(leases.resources("one")) == sorted(set(RESOURCES) - {BLOB})
 
     def test_deleting_a_lease_drops_its_resources(self, tmp_path: Path) -> None:

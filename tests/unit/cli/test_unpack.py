@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -214,6 +215,19 @@ def test_a_blob_or_an_image_that_does_not_fit_leaves_nothing(lamella: Run, small
     assert lamella("pack", tmp_path / "in", f"oci:{small_disk}/image:t").returncode == 11
     assert lamella("pack", tmp_path / "in", f"oci-archive:{small_disk}/image.tar:t").returncode == 11
     assert os.listdir(small_disk) == []
+
+
+def test_an_erofs_image_is_complete_although_its_hidden_name_cannot_be_removed(
+    lamella: Run, make_image: MakeImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str | os.PathLike[str], *rest: object, **named: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    name = make_image([file("a", b"1")])
+    monkeypatch.setattr(os, "unlink", fail)
+    done = lamella("unpack", name, tmp_path / "out", "--as", "erofs")
+    assert done.returncode == 0
+    assert (tmp_path / "out").is_file()
 
 
 # Being stopped ---------------------------------------------------------------------------------------------------

@@ -147,6 +147,18 @@ def test_a_signal_ends_the_service_in_order(start: Start, tmp_path: Path, number
     assert not (tmp_path / "socket").exists()
 
 
+def test_a_hangup_is_logged_and_the_service_goes_on(start: Start, tmp_path: Path) -> None:
+    process = start()
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    assert "SIGHUP is ignored" in process.stderr.readline()
+    client = Client(tmp_path / "socket")
+    assert client.version.Version(empty_pb2.Empty()).version == __version__
+    client.close()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 0
+
+
 def test_an_ingest_survives_a_restart_and_a_kill(start: Start, tmp_path: Path) -> None:
     process = start()
     for kill in (signal.SIGTERM, signal.SIGKILL):

@@ -182,6 +182,30 @@ def test_a_lease_holds_its_resources(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "kind", "name"),
+    [
+        (Code.INVALID_ARGUMENT, "snapshots", "key"),
+        (Code.INVALID_ARGUMENT, "snapshots/", "key"),
+        (Code.INVALID_ARGUMENT, "snapshots/a/b", "key"),
+        (Code.INVALID_ARGUMENT, "content/a", DIGEST),
+        (Code.INVALID_ARGUMENT, "ingests/a", "ref"),
+        (Code.INVALID_ARGUMENT, "content", "sha256:short"),
+        (Code.INVALID_ARGUMENT, "content", "key"),
+        (Code.UNIMPLEMENTED, "tasks", "key"),
+        (Code.UNIMPLEMENTED, "", "key"),
+    ],
+)
+def test_a_malformed_resource_of_a_lease_is_refused(
+    client: Client, code: grpc.StatusCode, kind: str, name: str
+) -> None:
+    client.leases.Create(leases.CreateRequest(id="l"), metadata=within())
+    resource = leases.Resource(id=name, type=kind)
+    added, deleted = leases.AddResourceRequest, leases.DeleteResourceRequest
+    assert code_of(lambda: client.leases.AddResource(added(id="l", resource=resource), metadata=within())) == code
+    assert code_of(lambda: client.leases.DeleteResource(deleted(id="l", resource=resource), metadata=within())) == code
+
+
+@pytest.mark.parametrize(
     ("code", "call"),
     [
         (Code.ALREADY_EXISTS, lambda c: c.leases.Create(leases.CreateRequest(id="l"), metadata=within())),

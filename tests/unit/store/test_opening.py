@@ -18,7 +18,7 @@ import pytest
 from lamella.errors import Conflict, Denied, Integrity, InvalidInput, LamellaError, NotFound, Unsupported
 from lamella.store import database, disk_layout
 from lamella.store import store as opening
-from lamella.store.context import Clock, steady_time
+from lamella.store.context import Clock, forward_time
 from lamella.store.store import Store, default_root
 
 
@@ -332,13 +332,28 @@ def test_the_clock_is_strictly_increasing_whatever_its_source() -> None:
     assert [clock() for _ in range(7)] == [10, 11, 12, 20, 21, 22, 30]
 
 
-def test_changes_of_the_system_time_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(steady_time())
+def test_the_clock_follows_the_system_time_forward_and_goes_on_when_it_is_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(forward_time())
     before = clock()
     assert abs(before - time.time_ns()) < 10**9
-    for jump in (10**18, -(10**18)):
-        monkeypatch.setattr(time, "time_ns", lambda jump=jump: before + jump)
-        assert 0 < clock() - before < 60 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: before + 10**18)
+    later = clock()
+    assert later >= before + 10**18
+    monkeypatch.setattr(time, "time_ns", lambda: before - 10**18)
+    time.sleep(0.01)
+    assert 0.01 * 10**9 <= clock() - later < 60 * 10**9
+
+
+def test_a_time_of_the_store_is_never_before_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path / "store") as store:
+        real = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: real() + 3600 * 10**9)  # set by NTP after the start
+        asked = time.time_ns()
+        with store.namespace("one").content.ingest("a") as ingest:
+            ingest.write(b"text")
+            assert ingest.commit().created_at >= asked
 
 
 def test_no_two_threads_get_the_same_time() -> None:

@@ -8,6 +8,7 @@ import re
 import secrets
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -82,7 +83,8 @@ class StagingMark:
         """Release the prefix; no file may have it afterwards. Can be called repeatedly."""
         held, self._held = self._held, -1
         if held >= 0:
-            (self._directory / self._name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self._directory / self._name).unlink()
             os.close(held)
 
 
@@ -186,7 +188,8 @@ class NewCim:
                 sync_directory(directory)  # the image names the other files
             _write(image, raw, durable=self._durable)
             os.link(image, self.layer.path)  # fails if another writer was faster
-            os.unlink(image)
+            with suppress(OSError):  # a hidden name, which the next writer in the directory removes
+                os.unlink(image)
             if self._durable:
                 sync_directory(directory)
         except OSError as problem:

@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -109,11 +110,12 @@ class NewImage:
         self.abort()
 
     def abort(self) -> None:
-        """Remove the unfinished image. May be called again."""
+        """Remove the unfinished image. May be called again. What cannot be removed has a hidden name, and stays."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            self._unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._unfinished.unlink()
         if self._tails is not None:
             self._tails.close()
 

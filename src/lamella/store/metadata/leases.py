@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from lamella.errors import AlreadyExists, NotFound, Unsupported
+from lamella.digests import parse_digest
+from lamella.errors import AlreadyExists, InvalidInput, NotFound, Unsupported
 from lamella.store.contract import NO_LABELS, Labels, Lease, LeaseStore, Namespace, Resource, Snapshotter
 from lamella.store.gc.labels import CONTENT, EXPIRE, IMAGES, INGESTS, SNAPSHOTS
 from lamella.store.metadata.filters import label_at, parse_filters
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 V = TypeVar("V", bound=Namespace)
 
 _HOUR: Final = 3600 * SECOND
+_SNAPSHOTS: Final = SNAPSHOTS.rstrip("/")
 _SNAPSHOTTER: Final = re.compile(re.escape(SNAPSHOTS) + "[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 
@@ -124,9 +126,17 @@ def add_to_lease(connection: sqlite3.Connection, namespace: str, lease: str | No
 
 
 def check_resource(resource: Resource) -> None:
-    """Raise Unsupported for a type that leases do not add_to_lease, InvalidInput for a malformed key."""
-    if resource.type not in (CONTENT, INGESTS, IMAGES) and not _SNAPSHOTTER.fullmatch(resource.type):
+    """Raise Unsupported for an unknown type, InvalidInput for a malformed type, key or digest."""
+    kind, slash, _ = resource.type.partition("/")
+    if kind == _SNAPSHOTS:
+        if not _SNAPSHOTTER.fullmatch(resource.type):
+            raise InvalidInput(f"the type {resource.type!r} of a resource is not snapshots/SNAPSHOTTER")
+    elif kind not in (CONTENT, INGESTS, IMAGES):
         raise Unsupported(f"leases cannot hold resources of type {resource.type!r}")
+    elif slash:
+        raise InvalidInput(f"the type {resource.type!r} of a resource is not {kind!r}")
+    if kind == CONTENT:
+        parse_digest(resource.id)
     check_key(resource.id, "the id of a resource")
 
 
