@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that try to get out, each with what must become of it, and the real images' layers that look like them."""
+"""Layers that try to escape, each with its expected outcome, and similar harmless layers of real images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Held: TypeAlias = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Layers, and their outcome: an error, or what the target holds afterwards (empty where it does not matter)."""
+    """Layers and their outcome: an error, or the resulting content of the target (empty if it does not matter)."""
 
     layers: Callable[[Path], list[Tar]]
     refused: type[LamellaError] | None = None
@@ -25,12 +25,12 @@ class Case:
 
 
 def inside(outside: Path) -> str:
-    """Where an absolute path to the outside lands within the root."""
+    """Return the path within the root to which an absolute path to the outside resolves."""
     return str(outside).lstrip("/")
 
 
 def ways(path: str) -> dict[str, str]:
-    """The directories that a path implies."""
+    """Return the directories that a path implies."""
     parts = path.split("/")[:-1]
     return {"/".join(parts[: count + 1]): "directory 755" for count in range(len(parts))}
 
@@ -44,7 +44,7 @@ def _confined(holds: Callable[[Path], Held], *layers: Callable[[Tar, Path], Tar]
 
 
 def _landed(link: str, name: str, told: str = "644 layer") -> Callable[[Path], Held]:
-    """A link to the outside stays, and what went through it lies where the link leads within the root."""
+    """Expect that a link to the outside stays, and that files below it are written to its target within the root."""
     return lambda o: {link: f"-> {o}", **ways(f"{inside(o)}/x"), f"{inside(o)}/{name}": told}
 
 

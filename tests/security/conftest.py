@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each test here runs beside files that it must leave alone; they are compared by all that can be known of them."""
+"""Fixtures: every test runs beside files that it must not change; their full state is compared afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGET = "room/out"
 
 @pytest.fixture(scope="session")
 def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One set of files for all tests, none of which may change it."""
+    """One set of files for all tests; no test may change it."""
     base = tmp_path_factory.mktemp("base")
     furnish(base)
     return base
@@ -26,7 +26,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def base(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The parent of all that lies outside; the working directory is in there, for names that are relative to it."""
+    """The parent of all outside files; the working directory is inside, for relative names."""
     target = furnished / TARGET
     target.mkdir()
     target.chmod(0o755)
@@ -47,18 +47,18 @@ def outside(base: Path) -> Path:
 
 @pytest.fixture
 def target(base: Path) -> Path:
-    """The directory that layers are applied to; its path is a prefix of the path of a sibling."""
+    """The target of layers; its path is a prefix of the path of a sibling."""
     return base / TARGET
 
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory where there is such a place, for what would wait for a disk."""
+    """A directory on tmpfs if available, for work that would wait for a disk."""
     place = Path("/dev/shm")
     if not os.access(place, os.W_OK) or shutil.disk_usage(place).free < 1 << 30:
         yield tmp_path
         return
     top = Path(tempfile.mkdtemp(prefix="lamella-test-", dir=place))
     yield top
-    # Not by shutil, which goes as deep into itself as the trees are.
+    # Not by shutil, which recurses once per level.
     subprocess.run(["rm", "-rf", top], check=True)

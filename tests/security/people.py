@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work done in a child process: without rights, or with mounts of its own."""
+"""Work in a child process: without privileges, or in a separate mount namespace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 NOBODY: Final = 65534
 
 LOADED: Final = (lamella.layers.directory.attrs, resource, codecs.lookup("ascii"))
-"""Modules that are loaded late, and that may be out of reach once rights are gone."""
+"""Modules that are loaded late, and may be unreadable once privileges are dropped."""
 
 _CLONE_NEWNS: Final = 0x20000
 _MS_BIND: Final = 4096
@@ -37,7 +37,7 @@ def _in_child(prepare: Callable[[], None], work: Callable[[], T]) -> T:
             try:
                 prepare()
                 answer = (True, work(), "")
-            except BaseException as error:  # noqa: BLE001  # whatever it is, it goes to the parent
+            except BaseException as error:  # noqa: BLE001  # all errors are passed to the parent
                 traceback.print_exc()
                 answer = (False, type(error), str(error))
             with open(writing, "wb") as pipe:
@@ -57,7 +57,7 @@ def _in_child(prepare: Callable[[], None], work: Callable[[], T]) -> T:
 
 
 def as_nobody(work: Callable[[], T]) -> T:
-    """Do ``work`` without any rights. Where the tests run without them, the child is this process's equal."""
+    """Run ``work`` without privileges. If the tests run without them, the child runs as the same user."""
 
     def prepare() -> None:
         if os.geteuid() == 0:
@@ -69,12 +69,12 @@ def as_nobody(work: Callable[[], T]) -> T:
 
 
 def person() -> tuple[int, int]:
-    """User and group of whoever `as_nobody` is."""
+    """Return the user and group of `as_nobody`."""
     return (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 
 
 def with_mounts(work: Callable[[], T]) -> T:
-    """Do ``work`` where it may mount what it likes and nobody else sees it; needs root."""
+    """Run ``work`` in a private mount namespace; needs root."""
 
     def prepare() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -86,7 +86,7 @@ def with_mounts(work: Callable[[], T]) -> T:
 
 
 def mount(source: str | os.PathLike[str], target: str | os.PathLike[str], kind: str = "", options: str = "") -> None:
-    """Mount a file system, or without ``kind`` bind ``source``; inside `with_mounts` alone."""
+    """Mount a file system, or bind ``source`` if ``kind`` is empty; only inside `with_mounts`."""
     libc = ctypes.CDLL(None, use_errno=True)
     flags = ctypes.c_ulong(0 if kind else _MS_BIND)
     if libc.mount(os.fsencode(source), os.fsencode(target), kind.encode() or None, flags, options.encode() or None):

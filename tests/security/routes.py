@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways on which a hostile layer can get onto a disk."""
+"""All routes by which a hostile layer can reach a disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lamella.testing.images import OCI, compact, digest, tagged, write_layout
 from lamella.testing.reading import held
 
 Route: TypeAlias = Callable[[Path, Path, list[bytes]], Mapping[str, str]]
-"""Takes the target, which is there and empty, a directory to work in, and tars; gives what the target then holds."""
+"""Takes the existing empty target, a work directory and tars; returns the resulting content of the target."""
 
 
 def apply_tar(
@@ -42,7 +42,7 @@ def apply_tar(
     losses: Losses | None = None,
     limits: Limits | None = None,
 ) -> Losses:
-    """One layer onto a plain directory, straight through the driver."""
+    """Apply one layer to a plain directory, directly through the driver."""
     data = layer.done() if isinstance(layer, Tar) else layer
     sink = DirectorySink(target, policy=policy, losses=losses)
     return apply(tar_changes(buffers(data)), sink, limits=limits)
@@ -54,13 +54,13 @@ def gzipped(tar: bytes) -> bytes:
 
 @dataclass(slots=True)
 class CommandFailed(Exception):
-    """The command line gave up with this exit code."""
+    """The command line ended with this exit code."""
 
     code: int
 
 
 def category(error: type[LamellaError]) -> int:
-    """The exit code that stands for ``error``."""
+    """Return the exit code of ``error``."""
     return next(code for kind, code, _ in EXIT_STATUS if issubclass(error, kind))
 
 
@@ -78,7 +78,7 @@ def lamella(*words: str | Path) -> None:
 
 
 def image_of(place: Path, blobs: Iterable[bytes], tars: Iterable[bytes]) -> str:
-    """Write an image of ``blobs``, which are the gzip forms of ``tars``, and return its name."""
+    """Write an image of ``blobs``, the compressed ``tars``, and return its name."""
     blobs = list(blobs)
     config = compact(
         {
@@ -116,7 +116,7 @@ def by_the_command_line(target: Path, work: Path, tars: list[bytes]) -> Mapping[
 
 
 def as_an_image(target: Path, work: Path, tars: list[bytes]) -> Mapping[str, str]:
-    """Unpack; where that fails, nothing is left, neither the target nor anything beside it."""
+    """Unpack; a failure must leave neither the target nor anything beside it."""
     target.rmdir()
     beside = set(target.parent.iterdir())
     try:
@@ -129,7 +129,7 @@ def as_an_image(target: Path, work: Path, tars: list[bytes]) -> Mapping[str, str
 
 
 def into_upper_directories(target: Path, work: Path, tars: list[bytes]) -> Mapping[str, str]:
-    """What an overlay of all of them would show."""
+    """Return the merged view of all layers."""
     stack: LayerStack[OverlayLayer] = LayerStack(())
     for number, tar in enumerate(tars):
         upper = target / str(number)

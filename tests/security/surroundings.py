@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies around a target and must come out of every test as it went in."""
+"""Files around a target that every test must leave unchanged."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ State: TypeAlias = dict[str, tuple[object, ...]]
 
 
 def furnish(base: Path) -> None:
-    """Files of every kind that an attack would like to reach, in ``base`` and beside the target.
+    """Create files of every kind that an attack may aim at, in ``base`` and beside the target.
 
-    Access times are older than the others, so that on a file system mounted with relatime a single read shows too.
+    Access times are older than the others, so that a single read is visible on a file system mounted with relatime.
     """
     for place in (base / "outside", base / "room" / "outside", base / "room" / "out-of-bounds"):
         place.mkdir(parents=True)
@@ -49,7 +49,7 @@ def furnish(base: Path) -> None:
 
 
 def state_of(base: Path, *, without: str) -> State:
-    """All that can be told of ``base`` and what is in it, but for ``without`` and beneath it.
+    """Return the full state of ``base`` and its files, except ``without`` and the files below it.
 
     Nothing is touched by looking: access times are among the facts. The directory in which ``without`` lies changes
     with it, so that of this one the names in it alone count.
@@ -88,7 +88,7 @@ def state_of(base: Path, *, without: str) -> State:
 
 
 def listing(root: Path) -> dict[str, str]:
-    """What is in ``root``, for comparing with what a test expects: kind, permission bits, and content or target."""
+    """Return the files in ``root`` for comparison: kind, permission bits, and content or target."""
     found: dict[str, str] = {}
     for directory, names, files in os.walk(root):
         for name in (*names, *files):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile tars, written byte by byte: what tarfile and every other writer refuses to make, this makes."""
+"""Hostile tars, written byte by byte, which tarfile and other writers refuse to make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BLOCK: Final = 512
 
 
 def octal(number: int, width: int) -> bytes:
-    """A number field: octal, or GNU's base-256 where octal has no room or the number is negative."""
+    """Encode a number field: octal, or GNU base-256 for negative and large numbers."""
     if 0 <= number < 8 ** (width - 1):
         return b"%0*o\0" % (width - 1, number)
     return bytes([0x80 if number >= 0 else 0xFF]) + (number & ((1 << 8 * (width - 1)) - 1)).to_bytes(width - 1, "big")
@@ -30,7 +30,7 @@ def header(
     prefix: bytes = b"",
     magic: bytes = b"ustar\x0000",
 ) -> bytes:
-    """One header block, its checksum right whatever else it says."""
+    """Return one header block with a correct checksum; other fields are taken as given."""
     block = bytearray(BLOCK)
     block[0:100] = name[:100].ljust(100, b"\0")
     block[100:108] = octal(mode, 8)
@@ -50,12 +50,12 @@ def header(
 
 
 def padded(data: bytes) -> bytes:
-    """``data`` with zeros up to a full block."""
+    """Pad ``data`` with zeros to a full block."""
     return data + bytes(-len(data) % BLOCK)
 
 
 def pax(records: Mapping[str, bytes], flag: bytes = b"x") -> bytes:
-    """An extended header."""
+    """Return an extended header."""
     data = bytearray()
     for key, value in records.items():
         line = b" %b=%b\n" % (key.encode("utf-8", "surrogateescape"), value)
@@ -71,13 +71,13 @@ def encoded(text: str) -> bytes:
 
 
 class Tar:
-    """A layer in the making; names go in as they are, nothing is cleaned or refused."""
+    """A layer under construction; names are written as given, without checks."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
 
     def raw(self, data: bytes) -> Tar:
-        """Blocks as they are."""
+        """Append raw blocks."""
         self._parts.append(data)
         return self
 
@@ -96,7 +96,7 @@ class Tar:
         xattrs: Mapping[str, bytes] | None = None,
         records: Mapping[str, bytes] | None = None,
     ) -> Tar:
-        """A member; ``mtime`` in nanoseconds. PAX records are made where the header has no room."""
+        """Append a member; ``mtime`` is in nanoseconds. Values that do not fit the header become PAX records."""
         name = encoded(name) if isinstance(name, str) else name
         target = encoded(target) if isinstance(target, str) else target
         extended: dict[str, bytes] = {}
@@ -160,7 +160,7 @@ class Tar:
         return self.add(name, b"2", target=target, mode=mode, uid=uid, gid=gid, mtime=mtime)
 
     def link(self, name: str | bytes, target: str | bytes, *, mode: int = 0o644, mtime: int = 0) -> Tar:
-        """A hard link."""
+        """Append a hard link."""
         return self.add(name, b"1", target=target, mode=mode, mtime=mtime)
 
     def node(
@@ -174,11 +174,11 @@ class Tar:
         gid: int = 0,
         xattrs: Mapping[str, bytes] | None = None,
     ) -> Tar:
-        """A character device (``3``), a block device (``4``) or a fifo (``6``)."""
+        """Append a character device (``3``), a block device (``4``) or a fifo (``6``)."""
         return self.add(name, flag, device=device, mode=mode, uid=uid, gid=gid, xattrs=xattrs)
 
     def whiteout(self, path: str) -> Tar:
-        """What is below at ``path`` goes."""
+        """Append a whiteout of ``path``."""
         head, slash, name = path.rpartition("/")
         return self.file(f"{head}{slash}.wh.{name}", b"", 0)
 
@@ -186,7 +186,7 @@ class Tar:
         return self.file(f"{directory}/.wh..wh..opq" if directory else ".wh..wh..opq", b"", 0)
 
     def sparse(self, name: str, size: int, pieces: Sequence[tuple[int, bytes]], *, mode: int = 0o644) -> Tar:
-        """A file with holes, in GNU's sparse format 1.0."""
+        """Append a sparse file, in GNU sparse format 1.0."""
         lines = [len(pieces), *(number for offset, data in pieces for number in (offset, len(data)))]
         table = padded("".join(f"{line}\n" for line in lines).encode())
         data = table + b"".join(data for _, data in pieces)
@@ -199,16 +199,16 @@ class Tar:
         return self.add("GNUSparseFile.0/x", b"0", data=data, mode=mode, records=records)
 
     def done(self) -> bytes:
-        """The archive, ended as it should be."""
+        """Return the archive with its end marker."""
         return b"".join(self._parts) + bytes(2 * BLOCK)
 
     def unended(self) -> bytes:
-        """The archive without its end marker."""
+        """Return the archive without its end marker."""
         return b"".join(self._parts)
 
 
 def buffers(data: bytes | Iterable[bytes], step: int = 1 << 20) -> Callable[[], memoryview]:
-    """What a tar reader asks for its stream: the next part of ``data``, an empty one at the end."""
+    """Return a reader callback that returns the next part of ``data``, empty at the end."""
     if isinstance(data, bytes):
         view = memoryview(data)
         parts = iter([view[at : at + step] for at in range(0, len(view), step)])

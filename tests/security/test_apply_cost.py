@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers made to be slow to apply are not: the time grows with their length, whatever is in them.
+"""Layers designed to be slow: the time to apply them grows linearly with their length.
 
-Each attack is measured at two lengths. Quadratic work would take sixteen times as long for four times the length; what
-is allowed is half of that, in processor time of this process, with a slack for what is too short to be measured.
+Each attack is measured at two lengths. Quadratic work would take sixteen times as long for four times the length; the
+limit is half of that, in processor time of this process, with slack for durations too short to measure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lamella.errors import Exhausted, InvalidInput
 from lamella.testing.builders import directory, file, link, opaque, symlink, whiteout
 
 Attack = Callable[[int], tuple[Iterator[Change], Iterator[Change]]]
-"""Gives the base layer and the layer above it, for a length."""
+"""Returns the base layer and the layer above it, for a length."""
 
 
 def deep(length: int) -> str:
@@ -156,7 +156,7 @@ def test_the_time_to_apply_a_layer_grows_with_its_length(attack: Attack) -> None
 
 
 def chain(length: int) -> list[Change]:
-    """A tree whose directories lie one in the other, with a file in each."""
+    """Return a tree of nested directories with a file in each."""
     changes: list[Change] = []
     for depth in range(1, length + 1):
         changes += (directory(deep(depth)), file(f"{deep(depth)}/f"))
@@ -178,7 +178,7 @@ def test_four_thousand_levels_are_applied_walked_and_compared_in_time() -> None:
     assert seconds(work) < 20
 
 
-def test_a_way_through_links_is_no_longer_than_linux_has_it() -> None:
+def test_a_path_follows_no_more_links_than_on_linux() -> None:
     long = "/".join(["."] * (MAX_LINK_TEXT // 2 + 1))
     knot: list[Change] = [*(symlink(f"l{number}", f"l{number + 1}/.") for number in range(60)), directory("l60")]
 
@@ -187,7 +187,7 @@ def test_a_way_through_links_is_no_longer_than_linux_has_it() -> None:
     with pytest.raises(InvalidInput, match="more than 40 links"):
         fold([*knot, file("l0/b")])
     assert fold([*knot, file("l30/b")]).lookup(file("l60/b").entry.path) is not None
-    # Forty links, each of them on its own way forty more: what Linux counts for a whole path.
+    # Forty links, each with forty more among its parents: Linux counts links over the whole path.
     nested = "/".join(["l25"] * 3)
     with pytest.raises(InvalidInput, match="more than 40 links"):
         fold([*knot, symlink("l60/l25", "/l25"), file(f"{nested}/b")])

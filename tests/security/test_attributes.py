@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extended attributes: what would steer the host is refused, what images need is kept, and losses are told."""
+"""Extended attributes: those that affect the host are never set, those that images need are kept, losses reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def told(losses: Losses) -> list[str]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_steers_the_host_is_never_set(name: str, target: Path) -> None:
+def test_attributes_that_affect_the_host_are_never_set(name: str, target: Path) -> None:
     tar = Tar().file("f", xattrs={name: b"y"}).directory("d", xattrs={name: b"y"})
     losses = apply_tar(tar, target)
     assert [f"{path}: extended attribute {name}" for path in ("f", "d")] == told(losses)
@@ -43,7 +43,7 @@ def test_what_steers_the_host_is_never_set(name: str, target: Path) -> None:
         apply_tar(Tar().file("g", xattrs={name: b"y"}), target, losses=Losses(refuse=True))
 
 
-def test_the_other_ways_to_write_them_lead_no_further(target: Path) -> None:
+def test_other_encodings_do_not_set_them_either(target: Path) -> None:
     value = base64.b64encode(b"y").rstrip(b"=")
     records = {
         "LIBARCHIVE.xattr.trusted.overlay.opaque": value,
@@ -62,7 +62,7 @@ def test_a_malformed_name_is_refused(key: str, target: Path) -> None:
         apply_tar(Tar().add("f", b"0", records={key: b"eA"}), target)
 
 
-def test_a_global_header_sets_none(target: Path) -> None:
+def test_a_global_header_sets_no_attributes(target: Path) -> None:
     from tests.security.tars import pax
 
     with pytest.raises(FormatError, match="cannot apply to every member"):
@@ -70,7 +70,7 @@ def test_a_global_header_sets_none(target: Path) -> None:
 
 
 @pytest.mark.root
-def test_what_images_need_is_kept(target: Path) -> None:
+def test_attributes_that_images_need_are_kept(target: Path) -> None:
     kept = {
         "user.mime_type": b"text/plain",
         "user.overlayed": b"no prefix of ours",
@@ -86,7 +86,7 @@ def test_what_images_need_is_kept(target: Path) -> None:
     assert os.getxattr(target / "g", "security.capability") == NAMESPACED
 
 
-def test_what_cannot_be_held_is_told_and_the_rest_is_kept(target: Path) -> None:
+def test_attributes_that_cannot_be_stored_are_reported_and_the_rest_are_kept(target: Path) -> None:
     xattrs = {
         "user.kept": b"1",
         "user." + "n" * 251: b"the name is too long",
@@ -100,7 +100,7 @@ def test_what_cannot_be_held_is_told_and_the_rest_is_kept(target: Path) -> None:
     assert os.listxattr(target / "f") == ["user.kept"]
 
 
-def test_a_link_and_a_fifo_take_none_and_neither_does_what_a_link_leads_to(target: Path, outside: Path) -> None:
+def test_links_fifos_and_link_targets_get_no_attributes(target: Path, outside: Path) -> None:
     tar = Tar()
     for name, flag in (("l", b"2"), ("p", b"6")):
         tar.add(name, flag, target=f"{outside}/passwd", xattrs={"user.x": b"1", "security.selinux": b"x"})
@@ -109,8 +109,8 @@ def test_a_link_and_a_fifo_take_none_and_neither_does_what_a_link_leads_to(targe
     assert [f"{path}: extended attribute {name}" for path in ("l", "p") for name in names] == told(losses)
 
 
-def test_more_than_the_file_system_has_room_for_is_told(target: Path) -> None:
-    """Ext4 keeps the attributes of a file in a block, and has no better error than that no space is left."""
+def test_attributes_too_large_for_the_file_system_are_reported(target: Path) -> None:
+    """Ext4 stores the attributes of a file in one block, and reports an overflow only as ENOSPC."""
     xattrs = {f"user.{number}": bytes(1000) for number in range(60)}
     losses = apply_tar(Tar().file("f", xattrs=xattrs).file("g"), target)
     held = os.listxattr(target / "f")
@@ -121,7 +121,7 @@ def test_more_than_the_file_system_has_room_for_is_told(target: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("owners", [Owners.KEEP, Owners.RECORD])
-def test_a_file_system_without_attributes_loses_them_out_loud(owners: Owners, target: Path) -> None:
+def test_a_file_system_without_attributes_reports_their_loss(owners: Owners, target: Path) -> None:
     policy = Policy(owners, Devices.RECORD)
     tar = Tar().file("f", uid=5, xattrs={"user.x": b"1"}).directory("d", gid=6, xattrs={"user.y": b"2"})
     tar.node("null", b"3", (1, 3)).file("d/g").symlink("l", "f")
@@ -148,7 +148,7 @@ def test_a_file_system_without_attributes_loses_them_out_loud(owners: Owners, ta
 
 
 @pytest.mark.root
-def test_a_device_that_cannot_be_recorded_leaves_no_file_that_looks_like_one(target: Path) -> None:
+def test_a_device_that_cannot_be_recorded_leaves_no_plain_file(target: Path) -> None:
     def work() -> dict[str, str]:
         mount("none", target, "ramfs")
         apply_tar(Tar().file("null"), target)
@@ -160,7 +160,7 @@ def test_a_device_that_cannot_be_recorded_leaves_no_file_that_looks_like_one(tar
 
 
 @pytest.mark.root
-def test_devices_that_are_skipped_are_told_and_hide_what_was_there(target: Path) -> None:
+def test_skipped_devices_are_reported_and_remove_existing_files(target: Path) -> None:
     policy = Policy(devices=Devices.SKIP)
     losses = apply_tar(Tar().file("null").file("dev/x"), target, policy=policy)
     losses = apply_tar(Tar().node("null", b"3", (1, 3)).node("dev", b"4", (8, 0)), target, policy=policy)
@@ -169,7 +169,7 @@ def test_devices_that_are_skipped_are_told_and_hide_what_was_there(target: Path)
 
 
 def test_fifos_are_never_opened(target: Path) -> None:
-    """An open of a fifo that nobody writes to would never come back."""
+    """To open a fifo without a writer would block forever."""
     apply_tar(Tar().node("p", b"6").node("d/p", b"6").node("q", b"6", mode=0).node("r", b"6"), target)
     upper = (
         Tar().file("p").whiteout("d").link("s", "q").node("q", b"6", mode=0o622).file("s/x").link("t", "r").file("r")

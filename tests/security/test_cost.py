@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hostile layers may cost: time in proportion to their size, and little memory, whatever they say."""
+"""Cost of hostile layers: time proportional to their size, and little memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def many_aliases(count: int) -> list[Tar]:
 
 
 def forks(count: int) -> list[Tar]:
-    """Directories that hold the way to a thousand others go again and again."""
+    """Directories that are parents of a thousand others are removed repeatedly."""
     tar = Tar()
     for number in range(0, count, 200):
         for inner in range(200):
@@ -117,7 +117,7 @@ LAYERS: dict[str, tuple[Layers, int]] = {
 
 
 def seconds(layers: list[Tar], place: Path) -> float:
-    """Processor time of applying ``layers``, which a busy machine changes little."""
+    """Return the processor time of applying ``layers``, which other load affects little."""
     place.mkdir()
     taken = 0.0
     for layer in layers:
@@ -147,7 +147,7 @@ def deep(levels: int) -> str:
 
 
 @pytest.mark.parametrize("how", ["a whiteout", "an opaque marker", "a file in its place"])
-def test_four_thousand_levels(how: str, memory: Path) -> None:
+def test_four_thousand_levels_are_applied_in_time(how: str, memory: Path) -> None:
     top = memory / "out"
     top.mkdir()
     start = time.process_time()
@@ -173,7 +173,7 @@ def test_four_thousand_levels(how: str, memory: Path) -> None:
     assert time.process_time() - start < 20
 
 
-def test_a_stack_of_127_layers(memory: Path) -> None:
+def test_a_stack_of_127_layers_is_applied_in_time(memory: Path) -> None:
     def stack(layers: int) -> list[Tar]:
         tars = []
         for number in range(layers):
@@ -203,7 +203,7 @@ def test_each_image_of_a_stack_has_its_checksum_computed_once(memory: Path) -> N
 
 
 def peak(layers: list[Tar], place: Path, expect: type[Exception] | None = None) -> int:
-    """Bytes that applying ``layers`` took at most, beside the tars themselves."""
+    """Return the peak memory of applying ``layers``, without the tars themselves."""
     place.mkdir()
     data = [layer.done() for layer in layers]
     tracemalloc.start()
@@ -223,13 +223,13 @@ MIB = 1 << 20
 
 
 def test_a_long_path_is_refused_before_it_costs_memory(memory: Path) -> None:
-    """A path of a mebibyte has some four thousand directories; the names of all of them are two gibibytes."""
+    """A path of 1 MiB has about 4,000 directories, whose paths add up to 2 GiB."""
     way = ("n" * 250 + "/") * 1000
     for tar in (Tar().file(f"{way}f"), Tar().whiteout(f"{way}f"), Tar().opaque(way[:-1]), Tar().link("a", f"{way}f")):
         assert peak([tar], memory / str(id(tar)), Exhausted) < 4 * MIB
 
 
-def test_links_cannot_make_a_path_longer_than_it_may_be(memory: Path) -> None:
+def test_links_cannot_extend_a_path_beyond_the_limit(memory: Path) -> None:
     step = ("n" * 200 + "/") * 15
     tar = Tar().directory(f"a0/{step}")
     for number in range(40):
@@ -237,14 +237,14 @@ def test_links_cannot_make_a_path_longer_than_it_may_be(memory: Path) -> None:
     assert peak([tar], memory / "out", InvalidInput) < 16 * MIB
 
 
-def test_spellings_of_one_directory_are_not_all_kept(memory: Path) -> None:
+def test_alternative_spellings_of_one_directory_do_not_fill_memory(memory: Path) -> None:
     tar = Tar()
     for number in range(60):
         tar.file("./" * 100_000 + f"d{number}/f")
     assert peak([tar], memory / "out") < 8 * MIB
 
 
-def test_directories_below_a_long_path_cost_no_more_memory_than_others(memory: Path) -> None:
+def test_directories_below_a_long_path_need_no_extra_memory(memory: Path) -> None:
     def wide(way: str) -> Tar:
         tar = Tar().directory(way).symlink("l", way)
         for number in range(3000):
@@ -256,7 +256,7 @@ def test_directories_below_a_long_path_cost_no_more_memory_than_others(memory: P
 
 
 def test_a_large_directory_is_removed_in_little_memory(memory: Path) -> None:
-    """The names in it are not all held at once."""
+    """Its names are not all in memory at once."""
     top = memory / "out"
     top.mkdir()
     apply_tar(files(20_000, "d/" + "n" * 100 + "{}"), top)
@@ -288,8 +288,8 @@ def test_the_depth_is_bounded(target: Path) -> None:
     assert os.listdir(target) == []
 
 
-def test_links_that_lead_to_and_fro_are_bounded(memory: Path) -> None:
-    """Forty links of two thousand components each would be eighty thousand steps for one name."""
+def test_links_that_lead_back_and_forth_are_bounded(memory: Path) -> None:
+    """Forty links of 2,000 components each would take 80,000 steps for one name."""
     tar = Tar().directory("a").symlink("l0", "a/.." + "/a/.." * 700)
     for number in range(39):
         tar.symlink(f"l{number + 1}", "a/../" * 800 + f"l{number}")
@@ -300,7 +300,7 @@ def test_links_that_lead_to_and_fro_are_bounded(memory: Path) -> None:
 
 
 def test_few_descriptors_are_enough(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links between directories whose way is longer than what can be open at once."""
+    """Links between directories with more parents than file descriptors."""
     ways = [f"{side}/" + "/".join(str(number) for number in range(12)) for side in "abc"]
     lower, upper = Tar(), Tar()
     for way in ways:

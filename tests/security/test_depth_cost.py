@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A path of thousands of directories costs as long as it is, wherever a layer with it goes, and whoever looks there.
+"""The cost of a path of thousands of directories is linear in every sink and every reader.
 
 Each piece of work is measured at two depths. Quadratic work would take sixteen times as long for four times the depth;
-what is allowed is half of that, in processor time, with a slack for what is too short to be measured. Before all of
-this was so, the longer took 3 to 30 seconds.
+the limit is half of that, in processor time, with slack for durations too short to measure. With quadratic work the
+longer case took 3 to 30 seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from lamella.testing.builders import directory, file, whiteout
 SHORT, LONG = 900, 3600
 
 Work = Callable[[int, Path], Callable[[], object]]
-"""Gets all ready for a depth, and gives what is measured."""
+"""Prepares a depth and returns the work to measure."""
 
 
 def deep(levels: int) -> str:
@@ -52,7 +52,7 @@ def below(levels: int) -> list[Change]:
 
 
 def above(levels: int) -> list[Change]:
-    """What leads far down into the layer below, and leaves it to that what is on the way."""
+    """Changes deep in the lower layer, whose parents only the lower layer states."""
     return [file(f"{deep(levels)}/g"), whiteout(f"{deep(levels)}/f")]
 
 
@@ -65,7 +65,7 @@ def above_of_windows(levels: int) -> list[Change]:
 
 
 def comb(levels: int) -> Iterator[Change]:
-    """A chain of directories, each with another one beside the next, as a walk has them."""
+    """A chain of directories, each with a sibling of the next one, in walk order."""
     facet = Windows(0x10)
 
     def one(path: str) -> Put:
@@ -153,12 +153,12 @@ def measured(work: Work, levels: int, place: Path) -> float:
         return seconds(work(levels, place))
     finally:
         parent = os.open(place.parent, os.O_RDONLY)
-        remove_tree(parent, place.name)  # too deep for others
+        remove_tree(parent, place.name)  # too deep for shutil
         os.close(parent)
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_a_deep_path_costs_as_long_as_it_is(work: Work, memory: Path) -> None:
+def test_the_cost_of_a_deep_path_is_linear(work: Work, memory: Path) -> None:
     short = min(measured(work, SHORT, memory / "a"), measured(work, SHORT, memory / "b"))
     long = min(measured(work, LONG, memory / "c"), measured(work, LONG, memory / "d"))
     assert long < 8 * short + 0.1

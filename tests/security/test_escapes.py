@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, links, whiteouts and hard links that try to leave the target, and the real ones that look like them."""
+"""Names, links, whiteouts and hard links that try to escape the target, and similar harmless ones."""
 
 from __future__ import annotations
 
@@ -38,25 +38,27 @@ def cases(table: dict[str, Case]) -> pytest.MarkDecorator:
 
 @routes
 @cases(NAMES)
-def test_a_name_leads_nowhere_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+def test_a_name_cannot_escape(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
     check(case, route, target, outside, work)
 
 
 @routes
 @cases(LINKS)
-def test_a_link_leads_nowhere_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+def test_a_link_cannot_escape(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
     check(case, route, target, outside, work)
 
 
 @routes
 @cases(WHITEOUTS)
-def test_a_whiteout_removes_nothing_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+def test_a_whiteout_removes_nothing_outside(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
     check(case, route, target, outside, work)
 
 
 @routes
 @cases(HARD_LINKS)
-def test_a_hard_link_reaches_nothing_else(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+def test_a_hard_link_cannot_reach_outside_files(
+    case: Case, route: str, target: Path, outside: Path, work: Path
+) -> None:
     check(case, route, target, outside, work)
 
 
@@ -68,5 +70,7 @@ def test_a_header_has_one_meaning(case: Case, route: str, target: Path, outside:
 
 @routes
 @cases(TWINS)
-def test_what_real_images_have_works(case: Case, route: str, target: Path, outside: Path, work: Path) -> None:
+def test_harmless_layers_of_real_images_are_applied(
+    case: Case, route: str, target: Path, outside: Path, work: Path
+) -> None:
     check(case, route, target, outside, work)

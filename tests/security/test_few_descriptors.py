@@ -19,7 +19,7 @@ LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64,
 
 
 def run(*words: str | Path) -> bytes:
-    """What the command line prints in such a process."""
+    """Return the output of the command line in such a process."""
     code = f"{LIMITED}from lamella.cli.main import run; sys.exit(run(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-P", "-c", code, *words], capture_output=True, check=False)
     assert (done.returncode, done.stderr[-2000:]) == (0, b"")
@@ -46,17 +46,17 @@ def tree(memory: Path) -> Path:
     return memory / "tree"
 
 
-def test_a_removal(tree: Path) -> None:
+def test_a_tree_is_removed(tree: Path) -> None:
     call("from lamella.layers.directory.dirfd_cache import remove_path; remove_path(place + '/tree')", tree.parent)
     assert os.listdir(tree.parent) == []
 
 
-def test_a_listing_of_all_files(tree: Path) -> None:
+def test_all_files_are_listed(tree: Path) -> None:
     assert entries(run("find", f"dir:{tree}", "--type", "f")) == DEPTH + WIDTH
 
 
-def test_a_comparison_of_two_directories(tree: Path, memory: Path) -> None:
-    copy_tree(tree, memory / "copy")  # deeper than cp(1) goes
+def test_two_directories_are_compared(tree: Path, memory: Path) -> None:
+    copy_tree(tree, memory / "copy")  # deeper than cp(1) supports
     (memory / "copy" / "w7" / "new").touch()
     assert run("diff", tree, memory / "copy", "--exact").splitlines()[-1].endswith(b"w7/new")
 
@@ -91,7 +91,7 @@ def test_an_image_is_packed_unpacked_and_unpacked_in_a_store(tree: Path, memory:
         )
 
 
-def test_a_copy_and_an_image_of_a_directory(tree: Path) -> None:
+def test_a_directory_is_copied_and_packed(tree: Path) -> None:
     call(
         "from pathlib import Path; from lamella.store.snapshots.copy_tree import copy_tree, measure;"
         "from lamella.layers.erofs.from_directory import write_image; place = Path(place);"
@@ -101,7 +101,7 @@ def test_a_copy_and_an_image_of_a_directory(tree: Path) -> None:
     )
 
 
-def test_a_staging_directory_that_somebody_else_has_filled_is_swept(memory: Path) -> None:
+def test_a_staging_directory_filled_by_another_process_is_removed(memory: Path) -> None:
     dig(memory / ".lamella-abandoned", DEPTH)
     call("from lamella.images.staging import Staging; Staging(place).remove()", memory)
     assert os.listdir(memory) == []

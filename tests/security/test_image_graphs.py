@@ -62,7 +62,7 @@ class Place:
         write_layout(str(self.root / "source"), [tagged(top, "app")], blobs)
 
     def keep(self, top: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
-        """Put blobs into the store, and name ``top`` there, without asking whether the image is complete."""
+        """Store blobs and name ``top``, without checking that the image is complete."""
         with StoreWriter(self.space) as writer:
             for name, raw in blobs.items():
                 writer.put_blob(Descriptor(media_type="", digest=parse_digest(name), size=len(raw)), [raw])
@@ -199,7 +199,7 @@ def test_verify_and_store_check_read_a_wide_deep_index_once(place: Place, reads:
     assert set(reads.values()) == {1}
 
 
-def test_a_registry_takes_and_gives_a_wide_deep_index_once(place: Place) -> None:
+def test_push_and_pull_transfer_a_wide_deep_index_once(place: Place) -> None:
     top, blobs = index_lattice(6, 8, AMD, ARM)
     place.layout(top, blobs)
     with Registry() as registry:
@@ -293,7 +293,7 @@ def test_thousands_of_referrers_of_other_images_take_linear_time(place: Place) -
 
     with open_reader(parse_image_name(place.name)) as reader, open_writer(parse_image_name(place.target)) as writer:
         graph = ImageGraph(reader)
-        graph.index(described(top))  # the time for decoding does not count
+        graph.index(described(top))  # decoding time does not count
         start = time.monotonic()
         rewrite_index(graph, writer, described(top), Keep())
         assert time.monotonic() - start < 3
@@ -317,7 +317,7 @@ class TestContradictoryTypes:
         assert not list(place.space.images.list())
         assert not (place.root / "target/index.json").exists()
 
-    def test_verify_and_store_check_report_it(self, place: Place, top: Mapping[str, Any]) -> None:
+    def test_verify_and_store_check_report_an_incomplete_copy(self, place: Place, top: Mapping[str, Any]) -> None:
         (problem,) = lamella.verify(place.name).problems
         assert "is listed as a blob and as a manifest" in problem.why
         raw = (place.root / "source/blobs" / top["digest"].replace(":", "/")).read_bytes()

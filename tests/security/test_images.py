@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layouts and archives that lie: nothing outside of them is read, nothing hangs, nothing passes for what it is not."""
+"""Hostile layouts and archives: no file outside is read, nothing hangs, wrong content is refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TestLayoutDirectory:
 
     @pytest.mark.parametrize("name", ["oci-layout", "index.json", "layer", "manifest", "config"])
     @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-    def test_a_fifo_or_a_directory_in_the_place_of_a_file(
+    def test_a_fifo_or_a_directory_instead_of_a_file_is_refused(
         self, layout: Path, name: str, make: Callable[[Path], None]
     ) -> None:
         names = {"layer": LAYER, "manifest": IMAGE.descriptor["digest"], "config": IMAGE.manifest["config"]["digest"]}
@@ -90,14 +90,14 @@ class TestLayoutDirectory:
         with pytest.raises(LamellaError, match="digest"):
             read_all(f"oci:{layout}")
 
-    def test_a_manifest_that_is_changed_on_the_disk(self, layout: Path) -> None:
+    def test_a_manifest_modified_on_disk_is_refused(self, layout: Path) -> None:
         file = blob_file(layout, IMAGE.descriptor["digest"])
         file.write_bytes(file.read_bytes().replace(b"tar", b"rat"))
         with pytest.raises(DigestMismatch):
             read_all(f"oci:{layout}")
 
     @pytest.mark.parametrize("change", [lambda raw: raw + b" ", lambda raw: raw[:-1]])
-    def test_documents_of_another_size(self, layout: Path, change: Callable[[bytes], bytes]) -> None:
+    def test_documents_of_another_size_are_refused(self, layout: Path, change: Callable[[bytes], bytes]) -> None:
         for name in (IMAGE.descriptor["digest"], IMAGE.manifest["config"]["digest"]):
             file = blob_file(layout, name)
             raw = file.read_bytes()
@@ -115,20 +115,20 @@ class TestLayoutDirectory:
         with pytest.raises(Exhausted):
             read_all(f"oci:{layout}")
 
-    def test_a_document_that_is_manifest_and_index_at_once(self, layout: Path) -> None:
+    def test_a_document_that_is_manifest_and_index_is_refused(self, layout: Path) -> None:
         for media_type in (OCI_MANIFEST, OCI_INDEX):
             both = compact({**IMAGE.manifest, "mediaType": media_type, "manifests": [IMAGE.descriptor]})
             write_layout(str(layout), [entry_of(both, media_type)], {**IMAGE.blobs, digest(both): both})
             with pytest.raises(InvalidInput, match="the kind of the document is ambiguous"):
                 read_all(f"oci:{layout}")
 
-    def test_a_document_of_another_type_than_its_descriptor_says(self, layout: Path) -> None:
+    def test_a_document_of_another_type_than_its_descriptor_is_refused(self, layout: Path) -> None:
         raw = compact(IMAGE.manifest)
         write_layout(str(layout), [entry_of(raw, "application/vnd.docker.distribution.manifest.v2+json")], IMAGE.blobs)
         with pytest.raises(InvalidInput, match="mediaType"):
             read_all(f"oci:{layout}")
 
-    def test_an_index_that_fans_out_again_and_again_is_read_once(self, layout: Path) -> None:
+    def test_an_index_that_fans_out_repeatedly_is_read_once(self, layout: Path) -> None:
         blobs = dict(IMAGE.blobs)
         entry: dict[str, Any] = IMAGE.descriptor
         for _ in range(8):
@@ -140,13 +140,13 @@ class TestLayoutDirectory:
         assert read_all(f"oci:{layout}") == IMAGE.layers
         assert time.monotonic() - started < 5
 
-    def test_more_layers_than_diff_ids(self, layout: Path) -> None:
+    def test_more_layers_than_diff_ids_are_refused(self, layout: Path) -> None:
         raw = compact({**IMAGE.manifest, "layers": IMAGE.manifest["layers"] * 2})
         write_layout(str(layout), [entry_of(raw)], {**IMAGE.blobs, digest(raw): raw})
         with pytest.raises(InvalidInput, match="2 layers, but the config has 1"):
             read_all(f"oci:{layout}")
 
-    def test_writing_follows_no_link_that_was_planted(self, layout: Path, tmp_path: Path) -> None:
+    def test_writing_follows_no_planted_link(self, layout: Path, tmp_path: Path) -> None:
         outside = tmp_path / "outside"
         outside.mkdir()
         (layout / "blobs").rename(tmp_path / "blobs")
@@ -157,9 +157,7 @@ class TestLayoutDirectory:
                 writer.commit("a", image)
         assert list(outside.iterdir()) == []
 
-    def test_a_link_in_the_place_of_a_blob_is_replaced_and_what_it_points_at_is_not(
-        self, layout: Path, tmp_path: Path
-    ) -> None:
+    def test_a_link_instead_of_a_blob_is_replaced_and_its_target_kept(self, layout: Path, tmp_path: Path) -> None:
         file = blob_file(layout, LAYER)
         file.unlink()
         file.symlink_to(tmp_path / "secret")
@@ -185,11 +183,11 @@ def docker_files(**changes: Any) -> dict[str, Any]:
 
 
 class TestArchives:
-    def test_the_honest_one_is_read(self, tmp_path: Path) -> None:
+    def test_a_correct_archive_is_read(self, tmp_path: Path) -> None:
         assert read_all(archive(tmp_path / "a.tar", docker_files())) == IMAGE.layers
 
     @pytest.mark.parametrize("name", ["../secret", "/../secret", "a/../../secret", "\0"])
-    def test_a_path_in_the_list_that_leads_out(self, tmp_path: Path, name: str) -> None:
+    def test_a_path_in_the_list_cannot_escape(self, tmp_path: Path, name: str) -> None:
         (tmp_path / "secret").write_bytes(SECRET)
         for change in ({"Layers": [name]}, {"Config": name}):
             with pytest.raises(InvalidInput, match="unsafe path"):
@@ -203,13 +201,13 @@ class TestArchives:
 
     @pytest.mark.parametrize("target", ["/etc/passwd", "../secret", "x/../../secret", "../../../../../../etc/passwd"])
     @pytest.mark.parametrize("member", ["layer.tar", "c.json", "manifest.json"])
-    def test_a_link_that_leads_out_of_the_archive(self, tmp_path: Path, target: str, member: str) -> None:
+    def test_a_link_out_of_the_archive_is_refused(self, tmp_path: Path, target: str, member: str) -> None:
         (tmp_path / "secret").write_bytes(SECRET)
         files = {**docker_files(), member: (tarfile.SYMTYPE, target)}
         with pytest.raises(InvalidInput, match="out of the archive"):
             read_all(archive(tmp_path / "a.tar", files))
 
-    def test_a_hard_link_that_leads_out_of_the_archive(self, tmp_path: Path) -> None:
+    def test_a_hard_link_out_of_the_archive_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "secret").write_bytes(SECRET)
         files = {**docker_files(), "layer.tar": (tarfile.LNKTYPE, "../secret")}
         with pytest.raises(InvalidInput, match="out of the archive"):
@@ -218,7 +216,7 @@ class TestArchives:
         with pytest.raises(NotFound):
             read_all(archive(tmp_path / "a.tar", files))
 
-    def test_links_that_go_round_in_a_circle(self, tmp_path: Path) -> None:
+    def test_a_loop_of_links_is_refused(self, tmp_path: Path) -> None:
         files = {**docker_files(), "layer.tar": (tarfile.SYMTYPE, "b"), "b": (tarfile.SYMTYPE, "layer.tar")}
         with pytest.raises(InvalidInput, match="more than 8 links"):
             read_all(archive(tmp_path / "a.tar", files))
@@ -227,39 +225,39 @@ class TestArchives:
             read_all(archive(tmp_path / "a.tar", files))
 
     @pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE])
-    def test_a_member_that_is_no_file(self, tmp_path: Path, kind: bytes) -> None:
+    def test_a_member_that_is_no_file_is_refused(self, tmp_path: Path, kind: bytes) -> None:
         with pytest.raises((InvalidInput, NotFound)):
             read_all(archive(tmp_path / "a.tar", {**docker_files(), "layer.tar": (kind, "")}))
 
     @pytest.mark.parametrize("name", ["manifest.json", "c.json", "layer.tar"])
-    def test_a_member_that_is_there_twice(self, tmp_path: Path, name: str) -> None:
+    def test_a_duplicate_member_is_refused(self, tmp_path: Path, name: str) -> None:
         one, two = tar_of(docker_files()), tar_of({name: b"[]"})
         (tmp_path / "a.tar").write_bytes(one.rstrip(b"\0") + bytes(-len(one.rstrip(b"\0")) % 512) + two)
         with pytest.raises(InvalidInput, match="is there twice"):
             read_all(f"docker-archive:{tmp_path}/a.tar")
 
-    def test_a_member_whose_name_leads_out(self, tmp_path: Path) -> None:
+    def test_a_member_whose_name_escapes_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="unsafe path"):
             read_all(archive(tmp_path / "a.tar", {**docker_files(), "../secret": SECRET}))
 
-    def test_documents_that_are_too_large(self, tmp_path: Path) -> None:
+    def test_archives_with_too_large_documents_are_refused(self, tmp_path: Path) -> None:
         for name in ("manifest.json", "c.json"):
             with pytest.raises(Exhausted):
                 read_all(archive(tmp_path / "a.tar", {**docker_files(), name: b" " * (MAX_DOCUMENT + 1)}))
 
-    def test_more_members_than_any_image_has(self, tmp_path: Path) -> None:
+    def test_too_many_members_are_refused(self, tmp_path: Path) -> None:
         header = tar_of({"x": b""})[:512]
         (tmp_path / "a.tar").write_bytes(header * 100_001 + bytes(1024))
         with pytest.raises(Exhausted, match="members"):
             read_all(f"docker-archive:{tmp_path}/a.tar")
 
-    def test_a_config_with_keys_given_twice(self, tmp_path: Path) -> None:
+    def test_a_config_with_duplicate_keys_is_refused(self, tmp_path: Path) -> None:
         raw = compact(IMAGE.config)
         raw = raw[:-1] + b',"rootfs":{"type":"layers","diff_ids":[]}}'
         with pytest.raises(InvalidInput, match="repeated"):
             read_all(archive(tmp_path / "a.tar", {**docker_files(), "c.json": raw}))
 
-    def test_a_layer_that_is_not_the_diff_id_is_found_out_by_its_digest(self, tmp_path: Path) -> None:
+    def test_a_layer_with_a_wrong_diff_id_fails_its_digest(self, tmp_path: Path) -> None:
         wrong = tar_of({"a": b"2"})
         assert len(wrong) == len(IMAGE.layers[0])
         with open_platform_image(archive(tmp_path / "a.tar", {**docker_files(), "layer.tar": wrong})) as image:
@@ -297,7 +295,7 @@ class TestArchives:
         with pytest.raises(InvalidInput, match="not a regular file"):
             read_all(f"{form}:{tmp_path}/a.tar")
 
-    def test_a_layout_in_an_archive_is_kept_to_the_same_rules(self, tmp_path: Path) -> None:
+    def test_a_layout_in_an_archive_follows_the_same_rules(self, tmp_path: Path) -> None:
         files: dict[str, Any] = layout_files([tagged(IMAGE.descriptor, "v1")], IMAGE.blobs)
         file = f"blobs/{LAYER.replace(':', '/')}"
         for content, category in (

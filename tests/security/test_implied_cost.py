@@ -160,16 +160,14 @@ WAYS: list[Callable[[Path], None]] = [
 @pytest.fixture
 def place(memory: Path) -> Iterator[Path]:
     yield memory / "place"
-    parent = os.open(memory, os.O_RDONLY)  # too deep for others
+    parent = os.open(memory, os.O_RDONLY)  # too deep for shutil
     for name in os.listdir(memory):
         remove_tree(parent, name)
     os.close(parent)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_deep_names_that_state_no_directory_are_refused_before_they_cost_much(
-    way: Callable[[Path], None], place: Path
-) -> None:
+def test_deep_names_without_stated_directories_are_refused_early(way: Callable[[Path], None], place: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(Exhausted, match=BOUND):
@@ -179,8 +177,8 @@ def test_deep_names_that_state_no_directory_are_refused_before_they_cost_much(
         tracemalloc.stop()
 
 
-def test_the_layer_over_many_that_go_deep_does_not_hold_all_their_directories(place: Path) -> None:
-    """None of the layers does too much by itself."""
+def test_a_layer_over_many_deep_ones_does_not_load_all_their_directories(place: Path) -> None:
+    """No single layer exceeds the limit."""
     place.mkdir()
     for name in NAMES:
         apply([file(name)], DirectorySink(place))
@@ -188,8 +186,8 @@ def test_the_layer_over_many_that_go_deep_does_not_hold_all_their_directories(pl
         apply((file(f"{name}g") for name in NAMES), DirectorySink(place))
 
 
-def test_a_short_name_is_told_whole_and_the_limit_is_what_was_asked_for() -> None:
-    # The first directory on the way to a file is free; 'a/b' counts 3 + 512, and 'a/b/c' 5 + 512.
+def test_the_error_quotes_a_short_path_and_the_limit() -> None:
+    # The first implied directory of a file is free; 'a/b' counts 3 + 512, and 'a/b/c' 5 + 512.
     fold([file("a/b/c/f")], limits=Limits(implied=1032))
     with pytest.raises(Exhausted, match=r"such as 'a/b/c': their paths, plus 512 for each, exceed 1031 "):
         fold([file("a/b/c/f")], limits=Limits(implied=1031))
@@ -246,7 +244,7 @@ class TestTheCommandLine:
         refused("flatten", "-q", image, f"oci:{tmp_path}/flat:x")
         assert not os.path.lexists(place)
 
-    def test_verify_says_which_layer_it_is(self, image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_verify_names_the_layer(self, image: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(CommandFailed):
             lamella("verify", "-q", image)
         assert "directories that it does not state" in "".join(capsys.readouterr())

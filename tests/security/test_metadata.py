@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times, modes, owners and links come out as the layers say, to the last bit, whatever the place is like."""
+"""Times, modes, owners and links equal those of the layers exactly, whatever the target is like."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ TIMES = {
 
 
 @pytest.mark.parametrize("when", TIMES)
-def test_times_of_every_kind_of_file(when: str, target: Path) -> None:
+def test_every_kind_of_file_keeps_its_time(when: str, target: Path) -> None:
     ns = TIMES[when]
     tar = Tar().directory("./", mtime=ns).file("d/f", mtime=ns).symlink("d/l", "f", mtime=ns).directory("d", mtime=ns)
     apply_tar(tar.add("d/p", b"6", mtime=ns), target)
@@ -65,10 +65,8 @@ def test_times_of_every_kind_of_file(when: str, target: Path) -> None:
     }
 
 
-def test_links_and_directories_are_as_stated_where_open_files_have_no_path(
-    target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in a root without /proc."""
+def test_links_and_directories_are_exact_without_proc(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a file system root without /proc."""
     monkeypatch.setattr(host, "names_open_files", lambda: False)
     apply_tar(Tar().directory("d", mtime=OLD).add("d/l", b"2", target="x", uid=7, gid=8, mtime=NEW), target)
     assert [mtime(target / "d"), mtime(target / "d/l")] == [OLD, NEW]
@@ -76,7 +74,7 @@ def test_links_and_directories_are_as_stated_where_open_files_have_no_path(
 
 
 @pytest.mark.parametrize("seconds", [1 << 35, 1 << 62, (1 << 63) - 1, -(1 << 63)])
-def test_times_that_no_file_system_has_do_no_harm(seconds: int, target: Path) -> None:
+def test_times_beyond_the_file_system_do_no_harm(seconds: int, target: Path) -> None:
     apply_tar(Tar().directory("d", mtime=seconds * 10**9).file("d/f", mtime=seconds * 10**9), target)
     assert listing(target) == {"d": "directory 755", "d/f": "644 layer"}
 
@@ -112,7 +110,7 @@ def test_directories_that_a_layer_does_not_state_keep_their_times(upper: str, ta
     assert dict.fromkeys(here, OLD) == {name: mtime(target / name) for name in here}
 
 
-def test_directories_that_a_layer_states_have_its_times_wherever_it_states_them(target: Path) -> None:
+def test_stated_directories_have_their_times_at_any_position_in_the_layer(target: Path) -> None:
     settled(target)
     tar = Tar().directory("a", mtime=NEW).file("a/new").file("a/b/new").directory("a/b", mtime=NEW)
     tar.directory("e", mtime=OLD).whiteout("e/x").directory("e", mtime=NEW).directory("g", mtime=NEW).file("g/h/i")
@@ -121,7 +119,7 @@ def test_directories_that_a_layer_states_have_its_times_wherever_it_states_them(
     assert [mtime(target / name) for name in names] == [OLD, NEW, NEW, OLD, NEW, NEW, 0]
 
 
-def test_a_directory_that_goes_and_comes_back_has_nothing_of_the_old_one(target: Path) -> None:
+def test_a_removed_and_recreated_directory_keeps_no_old_metadata(target: Path) -> None:
     apply_tar(Tar().directory("d", 0o700, mtime=OLD, xattrs={"user.a": b"1"}).file("d/f"), target)
     apply_tar(Tar().whiteout("d").file("d/g"), target)
     assert (mode(target / "d"), mtime(target / "d"), os.listxattr(target / "d")) == ("755", 0, [])
@@ -148,7 +146,7 @@ def test_the_root_takes_the_metadata_of_its_entry(target: Path) -> None:
     assert (mode(target), mtime(target), os.listxattr(target)) == ("755", OLD, [])
 
 
-def test_hard_links_across_layers(target: Path) -> None:
+def test_hard_links_across_layers_share_a_file(target: Path) -> None:
     apply_tar(Tar().file("a", b"one").link("b", "a"), target)
     apply_tar(Tar().link("c", "b").file("d/e", b"x").link("d/f", "c"), target)
     assert os.lstat(target / "a").st_nlink == 4
@@ -166,7 +164,7 @@ def test_a_hard_link_keeps_the_metadata_of_its_file(target: Path) -> None:
 
 
 @pytest.mark.root
-def test_set_id_bits_and_capabilities_outlive_the_change_of_owner(target: Path) -> None:
+def test_set_id_bits_and_capabilities_survive_the_change_of_owner(target: Path) -> None:
     tar = Tar()
     for bits in (0o4755, 0o2755, 0o6711, 0o7777, 0o4000):
         tar.file(f"f{bits:o}", b"x" * 100_000, bits, uid=1000, gid=100).directory(f"d{bits:o}", bits, uid=1000, gid=100)
@@ -186,7 +184,7 @@ def test_set_id_bits_and_capabilities_outlive_the_change_of_owner(target: Path) 
 
 @pytest.mark.root
 @pytest.mark.parametrize("device", [(4096, 0), (0, 1 << 20), (1 << 31, 0), (1 << 40, 1 << 40)])
-def test_a_device_that_no_system_has_is_refused(device: tuple[int, int], target: Path) -> None:
+def test_an_impossible_device_number_is_refused(device: tuple[int, int], target: Path) -> None:
     with pytest.raises(InvalidInput, match="numbers end at"):
         apply_tar(Tar().node("c", b"3", device), target)
     assert listing(target) == {}
@@ -194,8 +192,8 @@ def test_a_device_that_no_system_has_is_refused(device: tuple[int, int], target:
 
 @pytest.mark.root
 @pytest.mark.parametrize("number", [0xFFFFFFFF, 1 << 32, 1 << 40])
-def test_an_owner_that_no_system_has_is_refused(number: int, target: Path) -> None:
-    """The first of them would say to the system: leave it to root."""
+def test_an_impossible_owner_is_refused(number: int, target: Path) -> None:
+    """The first one (-1) would tell the system to keep the owner."""
     tars = (
         Tar().file("f", mode=0o4755, uid=number),
         Tar().directory("d", gid=number),
@@ -209,7 +207,7 @@ def test_an_owner_that_no_system_has_is_refused(number: int, target: Path) -> No
 
 
 class Watched:
-    """Content that looks at its own file while that is being written."""
+    """Content that inspects its own file while it is written."""
 
     def __init__(self, path: Path) -> None:
         self.size = 2
@@ -224,7 +222,7 @@ class Watched:
             yield b"x"
 
 
-def test_set_id_bits_come_when_all_else_is_there(target: Path) -> None:
+def test_set_id_bits_are_set_last(target: Path) -> None:
     content = Watched(target / "f")
     entry = Entry(LayerPath("f"), Kind.FILE, Posix(0o6755, os.geteuid(), os.getegid(), 0), 2)
     apply([Put(entry, content)], DirectorySink(target))
@@ -250,7 +248,7 @@ def facts(target: Path) -> dict[str, tuple[str, tuple[int, int], list[str]]]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
-def test_the_umask_decides_nothing(umask: int, target: Path) -> None:
+def test_the_umask_has_no_effect(umask: int, target: Path) -> None:
     (target / "one").mkdir()
     (target / "two").mkdir()
     before = os.umask(0o022)
@@ -265,9 +263,7 @@ def test_the_umask_decides_nothing(umask: int, target: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("giving", ["a group", "an ACL", "both"])
-def test_the_directory_that_is_unpacked_into_gives_nothing_to_what_is_in_it(
-    giving: str, target: Path, needs: Needs
-) -> None:
+def test_files_inherit_nothing_from_the_target_directory(giving: str, target: Path, needs: Needs) -> None:
     (target / "plain").mkdir()
     (target / "giving").mkdir()
     os.chown(target / "giving", 0, 99)
@@ -282,8 +278,8 @@ def test_the_directory_that_is_unpacked_into_gives_nothing_to_what_is_in_it(
 
 
 @pytest.mark.root
-def test_a_directory_of_a_layer_that_gives_its_group_and_acl_is_as_stated(target: Path, needs: Needs) -> None:
-    """The twin: what the layer itself states of such directories stays, and what is put in them is exact as well."""
+def test_a_set_group_id_directory_with_a_default_acl_is_exact(target: Path, needs: Needs) -> None:
+    """Counterpart: metadata that the layer states for such directories stays, and their entries are exact too."""
     (target / "model").mkdir()
     subprocess.run([needs("setfacl"), "-d", "-m", "u:77:rwx", target / "model"], check=True)
     subprocess.run([needs("setfacl"), "-m", "u:77:rwx", target / "model"], check=True)
@@ -338,7 +334,7 @@ def test_content_that_does_not_fill_its_extents_is_refused(chunks: tuple[bytes, 
 
 
 @pytest.mark.root
-def test_another_file_system_beneath_is_written_like_the_rest(target: Path) -> None:
+def test_a_mounted_file_system_below_is_written_like_the_rest(target: Path) -> None:
     (target / "d").mkdir()
 
     def work() -> dict[str, tuple[str, int]]:
@@ -349,7 +345,7 @@ def test_another_file_system_beneath_is_written_like_the_rest(target: Path) -> N
     assert with_mounts(work) == {"d": ("2750", OLD), "d/e": ("755", 0), "d/e/f": ("600", NEW)}
 
 
-def test_the_order_of_entries_decides_nothing(target: Path) -> None:
+def test_the_order_of_entries_has_no_effect(target: Path) -> None:
     entries = ("directory", "child", "sub", "whiteout")
     outcomes = []
     for number, order in enumerate(itertools.permutations(entries)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upper directories written and read by somebody who is not root."""
+"""Upper directories written and read by an ordinary user."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STACK: list[list[Change]] = [
 
 @pytest.fixture
 def own() -> Iterator[Path]:
-    """A directory of somebody without rights, reachable for them."""
+    """A directory that the unprivileged user owns and can reach."""
     top = Path(tempfile.mkdtemp(prefix="lamella-test-"))
     top.chmod(0o755)
     where = top / "layers"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody swaps directories for links to the outside while layers are applied: nothing may follow them there."""
+"""Races: an attacker swaps directories for links to the outside while layers are applied."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDTH = 6
 
 
 def swap(target: Path, victims: list[str], links: list[str], swapped: mmap.mmap) -> None:
-    """For ever, put a link in the place of each directory for a moment; ``swapped`` counts up to 255."""
+    """Swap each directory for a link for a moment, forever; ``swapped`` counts up to 255."""
     os.chdir(target)
     for number in itertools.count():
         victim, link = victims[number % len(victims)], links[number % len(links)]
@@ -63,7 +63,7 @@ def attacker(work: Callable[[], None]) -> Iterator[None]:
 
 
 def layers() -> list[bytes]:
-    """Two layers whose names are those of what lies outside, so that a wrong turn hits something."""
+    """Two layers with the names of outside files, so that an escape hits something."""
     lower, upper = Tar(), Tar()
     for number in range(WIDTH):
         top = f"d{number}"
@@ -84,7 +84,7 @@ def layers() -> list[bytes]:
 
 @pytest.fixture
 def room(memory: Path) -> Iterator[Path]:
-    """A target in memory, so that much happens in little time; what lies around it is watched as elsewhere."""
+    """A target on tmpfs, for many swaps in little time; the files around it are watched too."""
     furnish(memory)
     (memory / "room" / "out").mkdir()
     before = state_of(memory, without="room/out")
@@ -94,7 +94,7 @@ def room(memory: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("descriptors", [None, 40], ids=["", "with few descriptors"])
 @pytest.mark.parametrize("depth", ["top", "inside"])
-def test_directories_swapped_for_links(depth: str, descriptors: int | None, room: Path) -> None:
+def test_directories_swapped_for_links_are_not_followed(depth: str, descriptors: int | None, room: Path) -> None:
     target, outside = room, room.parent.parent / "outside"
     tops = [f"d{number}" for number in range(WIDTH)]
     if depth == "top":
@@ -121,8 +121,8 @@ def test_directories_swapped_for_links(depth: str, descriptors: int | None, room
     assert swapped[0] > 50
 
 
-def test_files_swapped_for_links(room: Path) -> None:
-    """Whatever the attacker puts in the place of a file just before it is made."""
+def test_files_swapped_for_links_are_not_followed(room: Path) -> None:
+    """The object that an attacker puts at the path of a file just before it is created."""
     target, outside = room, room.parent.parent / "outside"
     (target / "d").mkdir()
 
@@ -155,8 +155,8 @@ def facts(path: Path) -> tuple[object, ...]:
     return stat.filemode(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, os.listxattr(path)
 
 
-def test_what_is_made_swapped_for_hard_links_to_other_files(room: Path) -> None:
-    """A call that follows no symbolic link still reaches what a hard link names: owner, mode and attributes."""
+def test_new_files_swapped_for_hard_links_do_not_change_other_files(room: Path) -> None:
+    """Calls that follow no symbolic link still reach the target of a hard link: owner, mode and attributes."""
     (room / "d").mkdir()
     others = [room / "secret", room / "tool"]
     for other in others:

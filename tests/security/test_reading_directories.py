@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a tree that somebody hostile, or just busy, has their hands on."""
+"""Reading a tree while another process changes it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def replace_by_link(file: Path) -> None:
 def replace_by_twin(file: Path) -> None:
     status = file.stat()
     data = file.read_bytes()
-    keep = os.open(file, os.O_RDONLY)  # so that the inode is not given out again
+    keep = os.open(file, os.O_RDONLY)  # so that the inode number is not reused
     file.unlink()
     file.write_bytes(data)
     os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))
@@ -169,9 +169,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, change
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_while_it_is_compared_is_never_called_the_same(
-    tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+def test_a_file_that_changes_during_a_comparison_is_never_equal(tmp_path: Path, change: Callable[[Path], None]) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "f").write_bytes(b"x" * 1000)
@@ -183,7 +181,7 @@ def test_a_file_that_changes_while_it_is_compared_is_never_called_the_same(
             one.same_content(path("f"), two, path("f"))
 
 
-def test_no_archive_is_ended_when_a_file_changes(root: Path) -> None:
+def test_an_archive_is_not_completed_when_a_file_changes(root: Path) -> None:
     (root / "a").write_bytes(b"x" * LARGE)
     pieces: list[bytes] = []
 
@@ -197,7 +195,7 @@ def test_no_archive_is_ended_when_a_file_changes(root: Path) -> None:
     assert not b"".join(pieces).endswith(bytes(1024))
 
 
-def test_a_directory_that_goes_away_while_walking_is_an_error(root: Path) -> None:
+def test_a_directory_removed_during_a_walk_is_an_error(root: Path) -> None:
     (root / "d").mkdir()
     with DirectoryTree(root) as tree:
         changes = walk(tree)
@@ -208,9 +206,7 @@ def test_a_directory_that_goes_away_while_walking_is_an_error(root: Path) -> Non
             list(changes)
 
 
-def test_a_name_that_goes_away_while_its_directory_is_listed_is_an_error(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_removed_while_its_directory_is_listed_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "f").touch()
     real = os.listdir
 
@@ -225,8 +221,8 @@ def test_a_name_that_goes_away_while_its_directory_is_listed_is_an_error(
             tree.entries(path(""))
 
 
-def test_directories_swapped_for_links_during_a_walk_lead_nowhere(tmp_path: Path) -> None:
-    """A thread swaps a directory and a link to the outside, over and over; the secret never comes out."""
+def test_directories_swapped_for_links_during_a_walk_are_not_followed(tmp_path: Path) -> None:
+    """A thread keeps swapping a directory and a link to the outside; the secret is never read."""
     outside = tmp_path / "outside"
     outside.mkdir()
     for number in range(5):
@@ -265,7 +261,7 @@ def test_directories_swapped_for_links_during_a_walk_lead_nowhere(tmp_path: Path
     assert outcomes
 
 
-def test_a_fifo_in_the_place_of_a_file_does_not_make_reading_wait(root: Path) -> None:
+def test_a_fifo_instead_of_a_file_does_not_block_reading(root: Path) -> None:
     (root / "f").write_bytes(b"x")
     with DirectoryTree(root) as tree:
         content = tree.open(path("f"))
@@ -281,10 +277,10 @@ def test_a_fifo_in_the_place_of_a_file_does_not_make_reading_wait(root: Path) ->
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("size", [1000, LARGE])
-def test_a_file_that_changes_when_its_turn_comes_is_read_whole_or_an_error(
+def test_a_file_that_changes_before_it_is_read_is_read_whole_or_an_error(
     root: Path, size: int, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the calls that one file takes, whichever they are, somebody changes it."""
+    """The file changes between any two of the calls that read it."""
     real = {name: getattr(os, name) for name in ("scandir", "open", "fstat", "readv", "lstat", "preadv", "read")}
     for at in range(1, 12):
         for old in root.iterdir():
@@ -320,7 +316,7 @@ def test_a_file_that_changes_when_its_turn_comes_is_read_whole_or_an_error(
                     continue
 
 
-def test_content_that_was_held_is_read_again_when_it_is_late(root: Path) -> None:
+def test_content_kept_for_later_is_read_again(root: Path) -> None:
     for name in "abc":
         (root / name).write_bytes(name.encode() * 1000)
     with DirectoryTree(root) as tree:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removing trees: nothing beyond links and mounts, no trace beside, whatever the depth and the names."""
+"""Removal of trees: nothing beyond links and mounts, no leftovers, at any depth and with any names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def remove(parent: Path, name: str) -> None:
 
 
 def dig(top: Path, depth: int, name: str = "d") -> None:
-    """Make directories one in another, deeper than a path can say."""
+    """Make nested directories, deeper than the longest path."""
     top.mkdir()
     here = os.open(top, os.O_RDONLY)
     for _ in range(depth):
@@ -41,7 +41,7 @@ def dig(top: Path, depth: int, name: str = "d") -> None:
     os.close(here)
 
 
-def test_every_kind_of_file_goes_and_no_link_is_followed(target: Path, outside: Path) -> None:
+def test_every_kind_of_file_is_removed_and_no_link_is_followed(target: Path, outside: Path) -> None:
     top = target / "d"
     (top / "e" / "empty").mkdir(parents=True)
     (top / "to-file").symlink_to(outside / "secret")
@@ -56,13 +56,13 @@ def test_every_kind_of_file_goes_and_no_link_is_followed(target: Path, outside: 
     assert os.listdir(target) == ["kept"]
 
 
-def test_a_link_goes_and_not_what_it_leads_to(target: Path, outside: Path) -> None:
+def test_a_link_is_removed_but_not_its_target(target: Path, outside: Path) -> None:
     (target / "l").symlink_to(outside)
     remove(target, "l")
     assert os.listdir(target) == []
 
 
-def test_a_tree_deeper_than_a_path_can_say(memory: Path) -> None:
+def test_a_tree_deeper_than_the_longest_path_is_removed(memory: Path) -> None:
     dig(memory / "d", 4000)
     open_before = len(os.listdir("/proc/self/fd"))
     remove(memory, "d")
@@ -70,7 +70,7 @@ def test_a_tree_deeper_than_a_path_can_say(memory: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
-def test_a_deep_tree_that_has_names_like_ours(memory: Path) -> None:
+def test_a_deep_tree_with_names_like_staging_directories_is_removed(memory: Path) -> None:
     dig(memory / "d", 300, name=f".lamella-removing-{os.getpid()}-1")
     for number in range(1, 4):
         (memory / f".lamella-removing-{os.getpid()}-{number}").mkdir()
@@ -80,7 +80,7 @@ def test_a_deep_tree_that_has_names_like_ours(memory: Path) -> None:
     assert before - {"d"} == set(os.listdir(memory))
 
 
-def test_an_interrupted_removal_leaves_nothing_beside(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_removal_leaves_no_staging_directory(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dig(memory / "d", 300)
     real = os.rename
     count = 0
@@ -106,7 +106,7 @@ def test_an_interrupted_removal_leaves_nothing_beside(memory: Path, monkeypatch:
 @pytest.mark.root
 @pytest.mark.parametrize("depth", [0, 1, 60])
 @pytest.mark.parametrize("kind", ["", "tmpfs"], ids=["bound", "tmpfs"])
-def test_what_is_mounted_beneath_is_not_emptied(target: Path, outside: Path, depth: int, kind: str) -> None:
+def test_a_file_system_mounted_below_is_not_emptied(target: Path, outside: Path, depth: int, kind: str) -> None:
     at = target / "d" / "/".join("e" * depth)
     at.mkdir(parents=True)
 
@@ -124,7 +124,7 @@ def test_what_is_mounted_beneath_is_not_emptied(target: Path, outside: Path, dep
 
 
 @pytest.mark.root
-def test_a_file_that_is_mounted_over_one_beneath_stays(target: Path, outside: Path) -> None:
+def test_a_file_mounted_over_a_file_below_stays(target: Path, outside: Path) -> None:
     (target / "d").mkdir()
     (target / "d" / "f").touch()
 
@@ -138,8 +138,8 @@ def test_a_file_that_is_mounted_over_one_beneath_stays(target: Path, outside: Pa
 
 
 @pytest.mark.root
-def test_what_is_mounted_can_be_written_to(target: Path) -> None:
-    """The twin: a mount point beneath the target is a directory like any other as long as nobody wants it gone."""
+def test_a_mount_point_below_can_be_written_to(target: Path) -> None:
+    """Counterpart: a mount point below the target is an ordinary directory unless it is to be removed."""
     (target / "d").mkdir()
 
     def work() -> dict[str, str]:
@@ -162,7 +162,7 @@ def test_a_removal_needs_few_descriptors(memory: Path) -> None:
     assert os.listdir(memory) == []
 
 
-def test_what_changes_while_it_is_removed_does_not_pass_for_removed(
+def test_a_tree_that_changes_during_its_removal_is_not_reported_as_removed(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (target / "d" / "e").mkdir(parents=True)

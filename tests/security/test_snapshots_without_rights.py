@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of somebody who is not root: without any rights, and in a user namespace of their own."""
+"""Snapshots of an ordinary user: without privileges, and in a user namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Loaded now, since they may be out of reach without rights.
+# Loaded now, because they may be unreadable without privileges.
 import pytest
 from tests.security.people import as_nobody, person
 
@@ -48,7 +48,7 @@ _NEWUSER_AND_NEWNS = 0x10000000 | 0x20000
 
 @pytest.fixture
 def own() -> Iterator[Path]:
-    """A directory of somebody without rights, reachable for them."""
+    """A directory that the unprivileged user owns and can reach."""
     top = Path(tempfile.mkdtemp(prefix="lamella-test-"))
     top.chmod(0o755)
     where = top / "own"
@@ -70,10 +70,10 @@ def unpacked(kind: str, own: Path, layers: list[list[Change]] = LAYERS) -> Local
 
 
 def in_namespaces(work: Callable[[], None]) -> None:
-    """Do ``work`` as the root of a user namespace, with mounts of its own."""
+    """Run ``work`` as root of a new user and mount namespace."""
     ids = (os.geteuid(), os.getegid())
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0)  # whoever has changed users does not own their files in /proc
+    libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0)  # a process that changed its user does not own its files in /proc
     if libc.unshare(_NEWUSER_AND_NEWNS):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -111,7 +111,7 @@ def test_layers_become_images_with_all_owners_without_rights(own: Path) -> None:
     assert text(merge(layers)) == as_nobody(work)
 
 
-def test_a_copy_has_what_keeps_its_owner_out_and_the_original_is_as_it_was(own: Path) -> None:
+def test_a_copy_includes_unreadable_files_and_leaves_the_original_unchanged(own: Path) -> None:
     def work() -> list[tuple[int, int, int]]:
         snapshots = unpacked("directory", own)
         snapshots.prepare("top", "1")
@@ -127,7 +127,7 @@ def test_a_copy_has_what_keeps_its_owner_out_and_the_original_is_as_it_was(own: 
     assert as_nobody(work) == [(0o500, 0, 20)] * 2
 
 
-def test_to_mount_is_refused_with_advice(own: Path) -> None:
+def test_mounting_is_refused_with_a_hint(own: Path) -> None:
     def work() -> list[str]:
         shutil.which = lambda *_, **__: None
         snapshots = unpacked("overlay", own)

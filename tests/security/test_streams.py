@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blobs that mean harm cost little and are refused; the large and the sparse ones that mean none pass."""
+"""Hostile blobs cost little and are refused; large and sparse harmless ones are accepted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def finish(blob: bytes | BinaryIO, **options: Any) -> BlobFacts:
 
 
 class Endless(io.RawIOBase):
-    """A source that never ends: a start, then the same piece for ever."""
+    """An endless source: a start, then the same piece forever."""
 
     def __init__(self, start: bytes, piece: bytes) -> None:
         self._rest = start
@@ -51,7 +51,7 @@ class Endless(io.RawIOBase):
 
 
 def bomb(compression: str) -> bytes:
-    """A gibibyte of zeros, as small as the format makes it without nesting."""
+    """1 GiB of zeros, as small as the format allows without nesting."""
     if compression == "zstd":
         return zstd.compress(bytes(1 << 20), 1) * 1024
     return gzip.compress(bytes(1 << 20), 9, mtime=0) * 1024
@@ -81,16 +81,16 @@ def test_a_bomb_stops_when_single_files_are_read_out_of_it(compression: str) -> 
                 list(seekable.chunks(500_000_000, 512))
 
 
-def test_a_sparse_layer_of_twenty_gibibytes_passes_by_default() -> None:
+def test_a_sparse_layer_of_20_gib_is_accepted_by_default() -> None:
     limits = BlobLimits()
     assert limits.max_tar_size is None
-    assert limits.ratio_floor > 20 << 30  # below it, whatever the ratio
+    assert limits.ratio_floor > 20 << 30  # below the threshold, at any ratio
     assert limits.max_ratio is not None
-    assert limits.max_ratio > 1032  # above it, whatever deflate can do
+    assert limits.max_ratio > 1032  # above it, at the highest ratio of deflate
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
-def test_a_blob_as_dense_as_can_be_passes_by_default(compression: str) -> None:
+def test_a_blob_of_the_highest_ratio_is_accepted_by_default(compression: str) -> None:
     assert finish(bomb(compression)).tar_size == 1 << 30
 
 
@@ -133,12 +133,12 @@ def test_no_blob_takes_much_memory(piece: bytes, count: int) -> None:
 
 
 def huge_window(log: int) -> bytes:
-    """A frame of one byte that asks for a window of two to the power of ``log``."""
+    """Return a frame of one byte with a window of two to the power of ``log``."""
     return b"\x28\xb5\x2f\xfd\0" + bytes([(log - 10) << 3]) + b"\x09\0\0x"
 
 
 @pytest.mark.parametrize("log", [28, 31, 41])
-def test_a_frame_that_wants_a_huge_window_is_refused_before_it_gets_one(log: int) -> None:
+def test_a_frame_with_a_huge_window_is_refused_before_it_is_allocated(log: int) -> None:
     with pytest.raises(Exhausted, match=rf"window of {1 << log} bytes, the limit is 134217728 \(2\^27\)"):
         finish(huge_window(log))
     with pytest.raises(Exhausted, match="window"):
@@ -151,7 +151,7 @@ def test_a_single_segment_is_a_window_too() -> None:
         finish(frame)
 
 
-def test_a_window_up_to_the_limit_is_granted() -> None:
+def test_a_window_up_to_the_limit_is_accepted() -> None:
     assert finish(huge_window(27)).tar_size == 1
     data = tar_like(300_000)
     assert finish(zstd.compress(data, options={zstd.CompressionParameter.window_log: 27})).diff_id == Digest.of(data)
@@ -172,14 +172,14 @@ def test_a_window_up_to_the_limit_is_granted() -> None:
     ],
     ids=["plain", "members", "frames", "to skip", "zeros after gzip", "garbage after gzip", "garbage after zstd"],
 )
-def test_a_source_without_an_end_stops_at_the_promised_size(start: bytes, piece: bytes) -> None:
+def test_an_endless_source_stops_at_the_expected_size(start: bytes, piece: bytes) -> None:
     source = Endless(start, piece)
     with pytest.raises(SizeMismatch, match="expected 1000000 bytes, got at least"):
         finish(cast("BinaryIO", source), size=1_000_000, digest=Digest.of(b""))
     assert source.given < 3_000_000
 
 
-def test_wrong_digests_and_sizes_are_refused_before_anybody_relies_on_them() -> None:
+def test_wrong_digests_and_sizes_are_refused_before_the_result_is_used() -> None:
     tar = tar_like(700_000)
     for blob in (tar, gzipped(tar), zstd_frame(tar)):
         right: dict[str, Any] = {"digest": Digest.of(blob), "size": len(blob), "diff_id": Digest.of(tar)}
@@ -196,7 +196,7 @@ def test_wrong_digests_and_sizes_are_refused_before_anybody_relies_on_them() -> 
 
 
 @pytest.mark.parametrize("after", [b"\0", bytes(512), b"x", b"more bytes than any header", gzipped(b"a member")])
-def test_bytes_after_the_end_never_pass_for_the_promised_blob(after: bytes) -> None:
+def test_bytes_after_the_end_never_match_the_expected_blob(after: bytes) -> None:
     tar = tar_like(700_000)
     for blob in (gzipped(tar), zstd_frame(tar), tar):
         with pytest.raises((SizeMismatch, FormatError)):
@@ -205,7 +205,7 @@ def test_bytes_after_the_end_never_pass_for_the_promised_blob(after: bytes) -> N
             finish(blob + after, digest=Digest.of(blob))
 
 
-def test_bytes_after_the_end_are_no_part_of_a_compressed_stream() -> None:
+def test_bytes_after_the_end_of_a_compressed_stream_are_refused() -> None:
     tar = tar_like(700_000)
     for blob in (gzipped(tar), zstd_frame(tar)):
         for after in (b"\0", bytes(512), b"x", b"more bytes than any header" * 20):
@@ -214,17 +214,17 @@ def test_bytes_after_the_end_are_no_part_of_a_compressed_stream() -> None:
 
 
 @pytest.mark.parametrize("raw", ["", "sha256", "sha256:", "sha256:" + "g" * 64, "sha256:" + "A" * 64, "../etc:passwd"])
-def test_malformed_digests_are_no_promise(raw: str) -> None:
+def test_malformed_digests_are_refused(raw: str) -> None:
     with pytest.raises(InvalidInput):
         parse_digest(raw)
 
 
-def test_a_digest_that_cannot_be_verified_is_no_promise() -> None:
+def test_a_digest_of_an_unknown_algorithm_is_refused() -> None:
     with pytest.raises(Unsupported):
         parse_digest("md5:" + "0" * 32)
 
 
-def test_every_truncation_is_found_out() -> None:
+def test_every_truncation_is_found() -> None:
     tar = os.urandom(300) + bytes(2_000)
     for blob in (gzipped(tar), zstd.compress(tar, options={zstd.CompressionParameter.checksum_flag: 1})):
         for length in range(4, len(blob)):
@@ -232,11 +232,11 @@ def test_every_truncation_is_found_out() -> None:
                 finish(blob[:length])
 
 
-def test_a_flipped_bit_is_found_out_without_any_promise() -> None:
+def test_a_flipped_bit_is_found_without_an_expected_digest() -> None:
     tar = tar_like(50) + bytes(500)
     blob = gzipped(tar)
     silent = 0
-    for bit in range(80, 8 * len(blob)):  # the header's bits say nothing of the tar
+    for bit in range(80, 8 * len(blob)):  # bits of the gzip header do not affect the tar
         broken = bytearray(blob)
         broken[bit // 8] ^= 1 << bit % 8
         try:
@@ -245,7 +245,7 @@ def test_a_flipped_bit_is_found_out_without_any_promise() -> None:
             continue
         assert Digest.of(tar) == facts.diff_id
         silent += 1
-    assert silent < 8  # what fills up the last byte of the deflate stream
+    assert silent < 8  # padding of the last byte of the deflate stream
 
 
 def test_members_without_end_are_read_in_linear_time() -> None:
@@ -271,6 +271,6 @@ def test_frames_without_end_are_read_in_linear_time() -> None:
     assert cost(20_000) < 8 * cost(5_000) + 0.2
 
 
-def test_one_byte_at_a_time_is_no_attack() -> None:
+def test_one_byte_at_a_time_is_accepted() -> None:
     blob = gzipped(tar_like(20_000))
     assert finish(cast("BinaryIO", Trickle(blob, 1)), size=len(blob)).tar_size == 20_000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch over what lies outside: a guard that sees nothing would let every other test here pass."""
+"""The check of the outside files: if it missed changes, every other test here would pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEEDS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_the_watch_sees(deed: str, tmp_path: Path) -> None:
+def test_every_change_is_seen(deed: str, tmp_path: Path) -> None:
     furnish(tmp_path)
     (tmp_path / "room" / "out").mkdir()
     before = state_of(tmp_path, without="room/out")
@@ -36,7 +36,7 @@ def test_the_watch_sees(deed: str, tmp_path: Path) -> None:
     assert before != state_of(tmp_path, without="room/out")
 
 
-def test_the_watch_itself_changes_nothing_and_leaves_the_target_alone(tmp_path: Path) -> None:
+def test_the_check_changes_nothing_and_ignores_the_target(tmp_path: Path) -> None:
     furnish(tmp_path)
     (tmp_path / "room" / "out").mkdir()
     before = state_of(tmp_path, without="room/out")

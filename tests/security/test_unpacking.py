@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unpacking an image: nobody sees it half done, whoever kills it, and whoever wants the same name."""
+"""Unpacking an image: no partial result is visible, after a kill or with competing targets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROGRAM = [sys.executable, "-P", "-m", "lamella"]
 
 @pytest.fixture
 def room(target: Path) -> Iterator[Path]:
-    """Where images are unpacked to, and nothing is but what lies around the target."""
+    """The parent of targets, which only has the outside files."""
     target.rmdir()
     yield target.parent
     subprocess.run(["rm", "-rf", *(target.parent / name for name in around(target.parent))], check=True)
@@ -54,7 +54,7 @@ def around(room: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("entries", [1, 1500])
-def test_what_is_killed_leaves_a_hidden_directory_that_nobody_else_may_enter(
+def test_a_kill_leaves_a_hidden_directory_that_other_users_cannot_enter(
     entries: int, memory: Path, tmp_path: Path
 ) -> None:
     name = large(tmp_path / "image")
@@ -72,7 +72,7 @@ def test_what_is_killed_leaves_a_hidden_directory_that_nobody_else_may_enter(
     assert len(os.listdir(memory / "new")) == 51
 
 
-def test_of_several_that_want_a_name_one_gets_it(memory: Path, tmp_path: Path) -> None:
+def test_one_of_several_competing_targets_wins(memory: Path, tmp_path: Path) -> None:
     name = large(tmp_path / "image")
     command = [*PROGRAM, "unpack", "-q", name, str(memory / "new")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -84,7 +84,7 @@ def test_of_several_that_want_a_name_one_gets_it(memory: Path, tmp_path: Path) -
 
 
 class Watching(Cancellation):
-    """Looks around whenever the work asks whether to go on."""
+    """Inspects the directory at each check for cancellation."""
 
     def __init__(self, room: Path) -> None:
         super().__init__()
@@ -96,8 +96,8 @@ class Watching(Cancellation):
             self.seen.append((name, stat.S_IMODE(os.lstat(self._room / name).st_mode)))
 
 
-def test_nobody_else_gets_in_before_it_is_done(room: Path, tmp_path: Path) -> None:
-    """Set-id files of an image are of no use to others while it is unpacked, whatever mode its root has."""
+def test_other_users_have_no_access_before_the_end(room: Path, tmp_path: Path) -> None:
+    """Other users cannot reach set-id files while an image is unpacked, whatever the mode of its root."""
     tar = Tar().directory("./", 0o777)
     for number in range(600):
         tar.file(f"f{number}", mode=0o4755)
@@ -110,7 +110,7 @@ def test_nobody_else_gets_in_before_it_is_done(room: Path, tmp_path: Path) -> No
 
 
 class Busy(Cancellation):
-    """Somebody else makes the target in the meantime."""
+    """Another process creates the target meanwhile."""
 
     def __init__(self, target: Path) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Busy(Cancellation):
             self._target.mkdir()
 
 
-def test_a_name_that_is_taken_in_the_meantime_stays_with_its_owner(room: Path, tmp_path: Path) -> None:
+def test_a_target_created_meanwhile_is_kept(room: Path, tmp_path: Path) -> None:
     tar = Tar()
     for number in range(600):
         tar.file(f"f{number}")
@@ -131,7 +131,7 @@ def test_a_name_that_is_taken_in_the_meantime_stays_with_its_owner(room: Path, t
     assert os.listdir(room / "new") == []
 
 
-def test_a_link_of_that_name_is_not_followed(room: Path, outside: Path, tmp_path: Path) -> None:
+def test_a_link_at_the_target_is_not_followed(room: Path, outside: Path, tmp_path: Path) -> None:
     name = image(tmp_path / "image", Tar().file("f"))
     for target in (outside, outside / "empty", room / "nowhere"):
         (room / "new").symlink_to(target)
@@ -142,7 +142,7 @@ def test_a_link_of_that_name_is_not_followed(room: Path, outside: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "漢" * 85, "\udcff" * 255, ".", " ", "new\n"])
-def test_names_of_any_length(name: str, room: Path, tmp_path: Path) -> None:
+def test_targets_may_have_names_of_any_length(name: str, room: Path, tmp_path: Path) -> None:
     if name == ".":
         (room / "new").mkdir()
         with open_platform_image(image(tmp_path / "image", Tar().file("f"))) as opened, pytest.raises(AlreadyExists):
@@ -156,7 +156,7 @@ def test_names_of_any_length(name: str, room: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def commons() -> Iterator[Path]:
-    """A directory of somebody without rights, reachable for them."""
+    """A directory that the unprivileged user owns and can reach."""
     top = Path(tempfile.mkdtemp(prefix="lamella-test-"))
     os.chown(top, *person())
     yield top
@@ -166,8 +166,8 @@ def commons() -> Iterator[Path]:
 
 @pytest.mark.parametrize("mode", [0o555, 0o000, 0o755])
 @pytest.mark.parametrize("fails", [False, True], ids=["", "and fails"])
-def test_a_root_that_locks_its_owner_out(mode: int, fails: bool, commons: Path, tmp_path: Path) -> None:
-    """As the images of Fedora and its kin have it."""
+def test_a_root_without_owner_permissions_is_unpacked(mode: int, fails: bool, commons: Path, tmp_path: Path) -> None:
+    """As in the images of Fedora."""
     when = 1_600_000_000_123_456_789
     lower = (
         Tar().directory("./", mode, uid=5, mtime=when).file("d/f", mode=0o400, uid=6).directory("d", mode, mtime=when)
@@ -191,7 +191,7 @@ def test_a_root_that_locks_its_owner_out(mode: int, fails: bool, commons: Path, 
 
 
 class Stopping(Cancellation):
-    """Stops the work when the first layer is there."""
+    """Cancels once the first layer is unpacked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,8 +203,8 @@ class Stopping(Cancellation):
             raise Cancelled("enough")
 
 
-def test_a_deep_image_that_fails_leaves_nothing_beside(room: Path, tmp_path: Path) -> None:
-    """What lies deep is taken apart within the unfinished directory."""
+def test_a_deep_image_that_fails_leaves_no_staging_directory(room: Path, tmp_path: Path) -> None:
+    """Deep directories are removed within the unfinished directory."""
     broken = Tar().file("d/" * 200 + "f").file("../x")
     name = image(tmp_path / "image", Tar().file("e/" * 200 + "f"), broken)
     with open_platform_image(name) as opened, pytest.raises(UnsafePath):
@@ -212,7 +212,7 @@ def test_a_deep_image_that_fails_leaves_nothing_beside(room: Path, tmp_path: Pat
     assert around(room) == set()
 
 
-def test_merging_keeps_what_is_there(room: Path, tmp_path: Path) -> None:
+def test_merging_keeps_existing_files(room: Path, tmp_path: Path) -> None:
     (room / "new" / "d").mkdir(parents=True)
     (room / "new" / "d" / "mine").write_bytes(b"mine")
     with open_platform_image(image(tmp_path / "image", Tar().file("d/f").whiteout("d/other"))) as opened:
@@ -233,8 +233,8 @@ def test_names_are_not_written_in_another_encoding(room: Path, tmp_path: Path) -
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", ["size=1m", "nr_inodes=20"])
-def test_a_full_disk_says_so(options: str, target: Path) -> None:
-    """What was written of a layer that is applied in place stays, and everything around it is as it was."""
+def test_a_full_disk_is_reported(options: str, target: Path) -> None:
+    """Files already written by a layer applied in place stay, and the outside files are unchanged."""
     tar = Tar().symlink("l", "..")
     for number in range(100):
         tar.file(f"l/f{number}", b"x" * 50_000)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows layers that mean harm: nothing is written outside, and nothing is left of what is refused."""
+"""Hostile Windows layers: nothing is written outside, and refused layers leave nothing behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def arena(tmp_path: Path) -> Path:
 
 
 def refused(arena: Path, data: bytes) -> None:
-    """Both kinds of layer are refused, with nothing left and nothing touched."""
+    """Assert that both kinds of layer are refused without a trace."""
     (arena / "bad.tar").write_bytes(data)
     before = {path: path.stat().st_mtime_ns for path in arena.rglob("*")}
     for parents in ((), (arena / "base",)):
@@ -81,7 +81,7 @@ class TestNames:
 
 class TestLinks:
     @pytest.mark.parametrize("target", ["../secret", "/etc/passwd", "C:\\Windows", "\\\\server\\share", "\\??\\C:\\"])
-    def test_a_symbolic_link_leads_nowhere_in_the_folder(self, target: str, arena: Path) -> None:
+    def test_a_symbolic_link_is_not_created_in_the_folder(self, target: str, arena: Path) -> None:
         (arena / "link.tar").write_bytes(START + block(b"Files/l", b"2", linkname=target.encode()) + END)
         apply_blob(arena / "link.tar", arena / "new", ApplyOptions(kind="windows"))
         assert not (arena / "new/Files/l").is_symlink()
@@ -93,14 +93,14 @@ class TestLinks:
             refused(arena, link + file(name, b"x") + END)
 
     @pytest.mark.parametrize("target", [b"secret", b"../secret", b"Files/none", b"Files", b"Files/l", b"lamella.index"])
-    def test_a_hard_link_leads_to_a_file_of_the_layers_alone(self, target: bytes, arena: Path) -> None:
+    def test_a_hard_link_can_only_target_files_of_the_layers(self, target: bytes, arena: Path) -> None:
         (arena / "bad.tar").write_bytes(START + block(b"Files/l", b"1", linkname=target) + END)
         for parents in ((), (arena / "base",)):
             with pytest.raises(LamellaError):
                 apply_blob(arena / "bad.tar", arena / "new", ApplyOptions(kind="windows", parents=parents))
             assert not (arena / "new").exists()
 
-    def test_links_that_somebody_made_in_a_parent_are_not_followed(self, arena: Path) -> None:
+    def test_planted_links_in_a_parent_are_not_followed(self, arena: Path) -> None:
         vm = arena / "base/UtilityVM/Files"
         vm.mkdir(parents=True)
         (vm / "x").symlink_to(arena / "secret")
@@ -121,7 +121,7 @@ RECORDS: Iterable[tuple[bytes, bytes]] = [
 
 
 @pytest.mark.timeout(20)
-def test_a_fifo_in_the_place_of_an_index_stops_nobody(arena: Path) -> None:
+def test_a_fifo_instead_of_an_index_does_not_block(arena: Path) -> None:
     index = arena / "base" / "lamella.index"
     index.unlink()
     os.mkfifo(index)
@@ -139,7 +139,7 @@ def test_types_that_windows_does_not_have_are_refused(flag: bytes, arena: Path) 
     refused(arena, START + block(b"Files/x", flag) + END)
 
 
-def test_a_layer_cut_at_any_block_is_refused(arena: Path) -> None:
+def test_a_layer_truncated_at_any_block_is_refused(arena: Path) -> None:
     whole = write([*TOP, *with_stream("Files/a"), link_at("Files/l", 0x420, reparse.symlink("a"))])[0]
     for end in range(512, len(whole) - 1024, 512):
         (arena / "bad.tar").write_bytes(whole[: end + 7])
@@ -150,7 +150,7 @@ def test_a_layer_cut_at_any_block_is_refused(arena: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_mutated_layers_are_taken_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_mutated_layers_are_accepted_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     place = tmp_path_factory.mktemp("mutated")
     whole = bytearray(write([*TOP, *with_stream("Files/a"), file_at("Hives/x"), folder("Files/d")])[0])
     for _ in range(data.draw(st.integers(1, 4))):

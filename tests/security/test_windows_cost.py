@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows layers made to be deep or slow are taken or refused, in time that grows with their length."""
+"""Deep or slow Windows layers are accepted or refused in linear time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TestAFileBelow4000Directories:
         path = tmp_path / "deep.tar"
         path.write_bytes(write([file_at(DEEP, b"deep")])[0])
         yield path
-        # Too deep for others to remove.
+        # Too deep for shutil.
         parent = os.open(tmp_path, os.O_RDONLY)
         for name in os.listdir(tmp_path):
             remove_tree(parent, name)

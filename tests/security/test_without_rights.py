@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers applied by somebody who is not root: owners and devices recorded, directories that lock their owner out."""
+"""Layers applied by an ordinary user: recorded owners and devices, directories without owner permissions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 @pytest.fixture
 def own() -> Iterator[Path]:
-    """A directory of somebody without rights, reachable for them."""
+    """A directory that the unprivileged user owns and can reach."""
     top = Path(tempfile.mkdtemp(prefix="lamella-test-"))
     top.chmod(0o755)
     root = top / "out"
@@ -40,7 +40,7 @@ def own() -> Iterator[Path]:
 
 
 def applied(root: Path, *layers: Tar, policy: Policy | None = None, refuse: bool = False) -> list[str]:
-    """Apply the layers without rights, and return what was lost."""
+    """Apply layers without privileges and return the losses."""
 
     def work() -> list[str]:
         losses = Losses(refuse=refuse)
@@ -60,7 +60,7 @@ def owner(path: Path) -> bytes:
 
 
 def refused(root: Path, layer: Tar, policy: Policy) -> tuple[str, str]:
-    """What a layer is refused with, and the hint."""
+    """Return the error that refuses a layer, and its hint."""
     try:
         apply_tar(layer, root, policy=policy)
     except Denied as error:
@@ -114,7 +114,7 @@ def test_owners_are_recorded_whatever_the_mode(own: Path) -> None:
         for path in (own / f"f{each:o}", own / f"d{each:o}", own / f"d{each:o}" / "child"):
             assert (os.lstat(path).st_uid, os.lstat(path).st_gid) == person()
             assert mode(path) == f"{each:o}"
-            path.chmod(0o700)  # for what is looked at next: an ordinary user is locked out here, too
+            path.chmod(0o700)  # for the next check: an ordinary user has no access here either
     assert {encode_owner(1000, 100)} == {owner(own / f"f{each:o}") for each in modes}
     assert {encode_owner(1001, 101)} == {owner(own / f"d{each:o}") for each in modes}
     assert {encode_owner(7, 0)} == {owner(own / f"d{each:o}" / "child") for each in modes}
@@ -149,7 +149,7 @@ def test_a_layer_cannot_write_records_itself(own: Path) -> None:
     assert os.listxattr(own / "f") == []
 
 
-def test_children_of_directories_that_lock_their_owner_out(own: Path) -> None:
+def test_children_of_directories_without_owner_permissions(own: Path) -> None:
     tar = Tar()
     for each in (0o000, 0o111, 0o333, 0o444, 0o555, 0o600):
         tar.directory(f"d{each:o}", each).file(f"d{each:o}/f").directory(f"d{each:o}/e", each, mtime=5_000_000_000)
@@ -164,7 +164,7 @@ def test_children_of_directories_that_lock_their_owner_out(own: Path) -> None:
         assert (own / f"d{each:o}" / "e" / "h").samefile(own / f"d{each:o}" / "f")
 
 
-def test_a_layer_over_directories_that_lock_their_owner_out(own: Path) -> None:
+def test_a_layer_over_directories_without_owner_permissions(own: Path) -> None:
     lower, upper = Tar(), Tar()
     modes = (0o000, 0o111, 0o333, 0o444, 0o555, 0o600)
     for each in modes:
@@ -194,7 +194,7 @@ def test_a_directory_over_a_directory_has_its_own_mode(own: Path, before: int, a
     assert mode(own / "d") == f"{after:o}"
 
 
-def test_the_mode_of_the_root_that_locks_its_owner_out(own: Path) -> None:
+def test_the_mode_of_the_root_without_owner_permissions(own: Path) -> None:
     assert applied(own, Tar().directory("./", 0o555, mtime=5_000_000_000).file("f"), Tar().file("g")) == []
     assert (mode(own), os.lstat(own).st_mtime_ns) == ("555", 5_000_000_000)
     assert sorted(os.listdir(own)) == ["f", "g"]
@@ -202,7 +202,7 @@ def test_the_mode_of_the_root_that_locks_its_owner_out(own: Path) -> None:
 
 @pytest.mark.parametrize("each", [0o000, 0o111, 0o333, 0o444, 0o555, 0o600])
 @pytest.mark.parametrize("depth", [1, 3, 120])
-def test_whiteouts_of_directories_that_lock_their_owner_out(own: Path, each: int, depth: int) -> None:
+def test_whiteouts_of_directories_without_owner_permissions(own: Path, each: int, depth: int) -> None:
     lower = Tar().file("d/" * depth + "f").file("d/" * depth + "e/g")
     for level in range(depth, 0, -1):
         lower.directory("/".join("d" * level), each)
@@ -217,7 +217,7 @@ def test_devices_are_recorded_whatever_the_mode(own: Path) -> None:
     assert applied(own, tar) == []
     names = ("null", "sda", "none", "marked")
     assert [mode(own / name) for name in names] == ["666", "440", "0", "6711"]
-    (own / "none").chmod(0o600)  # which locks an ordinary user out here, too
+    (own / "none").chmod(0o600)  # which denies access to an ordinary user too
     assert [os.getxattr(own / name, OVERRIDE) for name in names] == [
         b"5:6:0666:char-1-3",
         b"0:0:0440:block-8-0",
@@ -239,7 +239,7 @@ def test_a_capability_is_reported_and_can_be_refused(own: Path) -> None:
         applied(own, tar, refuse=True)
 
 
-def test_owners_that_are_to_be_kept_are_denied(own: Path) -> None:
+def test_keeping_owners_is_denied(own: Path) -> None:
     assert applied(own, Tar().file("f", uid=person()[0], gid=person()[1]), policy=Policy()) == []
     for tar in (Tar().file("f", uid=1), Tar().symlink("l", "x", uid=1), Tar().directory("d", uid=1)):
         with pytest.raises(Denied, match="the owner 1:0"):
@@ -255,14 +255,14 @@ def test_owners_that_are_ignored_leave_no_trace(own: Path) -> None:
 
 @pytest.mark.parametrize("owners", [Owners.RECORD, Owners.KEEP])
 @pytest.mark.parametrize("number", [0xFFFFFFFF, 1 << 32, 1 << 40])
-def test_an_owner_that_no_system_has_is_refused(own: Path, owners: Owners, number: int) -> None:
+def test_an_impossible_owner_is_refused(own: Path, owners: Owners, number: int) -> None:
     for tar in (Tar().file("f", uid=number), Tar().directory("d", gid=number)):
         with pytest.raises(InvalidInput, match="owner"):
             applied(own, tar, policy=Policy(owners, Devices.RECORD))
 
 
 @pytest.mark.root
-def test_directories_of_somebody_else_keep_what_cannot_be_restored(own: Path) -> None:
+def test_directories_of_another_user_keep_what_cannot_be_restored(own: Path) -> None:
     os.chown(own, 0, 0)
     own.chmod(0o777)
     (own / "d").mkdir()
