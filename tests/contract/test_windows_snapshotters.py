@@ -135,7 +135,9 @@ class TestImagesOfSnapshots:
         assert isinstance(view, CimMount)
         assert active.images[1] == first.image
         assert active == CimMount(snapshots.directory("active"), active.image, tuple(places), active.images)
-        assert view == CimMount(snapshots.directory("view"), None, tuple(places), active.images, readonly=True)
+        assert view.image == images / f"{snapshots.directory('view').name}.cim"
+        assert not view.image.exists()
+        assert view == CimMount(snapshots.directory("view"), view.image, tuple(places), active.images, readonly=True)
         with pytest.raises(Unsupported, match="only Windows"):
             mount_all((view,), store.root)
 
@@ -230,14 +232,17 @@ class TestBlockImagesOfSnapshots:
         snapshots.commit("1", "default/1/extract-1 sha256:0")
         base = snapshots.directory("1")
         (scratch,) = snapshots.prepare("run on one", "1")
-        assert scratch == BlockCimMount(snapshots.directory("run on one"), (base / "layer.vhd" / "layer.cim",))
+        assert scratch == BlockCimMount(
+            snapshots.directory("run on one"), (base / "layer.vhd" / "layer.cim",), integrity=True, footer=True
+        )
         committed(snapshots, "2", [directory("Files")], "1")
         top = snapshots.directory("2")
         assert not (top / "merged.vhd").exists()
         stub.library["stub_reset"]()
         (scratch,) = snapshots.prepare("run", "2")
         images = (top / "layer.vhd" / "layer.cim", base / "layer.vhd" / "layer.cim")
-        assert scratch == BlockCimMount(snapshots.directory("run"), images, merged=top / "merged.vhd" / "merged.cim")
+        merged = top / "merged.vhd" / "merged.cim"
+        assert scratch == BlockCimMount(snapshots.directory("run"), images, merged=merged, integrity=True, footer=True)
         assert stub.calls == [
             f"CimCreateImage2 {top}/merged.vhd 0x58 - merged.cim",
             f"CimAddFsToMergedImage2 {top}/layer.vhd\\layer.cim 0x5",

@@ -8,6 +8,7 @@ Mounts of Windows layers have lists of paths as JSON, from the nearest parent do
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
@@ -26,6 +27,8 @@ from lamella.store.contract import (
     OverlayMount,
     WindowsLayerMount,
 )
+
+LOG = logging.getLogger("lamella.service")
 
 BIND: Final = LAYER_KINDS["directory"].mount_type
 OVERLAY: Final = LAYER_KINDS["overlay"].mount_type
@@ -63,7 +66,10 @@ _BETWEEN: Final = re.compile(r"((?:[^\\:]|\\.)*)(:|\Z)", re.DOTALL)
 
 
 def typed(mounts: Iterable[types_pb2.Mount]) -> tuple[Mount, ...]:
-    """Parse mounts. Raises InvalidInput, Unsupported (an unknown type or option)."""
+    """Parse mounts. Unknown options of Windows mounts are ignored, as by containerd, and logged.
+
+    Raises InvalidInput, Unsupported (an unknown type, or an unknown option of another mount).
+    """
     return tuple(_typed(mount) for mount in mounts)
 
 
@@ -113,7 +119,7 @@ def _typed_windows(mount: types_pb2.Mount) -> Mount:
         if name + equals in _OF_WINDOWS[mount.type]:
             values[name + equals] = value
         elif option not in (_READ_ONLY, _READ_WRITE):
-            raise Unsupported(f"a mount of type {mount.type!r} has the unknown option {name!r}")
+            LOG.warning("ignored the unknown option %r of a mount of type %r", name, mount.type)
     readonly = _is_readonly(mount.options)
     source, parents, images = _windows_path(mount.source), _paths(values, _PARENTS), _paths(values, _IMAGES)
     if mount.type == WINDOWS:

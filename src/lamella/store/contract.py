@@ -283,7 +283,7 @@ class CimMount(Struct, frozen=True):
     folder: Path
     """The snapshot's directory: files that the host needs outside of the image, or the writable disk."""
     image: Path | None = None
-    """Path of the layer's image, existing or not, ``DIR/NAME.cim``; None for a view of the parents."""
+    """Path of the layer's image, ``DIR/NAME.cim``. It does not exist in a view and before the layer is applied."""
     parents: tuple[Path, ...] = ()
     """Directories of the parents' snapshots, nearest first."""
     images: tuple[Path, ...] = ()

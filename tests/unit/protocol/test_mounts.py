@@ -171,9 +171,7 @@ def test_other_words_for_the_same_are_understood(words: Sent, mount: Mount) -> N
         Sent(type="windows-layer", source="/layer", options=['parentLayerPaths=["\\\\\\\\server\\\\share"]']),
         Sent(type="CimFS", source="C:\\layer"),
         Sent(type="CimFS", source="/layer", options=["cimpath=C:\\cims\\1.cim"]),
-        Sent(type="CimFS", source="/layer", options=["mergedCIMPath=/x"]),
         Sent(type="BlockCIM", source="C:\\layer"),
-        Sent(type="BlockCIM", source="/a/b/c", options=["append_vhd_footer=1"]),
         Sent(type="lcow-layer", source="/layer", options=["rw", "parentLayerPaths=[]"]),
         Sent(type="format/overlay", options=["lowerdir={{ mount 0 }}"]),
         Sent(type="tmpfs", source="tmpfs"),
@@ -209,6 +207,32 @@ def test_what_is_not_understood_is_left_to_others(words: Sent) -> None:
 def test_nonsense_is_refused(words: Sent) -> None:
     with pytest.raises(InvalidInput):
         typed([words])
+
+
+@pytest.mark.parametrize(
+    ("words", "mount", "option"),
+    [
+        (
+            Sent(type="windows-layer", source="/layer", options=["ro", "cimpath=/x"]),
+            WindowsLayerMount(Path("/layer"), (), readonly=True),
+            "cimpath",
+        ),
+        (Sent(type="CimFS", source="/layer", options=["mergedCIMPath=/x"]), CimMount(Path("/layer")), "mergedCIMPath"),
+        (
+            Sent(type="BlockCIM", source="/a/b/c", options=["append_vhd_footer=1", "enable_layer_integrity"]),
+            BlockCimMount(Path("/a/b/c"), integrity=True),
+            "append_vhd_footer",
+        ),
+    ],
+    ids=lambda value: getattr(value, "type", ""),
+)
+def test_unknown_options_of_windows_mounts_are_ignored_and_logged(
+    words: Sent, mount: Mount, option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="lamella.service"):
+        assert typed([words]) == (mount,)
+    (record,) = caplog.records
+    assert record.getMessage() == f"ignored the unknown option {option!r} of a mount of type {words.type!r}"
 
 
 def test_a_path_that_is_not_utf8_is_refused() -> None:

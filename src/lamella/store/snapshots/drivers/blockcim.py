@@ -61,13 +61,13 @@ class BlockCimDriver(SequentialDriver):
     def mounts(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
         above = parents.nearest_first()
         images = tuple(parent / BLOCK / IMAGE for parent in above)
+        source, merged = directory, None
         if kind is SnapshotKind.ACTIVE and read_note(directory, UNPACKING) is not None:
-            options = self._options
-            return (
-                BlockCimMount(directory / BLOCK / IMAGE, images, integrity=options.integrity, footer=options.footer),
-            )
-        merged = above[0] / MERGED_BLOCK / MERGED_IMAGE if len(above) > 1 else None
-        return (BlockCimMount(directory, images, merged=merged),)
+            source = directory / BLOCK / IMAGE
+        elif len(above) > 1:
+            merged = above[0] / MERGED_BLOCK / MERGED_IMAGE
+        integrity, footer = self._options.integrity, self._options.footer
+        return (BlockCimMount(source, images, merged=merged, integrity=integrity, footer=footer),)
 
     def commit(self, directory: Path) -> None:
         # A snapshot without a layer gets the image of an empty one.

@@ -102,9 +102,11 @@ class CimDriver(SequentialDriver):
 
     def mounts(self, directory: Path, kind: SnapshotKind, parents: LayerStack[Path]) -> tuple[Mount, ...]:
         above = parents.nearest_first()
-        image = None if kind is SnapshotKind.VIEW else self.layer(directory).path
+        view = kind is SnapshotKind.VIEW
+        # containerd names an image for a view too, although it has none.
+        image = self._images / f"{directory.name}.cim" if view else self.layer(directory).path
         images = tuple(self.layer(parent).path for parent in above)
-        return (CimMount(directory, image, above, images, readonly=kind is SnapshotKind.VIEW),)
+        return (CimMount(directory, image, above, images, readonly=view),)
 
     def commit(self, directory: Path) -> None:
         # A snapshot without a layer gets the image of an empty one.
