@@ -132,10 +132,12 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
         metavar="PLACE",
         multiple=True,
         type=PATH,
-        help="A layer below a Windows layer, nearest first; Windows exports it against them.",
+        help="A parent of a Windows layer; repeat it, nearest first. Windows needs them to export the layer.",
     ),
     compression_options,
-    click.option("--exact", is_flag=True, help="Compare the content of all files, and list the times of directories."),
+    click.option(
+        "--exact", is_flag=True, help="Compare the content of all files, and list directories with other times."
+    ),
     subsecond_option,
     read_owner_option,
     recipe_option,
@@ -148,10 +150,10 @@ def diff(console: Console, places: tuple[Path, ...], output: str | None, options
 
     Without -o, each change is a line: A for added, M for modified, D for deleted, then kind, size and path. With -o,
     the changes are written as a layer, which appears when it is complete. Without LOWER, all of UPPER is new, unless
-    UPPER is a place that records changes; see --as.
+    UPPER itself records changes, as the upper directory of an overlay does; see --as.
 
-    Files differ by kind, mode, owner, size, time and extended attributes. Content is compared if times leave it open,
-    because they have no fraction of a second; with --exact it always is.
+    Files differ by kind, mode, owner, size, time and extended attributes. If all of these are equal, content is
+    compared too, but only if the time has no fraction of a second; with --exact, always.
     """
     from msgspec.structs import replace
 

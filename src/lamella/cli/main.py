@@ -149,7 +149,7 @@ cli: Final = Verbs(
             is_flag=True,
             expose_value=False,
             callback=_set_durability,
-            help="Do not wait for the disk: for layouts, archives and other outputs that a power cut may damage.",
+            help="Do not flush layouts, archives and other outputs to disk; a power failure may damage them.",
         ),
         *result_options(),
         click.Option(

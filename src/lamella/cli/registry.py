@@ -144,7 +144,7 @@ certs_dir_option: Final[Decorator] = click.option(
     "--certs-dir",
     metavar="DIR",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Take mirrors and certificates only from DIR/HOST[:PORT].",
+    help="Read mirrors and certificates from DIR/HOST[:PORT] only.",
 )
 
 

@@ -46,18 +46,18 @@ _REGISTRY_OPTIONS: Final = ("plain_http", "auth_file", "certs_dir", "foreign_url
 def registry_flags() -> list[click.Parameter]:
     """Options of verbs that use registries."""
     return [
-        click.Option(["--plain-http"], is_flag=True, help="Use no TLS, for all registries named."),
+        click.Option(["--plain-http"], is_flag=True, help="Use HTTP without TLS for all registries."),
         click.Option(
             ["--authfile", "auth_file"],
             metavar="FILE",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="Take logins only from this file.",
+            help="Read logins from this file only.",
         ),
         click.Option(
             ["--certs-dir"],
             metavar="DIR",
             type=click.Path(path_type=Path, exists=True, file_okay=False),
-            help="Take mirrors and certificates only from DIR/HOST[:PORT].",
+            help="Read mirrors and certificates from DIR/HOST[:PORT] only.",
         ),
     ]
 
@@ -72,13 +72,13 @@ def containerd_flags() -> list[click.Parameter]:
         click.Option(
             ["--containerd"],
             metavar="SOCKET",
-            help="The socket for images named containerd:REF.  "
+            help="The socket of the containerd that has images named containerd:REF.  "
             "[default: CONTAINERD_ADDRESS, or /run/containerd/containerd.sock]",
         ),
         click.Option(
             ["--containerd-namespace"],
             metavar="NAME",
-            help="The namespace in it.  [default: CONTAINERD_NAMESPACE, or default]",
+            help="The namespace of this containerd.  [default: CONTAINERD_NAMESPACE, or default]",
         ),
     ]
 
@@ -89,7 +89,7 @@ def image_flags() -> list[click.Parameter]:
     foreign = click.Option(
         ["--foreign-urls"],
         is_flag=True,
-        help="Fetch non-distributable layers that are not stored with the image from the URLs in it.",
+        help="Fetch non-distributable layers that the image lacks from the URLs in its manifest.",
     )
     return [*containerd_flags(), *registry_flags(), foreign]
 

@@ -39,7 +39,7 @@ class DiffOptions(LayerOptions, frozen=True, kw_only=True):
     parents: Sequence[Path] = ()
     """Parents of a Windows layer, nearest first."""
     exact: bool = False
-    """Compare the content of all files, not only of those whose times leave it open."""
+    """Compare the content of all files, even if equal times with fractions of a second prove it equal."""
     recipe: str | os.PathLike[str] | None = None
     """Also write a recipe of the blob to this file; see `lamella.operations.layers.recipes`."""
     system: WindowsSystem | None = None
@@ -167,7 +167,8 @@ def list_changes(
     """List the differences from ``lower`` to ``upper``, in the order of a walk.
 
     ``exact`` also lists directories that differ in their time alone, and compares the content of all files, not only of
-    those whose times leave it open. A deleted directory is listed without its content. Raises what `diff` raises.
+    those whose times are equal and have no fraction of a second. A deleted directory is listed without its content.
+    Raises what `diff` raises.
     """
     options = DiffOptions(kind=kind, parents=parents)
     if kind == "cim":
