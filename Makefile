@@ -1,4 +1,4 @@
-# Everything runs from .venv, which each target prepares by itself: Python 3.11 or newer, git and make are enough.
+# Every target prepares .venv and runs in it. Python 3.11 or newer, git and make are enough.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -16,10 +16,10 @@ setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Lamella needs Python 3.11 or newer, and '$(PYTHON)' is not that; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  echo "Lamella needs Python 3.11 or newer, but '$(PYTHON)' is older; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
 	  exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { \
-	  echo "'$(PYTHON) -m venv' failed; some systems ship it as a package of its own, such as python3-venv" >&2; \
+	  echo "'$(PYTHON) -m venv' failed; some systems ship it as a separate package, such as python3-venv" >&2; \
 	  rm -rf $(VENV); exit 1; }
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -29,15 +29,15 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(PY) demo/demo.py
 
-# In two processes, file by file; JOBS=0 is one, which a debugger needs.
+# In two processes, file by file; JOBS=0 runs one process, as a debugger needs.
 test: $(READY)
 	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-# On Windows' CPython under Wine, which Debian's packages wine and wine64 are; ARGS names other tests than the usual.
+# With Windows' CPython under Wine (Debian's packages wine and wine64); ARGS selects other tests.
 wine: $(READY)
 	$(PY) tests/wine/run.py $(ARGS)
 
-# Each run kills at other moments; a failure says how to have the same ones again.
+# Each run kills at other moments; a failure prints the seed that repeats them.
 crash: $(READY)
 	LAMELLA_CRASH_ROUNDS=$(CRASH_ROUNDS) LAMELLA_CRASH_SEED=$${LAMELLA_CRASH_SEED:-$$(date +%s)} \
 	  $(PY) -m pytest -q -o timeout=3600 tests/crash $(ARGS)
@@ -52,7 +52,7 @@ format: $(READY)
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-# The peers' part needs root, since containerd does. BENCH=full adds the growth series and more rounds.
+# containerd needs root. BENCH=full adds the growth series and more rounds.
 bench: $(READY)
 	$(PY) -m benchmarks.run --$(BENCH) $(ARGS)
 
@@ -62,7 +62,7 @@ bench-corpus: $(READY)
 fuzz: $(READY)
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) $(ARGS)
 
-# Resolves the dependencies anew, for every system and every Python that the project supports.
+# Resolve the dependencies again, for all supported systems and Python versions.
 lock:
 	printf 'editables\nhatchling\n' | uv pip compile pyproject.toml - --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' -o requirements.lock

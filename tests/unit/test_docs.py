@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples in the documentation produce the output shown.
+"""The examples in the documentation produce the output shown, and its relative links lead to files and headings.
 
 The blocks of a document run in order, in one empty directory. In a ``console`` block, the shell runs each line after
 ``$``, and the lines below it are its whole output. ``python`` blocks share one namespace, and a ``text`` block right
