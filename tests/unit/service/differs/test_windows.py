@@ -322,7 +322,9 @@ class TestSnapshots:
         assert (Path(image).parent, Path(image).suffix) == (home.parent / "cim-layers", ".cim")
         snapshots.commit("base", "extract-1 base")
         (view,) = snapshots.view("look", "base")
-        assert list(view.options) == ["ro", f'parentLayerPaths=["{home}"]', f'parentCimPaths=["{image}"]']
+        (named,) = [word for word in view.options if word.startswith("cimpath=")]
+        assert not Path(named.removeprefix("cimpath=")).exists()
+        assert list(view.options) == ["ro", named, f'parentLayerPaths=["{home}"]', f'parentCimPaths=["{image}"]']
         assert snapshots.mounts("look") == [view]
         snapshots.remove("look")
         snapshots.remove("base")
