@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options whose values are names of rows: kinds of layer, compressions, snapshotters.
+"""Options that name a row of an extensible table: a kind of layer, a compression, a snapshotter.
 
-A name that is built in costs no search of installed packages; another name does, and so does ``--help``, which lists
-all rows that the verb takes.
+Installed packages are searched only for a name that is not built in, and for ``--help``, which lists all names.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class RowChoice(click.ParamType[str]):
-    """The name of a row that the verb takes, or one of ``others``."""
+    """The type of an option that names a row for which ``takes`` is true, or one of ``others``."""
 
     name = "choice"
 
@@ -35,7 +34,7 @@ class RowChoice(click.ParamType[str]):
         self._others = others
 
     def rows(self) -> dict[str, Any]:
-        """All rows that the verb takes, by name."""
+        """The rows that the option takes, by name."""
         return {name: row for name, row in self._table().rows().items() if self._takes(row)}
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
@@ -55,7 +54,7 @@ class RowChoice(click.ParamType[str]):
 
 
 class RowOption(click.Option):
-    """An option whose help ``describe`` makes from rows."""
+    """An option whose help text ``describe`` makes from rows, when it is shown."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ _RIGHT: Final = frozenset({1, 2, 3})
 # ls ------------------------------------------------------------------------------------------------------------------
 
 
-@click.command("ls", cls=ImageVerb)
+@click.command("ls", cls=ImageVerb, example="lamella ls -l oci:app:1.0::etc")
 @click.argument("place", metavar=IMAGE_PATH)
 @click.option("-l", "long", is_flag=True, help="Show mode, owner, group, size and time (UTC).")
 @click.option("-R", "--recursive", is_flag=True, help="Also list the content of directories, with whole paths.")
@@ -75,7 +75,7 @@ def _lookup(tree: Tree, found: LayerPath, path: str) -> Entry:
 # tree ----------------------------------------------------------------------------------------------------------------
 
 
-@click.command("tree", cls=ImageVerb)
+@click.command("tree", cls=ImageVerb, example="lamella tree -L 2 oci:app:1.0")
 @click.argument("place", metavar=IMAGE_PATH)
 @click.option("-L", "--depth", type=click.IntRange(min=1), help="Draw at most so many levels.")
 @click.option("-d", "--directories", is_flag=True, help="Draw directories only.")
@@ -144,7 +144,7 @@ def _tree_document(tree: Tree, top: Entry, depth: int | None, directories: bool)
 # cat -----------------------------------------------------------------------------------------------------------------
 
 
-@click.command("cat", cls=ImageVerb)
+@click.command("cat", cls=ImageVerb, example="lamella cat oci:app:1.0::etc/os-release")
 @click.argument("place", metavar="IMAGE::PATH")
 @click.argument("more", metavar="[PATH]...", nargs=-1)
 @platform_option
@@ -201,7 +201,7 @@ def _parse_sizes(context: click.Context, option: click.Parameter, values: tuple[
     return tuple(Sizes.parse(size) for size in values)
 
 
-@click.command("find", cls=ImageVerb)
+@click.command("find", cls=ImageVerb, example="lamella find --name '*.so' --size +1M oci:app:1.0::usr")
 @click.argument("place", metavar=IMAGE_PATH)
 @collect(
     "wanted",

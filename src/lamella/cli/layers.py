@@ -40,7 +40,7 @@ def _parse_digest(context: click.Context, option: click.Parameter, value: str | 
     return None if value is None else parse_digest(value)
 
 
-@click.command("apply", cls=Verb)
+@click.command("apply", cls=Verb, example="lamella apply layer.tar.gz ./rootfs")
 @click.argument("blob", metavar="BLOB")
 @click.argument("directory", metavar="DIR", type=PATH)
 @collect(
@@ -119,7 +119,7 @@ def _size(blob: str) -> int | None:
 _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "directory": "dir"}
 
 
-@click.command("diff", cls=Verb)
+@click.command("diff", cls=Verb, example="lamella diff -o layer.tar.gz ./before ./after")
 @click.argument("places", metavar="[LOWER] UPPER", nargs=-1, type=PATH)
 @click.option("-o", "--output", metavar="BLOB", help="Write a layer blob; - is standard output.")
 @collect(
@@ -185,7 +185,7 @@ def diff(console: Console, places: tuple[Path, ...], output: str | None, options
         _list_changes(console, lower, upper, options)
         return
     if output == "-" and console.json:
-        raise click.UsageError("--json and -o - both want standard output")
+        raise click.UsageError("--json and -o - both write to standard output")
     from lamella.cli.documents import print_written
     from lamella.operations.layers.diff import diff
 
@@ -277,11 +277,11 @@ def _difference_document(one: Difference) -> dict[str, Any]:
 # dump -----------------------------------------------------------------------------------------------------------------
 
 
-@click.command("dump", cls=ImageVerb)
+@click.command("dump", cls=ImageVerb, example="lamella dump layer.tar.gz")
 @click.argument("place", metavar="BLOB|DIR|IMAGE")
 @kind_option(lambda row: row.source and not row.is_file, "--as", default="directory", about="What DIR is.")
 @click.option("--inline", type=click.IntRange(min=0), default=0, metavar="N", help="Show content of up to N bytes.")
-@click.option("--holes", is_flag=True, help="Tell where files have holes, in place of reading them as zeros.")
+@click.option("--holes", is_flag=True, help="Show where files have holes instead of reading them as zeros.")
 @platform_option
 @click.pass_obj
 def dump(console: Console, place: str, kind: str, inline: int, holes: bool, platform: str | None) -> None:

@@ -45,25 +45,25 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "find": ("Find files by name, kind, size or time.", "files:find"),
     },
     "Store": {
-        "store": ("Keep images, and what is unpacked of them, in a store.", "store"),
-        "mount": ("Show an image of the store at a directory.", "store.mount:mount"),
-        "umount": ("End what 'lamella mount' has begun.", "store.mount:umount"),
+        "store": ("Manage the store of images and unpacked layers.", "store"),
+        "mount": ("Mount an image of the store at a directory.", "store.mount:mount"),
+        "umount": ("Unmount an image mounted by 'lamella mount'.", "store.mount:umount"),
         "run": ("Run a container of an image in the store.", "store.run"),
         "serve": ("Serve the store to containerd's clients, or to a containerd.", "store.serve"),
     },
     "Windows": {
-        "hive": ("Look into registry hives, and merge them.", "windows.hive"),
-        "cim": ("Look into composite images, check them, and take layers out of them.", "windows.cim"),
+        "hive": ("List, print and merge registry hives.", "windows.hive"),
+        "cim": ("List, verify and extract composite images.", "windows.cim"),
     },
     "Registries": {
         "pull": ("Copy an image from a registry to this machine.", "images.copy:pull"),
         "push": ("Copy an image from this machine to a registry.", "images.copy:push"),
         "tags": ("List the tags of a repository.", "registry:tags"),
         "catalog": ("List the repositories of a registry.", "registry:catalog"),
-        "referrers": ("List signatures, attestations and the like about an image.", "registry:referrers"),
+        "referrers": ("List the referrers of an image, such as signatures.", "registry:referrers"),
         "delete": ("Remove a tag or an image from a registry.", "registry:delete"),
-        "login": ("Keep a user and a password for a registry.", "registry:login"),
-        "logout": ("Forget the user and the password for a registry.", "registry:logout"),
+        "login": ("Save a user name and a password for a registry.", "registry:login"),
+        "logout": ("Remove the login for a registry.", "registry:logout"),
     },
 }
 """Each verb with the first line of its help and the place of its command."""
@@ -142,7 +142,7 @@ cli: Final = Verbs(
             is_eager=True,
             expose_value=False,
             callback=_set_root,
-            help="Where the store is.  [default: LAMELLA_ROOT, or where this system keeps such things]",
+            help="The store's directory.  [default: LAMELLA_ROOT, or the data directory of the system]",
         ),
         click.Option(
             ["--no-durable"],
@@ -162,7 +162,7 @@ cli: Final = Verbs(
         ),
     ],
     context_settings=CONTEXT,
-    epilog="'lamella VERB --help' tells about a verb; each takes --json, --quiet and --debug.",
+    epilog="'lamella VERB --help' describes a verb; each takes --json, --quiet and --debug.",
 )
 
 

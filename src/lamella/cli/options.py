@@ -189,7 +189,8 @@ policy_options: Final[Decorator] = collect(
     click.option(
         "--owner",
         type=click.Choice(["keep", "ignore", "record"]),
-        help="Set the owners of files, do not, or record them in an attribute.  [default: keep for root, else record]",
+        help="Set the owners of files, ignore them, or record them in an attribute.  "
+        "[default: keep for root, else record]",
     ),
     click.option(
         "--devices",

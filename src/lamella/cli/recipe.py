@@ -25,7 +25,7 @@ def command() -> None:
     """
 
 
-@command.command("make", cls=Verb)
+@command.command("make", cls=Verb, example="lamella recipe make layer.tar.gz -o layer.recipe")
 @click.argument("blob", metavar="BLOB", type=PATH)
 @click.option("-o", "--output", metavar="RECIPE", required=True, type=PATH, help="The recipe.")
 @click.pass_obj
@@ -41,7 +41,7 @@ def make(console: Console, blob: Path, output: Path) -> None:
     _show(console, made)
 
 
-@command.command("restore", cls=Verb)
+@command.command("restore", cls=Verb, example="lamella recipe restore layer.recipe ./rootfs -o layer.tar.gz")
 @click.argument("recipe", metavar="RECIPE", type=PATH)
 @click.argument("place", metavar="DIR|BLOB", type=PATH)
 @click.option("-o", "--output", metavar="BLOB", required=True, help="The blob; - is standard output.")
@@ -54,7 +54,7 @@ def restore(console: Console, recipe: Path, place: Path, output: str) -> None:
     differs from the layer.
     """
     if output == "-" and console.json:
-        raise click.UsageError("--json and -o - both want standard output")
+        raise click.UsageError("--json and -o - both write to standard output")
     from lamella.operations.layers.recipes import restore_blob
 
     facts = restore_blob(recipe, place, console.blob_output() if output == "-" else output, job=console.job())
@@ -65,7 +65,7 @@ def restore(console: Console, recipe: Path, place: Path, output: str) -> None:
         console.summary(f"digest   {facts.digest}")
 
 
-@command.command("show", cls=Verb)
+@command.command("show", cls=Verb, example="lamella recipe show layer.recipe")
 @click.argument("recipe", metavar="RECIPE", type=PATH)
 @click.pass_obj
 def show(console: Console, recipe: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # list -----------------------------------------------------------------------------------------------------------------
 
 
-@click.command("tags", cls=RegistryVerb)
+@click.command("tags", cls=RegistryVerb, example="lamella tags docker://docker.io/library/alpine")
 @click.argument("repository", metavar="docker://HOST/NAME")
 @click.pass_obj
 def tags(console: Console, repository: str) -> None:
@@ -35,13 +35,13 @@ def tags(console: Console, repository: str) -> None:
         console.line(tag)
 
 
-@click.command("catalog", cls=RegistryVerb)
+@click.command("catalog", cls=RegistryVerb, example="lamella catalog registry.example")
 @click.argument("registry", metavar="REGISTRY")
 @click.pass_obj
 def catalog(console: Console, registry: str) -> None:
     """List the repositories of a registry.
 
-    Not every registry tells, and some tell only what the account may see.
+    Many registries do not support it, or list only what the account may see.
     """
     from lamella.operations.registry import list_repositories
 
@@ -53,17 +53,19 @@ def catalog(console: Console, registry: str) -> None:
         console.line(name)
 
 
-@click.command("referrers", cls=RegistryVerb)
+@click.command("referrers", cls=RegistryVerb, example="lamella referrers docker://registry.example/team/app:1.0")
 @click.argument("image", metavar="docker://HOST/NAME[:TAG]")
-@click.option("--type", "artifact_type", metavar="TYPE", help="Only what is of this artifact type.")
+@click.option("--type", "artifact_type", metavar="TYPE", help="List referrers of this artifact type only.")
 @click.option(
-    "--platform", metavar="OS/ARCH[/VARIANT]", help="What is about this image of an index.  [default: about the index]"
+    "--platform",
+    metavar="OS/ARCH[/VARIANT]",
+    help="List the referrers of this image of an index.  [default: of the index itself]",
 )
 @click.pass_obj
 def referrers(console: Console, image: str, artifact_type: str | None, platform: str | None) -> None:
-    """List signatures, attestations and the like about an image.
+    """List the referrers of an image, such as signatures.
 
-    What is listed can be had by its digest, as docker://HOST/NAME@DIGEST.
+    Copy or inspect a referrer by its digest, as docker://HOST/NAME@DIGEST.
     """
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.registry import list_referrers
@@ -92,22 +94,22 @@ def _document(referrer: Descriptor) -> dict[str, Any]:
 # delete ---------------------------------------------------------------------------------------------------------------
 
 
-@click.command("delete", cls=RegistryVerb)
+@click.command("delete", cls=RegistryVerb, example="lamella delete docker://registry.example/team/app:1.0")
 @click.argument("image", metavar="docker://HOST/NAME:TAG|@DIGEST")
-@click.option("--image", "whole", is_flag=True, help="Remove the image that TAG names, and each other tag of it.")
+@click.option("--image", "whole", is_flag=True, help="Remove the image that TAG names, with all of its tags.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def delete(console: Console, image: str, whole: bool, yes: bool) -> None:
     """Remove a tag or an image from a registry.
 
-    A tag goes alone, where the registry knows how; an image that is named by its digest goes with all of its tags. The
-    space is free when the registry has collected what nothing names.
+    By tag, only the tag is removed, if the registry supports that. By digest, or with --image, the manifest is removed
+    with all of its tags. The registry frees the space when it collects garbage.
     """
     from lamella.operations.registry import delete, repository_reference
 
     reference = repository_reference(image)
     if not yes:
-        _confirm(f"Remove {reference}{' and all tags of it' if whole or reference.digest else ''}?")
+        _confirm(f"Remove {reference}{' with all of its tags' if whole or reference.digest else ''}?")
     deleted = delete(image, whole=whole)
     if console.json:
         console.document({"repository": deleted.repository, "tag": deleted.tag, "digest": deleted.digest})
@@ -151,14 +153,14 @@ certs_dir_option: Final[Decorator] = click.option(
 def _refuse(context: click.Context, option: click.Parameter, value: str | None) -> None:  # noqa: ARG001
     if value is not None:
         raise InvalidInput(
-            "a password on the command line can be read by everybody on this machine",
+            "other users of this machine can read a password on the command line",
             hint="pipe it in with --password-stdin, or leave it out to be asked",
         )
 
 
-@click.command("login", cls=Verb)
+@click.command("login", cls=Verb, example="lamella login --username me registry.example")
 @click.argument("registry", metavar="REGISTRY")
-@click.option("-u", "--username", metavar="NAME", help="Who to be.  [default: is asked]")
+@click.option("-u", "--username", metavar="NAME", help="The user name.  [default: ask]")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @click.option(
     "-p",
@@ -167,9 +169,9 @@ def _refuse(context: click.Context, option: click.Parameter, value: str | None) 
     expose_value=False,
     is_eager=True,
     callback=_refuse,
-    help="Is refused.",
+    help="Refused: other users can read it.",
 )
-@click.option("--plain-http", is_flag=True, help="The registry has no TLS.")
+@click.option("--plain-http", is_flag=True, help="Use no TLS.")
 @certs_dir_option
 @auth_file_option
 @click.pass_obj
@@ -182,10 +184,10 @@ def login(
     certs_dir: Path | None,
     auth_file: Path | None,
 ) -> None:
-    """Keep a user and a password for a registry.
+    """Save a user name and a password for a registry.
 
-    They are tried first, and kept where Docker, Podman and skopeo find them too: in the file that has a login for
-    REGISTRY already, else in ~/.docker/config.json, or in the keychain that is set up there.
+    They are tried first. They are saved where Docker, Podman and skopeo find them too: in the file that has a login
+    for REGISTRY already, else in ~/.docker/config.json, or in the credential helper that is configured there.
     """
     from lamella.images.options import RegistryOptions
     from lamella.operations.registry import log_in, registry_name
@@ -221,24 +223,25 @@ def _ask(what: str, *, hide: bool = False) -> str:
 def _read_password() -> str:
     raw = Console.binary_input().read(_MAX_PASSWORD + 1)
     if len(raw) > _MAX_PASSWORD:
-        raise Exhausted(f"more than {_MAX_PASSWORD} bytes are no password")
+        raise Exhausted(f"the password is longer than {_MAX_PASSWORD} bytes")
     try:
         password = raw.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise InvalidInput("the password on standard input is not UTF-8") from None
     if not password:
-        raise InvalidInput("there is no password on standard input")
+        raise InvalidInput("no password on standard input")
     return password
 
 
-@click.command("logout", cls=Verb)
+@click.command("logout", cls=Verb, example="lamella logout registry.example")
 @click.argument("registry", metavar="REGISTRY")
 @auth_file_option
 @click.pass_obj
 def logout(console: Console, registry: str, auth_file: Path | None) -> None:
-    """Forget the user and the password for a registry.
+    """Remove the login for a registry.
 
-    They go from every file and keychain that would be asked for REGISTRY, those of other tools included.
+    It is removed from every file and credential helper that would be searched for REGISTRY, those of other tools
+    included.
     """
     from lamella.operations.registry import log_out, registry_name
 

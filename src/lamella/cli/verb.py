@@ -95,16 +95,26 @@ def image_flags() -> list[click.Parameter]:
 
 
 class Verb(click.Command):
-    """A verb of the command line; the first line of its help is its line in the list of verbs."""
+    """A verb of the command line; the first line of its help is its line in the list of verbs.
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    ``example`` is a complete command line, which the help shows at its end.
+    """
+
+    def __init__(self, *args: Any, example: str = "", **settings: Any) -> None:
         settings.setdefault("context_settings", CONTEXT)
         super().__init__(*args, **settings)
+        self.example = example
         self.params += self.common_options()
 
     def common_options(self) -> list[click.Parameter]:
         """The options of all verbs of this class, listed after their own."""
         return result_options()
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.example:
+            with formatter.section("Example"):
+                formatter.write(f"  {self.example}\n")
+        super().format_epilog(ctx, formatter)
 
 
 class RegistryVerb(Verb):

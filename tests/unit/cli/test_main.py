@@ -7,10 +7,12 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 import pytest
@@ -74,6 +76,31 @@ def test_the_help_of_options_is_sentences(verb: str) -> None:
         option.get_help_record(click.Context(command))  # makes the help of options that list kinds
     helps = [option.help or "" for option in options]
     assert [text for text in helps if not text[:1].isupper() or text[-1] not in ".]"] == []
+
+
+def commands(group: click.Group, path: str = "lamella") -> Iterator[tuple[str, click.Command]]:
+    """The verbs of ``group`` that have no subcommands, each with the words that call it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+COMMANDS: Final = dict(commands(cli))
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_each_verb_has_an_example_that_is_valid_usage(path: str) -> None:
+    command = COMMANDS[path]
+    assert isinstance(command, Verb)
+    assert command.example.startswith(f"{path} ") or command.example == path
+    words = shlex.split(command.example.removeprefix(path))
+    context = command.make_context(path, words, obj=Console())
+    assert command.get_help(context).endswith(f"\n\nExample:\n  {command.example}")
 
 
 def test_every_command_of_a_module_is_listed() -> None:

@@ -88,7 +88,7 @@ def test_a_store_that_is_not_there_is_said_and_not_made(lamella: Run, root: Path
     assert done.returncode == 4
     assert done.stderr.splitlines() == [
         f"lamella: there is no store at {str(root)!r}",
-        "hint: 'lamella store import' makes one; --root and LAMELLA_ROOT say where it is",
+        "hint: 'lamella store import' creates one; --root and LAMELLA_ROOT set its directory",
     ]
     assert not root.exists()
 
@@ -327,7 +327,7 @@ def test_a_damaged_blob_is_found_put_aside_and_fetched_again(
     done = lamella("store", "check")
     assert done.returncode == 8
     assert f"fetch again: {name}" in done.stdout.splitlines()
-    assert done.stderr.splitlines()[1] == "hint: 'lamella store check --repair' puts aside what is damaged"
+    assert done.stderr.splitlines()[1] == "hint: 'lamella store check --repair' moves damaged files aside"
     assert lamella("store", "check", "--repair").returncode == 8  # until it has been fetched
     assert len(list((root / "quarantine").iterdir())) == 1
     assert lamella("store", "import", layout, "--name", "it").returncode == 0
@@ -415,7 +415,7 @@ def test_an_image_that_is_elsewhere_is_to_be_imported_first(
 ) -> None:
     done = lamella(verb[0], "oci:dir:it", *(tmp_path for _ in verb[1:]))
     assert done.returncode == 3
-    assert done.stderr.splitlines()[1] == "hint: bring it there first: lamella store import oci:dir:it --name REF"
+    assert done.stderr.splitlines()[1] == "hint: import it first: lamella store import oci:dir:it --name REF"
 
 
 def test_mount_needs_a_directory_and_leaves_nothing_without(lamella: Run, kept: str, tmp_path: Path) -> None:

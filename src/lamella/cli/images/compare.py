@@ -20,7 +20,7 @@ DIFFERENT = 1
 """The exit code if the places differ."""
 
 
-@click.command("compare", cls=ImageVerb)
+@click.command("compare", cls=ImageVerb, example="lamella compare --ignore created,mtime oci:app:1.0 oci:app:1.1")
 @click.argument("old", metavar="IMAGE|PLACE")
 @click.argument("new", metavar="IMAGE|PLACE")
 @click.option(
@@ -51,9 +51,9 @@ def command(
     nothing differs, else 1. Layers are listed too, but neither a different division into layers nor their compression
     counts as a difference.
 
-    A PLACE is dir:PATH for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of a
-    Windows layer, erofs:FILE for an EROFS image, or cim:DIR/NAME.cim for a composite image. With one, only files are
-    compared; of a composite image, without those that an import derives.
+    A PLACE is dir:PATH for a directory on disk, blob:FILE for a single layer, windows:PLACE for the folder or blob of
+    a Windows layer, erofs:FILE for an EROFS image, or cim:DIR/NAME.cim for a composite image. With a PLACE, only files
+    are compared; in a composite image, files that an import derives are left out.
     """
     from lamella.operations.trees.compare import compare
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lamella.operations.surgery.convert import ConvertOptions
 
 
-@click.command("convert", cls=ImageVerb)
+@click.command("convert", cls=ImageVerb, example="lamella convert --compress zstd oci:app:1.0 oci:app:zstd")
 @click.argument("source", metavar="IMAGE|PLACE")
 @click.argument("target", metavar="IMAGE|PLACE")
 @kind_option(

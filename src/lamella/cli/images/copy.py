@@ -14,23 +14,15 @@ from lamella.cli.verb import ImageVerb
 def _copy(
     console: Console, source: str, target: str, *, platform: str | None, all_platforms: bool, replace: bool = False
 ) -> None:
-    """Copy the image and say what came of it."""
+    """Copy the image and report the copy."""
     from lamella.operations.copy import copy
 
-    job = console.job()
-    copied = copy(
-        source,
-        target,
-        platform=platform,
-        all_platforms=all_platforms,
-        replace=replace,
-        job=job,
-    )
+    copied = copy(source, target, platform=platform, all_platforms=all_platforms, replace=replace, job=console.job())
     print_copied(console, target, copied)
 
 
 def _check_direction(verb: str, image: str, *, in_registry: bool) -> None:
-    """Refuse an image that is on the wrong side for ``verb``. Raises InvalidInput."""
+    """Raise InvalidInput if ``image`` is on the wrong side for ``verb``."""
     from lamella.errors import InvalidInput
     from lamella.images.transports import Syntax, parse_image_name
 
@@ -43,9 +35,9 @@ def _check_direction(verb: str, image: str, *, in_registry: bool) -> None:
         )
 
 
-@click.command("copy", cls=ImageVerb)
+@click.command("copy", cls=ImageVerb, example="lamella copy oci:app:1.0 docker-archive:app.tar:app:1.0")
 @click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="IMAGE")
+@click.argument("target", metavar="TARGET")
 @all_option
 @platform_option
 @replace_option
@@ -53,13 +45,13 @@ def _check_direction(verb: str, image: str, *, in_registry: bool) -> None:
 def copy(console: Console, source: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
     """Copy an image from one place to another.
 
-    The first IMAGE goes to the second, byte for byte, so that digests stay. Digests and sizes are checked on the way,
-    and what the target has is not read. The target changes at the end, all at once; a layout keeps its other images.
+    The copy is the same byte for byte, so digests stay. Digests and sizes are checked, and blobs that TARGET has are
+    not read. TARGET changes only at the end, all at once; a layout keeps its other images.
     """
     _copy(console, source, target, platform=platform, all_platforms=all_platforms, replace=replace)
 
 
-@click.command("pull", cls=ImageVerb)
+@click.command("pull", cls=ImageVerb, example="lamella pull docker://docker.io/library/alpine:3.20 oci:alpine:3.20")
 @click.argument("source", metavar="docker://HOST/NAME[:TAG]")
 @click.argument("target", metavar="IMAGE")
 @all_option
@@ -69,15 +61,15 @@ def copy(console: Console, source: str, target: str, all_platforms: bool, platfo
 def pull(console: Console, source: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
     """Copy an image from a registry to this machine.
 
-    It goes to IMAGE byte for byte, so that digests stay, and without the layers that are there already. 'lamella
-    unpack' takes an image straight from its registry too, and keeps no blobs then.
+    The copy is the same byte for byte, so digests stay; blobs that IMAGE has are not fetched. 'lamella unpack' takes
+    an image straight from a registry too, without storing its blobs.
     """
     _check_direction("pull", source, in_registry=True)
     _check_direction("pull", target, in_registry=False)
     _copy(console, source, target, platform=platform, all_platforms=all_platforms, replace=replace)
 
 
-@click.command("push", cls=ImageVerb)
+@click.command("push", cls=ImageVerb, example="lamella push oci:app:1.0 docker://registry.example/team/app:1.0")
 @click.argument("source", metavar="IMAGE")
 @click.argument("target", metavar="docker://HOST/NAME[:TAG]")
 @all_option
@@ -86,8 +78,7 @@ def pull(console: Console, source: str, target: str, all_platforms: bool, platfo
 def push(console: Console, source: str, target: str, all_platforms: bool, platform: str | None) -> None:
     """Copy an image from this machine to a registry.
 
-    It goes there byte for byte, so that digests stay, and without the layers that are there already. The tag names it
-    when all of it has arrived.
+    The copy is the same byte for byte, so digests stay; blobs that the registry has are not sent. The tag is set last.
     """
     _check_direction("push", source, in_registry=False)
     _check_direction("push", target, in_registry=True)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 # inspect --------------------------------------------------------------------------------------------------------------
 
 
-@click.command("inspect", cls=ImageVerb)
+@click.command("inspect", cls=ImageVerb, example="lamella inspect docker://docker.io/library/alpine:3.20")
 @click.argument("image", metavar="IMAGE")
 @platform_option
 @click.pass_obj
 def inspect(console: Console, image: str, platform: str | None) -> None:
     """Show an image's config, layers, history and sizes.
 
-    Only its documents are read; 'lamella verify' reads the layers. Of an index one image is shown, and the platforms
+    Only its documents are read; 'lamella verify' reads the layers. For an index, one image is shown, and the platforms
     that it has images for.
     """
     from lamella.images.resolve import open_platform_image
@@ -112,13 +112,13 @@ def _shortened(text: str, most: int = 120) -> str:
 # verify ---------------------------------------------------------------------------------------------------------------
 
 
-@click.command("verify", cls=ImageVerb)
+@click.command("verify", cls=ImageVerb, example="lamella verify oci:app:1.0")
 @click.argument("image", metavar="IMAGE|DIR")
 @click.pass_obj
 def verify(console: Console, image: str) -> None:
     """Check every digest, size and layer of an image.
 
-    All platforms of the image are checked; without a tag, all images of the place; of DIR, an OCI image layout, every
+    Checks all platforms of the image; without a tag, all images of the place; with DIR, an OCI image layout, every
     blob in it. Each layer is decompressed, compared with its diff id, and applied to the layers below it. Problems are
     listed on standard output; the exit code is 8 if there are any.
     """

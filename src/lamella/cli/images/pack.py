@@ -43,7 +43,7 @@ def _parse_variables(context: click.Context, option: click.Parameter, values: tu
     return parse_variables(values)
 
 
-@click.command("pack", cls=ImageVerb)
+@click.command("pack", cls=ImageVerb, example="lamella pack --entrypoint /bin/app ./rootfs oci:app:1.0")
 @click.argument("directory", metavar="DIR|cim:PATH", type=PATH)
 @click.argument("image", metavar="IMAGE")
 @click.option("--config-from", metavar="IMAGE", help="Start from the config of this image, without layers and history.")
@@ -118,7 +118,7 @@ def pack(
 # unpack ---------------------------------------------------------------------------------------------------------------
 
 
-@click.command("unpack", cls=ImageVerb)
+@click.command("unpack", cls=ImageVerb, example="lamella unpack docker://docker.io/library/alpine:3.20 ./rootfs")
 @click.argument("image", metavar="IMAGE")
 @click.argument("directory", metavar="DIR", type=PATH)
 @platform_option

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 # append ---------------------------------------------------------------------------------------------------------------
 
 
-@click.command("append", cls=ImageVerb)
+@click.command("append", cls=ImageVerb, example="lamella append oci:app:1.0 ./config-files oci:app:1.0-configured")
 @click.argument("source", metavar="IMAGE")
 @click.argument("layers", metavar="LAYER...", nargs=-1, required=True, type=PATH)
-@click.argument("target", metavar="IMAGE")
+@click.argument("target", metavar="TARGET")
 @collect(
     "options",
     "operations.surgery.append:AppendOptions",
@@ -67,13 +67,13 @@ def append(
 ) -> None:
     """Copy an image with further layers on top.
 
-    LAYER is a layer blob, as 'lamella diff -o' writes it, which is stored unchanged; or a composite image,
-    cim:DIR/NAME.cim, whose changes become a layer; or a directory, whose files do. Directories in it get their metadata
-    there, the root of the image keeps its own. The last IMAGE may be the first one, whose tag then names the new image.
-    The image is dated by SOURCE_DATE_EPOCH, or 1970 without it.
+    LAYER is a layer blob, as 'lamella diff -o' writes it, which is stored unchanged; a composite image,
+    cim:DIR/NAME.cim, whose changes become a layer; or a directory, whose files become one. Directories in it get their
+    metadata there, the root of the image keeps its own. TARGET may be IMAGE, whose tag then names the new image. The
+    image is dated by SOURCE_DATE_EPOCH, or 1970 without it.
 
     On a Windows image, a directory becomes a Windows layer with its files on drive C: links get backslashes, and
-    everyone may read and execute the files, unless --file-security says otherwise.
+    everyone may read and execute the files unless --file-security is given.
     """
     from lamella.operations.surgery.append import append
 
@@ -121,9 +121,11 @@ def _set_and_unset(field: str, name: str, what: str, metavar: str) -> Decorator:
     )
 
 
-@click.command("mutate", cls=ImageVerb)
+@click.command(
+    "mutate", cls=ImageVerb, example="lamella mutate --env LANG=C.UTF-8 --cmd 'serve --port 80' oci:app:1.0 oci:app:1.1"
+)
 @click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="IMAGE")
+@click.argument("target", metavar="TARGET")
 @collect(
     "settings",
     "operations.surgery.mutate:Settings",
@@ -159,7 +161,7 @@ def mutate(
     """Copy an image with another config or other annotations.
 
     Only manifest and config are written; fields without an option stay, and "" removes a value. The date stays unless
-    --created or SOURCE_DATE_EPOCH gives another. The second IMAGE may be the first one.
+    --created or SOURCE_DATE_EPOCH gives another. TARGET may be IMAGE.
     """
     from lamella.operations.surgery.mutate import mutate
 
@@ -175,9 +177,9 @@ def mutate(
 # flatten --------------------------------------------------------------------------------------------------------------
 
 
-@click.command("flatten", cls=ImageVerb)
+@click.command("flatten", cls=ImageVerb, example="lamella flatten --layers 2.. oci:app:1.0 oci:app:flat")
 @click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="IMAGE")
+@click.argument("target", metavar="TARGET")
 @click.option("--layers", metavar="A..B", help="Merge only these layers, numbered from 0 at the base.")
 @collect(
     "options",
@@ -193,9 +195,9 @@ def flatten(
 ) -> None:
     """Copy an image with its layers merged into one.
 
-    The first IMAGE is copied to the second. Files that upper layers hide or remove are in no layer of the copy; the
-    config stays. --layers 2..5 merges the layers with these numbers, both ends included, and keeps the others; 2.. and
-    ..5 leave an end open. 'lamella inspect' shows the numbers.
+    IMAGE is copied to TARGET. Files that upper layers hide or remove are in no layer of the copy; the config stays.
+    --layers 2..5 merges the layers with these numbers, both ends included, and keeps the others; 2.. and ..5 leave
+    an end open. 'lamella inspect' shows the numbers.
     """
     from lamella.operations.surgery.flatten import flatten
 
@@ -211,9 +213,13 @@ def flatten(
 # rebase ---------------------------------------------------------------------------------------------------------------
 
 
-@click.command("rebase", cls=ImageVerb)
+@click.command(
+    "rebase",
+    cls=ImageVerb,
+    example="lamella rebase --old-base oci:base:1 --new-base oci:base:2 oci:app:1.0 oci:app:1.1",
+)
 @click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="IMAGE")
+@click.argument("target", metavar="TARGET")
 @click.option("--old-base", metavar="IMAGE", help="The base it was built on.  [default: that in its annotations]")
 @click.option("--new-base", metavar="IMAGE", help="The new base.  [default: that in its annotations]")
 @platform_option
@@ -254,9 +260,9 @@ def rebase(
 # index ----------------------------------------------------------------------------------------------------------------
 
 
-@click.command("index", cls=ImageVerb)
+@click.command("index", cls=ImageVerb, example="lamella index oci:app:amd64 oci:app:arm64::linux/arm64 oci:app:1.0")
 @click.argument("sources", metavar="IMAGE[::PLATFORM]...", nargs=-1, required=True)
-@click.argument("target", metavar="IMAGE")
+@click.argument("target", metavar="INDEX")
 @click.option(
     "--annotation",
     "annotations",
@@ -270,7 +276,7 @@ def rebase(
 def index(console: Console, sources: tuple[str, ...], target: str, annotations: dict[str, str], replace: bool) -> None:
     """Make an index for several platforms from images.
 
-    The last IMAGE is the index. It lists the others in their order, each for the platform in its config or for the one
+    INDEX lists the images in their order, each for the platform in its config or for the one
     given. An index contributes all of its images, or with a platform the image for it.
     """
     from lamella.operations.inspect import describe_descriptor
@@ -290,9 +296,13 @@ def index(console: Console, sources: tuple[str, ...], target: str, annotations: 
     console.summary(copied_summary(made))
 
 
-@click.command("subset", cls=ImageVerb)
+@click.command(
+    "subset",
+    cls=ImageVerb,
+    example="lamella subset --platform linux/amd64 --platform linux/arm64 oci:app:1.0 oci:app:small",
+)
 @click.argument("source", metavar="IMAGE")
-@click.argument("target", metavar="IMAGE")
+@click.argument("target", metavar="TARGET")
 @click.option(
     "--platform",
     "platforms",

@@ -17,9 +17,9 @@ VERBS: Final = {
     "snapshots": ("List and remove snapshots.", "store.snapshots"),
     "content": ("List and remove blobs.", "store.content"),
     "leases": ("List, create and remove leases.", "store.leases"),
-    "usage": ("Show what takes how much space.", "store.gc:usage"),
-    "gc": ("Remove what nothing needs any more.", "store.gc:gc"),
-    "check": ("Check that all is there and undamaged.", "store.check"),
+    "usage": ("Show the disk usage of the store.", "store.gc:usage"),
+    "gc": ("Remove unreferenced data.", "store.gc:gc"),
+    "check": ("Check the store for missing and damaged data.", "store.check"),
 }
 """Each verb with the first line of its help and the place of its command."""
 
@@ -31,8 +31,8 @@ class _Verbs(LazyGroup, Verb):
 @click.group("store", cls=_Verbs, sections={"Verbs": VERBS})
 @namespace_option
 def command() -> None:
-    """Keep images, and what is unpacked of them, in a store.
+    """Manage the store of images and unpacked layers.
 
-    The store is where --root says, which stands before 'store', or LAMELLA_ROOT, or else where this system keeps such
-    things. 'store:REF' names an image in it wherever an image is named.
+    --root, which stands before 'store', or LAMELLA_ROOT sets the store's directory. 'store:REF' names an image of the
+    store in every verb that takes an image.
     """

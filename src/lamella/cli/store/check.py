@@ -16,16 +16,15 @@ if TYPE_CHECKING:
     from lamella.store.check.check import Finding
 
 
-@click.command("check", cls=Verb)
+@click.command("check", cls=Verb, example="lamella store check --repair")
 @click.option("--rediff", is_flag=True, help="Compare unpacked layers with the blobs they came from, file by file.")
-@click.option("--repair", "mend", is_flag=True, help="Put damaged files aside, and drop what cannot be used any more.")
+@click.option("--repair", "mend", is_flag=True, help="Move damaged files aside, and drop records of data that is lost.")
 @click.pass_obj
 def command(console: Console, rediff: bool, mend: bool) -> None:
-    """Check that all is there and undamaged.
+    """Check the store for missing and damaged data.
 
-    Every blob is read, every snapshot looked for, every sealed layer held against its hashes, every image gone through,
-    in all namespaces. The exit code is 0 where all is well, and also where --repair has left nothing to be done; it is
-    8 otherwise. Blobs to fetch again are listed.
+    Checks every blob, snapshot, sealed layer and image in all namespaces, and lists blobs to fetch again. The exit
+    code is 0 if nothing is wrong or --repair has repaired everything, else 8.
     """
     from lamella.errors import Integrity
     from lamella.store.check.check import check
@@ -81,7 +80,7 @@ def command(console: Console, rediff: bool, mend: bool) -> None:
             f"{len(found.faults)} {'fault' if len(found.faults) == 1 else 'faults'}"
         )
     if faults:
-        hint = None if mend else "'lamella store check --repair' puts aside what is damaged"
+        hint = None if mend else "'lamella store check --repair' moves damaged files aside"
         raise Integrity(f"the store {root!r}: {len(faults)} {'fault' if len(faults) == 1 else 'faults'}", hint=hint)
 
 

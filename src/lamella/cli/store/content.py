@@ -22,14 +22,14 @@ def command(context: click.Context) -> None:
         context.invoke(ls, filters=())
 
 
-@command.command("ls", cls=Verb)
+@command.command("ls", cls=Verb, example="lamella store content ls 'labels.\"example.org/keep\"'")
 @click.argument("filters", metavar="[FILTER]...", nargs=-1)
 @namespace_option
 @click.pass_obj
 def ls(console: Console, filters: tuple[str, ...]) -> None:
     """List blobs.
 
-    A FILTER is one of containerd's, as in 'digest==sha256:...' or 'labels.KEY'. Labels are shown with --json.
+    A FILTER has containerd's syntax, as in 'digest==sha256:...' or 'labels.KEY'. --json shows labels, too.
     """
     from lamella.times import format_rfc3339
 
@@ -59,7 +59,11 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
         )
 
 
-@command.command("rm", cls=Verb)
+@command.command(
+    "rm",
+    cls=Verb,
+    example="lamella store content rm sha256:0000000000000000000000000000000000000000000000000000000000000000",
+)
 @click.argument("digests", metavar="DIGEST...", nargs=-1, required=True)
 @namespace_option
 @click.pass_obj

@@ -12,15 +12,15 @@ from lamella.cli.verb import Verb
 # gc -------------------------------------------------------------------------------------------------------------------
 
 
-@click.command("gc", cls=Verb)
-@click.option("--dry-run", is_flag=True, help="Remove nothing; say of each object whether it stays, and why.")
+@click.command("gc", cls=Verb, example="lamella store gc --dry-run")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; show for each object whether it stays, and why.")
 @namespace_option
 @click.pass_obj
 def gc(console: Console, dry_run: bool) -> None:
-    """Remove what nothing needs any more.
+    """Remove unreferenced data.
 
-    Images, leases and what they lead to stay, and so does what is being written. All namespaces are gone through, or
-    the one that --namespace names.
+    Images, leases, everything that they reference, and writes in progress stay. Collects all namespaces, or the one
+    that --namespace names.
     """
     from lamella.store.gc.collect import collect, explain
 
@@ -73,13 +73,13 @@ def gc(console: Console, dry_run: bool) -> None:
 # usage ----------------------------------------------------------------------------------------------------------------
 
 
-@click.command("usage", cls=Verb)
+@click.command("usage", cls=Verb, example="lamella store usage")
 @namespace_option
 @click.pass_obj
 def usage(console: Console) -> None:
-    """Show what takes how much space.
+    """Show the disk usage of the store.
 
-    All namespaces are shown, or the one that --namespace names. A blob that several of them have is one file.
+    Counts all namespaces, or the one that --namespace names. A blob that several namespaces have is stored once.
     """
     from lamella.store.gc.usage import store_usage
 

@@ -29,15 +29,15 @@ def command(context: click.Context) -> None:
         context.invoke(ls, filters=())
 
 
-@command.command("ls", cls=Verb)
+@command.command("ls", cls=Verb, example="lamella store images ls 'name~=alpine'")
 @click.argument("filters", metavar="[FILTER]...", nargs=-1)
 @namespace_option
 @click.pass_obj
 def ls(console: Console, filters: tuple[str, ...]) -> None:
     """List images.
 
-    A FILTER is one of containerd's, as in 'name~=alpine' or 'labels.tier==db'; what any of them lets pass is listed.
-    SIZE is that of its stored blobs.
+    A FILTER has containerd's syntax, as in 'name~=alpine' or 'labels.tier==db'; images that match any of them are
+    listed. SIZE is that of the stored blobs.
     """
     from lamella.store.gc.usage import image_size
 
@@ -63,10 +63,10 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
         )
 
 
-@command.command("tag", cls=Verb)
+@command.command("tag", cls=Verb, example="lamella store images tag alpine:3.20 alpine:latest")
 @click.argument("source", metavar="REF")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--replace", is_flag=True, help="Let names that exist name this image from now on.")
+@click.option("--replace", is_flag=True, help="Move existing names to this image.")
 @namespace_option
 @click.pass_obj
 def tag(console: Console, source: str, names: tuple[str, ...], replace: bool) -> None:
@@ -94,13 +94,13 @@ def tag(console: Console, source: str, names: tuple[str, ...], replace: bool) ->
             console.summary(f"{image.name}: {image.target.digest}")
 
 
-@command.command("rm", cls=Verb)
+@command.command("rm", cls=Verb, example="lamella store images rm alpine:3.20")
 @click.argument("names", metavar="REF...", nargs=-1, required=True)
-@click.option("--no-gc", is_flag=True, help="Leave what nothing needs any more for a later 'store gc'.")
+@click.option("--no-gc", is_flag=True, help="Leave unreferenced data to a later 'lamella store gc'.")
 @namespace_option
 @click.pass_obj
 def rm(console: Console, names: tuple[str, ...], no_gc: bool) -> None:
-    """Remove images, and what nothing needs then."""
+    """Remove images, and the data that only they reference."""
     from lamella.store.gc.collect import collect
 
     with opened_space(frees=True) as space:
@@ -117,13 +117,16 @@ def rm(console: Console, names: tuple[str, ...], no_gc: bool) -> None:
         console.summary(f"{human_size(freed)} freed")
 
 
-@command.command("label", cls=Verb)
+@command.command("label", cls=Verb, example="lamella store images label alpine:3.20 tier=base")
 @click.argument("name", metavar="REF")
 @click.argument("labels", metavar="KEY=VALUE...", nargs=-1, required=True, callback=parse_pairs)
 @namespace_option
 @click.pass_obj
 def label(console: Console, name: str, labels: dict[str, str]) -> None:
-    """Set labels of an image; an empty VALUE removes one."""
+    """Set labels of an image.
+
+    An empty VALUE removes a label.
+    """
     from msgspec.structs import replace
 
     with opened_space() as space:

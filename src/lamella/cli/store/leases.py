@@ -23,20 +23,21 @@ if TYPE_CHECKING:
 def command(context: click.Context) -> None:
     """List, create and remove leases.
 
-    What a lease holds is not collected. Without a verb, list them.
+    Garbage collection keeps what a lease holds. Without a verb, list them.
     """
     if context.invoked_subcommand is None:
         context.invoke(ls, filters=())
 
 
-@command.command("ls", cls=Verb)
+@command.command("ls", cls=Verb, example="lamella store leases ls 'id==build'")
 @click.argument("filters", metavar="[FILTER]...", nargs=-1)
 @namespace_option
 @click.pass_obj
 def ls(console: Console, filters: tuple[str, ...]) -> None:
     """List leases.
 
-    A FILTER is one of containerd's, as in 'id==mine' or 'labels.KEY'. HOLDS is how many objects a lease holds.
+    A FILTER has containerd's syntax, as in 'id==mine' or 'labels.KEY'. HOLDS is the number of objects that a lease
+    holds.
     """
     with opened_space(readonly=True) as space:
         leases = space.leases.list(filters)
@@ -59,9 +60,11 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
         )
 
 
-@command.command("create", cls=Verb)
+@command.command("create", cls=Verb, example="lamella store leases create --expires 24 build")
 @click.argument("id_", metavar="[ID]", default="")
-@click.option("--expires", "hours", type=click.FloatRange(min=0), metavar="HOURS", help="Let it end in so many hours.")
+@click.option(
+    "--expires", "hours", type=click.FloatRange(min=0), metavar="HOURS", help="Hours until the lease expires."
+)
 @click.option(
     "--label", "labels", metavar="KEY=VALUE", multiple=True, callback=parse_pairs, help="A label; may be repeated."
 )
@@ -70,7 +73,7 @@ def ls(console: Console, filters: tuple[str, ...]) -> None:
 def create(console: Console, id_: str, hours: float | None, labels: dict[str, str]) -> None:
     """Create a lease, and print its id.
 
-    Without ID one is made up. 'lamella store leases rm' ends it.
+    Without ID, the id is random. 'lamella store leases rm' removes the lease.
     """
     from lamella.store.gc.labels import EXPIRE
     from lamella.times import SECOND, format_rfc3339
@@ -85,12 +88,15 @@ def create(console: Console, id_: str, hours: float | None, labels: dict[str, st
     console.line(lease.id)
 
 
-@command.command("rm", cls=Verb)
+@command.command("rm", cls=Verb, example="lamella store leases rm build")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @namespace_option
 @click.pass_obj
 def rm(console: Console, ids: tuple[str, ...]) -> None:
-    """End leases; what they alone held goes with the next 'lamella store gc'."""
+    """Remove leases.
+
+    The next 'lamella store gc' removes data that only they held.
+    """
     with opened_space(frees=True) as space:
         for id_ in ids:
             space.leases.delete(id_)

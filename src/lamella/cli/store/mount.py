@@ -21,10 +21,10 @@ from lamella.cli.store.opening import (
 from lamella.cli.verb import Verb
 
 
-@click.command("mount", cls=Verb)
+@click.command("mount", cls=Verb, example="lamella mount store:alpine:3.20 ./alpine")
 @click.argument("image", metavar="store:REF")
 @click.argument("directory", metavar="DIR", type=PATH)
-@click.option("--rw", is_flag=True, help="Let DIR be written to; what is changed is dropped by 'lamella umount'.")
+@click.option("--rw", is_flag=True, help="Let programs write to DIR; 'lamella umount' drops the changes.")
 @snapshotter_option
 @verity_option
 @platform_option
@@ -39,10 +39,10 @@ def mount(
     verity: str | None,
     platform: str | None,
 ) -> None:
-    """Show an image of the store at a directory.
+    """Mount an image of the store at a directory.
 
-    DIR must be there. The image is unpacked into the store where it has not been. It takes root or, where there is
-    fuse-overlayfs, /dev/fuse. 'lamella umount' ends it.
+    DIR must exist. An image that is not unpacked yet is unpacked into the store. Needs root, or fuse-overlayfs and
+    /dev/fuse. 'lamella umount' unmounts it.
     """
     from lamella.operations.store.mount import mount_image
 
@@ -71,18 +71,18 @@ def mount(
             }
         )
         return
-    again = ", with what was changed in it before" if done.resumed and done.writable else ""
+    again = ", with earlier changes" if done.resumed and done.writable else ""
     console.summary(f"{done.image} mounted at {directory}{again}")
 
 
-@click.command("umount", cls=Verb)
+@click.command("umount", cls=Verb, example="lamella umount ./alpine")
 @click.argument("directory", metavar="DIR", type=PATH)
-@click.option("--lazy", is_flag=True, help="Unmount it even while it is in use.")
+@click.option("--lazy", is_flag=True, help="Unmount even while DIR is in use.")
 @click.pass_obj
 def umount(console: Console, directory: Path, lazy: bool) -> None:
-    """End what 'lamella mount' has begun.
+    """Unmount an image mounted by 'lamella mount'.
 
-    What was changed in DIR is dropped.
+    Changes in DIR are dropped.
     """
     from lamella.operations.store.mount import unmount_image
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store that a verb works on, and options that several verbs about it have."""
+"""Access to the store of a run, and options and table cells that several verbs of the store share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _note_namespace(context: click.Context, option: click.Parameter, value: str 
 
 
 def namespace_option(function: F) -> F:
-    """--namespace, which may stand before or behind the verbs of a group."""
+    """--namespace, which may stand before or after the verbs of a group."""
     return click.option(
         "-n",
         "--namespace",
@@ -54,7 +54,7 @@ def snapshotter_option(function: F) -> F:
 
 def _snapshotters(rows: dict[str, SnapshotterKind]) -> str:
     names = ", ".join(f"{name} ({row.layer})" if row.layer != name else name for name, row in rows.items())
-    return f"What keeps unpacked layers, by its name or its kind of layer: {names}."
+    return f"The snapshotter for unpacked layers, by its name or its kind of layer: {names}."
 
 
 def verity_option(function: F) -> F:
@@ -62,14 +62,14 @@ def verity_option(function: F) -> F:
     return click.option(
         "--verity",
         type=click.Choice(["fs-verity", "dm-verity"]),
-        help="Let the kernel check layers of erofs as they are read; those that cannot be are refused.",
+        help="Let the kernel verify EROFS layers as they are read; refuse layers that it cannot verify.",
     )(function)
 
 
 def chosen_verity(verity: str | None, snapshotter: str | None) -> str:
-    """What --verity asks for, which is for one snapshotter alone. Raises UsageError."""
+    """The value of --verity, empty without it. Raises UsageError if the snapshotter does not support it."""
     if verity is not None and not _supports_verity(snapshotter):
-        raise click.UsageError("--verity is for layers that are images: give --snapshotter erofs too")
+        raise click.UsageError("--verity needs --snapshotter erofs")
     return verity or ""
 
 
@@ -80,7 +80,7 @@ def _supports_verity(snapshotter: str | None) -> bool:
 
 
 def chosen_namespace() -> str | None:
-    """The namespace that was asked for, if one was."""
+    """The namespace that --namespace names; None without it."""
     found: str | None = click.get_current_context().meta.get(_NAMESPACE)
     return found
 
@@ -94,7 +94,7 @@ def opened_store(
     isolated: bool = False,
     frees: bool = False,
 ) -> Iterator[Store]:
-    """The store of this run, as long as the block lasts. Raises as `Store.open`."""
+    """Open the store of this run for the block. Raises as `Store.open`."""
     from lamella.errors import NotFound
     from lamella.store.store import Store, default_root
 
@@ -103,7 +103,7 @@ def opened_store(
             default_root(), create=create, readonly=readonly, verity=verity, isolated=isolated, frees=frees
         )
     except NotFound as missing:
-        missing.hint = missing.hint or "'lamella store import' makes one; --root and LAMELLA_ROOT say where it is"
+        missing.hint = missing.hint or "'lamella store import' creates one; --root and LAMELLA_ROOT set its directory"
         raise
     with store:
         yield store
@@ -113,31 +113,31 @@ def opened_store(
 def opened_space(
     *, create: bool = False, readonly: bool = False, verity: str = "", frees: bool = False
 ) -> Iterator[LocalNamespace]:
-    """The namespace of this run, as long as the block lasts."""
+    """Open the store, and take the namespace of this run for the block."""
     with opened_store(create=create, readonly=readonly, verity=verity, frees=frees) as store:
         yield store.namespace(chosen_namespace() or DEFAULT_NAMESPACE)
 
 
 def table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
-    """Print ``rows`` beneath ``header``; the columns numbered in ``right`` are flush right."""
+    """Print ``rows`` beneath ``header``; align the columns numbered in ``right`` at the right."""
     cells = [header, *(map(printable, row) for row in rows)] if is_terminal(sys.stdout) else [header, *rows]
     for line in columns([tuple(row) for row in cells], frozenset(right)):
         console.line(line)
 
 
 def labels_text(labels: Iterable[tuple[str, str]]) -> str:
-    """Labels as a cell of a table."""
+    """Labels as the cell of a table."""
     return ",".join(f"{key}={value}" if value else key for key, value in sorted(labels)) or "-"
 
 
 def when(time: int) -> str:
-    """A time of the store as a cell of a table, to the second."""
+    """A time in nanoseconds as the cell of a table, to the second."""
     from lamella.times import SECOND
 
     return _second(time // SECOND)
 
 
-@lru_cache(1024)  # what comes with one image shares its seconds
+@lru_cache(1024)  # objects of one image have few different times
 def _second(number: int) -> str:
     from lamella.times import SECOND, format_rfc3339
 
@@ -145,7 +145,7 @@ def _second(number: int) -> str:
 
 
 def store_reference(text: str) -> str:
-    """What follows ``store:`` in the name of an image. Raises InvalidInput for an image that is somewhere else."""
+    """The reference in ``store:REF``. Raises InvalidInput for the name of an image outside the store."""
     from lamella.errors import InvalidInput
 
     form, colon, reference = text.partition(":")
@@ -153,5 +153,5 @@ def store_reference(text: str) -> str:
         return reference
     raise InvalidInput(
         f"{text[:300]!r} is not an image of the store, as in store:REF",
-        hint=f"bring it there first: lamella store import {text[:300]} --name REF",
+        hint=f"import it first: lamella store import {text[:300]} --name REF",
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lamella.operations.runtime.run import RunOptions
 
 
-@click.command("run", cls=Verb)
+@click.command("run", cls=Verb, example="lamella run store:alpine:3.20 -- /bin/sh")
 @click.argument("image", metavar="store:REF")
 @click.argument("arguments", metavar="[-- CMD...]", nargs=-1)
 @collect(
@@ -33,12 +33,18 @@ if TYPE_CHECKING:
     click.option("--no-rm/--rm", "keep", default=False, help="Keep the changes of the container, or drop them."),
     click.option("--read-only", "readonly", is_flag=True, help="Mount the files of the image read-only."),
     click.option(
-        "--env", metavar="NAME[=VALUE]", multiple=True, help="Set a variable; without VALUE, to its value here."
+        "--env",
+        metavar="NAME[=VALUE]",
+        multiple=True,
+        help="Set a variable; without VALUE, copy it from this environment.",
     ),
     click.option("--workdir", "working_dir", metavar="DIR", help="The working directory of the command."),
     click.option("--user", metavar="USER[:GROUP]", help="The user that runs the command."),
     click.option(
-        "--entrypoint", type=WORDS, metavar="WORDS", help="Another entry point: words as in a shell, or a JSON list."
+        "--entrypoint",
+        type=WORDS,
+        metavar="WORDS",
+        help="Replace the entry point: words as in a shell, or a JSON list.",
     ),
     click.option("--runtime", metavar="NAME", help="The runtime: crun or runc.  [default: the one that is installed]"),
     snapshotter_option,
@@ -52,9 +58,9 @@ def command(
 ) -> None:
     """Run a container of an image in the store.
 
-    It runs until its command ends, and its exit code is the result. CMD replaces the image's Cmd. No network is
-    configured for the container; without root it has that of the host. Without root its files are a copy in a
-    directory, unless --snapshotter is given.
+    The exit code is that of the container's command. CMD replaces the image's Cmd. No network is configured for the
+    container. Without root it shares the host's network, and its files are a copy in a directory unless --snapshotter
+    is given.
     """
     from msgspec.structs import replace
 
@@ -62,7 +68,7 @@ def command(
 
     console: Console = context.obj
     if console.json:
-        raise click.UsageError("--json: standard output is the container's")
+        raise click.UsageError("--json: standard output belongs to the container")
     if options.working_dir is not None and not options.working_dir.startswith("/"):
         raise click.UsageError("--workdir needs an absolute path")
     reference = store_reference(image)

@@ -34,11 +34,11 @@ _SETTINGS: Final[dict[str, tuple[str, ...] | None]] = {
     "metrics": None,
     "log-format": _LOG_FORMATS,
 }
-"""Settings that a file may have, named as the options, with their values; None for any text."""
+"""Settings of a file, named like the options, with their values; None for any text."""
 
 _PLUGIN: Final = "plugin"
 _METRICS: Final = "metrics"
-"""Names of inherited sockets that are not for containerd's clients."""
+"""Names of inherited sockets that do not serve containerd's clients."""
 
 
 def _load(context: click.Context, option: click.Parameter, value: Path | None) -> None:  # noqa: ARG001
@@ -68,7 +68,7 @@ class ServeOptions(NamedTuple):
     log_format: str = "text"
 
 
-@click.command("serve", cls=Verb)
+@click.command("serve", cls=Verb, example="lamella serve --address /run/lamella/lamella.sock")
 @click.option(
     "--config",
     metavar="FILE",
@@ -76,15 +76,19 @@ class ServeOptions(NamedTuple):
     is_eager=True,
     expose_value=False,
     callback=_load,
-    help="A file in TOML with defaults for the options below, by their names, and for root.",
+    help="A TOML file with defaults for the options below, under their names, and for root.",
 )
 @collect(
     "options",
     ServeOptions,
     click.option("--address", metavar="SOCKET", help="The unix socket for clients of containerd."),
-    click.option("--plugin", metavar="SOCKET", help="The unix socket for a containerd whose plugin this is."),
     click.option(
-        "--containerd", metavar="SOCKET", help="The socket of the containerd whose plugin this is.  [default: its own]"
+        "--plugin", metavar="SOCKET", help="The unix socket for a containerd that uses this server as a plugin."
+    ),
+    click.option(
+        "--containerd",
+        metavar="SOCKET",
+        help="The socket of the containerd that uses this server as a plugin.  [default: its own]",
     ),
     verity_option,
     click.option(
@@ -92,7 +96,7 @@ class ServeOptions(NamedTuple):
         type=click.Choice(_POLICIES),
         default=_SHARED,
         show_default=True,
-        help="Whether a namespace gets a blob of another one without uploading it.",
+        help="Whether a namespace can use blobs of other namespaces without uploading them.",
     ),
     click.option(
         "--metrics",
@@ -110,7 +114,7 @@ class ServeOptions(NamedTuple):
     type=click.Choice(["1.7", "2"]),
     is_flag=False,
     flag_value="2",
-    help="Print the configuration of a containerd whose plugin this is, 2 by default, and exit.",
+    help="Print the configuration for containerd to use this server as a plugin, 2 by default, and exit.",
 )
 @click.pass_obj
 def command(console: Console, options: ServeOptions, config_for: str | None) -> None:
@@ -119,10 +123,10 @@ def command(console: Console, options: ServeOptions, config_for: str | None) -> 
     Clients connect to SOCKET as to containerd: ctr --address SOCKET images ls. A socket without a server is replaced.
     SIGTERM and SIGINT stop the server once the calls in progress are done; the log goes to standard error.
 
-    With --plugin, a containerd unpacks its layers and keeps its snapshots here, in a store of their own beneath the
-    other one. --print-containerd-config prints the configuration that it needs.
+    With --plugin, a containerd unpacks its layers and keeps its snapshots here, in a separate store below the store's
+    directory. --print-containerd-config prints the configuration that it needs.
 
-    A service manager may pass open sockets: those named 'plugin' and 'metrics' are for these, others for clients.
+    A service manager may pass open sockets: those named 'plugin' and 'metrics' serve these, all others serve clients.
     """
     from lamella.errors import Unsupported
 

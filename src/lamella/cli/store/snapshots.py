@@ -28,7 +28,7 @@ def command(context: click.Context) -> None:
         context.invoke(ls, filters=(), snapshotter=None)
 
 
-@command.command("ls", cls=Verb)
+@command.command("ls", cls=Verb, example="lamella store snapshots ls 'kind==active'")
 @click.argument("filters", metavar="[FILTER]...", nargs=-1)
 @snapshotter_option
 @namespace_option
@@ -36,7 +36,7 @@ def command(context: click.Context) -> None:
 def ls(console: Console, filters: tuple[str, ...], snapshotter: str | None) -> None:
     """List snapshots.
 
-    A FILTER is one of containerd's, as in 'kind==active'. SIZE is what the snapshot takes itself, without its parents.
+    A FILTER has containerd's syntax, as in 'kind==active'. SIZE is that of the snapshot alone, without its parents.
     """
     from lamella.times import format_rfc3339
 
@@ -78,15 +78,15 @@ def ls(console: Console, filters: tuple[str, ...], snapshotter: str | None) -> N
         )
 
 
-@command.command("rm", cls=Verb)
+@command.command("rm", cls=Verb, example="lamella store snapshots rm work")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @snapshotter_option
 @namespace_option
 @click.pass_obj
 def rm(console: Console, names: tuple[str, ...], snapshotter: str | None) -> None:
-    """Remove snapshots on which no others lie.
+    """Remove snapshots without children.
 
-    Without --snapshotter, the one that has a snapshot of that name.
+    Without --snapshotter, NAME must be in one snapshotter only.
     """
     from lamella.errors import InvalidInput, NotFound
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lamella store import``."""
+"""``lamella store import`` and ``export``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lamella.operations.store.transfer import ImportOptions
 
 
-@click.command("import", cls=ImageVerb)
+@click.command("import", cls=ImageVerb, example="lamella store import --unpack docker://docker.io/library/alpine:3.20")
 @click.argument("image", metavar="IMAGE")
 @collect(
     "options",
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     click.option("--unpack", is_flag=True, help="Also unpack the layers into snapshots."),
     snapshotter_option,
     click.option("--all", "all_platforms", is_flag=True, help="Import an index with the images of all platforms."),
-    click.option("--replace", is_flag=True, help="Replace another image that has the name."),
+    click.option("--replace", is_flag=True, help="Replace an image of that name."),
     platform_option,
 )
 @verity_option
@@ -37,7 +37,7 @@ def import_(console: Console, image: str, options: ImportOptions, verity: str | 
     """Copy an image into the store.
 
     Blobs that the store has are not read again. Without --name, all images of an archive or a layout that have a full
-    name are taken. Other verbs name them store:REF.
+    name are imported. Other verbs name them store:REF.
     """
     from lamella.operations.inspect import describe_descriptor
     from lamella.operations.store.transfer import import_image
@@ -74,7 +74,7 @@ def import_(console: Console, image: str, options: ImportOptions, verity: str | 
     console.summary(f"{done.blobs} blobs written, {human_size(done.size)}; {done.present} were there already")
 
 
-@click.command("export", cls=ImageVerb)
+@click.command("export", cls=ImageVerb, example="lamella store export alpine:3.20 oci:alpine:3.20")
 @click.argument("name", metavar="REF")
 @click.argument("target", metavar="IMAGE")
 @click.option("--all", "all_platforms", is_flag=True, help="Copy an index with the images of all platforms.")
@@ -85,19 +85,13 @@ def import_(console: Console, image: str, options: ImportOptions, verity: str | 
 def export(console: Console, name: str, target: str, all_platforms: bool, platform: str | None, replace: bool) -> None:
     """Copy an image out of the store.
 
-    IMAGE is any other place. It is the same as 'lamella copy store:REF IMAGE', for any namespace.
+    Like 'lamella copy store:REF IMAGE', but for any namespace.
     """
     from lamella.operations.store.transfer import export_image
 
     job = console.job()
     with opened_space(readonly=True) as space:
         copied = export_image(
-            space,
-            name,
-            target,
-            platform=platform,
-            all_platforms=all_platforms,
-            replace=replace,
-            job=job,
+            space, name, target, platform=platform, all_platforms=all_platforms, replace=replace, job=job
         )
     print_copied(console, target, copied)

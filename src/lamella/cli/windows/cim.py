@@ -22,14 +22,14 @@ _IMAGE: Final = click.argument("image", metavar="DIR/NAME.cim", type=PATH)
 
 @click.group("cim", cls=VerbGroup)
 def command() -> None:
-    """Look into composite images, check them, and take layers out of them.
+    """List, verify and extract composite images.
 
-    A composite image of Windows (CIM) is the file NAME.cim, with the files of its regions and of its parents beside it.
-    Other verbs take it as cim:DIR/NAME.cim, as in 'lamella find cim:layers/base.cim'.
+    A composite image of Windows (CIM) is the file NAME.cim, with the files of its regions and of its parents beside
+    it. Other verbs take it as cim:DIR/NAME.cim, as in 'lamella find cim:layers/base.cim'.
     """
 
 
-@command.command("info", cls=Verb)
+@command.command("info", cls=Verb, example="lamella cim info layers/0.cim")
 @_IMAGE
 @click.pass_obj
 def info(console: Console, image: Path) -> None:
@@ -48,7 +48,7 @@ def info(console: Console, image: Path) -> None:
     console.line(f"file tables  {document['file_tables']} with {ids}")
 
 
-@command.command("ls", cls=Verb)
+@command.command("ls", cls=Verb, example="lamella cim ls -l layers/0.cim Windows")
 @_IMAGE
 @click.argument("path", metavar="[PATH]", default="")
 @click.option("-l", "long", is_flag=True, help="Show attributes, size and time.")
@@ -62,7 +62,7 @@ def ls(context: click.Context, image: Path, path: str, long: bool, recursive: bo
     _run(context, verb, place=place, long=long, recursive=recursive, directory=False, platform=None)
 
 
-@command.command("tree", cls=Verb)
+@command.command("tree", cls=Verb, example="lamella cim tree layers/0.cim Users")
 @_IMAGE
 @click.argument("path", metavar="[PATH]", default="")
 @click.option("-L", "--depth", type=click.IntRange(1), metavar="N", help="Draw at most N levels.")
@@ -74,7 +74,7 @@ def tree(context: click.Context, image: Path, path: str, depth: int | None) -> N
     _run(context, verb, place=_place(image, path), depth=depth, directories=False, platform=None)
 
 
-@command.command("cat", cls=Verb)
+@command.command("cat", cls=Verb, example="lamella cim cat layers/0.cim License.txt")
 @_IMAGE
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.pass_context
@@ -86,7 +86,7 @@ def cat(context: click.Context, image: Path, paths: tuple[str, ...]) -> None:
     _run(context, verb, place=_place(image, first), more=tuple(more), platform=None)
 
 
-@command.command("extract", cls=Verb)
+@command.command("extract", cls=Verb, example="lamella cim extract layers/0.cim ./files")
 @_IMAGE
 @click.argument("directory", metavar="TARGET", type=PATH)
 @click.option(
@@ -95,7 +95,10 @@ def cat(context: click.Context, image: Path, paths: tuple[str, ...]) -> None:
 @strict_option
 @click.pass_obj
 def extract(console: Console, image: Path, directory: Path, only: str, strict: bool) -> None:
-    """Write the files to the new directory TARGET; what its file system cannot hold is a loss."""
+    """Extract all files into the new directory TARGET.
+
+    Whatever its file system cannot hold is reported as a loss.
+    """
     from lamella.operations.windows.cim import extract_cim
 
     job = console.job(strict=strict)
@@ -108,7 +111,7 @@ def extract(console: Console, image: Path, directory: Path, only: str, strict: b
     console.summary(counted(entries, "entry", "entries"))
 
 
-@command.command("verify", cls=Verb)
+@command.command("verify", cls=Verb, example="lamella cim verify layers/0.cim")
 @_IMAGE
 @click.option(
     "--list",
@@ -119,7 +122,10 @@ def extract(console: Console, image: Path, directory: Path, only: str, strict: b
 )
 @click.pass_obj
 def verify(console: Console, image: Path, listing: Path | None) -> None:
-    """Read every structure and file of an image; an error names the structure and its offset."""
+    """Check every structure and file of an image.
+
+    An error names the structure and its offset.
+    """
     from lamella.operations.windows.cim import verify_cim
 
     job = console.job()
@@ -141,7 +147,7 @@ def verify(console: Console, image: Path, listing: Path | None) -> None:
     console.summary(f"{found.files} files and {found.directories} directories, {human_size(found.size)}: all readable")
 
 
-@command.command("diff", cls=Verb)
+@command.command("diff", cls=Verb, example="lamella cim diff layers/1.cim -o layer.tar")
 @_IMAGE
 @click.option(
     "--parent",
@@ -156,10 +162,11 @@ def verify(console: Console, image: Path, listing: Path | None) -> None:
 def diff(
     console: Console, image: Path, parent: Path | None, output: str | None, options: DiffOptions, strict: bool
 ) -> None:
-    """List the changes of an image's layer, or write them as a blob in the tar dialect of Windows.
+    """List or write the changes of an image's layer.
 
-    The changes are the differences from the image that it was forked from, or all files without one. Files that an
-    import derives, such as cumulative registry hives, are left out.
+    The changes are the differences from the image that it was forked from, or all files without one. With -o they are
+    written as a blob in the tar dialect of Windows. Files that an import derives, such as cumulative registry hives,
+    are left out.
     """
     from msgspec.structs import replace
 
@@ -176,7 +183,7 @@ def diff(
             console.line(f"{sign}  /{path}")
         return
     if output == "-" and console.json:
-        raise click.UsageError("--json and -o - both want standard output")
+        raise click.UsageError("--json and -o - both write to standard output")
     written = write_changes(
         parent,
         image,

@@ -25,22 +25,22 @@ FILE_KEY = "FILE[::KEY]"
 
 @click.group("hive", cls=VerbGroup)
 def command() -> None:
-    """Look into registry hives, and merge them.
+    """List, print and merge registry hives.
 
-    FILE is a file, - for standard input, or a file in an image or a layer, as IMAGE::PATH or windows:PLACE::PATH, or
-    blob:, cim: and dir: as for 'lamella ls'. KEY is the path of a key below the root, with backslashes or, where there
-    is none, slashes between the names; case does not matter.
+    FILE is a file on disk, - for standard input, or a file in an image or a layer, as IMAGE::PATH or
+    windows:PLACE::PATH, or with blob:, cim: or dir: as for 'lamella ls'. KEY is the path of a key below the root, with
+    backslashes or, if it has none, slashes between the names; case does not matter.
 
-    Layers of a Windows image above the base have deltas of the base's hives. Of an image, Hives/System_Base is what all
-    come to, which is what a container starts with; Hives/System_Delta is the delta of the topmost layer that has one,
-    or of layer N with --layer N; Files/Windows/System32/config/SYSTEM is the base's own. The other hives are called
-    Software, Sam, Security and DefaultUser (DEFAULT in config).
+    Layers of a Windows image above the base have deltas of the base's hives. In an image, Hives/System_Base is the
+    merged hive, with which a container starts; Hives/System_Delta is the delta of the topmost layer that has one, or
+    of layer N with --layer N; Files/Windows/System32/config/SYSTEM is the hive of the base alone. The other hives are
+    called Software, Sam, Security and DefaultUser (DEFAULT in config).
     """
 
 
 def _dirty_option(function: F) -> F:
     return click.option(
-        "--dirty", is_flag=True, help="Read a hive as it stands even if its last changes are only in its log."
+        "--dirty", is_flag=True, help="Read a hive without its last changes if they are only in its log."
     )(function)
 
 
@@ -49,11 +49,11 @@ def _layer_option(function: F) -> F:
         "--layer",
         type=click.IntRange(min=0),
         metavar="N",
-        help="Of a Windows image, the delta of layer N, or the hive as it is with N on top; 0 is the base.",
+        help="In a Windows image, the delta of layer N, or the hive merged up to layer N; 0 is the base.",
     )(function)
 
 
-@command.command("ls", cls=ImageVerb)
+@command.command("ls", cls=ImageVerb, example="lamella hive ls -l SYSTEM::ControlSet001/Services")
 @click.argument("place", metavar=FILE_KEY)
 @click.option("-l", "long", is_flag=True, help="Show types, sizes of data, and times of keys (UTC).")
 @_dirty_option
@@ -61,7 +61,7 @@ def _layer_option(function: F) -> F:
 @platform_option
 @click.pass_obj
 def ls(console: Console, place: str, long: bool, dirty: bool, layer: int | None, platform: str | None) -> None:
-    """List what is in a key: its subkeys, then its values.
+    """List the subkeys and values of a key.
 
     A subkey ends with a backslash; @ is the default value.
     """
@@ -91,10 +91,10 @@ def ls(console: Console, place: str, long: bool, dirty: bool, layer: int | None,
             console.line(line)
 
 
-@command.command("get", cls=ImageVerb)
+@command.command("get", cls=ImageVerb, example="lamella hive get oci:app:1.0::Hives/System_Base::Select Current")
 @click.argument("place", metavar=FILE_KEY)
 @click.argument("name", metavar="[VALUE]", required=False)
-@click.option("--raw", is_flag=True, help="Write the data of VALUE as the bytes that it is.")
+@click.option("--raw", is_flag=True, help="Write the raw bytes of VALUE.")
 @_dirty_option
 @_layer_option
 @platform_option
@@ -110,8 +110,8 @@ def get(
 ) -> None:
     """Print a value, or all values of a key.
 
-    Texts come as they are, a list of texts line by line, numbers in decimal, other data in hexadecimal. @ is the
-    default value. Without VALUE, each value is a line with its name and type.
+    Strings are printed as they are, lists of strings line by line, numbers in decimal, other data in hexadecimal. @ is
+    the default value. Without VALUE, each value is a line with its name and type.
     """
     from lamella.errors import NotFound
     from lamella.formats.regf.text import meaning, value_line
@@ -135,7 +135,7 @@ def get(
         console.document(value_document(value))
         return
     if value.tombstone:
-        raise NotFound(f"the value {name!r} in {path!r} is a tombstone: it removes the one below")
+        raise NotFound(f"the value {name!r} in {path!r} is a tombstone: it removes that of the lower hive")
     if raw:
         output = console.binary()
         output.write(value.data)
@@ -151,7 +151,7 @@ def get(
         console.line(_encodable(str(known)))
 
 
-@command.command("merge", cls=ImageVerb)
+@command.command("merge", cls=ImageVerb, example="lamella hive merge -o SYSTEM System_Base System_Delta")
 @click.argument("base", metavar="BASE")
 @click.argument("deltas", metavar="[DELTA]...", nargs=-1)
 @click.option("-o", "--output", metavar="OUT", required=True, help="The new hive; - is standard output.")
@@ -166,17 +166,17 @@ def merge(
     dirty: bool,
     platform: str | None,
 ) -> None:
-    """Lay deltas over a hive, and write the result.
+    """Merge deltas into a hive.
 
-    DELTAs are those of layers, the lowest first; each is a hive as FILE is. The result bears no marks of a delta.
-    Without DELTA it is BASE: IMAGE::Hives/System_Base is merged already.
+    Each DELTA is the hive of a layer, the lowest first, named as FILE. The result is an ordinary hive. Without DELTA
+    it is BASE: IMAGE::Hives/System_Base is merged already.
     """
     from lamella.operations.windows.hives import merge_hives
 
     if [base, *deltas].count("-") > 1:
-        raise click.UsageError("standard input is one hive at most")
+        raise click.UsageError("only one hive can be read from standard input")
     if output == "-" and console.json:
-        raise click.UsageError("--json and -o - both want standard output")
+        raise click.UsageError("--json and -o - both write to standard output")
     size = merge_hives(
         _place(base),
         [_place(one) for one in deltas],
@@ -193,17 +193,17 @@ def merge(
         console.summary(f"{output}: {human_size(size)}")
 
 
-@command.command("dump", cls=ImageVerb)
+@command.command("dump", cls=ImageVerb, example="lamella hive dump SYSTEM::Select")
 @click.argument("place", metavar=FILE_KEY)
 @_dirty_option
 @_layer_option
 @platform_option
 @click.pass_obj
 def dump(console: Console, place: str, dirty: bool, layer: int | None, platform: str | None) -> None:
-    """Print a key and all that is below it as canonical text.
+    """Print a key and all below it as canonical text.
 
-    A line for each key, in brackets, and one for each of its values, in visible ASCII. What two hives hold is equal
-    where their dumps are.
+    A line for each key, in brackets, and one for each of its values, in visible ASCII. Hives with the same content
+    have the same dump.
     """
     from lamella.formats.regf.text import dump as lines
     from lamella.operations.windows.hives import key_documents
@@ -224,7 +224,7 @@ def _place(text: str) -> HivePlace:
 def _opened(
     console: Console, text: str, dirty: bool, layer: int | None, platform: str | None
 ) -> tuple[Hive, HiveKey, str]:
-    """The hive, the key and its path."""
+    """Open FILE[::KEY]: the hive, the key and its path."""
     from lamella.formats.regf.keys import split_path
     from lamella.operations.windows.hives import open_hive, split_hive_place
 

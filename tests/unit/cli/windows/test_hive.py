@@ -141,7 +141,7 @@ def test_dump_in_json_has_all_that_keys_have(lamella: Run, hive: Path, tmp_path:
 def test_merge_gives_standard_output_to_the_hive_or_to_the_document(lamella: Run, hive: Path) -> None:
     done = lamella("hive", "merge", hive, "-o", "-", "--json")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "both want standard output" in done.stderr
+    assert "both write to standard output" in done.stderr
 
 
 def test_merge_lays_a_delta_over_a_hive(lamella: Run, hive: Path, tmp_path: Path) -> None:
