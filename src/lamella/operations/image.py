@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public class of images: a value whose methods read it, write it and derive other images."""
+"""`Image`, the public class of images: it reads, writes and derives them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 
 def open_image(name: str | ImageName, platform: str | Platform | None = None) -> Image:
-    """Open the image that ``name`` names, as in ``oci:DIR:TAG``, for ``platform`` or this host.
+    """Open the image ``name``, as in ``oci:DIR:TAG``; from an index, the image for ``platform`` or this host.
 
-    Reads and checks its documents, not its layers. Use it as a context manager, or `close` it. Raises InvalidInput,
-    NotFound, Unsupported, Integrity.
+    Reads and checks index, manifest and config, not the layers. Use the image as a context manager, or `close` it.
+    Raises InvalidInput for a malformed name or platform, NotFound for a missing image, Unsupported for a document that
+    is no image, Integrity for a document that does not match its digest.
     """
     image = Image.open(name, platform)
     image._source.image()  # noqa: SLF001  # raises errors now
@@ -46,11 +47,12 @@ def open_image(name: str | ImageName, platform: str | Platform | None = None) ->
 
 
 class Image:
-    """An image in a place, or one that is derived from other images.
+    """An immutable image: one that is stored somewhere, or one derived from other images.
 
-    It is immutable. The methods from `append` to `convert` return another image, which is made lazily, when it is
-    written or read; `Image.open` opens an image lazily, too. The same steps always give the same digest. `close`, or
-    garbage collection of the image, releases its resources.
+    The methods from `append` to `convert` return a derived image. It is built when it is first written or read, so
+    most of their errors are raised then. The same steps on the same images always give the same digest. `close`, or
+    garbage collection of the image, releases its files. A derived image reads the images that it was derived from:
+    keep them open while it is used.
     """
 
     def __init__(self, source: _Source) -> None:
@@ -75,10 +77,9 @@ class Image:
 
     @classmethod
     def open(cls, name: str | ImageName, platform: str | Platform | None = None) -> Image:
-        """The image that ``name`` names, as in ``oci:DIR:TAG``, for ``platform`` or this host.
+        """The image ``name``, as `open_image` opens it, but opened on first use, which then raises its errors.
 
-        Nothing is read yet, so that errors are raised later than by `open_image`. Raises InvalidInput for a malformed
-        name.
+        Raises InvalidInput for a malformed name.
         """
         return cls(_NamedImage(parse_image_name(name) if isinstance(name, str) else name, platform))
 
@@ -93,7 +94,7 @@ class Image:
 
     @property
     def descriptor(self) -> Descriptor:
-        """Digest, size and media type of the manifest."""
+        """Digest, size in bytes and media type of the manifest."""
         return self._image.descriptor
 
     @property
@@ -102,17 +103,17 @@ class Image:
 
     @property
     def config(self) -> ImageConfig:
-        """The image config; the defaults of a container are in its ``config``."""
+        """The image config; its ``config`` has the defaults of a container."""
         return self._image.config
 
     @property
     def platform(self) -> Platform:
-        """The platform that the config states."""
+        """The platform in the config."""
         return self._source.draft().config.platform
 
     @property
     def layers(self) -> tuple[ImageLayer, ...]:
-        """The layers, base first: descriptor, diff id, and `open` for the blob."""
+        """The layers, base first. Each has a descriptor and a diff id, and `open` opens its blob."""
         return self._image.layers
 
     def unpack(
@@ -125,12 +126,12 @@ class Image:
         merge: bool = False,
         job: Job | None = None,
     ) -> Unpacked:
-        """Unpack into ``directory``, which must not exist and appears when everything is unpacked and checked.
+        """Unpack into ``directory``, which must not exist and appears when all layers are unpacked and checked.
 
-        ``kind`` selects another form than a plain tree, see `lamella.operations.unpack.unpack`; a Windows image needs
-        one. With ``merge`` the directory may exist, and is unpacked over. With ``bundle``, the files of a plain tree go
-        into its ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` chooses owners and devices. Raises as
-        `lamella.operations.unpack.unpack`.
+        ``kind`` is a kind of layer; the default is a plain directory, and a Windows image needs another. With
+        ``merge`` the directory may exist, and files in it are replaced. With ``bundle``, the files go into its
+        ``rootfs``, beside a ``config.json`` for a runtime. ``policy`` says how to unpack owners and devices. Raises
+        InvalidInput for a bundle of another kind, and as `lamella.unpack`.
         """
         from lamella.operations.runtime.bundle import unpack_bundle
         from lamella.operations.unpack import UnpackOptions, unpack
@@ -141,9 +142,9 @@ class Image:
         return (unpack_bundle if bundle else unpack)(self._image, Path(directory), options, job=job)
 
     def filesystem(self) -> Filesystem:
-        """The merged view of the layers as a read-only file system, usable until the image is closed.
+        """The merged view of the layers as a read-only file system, valid until the image is closed.
 
-        The first call reads and checks the layers as unpacking does, and raises as unpacking does.
+        The first call reads and checks all layers, and raises as `unpack`; later calls return the same file system.
         """
         if self._filesystem is None:
             from lamella.operations.trees.filesystem import Filesystem
@@ -153,7 +154,7 @@ class Image:
         return self._filesystem
 
     def describe(self) -> dict[str, Any]:
-        """The document that ``lamella inspect --json`` prints."""
+        """The document that ``lamella inspect --json`` prints; sizes are in bytes."""
         from lamella.operations.inspect import describe
 
         return describe(self._image)
@@ -169,9 +170,9 @@ class Image:
     ) -> Image:
         """This image with ``layers`` on top: directories, blobs, or mappings of paths to files.
 
-        Directories and files on disk are read when the image is written or read. ``losses`` collects what the
-        layers cannot hold; the default are those of the job that writes the image. Raises InvalidInput for files that
-        cannot be in one layer.
+        Directories and files on disk are read when the image is written or read. ``created_by`` is the text of the new
+        steps in the history. ``losses`` collects what the layers cannot hold; by default, the losses of the job that
+        writes the image. Raises InvalidInput for files that cannot be in one layer.
         """
         from lamella.operations.layers.write import DEFAULT_OPTIONS
         from lamella.operations.surgery.append import CREATED_BY, add_layers
@@ -182,9 +183,9 @@ class Image:
         return Image(_DerivedImage(lambda: add_layers(self._source.draft(), new, created_by=by)))
 
     def with_config(self, **settings: Unpack[SettingsGiven]) -> Image:
-        """This image with changed `lamella.operations.surgery.mutate.Settings` of its config; others stay.
+        """This image with fields of its config changed, as `lamella.operations.surgery.mutate.Settings` describes.
 
-        Raises InvalidInput.
+        Raises InvalidInput for a malformed value.
         """
         from lamella.operations.surgery.mutate import Settings, with_settings
 
@@ -192,7 +193,7 @@ class Image:
         return Image(_DerivedImage(lambda: with_settings(self._source.draft(), wanted)))
 
     def with_annotations(self, annotations: Pairs) -> Image:
-        """This image with these annotations of its manifest set or, where the value is None, removed."""
+        """This image with annotations of its manifest set; None as the value removes one. Raises InvalidInput."""
         from lamella.operations.surgery.mutate import checked_pairs, with_annotations
 
         wanted = checked_pairs("annotations", annotations)
@@ -201,7 +202,10 @@ class Image:
     def flatten(
         self, layers: range | str | None = None, *, compression: str = "gzip", level: int | None = None
     ) -> Image:
-        """This image with all of its layers, or some, merged into one, as `lamella.flatten` does."""
+        """This image with ``layers`` merged into one: a range of numbers, as a text ``"A..B"``, or all by default.
+
+        The numbers count from 0 at the base. ``compression`` and ``level`` are those of the new layer.
+        """
         from lamella.operations.layers.write import LayerOptions
         from lamella.operations.surgery.flatten import merge_layers
 
@@ -209,7 +213,7 @@ class Image:
         return Image(_DerivedImage(lambda: merge_layers(self._image, layers, options)))
 
     def rebase(self, old_base: Image, new_base: Image) -> Image:
-        """This image with the layers of ``old_base`` replaced by those of ``new_base``, as `lamella.rebase` does."""
+        """This image with the layers of ``old_base``, on which it must be built, replaced by those of ``new_base``."""
         from lamella.operations.surgery.rebase import replace_base
 
         return Image(_DerivedImage(lambda: replace_base(self._image, old_base._image, new_base._image)))
@@ -222,9 +226,10 @@ class Image:
         again: bool = False,
         format: Format | None = None,  # noqa: A002  # the option's name in all verbs
     ) -> Image:
-        """This image with its layers recompressed, or in another format, as `lamella.convert` does.
+        """This image with its layers recompressed, or with its manifest in another format.
 
-        Raises InvalidInput.
+        Layers that have the compression already are kept, unless ``again`` is true. Raises InvalidInput for an unknown
+        compression or level.
         """
         from lamella.changes.job import Job
         from lamella.operations.surgery.convert import Conversion, convert_image
@@ -233,10 +238,11 @@ class Image:
         return Image(_DerivedImage(lambda: convert_image(self._image, how, Job())))
 
     def write(self, name: str | ImageName, *, replace: bool = False, job: Job | None = None) -> Descriptor:
-        """Write the image to the place that ``name`` names, atomically, and return the descriptor of its manifest.
+        """Write the image as ``name``, atomically, and return the descriptor of its manifest.
 
-        Blobs that the place holds are neither read nor written. See `open_writer` for ``replace``. Raises
-        AlreadyExists, and as the methods that derived the image do.
+        Blobs that the target holds are neither read nor written. ``replace`` permits to replace an existing archive, or
+        the image of that name in a store. Raises AlreadyExists without it, InvalidInput if the image would overwrite
+        one that it is made from, and as the steps that derived the image.
         """
         from lamella.images.transports import open_writer
         from lamella.operations.surgery.draft import write_draft
@@ -249,12 +255,12 @@ class Image:
             return write_draft(draft, writer, tag=target.tag, job=job).descriptor
 
     def push(self, reference: str, *, job: Job | None = None) -> Descriptor:
-        """Write the image to a registry, as in ``registry.example/app:1``; the same as `write` to ``docker://…``."""
+        """Write the image to a registry, as in ``registry.example/app:1``, like `write` to ``docker://…``."""
         name = reference if reference.startswith("docker://") else f"docker://{reference}"
         return self.write(name, job=job)
 
     def close(self) -> None:
-        """Release all resources. `filesystem` and images derived from this one become unusable."""
+        """Close all files. `filesystem` and images derived from this one become unusable. May be called again."""
         self._resources.close()
         self._source.close()
 
@@ -278,7 +284,7 @@ class _Source(Protocol):
         ...
 
     def draft(self) -> Draft:
-        """The image for writing; derived layers may not be made yet."""
+        """The image for writing; its new layers may not be written yet."""
         ...
 
     def close(self) -> None: ...

@@ -86,7 +86,7 @@ def _parsed(
 
 
 def _entries(graph: ImageGraph, name: ImageName, platform: Platform | None) -> list[Descriptor]:
-    """The entries that a source contributes, each image with its platform."""
+    """The entries that a source contributes; each image has its platform."""
     image = find_one(graph.reader, name.tag, name.position)
     if image.media_type not in INDEXES:
         return [_entry(image, platform or graph.platform(bare(image)))]  # the platform of the config
@@ -104,7 +104,7 @@ def _entry(image: Descriptor, platform: Platform) -> Descriptor:
 
 
 def _unique(entries: Iterable[Descriptor]) -> list[Descriptor]:
-    """The entries, each once. Raises Conflict if two images are for one platform."""
+    """The entries without repetitions. Raises Conflict if two images are for one platform."""
     by_platform: dict[str, Descriptor] = {}
     by_digest: dict[tuple[Digest, str], Descriptor] = {}
     for entry in entries:
@@ -126,7 +126,7 @@ class Subset(Struct, frozen=True):
     """A subset of an index that was written."""
 
     descriptor: Descriptor
-    """That of the new index, as the target lists it."""
+    """The descriptor of the new index, as the target lists it."""
     kept: tuple[Platform, ...]
     left_out: tuple[Platform, ...]
 
@@ -174,7 +174,7 @@ def subset(
 
 
 class _Choice(Struct):
-    """Keeps the images for the wanted platforms."""
+    """A rewriting that keeps the images for the wanted platforms."""
 
     graph: ImageGraph
     wanted: Sequence[Platform]
@@ -207,18 +207,18 @@ class _Choice(Struct):
 
 
 class Rewriting(Protocol):
-    """What becomes of the entries of an index. The blobs of every entry that stays must be put into the writer."""
+    """Decides for each entry of an index. Its user puts the blobs of all entries that stay into the writer."""
 
     def index(self, index: Index) -> Index:
-        """Replace an index, except for its entries."""
+        """Return the index that replaces ``index``; its entries are ignored."""
         ...
 
     def image(self, entry: Descriptor) -> Descriptor | None:
-        """Replace an image, or leave it out with None. Called once for each image and platform."""
+        """Return the entry that replaces an image; None drops it. Called once for each image and platform."""
         ...
 
     def other(self, entry: Descriptor) -> bool:
-        """Whether an entry that is no image stays. Not called for referrers of an image that is left out."""
+        """Whether to keep an entry that is not an image. Not called for referrers of an image that is dropped."""
         ...
 
 
@@ -226,8 +226,8 @@ def rewrite_index(graph: ImageGraph, writer: ImageWriter, index: Descriptor, rew
     """Rewrite ``index``, put the result into ``writer`` and return its descriptor.
 
     Entries keep their order, platforms and annotations; referrers follow their image. Nested indexes are rewritten
-    first, and left out where nothing is left in them. An index without changes keeps its bytes.
-    Raises NotFound where nothing is left at all, and as `ImageGraph.walk` does.
+    first, and dropped if they become empty. An index without changes keeps its bytes. Raises NotFound if no entry is
+    left at all, and as `ImageGraph.walk` does.
     """
     rewritten: dict[Digest, Descriptor | None] = {}
     images: dict[tuple[Digest, str], Descriptor | None] = {}
@@ -259,14 +259,14 @@ def rewrite_index(graph: ImageGraph, writer: ImageWriter, index: Descriptor, rew
 
 
 def _nested(node: Node) -> Iterable[Descriptor]:
-    """Follow indexes alone."""
+    """The nested indexes of an index."""
     return (entry for entry in node.index.manifests if kind_of(entry) is Kind.INDEX)
 
 
 def _rewrite_entries(
     old: Index, replace: Callable[[Descriptor], Descriptor | None], rewriting: Rewriting
 ) -> list[Descriptor]:
-    """The entries of ``old`` with images replaced, and referrers kept or left out with them."""
+    """The entries of ``old`` with images replaced, and their referrers kept or dropped with them."""
     replaced = [replace(entry) if is_image_entry(entry) else None for entry in old.manifests]
     subjects: dict[str, Descriptor | None] = {}
     for entry, new in zip(old.manifests, replaced, strict=True):
@@ -299,9 +299,9 @@ def _replaced(entry: Descriptor, new: Descriptor) -> Descriptor:
 
 
 def selects(wanted: Platform, offered: Platform) -> bool:
-    """Whether ``wanted`` means ``offered`` and not merely something that runs there too.
+    """Whether ``wanted`` selects images for ``offered``; running there is not enough.
 
-    Without a variant it means all of them; the one that no variant stands for may be written out.
+    Without a variant, ``wanted`` selects all variants. A default variant, such as v8 of arm64, may be given or not.
     """
     if not wanted.variant:
         return matches(msgspec.structs.replace(wanted, variant=offered.variant), offered)
@@ -311,7 +311,7 @@ def selects(wanted: Platform, offered: Platform) -> bool:
 
 
 def without_names(entry: Descriptor) -> Descriptor:
-    """An entry of a layout's index.json without the names that belong there alone."""
+    """``entry`` of a layout's index.json without the annotations that name it there."""
     annotations = {key: to for key, to in entry.annotations.items() if key not in (REF_NAME, CONTAINERD_NAME)}
     plain: Descriptor = msgspec.structs.replace(entry, annotations=annotations)
     return plain
