@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lamella.changes.apply import apply
+from lamella.changes.contracts import Tree
 from lamella.changes.dump import dump
+from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.sink import CimSink
 from lamella.layers.cim.source import all_changes, changes_since
 from lamella.layers.stack import LayerStack
 from lamella.paths import LayerPath
-from lamella.testing import source_suite
+from lamella.testing import limits_suite, source_suite
 from lamella.testing.builders import sparse
 
 
@@ -71,3 +73,25 @@ class TestFork(TestBaseImage):
         apply([LAYER[0], put("Files/gone", Kind.FILE, b"g")], CimSink(base, windows=False))
         apply(changes, CimSink(layer, parents=LayerStack([base]), windows=False))
         return Stated(layer, base)
+
+
+class CimPlace:
+    """A base image, read without its contents."""
+
+    def __init__(self, layer: CimLayer) -> None:
+        self.losses = Losses()
+        self._layer = layer
+
+    def sink(self) -> CimSink:
+        return CimSink(self._layer, windows=False, losses=self.losses)
+
+    def tree(self) -> Tree:
+        return limits_suite.without_contents(all_changes(OpenCim(self._layer)))
+
+
+class TestCimSink(limits_suite.LimitTests):
+    layers = tuple(limits_suite.windows_layers())
+    sizes = ()
+
+    def make(self, tmp_path: Path) -> CimPlace:
+        return CimPlace(CimLayer(tmp_path / "layer.cim"))

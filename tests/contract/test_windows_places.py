@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lamella.changes.apply import apply
+from lamella.changes.contracts import Tree
 from lamella.changes.dump import dump
+from lamella.changes.losses import Losses
 from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.changes.tree import fold
 from lamella.layers.stack import LayerStack
@@ -16,7 +18,7 @@ from lamella.layers.windows.layout import WindowsLayer
 from lamella.layers.windows.sink import WindowsSink
 from lamella.layers.windows.tree import WindowsTree
 from lamella.paths import LayerPath
-from lamella.testing import source_suite
+from lamella.testing import limits_suite, source_suite
 from lamella.testing.builders import sparse
 
 
@@ -67,3 +69,26 @@ class TestLayerWithParents(TestBaseLayer):
 class TestMergedView(source_suite.TreeTests):
     def make(self, tmp_path: Path, changes: Iterable[Change]) -> WindowsTree:
         return WindowsTree(fold(changes))
+
+
+class FolderPlace:
+    """A transport folder over an empty base layer, read without its contents."""
+
+    def __init__(self, where: Path) -> None:
+        self.losses = Losses()
+        self._base, self._layer = WindowsLayer(where / "base"), WindowsLayer(where / "layer")
+        apply([], WindowsSink(self._base))
+
+    def sink(self) -> WindowsSink:
+        return WindowsSink(self._layer, parents=LayerStack([self._base]), losses=self.losses)
+
+    def tree(self) -> Tree:
+        return limits_suite.without_contents(FolderChanges(self._layer))
+
+
+class TestWindowsSink(limits_suite.LimitTests):
+    layers = tuple(limits_suite.windows_layers())
+    sizes = ()
+
+    def make(self, tmp_path: Path) -> FolderPlace:
+        return FolderPlace(tmp_path)

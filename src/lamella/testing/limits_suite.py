@@ -7,10 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from lamella.changes.apply import apply
-from lamella.changes.contracts import Tree
-from lamella.changes.model import Change, Link, Put
+from lamella.changes.contracts import Source, Tree
+from lamella.changes.model import EMPTY, Change, Link, Put, Windows
+from lamella.changes.tree import fold
 from lamella.errors import LamellaError
+from lamella.formats.ntfs.attributes import DERIVED
 from lamella.testing.builders import device, directory, fifo, file, link, sparse, symlink
 from lamella.testing.reading import closed_after
 from lamella.testing.sink_suite import Place
@@ -46,6 +50,39 @@ def _layers() -> Iterator[Sequence[Change]]:
     yield [file("a"), *(link(f"l{number}", "a") for number in range(200))]
 
 
+def windows_layers() -> Iterator[Sequence[Change]]:
+    """The same for files with Windows metadata. Times are whole ticks of 100 nanoseconds."""
+    for name in ("n" * 255, "n" * 256, "n" * 5000, "\U0001f600" * 127, "\U0001f600" * 128):
+        yield [_windows_file(f"Files/{name}")]
+        yield [_windows_file(f"Files/{name}/a")]
+    for number in NUMBERS:
+        for time in (number * 100, -number * 100, number * SECOND, -number * SECOND):
+            yield [_windows_file("Files/a", Windows(0x20, time, 0, 0, 0, _DESCRIPTOR))]
+            yield [_windows_file("Files/a", Windows(0x20, 0, time, 0, 0, _DESCRIPTOR))]
+            yield [_windows_file("Files/a", Windows(0x20, 0, 0, time, 0, _DESCRIPTOR))]
+            yield [_windows_file("Files/a", Windows(0x20, 0, 0, 0, time, _DESCRIPTOR))]
+    for length in (0xFFFF, 1 << 16, 1 << 20):
+        yield [_windows_file("Files/a", Windows(0x20, 0, 0, 0, 0, _DESCRIPTOR + bytes(length - len(_DESCRIPTOR))))]
+        yield [_windows_file("Files/a", Windows(0x20, 0, 0, 0, 0, _DESCRIPTOR, {"A": bytes(length)}))]
+    for length in (254, 255, 256):
+        yield [_windows_file("Files/a", Windows(0x20, 0, 0, 0, 0, _DESCRIPTOR, {"A" * length: b"1"}))]
+    many = {f"A{number}": bytes(4000) for number in range(40)}
+    yield [_windows_file("Files/a", Windows(0x20, 0, 0, 0, 0, _DESCRIPTOR, many))]
+    for attribute in (1 << bit for bit in range(32)):
+        if not attribute & DERIVED:  # the others follow from the kind and the content of the file
+            yield [_windows_file("Files/a", Windows(attribute, 0, 0, 0, 0, _DESCRIPTOR))]
+
+
+_DESCRIPTOR: Final = b"\1\0\4\x80" + bytes(16)
+_PLAIN: Final = Windows(0x20, 0, 0, 0, 0, _DESCRIPTOR)
+
+
+def _windows_file(path: str, windows: Windows = _PLAIN) -> Put:
+    put = file(path, windows=windows)
+    put.entry.posix = None
+    return put
+
+
 class LimitTests:
     """Contract: a sink keeps a value, reports its loss, or refuses the layer with a `LamellaError`.
 
@@ -74,6 +111,11 @@ class LimitTests:
             with closed_after(place.tree()) as tree:
                 silent += _differences(tree, layer, lost)
         assert silent == []
+
+
+def without_contents(changes: Source) -> Tree:
+    """The tree of ``changes``, whose files are empty: for sources whose contents can be read only once."""
+    return fold(replace(change, content=EMPTY) if isinstance(change, Put) else change for change in changes)
 
 
 def _differences(tree: Tree, layer: Sequence[Change], lost: set[str]) -> Iterator[str]:
