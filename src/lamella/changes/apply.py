@@ -87,8 +87,8 @@ def apply(
 
 def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation | None) -> int:
     # The record of what this layer puts: only markers need it, which have no effect without lower layers.
-    mine = PutRecord(limits) if sink.layered and sink.view is not None else None
-    walker = Walker(sink, mine, limits)
+    record = PutRecord(limits) if sink.layered and sink.view is not None else None
+    walker = Walker(sink, record, limits)
     places, put, unsafe, directory = walker.places, sink.put, _UNSAFE, Kind.DIRECTORY
     opaque: dict[LayerPath, None] = {}
     count, most = 0, limits.entries
@@ -119,18 +119,18 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
                 entry = replace(entry, path=join(where, name))
             if put(entry, change.content):
                 walker.gone(entry.path)
-            if mine is not None:
-                mine.add(where, name)
+            if record is not None:
+                record.add(where, name)
                 if entry.kind is directory:
-                    mine.state(entry.path)
+                    record.state(entry.path)
         else:
             match change:
                 case Link(path, target):
-                    _link(sink, walker, mine, path, target)
+                    _link(sink, walker, record, path, target)
                 case Whiteout(path):
-                    _whiteout(sink, walker, mine, path)
+                    _whiteout(sink, walker, record, path)
                 case Opaque(path):
-                    _opaque(sink, walker, mine, path)
+                    _opaque(sink, walker, record, path)
                     opaque[path] = None
                 case Stream(path, name, content):
                     sink.stream(walker.locate(path), name, content)
@@ -144,7 +144,7 @@ def _feed(changes: Source, sink: Sink[R], limits: Limits, cancel: Cancellation |
     return count
 
 
-def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath, target: LayerPath) -> None:
+def _link(sink: Sink[R], walker: Walker[R], record: PutRecord | None, path: LayerPath, target: LayerPath) -> None:
     if not path or not target:
         raise InvalidInput(f"hard link {path!r} -> {target!r}: the root cannot be linked")
     parent, name = _check(path)
@@ -166,11 +166,11 @@ def _link(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerP
             raise NotFound(f"hard link {path!r}: its target {target!r} does not exist")
         if seen.kind is Kind.DIRECTORY:
             raise InvalidInput(f"hard link {path!r}: its target {target!r} is a directory")
-    if mine is not None:
-        mine.add(where, name)
+    if record is not None:
+        record.add(where, name)
 
 
-def _whiteout(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath) -> None:
+def _whiteout(sink: Sink[R], walker: Walker[R], record: PutRecord | None, path: LayerPath) -> None:
     """Hide the lower file at ``path``. No parents are implied: if a directory is gone, there is nothing to hide."""
     if not path:
         raise UnsafePath(path, "a whiteout cannot name the root")
@@ -179,29 +179,29 @@ def _whiteout(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: La
     if where is None or not sink.layered:
         return
     path = join(where, name)
-    if mine is None or walker.view is None or name not in mine.names(where):
+    if record is None or walker.view is None or name not in record.names(where):
         if sink.whiteout(path):
             walker.gone(path)
         return
     # The layer has put this path or something beneath it, which stays: hide only what a directory has below.
     seen = walker.view.seen(path)
     if seen is not None and seen.kind is Kind.DIRECTORY:
-        _hide(sink, walker, mine, path)
-        if not mine.stated(path):
+        _hide(sink, walker, record, path)
+        if not record.stated(path):
             sink.put(implied_directory(path), None)
 
 
-def _opaque(sink: Sink[R], walker: Walker[R], mine: PutRecord | None, path: LayerPath) -> None:
+def _opaque(sink: Sink[R], walker: Walker[R], record: PutRecord | None, path: LayerPath) -> None:
     """Hide the lower entries of ``path``. `_feed` creates the implied directory at the end of the layer."""
     if path:
         _check(path)
     where = walker.find(path)
     if where is not None and sink.layered:
-        _hide(sink, walker, mine or PutRecord(), where)
+        _hide(sink, walker, record or PutRecord(), where)
 
 
-def _hide(sink: Sink[R], walker: Walker[R], mine: PutRecord, directory: LayerPath) -> None:
-    if sink.opaque(directory, mine) is not False:
+def _hide(sink: Sink[R], walker: Walker[R], record: PutRecord, directory: LayerPath) -> None:
+    if sink.opaque(directory, record) is not False:
         walker.emptied(directory)
 
 
@@ -255,16 +255,16 @@ class Walker(Generic[R]):
         "_inside",
         "_limits",
         "_links",
-        "_mine",
         "_passed",
+        "_record",
         "_sink",
         "places",
         "view",
     )
 
-    def __init__(self, sink: Sink[R], mine: PutRecord | None, limits: Limits) -> None:
+    def __init__(self, sink: Sink[R], record: PutRecord | None, limits: Limits) -> None:
         self._sink = sink
-        self._mine = mine
+        self._record = record
         self._limits = limits
         self.view: View | None = sink.view
         self.places: dict[str, LayerPath] = {}
@@ -419,5 +419,5 @@ class Walker(Generic[R]):
         else:
             self._implied.add(path, self._limits)
         self._sink.put(implied_directory(path), None)
-        if self._mine is not None:
-            self._mine.enter(path)
+        if self._record is not None:
+            self._record.enter(path)

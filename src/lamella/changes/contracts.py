@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
 from lamella.changes.limits import Implied
 from lamella.changes.model import Change, Content, Entry, Kind, StoredContent
+from lamella.changes.whiteouts import PutRecord
 from lamella.paths import LayerPath
 
 R_co = TypeVar("R_co", covariant=True)
@@ -31,23 +31,6 @@ class View(Protocol):
 
     def seen(self, path: LayerPath) -> Seen | None:
         """The file at ``path``, whose parents are all real directories (no links); None if there is none."""
-        ...
-
-
-class Mine(Protocol):
-    """The record of what the layer being applied has put so far."""
-
-    @property
-    def clean(self) -> set[LayerPath]:
-        """Directories that `prune` has already cleared of lower entries."""
-        ...
-
-    def names(self, directory: LayerPath) -> AbstractSet[str]:
-        """Names in ``directory`` that the layer has put, and parent directories of what it has put."""
-        ...
-
-    def stated(self, path: LayerPath) -> bool:
-        """Whether the layer states the directory ``path`` itself, and does not just imply it."""
         ...
 
 
@@ -92,8 +75,8 @@ class Sink(Protocol[R_co]):
         """
         ...
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        """Hide what the parent layers have in the directory ``path``, except for what ``mine`` records.
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
+        """Hide what the parent layers have in the directory ``path``; keep what the layer itself has put (``record``).
 
         Returns false if the sink knows that there was nothing to hide.
         """

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lamella.changes.apply import LinkBudget, apply
-from lamella.changes.contracts import HasLinkRoot, HasStreams, Mine, Seen, Source, Tree
+from lamella.changes.contracts import HasLinkRoot, HasStreams, Seen, Source, Tree
 from lamella.changes.limits import Implied, Limits
 from lamella.changes.model import (
     EMPTY,
@@ -23,7 +23,7 @@ from lamella.changes.model import (
     Stream,
     implied_directory,
 )
-from lamella.changes.whiteouts import prune
+from lamella.changes.whiteouts import PutRecord, prune
 from lamella.errors import InvalidInput, NotFound, StreamConsumed, Unsupported
 from lamella.paths import ROOT, LayerPath, Way, join, split
 
@@ -228,8 +228,8 @@ class MemorySink:
     def whiteout(self, path: LayerPath) -> bool | None:
         return _reshapes(self._tree._remove(path))  # noqa: SLF001
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        return prune(self, path, mine)
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
+        return prune(self, path, record)
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
         children = self._tree._directory(directory)  # noqa: SLF001

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from lamella.changes.contracts import Mine
 from lamella.changes.limits import DEFAULT_LIMITS, Implied, Limits
 from lamella.changes.model import Content, Entry, implied_directory
 from lamella.paths import LayerPath, join, split
@@ -21,7 +20,7 @@ _NOTHING: AbstractSet[str] = frozenset()
 
 
 class PutRecord:
-    """The `Mine` of one layer, recorded while it is applied.
+    """What a layer has put so far, recorded while it is applied.
 
     The names of a directory are kept in one bytearray, at a tenth of the memory of a set of strings, and become a set
     only when a marker needs that directory.
@@ -35,6 +34,7 @@ class PutRecord:
         self._rows: dict[LayerPath, bytearray | set[str]] = {}
         self._stated: set[LayerPath] = set()
         self.clean: set[LayerPath] = set()
+        """Directories that `prune` has cleared of lower entries."""
 
     def add(self, directory: LayerPath, name: str) -> None:
         """Record that the layer has put ``name`` in ``directory``."""
@@ -75,6 +75,7 @@ class PutRecord:
         return row
 
     def names(self, directory: LayerPath) -> AbstractSet[str]:
+        """Names in ``directory`` that the layer has put, and parent directories of what it has put."""
         row = self._rows.get(directory)
         if row is None:
             return _NOTHING
@@ -83,6 +84,7 @@ class PutRecord:
         return row
 
     def stated(self, path: LayerPath) -> bool:
+        """Whether the layer states the directory ``path`` itself, and does not just imply it."""
         return path in self._stated
 
 
@@ -102,28 +104,28 @@ class FlatPlace(Protocol):
         ...
 
 
-def prune(place: FlatPlace, directory: LayerPath, mine: Mine) -> bool:
+def prune(place: FlatPlace, directory: LayerPath, record: PutRecord) -> bool:
     """Remove from ``directory`` everything that the layer has not put; returns false if there was nothing to remove.
 
     A directory that remains only because the layer has entries in it gets the metadata of an implied one. Each
     directory is scanned once, however many markers the layer has: removed entries do not come back.
     """
     removed = False
-    clean = mine.clean
+    clean = record.clean
     todo = [directory]
     while todo:
         parent = todo.pop()
         if parent in clean:
             continue
         clean.add(parent)
-        keep = mine.names(parent)
+        keep = record.names(parent)
         for name, is_directory in list(place.names(parent)):
             path = join(parent, name)
             if name not in keep:
                 place.remove(path)
                 removed = True
             elif is_directory:
-                if not mine.stated(path):
+                if not record.stated(path):
                     place.put(implied_directory(path), None)
                 todo.append(path)
     return removed

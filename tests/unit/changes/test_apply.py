@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from lamella.changes.apply import Counts, apply
-from lamella.changes.contracts import Mine, Seen
+from lamella.changes.contracts import Seen
 from lamella.changes.dump import dump
 from lamella.changes.limits import Limits
 from lamella.changes.model import Change, Content, Entry, Inline, Kind, Link, Opaque, Put, Stream, Whiteout
 from lamella.changes.tree import MemorySink, MemoryTree, fold
+from lamella.changes.whiteouts import PutRecord
 from lamella.errors import Cancelled, Exhausted, InvalidInput, NotFound, UnsafePath
 from lamella.paths import LayerPath
 from lamella.progress import Cancellation
@@ -47,7 +48,7 @@ class Recorder:
         self.taken.append(Whiteout(path))
         return None
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
         self.taken.append(Opaque(path))
         return None
 
@@ -206,9 +207,9 @@ class Watching(MemorySink):
         self.given.append(f"whiteout {path}")
         return super().whiteout(path)
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
         self.given.append(f"opaque {path}")
-        return super().opaque(path, mine)
+        return super().opaque(path, record)
 
     def stream(self, path: LayerPath, name: str, content: Content) -> None:
         self.given.append(f"stream {path} {name}")
@@ -326,8 +327,8 @@ def test_a_hard_link_after_the_whiteout_of_its_target_is_an_error() -> None:
 
 def test_a_sink_that_cannot_tell_whether_it_hid_anything_is_assumed_to_have() -> None:
     class Silent(Watching):
-        def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-            super().opaque(path, mine)
+        def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
+            super().opaque(path, record)
             return None
 
     sink = Silent(fold([directory("a/b/c"), file("a/b/d")]))

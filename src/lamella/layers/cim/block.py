@@ -16,10 +16,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from lamella.changes.contracts import Mine
 from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
+from lamella.changes.whiteouts import PutRecord
 from lamella.errors import AlreadyExists, InvalidInput, MissingFacet, Unsupported, from_os
 from lamella.formats.vhd import VhdFooter
 from lamella.host.windows.cimfs import HASH_SIZE, Cimfs, Create, MergeFlag, MountFlag
@@ -346,7 +346,7 @@ class BlockCimSink(CimImport):
             self._hidden.add(key)
             self._writer.tombstone(path)
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:  # noqa: ARG002
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:  # noqa: ARG002
         raise _no_opaque(path)
 
     def _enter(self, path: LayerPath, kind: Kind) -> None:

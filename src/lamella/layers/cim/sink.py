@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from uuid import UUID
 
-from lamella.changes.contracts import Mine, Seen
+from lamella.changes.contracts import Seen
 from lamella.changes.losses import Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
-from lamella.changes.whiteouts import prune
+from lamella.changes.whiteouts import PutRecord, prune
 from lamella.errors import InvalidInput, MissingFacet, NotFound
 from lamella.layers.cim.host_files import HostFiles
 from lamella.layers.cim.image import CimLayer
@@ -99,8 +99,8 @@ class CimSink(CimImport):
             return None
         return True
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        return prune(self, path, mine)
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
+        return prune(self, path, record)
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
         return self._fork.names(directory)

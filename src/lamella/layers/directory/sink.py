@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from lamella import host
-from lamella.changes.contracts import Mine, Seen
+from lamella.changes.contracts import Seen
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import KIND_BY_TYPE_BITS, TYPE_BITS, Content, Entry, Kind, Posix
-from lamella.changes.whiteouts import prune
+from lamella.changes.whiteouts import PutRecord, prune
 from lamella.errors import Conflict, Denied, InvalidInput, MissingFacet, NotFound, SizeMismatch, from_os
 from lamella.host import file_io
 from lamella.layers.directory.attrs import (
@@ -188,8 +188,8 @@ class DirectorySink:
         except OSError as error:
             raise from_os(error, f"remove {path!r}") from error
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        return prune(self, path, mine)
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
+        return prune(self, path, record)
 
     def names(self, directory: LayerPath) -> Iterable[tuple[str, bool]]:
         try:

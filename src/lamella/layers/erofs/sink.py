@@ -8,11 +8,12 @@ import stat
 from msgspec.structs import replace
 
 from lamella.changes.apply import apply
-from lamella.changes.contracts import Mine, View
+from lamella.changes.contracts import View
 from lamella.changes.diff import diff
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, Link, Put, StoredContent, Whiteout
 from lamella.changes.tree import MemorySink, MemoryTree, walk
+from lamella.changes.whiteouts import PutRecord
 from lamella.errors import MissingFacet
 from lamella.formats.erofs.structures import pack_xattrs
 from lamella.formats.erofs.writer import NewInode, Placed
@@ -98,8 +99,8 @@ class ErofsSink:
     def whiteout(self, path: LayerPath) -> bool | None:
         return self._inner.whiteout(path)
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool | None:
-        return self._inner.opaque(path, mine)
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool | None:
+        return self._inner.opaque(path, record)
 
     def commit(self) -> Losses:
         """Write the metadata and give the image its name. Raises AlreadyExists, Exhausted."""

@@ -3,8 +3,8 @@
 
 Linux, Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
 
-*Upper* is the layer being written, *below* the merged view of its parents. What `mine` records was put by the layer
-itself; the upper layer also has implied directories and entries that were copied up.
+*Upper* is the layer being written, *below* the merged view of its parents. A `PutRecord` has what the layer itself has
+put; the upper layer also has implied directories and entries that were copied up.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from lamella.changes.contracts import Mine, Seen, Tree
+from lamella.changes.contracts import Seen, Tree
 from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Content, Entry, Kind, implied_directory
-from lamella.changes.whiteouts import prune
+from lamella.changes.whiteouts import PutRecord, prune
 from lamella.errors import InvalidInput, NotFound, from_os
 from lamella.paths import ROOT, LayerPath, beneath, join, split
 
@@ -186,17 +186,17 @@ class OverlayRules(ABC):
             raise from_os(error, f"make the whiteout {path!r}") from error
         return below.kind in (Kind.DIRECTORY, Kind.SYMLINK)
 
-    def opaque(self, path: LayerPath, mine: Mine) -> bool:
+    def opaque(self, path: LayerPath, record: PutRecord) -> bool:
         if path in self._opaque or not self._below_is_directory(path):
             return False
-        self._copy_up_links(path, mine)
+        self._copy_up_links(path, record)
         if path:
             self._mark_opaque(path)
         else:
             self._opaque.add("")
             self._hidden.clear()
         # In an opaque directory whiteouts would be visible, and copied-up entries must disappear.
-        prune(self, path, mine)
+        prune(self, path, record)
         return True
 
     def remove(self, path: LayerPath) -> None:
@@ -299,10 +299,10 @@ class OverlayRules(ABC):
             )
         self._put(entry, below.open(path) if entry.kind is Kind.FILE else None)
 
-    def _copy_up_links(self, directory: LayerPath, mine: Mine) -> None:
+    def _copy_up_links(self, directory: LayerPath, record: PutRecord) -> None:
         """Copy up what the layer keeps of ``directory`` by hard links of a path to itself.
 
-        `apply` records such a link in ``mine`` and does not call `link`, so the upper layer may lack the entry.
+        `apply` records such a link in ``record`` and does not call `link`, so the upper layer may lack the entry.
         """
         if self._below is None:
             return
@@ -311,7 +311,7 @@ class OverlayRules(ABC):
             parent = todo.pop()
             if self._is_hidden(parent):
                 continue
-            for name in mine.names(parent):
+            for name in record.names(parent):
                 path = join(parent, name)
                 if not self._is_up(path):
                     entry = self._below.lookup(path)

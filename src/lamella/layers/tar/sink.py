@@ -7,9 +7,9 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import NO_XATTRS, Buffer, Content, Entry, Kind, Posix, dense
+from lamella.changes.whiteouts import PutRecord
 from lamella.errors import MissingFacet
 from lamella.formats.tar.writer import TarWriter
 from lamella.layers.policy import refusal
@@ -227,7 +227,7 @@ class TarSink:
         parent, name = split(path)
         self._mark(join(parent, WHITEOUT + name))
 
-    def opaque(self, path: LayerPath, mine: Mine) -> None:  # noqa: ARG002
+    def opaque(self, path: LayerPath, record: PutRecord) -> None:  # noqa: ARG002
         if WHITEOUT in path and self._reads_as_marker(path, "opaque marker"):
             return
         self._mark(join(path, OPAQUE))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from msgspec.structs import replace
 
-from lamella.changes.contracts import Mine
 from lamella.changes.limits import Implied
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Change, Content, Entry, Kind, Windows
+from lamella.changes.whiteouts import PutRecord
 from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
 from lamella.formats.ntfs import names, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY
@@ -281,7 +281,7 @@ class WindowsSink:
             raise InvalidInput(f"whiteout of {path!r}, which is not in Files or UtilityVM/Files")
         self._writer.whiteout(path)
 
-    def opaque(self, path: LayerPath, mine: Mine) -> None:  # noqa: ARG002
+    def opaque(self, path: LayerPath, record: PutRecord) -> None:  # noqa: ARG002
         """Raises Unsupported: Windows layers have no opaque directories."""
         raise Unsupported(
             f"{path!r}: Windows layers have no opaque directories",

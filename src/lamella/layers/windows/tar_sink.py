@@ -10,9 +10,9 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lamella.changes.contracts import Mine
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import NO_XATTRS, Buffer, Content, Entry, Kind, Windows, dense
+from lamella.changes.whiteouts import PutRecord
 from lamella.errors import FormatError, InvalidInput, MissingFacet, UnsafePath, Unsupported
 from lamella.formats.ntfs import extended_attributes, filetime, reparse
 from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT, SPARSE_FILE
@@ -232,7 +232,7 @@ class WindowsTarSink:
             return
         self._writer.member(join(parent, WHITEOUT + name), "0", mode=0, uid=0, gid=0, size=0, mtime=0, pax=False)
 
-    def opaque(self, path: LayerPath, mine: Mine) -> None:  # noqa: ARG002
+    def opaque(self, path: LayerPath, record: PutRecord) -> None:  # noqa: ARG002
         """Raises Unsupported: Windows reads the marker as the whiteout of a file called ``.wh..opq``."""
         raise Unsupported(
             f"{path!r}: Windows layers have no opaque directories",
