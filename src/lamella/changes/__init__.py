@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The neck: what a layer is, and the few operations through which every kind of layer passes."""
+"""Changes: the common model of layers, and the operations that every kind of layer goes through."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contracts of the neck: a `Source` yields changes, a `Sink` consumes them, a `Tree` answers queries."""
+"""The contracts of layers: a `Source` yields changes, a `Sink` consumes them, a `Tree` answers queries."""
 
 from __future__ import annotations
 

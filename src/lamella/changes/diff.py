@@ -63,7 +63,7 @@ class Comparison(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what the comparison holds."""
+        """Release the resources of the comparison."""
         ...
 
 

@@ -19,8 +19,8 @@ owner and time are ``-`` where there is no POSIX facet. The root's path is ``.``
 ``ea.NAME`` for each extended attribute.
 
 Content is ``size`` and the SHA-256 of its bytes; of a file with holes, ``data`` lists where data lies, as
-``offset+length``, and the SHA-256 is that of the data alone, so that a hole costs nothing. Small content can stand in
-the line itself, as ``text`` or ``base64``.
+``offset+length``, and the SHA-256 is that of the data alone, so a hole costs nothing. Small content can be part of
+the line, as ``text`` or ``base64``.
 
 All is visible ASCII: other bytes are written as ``\\xNN``, and ``\\n \\t \\r \\s`` (a space) ``\\\\``. Lines that are
 empty or start with ``#`` mean nothing.

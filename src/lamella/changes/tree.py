@@ -313,8 +313,8 @@ def walk(tree: Tree, start: LayerPath = ROOT) -> Iterator[Change]:
 def resolve(tree: Tree, path: LayerPath, *, follow: bool = True) -> LayerPath:
     """Resolve ``path`` to a canonical path, following symbolic links inside the root as after chroot(2).
 
-    ``follow`` tells whether a link as the last component is followed. Absolute links start at the root, or where
-    `HasLinkRoot` says. Raises NotFound, InvalidInput (too many links).
+    With ``follow``, a link as the last component is followed. Absolute links start at the root, or at the
+    `HasLinkRoot` of the tree. Raises NotFound, InvalidInput (too many links).
     """
     link_root = tree.link_root if isinstance(tree, HasLinkRoot) else None
     where = ROOT

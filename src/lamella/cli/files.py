@@ -37,7 +37,7 @@ def ls(console: Console, place: str, long: bool, recursive: bool, directory: boo
 
     The default PATH is the root. Links are followed inside the image. Instead of an image, dir:DIR names a directory on
     disk, blob:FILE a single layer, windows:PLACE the folder or blob of a Windows layer, erofs:FILE an EROFS image, and
-    cim:DIR/NAME.cim a composite image. With -l, => stands before the target of a hard link in another layer.
+    cim:DIR/NAME.cim a composite image. With -l, => marks the target of a hard link in another layer.
     """
     from lamella.changes.tree import resolve
     from lamella.operations.trees.find import find

@@ -84,7 +84,7 @@ def apply(
         raise click.UsageError(f"--parent is for separate layers; {row.summary} holds the layers below too")
     check_name_rules(options.rules, options.kind)
     if options.policy is not None and not row.chooses_owners:
-        raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps what the layer has")
+        raise click.UsageError(f"--owner and --devices are for directories; {row.summary} keeps those of the layer")
     job = console.job(strict=strict)
     with ExitStack() as stack:
         worker = None

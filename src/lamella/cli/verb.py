@@ -16,7 +16,7 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_w
 
 
 def _set_switch(context: click.Context, option: click.Parameter, value: bool) -> None:
-    """Set a switch of the console; its option may stand before or after the verb."""
+    """Set a switch of the console; its option may come before or after the verb."""
     console = context.find_object(Console)
     if value and console is not None and option.name is not None:
         setattr(console, option.name, True)
@@ -27,7 +27,7 @@ def _set_switch(context: click.Context, option: click.Parameter, value: bool) ->
 
 @cache
 def result_options() -> list[click.Parameter]:
-    """Options of all verbs, which may also stand before the verb."""
+    """Options of all verbs, which may also come before the verb."""
 
     def flag(names: list[str], text: str) -> click.Option:
         return click.Option(names, is_flag=True, expose_value=False, callback=_set_switch, help=text)

@@ -2,7 +2,7 @@
 """Encodes the changes of a tar stream as values that `marshal` takes, for another process, without the data of files.
 
 A batch is ``(facets, records)``. An item of ``facets`` is a pair: the fields of a `Posix` and of a `Windows`, each None
-if the entry lacks it. A record is a list; the type of its first item tells the two forms apart:
+if the entry lacks it. A record is a list; the type of its first item distinguishes the two forms:
 
 - A `Put` is the fields of its `Entry`, the path (a string) first. ``kind`` is an index of `_KINDS`, ``posix`` one of
   ``facets``, and ``windows`` the location of the content.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversions between containerd's mounts, which are options of mount(8), and typed mounts.
 
-Options are escaped as mount(2) takes them: in the directories of an overlay a backslash stands before commas and
-backslashes, and before colons where several directories are in a row (Documentation/filesystems/overlayfs.rst).
+Options are escaped as mount(2) takes them: in the directories of an overlay, commas and backslashes are escaped
+by a backslash, and so are colons in lists of directories (Documentation/filesystems/overlayfs.rst).
 Mounts of Windows layers have lists of paths as JSON, from the nearest parent down.
 """
 

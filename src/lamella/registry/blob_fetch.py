@@ -221,7 +221,7 @@ class BlobStream(io.RawIOBase):
         super().close()
 
     def _open_rest(self) -> RangeReader | _ReadAhead:
-        """The source of what follows the first range."""
+        """Return the source of the bytes after the first range."""
         assert isinstance(self._source, RangeReader)  # noqa: S101 a read-ahead reads to the end
         if self._source.rate > FAST_RATE:
             return self._open_range(self._at, self._size)

@@ -51,11 +51,11 @@ _SETTABLE: Final = {
     _NAMES[bit].replace(" ", "-"): bit
     for bit in (READONLY, HIDDEN, SYSTEM, ARCHIVE, TEMPORARY, OFFLINE, NOT_CONTENT_INDEXED)
 }
-"""What anybody may say of a file, in words without spaces."""
+"""Attributes that a user can set, by names without spaces."""
 
 
 def parse_settable(word: str) -> int:
-    """The bit that ``word`` names, of those that are not a matter of how a file is made. Raises InvalidInput."""
+    """Return the bit of the settable attribute ``word``. Raises InvalidInput."""
     bit = _SETTABLE.get(word.strip().lower())
     if bit is None:
         raise InvalidInput(f"no attribute that can be set is called {word!r}; there are {', '.join(_SETTABLE)}")

@@ -62,11 +62,11 @@ def wrap(ns: int) -> int:
 
 
 def unwrap(ns: int) -> int:
-    """The FILETIME's nanoseconds that `wrap` made ``ns`` of; ``ns`` itself where it is as it should be.
+    """Undo `wrap`: return the nanoseconds before the overflow, or ``ns`` if it did not overflow.
 
-    FILETIMEs are whole ticks and 2**64 is not, so that a wrapped time tells itself by what is under a tick. Only times
-    before 1677 are looked for, which come out after 2185: an empty FILETIME is one. To take back those after 2262 would
-    hit times of our days that another system gave with all of their nanoseconds.
+    FILETIMEs are whole ticks and 2**64 is not, so the part below a tick reveals a wrapped time. Only times before 1677
+    are restored, such as an empty FILETIME; they wrap to times after 2185. Restoring times after 2262 would change
+    present times of other systems that have all of their nanoseconds.
     """
     true = ns - _WORD
     return true if ns % TICK and true % TICK == 0 and true >= ZERO and wrap(true) == ns else ns

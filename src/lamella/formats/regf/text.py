@@ -13,9 +13,9 @@ r"""Keys and values as canonical text.
     "Gone"=-
 
 Keys come parents first, sorted by their folded names, values as the hive has them. ``security`` begins the SHA-256 of
-the descriptor. ``class``, ``flags`` and ``control`` follow where there is something to say, then ``layer`` and
-``inherit-class`` where a delta marks the key; ``-`` is a tombstone of a value. Data is shown by its type where that
-tells each of its bytes, and else in hexadecimal. All is visible ASCII, escaped as in JSON.
+the descriptor. ``class``, ``flags`` and ``control`` follow if they are not empty, then ``layer`` and
+``inherit-class`` where a delta marks the key; ``-`` is a tombstone of a value. Data is shown by its type if that
+preserves all bytes, else in hexadecimal. All is visible ASCII, escaped as in JSON.
 """
 
 from __future__ import annotations

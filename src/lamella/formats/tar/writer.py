@@ -63,7 +63,7 @@ def header(
     ``typeflag`` is one of ``0`` to ``6``; the caller appends the slash to the name of a directory. ``mtime`` is in
     nanoseconds. With ``pax``, as containerd writes files (Go's ``Format: FormatPAX``), a fraction of a second is kept
     in a PAX record; without, as it writes whiteouts (no format given), the time is rounded to the second. ``records``
-    are further PAX records, except those that stand for an argument of this function and sparse maps.
+    are further PAX records, except those of the arguments of this function and of sparse maps.
 
     Raises InvalidInput for values that neither ustar nor PAX can hold.
     """

@@ -455,7 +455,7 @@ class WindowsSink:
 def recorded_tar_changes(reader: BlobReader, sink: WindowsSink, rules: NameRules | None = None) -> Iterator[Change]:
     """The changes of the blob for ``sink``; records the framing of the tar in the folder.
 
-    With the framing, the folder gives back the tar byte for byte. See `windows_tar_changes` for ``rules`` and the
+    With the framing, the folder restores the tar byte for byte. See `windows_tar_changes` for ``rules`` and the
     errors.
     """
     file = sink.beside(FRAMING)

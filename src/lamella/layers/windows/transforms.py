@@ -297,7 +297,7 @@ def _posix_target(target: str) -> str:
 
 
 NONE: Final = "none"
-"""Stands for no security descriptor: files inherit one where they are unpacked."""
+"""No security descriptor: files inherit one from the directory that they are unpacked into."""
 
 
 class WindowsTemplate(Struct, frozen=True):

@@ -130,7 +130,7 @@ class UnpackedFiles:
 
 
 class RecipeMade(Struct, frozen=True):
-    """What a recipe holds. Sizes are in bytes."""
+    """Summary of a recipe. Sizes are in bytes."""
 
     head: RecipeHead
     files: int

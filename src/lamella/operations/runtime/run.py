@@ -2,7 +2,7 @@
 """Runs a container of an image of a store with crun or runc, and removes it when its command ends.
 
 Its changes go to a snapshot, under a lease whose labels name the bundle. The bundle is locked while it is in use, so
-that the leftovers of a killed run can be told from a running container.
+that the leftovers of a killed run can be distinguished from a running container.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ class _RecompressedLayer(Struct, frozen=True):
 
 
 class _LayerOnce(Struct, frozen=True):
-    """A recompressed layer that is written the first time only, however many images have it."""
+    """A recompressed layer that is written once, even if several images have it."""
 
     source: _RecompressedLayer
     made: dict[Digest, StoredLayer]

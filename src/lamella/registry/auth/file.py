@@ -44,7 +44,7 @@ class Credential(Struct, frozen=True):
 def normal(key: str) -> str:
     """A key in one form: a host, or a host and the beginning of a repository's name.
 
-    A URL is its host alone, as old keys have paths that mean nothing (``https://index.docker.io/v1/``).
+    A URL is reduced to its host, because old keys have meaningless paths (``https://index.docker.io/v1/``).
     """
     scheme, separator, rest = key.partition("://")
     host, slash, path = (rest if separator else scheme).partition("/")

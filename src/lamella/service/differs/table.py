@@ -68,7 +68,7 @@ def all_differs() -> Iterator[Differ]:
 
 
 class AddedDiffer:
-    """The differ of a kind of layer that another package adds (`Differ`), by its row alone."""
+    """The differ of a kind of layer that another package adds (`Differ`), based only on its row."""
 
     def __init__(self, kind: str) -> None:
         self.name = kind

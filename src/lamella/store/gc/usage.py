@@ -61,7 +61,7 @@ class StoreCounts(Struct, frozen=True):
 
 
 def store_counts(store: Store) -> StoreCounts:
-    """Count the objects of a store, from the database alone."""
+    """Count the objects of a store in its database, without reading files."""
     with store.database.read() as connection:
         counts = {kind: connection.execute(sql).fetchone()[0] for kind, sql in _COUNTS.items()}
         (size,) = connection.execute(_BLOB_BYTES).fetchone()

@@ -2,7 +2,7 @@
 """Directories of snapshots: made under a temporary name, renamed into place, and removed through the store's trash.
 
 A process that makes or removes a directory holds a lock on it (flock(2)). The lock ends with the process, so that
-leftovers can be told from work in progress.
+leftovers can be distinguished from work in progress.
 """
 
 from __future__ import annotations

@@ -120,11 +120,11 @@ def unpack_image(
 ) -> Unpacked:
     """Unpack an image of the namespace, by its name or by a manifest or index, for ``platform`` or this host.
 
-    Size and diff id of each layer are checked; an error tells a wrong layer from a blob that was damaged in the store.
-    A failure leaves the snapshots that are whole, for the next try or the next collection, and nothing of the others.
+    Size and diff id of each layer are checked; the error distinguishes a wrong layer from a blob damaged in the store.
+    A failure keeps complete snapshots for the next try or the next garbage collection, and removes the others.
     The snapshots live as long as the image's config, which is labelled with them. ``concurrency`` is the number of
-    layers that are unpacked at once, None for what the machine has. Without a ``snapshotter`` it is the usual one for
-    the operating system of the image.
+    layers that are unpacked at once, by default one per processor up to a limit. The default of ``snapshotter`` depends
+    on the operating system of the image.
 
     Raises NotFound, Integrity, InvalidInput (also a snapshotter that keeps no layers for the image's system),
     Unsupported, Exhausted, Denied, Cancelled, LossRefused, Unavailable (a worker process was killed).

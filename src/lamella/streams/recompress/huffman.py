@@ -186,7 +186,7 @@ class _Code:
         most_literals = max(symbol for symbol, count in enumerate(literals) if count) + 1
         most_distances = max((symbol for symbol, count in enumerate(distances) if count), default=-1) + 1
         if not most_distances:
-            # A decoder may want one distance even where there is none.
+            # Some decoders require one distance code even if none is used.
             distances[0] = most_distances = 1
         self.literals = code_lengths(literals, 15)[:most_literals]
         self.distances = code_lengths(distances, 15)[:most_distances]

@@ -80,7 +80,7 @@ class Parts:
 
 
 class ExportSelection:
-    """The blobs of images for chosen platforms, and the manifest that stands for each image or index."""
+    """The blobs of images for chosen platforms, and the representative manifest of each image or index."""
 
     def __init__(self, graph: ImageGraph, platforms: Sequence[Platform] | None, *, foreign: bool) -> None:
         self._graph = graph
@@ -89,7 +89,7 @@ class ExportSelection:
         self._chosen: dict[Digest, list[Descriptor]] = {}
         self.blobs: dict[Digest, Descriptor] = {}
         self.images: dict[Digest, Descriptor | None] = {}
-        """By the digest of a manifest or index: the manifest that stands for it, None where there is none."""
+        """Representative manifest by the digest of a manifest or index; None if there is none."""
 
     def add(self, images: Iterable[Descriptor]) -> None:
         """Take images and indexes with all that they lead to."""
@@ -133,7 +133,7 @@ class ExportSelection:
         return list(chosen.values())
 
     def _representative(self, chosen: Sequence[Descriptor]) -> Descriptor | None:
-        """The image of an index that stands for it: this host's among all platforms, else the first."""
+        """Return the representative image of an index: the one for this host among all platforms, else the first."""
         best = best_match(host_platform(), [(entry.platform, entry) for entry in chosen if entry.platform])
         if self._platforms is None and best is not None:
             return self.images[best.digest]
