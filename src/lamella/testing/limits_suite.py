@@ -14,7 +14,7 @@ from lamella.changes.contracts import Source, Tree
 from lamella.changes.model import EMPTY, Change, Link, Put, Windows
 from lamella.changes.tree import fold
 from lamella.errors import LamellaError
-from lamella.formats.ntfs.attributes import DERIVED
+from lamella.formats.ntfs.attributes import DERIVED, NORMAL
 from lamella.testing.builders import device, directory, fifo, file, link, sparse, symlink
 from lamella.testing.reading import closed_after
 from lamella.testing.sink_suite import Place
@@ -69,7 +69,8 @@ def windows_layers() -> Iterator[Sequence[Change]]:
     many = {f"A{number}": bytes(4000) for number in range(40)}
     yield [_windows_file("Files/a", Windows(0x20, 0, 0, 0, 0, _DESCRIPTOR, many))]
     for attribute in (1 << bit for bit in range(32)):
-        if not attribute & DERIVED:  # the others follow from the kind and the content of the file
+        # The others follow from the kind and the content of the file, or mean that it has no attribute.
+        if not attribute & (DERIVED | NORMAL):
             yield [_windows_file("Files/a", Windows(attribute, 0, 0, 0, 0, _DESCRIPTOR))]
 
 
