@@ -28,7 +28,8 @@ _TRIES: Final = 8
 class Staging:
     """A private directory of one writer.
 
-    The directory stays locked while the process lives; the next writer sweeps directories of killed processes.
+    The directory stays locked while the process lives; the next writer with the same prefix sweeps directories of
+    killed processes. Where there are no locks, as on Windows and in some network file systems, nothing is swept.
     """
 
     def __init__(self, parent: str, prefix: str = PREFIX) -> None:
@@ -37,9 +38,10 @@ class Staging:
             for _ in range(_TRIES):
                 self.path = os.path.join(os.path.abspath(parent), f"{prefix}{os.urandom(6).hex()}")
                 os.mkdir(self.path, 0o700)
-                lock = _lock(self.path)
+                lock = -1 if sys.platform == "win32" else _lock(self.path, has_locks=False)
                 if lock is not None:
                     self._lock = lock
+                    self._exists = True
                     return
         except OSError as problem:
             raise from_os(problem, f"make a temporary directory in {parent!r}") from problem
@@ -51,11 +53,12 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the directory with its content. May be called again."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
+        exists, self._exists = self._exists, False
+        if exists:
             with suppress(OSError):
                 remove_path(self.path)
-            os.close(lock)
+            if self._lock >= 0:
+                os.close(self._lock)
 
 
 class BlobStage:
@@ -131,7 +134,11 @@ def write_all(file: BinaryIO, chunk: Buffer) -> None:
 
 
 def _sweep(parent: str, prefix: str) -> None:
-    for name in os.listdir(parent):
+    try:
+        names = () if sys.platform == "win32" else os.listdir(parent)
+    except PermissionError:
+        return  # one may write to a directory that one may not list
+    for name in names:
         if name.startswith(prefix):
             path = os.path.join(parent, name)
             lock = _lock(path)
@@ -141,14 +148,23 @@ def _sweep(parent: str, prefix: str) -> None:
                 os.close(lock)
 
 
-def _lock(path: str) -> int | None:
-    """Lock a directory. None if it has been removed or renamed, or its writer is alive."""
+def _lock(path: str, *, has_locks: bool = True) -> int | None:
+    """Lock a directory. None if it has been removed or renamed, or its writer is alive.
+
+    Where the file system has no locks, None too, or an unlocked descriptor if ``has_locks`` is false.
+    """
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            if has_locks:
+                raise
         if os.path.samestat(os.fstat(directory), os.stat(path, follow_symlinks=False)):
             return directory
     except OSError:

@@ -18,8 +18,13 @@ _LONGEST: Final = 200
 
 def unfinished(wanted: Path) -> Path:
     """A temporary, hidden name beside ``wanted``."""
+    return wanted.with_name(f"{unfinished_prefix(wanted)}{os.urandom(4).hex()}")
+
+
+def unfinished_prefix(wanted: Path) -> str:
+    """How the temporary names for ``wanted`` begin."""
     name = os.fsdecode(os.fsencode(wanted.name)[:_LONGEST])
-    return wanted.with_name(f".{name}.unfinished-{os.urandom(4).hex()}")
+    return f".{name}.unfinished-"
 
 
 def refuse_within(directory: str | os.PathLike[str], output: str | os.PathLike[str], what: str) -> None:

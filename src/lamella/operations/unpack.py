@@ -19,10 +19,11 @@ from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, from_os
 from lamella.host.durability import sync_directory, sync_file_system
+from lamella.images.staging import Staging
 from lamella.layers import kinds
 from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.layers.kinds import UnpackForm
-from lamella.operations.atomic_file import unfinished
+from lamella.operations.atomic_file import unfinished_prefix
 from lamella.operations.layers.apply import Applied, ApplyOptions, apply_image_layer
 from lamella.operations.layers.read import checked_reader
 
@@ -246,21 +247,18 @@ class _UnfinishedDirectory:
     """A directory that gets its name when it is committed, and is removed otherwise.
 
     Until then it is in a hidden directory of mode 0700: other users neither see half an image nor run its set-id files,
-    whatever mode the image gives its root.
+    whatever mode the image gives its root. The next unpack to the same name removes that of a killed process.
     """
 
     def __init__(self, wanted: Path) -> None:
         self._wanted = wanted
         self._parent = wanted.absolute().parent
-        self._hidden = unfinished(wanted.absolute())
-        self.path = self._hidden / "root"
         self._committed = False
 
     def __enter__(self) -> Self:
-        try:
-            os.mkdir(self._hidden, 0o700)
-        except OSError as error:
-            raise from_os(error, f"make a directory in {os.fspath(self._parent)!r}") from error
+        self._staging = Staging(os.fspath(self._parent), prefix=unfinished_prefix(self._wanted))
+        self._hidden = Path(self._staging.path)
+        self.path = self._hidden / "root"
         try:
             os.mkdir(self.path)
             # The root of an image that has no entry for it, whatever the umask and the time.
@@ -291,10 +289,7 @@ class _UnfinishedDirectory:
         except OSError as error:
             raise from_os(error, f"name the unpacked directory {os.fspath(self._wanted)!r}") from error
         self._committed = True
-        try:
-            os.rmdir(self._hidden)
-        except OSError:
-            pass  # empty and harmless: the image is complete
+        self._staging.remove()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._committed:
@@ -307,3 +302,5 @@ class _UnfinishedDirectory:
                 error.hint = note
             elif error is not None:
                 error.add_note(note)
+        finally:
+            self._staging.remove()

@@ -261,6 +261,27 @@ def test_an_unpack_that_is_stopped_leaves_nothing(
     assert os.listdir(tmp_path) == ["image"]
 
 
+def test_the_next_unpack_removes_what_a_killed_one_left_and_no_other(
+    program: str, slow_image: str, lamella: Run, make_image: MakeImage, tmp_path: Path
+) -> None:
+    with subprocess.Popen([program, "unpack", slow_image, tmp_path / "out"]) as running:
+        wait_for(lambda: any(path.name.startswith(".out") and any(path.glob("root/*")) for path in tmp_path.iterdir()))
+        running.send_signal(signal.SIGSTOP)
+        with subprocess.Popen([program, "unpack", slow_image, tmp_path / "other"]) as killed:
+            wait_for(lambda: any(path.name.startswith(".other.unfinished-") for path in tmp_path.iterdir()))
+            readers = children(killed)
+            killed.kill()
+        wait_for(lambda: not any(Path(f"/proc/{one}").exists() for one in readers))
+        assert any(path.name.startswith(".other.unfinished-") for path in tmp_path.iterdir())
+        small = make_image([file("a", b"1")])
+        for name in ("other", "out"):
+            assert lamella("unpack", small, tmp_path / name).returncode == 0
+        assert not any(path.name.startswith(".other.unfinished-") for path in tmp_path.iterdir())
+        running.send_signal(signal.SIGCONT)
+        assert running.wait(timeout=60) == 5
+    assert {path.name for path in tmp_path.iterdir() if "out" in path.name or "other" in path.name} == {"out", "other"}
+
+
 def test_a_merge_that_is_stopped_says_what_is_left(program: str, slow_image: str, tmp_path: Path) -> None:
     with subprocess.Popen(
         [program, "unpack", slow_image, tmp_path / "out", "--merge"], stderr=subprocess.PIPE, text=True
