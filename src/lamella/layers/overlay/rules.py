@@ -72,7 +72,7 @@ class OverlayRules(ABC):
         """A directory known to be missing from the upper layer; reset when a directory is created."""
         self.assumed: set[LayerPath] = set()
         """Unknown parents only: directories that the layer implies and that are assumed to exist below."""
-        self.covered: set[LayerPath] = set()
+        self.whiteouts: set[LayerPath] = set()
         """Unknown parents only: paths of the whiteouts."""
         self.root: Entry | None = None
         """Unknown parents only: the root, if the layer states it."""
@@ -181,7 +181,7 @@ class OverlayRules(ABC):
                 return self._drop(path) if self._is_up(path) else None
             self._make_whiteout(path)
             if not self._parents_known:
-                self.covered.add(path)
+                self.whiteouts.add(path)
         except OSError as error:
             raise from_os(error, f"make the whiteout {path!r}") from error
         return below.kind in (Kind.DIRECTORY, Kind.SYMLINK)

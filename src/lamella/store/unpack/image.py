@@ -48,7 +48,7 @@ from lamella.store.locks import exclusive_lock
 from lamella.store.metadata.leases import under_lease
 from lamella.store.snapshots.kinds import canonical
 from lamella.store.snapshots.snapshotter import SNAPSHOT_REF
-from lamella.store.unpack.layer import LayerResult, LayerTask, LayerUnpacker, fits, visible_whiteouts
+from lamella.store.unpack.layer import LayerResult, LayerTask, LayerUnpacker, matches_parent, visible_whiteouts
 from lamella.streams.blob_reader import BUFFERS
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class _Unpacking:
             if result is None:
                 return None
             with self._snapshots.tree(parent) as below:
-                if not fits(result, below):
+                if not matches_parent(result, below):
                     return None
                 shown = visible_whiteouts(result, below)
             if shown:

@@ -4,7 +4,7 @@
 Unpacking mostly takes interpreter time, which the threads of one process cannot share. A `LayerTask` has all that a
 worker needs, so that a worker never opens the database: SQLite connections and locks must not cross a fork.
 
-A layer can be unpacked before its parent is committed, with its parents taken as unknown. `fits` and
+A layer can be unpacked before its parent is committed, with its parents taken as unknown. `matches_parent` and
 `visible_whiteouts` then compare what was assumed with the parent, before the snapshot is rebased onto it.
 """
 
@@ -70,7 +70,7 @@ class LayerResult(Struct, frozen=True):
     """Result of `SnapshotDriver.usage_below_root`."""
     assumed: frozenset[LayerPath] = frozenset()
     """Directories that the layer implies; the parent was assumed to have them."""
-    covered: frozenset[LayerPath] = frozenset()
+    whiteouts: frozenset[LayerPath] = frozenset()
     """Paths of whiteouts; the parent was assumed to have files there."""
     root: Entry | None = None
     """The root directory, if the layer states it."""
@@ -140,8 +140,8 @@ def unpack_layer(task: LayerTask, advance: Advance, cancel: Cancellation | None)
         raise
     below_root = task.target.usage_below_root()
     if isinstance(sink, OverlayRules):
-        assumed, covered = frozenset(sink.assumed), frozenset(sink.covered)
-        return LayerResult(counts.changes, losses, below_root, assumed, covered, sink.root)
+        assumed, whiteouts = frozenset(sink.assumed), frozenset(sink.whiteouts)
+        return LayerResult(counts.changes, losses, below_root, assumed, whiteouts, sink.root)
     return LayerResult(counts.changes, losses, below_root)
 
 
@@ -188,7 +188,7 @@ def _open(task: LayerTask) -> FileIO:
         raise NotFound(f"blob {task.blob} was removed before it was unpacked") from None
 
 
-def fits(result: LayerResult, below: Tree) -> bool:
+def matches_parent(result: LayerResult, below: Tree) -> bool:
     """Whether a layer that was unpacked with unknown parents can be rebased onto ``below``; if not, unpack it again."""
     if any(loss.path == ROOT and loss.what == "opaque marker" for loss in result.losses):
         return False  # with known parents the marker is kept
@@ -207,7 +207,7 @@ def visible_whiteouts(result: LayerResult, below: Tree) -> list[LayerPath]:
     These hide nothing, and their directory is missing below: a mount hides whiteouts in merged directories only.
     """
     found: list[LayerPath] = []
-    for path in sorted(result.covered):
+    for path in sorted(result.whiteouts):
         if below.lookup(path) is None:
             parent = below.lookup(split(path)[0])
             if parent is None or parent.kind is not Kind.DIRECTORY:
