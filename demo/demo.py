@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way round: this Python as an image, unpacked, changed, the change as a layer, and all of it unpacked again.
+"""Pack this Python as an image, unpack and change it, add the change as a layer, and unpack the result.
 
-Everything happens in a temporary directory, which is removed at the end. The exit code is 1 where the tree that comes
-out of the three layers is not the tree that was changed.
+All files are in a temporary directory, which is removed at the end. The exit code is 1 if the tree unpacked from the
+three layers differs from the changed tree.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from lamella.operations.layers.dump import dump_lines
 PYTHON: Final = f"python{sys.version_info.major}.{sys.version_info.minor}"
 STDLIB: Final = f"usr/lib/{PYTHON}"
 QUICK: Final = {"json", "email", "unittest", "click", "msgspec"}
-"""Packages that --quick takes; beside them, it takes all modules that are single files."""
+"""Packages that --quick includes, besides all modules of a single file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the result is the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="take a few packages instead of all")
+    parser.add_argument("--quick", action="store_true", help="include only a few packages")
     quick = parser.parse_args(arguments).quick
-    # It would cut the times of what is changed below, and trees are compared to the nanosecond.
+    # It would cap the times of changed files, and the trees are compared to the nanosecond.
     os.environ.pop("SOURCE_DATE_EPOCH", None)
     with tempfile.TemporaryDirectory(prefix="lamella-demo-") as directory:
         return run(Path(directory), quick=quick)
 
 
 def run(work: Path, *, quick: bool) -> int:
-    """Do everything in the directory ``work``."""
+    """Run all steps in the directory ``work``. Return the exit code."""
     steps = Steps()
     image = f"oci:{work / 'images'}:demo"
     base, app, before, after, again = (work / name for name in ("base", "app", "before", "after", "again"))
@@ -81,7 +81,7 @@ def run(work: Path, *, quick: bool) -> int:
     if differences:
         print("\nafter/ and again/ differ:", *differences[:20], sep="\n", file=sys.stderr)
         return 1
-    print("\nafter/ and again/ are equal: an exact diff is empty, and so is that of their canonical dumps.")
+    print("\nafter/ and again/ are equal: an exact diff is empty, and their canonical dumps are the same.")
     return 0
 
 
@@ -89,40 +89,40 @@ def run(work: Path, *, quick: bool) -> int:
 
 
 def gather_base(place: Path, *, quick: bool) -> int:
-    """Copy interpreter and standard library; the result counts files and directories."""
+    """Copy the interpreter and the standard library. Return the number of files and directories."""
     stdlib = Path(sysconfig.get_path("stdlib"))
 
-    def passed_over(directory: str, names: list[str]) -> set[str]:
+    def ignored(directory: str, names: list[str]) -> set[str]:
         unwanted = {"__pycache__", "site-packages", "dist-packages"}
         return unwanted | (packages_beyond_quick(directory, names) if quick and Path(directory) == stdlib else set())
 
-    shutil.copytree(stdlib, place / STDLIB, symlinks=True, ignore=passed_over)
+    shutil.copytree(stdlib, place / STDLIB, symlinks=True, ignore=ignored)
     (place / "usr/bin").mkdir()
     shutil.copy2(os.path.realpath(sys.executable), place / "usr/bin" / PYTHON)
     return make_writable(place)
 
 
 def gather_app(place: Path, *, quick: bool) -> int:
-    """Copy the packages that are installed, and write a program; the result counts files and directories."""
+    """Copy the installed packages, and write a program. Return the number of files and directories."""
     packages = Path(sysconfig.get_path("purelib"))
 
-    def passed_over(directory: str, names: list[str]) -> set[str]:
+    def ignored(directory: str, names: list[str]) -> set[str]:
         beyond = packages_beyond_quick(directory, names) if quick and Path(directory) == packages else set()
         return {"__pycache__"} | beyond
 
-    shutil.copytree(packages, place / STDLIB / "site-packages", symlinks=True, ignore=passed_over)
+    shutil.copytree(packages, place / STDLIB / "site-packages", symlinks=True, ignore=ignored)
     (place / "srv/app").mkdir(parents=True)
     (place / "srv/app/hello.py").write_text("print('hello from three layers')\n", encoding="utf-8")
     return make_writable(place)
 
 
 def packages_beyond_quick(directory: str, names: list[str]) -> set[str]:
-    """The directories that --quick leaves out."""
+    """Return the directories that --quick leaves out."""
     return {name for name in names if name not in QUICK and os.path.isdir(os.path.join(directory, name))}
 
 
 def make_writable(tree: Path) -> int:
-    """Let the owner write everywhere, since some systems keep Python read-only; the result counts entries."""
+    """Add write permission for the owner, which some systems take from Python. Return the number of entries."""
     count = 0
     for directory, _, files in os.walk(tree):
         for path in (directory, *(os.path.join(directory, name) for name in files)):
@@ -133,14 +133,14 @@ def make_writable(tree: Path) -> int:
     return count
 
 
-# The change, and the proof ------------------------------------------------------------------------------------------
+# The change and the comparison --------------------------------------------------------------------------------------
 
 
 def change(tree: Path) -> int:
-    """Change the tree in each way that a layer can tell of; the result counts the changes."""
+    """Make a change of each kind that a layer can describe. Return their number."""
     library = tree / STDLIB
     with (library / "os.py").open("a", encoding="utf-8") as file:
-        file.write("# a line more\n")
+        file.write("# another line\n")
     (library / "this.py").chmod(0o600)
     (tree / "etc").mkdir()
     (tree / "etc/motd").write_text("packed with Lamella\n", encoding="utf-8")
@@ -151,15 +151,15 @@ def change(tree: Path) -> int:
     (library / "heapq.py").unlink()
     (tree / "usr/lib/python3").symlink_to(PYTHON)
     shutil.rmtree(library / "email")
-    (library / "email").write_text("a file where there was a directory\n", encoding="utf-8")
+    (library / "email").write_text("a file that replaces a directory\n", encoding="utf-8")
     (library / "keyword.py").unlink()
     (library / "keyword.py").mkdir()
-    (library / "keyword.py/inside").write_text("a directory where there was a file\n", encoding="utf-8")
+    (library / "keyword.py/inside").write_text("in a directory that replaces a file\n", encoding="utf-8")
     return 10
 
 
 def compare(left: Path, right: Path) -> tuple[int, list[str]]:
-    """The number of entries, and all that differs: by an exact comparison, and by the canonical dumps."""
+    """Return the number of entries, and all differences by an exact diff and by the canonical dumps."""
     differences = [f"{one.sign} /{one.path}" for one in lamella.list_changes(left, right, exact=True)]
     count = 0
     for one, other in zip_longest(dump_lines(left), dump_lines(right)):
@@ -174,7 +174,7 @@ def compare(left: Path, right: Path) -> tuple[int, list[str]]:
 
 @dataclass(slots=True)
 class Row:
-    """One step."""
+    """One step and its measurements."""
 
     step: str
     entries: int = 0
@@ -184,25 +184,25 @@ class Row:
     seconds: float = 0.0
 
     def layer(self, written: Any) -> None:
-        """Take over what is known of a layer that was written."""
+        """Record the entries, sizes and diff id of a written layer."""
         facts = written.facts
         self.entries, self.blob, self.tar, self.digest = written.entries, facts.size, facts.tar_size, str(facts.diff_id)
 
     def cells(self) -> tuple[str, ...]:
-        """The columns as text."""
+        """Return the columns as text."""
         sizes = [f"{size / 1e6:.2f}" if size else "" for size in (self.tar, self.blob)]
         return (self.step, f"{self.entries:,}", *sizes, f"{self.seconds:.2f}", self.digest[:19])
 
 
 class Steps:
-    """What was done, measured."""
+    """The measured steps, as a table."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
     @contextmanager
     def step(self, name: str) -> Iterator[Row]:
-        """A row for what the block does."""
+        """Measure the block as a step, and yield its row."""
         row, start = Row(name), time.perf_counter()
         yield row
         row.seconds = time.perf_counter() - start
