@@ -21,7 +21,7 @@ from benchmarks.measure import Contender, Sample, take_turns, timed
 from lamella.changes.apply import apply
 from lamella.changes.model import Buffer, Change, Entry, Inline, Kind, Link, Put, Windows
 from lamella.changes.tree import walk
-from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
+from lamella.formats.ntfs.basic_information import ARCHIVE, DIRECTORY
 from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.layers.cim.host_files import CONFIG, HIVES
 from lamella.layers.cim.image import CimLayer

@@ -8,7 +8,7 @@ import struct
 from tests.native.stub import Stub
 
 from lamella.errors import NotFound
-from lamella.formats.ntfs.attributes import DERIVED
+from lamella.formats.ntfs.basic_information import DERIVED
 from lamella.host.windows.files import (
     DIRECTORY,
     FILE_WRITE_ATTRIBUTES,

@@ -17,8 +17,8 @@ from lamella.changes.dump import dump
 from lamella.changes.model import Buffer, Change, Entry, Inline, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.changes.tree import MemorySink, MemoryTree, walk
 from lamella.errors import InvalidInput, NotFound
-from lamella.formats.ntfs import filetime, reparse
-from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
+from lamella.formats.ntfs import basic_information, reparse
+from lamella.formats.ntfs.basic_information import ARCHIVE, DIRECTORY, REPARSE_POINT
 from lamella.formats.ntfs.names import usual_upcase
 from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR
@@ -57,7 +57,7 @@ def sayable(change: Change) -> Change:
 
 def filetime_of(ns: int) -> int:
     """Return the nearest time that a FILETIME can represent."""
-    return filetime.ns_from_ticks(min(max(filetime.ticks_from_ns(ns), 0), (1 << 63) - 1))
+    return basic_information.ns_from_ticks(min(max(basic_information.ticks_from_ns(ns), 0), (1 << 63) - 1))
 
 
 def tree_of(*stack: list[Change]) -> MemoryTree:

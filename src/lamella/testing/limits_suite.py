@@ -14,7 +14,7 @@ from lamella.changes.contracts import Source, Tree
 from lamella.changes.model import EMPTY, Change, Link, Put, Windows
 from lamella.changes.tree import fold
 from lamella.errors import LamellaError
-from lamella.formats.ntfs.attributes import DERIVED, NORMAL
+from lamella.formats.ntfs.basic_information import DERIVED, NORMAL
 from lamella.testing.builders import device, directory, fifo, file, link, sparse, symlink
 from lamella.testing.reading import closed_after
 from lamella.testing.sink_suite import Place

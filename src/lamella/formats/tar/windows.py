@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final, TypeAlias, TypeVar
 
 from lamella.errors import FormatError, InvalidInput, Unsupported
-from lamella.formats.ntfs import extended_attributes, filetime
+from lamella.formats.ntfs import basic_information, extended_attributes
 from lamella.formats.tar.fields import MAX_NUMBER, parse_decimal
 from lamella.times import SECOND, format_pax_time, parse_pax_time
 
@@ -133,7 +133,7 @@ class RecordReader:
             raise FormatError(STRUCTURE, at, f"{key}: {error}") from None
         if not -_MAX_TIME <= time <= _MAX_TIME:
             raise FormatError(STRUCTURE, at, f"{key} beyond 64 bits")
-        return filetime.unwrap(time) if time % filetime.TICK and self._unwrap else time
+        return basic_information.unwrap_time(time) if time % basic_information.TICK and self._unwrap else time
 
     def _parse_sddl(self, value: bytes, at: int) -> bytes:
         descriptor = self._legacy.get(value)

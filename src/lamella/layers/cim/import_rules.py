@@ -18,10 +18,10 @@ from lamella.changes.contracts import Seen
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Buffer, Content, Entry, Kind, Windows, dense
 from lamella.errors import InvalidInput, MissingFacet, NotFound
-from lamella.formats.ntfs import attributes as bits
+from lamella.formats.ntfs import basic_information as bits
 from lamella.formats.ntfs import extended_attributes
+from lamella.formats.ntfs.basic_information import ticks_from_ns
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
-from lamella.formats.ntfs.filetime import ticks_from_ns
 from lamella.layers.cim import host_files
 from lamella.layers.cim.host_files import HostFiles
 from lamella.layers.cim.tree import ATTRIBUTES, KEPT
@@ -312,7 +312,7 @@ class CimImport:
         attributes = stated & ~bits.REPARSE_POINT
         lost = attributes & ~_HELD
         if lost:
-            words = ", ".join(bits.names(lost))
+            words = ", ".join(bits.name_attributes(lost))
             self._losses.record(Loss(entry.path, f"attributes {words}", "an image cannot hold them"))
         if kind is Kind.DIRECTORY:
             attributes |= bits.DIRECTORY

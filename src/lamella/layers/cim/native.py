@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer, Kind
 from lamella.errors import AlreadyExists, InvalidInput, LamellaError, SizeMismatch, Unsupported
-from lamella.formats.ntfs import attributes as bits
+from lamella.formats.ntfs import basic_information as bits
 from lamella.host.windows import cimfs
 from lamella.host.windows.cimfs import Cimfs
 from lamella.host.windows.system import WindowsSystem, this_system

@@ -22,7 +22,7 @@ from lamella.changes.model import (
 from lamella.errors import Exhausted, InvalidInput
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import RECORDS_IN_TABLE
-from lamella.formats.ntfs.attributes import NORMAL
+from lamella.formats.ntfs.basic_information import NORMAL
 from lamella.layers.cim.host_files import CONFIG, HIVES
 from lamella.layers.cim.image import CimLayer, OpenCim, parent_of
 from lamella.layers.cim.import_rules import NO_DESCRIPTOR

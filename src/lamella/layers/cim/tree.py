@@ -20,8 +20,8 @@ from lamella.errors import FormatError, InvalidInput, NotFound
 from lamella.formats.cim.reader import CimReader
 from lamella.formats.cim.structures import FileRecord, Flag, place
 from lamella.formats.cim.structures import Stream as CimStream
-from lamella.formats.ntfs import attributes as bits
-from lamella.formats.ntfs import extended_attributes, filetime, reparse
+from lamella.formats.ntfs import basic_information as bits
+from lamella.formats.ntfs import extended_attributes, reparse
 from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.overlay_view import Listings
 from lamella.paths import LayerPath, Way, join
@@ -192,10 +192,10 @@ def entry_of(reader: CimReader, path: LayerPath, record: FileRecord) -> Entry:
     """The entry of a file record."""
     windows = Windows(
         _OF_FLAGS[record.flags & 31],
-        filetime.ns_from_ticks(record.creation_time),
-        filetime.ns_from_ticks(record.access_time),
-        filetime.ns_from_ticks(record.write_time),
-        filetime.ns_from_ticks(record.change_time),
+        bits.ns_from_ticks(record.creation_time),
+        bits.ns_from_ticks(record.access_time),
+        bits.ns_from_ticks(record.write_time),
+        bits.ns_from_ticks(record.change_time),
         reader.security(record),
     )
     if record.ea_length:

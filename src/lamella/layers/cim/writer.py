@@ -30,7 +30,7 @@ from typing import NoReturn
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Buffer, Kind
 from lamella.errors import Unsupported
-from lamella.formats.ntfs import attributes as bits
+from lamella.formats.ntfs import basic_information as bits
 from lamella.layers.cim import host_files
 from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.import_rules import FileMetadata

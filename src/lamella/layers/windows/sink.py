@@ -15,7 +15,7 @@ from lamella.changes.model import Change, Content, Entry, Kind, Windows
 from lamella.changes.whiteouts import PutRecord
 from lamella.errors import InvalidInput, MissingFacet, NotFound, Unsupported, from_os
 from lamella.formats.ntfs import names, reparse
-from lamella.formats.ntfs.attributes import DIRECTORY
+from lamella.formats.ntfs.basic_information import DIRECTORY
 from lamella.layers.windows.backend import open_writer
 from lamella.layers.windows.contract import FinalSteps
 from lamella.layers.windows.folder.tar_split import FramingWriter

@@ -14,8 +14,8 @@ from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import NO_XATTRS, Buffer, Content, Entry, Kind, Windows, dense
 from lamella.changes.whiteouts import PutRecord
 from lamella.errors import FormatError, InvalidInput, MissingFacet, UnsafePath, Unsupported
-from lamella.formats.ntfs import extended_attributes, filetime, reparse
-from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT, SPARSE_FILE
+from lamella.formats.ntfs import basic_information, extended_attributes, reparse
+from lamella.formats.ntfs.basic_information import DIRECTORY, REPARSE_POINT, SPARSE_FILE
 from lamella.formats.tar.windows import RecordWriter, times
 from lamella.formats.tar.writer import TarWriter
 from lamella.layers.tar.sink import PackedMap
@@ -313,9 +313,9 @@ class WindowsTarSink:
             ns = self._clamp
         if not self._dialect.wrap_times:
             return ns
-        wrapped = filetime.wrap(ns)
+        wrapped = basic_information.wrap_time(ns)
         # A time that overflows more than once could not be restored.
-        return wrapped if wrapped == ns or filetime.unwrap(wrapped) == ns else ns
+        return wrapped if wrapped == ns or basic_information.unwrap_time(wrapped) == ns else ns
 
 
 _PACKED: Final = struct.Struct("<IBqqqq")

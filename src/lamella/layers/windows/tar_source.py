@@ -24,7 +24,7 @@ from lamella.changes.model import (
 )
 from lamella.errors import FormatError, InvalidInput, UnsafePath
 from lamella.formats.ntfs import names, reparse
-from lamella.formats.ntfs.attributes import DIRECTORY
+from lamella.formats.ntfs.basic_information import DIRECTORY
 from lamella.formats.tar.reader import TarLimits, TarMember, TarReader
 from lamella.formats.tar.windows import MOUNT_POINT, RecordReader
 from lamella.layers.tar.source import WHITEOUT, BlobExtent

@@ -19,9 +19,15 @@ from lamella.changes.contracts import Source
 from lamella.changes.losses import Loss, Losses
 from lamella.changes.model import Change, Entry, Kind, Link, Opaque, Posix, Put, Stream, Whiteout, Windows
 from lamella.errors import FormatError, InvalidInput
-from lamella.formats.ntfs import attributes, names, reparse, sddl
-from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, READONLY, REPARSE_POINT
-from lamella.formats.ntfs.filetime import ns_from_ticks, ticks_from_ns
+from lamella.formats.ntfs import basic_information, names, reparse, sddl
+from lamella.formats.ntfs.basic_information import (
+    ARCHIVE,
+    DIRECTORY,
+    READONLY,
+    REPARSE_POINT,
+    ns_from_ticks,
+    ticks_from_ns,
+)
 from lamella.paths import LayerPath, beneath
 
 _DIRECTORY_SDDL: Final = (
@@ -343,5 +349,5 @@ def _attributes(text: str) -> tuple[re.Pattern[str], int]:
         raise InvalidInput(f"attributes {text!r}: expected PATTERN=NAME[,NAME...]")
     bits = 0
     for word in words.split(","):
-        bits |= attributes.parse_settable(word)
+        bits |= basic_information.parse_settable(word)
     return re.compile(translate(names.folded(pattern.replace("\\", "/").removeprefix("/")))), bits

@@ -21,7 +21,7 @@ from lamella.errors import (
 )
 from lamella.formats import backup
 from lamella.formats.ntfs import extended_attributes, names, reparse
-from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
+from lamella.formats.ntfs.basic_information import DIRECTORY, REPARSE_POINT
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
 from lamella.layers.windows.layout import DIRECTORY_SUFFIX, FILES, HIVES, TOMBSTONES, TOMBSTONES_HEAD
 from lamella.layers.windows.tar_source import EMPTY_DATA, EmptyData

@@ -18,7 +18,7 @@ from lamella.changes.contracts import Source
 from lamella.changes.job import Job
 from lamella.changes.model import Content, Entry, Kind, Link, Put, Stream, Windows, dense
 from lamella.errors import AlreadyExists, FormatError, from_os
-from lamella.formats.ntfs import extended_attributes, filetime
+from lamella.formats.ntfs import basic_information, extended_attributes
 from lamella.formats.ntfs.extended_attributes import ExtendedAttribute
 from lamella.layers.cim.image import CimLayer, OpenCim
 from lamella.layers.cim.source import all_changes, as_base_layer, cim_changes, open_with_parent
@@ -61,7 +61,7 @@ def _document(entry: Entry, content: Content | None) -> dict[str, Any]:
     times = facet.creation_time, facet.access_time, facet.write_time, facet.change_time
     for name, time in zip(("creation_time", "access_time", "write_time", "change_time"), times, strict=True):
         assert time is not None  # noqa: S101  # file records have all four
-        document[name] = filetime.ticks_from_ns(time)
+        document[name] = basic_information.ticks_from_ns(time)
     document["security"] = b64encode(facet.security_descriptor or b"").decode()
     document["reparse"] = b64encode(facet.reparse or b"").decode()
     document["extended_attributes"] = b64encode(_encode_attributes(facet)).decode()

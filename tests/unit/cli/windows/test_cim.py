@@ -20,7 +20,7 @@ from tests.unit.layers.cim.test_layer import directory, file, link, stream, tar_
 from tests.windows.stubs import StubCimfs, StubLoader, check_compiler
 
 from lamella.changes.model import Change, Put
-from lamella.formats.ntfs.attributes import NORMAL
+from lamella.formats.ntfs.basic_information import NORMAL
 from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.host.windows.cimfs import WindowsBuild
 from lamella.host.windows.system import WindowsSystem

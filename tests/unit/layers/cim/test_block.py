@@ -25,7 +25,7 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.formats.ntfs import reparse
-from lamella.formats.ntfs.attributes import DIRECTORY
+from lamella.formats.ntfs.basic_information import DIRECTORY
 from lamella.formats.regf.keys import MemoryKey
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.writer import encode_hive

@@ -16,7 +16,7 @@ from lamella.changes.model import Change, Entry, Inline, Kind, Link, Posix, Put,
 from lamella.changes.tree import walk
 from lamella.errors import AlreadyExists, Conflict, FormatError, InvalidInput, MissingFacet, NotFound
 from lamella.formats.ntfs import reparse
-from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
+from lamella.formats.ntfs.basic_information import DIRECTORY, REPARSE_POINT
 from lamella.formats.regf.keys import MemoryKey
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.writer import encode_hive

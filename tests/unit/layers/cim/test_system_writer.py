@@ -21,7 +21,7 @@ from lamella.changes.apply import apply
 from lamella.changes.contracts import Seen
 from lamella.changes.model import Change, Kind, Opaque, Put, Whiteout
 from lamella.errors import AlreadyExists, Denied, InvalidInput, NotFound, Unsupported
-from lamella.formats.ntfs.attributes import DIRECTORY
+from lamella.formats.ntfs.basic_information import DIRECTORY
 from lamella.host.windows.cimfs import Cimfs, WindowsBuild
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers import kinds

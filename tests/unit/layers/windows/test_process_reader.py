@@ -22,7 +22,7 @@ from lamella.changes.model import Change, Entry, Inline, Kind, Link, Put, Stream
 from lamella.digests import Digest
 from lamella.errors import Cancelled, StreamConsumed, Unavailable
 from lamella.formats.ntfs import reparse
-from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY, REPARSE_POINT
+from lamella.formats.ntfs.basic_information import ARCHIVE, DIRECTORY, REPARSE_POINT
 from lamella.formats.regf import MemoryKey, encode_hive
 from lamella.layers.cim.host_files import CONFIG, HIVES
 from lamella.layers.process_reader import Blob, ReaderProcess

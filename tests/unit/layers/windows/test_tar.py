@@ -31,7 +31,7 @@ from lamella.changes.model import (
     dense,
 )
 from lamella.errors import FormatError, InvalidInput, LossRefused, MissingFacet, StreamConsumed, UnsafePath, Unsupported
-from lamella.formats.ntfs import filetime, reparse
+from lamella.formats.ntfs import basic_information, reparse
 from lamella.layers.windows.names import NameRules
 from lamella.layers.windows.tar_sink import TarDialect, WindowsTarSink
 from lamella.layers.windows.tar_source import windows_tar_changes
@@ -90,7 +90,7 @@ INPUTS: dict[str, list[Change]] = {
     "long": with_stream("Files/" + "d" * 120 + "/é.txt"),
     "wholesec": with_stream("Files/w", **all_times(1_700_000_000 * SECOND)),
     "old": with_stream("Files/o", write_time=-315619199_500000000),
-    "zeroft": with_stream("Files/z", **all_times(filetime.ZERO)),
+    "zeroft": with_stream("Files/z", **all_times(basic_information.FILETIME_ZERO)),
     "whiteout": [Whiteout(LayerPath("Files/Windows/gone"))],
     "whiteout_nonascii": [Whiteout(LayerPath("Files/Windows/gön"))],
     "ea": [file_at("Files/ea", extended_attributes=EAS)],
@@ -164,8 +164,8 @@ class TestVectors:
         (put, _) = read(vector("zeroft") + END)
         assert isinstance(put, Put)
         assert put.entry.windows is not None
-        assert put.entry.windows.creation_time == filetime.ZERO
-        assert put.entry.windows.write_time == filetime.ZERO
+        assert put.entry.windows.creation_time == basic_information.FILETIME_ZERO
+        assert put.entry.windows.write_time == basic_information.FILETIME_ZERO
         (put, _) = read(vector("zeroft") + END, unwrap_times=False)
         assert isinstance(put, Put)
         assert put.entry.windows is not None

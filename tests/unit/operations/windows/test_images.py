@@ -19,7 +19,7 @@ from lamella.cli.main import run as main
 from lamella.digests import Digest
 from lamella.errors import Conflict, Integrity, InvalidInput, Unsupported
 from lamella.formats.ntfs import reparse, sddl
-from lamella.formats.ntfs.attributes import DIRECTORY
+from lamella.formats.ntfs.basic_information import DIRECTORY
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
 from lamella.images.resolve import open_platform_image
 from lamella.layers.stack import LayerStack

@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, Literal
 from lamella.changes.model import EMPTY, Buffer, Change, Content, Kind, Link, Put, Stream, Whiteout, Windows
 from lamella.errors import Conflict, FormatError, LamellaError, NotFound, Unsupported, from_os
 from lamella.formats import backup
-from lamella.formats.ntfs.attributes import ARCHIVE, DIRECTORY
+from lamella.formats.ntfs.basic_information import ARCHIVE, DIRECTORY
 from lamella.host import file_io
 from lamella.layers.directory.dirfd_cache import Descriptors, open_root
 from lamella.layers.windows.contract import LayerChanges

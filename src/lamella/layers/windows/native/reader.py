@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from lamella.changes.model import Buffer, Change, Content, Entry, Kind, Link, Put, Stream, Windows
 from lamella.errors import Conflict, InvalidInput, NotFound, Unsupported
 from lamella.formats import backup
-from lamella.formats.ntfs import filetime
-from lamella.formats.ntfs.attributes import ALL, DERIVED, DIRECTORY, NORMAL, REPARSE_POINT
+from lamella.formats.ntfs import basic_information
+from lamella.formats.ntfs.basic_information import ALL, DERIVED, DIRECTORY, NORMAL, REPARSE_POINT
 from lamella.host.windows.files import GENERIC_READ, Basic, Files, Handle
 from lamella.host.windows.system import WindowsSystem
 from lamella.layers.windows.contract import LayerChanges
@@ -43,7 +43,7 @@ def basic_from_facet(windows: Windows, *, attributes: bool = True) -> Basic:
 
     def ticks(time: int | None) -> int:
         time = write if time is None else time
-        return 0 if time is None else max(0, filetime.ticks_from_ns(time))
+        return 0 if time is None else max(0, basic_information.ticks_from_ns(time))
 
     settable = windows.attributes & ALL & ~DERIVED or NORMAL
     return Basic(
@@ -57,7 +57,7 @@ def basic_from_facet(windows: Windows, *, attributes: bool = True) -> Basic:
 
 def facet_from_basic(basic: Basic) -> Windows:
     """The Windows facet with the attributes and times of a file."""
-    ns = filetime.ns_from_ticks
+    ns = basic_information.ns_from_ticks
     return Windows(basic.attributes, ns(basic.creation), ns(basic.access), ns(basic.write), ns(basic.change))
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from lamella.changes.model import Content, Entry, Kind, Windows
 from lamella.errors import AlreadyExists, Conflict, InvalidInput, LamellaError, NotFound
 from lamella.formats.ntfs import names
-from lamella.formats.ntfs.attributes import DIRECTORY, REPARSE_POINT
+from lamella.formats.ntfs.basic_information import DIRECTORY, REPARSE_POINT
 from lamella.host.windows.files import (
     FILE_WRITE_ATTRIBUTES,
     GENERIC_READ,
