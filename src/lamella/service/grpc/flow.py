@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flow control of one connection: windows in both directions (RFC 9113, section 5.2), and the memory of requests.
 
-A stream's window is granted again once its call has taken the queued messages, so that a slow call delays only its own
-stream. The window of an unfinished message is granted again at once, since a message may be larger than the window.
+A stream's window is granted again unless too many of its messages are queued for the call, so that a slow call delays
+only its own stream. An unfinished message does not hold the window back, since it may be larger than the window.
 Unfinished and queued messages count against the connection's share of memory: beyond it, calls fail with
 RESOURCE_EXHAUSTED. The connection's window is always granted again.
 
