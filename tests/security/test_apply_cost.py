@@ -182,7 +182,7 @@ def test_a_path_follows_no_more_links_than_on_linux() -> None:
     long = "/".join(["."] * (MAX_LINK_TEXT // 2 + 1))
     knot: list[Change] = [*(symlink(f"l{number}", f"l{number + 1}/.") for number in range(60)), directory("l60")]
 
-    with pytest.raises(InvalidInput, match="characters of links"):
+    with pytest.raises(InvalidInput, match="characters of link targets"):
         fold([symlink("a", long), file("a/b")])
     with pytest.raises(InvalidInput, match="more than 40 links"):
         fold([*knot, file("l0/b")])
