@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is done to an archive, it is either read or refused with an error that was meant."""
+"""A damaged archive is read or refused with an expected error."""
 
 from __future__ import annotations
 

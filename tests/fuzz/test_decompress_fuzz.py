@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever bytes come, a blob is read or refused with an error that was meant, the same with and without threads."""
+"""Any blob is read or refused with an expected error, with and without threads alike."""
 
 from __future__ import annotations
 

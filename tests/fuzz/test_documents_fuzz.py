@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever bytes come, a document is either read or refused with an error that was meant."""
+"""Any document is read or refused with an expected error."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is done to an EROFS image, it is read or refused with an error that was meant, and soon."""
+"""A damaged EROFS image is read or refused with an expected error, in bounded time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever bytes come, the tar reader gives members or refuses them with an error that was meant, and soon."""
+"""Any input gives members or an expected error in the tar reader, in bounded time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TYPES = frozenset("0123456ABCDEFGHIJNOPQRTUVWYZ")
 
 
 def seeds() -> Iterator[bytes]:
-    """Good archives to start from: one of each kind of header."""
+    """Valid archives as seeds: one for each kind of header."""
     for magic in (b"ustar\x0000", GNU, V7):
         yield (
             file(b"a/b", b"hello", magic=magic)
@@ -51,7 +51,7 @@ def seeds() -> Iterator[bytes]:
 
 
 def check_member(member: TarMember[Facet], length: int) -> None:
-    """What every member keeps to, whatever the archive says."""
+    """Check the invariants of every member."""
     assert member.typeflag in TYPES
     mode, uid, gid, mtime = member.facet
     assert 0 <= mode <= 0o7777
@@ -98,7 +98,7 @@ def outcome(data: bytes, step: int, read_every: int) -> tuple[list[tuple[object,
 
 
 def fuzz_tar(data: bytes) -> None:
-    """One input; the size of the buffers and which data is read must make no difference."""
+    """Read one input; the buffer size and the data that is read make no difference."""
     members, problem = outcome(data, 1 << 20, 1)
     assert (members, problem) == outcome(data, 512, 1)
     passed, later = outcome(data, 1536, 1 << 30)
@@ -182,7 +182,7 @@ def test_any_bytes(data: bytes) -> None:
 
 
 def test_no_part_of_an_archive_is_read_over_and_over() -> None:
-    """Each of these would take minutes, were any step to go over what came before it again."""
+    """Each of these would take minutes with quadratic steps."""
     for data in long_archives():
         outcome(data, 1 << 16, 1 << 30)
 

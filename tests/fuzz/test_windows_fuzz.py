@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever bytes come, what NTFS keeps beside content is read or refused with an error that was meant."""
+"""Any input gives NTFS metadata or an expected error."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def test_any_time(ns: int) -> None:
 
 
 def test_no_part_of_a_layer_is_gone_over_again_and_again() -> None:
-    """Each of these would take minutes, were any step to go over what came before it again."""
+    """Each of these would take minutes with quadratic steps."""
     deep = b"/".join([b"d"] * 4000)
     many = [
         b"".join(pax((b"path", deep[: 2 * depth + 1])) + file(b"d", b"", b"5") for depth in range(0, 4000, 40)),

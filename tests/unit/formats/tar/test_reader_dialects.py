@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every dialect of tar comes out as the same kind of member."""
+"""All dialects of tar give the same kind of member."""
 
 from __future__ import annotations
 

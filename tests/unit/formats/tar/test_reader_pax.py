@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PAX headers: their syntax, and what wins over what."""
+"""PAX headers: syntax and precedence."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse files in the four forms of GNU tar."""
+"""Sparse files in the four formats of GNU tar."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a reader goes through its stream: buffers, data, the end, and streams that break off."""
+"""The reader and its stream: buffers, data, end of archive, truncated streams."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The writer gives the bytes of Go's archive/tar, and takes no wrong amount of data."""
+"""The writer's output equals Go's archive/tar, and wrong amounts of data are refused."""
 
 from __future__ import annotations
 
