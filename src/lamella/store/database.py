@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet, finalize
@@ -137,6 +137,7 @@ class Database:
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._closed = False
+        self._written = False
         if readonly and not path.exists():
             raise NotFound(f"there is no store at {str(path.parent)!r}")
         try:
@@ -181,6 +182,7 @@ class Database:
                 try:
                     yield connection
                     connection.commit()
+                    self._written = True
                 except BaseException:
                     connection.rollback()
                     raise
@@ -189,11 +191,20 @@ class Database:
                     connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
-        """Close idle connections now, those in use after their transactions. May be called again."""
+        """Close idle connections now, those in use after their transactions. May be called again.
+
+        What this object wrote moves from the write-ahead log to the database file, so that a lost log loses little.
+        SQLite does so by itself only when no other process has the database open.
+        """
         with self._lock:
             self._closed = True
             while self._idle:
-                self._idle.pop().close()
+                pooled = self._idle.pop()
+                if self._written and pooled.process == os.getpid():
+                    self._written = False
+                    with suppress(sqlite3.Error):  # the log stays, and the next close tries again
+                        pooled.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                pooled.close()
 
     def _current(self) -> sqlite3.Connection | None:
         """Return the connection of this thread's current transaction; None outside of one."""
@@ -442,11 +453,16 @@ def _translate(problem: sqlite3.Error, path: Path) -> LamellaError:
         return Denied(f"{text}: the file system is read-only")
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return Denied(text)
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code in _DAMAGED:
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code in _DAMAGED or _is_malformed_text(problem):
         return Integrity(text)
     if primary == sqlite3.SQLITE_IOERR:
         return LamellaError(text, hint="the disk may be failing: see the log of the kernel")
     return LamellaError(text)
+
+
+def _is_malformed_text(problem: sqlite3.Error) -> bool:
+    """Whether a text is not UTF-8. The error is of Python's module, and has no code."""
+    return getattr(problem, "sqlite_errorcode", None) is None and "decode to UTF-8" in str(problem)
 
 
 _SPACELESS: Final = (sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_CANTOPEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -451,3 +452,56 @@ def test_a_hundred_thousand_blobs_are_listed_in_a_second_of_work(lamella: Run, r
         assert len(lines) == 100_001
         assert lines[-1].split() == [f"sha256:{99_999:064x}", "1", "B", "1970-01-01T00:16:39Z"]
     assert min(took) < 1
+
+
+# A damaged database ------------------------------------------------------------------------------------------------
+
+LISTS = (["images", "ls"], ["usage"], ["content", "ls"], ["snapshots", "ls"], ["check"], ["gc"])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("image.name", b"\xff\xfe"),
+        ("image.target", b"\xff\xfe"),
+        ("image.target", b"{"),
+        ("image.target", b"[1]"),
+        ("image.target", b'{"a":1}'),
+        ("image.labels", b"\xff\xfe"),
+        ("image.labels", b"{"),
+        ("blob.labels", b"\xff\xfe"),
+        ("blob.digest", b"\xff\xfe"),
+        ("snapshot.kind", b"other"),
+        ("snapshot.kind", b"\xff\xfe"),
+        ("snapshot.labels", b"["),
+        ("namespace.name", b"\xff\xfe"),
+    ],
+)
+def test_damaged_text_in_the_database_is_an_integrity_error(
+    lamella: Run, kept: str, root: Path, column: str, value: bytes
+) -> None:
+    assert kept
+    table, _, name = column.partition(".")
+    connection = sqlite3.connect(root / "lamella.db")
+    connection.execute("PRAGMA ignore_check_constraints = 1")
+    first = f"(SELECT min({name}) FROM {table})"
+    connection.execute(f"UPDATE {table} SET {name} = CAST(? AS TEXT) WHERE {name} = {first}", (value,))
+    connection.commit()
+    connection.close()
+    done = [lamella("store", *verb) for verb in LISTS]
+    assert {one.returncode for one in done} <= {0, 8}
+    assert 8 in {one.returncode for one in done}
+    assert not any("bug" in one.stderr for one in done)
+
+
+def test_damaged_pages_of_the_database_are_an_integrity_error(lamella: Run, kept: str, root: Path) -> None:
+    assert kept
+    path = root / "lamella.db"
+    raw = bytearray(path.read_bytes())
+    for page in range(4096, len(raw), 4096):
+        raw[page : page + 2048] = bytes(2048)
+    path.write_bytes(raw)
+    done = [lamella("store", *verb) for verb in LISTS]
+    assert {one.returncode for one in done} == {8}
+    path.write_bytes(b"not a database, but of the size of one" * 200)
+    assert {lamella("store", *verb).returncode for verb in LISTS} == {8}

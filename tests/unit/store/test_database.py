@@ -427,6 +427,21 @@ def test_a_readonly_file_system_is_denied(tmpfs: Mount, name: str) -> None:
     reader.close()
 
 
+def test_what_a_command_wrote_is_in_the_database_file_itself_when_it_ends(path: Path, tmp_path: Path) -> None:
+    server = Database(path)  # whose open connection keeps SQLite from the checkpoint of the last one to close
+    add(server, "a")
+    command = Database(path)
+    add(command, "b")
+    command.close()
+    alone = tmp_path / "copy" / "lamella.db"
+    alone.parent.mkdir()
+    alone.write_bytes(path.read_bytes())
+    copied = Database(alone)
+    assert names(copied) == ["a", "b"]
+    copied.close()
+    server.close()
+
+
 # Processes
 
 ADD = """

@@ -13,6 +13,7 @@ from lamella.errors import Cancelled, LamellaError, NotFound, from_os
 from lamella.store.contract import SnapshotKind, SnapshotRecord
 from lamella.store.disk_layout import snapshotter_path
 from lamella.store.snapshots.kinds import snapshot_driver
+from lamella.store.snapshots.table import decode_kind
 
 if TYPE_CHECKING:
     from lamella.changes.job import Job
@@ -150,6 +151,6 @@ def _read_rows(store: Store, clause: str, *values: str | int) -> list[CheckedSna
     with store.database.read() as connection:
         rows = connection.execute(f"{_SELECT} {clause}", values).fetchall()
     return [
-        CheckedSnapshot(namespace, snapshotter, name, number, SnapshotKind(kind), parent)
+        CheckedSnapshot(namespace, snapshotter, name, number, decode_kind(name, kind), parent)
         for namespace, snapshotter, name, number, kind, parent in rows
     ]

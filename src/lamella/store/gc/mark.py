@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
+from lamella.errors import Integrity
 from lamella.store.gc.labels import (
     CONTENT,
     EXPIRE,
@@ -45,7 +46,15 @@ class _Target(msgspec.Struct):
     digest: str
 
 
-_decode_target: Final = msgspec.json.Decoder(_Target).decode
+_TARGET_DECODER: Final = msgspec.json.Decoder(_Target)
+
+
+def _decode_target(name: str, text: str) -> str:
+    """Return the digest in the target of the image ``name``. Raises Integrity."""
+    try:
+        return _TARGET_DECODER.decode(text).digest
+    except msgspec.MsgspecError as problem:
+        raise Integrity(f"the store's database holds a malformed target of image {name!r}: {problem}") from problem
 
 
 class Cause(Struct, frozen=True):
@@ -177,7 +186,7 @@ def _read_images(connection: sqlite3.Connection, namespace: str, now: int, graph
     ):
         node = (IMAGES, name)
         graph.sizes[node] = None
-        graph.add_edge(node, (CONTENT, _decode_target(target).digest), TARGET)
+        graph.add_edge(node, (CONTENT, _decode_target(name, target)), TARGET)
         if GC_PREFIX in text:
             graph.add_labels(node, text)
             labels = decode_labels(text)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lamella.digests import Digest, parse_digest
-from lamella.errors import AlreadyExists, InvalidInput, LamellaError, NotFound
+from lamella.errors import AlreadyExists, Integrity, InvalidInput, LamellaError, NotFound
 from lamella.oci.descriptor import Descriptor
 from lamella.oci.documents import decode as decode_document
 from lamella.oci.documents import encode as encode_document
@@ -114,7 +114,10 @@ class LocalImages:
 
 def _decode_row(row: tuple[str, str, str, int, int]) -> ImageRecord:
     name, target, labels, created, updated = row
-    descriptor = decode_document(Descriptor, target.encode(), f"target of image {name!r}")
+    try:
+        descriptor = decode_document(Descriptor, target.encode(), f"target of image {name!r}")
+    except InvalidInput as problem:
+        raise Integrity(f"the store's database holds a malformed target: {problem}") from problem
     return ImageRecord(name, descriptor, decode_labels(labels), created, updated)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from lamella.errors import Conflict, InvalidInput, NotFound
+from lamella.errors import Conflict, Integrity, InvalidInput, NotFound
 from lamella.store.contract import Labels, SnapshotKind, SnapshotRecord, Usage
 from lamella.store.metadata.filters import label_at
 from lamella.store.metadata.labels import decode_labels, encode_labels, normalize_labels
@@ -144,9 +144,17 @@ def snapshot_key(connection: sqlite3.Connection, number: int) -> str | None:
 _WORDS: Final = {SnapshotKind.VIEW: "a view", SnapshotKind.COMMITTED: "committed", SnapshotKind.ACTIVE: "active"}
 
 
+def decode_kind(name: str, kind: str) -> SnapshotKind:
+    """Return the kind of the snapshot ``name``. Raises Integrity."""
+    try:
+        return SnapshotKind(kind)
+    except ValueError:
+        raise Integrity(f"the store's database holds an unknown kind of snapshot {name!r}: {kind!r}") from None
+
+
 def _decode_row(row: tuple[int, int | None, str, str, str, int, int, str, int | None, int | None]) -> SnapshotRow:
     number, parent, name, parent_name, kind, created, updated, labels, size, inodes = row
-    record = SnapshotRecord(name, parent_name, SnapshotKind(kind), created, updated, decode_labels(labels))
+    record = SnapshotRecord(name, parent_name, decode_kind(name, kind), created, updated, decode_labels(labels))
     return SnapshotRow(number, parent, record, None if size is None else Usage(size, inodes or 0))
 
 
