@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: tools of other projects, the rule that nothing is skipped in silence, hypothesis' settings."""
+"""Shared fixtures: external tools, the rule that CI skips nothing silently, settings of hypothesis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("lamella.testing")
 
 IN_CI = bool(os.environ.get("CI"))
 
-# A shared machine is no stopwatch; and CI tries the same examples each time, so that a red run is the change's doing.
+# No deadline, because shared machines vary; CI derives examples from the test, so a failure is caused by the change.
 settings.register_profile("lamella", deadline=None, derandomize=IN_CI, print_blob=True)
 settings.load_profile("lamella")
 
@@ -31,7 +31,7 @@ def _absent(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def needs() -> Needs:
-    """Return a function that gives the path of the first tool named, once all that are named are on this machine."""
+    """Return a function that returns the path of the first named tool, or skips if one of the tools is missing."""
 
     def find(*tools: str) -> str:
         paths = [(tool, shutil.which(tool)) for tool in tools]
@@ -44,11 +44,11 @@ def needs() -> Needs:
 
 
 def pytest_configure() -> None:
-    """Heed the signals that a job in the background ignores: programs that the tests start and stop inherit that."""
+    """Restore the signals that background jobs ignore, because programs started by tests inherit them."""
     for name, usual in (
         ("SIGINT", signal.default_int_handler),
         ("SIGTERM", signal.SIG_DFL),
-        ("SIGHUP", signal.SIG_DFL),  # which Windows lacks
+        ("SIGHUP", signal.SIG_DFL),  # missing on Windows
     ):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
@@ -56,7 +56,7 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what only root can do where the tests run as somebody else."""
+    """Skip tests that need root if they run as another user."""
     if item.get_closest_marker("root") and (sys.platform == "win32" or os.geteuid() != 0):
         _absent("this test needs root")
 
@@ -65,7 +65,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skipped interop test into a failed one in CI, whatever skipped it."""
+    """Turn a skipped interop test into a failure in CI."""
     report = yield
     if IN_CI and report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("interop"):
         report.outcome = "failed"
@@ -77,7 +77,7 @@ def pytest_runtest_makereport(
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Allow no module to skip itself whole in CI: its tests would not even be counted."""
+    """Fail modules that skip themselves in CI: their tests would not even be counted."""
     report = yield
     if IN_CI and report.outcome == "skipped":
         report.outcome = "failed"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/architecture.md names exists: modules, and the functions and classes of its flows."""
+"""The modules, functions and classes that docs/architecture.md names exist."""
 
 from __future__ import annotations
 

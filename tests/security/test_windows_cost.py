@@ -48,7 +48,7 @@ class TestAFileBelow4000Directories:
         os.close(parent)
 
     @pytest.mark.parametrize("parents", [0, 1])
-    def test_goes_through_a_folder_to_the_byte(self, blob: Path, tmp_path: Path, parents: int) -> None:
+    def test_survives_a_folder_byte_for_byte(self, blob: Path, tmp_path: Path, parents: int) -> None:
         below = [tmp_path / "base"] * parents
         (tmp_path / "base.tar").write_bytes(write([folder("Files")])[0])
         for place in below:
@@ -88,12 +88,12 @@ def hiding(tmp_path: Path, count: int) -> float:
         sink.abort()
 
 
-def test_hiding_directories_of_the_utility_vm_takes_time_in_proportion(tmp_path: Path) -> None:
+def test_hiding_directories_of_the_utility_vm_takes_linear_time(tmp_path: Path) -> None:
     short, long = 1000, 4000
     assert hiding(tmp_path, long) < 8 * hiding(tmp_path, short) + 0.3
 
 
-def test_names_put_into_many_directories_in_turn_are_not_taken_up_again_and_again() -> None:
+def test_files_put_into_many_directories_in_turn_do_not_reload_their_names() -> None:
     taken = 0
 
     def fold(name: str) -> str:
@@ -112,7 +112,7 @@ def test_names_put_into_many_directories_in_turn_are_not_taken_up_again_and_agai
     assert [directories.in_order(directory)[0] for directory in (0, count - 1)] == [sorted(map(str, range(rounds)))] * 2
 
 
-def test_directories_of_an_image_that_are_looked_into_in_turn_are_read_a_few_times_only() -> None:
+def test_directories_of_an_image_read_in_turn_are_parsed_a_few_times_only() -> None:
     listings: Listings[dict[str, int]] = Listings()
     reads = 0
     for _ in range(20):
@@ -142,11 +142,11 @@ def replacing(tmp_path: Path, count: int) -> float:
         sink.abort()
 
 
-def test_replacing_directories_while_links_wait_takes_time_in_proportion(tmp_path: Path) -> None:
+def test_replacing_directories_with_deferred_links_takes_linear_time(tmp_path: Path) -> None:
     assert replacing(tmp_path, 8000) < 8 * replacing(tmp_path, 2000) + 0.1
 
 
-def test_a_hidden_directory_of_the_utility_vm_can_be_put_anew(tmp_path: Path) -> None:
+def test_a_hidden_directory_of_the_utility_vm_can_be_put_again(tmp_path: Path) -> None:
     base = tmp_path / "base"
     blobs: dict[str, list[Change]] = {
         "base": [*map(folder, ("Files", "UtilityVM", "UtilityVM/Files", "UtilityVM/Files/d", "UtilityVM/Files/d/e"))],
