@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from tests.unit.formats.regf.hives import changed
+from tests.unit.formats.regf.test_log import new_log
 from tests.unit.formats.tar.archives import END, buffers
 from tests.unit.formats.tar.archives import file as member
 from tests.unit.layers.cim.test_layer import directory, file, link, stream, whiteout
@@ -181,3 +185,16 @@ def test_a_refused_layer_leaves_nothing(importing: Import, tmp_path: Path) -> No
     with pytest.raises(InvalidInput):
         importing("layer", [directory("Files"), directory("Hives"), directory("Hives/System_Delta")], True)
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.is_file()] == []
+
+
+@each(*READABLE)
+def test_the_logs_of_a_dirty_hive_below_are_replayed(importing: Import, tmp_path: Path) -> None:
+    for path in [*tmp_path.iterdir()]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clean = hive("below")
+    dirty = changed(clean, 4, struct.pack("<II", 3, 2))
+    logged = [file(f"{CONFIG}/SYSTEM.LOG1"), file(f"{CONFIG}/SYSTEM.LOG2", new_log(hive("logged")))]
+    changes = [change for change in base() if not (isinstance(change, Put) and change.entry.path == f"{CONFIG}/SYSTEM")]
+    importing("base", [*changes, file(f"{CONFIG}/SYSTEM", dirty), *logged], False)
+    delta = [directory("Files"), directory("Hives"), file("Hives/System_Delta", hive("above"))]
+    assert merged(importing("layer", delta, True), "System_Base") == ["above", "logged"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from pathlib import Path
 
 import pytest
 from tests.unit.cli.conftest import Run
+from tests.unit.formats.regf.hives import changed
+from tests.unit.formats.regf.test_log import new_log
 from tests.unit.layers.windows.test_tar import file_at
 from tests.unit.operations.windows.test_images import ABOVE, BASE, CONFIG, TOP, hive, image
 
-from lamella.changes.model import Change, Whiteout
+from lamella.changes.model import Change, Put, Whiteout
 from lamella.formats.regf import Hive, MemoryKey, encode_hive
 from lamella.paths import LayerPath
 
@@ -122,3 +125,28 @@ def test_keys_are_named_behind_the_hive(lamella: Run, tmp_path: Path) -> None:
     name = image(tmp_path, BASE, [file_at("Hives/System_Delta", encode_hive(root))])
     assert lamella("hive", "ls", f"{name}::Hives/System_Base::Setup", *PLATFORM).stdout == "Type\n"
     assert lamella("hive", "dump", f"{name}::Hives/System_Base::Setup", *PLATFORM).stdout.startswith("[\\Setup]")
+
+
+def dirty_base(*logs: Change) -> list[Change]:
+    """Return the base layer with a dirty SYSTEM and ``logs``."""
+    dirty = changed(hive(a="1", b="2"), 4, struct.pack("<II", 3, 2))
+    rest = [change for change in BASE if not (isinstance(change, Put) and change.entry.path == SYSTEM)]
+    return [*rest, file_at(SYSTEM, dirty), *logs]
+
+
+def test_the_logs_of_a_dirty_hive_are_replayed(lamella: Run, tmp_path: Path) -> None:
+    name = image(tmp_path, dirty_base(file_at(f"{SYSTEM}.LOG1", new_log(hive(a="logged", b="2")))), ABOVE)
+    assert values(lamella, f"{name}::{SYSTEM}")[0] == {"a": "logged", "b": "2"}
+    assert values(lamella, f"{name}::Hives/System_Base")[0] == {"a": "logged", "b": "3", "c": "4"}
+    flat = f"oci:{tmp_path}/flat:v"
+    done = lamella("flatten", name, flat, *PLATFORM)
+    assert done.returncode == 0, done.stderr
+    assert values(lamella, f"{flat}::{SYSTEM}")[0] == {"a": "logged", "b": "3", "c": "4"}
+
+
+def test_the_log_beside_a_file_is_replayed(lamella: Run, tmp_path: Path) -> None:
+    place = tmp_path / "SYSTEM"
+    place.write_bytes(changed(hive(a="1"), 4, struct.pack("<II", 3, 2)))
+    assert lamella("hive", "ls", place).returncode == 7
+    (tmp_path / "SYSTEM.LOG1").write_bytes(new_log(hive(a="logged")))
+    assert values(lamella, str(place))[0] == {"a": "logged"}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -73,14 +73,21 @@ def find(folder: Path, path: str) -> Path | None:
     return at if at.is_file() and not at.is_symlink() else None
 
 
-def merge_hive(base: Path, delta: Path, result: Path) -> None:
-    """Write to ``result`` the hive ``base`` with ``delta`` merged in. Raises NotFound, FormatError, InvalidInput."""
+def merge_hive(base: Path, delta: Path, result: Path, logs: Callable[[], Iterable[bytes]]) -> None:
+    """Write to ``result`` the hive ``base`` with ``delta`` merged in; ``logs`` are read if ``base`` is dirty.
+
+    Raises NotFound, FormatError, InvalidInput, Unsupported (a dirty hive without a log that applies to it).
+    """
+    from lamella.formats.regf.log import is_dirty, replay_logs
+
     try:
         below, above = base.read_bytes(), delta.read_bytes()
     except FileNotFoundError as problem:
         raise NotFound(f"the hive {problem.filename!r} does not exist") from None
     except OSError as problem:
         raise from_os(problem, f"read {problem.filename!r}") from problem
+    if is_dirty(below):
+        below = replay_logs(below, logs())
     raw = merge_deltas(below, [above])
     try:
         with result.open("xb") as file:
@@ -150,11 +157,11 @@ class HostFiles:
             raise from_os(problem, f"link {os.fspath(target)!r}") from problem
         self._made[target] = None
 
-    def merge_hive(self, base: Path, delta: Path, path: str) -> None:
+    def merge_hive(self, base: Path, delta: Path, path: str, logs: Callable[[], Iterable[bytes]]) -> None:
         """Create the hive ``base`` with ``delta`` merged in. Raises what `merge_hive` raises, AlreadyExists."""
         self.directory(path.rpartition("/")[0])
         target = self.folder / path
-        merge_hive(base, delta, target)
+        merge_hive(base, delta, target, logs)
         self._made[target] = None
 
     def find(self, path: str) -> Path | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -200,6 +201,10 @@ class CimImport:
         self._writer.abort()
         self._host.discard()
 
+    def hive_logs(self, name: str) -> Iterable[bytes]:  # noqa: ARG002
+        """The transaction logs of the hive ``name`` in the parent; none if the parent cannot be read."""
+        return ()
+
     def make_link(self, link: QueuedLink) -> None:
         """Create a queued link."""
         self._writer.link(link.path, link.target)
@@ -344,7 +349,7 @@ class CimImport:
 
     def _merge_hives(self, parent: Path) -> None:
         """Merge deltas into the parent's hives. A hive without a delta, or with an empty one, is linked."""
-        for stem in host_files.HIVES.values():
+        for name, stem in host_files.HIVES.items():
             delta = self._host.find(f"Hives/{stem}_DELTA")
             base = host_files.find(parent, f"Hives/{stem}_BASE")
             result = LayerPath(f"Hives/{stem}_BASE")
@@ -354,7 +359,7 @@ class CimImport:
                 continue
             if base is None:
                 raise NotFound(f"the parent in {os.fspath(parent)!r} has no hive {stem}_BASE to merge the delta into")
-            self._host.merge_hive(base, delta, result)
+            self._host.merge_hive(base, delta, result, partial(self.hive_logs, name))
             self._enqueue(QueuedFile(result, PLAIN_FILE))
 
 

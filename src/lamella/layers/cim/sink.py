@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from uuid import UUID
 
 from lamella.changes.contracts import Seen
 from lamella.changes.losses import Losses
-from lamella.changes.model import Content, Entry, Kind, implied_directory
+from lamella.changes.model import Content, Entry, Kind, dense, implied_directory
 from lamella.changes.whiteouts import PutRecord, prune
 from lamella.errors import InvalidInput, MissingFacet, NotFound
 from lamella.layers.cim.host_files import HostFiles
 from lamella.layers.cim.image import CimLayer
 from lamella.layers.cim.import_rules import PLAIN_DIRECTORY, CimImport, FileMetadata, ForkWriter
+from lamella.layers.cim.tree import CimTree
 from lamella.layers.cim.writer import PortableWriter
 from lamella.layers.stack import LayerStack
+from lamella.layers.windows.layout import CONFIG, HIVE_LOGS
 from lamella.paths import LayerPath
 
 
@@ -43,7 +46,7 @@ class CimSink(CimImport):
         if writer is None:
             writer = PortableWriter(layer, parent, guid=guid, contents=contents)
         self._fork = writer
-        self._has_parent = parent is not None
+        self._parent = parent
         host = HostFiles(layer.folder, own=layer.own_folder is None)
         super().__init__(self._fork, host, None if parent is None else parent.folder, windows=windows, losses=losses)
 
@@ -53,7 +56,7 @@ class CimSink(CimImport):
 
     @property
     def layered(self) -> bool:
-        return self._has_parent
+        return self._parent is not None
 
     def seen(self, path: LayerPath) -> Seen | None:
         """A reparse point is a file, so files below one are refused."""
@@ -107,6 +110,16 @@ class CimSink(CimImport):
 
     def remove(self, path: LayerPath) -> None:
         self._fork.delete(path)
+
+    def hive_logs(self, name: str) -> Iterator[bytes]:
+        if self._parent is None:
+            return
+        with closing(CimTree(self._parent)) as tree:
+            for suffix in HIVE_LOGS:
+                path = LayerPath(f"{CONFIG}{name}{suffix}")
+                entry = tree.lookup(path)
+                if entry is not None and entry.kind is Kind.FILE:
+                    yield b"".join(map(bytes, dense(tree.open(path))))
 
     def _replaced(self, path: LayerPath, kind: Kind) -> bool | None:
         return self._drop_replaced(path, kind, self._fork.seen(path))

@@ -43,6 +43,8 @@ HIVE_NAMES: Final = {
     "DEFAULT": "DefaultUser",
 }
 """The name of a hive in `CONFIG` of a base layer -> the prefix of its name in `Hives`."""
+HIVE_LOGS: Final = (".LOG1", ".LOG2", ".LOG")
+"""Suffixes of the transaction logs beside a hive."""
 
 _ROOM: Final = 255 - len(DIRECTORY_SUFFIX)
 """Bytes that a name may have on a Linux file system, so that the suffix of the metadata file fits too."""

@@ -16,11 +16,12 @@ from lamella.changes.model import Content, Put, Whiteout, dense
 from lamella.errors import InvalidInput, NotFound, UnsafePath, from_os
 from lamella.formats.ntfs import names
 from lamella.formats.regf.keys import merge_keys
+from lamella.formats.regf.log import is_dirty, replay_logs
 from lamella.formats.regf.reader import Hive
 from lamella.formats.regf.text import LAYER_NAMES, meaning, time_text, type_name, walk
 from lamella.formats.regf.writer import encode_hive
 from lamella.layers.windows.hives import merge_deltas
-from lamella.layers.windows.layout import CONFIG, HIVE_NAMES, HIVES
+from lamella.layers.windows.layout import CONFIG, HIVE_LOGS, HIVE_NAMES, HIVES
 from lamella.layers.windows.names import Spelling
 from lamella.operations.layers.read import is_windows, layer_changes
 from lamella.paths import beneath, parse_path
@@ -55,6 +56,8 @@ class ImageHive(Struct, frozen=True):
 
 class _Found(Struct):
     file: bytes | None = None
+    logs: dict[str, bytes] = field(default_factory=dict)
+    """Transaction logs of the file, by path in upper case."""
     deltas: list[tuple[int, bytes]] = field(default_factory=list)
     """Numbers of layers, and their deltas."""
 
@@ -98,7 +101,7 @@ def open_hive(
         found = _tree_hive(place, dirty, layer, platform, job or Job()) if isinstance(place, str) else None
         if found is None:
             try:
-                found = ImageHive(Path(place).read_bytes())
+                found = ImageHive(_read_with_logs(Path(place)))
             except OSError as error:
                 raise from_os(error, f"read {os.fspath(place)!r}") from error
         content = found.content
@@ -110,6 +113,20 @@ def open_hive(
         if isinstance(place, (str, os.PathLike)):
             error.add_note(f"read from {os.fspath(place)!r}")
         raise
+
+
+def _read_with_logs(path: Path) -> bytes:
+    """The hive in a file, with the changes in the transaction logs beside it."""
+    hive = path.read_bytes()
+    if not is_dirty(hive):
+        return hive
+    logs = []
+    for suffix in HIVE_LOGS:
+        for spelled in (suffix, suffix.lower()):
+            log = path.with_name(path.name + spelled)
+            if log.is_file():
+                logs.append(log.read_bytes())
+    return replay_logs(hive, logs)
 
 
 def _tree_hive(
@@ -197,6 +214,7 @@ def image_hive(
 def _find_hive(image: PlatformImage, name: str, count: int, job: Job) -> _Found:
     layers = image.layers[:count]
     config, delta = names.folded(f"{CONFIG}{name}"), names.folded(f"{HIVES}/{HIVE_NAMES[name]}_Delta")
+    logs = {config + names.folded(suffix) for suffix in HIVE_LOGS}
     found, spelling = _Found(), Spelling()
     with job.step("read", sum(layer.descriptor.size for layer in layers)):
         for number, layer in enumerate(layers):
@@ -206,10 +224,18 @@ def _find_hive(image: PlatformImage, name: str, count: int, job: Job) -> _Found:
                         key = names.folded(change.entry.path)
                         if key == config:
                             found.file = _read(change.content)
+                        elif key in logs:
+                            found.logs[key] = _read(change.content)
                         elif key == delta and change.entry.size:
                             found.deltas.append((number, _read(change.content)))
-                    elif isinstance(change, Whiteout) and beneath(config, names.folded(change.path)):
-                        found.file = None
+                    elif isinstance(change, Whiteout):
+                        key = names.folded(change.path)
+                        if beneath(config, key):
+                            found.file = None
+                        for log in [log for log in found.logs if beneath(log, key)]:
+                            del found.logs[log]
+    if found.file is not None:
+        found.file = replay_logs(found.file, found.logs.values())
     return found
 
 

@@ -17,10 +17,11 @@ from lamella.changes.diff import diff
 from lamella.changes.job import Job
 from lamella.changes.model import Change, Entry, Inline, Kind, Put, StoredContent, Whiteout, dense
 from lamella.errors import InvalidInput, Unsupported
+from lamella.formats.regf.log import is_dirty, replay_logs
 from lamella.layers.directory.sink import DirectorySink
 from lamella.layers.policy import Devices, Owners, Policy
 from lamella.layers.windows.hives import merge_deltas
-from lamella.layers.windows.layout import CONFIG, FILES, HIVE_NAMES, HIVES
+from lamella.layers.windows.layout import CONFIG, FILES, HIVE_LOGS, HIVE_NAMES, HIVES
 from lamella.layers.windows.names import Spelling
 from lamella.layers.windows.transforms import subtree_changes, windows_from_posix
 from lamella.layers.windows.tree import WindowsTree, view_changes
@@ -91,8 +92,19 @@ def _merged_hives(tree: WindowsTree, deltas: dict[str, list[StoredContent]]) -> 
         entry = tree.lookup(LayerPath(CONFIG + name))
         if entry is None or entry.kind is not Kind.FILE:
             raise InvalidInput(f"the layers change the hive {name}, which the base layer does not have")
-        found[entry.path] = merge_deltas(_bytes(tree.open(entry.path)), map(_bytes, several))
+        base = _bytes(tree.open(entry.path))
+        if is_dirty(base):
+            base = replay_logs(base, _logs_of(tree, entry.path))
+        found[entry.path] = merge_deltas(base, map(_bytes, several))
     return found
+
+
+def _logs_of(tree: WindowsTree, path: LayerPath) -> Iterator[bytes]:
+    """The transaction logs beside the hive ``path``."""
+    for suffix in HIVE_LOGS:
+        entry = tree.lookup(LayerPath(path + suffix))
+        if entry is not None and entry.kind is Kind.FILE:
+            yield _bytes(tree.open(entry.path))
 
 
 def _bytes(content: StoredContent) -> bytes:

@@ -13,10 +13,20 @@ from lamella.formats.ntfs import names
 from lamella.host import file_io
 from lamella.layers.directory.dirfd_cache import Descriptors, open_root
 from lamella.layers.windows.folder.index import IndexReader, LinkFact, PutFact, WhiteoutFact
-from lamella.layers.windows.layout import HIVES, INDEX, UTILITY_FILES, WindowsLayer
+from lamella.layers.windows.layout import (
+    CONFIG,
+    HIVE_LOGS,
+    HIVE_NAMES,
+    HIVES,
+    INDEX,
+    UTILITY_FILES,
+    WindowsLayer,
+)
 from lamella.paths import LayerPath
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lamella.layers.stack import LayerStack
 
 
@@ -47,14 +57,13 @@ class Parents:
         return None
 
     def hive(self, name: str) -> bytes | None:
-        """The file ``name`` in `Hives` of the nearest parent that has it."""
+        """The file ``name`` in `Hives` of the nearest parent that has it, with the changes in its transaction logs."""
         for layer in self._layers:
             folder = layer.path / HIVES
             try:
                 found = [one for one in os.listdir(folder) if one.lower() == name.lower()]
                 if found:
-                    with open(os.open(folder / found[0], file_io.READ_FILE), "rb") as file:
-                        return file.read()
+                    return _replayed(layer, name, _read(folder / found[0]))
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -71,6 +80,26 @@ class Parents:
             if (layer.path / UTILITY_FILES).is_dir():
                 yield from _clone(layer, target, copied)
                 return
+
+
+def _replayed(layer: WindowsLayer, name: str, data: bytes) -> bytes:
+    """The hive ``name`` of a layer after the transaction logs in its configuration, if it is dirty."""
+    from lamella.formats.regf.log import is_dirty, replay_logs
+
+    if not is_dirty(data):
+        return data
+    hive = next(hive for hive, stem in HIVE_NAMES.items() if f"{stem}_Base".lower() == name.lower())
+    wanted = {f"{hive}{suffix}".lower() for suffix in HIVE_LOGS}
+    folder = layer.path
+    for part in CONFIG.strip("/").split("/"):
+        folder /= next((one for one in os.listdir(folder) if one.lower() == part.lower()), part)
+    logs = sorted(one for one in os.listdir(folder) if one.lower() in wanted)
+    return replay_logs(data, [_read(folder / one) for one in logs])
+
+
+def _read(path: Path) -> bytes:
+    with open(os.open(path, file_io.READ_FILE), "rb") as file:
+        return file.read()
 
 
 def _clone(layer: WindowsLayer, target: Descriptors, copied: frozenset[str]) -> Iterator[tuple[LayerPath, bool]]:
