@@ -21,6 +21,7 @@ from lamella.changes.tree import walk
 from lamella.images.resolve import open_platform_image
 from lamella.layers.directory.tree import DirectoryTree
 from lamella.operations.layers.apply import apply_blob
+from lamella.operations.pack import PackOptions, pack
 from lamella.operations.unpack import unpack
 from lamella.testing.images import OCI, compact, digest, tagged, write_layout
 
@@ -289,3 +290,61 @@ def test_gnu_tar_and_bsdtar_extract_the_same_base_layer(layout: Path, needs: Nee
     for theirs in trees:
         assert [line for line in theirs if not line.startswith("put directory")] == files
         assert len(theirs) == len(ours)
+
+
+@pytest.fixture(scope="module")
+def with_holes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """An OCI layout that has an image whose layer keeps holes as ``holes``, and the files of that image."""
+    where = tmp_path_factory.mktemp("holes")
+    root = where / "tree"
+    long = root / ("d" * 150)
+    long.mkdir(parents=True)
+    for path, offset in (
+        (root / "middle", 1 << 20),
+        (root / "first", 0),
+        (root / "last", (3 << 20) - 6),
+        (long / "x", 0),
+    ):
+        with path.open("wb") as out:
+            out.seek(offset)
+            out.write(b"sparse")
+            out.truncate(3 << 20)
+    with (root / "nothing").open("wb") as out:
+        out.truncate(3 << 20)
+    pack(root, f"oci:{where / 'layout'}:holes", options=PackOptions(sparse=True, compression="none"))
+    assert max(blob.stat().st_size for blob in (where / "layout/blobs/sha256").iterdir()) < 100_000
+    return where / "layout", contents(root)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_umoci_reads_kept_holes(with_holes: tuple[Path, dict[str, bytes]], needs: Needs, tmp_path: Path) -> None:
+    layout, files = with_holes
+    bundle = tmp_path / "bundle"
+    subprocess.run([needs("umoci"), "unpack", "--image", f"{layout}:holes", bundle], check=True, capture_output=True)
+    assert contents(bundle / "rootfs") == files
+
+
+def test_containerd_reads_kept_holes(with_holes: tuple[Path, dict[str, bytes]], ctr: Ctr, tmp_path: Path) -> None:
+    layout, files = with_holes
+    archive, target = tmp_path / "image.tar", tmp_path / "mounted"
+    subprocess.run(["tar", "-C", layout, "-cf", archive, "oci-layout", "index.json", "blobs"], check=True)
+    ctr("images", "import", "--base-name", "test/sparse", "--snapshotter", "native", str(archive))
+    target.mkdir()
+    ctr("images", "mount", "--snapshotter", "native", "test/sparse:holes", str(target))
+    try:
+        theirs = contents(target)
+    finally:
+        subprocess.run(["umount", target], check=True)
+    assert theirs == files
+
+
+def test_bsdtar_reads_kept_holes(with_holes: tuple[Path, dict[str, bytes]], needs: Needs, tmp_path: Path) -> None:
+    layout, files = with_holes
+    with open_platform_image(f"oci:{layout}:holes", "linux/amd64") as image:
+        blob = layout / "blobs/sha256" / image.layers[0].descriptor.digest.removeprefix("sha256:")
+    (tmp_path / "out").mkdir()
+    subprocess.run([needs("bsdtar"), "-xpf", blob, "-C", tmp_path / "out"], check=True, capture_output=True)
+    assert contents(tmp_path / "out") == files

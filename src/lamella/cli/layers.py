@@ -21,6 +21,7 @@ from lamella.cli.options import (
     policy_options,
     read_owner_option,
     recipe_option,
+    sparse_option,
     strict_option,
     subsecond_option,
 )
@@ -139,6 +140,7 @@ _KINDS: Final = {"symlink": "link", "character": "device", "block": "device", "d
         "--exact", is_flag=True, help="Compare the content of all files, and list directories with other times."
     ),
     subsecond_option,
+    sparse_option,
     read_owner_option,
     recipe_option,
     name_rules_option,

@@ -141,6 +141,9 @@ def split_place(text: str) -> tuple[str, str]:
 subsecond_option: Final[Decorator] = click.option(
     "--subsecond", is_flag=True, help="Keep fractions of seconds in times."
 )
+sparse_option: Final[Decorator] = click.option(
+    "--sparse", is_flag=True, help="Keep holes of files; Docker and Podman may be unable to push such a layer again."
+)
 strict_option: Final[Decorator] = click.option("--strict", is_flag=True, help="Fail if anything cannot be kept.")
 
 

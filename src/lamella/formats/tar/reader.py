@@ -60,7 +60,7 @@ class TarLimits(Struct, frozen=True):
     """Length of one GNU long name in bytes."""
     headers: int = 16
     """Extension headers before one member."""
-    extents: int = 1 << 17
+    extents: int = sparse.MAX_EXTENTS
     """Data extents of one sparse file."""
 
 

@@ -14,6 +14,9 @@ STRUCTURE: Final = "sparse map"
 
 Extents: TypeAlias = list[tuple[int, int]]
 
+MAX_EXTENTS: Final = 1 << 17
+"""Extents of one file that are read by default: 16 MB of memory."""
+
 _PAIR: Final = 24
 _EXTENSION: Final = 21 * _PAIR
 _MAX_LINE: Final = 20

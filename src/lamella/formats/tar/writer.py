@@ -2,13 +2,13 @@
 """Writes tar archives byte for byte like Go's archive/tar (1.10 and newer).
 
 A member gets one ustar header if its values fit. Otherwise a PAX header with only the necessary records, sorted,
-precedes it. GNU's format is never written.
+precedes it. GNU's format is never written; `TarWriter.sparse_member`, which Go has no equal of, uses PAX too.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 from zlib import adler32
@@ -16,6 +16,7 @@ from zlib import adler32
 from lamella.errors import Conflict, InvalidInput, SizeMismatch
 from lamella.formats.tar import pax as extended
 from lamella.formats.tar.fields import BLOCK, HEADER_ONLY, MAX_NUMBER, ZEROS
+from lamella.formats.tar.sparse import MAX_EXTENTS
 from lamella.times import SECOND, format_pax_time
 
 K = TypeVar("K")
@@ -122,6 +123,7 @@ def _format_header(
     records: Mapping[str, bytes],
     uname: str,
     gname: str,
+    sparse: Mapping[str, bytes] = _NO_RECORDS,
 ) -> bytes:
     seconds = mtime // SECOND
     if not (0 <= mode < _SHORT and 0 <= device[0] < _SHORT and 0 <= device[1] < _SHORT):
@@ -129,7 +131,7 @@ def _format_header(
     if min(uid, gid, size) < 0 or max(uid, gid, size, abs(seconds)) > MAX_NUMBER:
         raise InvalidInput(f"a tar header of {path!r} cannot hold uid {uid}, gid {gid}, size {size}, mtime {seconds}")
 
-    needed = _check_records(records) if records else {}
+    needed = {**_check_records(records), **sparse} if records or sparse else {}
     prefix, suffix = b"", path
     if _exceeds(path, _NAME):
         split = None if needed else _split_path(path)
@@ -302,6 +304,52 @@ class TarWriter:
         self._offset += len(blocks)
         self._write(self._padding + blocks)
         self._padding = b""
+
+    def sparse_member(
+        self,
+        name: str,
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+        size: int,
+        mtime: int,
+        extents: Sequence[tuple[int, int]],
+        records: Mapping[str, bytes] = _NO_RECORDS,
+    ) -> bool:
+        """Begin a regular file with holes in the PAX format of GNU tar, version 1.0; its data are those of ``extents``.
+
+        ``size`` includes the holes. False, and nothing is written, if the map is larger than readers accept. Raises as
+        `member` does.
+        """
+        listed = list(extents)
+        if not listed or sum(listed[-1]) < size:
+            listed.append((size, 0))  # GNU tar takes the end of the last extent for the end of the file
+        table = b"%d\n" % len(listed) + b"".join([b"%d\n%d\n" % extent for extent in listed])
+        if len(table) > extended.MAX_BYTES - BLOCK or len(listed) > MAX_EXTENTS:
+            return False
+        if self._left or self._closed:
+            self.finish_member()
+        table += ZEROS[: -len(table) % BLOCK]
+        path = name.encode("utf-8", "surrogateescape")
+        directory, slash, base = path.rpartition(b"/")
+        sparse = {
+            f"{extended.SPARSE}major": b"1",
+            f"{extended.SPARSE}minor": b"0",
+            f"{extended.SPARSE}name": path,
+            f"{extended.SPARSE}realsize": b"%d" % size,
+        }
+        stored = len(table) + sum(length for _, length in extents)
+        shown = b"%b%bGNUSparseFile.0/%b" % (directory, slash, base)
+        device = (0, 0)
+        blocks = _format_header(shown, "0", mode, uid, gid, stored, mtime, b"", device, records, "", "", sparse)
+        self._name = name
+        self._size = self._left = stored
+        self._offset += len(blocks)
+        self._write(self._padding + blocks)
+        self._padding = b""
+        self.data(table)
+        return True
 
     def data(self, buffer: Buffer) -> None:
         """Write the next bytes of the current member. Raises SizeMismatch if they exceed its size."""

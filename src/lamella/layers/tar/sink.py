@@ -84,8 +84,8 @@ class TarSink:
     in nanoseconds (`lamella.times.source_date_epoch`). ``subsecond`` keeps fractions of seconds. ``whiteout_time`` is
     the time of whiteouts and opaque markers.
 
-    Holes are written as zeros. Metadata that a tar cannot hold is omitted and recorded as a loss. `commit` ends the
-    archive and returns the losses.
+    Holes are written as zeros; with ``sparse`` they are kept, as GNU tar does in PAX (format 1.0). Metadata that a tar
+    cannot hold is omitted and recorded as a loss. `commit` ends the archive and returns the losses.
     """
 
     __slots__ = (
@@ -97,6 +97,7 @@ class TarSink:
         "_member",
         "_metadata",
         "_root",
+        "_sparse",
         "_subsecond",
         "_whiteout_time",
         "_writer",
@@ -111,6 +112,7 @@ class TarSink:
         clamp: int | None = None,
         subsecond: bool = False,
         whiteout_time: int = 0,
+        sparse: bool = False,
         losses: Losses | None = None,
     ) -> None:
         self._writer = TarWriter(write)
@@ -121,6 +123,7 @@ class TarSink:
         self._clamp = clamp
         self._subsecond = subsecond
         self._whiteout_time = whiteout_time
+        self._sparse = sparse
         self._losses = losses if losses is not None else Losses()
         self._lost: set[str] = set()
 
@@ -148,16 +151,19 @@ class TarSink:
         records = self._records(path, posix.xattrs) if posix.xattrs else NO_XATTRS
         kind = entry.kind
         if kind is Kind.FILE:
-            self._member(
-                path,
-                "0",
-                mode=posix.mode,
-                uid=posix.uid,
-                gid=posix.gid,
-                size=entry.size,
-                mtime=mtime,
-                records=records,
-            )
+            if self._sparse and content is not None and self._put_sparse(entry, posix, content, mtime, records):
+                content = None
+            else:
+                self._member(
+                    path,
+                    "0",
+                    mode=posix.mode,
+                    uid=posix.uid,
+                    gid=posix.gid,
+                    size=entry.size,
+                    mtime=mtime,
+                    records=records,
+                )
             if content is not None:
                 data = self._data
                 for chunk in content.chunks() if content.extents is None else dense(content):
@@ -183,6 +189,26 @@ class TarSink:
             )
         if self._metadata is not None and kind is not Kind.DIRECTORY:
             self._metadata.add(path, posix)
+
+    def _put_sparse(
+        self, entry: Entry, posix: Posix, content: Content, mtime: int, records: Mapping[str, bytes]
+    ) -> bool:
+        """Write a file with its holes; False if it has none, or more than readers accept."""
+        extents = content.extents
+        if extents is None or not self._writer.sparse_member(
+            entry.path,
+            mode=posix.mode,
+            uid=posix.uid,
+            gid=posix.gid,
+            size=entry.size,
+            mtime=mtime,
+            extents=extents,
+            records=records,
+        ):
+            return False
+        for chunk in content.chunks():
+            self._data(chunk)
+        return True
 
     def link(self, path: LayerPath, target: LayerPath) -> None:
         """Write a hard link with the metadata of its target. Raises MissingFacet if that is unknown."""

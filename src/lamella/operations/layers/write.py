@@ -39,6 +39,8 @@ class LayerOptions(Struct, frozen=True):
     """Compression threads; None for one per processor."""
     subsecond: bool = False
     """Keep the fractions of seconds in times. A Windows layer always has them."""
+    sparse: bool = False
+    """Keep the holes of files, in a form that Docker and Podman unpack but cannot push again; else they are zeros."""
     owners: Owners | None = None
     """How to read the owners of files in a directory; see `lamella.operations.layers.diff.open_changes`."""
     windows: bool | None = None
@@ -89,7 +91,15 @@ def write_layer(
             sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=options.rules, losses=job.losses)
         else:
             clamp = source_date_epoch() if clamp is None else clamp
-            sink = TarSink(write, lookup=lookup, root=True, clamp=clamp, subsecond=options.subsecond, losses=job.losses)
+            sink = TarSink(
+                write,
+                lookup=lookup,
+                root=True,
+                clamp=clamp,
+                subsecond=options.subsecond,
+                sparse=options.sparse,
+                losses=job.losses,
+            )
         apply(changes, sink, cancel=job.cancel, counts=counts)
         return Written(writer.finish(), counts.changes, job.losses)
 
