@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from msgspec import Struct
 
 from lamella.changes.contracts import Sink, Tree
 from lamella.changes.losses import Losses
+from lamella.errors import NotFound
 from lamella.host.durability import durable_outputs
 from lamella.layers.policy import Policy
 from lamella.layers.stack import LayerStack
@@ -178,13 +180,27 @@ class SnapshotTarget(Struct, frozen=True):
     """None if they are not known."""
 
     def sink(self, policy: Policy | None = None, losses: Losses | None = None) -> Sink[Losses]:
-        """Return the sink that applies the layer. Raises Conflict (not empty), Denied."""
-        with durable_outputs(False):  # the commit of the snapshot syncs its files
+        """Return the sink that applies the layer. Raises Conflict (not empty), Denied, NotFound."""
+        # The commit of the snapshot syncs its files.
+        with durable_outputs(False), _translate_removal(self.directory):
             return self.driver.sink(self.directory, self.parents, policy, losses)
 
     def usage_below_root(self) -> Usage | None:
         """Return `SnapshotDriver.usage_below_root`. Raises Denied, NotFound."""
-        return self.driver.usage_below_root(self.directory)
+        with _translate_removal(self.directory):
+            return self.driver.usage_below_root(self.directory)
+
+
+@contextmanager
+def _translate_removal(directory: Path) -> Iterator[None]:
+    """Raise NotFound if the snapshot was collected, as after the end of its lease."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"the snapshot in {os.fspath(directory)!r} was removed before its layer was unpacked",
+            hint="its lease has ended; unpack the image again",
+        ) from error
 
 
 _ROOT_MODE: Final = 0o755

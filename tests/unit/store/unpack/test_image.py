@@ -21,9 +21,11 @@ from lamella.errors import Cancelled, DigestMismatch, Exhausted, LossRefused, No
 from lamella.oci.config import chain_ids
 from lamella.paths import ROOT
 from lamella.progress import Cancellation
+from lamella.store.contract import Usage
 from lamella.store.disk_layout import blob_path
 from lamella.store.gc.collect import collect
 from lamella.store.locks import exclusive_lock
+from lamella.store.snapshots.driver import SnapshotTarget
 from lamella.store.store import LocalNamespace, Store
 from lamella.store.unpack import image as unpacking
 from lamella.store.unpack.image import DIFF_ID, UNCOMPRESSED, Unpacked, unpack_image
@@ -303,3 +305,39 @@ def _with_xattr() -> bytes:
         member.pax_headers = {"SCHILY.xattr.trusted.overlay.opaque": "y"}
         archive.addfile(member)
     return raw.getvalue()
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native", "erofs"])
+@pytest.mark.parametrize("step", ["sink", "layer", "usage"])
+def test_an_unpack_whose_lease_ends_says_that_its_snapshot_is_gone(
+    store: Store, namespace: LocalNamespace, monkeypatch: pytest.MonkeyPatch, snapshotter: str, step: str
+) -> None:
+    name = put_image(namespace, small_image({f"d/f{number}": b"1" * 5000 for number in range(100)}), "image")
+
+    def end() -> None:
+        for lease in namespace.leases.list():
+            namespace.leases.delete(lease.id)
+        collect(store)
+
+    def unpack(self: LayerUnpacker, task: LayerTask, advance: Advance, cancel: Cancellation) -> LayerResult:
+        def ending(amount: int) -> None:
+            if step == "layer":
+                end()
+            advance(amount)
+
+        if step == "sink":
+            end()
+        if step == "usage":
+            below_root = SnapshotTarget.usage_below_root
+
+            def measure(target: SnapshotTarget) -> Usage | None:
+                end()
+                return below_root(target)
+
+            monkeypatch.setattr(SnapshotTarget, "usage_below_root", measure)
+        return unpack_layer(task, ending, cancel)
+
+    monkeypatch.setattr(LayerUnpacker, "unpack", unpack)
+    with pytest.raises(NotFound):
+        unpack_image(namespace, name, snapshotter)
+    assert names(namespace, snapshotter) == set()
