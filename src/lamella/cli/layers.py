@@ -16,6 +16,7 @@ from lamella.cli.options import (
     PATH,
     check_name_rules,
     collect,
+    dirty_option,
     name_rules_option,
     platform_option,
     policy_options,
@@ -58,6 +59,7 @@ def _parse_digest(context: click.Context, option: click.Parameter, value: str | 
     ),
     policy_options,
     name_rules_option,
+    dirty_option,
 )
 @click.option("--expect", "diff_id", metavar="DIFF_ID", callback=_parse_digest, help="The expected digest of the tar.")
 @click.option("--digest", metavar="DIGEST", callback=_parse_digest, help="The expected digest of BLOB.")

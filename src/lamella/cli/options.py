@@ -250,6 +250,11 @@ name_rules_option: Final[Decorator] = click.option(
 )
 
 
+dirty_option: Final[Decorator] = click.option(
+    "--dirty", is_flag=True, help="Read a registry hive without its last changes if they are in no log."
+)
+
+
 def check_name_rules(rules: NameRules | None, kind: str | None) -> None:
     """Raise UsageError if --awkward-names is given for a kind of layer that is not for Windows."""
     if rules is None:

@@ -50,6 +50,8 @@ class SinkOptions(Struct, frozen=True):
     """Called after the last change; returns bytes that are unique to this layer, such as its diff id."""
     rules: NameRules | None = None
     """Which unusual names a Windows layer may have."""
+    dirty: bool = False
+    """Merge registry hives without their last changes if these are in no transaction log."""
     system: WindowsSystem | None = None
     """The Windows host that writes the layer; None for the current host."""
 
@@ -355,7 +357,7 @@ def _windows_sink(place: Path, parents: Sequence[Path], options: SinkOptions) ->
 
     stack = LayerStack.from_nearest(WindowsLayer(parent) for parent in parents) if parents else None
     layer, rules, system = WindowsLayer(place), options.rules, options.system
-    return WindowsSink(layer, parents=stack, rules=rules, losses=options.losses, system=system)
+    return WindowsSink(layer, parents=stack, rules=rules, losses=options.losses, system=system, dirty=options.dirty)
 
 
 def _windows_directory(place: Path) -> Path:
@@ -403,7 +405,8 @@ def _cim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -> Sin
     layer, above = CimLayer(place), [CimLayer(parent) for parent in parents]
     writer = fork_writer(layer, above[0] if above else None, options.system)
     stack = LayerStack.from_nearest(above) if above else None
-    return CimSink(layer, parents=stack, contents=options.contents, losses=options.losses, writer=writer)
+    contents, losses = options.contents, options.losses
+    return CimSink(layer, parents=stack, contents=contents, losses=losses, writer=writer, dirty=options.dirty)
 
 
 def _cim_source(stack: ExitStack, place: Path, options: SourceOptions) -> tuple[Source, Lookup | None]:
@@ -426,7 +429,7 @@ def _blockcim_sink(place: Path, parents: Sequence[Path], options: SinkOptions) -
     from lamella.layers.stack import LayerStack
 
     stack = LayerStack.from_nearest(BlockCimLayer.parse(parent) for parent in parents) if parents else None
-    return BlockCimSink(BlockCimLayer.parse(place), parents=stack, losses=options.losses)
+    return BlockCimSink(BlockCimLayer.parse(place), parents=stack, losses=options.losses, dirty=options.dirty)
 
 
 def _blockcim_directory(place: Path) -> Path:

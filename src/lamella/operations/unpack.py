@@ -50,6 +50,8 @@ class UnpackOptions(Struct, frozen=True):
     """Unpack over an existing directory."""
     rules: NameRules | None = None
     """Unusual names that folders and composite images may have."""
+    dirty: bool = False
+    """Merge registry hives without their last changes if these are in no transaction log."""
     durable: bool = False
     """Flush the file system (syncfs) before a directory gets its name. A single EROFS image is always durable, as other
     outputs are (`durable_outputs`)."""
@@ -143,7 +145,7 @@ def _apply_layers(image: PlatformImage, place: Path, options: UnpackOptions, job
                 kinds.required_directory(kind, place / row.layer_place.format(0))  # fails early on a wrong host
                 _write_documents(image, place)
             rules = options.rules if row.windows else None
-            applied = _apply_to_places(layers, place, ApplyOptions(kind, rules=rules), job, worker)
+            applied = _apply_to_places(layers, place, ApplyOptions(kind, rules=rules, dirty=options.dirty), job, worker)
         return tuple(applied)
 
 

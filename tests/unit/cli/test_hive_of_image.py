@@ -150,3 +150,16 @@ def test_the_log_beside_a_file_is_replayed(lamella: Run, tmp_path: Path) -> None
     assert lamella("hive", "ls", place).returncode == 7
     (tmp_path / "SYSTEM.LOG1").write_bytes(new_log(hive(a="logged")))
     assert values(lamella, str(place))[0] == {"a": "logged"}
+
+
+@pytest.mark.parametrize("kind", ["windows", "cim"])
+def test_a_dirty_hive_without_a_log_is_merged_on_request(lamella: Run, tmp_path: Path, kind: str) -> None:
+    others = [file_at(f"{CONFIG}/{one}", hive()) for one in ("SOFTWARE", "SAM", "SECURITY", "DEFAULT")]
+    name = image(tmp_path, dirty_base(*others), ABOVE)
+    flat = f"oci:{tmp_path}/flat:v"
+    for verb in (("flatten", name, flat), ("unpack", name, tmp_path / "out", "--as", kind)):
+        refused = lamella(*verb, *PLATFORM)
+        assert (refused.returncode, "--dirty" in refused.stderr) == (7, True), refused.stderr
+        done = lamella(*verb, "--dirty", *PLATFORM)
+        assert done.returncode == 0, done.stderr
+    assert values(lamella, f"{flat}::{SYSTEM}")[0] == {"a": "1", "b": "3", "c": "4"}

@@ -15,6 +15,7 @@ from lamella.cli.options import (
     PATH,
     check_name_rules,
     collect,
+    dirty_option,
     name_rules_option,
     parse_pairs,
     platform_option,
@@ -132,6 +133,7 @@ def pack(
     policy_options,
     click.option("--merge", is_flag=True, help="Unpack into an existing DIR, over the files in it."),
     name_rules_option,
+    dirty_option,
     click.option("--durable", is_flag=True, help="Write everything to the disk before DIR appears."),
 )
 @strict_option

@@ -22,6 +22,7 @@ from lamella.cli.options import (
     PATH,
     Decorator,
     collect,
+    dirty_option,
     name_rules_option,
     parse_pairs,
     platform_option,
@@ -187,6 +188,7 @@ def mutate(
     "options",
     "operations.surgery.flatten:FlattenOptions",
     platform_option,
+    dirty_option,
     compression_options,
     replace_option,
 )

@@ -264,6 +264,7 @@ class BlockCimSink(CimImport):
         windows: bool = True,
         losses: Losses | None = None,
         calls: Cimfs | None = None,
+        dirty: bool = False,
     ) -> None:
         """Start the image. Raises Unsupported, InvalidInput (parents of another kind), AlreadyExists."""
         calls = calls if calls is not None else system_calls()
@@ -288,6 +289,7 @@ class BlockCimSink(CimImport):
             below[0].folder if below else None,
             windows=windows,
             losses=losses,
+            dirty=dirty,
         )
 
     @property

@@ -73,7 +73,7 @@ def find(folder: Path, path: str) -> Path | None:
     return at if at.is_file() and not at.is_symlink() else None
 
 
-def merge_hive(base: Path, delta: Path, result: Path, logs: Callable[[], Iterable[bytes]]) -> None:
+def merge_hive(base: Path, delta: Path, result: Path, logs: Callable[[], Iterable[bytes]], *, dirty: bool) -> None:
     """Write to ``result`` the hive ``base`` with ``delta`` merged in; ``logs`` are read if ``base`` is dirty.
 
     Raises NotFound, FormatError, InvalidInput, Unsupported (a dirty hive without a log that applies to it).
@@ -88,7 +88,7 @@ def merge_hive(base: Path, delta: Path, result: Path, logs: Callable[[], Iterabl
         raise from_os(problem, f"read {problem.filename!r}") from problem
     if is_dirty(below):
         below = replay_logs(below, logs())
-    raw = merge_deltas(below, [above])
+    raw = merge_deltas(below, [above], dirty=dirty)
     try:
         with result.open("xb") as file:
             file.write(raw)
@@ -157,11 +157,13 @@ class HostFiles:
             raise from_os(problem, f"link {os.fspath(target)!r}") from problem
         self._made[target] = None
 
-    def merge_hive(self, base: Path, delta: Path, path: str, logs: Callable[[], Iterable[bytes]]) -> None:
+    def merge_hive(
+        self, base: Path, delta: Path, path: str, logs: Callable[[], Iterable[bytes]], *, dirty: bool
+    ) -> None:
         """Create the hive ``base`` with ``delta`` merged in. Raises what `merge_hive` raises, AlreadyExists."""
         self.directory(path.rpartition("/")[0])
         target = self.folder / path
-        merge_hive(base, delta, target, logs)
+        merge_hive(base, delta, target, logs, dirty=dirty)
         self._made[target] = None
 
     def find(self, path: str) -> Path | None:

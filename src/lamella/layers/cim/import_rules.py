@@ -160,11 +160,20 @@ class CimImport:
     written to the folder ``host``, and put into the image by the commit. So are generated hives: a base layer, which
     has no ``parent_folder``, gets its merged hives and a file ``layout``; any other layer gets the hives of
     ``parent_folder`` with its deltas merged in. With ``windows`` False there are no host files and no hives.
+    ``dirty`` is that of `merge_deltas`.
     """
 
     def __init__(
-        self, writer: CimWriter, host: HostFiles, parent_folder: Path | None, *, windows: bool, losses: Losses | None
+        self,
+        writer: CimWriter,
+        host: HostFiles,
+        parent_folder: Path | None,
+        *,
+        windows: bool,
+        losses: Losses | None,
+        dirty: bool = False,
     ) -> None:
+        self._dirty = dirty
         self._writer = writer
         self._host = host
         self._parent_folder = parent_folder
@@ -359,7 +368,7 @@ class CimImport:
                 continue
             if base is None:
                 raise NotFound(f"the parent in {os.fspath(parent)!r} has no hive {stem}_BASE to merge the delta into")
-            self._host.merge_hive(base, delta, result, partial(self.hive_logs, name))
+            self._host.merge_hive(base, delta, result, partial(self.hive_logs, name), dirty=self._dirty)
             self._enqueue(QueuedFile(result, PLAIN_FILE))
 
 

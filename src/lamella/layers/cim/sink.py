@@ -40,6 +40,7 @@ class CimSink(CimImport):
         contents: Callable[[], bytes] | None = None,
         losses: Losses | None = None,
         writer: ForkWriter | None = None,
+        dirty: bool = False,
     ) -> None:
         """Start the image; ``writer`` defaults to a `PortableWriter`. Raises AlreadyExists, NotFound, InvalidInput."""
         parent = parents.nearest_first()[0] if parents else None
@@ -48,7 +49,9 @@ class CimSink(CimImport):
         self._fork = writer
         self._parent = parent
         host = HostFiles(layer.folder, own=layer.own_folder is None)
-        super().__init__(self._fork, host, None if parent is None else parent.folder, windows=windows, losses=losses)
+        super().__init__(
+            self._fork, host, None if parent is None else parent.folder, windows=windows, losses=losses, dirty=dirty
+        )
 
     @property
     def view(self) -> CimSink:

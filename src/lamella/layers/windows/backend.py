@@ -54,16 +54,22 @@ def open_source(
 
 
 def open_writer(
-    layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None = None, system: WindowsSystem | None = None
+    layer: WindowsLayer,
+    parents: LayerStack[WindowsLayer] | None = None,
+    system: WindowsSystem | None = None,
+    *,
+    dirty: bool = False,
 ) -> LayerWriter:
     """Start to write a layer. Finish or abort it; on Windows in the same thread.
+
+    ``dirty`` is that of `merge_deltas`; Windows merges hives itself.
 
     Raises Conflict, NotFound (a parent does not exist); on Windows also Denied (a
     privilege) and Unsupported (no Containers feature).
     """
     system = this_system() if system is None else system
     if system is None:
-        return FolderWriter(layer, parents)
+        return FolderWriter(layer, parents, dirty=dirty)
     from lamella.layers.windows.native.writer import NativeWriter
 
     return NativeWriter(layer, parents, system)

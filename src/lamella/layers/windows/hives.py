@@ -74,7 +74,7 @@ def base_hives(root: int) -> None:
             os.close(descriptor)
 
 
-def merged_hives(root: int, parents: Parents) -> None:
+def merged_hives(root: int, parents: Parents, *, dirty: bool = False) -> None:
     """Write the parents' hives with the deltas in `Hives` merged in; a hive without a delta is copied.
 
     A hive that the layers below do not have is left out. Raises FormatError, InvalidInput, OSError.
@@ -90,7 +90,7 @@ def merged_hives(root: int, parents: Parents) -> None:
             delta_name = there.get(f"{called}_delta".lower())
             delta = b"" if delta_name is None else _read(directory, delta_name)
             if delta:
-                below = merge_deltas(below, [delta])
+                below = merge_deltas(below, [delta], dirty=dirty)
             with open(os.open(wanted, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory), "wb") as file:
                 file.write(below)
     finally:

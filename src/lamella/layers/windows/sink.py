@@ -104,7 +104,7 @@ class WindowsSink:
     transport folder, which holds the attributes and backup streams of each file in `Files`. ``lamella.index`` keeps the
     order of the entries and all metadata that this host cannot store. The sink refuses top-level names other than
     `Files`, `Hives` and `UtilityVM`, names that occur twice (in any case), and entries below a reparse point. ``rules``
-    allow unusual names.
+    allow unusual names; ``dirty`` is that of `merge_deltas`.
 
     On Windows (``system``; None for this host) the calls of Windows write the layer. Nothing that looks like a layer
     exists until `commit`.
@@ -118,13 +118,14 @@ class WindowsSink:
         rules: NameRules | None = None,
         losses: Losses | None = None,
         system: WindowsSystem | None = None,
+        dirty: bool = False,
     ) -> None:
         """Start the layer. Raises Conflict, NotFound (a parent does not exist), and what `open_writer` raises."""
         self.layer = layer
         self.size = 0
         """Bytes of all files so far, counted as hcsshim does: without alternate streams and further hard links."""
         self._base = not parents
-        self._writer = open_writer(layer, parents, system)
+        self._writer = open_writer(layer, parents, system, dirty=dirty)
         self._awkward = rules is not None and rules.awkward
         self._losses = losses if losses is not None else Losses()
         self._lost: set[str] = set()

@@ -43,6 +43,8 @@ class ApplyOptions(Struct, frozen=True):
     """Owners and devices, for directories."""
     rules: NameRules | None = None
     """Unusual names that a Windows layer may have."""
+    dirty: bool = False
+    """Merge registry hives without their last changes if these are in no transaction log."""
     system: WindowsSystem | None = None
     """The Windows host that writes the layer; None for the current host."""
     compression: str | None = None
@@ -172,7 +174,9 @@ def _sink(place: Path, options: ApplyOptions, job: Job, finish: Callable[[], Blo
     def contents() -> bytes:
         return finish().diff_id.encode()
 
-    how = kinds.SinkOptions(options.policy, job.losses, contents, options.rules, options.system)
+    how = kinds.SinkOptions(
+        options.policy, job.losses, contents, options.rules, dirty=options.dirty, system=options.system
+    )
     return kinds.sink(options.kind, place, options.parents, how)
 
 

@@ -36,6 +36,8 @@ class FlattenOptions(LayerOptions, frozen=True, kw_only=True):
     """The image to take from an index; None for the platform of this machine."""
     replace: bool = False
     """As for `open_writer`."""
+    dirty: bool = False
+    """Merge registry hives without their last changes if these are in no transaction log."""
 
 
 DEFAULT_FLATTEN: Final = FlattenOptions()
@@ -61,7 +63,7 @@ def flatten(
     job = job or Job()
     target = parse_image_name(target) if isinstance(target, str) else target
     with open_platform_image(source, options.platform) as image:
-        draft = merge_layers(image, layers, options)
+        draft = merge_layers(image, layers, options, dirty=options.dirty)
         with open_writer(target, replace=options.replace) as writer:
             finished = write_draft(draft, writer, tag=target.tag, job=job)
     made = finished.new_layers[0]
@@ -69,9 +71,16 @@ def flatten(
 
 
 def merge_layers(
-    image: PlatformImage, layers: range | str | None = None, options: LayerOptions = DEFAULT_OPTIONS
+    image: PlatformImage,
+    layers: range | str | None = None,
+    options: LayerOptions = DEFAULT_OPTIONS,
+    *,
+    dirty: bool = False,
 ) -> Draft:
-    """``image`` with some or all of its layers merged into one. Raises InvalidInput."""
+    """``image`` with some or all of its layers merged into one.
+
+    ``dirty`` is that of `FlattenOptions`. Raises InvalidInput.
+    """
     count = len(image.layers)
     if isinstance(layers, str):
         layers = parse_layers(layers, count)
@@ -84,7 +93,7 @@ def merge_layers(
         raise InvalidInput(f"no layers {chosen.start}..{chosen.stop - 1} to merge", hint=_layer_numbers(count))
     draft = draft_of(image)
     options = replaced(options, subsecond=True, windows=is_windows(image), rules=AS_WINDOWS)
-    merged = _MergedLayers(image.layers[: chosen.stop], chosen.start, options)
+    merged = _MergedLayers(image.layers[: chosen.stop], chosen.start, options, dirty)
     kept: tuple[DraftLayer, ...] = (*image.layers[: chosen.start], merged, *image.layers[chosen.stop :])
     created = draft.config.created if source_date_epoch() is None else creation_time()
     config = msgspec.structs.replace(draft.config, history=_history(draft, chosen, created), created=created)
@@ -139,6 +148,8 @@ class _MergedLayers(Struct, frozen=True):
     layers: tuple[ImageLayer, ...]
     below: int
     options: LayerOptions
+    dirty: bool
+    """As for `FlattenOptions`."""
 
     def store(self, target: BlobTarget, job: Job) -> StoredLayer:
         @contextmanager
@@ -146,7 +157,7 @@ class _MergedLayers(Struct, frozen=True):
             if self.options.windows:
                 from lamella.operations.windows.layers import merged_windows_layers
 
-                with merged_windows_layers(self.layers, self.below, job) as merged:
+                with merged_windows_layers(self.layers, self.below, job, dirty=self.dirty) as merged:
                     yield merged, None
                 return
             with lower_and_upper(self.layers, self.below, job) as (lower, upper):

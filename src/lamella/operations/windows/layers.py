@@ -52,11 +52,14 @@ def apply_drive(layers: Sequence[ImageLayer], directory: Path, policy: Policy | 
 
 
 @contextmanager
-def merged_windows_layers(layers: Sequence[ImageLayer], below: int, job: Job) -> Iterator[Source]:
+def merged_windows_layers(
+    layers: Sequence[ImageLayer], below: int, job: Job, *, dirty: bool = False
+) -> Iterator[Source]:
     """The changes of ``layers`` as one layer over the first ``below`` of them; valid until the block ends.
 
     If ``below`` is 0, the result is a base layer: all deltas are merged into its hives, and it has no `Hives`.
     Otherwise only one layer may have a delta of each hive, since deltas cannot be merged without the hive below.
+    ``dirty`` is that of `merge_deltas`.
 
     Raises Unsupported, InvalidInput, FormatError (malformed hives) and what unpacking raises.
     """
@@ -72,7 +75,7 @@ def merged_windows_layers(layers: Sequence[ImageLayer], below: int, job: Job) ->
                         hint="merge all layers of the image, from the base on",
                     )
         else:
-            changes = _without_deltas(changes, _merged_hives(WindowsTree(upper), deltas))
+            changes = _without_deltas(changes, _merged_hives(WindowsTree(upper), deltas, dirty=dirty))
         yield windows_from_posix(changes)
 
 
@@ -85,7 +88,7 @@ def _collect_deltas(deltas: dict[str, list[StoredContent]], changes: Source) -> 
         yield change
 
 
-def _merged_hives(tree: WindowsTree, deltas: dict[str, list[StoredContent]]) -> dict[LayerPath, bytes]:
+def _merged_hives(tree: WindowsTree, deltas: dict[str, list[StoredContent]], *, dirty: bool) -> dict[LayerPath, bytes]:
     """The hives of the base layer with the deltas merged in, by path."""
     found: dict[LayerPath, bytes] = {}
     for name, several in deltas.items():
@@ -95,7 +98,7 @@ def _merged_hives(tree: WindowsTree, deltas: dict[str, list[StoredContent]]) -> 
         base = _bytes(tree.open(entry.path))
         if is_dirty(base):
             base = replay_logs(base, _logs_of(tree, entry.path))
-        found[entry.path] = merge_deltas(base, map(_bytes, several))
+        found[entry.path] = merge_deltas(base, map(_bytes, several), dirty=dirty)
     return found
 
 

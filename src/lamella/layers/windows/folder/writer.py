@@ -113,11 +113,12 @@ class FolderWriter:
     Works in a hidden folder beside that of the layer; `finish` renames it, `abort` removes it.
     """
 
-    def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None) -> None:
+    def __init__(self, layer: WindowsLayer, parents: LayerStack[WindowsLayer] | None, *, dirty: bool = False) -> None:
         """Create the hidden folder. Raises Conflict, NotFound (a parent does not exist)."""
         self._layer = layer
         self._base = not parents
         self._parents = Parents(parents)
+        self._dirty = dirty
         self._backup: Backup | None = None
         """The last file, if alternate streams may still follow."""
         self._streams: int | None = None
@@ -323,6 +324,6 @@ class FolderWriter:
             base_hives(self._descriptors.root)
         elif ending.hives:
             try:
-                merged_hives(self._descriptors.root, self._parents)
+                merged_hives(self._descriptors.root, self._parents, dirty=self._dirty)
             except FormatError as error:
                 raise InvalidInput(f"cannot merge the hives of the layer and its parents: {error}") from None
