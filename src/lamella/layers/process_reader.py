@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 BUFFERS: Final = 6
 """Buffers of the ring, which both processes have in their memory."""
 
-MIN_SIZE: Final = 4 << 20
-"""Total bytes of blobs above which a worker saves more time than its start takes."""
-
 _LARGE: Final = 1 << 20
 """Size from which malloc returns freed blocks to the system, in bytes; zstd allocates windows of this size."""
 
@@ -77,14 +74,14 @@ def can_start() -> bool:
     return can_fork() and processors() > 1
 
 
-def start_reader(stack: ExitStack, size: int, blobs: Callable[[ExitStack], Sequence[Blob]]) -> ReaderProcess | None:
-    """Start a worker that reads ``blobs``, of ``size`` bytes together; None if it cannot start or is not worth it.
+def start_reader(stack: ExitStack, blobs: Callable[[ExitStack], Sequence[Blob]]) -> ReaderProcess | None:
+    """Start a worker that reads ``blobs``; None if it cannot start.
 
     Closing ``stack`` ends the worker. ``blobs`` opens the files on the stack that it is given; they are closed in this
     process at once, since the fork has its own descriptors. After None, read the blobs in this process: that also
     reports the errors of opening them, which are ignored here.
     """
-    if size < MIN_SIZE or not can_start():
+    if not can_start():
         return None
     try:
         with ExitStack() as opened:

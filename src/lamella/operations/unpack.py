@@ -24,7 +24,7 @@ from lamella.layers import kinds
 from lamella.layers.directory.dirfd_cache import remove_path
 from lamella.layers.kinds import UnpackForm
 from lamella.operations.atomic_file import unfinished_prefix
-from lamella.operations.layers.apply import Applied, ApplyOptions, apply_image_layer
+from lamella.operations.layers.apply import READER_MIN_SIZE, Applied, ApplyOptions, apply_image_layer
 from lamella.operations.layers.read import checked_reader
 
 if TYPE_CHECKING:
@@ -201,7 +201,10 @@ def _write_documents(image: PlatformImage, directory: Path) -> None:
 def _start_reader(
     layers: Sequence[ImageLayer], stack: ExitStack, row: kinds.LayerKind, rules: NameRules | None
 ) -> ReaderProcess | None:
-    """A worker that reads the layers; None as of `start_reader`, and if the layers are no plain files."""
+    """Start a worker that reads the layers; None if it cannot start, or if they are small or not plain files."""
+    size = sum(layer.descriptor.size for layer in layers)
+    if size < READER_MIN_SIZE or not all(layer.reader.plain_files for layer in layers):
+        return None
     from lamella.layers.process_reader import Blob, start_reader
 
     windows = None
@@ -223,9 +226,7 @@ def _start_reader(
             for layer in layers
         ]
 
-    if not all(layer.reader.plain_files for layer in layers):
-        return None
-    return start_reader(stack, sum(layer.descriptor.size for layer in layers), blobs)
+    return start_reader(stack, blobs)
 
 
 def _check_kind(image: PlatformImage, kind: str | None) -> None:

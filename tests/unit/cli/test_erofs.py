@@ -61,7 +61,7 @@ def test_an_image_is_a_tree_for_every_verb_that_looks(lamella: Run, base: Path) 
     assert "└── l -> etc" in lamella("tree", place).stdout
 
 
-def test_what_an_image_says_changed_is_listed(lamella: Run, above: Path) -> None:
+def test_the_changes_of_an_image_are_listed(lamella: Run, above: Path) -> None:
     shown = lamella("diff", above, "--as", "erofs").stdout.splitlines()
     assert [(line[0], line.split()[-1]) for line in shown] == [
         ("A", "/"),
@@ -71,7 +71,7 @@ def test_what_an_image_says_changed_is_listed(lamella: Run, above: Path) -> None
     ]
 
 
-def test_an_image_that_is_there_is_not_written_over(lamella: Run, tmp_path: Path, base: Path) -> None:
+def test_an_existing_image_is_not_overwritten(lamella: Run, tmp_path: Path, base: Path) -> None:
     before = base.read_bytes()
     assert lamella("apply", tmp_path / "base.tar", base, "--as", "erofs").returncode == 5
     assert before == base.read_bytes()
@@ -85,7 +85,7 @@ def test_a_bad_blob_leaves_no_image(lamella: Run, tmp_path: Path, base: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.erofs", "base.tar", "cut.tar"]
 
 
-def test_what_is_no_image_is_told_with_its_offset(lamella: Run, tmp_path: Path) -> None:
+def test_a_malformed_image_is_reported_with_the_offset(lamella: Run, tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(bytes(8192))
     done = lamella("ls", f"erofs:{file}")
@@ -137,9 +137,7 @@ TOO_LARGE: dict[str, list[Change]] = {
 
 
 @pytest.mark.parametrize("layer", TOO_LARGE.values(), ids=TOO_LARGE.keys())
-def test_what_an_image_cannot_hold_is_refused_and_leaves_no_image(
-    lamella: Run, tmp_path: Path, layer: list[Change]
-) -> None:
+def test_an_unsupported_file_is_refused_and_leaves_no_image(lamella: Run, tmp_path: Path, layer: list[Change]) -> None:
     tar = blob(tmp_path / "layer.tar", [file("before"), *layer])
     layout = f"oci:{tmp_path}/layout:1"
     (tmp_path / "empty").mkdir()

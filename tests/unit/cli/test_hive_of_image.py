@@ -37,7 +37,7 @@ def values(lamella: Run, place: str, *options: str) -> tuple[dict[str, str], str
     return {one["name"]: base64.b64decode(one["base64"]).decode("utf-16-le") for one in found}, done.stderr
 
 
-def test_the_merged_hive_is_what_a_container_starts_with(lamella: Run, name: str) -> None:
+def test_a_container_starts_with_the_merged_hive(lamella: Run, name: str) -> None:
     assert values(lamella, f"{name}::Hives/System_Base") == ({"a": "5", "b": "3", "c": "4"}, "")
     assert values(lamella, f"{name}::hives/SYSTEM_BASE") == ({"a": "5", "b": "3", "c": "4"}, "")
 
@@ -63,14 +63,14 @@ def test_the_merged_hive_is_what_the_folders_of_the_layers_have(lamella: Run, na
         assert in_folder.stdout == of_image.stdout
 
 
-def test_the_hive_as_it_is_with_one_layer_on_top_can_be_asked_for(lamella: Run, name: str) -> None:
+def test_layer_selects_the_hive_merged_up_to_that_layer(lamella: Run, name: str) -> None:
     merged = f"{name}::Hives/System_Base"
     assert values(lamella, merged, "--layer", "0")[0] == {"a": "1", "b": "2"}
     assert values(lamella, merged, "--layer", "1")[0] == {"a": "1", "b": "3", "c": "4"}
     assert values(lamella, merged, "--layer", "2")[0] == {"a": "5", "b": "3", "c": "4"}
 
 
-def test_a_delta_is_the_topmost_layers_and_the_others_are_told_of(lamella: Run, name: str) -> None:
+def test_the_delta_is_that_of_the_topmost_layer_and_others_are_listed(lamella: Run, name: str) -> None:
     delta = f"{name}::Hives/System_Delta"
     found, said = values(lamella, delta)
     assert found == {"a": "5"}
@@ -82,7 +82,7 @@ def test_a_delta_is_the_topmost_layers_and_the_others_are_told_of(lamella: Run, 
     assert (done.returncode, "layer 0 has no" in done.stderr) == (4, True)
 
 
-def test_the_bases_own_hive_comes_with_a_warning_that_it_is_not_all(lamella: Run, name: str) -> None:
+def test_the_hive_of_the_base_is_read_with_a_warning_about_deltas(lamella: Run, name: str) -> None:
     found, said = values(lamella, f"{name}::{SYSTEM}")
     assert found == {"a": "1", "b": "2"}
     assert "this file lacks the deltas of SYSTEM of layers 1, 2" in said

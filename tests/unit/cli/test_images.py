@@ -125,7 +125,7 @@ def test_inspect_as_json_has_descriptors_and_the_config(lamella: Run, image: str
         assert blob_of(image, described["digest"]).stat().st_size == described["size"]
 
 
-def test_inspect_takes_the_platform_that_is_asked_for(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
+def test_inspect_shows_the_requested_platform(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
     name = make_image([file("a")], architecture="arm64")
     assert document(lamella("inspect", name, "--json"))["platform"] == "linux/arm64"
     done = lamella("inspect", name, "--platform", "linux/s390x")
@@ -133,7 +133,7 @@ def test_inspect_takes_the_platform_that_is_asked_for(lamella: Run, make_image: 
     assert "linux/arm64" in done.stderr.partition("hint: ")[2]
 
 
-def test_inspect_of_an_index_tells_all_platforms(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
+def test_inspect_of_an_index_lists_all_platforms(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
     each = [make_image([file("a")], architecture="arm64"), f"oci:{tmp_path}/other:v"]
     assert lamella("mutate", each[0], each[1], "--set-platform", "linux/riscv64").returncode == 0
     assert lamella("index", *each, f"oci:{tmp_path}/out:both").returncode == 0
@@ -143,7 +143,7 @@ def test_inspect_of_an_index_tells_all_platforms(lamella: Run, make_image: MakeI
     assert "platforms" not in document(lamella("inspect", each[0], "--json"))
 
 
-def test_a_path_in_place_of_an_image_is_told_what_to_write_before_it(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_an_error_for_a_path_without_a_form_suggests_one(lamella: Run, image: str, tmp_path: Path) -> None:
     layout = image.removeprefix("oci:").removesuffix(":test")
     (tmp_path / "plain").mkdir()
     (tmp_path / "some.tar").write_bytes(b"")
@@ -159,13 +159,13 @@ def test_a_path_in_place_of_an_image_is_told_what_to_write_before_it(lamella: Ru
             assert done.stderr.partition("hint: ")[2].startswith(hint)
 
 
-def test_diff_of_images_is_told_what_compares_them(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_diff_of_images_suggests_compare(lamella: Run, image: str, tmp_path: Path) -> None:
     done = lamella("diff", image, tmp_path)
     assert done.returncode == 2
     assert "'lamella compare'" in done.stderr
 
 
-def test_images_without_a_name_are_told_how_to_choose_one(lamella: Run, image: str) -> None:
+def test_an_error_for_several_unnamed_images_explains_how_to_choose(lamella: Run, image: str) -> None:
     layout = image.removesuffix(":test")
     assert lamella("mutate", image, layout, "--env", "A=2").returncode == 0
     done = lamella("ls", layout)
@@ -173,7 +173,7 @@ def test_images_without_a_name_are_told_how_to_choose_one(lamella: Run, image: s
 
 
 @pytest.mark.parametrize("verb", ["inspect", "ls", "verify", "dump"])
-def test_a_tag_that_is_not_there_is_told_what_is(lamella: Run, image: str, verb: str) -> None:
+def test_an_error_for_a_missing_tag_lists_the_tags(lamella: Run, image: str, verb: str) -> None:
     done = lamella(verb, image.replace(":test", ":gone"))
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.endswith("hint: named there: test\n")
@@ -307,14 +307,14 @@ def test_pack_takes_over_a_config(lamella: Run, tree: Path, image: str, tmp_path
         (["--config-from", "oci:/nowhere"], 4),
     ],
 )
-def test_pack_refuses_what_it_cannot_read_and_leaves_nothing(
+def test_pack_refuses_bad_options_and_leaves_nothing(
     lamella: Run, tree: Path, tmp_path: Path, options: list[str], code: int
 ) -> None:
     assert lamella("pack", tree, f"oci:{tmp_path}/out:v1", *options).returncode == code
     assert not (tmp_path / "out").exists()
 
 
-def test_pack_of_a_directory_that_is_not_there(lamella: Run, tmp_path: Path) -> None:
+def test_pack_of_a_missing_directory_fails(lamella: Run, tmp_path: Path) -> None:
     assert lamella("pack", tmp_path / "gone", f"oci:{tmp_path}/out:v1").returncode == 4
     assert not (tmp_path / "out").exists()
 
@@ -349,7 +349,7 @@ def test_an_oci_image_has_no_layers_of_dockers_types(lamella: Run, image: str, t
     assert lamella("verify", image).returncode == 0
 
 
-def test_what_is_no_layer_is_not_appended(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_layer_is_not_appended(lamella: Run, image: str, tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(b"something else " * 100)
     before = document(lamella("inspect", image, "--json"))
     assert lamella("append", image, tmp_path / "blob", image).returncode == 3
@@ -369,7 +369,7 @@ def test_copies_keep_the_digest(lamella: Run, image: str, tmp_path: Path) -> Non
     assert "4 were there already" in lamella("copy", image, f"oci:{tmp_path}/b:z").stdout
 
 
-def test_an_archive_gives_way_only_when_told(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_an_archive_is_replaced_only_with_replace(lamella: Run, image: str, tmp_path: Path) -> None:
     target = f"docker-archive:{tmp_path}/a.tar:app:1"
     assert lamella("copy", image, target).returncode == 0
     done = lamella("copy", image, target)
@@ -404,7 +404,7 @@ def test_a_flattened_image_unpacks_to_the_same_tree(lamella: Run, image: str, tm
 # verify ----------------------------------------------------------------------------------------------------------
 
 
-def test_verify_says_that_all_is_well(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_verify_reports_an_intact_image(lamella: Run, image: str, tmp_path: Path) -> None:
     done = lamella("verify", image)
     assert done.returncode == 0
     assert done.stdout.startswith("1 image, 4 sound blobs, ")
@@ -429,7 +429,7 @@ def test_verify_finds_a_spoiled_layer(lamella: Run, image: str, which: int) -> N
     assert done.stderr.endswith(": 1 problem\n")
 
 
-def test_verify_goes_on_after_a_problem(lamella: Run, image: str) -> None:
+def test_verify_continues_after_a_problem(lamella: Run, image: str) -> None:
     about = document(lamella("inspect", image, "--json"))
     for layer in about["layers"]:
         spoil(blob_of(image, layer["digest"]))
@@ -466,7 +466,7 @@ def test_verify_finds_a_layer_that_cannot_be_applied(lamella: Run, image: str, t
     assert "its target 'gone' does not exist" in done.stdout
 
 
-def test_verify_of_a_layout_reads_what_nothing_refers_to(lamella: Run, image: str) -> None:
+def test_verify_of_a_layout_reads_unreferenced_blobs(lamella: Run, image: str) -> None:
     stray = blob_of(image, "0" * 64)
     stray.write_bytes(b"not zero")
     assert lamella("verify", image).returncode == 0

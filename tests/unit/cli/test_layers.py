@@ -132,7 +132,7 @@ def test_diff_takes_one_directory_or_two(lamella: Run, arguments: list[str]) -> 
     assert lamella("diff", *arguments).returncode == 2
 
 
-def test_diff_of_a_directory_that_is_not_there(lamella: Run, lower: Path) -> None:
+def test_diff_of_a_missing_directory_fails(lamella: Run, lower: Path) -> None:
     done = lamella("diff", lower, "/nowhere")
     assert (done.returncode, done.stdout) == (4, "")
 
@@ -163,7 +163,7 @@ def test_the_same_trees_give_the_same_bytes(lamella: Run, lower: Path, upper: Pa
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_diff_goes_to_standard_output(lamella: Run, lower: Path, upper: Path, tmp_path: Path) -> None:
+def test_a_diff_can_be_written_to_standard_output(lamella: Run, lower: Path, upper: Path, tmp_path: Path) -> None:
     lamella("diff", lower, upper, "-o", tmp_path / "blob", "-q")
     done = lamella("diff", lower, upper, "-o", "-")
     assert done.returncode == 0
@@ -182,7 +182,7 @@ def test_a_blob_is_not_written_to_a_terminal(lower: Path, program: str) -> None:
     assert "terminal" in done.stderr
 
 
-def test_a_blob_is_not_written_into_what_it_is_made_from(lamella: Run, lower: Path) -> None:
+def test_a_blob_is_not_written_into_its_source_directory(lamella: Run, lower: Path) -> None:
     done = lamella("diff", lower, "-o", lower / "etc/blob")
     assert done.returncode == 3
     assert lamella("pack", lower, f"oci:{lower}/image:t").returncode == 3
@@ -196,7 +196,7 @@ def test_a_diff_that_fails_leaves_no_blob(lamella: Run, lower: Path, tmp_path: P
     assert lamella("diff", lower, "-o", "/dev/full").returncode == 11
 
 
-def test_fractions_of_seconds_are_kept_when_asked(lamella: Run, tmp_path: Path) -> None:
+def test_subsecond_keeps_fractions_of_seconds(lamella: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/file").touch()
     os.utime(tmp_path / "in/file", ns=(0, 1_700_000_000_123_456_789))
@@ -215,7 +215,7 @@ def test_no_time_is_later_than_source_date_epoch(
     assert lamella("diff", lower, "-o", tmp_path / "blob").returncode == 3
 
 
-def test_owners_are_ignored_when_asked(lamella: Run, lower: Path, tmp_path: Path) -> None:
+def test_owner_ignore_writes_no_owners(lamella: Run, lower: Path, tmp_path: Path) -> None:
     os.link(lower / "bin/sh", lower / "bin/zsh")
     if os.geteuid() == 0:
         os.chown(lower / "bin/sh", 5, 6)
@@ -225,7 +225,7 @@ def test_owners_are_ignored_when_asked(lamella: Run, lower: Path, tmp_path: Path
 
 
 @pytest.mark.root
-def test_an_upper_directory_goes_there_and_back(lamella: Run, lower: Path, upper: Path, tmp_path: Path) -> None:
+def test_an_upper_directory_survives_diff_and_apply(lamella: Run, lower: Path, upper: Path, tmp_path: Path) -> None:
     lamella("diff", lower, upper, "-o", tmp_path / "blob")
     done = lamella("apply", tmp_path / "blob", tmp_path / "over", "--as", "overlay", "--parent", lower)
     assert done.returncode == 0
@@ -250,7 +250,7 @@ def blob(lamella: Run, upper: Path, tmp_path: Path) -> Path:
     return tmp_path / "blob"
 
 
-def test_apply_makes_the_directory_and_says_the_digests(lamella: Run, blob: Path, tmp_path: Path) -> None:
+def test_apply_creates_the_directory_and_prints_the_digests(lamella: Run, blob: Path, tmp_path: Path) -> None:
     done = lamella("apply", blob, tmp_path / "made")
     assert done.returncode == 0
     assert (tmp_path / "made/etc/new").read_text() == "new"
@@ -266,7 +266,7 @@ def test_apply_reads_standard_input(lamella: Run, blob: Path, tmp_path: Path) ->
     assert (tmp_path / "made/etc/new").read_text() == "new"
 
 
-def test_apply_checks_what_is_expected(lamella: Run, blob: Path, tmp_path: Path) -> None:
+def test_apply_checks_the_expected_digests(lamella: Run, blob: Path, tmp_path: Path) -> None:
     digest = f"sha256:{hashlib.sha256(blob.read_bytes()).hexdigest()}"
     diff_id = f"sha256:{hashlib.sha256(gzip.decompress(blob.read_bytes())).hexdigest()}"
     assert lamella("apply", blob, tmp_path / "made", "--digest", digest, "--expect", diff_id).returncode == 0
@@ -330,7 +330,7 @@ def test_dumps_of_a_tree_and_of_its_layer_agree(lamella: Run, upper: Path, blob:
     assert json.loads(lamella("dump", upper, "--json", "--inline", "100").stdout) == {"changes": tree}
 
 
-def test_a_dump_tells_of_holes_when_asked(lamella: Run, tmp_path: Path) -> None:
+def test_dump_holes_shows_holes(lamella: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with open(tmp_path / "in/holes", "wb") as file:
         file.truncate(1 << 20)
@@ -372,7 +372,7 @@ def with_socket(lower: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TOLD = "lamella: warning: etc/sock: socket not kept: no layer can hold one"
 
 
-def test_a_socket_that_no_layer_can_hold_is_told_as_lost(lamella: Run, with_socket: Path, tmp_path: Path) -> None:
+def test_a_socket_is_reported_as_a_loss(lamella: Run, with_socket: Path, tmp_path: Path) -> None:
     image, blob = f"oci:{tmp_path}/images:v", tmp_path / "blob"
     assert lamella("pack", with_socket, image).stderr.splitlines() == [TOLD]
     assert lamella("append", image, with_socket, f"oci:{tmp_path}/images:w").stderr.splitlines() == [TOLD]
@@ -454,7 +454,7 @@ def test_strict_refuses_a_socket_and_leaves_nothing(lamella: Run, with_socket: P
     assert not (tmp_path / "blob").exists()
 
 
-def test_a_socket_that_was_there_before_is_no_loss_of_a_diff(
+def test_an_unchanged_socket_is_not_a_loss_of_a_diff(
     lamella: Run, with_socket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upper = tmp_path / "above"

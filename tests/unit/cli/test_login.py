@@ -43,10 +43,10 @@ def test_a_password_that_is_taken_is_kept(lamella: Run, registry: Registry, kept
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{registry.host}: logged in as {USER}, kept in {kept}\n"
     expected = {"auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}
-    assert {"auths": {registry.host: expected}} == json.loads(kept.read_text())
+    assert json.loads(kept.read_text()) == {"auths": {registry.host: expected}}
 
 
-def test_what_was_kept_is_used_until_it_is_forgotten(lamella: Run, registry: Registry) -> None:
+def test_a_saved_login_is_used_until_logout(lamella: Run, registry: Registry) -> None:
     login(lamella, registry)
     name = f"docker://{registry.host}/team/app:v1"
     assert lamella("inspect", name).returncode == 4  # it may look, and there is nothing
@@ -89,7 +89,9 @@ def test_a_refusal_that_quotes_the_password_is_not_quoted(lamella: Run, kept: Pa
     assert not kept.exists()
 
 
-def test_the_document_says_where_and_not_what(lamella: Run, registry: Registry, kept: Path) -> None:
+def test_the_document_has_the_place_of_the_login_and_not_the_password(
+    lamella: Run, registry: Registry, kept: Path
+) -> None:
     done = login(lamella, registry, "--json")
     assert {"registry": registry.host, "username": USER, "kept": str(kept)} == json.loads(done.stdout)
 
@@ -116,13 +118,15 @@ def test_a_password_on_the_command_line_is_refused_with_a_hint(lamella: Run, opt
         (["quay.io", "-u", "ada", "--password-stdin"], b"\xff", "not UTF-8"),
     ],
 )
-def test_wrong_use_is_told_in_a_line(lamella: Run, words: list[str], stdin: bytes, expected: str) -> None:
+def test_wrong_usage_is_reported_in_one_line(lamella: Run, words: list[str], stdin: bytes, expected: str) -> None:
     done = lamella("login", *words, stdin=stdin)
     assert done.returncode == 3
     assert expected in done.stderr.splitlines()[0]
 
 
-def test_a_person_is_asked(lamella: Run, registry: Registry, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_is_prompted_for_confirmation(
+    lamella: Run, registry: Registry, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def answer(what: str, *, hide_input: bool, err: bool) -> str:
@@ -136,7 +140,7 @@ def test_a_person_is_asked(lamella: Run, registry: Registry, kept: Path, monkeyp
     assert kept.exists()
 
 
-def test_who_changes_their_mind_is_not_told_of_a_bug(lamella: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_aborted_prompt_is_not_reported_as_a_bug(lamella: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def give_up(*_: object, **__: object) -> str:
         raise click.Abort
 

@@ -51,7 +51,7 @@ def test_ls_of_a_file_names_the_file(lamella: Run, place: str) -> None:
     assert lamella("ls", "-d", place).stdout == "/\n"
 
 
-def test_ls_goes_down_when_asked(lamella: Run, place: str) -> None:
+def test_ls_recursive_lists_subdirectories(lamella: Run, place: str) -> None:
     assert lamella("ls", "-R", f"{place}::usr").stdout == "/usr/lib\n/usr/lib/os-release\n"
 
 
@@ -90,7 +90,7 @@ def test_names_may_have_colons_of_their_own(lamella: Run, tmp_path: Path) -> Non
     assert lamella("cat", f"dir:{tmp_path}::File::Spec.3pm").stdout == "perl"
 
 
-def test_names_that_are_no_text_come_out_as_they_are(lamella: Run, tmp_path: Path) -> None:
+def test_undecodable_names_are_printed_as_their_bytes(lamella: Run, tmp_path: Path) -> None:
     (tmp_path / "a\udcffb\x1b").touch()
     for verb in ("ls", "find"):
         assert lamella(verb, f"dir:{tmp_path}").stdout.endswith("a\udcffb\x1b\n")
@@ -133,7 +133,7 @@ def test_tree_draws_branches(lamella: Run, place: str) -> None:
     )
 
 
-def test_tree_stops_where_it_is_told(lamella: Run, place: str) -> None:
+def test_tree_stops_at_the_given_depth(lamella: Run, place: str) -> None:
     assert lamella("tree", "-q", "-L", "1", place).stdout == "/\n├── etc\n├── lib -> usr/lib\n├── pipe\n└── usr\n"
     assert lamella("tree", "-d", place).stdout == "/\n├── etc\n└── usr\n    └── lib\n\n3 directories\n"
 
@@ -197,7 +197,7 @@ def test_find_takes_wishes(lamella: Run, place: str, options: list[str], expecte
     assert done.stdout.splitlines() == expected
 
 
-def test_find_begins_where_it_is_told(lamella: Run, place: str) -> None:
+def test_find_begins_at_the_given_path(lamella: Run, place: str) -> None:
     assert lamella("find", f"{place}::lib").stdout == "/usr/lib\n/usr/lib/os-release\n"
 
 
@@ -215,7 +215,7 @@ def test_find_has_the_long_form_and_json(lamella: Run, place: str) -> None:
 @pytest.mark.parametrize(
     ("options", "code"), [(["--size", "big"], 3), (["--newer", "some day"], 4), (["--type", "x"], 2)]
 )
-def test_find_refuses_what_it_cannot_read(lamella: Run, place: str, options: list[str], code: int) -> None:
+def test_find_refuses_malformed_conditions(lamella: Run, place: str, options: list[str], code: int) -> None:
     assert lamella("find", place, *options).returncode == code
 
 

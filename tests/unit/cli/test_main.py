@@ -50,7 +50,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], N
 
 
 @pytest.mark.parametrize("verb", cli.verbs)
-def test_the_list_of_verbs_says_what_each_says_of_itself(verb: str) -> None:
+def test_the_list_of_verbs_has_the_first_line_of_each_help(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
     assert isinstance(command, Verb)
@@ -181,14 +181,16 @@ def test_an_error_of_the_system_gets_its_category(lamella: Run, probe: Callable[
     assert done.stderr.startswith("lamella: '/some/file': No space left on device\nhint: ")
 
 
-def test_notes_are_told(lamella: Run, probe: Callable[[BaseException | None], None]) -> None:
+def test_notes_of_an_error_are_printed(lamella: Run, probe: Callable[[BaseException | None], None]) -> None:
     error = errors.Integrity("bad bytes")
     error.add_note("half of it is left in 'x'")
     probe(error)
     assert lamella("ls").stderr == "lamella: bad bytes\nnote: half of it is left in 'x'\n"
 
 
-def test_anything_unforeseen_is_a_bug_in_one_line(lamella: Run, probe: Callable[[BaseException | None], None]) -> None:
+def test_an_unexpected_error_is_reported_as_a_bug_in_one_line(
+    lamella: Run, probe: Callable[[BaseException | None], None]
+) -> None:
     probe(KeyError("x"))
     done = lamella("ls")
     assert done.returncode == 1
@@ -205,12 +207,14 @@ def test_debug_shows_where_an_error_came_from(lamella: Run, probe: Callable[[Bas
     assert done.stderr.endswith("\nlamella: gone\n")
 
 
-def test_no_memory_is_an_exhausted_limit(lamella: Run, probe: Callable[[BaseException | None], None]) -> None:
+def test_out_of_memory_has_the_exit_code_of_an_exhausted_limit(
+    lamella: Run, probe: Callable[[BaseException | None], None]
+) -> None:
     probe(MemoryError())
     assert lamella("ls").returncode == 11
 
 
-def test_an_interrupt_is_130_and_tells_what_is_left(
+def test_an_interrupt_has_exit_code_130_and_prints_notes(
     lamella: Run, probe: Callable[[BaseException | None], None]
 ) -> None:
     error = KeyboardInterrupt()
@@ -221,7 +225,7 @@ def test_an_interrupt_is_130_and_tells_what_is_left(
     assert done.stderr == "lamella: interrupted\nnote: nothing is left\n"
 
 
-def test_a_reader_that_went_away_is_no_error(lamella: Run, probe: Callable[[BaseException | None], None]) -> None:
+def test_a_closed_pipe_is_not_reported_as_an_error(lamella: Run, probe: Callable[[BaseException | None], None]) -> None:
     error = errors.LamellaError("write: Broken pipe")
     error.__cause__ = BrokenPipeError(errno.EPIPE, "Broken pipe")
     probe(error)
@@ -248,7 +252,7 @@ def test_wrong_usage_is_two_lines(lamella: Run, arguments: list[str], message: s
     assert len(lines) == 2
 
 
-def test_an_image_without_a_form_is_told_the_forms(lamella: Run) -> None:
+def test_an_error_for_a_name_without_a_form_lists_the_forms(lamella: Run) -> None:
     done = lamella("ls", "debian:12")
     assert done.returncode == 3
     assert "oci:DIR" in done.stderr.partition("hint: ")[2]
@@ -269,7 +273,7 @@ def test_an_image_without_a_form_is_told_the_forms(lamella: Run) -> None:
         ("\x7f\x9b", "\\x7f\\x9b"),
     ],
 )
-def test_what_could_trouble_a_terminal_is_escaped(text: str, expected: str) -> None:
+def test_control_characters_are_escaped(text: str, expected: str) -> None:
     assert printable(text) == expected
 
 
@@ -310,7 +314,7 @@ def test_the_program_gives_the_exit_code_to_the_shell(program: str) -> None:
     assert done.stderr.startswith("lamella: ")
 
 
-def test_a_closed_pipe_ends_it_quietly(program: str, tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_program_quietly(program: str, tmp_path: Path) -> None:
     for number in range(3000):
         (tmp_path / f"{number:0100}").touch()
     command = f"'{program}' ls 'dir:{tmp_path}' | head -n 1; exit ${{PIPESTATUS[0]}}"
@@ -319,7 +323,7 @@ def test_a_closed_pipe_ends_it_quietly(program: str, tmp_path: Path) -> None:
     assert done.stdout == "0" * 100 + "\n"
 
 
-def test_a_full_standard_output_is_said_once(program: str) -> None:
+def test_a_full_standard_output_is_reported_once(program: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run([program, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 11
@@ -335,13 +339,13 @@ def test_a_full_standard_error_leaves_the_exit_code(program: str, arguments: str
 
 
 @pytest.mark.parametrize("verb", ["apply - new", "dump -", "hive ls -", "login localhost:1 -u a --password-stdin"])
-def test_a_closed_standard_input_is_said(program: str, verb: str, tmp_path: Path) -> None:
+def test_a_closed_standard_input_is_reported(program: str, verb: str, tmp_path: Path) -> None:
     line = f"'{program}' {verb} <&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (3, "lamella: standard input is closed\n")
 
 
-def test_closed_streams_are_no_bug(program: str) -> None:
+def test_closed_streams_are_not_reported_as_a_bug(program: str) -> None:
     for closed, code in ("1>&-", 0), ("2>&-", 0), ("1>&- 2>&-", 0):
         done = subprocess.run(["sh", "-c", f"'{program}' --help {closed}"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (code, "")
@@ -349,7 +353,7 @@ def test_closed_streams_are_no_bug(program: str) -> None:
     assert (done.returncode, done.stdout) == (4, "")
 
 
-def test_the_shell_is_told_how_to_complete(program: str) -> None:
+def test_shell_completion_is_available(program: str) -> None:
     environment = {"_LAMELLA_COMPLETE": "bash_complete", "COMP_WORDS": "lamella un", "COMP_CWORD": "1"}
     done = subprocess.run([program], capture_output=True, text=True, env={**os.environ, **environment})
     assert done.stdout == "plain,unpack\n"

@@ -54,12 +54,12 @@ def test_a_packed_and_converted_layer_comes_back(tree: Path, tmp_path: Path) -> 
     done = run("convert", f"oci:{old}:a", f"oci:{new}:a", "--compress", "zstd", "--recipes", tmp_path / "recipes")
     assert done.exit_code == 0
     (made,) = (tmp_path / "recipes").iterdir()
-    assert f"sha256-{layer_of(old).name}.recipe" == made.name
+    assert made.name == f"sha256-{layer_of(old).name}.recipe"
     assert run("recipe", "restore", made, layer_of(new), "-o", again).exit_code == 0
     assert layer_of(old).read_bytes() == again.read_bytes()
 
 
-def test_show_tells_what_make_found(tree: Path, tmp_path: Path) -> None:
+def test_show_prints_the_compressor_that_make_found(tree: Path, tmp_path: Path) -> None:
     blob, recipe = tmp_path / "blob", tmp_path / "recipe"
     assert run("diff", tree, "-o", blob).exit_code == 0
     made = run("recipe", "make", blob, "-o", recipe, "--json")
@@ -74,7 +74,7 @@ def test_show_tells_what_make_found(tree: Path, tmp_path: Path) -> None:
     )
 
 
-def test_what_cannot_be_repeated_has_an_exit_code_of_its_own(lamella: Run, tmp_path: Path) -> None:
+def test_an_unreproducible_blob_has_exit_code_7(lamella: Run, tmp_path: Path) -> None:
     stream = zlib.compressobj(6, zlib.DEFLATED, 31, 8, zlib.Z_HUFFMAN_ONLY)
     (tmp_path / "blob").write_bytes(stream.compress(bytes(10_240)) + stream.flush())
     done = lamella("recipe", "make", tmp_path / "blob", "-o", tmp_path / "recipe")

@@ -65,7 +65,7 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_says_of_itself_what_the_list_says(lamella: Run, verb: str) -> None:
+def test_the_list_of_store_verbs_has_the_first_line_of_each_help(lamella: Run, verb: str) -> None:
     done = lamella("store", verb, "--help")
     assert done.returncode == 0
     assert " ".join(done.stdout.split()).startswith(f"Usage: lamella store {verb} ")
@@ -84,7 +84,7 @@ def test_the_root_can_stand_before_the_verb_and_is_forgotten_after_it(
     assert lamella("ls", "store:it").returncode == 4
 
 
-def test_a_store_that_is_not_there_is_said_and_not_made(lamella: Run, root: Path) -> None:
+def test_a_missing_store_is_reported_and_not_created(lamella: Run, root: Path) -> None:
     done = lamella("store", "images")
     assert done.returncode == 4
     assert done.stderr.splitlines() == [
@@ -157,7 +157,7 @@ def test_an_exported_image_is_the_one_that_was_imported(lamella: Run, kept: str,
         assert before["manifest"] == after["manifest"]
 
 
-def test_a_name_that_is_taken_gives_way_when_asked_to(lamella: Run, kept: str, tmp_path: Path) -> None:
+def test_replace_moves_an_existing_name(lamella: Run, kept: str, tmp_path: Path) -> None:
     other = small_image({"other": b"other"})
     name = f"oci:{write_layout(str(tmp_path / 'layout2'), [tagged(other.descriptor, 'it')], other.blobs)}:it"
     assert lamella("store", "import", name, "--name", kept).returncode == 5
@@ -213,7 +213,7 @@ def test_a_tag_is_a_further_name_that_replaces_none(lamella: Run, kept: str) -> 
     assert lamella("store", "images", "tag", kept, "other", "--replace").returncode == 0
 
 
-def test_removing_the_last_name_frees_what_it_needed(lamella: Run, kept: str, root: Path) -> None:
+def test_removing_the_last_name_frees_the_blobs_of_the_image(lamella: Run, kept: str, root: Path) -> None:
     lamella("store", "images", "tag", kept, "other")
     assert document(lamella("store", "images", "rm", kept, "--json"))["freed"] == 0
     assert len(document(lamella("store", "content", "--json"))) == 4
@@ -222,7 +222,7 @@ def test_removing_the_last_name_frees_what_it_needed(lamella: Run, kept: str, ro
     assert list((root / "blobs/sha256").iterdir()) == list((root / "snapshots/native").iterdir()) == []
 
 
-def test_removed_without_collecting_it_stays_until_then(lamella: Run, kept: str) -> None:
+def test_no_gc_keeps_the_blobs_until_the_next_collection(lamella: Run, kept: str) -> None:
     assert lamella("store", "images", "rm", kept, "--no-gc").returncode == 0
     assert len(document(lamella("store", "content", "--json"))) == 4
     assert document(lamella("store", "gc", "--json"))["freed"] > 0
@@ -237,7 +237,7 @@ def test_labels_are_set_and_removed_and_filtered_by(lamella: Run, kept: str) -> 
     assert document(lamella("store", "images", "ls", "labels.tier==web", "--json")) == []
 
 
-def test_an_image_that_is_not_there_is_said(lamella: Run, kept: str) -> None:
+def test_a_missing_image_is_reported(lamella: Run, kept: str) -> None:
     for words in (("rm", "no"), ("tag", "no", "x"), ("label", "no", "a=b")):
         done = lamella("store", "images", *words)
         assert done.returncode == 4
@@ -256,7 +256,7 @@ def test_snapshots_are_listed_and_removed_from_the_top(lamella: Run, kept: str) 
     assert lamella("store", "snapshots", "rm", base["name"]).returncode == 4
 
 
-def test_a_blob_can_be_removed_though_it_is_needed(lamella: Run, kept: str, root: Path) -> None:
+def test_a_referenced_blob_can_be_removed(lamella: Run, kept: str, root: Path) -> None:
     (image,) = document(lamella("store", "images", "--json"))
     name = image["target"]["digest"]
     assert lamella("store", "content", "rm", name).returncode == 0
@@ -266,7 +266,7 @@ def test_a_blob_can_be_removed_though_it_is_needed(lamella: Run, kept: str, root
     assert lamella("store", "content", "rm", "sha256:1").returncode == 3
 
 
-def test_what_a_lease_holds_outlives_its_image(lamella: Run, kept: str, root: Path) -> None:
+def test_a_lease_keeps_blobs_of_a_removed_image(lamella: Run, kept: str, root: Path) -> None:
     assert lamella("store", "leases", "create", "mine", "--label", "why=test").stdout == "mine\n"
     (image,) = document(lamella("store", "images", "--json"))
     with Store.open(root) as store:
@@ -280,7 +280,7 @@ def test_what_a_lease_holds_outlives_its_image(lamella: Run, kept: str, root: Pa
     assert document(lamella("store", "gc", "--json"))["freed"] > 0
 
 
-def test_a_lease_that_has_ended_goes_with_the_next_collection(lamella: Run, kept: str) -> None:
+def test_an_expired_lease_is_removed_by_the_next_collection(lamella: Run, kept: str) -> None:
     name = lamella("store", "leases", "create", "--expires", "0").stdout.strip()
     done = document(lamella("store", "gc", "--json"))
     assert [(one["type"], one["id"]) for one in done["gone"]] == [("leases", name)]
@@ -289,7 +289,7 @@ def test_a_lease_that_has_ended_goes_with_the_next_collection(lamella: Run, kept
 # Usage, gc, check --------------------------------------------------------------------------------------------------
 
 
-def test_usage_counts_and_tells_what_can_be_freed(lamella: Run, kept: str) -> None:
+def test_usage_shows_the_size_that_a_collection_would_free(lamella: Run, kept: str) -> None:
     before = document(lamella("store", "usage", "--json"))
     objects = {one["type"]: (one["namespace"], one["count"]) for one in before["objects"]}
     assert objects == {"content": ("default", 4), "images": ("default", 1), "snapshots/native": ("default", 2)}
@@ -299,7 +299,7 @@ def test_usage_counts_and_tells_what_can_be_freed(lamella: Run, kept: str) -> No
     assert after["reclaimable"] == before["blobs"] + before["snapshots"]
 
 
-def test_a_dry_run_says_of_each_object_why_and_removes_nothing(lamella: Run, kept: str) -> None:
+def test_a_dry_run_explains_each_object_and_removes_nothing(lamella: Run, kept: str) -> None:
     first = document(lamella("store", "gc", "--dry-run", "--json"))
     assert (first["freed"], len(first["verdicts"])) == (0, 7)
     assert all(one["stays"] and one["why"].startswith(f"image {IT} is an image") for one in first["verdicts"])
@@ -373,7 +373,7 @@ def test_a_changed_snapshot_is_found_by_rediff_and_made_again(
     assert document(lamella("store", "check", "--rediff", "--json"))["same"] == 2
 
 
-def test_without_the_blob_nothing_can_be_told_of_a_snapshot(lamella: Run, kept: str) -> None:
+def test_a_snapshot_without_its_blob_is_not_compared(lamella: Run, kept: str) -> None:
     labelled = document(lamella("store", "content", "ls", 'labels."containerd.io/uncompressed"', "--json"))
     assert lamella("store", "content", "rm", *(one["digest"] for one in labelled)).returncode == 0
     found = document(lamella("store", "check", "--rediff", "--json"))
@@ -427,7 +427,7 @@ def test_mount_needs_a_directory_and_leaves_nothing_without(lamella: Run, kept: 
     assert document(lamella("store", "leases", "--json")) == []
 
 
-def test_run_names_a_runtime_that_is_not_there(lamella: Run, kept: str) -> None:
+def test_run_reports_a_missing_runtime(lamella: Run, kept: str) -> None:
     done = lamella("run", "store:it", "--runtime", "no-such-runtime")
     assert (done.returncode, done.stderr) == (7, "lamella: the runtime 'no-such-runtime' is not installed\n")
     assert document(lamella("store", "leases", "--json")) == []

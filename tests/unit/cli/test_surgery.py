@@ -121,7 +121,7 @@ def test_rebase_puts_an_image_on_another_base(lamella: Run, image: str, make_ima
     assert lamella("rebase", image, image).returncode == 3
 
 
-def test_convert_tells_what_it_wrote(lamella: Run, image: str, several: str, tmp_path: Path) -> None:
+def test_convert_reports_the_layers_that_it_wrote(lamella: Run, image: str, several: str, tmp_path: Path) -> None:
     target = f"oci:{tmp_path}/out:x"
     done = document(lamella("convert", image, target, "--compress", "zstd", "--level", "1", "--json"))
     assert (done["images"], len(done["layers"]), done["kept"]) == (1, 3, 0)
@@ -149,7 +149,7 @@ def test_subset_and_index_are_each_others_reverse(lamella: Run, several: str, tm
     assert lamella("subset", both[0], f"oci:{tmp_path}/o.tar", "--platform", "linux/amd64", "--json").returncode == 0
 
 
-def test_compare_tells_by_its_exit_code(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_the_exit_code_of_compare_is_1_for_a_difference(lamella: Run, image: str, tmp_path: Path) -> None:
     other = f"oci:{tmp_path}/other:x"
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/c").write_text("longer")

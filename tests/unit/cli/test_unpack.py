@@ -85,7 +85,7 @@ def test_an_existing_directory_is_left_alone(lamella: Run, image: str, tmp_path:
     assert (done.returncode, done.stderr.partition("hint: ")[2]) == (5, "choose another name\n")
 
 
-def test_merge_unpacks_over_what_is_there(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_merge_unpacks_over_existing_files(lamella: Run, image: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
     (tmp_path / "out/old").write_text("gone by the whiteout")
@@ -133,7 +133,7 @@ def test_a_bundle_has_a_root_and_a_config_for_this_user_alone(lamella: Run, imag
     assert lamella("unpack", image, tmp_path / "bundle", "--bundle", "--merge").returncode == 0
 
 
-def test_a_bundle_whose_user_is_not_there_is_not_made(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
+def test_a_bundle_with_an_unknown_user_is_not_created(lamella: Run, make_image: MakeImage, tmp_path: Path) -> None:
     name = make_image(*LAYERS, config=ContainerConfig(user="somebody"))
     done = lamella("unpack", name, tmp_path / "bundle", "--bundle")
     assert done.returncode == 4
@@ -169,7 +169,7 @@ def test_a_layer_that_is_another_leaves_nothing(lamella: Run, image: str, tmp_pa
     assert os.listdir(tmp_path) == ["image"]
 
 
-def test_a_failed_merge_says_what_is_left(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_a_failed_merge_reports_the_files_that_remain(lamella: Run, image: str, tmp_path: Path) -> None:
     blob = last_layer(lamella, image)
     blob.write_bytes(blob.read_bytes()[:-20])
     done = lamella("unpack", image, tmp_path / "out", "--merge")
@@ -177,7 +177,7 @@ def test_a_failed_merge_says_what_is_left(lamella: Run, image: str, tmp_path: Pa
     assert f"is left in '{tmp_path}/out'" in done.stderr
 
 
-def test_a_missing_parent_is_said(lamella: Run, image: str, tmp_path: Path) -> None:
+def test_a_missing_parent_is_reported(lamella: Run, image: str, tmp_path: Path) -> None:
     assert lamella("unpack", image, tmp_path / "gone/out").returncode == 4
 
 
@@ -282,7 +282,7 @@ def test_the_next_unpack_removes_what_a_killed_one_left_and_no_other(
     assert {path.name for path in tmp_path.iterdir() if "out" in path.name or "other" in path.name} == {"out", "other"}
 
 
-def test_a_merge_that_is_stopped_says_what_is_left(program: str, slow_image: str, tmp_path: Path) -> None:
+def test_an_interrupted_merge_reports_the_files_that_remain(program: str, slow_image: str, tmp_path: Path) -> None:
     with subprocess.Popen(
         [program, "unpack", slow_image, tmp_path / "out", "--merge"], stderr=subprocess.PIPE, text=True
     ) as process:
@@ -298,7 +298,7 @@ def test_a_merge_that_is_stopped_says_what_is_left(program: str, slow_image: str
 
 @where_forked
 @pytest.mark.parametrize("options", [[], ["--merge"], ["--bundle"]])
-def test_a_large_image_is_read_by_a_process_of_its_own_and_comes_out_the_same(
+def test_a_large_image_is_read_by_a_worker_with_the_same_result(
     program: str, make_image: MakeImage, tmp_path: Path, options: list[str]
 ) -> None:
     name = make_image(
@@ -339,7 +339,7 @@ def test_nothing_is_forked_beside_another_thread(
     assert (tmp_path / "out/random").stat().st_size == 5 << 20
 
 
-def test_where_no_process_can_be_made_the_image_is_read_here(
+def test_without_a_worker_the_image_is_read_in_this_process(
     make_image: MakeImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []

@@ -38,7 +38,7 @@ def test_a_layer_is_read_with_its_parents_named(layers: Path, lamella: Run) -> N
     assert "/Files/b" in lamella("diff", layers / "above", *where).stdout
 
 
-def test_a_parent_that_is_not_there_is_told(layers: Path, lamella: Run) -> None:
+def test_an_error_names_a_missing_parent(layers: Path, lamella: Run) -> None:
     done = lamella("diff", layers / "above", "--as", "windows", "--parent", layers / "missing")
     assert (done.returncode, done.stdout) == (4, "")
     assert "parent layer" in done.stderr
@@ -123,7 +123,7 @@ class TestALayersFolderIsLookedInto:
         assert "lamella.index" in done.stderr
 
 
-def test_a_layer_that_needs_its_parents_says_how_to_name_them(tmp_path: Path, lamella: Run) -> None:
+def test_an_error_for_a_layer_without_its_parents_explains_how_to_name_them(tmp_path: Path, lamella: Run) -> None:
     (tmp_path / "layer.tar").write_bytes(microsoft_update())
     done = lamella("apply", tmp_path / "layer.tar", tmp_path / "layer", "--as", "windows")
     assert done.returncode == 4

@@ -20,7 +20,7 @@ def test_a_file_appears_at_the_end_and_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_previous_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "out") as file:
         file.write(b"new" * (1 // 0))

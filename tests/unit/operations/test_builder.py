@@ -60,7 +60,7 @@ def test_nothing_is_read_before_it_is_needed(tmp_path: Path) -> None:
         assert (written.filesystem() / "file").read_text() == "came later"
 
 
-def test_what_is_wrong_with_arguments_is_said_at_once(base: str) -> None:
+def test_malformed_arguments_are_reported_at_once(base: str) -> None:
     image = lamella.Image.open(base)
     with pytest.raises(InvalidInput):
         image.append({"a/../b": b""})
@@ -113,7 +113,7 @@ def test_an_image_that_is_not_written_can_be_looked_into_and_unpacked(base: str,
     assert (tmp_path / "rootfs/etc/motd").read_text() == "new\n"
 
 
-def test_what_is_open_goes_with_the_last_image(base: str, tmp_path: Path) -> None:
+def test_files_are_closed_with_the_last_image(base: str, tmp_path: Path) -> None:
     image = lamella.Image.open(base).append({"a": b"1"})
     assert len(image.layers) == 2
     assert len(os.listdir(tmp_path / "temporary")) == 1
@@ -138,7 +138,7 @@ def test_an_image_gets_another_base(make_image: MakeImage, tmp_path: Path) -> No
     assert app.layers[0].diff_id == new.layers[0].diff_id
 
 
-def test_push_goes_to_a_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_push_writes_to_a_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[str] = []
 
     def write(image: lamella.Image, name: str, **_: object) -> None:

@@ -63,7 +63,7 @@ def diff_ids(name: str, platform: str | None = None) -> list[str]:
 
 @pytest.mark.parametrize("first", FORMS)
 @pytest.mark.parametrize("second", FORMS)
-def test_an_image_goes_through_any_two_forms(tmp_path: Path, source: str, first: str, second: str) -> None:
+def test_an_image_can_be_copied_between_any_two_forms(tmp_path: Path, source: str, first: str, second: str) -> None:
     one, two = f"{first}:{tmp_path}/one:v1", f"{second}:{tmp_path}/two:v2"
     copied = copy(f"{source}:one", one)
     again = copy(one, two)

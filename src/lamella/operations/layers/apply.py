@@ -55,6 +55,9 @@ class ApplyOptions(Struct, frozen=True):
 
 DEFAULT_OPTIONS: Final = ApplyOptions()
 
+READER_MIN_SIZE: Final = 4 << 20
+"""Bytes of blobs from which on a process that reads them gains more time than its start takes."""
+
 
 class Applied(Struct, frozen=True):
     """A layer that was applied."""
@@ -150,10 +153,18 @@ def apply_image_layer(
 def start_blob_reader(
     blob: Path, *, digest: Digest | None = None, diff_id: Digest | None = None, rules: NameRules | None = None
 ) -> Iterator[ReaderProcess | None]:
-    """A worker that reads the Windows layer ``blob``; None as of `start_reader`, and if it is no regular file.
+    """Start a worker that reads the Windows layer ``blob``; None if it cannot start, or for a small or special file.
 
     This process must have no threads; see `lamella.layers.process_reader`.
     """
+    try:
+        found = os.stat(blob)
+        large = stat.S_ISREG(found.st_mode) and found.st_size >= READER_MIN_SIZE
+    except OSError:  # the in-process path reports it
+        large = False
+    if not large:
+        yield None
+        return
     from lamella.layers.process_reader import Blob, start_reader
     from lamella.layers.windows.names import NameRules
 
@@ -161,13 +172,8 @@ def start_blob_reader(
         file = opened.enter_context(open_blob(blob))
         return [Blob(file, digest=digest, diff_id=diff_id, windows=rules or NameRules())]
 
-    try:
-        found = os.stat(blob)
-        size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-    except OSError:  # the in-process path reports it
-        size = 0
     with ExitStack() as stack:
-        yield start_reader(stack, size, blobs)
+        yield start_reader(stack, blobs)
 
 
 def _sink(place: Path, options: ApplyOptions, job: Job, finish: Callable[[], BlobFacts]) -> Sink[Losses]:

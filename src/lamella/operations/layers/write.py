@@ -15,8 +15,6 @@ from lamella.changes.job import Job
 from lamella.changes.losses import Losses
 from lamella.changes.model import Buffer
 from lamella.errors import Conflict
-from lamella.layers.tar.sink import TarSink
-from lamella.streams.blob_writer import BlobWriter
 from lamella.times import source_date_epoch
 
 if TYPE_CHECKING:
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from lamella.layers.windows.transforms import WindowsTemplate
     from lamella.progress import Progress
     from lamella.streams.blob_reader import BlobFacts
+    from lamella.streams.blob_writer import BlobWriter
 
 
 class LayerOptions(Struct, frozen=True):
@@ -90,6 +89,8 @@ def write_layer(
 
             sink = WindowsTarSink(write, lookup=lookup, clamp=clamp, rules=options.rules, losses=job.losses)
         else:
+            from lamella.layers.tar.sink import TarSink  # late, as the blob writer: `diff` also lists without writing
+
             clamp = source_date_epoch() if clamp is None else clamp
             sink = TarSink(
                 write,
@@ -135,6 +136,8 @@ def _open_blob_writer(
     output: BinaryIO | Callable[[Buffer], object], options: LayerOptions, job: Job
 ) -> Iterator[tuple[BlobWriter, Callable[[Buffer], object]]]:
     """The writer of the blob, and the function that takes bytes of its tar, which the progress counts."""
+    from lamella.streams.blob_writer import BlobWriter
+
     with (
         job.step("write", None),
         BlobWriter(output, compression=options.compression, level=options.level, threads=options.threads) as writer,

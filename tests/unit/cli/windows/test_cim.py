@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> tuple[CimLayer, CimLayer]:
     return base, write(tmp_path / "child.cim", changes, base)
 
 
-def test_info_tells_regions_and_parents(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+def test_info_shows_regions_and_parents(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
     said = json.loads(lamella("cim", "info", str(images[1].path), "--json").stdout)
     base = json.loads(lamella("cim", "info", str(images[0].path), "--json").stdout)
     assert said["parents"] == [{"guid": base["guid"], "regions": 3}]
@@ -61,7 +61,7 @@ def test_the_usual_verbs_take_an_image_as_a_tree(lamella: Run, images: tuple[Cim
     assert lamella("find", place, "--name", "A.TXT").stdout.split() == ["/Files/Windows/a.txt"]
 
 
-def test_the_verbs_of_its_own_do_the_same(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+def test_the_cim_verbs_give_the_same_results(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
     image = str(images[1].path)
     assert lamella("cim", "ls", image, "Files\\Windows").stdout.split() == ["a.txt", "b.txt"]
     assert lamella("cim", "cat", image, "Files/Windows/a.txt", "Files/c").stdout == "hello\nnew\n"
@@ -93,13 +93,13 @@ def test_diff_finds_the_parent_beside_the_image(lamella: Run, images: tuple[CimL
     assert (done.returncode, "parent" in done.stderr) == (4, True)
 
 
-def test_diff_against_an_image_that_is_no_parent_is_refused(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+def test_diff_against_an_unrelated_image_is_refused(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
     other = write(images[0].directory / "other.cim", tree(file("Files/x", b"x")))
     done = lamella("diff", other.path, images[1].path, "--as", "cim")
     assert (done.returncode, "is not forked from" in done.stderr) == (3, True)
 
 
-def test_diff_against_the_parent_of_the_parent_tells_both_layers(
+def test_diff_against_a_grandparent_lists_the_changes_of_both_layers(
     lamella: Run, images: tuple[CimLayer, CimLayer]
 ) -> None:
     base, child = images
@@ -174,7 +174,7 @@ def test_a_single_layer_is_converted_too(lamella: Run, tmp_path: Path) -> None:
         assert (tmp_path / "out").read_bytes() == blob.read_bytes()
 
 
-def test_an_image_is_no_single_layer_to_convert(lamella: Run, tmp_path: Path) -> None:
+def test_an_image_cannot_be_converted_as_a_single_layer(lamella: Run, tmp_path: Path) -> None:
     done = lamella("convert", image_of(tmp_path, LAYERS[0]), tmp_path / "one.cim", "--to", "cim")
     assert (done.returncode, "a new directory for those of an image" in done.stderr) == (2, True)
 
@@ -327,7 +327,9 @@ def test_extract_gives_plain_files(lamella: Run, images: tuple[CimLayer, CimLaye
     assert (tmp_path / "out" / "c").samefile(tmp_path / "out" / "Windows" / "b.txt")
 
 
-def test_verify_reads_everything_and_names_what_is_wrong(lamella: Run, images: tuple[CimLayer, CimLayer]) -> None:
+def test_verify_reads_everything_and_names_the_damaged_structure(
+    lamella: Run, images: tuple[CimLayer, CimLayer]
+) -> None:
     said = json.loads(lamella("cim", "verify", str(images[1].path), "--json").stdout)
     assert (said["files"], said["streams"]) == (2, 1)
     for region in images[1].directory.glob("region_*_2"):
@@ -361,14 +363,14 @@ def test_a_long_list_shows_attributes_and_times(lamella: Run, images: tuple[CimL
     assert line.split() == ["----a", "-", "-", "6", "2023-05-06", "07:08:09", "a.txt"]
 
 
-def test_what_is_no_image_is_told(lamella: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_reported(lamella: Run, tmp_path: Path) -> None:
     (tmp_path / "x.cim").write_bytes(b"not an image at all, but long enough for a header")
     done = lamella("cim", "info", str(tmp_path / "x.cim"))
     assert (done.returncode, "magic" in done.stderr) == (3, True)
     assert lamella("cim", "info", str(tmp_path / "none.cim")).returncode == 4
 
 
-def test_a_layer_goes_through_an_image_and_comes_out_as_it_was(lamella: Run, tmp_path: Path) -> None:
+def test_a_layer_survives_conversion_to_an_image_and_back(lamella: Run, tmp_path: Path) -> None:
     """A tar whose entries are in the order of a walk keeps its diff id."""
     base, child = tmp_path / "base.tar", tmp_path / "child.tar"
     base.write_bytes(tar_of(windows_base()))
@@ -487,7 +489,7 @@ def test_an_image_becomes_block_images_by_windows_calls(
             "CimTombstoneFile Files\\x",
             "CimCreateFile Files\\d 1",
         ]
-        assert {"0", "1", "manifest.json", "config.json"} == {path.name for path in (tmp_path / verb).iterdir()}
+        assert {path.name for path in (tmp_path / verb).iterdir()} == {"0", "1", "manifest.json", "config.json"}
         assert (tmp_path / verb / "0/Hives/SYSTEM_BASE").is_file()
 
 
@@ -511,9 +513,7 @@ def large() -> list[Change]:
 
 @where_forked
 @pytest.mark.parametrize("verb", ["apply", "unpack"])
-def test_a_large_layer_is_read_by_a_process_of_its_own_and_gives_the_same_images(
-    verb: str, program: str, tmp_path: Path
-) -> None:
+def test_a_large_layer_is_read_by_a_worker_with_the_same_result(verb: str, program: str, tmp_path: Path) -> None:
     if verb == "apply":
         blob = tmp_path / "blob"
         blob.write_bytes(tar_of(large()))

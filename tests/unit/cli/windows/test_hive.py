@@ -50,12 +50,12 @@ def test_ls_long_shows_types_sizes_and_times(lamella: Run, hive: Path) -> None:
     assert lines[0].split() == ["REG_DWORD", "4", "-", "Start"]
 
 
-def test_ls_of_a_key_that_is_not_there_fails(lamella: Run, hive: Path) -> None:
+def test_ls_of_a_missing_key_fails(lamella: Run, hive: Path) -> None:
     done = lamella("hive", "ls", f"{hive}::Control/Nothing")
     assert (done.returncode, done.stderr) == (4, "lamella: there is no key 'Nothing' in '\\\\Control'\n")
 
 
-def test_ls_in_json_tells_values_by_their_types(lamella: Run, hive: Path) -> None:
+def test_ls_in_json_has_values_by_their_types(lamella: Run, hive: Path) -> None:
     document = json.loads(lamella("hive", "ls", "--json", f"{hive}::Control").stdout)
     assert document["subkeys"] == []
     assert document["values"][:2] == [
@@ -83,7 +83,7 @@ def test_get_without_a_value_prints_all_of_the_key(lamella: Run, hive: Path) -> 
     assert lamella("hive", "get", f"{hive}::services\\s2").stdout == '"N"=REG_DWORD:0x00000002\n'
 
 
-def test_get_of_a_value_that_is_not_there_or_hidden_fails(lamella: Run, tmp_path: Path) -> None:
+def test_get_of_a_missing_or_hidden_value_fails(lamella: Run, tmp_path: Path) -> None:
     (tmp_path / "delta").write_bytes(encode_hive(delta()))
     done = lamella("hive", "get", f"{tmp_path / 'delta'}::Control", "x")
     assert (done.returncode, done.stderr) == (4, "lamella: there is no value 'x' in '\\\\Control'\n")
@@ -200,7 +200,7 @@ def test_merge_reads_standard_input_once(lamella: Run) -> None:
 # Where hives are ---------------------------------------------------------------------------------------------------
 
 
-def test_a_dirty_hive_is_read_when_asked_for(lamella: Run, hive: Path) -> None:
+def test_dirty_reads_a_hive_with_pending_changes(lamella: Run, hive: Path) -> None:
     hive.write_bytes(changed(hive.read_bytes(), 4, b"\x09"))
     done = lamella("hive", "ls", hive)
     assert (done.returncode, "hint: use dirty=True, or --dirty on the command line" in done.stderr) == (7, True)
@@ -238,7 +238,7 @@ def test_keys_with_two_colons_in_their_names_are_found(lamella: Run, tmp_path: P
     assert lamella("hive", "ls", f"dir:{tmp_path}::hive::a\\::{{20d0}}").stdout == "v\n"
 
 
-def test_what_is_no_hive_or_not_there_is_said_so(lamella: Run, tmp_path: Path) -> None:
+def test_a_missing_or_malformed_hive_is_reported(lamella: Run, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no hive")
     done = lamella("hive", "ls", tmp_path / "text")
     assert (done.returncode, done.stderr.splitlines()[0]) == (

@@ -193,7 +193,7 @@ def test_an_image_of_dockers_format_stays_one(base: str, rewrite: Callable[..., 
     assert lamella.verify(base).sound
 
 
-def test_what_is_wrong_leaves_the_target_as_it_was(base: str, tmp_path: Path) -> None:
+def test_a_failed_append_keeps_the_target(base: str, tmp_path: Path) -> None:
     target = f"oci:{tmp_path}/out:v1"
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/.wh.name").touch()

@@ -88,7 +88,7 @@ def test_steps_without_a_layer_keep_their_places(
 
 
 @pytest.mark.parametrize("chosen", ["5", "3..1", "1..5", "a", "..", "-1", range(2), range(0, 4, 2), range(3, 9)])
-def test_layers_that_are_not_there_are_refused(make_image: MakeImage, chosen: str | range) -> None:
+def test_missing_layers_are_refused(make_image: MakeImage, chosen: str | range) -> None:
     name = make_image(*LAYERS)
     with open_platform_image(name) as image:
         before = image.descriptor.digest

@@ -123,7 +123,7 @@ def test_an_image_for_two_platforms_stays_for_either(tmp_path: Path) -> None:
         assert [str(one.platform) for one in read(target).manifests] == [platform, "unknown/unknown"]
 
 
-def test_a_platform_that_is_not_there_is_not_found(source: str, tmp_path: Path) -> None:
+def test_a_missing_platform_is_not_found(source: str, tmp_path: Path) -> None:
     for platforms in (["linux/s390x"], ["linux/amd64", "linux/arm/v5"]):
         with pytest.raises(NotFound, match="no image for linux/"):
             lamella.subset(source, f"oci:{tmp_path}/out:x", platforms)
@@ -202,7 +202,7 @@ def test_images_are_listed_in_their_order_for_what_their_configs_say(singles: st
         assert again.entry.digest == find_one(reader, "multi", None).digest
 
 
-def test_a_platform_may_be_said(singles: str, source: str, tmp_path: Path) -> None:
+def test_a_platform_can_be_given_for_each_image(singles: str, source: str, tmp_path: Path) -> None:
     target = f"oci:{tmp_path}/out:multi"
     lamella.index([(f"{singles}:v6", "linux/arm/v5"), (source, "linux/arm64"), f"{singles}:amd"], target)
     found = [(str(entry.platform), str(entry.digest)) for entry in read(target).manifests]

@@ -111,7 +111,7 @@ def test_unknown_fields_stay(image: str, rewrite: Rewrite) -> None:
     assert finished.manifest.annotations == {"k": "v"}
 
 
-def test_an_image_is_dated_when_told(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_created_sets_the_date_of_an_image(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed(image, user="x")["created"] == "2024-01-02T03:04:05Z"
     assert changed(image, created="2020-01-01T00:00:00+01:00")["created"] == "2020-01-01T00:00:00+01:00"
     moment = datetime(2021, 2, 3, 4, 5, 6, 70_000, timezone(timedelta(hours=2)))

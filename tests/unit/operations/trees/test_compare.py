@@ -53,7 +53,7 @@ def pair(make_image: MakeImage, tmp_path: Path) -> tuple[str, str]:
     return one, two
 
 
-def test_each_difference_is_told_with_what_it_is(pair: tuple[str, str]) -> None:
+def test_each_difference_is_reported_with_its_kind(pair: tuple[str, str]) -> None:
     found = lamella.compare(*pair)
     assert [(one.sign, one.path, one.what) for one in found.files] == [
         ("M", "etc/a", ("content",)),
@@ -81,7 +81,7 @@ def test_each_difference_is_told_with_what_it_is(pair: tuple[str, str]) -> None:
     assert not found.equal
 
 
-def test_what_is_ignored_does_not_count(pair: tuple[str, str], make_image: MakeImage, tmp_path: Path) -> None:
+def test_ignored_differences_do_not_count(pair: tuple[str, str], make_image: MakeImage, tmp_path: Path) -> None:
     everything = ["content", "mode", "owner", "mtime", "xattrs", "target", "device", "links", "config", "history"]
     found = lamella.compare(*pair, ignore=everything, exclude=["etc/c", "/usr/n*", "hole"])
     assert (found.config, found.files, found.equal) == ((), (), True)

@@ -147,7 +147,7 @@ def test_samefile_knows_hard_links_and_links(fs: Filesystem) -> None:
     assert not (fs / "etc/passwd").samefile(fs / "usr/lib/libc.so")
 
 
-def test_iterdir_goes_by_the_bytes_of_the_names(fs: Filesystem) -> None:
+def test_iterdir_sorts_by_the_bytes_of_names(fs: Filesystem) -> None:
     assert [str(path) for path in (fs / "lib").iterdir()] == ["/lib/libc.so", "/lib/os-release"]
     with pytest.raises(Conflict, match="not a directory"):
         list((fs / "etc/passwd").iterdir())
@@ -155,7 +155,7 @@ def test_iterdir_goes_by_the_bytes_of_the_names(fs: Filesystem) -> None:
         list((fs / "gone").iterdir())
 
 
-def test_walk_goes_down_and_can_be_pruned(fs: Filesystem) -> None:
+def test_walk_is_top_down_and_can_be_pruned(fs: Filesystem) -> None:
     seen = []
     for at, directories, files in fs.root.walk():
         seen.append((str(at), list(directories), files))
@@ -168,7 +168,7 @@ def test_walk_goes_down_and_can_be_pruned(fs: Filesystem) -> None:
     ]
 
 
-def test_walk_goes_up_and_through_links_when_asked(fs: Filesystem) -> None:
+def test_walk_can_be_bottom_up_and_follow_links(fs: Filesystem) -> None:
     assert [str(at) for at, _, _ in fs.root.walk(top_down=False)] == ["/etc", "/usr/lib", "/usr", "/"]
     assert "/lib" in [str(at) for at, _, _ in fs.root.walk(follow_symlinks=True)]
 
@@ -240,7 +240,7 @@ def test_an_open_file_can_be_moved_in_and_holes_are_zeros(fs: Filesystem) -> Non
             opened.seek(-1)
 
 
-def test_a_closed_file_says_so(fs: Filesystem) -> None:
+def test_a_closed_file_raises_value_error(fs: Filesystem) -> None:
     raw = ContentFile((fs / "etc/passwd").content())
     assert raw.readable()
     assert raw.seekable()
