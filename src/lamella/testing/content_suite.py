@@ -328,7 +328,7 @@ class ContentStoreTests(IngestTests):
 
     # Labels
 
-    def test_labels_are_replaced_together_or_one_by_one(self, tmp_path: Path) -> None:
+    def test_labels_of_a_blob_are_replaced_together_or_one_by_one(self, tmp_path: Path) -> None:
         store = self.make(tmp_path)("one")
         made = put(store, b"text", {"a": "1", "b.c/d": "2", "none": ""})
         assert dict(made.labels) == {"a": "1", "b.c/d": "2"}

@@ -139,6 +139,8 @@ class WindowsSink:
         self._link_facet: tuple[LayerPath, Windows] | None = None
         self._tombstones: dict[str, LayerPath] = {}
         """The whiteouts in `Files`, by folded path."""
+        self._absent: tuple[str, ...] = ()
+        """The folded path, with a slash, of the last implied directory that no lower layer has."""
         self._owner: LayerPath | None = None
         """The last file, to which alternate streams may be added."""
         self._implied = Implied()
@@ -388,9 +390,11 @@ class WindowsSink:
                 self._clone()
                 if self._kinds.get(key) in _OPEN:
                     return self._spelled[key]
-            if not self._base and key.startswith(_IN_FILES) and not self._hidden(key):
-                below = self._writer.below(made)
-                if below is not None and below.kind is Kind.SYMLINK:
+            if not self._base and key.startswith(_IN_FILES) and not key.startswith(self._absent):
+                below = None if self._hidden(key) else self._writer.below(made)
+                if below is None:
+                    self._absent = (f"{key}/",)
+                elif below.kind is Kind.SYMLINK:
                     raise InvalidInput(f"a file below {path!r}, which is a link: layers do not follow links")
             self._writer.imply(made)
         except OSError as error:

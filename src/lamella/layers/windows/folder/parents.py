@@ -49,7 +49,7 @@ class Parents:
             found = entries.get(key)
             if found is not None:
                 return found
-            at = key
+            at = key if hidden else ""
             while at:
                 if at in hidden:
                     return None
