@@ -83,6 +83,9 @@ class _Buffered(io.BufferedReader):
     def close(self) -> None:
         pass
 
+    def flush(self) -> None:
+        """Do nothing: a response that the collector closes after its socket would raise here."""
+
 
 class RawResponse:
     """A response whose head has been read and whose body has not.
