@@ -82,7 +82,6 @@ class DirectorySink:
         return self._layered
 
     def seen(self, path: LayerPath) -> Seen | None:
-        """See `View.seen`."""
         if not path:
             return Seen(Kind.DIRECTORY)
         parent, name = split(path)

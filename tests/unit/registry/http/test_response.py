@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import subprocess
 import sys
 import time
@@ -171,3 +172,13 @@ def test_a_finished_response_is_deleted_without_a_warning() -> None:
     done = subprocess.run([sys.executable, "-X", "dev", "-c", _DROPPED], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+def test_a_response_collected_after_its_socket_raises_nothing() -> None:
+    """Python 3.13 reports what the collector's flush of an `HTTPResponse` raises."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+        response = RawResponse(ours, "GET", 5)
+        response._socket.close()
+        response._parsed.close()
